@@ -1,0 +1,94 @@
+"""Arguments in, exit code out: collects the command groups and turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+import edgeface
+from edgeface.cli.output import emit_json
+from edgeface.errors import EdgeFaceError
+
+app = typer.Typer(
+    name="edgeface",
+    help="Published face models in, proven OpenVINO IR out, and a runtime that is fast, exact and hard to misuse.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+_MODULES = ("zoo", "convert")
+"""Each module of this package that has commands; each offers `register(app)`."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeface {edgeface.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+for _name in _MODULES:
+    importlib.import_module(f"edgeface.cli.{_name}").register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns
+    -------
+    int
+        0 done, 1 the answer is no, 2 wrong use or bad input, 3 something needed is missing, 4 an internal
+        failure, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+    try:
+        result = app(args=arguments, prog_name="edgeface", standalone_mode=False)
+    except EdgeFaceError as error:
+        return _fail(str(error), kind=type(error).__name__, code=error.exit_code, as_json=as_json)
+    except click.UsageError as error:
+        usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
+        sys.stderr.write(usage + "\n")
+        return _fail(error.format_message(), kind="UsageError", code=2, as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no traceback at exit
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(
+            f"internal failure: {error!r}; this is a bug in edgeface, the lines above say where",
+            kind=type(error).__name__,
+            code=4,
+            as_json=as_json,
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:
+    sys.stderr.write(f"edgeface: {message}\n")
+    if as_json:
+        emit_json({"error": {"kind": kind, "message": message}})
+    return code

@@ -1,0 +1,105 @@
+"""Everything that edgeface raises on purpose: one tree, each class with the exit code it means.
+
+::
+
+    EdgeFaceError                    4  an internal failure
+    ├── NegativeResult               1  the answer is no: a gate failed, a match was refused
+    ├── InputError                   2  wrong use or bad input
+    │   ├── ModelFormatError            a model file is not what it should be
+    │   ├── ConversionError             a model was read but cannot become a correct IR
+    │   ├── ContractError               an IR, array or embedding does not fit a contract
+    │   ├── CatalogError                a model_zoo.yml or model.yml is malformed
+    │   ├── ChecksumError               bytes differ from what was published or recorded
+    │   ├── ArchiveError                an archive is unsafe or damaged
+    │   └── OutputError                 the result cannot be written where it was asked for
+    └── MissingError                 3  something needed is not there
+        ├── ModelNotFoundError          no such model in the zoo, or not downloaded
+        ├── DownloadError               no source delivered the file
+        ├── ExtraNotInstalledError      an optional dependency is not installed
+        ├── DeviceError                 an inference device is absent or unusable
+        └── NotSupportedError           edgeface cannot do this yet
+
+Every message says what was expected, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgeFaceError(Exception):
+    """Base of every error that edgeface raises on purpose."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its answer is no
+    """The work was done and the answer is no: a gate failed, a comparison was lost."""
+
+    exit_code = 1
+
+
+class InputError(EdgeFaceError):
+    """Wrong use or bad input."""
+
+    exit_code = 2
+
+
+class ModelFormatError(InputError):
+    """A model file is truncated, damaged, or not of the format its name promises."""
+
+
+class ConversionError(InputError):
+    """A model was read, but cannot be turned into an IR that is known to be right."""
+
+
+class ContractError(InputError):
+    """An IR, an array or an embedding does not fit the contract it is used with."""
+
+
+class CatalogError(InputError):
+    """A model_zoo.yml or Open Model Zoo model.yml is malformed."""
+
+
+class ChecksumError(InputError):
+    """A file's bytes differ from what was published or recorded for it."""
+
+
+class ArchiveError(InputError):
+    """An archive is damaged, or would write outside its folder, or is too large."""
+
+
+class OutputError(InputError):
+    """The result cannot be written where it was asked for: no space, no permission."""
+
+
+class MissingError(EdgeFaceError):
+    """Something needed is not there."""
+
+    exit_code = 3
+
+
+class ModelNotFoundError(MissingError):
+    """No model of this name in the zoo, or it is not downloaded."""
+
+
+class DownloadError(MissingError):
+    """No source delivered the file."""
+
+
+class ExtraNotInstalledError(MissingError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, *, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the optional extra {extra!r}; install it with: pip install 'edgeface[{extra}]'"
+        )
+        self.extra = extra
+
+
+class DeviceError(MissingError):
+    """An inference device is absent or cannot run the model."""
+
+
+class NotSupportedError(MissingError):
+    """Edgeface cannot do this yet."""

@@ -1,0 +1,28 @@
+"""Where the real data is, and the tests that need it or an optional package."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("EDGEFACE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_data = pytest.mark.skip(reason=f"no real data at {DATA}; set EDGEFACE_DATA to its folder")
+    no_tensorflow = pytest.mark.skip(reason="TensorFlow is not installed: pip install 'edgeface[parity]'")
+    for item in items:
+        if item.get_closest_marker("real") and not DATA.is_dir():
+            item.add_marker(no_data)
+        if item.get_closest_marker("parity") and importlib.util.find_spec("tensorflow") is None:
+            item.add_marker(no_tensorflow)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data; only tests marked `real` may ask for it."""
+    return DATA
