@@ -101,6 +101,8 @@ class ModelContract:
         Of the stored weights.
     converter_version, openvino_version
         What made the file. They do not enter `contract_id`.
+    weights_sha256
+        SHA-256 of the IR's .bin, by which a damaged or exchanged one is noticed; empty before it is written.
     """
 
     name: str
@@ -122,6 +124,7 @@ class ModelContract:
     precision: Precision
     converter_version: str
     openvino_version: str
+    weights_sha256: str = ""
 
     def __post_init__(self) -> None:
         _require_member("provenance", self.provenance, Provenance)
@@ -129,10 +132,9 @@ class ModelContract:
         _require_member("color", self.color, Color)
         _require_member("metric", self.metric, Literal["cosine"])
         _require_member("precision", self.precision, Precision)
-        if len(self.source_sha256) != 64 or set(self.source_sha256) - set("0123456789abcdef"):
-            raise ContractError(
-                f"source_sha256: expected 64 lower-case hexadecimal digits, found {self.source_sha256!r}"
-            )
+        _require_digest("source_sha256", self.source_sha256)
+        if self.weights_sha256:
+            _require_digest("weights_sha256", self.weights_sha256)
         if min(self.input_size) < 1:
             raise ContractError(f"input_size: expected positive (height, width), found {self.input_size}")
         if self.embedding_dim < 1:
@@ -173,7 +175,7 @@ class ModelContract:
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         if missing := sorted(known.keys() - stored.keys()):
-            raise ContractError(f"contract: expected the fields {', '.join(missing)}, found none of them")
+            raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
         if unknown := sorted(stored.keys() - known.keys()):
             raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by something else")
         try:
@@ -250,12 +252,25 @@ class ModelContract:
         return contract
 
 
-_OUTSIDE_THE_ID = ("name", "input_name", "output_name", "provenance", "converter_version", "openvino_version")
+_OUTSIDE_THE_ID = (
+    "name",
+    "input_name",
+    "output_name",
+    "provenance",
+    "converter_version",
+    "openvino_version",
+    "weights_sha256",
+)
 
 
 def _require_member(what: str, value: object, allowed: Any) -> None:
     if value not in get_args(allowed):
         raise ContractError(f"{what}: expected one of {', '.join(get_args(allowed))}, found {value!r}")
+
+
+def _require_digest(what: str, value: str) -> None:
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ContractError(f"{what}: expected 64 lower-case hexadecimal digits, found {value!r}")
 
 
 def _parse_str(value: Any) -> str:

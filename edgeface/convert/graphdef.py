@@ -1,0 +1,313 @@
+"""A TensorFlow GraphDef with training and inference in one in, the inference graph alone out.
+
+Pruning is by meaning. Starting from the wanted output, each tensor is resolved: a Switch whose predicate is
+known passes one side on and kills the other, a Merge is its live input, variables become the constants that the
+checkpoint holds, control inputs do not count. Names, counts and the form of the batch norms play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from edgeface.convert.messages import DT_FLOAT, GraphDef, array_to_tensor, set_shape, tensor_to_array
+from edgeface.errors import ConversionError, ModelFormatError
+
+__all__ = ["Inference", "parse_message", "prune", "read_bytes"]
+
+_PASS_THROUGH = frozenset(
+    {
+        "CheckNumerics",
+        "Identity",
+        "PlaceholderWithDefault",
+        "PreventGradient",
+        "ReadVariableOp",
+        "RefIdentity",
+        "StopGradient",
+    }
+)
+_SWITCHES = frozenset({"Switch", "RefSwitch"})
+_MERGES = frozenset({"Merge", "RefMerge"})
+_VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
+_TRAINING_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
+_UNFREEZABLE = frozenset({"Placeholder", "QueueDequeueUpToV2", "QueueDequeueManyV2", "QueueDequeueV2"})
+
+_NOT_A_MODEL = (
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
+    (b"<!doctype html", "an HTML page: the download was refused or needs a confirmation; download it again"),
+    (b"<html", "an HTML page: the download was refused or needs a confirmation; download it again"),
+    (b"pk\x03\x04", "a zip archive; unpack it and give the .pb inside"),
+    (b"node {", "a graph in text form; freeze it into a binary .pb first"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The graph that computes one output from one input, every variable a constant.
+
+    Attributes
+    ----------
+    graph
+        GraphDef without control inputs, Switch, Merge or variables.
+    input, output
+        Names of the one Placeholder and of the output node.
+    """
+
+    graph: Any
+    input: str
+    output: str
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a model file, naming what it is when it is no model at all.
+
+    Raises
+    ------
+    ModelFormatError
+        If the file is absent, empty, a Git LFS pointer, an HTML page, an archive or a text graph.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFormatError(f"{path}: expected a model file, found none: {error.strerror}") from error
+    if not content:
+        raise ModelFormatError(f"{path}: expected a model, found an empty file; download it again")
+    start = content[:64].lstrip().lower()
+    for signature, found in _NOT_A_MODEL:
+        if start.startswith(signature):
+            raise ModelFormatError(f"{path}: expected a binary TensorFlow model, found {found}")
+    return content
+
+
+def parse_message(message_type: Any, content: bytes, path: Path) -> Any:
+    """Parse a protobuf message that `read_bytes` read.
+
+    Raises
+    ------
+    ModelFormatError
+        If the bytes are truncated or no message of this type.
+    """
+    try:
+        return message_type.FromString(content)
+    except DecodeError as error:
+        raise ModelFormatError(
+            f"{path}: expected a TensorFlow {message_type.DESCRIPTOR.name}, found {len(content):,} bytes that do not "
+            "parse as one; the file is truncated or damaged: download it again and compare its checksum"
+        ) from error
+
+
+def prune(
+    graph: Any,
+    *,
+    input: str,
+    output: str,
+    shape: tuple[int, ...],
+    known: Mapping[str, bool],
+    variables: Mapping[str, NDArray[Any]],
+    source: str,
+) -> Inference:
+    """Keep what computes `output` from `input`, and nothing that only training needs.
+
+    Parameters
+    ----------
+    graph
+        GraphDef; it is consumed.
+    input
+        Node that becomes the one Placeholder, whatever computed it before.
+    output
+        Node whose first output is wanted.
+    shape
+        Of the input; -1 where it is dynamic.
+    known
+        Values of boolean placeholders, such as ``{"phase_train": False}``.
+    variables
+        Values of variables by name, for a graph that is not frozen.
+    source
+        How messages call the file.
+
+    Raises
+    ------
+    ConversionError
+        If the output needs another placeholder, an unknown variable, a node that is not in the graph, a loop, or
+        a batch norm that is still in training mode.
+    """
+    resolver = _Resolver({node.name: node for node in graph.node}, input, known, variables, source)
+    root = resolver.resolve(output)
+    if root is None:
+        raise ConversionError(f"{source}: {output!r} is only computed while training; nothing to convert")
+    live = GraphDef()
+    live.versions.CopyFrom(graph.versions)
+    live.library.CopyFrom(graph.library)
+    for name in _topological(resolver, root):
+        _copy_node(live.node.add(), name, resolver, shape)
+    if input not in (node.name for node in live.node):
+        raise ConversionError(f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model")
+    return Inference(graph=live, input=input, output=root.partition(":")[0])
+
+
+@dataclass(slots=True)
+class _Resolver:
+    """What every tensor is once the predicates are known. None is a tensor that is never computed."""
+
+    nodes: Mapping[str, Any]
+    input: str
+    known: Mapping[str, bool]
+    variables: Mapping[str, NDArray[Any]]
+    source: str
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Nodes that become constants: frozen variables, known predicates."""
+    _resolved: dict[str, str | None] = field(default_factory=dict)
+
+    def resolve(self, tensor: str) -> str | None:
+        """Resolve a tensor name iteratively: real graphs are deeper than Python's stack."""
+        stack, open_tensors = [tensor], {tensor}
+        while stack:
+            current = stack[-1]
+            waiting = [need for need in self._needs(current) if need not in self._resolved]
+            if current in self._resolved or not waiting:
+                if current not in self._resolved:
+                    self._resolved[current] = self._step(current)
+                open_tensors.discard(stack.pop())
+                continue
+            if waiting[0] in open_tensors:
+                raise ConversionError(f"{self.source}: the graph has a loop through {waiting[0]!r}; no FaceNet has one")
+            open_tensors.add(waiting[0])
+            stack.append(waiting[0])
+        return self._resolved[tensor]
+
+    def inputs(self, name: str) -> list[str]:
+        """Resolved data inputs of a live node."""
+        if name == self.input or name in self.constants:
+            return []
+        resolved = [self._resolved[tensor] for tensor in self._data_inputs(name)]
+        return [tensor for tensor in resolved if tensor is not None]
+
+    def _needs(self, tensor: str) -> Iterator[str]:
+        """Tensors to resolve before this one can be; a Switch asks for its predicate first."""
+        name, index = _split(tensor)
+        if name == self.input or name in self.known:
+            return
+        node = self._node(name)
+        inputs = self._data_inputs(name)
+        if node.op in _SWITCHES and len(inputs) == 2:
+            yield inputs[1]
+            if inputs[1] in self._resolved and self._truth(inputs[1]) in (None, bool(index)):
+                yield inputs[0]
+        else:
+            yield from inputs
+
+    def _step(self, tensor: str) -> str | None:
+        """Resolve one tensor whose needs are resolved."""
+        name, index = _split(tensor)
+        if name == self.input:
+            return name
+        if name in self.known:
+            self.constants[name] = np.array(self.known[name])
+            return name
+        node, inputs = self._node(name), self._data_inputs(name)
+        if node.op in _SWITCHES:
+            truth = self._truth(inputs[1])
+            if truth is None:
+                raise ConversionError(
+                    f"{self.source}: {name!r} branches on {inputs[1]!r}, whose value is not known; "
+                    f"expected a graph whose only condition is {', '.join(self.known)}"
+                )
+            return self._resolved[inputs[0]] if truth == bool(index) else None
+        if node.op in _MERGES:
+            alive = [self._resolved[each] for each in inputs if self._resolved[each] is not None]
+            return alive[0] if alive else None
+        if node.op in _VARIABLES:
+            return self._freeze(name, node)
+        if any(self._resolved[each] is None for each in inputs):
+            return None
+        if node.op in _PASS_THROUGH:
+            return self._resolved[inputs[0]]
+        if node.op == "LogicalNot" and (truth := self._truth(inputs[0])) is not None:
+            self.constants[name] = np.array(not truth)
+        elif node.op in _UNFREEZABLE:
+            raise ConversionError(
+                f"{self.source}: the output needs {node.op} {name!r} besides the input {self.input!r}; "
+                "expected a model with one image input"
+            )
+        elif node.op in _TRAINING_NORMS and node.attr["is_training"].b:
+            raise ConversionError(f"{self.source}: batch norm {name!r} is in training mode; freeze the graph for inference")
+        return tensor.removesuffix(":0")
+
+    def _truth(self, tensor: str) -> bool | None:
+        """Value of a resolved predicate, if it is a known boolean constant."""
+        resolved = self._resolved[tensor]
+        if resolved is None:
+            return None
+        if resolved in self.constants:
+            return bool(self.constants[resolved])
+        node = self.nodes.get(resolved)
+        if node is None or node.op != "Const":
+            return None
+        return bool(tensor_to_array(node.attr["value"].tensor))
+
+    def _freeze(self, name: str, node: Any) -> str:
+        shared = node.attr["shared_name"].s.decode() or name
+        for key in (shared, name):
+            if key in self.variables:
+                self.constants[name] = self.variables[key]
+                return name
+        raise ConversionError(
+            f"{self.source}: variable {name!r} has no value; expected a frozen graph, or a checkpoint beside the .meta"
+        )
+
+    def _node(self, name: str) -> Any:
+        try:
+            return self.nodes[name]
+        except KeyError:
+            raise ConversionError(
+                f"{self.source}: the graph refers to {name!r}, which it does not contain; "
+                "the file is truncated or was cut by another tool"
+            ) from None
+
+    def _data_inputs(self, name: str) -> list[str]:
+        return [each.removesuffix(":0") for each in self._node(name).input if not each.startswith("^")]
+
+
+def _topological(resolver: _Resolver, root: str) -> list[str]:
+    """Names of the live nodes, inputs before those that use them."""
+    order: dict[str, None] = {}
+    stack: list[tuple[str, bool]] = [(root.partition(":")[0], False)]
+    while stack:
+        name, done = stack.pop()
+        if name in order:
+            continue
+        if done:
+            order[name] = None
+            continue
+        stack.append((name, True))
+        stack.extend((each.partition(":")[0], False) for each in resolver.inputs(name))
+    return list(order)
+
+
+def _copy_node(target: Any, name: str, resolver: _Resolver, shape: Sequence[int]) -> None:
+    if name == resolver.input:
+        target.name, target.op = name, "Placeholder"
+        target.attr["dtype"].type = DT_FLOAT
+        set_shape(target.attr["shape"].shape, tuple(shape))
+        return
+    if name in resolver.constants:
+        target.name, target.op = name, "Const"
+        array_to_tensor(resolver.constants[name], target.attr["value"].tensor)
+        target.attr["dtype"].type = target.attr["value"].tensor.dtype
+        return
+    target.CopyFrom(resolver.nodes[name])
+    del target.input[:]
+    target.input.extend(resolver.inputs(name))
+    for attribute in ("_class", "_output_shapes"):  # colocation and shapes of nodes that are gone
+        target.attr.pop(attribute, None)
+
+
+def _split(tensor: str) -> tuple[str, int]:
+    name, _, index = tensor.partition(":")
+    return name, int(index or 0)

@@ -1,0 +1,233 @@
+"""A raw OpenVINO model and its recipe in; an IR with preprocessing, names and contract on disk out, checked.
+
+What the checks promise about every IR that edgeface writes: one input, one output, no `If`, static height, width
+and channels, unit-length rows if the contract says so, and the same answer the first time as every time after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.preprocess import ColorFormat, PrePostProcessor
+
+from edgeface.contract import Color, Layout, ModelContract
+from edgeface.errors import ConversionError, OutputError
+from edgeface.files import output_errors, sha256_of
+
+try:
+    from openvino import opset8 as ops
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset8 as ops
+
+__all__ = ["adapt_input", "check_ir", "check_structure", "fold_constants", "name_ports", "save_ir"]
+
+
+def fold_constants(model: ov.Model) -> None:
+    """Fold batch norms and other constant arithmetic into the weights, in place."""
+    from openvino._offline_transformations import apply_moc_transformations  # no public name for it in any release
+
+    apply_moc_transformations(model, cf=True)
+
+
+def adapt_input(
+    model: ov.Model,
+    *,
+    layout: Layout,
+    color: Color,
+    mean: tuple[float, float, float],
+    scale: tuple[float, float, float],
+    size: tuple[int, int],
+    batch: int | None,
+) -> ov.Model:
+    """Make a model of standardised RGB images take raw images of the wanted layout and colour order.
+
+    Parameters
+    ----------
+    model
+        Its one input is (?, H, W, 3) or (?, H, W, 3) behind a transpose, RGB, ``(x - mean) / scale``.
+    layout, color
+        Of the new input, float32 0-255.
+    mean, scale
+        Per channel in RGB order, in units of the raw value.
+    size
+        (height, width) in pixels.
+    batch
+        Static batch, or None to leave it dynamic.
+    """
+    model.reshape([-1 if batch is None else batch, *size, 3])
+    fold_constants(model)
+    if not _fold_into_first_convolution(model, layout=layout, color=color, mean=mean, scale=scale):
+        model = _prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
+        fold_constants(model)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _fold_into_first_convolution(
+    model: ov.Model,
+    *,
+    layout: Layout,
+    color: Color,
+    mean: tuple[float, float, float],
+    scale: tuple[float, float, float],
+) -> bool:
+    """Fold preprocessing into the first convolution's weights and bias, if it has no padding.
+
+    ``w * (x - m) / s = (w / s) * x - sum(w * m / s)``; padding would have to be `m` rather than 0, so a padded
+    convolution is left alone.
+    """
+    (parameter,) = model.get_parameters()
+    convolution, transpose = _only_consumer(parameter), None
+    if convolution is not None and convolution.get_type_name() == "Transpose":
+        transpose, convolution = convolution, _only_consumer(convolution)
+    if (
+        convolution is None
+        or transpose is None
+        or convolution.get_type_name() != "Convolution"
+        or convolution.input_value(1).get_node().get_type_name() != "Constant"
+        or any(convolution.get_attributes()["pads_begin"])
+        or any(convolution.get_attributes()["pads_end"])
+        or convolution.get_attributes()["auto_pad"] not in ("explicit", "valid")
+    ):
+        return False
+    kernels = convolution.input_value(1).get_node().data.astype(np.float64)  # (out, in, height, width), in = RGB
+    per_channel = np.reshape(scale, (1, 3, 1, 1))
+    scaled = kernels / per_channel
+    bias = -(scaled * np.reshape(mean, (1, 3, 1, 1))).sum(axis=(1, 2, 3))
+    if color == "BGR":
+        scaled = scaled[:, ::-1]
+    convolution.input(1).replace_source_output(ops.constant(scaled.astype(np.float32)).output(0))
+    consumers = convolution.output(0).get_target_inputs()
+    shift = ops.add(convolution, ops.constant(bias.astype(np.float32).reshape(1, -1, 1, 1)))
+    for consumer in consumers:
+        consumer.replace_source_output(shift.output(0))
+    if layout == "NCHW":
+        batch, height, width, _ = parameter.get_partial_shape()
+        replacement = ops.parameter(ov.PartialShape([batch, 3, height, width]), np.float32)
+        convolution.input(0).replace_source_output(replacement.output(0))
+        model.add_parameters([replacement])
+        model.remove_parameter(parameter)
+    fold_constants(model)  # the shift joins the bias that is already there
+    return True
+
+
+def _only_consumer(node: Any) -> Any:
+    consumers = list(node.output(0).get_target_inputs())
+    return consumers[0].get_node() if len(consumers) == 1 else None
+
+
+def _prepend_preprocessing(
+    model: ov.Model,
+    *,
+    layout: Layout,
+    color: Color,
+    mean: tuple[float, float, float],
+    scale: tuple[float, float, float],
+) -> ov.Model:
+    processor = PrePostProcessor(model)
+    image = processor.input()
+    image.tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout(layout))
+    image.tensor().set_color_format(ColorFormat.BGR if color == "BGR" else ColorFormat.RGB)
+    image.model().set_layout(ov.Layout("NHWC"))
+    # Steps run in this order, so mean and scale see RGB.
+    image.preprocess().convert_color(ColorFormat.RGB).mean(list(mean)).scale(list(scale))
+    return processor.build()
+
+
+def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str], layout: Layout) -> None:
+    """Give the one input and the one output their names; the first of each is the friendly name too."""
+    for port, names in ((model.input(0), list(inputs)), (model.output(0), list(outputs))):
+        port.get_tensor().set_names(set(names))
+        port.get_node().set_friendly_name(names[0])
+    (parameter,) = model.get_parameters()
+    parameter.set_layout(ov.Layout(layout))
+    model.output(0).get_node().input_value(0).get_node().set_friendly_name(list(outputs)[-1])
+
+
+def check_structure(model: ov.Model, *, source: str) -> None:
+    """Refuse a model that is not one image in, one embedding out.
+
+    Raises
+    ------
+    ConversionError
+        Naming each thing that was expected and found.
+    """
+    problems = []
+    if len(model.inputs) != 1:
+        names = ", ".join(sorted(port.get_any_name() for port in model.inputs))
+        problems.append(f"expected one input, found {len(model.inputs)} ({names})")
+    if len(model.outputs) != 1:
+        problems.append(f"expected one output, found {len(model.outputs)}")
+    if conditions := [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "If"]:
+        problems.append(f"expected no condition, found {len(conditions)} If operations such as {conditions[0]!r}")
+    for port in model.inputs[:1]:
+        shape = port.get_partial_shape()
+        if len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
+            problems.append(f"expected static height, width and channels, found input shape {shape}")
+    for port in model.outputs[:1]:
+        shape = port.get_partial_shape()
+        if len(shape) != 2 or shape[1].is_dynamic:
+            problems.append(f"expected an output of (batch, embedding), found {shape}")
+    if problems:
+        raise ConversionError(f"{source}: {'; '.join(problems)}")
+
+
+def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Path, ModelContract]:
+    """Write ``<name>.xml`` and ``<name>.bin``; return the .xml and the contract that it holds.
+
+    Raises
+    ------
+    OutputError
+        If the folder is full or cannot be written to.
+    """
+    dataclasses.replace(contract, weights_sha256=_TO_BE_MEASURED).write_to(model)
+    path = folder / f"{contract.name}.xml"
+    with output_errors(path):
+        try:
+            ov.save_model(model, path, compress_to_fp16=contract.precision == "FP16")
+        except RuntimeError as error:  # OpenVINO says only that it failed; the file system says why
+            path.with_suffix(".probe").write_bytes(b"\0" * (1 << 20))
+            raise OutputError(f"{path}: OpenVINO could not write the IR: {error}") from error
+        weights = path.with_suffix(".bin")
+        contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
+        path.write_text(path.read_text().replace(_TO_BE_MEASURED, contract.weights_sha256))
+    return path, contract
+
+
+_TO_BE_MEASURED = hashlib.sha256(b"edgeface: digest of the .bin, known once it is written").hexdigest()
+
+
+def check_ir(path: Path) -> None:
+    """Read an IR back in a fresh process and hold it to every promise of this module.
+
+    Raises
+    ------
+    ConversionError
+        With the first promise that the IR breaks.
+    """
+    checked = subprocess.run(
+        [sys.executable, "-m", "edgeface.convert.check", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if checked.returncode != 0:
+        reason = checked.stderr.strip().splitlines() or [f"the process ended with {checked.returncode}"]
+        raise ConversionError(f"the IR failed its check after saving: {reason[-1]}")
+
+
+def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:
+    """Seeded raw images in the contract's layout and range, float32."""
+    low, high = contract.value_range
+    generator = np.random.default_rng(batch)
+    return generator.uniform(low, high, contract.input_shape(batch)).astype(np.float32)

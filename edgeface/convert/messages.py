@@ -1,0 +1,144 @@
+"""TensorFlow's protobuf messages, as far as conversion needs them, without TensorFlow.
+
+Field numbers and types are those of tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto
+and tensorflow/core/protobuf/{meta_graph,saved_model,tensor_bundle}.proto. Fields that are not named here survive
+reading and writing as unknown fields. The messages live in a descriptor pool of their own, so that TensorFlow
+can be imported in the same process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from numpy.typing import NDArray
+
+_SCHEMA = """
+GraphDef          node=1*NodeDef library=2:FunctionLibrary versions=4:VersionDef
+FunctionLibrary   function=1*bytes
+VersionDef        producer=1:int32 min_consumer=2:int32
+NodeDef           name=1:string op=2:string input=3*string device=4:string attr=5%AttrValue
+AttrValue         s=2|bytes i=3|int64 f=4|float b=5|bool type=6|int32 shape=7|TensorShape tensor=8|Tensor list=1|List
+List              s=2*bytes i=3*int64 f=4*float b=5*bool type=6*int32 shape=7*TensorShape
+TensorShape       dim=2*Dim unknown_rank=3:bool
+Dim               size=1:int64 name=2:string
+Tensor            dtype=1:int32 tensor_shape=2:TensorShape tensor_content=4:bytes float_val=5*float double_val=6*double int_val=7*int32 string_val=8*bytes int64_val=10*int64 bool_val=11*bool half_val=13*int32
+MetaGraphDef      graph_def=2:GraphDef signature_def=5%SignatureDef
+SignatureDef      inputs=1%TensorInfo outputs=2%TensorInfo method_name=3:string
+TensorInfo        name=1:string dtype=2:int32 tensor_shape=3:TensorShape
+SavedModel        saved_model_schema_version=1:int64 meta_graphs=2*MetaGraphDef
+BundleHeader      num_shards=1:int32 endianness=2:int32
+BundleEntry       dtype=1:int32 shape=2:TensorShape shard_id=3:int32 offset=4:int64 size=5:int64 crc32c=6:fixed32 slices=7*bytes
+"""
+"""A message a line; a field is name=number, then `:` single, `*` repeated, `|` in the oneof, `%` map from string."""
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.float64),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.uint8),
+    9: np.dtype(np.int64),
+    10: np.dtype(np.bool_),
+    19: np.dtype(np.float16),
+}
+"""tensorflow.DataType numbers (types.proto) that a face model's constants and variables have."""
+
+DT_FLOAT, DT_INT32, DT_STRING, DT_INT64, DT_BOOL = 1, 3, 7, 9, 10
+
+SEEDED_MARK = "edgeface_seeded_weights"
+"""A NoOp of this name in a graph says that its weights are random and recognise nobody."""
+
+_VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
+
+
+def _build_messages() -> dict[str, Any]:
+    package = "edgeface.tensorflow"
+    file = descriptor_pb2.FileDescriptorProto(name="edgeface/tensorflow.proto", package=package, syntax="proto3")
+    names = [line.split()[0] for line in _SCHEMA.strip().splitlines()]
+    field_type = descriptor_pb2.FieldDescriptorProto
+    for line in _SCHEMA.strip().splitlines():
+        name, *fields = line.split()
+        message = file.message_type.add(name=name)
+        for field in fields:
+            separator = next(character for character in ":*|%" if character in field)
+            (field_name, number), kind = field.split(separator)[0].split("="), field.split(separator)[1]
+            added = message.field.add(name=field_name, number=int(number), label=field_type.LABEL_OPTIONAL)
+            if separator in "*%":
+                added.label = field_type.LABEL_REPEATED
+            if separator == "|":
+                if not message.oneof_decl:
+                    message.oneof_decl.add(name="value")
+                added.oneof_index = 0
+            if separator == "%":
+                entry = message.nested_type.add(name=f"{field_name.title().replace('_', '')}Entry")
+                entry.options.map_entry = True
+                entry.field.add(
+                    name="key", number=1, type=field_type.TYPE_STRING, label=field_type.LABEL_OPTIONAL
+                )
+                entry.field.add(
+                    name="value",
+                    number=2,
+                    type=field_type.TYPE_MESSAGE,
+                    type_name=f".{package}.{kind}",
+                    label=field_type.LABEL_OPTIONAL,
+                )
+                added.type, added.type_name = field_type.TYPE_MESSAGE, f".{package}.{name}.{entry.name}"
+            elif kind in names:
+                added.type, added.type_name = field_type.TYPE_MESSAGE, f".{package}.{kind}"
+            else:
+                added.type = getattr(field_type, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in names
+    }
+
+
+_MESSAGES = _build_messages()
+GraphDef: Any = _MESSAGES["GraphDef"]
+NodeDef: Any = _MESSAGES["NodeDef"]
+Tensor: Any = _MESSAGES["Tensor"]
+MetaGraphDef: Any = _MESSAGES["MetaGraphDef"]
+SavedModel: Any = _MESSAGES["SavedModel"]
+BundleHeader: Any = _MESSAGES["BundleHeader"]
+BundleEntry: Any = _MESSAGES["BundleEntry"]
+
+
+def tensor_to_array(tensor: Any) -> NDArray[Any]:
+    """Decode a TensorProto of numbers or booleans.
+
+    Raises
+    ------
+    ValueError
+        If its type is none of `DTYPES`, or if it holds fewer bytes than its shape needs.
+    """
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise ValueError(f"expected a tensor of numbers, found TensorFlow DataType {tensor.dtype}")
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.tensor_content:
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    if tensor.dtype == 19:
+        values = np.array(tensor.half_val, np.uint16).view(np.float16)
+    else:
+        values = np.array(getattr(tensor, _VALUE_FIELDS[tensor.dtype]), dtype)
+    if values.size == 0:
+        return np.zeros(shape, dtype)
+    # TensorFlow repeats the last value when fewer are given than the shape holds (tensor.proto).
+    padding = int(np.prod(shape, dtype=np.int64)) - values.size
+    return np.concatenate([values, np.repeat(values[-1:], max(padding, 0))]).reshape(shape)
+
+
+def array_to_tensor(array: NDArray[Any], tensor: Any) -> None:
+    """Encode an array of one of `DTYPES` into a TensorProto."""
+    tensor.dtype = next(number for number, dtype in DTYPES.items() if dtype == array.dtype)
+    set_shape(tensor.tensor_shape, array.shape)
+    tensor.tensor_content = np.ascontiguousarray(array).tobytes()
+
+
+def set_shape(message: Any, shape: tuple[int, ...]) -> None:
+    """Write a shape into a TensorShapeProto; -1 is an unknown dimension, () a scalar."""
+    message.SetInParent()  # a scalar's shape has no dimensions, and must not look as if there were none given
+    for size in shape:
+        message.dim.add(size=size)

@@ -1,0 +1,217 @@
+"""A source model (or golden vectors) and its IR in, how far their embeddings lie apart out."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgeface.contract import ModelContract, Precision
+from edgeface.convert.tensorflow import checkpoint_of
+from edgeface.errors import ExtraNotInstalledError, InputError
+
+__all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden"]
+
+Images = NDArray[np.uint8]
+Embeddings = NDArray[np.float32]
+
+MAX_ABS_DIFFERENCE = 1e-5
+"""Of unit-length FP32 embeddings; TensorFlow and OpenVINO differ by about 2e-7 (summation order)."""
+MIN_COSINE: dict[Precision, float] = {"FP32": 0.999999, "FP16": 0.9999, "INT8": 0.97}
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """How an IR's embeddings compare with the expected ones.
+
+    Attributes
+    ----------
+    against
+        What was compared with, such as ``TensorFlow 2.21.0``.
+    images
+        How many.
+    max_abs_diff
+        Largest difference of one component.
+    min_cosine, mean_cosine
+        Over the images.
+    passed
+        Cosine at least `MIN_COSINE` of the precision, and in FP32 no component `MAX_ABS_DIFFERENCE` apart.
+    """
+
+    against: str
+    images: int
+    max_abs_diff: float
+    min_cosine: float
+    mean_cosine: float
+    passed: bool
+
+    @property
+    def verdict(self) -> str:
+        """``same`` or ``different``."""
+        return "same" if self.passed else "different"
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.images} images against {self.against}: max |diff| {self.max_abs_diff:.2e}, "
+            f"cosine min {self.min_cosine:.8f}, mean {self.mean_cosine:.8f}: {self.verdict}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, with the verdict."""
+        return {**dataclasses.asdict(self), "verdict": self.verdict}
+
+
+def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> ParityReport:
+    """Compare an IR with live TensorFlow where that is installed, else with golden vectors.
+
+    Parameters
+    ----------
+    source
+        The TensorFlow model that was converted.
+    golden
+        .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32.
+
+    Raises
+    ------
+    ExtraNotInstalledError
+        If there is neither TensorFlow nor a golden file.
+    """
+    contract = read_contract(ir)
+    images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
+    if importlib.util.find_spec("tensorflow") is not None:
+        against, expected = _embed_with_tensorflow(source, images, contract)
+    elif expected is not None and golden is not None:
+        against = golden.name
+    else:
+        raise ExtraNotInstalledError("parity", needed_for="comparing with TensorFlow without a --golden file")
+    return compare(expected, embed_with_ir(ir, images), against=against, precision=contract.precision)
+
+
+def compare(expected: Embeddings, found: Embeddings, *, against: str, precision: Precision) -> ParityReport:
+    """Compare two (N, D) arrays of embeddings row by row.
+
+    Raises
+    ------
+    InputError
+        If their shapes differ.
+    """
+    if expected.shape != found.shape:
+        raise InputError(f"parity: expected embeddings of shape {expected.shape}, found {found.shape}")
+    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = (expected.astype(np.float64) * found).sum(axis=1) / lengths
+    difference = float(np.abs(expected.astype(np.float64) - found).max())
+    close = difference <= MAX_ABS_DIFFERENCE or precision != "FP32"
+    return ParityReport(
+        against=against,
+        images=len(expected),
+        max_abs_diff=difference,
+        min_cosine=float(cosine.min()),
+        mean_cosine=float(cosine.mean()),
+        passed=bool(cosine.min() >= MIN_COSINE[precision]) and close,  # NaN compares false: not passed
+    )
+
+
+def load_golden(path: Path) -> tuple[Images, Embeddings]:
+    """Read golden vectors.
+
+    Raises
+    ------
+    InputError
+        If the file is no .npz with ``images`` and ``embeddings`` of matching length.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images, embeddings = stored["images"], stored["embeddings"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings': {error}") from error
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or len(images) != len(embeddings):
+        raise InputError(
+            f"{path}: expected images (N, H, W, 3) uint8 and N embeddings, "
+            f"found {images.shape} {images.dtype} and {embeddings.shape}"
+        )
+    return images, embeddings
+
+
+def read_contract(ir: Path) -> ModelContract:
+    """The contract inside an IR."""
+    return ModelContract.read_from(ov.Core().read_model(ir), source=str(ir))
+
+
+def embed_with_ir(ir: Path, images: Images) -> Embeddings:
+    """Embed aligned crops with an IR in FP32 on the CPU, whatever its layout and colour order.
+
+    Parameters
+    ----------
+    images : (N, H, W, 3) uint8, RGB, 0-255
+
+    Returns
+    -------
+    (N, D) float32
+    """
+    core = ov.Core()
+    model = core.read_model(ir)
+    contract = ModelContract.read_from(model, source=str(ir))
+    if images.shape[1:3] != contract.input_size:
+        raise InputError(f"{ir}: expected images of {contract.input_size}, found {images.shape[1:3]}")
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    batch = model.input(0).get_partial_shape()[0]
+    step = len(images) if batch.is_dynamic else batch.get_length()
+    padding = -len(images) % step
+    padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)])
+    request = compiled.create_infer_request()
+    rows = [
+        request.infer({0: _to_input(padded[start : start + step], contract)})[0].copy()
+        for start in range(0, len(padded), step)
+    ]
+    return np.concatenate(rows)[: len(images)]
+
+
+def _to_input(images: Images, contract: ModelContract) -> NDArray[np.float32]:
+    ordered = images[..., ::-1] if contract.color == "BGR" else images
+    if contract.layout == "NCHW":
+        ordered = ordered.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(ordered, np.float32)
+
+
+def _random_crops(contract: ModelContract, count: int = 8) -> Images:
+    """Seeded RGB images, coarse enough that embeddings of them differ."""
+    height, width = contract.input_size
+    coarse = np.random.default_rng(0).integers(0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8)
+    return coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+
+
+def _embed_with_tensorflow(source: Path, images: Images, contract: ModelContract) -> tuple[str, Embeddings]:
+    """Run the original graph, queue, conditions and all, in inference mode."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow
+
+    tf: Any = tensorflow.compat.v1
+    standardised = (images.astype(np.float32) - np.float32(contract.mean)) / np.float32(contract.scale)
+    with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
+        checkpoint = checkpoint_of(source)
+        if checkpoint is not None:
+            meta, prefix = checkpoint
+            tf.train.import_meta_graph(str(meta), clear_devices=True).restore(session, str(prefix))
+        elif source.is_dir() or source.name == "saved_model.pb":
+            folder = source if source.is_dir() else source.parent
+            tf.saved_model.load(session, ["serve"], str(folder))
+        else:
+            definition = tf.GraphDef.FromString(source.read_bytes())
+            tf.import_graph_def(definition, name="")
+        nodes = {operation.name for operation in graph.get_operations()}
+        image = next(name for name in ("image_batch", "input") if name in nodes)
+        feed: dict[str, Any] = {f"{image}:0": standardised}
+        if "phase_train" in nodes:
+            feed["phase_train:0"] = False
+        embeddings = session.run("embeddings:0", feed)
+    return f"TensorFlow {tensorflow.__version__}", np.asarray(embeddings, np.float32)

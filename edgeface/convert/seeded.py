@@ -1,0 +1,117 @@
+"""A seed in, weights of an Inception-ResNet-v1 that tells images apart out.
+
+Random weights alone map every image to nearly the same embedding (cosine 0.9999), and a test on them passes
+whatever the code does. Here every layer's batch norm statistics are those that random images really have there,
+so that signals neither vanish nor drown in what all images share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
+
+__all__ = ["seeded_weights"]
+
+Array = NDArray[np.float32]
+_IMAGES = 12
+
+
+def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[Any]]:
+    """Make weights from a seed.
+
+    Returns
+    -------
+    dict
+        float32 arrays under the published TensorFlow variable names; kernels are HWIO. Weights are drawn after
+        He et al. 2015 (arXiv 1502.01852); moving means and variances are measured on random images.
+    """
+    net = _Calibration(np.random.default_rng(seed))
+    walk(net, _random_images(np.random.default_rng([seed, 1])), embedding_size)
+    return net.weights
+
+
+def _random_images(generator: np.random.Generator) -> Array:
+    """(N, 160, 160, 3) standardised images from coarse blotches to fine noise."""
+    images = []
+    for index in range(_IMAGES):
+        cell = (1, 2, 8, 32)[index % 4]
+        coarse = generator.uniform(0, 255, (INPUT_SIZE // cell, INPUT_SIZE // cell, 3))
+        images.append(coarse.repeat(cell, axis=0).repeat(cell, axis=1))
+    return ((np.stack(images) - 127.5) / 128).astype(np.float32)
+
+
+class _Calibration:
+    """Runs the layers in numpy, drawing weights and measuring statistics as it goes."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.weights: dict[str, NDArray[Any]] = {}
+        self._generator = generator
+
+    def convolution(
+        self,
+        name: str,
+        x: Array,
+        channels: int,
+        kernel: tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        normalized: bool = True,
+        relu: bool = True,
+    ) -> Array:
+        weights = self._draw(f"{SCOPE}/{name}/weights", (*kernel, x.shape[-1], channels))
+        if padding == "SAME":
+            rows, columns = kernel[0] // 2, kernel[1] // 2
+            x = np.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+        y = np.zeros((), np.float32)
+        height, width = (x.shape[1] - kernel[0]) // stride + 1, (x.shape[2] - kernel[1]) // stride + 1
+        for row in range(kernel[0]):
+            for column in range(kernel[1]):
+                window = x[
+                    :, row : row + stride * height : stride, column : column + stride * width : stride, :
+                ]
+                y = y + window @ weights[row, column]
+        if normalized:
+            y = self._normalize(name, y)
+        else:
+            self.weights[f"{SCOPE}/{name}/biases"] = np.zeros(channels, np.float32)
+        return np.maximum(y, 0) if relu else y
+
+    def max_pool(self, name: str, x: Array) -> Array:
+        size = (x.shape[1] - 3) // 2 + 1
+        windows = [
+            x[:, row : row + 2 * size : 2, column : column + 2 * size : 2]
+            for row in range(3)
+            for column in range(3)
+        ]
+        return np.maximum.reduce([window[:, :size, :size] for window in windows])
+
+    def concatenate(self, name: str, xs: list[Array]) -> Array:
+        return np.concatenate(xs, axis=-1)
+
+    def residual(self, name: str, x: Array, update: Array, scale: float, *, relu: bool) -> Array:
+        y = x + np.float32(scale) * update
+        return np.maximum(y, 0) if relu else y
+
+    def head(self, name: str, x: Array, embedding_size: int) -> Array:
+        pooled = x.mean(axis=(1, 2))
+        weights = self._draw(f"{SCOPE}/Bottleneck/weights", (pooled.shape[1], embedding_size))
+        return self._normalize("Bottleneck", pooled @ weights)
+
+    def _draw(self, name: str, shape: tuple[int, ...]) -> Array:
+        deviation = np.sqrt(2 / np.prod(shape[:-1]))
+        self.weights[name] = (self._generator.standard_normal(shape) * deviation).astype(np.float32)
+        return self.weights[name]
+
+    def _normalize(self, name: str, y: Array) -> Array:
+        axes = tuple(range(y.ndim - 1))
+        mean, variance = y.mean(axis=axes), y.var(axis=axes)
+        prefix = f"{SCOPE}/{name}/BatchNorm"
+        self.weights[f"{prefix}/beta"] = np.zeros_like(mean)
+        self.weights[f"{prefix}/moving_mean"] = mean
+        self.weights[f"{prefix}/moving_variance"] = variance
+        return ((y - mean) / np.sqrt(variance + np.float32(BATCH_NORM_EPSILON))).astype(np.float32)

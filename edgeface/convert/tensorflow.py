@@ -1,0 +1,229 @@
+"""A TensorFlow file or folder in, a raw OpenVINO model of its inference graph out.
+
+Takes a frozen `.pb`, a `.meta` or checkpoint folder, and a SavedModel. Variables become constants and training
+is pruned before OpenVINO's TensorFlow frontend sees the graph: the frontend alone takes several times as long,
+and leaves conditions in it that compute wrong first results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.frontend import FrontEndManager
+
+from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
+from edgeface.convert.graphdef import parse_message, prune, read_bytes
+from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
+from edgeface.errors import ConversionError, ModelFormatError
+from edgeface.files import output_errors, sha256_of
+
+__all__ = ["TensorFlowModel", "checkpoint_of", "load_tensorflow"]
+
+_INPUTS = ("image_batch", "input", "input_1")
+_OUTPUT = "embeddings"
+_TRAINING_SWITCHES = ("phase_train", "is_training", "keras_learning_phase")
+_PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderWithDefault"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFlowModel:
+    """A raw OpenVINO model and where it came from.
+
+    Attributes
+    ----------
+    model
+        openvino.Model with one input (?, H, W, 3) float32 and one output (?, D).
+    sha256
+        Digest of the source: of the .pb, or over the digests and names of a checkpoint's files.
+    seeded
+        Whether the graph says that its weights are random.
+    input, output
+        Names of the TensorFlow nodes.
+    """
+
+    model: ov.Model
+    sha256: str
+    seeded: bool
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    graph: Any
+    variables: Mapping[str, NDArray[Any]]
+    sha256: str
+    signature: Any = None
+
+
+def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
+    """Read a TensorFlow model and keep its inference graph.
+
+    Parameters
+    ----------
+    path
+        Frozen .pb, .meta, checkpoint folder, saved_model.pb or SavedModel folder.
+    size
+        (height, width) of the images, in pixels.
+
+    Raises
+    ------
+    ModelFormatError
+        If the file is damaged or no TensorFlow model.
+    ConversionError
+        If it is one, but not of one image in and one embedding out.
+    """
+    source = _read_source(path)
+    names = {node.name: node for node in source.graph.node}
+    if any("PartitionedCall" in node.op for node in source.graph.node):
+        return _load_functions(path, source)
+    input, output = _find_ports(path, names, source.signature)
+    known = {name: False for name in _TRAINING_SWITCHES if _is_placeholder(names.get(name), DT_BOOL)}
+    inference = prune(
+        source.graph,
+        input=input,
+        output=output,
+        shape=(-1, *size, 3),
+        known=known,
+        variables=source.variables,
+        source=str(path),
+    )
+    return TensorFlowModel(
+        model=_run_frontend(inference.graph.SerializeToString(), path),
+        sha256=source.sha256,
+        seeded=SEEDED_MARK in names,
+        input=input,
+        output=output,
+    )
+
+
+def checkpoint_of(path: Path) -> tuple[Path, Path] | None:
+    """The .meta and the checkpoint prefix that a path stands for, or None if it is no checkpoint."""
+    if path.suffix == ".meta":
+        beside = path.with_suffix("")
+        has_same_name = beside.with_name(beside.name + ".index").is_file()
+        return path, beside if has_same_name else find_checkpoint(path.parent)
+    if path.is_dir() and (metas := sorted(path.glob("*.meta"))):
+        prefix = find_checkpoint(path)
+        return _meta_of(prefix, metas), prefix
+    return None
+
+
+def _read_source(path: Path) -> _Source:
+    if path.name == "saved_model.pb" or (path / "saved_model.pb").is_file():
+        return _read_saved_model(path if path.is_dir() else path.parent)
+    if checkpoint := checkpoint_of(path):
+        return _read_checkpoint_source(*checkpoint)
+    if path.is_dir():
+        frozen = sorted(path.glob("*.pb"))
+        if len(frozen) != 1:
+            raise ModelFormatError(
+                f"{path}: expected a folder with one .pb, a checkpoint's .meta or saved_model.pb, "
+                f"found {len(frozen)} .pb files and neither of the others"
+            )
+        path = frozen[0]
+    content = read_bytes(path)
+    graph = parse_message(GraphDef, content, path)
+    if not graph.node:
+        raise ModelFormatError(f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?")
+    return _Source(graph, {}, hashlib.sha256(content).hexdigest())
+
+
+def _meta_of(prefix: Path, metas: Sequence[Path]) -> Path:
+    """The .meta of a checkpoint; the released FaceNets call them model-X.meta and model-X.ckpt-90."""
+    same = [meta for meta in metas if prefix.name.startswith(meta.stem)]
+    return max(same or metas, key=lambda meta: len(meta.stem))
+
+
+def _read_checkpoint_source(meta: Path, prefix: Path) -> _Source:
+    graph = parse_message(MetaGraphDef, read_bytes(meta), meta).graph_def
+    if not graph.node:
+        raise ModelFormatError(f"{meta}: expected a TensorFlow MetaGraphDef, found one without nodes")
+    return _Source(graph, read_checkpoint(prefix), _digest_of([meta, *shard_paths(prefix)]))
+
+
+def _read_saved_model(folder: Path) -> _Source:
+    path = folder / "saved_model.pb"
+    saved = parse_message(SavedModel, read_bytes(path), path)
+    if len(saved.meta_graphs) < 1:
+        raise ModelFormatError(f"{path}: expected a SavedModel with a graph, found none")
+    meta = saved.meta_graphs[0]
+    prefix = folder / "variables" / "variables"
+    has_variables = prefix.with_name("variables.index").is_file()
+    files = [path, *(shard_paths(prefix) if has_variables else [])]
+    signature = meta.signature_def.get("serving_default")
+    return _Source(
+        meta.graph_def, read_checkpoint(prefix) if has_variables else {}, _digest_of(files), signature
+    )
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> tuple[str, str]:
+    """Names of the image and embedding nodes: the signature's, else FaceNet's."""
+    if signature is not None and len(signature.inputs) == 1 and len(signature.outputs) == 1:
+        (image,), (embedding,) = signature.inputs.values(), signature.outputs.values()
+        return image.name.partition(":")[0], embedding.name.partition(":")[0]
+    if _OUTPUT not in names:
+        raise ConversionError(
+            f"{path}: expected a FaceNet graph with a node {_OUTPUT!r}, found {len(names)} nodes without one; "
+            "this is another model, or the file is truncated"
+        )
+    for name in _INPUTS:
+        if name in names:
+            return name, _OUTPUT
+    images = [node.name for node in names.values() if _is_placeholder(node, DT_FLOAT)]
+    if len(images) != 1:
+        raise ConversionError(
+            f"{path}: expected an input named {' or '.join(_INPUTS)}, or a single image placeholder; "
+            f"found the placeholders {images}"
+        )
+    return images[0], _OUTPUT
+
+
+def _is_placeholder(node: Any, dtype: int) -> bool:
+    return node is not None and node.op in _PLACEHOLDERS and node.attr["dtype"].type == dtype
+
+
+def _run_frontend(graph: bytes, path: Path) -> ov.Model:
+    handle, name = tempfile.mkstemp(suffix=".pb", prefix="edgeface-")
+    temporary = Path(name)
+    try:
+        with output_errors(temporary), os.fdopen(handle, "wb") as file:
+            file.write(graph)
+        return _convert_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
+    """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
+    folder = path if path.is_dir() else path.parent
+    model = _convert_file(folder, path)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ConversionError(
+            f"{path}: expected a SavedModel with one input and one output, "
+            f"found {len(model.inputs)} and {len(model.outputs)}"
+        )
+    names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
+    return TensorFlowModel(model, source.sha256, False, names[0] or _INPUTS[0], names[1] or _OUTPUT)
+
+
+def _convert_file(file: Path, path: Path) -> ov.Model:
+    frontend = FrontEndManager().load_by_framework("tf")
+    try:
+        return frontend.convert(frontend.load(str(file)))
+    except RuntimeError as error:
+        reason = [line for line in str(error).splitlines() if line.strip()]
+        raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[1:4])}") from error
