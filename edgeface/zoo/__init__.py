@@ -1,0 +1,26 @@
+"""Where models come from: the catalog, the cache, and the way from one to the other."""
+
+from edgeface.zoo.bundle import export_bundle, import_bundle
+from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
+from edgeface.zoo.download import Download, download
+from edgeface.zoo.fetch import Event, Policy, Progress
+from edgeface.zoo.schema import ModelEntry, ModelFile
+from edgeface.zoo.store import Blob, FileCheck, Store
+
+__all__ = [
+    "Blob",
+    "Catalog",
+    "Download",
+    "Event",
+    "FileCheck",
+    "ModelEntry",
+    "ModelFile",
+    "Policy",
+    "Progress",
+    "Store",
+    "download",
+    "export_bundle",
+    "import_bundle",
+    "load_catalog",
+    "load_model_yml",
+]

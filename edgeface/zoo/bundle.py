@@ -1,0 +1,240 @@
+"""Downloaded models in, one archive for machines with no network out; and the way back, checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeface import __version__
+from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
+from edgeface.zoo.catalog import Catalog
+from edgeface.zoo.files import CHUNK, Digests, atomic_file, hash_file, place, temporary_folder, writing
+from edgeface.zoo.schema import ModelEntry
+from edgeface.zoo.store import Store
+
+BUNDLE_VERSION = 1
+_MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 4 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BundledFile(_Strict):
+    """One file of a model: its name, what its content is, and where it was downloaded from."""
+
+    name: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    source: str = Field(pattern=r"^[\x20-\x7e]*$")
+
+
+class BundledModel(_Strict):
+    """One model of a bundle."""
+
+    name: str
+    license: str
+    files: list[BundledFile]
+
+
+class Manifest(_Strict):
+    """First member of a bundle; after it come ``blobs/<sha256>``, each content once."""
+
+    schema_version: int
+    created_by: str
+    models: list[BundledModel]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every blob, by its SHA-256."""
+        return {file.sha256: file.size for model in self.models for file in model.files}
+
+
+def export_bundle(entries: Sequence[ModelEntry], store: Store, path: Path) -> Manifest:
+    """Write downloaded models into one archive.
+
+    Parameters
+    ----------
+    entries
+        Every one of them must be downloaded, and intact.
+    store
+        Where they are.
+    path
+        The archive, an uncompressed tar: weights hardly compress.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If one is not downloaded.
+    ChecksumError
+        If one is damaged.
+    OutputError
+        If the archive cannot be written; nothing is left of it then.
+    """
+    models = [_bundled_model(entry, store) for entry in entries]
+    manifest = Manifest(schema_version=BUNDLE_VERSION, created_by=f"edgeface {__version__}", models=models)
+    text = manifest.model_dump_json(indent=2).encode()
+    with atomic_file(path) as temporary, tarfile.open(temporary, "w") as archive:
+        _add(archive, _MANIFEST, io.BytesIO(text), len(text))
+        for sha256, size in sorted(manifest.sizes.items()):
+            with store.blob_path(sha256).open("rb") as blob:
+                _add(archive, f"blobs/{sha256}", blob, size)
+    return manifest
+
+
+def import_bundle(path: Path, catalog: Catalog, store: Store) -> Manifest:
+    """Take the models of a bundle into the cache.
+
+    Nothing enters the cache before every byte was checked against the manifest, and the manifest against the
+    catalog of this machine: a bundle cannot bring a model that the catalog does not know, or other bytes for
+    one that it does.
+
+    Raises
+    ------
+    ArchiveError
+        If the archive is damaged, or holds anything but its manifest and the blobs that this names.
+    ChecksumError
+        If bytes differ from the manifest, or the manifest from the catalog or from what was recorded here.
+    ModelNotFoundError
+        If the catalog does not know one of the models.
+    OutputError
+        If the cache cannot be written.
+    """
+    with temporary_folder(store.root, ".import-") as staging:
+        try:
+            with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                manifest = _read_manifest(archive, path)
+                entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
+                _stage_blobs(archive, manifest, staging, path)
+        except tarfile.TarError as error:
+            raise ArchiveError(f"{path}: expected an edgeface bundle, a tar archive: {error}") from error
+        except OSError as error:
+            raise ArchiveError(f"{path}: expected a bundle that can be read: {error.strerror}") from error
+        _check_other_digests(manifest, entries, staging, path)
+        for model, entry in zip(manifest.models, entries, strict=True):
+            _adopt(model, entry, store, staging)
+    for entry in entries:
+        store.materialise(entry)
+    return manifest
+
+
+def _bundled_model(entry: ModelEntry, store: Store) -> BundledModel:
+    if damaged := [check for check in store.verify(entry) if not check.intact]:
+        raise ChecksumError(
+            f"{damaged[0].path}: expected {damaged[0].expected}, found {damaged[0].found or 'no file'}; "
+            f"run: edgeface zoo download {entry.name}"
+        )
+    blobs = [(file.name, blob) for file in entry.files if (blob := store.blob(entry, file)) is not None]
+    files = [
+        BundledFile(name=name, sha256=blob.sha256, size=blob.size, source=blob.source) for name, blob in blobs
+    ]
+    return BundledModel(name=entry.name, license=entry.license, files=files)
+
+
+def _add(archive: tarfile.TarFile, name: str, stream: IO[bytes], size: int) -> None:
+    info = tarfile.TarInfo(name)  # no owner, no time: the same models give the same bundle
+    info.size = size
+    archive.addfile(info, stream)
+
+
+def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
+    first = archive.next()
+    if first is None or first.name != _MANIFEST or not first.isfile() or first.size > _LARGEST_MANIFEST:
+        found = "nothing" if first is None else repr(first.name)
+        raise ArchiveError(f"{path}: expected an edgeface bundle that begins with {_MANIFEST}, found {found}")
+    stream = archive.extractfile(first)
+    assert stream is not None  # it is a regular file
+    try:
+        stored: Any = json.loads(stream.read())
+        version = stored.get("schema_version") if isinstance(stored, dict) else None
+        if version != BUNDLE_VERSION:
+            raise ArchiveError(f"{path}: expected a bundle of version {BUNDLE_VERSION}, found {version!r}")
+        return Manifest.model_validate(stored)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ArchiveError(f"{path}: {_MANIFEST}: {where}: {problem['msg']}") from error
+    except ValueError as error:
+        raise ArchiveError(f"{path}: {_MANIFEST}: expected JSON: {error}") from error
+
+
+def _check_against_catalog(model: BundledModel, catalog: Catalog, store: Store, path: Path) -> ModelEntry:
+    if model.name not in catalog:
+        raise ModelNotFoundError(
+            f"{path}: {catalog.source} here does not know model {model.name!r}; update edgeface"
+        )
+    entry = catalog[model.name]
+    offered = {file.name: file for file in model.files}
+    if len(offered) != len(model.files) or offered.keys() != {file.name for file in entry.files}:
+        raise ArchiveError(
+            f"{path}: {model.name}: its files are not those of {catalog.source} here; update edgeface"
+        )
+    for file in entry.files:
+        recorded = store.recorded(entry, file) if file.trust_on_first_use else None
+        expected = recorded.sha256 if recorded else file.digests.get("sha256")
+        found = offered[file.name]
+        if expected not in (None, found.sha256) or file.size not in (None, found.size):
+            raise ChecksumError(
+                f"{path}: {model.name}/{file.name}: expected SHA-256 {expected}, {file.size} bytes, "
+                f"found {found.sha256}, {found.size} bytes"
+            )
+    return entry
+
+
+def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, path: Path) -> None:
+    missing = manifest.sizes
+    while (member := archive.next()) is not None:
+        sha256 = member.name.removeprefix("blobs/")
+        if not member.isfile() or member.name != f"blobs/{sha256}" or sha256 not in missing:
+            raise ArchiveError(
+                f"{path}: expected only what {_MANIFEST} names, each once, found {member.name!r}"
+            )
+        stream = archive.extractfile(member)
+        assert stream is not None  # it is a regular file
+        if member.size != missing.pop(sha256) or _copy(stream, staging / sha256) != sha256:
+            raise ChecksumError(
+                f"{path}: {member.name}: its bytes are not what its name says; copy the bundle again"
+            )
+    if missing:
+        raise ArchiveError(
+            f"{path}: expected blobs/{min(missing)}, found no such member; copy the bundle again"
+        )
+
+
+def _copy(stream: IO[bytes], target: Path) -> str:
+    digests = Digests(["sha256"])
+    with writing(target), target.open("xb") as output:
+        while chunk := stream.read(CHUNK):
+            digests.update(chunk)
+            output.write(chunk)
+    return digests.hexadecimal()["sha256"]
+
+
+def _check_other_digests(
+    manifest: Manifest, entries: Sequence[ModelEntry], staging: Path, path: Path
+) -> None:
+    """Compare staged blobs with published digests that are no SHA-256; Open Model Zoo publishes SHA-384."""
+    for model, entry in zip(manifest.models, entries, strict=True):
+        content = {file.name: staging / file.sha256 for file in model.files}
+        for file in entry.files:
+            if (found := hash_file(content[file.name], file.digests)) != file.digests:
+                raise ChecksumError(
+                    f"{path}: {model.name}/{file.name}: expected {file.digests}, found {found}; "
+                    "the bundle does not hold the published file"
+                )
+
+
+def _adopt(model: BundledModel, entry: ModelEntry, store: Store, staging: Path) -> None:
+    bundled = {file.name: file for file in model.files}
+    for number, file in enumerate(entry.files):
+        sha256 = bundled[file.name].sha256
+        own = staging / f"{entry.name}.{number}"
+        place(staging / sha256, own)  # two files may have the same content
+        store.add_blob(entry, file, own, sha256=sha256, source=bundled[file.name].source)

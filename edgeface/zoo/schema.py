@@ -1,0 +1,370 @@
+"""A mapping from YAML in, one immutable and checked model entry out.
+
+Keys are Open Model Zoo's wherever it has one (model.yml; its reader is `_configuration.py` of model_tools);
+ours sit beside them. An unknown key or a value of another type is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
+
+from edgeface.contract import Alignment, Color, Layout, Recipe
+
+Text = Annotated[str, Strict()]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Triple = tuple[Number, Number, Number]
+
+Framework = Literal["caffe", "dldt", "keras", "mxnet", "onnx", "paddle", "pytorch", "tf"]
+
+TaskType = Literal[
+    "action_recognition",
+    "background_matting",
+    "classification",
+    "colorization",
+    "detection",
+    "face_recognition",
+    "feature_extraction",
+    "head_pose_estimation",
+    "human_pose_estimation",
+    "image_inpainting",
+    "image_processing",
+    "image_translation",
+    "instance_segmentation",
+    "machine_translation",
+    "monocular_depth_estimation",
+    "named_entity_recognition",
+    "noise_suppression",
+    "object_attributes",
+    "optical_character_recognition",
+    "place_recognition",
+    "question_answering",
+    "salient_object_detection",
+    "semantic_segmentation",
+    "sound_classification",
+    "speech_recognition",
+    "style_transfer",
+    "text_prediction",
+    "text_to_speech",
+    "time_series",
+    "token_recognition",
+]
+
+TRUST_ON_FIRST_USE = "trust-on-first-use"
+"""`checksum` of a file for which nobody published one: recorded at the first download, shown, then held."""
+
+MODEL_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+_DIGEST_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
+
+
+def relative_path(text: str) -> str:
+    """Check that a path stays inside its folder.
+
+    Raises
+    ------
+    ValueError
+        If it is absolute, empty, leads to a parent, or has a backslash, colon or control character.
+    """
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f]", text):
+        raise ValueError("expected a relative path without '..', '\\' or ':'")
+    return text
+
+
+def _web_address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
+        raise ValueError("expected an http:// or https:// address")
+    return text
+
+
+RelativePath = Annotated[Text, AfterValidator(relative_path)]
+WebAddress = Annotated[Text, AfterValidator(_web_address)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=False, protected_namespaces=())
+
+
+class HttpSource(_Strict):
+    """A file at an address; in YAML, a bare address."""
+
+    type: Literal["http"] = Field(alias="$type")
+    url: WebAddress
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"$type": "http", "url": value} if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class GoogleDriveSource(_Strict):
+    """A file that Google Drive shares under an identifier."""
+
+    type: Literal["google_drive"] = Field(alias="$type")
+    id: Annotated[Text, Field(pattern=r"^[0-9A-Za-z_-]+$")]
+
+    def __str__(self) -> str:
+        return f"Google Drive file {self.id}"
+
+
+def _source_type(value: Any) -> Any:
+    if isinstance(value, str):
+        return "http"
+    return value.get("$type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+Source = Annotated[
+    Annotated[HttpSource, Tag("http")] | Annotated[GoogleDriveSource, Tag("google_drive")],
+    Discriminator(
+        _source_type,
+        custom_error_type="source",
+        custom_error_message="expected an address, or a mapping with '$type' http or google_drive",
+    ),
+]
+
+
+class Checksum(_Strict):
+    """A digest; in YAML, a bare text is a SHA-384 or ``trust-on-first-use``."""
+
+    type: Literal["sha256", "sha384", "sha512", "trust-on-first-use"] = Field(alias="$type")
+    value: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if value == TRUST_ON_FIRST_USE:
+            return {"$type": value}
+        return {"$type": "sha384", "value": value} if isinstance(value, str) else value
+
+
+class ModelFile(_Strict):
+    """One file to download.
+
+    Attributes
+    ----------
+    name
+        Where it goes inside the model's folder.
+    size
+        Bytes; None where nobody published it.
+    source, alternative_sources, original_source
+        Tried in this order. `source` and `original_source` are Open Model Zoo's keys.
+    """
+
+    name: RelativePath
+    size: Annotated[Integer, Field(ge=0)] | None = None
+    checksum: Checksum | None = None
+    sha256: Text | None = None
+    source: Source
+    alternative_sources: tuple[Source, ...] = ()
+    original_source: Source | None = None
+
+    @model_validator(mode="after")
+    def _checksum_is_usable(self) -> ModelFile:
+        if self.checksum is None and self.sha256 is None:
+            raise ValueError(
+                f"expected 'checksum' or 'sha256' (or 'checksum: {TRUST_ON_FIRST_USE}'), found neither"
+            )
+        if self.trust_on_first_use and self.sha256 is not None:
+            raise ValueError(f"expected either 'sha256' or 'checksum: {TRUST_ON_FIRST_USE}', found both")
+        for algorithm, digest in self.digests.items():
+            if not re.fullmatch(f"[0-9a-f]{{{_DIGEST_LENGTHS[algorithm]}}}", digest):
+                raise ValueError(
+                    f"expected {_DIGEST_LENGTHS[algorithm]} hexadecimal digits of {algorithm.upper()} "
+                    f"or '{TRUST_ON_FIRST_USE}', found {digest!r}"
+                )
+        return self
+
+    @property
+    def trust_on_first_use(self) -> bool:
+        """Whether nobody published a digest, so that the first download decides."""
+        return self.checksum is not None and self.checksum.type == TRUST_ON_FIRST_USE
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Published digests in lower case, by algorithm; empty when the first download decides."""
+        found: dict[str, str] = {}
+        if self.checksum is not None and not self.trust_on_first_use:
+            found[self.checksum.type] = self.checksum.value.lower()
+        if self.sha256 is not None:
+            found["sha256"] = self.sha256.lower()
+        return found
+
+    @property
+    def sources(self) -> tuple[HttpSource | GoogleDriveSource, ...]:
+        """Every source, in the order in which it is tried."""
+        last = () if self.original_source is None else (self.original_source,)
+        return (self.source, *self.alternative_sources, *last)
+
+
+class UnpackArchive(_Strict):
+    """Unpack a downloaded archive into its own folder and drop the archive."""
+
+    type: Literal["unpack_archive"] = Field(alias="$type")
+    format: Literal["zip", "tar", "gztar"]
+    file: RelativePath
+
+
+class RegexReplace(_Strict):
+    """Replace text in a downloaded file; `count` 0 means every occurrence."""
+
+    type: Literal["regex_replace"] = Field(alias="$type")
+    file: RelativePath
+    pattern: Text
+    replacement: Text
+    count: Annotated[Integer, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> RegexReplace:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"expected a regular expression, found {self.pattern!r}: {error}") from None
+        return self
+
+
+class Tensor(_Strict):
+    """An input or output of the source model; -1 stands for a dimension that varies."""
+
+    name: Text
+    shape: tuple[Integer, ...] | None = None
+    layout: Text | None = None
+
+
+class Preprocessing(_Strict):
+    """What the network was trained on: ``(x - mean) / scale``, per channel, in the order of `color`.
+
+    Attributes
+    ----------
+    size
+        (height, width) in pixels; None for a detector that takes any.
+    value_range
+        Lowest and highest raw value before `mean` and `scale`.
+    """
+
+    color: Color
+    layout: Layout
+    size: tuple[Integer, Integer] | None = None
+    mean: Triple
+    scale: Triple
+    value_range: tuple[Number, Number]
+
+
+class AlignmentSpec(_Strict):
+    """YAML form of `edgeface.contract.Alignment`; margin in pixels."""
+
+    recipe: Recipe
+    margin: Annotated[Integer, Field(ge=0)] = 0
+
+
+class Embedding(_Strict):
+    """What comes out: how long, compared how, and whether rows have unit length."""
+
+    dim: Annotated[Integer, Field(gt=0)]
+    metric: Literal["cosine"]
+    normalized: Flag
+
+
+class Conversion(_Strict):
+    """Which file or folder of the unpacked download the converter reads.
+
+    Attributes
+    ----------
+    source
+        Path inside the model's folder; ``.`` is the folder itself.
+    sha256
+        Published digest of that file, checked after unpacking; it makes an archive that had to be trusted
+        on first use verifiable after all.
+    """
+
+    source: RelativePath
+    sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Published(_Strict):
+    """One number that somebody published for this model."""
+
+    metric: Text
+    value: Number
+    dataset: Text
+    source: WebAddress
+
+
+class ModelEntry(_Strict):
+    """One model of a catalog.
+
+    Attributes
+    ----------
+    name
+        Its key in model_zoo.yml, or the folder of an Open Model Zoo model.yml.
+    license, license_name
+        Address of the licence's text (Open Model Zoo's key) and its short name.
+    preprocessing
+        None in an Open Model Zoo model.yml, which does not say it in a form that can be relied on.
+    embedding
+        None for detectors.
+    stages
+        Parts of an Open Model Zoo composite model, in order; their files live in folders of these names.
+    """
+
+    name: Annotated[Text, Field(pattern=f"^{MODEL_NAME.pattern}$")]
+    description: Text
+    task_type: TaskType
+    files: tuple[ModelFile, ...]
+    postprocessing: tuple[Annotated[UnpackArchive | RegexReplace, Field(discriminator="type")], ...] = ()
+    framework: Framework
+    license: WebAddress
+    license_name: Text | None = None
+    input_info: tuple[Tensor, ...] = ()
+    output_info: tuple[Tensor, ...] = ()
+    model_optimizer_args: tuple[Text, ...] | None = None
+    conversion_to_onnx_args: tuple[Text, ...] | None = None
+    quantizable: Flag = False
+    quantized: Literal["INT8"] | None = None
+    preprocessing: Preprocessing | None = None
+    alignment_spec: AlignmentSpec | None = Field(default=None, alias="alignment")
+    embedding: Embedding | None = None
+    conversion: Conversion | None = None
+    published: tuple[Published, ...] = ()
+    stages: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _files_fit_together(self) -> ModelEntry:
+        names = [file.name for file in self.files]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected file names that differ, found {doubled[0]!r} twice")
+        for step in self.postprocessing:
+            if step.file not in names:
+                raise ValueError(f"postprocessing: expected one of the entry's files, found {step.file!r}")
+        return self
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """How a face is cut out for this model; None where the entry does not say."""
+        spec = self.alignment_spec
+        return None if spec is None else Alignment(recipe=spec.recipe, margin=spec.margin)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole download; None while a file's size is unknown."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that a ready IR comes in, or that a conversion offers, in Open Model Zoo's words."""
+        if self.framework != "dldt":
+            return ("FP16", "FP32")
+        return tuple(sorted({file.name.split("/")[0] for file in self.files if file.name.startswith("FP")}))
+
+    @property
+    def subdirectory(self) -> str:
+        """Open Model Zoo's folder for it: ``intel/<name>`` for a ready IR, ``public/<name>`` for the rest."""
+        return f"{'intel' if self.framework == 'dldt' else 'public'}/{self.name}"
