@@ -177,7 +177,9 @@ class ModelContract:
         if missing := sorted(known.keys() - stored.keys()):
             raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
         if unknown := sorted(stored.keys() - known.keys()):
-            raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by something else")
+            raise ContractError(
+                f"contract: unknown fields {', '.join(unknown)}; it was written by something else"
+            )
         try:
             return cls(**{name: _PARSERS.get(name, _parse_str)(value) for name, value in stored.items()})
         except (TypeError, ValueError, KeyError) as error:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeface.errors import OutputError
 
-__all__ = ["output_errors", "sha256_of", "staging_folder", "write_atomically"]
+__all__ = ["output_errors", "sha256_of", "staging_folder", "stopwatch", "write_atomically"]
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     with staging_folder(path.parent) as staging:
         yield staging / path.name
         with output_errors(path):
-            os.replace(staging / path.name, path)
+            (staging / path.name).replace(path)
 
 
 @contextlib.contextmanager
@@ -64,6 +64,13 @@ def staging_folder(parent: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[Callable[[], float]]:
+    """Yield a function that tells the wall seconds since the block began."""
+    started = time.perf_counter()
+    yield lambda: time.perf_counter() - started
 
 
 def sha256_of(path: Path) -> str:

@@ -1,2 +1,204 @@
+"""`edgeface convert`, `adopt` and `inspect`."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
-def register(app: typer.Typer) -> None: ...
+from rich.table import Table
+
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.contract import ModelContract
+from edgeface.errors import InputError, MissingError
+
+OutputDir = Annotated[
+    Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
+]
+
+
+class _Precision(str, enum.Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class _Layout(str, enum.Enum):
+    nchw = "nchw"
+    nhwc = "nhwc"
+
+
+class _Color(str, enum.Enum):
+    bgr = "bgr"
+    rgb = "rgb"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(
+        convert
+    )
+    app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(
+        adopt
+    )
+    app.command(epilog="Example: edgeface inspect models/facenet-20180408-102900.xml --json")(inspect)
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Zoo name, or a .pb, .meta, checkpoint folder or SavedModel.")],
+    output_dir: OutputDir,
+    precision: Annotated[_Precision, typer.Option(help="Of the stored weights.")] = _Precision.fp32,
+    layout: Annotated[_Layout, typer.Option(help="Of the IR's input.")] = _Layout.nchw,
+    color: Annotated[_Color, typer.Option(help="Channel order of the IR's input.")] = _Color.bgr,
+    batch: Annotated[str, typer.Option(help="A number, or 'dynamic'.")] = "dynamic",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the IR; a zoo name also picks that model's preprocessing.")
+    ] = None,
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Compare with TensorFlow (extra 'parity') or with --golden.")
+    ] = False,
+    golden: Annotated[
+        Path | None, typer.Option(help=".npz of RGB images and expected embeddings; implies --parity.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Convert a published model into an OpenVINO IR that carries its contract."""
+    from edgeface.convert import check_parity
+    from edgeface.convert import convert as run
+
+    result = run(
+        model,
+        output_dir,
+        precision=precision.value,
+        layout=layout.value,
+        color=color.value,
+        batch=_parse_batch(batch),
+        name=name,
+        parity=functools.partial(check_parity, golden=golden) if parity or golden else None,
+    )
+    _show_conversion(result, json=json)
+
+
+def adopt(
+    ir: Annotated[Path, typer.Argument(help="The .xml of an IR that another tool made.")],
+    name: Annotated[str, typer.Option(help="Zoo name of the model that it is.", show_default=False)],
+    output_dir: OutputDir,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npz of RGB images and that model's embeddings; default: $EDGEFACE_DATA/NAME/golden.npz."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Give an IR from elsewhere its contract, after checking layout and colours by what it computes."""
+    from edgeface.convert import adopt as run
+
+    _show_conversion(run(ir, output_dir, name=name, golden=golden or _default_golden(name)), json=json)
+
+
+def inspect(
+    ir: Annotated[Path, typer.Argument(help="The .xml of an IR with a contract.")], json: JsonOption = False
+) -> None:
+    """Show an IR's contract, the work of one face, parameters and file sizes."""
+    import openvino as ov
+
+    from edgeface.bench.flops import count_work
+    from edgeface.convert.ir import read_model
+
+    model = read_model(ir)
+    contract = ModelContract.read_from(model, source=str(ir))
+    work = count_work(model)
+    answer: dict[str, Any] = {
+        "contract": {"contract_id": contract.contract_id, **contract.to_dict()},
+        "gflops": {"mac2": work.gflops_mac2, "omz": work.gflops_omz},
+        "mparams": {"folded": work.mparams_folded, "omz": work.mparams_omz},
+        "bytes": {"xml": ir.stat().st_size, "bin": ir.with_suffix(".bin").stat().st_size},
+        "openvino": ov.get_version(),
+    }
+    if json:
+        return emit_json(answer)
+    table = _contract_table(contract)
+    table.add_section()
+    table.add_row(
+        "work of one face", f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
+    )
+    table.add_row(
+        "parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)"
+    )
+    table.add_row("files", f".xml {answer['bytes']['xml']:,} bytes, .bin {answer['bytes']['bin']:,} bytes")
+    stdout.print(table)
+    _warn_if_seeded(contract)
+
+
+def _show_conversion(result: Any, *, json: bool) -> None:
+    if json:
+        _warn_if_seeded(result.contract)
+        return emit_json(
+            {
+                "ir": str(result.ir),
+                "contract_id": result.contract.contract_id,
+                "seconds": round(result.seconds, 3),
+                "inputs": result.inputs,
+                "outputs": result.outputs,
+                "parity": result.parity.to_dict() if result.parity else None,
+                "provenance": result.contract.provenance,
+            }
+        )
+    stdout.print(_contract_table(result.contract))
+    if result.parity:
+        stdout.print(_parity_table(result.parity))
+    stdout.print(f"{result.ir} written and checked in {result.seconds:.1f} s")
+    _warn_if_seeded(result.contract)
+
+
+def _contract_table(contract: ModelContract) -> Table:
+    table = Table("contract", contract.contract_id, title=contract.name, title_justify="left")
+    height, width = contract.input_size
+    low, high = contract.value_range
+    table.add_row(
+        "input",
+        f"{contract.input_name}: {contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}",
+    )
+    table.add_row("output", f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}")
+    table.add_row("alignment", f"{contract.alignment.recipe}, margin {contract.alignment.margin}")
+    table.add_row(
+        "weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}..."
+    )
+    table.add_row("made by", f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}")
+    return table
+
+
+def _parity_table(report: Any) -> Table:
+    table = Table("parity", report.verdict, title_justify="left")
+    table.add_row("against", report.against)
+    table.add_row("images", str(report.images))
+    table.add_row("max |difference|", f"{report.max_abs_diff:.2e}")
+    table.add_row("cosine", f"min {report.min_cosine:.8f}, mean {report.mean_cosine:.8f}")
+    return table
+
+
+def _warn_if_seeded(contract: ModelContract) -> None:
+    if contract.provenance == "seeded":
+        stderr.print("[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises nobody.")
+
+
+def _parse_batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise InputError(f"--batch: expected a positive number or 'dynamic', found {text!r}")
+
+
+def _default_golden(name: str) -> Path:
+    folder = os.environ.get("EDGEFACE_DATA")
+    path = Path(folder, name, "golden.npz") if folder else None
+    if path is None or not path.is_file():
+        raise MissingError(
+            f"adopting {name} needs golden images and embeddings of that model; give them with --golden FILE.npz, "
+            f"or set EDGEFACE_DATA to a folder that has {name}/golden.npz"
+        )
+    return path

@@ -1,4 +1,4 @@
-"""An IR on disk in, exit code out: the check that `edgeface.convert.ir.check_ir` runs in a fresh process.
+"""An IR's path on stdin, exit code out: what `edgeface.convert.ir.FreshProcessCheck` runs.
 
 A process of its own, because the fault it looks for (converted FaceNets whose first inferences were silently
 wrong) shows only before anything has run.
@@ -52,7 +52,9 @@ def check_inference(path: Path) -> None:
             )
         lengths = np.linalg.norm(again, axis=1)
         if contract.normalized and not np.allclose(lengths, 1, atol=1e-3):
-            raise ConversionError(f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}")
+            raise ConversionError(
+                f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}"
+            )
     if 1 in batches and 2 in batches:
         alone = request.infer({0: images[2][:1]})[0]
         difference = float(np.abs(alone - first[2][:1]).max())
@@ -61,9 +63,12 @@ def check_inference(path: Path) -> None:
 
 
 def main() -> int:
-    """Run the check; say on stderr why it failed."""
+    """Check the IR whose path comes on stdin; say on stderr why it failed."""
+    path = sys.stdin.readline().strip()
+    if not path:
+        return 0  # the conversion failed before there was an IR
     try:
-        check_inference(Path(sys.argv[1]))
+        check_inference(Path(path))
     except EdgeFaceError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

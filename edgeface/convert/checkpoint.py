@@ -36,7 +36,9 @@ def find_checkpoint(folder: Path) -> Path:
     """
     prefixes = {path.name.removesuffix(".index"): path.with_suffix("") for path in folder.glob("*.index")}
     if not prefixes:
-        raise ModelFormatError(f"{folder}: expected a checkpoint (*.index and *.data-*), found no .index file")
+        raise ModelFormatError(
+            f"{folder}: expected a checkpoint (*.index and *.data-*), found no .index file"
+        )
     state = folder / "checkpoint"
     if state.is_file():
         for line in state.read_text(errors="replace").splitlines():
@@ -79,14 +81,18 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     ]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ModelFormatError(f"{prefix}: expected {', '.join(missing)} beside the index, found nothing")
-    memory = [np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.zeros(0, np.uint8) for shard in shards]
+    memory = [
+        np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.zeros(0, np.uint8) for shard in shards
+    ]
     variables = {}
     for key, value in entries.items():
         name, entry = key.decode(), parse_message(BundleEntry, value, index)
         if entry.dtype not in DTYPES:
             continue  # strings and resources: nothing a network computes with
         if entry.slices:
-            raise NotSupportedError(f"{index}: variable {name!r} is stored in slices; save the checkpoint unpartitioned")
+            raise NotSupportedError(
+                f"{index}: variable {name!r} is stored in slices; save the checkpoint unpartitioned"
+            )
         dtype, shape = DTYPES[entry.dtype], tuple(dim.size for dim in entry.shape.dim)
         raw = memory[entry.shard_id][entry.offset : entry.offset + entry.size]
         expected = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
@@ -103,7 +109,9 @@ def _read_table(content: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Yield the key-value pairs of a sorted string table in order."""
     magic = struct.unpack("<Q", content[-8:])[0] if len(content) >= _FOOTER_BYTES else None
     if magic != _TABLE_MAGIC:
-        raise ModelFormatError(f"{path}: expected a TensorFlow checkpoint index, found none; it is truncated or damaged")
+        raise ModelFormatError(
+            f"{path}: expected a TensorFlow checkpoint index, found none; it is truncated or damaged"
+        )
     try:
         footer = content[-_FOOTER_BYTES:]
         _, position = _block_handle(footer, 0)  # the meta-index, empty in checkpoints

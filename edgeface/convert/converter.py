@@ -6,26 +6,33 @@ Nothing appears in the output folder before the IR was read back in a fresh proc
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import openvino as ov
 
 import edgeface
 from edgeface.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
-from edgeface.convert.ir import adapt_input, check_ir, check_structure, name_ports, save_ir
+from edgeface.convert.ir import (
+    FreshProcessCheck,
+    adapt_input,
+    check_structure,
+    name_ports,
+    publish_ir,
+    save_ir,
+)
 from edgeface.convert.parity import ParityReport
-from edgeface.convert.tensorflow import load_tensorflow
-from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
-from edgeface.files import output_errors, staging_folder
-from edgeface.zoo.catalog import Catalog, ModelEntry, load_catalog
+from edgeface.convert.tensorflow import TensorFlowModel, load_tensorflow
+from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
+from edgeface.files import staging_folder
+from edgeface.zoo.catalog import Catalog, load_catalog
+from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import Store
 
-__all__ = ["DEFAULT_RECIPE", "ConversionResult", "convert", "publish_ir"]
+__all__ = ["DEFAULT_RECIPE", "ConversionResult", "Recipe", "convert", "recipe_of"]
 
 log = logging.getLogger(__name__)
 
@@ -114,84 +121,124 @@ def convert(
     path, entry = _find_source(model, store, catalog)
     name = name or (entry.name if entry else _name_of(path))
     _require_file_name(name)
-    recipe = entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE])
-    if recipe.framework != "tf":
-        raise NotSupportedError(
-            f"{recipe.name}: expected a TensorFlow model, found one of framework {recipe.framework!r}; "
-            "edgeface cannot convert these yet"
-        )
-    if recipe.preprocessing is None or recipe.embedding is None:
-        raise InputError(f"{recipe.name}: expected a face embedding model, found a {recipe.task_type}")
+    recipe = recipe_of(entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE]))
     if entry is None:
-        log.info("%s: preprocessing and alignment of %s", path, recipe.name)
-    source = load_tensorflow(path, size=recipe.preprocessing.size)
-    contract_layout: Layout = "NCHW" if layout == "nchw" else "NHWC"
-    contract_color: Color = "BGR" if color == "bgr" else "RGB"
+        log.info("%s: preprocessing and alignment are those of %s", path, recipe.name)
+    with FreshProcessCheck() as check:
+        source = load_tensorflow(path, size=recipe.size)
+        converted = _to_ir(source, recipe, layout=_LAYOUTS[layout], color=_COLORS[color], batch=batch)
+        check_structure(converted, source=str(path))
+        contract = ModelContract(
+            **recipe.contract_fields(),
+            name=name,
+            source_sha256=source.sha256,
+            provenance="seeded" if source.seeded else provenance or ("published" if entry else "unknown"),
+            input_name=INPUT_NAMES[0],
+            output_name=OUTPUT_NAMES[0],
+            layout=_LAYOUTS[layout],
+            color=_COLORS[color],
+            embedding_dim=converted.output(0).get_partial_shape()[1].get_length(),
+            precision=_PRECISIONS[precision],
+            converter_version=edgeface.__version__,
+            openvino_version=ov.get_version(),
+        )
+        with staging_folder(output_dir) as staging:
+            staged, contract = save_ir(converted, staging, contract)
+            check(staged)
+            report = parity(path, staged) if parity else None
+            if report is not None and not report.passed:
+                raise NegativeResult(
+                    f"{path}: the IR does not compute what the model computes: {report.summary}"
+                )
+            ir = publish_ir(staged, output_dir)
+    return ConversionResult(
+        ir=ir,
+        contract=contract,
+        seconds=time.perf_counter() - started,
+        inputs={contract.input_name: str(converted.input(0).get_partial_shape())},
+        outputs={contract.output_name: str(converted.output(0).get_partial_shape())},
+        parity=report,
+    )
+
+
+_LAYOUTS: dict[str, Layout] = {"nchw": "NCHW", "nhwc": "NHWC"}
+_COLORS: dict[str, Color] = {"bgr": "BGR", "rgb": "RGB"}
+_PRECISIONS: dict[str, Precision] = {"fp32": "FP32", "fp16": "FP16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the zoo knows of how an embedding model wants its faces; units as in `ModelContract`."""
+
+    name: str
+    framework: str
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    scale: tuple[float, float, float]
+    normalized: bool
+    alignment: Alignment
+
+    def contract_fields(self) -> dict[str, Any]:
+        """The contract's fields that follow from the recipe."""
+        return {
+            "framework": self.framework,
+            "input_size": self.size,
+            "value_range": (0.0, 255.0),
+            "mean": self.mean,
+            "scale": self.scale,
+            "metric": "cosine",
+            "normalized": self.normalized,
+            "alignment": self.alignment,
+        }
+
+
+def recipe_of(entry: ModelEntry) -> Recipe:
+    """The recipe of a zoo entry.
+
+    Raises
+    ------
+    InputError
+        If the entry is no embedding model.
+    NotSupportedError
+        If edgeface cannot convert its framework yet.
+    """
+    preprocessing, embedding = entry.preprocessing, entry.embedding
+    if preprocessing is None or embedding is None or preprocessing.size is None:
+        raise InputError(f"{entry.name}: expected a face embedding model, found one for {entry.task_type}")
+    if entry.framework != "tf":
+        raise NotSupportedError(
+            f"{entry.name}: its framework is {entry.framework!r}; edgeface converts TensorFlow models so far"
+        )
+    return Recipe(
+        name=entry.name,
+        framework=entry.framework,
+        size=preprocessing.size,
+        mean=preprocessing.mean,
+        scale=preprocessing.scale,
+        normalized=embedding.normalized,
+        alignment=entry.alignment or Alignment("none"),
+    )
+
+
+def _to_ir(
+    source: TensorFlowModel, recipe: Recipe, *, layout: Layout, color: Color, batch: int | None
+) -> ov.Model:
     converted = adapt_input(
         source.model,
-        layout=contract_layout,
-        color=contract_color,
-        mean=recipe.preprocessing.mean,
-        scale=recipe.preprocessing.scale,
-        size=recipe.preprocessing.size,
+        layout=layout,
+        color=color,
+        mean=recipe.mean,
+        scale=recipe.scale,
+        size=recipe.size,
         batch=batch,
     )
     name_ports(
         converted,
         inputs=dict.fromkeys((*INPUT_NAMES, source.input)),
         outputs=dict.fromkeys((OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1])),
-        layout=contract_layout,
+        layout=layout,
     )
-    check_structure(converted, source=str(path))
-    contract = ModelContract(
-        name=name,
-        framework=recipe.framework,
-        source_sha256=source.sha256,
-        provenance="seeded" if source.seeded else provenance or ("published" if entry else "unknown"),
-        input_name=INPUT_NAMES[0],
-        output_name=OUTPUT_NAMES[0],
-        input_size=recipe.preprocessing.size,
-        layout=contract_layout,
-        color=contract_color,
-        value_range=(0.0, 255.0),
-        mean=recipe.preprocessing.mean,
-        scale=recipe.preprocessing.scale,
-        embedding_dim=converted.output(0).get_partial_shape()[1].get_length(),
-        metric="cosine",
-        normalized=recipe.embedding.normalized,
-        alignment=recipe.alignment or Alignment("none"),
-        precision=_stored_precision(precision),
-        converter_version=edgeface.__version__,
-        openvino_version=ov.get_version(),
-    )
-    with staging_folder(output_dir) as staging:
-        staged, contract = save_ir(converted, staging, contract)
-        check_ir(staged)
-        report = parity(path, staged) if parity else None
-        if report is not None and not report.passed:
-            raise NegativeResult(f"{path}: the IR does not compute what the model computes: {report.summary}")
-        ir = publish_ir(staged, output_dir)
-    return ConversionResult(
-        ir=ir,
-        contract=contract,
-        seconds=time.perf_counter() - started,
-        inputs={port.get_any_name(): str(port.get_partial_shape()) for port in converted.inputs},
-        outputs={port.get_any_name(): str(port.get_partial_shape()) for port in converted.outputs},
-        parity=report,
-    )
-
-
-def publish_ir(staged: Path, output_dir: Path) -> Path:
-    """Move a finished IR out of its staging folder.
-
-    The old .xml goes first: should the machine stop in between, there is no IR rather than half of two.
-    """
-    final = output_dir / staged.name
-    with output_errors(final):
-        final.unlink(missing_ok=True)
-        os.replace(staged.with_suffix(".bin"), final.with_suffix(".bin"))
-        os.replace(staged, final)
-    return final
+    return converted
 
 
 def _find_source(model: str | Path, store: Store | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
@@ -200,10 +247,7 @@ def _find_source(model: str | Path, store: Store | None, catalog: Catalog) -> tu
         return path, None
     if str(model) in catalog:
         entry = catalog[str(model)]
-        if entry.framework != "tf":
-            raise NotSupportedError(
-                f"{entry.name}: its framework is {entry.framework!r}; edgeface converts TensorFlow models so far"
-            )
+        recipe_of(entry)  # what cannot be converted need not be downloaded first
         return (store or Store()).source_path(entry), entry
     if path.suffix or len(path.parts) > 1:
         raise ModelNotFoundError(f"{model}: expected a model file or folder, found nothing there")
@@ -217,7 +261,3 @@ def _name_of(path: Path) -> str:
 def _require_file_name(name: str) -> None:
     if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"name: expected a plain file name, found {name!r}")
-
-
-def _stored_precision(precision: str) -> Precision:
-    return "FP16" if precision == "fp16" else "FP32"

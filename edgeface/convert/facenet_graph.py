@@ -55,7 +55,9 @@ def read_weights(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an .npz of TensorFlow variables, found something else: {error}") from error
+        raise InputError(
+            f"{path}: expected an .npz of TensorFlow variables, found something else: {error}"
+        ) from error
     except AttributeError as error:  # a bare .npy array has no `files`
         raise InputError(f"{path}: expected an .npz of TensorFlow variables, found a single array") from error
 
@@ -97,7 +99,9 @@ def build_graph(
     """
     bottleneck = weights.get(f"{SCOPE}/Bottleneck/weights")
     if bottleneck is None:
-        raise InputError(f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays")
+        raise InputError(
+            f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays"
+        )
     writer = _GraphWriter(weights, batch_norm)
     image = writer.inputs(queue=queue)
     walk(writer, image, int(bottleneck.shape[1]))
@@ -267,7 +271,11 @@ class _GraphWriter:
             reference = cond.when_true(variable.removesuffix("/read"))
             updates.append(self._node(average, "Sub", reference, step, T=DT_FLOAT))
         forced = self._node(
-            f"{path}/cond_1/Identity", "Identity", cond.when_true(y), *(f"^{update}" for update in updates), T=DT_FLOAT
+            f"{path}/cond_1/Identity",
+            "Identity",
+            cond.when_true(y),
+            *(f"^{update}" for update in updates),
+            T=DT_FLOAT,
         )
         return cond.merge(cond.when_false(y), forced)
 

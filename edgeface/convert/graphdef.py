@@ -147,7 +147,9 @@ def prune(
     for name in _topological(resolver, root):
         _copy_node(live.node.add(), name, resolver, shape)
     if input not in (node.name for node in live.node):
-        raise ConversionError(f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model")
+        raise ConversionError(
+            f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model"
+        )
     return Inference(graph=live, input=input, output=root.partition(":")[0])
 
 
@@ -176,7 +178,9 @@ class _Resolver:
                 open_tensors.discard(stack.pop())
                 continue
             if waiting[0] in open_tensors:
-                raise ConversionError(f"{self.source}: the graph has a loop through {waiting[0]!r}; no FaceNet has one")
+                raise ConversionError(
+                    f"{self.source}: the graph has a loop through {waiting[0]!r}; no FaceNet has one"
+                )
             open_tensors.add(waiting[0])
             stack.append(waiting[0])
         return self._resolved[tensor]
@@ -236,7 +240,9 @@ class _Resolver:
                 "expected a model with one image input"
             )
         elif node.op in _TRAINING_NORMS and node.attr["is_training"].b:
-            raise ConversionError(f"{self.source}: batch norm {name!r} is in training mode; freeze the graph for inference")
+            raise ConversionError(
+                f"{self.source}: batch norm {name!r} is in training mode; freeze the graph for inference"
+            )
         return tensor.removesuffix(":0")
 
     def _truth(self, tensor: str) -> bool | None:

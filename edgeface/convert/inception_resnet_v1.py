@@ -119,7 +119,9 @@ def _reduction_a(net: Interpreter[T], name: str, x: T) -> T:
     deep = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 192, (1, 1))
     deep = net.convolution(f"{name}/Branch_1/Conv2d_0b_3x3", deep, 192, (3, 3))
     deep = net.convolution(f"{name}/Branch_1/Conv2d_1a_3x3", deep, 256, (3, 3), stride=2, padding="VALID")
-    return net.concatenate(f"{name}/concat", [strided, deep, net.max_pool(f"{name}/Branch_2/MaxPool_1a_3x3", x)])
+    return net.concatenate(
+        f"{name}/concat", [strided, deep, net.max_pool(f"{name}/Branch_2/MaxPool_1a_3x3", x)]
+    )
 
 
 def _reduction_b(net: Interpreter[T], name: str, x: T) -> T:

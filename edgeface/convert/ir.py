@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from edgeface.contract import Color, Layout, ModelContract
-from edgeface.errors import ConversionError, OutputError
+from edgeface.errors import ConversionError, ModelFormatError, OutputError
 from edgeface.files import output_errors, sha256_of
 
 try:
@@ -28,12 +28,25 @@ try:
 except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset8 as ops
 
-__all__ = ["adapt_input", "check_ir", "check_structure", "fold_constants", "name_ports", "save_ir"]
+__all__ = [
+    "FreshProcessCheck",
+    "adapt_input",
+    "check_structure",
+    "fold_constants",
+    "name_ports",
+    "prepend_preprocessing",
+    "publish_ir",
+    "random_images",
+    "read_model",
+    "save_ir",
+]
 
 
 def fold_constants(model: ov.Model) -> None:
     """Fold batch norms and other constant arithmetic into the weights, in place."""
-    from openvino._offline_transformations import apply_moc_transformations  # no public name for it in any release
+    from openvino._offline_transformations import (
+        apply_moc_transformations,
+    )  # no public name for it in any release
 
     apply_moc_transformations(model, cf=True)
 
@@ -66,7 +79,7 @@ def adapt_input(
     model.reshape([-1 if batch is None else batch, *size, 3])
     fold_constants(model)
     if not _fold_into_first_convolution(model, layout=layout, color=color, mean=mean, scale=scale):
-        model = _prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
+        model = prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
         fold_constants(model)
     model.validate_nodes_and_infer_types()
     return model
@@ -99,7 +112,9 @@ def _fold_into_first_convolution(
         or convolution.get_attributes()["auto_pad"] not in ("explicit", "valid")
     ):
         return False
-    kernels = convolution.input_value(1).get_node().data.astype(np.float64)  # (out, in, height, width), in = RGB
+    kernels = (
+        convolution.input_value(1).get_node().data.astype(np.float64)
+    )  # (out, in, height, width), in = RGB
     per_channel = np.reshape(scale, (1, 3, 1, 1))
     scaled = kernels / per_channel
     bias = -(scaled * np.reshape(mean, (1, 3, 1, 1))).sum(axis=(1, 2, 3))
@@ -125,21 +140,39 @@ def _only_consumer(node: Any) -> Any:
     return consumers[0].get_node() if len(consumers) == 1 else None
 
 
-def _prepend_preprocessing(
+def prepend_preprocessing(
     model: ov.Model,
     *,
     layout: Layout,
     color: Color,
     mean: tuple[float, float, float],
     scale: tuple[float, float, float],
+    model_layout: Layout = "NHWC",
+    model_color: Color = "RGB",
 ) -> ov.Model:
+    """Put layout, colour order and ``(x - mean) / scale`` in front of a model of standardised images.
+
+    Parameters
+    ----------
+    model
+        Takes `model_layout` and `model_color`, standardised.
+    layout, color
+        Of the new input, float32 0-255.
+    mean, scale
+        Per channel in RGB order, in units of the raw value.
+    model_layout, model_color
+        Of the input as it is now.
+    """
+    if model_color == "BGR":
+        mean, scale = mean[::-1], scale[::-1]
     processor = PrePostProcessor(model)
     image = processor.input()
     image.tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout(layout))
-    image.tensor().set_color_format(ColorFormat.BGR if color == "BGR" else ColorFormat.RGB)
-    image.model().set_layout(ov.Layout("NHWC"))
-    # Steps run in this order, so mean and scale see RGB.
-    image.preprocess().convert_color(ColorFormat.RGB).mean(list(mean)).scale(list(scale))
+    image.tensor().set_color_format(getattr(ColorFormat, color))
+    image.model().set_layout(ov.Layout(model_layout))
+    # Steps run in this order, so mean and scale see the model's colours.
+    steps = image.preprocess().convert_color(getattr(ColorFormat, model_color))
+    steps.mean(list(mean)).scale(list(scale))
     return processor.build()
 
 
@@ -168,7 +201,9 @@ def check_structure(model: ov.Model, *, source: str) -> None:
     if len(model.outputs) != 1:
         problems.append(f"expected one output, found {len(model.outputs)}")
     if conditions := [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "If"]:
-        problems.append(f"expected no condition, found {len(conditions)} If operations such as {conditions[0]!r}")
+        problems.append(
+            f"expected no condition, found {len(conditions)} If operations such as {conditions[0]!r}"
+        )
     for port in model.inputs[:1]:
         shape = port.get_partial_shape()
         if len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
@@ -206,24 +241,74 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
 _TO_BE_MEASURED = hashlib.sha256(b"edgeface: digest of the .bin, known once it is written").hexdigest()
 
 
-def check_ir(path: Path) -> None:
-    """Read an IR back in a fresh process and hold it to every promise of this module.
+def publish_ir(staged: Path, output_dir: Path) -> Path:
+    """Move a finished IR out of its staging folder; return where its .xml is now.
+
+    The old .xml goes first: should the machine stop in between, there is no IR rather than half of two.
+    """
+    final = output_dir / staged.name
+    with output_errors(final):
+        final.unlink(missing_ok=True)
+        staged.with_suffix(".bin").replace(final.with_suffix(".bin"))
+        staged.replace(final)
+    return final
+
+
+def read_model(path: Path) -> ov.Model:
+    """Read an IR.
 
     Raises
     ------
-    ConversionError
-        With the first promise that the IR breaks.
+    ModelFormatError
+        If it is absent, damaged, or no IR.
     """
-    checked = subprocess.run(
-        [sys.executable, "-m", "edgeface.convert.check", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if checked.returncode != 0:
-        reason = checked.stderr.strip().splitlines() or [f"the process ended with {checked.returncode}"]
-        raise ConversionError(f"the IR failed its check after saving: {reason[-1]}")
+    if not path.is_file():
+        raise ModelFormatError(f"{path}: expected an IR (.xml), found nothing there")
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelFormatError(f"{path}: expected an IR with its .bin beside it; {reason[-1]}") from error
+
+
+class FreshProcessCheck:
+    """Reads an IR back in a process that has run nothing before, and holds it to every promise of this module.
+
+    The process starts with the block, so that it is ready by the time the IR is written::
+
+        with FreshProcessCheck() as check:
+            path, contract = save_ir(...)
+            check(path)
+    """
+
+    def __enter__(self) -> Callable[[Path], None]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeface.convert.check"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self._check
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _check(self, path: Path) -> None:
+        """Raise `ConversionError` with the first promise that the IR breaks."""
+        try:
+            _, stderr = self._process.communicate(f"{path}\n", timeout=_CHECK_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ConversionError(
+                f"the check of the saved IR did not end within {_CHECK_SECONDS} s"
+            ) from None
+        if self._process.returncode != 0:
+            reason = stderr.strip().splitlines() or [f"its process ended with {self._process.returncode}"]
+            raise ConversionError(f"the IR failed its check after saving: {reason[-1]}")
+
+
+_CHECK_SECONDS = 600
 
 
 def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:

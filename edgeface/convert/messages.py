@@ -8,6 +8,8 @@ can be imported in the same process.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,22 @@ AttrValue         s=2|bytes i=3|int64 f=4|float b=5|bool type=6|int32 shape=7|Te
 List              s=2*bytes i=3*int64 f=4*float b=5*bool type=6*int32 shape=7*TensorShape
 TensorShape       dim=2*Dim unknown_rank=3:bool
 Dim               size=1:int64 name=2:string
-Tensor            dtype=1:int32 tensor_shape=2:TensorShape tensor_content=4:bytes float_val=5*float double_val=6*double int_val=7*int32 string_val=8*bytes int64_val=10*int64 bool_val=11*bool half_val=13*int32
+Tensor            dtype=1:int32 tensor_shape=2:TensorShape tensor_content=4:bytes half_val=13*int32
+Tensor            float_val=5*float double_val=6*double int_val=7*int32 string_val=8*bytes
+Tensor            int64_val=10*int64 bool_val=11*bool
 MetaGraphDef      graph_def=2:GraphDef signature_def=5%SignatureDef
 SignatureDef      inputs=1%TensorInfo outputs=2%TensorInfo method_name=3:string
 TensorInfo        name=1:string dtype=2:int32 tensor_shape=3:TensorShape
 SavedModel        saved_model_schema_version=1:int64 meta_graphs=2*MetaGraphDef
 BundleHeader      num_shards=1:int32 endianness=2:int32
-BundleEntry       dtype=1:int32 shape=2:TensorShape shard_id=3:int32 offset=4:int64 size=5:int64 crc32c=6:fixed32 slices=7*bytes
+BundleEntry       dtype=1:int32 shape=2:TensorShape shard_id=3:int32 offset=4:int64 size=5:int64 crc32c=6:fixed32
+BundleEntry       slices=7*bytes
 """
-"""A message a line; a field is name=number, then `:` single, `*` repeated, `|` in the oneof, `%` map from string."""
+"""Fields are name=number, then `:` single, `*` repeated, `|` one of several, `%` map from string, then the type."""
+
+_PACKAGE = "edgeface.tensorflow"
+_FIELD = re.compile(r"(\w+)=(\d+)([:*|%])(\w+)")
+_Field = descriptor_pb2.FieldDescriptorProto
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
@@ -53,46 +62,43 @@ _VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9:
 
 
 def _build_messages() -> dict[str, Any]:
-    package = "edgeface.tensorflow"
-    file = descriptor_pb2.FileDescriptorProto(name="edgeface/tensorflow.proto", package=package, syntax="proto3")
-    names = [line.split()[0] for line in _SCHEMA.strip().splitlines()]
-    field_type = descriptor_pb2.FieldDescriptorProto
-    for line in _SCHEMA.strip().splitlines():
-        name, *fields = line.split()
-        message = file.message_type.add(name=name)
+    file = descriptor_pb2.FileDescriptorProto(
+        name="edgeface/tensorflow.proto", package=_PACKAGE, syntax="proto3"
+    )
+    lines = [line.split() for line in _SCHEMA.strip().splitlines()]
+    messages = {name: file.message_type.add(name=name) for name in dict.fromkeys(line[0] for line in lines)}
+    for name, *fields in lines:
         for field in fields:
-            separator = next(character for character in ":*|%" if character in field)
-            (field_name, number), kind = field.split(separator)[0].split("="), field.split(separator)[1]
-            added = message.field.add(name=field_name, number=int(number), label=field_type.LABEL_OPTIONAL)
-            if separator in "*%":
-                added.label = field_type.LABEL_REPEATED
-            if separator == "|":
-                if not message.oneof_decl:
-                    message.oneof_decl.add(name="value")
-                added.oneof_index = 0
-            if separator == "%":
-                entry = message.nested_type.add(name=f"{field_name.title().replace('_', '')}Entry")
-                entry.options.map_entry = True
-                entry.field.add(
-                    name="key", number=1, type=field_type.TYPE_STRING, label=field_type.LABEL_OPTIONAL
-                )
-                entry.field.add(
-                    name="value",
-                    number=2,
-                    type=field_type.TYPE_MESSAGE,
-                    type_name=f".{package}.{kind}",
-                    label=field_type.LABEL_OPTIONAL,
-                )
-                added.type, added.type_name = field_type.TYPE_MESSAGE, f".{package}.{name}.{entry.name}"
-            elif kind in names:
-                added.type, added.type_name = field_type.TYPE_MESSAGE, f".{package}.{kind}"
-            else:
-                added.type = getattr(field_type, f"TYPE_{kind.upper()}")
+            _add_field(messages[name], field, messages.keys())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in names
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+        for name in messages
     }
+
+
+def _add_field(message: Any, text: str, messages: Collection[str]) -> None:
+    match = _FIELD.fullmatch(text)
+    assert match is not None, text
+    name, number, cardinality, kind = match.groups()
+    field = message.field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
+    if cardinality == "|":
+        if not message.oneof_decl:
+            message.oneof_decl.add(name="value")
+        field.oneof_index = 0
+    if cardinality == "%":  # on the wire, a map is a repeated message of key and value
+        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
+        entry.options.map_entry = True
+        _add_field(entry, "key=1:string", messages)
+        _add_field(entry, f"value=2:{kind}", messages)
+        kind = f"{message.name}.{entry.name}"
+    if cardinality in "*%":
+        field.label = _Field.LABEL_REPEATED
+    if cardinality == "%" or kind in messages:
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+    else:
+        field.type = getattr(_Field, f"TYPE_{kind.upper()}")
 
 
 _MESSAGES = _build_messages()

@@ -13,11 +13,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.contract import ModelContract, Precision
+from edgeface.contract import Color, Layout, ModelContract, Precision
+from edgeface.convert.ir import read_model
 from edgeface.convert.tensorflow import checkpoint_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 
-__all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden"]
+__all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -77,6 +78,8 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
     ----------
     source
         The TensorFlow model that was converted.
+    ir
+        The .xml, with a contract.
     golden
         .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32.
 
@@ -85,7 +88,7 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
     ExtraNotInstalledError
         If there is neither TensorFlow nor a golden file.
     """
-    contract = read_contract(ir)
+    contract = ModelContract.read_from(read_model(ir), source=str(ir))
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
     if importlib.util.find_spec("tensorflow") is not None:
         against, expected = _embed_with_tensorflow(source, images, contract)
@@ -142,43 +145,49 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
     return images, embeddings
 
 
-def read_contract(ir: Path) -> ModelContract:
-    """The contract inside an IR."""
-    return ModelContract.read_from(ov.Core().read_model(ir), source=str(ir))
-
-
 def embed_with_ir(ir: Path, images: Images) -> Embeddings:
-    """Embed aligned crops with an IR in FP32 on the CPU, whatever its layout and colour order.
+    """Embed aligned crops with an IR that has a contract, in FP32 on the CPU.
 
     Parameters
     ----------
+    ir
+        The .xml.
     images : (N, H, W, 3) uint8, RGB, 0-255
+        Whatever layout and colour order the IR takes.
 
     Returns
     -------
     (N, D) float32
+
+    Raises
+    ------
+    InputError
+        If the images are not of the contract's size.
     """
-    core = ov.Core()
-    model = core.read_model(ir)
+    model = read_model(ir)
     contract = ModelContract.read_from(model, source=str(ir))
     if images.shape[1:3] != contract.input_size:
         raise InputError(f"{ir}: expected images of {contract.input_size}, found {images.shape[1:3]}")
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    batch = model.input(0).get_partial_shape()[0]
-    step = len(images) if batch.is_dynamic else batch.get_length()
-    padding = -len(images) % step
-    padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)])
+    return run_model(model, to_input(images, layout=contract.layout, color=contract.color))
+
+
+def run_model(model: ov.Model, batch: NDArray[np.float32]) -> Embeddings:
+    """Run an image model over a batch of any size, in FP32 on the CPU; its own batch may be static."""
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    size = model.input(0).get_partial_shape()[0]
+    step = len(batch) if size.is_dynamic else size.get_length()
+    padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % step, axis=0)])
     request = compiled.create_infer_request()
     rows = [
-        request.infer({0: _to_input(padded[start : start + step], contract)})[0].copy()
-        for start in range(0, len(padded), step)
+        request.infer({0: padded[start : start + step]})[0].copy() for start in range(0, len(padded), step)
     ]
-    return np.concatenate(rows)[: len(images)]
+    return np.concatenate(rows)[: len(batch)]
 
 
-def _to_input(images: Images, contract: ModelContract) -> NDArray[np.float32]:
-    ordered = images[..., ::-1] if contract.color == "BGR" else images
-    if contract.layout == "NCHW":
+def to_input(images: Images, *, layout: Layout, color: Color) -> NDArray[np.float32]:
+    """Reorder (N, H, W, 3) uint8 RGB images into a model's layout and colour order, still 0-255."""
+    ordered = images[..., ::-1] if color == "BGR" else images
+    if layout == "NCHW":
         ordered = ordered.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(ordered, np.float32)
 
@@ -186,7 +195,9 @@ def _to_input(images: Images, contract: ModelContract) -> NDArray[np.float32]:
 def _random_crops(contract: ModelContract, count: int = 8) -> Images:
     """Seeded RGB images, coarse enough that embeddings of them differ."""
     height, width = contract.input_size
-    coarse = np.random.default_rng(0).integers(0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8)
+    coarse = np.random.default_rng(0).integers(
+        0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8
+    )
     return coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
 
 
@@ -196,7 +207,7 @@ def _embed_with_tensorflow(source: Path, images: Images, contract: ModelContract
     import tensorflow
 
     tf: Any = tensorflow.compat.v1
-    standardised = (images.astype(np.float32) - np.float32(contract.mean)) / np.float32(contract.scale)
+    standardised = (images - np.array(contract.mean, np.float32)) / np.array(contract.scale, np.float32)
     with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
         checkpoint = checkpoint_of(source)
         if checkpoint is not None:

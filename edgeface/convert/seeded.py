@@ -17,7 +17,9 @@ from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE,
 __all__ = ["seeded_weights"]
 
 Array = NDArray[np.float32]
-_IMAGES = 12
+_CELLS = (1, 2, 8, 32)
+"""Pixels a side of one random colour, from fine noise to coarse blotches."""
+_CONTRASTS = (1.0, 1.0, 0.5, 0.15)
 
 
 def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[Any]]:
@@ -37,10 +39,12 @@ def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[An
 def _random_images(generator: np.random.Generator) -> Array:
     """(N, 160, 160, 3) standardised images from coarse blotches to fine noise."""
     images = []
-    for index in range(_IMAGES):
-        cell = (1, 2, 8, 32)[index % 4]
-        coarse = generator.uniform(0, 255, (INPUT_SIZE // cell, INPUT_SIZE // cell, 3))
-        images.append(coarse.repeat(cell, axis=0).repeat(cell, axis=1))
+    for cell in _CELLS:
+        for contrast in _CONTRASTS:
+            colors = generator.uniform(0, 255, (INPUT_SIZE // cell, INPUT_SIZE // cell, 3))
+            background = generator.uniform(0, 255, 3)
+            colors = background + contrast * (colors - background)
+            images.append(colors.repeat(cell, axis=0).repeat(cell, axis=1))
     return ((np.stack(images) - 127.5) / 128).astype(np.float32)
 
 
@@ -79,7 +83,7 @@ class _Calibration:
             y = self._normalize(name, y)
         else:
             self.weights[f"{SCOPE}/{name}/biases"] = np.zeros(channels, np.float32)
-        return np.maximum(y, 0) if relu else y
+        return np.maximum(y, np.float32(0)) if relu else y
 
     def max_pool(self, name: str, x: Array) -> Array:
         size = (x.shape[1] - 3) // 2 + 1
@@ -88,7 +92,8 @@ class _Calibration:
             for row in range(3)
             for column in range(3)
         ]
-        return np.maximum.reduce([window[:, :size, :size] for window in windows])
+        pooled: Array = np.maximum.reduce([window[:, :size, :size] for window in windows])
+        return pooled
 
     def concatenate(self, name: str, xs: list[Array]) -> Array:
         return np.concatenate(xs, axis=-1)
@@ -104,8 +109,9 @@ class _Calibration:
 
     def _draw(self, name: str, shape: tuple[int, ...]) -> Array:
         deviation = np.sqrt(2 / np.prod(shape[:-1]))
-        self.weights[name] = (self._generator.standard_normal(shape) * deviation).astype(np.float32)
-        return self.weights[name]
+        weights: Array = (self._generator.standard_normal(shape) * deviation).astype(np.float32)
+        self.weights[name] = weights
+        return weights
 
     def _normalize(self, name: str, y: Array) -> Array:
         axes = tuple(range(y.ndim - 1))
@@ -114,4 +120,5 @@ class _Calibration:
         self.weights[f"{prefix}/beta"] = np.zeros_like(mean)
         self.weights[f"{prefix}/moving_mean"] = mean
         self.weights[f"{prefix}/moving_variance"] = variance
-        return ((y - mean) / np.sqrt(variance + np.float32(BATCH_NORM_EPSILON))).astype(np.float32)
+        normalized: Array = (y - mean) / np.sqrt(variance + np.float32(BATCH_NORM_EPSILON))
+        return normalized

@@ -133,7 +133,9 @@ def _read_source(path: Path) -> _Source:
     content = read_bytes(path)
     graph = parse_message(GraphDef, content, path)
     if not graph.node:
-        raise ModelFormatError(f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?")
+        raise ModelFormatError(
+            f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?"
+        )
     return _Source(graph, {}, hashlib.sha256(content).hexdigest())
 
 
@@ -226,4 +228,6 @@ def _convert_file(file: Path, path: Path) -> ov.Model:
         return frontend.convert(frontend.load(str(file)))
     except RuntimeError as error:
         reason = [line for line in str(error).splitlines() if line.strip()]
-        raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[1:4])}") from error
+        raise ConversionError(
+            f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[1:4])}"
+        ) from error
