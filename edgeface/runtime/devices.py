@@ -1,0 +1,290 @@
+"""A device name as people write it in, what OpenVINO calls it out; and what OpenVINO sees on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import openvino as ov
+
+from edgeface.errors import DeviceError, InputError
+from edgeface.runtime.probe import MissingDevice, missing_devices
+
+__all__ = [
+    "DeviceCore",
+    "DeviceInfo",
+    "MissingDevice",
+    "ResolvedDevice",
+    "list_devices",
+    "missing_devices",
+    "physical_name",
+    "resolve_device",
+    "split_device",
+]
+
+_log = logging.getLogger(__name__)
+
+_VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
+_PHYSICAL = ("CPU", "GPU", "NPU")
+_GPU_KINDS = {"IGPU": "integrated", "DGPU": "discrete"}
+_RETIRED = ("MYRIAD", "VPU", "HDDL")
+_NAME = re.compile(rf"({'|'.join(_PHYSICAL)})(\.\d+)?")
+
+
+class DeviceCore(Protocol):
+    """The part of `openvino.Core` that is asked here; tests describe absent hardware with it."""
+
+    available_devices: list[str]
+
+    def get_property(self, device_name: str, property: str) -> Any:
+        """Read one property of a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device that OpenVINO sees.
+
+    Attributes
+    ----------
+    name
+        OpenVINO's name: ``CPU``, ``GPU``, ``GPU.1``, ``NPU``.
+    full_name
+        What the maker calls it.
+    kind
+        ``integrated`` or ``discrete``; None where the driver does not say.
+    capabilities
+        ``FP32``, ``FP16``, ``BF16``, ``INT8``, ``EXPORT_IMPORT`` (compiled models can be cached) and so on.
+    streams
+        (fewest, most) streams; None for a device without streams.
+    architecture, driver
+        As the plugin reports them; None where it does not.
+    memory_bytes
+        Of the device; of the machine for a CPU; None where unknown.
+    """
+
+    name: str
+    full_name: str
+    kind: str | None
+    capabilities: tuple[str, ...]
+    streams: tuple[int, int] | None
+    architecture: str | None
+    driver: str | None
+    memory_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedDevice:
+    """What a device name came to on this machine.
+
+    Attributes
+    ----------
+    requested
+        The name as it was written.
+    device
+        What `openvino.Core.compile_model` is given.
+    notes
+        One sentence for everything that was translated, left out or replaced; also logged.
+    config
+        Properties that the translation needs, such as the hint that makes AUTO what MULTI was.
+    fallback
+        Whether a device of the caller's fallback list, or a later one of an AUTO list, stands in for the
+        device that was asked for first.
+    """
+
+    requested: str
+    device: str
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    fallback: bool = False
+
+
+def list_devices(core: DeviceCore | None = None) -> list[DeviceInfo]:
+    """Describe every device that OpenVINO sees, in its order."""
+    core = core or ov.Core()
+    return [_describe(core, name) for name in core.available_devices]
+
+
+def split_device(device: str) -> tuple[str | None, tuple[str, ...]]:
+    """Split ``AUTO:GPU,CPU`` into ``("AUTO", ("GPU", "CPU"))`` and ``GPU.1`` into ``(None, ("GPU.1",))``.
+
+    The number in ``BATCH:CPU(4)`` is left out; devices that AUTO is told to avoid (``-GPU``) stay in the list.
+    """
+    virtual, colon, rest = device.partition(":")
+    if not colon and virtual not in _VIRTUAL:
+        return None, (device,)
+    members = tuple(name for name in rest.split(",") if name)
+    return virtual, tuple(re.sub(r"\(\d+\)$", "", name) for name in members)
+
+
+def physical_name(device: str, present: Sequence[str]) -> str | None:
+    """Name under which OpenVINO lists this device (``GPU`` may be listed as ``GPU.0``), or None if absent."""
+    same = (device, f"{device}.0", device.removesuffix(".0"))
+    return next((name for name in same if name in present), None)
+
+
+def resolve_device(
+    text: str, *, fallback: Sequence[str] = (), core: DeviceCore | None = None
+) -> ResolvedDevice:
+    """Turn a device name as people write it into what this machine can run.
+
+    ``iGPU`` and ``dGPU`` are the integrated and the discrete one of several GPUs. ``MYRIAD``, ``VPU`` and
+    ``HDDL`` mean the NPU. ``MULTI:A,B`` becomes ``AUTO:A,B`` with the hint CUMULATIVE_THROUGHPUT. A list
+    behind AUTO is an order of preference, so absent devices are left out of it and said; every device behind
+    HETERO, BATCH and MULTI is needed. Case does not matter.
+
+    Parameters
+    ----------
+    text
+        ``CPU``, ``GPU``, ``GPU.1``, ``iGPU``, ``NPU``, ``AUTO``, ``AUTO:GPU,CPU``, ``HETERO:GPU,CPU``,
+        ``BATCH:GPU(8)``, ``MULTI:GPU,CPU``.
+    fallback
+        Names to try in this order when `text` is absent. Empty: an absent device is an error.
+    core : openvino.Core
+        Asked for what is present.
+
+    Raises
+    ------
+    InputError
+        If the name is not one of the above.
+    DeviceError
+        If the device is absent and no fallback is present; says what is there, why the device is not, and
+        what would bring it.
+    """
+    core = core or ov.Core()
+    refusals: list[DeviceError] = []
+    for candidate in (text, *fallback):
+        try:
+            resolved = _resolve(candidate, core)
+        except DeviceError as error:
+            refusals.append(error)
+            continue
+        if refusals:
+            reasons = tuple(str(refusal) for refusal in refusals)
+            notes = (*reasons, f"{resolved.device} is used instead, as the fallback allows", *resolved.notes)
+            resolved = dataclasses.replace(resolved, requested=text, notes=notes, fallback=True)
+        for note in resolved.notes:
+            _log.warning("%s", note)
+        return resolved
+    raise refusals[0]
+
+
+def _resolve(text: str, core: DeviceCore) -> ResolvedDevice:
+    device = text.strip().upper()
+    virtual, members = split_device(device)
+    if virtual is None:
+        name, said = _resolve_one(device, core)
+        return ResolvedDevice(text, name, said)
+    if virtual not in _VIRTUAL or (virtual != "AUTO" and not members):
+        raise _unknown(text)
+
+    found: list[str] = []
+    avoided: list[str] = []
+    notes: list[str] = []
+    first_refusal: DeviceError | None = None
+    replaced = False
+    for member in members:
+        if virtual == "AUTO" and member.startswith("-"):
+            avoided.append(member)
+            continue
+        try:
+            name, said = _resolve_one(member, core)
+        except DeviceError as error:
+            if virtual != "AUTO":
+                raise
+            first_refusal = first_refusal or error
+            replaced = replaced or not found
+            notes.append(f"{text}: {member} is left out: {error}")
+        else:
+            found.append(name)
+            notes.extend(said)
+    if first_refusal and not found:
+        raise first_refusal
+
+    config: dict[str, Any] = {}
+    suffix = ""
+    if virtual == "MULTI":
+        virtual = "AUTO"
+        config["PERFORMANCE_HINT"] = "CUMULATIVE_THROUGHPUT"
+        notes.append(f"{text}: MULTI is deprecated; AUTO with the hint CUMULATIVE_THROUGHPUT follows it")
+    elif virtual == "BATCH" and (size := re.search(r"\(\d+\)$", device)):
+        suffix = size[0]
+    listed = ",".join((*found, *avoided))
+    name = f"{virtual}:{listed}{suffix}" if listed else virtual
+    return ResolvedDevice(text, name, tuple(notes), config, fallback=replaced)
+
+
+def _resolve_one(device: str, core: DeviceCore) -> tuple[str, tuple[str, ...]]:
+    """OpenVINO's name of one physical device that is present, and what there is to say about it."""
+    present = core.available_devices
+    if device in _GPU_KINDS:
+        kind = _GPU_KINDS[device]
+        if name := next((gpu for gpu in present if gpu.startswith("GPU") and _kind(core, gpu) == kind), None):
+            return name, ()
+        raise _absent(f"no {kind} GPU", "GPU", core)
+    if device in _RETIRED:
+        history = f"{device}: the Myriad VPU ended with OpenVINO 2022.3 LTS, and NPU is what follows it"
+        if name := physical_name("NPU", present):
+            return name, (f"{history}; {name} is used",)
+        raise _absent(f"{history}; no NPU", "NPU", core)
+    if not _NAME.fullmatch(device):
+        raise _unknown(device)
+    if physical_name(device, present) is None:
+        raise _absent(f"no {device}", device, core)
+    return "CPU" if device == "CPU.0" else device, ()  # the CPU plugin refuses a number
+
+
+def _unknown(text: str) -> InputError:
+    return InputError(
+        f"device: expected CPU, GPU, GPU.1, iGPU, dGPU, NPU, AUTO, AUTO:GPU,CPU, HETERO:GPU,CPU, BATCH:GPU(8) "
+        f"or MULTI:GPU,CPU, found {text!r}; 'edgeface devices' lists what is here"
+    )
+
+
+def _absent(what: str, device: str, core: DeviceCore) -> DeviceError:
+    family = device.partition(".")[0]
+    missing = next((item for item in missing_devices(core=core) if item.name == family), None)
+    why = f": {missing.reason}; {missing.cure}" if missing else ""
+    return DeviceError(f"{what} here{why}; OpenVINO found {', '.join(core.available_devices) or 'no device'}")
+
+
+def read_property(core: DeviceCore, device: str, name: str) -> Any:
+    """Read a device's property, or None if the device does not have it."""
+    if name not in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        return None  # asking anyway raises, with a text that differs from plugin to plugin
+    return core.get_property(device, name)
+
+
+def _kind(core: DeviceCore, device: str) -> str | None:
+    kind = read_property(core, device, "DEVICE_TYPE")
+    return None if kind is None else str(getattr(kind, "name", kind)).lower()
+
+
+def _describe(core: DeviceCore, device: str) -> DeviceInfo:
+    def read(*names: str) -> Any:
+        values = (read_property(core, device, name) for name in names)
+        return next((value for value in values if value not in (None, "")), None)
+
+    streams = read("RANGE_FOR_STREAMS")
+    driver = read("NPU_DRIVER_VERSION", "GPU_DRIVER_VERSION")
+    memory = read("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
+    if device == "CPU":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return DeviceInfo(
+        name=device,
+        full_name=str(read("FULL_DEVICE_NAME") or device).strip(),
+        kind=_kind(core, device),
+        capabilities=tuple(read("OPTIMIZATION_CAPABILITIES") or ()),
+        streams=(int(streams[0]), int(streams[1])) if streams else None,
+        architecture=read("DEVICE_ARCHITECTURE"),
+        driver=None if driver is None else str(driver),
+        memory_bytes=None if memory is None else int(memory),
+    )

@@ -1,0 +1,388 @@
+"""How one device is to run a model, as data; and, read back from the compiled model, how it does run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import openvino as ov
+
+from edgeface.errors import InputError
+from edgeface.runtime.devices import DeviceCore, ResolvedDevice, read_property, split_device
+
+__all__ = [
+    "DevicePlan",
+    "ExecutionReport",
+    "Hint",
+    "InferencePrecision",
+    "default_plan",
+    "describe_execution",
+]
+
+_log = logging.getLogger(__name__)
+
+InferencePrecision = Literal["f32", "bf16", "f16"]
+Hint = Literal["LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT"]
+PropertyValue = str | int | float | bool
+
+_BUCKETS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """How one device is to run a model.
+
+    None leaves a choice to the device.
+
+    Attributes
+    ----------
+    device
+        OpenVINO's device name, as `resolve_device` gives it.
+    precision
+        What the arithmetic runs in, whatever the weights are stored in. ``f32`` also asks for ACCURACY mode:
+        numbers that repeat from device to device.
+    hint
+        What OpenVINO tunes streams and requests for. CUMULATIVE_THROUGHPUT runs on all devices of an AUTO
+        list at once.
+    streams
+        Requests that execute at the same time. The NPU has none.
+    requests
+        Infer requests in flight; None takes the compiled model's optimal number.
+    batch_buckets
+        Static batch sizes to compile, ascending; a batch is padded to the next one.
+    threads
+        CPU threads over all streams.
+    cache_dir
+        Where compiled models are kept.
+    extra
+        Further OpenVINO properties; they win over what the fields above give.
+    """
+
+    device: str
+    precision: InferencePrecision | None = None
+    hint: Hint | None = None
+    streams: int | None = None
+    requests: int | None = None
+    batch_buckets: tuple[int, ...] = (1,)
+    threads: int | None = None
+    cache_dir: Path | None = None
+    extra: Mapping[str, PropertyValue] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        virtual, members = split_device(self.device)
+        _require(bool(self.device), "device", "an OpenVINO device name", self.device)
+        _require_member("precision", self.precision, InferencePrecision)
+        _require_member("hint", self.hint, Hint)
+        for name in ("streams", "requests", "threads"):
+            value = getattr(self, name)
+            _require(value is None or (_is_whole(value) and value > 0), name, "a positive number", value)
+        buckets = self.batch_buckets
+        ascending = all(low < high for low, high in itertools.pairwise(buckets))
+        _require(
+            bool(buckets) and all(_is_whole(size) and size > 0 for size in buckets) and ascending,
+            "batch_buckets",
+            "ascending positive numbers such as 1, 2, 4",
+            list(buckets),
+        )
+        if self.hint == "CUMULATIVE_THROUGHPUT":
+            _require(
+                virtual == "AUTO", "hint CUMULATIVE_THROUGHPUT", "a device AUTO or AUTO:...", self.device
+            )
+        if self.streams is not None and members[:1] == ("NPU",):
+            _require(False, "streams", "None, for an NPU has no streams", self.streams)
+        for name, value in self.extra.items():
+            _require(
+                isinstance(value, PropertyValue), f"extra[{name!r}]", "text, a number or a boolean", value
+            )
+
+    def compile_config(self) -> dict[str, Any]:
+        """Properties for `openvino.Core.compile_model`."""
+        wanted = {
+            "PERFORMANCE_HINT": self.hint,
+            "PERFORMANCE_HINT_NUM_REQUESTS": self.requests,
+            "NUM_STREAMS": self.streams,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "EXECUTION_MODE_HINT": "ACCURACY" if self.precision == "f32" else None,
+            "CACHE_DIR": None if self.cache_dir is None else str(self.cache_dir),
+        }
+        return {name: value for name, value in wanted.items() if value is not None} | dict(self.extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        stored = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        stored["batch_buckets"] = list(self.batch_buckets)
+        stored["cache_dir"] = None if self.cache_dir is None else str(self.cache_dir)
+        stored["extra"] = dict(self.extra)
+        return stored
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], *, source: str = "plan") -> DevicePlan:
+        """Rebuild what `to_dict` wrote; only `device` is required.
+
+        Parameters
+        ----------
+        stored
+            A mapping of JSON types.
+        source
+            How messages call the file.
+
+        Raises
+        ------
+        InputError
+            If a field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(stored, Mapping):
+            raise InputError(f"{source}: expected an object with a device plan, found {stored!r}")
+        known = {item.name for item in dataclasses.fields(cls)}
+        if unknown := sorted(stored.keys() - known):
+            raise InputError(
+                f"{source}: expected only the fields {', '.join(sorted(known))}, found {', '.join(unknown)} too"
+            )
+        values = dict(stored)
+        for name, kind, what in (
+            ("device", str, "text"),
+            ("cache_dir", str | None, "text"),
+            ("batch_buckets", list, "a list of numbers"),
+            ("extra", Mapping, "an object"),
+        ):
+            if name in values or name == "device":
+                value = values.get(name)
+                if not isinstance(value, kind):
+                    raise InputError(f"{source}: {name}: expected {what}, found {value!r}")
+        if values.get("cache_dir") is not None:
+            values["cache_dir"] = Path(values["cache_dir"])
+        if "batch_buckets" in values:
+            values["batch_buckets"] = tuple(values["batch_buckets"])
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> DevicePlan:
+        """Read a plan file, the JSON form of `to_dict`.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, is not JSON or is not a plan.
+        """
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the device plan: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(
+                f"{path}: expected a device plan in JSON, found something else: {error}"
+            ) from error
+        return cls.from_dict(stored, source=str(path))
+
+
+def default_plan(
+    device: str | ResolvedDevice,
+    *,
+    hint: Hint | None = "THROUGHPUT",
+    precision: InferencePrecision | None = None,
+    streams: int | None = None,
+    requests: int | None = None,
+    threads: int | None = None,
+    batch_buckets: Sequence[int] | None = None,
+    cache_dir: Path | None = None,
+) -> DevicePlan:
+    """Give the plan that suits a device: streams of batch 1 on a CPU, static batch buckets on GPU and NPU.
+
+    Parameters
+    ----------
+    device
+        A name as OpenVINO knows it, or what `resolve_device` made of one; the latter's properties are kept.
+    hint, precision, streams, requests, threads, batch_buckets, cache_dir
+        As in `DevicePlan`; what is given replaces the default.
+
+    Raises
+    ------
+    InputError
+        If the options contradict the device or each other.
+    """
+    extra: dict[str, PropertyValue] = {}
+    if isinstance(device, ResolvedDevice):
+        extra = dict(device.config)
+        hint = extra.pop("PERFORMANCE_HINT", hint)  # type: ignore[assignment]
+        device = device.device
+    virtual, members = split_device(device)
+    # BATCH gathers batches by itself. A bare AUTO has not chosen yet, and batch 1 runs everywhere.
+    accelerated = virtual != "BATCH" and bool(members) and members[0].startswith(("GPU", "NPU"))
+    default = _BUCKETS if accelerated else (1,)
+    return DevicePlan(
+        device=device,
+        precision=precision,
+        hint=hint,
+        streams=streams,
+        requests=requests,
+        batch_buckets=default if batch_buckets is None else tuple(batch_buckets),
+        threads=threads,
+        cache_dir=cache_dir,
+        extra=extra,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionReport:
+    """What executes a model, read back from the compiled model. None: the plugin does not say.
+
+    Attributes
+    ----------
+    requested_device
+        The name as the caller wrote it.
+    execution_devices, full_names
+        What executes, by OpenVINO's name and by the maker's.
+    precision
+        The arithmetic: ``f32``, ``bf16``, ``f16``; ``dynamic``: each operation in its own type.
+    streams, optimal_requests, threads
+        As compiled.
+    loaded_from_cache
+        Whether compilation was skipped.
+    fallback
+        Whether what executes is not what was asked for.
+    notes
+        One sentence for everything that differs from the request; also logged.
+    """
+
+    requested_device: str
+    execution_devices: tuple[str, ...]
+    full_names: tuple[str, ...]
+    precision: str | None
+    streams: int | None
+    optimal_requests: int | None
+    threads: int | None
+    loaded_from_cache: bool | None
+    fallback: bool
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def describe_execution(
+    compiled: ov.CompiledModel,
+    plan: DevicePlan,
+    *,
+    resolved: ResolvedDevice | None = None,
+    core: DeviceCore | None = None,
+) -> ExecutionReport:
+    """Read back what executes a compiled model, and log a warning where it is not what was asked for.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        What to ask.
+    plan
+        What it was compiled with.
+    resolved
+        What `resolve_device` made of the caller's words; its notes and its fallback join the report.
+    core : openvino.Core
+        Asked for the devices' full names.
+    """
+    core = core or ov.Core()
+    raw = tuple(_read(compiled, "EXECUTION_DEVICES") or ())
+    executing = tuple(name.strip("()") for name in raw)
+    inner = _read(compiled, "DEVICE_PROPERTIES") or {}
+    # AUTO and HETERO answer for the devices inside them under DEVICE_PROPERTIES; the first one is reported.
+    first: Mapping[str, Any] = next((inner[name] for name in executing if name in inner), {})
+
+    def read(name: str) -> Any:
+        value = _read(compiled, name)
+        return first.get(name) if value is None else value
+
+    notes: list[str] = []
+    if any(name.startswith("(") for name in raw):
+        # AUTO's own notation for a device that stands in until compilation for the chosen one has finished.
+        notes.append(f"{', '.join(executing)} serves while the model is compiled for {plan.device}")
+    precision = _type_name(read("INFERENCE_PRECISION_HINT"))
+    threads, streams = read("INFERENCE_NUM_THREADS"), read("NUM_STREAMS")
+    differs = _not_asked_for(plan, executing)
+    if differs:
+        notes.append(differs)
+    for what, wanted, found in (
+        ("precision", plan.precision, precision),
+        ("streams", plan.streams, streams),
+        ("threads", plan.threads, threads),
+    ):
+        if wanted is not None and found is not None and wanted != found:
+            notes.append(f"{what}: {wanted} was asked for, {plan.device} runs with {found}")
+    for note in notes:
+        _log.warning("%s", note)
+    return ExecutionReport(
+        requested_device=resolved.requested if resolved else plan.device,
+        execution_devices=executing,
+        full_names=tuple(_full_name(core, name) for name in executing),
+        precision=precision,
+        streams=_whole(streams),
+        optimal_requests=_whole(read("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
+        threads=_whole(threads),
+        loaded_from_cache=_read(compiled, "LOADED_FROM_CACHE"),
+        fallback=bool(differs) or bool(resolved and resolved.fallback),
+        notes=(*(resolved.notes if resolved else ()), *notes),
+    )
+
+
+def _not_asked_for(plan: DevicePlan, executing: Sequence[str]) -> str | None:
+    """One sentence if devices execute that the plan did not want, or wanted ones do not."""
+    virtual, members = split_device(plan.device)
+    wanted = [name for name in members if not name.startswith("-")]
+    if virtual == "AUTO" and plan.hint != "CUMULATIVE_THROUGHPUT":
+        wanted = wanted[:1]  # the rest of the list is what to do when the first one cannot
+    absent = [name for name in wanted if not any(_same(name, other) for other in executing)]
+    strange = [name for name in executing if wanted and not any(_same(other, name) for other in wanted)]
+    if not executing or not (absent or strange):
+        return None
+    return f"{plan.device} was asked for, {', '.join(executing)} executes"
+
+
+def _same(wanted: str, executing: str) -> bool:
+    return executing in (wanted, f"{wanted}.0") or wanted == f"{executing}.0"
+
+
+def _read(compiled: ov.CompiledModel, name: str) -> Any:
+    # BATCH answers for its device without listing the property as supported, so trying is the only way.
+    try:
+        return compiled.get_property(name)
+    except RuntimeError:
+        return None
+
+
+def _full_name(core: DeviceCore, device: str) -> str:
+    return str(read_property(core, device, "FULL_DEVICE_NAME") or device).strip()
+
+
+def _type_name(value: Any) -> str | None:
+    """``f32`` for `openvino.Type.f32`; 2024 says ``undefined`` where 2026 says ``dynamic``."""
+    if value is None:
+        return None
+    name = value.get_type_name() if isinstance(value, ov.Type) else str(value)
+    return "dynamic" if name == "undefined" else name
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require_member(what: str, value: object, allowed: Any) -> None:
+    choices = get_args(allowed)
+    _require(value is None or value in choices, what, f"one of {', '.join(choices)}, or none", value)
+
+
+def _require(holds: bool, what: str, expected: str, found: object) -> None:
+    if not holds:
+        raise InputError(f"{what}: expected {expected}, found {found!r}")

@@ -1,0 +1,233 @@
+"""A machine's file system in, why OpenVINO does not see its GPU or NPU out, each reason with its cure."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import openvino as ov
+
+if TYPE_CHECKING:
+    from edgeface.runtime.devices import DeviceCore
+
+__all__ = ["Cause", "MissingDevice", "can_load", "can_open", "in_container", "missing_devices"]
+
+_INTEL = "0x8086"
+_NPU = "https://github.com/intel/linux-npu-driver/releases"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One thing that keeps a device away.
+
+    Attributes
+    ----------
+    reason
+        What was found.
+    cure
+        What to do about it: a command, or where to read on.
+    """
+
+    reason: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class MissingDevice:
+    """A device that OpenVINO could use and does not see.
+
+    Attributes
+    ----------
+    name
+        ``GPU`` or ``NPU``.
+    causes
+        Everything that stands in the way, in the order in which to deal with it; never empty.
+    """
+
+    name: str
+    causes: tuple[Cause, ...]
+
+    @property
+    def reason(self) -> str:
+        """All reasons in one line."""
+        return "; ".join(cause.reason for cause in self.causes)
+
+    @property
+    def cure(self) -> str:
+        """All cures in one line."""
+        return "; then ".join(dict.fromkeys(cause.cure for cause in self.causes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and causes as JSON types."""
+        return {"name": self.name, "causes": [{"reason": c.reason, "cure": c.cure} for c in self.causes]}
+
+
+def can_load(library: str) -> bool:
+    """Whether the dynamic linker finds a shared library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def can_open(device: Path) -> bool:
+    """Whether this user may read and write a device file."""
+    return os.access(device, os.R_OK | os.W_OK)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What one kind of device needs on Linux, from the bus up to the library."""
+
+    name: str
+    pci_class: str
+    nodes: str
+    no_driver: Cause
+    no_node: Cause
+    libraries: tuple[tuple[tuple[str, ...], Cause], ...]
+    """Names that mean the same library, and what it means when none of them is found."""
+
+
+# PCI base class 03 is a display controller, 12 a processing accelerator (PCI Code and ID Assignment, 1.11).
+_FAMILIES = (
+    _Family(
+        name="GPU",
+        pci_class="0x03",
+        nodes="dev/dri/renderD*",
+        no_driver=Cause(
+            "an Intel GPU is on the bus, but there is no /dev/dri/renderD*: its kernel driver is not loaded",
+            "load i915 or xe (sudo modprobe i915); a new GPU may need a newer kernel",
+        ),
+        no_node=Cause(
+            "an Intel GPU is on the bus, but this container has no /dev/dri",
+            "start it with --device /dev/dri --group-add $(stat -c %g /dev/dri/renderD128), taken on the host",
+        ),
+        libraries=(
+            (
+                ("libOpenCL.so.1",),
+                Cause("the OpenCL loader libOpenCL.so.1 is not installed", "apt install ocl-icd-libopencl1"),
+            ),
+            (
+                ("etc/OpenCL/vendors/*intel*.icd",),
+                Cause("Intel's OpenCL driver is not installed", "apt install intel-opencl-icd"),
+            ),
+        ),
+    ),
+    _Family(
+        name="NPU",
+        pci_class="0x12",
+        nodes="dev/accel/accel*",
+        no_driver=Cause(
+            "an Intel NPU is on the bus, but there is no /dev/accel/accel*: its kernel driver is not loaded",
+            f"load intel_vpu (sudo modprobe intel_vpu; Linux 6.6 or newer) and install intel-fw-npu from {_NPU}",
+        ),
+        no_node=Cause(
+            "an Intel NPU is on the bus, but this container has no /dev/accel",
+            "start it with --device /dev/accel --group-add $(stat -c %g /dev/accel/accel0), taken on the host",
+        ),
+        libraries=(
+            (
+                ("libze_loader.so.1",),
+                Cause("the Level Zero loader libze_loader.so.1 is not installed", "apt install libze1"),
+            ),
+            (
+                ("libze_intel_npu.so.1", "libze_intel_vpu.so.1"),
+                Cause("the NPU driver is not installed", f"install intel-level-zero-npu from {_NPU}"),
+            ),
+        ),
+    ),
+)
+
+
+def missing_devices(
+    *,
+    root: Path = Path("/"),
+    load: Callable[[str], bool] = can_load,
+    may_open: Callable[[Path], bool] = can_open,
+    core: DeviceCore | None = None,
+) -> list[MissingDevice]:
+    """Say why OpenVINO does not see a GPU or an NPU, and what would bring it.
+
+    Parameters
+    ----------
+    root
+        Where the file system begins; tests give a made-up one.
+    load
+        Whether the dynamic linker finds a library of this name.
+    may_open
+        Whether this user may read and write a device file.
+    core : openvino.Core
+        Asked for what is present; devices it lists are not missing.
+    """
+    present = {name.partition(".")[0] for name in (core or ov.Core()).available_devices}
+    return [
+        MissingDevice(family.name, tuple(_causes(family, root, load, may_open)))
+        for family in _FAMILIES
+        if family.name not in present
+    ]
+
+
+def in_container(root: Path = Path("/")) -> bool:
+    """Whether this process runs inside a container."""
+    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
+        return True
+    try:
+        groups = (root / "proc/1/cgroup").read_text()
+    except OSError:
+        return False
+    return any(engine in groups for engine in ("docker", "kubepods", "containerd", "libpod", "lxc"))
+
+
+def _causes(
+    family: _Family, root: Path, load: Callable[[str], bool], may_open: Callable[[Path], bool]
+) -> Iterator[Cause]:
+    if not _on_the_bus(root, family.pci_class):
+        yield Cause(
+            f"no Intel {family.name} on the PCI bus",
+            "run on another device",
+        )
+        return
+
+    found = False
+    nodes = sorted(root.glob(family.nodes))
+    if not nodes:
+        found = True
+        yield family.no_node if in_container(root) else family.no_driver
+    elif not any(may_open(node) for node in nodes):
+        found = True
+        yield Cause(
+            f"this user may not open {_inside(nodes[0], root)}: not in its group",
+            "sudo usermod -aG render $USER and log in again; in a container, --group-add its group id",
+        )
+    for names, cause in family.libraries:
+        if not any(any(root.glob(name)) if "/" in name else load(name) for name in names):
+            found = True
+            yield cause
+    if not found:
+        yield Cause(
+            f"everything the Intel {family.name} needs seems to be there, yet OpenVINO does not list it",
+            "look at 'dmesg | grep -iE \"i915|xe|vpu\"' and, for a GPU, at 'clinfo -l'",
+        )
+
+
+def _on_the_bus(root: Path, pci_class: str) -> bool:
+    return any(
+        _text(device / "vendor") == _INTEL and _text(device / "class").startswith(pci_class)
+        for device in root.glob("sys/bus/pci/devices/*")
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _inside(path: Path, root: Path) -> str:
+    return f"/{path.relative_to(root)}"
