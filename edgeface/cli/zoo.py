@@ -63,7 +63,7 @@ def list_models(
         emit_json({"models": [_brief(entry, store) for entry in entries]})
         return
     columns = [Column(title, no_wrap=True) for title in ("name", "task", "licence", "bytes", "here")]
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
         here = "yes" if store.has(entry) else "no"
         table.add_row(entry.name, entry.task_type, _license_name(entry), _bytes(entry.size), here)
@@ -245,7 +245,7 @@ def show_license(entry: zoo.ModelEntry, store: zoo.Store, *, accept: bool) -> No
         If a person on a terminal does not accept it.
     """
     state = store.license_state(entry)
-    interactive = sys.stdin.isatty() and sys.stderr.isatty()
+    interactive = _is_interactive()
     if state == "accepted" or (state == "shown" and not interactive and not accept):
         return
     stderr.print(f"{entry.name}: licence {_license_name(entry)}, {escape(entry.license)}", soft_wrap=True)
@@ -255,6 +255,10 @@ def show_license(entry: zoo.ModelEntry, store: zoo.Store, *, accept: bool) -> No
             raise InputError(f"{entry.name}: the licence was not accepted; nothing was downloaded")
         accept = True
     store.record_license(entry, "accepted" if accept else "shown")
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _brief(entry: zoo.ModelEntry, store: zoo.Store) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -17,6 +18,18 @@ from edgeface.zoo.files import CHUNK, writing
 from edgeface.zoo.schema import relative_path
 
 Format = Literal["zip", "tar", "gztar"]
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+)
+"""What zipfile and tarfile raise for archives that are cut, altered or of a kind they do not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +124,7 @@ def unpack(archive: Path, folder: Path, *, format: Format, limits: Limits = Limi
                 if member is None:
                     return
                 _unpack_member(member, folder, budget)
-            except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+            except _DAMAGED as error:
                 raise ArchiveError(f"{archive}: expected an intact {format} archive: {error}") from error
 
 
@@ -122,18 +135,30 @@ def _unpack_member(member: _Member, folder: Path, budget: _Budget) -> None:
         raise ArchiveError(f"{budget.archive}: {error}, found {member.name!r}") from None
     budget.add_member(relative)
     target = folder / relative
-    if member.is_folder:
-        with writing(target):
-            target.mkdir(parents=True, exist_ok=True)
-        return
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    packed = member.open()
+        try:
+            if member.is_folder:
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                _write_member(member, target, budget)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise ArchiveError(
+                f"{budget.archive}: expected names that do not collide, found {member.name!r}"
+            ) from None
+
+
+def _write_member(member: _Member, target: Path, budget: _Budget) -> None:
+    try:
+        packed = member.open()
+    except OSError as error:
+        raise ArchiveError(f"{budget.archive}: expected an intact archive: {error}") from error
     assert packed is not None  # tarfile gives None for links only, which never come this far
-    with packed, writing(target), target.open("xb") as unpacked:
-        while chunk := _read(packed, budget.archive):
-            budget.add_bytes(len(chunk))
-            unpacked.write(chunk)
+    with packed:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as unpacked:
+            while chunk := _read(packed, budget.archive):
+                budget.add_bytes(len(chunk))
+                unpacked.write(chunk)
 
 
 def _read(packed: IO[bytes], archive: Path) -> bytes:
@@ -157,7 +182,7 @@ def _zip_members(path: Path) -> Generator[_Member, None, None]:
                 # as stored: zipfile quietly cuts names at NUL, and turns backslashes on Windows
                 info.orig_filename,
                 info.file_size,
-                info.is_dir(),
+                info.orig_filename.endswith("/"),
                 lambda info=info: archive.open(info),  # type: ignore[misc]
             )
 

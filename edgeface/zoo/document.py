@@ -41,19 +41,20 @@ class Document:
 
     def __init__(self, text: str, *, name: str) -> None:
         self.name = name
-        loader = yaml.SafeLoader(text)
         try:
+            loader = yaml.SafeLoader(text)
             root = loader.get_single_node()
             if root is not None:
                 self._refuse_doubled_keys(root, set())
             self.data = None if root is None else loader.construct_document(root)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or str(error)
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             line = 1 if mark is None else mark.line + 1
             raise CatalogError(f"{name}:{line}: expected YAML: {problem}") from error
-        except (ValueError, RecursionError) as error:  # a date like 2020-13-40; a bomb of nested brackets
-            raise CatalogError(f"{name}:1: expected YAML that can be read: {error}") from error
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+            # what PyYAML lets through: a date like 2020-13-40, `!!bool maybe`, ten thousand brackets
+            raise CatalogError(f"{name}:1: expected YAML that can be read: {error!r}") from error
         self._root = root
 
     @classmethod

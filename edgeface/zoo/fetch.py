@@ -285,14 +285,11 @@ class Fetch:
         received = reply.offset
         expected = self.file.size if self.file.size is not None else reply.total
         limit = _LARGEST_UNKNOWN if expected is None else expected
-        with writing(path):
-            path.touch()
-            output = path.open("r+b")
-        with output:
+        told = 0.0
+        with writing(path), path.open("r+b" if path.exists() else "x+b") as output:
             output.truncate(received)
             digests.update_from(path)
             output.seek(received)
-            told = 0.0
             while chunk := self._read(reply.stream):
                 if received == 0:
                     _refuse_stand_in(chunk)
@@ -300,9 +297,7 @@ class Fetch:
                 if received > limit:
                     raise SourceFault(f"expected {limit:,} bytes, sends more", restart=True)
                 digests.update(chunk)
-                with writing(path):
-                    output.write(chunk)
-                    output.flush()  # so that a full disk is noticed here, with the right name
+                output.write(chunk)
                 if time.monotonic() - told > _PROGRESS_INTERVAL or received == expected:
                     told = time.monotonic()
                     self._emit("model_file_download_progress", size=received)

@@ -43,6 +43,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever followed the progress is gone; no disk is to blame
+        raise
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "choose another folder")
         reason = error.strerror or str(error)
@@ -158,7 +160,7 @@ class JsonRecords:
         """Return the whole object; an absent file is an empty one."""
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (ValueError, OSError) as error:
             raise OutputError(
