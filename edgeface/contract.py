@@ -212,7 +212,8 @@ class ModelContract:
 
         Parameters
         ----------
-        model : openvino.Model
+        model
+            The openvino.Model.
         source
             How messages call the file.
 

@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_MODULES = ("zoo", "convert")
+_MODULES = ("demo", "zoo", "convert")
 """Each module of this package that has commands; each offers `register(app)`."""
 
 
@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no traceback at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nobody reads on: no traceback at exit
         return 0
     except Exception as error:
         traceback.print_exc()

@@ -79,6 +79,8 @@ def adopt(
         Zoo entry that the IR is said to be.
     golden
         .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32 of that model.
+    catalog
+        Where `name` is looked up.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def adopt(
     NegativeResult
         If no reading of its input gives the golden embeddings, or several do.
     """
-    with stopwatch() as seconds, FreshProcessCheck() as check:
+    with stopwatch() as elapsed, FreshProcessCheck() as check:
         recipe = recipe_of((catalog or load_catalog())[name])
         images, expected = load_golden(golden)
         model = read_model(ir)
@@ -143,7 +145,7 @@ def adopt(
     return ConversionResult(
         ir=final,
         contract=contract,
-        seconds=seconds(),
+        seconds=elapsed(),
         inputs={contract.input_name: str(model.input(0).get_partial_shape())},
         outputs={contract.output_name: str(model.output(0).get_partial_shape())},
         parity=report,

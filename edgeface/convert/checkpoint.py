@@ -7,6 +7,8 @@ variable names to BundleEntry messages, and raw little-endian values in `prefix.
 
 from __future__ import annotations
 
+import glob
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,18 +28,27 @@ _FOOTER_BYTES = 48
 _BLOCK_TRAILER_BYTES = 5  # compression type, masked CRC-32C
 
 
-def find_checkpoint(folder: Path) -> Path:
+def find_checkpoint(folder: Path, *, stem: str = "") -> Path:
     """Prefix of the newest checkpoint in a folder: what TensorFlow's ``checkpoint`` file names, else the highest step.
+
+    Parameters
+    ----------
+    folder
+        Where the checkpoints are; several models may share it.
+    stem
+        What the name of the wanted one starts with.
 
     Raises
     ------
     ModelFormatError
-        If the folder holds no ``.index`` file.
+        If the folder holds no such ``.index`` file.
     """
-    prefixes = {path.name.removesuffix(".index"): path.with_suffix("") for path in folder.glob("*.index")}
+    names = [path.name.removesuffix(".index") for path in folder.glob("*.index")]
+    prefixes = {name: folder / name for name in names if name.startswith(stem)}
     if not prefixes:
         raise ModelFormatError(
-            f"{folder}: expected a checkpoint (*.index and *.data-*), found no .index file"
+            f"{folder}: expected a checkpoint ({stem}*.index and {stem}*.data-*), found "
+            + (f"only those of {', '.join(sorted(names))}" if names else "no .index file")
         )
     state = folder / "checkpoint"
     if state.is_file():
@@ -51,7 +62,7 @@ def find_checkpoint(folder: Path) -> Path:
 
 def shard_paths(prefix: Path) -> list[Path]:
     """Every file of a checkpoint: the index, then the data shards in order."""
-    shards = sorted(prefix.parent.glob(f"{prefix.name}.data-*-of-*"))
+    shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
     return [prefix.with_name(prefix.name + ".index"), *shards]
 
 
@@ -86,7 +97,7 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     ]
     variables = {}
     for key, value in entries.items():
-        name, entry = key.decode(), parse_message(BundleEntry, value, index)
+        name, entry = key.decode(errors="replace"), parse_message(BundleEntry, value, index)
         if entry.dtype not in DTYPES:
             continue  # strings and resources: nothing a network computes with
         if entry.slices:
@@ -94,8 +105,10 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
                 f"{index}: variable {name!r} is stored in slices; save the checkpoint unpartitioned"
             )
         dtype, shape = DTYPES[entry.dtype], tuple(dim.size for dim in entry.shape.dim)
+        if not 0 <= entry.shard_id < len(shards) or min(entry.offset, entry.size, *shape) < 0:
+            raise ModelFormatError(f"{index}: the entry of {name!r} is damaged; copy the checkpoint again")
         raw = memory[entry.shard_id][entry.offset : entry.offset + entry.size]
-        expected = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        expected = dtype.itemsize * math.prod(shape)
         if raw.size != expected:
             raise ModelFormatError(
                 f"{shards[entry.shard_id]}: expected {expected:,} bytes for {name!r}, found {raw.size:,}; "

@@ -2,7 +2,8 @@
 
 Pruning is by meaning. Starting from the wanted output, each tensor is resolved: a Switch whose predicate is
 known passes one side on and kills the other, a Merge is its live input, variables become the constants that the
-checkpoint holds, control inputs do not count. Names, counts and the form of the batch norms play no part.
+checkpoint holds. Control inputs count only where they hold a constant to one branch of a condition. Names, counts
+and the form of the batch norms play no part.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from edgeface.convert.messages import DT_FLOAT, GraphDef, array_to_tensor, set_shape, tensor_to_array
+from edgeface.convert.messages import DT_BOOL, DT_FLOAT, GraphDef, array_to_tensor, set_shape, tensor_to_array
 from edgeface.errors import ConversionError, ModelFormatError
 
 __all__ = ["Inference", "parse_message", "prune", "read_bytes"]
@@ -204,7 +205,7 @@ class _Resolver:
             if inputs[1] in self._resolved and self._truth(inputs[1]) in (None, bool(index)):
                 yield inputs[0]
         else:
-            yield from inputs
+            yield from inputs or self._pivots(name)
 
     def _step(self, tensor: str) -> str | None:
         """Resolve one tensor whose needs are resolved."""
@@ -225,10 +226,15 @@ class _Resolver:
             return self._resolved[inputs[0]] if truth == bool(index) else None
         if node.op in _MERGES:
             alive = [self._resolved[each] for each in inputs if self._resolved[each] is not None]
+            if len(alive) > 1 or index != 0:
+                raise ConversionError(
+                    f"{self.source}: expected one live input of Merge {name!r} and only its value in use, "
+                    f"found {len(alive)} and output {index}; the graph was cut by another tool"
+                )
             return alive[0] if alive else None
         if node.op in _VARIABLES:
             return self._freeze(name, node)
-        if any(self._resolved[each] is None for each in inputs):
+        if any(self._resolved[each] is None for each in inputs or self._pivots(name)):
             return None
         if node.op in _PASS_THROUGH:
             return self._resolved[inputs[0]]
@@ -239,7 +245,7 @@ class _Resolver:
                 f"{self.source}: the output needs {node.op} {name!r} besides the input {self.input!r}; "
                 "expected a model with one image input"
             )
-        elif node.op in _TRAINING_NORMS and node.attr["is_training"].b:
+        elif node.op in _TRAINING_NORMS and _flag(node, "is_training", default=True):
             raise ConversionError(
                 f"{self.source}: batch norm {name!r} is in training mode; freeze the graph for inference"
             )
@@ -253,9 +259,9 @@ class _Resolver:
         if resolved in self.constants:
             return bool(self.constants[resolved])
         node = self.nodes.get(resolved)
-        if node is None or node.op != "Const":
+        if node is None or node.op != "Const" or node.attr["dtype"].type != DT_BOOL:
             return None
-        return bool(tensor_to_array(node.attr["value"].tensor))
+        return bool(tensor_to_array(node.attr["value"].tensor).all())
 
     def _freeze(self, name: str, node: Any) -> str:
         shared = node.attr["shared_name"].s.decode() or name
@@ -278,6 +284,19 @@ class _Resolver:
 
     def _data_inputs(self, name: str) -> list[str]:
         return [each.removesuffix(":0") for each in self._node(name).input if not each.startswith("^")]
+
+    def _pivots(self, name: str) -> list[str]:
+        """Switch outputs that decide whether a node without data inputs runs.
+
+        `tf.cond` ties the constants of a branch to the branch by a control input on an Identity of the Switch of
+        its predicate; nothing else tells them from the other branch's.
+        """
+        controls = [self.nodes.get(each[1:]) for each in self._node(name).input if each.startswith("^")]
+        guards = [node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input]
+        return [each.removesuffix(":0") for each in guards if self._is_switch(_split(each)[0])]
+
+    def _is_switch(self, name: str) -> bool:
+        return name in self.nodes and self.nodes[name].op in _SWITCHES
 
 
 def _topological(resolver: _Resolver, root: str) -> list[str]:
@@ -312,6 +331,11 @@ def _copy_node(target: Any, name: str, resolver: _Resolver, shape: Sequence[int]
     target.input.extend(resolver.inputs(name))
     for attribute in ("_class", "_output_shapes"):  # colocation and shapes of nodes that are gone
         target.attr.pop(attribute, None)
+
+
+def _flag(node: Any, name: str, *, default: bool) -> bool:
+    """Return a boolean attribute; TensorFlow may leave out one that has its default value."""
+    return bool(node.attr[name].b) if name in node.attr else default
 
 
 def _split(tensor: str) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from edgeface.errors import ExtraNotInstalledError, InputError
 __all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
 
 Images = NDArray[np.uint8]
-Embeddings = NDArray[np.float32]
+Embeddings = NDArray[np.floating[Any]]
 
 MAX_ABS_DIFFERENCE = 1e-5
 """Of unit-length FP32 embeddings; TensorFlow and OpenVINO differ by about 2e-7 (summation order)."""
@@ -109,10 +109,11 @@ def compare(expected: Embeddings, found: Embeddings, *, against: str, precision:
     """
     if expected.shape != found.shape:
         raise InputError(f"parity: expected embeddings of shape {expected.shape}, found {found.shape}")
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (expected.astype(np.float64) * found).sum(axis=1) / lengths
-    difference = float(np.abs(expected.astype(np.float64) - found).max())
+        cosine = (expected * found).sum(axis=1) / lengths
+    difference = float(np.abs(expected - found).max())
     close = difference <= MAX_ABS_DIFFERENCE or precision != "FP32"
     return ParityReport(
         against=against,

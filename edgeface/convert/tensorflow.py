@@ -17,7 +17,14 @@ from typing import Any
 
 import openvino as ov
 from numpy.typing import NDArray
-from openvino.frontend import FrontEndManager
+from openvino.frontend import (
+    FrontEndManager,
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import parse_message, prune, read_bytes
@@ -31,6 +38,14 @@ _INPUTS = ("image_batch", "input", "input_1")
 _OUTPUT = "embeddings"
 _TRAINING_SWITCHES = ("phase_train", "is_training", "keras_learning_phase")
 _PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderWithDefault"})
+_FRONTEND_FAILURES = (
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
+"""What the frontend raises besides RuntimeError; they have no base class of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,7 @@ def checkpoint_of(path: Path) -> tuple[Path, Path] | None:
     if path.suffix == ".meta":
         beside = path.with_suffix("")
         has_same_name = beside.with_name(beside.name + ".index").is_file()
-        return path, beside if has_same_name else find_checkpoint(path.parent)
+        return path, beside if has_same_name else find_checkpoint(path.parent, stem=path.stem)
     if path.is_dir() and (metas := sorted(path.glob("*.meta"))):
         prefix = find_checkpoint(path)
         return _meta_of(prefix, metas), prefix
@@ -142,7 +157,11 @@ def _read_source(path: Path) -> _Source:
 def _meta_of(prefix: Path, metas: Sequence[Path]) -> Path:
     """The .meta of a checkpoint; the released FaceNets call them model-X.meta and model-X.ckpt-90."""
     same = [meta for meta in metas if prefix.name.startswith(meta.stem)]
-    return max(same or metas, key=lambda meta: len(meta.stem))
+    if not same:
+        raise ModelFormatError(
+            f"{prefix.parent}: expected the .meta of {prefix.name}, found {', '.join(each.name for each in metas)}"
+        )
+    return max(same, key=lambda meta: len(meta.stem))
 
 
 def _read_checkpoint_source(meta: Path, prefix: Path) -> _Source:
@@ -211,22 +230,22 @@ def _run_frontend(graph: bytes, path: Path) -> ov.Model:
 
 def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
-    folder = path if path.is_dir() else path.parent
-    model = _convert_file(folder, path)
+    model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ConversionError(
             f"{path}: expected a SavedModel with one input and one output, "
             f"found {len(model.inputs)} and {len(model.outputs)}"
         )
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
-    return TensorFlowModel(model, source.sha256, False, names[0] or _INPUTS[0], names[1] or _OUTPUT)
+    seeded = any(node.name == SEEDED_MARK for node in source.graph.node)
+    return TensorFlowModel(model, source.sha256, seeded, names[0] or _INPUTS[0], names[1] or _OUTPUT)
 
 
 def _convert_file(file: Path, path: Path) -> ov.Model:
     frontend = FrontEndManager().load_by_framework("tf")
     try:
         return frontend.convert(frontend.load(str(file)))
-    except RuntimeError as error:
+    except (RuntimeError, *_FRONTEND_FAILURES) as error:
         reason = [line for line in str(error).splitlines() if line.strip()]
         raise ConversionError(
             f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[1:4])}"

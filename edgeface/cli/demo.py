@@ -1,0 +1,76 @@
+"""`edgeface demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from edgeface.demo import DemoResult
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command(epilog="Example: edgeface demo -o my-demo")(demo)
+
+
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Folder for the IR and the report.")
+    ] = Path("edgeface-demo"),
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.", show_default=False),
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False
+        ),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the published source.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Get FaceNet, convert it, show that it is right, time it, and write a report."""
+    from edgeface.cli.progress import ProgressFormat, reporting
+    from edgeface.demo import run_demo
+
+    if data is not None and not data.is_dir():
+        stderr.print(f"no data at {data}: going on without")
+        data = None
+    with reporting(ProgressFormat.auto, console=stderr) as progress:
+        result = run_demo(
+            output_dir,
+            data=data,
+            mirror=mirror,
+            offline=offline,
+            say=lambda line: stderr.print(line),
+            progress=progress,
+        )
+    if json:
+        return emit_json(result.to_dict())
+    for line in _lines(result):
+        stdout.print(line, soft_wrap=True)
+
+
+def _lines(result: DemoResult) -> Iterator[str]:
+    contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
+    seeded = contract.provenance == "seeded"
+    if seeded:
+        yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises nobody. Looked in vain:"
+        yield from (f"          {escape(line)}" for line in result.source.tried)
+    yield f"contract  {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
+    yield f"parity    {parity.summary if parity else 'not compared: no TensorFlow, no golden vectors'}"
+    if result.separation and not seeded:
+        same, different = result.separation
+        yield f"faces     one person at least {same:.2f} similar, two people at most {different:.2f}"
+    rate = f"{timing.gflops:.2f} GFLOPs, {timing.gflops_per_second:.0f} GFLOP/s"
+    yield f"speed     {timing.median_ms:.1f} ms a face (median), {rate}"
+    yield f"IR        {escape(str(result.conversion.ir))}"
+    yield f"report    {escape(str(result.report.resolve()))}"
