@@ -69,7 +69,7 @@ def _download(
         for file in entry.files:
             sys.stdout.write(f"would download {entry.name}/{file.name} to {target} from {file.sources[0]}\n")
         return
-    show_license(entry, store, accept=False)
+    show_license(entry, store)  # never asks: scripts that call this tool could not answer
     policy = zoo.Policy(attempts=options.num_attempts, jobs=options.jobs)
     zoo.download(entry, store, policy=policy, progress=progress)
     store.export(entry, target, precisions=options.precisions)

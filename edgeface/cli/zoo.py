@@ -141,7 +141,7 @@ def download(
     entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.Store(cache)
     policy = zoo.Policy(attempts=attempts, timeout=timeout, jobs=jobs)
     for entry in entries:
-        show_license(entry, store, accept=accept)
+        agree_to_license(entry, store, accept=accept)
     with reporting(progress, console=stderr) as report:
         done = [(e, zoo.download(e, store, mirror=mirror, policy=policy, progress=report)) for e in entries]
     if as_json:
@@ -230,31 +230,39 @@ def import_models(
     Example: edgeface zoo import models.tar
     """
     known, store = zoo.load_catalog(catalog), zoo.Store(cache)
+    for model in zoo.read_manifest(archive).models:
+        agree_to_license(known[model.name], store, accept=accept)
     manifest = zoo.import_bundle(archive, known, store)
-    for model in manifest.models:
-        show_license(known[model.name], store, accept=accept)
     _print_bundle("imported", archive, manifest.models, as_json=as_json)
 
 
-def show_license(entry: zoo.ModelEntry, store: zoo.Store, *, accept: bool) -> None:
-    """Show a licence once, and record whether somebody accepted it or it was only shown.
+def show_license(entry: zoo.ModelEntry, store: zoo.Store) -> None:
+    """Show a licence the first time, and record that it was shown."""
+    if store.license_state(entry) is None:
+        stderr.print(f"{entry.name}: licence {_license_name(entry)}, {escape(entry.license)}", soft_wrap=True)
+        store.record_license(entry, "shown")
+
+
+def agree_to_license(entry: zoo.ModelEntry, store: zoo.Store, *, accept: bool) -> None:
+    """Show a licence the first time; on a terminal, ask once whether it is accepted.
 
     Raises
     ------
     InputError
         If a person on a terminal does not accept it.
     """
-    state = store.license_state(entry)
-    interactive = _is_interactive()
-    if state == "accepted" or (state == "shown" and not interactive and not accept):
+    show_license(entry, store)
+    if store.license_state(entry) == "accepted":
         return
-    stderr.print(f"{entry.name}: licence {_license_name(entry)}, {escape(entry.license)}", soft_wrap=True)
-    if interactive and not accept:
-        stderr.print("Do you accept it? [y/N] ", end="", markup=False)
+    if not accept and _is_interactive():
+        stderr.print(f"Do you accept the licence of {entry.name}? \\[y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
-            raise InputError(f"{entry.name}: the licence was not accepted; nothing was downloaded")
+            raise InputError(
+                f"{entry.name}: its licence, {entry.license}, was not accepted; nothing was done"
+            )
         accept = True
-    store.record_license(entry, "accepted" if accept else "shown")
+    if accept:
+        store.record_license(entry, "accepted")
 
 
 def _is_interactive() -> bool:

@@ -1,6 +1,6 @@
 """Where models come from: the catalog, the cache, and the way from one to the other."""
 
-from edgeface.zoo.bundle import export_bundle, import_bundle
+from edgeface.zoo.bundle import Manifest, export_bundle, import_bundle, read_manifest
 from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
 from edgeface.zoo.download import Download, download
 from edgeface.zoo.fetch import Event, Policy, Progress
@@ -13,6 +13,7 @@ __all__ = [
     "Download",
     "Event",
     "FileCheck",
+    "Manifest",
     "ModelEntry",
     "ModelFile",
     "Policy",
@@ -23,4 +24,5 @@ __all__ = [
     "import_bundle",
     "load_catalog",
     "load_model_yml",
+    "read_manifest",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,21 +109,39 @@ def import_bundle(path: Path, catalog: Catalog, store: Store) -> Manifest:
         If the cache cannot be written.
     """
     with temporary_folder(store.root, ".import-") as staging:
-        try:
-            with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-                manifest = _read_manifest(archive, path)
-                entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
-                _stage_blobs(archive, manifest, staging, path)
-        except tarfile.TarError as error:
-            raise ArchiveError(f"{path}: expected an edgeface bundle, a tar archive: {error}") from error
-        except OSError as error:
-            raise ArchiveError(f"{path}: expected a bundle that can be read: {error.strerror}") from error
+        with _opened(path) as archive:
+            manifest = _read_manifest(archive, path)
+            entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
+            _stage_blobs(archive, manifest, staging, path)
         _check_other_digests(manifest, entries, staging, path)
         for model, entry in zip(manifest.models, entries, strict=True):
             _adopt(model, entry, store, staging)
     for entry in entries:
         store.materialise(entry)
     return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read what a bundle says it holds, before anything of it is checked.
+
+    Raises
+    ------
+    ArchiveError
+        If it is no bundle.
+    """
+    with _opened(path) as archive:
+        return _read_manifest(archive, path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            yield archive
+    except tarfile.TarError as error:
+        raise ArchiveError(f"{path}: expected an edgeface bundle, a tar archive: {error}") from error
+    except OSError as error:
+        raise ArchiveError(f"{path}: expected a bundle that can be read: {error.strerror}") from error
 
 
 def _bundled_model(entry: ModelEntry, store: Store) -> BundledModel:

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 import edgeface
 from edgeface.errors import ModelNotFoundError
-from edgeface.zoo import schema
 from edgeface.zoo.document import Document
-from edgeface.zoo.schema import MODEL_NAME, Conversion, ModelEntry
+from edgeface.zoo.schema import MODEL_NAME, Conversion, ModelEntry, known_keys
 
 CATALOG_VERSION = 1
 CATALOG_FILE = "model_zoo.yml"
@@ -177,7 +176,7 @@ def _entry(document: Document, name: Any, model: Any, *, at: Sequence[str | int]
     try:
         return ModelEntry.model_validate({"name": name, **fields})
     except ValidationError as error:
-        raise document.explain(error, at=at, keys=_KEYS) from error
+        raise document.explain(error, at=at, keys=known_keys()) from error
 
 
 def _mapping(document: Document, at: Sequence[str | int], value: Any) -> dict[str, Any]:
@@ -187,14 +186,3 @@ def _mapping(document: Document, at: Sequence[str | int], value: Any) -> dict[st
         if not isinstance(key, str):
             raise document.error((*at, key), f"expected a key that is text, found {key!r}")
     return value
-
-
-_KEYS = sorted(
-    {
-        field.alias or key
-        for model in vars(schema).values()
-        if isinstance(model, type) and issubclass(model, BaseModel)
-        for key, field in model.model_fields.items()
-    }
-)
-"""Every key of the schema, to recognise a mistyped one."""

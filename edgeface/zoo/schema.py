@@ -368,3 +368,9 @@ class ModelEntry(_Strict):
     def subdirectory(self) -> str:
         """Open Model Zoo's folder for it: ``intel/<name>`` for a ready IR, ``public/<name>`` for the rest."""
         return f"{'intel' if self.framework == 'dldt' else 'public'}/{self.name}"
+
+
+def known_keys() -> list[str]:
+    """Every key of every mapping of an entry, to recognise a mistyped one."""
+    models = _Strict.__subclasses__()
+    return sorted({field.alias or key for model in models for key, field in model.model_fields.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from edgeface import zoo
 from edgeface.zoo.schema import ModelEntry
 
+CONTENT = random.Random(7).randbytes(300_000)
 QUICK = zoo.Policy(attempts=3, timeout=5, backoff=0.01, longest_wait=5)
 
 
@@ -188,3 +190,7 @@ def make_entry(*files: dict[str, Any], **changes: Any) -> ModelEntry:
 def no_trace(folder: Path) -> bool:
     """Whether a failed download left neither a blob nor a model."""
     return not any(path.is_file() for name in ("blobs", "models") for path in (folder / name).rglob("*"))
+
+
+def tiny(server: FaultyServer, *steps: Any, content: bytes = CONTENT, **changes: Any) -> ModelEntry:
+    return make_entry(make_file("model.bin", content, server.add("/model.bin", content, *steps), **changes))

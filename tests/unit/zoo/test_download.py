@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from faulty_server import (
+    CONTENT,
     QUICK,
     FaultyServer,
     Handler,
@@ -28,25 +28,20 @@ from faulty_server import (
     page,
     serve,
     status,
+    tiny,
 )
 
 from edgeface import zoo
-from edgeface.errors import ChecksumError, DownloadError, InputError
-from edgeface.zoo import transfer
+from edgeface.errors import ChecksumError, DownloadError
 
 pytestmark = pytest.mark.timeout(60)
 
-CONTENT = random.Random(7).randbytes(300_000)
 ONCE = dataclasses.replace(QUICK, attempts=1)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 
 
 def partials(store: zoo.Store) -> list[Path]:
     return list((store.root / "partial").glob("*.part"))
-
-
-def tiny(server: FaultyServer, *steps: Any, content: bytes = CONTENT, **changes: Any) -> zoo.ModelEntry:
-    return make_entry(make_file("model.bin", content, server.add("/model.bin", content, *steps), **changes))
 
 
 def first_use(name: str, *sources: Any) -> dict[str, Any]:
@@ -157,6 +152,26 @@ def test_faults_that_last_end_after_the_allowed_attempts(server: FaultyServer, s
     with pytest.raises(DownloadError, match="answered 503"):
         zoo.download(tiny(server, *[status(503)] * 9), store, policy=QUICK)
     assert len(server.requests) == QUICK.attempts
+
+
+def test_the_wait_before_a_retry_is_random_up_to_a_limit_that_doubles(
+    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("random.uniform", lambda low, high: limits.append(high) or low)
+    zoo.download(tiny(server, *[status(500)] * 3), store, policy=dataclasses.replace(QUICK, attempts=4))
+    assert limits == [0.01, 0.02, 0.04]
+
+
+def test_a_server_that_answers_with_another_range_is_asked_from_zero(
+    server: FaultyServer, store: zoo.Store
+) -> None:
+    def shifted(handler: Handler, content: bytes) -> None:
+        handler.begin(206, 10, Content_Range=f"bytes 5-14/{len(content)}")
+        handler.wfile.write(content[5:15])
+
+    zoo.download(tiny(server, dies_after(100_000), shifted), store, policy=QUICK)
+    assert server.ranges("/model.bin") == [None, "bytes=100000-", None]
 
 
 def test_faults_that_cannot_pass_are_not_tried_again(server: FaultyServer, store: zoo.Store) -> None:
@@ -288,78 +303,6 @@ def test_a_first_use_that_turns_out_not_to_be_the_model_is_forgotten(
     assert zoo.download(entry, store, policy=QUICK).folder == store.model_dir(entry)
 
 
-CONFIRMATION = """<html><head><title>Google Drive - Virus scan warning</title></head><body>
-<form id="download-form" action="/download" method="get"><input type="submit" value="Download anyway"/>
-<input type="hidden" name="id" value="abc"><input type="hidden" name="confirm" value="t">
-<input type="hidden" name="uuid" value="1-2"></form></body></html>"""
-
-
-def drive(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *steps: Any) -> zoo.ModelEntry:
-    monkeypatch.setattr(transfer, "GOOGLE_DRIVE", server.url + "/uc?export=download&id={id}")
-    server.add("/uc", CONTENT, *steps)
-    return make_entry(make_file("model.zip", CONTENT, {"$type": "google_drive", "id": "abc"}))
-
-
-def test_google_drives_confirmation_page_is_answered(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = drive(server, monkeypatch, page(CONFIRMATION), page(CONFIRMATION))
-    server.add("/download", CONTENT, dies_after(50_000))
-    zoo.download(entry, store, policy=QUICK)
-    assert [path for path, _ in server.requests] == [
-        "/uc?export=download&id=abc",
-        "/download?id=abc&confirm=t&uuid=1-2",
-    ] * 2
-    assert server.ranges("/download") == [None, "bytes=50000-"]
-
-
-def test_google_drives_older_confirmation_link_is_followed(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = drive(server, monkeypatch, page('<a href="/uc?confirm=Xy&amp;id=abc">Download anyway</a>'))
-    zoo.download(entry, store, policy=QUICK)
-    assert server.requests[-1][0] == "/uc?confirm=Xy&id=abc"
-
-
-def test_google_drives_quota_page_is_named(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = drive(server, monkeypatch, page("<html><title>Google Drive - Quota exceeded</title></html>"))
-    with pytest.raises(DownloadError, match=r"Google Drive file abc .*'Google Drive - Quota exceeded'"):
-        zoo.download(entry, store, policy=QUICK)
-
-
-def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer, store: zoo.Store) -> None:
-    entry = make_entry(make_file("FP16/my model.bin", CONTENT, server.add("/published", CONTENT)))
-    server.add("/zoo/tiny/FP16/my%20model.bin", CONTENT)
-    result = zoo.download(entry, store, mirror=f"{server.url}/zoo/", policy=QUICK)
-    assert result.blobs[0].source == f"{server.url}/zoo/tiny/FP16/my%20model.bin"
-
-
-def test_a_mirror_folder_is_named_by_the_environment(
-    server: FaultyServer, store: zoo.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mirror" / "tiny").mkdir(parents=True)
-    (tmp_path / "mirror" / "tiny" / "model.bin").write_bytes(CONTENT)
-    monkeypatch.setenv("EDGEFACE_MIRROR", str(tmp_path / "mirror"))
-    zoo.download(tiny(server), store, policy=QUICK)
-    assert not server.requests
-
-
-def test_what_a_mirror_lacks_comes_from_the_published_source(
-    server: FaultyServer, store: zoo.Store, tmp_path: Path
-) -> None:
-    zoo.download(tiny(server), store, mirror=str(tmp_path), policy=QUICK)
-    assert len(server.requests) == 1
-
-
-def test_a_mirror_that_is_neither_address_nor_folder_is_wrong_use(
-    server: FaultyServer, store: zoo.Store
-) -> None:
-    with pytest.raises(InputError, match="expected an http"):
-        zoo.download(tiny(server), store, mirror="/no/such/folder", policy=QUICK)
-
-
 def test_files_are_downloaded_in_parallel(server: FaultyServer, store: zoo.Store) -> None:
     together = threading.Barrier(3, timeout=10)
 
@@ -430,23 +373,3 @@ def test_two_processes_that_want_one_model_download_it_once(
     assert [process.wait(timeout=30) for process in running] == [0, 0]
     assert len(server.requests) == 1
     assert store.has(entry)
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("7", 7),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("Wed, 21 Oct 2015 07:28:00", 0),
-        ("soon", None),
-        (None, None),
-    ],
-)
-def test_retry_after_is_read_as_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
-    assert transfer._retry_after(header) == seconds
-
-
-def test_a_redirect_from_https_to_http_is_not_followed() -> None:
-    request = transfer.urllib.request.Request("https://example.org/a")
-    with pytest.raises(transfer.SourceFault, match="redirects from https to http://"):
-        transfer._NoDowngrade().redirect_request(request, None, 302, "", {}, "http://example.org/a")

@@ -87,9 +87,7 @@ def test_info_reads_an_open_model_zoo_file(tmp_path: Path, capsys: Capture) -> N
     assert answer(capsys)["name"] == "some-model"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["info"], ["info", "yunet", "--from", "model.yml"], ["bundle", "yunet"]]
-)
+@pytest.mark.parametrize("arguments", [["info"], ["info", "yunet", "--from", "model.yml"]])
 def test_wrong_use_is_exit_code_2(arguments: list[str], capsys: Capture) -> None:
     assert main(["zoo", *arguments]) == 2
 
@@ -121,14 +119,14 @@ def test_a_licence_can_be_accepted_without_a_person(options: list[str], capsys: 
     assert answer(capsys)["license_state"] == "accepted"
 
 
-@pytest.mark.parametrize(("reply", "code", "state"), [("y", 0, "accepted"), ("", 2, None)])
+@pytest.mark.parametrize(("reply", "code", "state"), [("y", 0, "accepted"), ("", 2, "shown")])
 def test_a_person_on_a_terminal_is_asked(
     options: list[str],
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
     reply: str,
     code: int,
-    state: str | None,
+    state: str,
 ) -> None:
     monkeypatch.setattr("edgeface.cli.zoo._is_interactive", lambda: True)
     monkeypatch.setattr("builtins.input", lambda: reply)

@@ -1,0 +1,106 @@
+"""Where files come from: Google Drive, mirrors, and what servers say about themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_server import CONTENT, QUICK, FaultyServer, dies_after, make_entry, make_file, page, tiny
+
+from edgeface import zoo
+from edgeface.errors import DownloadError, InputError
+from edgeface.zoo import transfer
+
+pytestmark = pytest.mark.timeout(60)
+
+CONFIRMATION = """<html><head><title>Google Drive - Virus scan warning</title></head><body>
+<form id="download-form" action="/download" method="get"><input type="submit" value="Download anyway"/>
+<input type="hidden" name="id" value="abc"><input type="hidden" name="confirm" value="t">
+<input type="hidden" name="uuid" value="1-2"></form></body></html>"""
+
+
+def drive(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *steps: Any) -> zoo.ModelEntry:
+    monkeypatch.setattr(transfer, "GOOGLE_DRIVE", server.url + "/uc?export=download&id={id}")
+    server.add("/uc", CONTENT, *steps)
+    return make_entry(make_file("model.zip", CONTENT, {"$type": "google_drive", "id": "abc"}))
+
+
+def test_google_drives_confirmation_page_is_answered(
+    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = drive(server, monkeypatch, page(CONFIRMATION), page(CONFIRMATION))
+    server.add("/download", CONTENT, dies_after(50_000))
+    zoo.download(entry, store, policy=QUICK)
+    assert [path for path, _ in server.requests] == [
+        "/uc?export=download&id=abc",
+        "/download?id=abc&confirm=t&uuid=1-2",
+    ] * 2
+    assert server.ranges("/download") == [None, "bytes=50000-"]
+
+
+def test_google_drives_older_confirmation_link_is_followed(
+    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = drive(server, monkeypatch, page('<a href="/uc?confirm=Xy&amp;id=abc">Download anyway</a>'))
+    zoo.download(entry, store, policy=QUICK)
+    assert server.requests[-1][0] == "/uc?confirm=Xy&id=abc"
+
+
+def test_google_drives_quota_page_is_named(
+    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = drive(server, monkeypatch, page("<html><title>Google Drive - Quota exceeded</title></html>"))
+    with pytest.raises(DownloadError, match=r"Google Drive file abc .*'Google Drive - Quota exceeded'"):
+        zoo.download(entry, store, policy=QUICK)
+
+
+def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer, store: zoo.Store) -> None:
+    entry = make_entry(make_file("FP16/my model.bin", CONTENT, server.add("/published", CONTENT)))
+    server.add("/zoo/tiny/FP16/my%20model.bin", CONTENT)
+    result = zoo.download(entry, store, mirror=f"{server.url}/zoo/", policy=QUICK)
+    assert result.blobs[0].source == f"{server.url}/zoo/tiny/FP16/my%20model.bin"
+
+
+def test_a_mirror_folder_is_named_by_the_environment(
+    server: FaultyServer, store: zoo.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mirror" / "tiny").mkdir(parents=True)
+    (tmp_path / "mirror" / "tiny" / "model.bin").write_bytes(CONTENT)
+    monkeypatch.setenv("EDGEFACE_MIRROR", str(tmp_path / "mirror"))
+    zoo.download(tiny(server), store, policy=QUICK)
+    assert not server.requests
+
+
+def test_what_a_mirror_lacks_comes_from_the_published_source(
+    server: FaultyServer, store: zoo.Store, tmp_path: Path
+) -> None:
+    zoo.download(tiny(server), store, mirror=str(tmp_path), policy=QUICK)
+    assert len(server.requests) == 1
+
+
+def test_a_mirror_that_is_neither_address_nor_folder_is_wrong_use(
+    server: FaultyServer, store: zoo.Store
+) -> None:
+    with pytest.raises(InputError, match="expected an http"):
+        zoo.download(tiny(server), store, mirror="/no/such/folder", policy=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:28:00", 0),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+    assert transfer._retry_after(header) == seconds
+
+
+def test_a_redirect_from_https_to_http_is_not_followed() -> None:
+    request = transfer.urllib.request.Request("https://example.org/a")
+    with pytest.raises(transfer.SourceFault, match="redirects from https to http://"):
+        transfer._NoDowngrade().redirect_request(request, None, 302, "", {}, "http://example.org/a")
