@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests share tiny_graphs in any import mode
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGEFACE_DATA", ROOT.parent / "shared" / "data"))
@@ -26,3 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def data() -> Path:
     """The folder of real data; only tests marked `real` may ask for it."""
     return DATA
+
+
+@pytest.fixture(scope="session")
+def seeded_pb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FaceNet graph of seeded weights and 128 outputs: what there is without the real data."""
+    from edgeface.convert.facenet_graph import write_graph
+    from edgeface.convert.seeded import seeded_weights
+
+    return write_graph(seeded_weights(1, 128), tmp_path_factory.mktemp("seeded") / "seeded.pb", seeded=True)

@@ -39,6 +39,9 @@ _VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
 _TRAINING_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _UNFREEZABLE = frozenset({"Placeholder", "QueueDequeueUpToV2", "QueueDequeueManyV2", "QueueDequeueV2"})
 
+_LARGE = 4096
+"""Values from which a constant is kept apart: kernels are, batch norm statistics are not."""
+
 _NOT_A_MODEL = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
     (b"<!doctype html", "an HTML page: the download was refused or needs a confirmation; download it again"),
@@ -56,11 +59,15 @@ class Inference:
     ----------
     graph
         GraphDef without control inputs, Switch, Merge or variables.
+    weights
+        Large float constants by node name; in the graph a Placeholder of their shape stands for each. What reads
+        the graph need not copy a hundred megabytes it does not look at.
     input, output
-        Names of the one Placeholder and of the output node.
+        Names of the image's Placeholder and of the output node.
     """
 
     graph: Any
+    weights: dict[str, NDArray[np.float32]]
     input: str
     output: str
 
@@ -145,13 +152,21 @@ def prune(
     live = GraphDef()
     live.versions.CopyFrom(graph.versions)
     live.library.CopyFrom(graph.library)
+    weights: dict[str, NDArray[np.float32]] = {}
     for name in _topological(resolver, root):
-        _copy_node(live.node.add(), name, resolver, shape)
+        value = _large_constant(name, resolver)
+        if value is not None:
+            weights[name] = value
+            _write_placeholder(live.node.add(), name, value.shape)
+        elif name == input:
+            _write_placeholder(live.node.add(), name, shape)
+        else:
+            _copy_node(live.node.add(), name, resolver)
     if input not in (node.name for node in live.node):
         raise ConversionError(
             f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model"
         )
-    return Inference(graph=live, input=input, output=root.partition(":")[0])
+    return Inference(graph=live, weights=weights, input=input, output=root.partition(":")[0])
 
 
 @dataclass(slots=True)
@@ -292,7 +307,9 @@ class _Resolver:
         its predicate; nothing else tells them from the other branch's.
         """
         controls = [self.nodes.get(each[1:]) for each in self._node(name).input if each.startswith("^")]
-        guards = [node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input]
+        guards = [
+            node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input
+        ]
         return [each.removesuffix(":0") for each in guards if self._is_switch(_split(each)[0])]
 
     def _is_switch(self, name: str) -> bool:
@@ -315,12 +332,25 @@ def _topological(resolver: _Resolver, root: str) -> list[str]:
     return list(order)
 
 
-def _copy_node(target: Any, name: str, resolver: _Resolver, shape: Sequence[int]) -> None:
-    if name == resolver.input:
-        target.name, target.op = name, "Placeholder"
-        target.attr["dtype"].type = DT_FLOAT
-        set_shape(target.attr["shape"].shape, tuple(shape))
-        return
+def _large_constant(name: str, resolver: _Resolver) -> NDArray[np.float32] | None:
+    """The value of a node if it is a constant of enough floats to be worth keeping apart."""
+    value = resolver.constants.get(name)
+    node = resolver.nodes.get(name)
+    if value is None and name != resolver.input and node is not None and node.op == "Const":
+        tensor = node.attr["value"].tensor
+        sizes = [dim.size for dim in tensor.tensor_shape.dim]
+        if tensor.dtype == DT_FLOAT and np.prod(sizes, dtype=np.int64) >= _LARGE:
+            value = tensor_to_array(tensor)
+    return value if value is not None and value.dtype == np.float32 and value.size >= _LARGE else None
+
+
+def _write_placeholder(target: Any, name: str, shape: Sequence[int]) -> None:
+    target.name, target.op = name, "Placeholder"
+    target.attr["dtype"].type = DT_FLOAT
+    set_shape(target.attr["shape"].shape, tuple(shape))
+
+
+def _copy_node(target: Any, name: str, resolver: _Resolver) -> None:
     if name in resolver.constants:
         target.name, target.op = name, "Const"
         array_to_tensor(resolver.constants[name], target.attr["value"].tensor)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from openvino.frontend import (
@@ -27,12 +28,12 @@ from openvino.frontend import (
 )
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
-from edgeface.convert.graphdef import parse_message, prune, read_bytes
+from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
 
-__all__ = ["TensorFlowModel", "checkpoint_of", "load_tensorflow"]
+__all__ = ["Ports", "TensorFlowModel", "checkpoint_of", "load_tensorflow", "ports_of"]
 
 _INPUTS = ("image_batch", "input", "input_1")
 _OUTPUT = "embeddings"
@@ -46,6 +47,8 @@ _FRONTEND_FAILURES = (
     OpValidationFailure,
 )
 """What the frontend raises besides RuntimeError; they have no base class of their own."""
+_FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summary:", "To facilitate")
+"""How the lines of its messages start that tell a user nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,23 @@ class TensorFlowModel:
     seeded: bool
     input: str
     output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a TensorFlow graph is fed and read.
+
+    Attributes
+    ----------
+    input, output
+        Names of the image and the embedding node.
+    training
+        Boolean placeholders that are False for inference.
+    """
+
+    input: str
+    output: str
+    training: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +120,35 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in source.graph.node):
         return _load_functions(path, source)
-    input, output = _find_ports(path, names, source.signature)
-    known = {name: False for name in _TRAINING_SWITCHES if _is_placeholder(names.get(name), DT_BOOL)}
+    ports = _find_ports(path, names, source.signature)
     inference = prune(
         source.graph,
-        input=input,
-        output=output,
+        input=ports.input,
+        output=ports.output,
         shape=(-1, *size, 3),
-        known=known,
+        known=dict.fromkeys(ports.training, False),
         variables=source.variables,
         source=str(path),
     )
     return TensorFlowModel(
-        model=_run_frontend(inference.graph.SerializeToString(), path),
+        model=_run_frontend(inference, path),
         sha256=source.sha256,
         seeded=SEEDED_MARK in names,
-        input=input,
-        output=output,
+        input=ports.input,
+        output=ports.output,
     )
+
+
+def ports_of(path: Path) -> Ports:
+    """Where the graph of a TensorFlow file or folder is fed and read.
+
+    Raises
+    ------
+    ModelFormatError, ConversionError
+        As `load_tensorflow`.
+    """
+    source = _read_source(path)
+    return _find_ports(path, {node.name: node for node in source.graph.node}, source.signature)
 
 
 def checkpoint_of(path: Path) -> tuple[Path, Path] | None:
@@ -191,11 +222,12 @@ def _digest_of(files: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> tuple[str, str]:
-    """Names of the image and embedding nodes: the signature's, else FaceNet's."""
+def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> Ports:
+    """Find the image and embedding nodes: the signature's, else FaceNet's."""
+    training = tuple(name for name in _TRAINING_SWITCHES if _is_placeholder(names.get(name), DT_BOOL))
     if signature is not None and len(signature.inputs) == 1 and len(signature.outputs) == 1:
         (image,), (embedding,) = signature.inputs.values(), signature.outputs.values()
-        return image.name.partition(":")[0], embedding.name.partition(":")[0]
+        return Ports(image.name.partition(":")[0], embedding.name.partition(":")[0], training)
     if _OUTPUT not in names:
         raise ConversionError(
             f"{path}: expected a FaceNet graph with a node {_OUTPUT!r}, found {len(names)} nodes without one; "
@@ -203,29 +235,43 @@ def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> tuple[s
         )
     for name in _INPUTS:
         if name in names:
-            return name, _OUTPUT
+            return Ports(name, _OUTPUT, training)
     images = [node.name for node in names.values() if _is_placeholder(node, DT_FLOAT)]
     if len(images) != 1:
         raise ConversionError(
             f"{path}: expected an input named {' or '.join(_INPUTS)}, or a single image placeholder; "
             f"found the placeholders {images}"
         )
-    return images[0], _OUTPUT
+    return Ports(images[0], _OUTPUT, training)
 
 
 def _is_placeholder(node: Any, dtype: int) -> bool:
     return node is not None and node.op in _PLACEHOLDERS and node.attr["dtype"].type == dtype
 
 
-def _run_frontend(graph: bytes, path: Path) -> ov.Model:
+def _run_frontend(inference: Inference, path: Path) -> ov.Model:
     handle, name = tempfile.mkstemp(suffix=".pb", prefix="edgeface-")
     temporary = Path(name)
     try:
         with output_errors(temporary), os.fdopen(handle, "wb") as file:
-            file.write(graph)
-        return _convert_file(temporary, path)
+            file.write(inference.graph.SerializeToString())
+        model = _convert_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _put_weights_in(model, inference.weights)
+    return model
+
+
+def _put_weights_in(model: ov.Model, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Replace the parameters that stand for weights by constants."""
+    for parameter in model.get_parameters():
+        value = weights.get(parameter.get_friendly_name().removesuffix(":0"))
+        if value is not None:
+            # Shared memory, because OpenVINO takes a second to copy FaceNet's kernels; it has to be writable.
+            constant = Constant(np.array(value), shared_memory=True)
+            for consumer in parameter.output(0).get_target_inputs():
+                consumer.replace_source_output(constant.output(0))
+            model.remove_parameter(parameter)
 
 
 def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
@@ -246,7 +292,8 @@ def _convert_file(file: Path, path: Path) -> ov.Model:
     try:
         return frontend.convert(frontend.load(str(file)))
     except (RuntimeError, *_FRONTEND_FAILURES) as error:
-        reason = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
         raise ConversionError(
-            f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[1:4])}"
+            f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}"
         ) from error
