@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_MODULES = ("demo", "zoo", "convert")
+_MODULES = ("demo", "zoo", "convert", "devices")
 """Each module of this package that has commands; each offers `register(app)`."""
 
 

@@ -56,7 +56,7 @@ class DeviceInfo:
     full_name
         What the maker calls it.
     kind
-        ``integrated`` or ``discrete``; None where the driver does not say.
+        ``integrated`` or ``discrete``; None for a CPU, and where the driver does not say.
     capabilities
         ``FP32``, ``FP16``, ``BF16``, ``INT8``, ``EXPORT_IMPORT`` (compiled models can be cached) and so on.
     streams
@@ -281,7 +281,7 @@ def _describe(core: DeviceCore, device: str) -> DeviceInfo:
     return DeviceInfo(
         name=device,
         full_name=str(read("FULL_DEVICE_NAME") or device).strip(),
-        kind=_kind(core, device),
+        kind=None if device == "CPU" else _kind(core, device),
         capabilities=tuple(read("OPTIMIZATION_CAPABILITIES") or ()),
         streams=(int(streams[0]), int(streams[1])) if streams else None,
         architecture=read("DEVICE_ARCHITECTURE"),

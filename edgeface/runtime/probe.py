@@ -174,7 +174,9 @@ def missing_devices(
 
 def in_container(root: Path = Path("/")) -> bool:
     """Whether this process runs inside a container."""
-    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
+    if any(
+        (root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/secrets/kubernetes.io")
+    ):
         return True
     try:
         groups = (root / "proc/1/cgroup").read_text()
