@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ class Alignment:
 
     def __post_init__(self) -> None:
         _require_member("alignment recipe", self.recipe, Recipe)
-        if self.margin < 0:
-            raise ContractError(f"alignment margin: expected 0 or more pixels, found {self.margin}")
+        if not isinstance(self.margin, int) or self.margin < 0:
+            raise ContractError(f"alignment margin: expected 0 or more whole pixels, found {self.margin!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,13 @@ class ModelContract:
         _require_digest("source_sha256", self.source_sha256)
         if self.weights_sha256:
             _require_digest("weights_sha256", self.weights_sha256)
+        # One value has one form, or the same contract would have two ids: 127 and 127.0 differ in JSON.
+        for name, length in {"input_size": 2, "value_range": 2, "mean": 3, "scale": 3}.items():
+            number = int if name == "input_size" else float
+            values = tuple(number(value) for value in getattr(self, name))
+            if len(values) != length or not all(map(math.isfinite, values)):
+                raise ContractError(f"{name}: expected {length} numbers, found {values}")
+            object.__setattr__(self, name, values)
         if min(self.input_size) < 1:
             raise ContractError(f"input_size: expected positive (height, width), found {self.input_size}")
         if self.embedding_dim < 1:
@@ -246,6 +254,11 @@ class ModelContract:
                 stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
             except json.JSONDecodeError as error:
                 raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
+        known = {*stored, "contract_version", "contract_id"}
+        if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - known):
+            raise ContractError(
+                f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by something else"
+            )
         contract = cls.from_dict(stored)
         if contract.contract_id != text("contract_id"):
             raise ContractError(

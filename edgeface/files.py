@@ -52,18 +52,26 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def staging_folder(parent: Path) -> Iterator[Path]:
     """Yield a hidden folder inside `parent`, on the same file system, that is gone afterwards.
 
+    `parent` is made if absent, and vanishes again if nothing was put into it.
+
     Raises
     ------
     OutputError
         If it cannot be made, or if writing inside the block fails.
     """
+    absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     with output_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".edgeface-", dir=parent))
         try:
-            yield folder
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".edgeface-", dir=parent))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for made in absent:
+                with contextlib.suppress(OSError):  # it holds the result, or was never made
+                    made.rmdir()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,100 @@
+"""Whole files or nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from edgeface.errors import OutputError
+from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "folder" / "model.bin"
+
+    with write_atomically(final) as partial:
+        partial.write_bytes(b"half")
+        assert not final.exists()
+        partial.write_bytes(b"whole")
+
+    assert final.read_bytes() == b"whole"
+    assert list(final.parent.iterdir()) == [final]
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, interruption: type[BaseException]) -> None:
+    final = tmp_path / "model.bin"
+    final.write_bytes(b"old")
+
+    def write_half() -> None:
+        with write_atomically(final) as partial:
+            partial.write_bytes(b"half")
+            raise interruption
+
+    with pytest.raises(interruption):
+        write_half()
+
+    assert final.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_an_interrupted_write_leaves_no_new_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), write_atomically(tmp_path / "a" / "b" / "model.bin"):
+        raise KeyboardInterrupt
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_that_was_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+
+    with pytest.raises(KeyboardInterrupt), staging_folder(folder):
+        raise KeyboardInterrupt
+
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "no space left on the device; free some or choose another folder"),
+        (errno.EROFS, "the folder is read-only; choose another one"),
+        (errno.EACCES, "the folder is read-only; choose another one"),
+        (errno.ENOTDIR, "expected a folder on the way there, found a file"),
+        (errno.ENAMETOOLONG, "File name too long"),
+    ],
+)
+def test_a_failed_write_is_told_in_one_line(tmp_path: Path, number: int, told: str) -> None:
+    with pytest.raises(OutputError) as caught, output_errors(tmp_path):
+        raise OSError(number, "File name too long" if number == errno.ENAMETOOLONG else "?")
+
+    assert str(caught.value) == f"{tmp_path}: cannot write: {told}"
+
+
+def test_a_file_in_the_way_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(OutputError, match="expected a folder on the way there, found a file"),
+            staging_folder(folder),
+        ):
+            pass
+
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_sha256_of_a_file_of_several_blocks(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "file").write_bytes(content)
+
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_stopwatch_goes_forward() -> None:
+    with stopwatch() as elapsed:
+        assert 0 <= elapsed() <= elapsed()
