@@ -3,6 +3,11 @@
 ::
 
     EdgeFaceError                    4  an internal failure
+    ├── RequestError                 4  a running engine did not answer a request
+    │   ├── InferenceError              the device failed while it computed
+    │   ├── DeadlineExceeded            the answer was not there in time; a TimeoutError too
+    │   ├── Overloaded                  the queue was full and the policy was not to wait
+    │   └── EngineClosed                closed, or inherited by a forked child
     ├── NegativeResult               1  the answer is no: a gate failed, a match was refused
     ├── InputError                   2  wrong use or bad input
     │   ├── ModelFormatError            a model file is not what it should be
@@ -11,6 +16,8 @@
     │   ├── CatalogError                a model_zoo.yml or model.yml is malformed
     │   ├── ChecksumError               bytes differ from what was published or recorded
     │   ├── ArchiveError                an archive is unsafe or damaged
+    │   ├── ImageError                  a picture is truncated, damaged, too large or no picture
+    │   ├── FaceError                   there is no face, or not one that can be aligned
     │   └── OutputError                 the result cannot be written where it was asked for
     └── MissingError                 3  something needed is not there
         ├── ModelNotFoundError          no such model in the zoo, or not downloaded
@@ -37,6 +44,26 @@ class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its ans
     """The work was done and the answer is no: a gate failed, a comparison was lost."""
 
     exit_code = 1
+
+
+class RequestError(EdgeFaceError):
+    """A running engine did not answer a request."""
+
+
+class InferenceError(RequestError):
+    """The device failed while it computed this request."""
+
+
+class DeadlineExceeded(RequestError, TimeoutError):  # noqa: N818 - names what happened, as gRPC does
+    """The answer was not there by the request's deadline."""
+
+
+class Overloaded(RequestError):  # noqa: N818 - the engine is well; there is too much of it wanted
+    """The queue was full: this request was rejected, or a newer one took its place."""
+
+
+class EngineClosed(RequestError):  # noqa: N818 - a state, not a fault
+    """The engine was closed, or belongs to the parent of this forked process."""
 
 
 class InputError(EdgeFaceError):
@@ -67,6 +94,14 @@ class ChecksumError(InputError):
 
 class ArchiveError(InputError):
     """An archive is damaged, or would write outside its folder, or is too large."""
+
+
+class ImageError(InputError):
+    """A picture is truncated, damaged, too large, or no picture at all."""
+
+
+class FaceError(InputError):
+    """There is no face where one was expected, or its box or landmarks cannot be aligned."""
 
 
 class OutputError(InputError):

@@ -1,0 +1,1 @@
+"""Photographs and frames in, faces and aligned crops out."""

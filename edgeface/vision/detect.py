@@ -1,0 +1,182 @@
+"""Images in, faces out: what a detector promises, and which ones there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import FaceError, InputError
+from edgeface.vision.image import Image
+
+__all__ = ["Detector", "DetectorName", "Faces", "load_detector"]
+
+DetectorName = Literal["mtcnn", "yunet", "retail-0004"]
+Index = int | slice | NDArray[np.integer] | NDArray[np.bool_] | list[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Faces:
+    """The N faces of one image, best score first, in pixels of that image.
+
+    Attributes
+    ----------
+    boxes : (N, 4) float32
+        x0, y0, x1, y1. A box may reach beyond the image.
+    landmarks : (N, 5, 2) float32
+        x, y of the left eye, right eye, tip of the nose, left and right corner of the mouth. Left is left *in
+        the image*: the first eye is the person's right one. NaN where the detector has no landmarks.
+    scores : (N,) float32
+        0 to 1. Scores of different detectors do not compare.
+    """
+
+    boxes: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        for name, array, shape in (
+            ("boxes", self.boxes, (count, 4)),
+            ("landmarks", self.landmarks, (count, 5, 2)),
+            ("scores", self.scores, (count,)),
+        ):
+            if array.shape != shape or array.dtype != np.float32:
+                raise InputError(f"{name}: expected {shape} float32, found {array.shape} {array.dtype}")
+
+    @classmethod
+    def empty(cls) -> Faces:
+        """No faces."""
+        return cls(np.empty((0, 4), np.float32), np.empty((0, 5, 2), np.float32), np.empty(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Index) -> Faces:
+        """Select as numpy does; a single index gives the faces of that one."""
+        if isinstance(index, int | np.integer):
+            index = [range(len(self))[index]]
+        return Faces(self.boxes[index], self.landmarks[index], self.scores[index])
+
+    def largest(self, image_size: tuple[int, int]) -> int:
+        """Index of the face that the picture is about.
+
+        The largest ``area - 2 * d ** 2`` where d is the distance of the box's centre from the image's
+        (davidsandberg/facenet, `src/align/align_dataset_mtcnn.py`).
+
+        Parameters
+        ----------
+        image_size
+            (height, width) in pixels: ``image.shape[:2]``.
+
+        Raises
+        ------
+        FaceError
+            If there are no faces.
+        """
+        if not len(self):
+            raise FaceError("expected at least one face, found none")
+        boxes = self.boxes.astype(np.float64)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        offsets = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.array(image_size[::-1]) / 2
+        return int(np.argmax(sides.prod(axis=1) - 2 * np.square(offsets).sum(axis=1)))
+
+
+class Detector(Protocol):
+    """Finds faces. Made by `load_detector`; a context manager; safe to call from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What `load_detector` calls it."""
+
+    def detect(self, images: Sequence[Image]) -> list[Faces]:
+        """Find the faces of every image; the images may differ in size, but equal sizes are faster.
+
+        Parameters
+        ----------
+        images
+            Each (H, W, 3) uint8, BGR, 0-255, of any H and W.
+
+        Returns
+        -------
+        list of Faces
+            One for each image, in order.
+
+        Raises
+        ------
+        InputError
+            If an image is of another shape or type.
+        """
+
+    def close(self) -> None:
+        """Give back the models' memory. Detecting afterwards is an error; closing again is not."""
+
+    def __enter__(self) -> Detector: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def load_detector(
+    name: DetectorName = "mtcnn",
+    *,
+    device: str = "CPU",
+    model: Path | None = None,
+    landmarks_model: Path | None = None,
+    min_size: int = 20,
+    threshold: float | None = None,
+) -> Detector:
+    """Load a detector by name.
+
+    Parameters
+    ----------
+    name
+        ``mtcnn``; ``yunet``; or ``retail-0004`` for face-detection-retail-0004.
+    device
+        An OpenVINO device.
+    model
+        ``mtcnn``: a folder with det1.npz, det2.npz and det3.npz; by default the weights of the `mtcnn`
+        package. ``yunet``: the .onnx. ``retail-0004``: the .xml. The last two have no default.
+    landmarks_model
+        ``retail-0004`` only: the .xml of landmarks-regression-retail-0009. Without it landmarks are NaN.
+    min_size
+        Smallest face to find: shorter side of its box in pixels.
+    threshold
+        Lowest score of a face; by default each detector's published one.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or the options do not fit the detector.
+    MissingError
+        If a model file or the device is not there.
+    """
+    if min_size < 1:
+        raise InputError(f"min_size: expected 1 or more pixels, found {min_size}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected 0 to 1, found {threshold}")
+    if landmarks_model is not None and name != "retail-0004":
+        raise InputError(f"landmarks_model belongs to retail-0004; {name} finds landmarks itself")
+    if name == "mtcnn":
+        from edgeface.vision.mtcnn import MTCNN
+
+        return MTCNN(device=device, weights=model, min_size=min_size, threshold=threshold)
+    if name not in get_args(DetectorName):
+        raise InputError(f"detector: expected one of {', '.join(get_args(DetectorName))}, found {name!r}")
+    if model is None:
+        raise InputError(f"detector {name}: expected the path of its model, found none")
+    if name == "yunet":
+        from edgeface.vision.yunet import YuNet
+
+        return YuNet(model, device=device, min_size=min_size, threshold=threshold)
+    from edgeface.vision.ssd import RetailSSD
+
+    return RetailSSD(
+        model, landmarks_model=landmarks_model, device=device, min_size=min_size, threshold=threshold
+    )

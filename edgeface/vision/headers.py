@@ -1,0 +1,193 @@
+"""An encoded image's bytes in, its size and orientation out, without decoding a pixel.
+
+OpenCV trusts a header before it allocates, and turns a truncated JPEG into a half-gray picture without a
+word. The few lines a format here say how large a picture claims to be, and whether its bytes are all there.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edgeface.errors import ImageError
+
+__all__ = ["Header", "read_header"]
+
+_ORIENTATION_TAG = 0x0112
+"""EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
+
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
+"""A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
+_JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BMP_UNCOMPRESSED = (0, 3)
+"""BI_RGB and BI_BITFIELDS: their size follows from the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image says about itself.
+
+    Attributes
+    ----------
+    format
+        ``JPEG``, ``PNG``, ``WebP`` or ``BMP``, by its first bytes and never by a file's name.
+    width, height
+        Pixels, as stored: before the orientation is applied.
+    orientation
+        EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def read_header(data: bytes) -> Header:
+    """Read the header of a JPEG, PNG, WebP or BMP, and check that the bytes are complete.
+
+    Raises
+    ------
+    ImageError
+        If it is none of the four, or truncated, or its structure is damaged.
+    """
+    if not data:
+        raise ImageError("expected an image, found 0 bytes")
+    for magic, offset, reader in _FORMATS:
+        if data.startswith(magic, offset):
+            try:
+                header = reader(data)
+            except (struct.error, IndexError) as error:
+                raise ImageError("truncated: the file ends inside its header") from error
+            if header.width < 1 or header.height < 1:
+                raise ImageError(
+                    f"damaged {header.format}: expected a positive size, found {header.width}x{header.height}"
+                )
+            return header
+    raise ImageError(f"expected a JPEG, PNG, WebP or BMP image, found bytes that begin with {data[:4]!r}")
+
+
+def _read_jpeg(data: bytes) -> Header:
+    size: tuple[int, int] | None = None
+    orientation, scans, position = 1, 0, 2
+    while match := _JPEG_MARKER.search(data, position):
+        marker, position = match[1][0], match.end()
+        if marker == _JPEG_END:
+            if size is None or not scans:
+                raise ImageError("damaged JPEG: it ends before any picture")
+            return Header("JPEG", size[1], size[0], orientation)
+        (length,) = struct.unpack_from(">H", data, position)
+        if marker in _JPEG_FRAMES and size is None:
+            size = struct.unpack_from(">HH", data, position + 3)
+        elif marker == _JPEG_SCAN:
+            scans += 1
+        elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", position + 2):
+            orientation = _orientation(data[position + 8 : position + length])
+        position += length
+    raise ImageError("truncated JPEG: its end marker is missing")
+
+
+def _read_png(data: bytes) -> Header:
+    size: tuple[int, int] | None = None
+    orientation, has_data = 1, False
+    for kind, body in _png_chunks(data):
+        if size is None:
+            if kind != b"IHDR":
+                raise ImageError(f"damaged PNG: expected the chunk IHDR first, found {kind!r}")
+            size = struct.unpack_from(">II", body)
+        elif kind == b"IDAT":
+            has_data = True
+        elif kind == b"eXIf":
+            orientation = _orientation(body)
+    if size is None or not has_data:
+        raise ImageError("damaged PNG: it ends before any picture")
+    return Header("PNG", *size, orientation)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise ImageError(f"truncated PNG: the file ends inside its chunk {kind!r}")
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ImageError(f"damaged PNG: the checksum of its chunk {kind!r} is wrong")
+        yield kind, data[position + 8 : end]
+        position = end + 4
+
+
+def _read_webp(data: bytes) -> Header:
+    (stated,) = struct.unpack_from("<I", data, 4)
+    if len(data) < stated + 8:
+        raise ImageError(f"truncated WebP: expected {stated + 8} bytes, found {len(data)}")
+    size: tuple[int, int] | None = None
+    orientation, position = 1, 12
+    while position + 8 <= stated + 8:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        body = data[position + 8 : position + 8 + length]
+        if kind == b"EXIF":
+            orientation = _orientation(body.removeprefix(b"Exif\0\0"))
+        elif size is None:
+            size = _webp_size(kind, body)
+        position += 8 + length + length % 2
+    if size is None:
+        raise ImageError("damaged WebP: it ends before any picture")
+    return Header("WebP", *size, orientation)
+
+
+def _webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
+    """Width and height in a VP8X, VP8 or VP8L chunk (RFC 9649, sections 2.5 to 2.7); None in any other."""
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", body, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", body, 1)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return None
+
+
+def _read_bmp(data: bytes) -> Header:
+    pixels, header_size = struct.unpack_from("<II", data, 10)
+    if header_size == 12:  # the OS/2 form
+        width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
+    else:
+        width, height, _, depth, compression = struct.unpack_from("<iiHHI", data, 18)
+    height = abs(height)  # negative: rows from the top down
+    needed = pixels + (width * depth + 31) // 32 * 4 * height
+    if compression in _BMP_UNCOMPRESSED and len(data) < needed:
+        raise ImageError(f"truncated BMP: expected {needed} bytes, found {len(data)}")
+    return Header("BMP", width, height)
+
+
+def _orientation(exif: bytes) -> int:
+    """Orientation in a TIFF-shaped EXIF block; 1 where it is absent or damaged, as every viewer does."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (table,) = struct.unpack_from(order + "I", exif, 4)
+        (entries,) = struct.unpack_from(order + "H", exif, table)
+        for index in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, table + 2 + 12 * index)
+            if tag == _ORIENTATION_TAG:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+_FORMATS: tuple[tuple[bytes, int, Callable[[bytes], Header]], ...] = (
+    (b"\xff\xd8\xff", 0, _read_jpeg),
+    (_PNG_SIGNATURE, 0, _read_png),
+    (b"WEBP", 8, _read_webp),
+    (b"BM", 0, _read_bmp),
+)

@@ -1,0 +1,159 @@
+"""A file, its bytes or an array in, one (H, W, 3) uint8 BGR picture out: the only way that images come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import ImageError
+from edgeface.vision.headers import read_header
+
+__all__ = ["IMAGE_SUFFIXES", "Image", "ImageLimits", "read_image"]
+
+Image = NDArray[np.uint8]
+"""(H, W, 3), BGR, 0-255."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"})
+"""Endings, in lower case, by which folders are searched; what a file is, its bytes say."""
+
+_UPRIGHT = {2: "m", 3: "mf", 4: "f", 5: "t", 6: "tm", 7: "tmf", 8: "tf"}
+"""EXIF orientation -> steps that set it upright: t(ranspose), m(irror), f(lip upside down)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What an image may cost, checked before anything is decoded.
+
+    Attributes
+    ----------
+    max_bytes
+        Of the encoded file.
+    max_pixels
+        Width times height. Decoding needs up to 8 bytes a pixel (16 bits, four channels).
+    """
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.max_pixels < 1:
+            raise ImageError(f"image limits: expected positive numbers, found {self}")
+
+
+_DEFAULT_LIMITS = ImageLimits()
+
+
+def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
+    """Read one picture.
+
+    JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP and BMP. EXIF orientation is applied, 16 bits
+    become 8 by division by 257, gray becomes three equal channels, and transparency is laid over white.
+
+    Parameters
+    ----------
+    source
+        A file, the bytes of one, or pixels: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or
+        uint16. An (H, W, 3) uint8 array is returned as it is, not copied.
+    limits
+        What it may cost.
+
+    Returns
+    -------
+    (H, W, 3) uint8, BGR, 0-255
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, it is no image, is truncated or damaged, or exceeds the limits. The message
+        begins with the file's path. A JPEG has no checksum: flipped bits that leave its structure intact
+        show in the picture and cannot be noticed.
+    """
+    try:
+        if isinstance(source, np.ndarray):
+            return _to_bgr8(source, limits)
+        data = _read_file(source, limits) if isinstance(source, Path) else bytes(source)
+        return _decode(data, limits)
+    except ImageError as error:
+        if isinstance(source, Path):
+            raise ImageError(f"{source}: {error}") from error
+        raise
+
+
+def _read_file(path: Path, limits: ImageLimits) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ImageError("expected an image file, found something else")
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise ImageError(f"cannot read: {error.strerror or error}") from error
+
+
+def _decode(data: bytes, limits: ImageLimits) -> Image:
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            f"expected at most {limits.max_bytes:,} bytes, found more; raise ImageLimits.max_bytes"
+        )
+    header = read_header(data)
+    _check_pixels(header.width, header.height, limits)
+    try:
+        # Unchanged, because every other flag drops transparency and how orientation is treated differs
+        # between formats and versions of OpenCV.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"damaged {header.format}: OpenCV cannot decode it: {error.err}") from error
+    if pixels is None:
+        raise ImageError(f"damaged {header.format}: OpenCV cannot decode it")
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageError(
+            f"damaged {header.format}: expected {header.width}x{header.height} pixels as its header says, "
+            f"found {pixels.shape[1]}x{pixels.shape[0]}"
+        )
+    return _set_upright(_to_bgr8(pixels, limits), header.orientation)
+
+
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"expected at most {limits.max_pixels:,} pixels, found {width}x{height}; "
+            "scale the picture down, or raise ImageLimits.max_pixels"
+        )
+
+
+def _to_bgr8(pixels: np.ndarray, limits: ImageLimits) -> Image:
+    depth = 1 if pixels.ndim == 2 else pixels.shape[2] if pixels.ndim == 3 else 0
+    if depth not in (1, 3, 4) or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            "expected pixels of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and type uint8 or uint16, "
+            f"found {pixels.shape} {pixels.dtype}"
+        )
+    _check_pixels(pixels.shape[1], pixels.shape[0], limits)
+    if pixels.dtype == np.uint16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
+    if depth == 1:
+        return _as_image(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))
+    if depth == 4:
+        return _lay_over_background(pixels)
+    return _as_image(pixels)
+
+
+def _lay_over_background(pixels: np.ndarray) -> Image:
+    """Composite BGRA with straight alpha, rounded to nearest."""
+    alpha = cv2.cvtColor(np.ascontiguousarray(pixels[:, :, 3]), cv2.COLOR_GRAY2BGR)
+    color = cv2.multiply(np.ascontiguousarray(pixels[:, :, :3]), alpha, scale=1 / 255)
+    return _as_image(cv2.add(color, cv2.bitwise_not(alpha)))
+
+
+def _set_upright(image: Image, orientation: int) -> Image:
+    for step in _UPRIGHT.get(orientation, ""):
+        image = image.transpose(1, 0, 2) if step == "t" else image[:, ::-1] if step == "m" else image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _as_image(pixels: np.ndarray) -> Image:
+    image: Image = pixels
+    return image
