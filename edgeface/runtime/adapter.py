@@ -6,7 +6,6 @@ image in Python. Values are 0-255 in every dtype.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,8 +22,6 @@ except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset13 as ops
 
 __all__ = ["ColorOrder", "Dtype", "ImageFormat", "ImageLayout", "Resize", "adapt"]
-
-_log = logging.getLogger(__name__)
 
 ImageLayout = Literal["NHWC", "NCHW"]
 ColorOrder = Literal["BGR", "RGB", "GRAY", "BGRX", "RGBX", "NV12", "I420"]

@@ -33,6 +33,7 @@ _VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
 _PHYSICAL = ("CPU", "GPU", "NPU")
 _GPU_KINDS = {"IGPU": "integrated", "DGPU": "discrete"}
 _RETIRED = ("MYRIAD", "VPU", "HDDL")
+_BATCH_SIZE = re.compile(r"\(\d+\)$")
 _NAME = re.compile(rf"({'|'.join(_PHYSICAL)})(\.\d+)?")
 
 
@@ -62,7 +63,7 @@ class DeviceInfo:
     streams
         (fewest, most) streams; None for a device without streams.
     architecture, driver
-        As the plugin reports them; None where it does not.
+        As the plugin reports them; None where it does not. Only the NPU's knows its driver.
     memory_bytes
         Of the device; of the machine for a CPU; None where unknown.
     """
@@ -121,8 +122,9 @@ def split_device(device: str) -> tuple[str | None, tuple[str, ...]]:
     virtual, colon, rest = device.partition(":")
     if not colon and virtual not in _VIRTUAL:
         return None, (device,)
-    members = tuple(name for name in rest.split(",") if name)
-    return virtual, tuple(re.sub(r"\(\d+\)$", "", name) for name in members)
+    if virtual == "BATCH":
+        rest = _BATCH_SIZE.sub("", rest)
+    return virtual, tuple(name for name in rest.split(",") if name)
 
 
 def physical_name(device: str, present: Sequence[str]) -> str | None:
@@ -183,7 +185,8 @@ def _resolve(text: str, core: DeviceCore) -> ResolvedDevice:
     if virtual is None:
         name, said = _resolve_one(device, core)
         return ResolvedDevice(text, name, said)
-    if virtual not in _VIRTUAL or (virtual != "AUTO" and not members):
+    least, most = {"AUTO": (0, 99), "BATCH": (1, 1)}.get(virtual, (1, 99))
+    if virtual not in _VIRTUAL or not least <= len(members) <= most:
         raise _unknown(text)
 
     found: list[str] = []
@@ -204,8 +207,9 @@ def _resolve(text: str, core: DeviceCore) -> ResolvedDevice:
             replaced = replaced or not found
             notes.append(f"{text}: {member} is left out: {error}")
         else:
-            found.append(name)
             notes.extend(said)
+            if name not in found:
+                found.append(name)
     if first_refusal and not found:
         raise first_refusal
 
@@ -215,7 +219,7 @@ def _resolve(text: str, core: DeviceCore) -> ResolvedDevice:
         virtual = "AUTO"
         config["PERFORMANCE_HINT"] = "CUMULATIVE_THROUGHPUT"
         notes.append(f"{text}: MULTI is deprecated; AUTO with the hint CUMULATIVE_THROUGHPUT follows it")
-    elif virtual == "BATCH" and (size := re.search(r"\(\d+\)$", device)):
+    elif virtual == "BATCH" and (size := _BATCH_SIZE.search(device)):
         suffix = size[0]
     listed = ",".join((*found, *avoided))
     name = f"{virtual}:{listed}{suffix}" if listed else virtual
@@ -274,7 +278,7 @@ def _describe(core: DeviceCore, device: str) -> DeviceInfo:
         return next((value for value in values if value not in (None, "")), None)
 
     streams = read("RANGE_FOR_STREAMS")
-    driver = read("NPU_DRIVER_VERSION", "GPU_DRIVER_VERSION")
+    driver = read("NPU_DRIVER_VERSION")
     memory = read("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
     if device == "CPU":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

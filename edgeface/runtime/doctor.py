@@ -160,11 +160,10 @@ def _instructions(root: Path) -> Check:
     present = [name for name, needed in _FLAGS.items() if flags.issuperset(needed)]
     found = ", ".join(present) or "none beyond SSE"
     if "AVX2" not in present:
-        return Check("CPU instructions", "note", found, "expect low speed; run where the CPU has AVX2")
+        return Check("CPU instructions", "note", f"{found}; expect low speed", "run where the CPU has AVX2")
     if not {"VNNI", "AVX-VNNI"} & set(present):
-        return Check(
-            "CPU instructions", "note", found, "INT8 gains less without VNNI; measure before quantizing"
-        )
+        found += "; no VNNI, so INT8 gains less"
+        return Check("CPU instructions", "note", found, "measure an INT8 model before relying on it")
     return Check("CPU instructions", "ok", found)
 
 

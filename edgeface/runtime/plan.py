@@ -308,7 +308,7 @@ def describe_execution(
     precision = _type_name(read("INFERENCE_PRECISION_HINT"))
     threads, streams = read("INFERENCE_NUM_THREADS"), read("NUM_STREAMS")
     differs = _not_asked_for(plan, executing)
-    if differs:
+    if differs and not notes:
         notes.append(differs)
     for what, wanted, found in (
         ("precision", plan.precision, precision),

@@ -100,6 +100,7 @@ def test_a_device_splits_into_its_parts(device, parts):
         (LAPTOP, "AUTO", "AUTO"),
         (LAPTOP, "auto:igpu,cpu", "AUTO:GPU,CPU"),
         (LAPTOP, "AUTO:-GPU", "AUTO:-GPU"),
+        (LAPTOP, "AUTO:iGPU,GPU,CPU", "AUTO:GPU,CPU"),
         (LAPTOP, "HETERO:GPU,CPU", "HETERO:GPU,CPU"),
         (LAPTOP, "BATCH:GPU(8)", "BATCH:GPU(8)"),
         (LAPTOP, "BATCH:GPU", "BATCH:GPU"),
@@ -173,7 +174,20 @@ def test_auto_leaves_absent_devices_out_and_says_so():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "XPU", "GPU.x", "MULTI", "HETERO:", "BATCH", "FAST:CPU", "AUTO:CPU;GPU", "CPU(4)"]
+    "text",
+    [
+        "",
+        "XPU",
+        "GPU.x",
+        "MULTI",
+        "HETERO:",
+        "BATCH",
+        "FAST:CPU",
+        "AUTO:CPU;GPU",
+        "CPU(4)",
+        "AUTO:CPU(4)",
+        "BATCH:CPU,GPU(4)",
+    ],
 )
 def test_a_name_that_is_none_is_wrong_use(text):
     with pytest.raises(InputError, match=r"device: expected CPU, GPU, .* found"):
@@ -239,11 +253,20 @@ def test_a_host_without_the_device_file_lacks_the_kernel_driver(tmp_path, name, 
 
 
 @pytest.mark.parametrize(("name", "node"), [("GPU", "dev/dri/renderD128"), ("NPU", "dev/accel/accel0")])
-def test_a_device_file_that_may_not_be_opened_needs_the_render_group(tmp_path, name, node):
+def test_a_device_file_that_may_not_be_opened_needs_its_group(tmp_path, name, node):
     root = a_machine(tmp_path, node, "etc/OpenCL/vendors/intel.icd", gpu=True, npu=True)
     [cause] = causes_of(root, name, may_open=False)
-    assert cause.reason == f"this user may not open /{node}: not in its group"
-    assert "usermod -aG render" in cause.cure
+    path = root / node
+    assert cause.reason == f"this user may not open /{node}, which belongs to the group {path.group()}"
+    assert cause.cure == f"sudo usermod -aG {path.group()} $USER, and log in again"
+    (root / ".dockerenv").touch()
+    [cause] = causes_of(root, name, may_open=False)
+    assert cause.cure == f"start the container with --group-add {path.stat().st_gid}"
+
+
+def test_a_device_file_in_a_sandbox_that_hides_the_bus_is_followed_up(tmp_path):
+    [cause] = causes_of(a_machine(tmp_path, "dev/dri/renderD128"), "GPU")
+    assert cause.reason == "Intel's OpenCL driver is not installed"
 
 
 def test_missing_libraries_are_named_each_with_its_package(tmp_path):

@@ -62,9 +62,9 @@ def test_absent_devices_are_notes_with_reason_and_cure(tmp_path):
     [
         (XEON, "ok", "AVX2, AVX-512, VNNI, BF16, AMX"),
         ("avx2 avx_vnni", "ok", "AVX2, AVX-VNNI"),
-        ("avx2", "note", "AVX2"),
-        ("avx2 avx512f", "note", "AVX2"),
-        ("sse4_2", "note", "none beyond SSE"),
+        ("avx2", "note", "AVX2; no VNNI, so INT8 gains less"),
+        ("avx2 avx512f", "note", "AVX2; no VNNI, so INT8 gains less"),
+        ("sse4_2", "note", "none beyond SSE; expect low speed"),
     ],
 )
 def test_instructions_that_matter_are_named(tmp_path, monkeypatch, flags, status, found):

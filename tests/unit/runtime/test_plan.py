@@ -202,3 +202,16 @@ def test_a_fallback_of_the_resolution_reaches_the_report(model):
     assert (report.requested_device, report.execution_devices) == ("GPU", ("CPU",))
     assert report.fallback
     assert report.notes == resolved.notes
+
+
+def test_a_device_that_stands_in_while_auto_compiles_is_said():
+    class Compiling:
+        def get_property(self, name: str) -> object:
+            if name == "EXECUTION_DEVICES":
+                return ["(CPU)"]
+            raise RuntimeError(name)
+
+    report = describe_execution(Compiling(), DevicePlan(device="AUTO:GPU,CPU"))
+    assert report.execution_devices == ("CPU",)
+    assert report.fallback
+    assert report.notes == ("CPU serves while the model is compiled for AUTO:GPU,CPU",)
