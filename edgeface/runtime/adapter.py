@@ -140,11 +140,10 @@ class ImageFormat:
             return ContractError(
                 f"{wanted} as a numpy array, found {type(array).__name__}{why if array is None else ''}"
             )
-        found = f"found {_shape_text(array.shape)} {array.dtype.name}"
+        found = f"found {_shape_text(array.shape)} {array.dtype}"
         if array.size == 0:
             return ContractError(f"{wanted}, {found}, which is empty")
-        contiguous = np.empty(array.shape, array.dtype) if not array.flags.c_contiguous else array
-        if contiguous is not array and self._fits(contiguous, expected):
+        if not array.flags.c_contiguous and self._fits(np.empty_like(array, order="C"), expected):
             return ContractError(
                 f"{wanted} in one C-contiguous block, {found} with strides {array.strides}; "
                 "pass np.ascontiguousarray(image)"
@@ -168,7 +167,7 @@ class ImageFormat:
         color = {1: "GRAY", 3: self.color if _CHANNELS[self.color] == 3 else "BGR", 4: "BGRX"}.get(channels)
         if color is None:
             return "pass images as ImageFormat describes them"
-        size = image[:2] if layout == "NHWC" else image[1:]
+        size = "any" if self.size == "any" else image[:2] if layout == "NHWC" else image[1:]
         options = {"layout": layout, "color": color, "dtype": name, "size": size}
         defaults = {"layout": "NHWC", "color": "BGR", "dtype": "u8", "size": contract.input_size}
         given = ", ".join(f"{key}={value!r}" for key, value in options.items() if value != defaults[key])
@@ -223,9 +222,9 @@ def adapt(
     adapted = model.clone()
     _set_batch(adapted, contract, -1 if batch is None else batch)
     processor = PrePostProcessor(adapted)
-    whole = processor.input(contract.input_name)
-    whole.model().set_layout(ov.Layout(contract.layout))
-    tensor = whole.tensor()
+    entry = processor.input(contract.input_name)
+    entry.model().set_layout(ov.Layout(contract.layout))
+    tensor = entry.tensor()
     tensor.set_element_type(_OPENVINO[image_format.dtype])
     tensor.set_layout(ov.Layout(image_format.layout))
     if yuv:
@@ -237,7 +236,7 @@ def adapt(
             tensor.set_spatial_static_shape(*size)
     else:
         tensor.set_shape(list(image_format.batch_shape(-1 if batch is None else batch, contract)))
-    _add_steps(whole.preprocess(), contract, image_format)
+    _add_steps(entry.preprocess(), contract, image_format)
     return processor.build()
 
 
@@ -295,5 +294,6 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     names = {4: "NHWC", 3: "HWC"}.get(len(shape), "")
     if -1 in shape[-3:] and len(names) == len(shape) and shape[-3] != -1:
         names = names.replace("HWC", "CHW")
+    # A free axis goes by its letter.
     parts = [names[i] if side == -1 else str(side) for i, side in enumerate(shape)]
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

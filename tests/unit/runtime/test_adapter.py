@@ -356,6 +356,18 @@ FACENET = a_contract(input_size=(160, 160))
             "found (160, 160, 3) uint8 with strides (960, 6, 1); pass np.ascontiguousarray(image)",
         ),
         (
+            ImageFormat(size="any"),
+            np.zeros((480, 640, 4), np.uint8),
+            "expected one image of (H, W, 3) uint8 BGR, found (480, 640, 4) uint8; "
+            "if that is what it is, pass ImageFormat(color='BGRX', size='any')",
+        ),
+        (
+            ImageFormat(dtype="f32"),
+            np.zeros((160, 160, 3), ">f4"),
+            "expected one image of (160, 160, 3) float32 BGR, found (160, 160, 3) >f4; "
+            "pass images as ImageFormat describes them",
+        ),
+        (
             ImageFormat(),
             [[0]],
             "expected one image of (160, 160, 3) uint8 BGR as a numpy array, found list",
