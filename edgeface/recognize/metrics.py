@@ -1,0 +1,226 @@
+"""Two sets of embeddings in, how far apart they are out; exact, vectorised, and bounded in memory.
+
+Everything is computed in float64: the embeddings are float32, and a distance near 0 is where decisions go wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import ContractError, InputError
+
+__all__ = [
+    "Metric",
+    "arccos_distance",
+    "cosine_distance",
+    "cosine_similarity",
+    "paired",
+    "pairwise",
+    "pixel_distance",
+    "squared_l2",
+]
+
+Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+
+_BLOCK_VALUES = 1 << 21
+"""Values of one temporary array: 16 MiB of float64, whatever the size of the input."""
+
+
+class Metric(str, Enum):
+    """How two embeddings are compared."""
+
+    cosine = "cosine"
+    cosine_distance = "cosine-distance"
+    squared_l2 = "squared-l2"
+    arccos = "arccos"
+
+    @property
+    def is_similarity(self) -> bool:
+        """Whether a larger score means more alike; the others are distances."""
+        return self is Metric.cosine
+
+    def as_distance(self, scores: Doubles) -> Doubles:
+        """Turn this metric's scores into numbers of which the smaller is the more alike, and back again."""
+        return -scores if self.is_similarity else scores
+
+
+def cosine_similarity(a: Floats, b: Floats) -> Doubles:
+    """Cosine of the angle between two embeddings: a.b / (|a| |b|).
+
+    Parameters
+    ----------
+    a, b : (..., D) float
+        Their leading dimensions broadcast.
+
+    Returns
+    -------
+    (...) float64
+        In [-1, 1]; clipped, because rounding can leave that interval by one unit in the last place.
+
+    Raises
+    ------
+    InputError
+        If an embedding has no direction: its length is 0 or not finite.
+    """
+    left, right = _unit(a), _unit(b)
+    return np.asarray(np.clip(np.einsum("...d,...d->...", left, right), -1.0, 1.0))
+
+
+def cosine_distance(a: Floats, b: Floats) -> Doubles:
+    """1 - cosine similarity, in [0, 2]; for unit vectors half the squared L2 distance."""
+    return 1.0 - cosine_similarity(a, b)
+
+
+def arccos_distance(a: Floats, b: Floats) -> Doubles:
+    """Angle between two embeddings as a share of a half turn: arccos(cosine) / pi, in [0, 1].
+
+    davidsandberg/facenet calls it distance metric 1 (`facenet.py`, `distance`), Open Model Zoo
+    ``cosine_distance`` (accuracy_checker, `metrics/reid.py`). Upstream does not clip the cosine and returns NaN
+    where float32 rounding carries it past 1; here it is clipped.
+    """
+    return np.arccos(cosine_similarity(a, b)) / np.pi
+
+
+def squared_l2(a: Floats, b: Floats) -> Doubles:
+    """Squared Euclidean distance, sum((a - b)^2): FaceNet, Schroff et al. 2015, equation 1.
+
+    In [0, 4] for unit vectors, in [0, 8] for an embedding concatenated with its mirror's.
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return np.asarray(np.einsum("...d,...d->...", difference, difference))
+
+
+def pixel_distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Doubles:
+    """Root mean square difference of two pictures' pixels, in [0, 1]: a baseline that no one should use.
+
+    It compares light, pose and background as much as faces; it is here to show what an embedding is worth.
+
+    Parameters
+    ----------
+    a, b : (N, H, W, C) uint8
+        Crops in the same alignment.
+
+    Returns
+    -------
+    (N,) float64
+        sqrt(mean((a - b)^2)) / 255.
+    """
+    left, right = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    return np.sqrt(_in_blocks(squared_l2, left, right) / left.shape[1]) / 255.0
+
+
+def paired(metric: Metric, a: Floats, b: Floats) -> Doubles:
+    """Compare row i of `a` with row i of `b`.
+
+    Parameters
+    ----------
+    metric
+        What to compute.
+    a, b : (N, D) float
+        Embeddings.
+
+    Returns
+    -------
+    (N,) float64
+        Scores on the metric's own scale.
+
+    Raises
+    ------
+    ContractError
+        If the shapes differ.
+    InputError
+        If an angle is asked for and an embedding has none.
+    """
+    if np.ndim(a) != 2 or np.shape(a) != np.shape(b):
+        raise ContractError(
+            f"expected two arrays of one shape (N, D), found {np.shape(a)} and {np.shape(b)}; "
+            "they come from different models or were not paired"
+        )
+    return _in_blocks(_ROWS[metric], a, b)
+
+
+def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
+    """Compare every row of `a` with every row of `b`.
+
+    Parameters
+    ----------
+    metric
+        What to compute.
+    a : (N, D) float
+        Embeddings, for example probes.
+    b : (M, D) float
+        Embeddings, for example a gallery.
+
+    Returns
+    -------
+    (N, M) float64
+        Scores on the metric's own scale. Temporaries stay within 16 MiB of float64 and one copy of `b`.
+
+    Raises
+    ------
+    ContractError
+        If the lengths D differ.
+    InputError
+        If an angle is asked for and an embedding has none.
+    """
+    if np.ndim(a) != 2 or np.ndim(b) != 2 or np.shape(a)[1] != np.shape(b)[1]:
+        raise ContractError(
+            f"expected arrays (N, D) and (M, D) of one length D, found {np.shape(a)} and {np.shape(b)}"
+        )
+    scores = np.empty((len(a), len(b)))
+    squares = metric is Metric.squared_l2
+    right = np.asarray(b, np.float64) if squares else _unit(b)
+    right_squares = np.einsum("md,md->m", right, right) if squares else None
+    rows = max(1, _BLOCK_VALUES // max(1, right.shape[1], len(right)))
+    for start in range(0, len(a), rows):
+        block = a[start : start + rows]
+        out = scores[start : start + rows]
+        if right_squares is not None:
+            # |a-b|^2 = |a|^2 + |b|^2 - 2 a.b; in float64 what cancels near 0 is of the order 1e-16.
+            left = np.asarray(block, np.float64)
+            np.matmul(left, right.T, out=out)
+            out *= -2.0
+            out += np.einsum("nd,nd->n", left, left)[:, None] + right_squares
+            np.maximum(out, 0.0, out=out)
+        else:
+            np.clip(np.matmul(_unit(block), right.T), -1.0, 1.0, out=out)
+            if metric is Metric.cosine_distance:
+                np.subtract(1.0, out, out=out)
+            elif metric is Metric.arccos:
+                np.divide(np.arccos(out, out=out), np.pi, out=out)
+    return scores
+
+
+def _unit(vectors: Floats) -> Doubles:
+    doubles = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(doubles, axis=-1, keepdims=True)
+    wrong = ~(np.isfinite(lengths) & (lengths > 0))
+    if wrong.any():
+        raise InputError(
+            f"expected embeddings with a direction, found {int(wrong.sum())} of length 0 or not finite, "
+            f"the first at row {int(np.flatnonzero(wrong)[0])}"
+        )
+    return np.asarray(doubles / lengths)
+
+
+def _in_blocks(compare: Callable[[Any, Any], Doubles], a: NDArray[Any], b: NDArray[Any]) -> Doubles:
+    rows = max(1, _BLOCK_VALUES // max(1, a.shape[1]))
+    scores = np.empty(len(a))
+    for start in range(0, len(a), rows):
+        block = slice(start, start + rows)
+        scores[block] = compare(a[block], b[block])
+    return scores
+
+
+_ROWS: dict[Metric, Callable[[Any, Any], Doubles]] = {
+    Metric.cosine: cosine_similarity,
+    Metric.cosine_distance: cosine_distance,
+    Metric.squared_l2: squared_l2,
+    Metric.arccos: arccos_distance,
+}

@@ -1,0 +1,297 @@
+"""Scores of labelled pairs in, thresholds at wanted false accept rates out, with what is known about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import ContractError, InputError
+from edgeface.files import write_atomically
+from edgeface.recognize.embedding import require_same_contract
+from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.recognize.metrics import Metric
+
+__all__ = ["Threshold", "calibrate", "load_thresholds", "save_thresholds", "threshold_at"]
+
+_FORMAT = "edgeface-thresholds"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """Where one contract's scores are cut, and what that was measured to mean.
+
+    Attributes
+    ----------
+    value
+        On the metric's own scale. Accepted is what is strictly better: below it for a distance, above it for
+        a similarity.
+    metric
+        That the scores must be computed by.
+    contract_id
+        Of the embeddings it was calibrated on; it is valid for no other.
+    far
+        False accept rate that was asked for.
+    false_accepts, impostors
+        Impostor pairs accepted at `value`, of how many.
+    false_rejects, genuines
+        Genuine pairs rejected at `value`, of how many.
+    far_interval, frr_interval
+        Clopper-Pearson intervals at `confidence`. They assume independent pairs; all pairs of a few people
+        are not, and the true intervals are wider then.
+    confidence
+        Of the two intervals.
+    created_from
+        The data, for the record.
+    """
+
+    value: float
+    metric: Metric
+    contract_id: str
+    far: float
+    false_accepts: int
+    impostors: int
+    false_rejects: int
+    genuines: int
+    far_interval: tuple[float, float]
+    frr_interval: tuple[float, float]
+    confidence: float
+    created_from: str = ""
+
+    @property
+    def observed_far(self) -> float:
+        """False accept rate on the calibration data; at most `far`."""
+        return self.false_accepts / self.impostors
+
+    @property
+    def frr(self) -> float:
+        """False reject rate on the calibration data."""
+        return self.false_rejects / self.genuines
+
+    @property
+    def supported(self) -> bool:
+        """Whether there were impostor pairs enough to say anything about `far`: at least 3 / far."""
+        return self.impostors >= trials_needed(self.far)
+
+    @property
+    def note(self) -> str:
+        """What the data cannot support, in words; empty if all is well."""
+        if self.supported:
+            return ""
+        return (
+            f"FAR {self.far:g} needs at least {trials_needed(self.far):,} impostor pairs (rule of three); "
+            f"there were {self.impostors:,}, which show no more than FAR < {self.far_interval[1]:.2g}"
+        )
+
+    def accepts(self, score: float) -> bool:
+        """Whether a score of this metric means the same person."""
+        return score > self.value if self.metric.is_similarity else score < self.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types, and what follows from them."""
+        stored = dataclasses.asdict(self)
+        stored |= {key: list(stored[key]) for key in ("far_interval", "frr_interval")}
+        stored["metric"] = self.metric.value
+        return stored | {name: getattr(self, name) for name in _DERIVED}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Threshold:
+        """Rebuild what `to_dict` wrote.
+
+        Raises
+        ------
+        InputError
+            If a field is missing or of the wrong type.
+        """
+        try:
+            fields = {
+                field.name: _PARSERS[field.name](stored[field.name]) for field in dataclasses.fields(cls)
+            }
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"threshold: a field is missing or has the wrong type: {error!r}") from error
+        if not math.isfinite(fields["value"]) or min(fields["impostors"], fields["genuines"]) < 1:
+            raise InputError(
+                f"threshold: expected a finite value and positive counts, found {fields['value']}, "
+                f"{fields['impostors']} impostor and {fields['genuines']} genuine pairs"
+            )
+        return cls(**fields)
+
+
+def calibrate(
+    genuine: NDArray[np.floating[Any]],
+    impostor: NDArray[np.floating[Any]],
+    *,
+    fars: Sequence[float],
+    contract_id: str,
+    metric: Metric,
+    confidence: float = 0.95,
+    created_from: str = "",
+) -> tuple[Threshold, ...]:
+    """Find, for each wanted false accept rate, the most permissive threshold that keeps it on these scores.
+
+    Parameters
+    ----------
+    genuine, impostor : (G,), (I,) float
+        Scores of pairs of one person and of two, on the metric's own scale.
+    fars
+        Wanted rates, each in (0, 1).
+    contract_id
+        Of the embeddings.
+    metric
+        That made the scores.
+    confidence
+        Of the intervals.
+    created_from
+        What the data were.
+
+    Returns
+    -------
+    tuple of Threshold
+        In the order of `fars`. A rate that the data cannot support still gets a threshold (the score of the
+        most similar impostors); it says so in `supported` and `note`.
+
+    Raises
+    ------
+    InputError
+        If there are no scores of a kind, or they are not finite, or a rate is not in (0, 1).
+    """
+    wrong = [far for far in fars if not 0.0 < far < 1.0]
+    if wrong or not fars:
+        raise InputError(f"false accept rates: expected numbers between 0 and 1, found {list(fars)}")
+    genuines = _sorted_distances("genuine", genuine, metric)
+    impostors = _sorted_distances("impostor", impostor, metric)
+    found = []
+    for far in fars:
+        allowed = math.floor(far * len(impostors) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        cut = impostors[allowed]
+        false_accepts = int(np.searchsorted(impostors, cut, side="left"))
+        false_rejects = len(genuines) - int(np.searchsorted(genuines, cut, side="left"))
+        found.append(
+            Threshold(
+                value=float(metric.as_distance(cut)),
+                metric=metric,
+                contract_id=contract_id,
+                far=far,
+                false_accepts=false_accepts,
+                impostors=len(impostors),
+                false_rejects=false_rejects,
+                genuines=len(genuines),
+                far_interval=clopper_pearson(false_accepts, len(impostors), confidence=confidence),
+                frr_interval=clopper_pearson(false_rejects, len(genuines), confidence=confidence),
+                confidence=confidence,
+                created_from=created_from,
+            )
+        )
+    return tuple(found)
+
+
+def save_thresholds(path: Path, thresholds: Sequence[Threshold]) -> None:
+    """Write thresholds of one contract and one metric as JSON, whole or not at all.
+
+    Raises
+    ------
+    ContractError
+        If they are of different contracts or metrics.
+    OutputError
+        If the file cannot be written.
+    """
+    _require_one_kind(thresholds)
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "contract_id": thresholds[0].contract_id,
+        "metric": thresholds[0].metric.value,
+        "thresholds": [each.to_dict() for each in thresholds],
+    }
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def load_thresholds(path: Path) -> tuple[Threshold, ...]:
+    """Read what `save_thresholds` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is not there, not JSON or not thresholds.
+    ContractError
+        If its thresholds are of different contracts.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a file written by 'edgeface calibrate': {error}") from error
+    found = document.get("format") if isinstance(document, dict) else type(document).__name__
+    if found != _FORMAT or document.get("version") != _VERSION:
+        raise InputError(f"{path}: expected {_FORMAT!r} of version {_VERSION}, found {found!r}")
+    entries = document.get("thresholds")
+    if not isinstance(entries, list) or not entries or not all(isinstance(each, dict) for each in entries):
+        raise InputError(f"{path}: expected a list of at least one threshold, found {entries!r:.80}")
+    try:
+        thresholds = tuple(Threshold.from_dict(each) for each in entries)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    _require_one_kind(thresholds)
+    return thresholds
+
+
+def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
+    """Pick the threshold that was calibrated for this false accept rate.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    rates = {each.far: each for each in thresholds}
+    if far not in rates:
+        known = ", ".join(f"{each:g}" for each in sorted(rates))
+        raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {known}")
+    return rates[far]
+
+
+def _sorted_distances(kind: str, scores: NDArray[Any], metric: Metric) -> NDArray[np.float64]:
+    doubles = np.asarray(scores, np.float64).ravel()
+    if not doubles.size:
+        raise InputError(f"calibration needs {kind} pairs; expected at least one, found none")
+    if not np.isfinite(doubles).all():
+        raise InputError(f"{kind} scores: expected finite numbers, found NaN or infinity")
+    return np.sort(metric.as_distance(doubles))
+
+
+def _require_one_kind(thresholds: Sequence[Threshold]) -> None:
+    require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
+    if len({each.metric for each in thresholds}) != 1:
+        raise ContractError(
+            f"thresholds: expected one metric, found {sorted({each.metric.value for each in thresholds})}"
+        )
+
+
+def _interval(stored: Any) -> tuple[float, float]:
+    low, high = stored
+    return float(low), float(high)
+
+
+_DERIVED = ("observed_far", "frr", "supported", "note")
+_PARSERS: dict[str, Any] = {
+    "value": float,
+    "metric": Metric,
+    "contract_id": str,
+    "far": float,
+    "false_accepts": int,
+    "impostors": int,
+    "false_rejects": int,
+    "genuines": int,
+    "far_interval": _interval,
+    "frr_interval": _interval,
+    "confidence": float,
+    "created_from": str,
+}
