@@ -59,8 +59,8 @@ def staging_folder(parent: Path) -> Iterator[Path]:
     OutputError
         If it cannot be made, or if writing inside the block fails.
     """
-    absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     with output_errors(parent):
+        absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".edgeface-", dir=parent))

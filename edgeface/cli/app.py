@@ -8,26 +8,24 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 import edgeface
 from edgeface.cli.output import emit_json
 from edgeface.errors import EdgeFaceError
 
-app = typer.Typer(
-    name="edgeface",
-    help="Published face models in, proven OpenVINO IR out, and a runtime that is fast, exact and hard to misuse.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+_COMMANDS = {
+    "demo": ("demo",),
+    "zoo": ("zoo",),
+    "convert": ("convert", "adopt", "inspect"),
+    "devices": ("devices", "doctor"),
+}
+"""The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""
 
-_MODULES = ("demo", "zoo", "convert", "devices")
-"""Each module of this package that has commands; each offers `register(app)`."""
+_UsageError: Any = typer.BadParameter.__base__
+"""click's, which some releases of typer carry a copy of."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -36,7 +34,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
     version: Annotated[
@@ -48,8 +45,21 @@ def _options(
     )
 
 
-for _name in _MODULES:
-    importlib.import_module(f"edgeface.cli.{_name}").register(app)
+def _build_app(arguments: Sequence[str]) -> typer.Typer:
+    app = typer.Typer(
+        name="edgeface",
+        help="Published face models in, proven OpenVINO IR out, a runtime that is fast, exact and hard to misuse.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_options)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    wanted = [module for module, commands in _COMMANDS.items() if command in commands]
+    for module in wanted or _COMMANDS:
+        importlib.import_module(f"edgeface.cli.{module}").register(app)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     try:
-        result = app(args=arguments, prog_name="edgeface", standalone_mode=False)
+        result = _build_app(arguments)(args=arguments, prog_name="edgeface", standalone_mode=False)
     except EdgeFaceError as error:
         return _fail(str(error), kind=type(error).__name__, code=error.exit_code, as_json=as_json)
-    except click.UsageError as error:
+    except _UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
         sys.stderr.write(usage + "\n")
         return _fail(error.format_message(), kind="UsageError", code=2, as_json=as_json)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except BrokenPipeError:
         os.dup2(

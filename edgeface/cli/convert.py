@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
@@ -68,16 +73,17 @@ def convert(
     from edgeface.convert import check_parity
     from edgeface.convert import convert as run
 
-    result = run(
-        model,
-        output_dir,
-        precision=precision.value,
-        layout=layout.value,
-        color=color.value,
-        batch=_parse_batch(batch),
-        name=name,
-        parity=functools.partial(check_parity, golden=golden) if parity or golden else None,
-    )
+    with _tidy_when_terminated():
+        result = run(
+            model,
+            output_dir,
+            precision=precision.value,
+            layout=layout.value,
+            color=color.value,
+            batch=_parse_batch(batch),
+            name=name,
+            parity=functools.partial(check_parity, golden=golden) if parity or golden else None,
+        )
     _show_conversion(result, json=json)
 
 
@@ -96,7 +102,9 @@ def adopt(
     """Give an IR from elsewhere its contract, after checking layout and colours by what it computes."""
     from edgeface.convert import adopt as run
 
-    _show_conversion(run(ir, output_dir, name=name, golden=golden or _default_golden(name)), json=json)
+    with _tidy_when_terminated():
+        result = run(ir, output_dir, name=name, golden=golden or _default_golden(name))
+    _show_conversion(result, json=json)
 
 
 def inspect(
@@ -133,6 +141,23 @@ def inspect(
     _warn_if_seeded(contract)
 
 
+@contextlib.contextmanager
+def _tidy_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that temporary files go before the process does."""
+
+    def unwind(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _show_conversion(result: Any, *, json: bool) -> None:
     if json:
         _warn_if_seeded(result.contract)
@@ -150,12 +175,14 @@ def _show_conversion(result: Any, *, json: bool) -> None:
     stdout.print(_contract_table(result.contract))
     if result.parity:
         stdout.print(_parity_table(result.parity))
-    stdout.print(f"{result.ir} written and checked in {result.seconds:.1f} s")
+    stdout.print(
+        f"{result.ir} written and checked in {result.seconds:.1f} s", markup=False, soft_wrap=True
+    )  # a path is copied from here: whole, brackets and all
     _warn_if_seeded(result.contract)
 
 
 def _contract_table(contract: ModelContract) -> Table:
-    table = Table("contract", contract.contract_id, title=contract.name, title_justify="left")
+    table = Table("contract", contract.contract_id, title=escape(contract.name), title_justify="left")
     height, width = contract.input_size
     low, high = contract.value_range
     table.add_row(
@@ -173,7 +200,7 @@ def _contract_table(contract: ModelContract) -> Table:
 
 def _parity_table(report: Any) -> Table:
     table = Table("parity", report.verdict, title_justify="left")
-    table.add_row("against", report.against)
+    table.add_row("against", escape(report.against))
     table.add_row("images", str(report.images))
     table.add_row("max |difference|", f"{report.max_abs_diff:.2e}")
     table.add_row("cosine", f"min {report.min_cosine:.8f}, mean {report.mean_cosine:.8f}")

@@ -88,7 +88,8 @@ def convert(
     Parameters
     ----------
     model
-        Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel.
+        Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel. A zoo name wins over a file
+        or folder of that name in the working directory, which ``./name`` means.
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``, made if absent.
     precision
@@ -117,7 +118,8 @@ def convert(
     """
     catalog = catalog or load_catalog()
     path, entry = _find_source(model, store, catalog)
-    name = name or (entry.name if entry else _name_of(path))
+    if name is None:
+        name = entry.name if entry else _name_of(path)
     _require_file_name(name)
     recipe = recipe_of(entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE]))
     if entry is None:
@@ -242,18 +244,21 @@ def _to_ir(
 
 def _find_source(model: str | Path, store: Store | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
     path = Path(model)
-    if path.exists():
-        return path, None
-    if str(model) in catalog:
-        entry = catalog[str(model)]
+    if (
+        isinstance(model, str) and model in catalog
+    ):  # also beside a folder of that name, such as an output folder
+        entry = catalog[model]
         recipe_of(entry)  # what cannot be converted need not be downloaded first
         return (store or Store()).source_path(entry), entry
+    if path.exists():
+        return path, None
     if path.suffix or len(path.parts) > 1:
         raise ModelNotFoundError(f"{model}: expected a model file or folder, found nothing there")
     return path, catalog[str(model)]  # raises, naming close matches
 
 
 def _name_of(path: Path) -> str:
+    path = path.resolve()
     return path.parent.name if path.name == "saved_model.pb" else (path.name if path.is_dir() else path.stem)
 
 

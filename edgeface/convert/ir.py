@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -19,14 +20,10 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
+from edgeface.compat import ops
 from edgeface.contract import Color, Layout, ModelContract
 from edgeface.errors import ConversionError, ModelFormatError, OutputError
 from edgeface.files import output_errors, sha256_of
-
-try:
-    from openvino import opset8 as ops
-except ImportError:  # OpenVINO 2024
-    from openvino.runtime import opset8 as ops
 
 __all__ = [
     "FreshProcessCheck",
@@ -75,12 +72,23 @@ def adapt_input(
         (height, width) in pixels.
     batch
         Static batch, or None to leave it dynamic.
+
+    Raises
+    ------
+    ConversionError
+        If the model cannot take images of that size.
     """
-    model.reshape([-1 if batch is None else batch, *size, 3])
-    fold_constants(model)
+    wanted = [-1 if batch is None else batch, *size, 3]
+    try:
+        model.reshape(wanted)
+    except RuntimeError as error:
+        found = model.input(0).get_partial_shape()
+        raise ConversionError(
+            f"expected a model that takes {wanted}, found one for {found}, which does not fit"
+        ) from error
     if not _fold_into_first_convolution(model, layout=layout, color=color, mean=mean, scale=scale):
         model = prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
-        fold_constants(model)
+    fold_constants(model)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -99,24 +107,14 @@ def _fold_into_first_convolution(
     convolution is left alone.
     """
     (parameter,) = model.get_parameters()
-    convolution, transpose = _only_consumer(parameter), None
-    if convolution is not None and convolution.get_type_name() == "Transpose":
-        transpose, convolution = convolution, _only_consumer(convolution)
-    if (
-        convolution is None
-        or transpose is None
-        or convolution.get_type_name() != "Convolution"
-        or convolution.input_value(1).get_node().get_type_name() != "Constant"
-        or any(convolution.get_attributes()["pads_begin"])
-        or any(convolution.get_attributes()["pads_end"])
-        or convolution.get_attributes()["auto_pad"] not in ("explicit", "valid")
-    ):
+    transpose = _only_consumer(parameter)
+    if transpose is None or transpose.get_type_name() != "Transpose":
         return False
-    kernels = (
-        convolution.input_value(1).get_node().data.astype(np.float64)
-    )  # (out, in, height, width), in = RGB
-    per_channel = np.reshape(scale, (1, 3, 1, 1))
-    scaled = kernels / per_channel
+    convolution = _only_consumer(transpose)
+    kernels = None if convolution is None else _unpadded_kernels(convolution)
+    if convolution is None or kernels is None:
+        return False
+    scaled = kernels.astype(np.float64) / np.reshape(scale, (1, 3, 1, 1))
     bias = -(scaled * np.reshape(mean, (1, 3, 1, 1))).sum(axis=(1, 2, 3))
     if color == "BGR":
         scaled = scaled[:, ::-1]
@@ -131,8 +129,25 @@ def _fold_into_first_convolution(
         convolution.input(0).replace_source_output(replacement.output(0))
         model.add_parameters([replacement])
         model.remove_parameter(parameter)
-    fold_constants(model)  # the shift joins the bias that is already there
     return True
+
+
+def _unpadded_kernels(convolution: Any) -> NDArray[Any] | None:
+    """Constant kernels (out, in, height, width) of a convolution without padding, or None if it is no such."""
+    if convolution.get_type_name() != "Convolution":
+        return None
+    attributes = convolution.get_attributes()
+    if any(attributes["pads_begin"]) or any(attributes["pads_end"]):
+        return None
+    if attributes["auto_pad"] not in ("explicit", "valid"):
+        return None
+    source = convolution.input_value(1).get_node()
+    if source.get_type_name() == "Constant":
+        return np.asarray(source.data)
+    inputs = [port.get_node() for port in source.input_values()]
+    if source.get_type_name() == "Transpose" and all(node.get_type_name() == "Constant" for node in inputs):
+        return np.asarray(inputs[0].data).transpose(inputs[1].data)  # TensorFlow's kernels, still HWIO
+    return None
 
 
 def _only_consumer(node: Any) -> Any:
@@ -234,7 +249,8 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
             raise OutputError(f"{path}: OpenVINO could not write the IR: {error}") from error
         weights = path.with_suffix(".bin")
         contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
-        path.write_text(path.read_text().replace(_TO_BE_MEASURED, contract.weights_sha256))
+        xml = path.read_bytes()  # not as text: its encoding is not the user's locale
+        path.write_bytes(xml.replace(_TO_BE_MEASURED.encode(), contract.weights_sha256.encode()))
     return path, contract
 
 
@@ -244,12 +260,22 @@ _TO_BE_MEASURED = hashlib.sha256(b"edgeface: digest of the .bin, known once it i
 def publish_ir(staged: Path, output_dir: Path) -> Path:
     """Move a finished IR out of its staging folder; return where its .xml is now.
 
-    The old .xml goes first: should the machine stop in between, there is no IR rather than half of two.
+    The old .xml goes first: should the machine stop in between, there is no IR rather than half of two. It comes
+    back if the new one cannot be put in its place.
     """
-    final = output_dir / staged.name
+    final, replaced = output_dir / staged.name, staged.with_suffix(".replaced")
+    for path in (final, final.with_suffix(".bin")):
+        if path.is_dir():
+            raise OutputError(f"{path}: cannot write: expected a file to replace, found a folder")
     with output_errors(final):
-        final.unlink(missing_ok=True)
-        staged.with_suffix(".bin").replace(final.with_suffix(".bin"))
+        if final.exists():
+            final.replace(replaced)
+        try:
+            staged.with_suffix(".bin").replace(final.with_suffix(".bin"))
+        except OSError:
+            if replaced.exists():
+                replaced.replace(final)
+            raise
         staged.replace(final)
     return final
 
@@ -264,6 +290,8 @@ def read_model(path: Path) -> ov.Model:
     """
     if not path.is_file():
         raise ModelFormatError(f"{path}: expected an IR (.xml), found nothing there")
+    if path.suffix != ".xml":  # OpenVINO would read an .onnx or .pb too, and there is no .bin beside those
+        raise ModelFormatError(f"{path}: expected an IR (.xml), found a {path.suffix or 'nameless'} file")
     try:
         return ov.Core().read_model(path)
     except RuntimeError as error:
@@ -283,11 +311,11 @@ class FreshProcessCheck:
 
     def __enter__(self) -> Callable[[Path], None]:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeface.convert.check"],
+            # This process's modules, not what lies in the working directory, which `-m` would put first.
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN_CHECK}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
         return self._check
 
@@ -298,17 +326,19 @@ class FreshProcessCheck:
     def _check(self, path: Path) -> None:
         """Raise `ConversionError` with the first promise that the IR breaks."""
         try:
-            _, stderr = self._process.communicate(f"{path}\n", timeout=_CHECK_SECONDS)
+            _, stderr = self._process.communicate(os.fsencode(path), timeout=_CHECK_SECONDS)
         except subprocess.TimeoutExpired:
             raise ConversionError(
                 f"the check of the saved IR did not end within {_CHECK_SECONDS} s"
             ) from None
         if self._process.returncode != 0:
-            reason = stderr.strip().splitlines() or [f"its process ended with {self._process.returncode}"]
+            lines = stderr.decode(errors="replace").strip().splitlines()
+            reason = lines or [f"its process ended with {self._process.returncode}"]
             raise ConversionError(f"the IR failed its check after saving: {reason[-1]}")
 
 
 _CHECK_SECONDS = 600
+_RUN_CHECK = "from edgeface.convert.check import main; sys.exit(main())"
 
 
 def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeface.contract import Color, Layout, ModelContract, Precision
 from edgeface.convert.ir import read_model
-from edgeface.convert.tensorflow import checkpoint_of
+from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 
 __all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
@@ -90,6 +92,7 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
     """
     contract = ModelContract.read_from(read_model(ir), source=str(ir))
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
+    _require_size(images, contract, golden or ir)
     if importlib.util.find_spec("tensorflow") is not None:
         against, expected = _embed_with_tensorflow(source, images, contract)
     elif expected is not None and golden is not None:
@@ -136,11 +139,21 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             images, embeddings = stored["images"], stored["embeddings"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings': {error}") from error
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or len(images) != len(embeddings):
+    except (AttributeError, TypeError) as error:  # a bare .npy array is no context manager
         raise InputError(
-            f"{path}: expected images (N, H, W, 3) uint8 and N embeddings, "
+            f"{path}: expected an .npz with 'images' and 'embeddings', found one array"
+        ) from error
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype != np.uint8
+        or embeddings.ndim != 2
+        or not 0 < len(images) == len(embeddings)
+    ):
+        raise InputError(
+            f"{path}: expected images (N, H, W, 3) uint8 and embeddings (N, D), N at least 1, "
             f"found {images.shape} {images.dtype} and {embeddings.shape}"
         )
     return images, embeddings
@@ -167,8 +180,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     """
     model = read_model(ir)
     contract = ModelContract.read_from(model, source=str(ir))
-    if images.shape[1:3] != contract.input_size:
-        raise InputError(f"{ir}: expected images of {contract.input_size}, found {images.shape[1:3]}")
+    _require_size(images, contract, ir)
     return run_model(model, to_input(images, layout=contract.layout, color=contract.color))
 
 
@@ -191,6 +203,11 @@ def to_input(images: Images, *, layout: Layout, color: Color) -> NDArray[np.floa
     if layout == "NCHW":
         ordered = ordered.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(ordered, np.float32)
+
+
+def _require_size(images: Images, contract: ModelContract, source: Path) -> None:
+    if images.shape[1:3] != contract.input_size:
+        raise InputError(f"{source}: expected images of {contract.input_size}, found {images.shape[1:3]}")
 
 
 def _random_crops(contract: ModelContract, count: int = 8) -> Images:
@@ -220,10 +237,7 @@ def _embed_with_tensorflow(source: Path, images: Images, contract: ModelContract
         else:
             definition = tf.GraphDef.FromString(source.read_bytes())
             tf.import_graph_def(definition, name="")
-        nodes = {operation.name for operation in graph.get_operations()}
-        image = next(name for name in ("image_batch", "input") if name in nodes)
-        feed: dict[str, Any] = {f"{image}:0": standardised}
-        if "phase_train" in nodes:
-            feed["phase_train:0"] = False
-        embeddings = session.run("embeddings:0", feed)
+        ports = ports_of(source)
+        feed = {f"{ports.input}:0": standardised, **{f"{name}:0": False for name in ports.training}}
+        embeddings = session.run(f"{ports.output}:0", feed)
     return f"TensorFlow {tensorflow.__version__}", np.asarray(embeddings, np.float32)

@@ -27,6 +27,7 @@ from openvino.frontend import (
     OpValidationFailure,
 )
 
+from edgeface.compat import Constant
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
@@ -263,15 +264,29 @@ def _run_frontend(inference: Inference, path: Path) -> ov.Model:
 
 
 def _put_weights_in(model: ov.Model, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Replace the parameters that stand for weights by constants."""
+    """Replace the parameters that stand for weights by constants, transposed on the way where they are.
+
+    OpenVINO would transpose FaceNet's kernels itself, and copy its constants, at a second each.
+    """
     for parameter in model.get_parameters():
         value = weights.get(parameter.get_friendly_name().removesuffix(":0"))
-        if value is not None:
-            # Shared memory, because OpenVINO takes a second to copy FaceNet's kernels; it has to be writable.
-            constant = Constant(np.array(value), shared_memory=True)
-            for consumer in parameter.output(0).get_target_inputs():
-                consumer.replace_source_output(constant.output(0))
-            model.remove_parameter(parameter)
+        if value is None:
+            continue
+        for consumer in parameter.output(0).get_target_inputs():
+            node = consumer.get_node()
+            order = node.input_value(1).get_node() if node.get_type_name() == "Transpose" else None
+            if order is not None and order.get_type_name() == "Constant":
+                constant = _shared_constant(value.transpose(order.data))
+                for user in node.output(0).get_target_inputs():
+                    user.replace_source_output(constant.output(0))
+            else:
+                consumer.replace_source_output(_shared_constant(value).output(0))
+        model.remove_parameter(parameter)
+
+
+def _shared_constant(value: NDArray[np.float32]) -> Any:
+    """A constant over a copy of its own, as sharing memory needs a contiguous array that may be written to."""
+    return Constant(np.array(value, order="C"), shared_memory=True)
 
 
 def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
