@@ -60,7 +60,7 @@ def read_weights(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"{path}: expected an .npz of TensorFlow variables, found something else: {error}"
         ) from error
-    except AttributeError as error:  # a bare .npy array has no `files`
+    except (AttributeError, TypeError) as error:  # a bare .npy array is no context manager
         raise InputError(f"{path}: expected an .npz of TensorFlow variables, found a single array") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
+from edgeface.errors import InputError
 
 __all__ = ["seeded_weights"]
 
@@ -30,7 +31,17 @@ def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[An
     dict
         float32 arrays under the published TensorFlow variable names; kernels are HWIO. Weights are drawn after
         He et al. 2015 (arXiv 1502.01852); moving means and variances are measured on random images.
+
+    Raises
+    ------
+    InputError
+        If the seed is negative, or there is no output.
     """
+    if seed < 0 or embedding_size < 1:
+        raise InputError(
+            f"seeded weights: expected a seed of at least 0 and an embedding size of at least 1, "
+            f"found {seed} and {embedding_size}"
+        )
     net = _Calibration(np.random.default_rng(seed))
     walk(net, _random_images(np.random.default_rng([seed, 1])), embedding_size)
     return net.weights
