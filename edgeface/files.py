@@ -13,24 +13,50 @@ from pathlib import Path
 
 from edgeface.errors import OutputError
 
-__all__ = ["output_errors", "sha256_of", "staging_folder", "stopwatch", "write_atomically"]
+__all__ = ["free_bytes", "output_errors", "sha256_of", "staging_folder", "stopwatch", "write_atomically"]
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some, or choose another folder",
+    errno.EDQUOT: "free some within the quota, or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "the folder is read-only; choose another one",
+    errno.EACCES: "the folder is read-only; choose another one",
+    errno.EPERM: "the folder is read-only; choose another one",
+    errno.ENOTDIR: "expected a folder on the way there, found a file",
+    errno.EEXIST: "expected a folder on the way there, found a file",
+}
 
 
 @contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write below `path` into one clear `OutputError`."""
+def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
+    """Turn a failure to write below `path` into one clear `OutputError` that says how much space is free.
+
+    Parameters
+    ----------
+    path
+        What is written, for the message.
+    hint
+        Added to the advice.
+    """
     try:
         yield
+    except BrokenPipeError:  # whoever followed the progress is gone; no disk is to blame
+        raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            reason = "no space left on the device; free some or choose another folder"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = "the folder is read-only; choose another one"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            reason = "expected a folder on the way there, found a file"
-        else:
-            reason = error.strerror or str(error)
-        raise OutputError(f"{path}: cannot write: {reason}") from error
+        advice = _ADVICE.get(error.errno or 0, "choose another folder") + hint
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(
+            f"{path}: cannot write: {reason} ({free_bytes(path):,} bytes free); {advice}"
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the file system that holds `path` or its nearest existing parent."""
+    for folder in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return 0
 
 
 @contextlib.contextmanager

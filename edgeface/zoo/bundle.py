@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeface import __version__
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
+from edgeface.files import write_atomically
 from edgeface.zoo.catalog import Catalog
-from edgeface.zoo.files import CHUNK, Digests, atomic_file, hash_file, place, temporary_folder, writing
+from edgeface.zoo.files import CHUNK, Digests, hash_file, place, temporary_folder, writing
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import Store
 
@@ -82,7 +83,7 @@ def export_bundle(entries: Sequence[ModelEntry], store: Store, path: Path) -> Ma
     models = [_bundled_model(entry, store) for entry in entries]
     manifest = Manifest(schema_version=BUNDLE_VERSION, created_by=f"edgeface {__version__}", models=models)
     text = manifest.model_dump_json(indent=2).encode()
-    with atomic_file(path) as temporary, tarfile.open(temporary, "w") as archive:
+    with write_atomically(path) as temporary, tarfile.open(temporary, "w") as archive:
         _add(archive, _MANIFEST, io.BytesIO(text), len(text))
         for sha256, size in sorted(manifest.sizes.items()):
             with store.blob_path(sha256).open("rb") as blob:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 from edgeface.errors import ChecksumError, DownloadError, OutputError
+from edgeface.files import free_bytes, write_atomically
 from edgeface.zoo.files import (
     CHUNK,
     Digests,
-    atomic_file,
-    free_bytes,
     hash_file,
     locked,
     make_folder,
@@ -143,7 +142,7 @@ class _Partial:
         return (size, validator) if published or validator is not None else (0, None)
 
     def remember(self, location: Location, reply: Reply) -> None:
-        with atomic_file(self._note) as temporary:
+        with write_atomically(self._note) as temporary:
             note = {"source": str(location), "validator": reply.validator}
             temporary.write_text(json.dumps(note), encoding="utf-8")
 

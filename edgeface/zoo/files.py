@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -16,50 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.errors import OutputError
+from edgeface.files import output_errors, write_atomically
 
 CHUNK = 1 << 20
 """Bytes read at a time: large enough to keep hashing busy, small enough to stop and report quickly."""
 
-_ADVICE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space within the quota",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that can be written",
-    errno.EPERM: "choose a folder that can be written",
-    errno.ENOTDIR: "choose a folder: a part of this path is a file",
-    errno.EEXIST: "choose a folder: a file is in the way",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-}
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing into one that names the path and the free space.
-
-    Raises
-    ------
-    OutputError
-        Instead of the `OSError`, with what to do about it.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # whoever followed the progress is gone; no disk is to blame
-        raise
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "choose another folder")
-        reason = error.strerror or str(error)
-        free = f"{free_bytes(path):,} bytes are free there"
-        raise OutputError(
-            f"cannot write {path}: {reason} ({free}); {advice}, or set EDGEFACE_CACHE"
-        ) from error
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes free on the file system that holds `path` or its nearest existing parent."""
-    for folder in (path, *path.parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
-    return 0
+writing = functools.partial(output_errors, hint=", or set EDGEFACE_CACHE")
+"""Turns an `OSError` while writing to the cache into an `OutputError`."""
 
 
 def make_folder(path: Path) -> Path:
@@ -67,23 +31,6 @@ def make_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place only when the block succeeds."""
-    make_folder(path.parent)
-    with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    temporary = Path(name)
-    try:
-        with writing(path):
-            yield temporary
-            temporary.chmod(0o644)  # mkstemp makes it private
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -176,7 +123,7 @@ class JsonRecords:
         """Merge keys into the object, None removing one; what other processes wrote meanwhile stays."""
         with locked(self._lock, timeout=30):
             merged = {key: value for key, value in {**self.read(), **changes}.items() if value is not None}
-            with atomic_file(self._path) as temporary:
+            with write_atomically(self._path) as temporary:
                 temporary.write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
+from edgeface.files import write_atomically
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.files import (
     JsonRecords,
-    atomic_file,
     hash_file,
     locked,
     make_folder,
@@ -274,7 +274,7 @@ class Store:
             if precisions is not None and precision in entry.precisions and precision not in precisions:
                 continue
             target = folder / name
-            with atomic_file(target) as temporary:
+            with write_atomically(target) as temporary:
                 shutil.copyfile(source / name, temporary)  # no link: the user may edit it
             exported.append(target)
         return exported

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -166,15 +165,6 @@ def test_a_lock_that_somebody_keeps_ends_in_an_error(tmp_path: Path) -> None:
         files.locked(tmp_path / "lock", timeout=0.1),
     ):
         pass
-
-
-def test_an_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with contextlib.suppress(RuntimeError), files.atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert [found.read_text() for found in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.fixture
