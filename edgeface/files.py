@@ -17,14 +17,14 @@ __all__ = ["free_bytes", "output_errors", "sha256_of", "staging_folder", "stopwa
 
 
 _ADVICE = {
-    errno.ENOSPC: "free some, or choose another folder",
-    errno.EDQUOT: "free some within the quota, or choose another folder",
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space within the quota, or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EROFS: "the folder is read-only; choose another one",
-    errno.EACCES: "the folder is read-only; choose another one",
-    errno.EPERM: "the folder is read-only; choose another one",
-    errno.ENOTDIR: "expected a folder on the way there, found a file",
-    errno.EEXIST: "expected a folder on the way there, found a file",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.ENOTDIR: "expected a folder, found that a part of this path is a file",
+    errno.EEXIST: "expected a folder, found a file in the way",
 }
 
 
@@ -45,9 +45,9 @@ def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "choose another folder") + hint
-        reason = (error.strerror or str(error)).lower()
+        reason = error.strerror or str(error)
         raise OutputError(
-            f"{path}: cannot write: {reason} ({free_bytes(path):,} bytes free); {advice}"
+            f"cannot write {path}: {reason} ({free_bytes(path):,} bytes are free there); {advice}"
         ) from error
 
 
