@@ -1,0 +1,206 @@
+"""MTCNN's published weights in, its three networks as OpenVINO models out.
+
+Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convolutional Networks", 2016. The
+weights were trained on transposed RGB pictures; here kernels are turned instead, to take upright BGR ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgeface.compat import ops
+from edgeface.errors import MissingError, ModelFormatError
+
+__all__ = ["Layer", "NetName", "Weights", "build_net", "load_weights"]
+
+NetName = Literal["pnet", "rnet", "onet"]
+Array = NDArray[np.float32]
+
+_HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "pnet": ("conv4-2", "conv4-1"),
+        "rnet": ("conv5-2", "conv5-1"),
+        "onet": ("conv6-2", "conv6-3", "conv6-1"),
+    }
+)
+"""The output layers by their names in det*.npz: box regression, (landmarks,) face or not."""
+
+_POOLS: Mapping[str, tuple[tuple[int, str] | None, ...]] = MappingProxyType(
+    {
+        "pnet": ((2, "same_upper"), None, None),
+        "rnet": ((3, "same_upper"), (3, "valid"), None, None),
+        "onet": ((3, "same_upper"), (3, "valid"), (2, "same_upper"), None, None),
+    }
+)
+"""Max pooling of stride 2 after each hidden layer: window and padding (davidsandberg/facenet,
+`src/align/detect_face.py`, classes PNet, RNet and ONet)."""
+
+_MEAN, _SCALE = 127.5, 0.0078125
+"""The reference feeds ``(x - 127.5) * 0.0078125``."""
+
+_SIDES: Mapping[str, int] = MappingProxyType({"pnet": -1, "rnet": 24, "onet": 48})
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution; dense layers are convolutions over all that is left of the picture.
+
+    Attributes
+    ----------
+    kernel : (out, in, height, width) float32
+        For upright pictures; the first layer's inputs are in the order B, G, R.
+    bias : (out,) float32
+    slope : (out,) float32 or None
+        Of the PReLU that follows; None for the heads.
+    """
+
+    kernel: Array
+    bias: Array
+    slope: Array | None
+
+
+Weights = Mapping[NetName, Sequence[Layer]]
+"""Hidden layers in order, then the heads as in `_HEADS`."""
+
+
+def load_weights(folder: Path | None = None) -> Weights:
+    """Load the weights of the three networks.
+
+    Parameters
+    ----------
+    folder
+        With det1.npz, det2.npz and det3.npz, the arrays of davidsandberg's det*.npy. By default the same
+        weights are taken from the `mtcnn` package.
+
+    Raises
+    ------
+    MissingError
+        If they are not there.
+    ModelFormatError
+        If they are not MTCNN's.
+    """
+    names: tuple[NetName, ...] = ("pnet", "rnet", "onet")
+    return MappingProxyType(
+        {name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in names}
+    )
+
+
+def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
+    """Build one network.
+
+    Its input is (N, H, W, 3) BGR 0-255, uint8 for P-Net with any H and W, float32 and square for R-Net (24)
+    and O-Net (48). Its outputs are ``face`` (the probability), ``box`` (4 regressions) and, for O-Net,
+    ``landmarks`` (x1..x5, y1..y5): for P-Net maps (N, H', W') and (N, 4, H', W'), else (N,) and (N, 4 or 10).
+
+    Parameters
+    ----------
+    name
+        ``pnet``, ``rnet`` or ``onet``.
+    weights
+        From `load_weights`.
+    batch
+        N, or -1 for any.
+    """
+    side, layers, pools = _SIDES[name], weights[name], _POOLS[name]
+    kind = np.uint8 if name == "pnet" else np.float32
+    image = ops.parameter([batch, side, side, 3], kind, name="image")
+    image.output(0).set_names({"image"})
+    x = ops.convert(image, "f32") if name == "pnet" else image
+    x = ops.transpose(x, np.array([0, 3, 1, 2]))
+    hidden = [_with_raw_input(layers[0]), *layers[1 : len(pools)]]
+    for layer, pool in zip(hidden, pools, strict=True):
+        x = ops.prelu(_convolve(x, layer), layer.slope)
+        if pool:
+            window, padding = pool
+            x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [window] * 2, auto_pad=padding).output(0)
+    *regressions, logits = (_convolve(x, head) for head in layers[len(pools) :])
+    face = ops.gather(ops.softmax(logits, 1), np.int64(1), np.int64(1))
+    if name != "pnet":
+        flat = np.array([0, -1])
+        regressions = [ops.reshape(output, flat, special_zero=True) for output in regressions]
+        face = ops.reshape(face, np.array([-1]), special_zero=False)
+    results = []
+    for output, label in zip([face, *regressions], ("face", "box", "landmarks"), strict=False):
+        output.output(0).set_names({label})
+        results.append(ops.result(output))
+    return ov.Model(results, [image], name)
+
+
+def _with_raw_input(layer: Layer) -> Layer:
+    """Fold the standardisation into the first layer, which has no padding: the same sums, without a pass."""
+    shift = layer.kernel.sum(axis=(1, 2, 3), dtype=np.float64) * _MEAN * _SCALE
+    return Layer(layer.kernel * np.float32(_SCALE), (layer.bias - shift).astype(np.float32), layer.slope)
+
+
+def _convolve(x: Any, layer: Layer) -> Any:
+    product = ops.convolution(x, layer.kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ops.add(product, layer.bias.reshape(1, -1, 1, 1))
+
+
+def _read_wheel(name: NetName) -> Sequence[Layer]:
+    """Layers from the `mtcnn` wheel: a flat list of arrays, kernels (height, width, in, out) and upright."""
+    package, reader = importlib.util.find_spec("mtcnn"), importlib.util.find_spec("joblib")
+    if package is None or package.origin is None or reader is None:
+        raise MissingError(
+            "MTCNN's weights come with the package mtcnn; install it with: pip install mtcnn==1.0.0"
+        )
+    import joblib  # the package itself is not imported: that would ask for TensorFlow
+
+    path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
+    if not path.is_file():
+        raise MissingError(
+            f"{path}: expected the weights of mtcnn 1.0.0, found none; pip install mtcnn==1.0.0"
+        )
+    arrays = joblib.load(path)
+    count = len(_POOLS[name])
+    hidden = [arrays[3 * index : 3 * index + 3] for index in range(count)]
+    rest = arrays[3 * count :]
+    heads = [(*rest[index : index + 2], None) for index in range(0, len(rest), 2)]
+    return _layers(name, [*hidden, *heads], transposed=False, source=path)
+
+
+def _read_npz(name: NetName, folder: Path) -> Sequence[Layer]:
+    """Layers from det*.npz: arrays by name, kernels (width, height, in, out) for transposed pictures."""
+    path = folder / f"det{list(_HEADS).index(name) + 1}.npz"
+    if not path.is_file():
+        raise MissingError(f"{path}: expected MTCNN's weights, found no file")
+    slopes = "PReLU" if name == "pnet" else "prelu"
+    with np.load(path) as stored:
+        try:
+            hidden = [
+                (stored[f"conv{n}/weights"], stored[f"conv{n}/biases"], stored[f"{slopes}{n}/alpha"])
+                for n in range(1, len(_POOLS[name]) + 1)
+            ]
+            heads = [(stored[f"{head}/weights"], stored[f"{head}/biases"], None) for head in _HEADS[name]]
+        except KeyError as error:
+            raise ModelFormatError(f"{path}: expected MTCNN's weights, found no array {error}") from error
+    return _layers(name, [*hidden, *heads], transposed=True, source=path)
+
+
+def _layers(
+    name: NetName, arrays: Sequence[Sequence[Any]], *, transposed: bool, source: Path
+) -> Sequence[Layer]:
+    layers: list[Layer] = []
+    hidden = len(_POOLS[name])
+    try:
+        for index, (kernel, bias, slope) in enumerate(arrays):
+            inputs = len(layers[min(index, hidden) - 1].bias) if index else 3
+            side = round((kernel.size / inputs / len(bias)) ** 0.5)
+            sideways = transposed or kernel.ndim == 2  # even the wheel's dense layers count columns first
+            kernel = kernel.reshape(side, side, inputs, len(bias))
+            kernel = kernel.transpose(3, 2, 1, 0) if sideways else kernel.transpose(3, 2, 0, 1)
+            if index == 0:
+                kernel = kernel[:, ::-1]  # trained on RGB, fed BGR
+            layers.append(Layer(np.ascontiguousarray(kernel), bias, None if slope is None else slope.ravel()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelFormatError(f"{source}: these are not MTCNN's weights: {error}") from error
+    return layers
