@@ -1,0 +1,173 @@
+"""A model to compile in, the compiled model out, from disk if it was compiled before.
+
+OpenVINO's own cache (CACHE_DIR, measured on 2026.4.1) loads a file whose middle is damaged and computes with what
+it finds there, is never pruned, and may fail to load when the disk is full. So the compiled models are exported and
+imported here: written whole or not at all, verified before they are used, the least recently used removed above a
+size limit, encrypted if there is a key. Nothing that goes wrong with the cache keeps a model from being loaded; it
+is said in the log. Devices that cannot export (AUTO, BATCH) are compiled each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+
+from edgeface.errors import EdgeFaceError
+from edgeface.files import write_atomically
+from edgeface.runtime.encryption import seal, unseal
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["ModelCache"]
+
+_log = logging.getLogger(__name__)
+
+_CHECKSUM = 4
+"""Bytes of CRC-32 behind the content: it is against accidents; against people there is the key."""
+
+
+class ModelCache:
+    """Compiled models in a folder; several processes may share it.
+
+    Parameters
+    ----------
+    folder
+        Made when first needed.
+    limit
+        Bytes that the folder may hold.
+    key
+        16, 24 or 32 bytes: encrypt what is stored, with AES-GCM.
+    """
+
+    def __init__(self, folder: Path, *, limit: int = 2 << 30, key: bytes | None = None) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._key = key
+
+    def compile(
+        self,
+        core: ov.Core,
+        build: Callable[[], ov.Model],
+        device: str,
+        config: dict[str, Any],
+        *,
+        identity: str,
+    ) -> tuple[ov.CompiledModel, bool]:
+        """Compile a model, or import it if it was compiled before.
+
+        Parameters
+        ----------
+        core : openvino.Core
+            What compiles.
+        build
+            Makes the model; called only if there is no entry.
+        device, config
+            As for `openvino.Core.compile_model`.
+        identity
+            Says everything about the model that `device`, `config`, the machine and OpenVINO's version do not.
+
+        Returns
+        -------
+        (openvino.CompiledModel, bool)
+            The bool says whether it came from the cache.
+        """
+        machine = (
+            ov.__version__,
+            _full_name(core, device),
+            device,
+            sorted(config.items()),
+            self._key is None,
+        )
+        path = self.folder / f"{hashlib.sha256(repr((identity, machine)).encode()).hexdigest()[:32]}.blob"
+        if (compiled := self._load(core, path, device, config)) is not None:
+            return compiled, True
+        compiled = core.compile_model(build(), device, config)
+        self._store(compiled, path)
+        return compiled, False
+
+    def prune(self, *, keep: Path | None = None) -> None:
+        """Remove the least recently used entries until the rest is within the limit."""
+        entries = []
+        for path in self.folder.glob("*.blob"):
+            try:
+                entries.append((path == keep, path.stat().st_mtime_ns, path.stat().st_size, path))
+            except FileNotFoundError:  # another process was faster
+                continue
+        total = sum(size for _, _, size, _ in entries)
+        for _, _, size, path in sorted(entries):
+            if total <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+            _log.info("model cache: removed %s, the least recently used", path.name)
+
+    def _load(
+        self, core: ov.Core, path: Path, device: str, config: dict[str, Any]
+    ) -> ov.CompiledModel | None:
+        try:
+            content = self._read(path)
+            os.utime(path)  # what pruning goes by
+            return _import(core, content, device, config)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RuntimeError, EdgeFaceError) as error:
+            _log.warning("model cache: %s is not usable (%s); the model is compiled again", path, error)
+            return None
+
+    def _read(self, path: Path) -> ov.Tensor:
+        """The verified content of an entry, in memory that OpenVINO owns: the compiled model goes on using it."""
+        if self._key is not None:
+            opened = unseal(path.read_bytes(), key=self._key, kind="compiled model", source=str(path))
+            return ov.Tensor(np.frombuffer(opened, np.uint8))
+        with path.open("rb") as file:
+            content = ov.Tensor(ov.Type.u8, [max(0, os.fstat(file.fileno()).st_size - _CHECKSUM)])
+            file.readinto(content.data)  # type: ignore[attr-defined]  # a buffered file has it
+            if _checksum(content.data) != file.read():
+                raise ValueError("its bytes are not what was written")
+        return content
+
+    def _store(self, compiled: ov.CompiledModel, path: Path) -> None:
+        try:
+            exported = compiled.export_model()
+            content = exported if isinstance(exported, bytes) else exported.getbuffer()
+            if len(content) > self.limit:
+                _log.warning("model cache: %d bytes are more than its limit of %d", len(content), self.limit)
+                return
+            with write_atomically(path) as staging, staging.open("wb") as file:
+                if self._key is not None:
+                    file.write(seal(bytes(content), key=self._key, header={"kind": "compiled model"}))
+                else:
+                    file.write(content)
+                    file.write(_checksum(content))
+            self.prune(keep=path)
+        except (OSError, RuntimeError, EdgeFaceError) as error:
+            _log.warning("model cache: this model is not kept in %s: %s", self.folder, error)
+
+
+def _checksum(content: Buffer) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM, "little")
+
+
+def _import(core: ov.Core, content: ov.Tensor, device: str, config: dict[str, Any]) -> ov.CompiledModel:
+    try:
+        return core.import_model(content, device, config)
+    except TypeError:  # older OpenVINO takes bytes only
+        return core.import_model(content.data.tobytes(), device, config)
+
+
+def _full_name(core: ov.Core, device: str) -> str:
+    """The makers' names of the devices: code compiled for one processor must not run on another."""
+    names = []
+    for name in core.available_devices:
+        if name in device or ":" in device:
+            names.append(str(core.get_property(name, "FULL_DEVICE_NAME")))
+    return ", ".join(names) or device

@@ -1,0 +1,107 @@
+"""An engine in, a thread that looks after it out; and what happens to engines at exit and in a forked child."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+__all__ = ["Supervised", "look_after", "on_done"]
+
+_log = logging.getLogger(__name__)
+
+_EXIT_PATIENCE = 5.0
+"""Seconds that the interpreter's exit waits for the devices."""
+
+
+class Supervised(Protocol):
+    """What an engine offers to its supervisor."""
+
+    name: str
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything is resolved and released."""
+
+    def tick(self) -> float | None:
+        """See to what is due; return seconds until the next look, None: when the bell rings."""
+
+    def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
+        """Stop."""
+
+    def disown(self) -> None:
+        """Refuse from now on: this is a forked child."""
+
+
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_supervisors: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_exiting = threading.Event()
+
+
+def look_after(
+    engine: Supervised, reference: Callable[[], Supervised | None], bell: SimpleQueue[None]
+) -> None:
+    """Start an engine's supervisor: a thread that holds it only while it works, and ends with it."""
+    _engines.add(engine)
+    thread = threading.Thread(
+        target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True
+    )
+    _supervisors.add(thread)
+    thread.start()
+
+
+def on_done(find: Callable[[], tuple[Any, Any] | None]) -> None:
+    """OpenVINO's callback. It refers to the engine weakly: OpenVINO holds it where no collector looks."""
+    try:
+        if found := find():
+            engine, slot = found
+            engine.complete(slot)
+    except BaseException:  # one that left would abort the process
+        _log.critical("a completion callback failed", exc_info=True)
+
+
+def _supervise(reference: Callable[[], Supervised | None], bell: SimpleQueue[None]) -> None:
+    while (engine := reference()) is not None:
+        try:
+            delay = engine.tick()
+        except BaseException:
+            delay = 0.02
+            _log.critical("%s: the supervisor failed", engine.name, exc_info=True)
+        if delay is None:
+            if engine.closed:
+                return
+            del engine
+        with contextlib.suppress(Empty):
+            bell.get(timeout=None if _exiting.is_set() else delay)
+
+
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.close(drain=False, timeout=_EXIT_PATIENCE)
+    # A daemon thread that returns from OpenVINO into an interpreter that is shutting down aborts the process, so
+    # those that finish are awaited, and one whose device hangs does not look at it again.
+    _exiting.set()
+    patience = time.monotonic() + 1.0
+    for supervisor in list(_supervisors):
+        supervisor.join(max(0.0, patience - time.monotonic()))
+
+
+def _disown_all() -> None:
+    _supervisors.clear()
+    for engine in list(_engines):
+        engine.disown()
+        # Destroying it would wait for threads that do not exist in the child.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+    _engines.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_disown_all)

@@ -1,0 +1,318 @@
+"""Several engines in, one out: each array goes where it is expected to be finished first.
+
+An engine that fails is given up once another one has answered the request it failed on: the request was good, so
+the engine is not. A request that fails twice is at fault itself. Nothing is lost either way: what a retired engine
+had accepted is given to the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from edgeface.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    InferenceError,
+    InputError,
+    Overloaded,
+    RequestError,
+)
+from edgeface.runtime.counters import Counters, Outcome, Tally
+from edgeface.runtime.engine import Engine
+from edgeface.runtime.serving import RECHECK, Policy, Serving, may_not_wait
+from edgeface.runtime.slots import Job
+
+__all__ = ["Member", "Pool", "Retirement"]
+
+_log = logging.getLogger(__name__)
+
+_WEIGHT = 0.2
+"""Of the newest measurement in the moving average of an engine's seconds a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """An engine was given up.
+
+    Attributes
+    ----------
+    name
+        Of the engine.
+    error
+        What it failed with.
+    remaining
+        Names of the engines that serve on.
+    """
+
+    name: str
+    error: Exception
+    remaining: tuple[str, ...]
+
+
+class Member:
+    """What a pool knows about one of its engines. Changed under the pool's lock.
+
+    Attributes
+    ----------
+    engine
+        The engine.
+    retired
+        Whether it was given up.
+    suspected
+        Requests that failed here and have not been answered elsewhere yet.
+    seconds
+        Moving average of what it takes for one request; None before the first.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.retired = False
+        self.suspected = 0
+        self.seconds: float | None = None
+
+    def expected(self, default: float) -> float:
+        """Seconds until one more request would be finished."""
+        return self._rounds(self.engine.outstanding + 1) * (self.seconds or default)
+
+    def learn(self, seconds: float, *, ahead: int) -> None:
+        """Take in what a request took that was accepted as number `ahead` of those outstanding."""
+        sample = seconds / self._rounds(ahead)
+        self.seconds = sample if self.seconds is None else (1 - _WEIGHT) * self.seconds + _WEIGHT * sample
+
+    def _rounds(self, requests: int) -> float:
+        return max(1.0, requests / self.engine.parallel)
+
+
+class Pool(Serving):
+    """Serves from several engines, which must give the same results for the same array.
+
+    Parameters
+    ----------
+    engines
+        At least one. The pool closes them.
+    policy
+        What `submit` does when every queue is full.
+    on_event
+        Called when an engine is retired, in a thread of OpenVINO or of the engine; it is logged too.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        policy: Policy = "block",
+        on_event: Callable[[Retirement], None] | None = None,
+    ) -> None:
+        if not engines:
+            raise InputError("pool: expected at least one engine, found none")
+        self.members = tuple(Member(engine) for engine in engines)
+        self._policy: Policy = policy
+        self._on_event = on_event
+        self._lock = threading.RLock()
+        self._tally = Tally()
+        self._room = threading.Condition(self._lock)
+        self._open: set[Job] = set()
+        self._closing = False
+
+    @property
+    def capacity(self) -> int:
+        """Requests that can be accepted and unanswered at one time, over all engines."""
+        return sum(member.engine.capacity for member in self.members if not member.retired)
+
+    def submit(
+        self,
+        array: np.ndarray,
+        *,
+        deadline: float | None = None,
+        policy: Policy | None = None,
+        copy: bool = True,
+    ) -> Future[Any]:
+        """Accept one array; as `Engine.submit`, but an array to be overwritten is always copied, for the retry."""
+        end = None if deadline is None else time.monotonic() + deadline
+        job = _PoolJob(self, array.copy() if copy else array, end)
+        with self._lock:
+            self._open.add(job)
+        try:
+            self._place(job, policy or self._policy)
+        except BaseException as error:
+            with self._lock:
+                self._open.discard(job)
+                self._tally.rejected += isinstance(error, Overloaded)
+            raise
+        return job
+
+    def counters(self) -> Counters:
+        """What has happened so far; a request that was retried counts once."""
+        running = sum(member.engine.counters().running for member in self.members)
+        with self._lock:
+            running = min(running, len(self._open))
+            return self._tally.snapshot(queued=len(self._open) - running, running=running)
+
+    def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
+        """Accept nothing more, resolve every future, and release the devices; as `Engine.close`."""
+        end = time.monotonic() + timeout
+        with self._lock:
+            self._closing = True
+            self._room.notify_all()
+        for member in self.members:
+            member.engine.close(drain=drain, timeout=max(0.0, end - time.monotonic()))
+
+    def forget(self, job: Job) -> None:
+        """Cancel a job where it runs."""
+        if self._end(job, "cancelled"):
+            job.set_running_or_notify_cancel()
+        assert isinstance(job, _PoolJob)
+        if job.inner is not None:
+            job.inner.cancel()
+
+    def _place(self, job: _PoolJob, policy: Policy | None) -> None:
+        """Give a job to the engine that should finish it first; policy None: it was accepted before."""
+        while True:
+            candidates = self._candidates(job)
+            if any(self._try(member, job, policy and "reject") for member in candidates):
+                return
+            if policy == "reject":
+                raise Overloaded("pool: every queue is full; submit fewer, or wait")
+            if policy == "drop-oldest" and self._try(candidates[0], job, policy):
+                return
+            if policy == "block":
+                self._wait_for_room(job)
+
+    def _candidates(self, job: _PoolJob) -> list[Member]:
+        with self._lock:
+            live = [m for m in self.members if not m.retired and m is not job.failed_at]
+            if self._closing or not live:
+                raise EngineClosed("pool: expected an open engine, found none")
+            default = min((m.seconds for m in live if m.seconds), default=1.0)
+            return sorted(live, key=lambda m: (m.suspected > 0, m.expected(default)))
+
+    def _wait_for_room(self, job: _PoolJob) -> None:
+        if may_not_wait():
+            raise Overloaded("pool: every queue is full, and a future's callback must not wait")
+        patience = RECHECK if job.deadline is None else job.deadline - time.monotonic()
+        if patience <= 0:
+            raise DeadlineExceeded("pool: no room in any queue by the request's deadline")
+        with self._room:
+            self._room.wait(min(patience, RECHECK))
+
+    def _try(self, member: Member, job: _PoolJob, policy: Policy | None) -> bool:
+        """Give a job to this engine; False if it is full, or closed behind the pool's back."""
+        array, started, ahead = job.array, time.monotonic(), member.engine.outstanding + 1
+        if array is None:  # cancelled meanwhile
+            return True
+        left = None if job.deadline is None else job.deadline - started
+        try:
+            if policy is None:
+                inner = member.engine.resubmit(array, deadline=left)
+            else:
+                inner = member.engine.submit(array, deadline=left, policy=policy, copy=False)
+        except Overloaded:
+            if policy == "reject":
+                return False
+            raise
+        except EngineClosed:
+            member.retired = True
+            return False
+        job.inner = inner
+        inner.add_done_callback(partial(self._finished, job, member, started, ahead))
+        if job.cancelled():  # between the two lines above
+            inner.cancel()
+        return True
+
+    def _finished(
+        self, job: _PoolJob, member: Member, started: float, ahead: int, inner: Future[Any]
+    ) -> None:
+        """In the engine's thread: hand a result or an error on, or try again elsewhere."""
+        error = None if inner.cancelled() else inner.exception()
+        with self._lock:
+            if error is None and not inner.cancelled():
+                member.learn(time.monotonic() - started, ahead=ahead)
+            self._room.notify()
+        if isinstance(error, InferenceError) and job.failed_at is None and self._retry(job, member, error):
+            return
+        if isinstance(error, EngineClosed) and member.retired and self._again(job):
+            return
+        self._judge(job, answered=error is None and not inner.cancelled())
+        if inner.cancelled():
+            return
+        if self._end(job, _outcome(error)) and job.set_running_or_notify_cancel():
+            if error is None:
+                job.set_result(inner.result())
+            else:
+                job.set_exception(error)
+
+    def _retry(self, job: _PoolJob, member: Member, error: InferenceError) -> bool:
+        with self._lock:
+            job.failed_at, job.failure = member, error
+            member.suspected += 1
+        if self._again(job):
+            return True
+        self._judge(job, answered=False)
+        return False
+
+    def _again(self, job: _PoolJob) -> bool:
+        try:
+            self._place(job, None)
+        except RequestError:
+            return False
+        return True
+
+    def _judge(self, job: _PoolJob, *, answered: bool) -> None:
+        """A job that failed once has ended: clear or retire the engine that it failed at."""
+        with self._lock:
+            member, job.failed_at = job.failed_at, None
+            if member is None:
+                return
+            member.suspected -= 1
+            if not answered or member.retired:
+                return
+            member.retired = True
+            remaining = tuple(m.engine.name for m in self.members if not m.retired)
+        assert job.failure is not None
+        _log.warning(
+            "%s failed and is retired; %s serve on: %s", member.engine.name, ", ".join(remaining), job.failure
+        )
+        member.engine.close(drain=False, timeout=0.0)  # what is on the device is computed again elsewhere
+        if self._on_event is not None:
+            try:
+                self._on_event(Retirement(member.engine.name, job.failure, remaining))
+            except Exception:
+                _log.exception("the pool's on_event raised")
+
+    def _end(self, job: Job, outcome: Outcome) -> bool:
+        with self._lock:
+            if not job.end(outcome):
+                return False
+            self._open.discard(job)
+            self._tally.ended[outcome] += 1
+            if outcome == "done":
+                self._tally.measure(time.monotonic() - job.born)
+            return True
+
+
+class _PoolJob(Job):
+    """A request over all its attempts."""
+
+    inner: Future[Any] | None = None
+    failed_at: Member | None = None
+    failure: InferenceError | None = None
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return "done"
+    kinds: dict[type[BaseException], Outcome] = {
+        Overloaded: "dropped",
+        DeadlineExceeded: "expired",
+        EngineClosed: "abandoned",
+    }
+    return kinds.get(type(error), "failed")

@@ -1,0 +1,156 @@
+"""What an engine, a pool of engines and an embedder have in common: `submit` in, streams of results out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgeface.errors import Overloaded, RequestError
+from edgeface.runtime.counters import Counters
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["RECHECK", "Policy", "Serving", "in_done_callback", "may_not_wait"]
+
+Policy = Literal["block", "drop-oldest", "reject"]
+"""What `submit` does when the queue is full: wait for room, let the newest replace the oldest, or refuse."""
+
+RECHECK = 0.5
+"""Seconds after which somebody who waits for room looks again, in case an interrupted thread took the news."""
+
+in_done_callback = threading.local()
+"""Its attribute `active` is true while this thread, which is the device's, runs callbacks of a future."""
+
+
+def may_not_wait() -> bool:
+    """Whether waiting here for a result would stop the thread that has to produce it."""
+    return getattr(in_done_callback, "active", False)
+
+
+class Serving(ABC):
+    """Something that answers one array with one future, from any thread."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Requests that can be accepted and unanswered at one time: on the device and in the queue."""
+
+    @abstractmethod
+    def submit(
+        self,
+        array: np.ndarray,
+        *,
+        deadline: float | None = None,
+        policy: Policy | None = None,
+        copy: bool = True,
+    ) -> Future[Any]:
+        """Accept one array; see `Engine.submit`."""
+
+    @abstractmethod
+    def counters(self) -> Counters:
+        """What has happened so far."""
+
+    @abstractmethod
+    def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
+        """Stop; see `Engine.close`."""
+
+    def map(self, arrays: Iterable[np.ndarray], *, deadline: float | None = None) -> Iterator[Any]:
+        """Yield one result for each array, in order.
+
+        At most `capacity` arrays are taken in advance, and only while results are read: a consumer that stops
+        reading stops the producer. A result that is ready is yielded before the next array is asked for, so a
+        camera that is slower than the device sees no more delay than its own. Closing the generator, an error,
+        or Ctrl-C cancels what is outstanding. When the queue is full it waits, whatever the policy.
+
+        Parameters
+        ----------
+        arrays
+            Each may be overwritten as soon as the next one is asked for.
+        deadline
+            Seconds for each request.
+
+        Raises
+        ------
+        RequestError
+            In place of the first result that failed.
+        """
+        return self._stream(arrays, deadline=deadline, copy=True)
+
+    def _stream(self, arrays: Iterable[np.ndarray], *, deadline: float | None, copy: bool) -> Iterator[Any]:
+        window: deque[Future[Any]] = deque()
+        capacity = self.capacity
+        try:
+            for array in arrays:
+                window.append(self.submit(array, deadline=deadline, policy="block", copy=copy))
+                while window and (len(window) >= capacity or window[0].done()):
+                    yield _wait(window)
+            while window:
+                yield _wait(window)
+        finally:
+            for future in window:
+                future.cancel()
+
+    async def amap(
+        self, arrays: Iterable[np.ndarray] | AsyncIterable[np.ndarray], *, deadline: float | None = None
+    ) -> AsyncIterator[Any]:
+        """Yield one result for each array, in order, as `map` does, without blocking the event loop."""
+        window: deque[Future[Any]] = deque()
+        capacity = self.capacity
+        try:
+            async for array in _aiter(arrays):
+                while True:
+                    if len(window) < capacity:
+                        try:
+                            window.append(self.submit(array, deadline=deadline, policy="reject"))
+                            break
+                        except Overloaded:
+                            if not window:  # others fill the queue; there is nothing of ours to wait for
+                                await asyncio.sleep(0.001)
+                                continue
+                    yield await _await(window)
+            while window:
+                yield await _await(window)
+        finally:
+            for future in window:
+                future.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(drain=kind is None)
+
+
+def _wait(window: deque[Future[Any]]) -> Any:
+    """The oldest future's result. It stays in the window, to be cancelled, until the result is there."""
+    if may_not_wait() and not window[0].done():
+        raise RequestError("a future's callback must not wait for results: it holds the device's thread")
+    result = window[0].result()
+    window.popleft()
+    return result
+
+
+async def _await(window: deque[Future[Any]]) -> Any:
+    result = await asyncio.wrap_future(window[0])
+    window.popleft()
+    return result
+
+
+async def _aiter(arrays: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(arrays, AsyncIterable):
+        async for array in arrays:
+            yield array
+    else:
+        for array in arrays:
+            yield array

@@ -1,0 +1,142 @@
+"""A few arrays in, the same number of results out: one infer request of the pool and what it works on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import numpy as np
+import openvino as ov
+
+from edgeface.runtime.counters import Outcome
+
+__all__ = ["Job", "Slot", "item_shape"]
+
+_ANY_SIDE = 48
+"""What a free dimension is when a request runs for the first time; even, and a multiple of 3 as NV12 needs."""
+
+
+class _Owner(Protocol):
+    def forget(self, job: Job) -> None: ...
+
+
+class Job(Future[Any]):
+    """One request: a future that can be cancelled until its result is there, even while the device works."""
+
+    def __init__(self, owner: _Owner, array: np.ndarray, deadline: float | None) -> None:
+        super().__init__()
+        self.owner: _Owner | None = owner
+        self.array: np.ndarray | None = array
+        self.born = time.monotonic()
+        self.deadline = deadline
+        self.slot: Slot | None = None
+        self.ended: Outcome | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has neither been given to the device nor ended."""
+        return self.slot is None and self.ended is None and not self.done()
+
+    def cancel(self) -> bool:
+        """Give the request up; a result that the device still computes is dropped.
+
+        Returns
+        -------
+        bool
+            False if a result or an error is already there.
+        """
+        # The state stays PENDING until the end, unlike an executor's, so this succeeds for running ones too.
+        if super().cancel() and (owner := self.owner) is not None:
+            owner.forget(self)
+        return self.cancelled()
+
+    def end(self, outcome: Outcome) -> bool:
+        """Decide how the request ends, once: the first one to ask wins. The owner's lock is held."""
+        if self.ended is not None:
+            return False
+        self.ended = outcome
+        self.owner = self.array = None  # a future that is kept must keep neither the engine nor the image
+        return True
+
+
+class Slot:
+    """One member of the fixed pool: an OpenVINO infer request a batch size, of which one runs at a time.
+
+    `jobs` is the state: the slot is free exactly while it is empty. It is written under the engine's lock.
+
+    Parameters
+    ----------
+    compiled
+        A compiled model for every batch size. Each request starts running on zeros; see `prove`.
+    on_done
+        Called in OpenVINO's thread when a result is there; not called after an error, see `verdict`.
+    """
+
+    def __init__(
+        self, compiled: Mapping[int, ov.CompiledModel], on_done: Callable[[Any], None], token: object
+    ) -> None:
+        self.jobs: Sequence[Job] = ()
+        self._requests = {batch: model.create_infer_request() for batch, model in compiled.items()}
+        self._active = next(iter(self._requests.values()))
+        self._outputs = len(self._active.model_outputs)
+        for batch, request in self._requests.items():
+            _start_with_zeros(request, compiled[batch])
+        self._on_done, self._token = on_done, token
+
+    def prove(self) -> None:
+        """Wait for the first run of every request; raise if the device cannot execute the model."""
+        for request in self._requests.values():
+            request.wait()
+            request.set_callback(self._on_done, self._token)
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Copy the jobs' arrays into the smallest batch that holds them, and start the device."""
+        count = len(jobs)
+        request = self._active = next(r for batch, r in self._requests.items() if batch >= count)
+        tensor = request.get_input_tensor(0)
+        rows = tensor.data
+        if rows.shape[1:] == jobs[0].array.shape:  # type: ignore[union-attr]
+            for row, job in zip(rows, jobs, strict=False):
+                np.copyto(row, job.array)  # type: ignore[arg-type]
+        else:  # each image has its own size, and the batch is one
+            request.set_input_tensor(0, ov.Tensor(np.ascontiguousarray(jobs[0].array)[np.newaxis]))
+        request.start_async()
+
+    def read(self) -> list[Any]:
+        """Copy out one result for each of `jobs`: an array, or a tuple of arrays if there are several outputs."""
+        request = self._active
+        outputs = [request.get_output_tensor(i).data for i in range(self._outputs)]
+        if len(outputs) == 1:
+            return [row.copy() for row in outputs[0][: len(self.jobs)]]
+        return [tuple(output[i].copy() for output in outputs) for i in range(len(self.jobs))]
+
+    def verdict(self) -> Exception | str | None:
+        """Whether the last run is over: None while the device or its callback is at work.
+
+        After an error OpenVINO calls no Python callback, so this is the only way to hear of one. It is exact
+        because every request has run once before (a request that never ran says False for ever), and because
+        OpenVINO keeps a run unfinished until its callback has returned.
+        """
+        try:
+            return "the device finished without a result" if self._active.wait_for(0) else None
+        except Exception as error:
+            return error
+
+
+def item_shape(compiled: ov.CompiledModel) -> tuple[int, ...]:
+    """Shape of one item of the model's input, without the batch; -1 where it is free."""
+    dimensions = list(compiled.input(0).partial_shape)[1:]
+    return tuple(-1 if side.is_dynamic else side.get_length() for side in dimensions)
+
+
+def _start_with_zeros(request: ov.InferRequest, compiled: ov.CompiledModel) -> None:
+    """Run once: proves that the device executes, and leaves no uninitialised rows to pad with."""
+    port = compiled.input(0)
+    shape = [_ANY_SIDE if side.is_dynamic else side.get_length() for side in port.partial_shape]
+    if port.partial_shape.is_dynamic:
+        request.set_input_tensor(0, ov.Tensor(np.zeros(shape, port.element_type.to_dtype())))
+    else:
+        request.get_input_tensor(0).data[...] = 0
+    request.start_async()

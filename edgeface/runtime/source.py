@@ -1,0 +1,104 @@
+"""A file in, a model and the contract it carries out, with the means to prove that its weights are the right ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino as ov
+
+from edgeface.contract import ModelContract
+from edgeface.errors import InputError, ModelFormatError
+from edgeface.files import sha256_of
+from edgeface.runtime.encryption import is_sealed, open_ir
+
+__all__ = ["Source", "read_source"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An IR that was read.
+
+    Attributes
+    ----------
+    path
+        Of the .xml, or of the sealed file.
+    model : openvino.Model
+        As it was read; not to be changed.
+    contract
+        What the IR says about itself.
+    digest
+        SHA-256 of the .xml.
+    weights_digest
+        Computes the SHA-256 of the weights as they are now.
+    """
+
+    path: Path
+    model: ov.Model
+    contract: ModelContract
+    digest: str
+    weights_digest: Callable[[], str]
+
+    @property
+    def identity(self) -> str:
+        """Everything about the model, for the key of a cache."""
+        return json.dumps([self.digest, self.contract.to_dict()], sort_keys=True)
+
+    def verify(self) -> None:
+        """Raise `ModelFormatError` unless the weights are those that the contract was written for."""
+        expected, found = self.contract.weights_sha256, self.weights_digest()
+        if expected and found != expected:
+            raise ModelFormatError(
+                f"{self.path}: the weights beside it are damaged or another model's: expected SHA-256 {expected}, "
+                f"found {found}; convert the model again"
+            )
+
+
+def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Source:
+    """Read an IR, or one that `encrypt_ir` sealed.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is sealed and there is no key.
+    ModelFormatError
+        If it is not an IR, or is damaged.
+    ContractError
+        If it has no contract, or one of a newer version.
+    """
+    weights = path.with_suffix(".bin")
+    try:
+        if is_sealed(path):
+            if key is None:
+                raise InputError(f"{path}: expected a key, for this model is encrypted; found none")
+            xml, content = open_ir(path, key)
+            model, digest = core.read_model(xml, content), hashlib.sha256(content).hexdigest
+            return _source(path, xml, model, lambda: digest())
+        xml = path.read_bytes()
+        if not weights.is_file():
+            raise InputError(
+                f"{path}: expected the IR's weights beside it in {weights.name}, found no such file"
+            )
+        return _source(path, xml, core.read_model(path), lambda: sha256_of(weights))
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}"
+        ) from error
+    except RuntimeError as error:
+        raise ModelFormatError(
+            f"{path}: expected an OpenVINO IR, found something that OpenVINO cannot read: the .xml is damaged, or "
+            f"{weights.name} is shorter than it should be; convert the model again"
+        ) from error
+
+
+def _source(path: Path, xml: bytes, model: ov.Model, weights_digest: Callable[[], str]) -> Source:
+    return Source(
+        path=path,
+        model=model,
+        contract=ModelContract.read_from(model, source=str(path)),
+        digest=hashlib.sha256(xml).hexdigest(),
+        weights_digest=weights_digest,
+    )
