@@ -43,6 +43,16 @@ OUTPUT_NAMES = ("embeddings", "InceptionResnetV1/Bottleneck/BatchNorm/Reshape_1/
 """What Open Model Zoo documented for FaceNet; the second name of each is an alias."""
 
 
+_OTHER_FRAMEWORKS = {
+    ".onnx": "ONNX",
+    ".pt": "PyTorch",
+    ".pth": "PyTorch",
+    ".h5": "Keras",
+    ".keras": "Keras",
+    ".tflite": "TensorFlow Lite",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
     """What a conversion made.
@@ -101,7 +111,8 @@ def convert(
     name
         Name of the IR. A zoo name also picks that entry's preprocessing and alignment.
     provenance
-        What is known of the weights; by default ``published`` for a zoo name, else what the graph says.
+        What is known of the weights; by default what the graph says, and ``published`` for a zoo name or a file
+        whose digest the zoo knows.
     parity
         Called with (source path, IR path); a report that did not pass fails the conversion.
     store, catalog
@@ -132,7 +143,7 @@ def convert(
             **recipe.contract_fields(),
             name=name,
             source_sha256=source.sha256,
-            provenance="seeded" if source.seeded else provenance or ("published" if entry else "unknown"),
+            provenance=_provenance_of(source, entry, catalog, told=provenance),
             input_name=INPUT_NAMES[0],
             output_name=OUTPUT_NAMES[0],
             layout=_LAYOUTS[layout],
@@ -242,14 +253,28 @@ def _to_ir(
     return converted
 
 
+def _provenance_of(
+    source: TensorFlowModel, entry: ModelEntry | None, catalog: Catalog, *, told: Provenance | None
+) -> Provenance:
+    if source.seeded:
+        return "seeded"
+    if told is not None:
+        return told
+    known = {each.conversion.sha256 for each in catalog.values() if each.conversion}
+    return "published" if entry is not None or source.sha256 in known else "unknown"
+
+
 def _find_source(model: str | Path, store: Store | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
     path = Path(model)
-    if (
-        isinstance(model, str) and model in catalog
-    ):  # also beside a folder of that name, such as an output folder
+    if isinstance(model, str) and model in catalog:  # also beside a folder of that name
         entry = catalog[model]
         recipe_of(entry)  # what cannot be converted need not be downloaded first
         return (store or Store()).source_path(entry), entry
+    if path.suffix in _OTHER_FRAMEWORKS:
+        raise NotSupportedError(
+            f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[path.suffix]}; "
+            "edgeface converts TensorFlow models so far"
+        )
     if path.exists():
         return path, None
     if path.suffix or len(path.parts) > 1:

@@ -251,10 +251,12 @@ def _is_placeholder(node: Any, dtype: int) -> bool:
 
 
 def _run_frontend(inference: Inference, path: Path) -> ov.Model:
-    handle, name = tempfile.mkstemp(suffix=".pb", prefix="edgeface-")
+    hint = " for temporary files through TMPDIR"
+    with output_errors(Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")), hint=hint):
+        handle, name = tempfile.mkstemp(suffix=".pb", prefix="edgeface-")
     temporary = Path(name)
     try:
-        with output_errors(temporary), os.fdopen(handle, "wb") as file:
+        with output_errors(temporary, hint=hint), os.fdopen(handle, "wb") as file:
             file.write(inference.graph.SerializeToString())
         model = _convert_file(temporary, path)
     finally:
