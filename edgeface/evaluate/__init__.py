@@ -1,0 +1,1 @@
+"""Labelled pairs in, how right a model is out: published protocols, curves and a report."""

@@ -1,0 +1,230 @@
+"""A pairs.txt or a folder a person in, labelled pairs of images out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import InputError
+from edgeface.vision.image import IMAGE_SUFFIXES
+
+__all__ = ["Pairs", "pairs_from_folders", "parse_pairs", "read_pairs"]
+
+_MOST_BYTES = 64 << 20
+_MOST_LISTED = 100
+"""Malformed rows that one message names; a file with more is not a pairs file."""
+
+_ROW = "3 fields (name, n1, n2) or 4 (name1, n1, name2, n2), tab-separated"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Labelled pairs of images, in the order of their list.
+
+    Attributes
+    ----------
+    images
+        Each image once: ``Name/Name_0001`` from a list, without suffix; a relative path from folders.
+    first, second : (P,) int
+        Of each pair, indices into `images`.
+    same : (P,) bool
+        Whether both show one person.
+    folds
+        In how many the list is to be split for cross-validation; 1 if it says nothing about folds.
+    """
+
+    images: tuple[str, ...]
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    same: NDArray[np.bool_]
+    folds: int
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Read a list in the form of Labeled Faces in the Wild's `pairs.txt`.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or `parse_pairs` refuses it.
+    """
+    try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise InputError(
+                f"{path}: expected a pairs list of at most {_MOST_BYTES:,} bytes, found {size:,}"
+            )
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a readable pairs list, found: {error.strerror or error}"
+        ) from error
+    return parse_pairs(raw, source=str(path))
+
+
+def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
+    """Parse a pairs list (LFW's README, "pairs.txt format").
+
+    The header gives the number of sets and the pairs a set holds of each kind, ``10<TAB>300``; or only the
+    latter, ``1100``, as the lists of LFW's View 1 do. Then follow rows of 3 fields, two images of one person, and
+    of 4, images of two people; fields are separated by tabs (or, in a row without tabs, by blanks).
+
+    Parameters
+    ----------
+    raw
+        The file's bytes, UTF-8.
+    source
+        How messages call the file.
+
+    Raises
+    ------
+    InputError
+        Naming every malformed row (the first 100) with its line, what was expected and what was found.
+    """
+    lines = [line.rstrip(b"\r") for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    folds, per_kind = _parse_header(lines[0] if lines else b"", source)
+    problems: list[str] = []
+    rows: list[tuple[str, str, bool]] = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            rows.append(_parse_row(line))
+        except ValueError as error:
+            problems.append(f"{source}:{number}: {error}")
+    genuine = sum(same for _, _, same in rows)
+    found = (genuine, len(rows) - genuine)
+    if not problems and found != (folds * per_kind, folds * per_kind):
+        problems.append(
+            f"{source}:1: expected {folds * per_kind} rows of one person and as many of two people, "
+            f"as the header says, found {found[0]} and {found[1]}; the list may be truncated"
+        )
+    if problems:
+        left = len(problems) - _MOST_LISTED
+        more = [f"... and {left} more malformed rows"] if left > 0 else []
+        raise InputError("\n".join([*problems[:_MOST_LISTED], *more]))
+    return _collect(rows, folds=folds)
+
+
+def pairs_from_folders(root: Path, *, most_impostors: int = 1_000_000, seed: int = 0) -> Pairs:
+    """Pair the images below a folder that holds one folder a person.
+
+    Genuine pairs are all pairs within a person. Impostor pairs are all pairs across people, or, when those are
+    more than `most_impostors`, that many distinct ones drawn at random.
+
+    Parameters
+    ----------
+    root
+        ``root/Name/anything.jpg``.
+    most_impostors
+        Upper bound of impostor pairs.
+    seed
+        Of the draw.
+
+    Raises
+    ------
+    InputError
+        If there are not two people, or nobody has two images.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder that holds one folder a person, found none")
+    images: list[str] = []
+    person_of: list[int] = []
+    for person, folder in enumerate(sorted(each for each in root.iterdir() if each.is_dir())):
+        found = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+        images += [each.relative_to(root).as_posix() for each in found]
+        person_of += [person] * len(found)
+    people = np.asarray(person_of, np.intp)
+    genuine = _genuine_pairs(people)
+    impostor = _impostor_pairs(people, most=most_impostors, seed=seed)
+    if not len(genuine) or not len(impostor):
+        raise InputError(
+            f"{root}: expected images of at least two people, and of one person at least two, found "
+            f"{len(images)} images of {len(set(person_of))} people"
+        )
+    first, second = np.concatenate([genuine, impostor]).T
+    same = np.arange(len(first)) < len(genuine)
+    return Pairs(tuple(images), first, second, same, folds=1)
+
+
+def _genuine_pairs(people: NDArray[np.intp]) -> NDArray[np.intp]:
+    """All (i, j), i < j, of one person; `people` is sorted."""
+    _, starts, counts = np.unique(people, return_index=True, return_counts=True)
+    pairs = [
+        start + np.stack(np.triu_indices(count, 1), axis=1)
+        for start, count in zip(starts, counts, strict=True)
+    ]
+    return np.concatenate([np.empty((0, 2), np.intp), *pairs])
+
+
+def _impostor_pairs(people: NDArray[np.intp], *, most: int, seed: int) -> NDArray[np.intp]:
+    """All (i, j), i < j, of two people, or `most` distinct ones of them; never more memory than for those."""
+    count = len(people)
+    _, sizes = np.unique(people, return_counts=True)
+    total = (count**2 - int(np.square(sizes).sum())) // 2
+    if total <= most:
+        pairs = np.stack(np.triu_indices(count, 1), axis=1)
+        return np.asarray(pairs[people[pairs[:, 0]] != people[pairs[:, 1]]])
+    rng = np.random.default_rng(seed)
+    codes = np.empty(0, np.int64)  # i * count + j
+    while len(codes) < most:
+        i, j = np.sort(rng.integers(count, size=(2, most)), axis=0)
+        across = people[i] != people[j]
+        codes = np.union1d(codes, i[across] * count + j[across])
+    return np.stack(np.divmod(rng.choice(codes, most, replace=False), count), axis=1).astype(np.intp)
+
+
+def _parse_header(line: bytes, source: str) -> tuple[int, int]:
+    fields = line.split()
+    numbers = [int(field) for field in fields if field.isdigit() and len(field) < 10]
+    if len(fields) not in (1, 2) or len(numbers) != len(fields) or min(numbers) < 1:
+        raise InputError(
+            f"{source}:1: expected a header of the number of sets and the pairs a set holds of each kind, like "
+            f"'10<TAB>300', found {_shown(line)}"
+        )
+    return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _parse_row(line: bytes) -> tuple[str, str, bool]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"expected UTF-8 text, found {_shown(line)}") from None
+    fields = text.split("\t") if "\t" in text else text.split()
+    if len(fields) == 3:
+        first, second = _image(fields[0], fields[1]), _image(fields[0], fields[2])
+    elif len(fields) == 4:
+        first, second = _image(fields[0], fields[1]), _image(fields[2], fields[3])
+        if fields[0] == fields[2]:
+            raise ValueError(f"expected two people, found {fields[0]!r} twice")
+    else:
+        raise ValueError(f"expected {_ROW}, found {len(fields)} in {_shown(line)}")
+    if first == second:
+        raise ValueError(f"expected two images, found {first!r} twice")
+    return first, second, len(fields) == 3
+
+
+def _image(name: str, number: str) -> str:
+    """``Name/Name_0001``; what would leave the folder of images is refused."""
+    if not name or name != name.strip() or name in (".", "..") or any(c in "/\\" or c < " " for c in name):
+        raise ValueError(f"expected a person's name that can be a folder's, found {name!r:.80}")
+    if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
+        raise ValueError(f"expected an image number from 1, found {number!r:.80}")
+    return f"{name}/{name}_{int(number):04d}"
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:80].decode("utf-8", errors="replace")) + ("..." if len(line) > 80 else "")
+
+
+def _collect(rows: list[tuple[str, str, bool]], *, folds: int) -> Pairs:
+    index: dict[str, int] = {}
+    ends = np.array(
+        [[index.setdefault(image, len(index)) for image in row[:2]] for row in rows], np.intp
+    ).reshape(-1, 2)
+    return Pairs(tuple(index), ends[:, 0], ends[:, 1], np.array([row[2] for row in rows], np.bool_), folds)

@@ -1,0 +1,194 @@
+"""Both protocols against plain, slow readings of their sources, with scikit-learn's folds and SciPy's interpolation."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from edgeface.errors import ContractError, InputError
+from edgeface.evaluate.pairs import Pairs, parse_pairs
+from edgeface.evaluate.protocol import ProtocolName, evaluate, facenet_folds, omz_folds
+from edgeface.recognize import Metric
+
+FACENET, OMZ = ProtocolName.facenet, ProtocolName.omz
+
+
+def make_pairs(*, folds: int, per_kind: int, seed: int) -> Pairs:
+    """A list of the form of LFW's, with anchors that return and a pair that is repeated."""
+    rng = np.random.default_rng(seed)
+    rows = [f"{folds}\t{per_kind}"]
+    for _ in range(folds):
+        for _ in range(per_kind):
+            one, two = rng.choice(4, 2, replace=False) + 1
+            rows.append(f"P{rng.integers(30)}\t{one}\t{two}")
+        for _ in range(per_kind):
+            one, two = rng.choice(30, 2, replace=False)
+            rows.append(f"P{one}\t{rng.integers(4) + 1}\tP{two}\t{rng.integers(4) + 1}")
+    return parse_pairs("\n".join(rows).encode())
+
+
+def make_vectors(pairs: Pairs, *, seed: int, spread: float = 0.75) -> np.ndarray:
+    """Unit vectors around one centre a person, with a mean that is not 0."""
+    rng = np.random.default_rng(seed)
+    people = {name: rng.normal(0.1, 1, 16) for name in dict.fromkeys(x.split("/")[0] for x in pairs.images)}
+    vectors = np.array([people[x.split("/")[0]] + spread * rng.standard_normal(16) for x in pairs.images])
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def slow_distance(a: np.ndarray, b: np.ndarray, metric: Metric) -> float:
+    if metric is Metric.squared_l2:
+        return float(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+    cosine = float(a @ b) / np.sqrt(float(a @ a) * float(b @ b))
+    return float(np.arccos(min(1.0, max(-1.0, cosine))) / np.pi)
+
+
+def slow_distances(
+    vectors: np.ndarray, rows: list[tuple[int, int, bool]], mean: np.ndarray, metric: Metric
+) -> np.ndarray:
+    doubles = vectors.astype(np.float64) - mean
+    return np.array([slow_distance(doubles[a], doubles[b], metric) for a, b, _ in rows])
+
+
+def slow_threshold(distances: np.ndarray, same: np.ndarray, grid: np.ndarray) -> float:
+    return float(grid[int(np.argmax([int(((distances < t) == same).sum()) for t in grid]))])
+
+
+def mean_of(vectors: np.ndarray, rows: list[tuple[int, int, bool]], subtract: bool) -> np.ndarray:
+    sides = [vectors[index].astype(np.float64) for a, b, _ in rows for index in (a, b)]
+    return np.mean(sides, axis=0) if subtract else np.zeros(vectors.shape[1])
+
+
+def rows_of(pairs: Pairs) -> list[tuple[int, int, bool]]:
+    return list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("metric", "subtract"), [(Metric.squared_l2, False), (Metric.arccos, True)])
+def test_facenet_is_what_its_source_computes(metric: Metric, subtract: bool) -> None:
+    splits = pytest.importorskip("sklearn.model_selection").KFold
+    interpolate = pytest.importorskip("scipy.interpolate")
+    pairs = make_pairs(folds=5, per_kind=40, seed=1)
+    vectors, rows = make_vectors(pairs, seed=2), rows_of(pairs)
+    grid, fine = np.arange(0, 4, 0.01), np.arange(0, 4, 0.001)
+    accuracies, thresholds, curves, val, met = [], [], [], [], []
+    for train, test in splits(5, shuffle=False).split(rows):
+        mean = mean_of(vectors, [rows[k] for k in train], subtract)
+        distances = slow_distances(vectors, rows, mean, metric)
+        thresholds.append(slow_threshold(distances[train], pairs.same[train], grid))
+        accuracies.append(np.mean((distances[test] < thresholds[-1]) == pairs.same[test]))
+        near, apart = distances[test][pairs.same[test]], distances[test][~pairs.same[test]]
+        curves.append([[np.mean(apart < t) for t in grid], [np.mean(near < t) for t in grid]])
+        far = np.array([np.mean(distances[train][~pairs.same[train]] < t) for t in fine])
+        rates, first = np.unique(far, return_index=True)
+        cut = interpolate.interp1d(rates, fine[first], kind="slinear")(0.05)
+        val.append(np.mean(near < cut))
+        met.append(np.mean(apart < cut))
+    found = evaluate(vectors, pairs, protocol=FACENET, metric=metric, subtract_mean=subtract, fars=[0.05])
+    np.testing.assert_allclose(found.accuracies, accuracies)
+    np.testing.assert_allclose(found.thresholds, thresholds)
+    assert 0.8 < found.accuracy < 1
+    assert found.accuracy_std == pytest.approx(np.std(accuracies))
+    assert (found.val[0].mean, found.val[0].std) == pytest.approx((np.mean(val), np.std(val)))
+    assert found.val[0].far == pytest.approx(np.mean(met))
+    far, tar = np.mean(curves, axis=0)
+    assert found.auc == pytest.approx(pytest.importorskip("sklearn.metrics").auc(far, tar), abs=1e-12)
+
+
+@pytest.mark.parametrize(("metric", "subtract"), [(Metric.arccos, True), (Metric.squared_l2, False)])
+def test_omz_is_what_its_source_computes(metric: Metric, subtract: bool) -> None:
+    pairs = make_pairs(folds=5, per_kind=40, seed=3)
+    vectors, rows = make_vectors(pairs, seed=4), rows_of(pairs)
+    partners: dict[int, dict[tuple[int, bool], None]] = {}
+    named: dict[int, None] = {}
+    for wanted in (True, False):
+        for a, b, same in rows:
+            if same == wanted:
+                partners.setdefault(a, {})[b, same] = None
+                named |= {a: None, b: None}
+    anchors = [image for image in named if image in partners]
+    accuracies = []
+    for fold in range(5):
+        low, high = (k * len(anchors) // 5 for k in (fold, fold + 1))
+        held, learned = (
+            [(a, b, same) for a in part for b, same in partners[a]]
+            for part in (anchors[low:high], anchors[:low] + anchors[high:])
+        )
+        mean = mean_of(vectors, learned, subtract)
+        labels = np.array([same for *_, same in learned])
+        cut = slow_threshold(slow_distances(vectors, learned, mean, metric), labels, np.arange(0, 4, 0.01))
+        right = (slow_distances(vectors, held, mean, metric) < cut) == [same for *_, same in held]
+        accuracies.append(np.mean(right))
+    found = evaluate(vectors, pairs, protocol=OMZ, metric=metric, subtract_mean=subtract)
+    np.testing.assert_allclose(found.accuracies, accuracies)
+    assert len(found.distances) == sum(map(len, partners.values())) < len(pairs)
+    assert found.val[0].std is None
+
+
+@pytest.mark.parametrize("split", [facenet_folds, omz_folds])
+def test_folds_share_no_pair_and_leave_none_out(split) -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=5)
+    folds = split(pairs)
+    tested = list(chain.from_iterable(fold.tolist() for fold in folds))
+    assert len(tested) == len(set(tested))
+    distinct = {(a, b, same) for a, b, same in rows_of(pairs)}
+    assert len(tested) == (len(pairs) if split is facenet_folds else len(distinct))
+
+
+def test_omz_keeps_an_anchor_in_one_fold_and_has_more_genuine_pairs_in_the_first() -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=6)
+    folds = omz_folds(pairs)
+    anchors = [set(pairs.first[fold].tolist()) for fold in folds]
+    assert sum(map(len, anchors)) == len(set.union(*anchors))
+    assert pairs.same[folds[0]].mean() > pairs.same[folds[-1]].mean()
+
+
+@pytest.mark.parametrize("protocol", ProtocolName)
+def test_perfect_embeddings_make_no_mistake(protocol: ProtocolName) -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=7)
+    found = evaluate(make_vectors(pairs, seed=8, spread=0), pairs, protocol=protocol, metric=Metric.arccos)
+    assert (found.accuracy, found.accuracy_std, found.auc, found.eer) == (1, 0, 1, 0)
+    assert [each.mean for each in found.val] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("protocol", ProtocolName)
+def test_random_embeddings_know_nothing(protocol: ProtocolName) -> None:
+    pairs = make_pairs(folds=10, per_kind=60, seed=9)
+    vectors = np.random.default_rng(0).standard_normal((len(pairs.images), 8)).astype(np.float32)
+    found = evaluate(vectors, pairs, protocol=protocol, metric=Metric.arccos)
+    assert found.auc == pytest.approx(0.5, abs=0.06)
+    assert found.eer == pytest.approx(0.5, abs=0.06)
+
+
+def test_scaling_embeddings_changes_no_angle() -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=10)
+    vectors = make_vectors(pairs, seed=11)
+    one, other = (evaluate(v, pairs, protocol=FACENET, metric=Metric.arccos) for v in (vectors, vectors * 7))
+    np.testing.assert_allclose(one.distances, other.distances, atol=1e-7)
+
+
+def test_json_has_the_keys_that_were_promised() -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=12)
+    answer = evaluate(make_vectors(pairs, seed=13), pairs, protocol=FACENET, metric=Metric.arccos).to_dict()
+    assert {"protocol", "metric", "pairs", "accuracy", "val", "auc", "eer", "threshold"} <= answer.keys()
+    assert answer["protocol"] == "facenet"
+    assert answer["metric"] == "arccos"
+    assert answer["pairs"] == 200
+    assert answer["accuracy"].keys() == {"mean", "std"}
+    assert list(answer["val"]) == ["0.1", "0.01", "0.001"]
+
+
+def test_what_does_not_fit_the_protocol_is_refused() -> None:
+    pairs = make_pairs(folds=4, per_kind=5, seed=14)
+    vectors = make_vectors(pairs, seed=15)
+    with pytest.raises(ContractError, match=f"expected {len(vectors)} embeddings, one an image, found 1"):
+        evaluate(vectors[:1], pairs, protocol=FACENET, metric=Metric.arccos)
+    with pytest.raises(InputError, match="use 'cosine-distance' or 'arccos'"):
+        evaluate(vectors, pairs, protocol=FACENET, metric=Metric.cosine)
+    for protocol in ProtocolName:
+        single = parse_pairs(b"1\nA\t1\t2\nA\t1\tB\t1\n")
+        with pytest.raises(InputError, match="folds, found 1"):
+            evaluate(np.eye(3, dtype=np.float32), single, protocol=protocol, metric=Metric.arccos)
+    sorted_by_kind = parse_pairs(b"2\t1\nA\t1\t2\nA\t1\t3\nA\t1\tB\t1\nA\t2\tB\t1\n")
+    with pytest.raises(InputError, match="fold 1 of 2: expected pairs of one person and of two"):
+        evaluate(np.eye(4, dtype=np.float32), sorted_by_kind, protocol=FACENET, metric=Metric.arccos)
