@@ -1,0 +1,311 @@
+"""`edgeface evaluate lfw` and `edgeface calibrate`."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json as json_text
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.errors import InputError
+from edgeface.files import write_atomically
+
+if TYPE_CHECKING:
+    from edgeface.evaluate.faces import Boxes
+    from edgeface.evaluate.lfw import Progress as Report
+    from edgeface.recognize.threshold import Threshold
+    from edgeface.vision.detect import Detector
+
+
+class _Protocol(str, enum.Enum):
+    facenet = "facenet"
+    omz = "omz"
+
+
+class _Distance(str, enum.Enum):
+    squared_l2 = "squared-l2"
+    arccos = "arccos"
+    cosine_distance = "cosine-distance"
+
+
+class _Metric(str, enum.Enum):
+    cosine = "cosine"
+    cosine_distance = "cosine-distance"
+    squared_l2 = "squared-l2"
+    arccos = "arccos"
+
+
+class _Detector(str, enum.Enum):
+    mtcnn = "mtcnn"
+    yunet = "yunet"
+    retail = "retail-0004"
+    none = "none"
+
+
+class _Flip(str, enum.Enum):
+    none = "none"
+    average = "average"
+    concatenate = "concatenate"
+
+
+ImagesOption = Annotated[Path, typer.Option(help="Folder of images: NAME/NAME_0001.jpg.", show_default=False)]
+ModelOption = Annotated[
+    Path, typer.Option("--model", "-m", help="The .xml of an IR with a contract.", show_default=False)
+]
+BoxesOption = Annotated[
+    Path | None, typer.Option(help=".npz of names, boxes and points found before, instead of a detector.")
+]
+DetectorOption = Annotated[
+    _Detector | None,
+    typer.Option(
+        help="What finds the faces; none: the images are aligned crops. Default: mtcnn, unless --boxes."
+    ),
+]
+DetectorModelOption = Annotated[
+    Path | None, typer.Option(help="The detector's model; mtcnn needs none.", show_default=False)
+]
+LandmarksModelOption = Annotated[
+    Path | None, typer.Option(help="Landmarks model, for retail-0004.", show_default=False)
+]
+DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
+FarOption = Annotated[
+    list[float], typer.Option("--far", help="False accept rate wanted; may be given several times.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    group = typer.Typer(help="Measure how right a model is, by published protocols.", no_args_is_help=True)
+    group.command(
+        epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result"
+    )(lfw)
+    app.add_typer(group, name="evaluate")
+    app.command(
+        epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
+    )(calibrate)
+
+
+def lfw(
+    images: ImagesOption,
+    pairs: Annotated[
+        Path, typer.Option(help="Labelled pairs in the form of LFW's pairs.txt.", show_default=False)
+    ],
+    model: ModelOption,
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir", "-o", help="Folder for evaluation.json and report.html.", show_default=False
+        ),
+    ],
+    protocol: Annotated[
+        _Protocol, typer.Option(help="davidsandberg/facenet's or Open Model Zoo's.")
+    ] = _Protocol.facenet,
+    metric: Annotated[
+        _Distance | None, typer.Option(help="Default: squared-l2 for facenet, arccos for omz.")
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Concatenate the mirror's embedding. Default: only for omz."),
+    ] = None,
+    subtract_mean: Annotated[
+        bool | None,
+        typer.Option(
+            "--subtract-mean/--keep-mean", help="Subtract the training mean. Default: only for omz."
+        ),
+    ] = None,
+    far: FarOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
+    boxes: BoxesOption = None,
+    detector: DetectorOption = None,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Evaluate a model on labelled pairs, LFW's or others of the same form."""
+    from edgeface.evaluate.lfw import DEFAULTS, Settings, evaluate_model
+    from edgeface.evaluate.pairs import read_pairs
+    from edgeface.evaluate.protocol import ProtocolName
+    from edgeface.evaluate.report import write_report
+    from edgeface.recognize.metrics import Metric
+
+    defaults = DEFAULTS[ProtocolName(protocol.value)]
+    listed = read_pairs(pairs)
+    with (
+        _find_faces(boxes, detector, detector_model, landmarks_model, device) as faces,
+        _progress("embedding") as progress,
+    ):
+        result = evaluate_model(
+            images,
+            listed,
+            model,
+            protocol=ProtocolName(protocol.value),
+            settings=Settings(
+                Metric(metric.value) if metric else defaults.metric,
+                flip=defaults.flip if flip is None else flip,
+                subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
+            ),
+            fars=far,
+            boxes=faces.boxes,
+            detector=faces.detector,
+            faces=faces.words,
+            device=device,
+            progress=progress,
+        )
+        write_report(result, output_dir / "report.html")
+    answer = result.to_dict()
+    with write_atomically(output_dir / "evaluation.json") as partial:
+        partial.write_text(json_text.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    if json:
+        return emit_json(answer)
+    stdout.print(_evaluation_table(answer))
+    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+
+
+def calibrate(
+    images: ImagesOption,
+    model: ModelOption,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSON file for the thresholds.", show_default=False)
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled pairs in the form of LFW's pairs.txt. Default: every pair of the images, "
+            "which then lie in one folder a person.",
+            show_default=False,
+        ),
+    ] = None,
+    far: FarOption = [0.01, 0.001],  # noqa: B006 - typer only reads it
+    metric: Annotated[_Metric, typer.Option(help="That faces will be compared by.")] = _Metric.cosine,
+    flip: Annotated[_Flip, typer.Option(help="What is done with the mirror image.")] = _Flip.none,
+    boxes: BoxesOption = None,
+    detector: DetectorOption = None,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Find thresholds at wanted false accept rates, and say how sure they are."""
+    from edgeface.evaluate.calibration import calibrate_model
+    from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
+    from edgeface.recognize.metrics import Metric
+    from edgeface.recognize.threshold import save_thresholds
+
+    listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
+    with (
+        _find_faces(boxes, detector, detector_model, landmarks_model, device) as faces,
+        _progress("embedding") as progress,
+    ):
+        found = calibrate_model(
+            images,
+            listed,
+            model,
+            fars=far,
+            metric=Metric(metric.value),
+            flip=None if flip is _Flip.none else flip.value,
+            boxes=faces.boxes,
+            detector=faces.detector,
+            device=device,
+            created_from=f"{pairs or images}, {len(listed.images)} images, {faces.words}",
+            progress=progress,
+        )
+    save_thresholds(output, found.thresholds)
+    for threshold in found.thresholds:
+        if not threshold.supported:
+            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}")
+    if found.failures:
+        named = escape(", ".join(found.failures[:5]))
+        stderr.print(
+            f"no face found in {len(found.failures)} images: {named}{', ...' * (len(found.failures) > 5)}"
+        )
+    if json:
+        return emit_json(
+            {
+                "output": str(output),
+                "contract_id": found.thresholds[0].contract_id,
+                "thresholds": [each.to_dict() for each in found.thresholds],
+                "failures": list(found.failures),
+            }
+        )
+    stdout.print(_threshold_table(found.thresholds))
+    stdout.print(f"{escape(str(output))} written", soft_wrap=True)
+
+
+class _Faces(NamedTuple):
+    """What finds the faces."""
+
+    boxes: Boxes | None
+    detector: Detector | None
+    words: str
+
+
+@contextlib.contextmanager
+def _find_faces(
+    boxes: Path | None, name: _Detector | None, model: Path | None, landmarks_model: Path | None, device: str
+) -> Iterator[_Faces]:
+    if boxes is not None:
+        if name or model or landmarks_model:
+            raise InputError("--boxes says where the faces are; give it alone, or a detector without it")
+        from edgeface.evaluate.faces import load_boxes
+
+        yield _Faces(load_boxes(boxes), None, f"boxes of {boxes.name}")
+    elif name is _Detector.none:
+        yield _Faces(None, None, "images used as aligned crops")
+    else:
+        from edgeface.vision.detect import load_detector
+
+        chosen = (name or _Detector.mtcnn).value
+        with load_detector(chosen, device=device, model=model, landmarks_model=landmarks_model) as detector:
+            yield _Faces(None, detector, chosen)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Report]:
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _evaluation_table(answer: dict[str, Any]) -> Table:
+    accuracy = answer["accuracy"]
+    table = Table(
+        answer["protocol"], answer["metric"], title=escape(answer["model"]["name"]), title_justify="left"
+    )
+    table.add_row("pairs", f"{answer['pairs']:,} of {answer['images']:,} images")
+    table.add_row("accuracy", f"{accuracy['mean']:.4f} +- {accuracy['std']:.4f}")
+    for far, val in answer["val"].items():
+        spread = "" if val["std"] is None else f" +- {val['std']:.4f}"
+        table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, FAR met {val['far']:.5f}")
+    table.add_row("AUC, EER", f"{answer['auc']:.5f}, {answer['eer']:.4f}")
+    table.add_row("threshold", f"{answer['threshold']:.3f}")
+    table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")
+    table.add_row(
+        "speed", f"{answer['images_per_second']:.1f} images/s on {', '.join(answer['device_name'])}"
+    )
+    return table
+
+
+def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:
+    first = thresholds[0]
+    table = Table(
+        "FAR wanted", "threshold", "FAR met, 95 % interval", "FRR, 95 % interval", title=first.contract_id
+    )
+    for each in thresholds:
+        (low, high), (least, most) = each.far_interval, each.frr_interval
+        sign = ">" if each.metric.is_similarity else "<"
+        table.add_row(
+            f"{each.far:g}",
+            f"{each.metric.value} {sign} {each.value:.4f}",
+            f"{each.observed_far:.5f} ({low:.5f} to {high:.5f})",
+            f"{each.frr:.4f} ({least:.4f} to {most:.4f})",
+        )
+    return table
