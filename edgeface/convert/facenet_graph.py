@@ -20,17 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.convert.graph_writer import Conditional, GraphWriter
 from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
-from edgeface.convert.messages import (
-    DT_BOOL,
-    DT_FLOAT,
-    DT_INT32,
-    DT_INT64,
-    SEEDED_MARK,
-    GraphDef,
-    array_to_tensor,
-    set_shape,
-)
+from edgeface.convert.messages import DT_BOOL, DT_FLOAT, DT_INT32, DT_INT64, SEEDED_MARK
 from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.files import write_atomically
@@ -104,7 +96,7 @@ def build_graph(
         raise InputError(
             f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays"
         )
-    writer = _GraphWriter(weights, batch_norm)
+    writer = _FaceNetWriter(weights, batch_norm)
     image = writer.inputs(queue=queue)
     walk(writer, image, int(bottleneck.shape[1]))
     if unused := sorted(weights.keys() - writer.used):
@@ -112,12 +104,11 @@ def build_graph(
     return writer.graph
 
 
-class _GraphWriter:
+class _FaceNetWriter(GraphWriter):
     """Interprets the layers as TensorFlow nodes; a tensor is its name."""
 
     def __init__(self, weights: Mapping[str, NDArray[Any]], batch_norm: BatchNormOp) -> None:
-        self.graph = GraphDef()
-        self.graph.versions.producer = 24  # TensorFlow 1.7
+        super().__init__()
         self.used: set[str] = set()
         self._weights = weights
         self._batch_norm = batch_norm
@@ -126,10 +117,10 @@ class _GraphWriter:
     # --- layers -------------------------------------------------------------------------------------------------
 
     def inputs(self, *, queue: bool) -> str:
-        self._node("batch_size", "Placeholder", dtype=DT_INT32, shape=())
-        self._node("phase_train", "Placeholder", dtype=DT_BOOL, shape=())
+        self.node("batch_size", "Placeholder", dtype=DT_INT32, shape=())
+        self.node("phase_train", "Placeholder", dtype=DT_BOOL, shape=())
         if queue:
-            fifo = self._node(
+            fifo = self.node(
                 "batch_join/fifo_queue",
                 "FIFOQueueV2",
                 component_types=[DT_FLOAT, DT_INT64],
@@ -138,7 +129,7 @@ class _GraphWriter:
                 container=b"",
                 shared_name=b"",
             )
-            self._node(
+            self.node(
                 "batch_join",
                 "QueueDequeueUpToV2",
                 fifo,
@@ -146,13 +137,13 @@ class _GraphWriter:
                 component_types=[DT_FLOAT, DT_INT64],
                 timeout_ms=-1,
             )
-            image = self._node("image_batch", "Identity", "batch_join", T=DT_FLOAT)
-            self._node("label_batch", "Identity", "batch_join:1", T=DT_INT64)
+            image = self.node("image_batch", "Identity", "batch_join", T=DT_FLOAT)
+            self.node("label_batch", "Identity", "batch_join:1", T=DT_INT64)
         else:
-            image = self._node(
+            image = self.node(
                 "image_batch", "Placeholder", dtype=DT_FLOAT, shape=(-1, INPUT_SIZE, INPUT_SIZE, 3)
             )
-        image = self._node("input", "Identity", image, T=DT_FLOAT)
+        image = self.node("input", "Identity", image, T=DT_FLOAT)
         self._channels[image] = 3
         return image
 
@@ -170,7 +161,7 @@ class _GraphWriter:
     ) -> str:
         path = f"{SCOPE}/{name}"
         weights = self._variable(f"{path}/weights", (*kernel, self._channels[x], channels))
-        y = self._node(
+        y = self.node(
             f"{path}/Conv2D",
             "Conv2D",
             x,
@@ -186,9 +177,9 @@ class _GraphWriter:
             y = self._conditional_batch_norm(f"{path}/BatchNorm", y, channels)
         else:
             bias = self._variable(f"{path}/biases", (channels,))
-            y = self._node(f"{path}/BiasAdd", "BiasAdd", y, bias, T=DT_FLOAT, data_format=b"NHWC")
+            y = self.node(f"{path}/BiasAdd", "BiasAdd", y, bias, T=DT_FLOAT, data_format=b"NHWC")
         if relu:
-            y = self._node(f"{path}/Relu", "Relu", y, T=DT_FLOAT)
+            y = self.node(f"{path}/Relu", "Relu", y, T=DT_FLOAT)
         self._channels[y] = channels
         return y
 
@@ -196,51 +187,51 @@ class _GraphWriter:
         return self._pool(f"{SCOPE}/{name}/MaxPool", "MaxPool", x, size=3, stride=2)
 
     def concatenate(self, name: str, xs: list[str]) -> str:
-        axis = self._constant(f"{SCOPE}/{name}/axis", np.array(3, np.int32))
-        y = self._node(f"{SCOPE}/{name}", "ConcatV2", *xs, axis, N=len(xs), T=DT_FLOAT, Tidx=DT_INT32)
+        axis = self.constant(f"{SCOPE}/{name}/axis", np.array(3, np.int32))
+        y = self.node(f"{SCOPE}/{name}", "ConcatV2", *xs, axis, N=len(xs), T=DT_FLOAT, Tidx=DT_INT32)
         self._channels[y] = sum(self._channels[x] for x in xs)
         return y
 
     def residual(self, name: str, x: str, update: str, scale: float, *, relu: bool) -> str:
         path = f"{SCOPE}/{name}"
-        factor = self._constant(f"{path}/mul/y", np.float32(scale))
-        scaled = self._node(f"{path}/mul", "Mul", update, factor, T=DT_FLOAT)
-        y = self._node(f"{path}/add", "Add", x, scaled, T=DT_FLOAT)
+        factor = self.constant(f"{path}/mul/y", np.float32(scale))
+        scaled = self.node(f"{path}/mul", "Mul", update, factor, T=DT_FLOAT)
+        y = self.node(f"{path}/add", "Add", x, scaled, T=DT_FLOAT)
         if relu:
-            y = self._node(f"{path}/Relu", "Relu", y, T=DT_FLOAT)
+            y = self.node(f"{path}/Relu", "Relu", y, T=DT_FLOAT)
         self._channels[y] = self._channels[x]
         return y
 
     def head(self, name: str, x: str, embedding_size: int) -> str:
         path, channels = f"{SCOPE}/{name}", self._channels[x]
         pooled = self._pool(f"{path}/AvgPool_1a_8x8/AvgPool", "AvgPool", x, size=3, stride=3)
-        flat_shape = self._constant(f"{path}/Flatten/shape", np.array([-1, channels], np.int32))
-        flat = self._node(
+        flat_shape = self.constant(f"{path}/Flatten/shape", np.array([-1, channels], np.int32))
+        flat = self.node(
             f"{path}/Flatten/Reshape", "Reshape", pooled, flat_shape, T=DT_FLOAT, Tshape=DT_INT32
         )
         dropped = self._conditional_dropout(f"{path}/Dropout", flat)
         path = f"{SCOPE}/Bottleneck"
         weights = self._variable(f"{path}/weights", (channels, embedding_size))
-        y = self._node(
+        y = self.node(
             f"{path}/MatMul", "MatMul", dropped, weights, T=DT_FLOAT, transpose_a=False, transpose_b=False
         )
         # A fused batch norm takes images only: each embedding becomes an image of one pixel.
-        pixel = self._constant(f"{path}/BatchNorm/shape", np.array([-1, 1, 1, embedding_size], np.int32))
-        y = self._node(f"{path}/BatchNorm/Reshape", "Reshape", y, pixel, T=DT_FLOAT, Tshape=DT_INT32)
+        pixel = self.constant(f"{path}/BatchNorm/shape", np.array([-1, 1, 1, embedding_size], np.int32))
+        y = self.node(f"{path}/BatchNorm/Reshape", "Reshape", y, pixel, T=DT_FLOAT, Tshape=DT_INT32)
         y = self._conditional_batch_norm(f"{path}/BatchNorm", y, embedding_size)
-        row = self._constant(f"{path}/BatchNorm/shape_1", np.array([-1, embedding_size], np.int32))
-        y = self._node(f"{path}/BatchNorm/Reshape_1", "Reshape", y, row, T=DT_FLOAT, Tshape=DT_INT32)
+        row = self.constant(f"{path}/BatchNorm/shape_1", np.array([-1, embedding_size], np.int32))
+        y = self.node(f"{path}/BatchNorm/Reshape_1", "Reshape", y, row, T=DT_FLOAT, Tshape=DT_INT32)
         return self._l2_normalize("embeddings", y)
 
     # --- what only training needs -------------------------------------------------------------------------------
 
     def _conditional_batch_norm(self, path: str, x: str, channels: int) -> str:
         """`tf.cond(phase_train, batch statistics, moving averages)`, then the update of the averages."""
-        gamma = self._constant(f"{path}/Const", np.ones(channels, np.float32))
+        gamma = self.constant(f"{path}/Const", np.ones(channels, np.float32))
         beta = self._variable(f"{path}/beta", (channels,))
         mean = self._variable(f"{path}/moving_mean", (channels,))
         variance = self._variable(f"{path}/moving_variance", (channels,))
-        cond = _Cond(self, f"{path}/cond")
+        cond = Conditional(self, f"{path}/cond")
         nothing = [cond.constant_when_true(f"Const_{index}", np.zeros(0, np.float32)) for index in range(2)]
         training = self._fused_batch_norm(
             f"{path}/cond/{self._batch_norm}",
@@ -259,20 +250,20 @@ class _GraphWriter:
 
     def _moving_average_update(self, path: str, y: str, batch_statistics: Mapping[str, str]) -> str:
         """`variable -= (variable - statistic) * (1 - decay)` while training; frozen, an AssignSub is a Sub."""
-        cond = _Cond(self, f"{path}/cond_1")
+        cond = Conditional(self, f"{path}/cond_1")
         updates = []
         for index, (variable, statistic) in enumerate(batch_statistics.items()):
             average = f"{path}/cond_1/AssignMovingAvg_{index}"
             decay = cond.constant_when_true(
                 f"AssignMovingAvg_{index}/decay", np.float32(1 - MOVING_AVERAGE_DECAY)
             )
-            difference = self._node(
+            difference = self.node(
                 f"{average}/sub", "Sub", cond.when_true(variable), cond.when_true(statistic), T=DT_FLOAT
             )
-            step = self._node(f"{average}/mul", "Mul", difference, decay, T=DT_FLOAT)
+            step = self.node(f"{average}/mul", "Mul", difference, decay, T=DT_FLOAT)
             reference = cond.when_true(variable.removesuffix("/read"))
-            updates.append(self._node(average, "Sub", reference, step, T=DT_FLOAT))
-        forced = self._node(
+            updates.append(self.node(average, "Sub", reference, step, T=DT_FLOAT))
+        forced = self.node(
             f"{path}/cond_1/Identity",
             "Identity",
             cond.when_true(y),
@@ -283,11 +274,11 @@ class _GraphWriter:
 
     def _conditional_dropout(self, path: str, x: str) -> str:
         """`tf.cond(phase_train, dropout, identity)`."""
-        cond = _Cond(self, f"{path}/cond")
+        cond = Conditional(self, f"{path}/cond")
         active = cond.when_true(x)
         keep = cond.constant_when_true("dropout/keep_prob", np.float32(DROPOUT_KEEP))
-        shape = self._node(f"{path}/cond/dropout/Shape", "Shape", active, T=DT_FLOAT, out_type=DT_INT32)
-        uniform = self._node(
+        shape = self.node(f"{path}/cond/dropout/Shape", "Shape", active, T=DT_FLOAT, out_type=DT_INT32)
+        uniform = self.node(
             f"{path}/cond/dropout/random_uniform",
             "RandomUniform",
             shape,
@@ -296,17 +287,17 @@ class _GraphWriter:
             seed=0,
             seed2=0,
         )
-        shifted = self._node(f"{path}/cond/dropout/add", "Add", keep, uniform, T=DT_FLOAT)
-        mask = self._node(f"{path}/cond/dropout/Floor", "Floor", shifted, T=DT_FLOAT)
-        scaled = self._node(f"{path}/cond/dropout/div", "RealDiv", active, keep, T=DT_FLOAT)
-        dropped = self._node(f"{path}/cond/dropout/mul", "Mul", scaled, mask, T=DT_FLOAT)
+        shifted = self.node(f"{path}/cond/dropout/add", "Add", keep, uniform, T=DT_FLOAT)
+        mask = self.node(f"{path}/cond/dropout/Floor", "Floor", shifted, T=DT_FLOAT)
+        scaled = self.node(f"{path}/cond/dropout/div", "RealDiv", active, keep, T=DT_FLOAT)
+        dropped = self.node(f"{path}/cond/dropout/mul", "Mul", scaled, mask, T=DT_FLOAT)
         return cond.merge(cond.when_false(x), dropped)
 
     # --- nodes --------------------------------------------------------------------------------------------------
 
     def _fused_batch_norm(self, name: str, inputs: list[str], *, is_training: bool) -> str:
         extra = {"U": DT_FLOAT} if self._batch_norm == "FusedBatchNormV3" else {}
-        return self._node(
+        return self.node(
             name,
             self._batch_norm,
             *inputs,
@@ -319,16 +310,16 @@ class _GraphWriter:
 
     def _l2_normalize(self, name: str, x: str) -> str:
         """`tf.nn.l2_normalize(x, 1, 1e-10)`."""
-        square = self._node(f"{name}/Square", "Square", x, T=DT_FLOAT)
-        axis = self._constant(f"{name}/Sum/reduction_indices", np.array(1, np.int32))
-        total = self._node(f"{name}/Sum", "Sum", square, axis, T=DT_FLOAT, Tidx=DT_INT32, keep_dims=True)
-        epsilon = self._constant(f"{name}/Maximum/y", np.float32(1e-10))
-        floor = self._node(f"{name}/Maximum", "Maximum", total, epsilon, T=DT_FLOAT)
-        inverse = self._node(f"{name}/Rsqrt", "Rsqrt", floor, T=DT_FLOAT)
-        return self._node(name, "Mul", x, inverse, T=DT_FLOAT)
+        square = self.node(f"{name}/Square", "Square", x, T=DT_FLOAT)
+        axis = self.constant(f"{name}/Sum/reduction_indices", np.array(1, np.int32))
+        total = self.node(f"{name}/Sum", "Sum", square, axis, T=DT_FLOAT, Tidx=DT_INT32, keep_dims=True)
+        epsilon = self.constant(f"{name}/Maximum/y", np.float32(1e-10))
+        floor = self.node(f"{name}/Maximum", "Maximum", total, epsilon, T=DT_FLOAT)
+        inverse = self.node(f"{name}/Rsqrt", "Rsqrt", floor, T=DT_FLOAT)
+        return self.node(name, "Mul", x, inverse, T=DT_FLOAT)
 
     def _pool(self, name: str, op: str, x: str, *, size: int, stride: int) -> str:
-        y = self._node(
+        y = self.node(
             name,
             op,
             x,
@@ -348,80 +339,8 @@ class _GraphWriter:
             found = "none" if value is None else f"shape {value.shape}"
             raise InputError(f"weights: expected {name!r} of shape {shape}, found {found}")
         self.used.add(name)
-        constant = self._constant(name, value.astype(np.float32, copy=False))
-        return self._node(f"{name}/read", "Identity", constant, T=DT_FLOAT)
-
-    def _constant(self, name: str, value: Any, *controls: str) -> str:
-        node = self._node(name, "Const", *controls)
-        array_to_tensor(np.asarray(value), self.graph.node[-1].attr["value"].tensor)
-        self.graph.node[-1].attr["dtype"].type = self.graph.node[-1].attr["value"].tensor.dtype
-        return node
-
-    def _node(self, name: str, op: str, *inputs: str, **attributes: Any) -> str:
-        node = self.graph.node.add(name=name, op=op)
-        node.input.extend(inputs)
-        for key, value in attributes.items():
-            _set_attribute(node.attr[key], key, value)
-        return name
-
-
-class _Cond:
-    """`tf.cond(phase_train, ...)` of TensorFlow 1: Switch in, Merge out, one Switch a tensor and branch."""
-
-    def __init__(self, writer: _GraphWriter, path: str) -> None:
-        self._writer, self._path = writer, path
-        self._switches: dict[tuple[str, bool], str] = {}
-        self._merges = 0
-        switch = writer._node(f"{path}/Switch", "Switch", "phase_train", "phase_train", T=DT_BOOL)
-        self._pivot = writer._node(f"{path}/switch_t", "Identity", f"{switch}:1", T=DT_BOOL)
-        writer._node(f"{path}/switch_f", "Identity", switch, T=DT_BOOL)
-        self._predicate = writer._node(f"{path}/pred_id", "Identity", "phase_train", T=DT_BOOL)
-
-    def when_true(self, tensor: str) -> str:
-        return f"{self._switch(tensor, branch=True)}:1"
-
-    def when_false(self, tensor: str) -> str:
-        return self._switch(tensor, branch=False)
-
-    def constant_when_true(self, name: str, value: Any) -> str:
-        return self._writer._constant(f"{self._path}/{name}", value, f"^{self._pivot}")
-
-    def merge(self, when_false: str, when_true: str) -> str:
-        name = f"{self._path}/Merge" + (f"_{self._merges}" if self._merges else "")
-        self._merges += 1
-        return self._writer._node(name, "Merge", when_false, when_true, N=2, T=DT_FLOAT)
-
-    def _switch(self, tensor: str, *, branch: bool) -> str:
-        key = (tensor, branch)
-        if key not in self._switches:
-            name = f"{self._path}/Switch_{len(self._switches) + 1}"
-            self._switches[key] = self._writer._node(name, "Switch", tensor, self._predicate, T=DT_FLOAT)
-        return self._switches[key]
-
-
-_TYPES = frozenset({"T", "U", "Tidx", "Tshape", "dtype", "out_type"})
-
-
-def _set_attribute(attribute: Any, key: str, value: Any) -> None:
-    if key in _TYPES:
-        attribute.type = value
-    elif key == "component_types":
-        attribute.list.type.extend(value)
-    elif key == "shape":
-        set_shape(attribute.shape, value)
-    elif key == "shapes":
-        for shape in value:
-            set_shape(attribute.list.shape.add(), shape)
-    elif isinstance(value, bool):
-        attribute.b = value
-    elif isinstance(value, int):
-        attribute.i = value
-    elif isinstance(value, float):
-        attribute.f = value
-    elif isinstance(value, bytes):
-        attribute.s = value
-    else:
-        attribute.list.i.extend(value)
+        constant = self.constant(name, value.astype(np.float32, copy=False))
+        return self.node(f"{name}/read", "Identity", constant, T=DT_FLOAT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
