@@ -130,7 +130,7 @@ class ModelCache:
             return ov.Tensor(np.frombuffer(opened, np.uint8))
         with path.open("rb") as file:
             content = ov.Tensor(ov.Type.u8, [max(0, os.fstat(file.fileno()).st_size - _CHECKSUM)])
-            file.readinto(content.data)  # type: ignore[attr-defined]  # a buffered file has it
+            file.readinto(content.data)
             if _checksum(content.data) != file.read():
                 raise ValueError("its bytes are not what was written")
         return content

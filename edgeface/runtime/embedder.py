@@ -22,6 +22,7 @@ from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device
 from edgeface.runtime.engine import Engine
+from edgeface.runtime.faults import reason_of
 from edgeface.runtime.flip import Flip, flip_contract, with_mirror
 from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution
 from edgeface.runtime.pool import Pool, Retirement
@@ -94,7 +95,7 @@ class _Recipe:
                     compiled[batch], hit = cache.compile(core, build, plan.device, config, identity=identity)
             except RuntimeError as error:
                 raise DeviceError(
-                    f"{source.path}: {plan.device} cannot compile this model: {str(error).strip().splitlines()[-1]}"
+                    f"{source.path}: {plan.device} cannot compile this model: {reason_of(error)}"
                 ) from error
             cached.append(hit)
         first = next(iter(compiled.values()))

@@ -55,6 +55,7 @@ from edgeface.errors import (
     RequestError,
 )
 from edgeface.runtime.counters import Counters, Outcome, Tally
+from edgeface.runtime.faults import reason_of
 from edgeface.runtime.lifetime import look_after, on_done
 from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait
 from edgeface.runtime.slots import Job, Slot, item_shape
@@ -111,7 +112,7 @@ class Engine(Serving):
             raise InputError(f"{name}: items of any size cannot share a batch; expected only batch size 1")
         self._depth = queue_depth or max(8, 4 * count * self._batch)
         self._policy: Policy = policy
-        self._parallel = count * self._batch
+        self._parallel: int = count * self._batch
         self._refusal: str | None = None
         self._forked = False
         self._drain = True
@@ -132,7 +133,7 @@ class Engine(Serving):
             for slot in self._slots:
                 slot.prove()
         except RuntimeError as error:
-            raise InferenceError(f"{name}: the device cannot run this model: {_last_line(error)}") from error
+            raise InferenceError(f"{name}: the device cannot run this model: {reason_of(error)}") from error
         look_after(self, reference, self._bell)
 
     @property
@@ -351,7 +352,7 @@ class Engine(Serving):
             self._ended.append((job, value, error))
 
     def _fail(self, jobs: Sequence[Job], error: Exception | str) -> None:
-        text = error if isinstance(error, str) else _last_line(error)
+        text = error if isinstance(error, str) else reason_of(error)
         for job in jobs:
             failure = InferenceError(f"{self.name}: inference failed: {text}")
             failure.__cause__ = error if isinstance(error, Exception) else None
@@ -428,7 +429,7 @@ class Engine(Serving):
             overdue = closing and now >= self._close_by
             if at_rest and closing:
                 self._slots.clear()
-            self._asleep = at_rest and not self._ended
+            self._asleep = at_rest  # who submits rings the bell
         self._deliver()
         if overdue or (at_rest and closing):
             self._closed.set()
@@ -467,8 +468,3 @@ def _by_batch(compiled: ov.CompiledModel) -> dict[int, ov.CompiledModel]:
     if batch.is_dynamic:
         raise InputError("expected a model with a static batch, found a dynamic one; reshape it first")
     return {batch.get_length(): compiled}
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)

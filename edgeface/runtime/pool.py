@@ -78,13 +78,24 @@ class Member:
         self.retired = False
         self.suspected = 0
         self.seconds: float | None = None
+        self._heard = time.monotonic()
 
     def expected(self, default: float) -> float:
-        """Seconds until one more request would be finished."""
-        return self._rounds(self.engine.outstanding + 1) * (self.seconds or default)
+        """Seconds until one more request would be finished; no less than it has been silent with work to do."""
+        outstanding = self.engine.outstanding
+        silent = time.monotonic() - self._heard if outstanding else 0.0
+        return max(silent, self._rounds(outstanding + 1) * (self.seconds or default))
+
+    def begin(self) -> int:
+        """Note that it is given a request; return how many are then outstanding."""
+        outstanding = self.engine.outstanding
+        if not outstanding:
+            self._heard = time.monotonic()
+        return outstanding + 1
 
     def learn(self, seconds: float, *, ahead: int) -> None:
         """Take in what a request took that was accepted as number `ahead` of those outstanding."""
+        self._heard = time.monotonic()
         sample = seconds / self._rounds(ahead)
         self.seconds = sample if self.seconds is None else (1 - _WEIGHT) * self.seconds + _WEIGHT * sample
 
@@ -120,6 +131,7 @@ class Pool(Serving):
         self._lock = threading.RLock()
         self._tally = Tally()
         self._room = threading.Condition(self._lock)
+        self._finished = 0
         self._open: set[Job] = set()
         self._closing = False
 
@@ -177,15 +189,19 @@ class Pool(Serving):
     def _place(self, job: _PoolJob, policy: Policy | None) -> None:
         """Give a job to the engine that should finish it first; policy None: it was accepted before."""
         while True:
+            finished = self._finished
             candidates = self._candidates(job)
+            if policy is None or policy == "block":
+                # Waiting for room at the first may well be faster than the queue of the next.
+                candidates = candidates[:1]
             if any(self._try(member, job, policy and "reject") for member in candidates):
                 return
-            if policy == "reject":
+            if policy == "reject" and not candidates[0].retired:
                 raise Overloaded("pool: every queue is full; submit fewer, or wait")
             if policy == "drop-oldest" and self._try(candidates[0], job, policy):
                 return
             if policy == "block":
-                self._wait_for_room(job)
+                self._wait_for_room(job, finished)
 
     def _candidates(self, job: _PoolJob) -> list[Member]:
         with self._lock:
@@ -195,18 +211,19 @@ class Pool(Serving):
             default = min((m.seconds for m in live if m.seconds), default=1.0)
             return sorted(live, key=lambda m: (m.suspected > 0, m.expected(default)))
 
-    def _wait_for_room(self, job: _PoolJob) -> None:
+    def _wait_for_room(self, job: _PoolJob, finished: int) -> None:
         if may_not_wait():
             raise Overloaded("pool: every queue is full, and a future's callback must not wait")
         patience = RECHECK if job.deadline is None else job.deadline - time.monotonic()
         if patience <= 0:
             raise DeadlineExceeded("pool: no room in any queue by the request's deadline")
         with self._room:
-            self._room.wait(min(patience, RECHECK))
+            if self._finished == finished:
+                self._room.wait(min(patience, RECHECK))
 
     def _try(self, member: Member, job: _PoolJob, policy: Policy | None) -> bool:
         """Give a job to this engine; False if it is full, or closed behind the pool's back."""
-        array, started, ahead = job.array, time.monotonic(), member.engine.outstanding + 1
+        array, started, ahead = job.array, time.monotonic(), member.begin()
         if array is None:  # cancelled meanwhile
             return True
         left = None if job.deadline is None else job.deadline - started
@@ -223,20 +240,19 @@ class Pool(Serving):
             member.retired = True
             return False
         job.inner = inner
-        inner.add_done_callback(partial(self._finished, job, member, started, ahead))
+        inner.add_done_callback(partial(self._take, job, member, started, ahead))
         if job.cancelled():  # between the two lines above
             inner.cancel()
         return True
 
-    def _finished(
-        self, job: _PoolJob, member: Member, started: float, ahead: int, inner: Future[Any]
-    ) -> None:
+    def _take(self, job: _PoolJob, member: Member, started: float, ahead: int, inner: Future[Any]) -> None:
         """In the engine's thread: hand a result or an error on, or try again elsewhere."""
         error = None if inner.cancelled() else inner.exception()
         with self._lock:
             if error is None and not inner.cancelled():
                 member.learn(time.monotonic() - started, ahead=ahead)
-            self._room.notify()
+            self._finished += 1
+            self._room.notify_all()
         if isinstance(error, InferenceError) and job.failed_at is None and self._retry(job, member, error):
             return
         if isinstance(error, EngineClosed) and member.retired and self._again(job):

@@ -1,0 +1,434 @@
+"""The engine: every array is answered, once, with its own result, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
+
+import numpy as np
+import pytest
+
+from edgeface.errors import (
+    ContractError,
+    DeadlineExceeded,
+    EngineClosed,
+    InputError,
+    Overloaded,
+    RequestError,
+)
+from edgeface.runtime import Engine
+
+pytestmark = pytest.mark.timeout(60)
+SOON = 10
+
+
+def test_result_is_the_models_own(double, row):
+    with Engine(double()) as engine:
+        np.testing.assert_array_equal(engine.submit(row(3)).result(SOON), 2 * row(3))
+
+
+def test_results_belong_to_the_caller(double, row):
+    with Engine(double(), requests=1) as engine:
+        first = engine.submit(row(1)).result(SOON)
+        kept = first.copy()
+        for n in range(20):
+            engine.submit(row(n)).result(SOON)
+        np.testing.assert_array_equal(first, kept)
+        assert first.base is None
+
+
+def test_array_may_be_overwritten_as_soon_as_it_is_submitted(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        array, futures = row(1), []
+        for n in range(1, 6):  # the first goes to the device, the others wait
+            array[:] = row(n)
+            futures.append(engine.submit(array))
+        array[:] = -1
+        board.gate.set()
+        for n, future in enumerate(futures, start=1):
+            np.testing.assert_array_equal(future.result(SOON), row(n))
+
+
+def test_64_threads_get_their_own_results(double, row):
+    with Engine(double(PERFORMANCE_HINT="THROUGHPUT"), requests=4, queue_depth=8) as engine:
+
+        def client(seed: int) -> bool:
+            numbers = range(1000 * seed, 1000 * seed + 50)
+            futures = [(n, engine.submit(row(n))) for n in numbers]
+            return all(np.array_equal(future.result(SOON), 2 * row(n)) for n, future in futures)
+
+        with ThreadPoolExecutor(64) as clients:
+            assert all(clients.map(client, range(64)))
+        counters = engine.counters()
+        assert (counters.submitted, counters.done, counters.queued, counters.running) == (3200, 3200, 0, 0)
+        assert sum(counters.latency.counts) == 3200
+
+
+def test_map_keeps_order_and_takes_no_more_than_its_capacity(double, row):
+    with Engine(double(), requests=2, queue_depth=3) as engine:
+        taken = itertools.count()
+        ahead = []
+        results = engine.map(row(next(taken)) for _ in range(200))
+        for n, result in enumerate(results):
+            np.testing.assert_array_equal(result, 2 * row(n))
+            ahead.append(int(str(taken)[6:-1]) - n)
+        assert n == 199
+        assert max(ahead) <= engine.capacity + 1
+
+
+def test_consumer_that_stops_reading_stops_the_producer(double, row):
+    with Engine(double(), requests=1, queue_depth=2) as engine:
+        taken = []
+        results = engine.map((taken.append(n), row(n))[1] for n in range(1000))
+        next(results)
+        time.sleep(0.2)
+        assert len(taken) <= engine.capacity + 1
+        results.close()
+        assert engine.submit(row(5)).result(SOON)[0] == 10
+
+
+def test_map_of_a_slow_producer_yields_what_is_ready_before_it_asks_for_more(double, row):
+    with Engine(double(), requests=1, queue_depth=8) as engine:
+        asked = []
+
+        def camera():
+            for n in range(5):
+                asked.append(n)
+                yield row(n)
+                time.sleep(0.1)
+
+        for n, _ in enumerate(engine.map(camera())):
+            assert len(asked) <= n + 2
+
+
+def test_several_submitters_and_a_map_share_one_queue(double, row):
+    with Engine(double(), requests=1, queue_depth=2) as engine, ThreadPoolExecutor(4) as clients:
+        maps = [clients.submit(lambda: [r[0] for r in engine.map(map(row, range(100)))]) for _ in range(4)]
+        assert all(m.result(SOON) == [2.0 * n for n in range(100)] for m in maps)
+
+
+def test_async_for_keeps_order_over_both_kinds_of_iterables(double, row):
+    async def frames():
+        for n in range(50):
+            await asyncio.sleep(0)
+            yield row(n)
+
+    async def main(engine):
+        first = [r[0] async for r in engine.amap(frames())]
+        second = [r[0] async for r in engine.amap(row(n) for n in range(50))]
+        return first, second
+
+    with Engine(double(), requests=2, queue_depth=2) as engine:
+        assert asyncio.run(main(engine)) == ([2.0 * n for n in range(50)],) * 2
+
+
+def test_async_cancel_reaches_the_request(device, board, row):
+    async def main(engine):
+        task = asyncio.ensure_future(asyncio.wrap_future(engine.submit(row(1))))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        asyncio.run(main(engine))
+        assert engine.counters().cancelled == 1
+        board.gate.set()
+
+
+def test_what_is_queued_is_batched_and_padded(core, row, double):
+    models = {n: double(batch=n) for n in (1, 4, 8)}
+    with Engine(models, requests=1, queue_depth=32) as engine:
+        assert engine.capacity == 40
+        futures = [engine.submit(row(n)) for n in range(32)]
+        for n, future in enumerate(futures):
+            np.testing.assert_array_equal(future.result(SOON), 2 * row(n))
+        assert [engine.submit(row(n)).result(SOON)[0] for n in range(3)] == [0, 2, 4]
+
+
+def test_batches_take_the_smallest_bucket_that_holds_what_waits(device, board, row):
+    models = {n: device(batch=n) for n in (1, 4)}
+    board.gate.clear()
+    with Engine(models, requests=1, queue_depth=8) as engine:
+        futures = [engine.submit(row(n)) for n in range(1, 7)]
+        board.gate.set()
+        assert [future.result(SOON)[0] for future in futures] == [1, 2, 3, 4, 5, 6]
+        assert board.seen == [1, 2, 6]  # first number of each run: 1, then 2-5 together, then 6
+
+
+def test_several_outputs_come_as_a_tuple(core, row):
+    import openvino as ov
+
+    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
+    x = ops.parameter([2, 16], np.float32)
+    model = ov.Model([ops.relu(x), ops.reduce_sum(x, ops.constant(np.array([1])), True)], [x], "two")
+    with Engine(core.compile_model(model, "CPU")) as engine:
+        positive, total = engine.submit(row(1)).result(SOON)
+        np.testing.assert_array_equal(positive, row(1))
+        assert total == row(1).sum()
+
+
+def test_items_of_any_size(core):
+    import openvino as ov
+
+    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
+    x = ops.parameter([1, -1, 3], np.float32)
+    compiled = core.compile_model(
+        ov.Model([ops.reduce_sum(x, ops.constant(np.array([1])))], [x], "any"), "CPU"
+    )
+    with Engine(compiled, requests=2) as engine:
+        futures = [engine.submit(np.ones((n, 3), np.float32)) for n in range(1, 40)]
+        assert [future.result(SOON)[0] for future in futures] == list(range(1, 40))
+        with pytest.raises(ContractError, match=r"expected \(-1, 3\) float32, found \(5, 4\)"):
+            engine.submit(np.ones((5, 4), np.float32))
+        with pytest.raises(ContractError):
+            engine.submit(np.ones((0, 3), np.float32))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(15, np.float32), np.zeros(16), np.zeros((1, 16), np.float32)])
+def test_wrong_array_is_refused_with_what_was_expected(double, wrong):
+    with Engine(double()) as engine, pytest.raises(ContractError, match=r"expected \(16,\) float32, found"):
+        engine.submit(wrong)
+
+
+def test_dynamic_batch_is_refused(core):
+    import openvino as ov
+
+    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
+    x = ops.parameter([-1, 4], np.float32)
+    with pytest.raises(InputError, match="static batch"):
+        Engine(core.compile_model(ov.Model([ops.relu(x)], [x], "dynamic"), "CPU"))
+
+
+def test_reject_refuses_what_does_not_fit(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=2, policy="reject") as engine:
+        accepted = [engine.submit(row(n)) for n in (1, 2, 3)]
+        with pytest.raises(Overloaded, match="2 requests wait already"):
+            engine.submit(row(4))
+        board.gate.set()
+        assert [future.result(SOON)[0] for future in accepted] == [1, 2, 3]
+        assert engine.counters().rejected == 1
+
+
+def test_drop_oldest_keeps_the_newest(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=2, policy="drop-oldest") as engine:
+        futures = [engine.submit(row(n)) for n in range(1, 7)]
+        for dropped in futures[1:4]:
+            with pytest.raises(Overloaded, match="newer"):
+                dropped.result(SOON)
+        board.gate.set()
+        assert [futures[n].result(SOON)[0] for n in (0, 4, 5)] == [1, 5, 6]
+        assert engine.counters().dropped == 3
+
+
+def test_block_waits_for_room(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=1) as engine, ThreadPoolExecutor(1) as other:
+        futures = [engine.submit(row(1)), engine.submit(row(2))]
+        third = other.submit(engine.submit, row(3))
+        time.sleep(0.1)
+        assert not third.done()
+        board.gate.set()
+        assert third.result(SOON).result(SOON)[0] == 3
+        wait(futures, SOON)
+
+
+def test_block_gives_up_at_the_deadline(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=1) as engine:
+        futures = [engine.submit(row(n)) for n in (1, 2)]
+        with pytest.raises(DeadlineExceeded, match="no room"):
+            engine.submit(row(3), deadline=0.1)
+        board.gate.set()
+        wait(futures, SOON)
+
+
+def test_deadline_ends_queued_and_running_requests(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        started = time.monotonic()
+        running = engine.submit(row(1), deadline=0.2)
+        queued = engine.submit(row(2), deadline=0.2)
+        patient = engine.submit(row(3))
+        for late in (running, queued):
+            with pytest.raises(TimeoutError):
+                late.result(SOON)
+        assert 0.2 <= time.monotonic() - started < 1
+        board.gate.set()
+        assert patient.result(SOON)[0] == 3
+        assert board.seen == [1, 3], "a request past its deadline must not be computed"
+        assert engine.counters().expired == 2
+
+
+def test_cancel_takes_a_request_out_of_the_queue_and_makes_room(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=1) as engine:
+        running, queued = engine.submit(row(1)), engine.submit(row(2))
+        assert queued.cancel()
+        assert queued.cancelled()
+        last = engine.submit(row(3), policy="reject")
+        board.gate.set()
+        assert running.result(SOON)[0] == 1
+        assert last.result(SOON)[0] == 3
+        assert board.seen == [1, 3]
+        assert engine.counters().cancelled == 1
+
+
+def test_cancel_drops_the_result_of_a_running_request(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        running = engine.submit(row(1))
+        assert running.cancel()
+        board.gate.set()
+        with pytest.raises(CancelledError):
+            running.result(SOON)
+        assert engine.submit(row(2)).result(SOON)[0] == 2
+        assert engine.submit(row(2)).result(SOON) is not None
+
+
+def test_done_request_cannot_be_cancelled(double, row):
+    with Engine(double()) as engine:
+        future = engine.submit(row(1))
+        future.result(SOON)
+        assert not future.cancel()
+        assert engine.counters().done == 1
+
+
+def test_futures_work_with_wait_and_as_completed(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        futures = [engine.submit(row(n)) for n in range(1, 5)]
+        futures[2].cancel()
+        board.gate.set()
+        assert len(list(as_completed(futures, SOON))) == 4
+
+
+def test_counters_always_add_up(device, board, row):
+    board.fails.add(4)
+    with Engine(device(), requests=1, queue_depth=3) as engine:
+        futures = [engine.submit(row(n)) for n in range(1, 9)]
+        futures[-1].cancel()
+        wait(futures, SOON)
+        c = engine.counters()
+        assert c.submitted == 8
+        assert c.failed == 1
+        assert c.done + c.failed + c.cancelled == 8
+        assert c.to_dict()["latency_p50_ms"] > 0
+
+
+def test_closing_drains(device, board, row):
+    board.delay = 0.01
+    engine = Engine(device(), requests=1, queue_depth=16)
+    futures = [engine.submit(row(n)) for n in range(1, 17)]
+    engine.close()
+    assert [future.result(0)[0] for future in futures] == list(range(1, 17))
+    with pytest.raises(EngineClosed, match="found it closed"):
+        engine.submit(row(1))
+    engine.close()
+
+
+def test_closing_without_draining_resolves_a_full_queue(device, board, row):
+    board.gate.clear()
+    engine = Engine(device(), requests=1, queue_depth=4)
+    futures = [engine.submit(row(n)) for n in range(1, 6)]
+    with ThreadPoolExecutor(2) as others:
+        blocked = others.submit(engine.submit, row(9))
+        time.sleep(0.05)
+        closing = others.submit(engine.close, drain=False)
+        with pytest.raises(EngineClosed):
+            blocked.result(SOON)
+        for future in futures[1:]:
+            with pytest.raises(EngineClosed):
+                future.result(SOON)
+        board.gate.set()
+        closing.result(SOON)
+    assert futures[0].result(0)[0] == 1
+    c = engine.counters()
+    assert (c.done, c.abandoned, c.submitted) == (1, 4, 5)
+
+
+def test_closing_is_bounded_when_the_device_hangs(device, board, row):
+    board.gate.clear()
+    engine = Engine(device(), requests=1, queue_depth=4)
+    futures = [engine.submit(row(n)) for n in range(1, 4)]
+    started = time.monotonic()
+    engine.close(timeout=0.3)
+    assert time.monotonic() - started < 2
+    for future in futures:
+        with pytest.raises(EngineClosed):
+            future.result(0)
+
+
+def test_leaving_a_with_block_by_an_error_does_not_drain(device, board, row):
+    board.delay = 0.05
+    with pytest.raises(KeyError), Engine(device(), requests=1, queue_depth=32) as engine:
+        futures = [engine.submit(row(n)) for n in range(1, 33)]
+        raise KeyError
+    assert sum(future.exception(0) is not None for future in futures) > 25
+
+
+def test_engine_that_is_forgotten_finishes_its_work_and_is_collected(device, board, row):
+    board.gate.clear()
+    engine = Engine(device(), requests=1)
+    futures = [engine.submit(row(n)) for n in (1, 2, 3)]
+    forgotten = weakref.ref(engine)
+    del engine
+    board.gate.set()
+    assert [future.result(SOON)[0] for future in futures] == [1, 2, 3]
+    until = time.monotonic() + SOON
+    while forgotten() is not None and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.02)
+    assert forgotten() is None
+
+
+def test_supervisor_ends_with_its_engine(double):
+    def supervisors() -> int:
+        return sum(thread.name == "edgeface: mine" for thread in threading.enumerate())
+
+    engine = Engine(double(), name="mine")
+    assert supervisors() == 1
+    engine.close()
+    until = time.monotonic() + SOON
+    while supervisors() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert supervisors() == 0
+
+
+def test_callback_may_submit_and_must_not_wait(device, board, row):
+    said: list[object] = []
+    chained = threading.Event()
+
+    def chain(future):
+        said.append(engine.submit(row(10)))
+        try:
+            while True:  # fills the queue, and is then refused instead of waiting for itself
+                engine.submit(row(11))
+        except Overloaded as error:
+            said.append(error)
+        try:
+            next(engine.map([row(12)], deadline=1))
+        except RequestError as error:
+            said.append(error)
+        chained.set()
+
+    with Engine(device(), requests=1, queue_depth=2) as engine:
+        engine.submit(row(1)).add_done_callback(chain)
+        assert chained.wait(SOON)
+        assert said[0].result(SOON)[0] == 10
+        assert "must not wait" in str(said[1])
+
+
+@pytest.mark.parametrize("name", ["AUTO:CPU", "HETERO:CPU", "BATCH:CPU(4)"])
+def test_virtual_devices(double, row, name):
+    with Engine(double(device=name), requests=4) as engine:
+        assert [r[0] for r in engine.map(map(row, range(100)))] == [2.0 * n for n in range(100)]
