@@ -114,10 +114,11 @@ def inspect(
     import openvino as ov
 
     from edgeface.bench.flops import count_work
-    from edgeface.convert.ir import read_model
+    from edgeface.convert.ir import check_weights, read_model
 
     model = read_model(ir)
     contract = ModelContract.read_from(model, source=str(ir))
+    check_weights(ir, contract)
     work = count_work(model)
     answer: dict[str, Any] = {
         "contract": {"contract_id": contract.contract_id, **contract.to_dict()},
@@ -215,7 +216,7 @@ def _warn_if_seeded(contract: ModelContract) -> None:
 def _parse_batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0:
         return int(text)
     raise InputError(f"--batch: expected a positive number or 'dynamic', found {text!r}")
 

@@ -6,6 +6,7 @@ and channels, unit-length rows if the contract says so, and the same answer the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -29,6 +30,7 @@ __all__ = [
     "FreshProcessCheck",
     "adapt_input",
     "check_structure",
+    "check_weights",
     "fold_constants",
     "name_ports",
     "prepend_preprocessing",
@@ -299,6 +301,22 @@ def read_model(path: Path) -> ov.Model:
         raise ModelFormatError(f"{path}: expected an IR with its .bin beside it; {reason[-1]}") from error
 
 
+def check_weights(path: Path, contract: ModelContract) -> None:
+    """Refuse an IR whose .bin is not the one that its contract was written for.
+
+    Raises
+    ------
+    ConversionError
+        If the .bin was damaged or exchanged.
+    """
+    weights = path.with_suffix(".bin")
+    if (found := sha256_of(weights)) != contract.weights_sha256:
+        raise ConversionError(
+            f"{weights}: expected SHA-256 {contract.weights_sha256[:16]}..., found {found[:16]}...; "
+            "it is damaged or belongs to another IR: convert the model again"
+        )
+
+
 class FreshProcessCheck:
     """Reads an IR back in a process that has run nothing before, and holds it to every promise of this module.
 
@@ -321,7 +339,10 @@ class FreshProcessCheck:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in filter(None, (self._process.stdin, self._process.stderr)):
+            with contextlib.suppress(OSError):  # what was not written yet has no reader now
+                pipe.close()
 
     def _check(self, path: Path) -> None:
         """Raise `ConversionError` with the first promise that the IR breaks."""
@@ -338,7 +359,11 @@ class FreshProcessCheck:
 
 
 _CHECK_SECONDS = 600
-_RUN_CHECK = "from edgeface.convert.check import main; sys.exit(main())"
+_RUN_CHECK = (
+    # `import openvino` forks a process that reports to its makers. It can outlive a check that is killed, and
+    # whoever waits for the check's stderr to end waits for it.
+    "sys.modules['openvino_telemetry'] = None; from edgeface.convert.check import main; sys.exit(main())"
+)
 
 
 def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:

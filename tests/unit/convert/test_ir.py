@@ -225,8 +225,8 @@ def _rewrite(ir: Path, *, normalize: bool = True, height: int = 160) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (flip_a_byte_of_the_bin, "its .bin is not the one that was written with it"),
-        (truncate_the_bin, "its .bin"),
+        (flip_a_byte_of_the_bin, "it is damaged or belongs to another IR"),
+        (truncate_the_bin, "expected"),
         (remove_the_bin, r"expected an IR with its \.bin beside it"),
         (edit_the_contract, "it was edited by hand"),
         (remove_the_contract, "expected an IR with an edgeface contract, found none"),
@@ -249,7 +249,7 @@ def test_the_fresh_process_tells_why_it_refused(ir: Path, damage: object) -> Non
         check(ir)
 
     assert str(caught.value).startswith("the IR failed its check after saving: ")
-    assert str(ir) in str(caught.value)
+    assert str(ir.with_suffix("")) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [" größe .xml", "new\nline.xml"])
@@ -313,7 +313,7 @@ def test_an_ir_that_cannot_be_put_in_place_leaves_the_old_one(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse_the_bin)
-    with pytest.raises(OutputError, match="read-only"):
+    with pytest.raises(OutputError, match="choose a folder that can be written"):
         publish_ir(ir, published)
 
     assert (published / "tiny.xml").read_text() == "old"
