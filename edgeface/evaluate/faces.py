@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,8 @@ _AS_IT_IS: Final = Alignment("mtcnn-box-margin", 0)
 """Cut the box, resize bilinearly."""
 
 _THREADS = 2
+_CHUNK = 8
+"""Images that one thread decodes, and a detector sees, together; more would hold more photographs in memory."""
 _AHEAD = 8
 """Chunks that may be cut and not yet embedded."""
 
@@ -53,6 +55,11 @@ class Boxes:
     boxes: NDArray[np.float32]
     landmarks: NDArray[np.float32]
     found: NDArray[np.bool_]
+
+    def find(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Box and landmarks of an image, named with or without its suffix; None if nothing was found in it."""
+        row = self.rows.get(name, self.rows.get(str(PurePosixPath(name).with_suffix(""))))
+        return (self.boxes[row], self.landmarks[row]) if row is not None and self.found[row] else None
 
 
 def load_boxes(path: Path) -> Boxes:
@@ -149,8 +156,7 @@ class FaceCutter:
         return [self._names[index] for index in sorted(self._failed)]
 
     def __iter__(self) -> Generator[Image, None, None]:
-        step = 16 if self._detector else 4  # detectors like batches; otherwise the engine should start early
-        chunks = iter([range(start, min(start + step, len(self))) for start in range(0, len(self), step)])
+        chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
         ahead: deque[Future[list[Image]]] = deque()
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="edgeface-cut") as pool:
             try:
@@ -178,9 +184,7 @@ class FaceCutter:
     def _locate(self, chunk: Sequence[int], pictures: Sequence[Image]) -> None:
         if self._boxes is not None:
             for index in chunk:
-                row = self._boxes.rows.get(self._names[index])
-                known = row is not None and self._boxes.found[row]
-                self._places[index] = (self._boxes.boxes[row], self._boxes.landmarks[row]) if known else None
+                self._places[index] = self._boxes.find(self._names[index])
         elif self._detector is not None:
             for index, picture, faces in zip(chunk, pictures, self._detector.detect(pictures), strict=True):
                 if len(faces):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgeface.contract import ModelContract
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
+from edgeface.evaluate.folds import ProtocolName
 from edgeface.evaluate.pairs import Pairs
-from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate
+from edgeface.evaluate.protocol import FARS, Evaluation, evaluate
 from edgeface.files import stopwatch
 from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder

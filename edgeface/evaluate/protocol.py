@@ -1,16 +1,14 @@
 """Embeddings and labelled pairs in, accuracy by one of two published protocols out.
 
-``facenet`` is davidsandberg/facenet's (`src/lfw.py`, `src/facenet.py`): folds of consecutive pairs.
-``omz`` is Open Model Zoo's (accuracy_checker, `annotation_converters/lfw.py` and `metrics/reid.py`,
-`pairwise_accuracy_subsets`): folds of anchor images. Both take, on the pairs outside a fold, the first threshold of
-0, 0.01, ... 3.99 that classifies most of them right, and score the fold by it.
+``facenet`` is davidsandberg/facenet's (`src/lfw.py`, `src/facenet.py`), ``omz`` Open Model Zoo's (accuracy_checker,
+`metrics/reid.py`, `pairwise_accuracy_subsets`); they differ in their folds. Both take, on the pairs outside a
+fold, the first threshold of 0, 0.01, ... 3.99 that classifies most of them right, and score the fold by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -18,19 +16,11 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.curves import Roc, accept_rates, exact_roc
+from edgeface.evaluate.folds import Indices, ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
 from edgeface.recognize.metrics import Metric, paired
 
-__all__ = [
-    "FARS",
-    "Evaluation",
-    "ProtocolName",
-    "Val",
-    "evaluate",
-    "facenet_folds",
-    "omz_folds",
-    "pair_scores",
-]
+__all__ = ["FARS", "Evaluation", "Val", "evaluate", "evaluate_distances", "pair_scores"]
 
 FARS = (0.1, 0.01, 0.001)
 """False accept rates that VAL is told at unless others are asked for."""
@@ -40,14 +30,6 @@ _FINE_GRID = np.arange(0, 4, 0.001)
 _PAIRS_AT_ONCE = 4096
 
 Doubles = NDArray[np.float64]
-Indices = NDArray[np.intp]
-
-
-class ProtocolName(str, Enum):
-    """Whose rules."""
-
-    facenet = "facenet"
-    omz = "omz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +77,7 @@ class Evaluation:
     """
 
     protocol: ProtocolName
-    metric: Metric
+    metric: str
     subtract_mean: bool
     accuracies: Doubles
     thresholds: Doubles
@@ -130,7 +112,7 @@ class Evaluation:
         """As JSON types; the keys of `edgeface evaluate`'s answer that belong to the protocol."""
         return {
             "protocol": self.protocol.value,
-            "metric": self.metric.value,
+            "metric": self.metric,
             "pairs": len(self.same),
             "accuracy": {"mean": self.accuracy, "std": self.accuracy_std},
             "val": {f"{each.target:g}": _val_dict(each) for each in self.val},
@@ -185,27 +167,65 @@ def evaluate(
             f"the protocols search distances from 0 to 4; expected a distance, found {metric.value!r}: "
             f"use {Metric.cosine_distance.value!r} or {Metric.arccos.value!r}"
         )
-    folds = (facenet_folds if protocol is ProtocolName.facenet else omz_folds)(pairs)
+    folds = split(pairs, protocol)
     if subtract_mean:
-        everything = [
-            _distances_without_mean(vectors, pairs, _others(folds, k), metric) for k in range(len(folds))
+        measured = [
+            _distances_without_mean(vectors, pairs, _others(folds, number), metric)
+            for number in range(len(folds))
         ]
     else:
-        everything = [pair_scores(vectors, pairs, metric)] * len(folds)
-    thresholds = [
-        _best_threshold(each[t := _others(folds, k)], pairs.same[t]) for k, each in enumerate(everything)
-    ]
-    accuracies = [
-        np.mean((each[test] < threshold) == pairs.same[test])
-        for each, test, threshold in zip(everything, folds, thresholds, strict=True)
-    ]
+        measured = [pair_scores(vectors, pairs, metric)] * len(folds)
+    return _score(measured, pairs, folds, protocol, metric.value, subtract_mean, fars)
+
+
+def evaluate_distances(
+    distances: NDArray[np.floating[Any]],
+    pairs: Pairs,
+    *,
+    protocol: ProtocolName,
+    metric: str,
+    fars: Sequence[float] = FARS,
+) -> Evaluation:
+    """Score distances (P,) that something else than an embedding gave, by the same rules as `evaluate`."""
+    if np.shape(distances) != (len(pairs),):
+        raise ContractError(
+            f"expected {len(pairs)} distances, one a pair, found an array of {np.shape(distances)}"
+        )
+    folds = split(pairs, protocol)
+    measured = [np.asarray(distances, np.float64)] * len(folds)
+    return _score(measured, pairs, folds, protocol, metric, False, fars)
+
+
+def pair_scores(vectors: NDArray[np.floating[Any]], pairs: Pairs, metric: Metric) -> Doubles:
+    """Compare the two sides of every pair: (P,) float64, on the metric's own scale."""
+    scores = np.empty(len(pairs))
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        block = slice(start, start + _PAIRS_AT_ONCE)
+        scores[block] = paired(metric, vectors[pairs.first[block]], vectors[pairs.second[block]])
+    return scores
+
+
+def _score(
+    measured: Sequence[Doubles],
+    pairs: Pairs,
+    folds: Sequence[Indices],
+    protocol: ProtocolName,
+    metric: str,
+    subtract_mean: bool,
+    fars: Sequence[float],
+) -> Evaluation:
+    """Score all pairs' distances, as each fold's training pairs lead to measure them."""
+    held_out = np.full(len(pairs), np.nan)
+    accuracies, thresholds = [], []
+    for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):
+        train = _others(folds, number)
+        thresholds.append(_best_threshold(distances[train], pairs.same[train]))
+        held_out[test] = distances[test]
+        accuracies.append(np.mean((held_out[test] < thresholds[-1]) == pairs.same[test]))
     tested = np.sort(np.concatenate(folds))
-    held_out = np.empty(len(pairs))
-    for each, test in zip(everything, folds, strict=True):
-        held_out[test] = each[test]
     if protocol is ProtocolName.facenet:
         curve = _mean_curve(held_out, pairs.same, folds)
-        val = tuple(_val_over_folds(everything, pairs.same, folds, far) for far in fars)
+        val = tuple(_val_over_folds(measured, pairs.same, folds, far) for far in fars)
     else:
         curve = exact_roc(held_out[tested], pairs.same[tested])
         val = tuple(_val_at_once(curve, far) for far in fars)
@@ -222,64 +242,6 @@ def evaluate(
         distances=held_out[tested],
         same=pairs.same[tested],
     )
-
-
-def pair_scores(vectors: NDArray[np.floating[Any]], pairs: Pairs, metric: Metric) -> Doubles:
-    """Compare the two sides of every pair: (P,) float64, on the metric's own scale."""
-    scores = np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        block = slice(start, start + _PAIRS_AT_ONCE)
-        scores[block] = paired(metric, vectors[pairs.first[block]], vectors[pairs.second[block]])
-    return scores
-
-
-def facenet_folds(pairs: Pairs) -> list[Indices]:
-    """Split the pairs into consecutive folds, in file order: scikit-learn's `KFold(n, shuffle=False)`.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than 2 folds or one has not both kinds of pairs.
-    """
-    _require_folds(pairs, len(pairs))
-    folds = np.array_split(np.arange(len(pairs)), pairs.folds)
-    for number, fold in enumerate(folds, start=1):
-        if pairs.same[fold].all() or not pairs.same[fold].any():
-            raise InputError(
-                f"fold {number} of {pairs.folds}: expected pairs of one person and of two, found one kind only; "
-                "the facenet protocol cuts the list into consecutive folds"
-            )
-    return folds
-
-
-def omz_folds(pairs: Pairs) -> list[Indices]:
-    """Split the pairs by their anchor, the first image of a pair, as accuracy_checker does.
-
-    Anchors are in the order in which the list names images, first in its genuine and then in its impostor pairs;
-    fold k of n holds the pairs of anchors ``k * A // n`` to ``(k + 1) * A // n``. Folds differ in size, and most
-    genuine pairs stand in the first, only impostors in the last; the accuracy is the plain mean of the folds'. A
-    pair that the list repeats (same anchor, same other image) counts once.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than 2 folds, or more than anchors.
-    """
-    rows = np.concatenate([np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)])
-    named = np.stack([pairs.first[rows], pairs.second[rows]], axis=1).ravel()
-    images, first_named = np.unique(named, return_index=True)
-    order = images[np.argsort(first_named)]
-    is_anchor = np.zeros(len(pairs.images), np.bool_)
-    is_anchor[pairs.first] = True
-    anchors = order[is_anchor[order]]
-    _require_folds(pairs, len(anchors))
-    position = np.empty(len(pairs.images), np.intp)
-    position[anchors] = np.arange(len(anchors))
-    _, once = np.unique(np.stack([pairs.first, pairs.second, pairs.same], axis=1), axis=0, return_index=True)
-    once.sort()
-    bounds = np.arange(pairs.folds + 1) * len(anchors) // pairs.folds
-    fold_of = np.searchsorted(bounds, position[pairs.first[once]], side="right") - 1
-    return [once[fold_of == fold] for fold in range(pairs.folds)]
 
 
 def _others(folds: Sequence[Indices], left_out: int) -> Indices:
@@ -314,7 +276,7 @@ def _mean_curve(distances: Doubles, same: NDArray[np.bool_], folds: Sequence[Ind
 
 
 def _val_over_folds(
-    everything: Sequence[Doubles], same: NDArray[np.bool_], folds: Sequence[Indices], target: float
+    measured: Sequence[Doubles], same: NDArray[np.bool_], folds: Sequence[Indices], target: float
 ) -> Val:
     """VAL as davidsandberg measures it: the threshold is interpolated on the training folds, then applied.
 
@@ -322,7 +284,7 @@ def _val_over_folds(
     then undefined. Where no threshold reaches the FAR, the threshold is 0.
     """
     met = []
-    for number, (distances, test) in enumerate(zip(everything, folds, strict=True)):
+    for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):
         train = _others(folds, number)
         far, _ = accept_rates(distances[train], same[train], _FINE_GRID)
         rates, first = np.unique(far, return_index=True)
@@ -339,10 +301,3 @@ def _val_at_once(curve: Roc, target: float) -> Val:
 
 def _val_dict(val: Val) -> dict[str, float | None]:
     return {"mean": val.mean, "std": val.std, "far": val.far}
-
-
-def _require_folds(pairs: Pairs, most: int) -> None:
-    if not 2 <= pairs.folds <= most:
-        raise InputError(
-            f"cross-validation: expected 2 to {most} folds, found {pairs.folds} in the pairs' header"
-        )

@@ -70,7 +70,7 @@ def write_report(result: Result, path: Path) -> None:
         failures=result.embedded.cutter.failures,
         plots=(
             plots.histogram_plot(
-                evaluation.distances, evaluation.same, evaluation.threshold, metric=evaluation.metric.value
+                evaluation.distances, evaluation.same, evaluation.threshold, metric=evaluation.metric
             ),
             plots.roc_plot(roc),
             plots.det_plot(roc),

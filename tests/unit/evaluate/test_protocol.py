@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ContractError, InputError
+from edgeface.evaluate.folds import ProtocolName, split
 from edgeface.evaluate.pairs import Pairs, parse_pairs
-from edgeface.evaluate.protocol import ProtocolName, evaluate, facenet_folds, omz_folds
+from edgeface.evaluate.protocol import evaluate, evaluate_distances, pair_scores
 from edgeface.recognize import Metric
 
 FACENET, OMZ = ProtocolName.facenet, ProtocolName.omz
@@ -125,19 +126,19 @@ def test_omz_is_what_its_source_computes(metric: Metric, subtract: bool) -> None
     assert found.val[0].std is None
 
 
-@pytest.mark.parametrize("split", [facenet_folds, omz_folds])
-def test_folds_share_no_pair_and_leave_none_out(split) -> None:
+@pytest.mark.parametrize("protocol", ProtocolName)
+def test_folds_share_no_pair_and_leave_none_out(protocol: ProtocolName) -> None:
     pairs = make_pairs(folds=4, per_kind=25, seed=5)
-    folds = split(pairs)
+    folds = split(pairs, protocol)
     tested = list(chain.from_iterable(fold.tolist() for fold in folds))
     assert len(tested) == len(set(tested))
     distinct = {(a, b, same) for a, b, same in rows_of(pairs)}
-    assert len(tested) == (len(pairs) if split is facenet_folds else len(distinct))
+    assert len(tested) == (len(pairs) if protocol is FACENET else len(distinct))
 
 
 def test_omz_keeps_an_anchor_in_one_fold_and_has_more_genuine_pairs_in_the_first() -> None:
     pairs = make_pairs(folds=4, per_kind=25, seed=6)
-    folds = omz_folds(pairs)
+    folds = split(pairs, OMZ)
     anchors = [set(pairs.first[fold].tolist()) for fold in folds]
     assert sum(map(len, anchors)) == len(set.union(*anchors))
     assert pairs.same[folds[0]].mean() > pairs.same[folds[-1]].mean()
@@ -176,6 +177,19 @@ def test_json_has_the_keys_that_were_promised() -> None:
     assert answer["pairs"] == 200
     assert answer["accuracy"].keys() == {"mean", "std"}
     assert list(answer["val"]) == ["0.1", "0.01", "0.001"]
+
+
+def test_distances_from_elsewhere_are_scored_by_the_same_rules() -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=16)
+    vectors = make_vectors(pairs, seed=17)
+    for protocol in ProtocolName:
+        whole = evaluate(vectors, pairs, protocol=protocol, metric=Metric.arccos)
+        scored = evaluate_distances(
+            pair_scores(vectors, pairs, Metric.arccos), pairs, protocol=protocol, metric="arccos"
+        )
+        assert scored.to_dict() == whole.to_dict()
+        with pytest.raises(ContractError, match="expected 200 distances"):
+            evaluate_distances(np.zeros(3), pairs, protocol=protocol, metric="arccos")
 
 
 def test_what_does_not_fit_the_protocol_is_refused() -> None:

@@ -1,0 +1,181 @@
+"""`edgeface evaluate lfw` and `edgeface calibrate`, run as programs on a tiny model and drawn faces."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openvino as ov
+import pytest
+
+from edgeface.contract import Alignment, ModelContract
+from edgeface.files import sha256_of
+
+try:
+    from openvino import opset13 as ops
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset13 as ops
+
+pytestmark = pytest.mark.timeout(120)
+
+PEOPLE, PHOTOGRAPHS = 12, 4
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeface", *map(str, arguments)],
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def build_model(path: Path) -> Path:
+    """An IR with a contract whose embedding is the crop's 4 x 4 mean colours, centred, of unit length."""
+    image = ops.parameter([-1, 3, 16, 16], np.float32, name="image")
+    image.output(0).set_names({"image"})
+    means = ops.avg_pool(image, [4, 4], [0, 0], [0, 0], [4, 4], exclude_pad=True)
+    flat = ops.subtract(
+        ops.reshape(means, ops.constant([0, -1]), special_zero=True), ops.constant(np.float32(128))
+    )
+    unit = ops.normalize_l2(flat, ops.constant([1]), 1e-10, "max")
+    unit.output(0).set_names({"embeddings"})
+    model = ov.Model([unit], [image], "tiny")
+    ov.save_model(model, path, compress_to_fp16=False)
+    contract = ModelContract(
+        name="tiny", framework="openvino", source_sha256="0" * 64, provenance="unknown",
+        input_name="image", output_name="embeddings", input_size=(16, 16), layout="NCHW", color="BGR",
+        value_range=(0.0, 255.0), mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), embedding_dim=48, metric="cosine",
+        normalized=True, alignment=Alignment("mtcnn-box-margin", 8), precision="FP32", converter_version="0",
+        openvino_version="0", weights_sha256=sha256_of(path.with_suffix(".bin")),
+    )  # fmt: skip
+    contract.write_to(model)
+    ov.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def draw_people(root: Path) -> None:
+    """Every person is a pattern of 4 x 4 colours; every photograph adds noise."""
+    rng = np.random.default_rng(0)
+    for person in range(PEOPLE):
+        pattern = rng.integers(0, 256, (4, 4, 3))
+        folder = root / f"P{person:02d}"
+        folder.mkdir(parents=True)
+        for number in range(1, PHOTOGRAPHS + 1):
+            face = np.clip(pattern + rng.normal(0, 25, pattern.shape), 0, 255).astype(np.uint8)
+            picture = np.full((60, 60, 3), 128, np.uint8)
+            picture[10:50, 10:50] = cv2.resize(face, (40, 40), interpolation=cv2.INTER_NEAREST)
+            cv2.imwrite(str(folder / f"{folder.name}_{number:04d}.png"), picture)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images, pairs.txt, boxes.npz and tiny.xml."""
+    root = tmp_path_factory.mktemp("evaluate")
+    draw_people(root / "images")
+    build_model(root / "tiny.xml")
+    rows = ["3\t8"]
+    for fold in range(3):
+        rows += [f"P{4 * fold + k % 4:02d}\t1\t{k // 4 + 2}" for k in range(8)]
+        rows += [f"P{k:02d}\t{fold + 1}\tP{k + 1 + fold:02d}\t2" for k in range(8)]
+    (root / "pairs.txt").write_text("\n".join(rows) + "\n")
+    names = sorted(f"{path.parent.name}/{path.stem}" for path in (root / "images").rglob("*.png"))
+    points = np.ones((len(names), 10), np.float32)
+    points[0] = 0
+    np.savez(root / "boxes.npz", names=names, boxes=np.tile([10, 10, 50, 50], (len(names), 1)), points=points)
+    return root
+
+
+def evaluate(work: Path, output: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
+    given = {"--images": work / "images", "--pairs": work / "pairs.txt", "--model": work / "tiny.xml"}
+    given |= {"-o": output, **dict(zip(more[::2], more[1::2], strict=False))}
+    return run("evaluate", "lfw", *[word for item in given.items() for word in item if word != ""])
+
+
+@pytest.mark.parametrize("protocol", ["facenet", "omz"])
+def test_it_answers_in_json_and_writes_the_same_and_a_report(
+    protocol: str, work: Path, tmp_path: Path
+) -> None:
+    done = evaluate(work, tmp_path, "--boxes", work / "boxes.npz", "--protocol", protocol, "--json", "")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer)[:8] == ["protocol", "metric", "pairs", "accuracy", "val", "auc", "eer", "threshold"]
+    assert (answer["protocol"], answer["pairs"], answer["failures"]) == (protocol, 48, 1)
+    assert answer["failed_images"] == ["P00/P00_0001"]
+    assert (answer["metric"], answer["flip"], answer["subtract_mean"]) == (
+        ("squared-l2", False, False) if protocol == "facenet" else ("arccos", True, True)
+    )
+    assert answer["accuracy"]["mean"] > 0.9
+    assert answer["auc"] > 0.95
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == answer
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_people_read_a_table_and_choose_the_metric(work: Path, tmp_path: Path) -> None:
+    done = evaluate(work, tmp_path, "--detector", "none", "--metric", "cosine-distance", "--far", "0.25")
+    assert done.returncode == 0, done.stderr
+    assert "cosine-distance" in done.stdout
+    assert "VAL at FAR 0.25" in done.stdout
+    assert "images used as aligned crops" in done.stdout
+    assert not done.stderr
+
+
+def test_every_malformed_row_is_named_and_nothing_is_written(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("1\t1\nP00\t1\nP00\tx\t2\n")
+    done = evaluate(work, tmp_path / "out", "--pairs", tmp_path / "bad.txt")
+    assert done.returncode == 2
+    assert "bad.txt:2: expected 3 fields" in done.stderr
+    assert "bad.txt:3: expected an image number" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_missing_is_named(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("2\t1\nP00\t1\t9\nP00\t1\tP01\t1\nP02\t1\t2\nP02\t1\tP01\t1\n")
+    done = evaluate(work, tmp_path / "out", "--pairs", tmp_path / "pairs.txt", "--boxes", work / "boxes.npz")
+    assert done.returncode == 2
+    assert "found none for 1 of 5: P00/P00_0009" in done.stderr
+
+
+def test_boxes_and_a_detector_contradict_each_other(work: Path, tmp_path: Path) -> None:
+    done = evaluate(work, tmp_path / "out", "--boxes", work / "boxes.npz", "--detector", "mtcnn")
+    assert done.returncode == 2
+    assert "--boxes says where the faces are" in done.stderr
+
+
+def test_calibrate_writes_thresholds_that_carry_the_contract(work: Path, tmp_path: Path) -> None:
+    output = tmp_path / "thresholds.json"
+    done = run(
+        "calibrate", "--images", work / "images", "--model", work / "tiny.xml", "--boxes", work / "boxes.npz",
+        "--far", "0.01", "--far", "0.0001", "-o", output, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stored, answer = json.loads(output.read_text()), json.loads(done.stdout)
+    assert (
+        stored["contract_id"] == ModelContract.read_from(ov.Core().read_model(work / "tiny.xml")).contract_id
+    )
+    likely, unlikely = stored["thresholds"]
+    assert likely["impostors"] == 48 * 47 // 2 - PEOPLE * 6
+    assert likely["genuines"] == PEOPLE * 6
+    assert likely["supported"]
+    assert likely["observed_far"] <= 0.01
+    assert likely["frr"] < 0.2
+    assert not unlikely["supported"]
+    assert "needs at least 30,000 impostor pairs" in " ".join(done.stderr.split())
+    assert answer["thresholds"] == stored["thresholds"]
+    assert answer["failures"] == ["P00/P00_0001.png"]
+
+
+def test_calibrate_from_a_pairs_list_prints_a_table(work: Path, tmp_path: Path) -> None:
+    done = run(
+        "calibrate", "--images", work / "images", "--pairs", work / "pairs.txt", "--model", work / "tiny.xml",
+        "--detector", "none", "--far", "0.1", "--metric", "arccos", "-o", tmp_path / "t.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "arccos < 0." in done.stdout
+    assert json.loads((tmp_path / "t.json").read_text())["metric"] == "arccos"

@@ -1,0 +1,58 @@
+"""Photographs that are easy to recognise: each has one bright rectangle, the "face", on a dark ground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.contract import Alignment, ModelContract
+
+WIDTH, HEIGHT = 100, 80
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Callable[[int], tuple[list[Path], list[str]]]:
+    """`photographs(n)`: n files whose face is as bright as their number, and their names."""
+
+    def make(count: int) -> tuple[list[Path], list[str]]:
+        names = [f"P{number}/P{number}_0001" for number in range(count)]
+        files = []
+        for number, name in enumerate(names):
+            picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            picture[10:70, 20:60] = 100 + number
+            files.append(tmp_path / "images" / f"{name}.png")
+            files[-1].parent.mkdir(parents=True)
+            cv2.imwrite(str(files[-1]), picture)
+        return files, names
+
+    return make
+
+
+@pytest.fixture
+def contract() -> ModelContract:
+    """16 x 16 pixels, box and margin of 8."""
+    return ModelContract(
+        name="tiny",
+        framework="openvino",
+        source_sha256="0" * 64,
+        provenance="unknown",
+        input_name="image",
+        output_name="embeddings",
+        input_size=(16, 16),
+        layout="NCHW",
+        color="BGR",
+        value_range=(0.0, 255.0),
+        mean=(0.0, 0.0, 0.0),
+        scale=(1.0, 1.0, 1.0),
+        embedding_dim=48,
+        metric="cosine",
+        normalized=True,
+        alignment=Alignment("mtcnn-box-margin", 8),
+        precision="FP32",
+        converter_version="0",
+        openvino_version="0",
+    )

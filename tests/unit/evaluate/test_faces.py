@@ -1,0 +1,144 @@
+"""Crops in order, failures counted, and files that do not fit named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeface.contract import Alignment
+from edgeface.errors import ImageError, InputError
+from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
+from edgeface.vision.detect import Faces
+
+BOX = np.array([20, 10, 60, 70], np.float32)
+
+
+def known(names: Sequence[str], boxes: np.ndarray) -> Boxes:
+    """Boxes that were measured before, without landmarks."""
+    landmarks = np.full((len(names), 5, 2), np.nan, np.float32)
+    return Boxes({name: row for row, name in enumerate(names)}, boxes, landmarks, np.ones(len(names), bool))
+
+
+class Finder:
+    """Finds the bright rectangle, and a smaller one in the corner; nothing in pictures that are dark."""
+
+    name = "finder"
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        found = []
+        for image in images:
+            boxes = (
+                np.stack([np.array([0, 0, 9, 9], np.float32), BOX]) if image.max() > 101 else np.empty((0, 4))
+            )
+            points = np.full((len(boxes), 5, 2), np.nan, np.float32)
+            found.append(Faces(boxes.astype(np.float32), points, np.ones(len(boxes), np.float32)))
+        return found
+
+
+def test_crops_come_in_order_and_hold_the_face(photographs, contract) -> None:
+    files, names = photographs(60)
+    boxes = known(names, np.tile(BOX, (60, 1)))
+    cutter = FaceCutter(files, names, contract, boxes=boxes)
+    crops = list(cutter)
+    assert {crop.shape for crop in crops} == {(16, 16, 3)}
+    assert [(crop.min(), crop.max()) for crop in crops] == [(100 + k, 100 + k) for k in range(60)]
+    assert not cutter.failures
+    np.testing.assert_array_equal(cutter.crop(7), crops[7])
+
+
+def test_a_detector_gets_the_contracts_margin_and_the_face_the_picture_is_about(
+    photographs, contract
+) -> None:
+    files, names = photographs(5)
+    cutter = FaceCutter(files, names, contract, detector=Finder())
+    crops = list(cutter)
+    assert cutter.failures == names[:2]
+    assert crops[4][8, 8].tolist() == [104] * 3
+    assert crops[4][0, 0].tolist() == [0] * 3  # the margin's dark ground
+    np.testing.assert_array_equal(FaceCutter(files, names, contract, detector=Finder()).crop(4), crops[4])
+
+
+def test_where_no_face_is_found_the_middle_is_cut_and_counted(photographs, contract) -> None:
+    files, names = photographs(3)
+    boxes = known(names[:2], np.stack([BOX, BOX[[2, 3, 0, 1]]]))
+    cutter = FaceCutter(files, names, contract, boxes=boxes)
+    assert len(list(cutter)) == 3
+    assert cutter.failures == [names[1], names[2]]  # one box has no extent, one image is not in the file
+
+
+def test_landmark_recipes_without_landmarks_are_failures_too(photographs, contract) -> None:
+    files, names = photographs(4)
+    five_points = dataclasses.replace(contract, alignment=Alignment("five-point-112"), input_size=(112, 112))
+    cutter = FaceCutter(files, names, five_points, detector=Finder())
+    assert {crop.shape for crop in cutter} == {(112, 112, 3)}
+    assert cutter.failures == names
+
+
+def test_crops_made_before_are_only_resized(photographs, contract) -> None:
+    files, names = photographs(2)
+    crop = next(iter(FaceCutter(files, names, contract)))
+    assert crop.shape == (16, 16, 3)
+    assert crop[0, 0, 0] == 0
+    assert crop[8, 6, 0] == 100
+
+
+def test_a_broken_image_is_named_and_stops_the_rest(photographs, contract) -> None:
+    files, names = photographs(100)
+    files[30].write_bytes(b"no image")
+    with pytest.raises(ImageError, match="P30_0001"):
+        list(FaceCutter(files, names, contract))
+
+
+def test_leaving_early_leaves_no_thread_behind(photographs, contract) -> None:
+    files, names = photographs(100)
+    crops = iter(FaceCutter(files, names, contract))
+    next(crops)
+    crops.close()  # would hang here otherwise
+
+
+def test_images_are_found_whatever_their_suffix_and_missing_ones_are_named(
+    photographs, tmp_path: Path
+) -> None:
+    files, names = photographs(3)
+    files[1] = files[1].rename(files[1].with_suffix(".jpg"))
+    root = tmp_path / "images"
+    assert find_images(root, names) == files
+    assert find_images(root, ["P0/P0_0001.png"]) == [files[0]]
+    with pytest.raises(InputError, match=r"found none for 7 of 8: X/X_0, X/X_1, X/X_2, X/X_3, X/X_4, \.\.\."):
+        find_images(root, [*[f"X/X_{k}" for k in range(7)], names[0]])
+
+
+def test_boxes_are_read_with_the_landmarks_transposed_and_zeros_mean_nothing_found(tmp_path: Path) -> None:
+    points = np.array([[1, 2, 3, 4, 5, 10, 20, 30, 40, 50], [0] * 10], np.float32)
+    np.savez(
+        tmp_path / "b.npz", names=["A/A_0001", "B/B_0001"], boxes=np.array([BOX, BOX], int), points=points
+    )
+    boxes = load_boxes(tmp_path / "b.npz")
+    assert boxes.landmarks[0].tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
+    assert boxes.found.tolist() == [True, False]
+    np.savez(tmp_path / "b.npz", names=["A/A_0001"], boxes=BOX[None])
+    without = load_boxes(tmp_path / "b.npz")
+    assert without.found.tolist() == [True]
+    assert np.isnan(without.landmarks).all()
+
+
+def test_a_file_that_holds_no_boxes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "b.npz"
+    for arrays in (
+        {},
+        {"names": ["A"], "boxes": np.zeros((2, 4))},
+        {"names": np.empty(0), "boxes": np.zeros((0, 4))},
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(InputError, match=r"b\.npz: expected names \(N,\), boxes \(N, 4\)"):
+            load_boxes(path)
+    for raw in (b"", b"PK\x03\x04rubbish", b"\x93NUMPY"):
+        path.write_bytes(raw)
+        with pytest.raises(InputError, match=r"b\.npz: expected a \.npz"):
+            load_boxes(path)
+    with pytest.raises(InputError, match=r"none\.npz"):
+        load_boxes(tmp_path / "none.npz")
