@@ -1,0 +1,372 @@
+"""Folders, globs, videos, cameras and network streams in, frames with times out, read ahead by one thread."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from edgeface.errors import ImageError, InputError, MissingError
+from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
+
+__all__ = ["VIDEO_SUFFIXES", "Backoff", "Capture", "Frame", "Source", "find_files", "open_source"]
+
+_log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".ts"})
+"""Endings, in lower case, that are opened as videos."""
+
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
+_NETWORK_TIMEOUT = 5.0
+"""Seconds after which OpenCV gives up opening a stream or waiting for its next frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture of a source.
+
+    Attributes
+    ----------
+    image : (H, W, 3) uint8, BGR
+        The pixels.
+    index
+        From 0; live sources skip the numbers of frames that came too fast.
+    timestamp
+        Seconds, rising. Videos: the time in the film. Live sources: monotonic seconds since it was opened, when
+        the frame arrived. Pictures: their number.
+    source
+        The file, or the address of the camera, without user and password.
+    """
+
+    image: Image
+    index: int
+    timestamp: float
+    source: str
+
+
+class Capture(Protocol):
+    """What is used of `cv2.VideoCapture`."""
+
+    def read(self) -> tuple[bool, Any]:
+        """Whether there was a frame, and it."""
+
+    def get(self, prop: int, /) -> float:
+        """A property."""
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        """Whether frames can be read."""
+
+    def release(self) -> None:
+        """Close."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long to wait before a live source is opened again.
+
+    Attributes
+    ----------
+    first, longest
+        Seconds; each wait is twice the last, and shortened at random by up to a half, so that many kiosks do
+        not come back to one camera at one time.
+    attempts
+        Failures in a row after which it is an error; None: never give up.
+    """
+
+    first: float = 0.5
+    longest: float = 30.0
+    attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.longest or (self.attempts is not None and self.attempts < 1):
+            raise InputError(
+                f"backoff: expected 0 < first <= longest and attempts of 1 or more, found {self}"
+            )
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after this many failures in a row."""
+        return min(self.longest, self.first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
+
+
+def open_source(
+    source: str | Path | int | Sequence[Path],
+    *,
+    capacity: int = 4,
+    backoff: Backoff | None = None,
+    on_bad: Callable[[Path, ImageError], None] | None = None,
+    open_capture: Callable[[str | int], Capture] | None = None,
+) -> Source:
+    """Open a source of frames.
+
+    Parameters
+    ----------
+    source
+        A picture, a folder (searched with its subfolders), a pattern such as ``photos/*.jpg``, a list of picture
+        files; a video file; a camera's number; or an address such as ``rtsp://``.
+    capacity
+        Frames read ahead of the consumer.
+    backoff
+        For cameras and addresses.
+    on_bad
+        Called, in the reader's thread, with each picture that cannot be read; None: that ends the source with
+        its error.
+    open_capture
+        Opens cameras, addresses and videos in place of `cv2.VideoCapture`.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to read at such a place.
+    """
+    opener = open_capture or _open_capture
+    address = str(source)
+    if isinstance(source, int) or address.isdecimal() or address.lower().startswith(_STREAMS):
+        target = int(address) if address.isdecimal() else address
+        retry = backoff or Backoff()
+        return Source(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
+    files = find_files(source) if isinstance(source, str | Path) else list(source)
+    if len(files) == 1 and files[0].suffix.lower() in VIDEO_SUFFIXES:
+        return Source(lambda stop: _video(files[0], opener), live=False, capacity=capacity)
+    return Source(lambda stop: _pictures(files, on_bad), live=False, capacity=capacity)
+
+
+def find_files(place: str | Path) -> list[Path]:
+    """List the picture files of a folder or a pattern, sorted; a file, whatever it is, is a list of itself.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    path = Path(place)
+    if path.is_file():
+        return [path]
+    # A pattern may be absolute, which Path.glob does not take.
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207
+    files = sorted(each for each in found if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
+    if not files:
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        what = f"pictures ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"
+        raise InputError(f"{place}: expected {what}, found none")
+    return files
+
+
+class Source:
+    """Frames from one thread that reads ahead; made by `open_source`.
+
+    Iterate over it once, in one thread. Of files every frame comes, and reading waits for the consumer; of live
+    sources the newest, and what the consumer was too slow for is dropped. An error of the reader is raised in
+    place of the frame that it cost. The thread ends with the source: at `close`, at the end of a `with` block,
+    or when the source is forgotten.
+    """
+
+    def __init__(
+        self, read: Callable[[threading.Event], Iterator[Frame]], *, live: bool, capacity: int = 4
+    ) -> None:
+        if capacity < 1:
+            raise InputError(f"capacity: expected 1 or more frames, found {capacity}")
+        self.live = live
+        self._box = _Mailbox(capacity, newest_wins=live)
+        # The thread knows the mailbox and not the source, so that a forgotten source can be collected.
+        self._thread = threading.Thread(
+            target=_fill, args=(self._box, read), name="edgeface-source", daemon=True
+        )
+        self._thread.start()
+        self._finalizer = weakref.finalize(self, self._box.close)
+
+    @property
+    def dropped(self) -> int:
+        """Frames of a live source that newer ones replaced."""
+        return self._box.dropped
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        frame = self._box.take()
+        if frame is None:
+            raise StopIteration
+        return frame
+
+    def close(self, *, timeout: float = _NETWORK_TIMEOUT + 1.0) -> None:
+        """Stop reading, from any thread; whoever waits for a frame gets the end instead.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for the thread, which may be inside OpenCV. It ends when OpenCV returns.
+        """
+        self._box.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                _log.warning("a source is still inside OpenCV %.1f s after it was closed", timeout)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Mailbox:
+    """A bounded queue of frames, its end and its error."""
+
+    def __init__(self, capacity: int, *, newest_wins: bool) -> None:
+        self.stop = threading.Event()
+        self.dropped = 0
+        self._capacity, self._newest_wins = capacity, newest_wins
+        self._frames: deque[Frame] = deque()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(self, frame: Frame) -> None:
+        with self._changed:
+            if self._newest_wins and len(self._frames) == self._capacity:
+                self._frames.popleft()
+                self.dropped += 1
+            self._changed.wait_for(lambda: self.stop.is_set() or len(self._frames) < self._capacity)
+            self._frames.append(frame)
+            self._changed.notify_all()
+
+    def end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def take(self) -> Frame | None:
+        """The next frame; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set())
+            if self.stop.is_set():
+                return None
+            if self._frames:
+                self._changed.notify_all()
+                return self._frames.popleft()
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return None
+
+    def close(self) -> None:
+        self.stop.set()
+        with self._changed:
+            self._frames.clear()
+            self._changed.notify_all()
+
+
+def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> None:
+    error: BaseException | None = None
+    frames = read(box.stop)
+    try:
+        for frame in frames:
+            if box.stop.is_set():
+                break
+            box.put(frame)
+    except BaseException as raised:  # whatever it is belongs to the consumer
+        error = raised
+    finally:
+        frames.close()  # type: ignore[attr-defined]  # a generator: releases the capture
+        box.end(error)
+
+
+def _pictures(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] | None) -> Iterator[Frame]:
+    for index, path in enumerate(files):
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            if on_bad is None:
+                raise
+            on_bad(path, error)
+            continue
+        yield Frame(image, index, float(index), str(path))
+
+
+def _video(path: Path, opener: Callable[[str | int], Capture]) -> Iterator[Frame]:
+    capture = opener(str(path))
+    try:
+        rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
+        last = -1.0
+        for index in itertools.count():
+            ok, image = capture.read()
+            if not ok:
+                break
+            at = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            # Files without times in them tell 0 for ever; the frame rate tells the time then.
+            timestamp = (
+                at if at > last else last + (1 / rate if rate > 0 else 1 / 25) if index else max(at, 0.0)
+            )
+            last = timestamp
+            yield Frame(_as_image(image, str(path)), index, timestamp, str(path))
+        if last < 0:
+            raise InputError(f"{path}: expected a video, found a file that OpenCV cannot decode a frame of")
+    finally:
+        capture.release()
+
+
+def _live(
+    target: str | int, opener: Callable[[str | int], Capture], backoff: Backoff, stop: threading.Event
+) -> Iterator[Frame]:
+    """Frames as they arrive; when they stop, close, wait and open again."""
+    name = f"camera {target}" if isinstance(target, int) else _without_password(target)
+    started, failures, index = time.monotonic(), 0, 0
+    while not stop.is_set():
+        capture = opener(target)
+        try:
+            while capture.isOpened() and not stop.is_set():
+                ok, image = capture.read()
+                if not ok:
+                    break
+                failures = 0
+                yield Frame(_as_image(image, name), index, time.monotonic() - started, name)
+                index += 1
+        finally:
+            capture.release()
+        failures += 1
+        if backoff.attempts is not None and failures >= backoff.attempts:
+            raise MissingError(
+                f"{name}: expected frames, found none in {failures} attempts; check that it is there, switched on "
+                "and not in use by another program"
+            )
+        if stop.is_set():
+            return
+        delay = backoff.delay(failures)
+        _log.warning("%s: no frames; attempt %d in %.1f s", name, failures + 1, delay)
+        stop.wait(delay)
+
+
+def _open_capture(target: str | int) -> Capture:
+    if isinstance(target, int) or not target.lower().startswith(_STREAMS):
+        return cv2.VideoCapture(target)
+    milliseconds = int(_NETWORK_TIMEOUT * 1000)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)
+
+
+def _as_image(image: Any, name: str) -> Image:
+    """Infrared cameras give one channel, and capture cards four."""
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"{name}: expected a frame, found {type(image).__name__}")
+    return read_image(image)
+
+
+def _without_password(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

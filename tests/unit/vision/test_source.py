@@ -1,0 +1,230 @@
+"""Every frame of files, the newest of live sources, and a thread that always ends.
+
+RTSP and cameras are played by `Script`, a capture that does what a list says: there is no network here.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.errors import ImageError, InputError, MissingError
+from edgeface.vision.source import Backoff, Frame, Source, find_files, open_source
+
+pytestmark = pytest.mark.timeout(20)
+QUICK = Backoff(first=0.001, longest=0.004)
+
+
+class Script:
+    """A capture: numbers are gray frames, ``lost`` ends the connection, ``refused`` does not open."""
+
+    def __init__(self, *connections: list[int | str], pause: float = 0.0) -> None:
+        self._connections, self._pause = iter(connections), pause
+        self._now: list[int | str] = []
+        self.opened = self.released = 0
+
+    def __call__(self, target: str | int) -> Script:
+        self.opened += 1
+        self._now = list(next(self._connections, ["refused"]))
+        return self
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self._now[:1] != ["refused"]
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        time.sleep(self._pause)
+        if not self._now or self._now[0] == "lost":
+            return False, None
+        return True, np.full((4, 6, 3), self._now.pop(0), np.uint8)
+
+    def get(self, prop: int, /) -> float:
+        return 0.0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "edgeface-source"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> None:
+    yield
+    wait_until(lambda: not reader_threads())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.jpg", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), 100, np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_a_folder_gives_its_pictures_and_those_below_in_order(folder: Path) -> None:
+    with open_source(folder) as frames:
+        found = list(frames)
+    assert [Path(each.source).name for each in found] == ["a.jpg", "b.png", "c.png"]
+    assert [each.index for each in found] == [0, 1, 2]
+    assert [each.timestamp for each in found] == [0.0, 1.0, 2.0]
+
+
+def test_a_pattern_gives_what_it_matches(folder: Path) -> None:
+    assert [each.name for each in find_files(str(folder / "*.png"))] == ["b.png"]
+    assert [each.name for each in find_files(str(folder / "**/*.png"))] == ["b.png", "c.png"]
+
+
+@pytest.mark.parametrize("place", ["nothing", "*.gif", "empty"])
+def test_a_place_without_pictures_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"expected .*, found none"):
+        open_source(tmp_path / place)
+
+
+def test_a_bad_picture_ends_the_source_with_its_error_or_is_told_and_skipped(folder: Path) -> None:
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 broken")
+    with open_source(folder) as frames, pytest.raises(ImageError, match=r"a\.jpg"):
+        list(frames)
+    told: list[str] = []
+    with open_source(folder, on_bad=lambda path, error: told.append(path.name)) as frames:
+        assert [each.index for each in frames] == [1, 2]
+    assert told == ["a.jpg"]
+
+
+def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
+    ahead = []
+
+    def read(stop: threading.Event):
+        for index in range(50):
+            ahead.append(index)
+            yield Frame(np.zeros((1, 1, 3), np.uint8), index, float(index), "made")
+
+    with Source(read, live=False, capacity=3) as frames:
+        wait_until(lambda: len(ahead) == 4)  # three wait, one is in hand
+        time.sleep(0.05)
+        assert len(ahead) == 4
+        assert [each.index for each in frames] == list(range(50))
+    assert frames.dropped == 0
+
+
+def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
+    script = Script([*range(100), *["lost"]], pause=0.001)
+    with open_source(
+        "rtsp://somewhere/1", open_capture=script, backoff=Backoff(first=60, longest=60)
+    ) as frames:
+        first = next(frames)
+        wait_until(lambda: frames.dropped >= 90)
+        wait_until(lambda: script.released == 1)
+        last = next(frames)
+    assert first.index == 0
+    assert last.index == 99 == int(last.image[0, 0, 0])
+    assert last.timestamp > first.timestamp
+    assert frames.dropped == 98
+
+
+def test_a_lost_connection_is_opened_again_and_numbers_go_on() -> None:
+    script = Script([1, 2, "lost"], ["refused"], ["refused"], [3, "lost"], pause=0.02)
+    with open_source("rtsp://user:secret@camera/1", open_capture=script, backoff=QUICK) as frames:
+        found = [next(frames) for _ in range(3)]
+    assert [int(each.image[0, 0, 0]) for each in found] == [1, 2, 3]
+    assert [each.index for each in found] == [0, 1, 2]
+    assert script.opened >= 4
+    assert script.released == script.opened
+    assert found[0].source == "rtsp://camera/1"
+
+
+def test_after_the_last_attempt_the_consumer_is_told() -> None:
+    script = Script()
+    source = open_source(7, open_capture=script, backoff=Backoff(first=0.001, longest=0.002, attempts=3))
+    with (
+        source as frames,
+        pytest.raises(MissingError, match="camera 7: expected frames, found none in 3 attempts"),
+    ):
+        next(frames)
+    assert script.opened == script.released == 3
+
+
+def test_waits_double_up_to_the_longest_and_are_shortened_by_at_most_half() -> None:
+    backoff = Backoff(first=1, longest=10)
+    for failures, full in enumerate([1, 2, 4, 8, 10, 10, 10], start=1):
+        assert all(full / 2 <= backoff.delay(failures) <= full for _ in range(20))
+    assert backoff.delay(100_000) <= 10
+
+
+def test_closing_interrupts_a_long_wait_at_once() -> None:
+    source = open_source("rtsp://camera", open_capture=Script(), backoff=Backoff(first=1000, longest=1000))
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 2
+    assert list(source) == []
+
+
+def test_closing_frees_a_consumer_that_waits_in_another_thread() -> None:
+    source = open_source("rtsp://camera", open_capture=Script(), backoff=Backoff(first=1000, longest=1000))
+    answers: list[list[Frame]] = []
+    waiting = threading.Thread(target=lambda: answers.append(list(source)))
+    waiting.start()
+    source.close()
+    waiting.join(5)
+    assert answers == [[]]
+
+
+def test_a_forgotten_source_ends_its_thread() -> None:
+    source = open_source("rtsp://camera", open_capture=Script([*range(250)] * 4, pause=0.001), backoff=QUICK)
+    next(source)
+    del source
+    gc.collect()
+    wait_until(lambda: not reader_threads())
+
+
+def test_an_unforeseen_error_of_the_reader_reaches_the_consumer() -> None:
+    def read(stop: threading.Event):
+        yield Frame(np.zeros((1, 1, 3), np.uint8), 0, 0.0, "made")
+        raise ZeroDivisionError("driver")
+
+    with Source(read, live=False) as frames:
+        next(frames)
+        with pytest.raises(ZeroDivisionError, match="driver"):
+            next(frames)
+        assert list(frames) == []
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"not a film")
+    with (
+        open_source(tmp_path / "film.mp4") as frames,
+        pytest.raises(InputError, match=r"film\.mp4: expected a video"),
+    ):
+        next(frames)
+
+
+def test_a_video_without_times_counts_them_by_its_rate(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").touch()
+    with open_source(tmp_path / "film.mp4", open_capture=Script([1, 2, 3])) as frames:
+        assert [each.timestamp for each in frames] == pytest.approx([0, 0.04, 0.08])
+
+
+def test_a_gray_camera_gives_three_channels() -> None:
+    class Gray(Script):
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            ok, image = super().read()
+            return ok, None if image is None else image[:, :, 0]
+
+    with open_source(0, open_capture=Gray([9]), backoff=QUICK) as frames:
+        assert next(frames).image.shape == (4, 6, 3)
