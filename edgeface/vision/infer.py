@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,14 +43,18 @@ class Pool:
         if device == "CPU":
             config["NUM_STREAMS"] = "2"
         try:
-            self._compiled = ov.Core().compile_model(model, device, config)
+            compiled = ov.Core().compile_model(model, device, config)
         except RuntimeError as error:
             raise DeviceError(f"device {device!r} cannot run {model.get_friendly_name()}: {error}") from error
-        self._requests = [self._compiled.create_infer_request() for _ in range(requests)]
-        self._lock = threading.Lock()
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        for _ in range(requests):
+            self._idle.put(compiled.create_infer_request())
+        self._closed = False
 
     def map(self, batches: Iterable[np.ndarray]) -> list[Outputs]:
         """Run every batch; the next ones are made, in this thread, while the last ones are computed.
+
+        Several threads may do this at a time; they share the requests.
 
         Returns
         -------
@@ -62,40 +66,49 @@ class Pool:
         EngineClosed
             If the pool was closed.
         """
-        with self._lock:
-            if not self._requests:
-                raise EngineClosed("this detector was closed; load it again")
-            idle = list(self._requests)
-            # A request reads its batch in place, so the batch must live as long as it is under way.
-            under_way: deque[tuple[ov.InferRequest, np.ndarray]] = deque()
-            results: list[Outputs] = []
-            try:
-                for batch in batches:
-                    if not idle:
-                        idle.append(_collect(under_way, results))
-                    request = idle.pop()
-                    request.start_async({0: batch}, share_inputs=True)
-                    under_way.append((request, batch))
-                while under_way:
-                    _collect(under_way, results)
-            finally:
-                for request, _ in under_way:
-                    request.cancel()
-                    request.wait()
-            return results
+        if self._closed:
+            raise EngineClosed("this detector was closed; load it again")
+        # A request reads its batch in place, so the batch must live as long as it is under way.
+        under_way: deque[tuple[ov.InferRequest, np.ndarray]] = deque()
+        results: list[Outputs] = []
+        try:
+            for batch in batches:
+                request = self._acquire(under_way, results)
+                under_way.append((request, batch))
+                request.start_async({0: batch}, share_inputs=True)
+            while under_way:
+                self._idle.put(_collect(under_way, results))
+        finally:
+            for request, _ in under_way:  # after an error only
+                request.cancel()
+                self._idle.put(request)
+        return results
+
+    def _acquire(
+        self, under_way: deque[tuple[ov.InferRequest, np.ndarray]], results: list[Outputs]
+    ) -> ov.InferRequest:
+        """Take an idle request, else the oldest of one's own; wait for other threads' only when holding none.
+
+        Waiting for others while holding some is how two threads would wait for each other.
+        """
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return _collect(under_way, results) if under_way else self._idle.get()
 
     def close(self) -> None:
-        """Free the network and its requests."""
-        with self._lock:
-            self._requests = []
-            self._compiled = None
+        """Free the network and its requests, once those under way are done."""
+        self._closed = True
+        while not self._idle.empty():
+            self._idle.get()
 
 
 def _collect(under_way: deque[tuple[ov.InferRequest, np.ndarray]], results: list[Outputs]) -> ov.InferRequest:
+    """Wait for the oldest request and keep a copy of what it gives."""
     request, _ = under_way[0]
     request.wait()
-    under_way.popleft()
     results.append(tuple(tensor.data.copy() for tensor in request.output_tensors))
+    under_way.popleft()
     return request
 
 

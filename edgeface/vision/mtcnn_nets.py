@@ -97,9 +97,10 @@ def load_weights(folder: Path | None = None) -> Weights:
 def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
     """Build one network.
 
-    Its input is (N, H, W, 3) BGR 0-255, uint8 for P-Net with any H and W, float32 and square for R-Net (24)
-    and O-Net (48). Its outputs are ``face`` (the probability), ``box`` (4 regressions) and, for O-Net,
-    ``landmarks`` (x1..x5, y1..y5): for P-Net maps (N, H', W') and (N, 4, H', W'), else (N,) and (N, 4 or 10).
+    Its input is (N, H, W, 3) float32 BGR 0-255: of any H and W for P-Net, which rounds it to whole numbers; 24
+    for R-Net and 48 for O-Net, which do not. Its outputs are ``face`` (the probability), ``box`` (4
+    regressions) and, for O-Net, ``landmarks`` (x1..x5, y1..y5): for P-Net maps (N, H', W') and (N, 4, H', W'),
+    else (N,) and (N, 4 or 10).
 
     Parameters
     ----------
@@ -111,10 +112,9 @@ def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
         N, or -1 for any.
     """
     side, layers, pools = _SIDES[name], weights[name], _POOLS[name]
-    kind = np.uint8 if name == "pnet" else np.float32
-    image = ops.parameter([batch, side, side, 3], kind, name="image")
+    image = ops.parameter([batch, side, side, 3], np.float32, name="image")
     image.output(0).set_names({"image"})
-    x = ops.convert(image, "f32") if name == "pnet" else image
+    x = ops.round(image, "half_to_even") if name == "pnet" else image
     x = ops.transpose(x, np.array([0, 3, 1, 2]))
     hidden = [_with_raw_input(layers[0]), *layers[1 : len(pools)]]
     for layer, pool in zip(hidden, pools, strict=True):
