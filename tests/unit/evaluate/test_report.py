@@ -90,6 +90,7 @@ def test_the_page_is_whole_and_names_cannot_break_out_of_it(result: Result, tmp_
     assert not balance.seen & {"script", "link", "iframe", "object"}
     assert not re.search(r"(?:https?:)?//(?!\w*base64)\w+\.", page)
     assert "url(" not in page
+    assert "squared-l2 distance" in page
     assert "&lt;script&gt;" in page
     assert page.count("<svg") == 3
     assert page.count('<img src="data:image/jpeg;base64,') == 24
