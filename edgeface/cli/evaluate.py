@@ -130,9 +130,9 @@ def lfw(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a model on labelled pairs, LFW's or others of the same form."""
+    from edgeface.evaluate.folds import ProtocolName
     from edgeface.evaluate.lfw import DEFAULTS, Settings, evaluate_model
     from edgeface.evaluate.pairs import read_pairs
-    from edgeface.evaluate.protocol import ProtocolName
     from edgeface.evaluate.report import write_report
     from edgeface.recognize.metrics import Metric
 
