@@ -1,0 +1,344 @@
+"""Pictures or frames in, the faces in them with quality, embedding and track out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.contract import Alignment
+from edgeface.errors import ContractError, FaceError, InputError
+from edgeface.recognize.embedding import Embedding
+from edgeface.runtime.adapter import ImageFormat
+from edgeface.runtime.embedder import Embedder
+from edgeface.vision.align import align
+from edgeface.vision.detect import Detector, Faces
+from edgeface.vision.flow import FaceFlow
+from edgeface.vision.image import Image
+from edgeface.vision.quality import Quality, QualityGate, measure_quality
+from edgeface.vision.source import Frame
+from edgeface.vision.track import EmbeddingPolicy, Track, Tracker
+
+__all__ = ["Face", "Pipeline"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Face:
+    """One face of one picture.
+
+    Attributes
+    ----------
+    box : (4,) float32
+        x0, y0, x1, y1 in pixels of the picture.
+    landmarks : (5, 2) float32
+        As in `Faces.landmarks`.
+    score
+        Of its detection; where it was followed instead, of its last one.
+    quality
+        Where it was last detected; None where its box has no picture in it.
+    reasons
+        Why no embedding was made of this sight of it: what the gate says, or why it cannot be aligned.
+    embedding
+        Without a tracker, of this very face. With one, of its track's best crop so far. None: there is none.
+    track_id
+        The same for one person from frame to frame; None without a tracker.
+    """
+
+    box: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    score: float
+    quality: Quality | None
+    reasons: tuple[str, ...] = ()
+    embedding: Embedding | None = None
+    track_id: int | None = None
+
+
+class Pipeline:
+    """A detector and an embedder, and what belongs between them.
+
+    Neither is closed by it. Use one `run` at a time if there is a tracker.
+
+    Parameters
+    ----------
+    detector
+        Finds the faces. None: every picture is one face, already aligned.
+    embedder
+        Loaded with the default `ImageFormat`.
+    tracker
+        Keeps faces apart in `run`, so that each is embedded once or a few times and not in every frame.
+    gate
+        Faces that it refuses are not embedded.
+    policy
+        When a track is embedded again.
+    detect_every
+        With a tracker: detect in every n-th frame, and follow faces by optical flow in between. Only detected
+        faces are embedded, because models are trained on the boxes that detectors draw.
+    ahead
+        Frames under way at a time: while the embeddings of one are computed, the next one's faces are detected.
+
+    Raises
+    ------
+    ContractError
+        If the embedder takes other pictures than 8-bit BGR crops of its contract's size.
+    InputError
+        If the options do not fit each other.
+    """
+
+    def __init__(
+        self,
+        detector: Detector | None,
+        embedder: Embedder,
+        *,
+        tracker: Tracker | None = None,
+        gate: QualityGate | None = None,
+        policy: EmbeddingPolicy | None = None,
+        detect_every: int = 1,
+        ahead: int = 4,
+    ) -> None:
+        if embedder.image_format != ImageFormat():
+            raise ContractError(
+                f"pipeline: expected an embedder of {ImageFormat()}, found {embedder.image_format}; load it without "
+                "an image_format"
+            )
+        if detect_every < 1 or ahead < 1:
+            raise InputError(
+                f"pipeline: expected detect_every and ahead of 1 or more, found {detect_every} and {ahead}"
+            )
+        if tracker is None and (policy is not None or detect_every > 1):
+            raise InputError("pipeline: policy and detect_every need a tracker; give one, or leave them out")
+        if tracker is not None and detector is None:
+            raise InputError("pipeline: aligned crops have no place in a frame; leave the tracker out")
+        self._detector, self._embedder = detector, embedder
+        self._tracker, self._gate = tracker, gate
+        self._policy = policy or EmbeddingPolicy()
+        self._detect_every, self._ahead = detect_every, ahead
+
+    def process(self, image: Image) -> list[Face]:
+        """Find and embed every face of one picture; the tracker is left alone.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8, BGR
+            The picture.
+
+        Returns
+        -------
+        list of Face
+            Best score first.
+
+        Raises
+        ------
+        EdgeFaceError
+            What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
+        """
+        return _finish(self._look(image))
+
+    def run(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[Face]]]:
+        """Process frames in their order, several at a time.
+
+        Frames are taken in the caller's thread and only while results are read. A result that is ready is
+        yielded before the next frame is asked for. Closing the generator, an error, or Ctrl-C cancels what is
+        under way; the frames' owner closes them.
+
+        Parameters
+        ----------
+        frames
+            A `Source`, or any iterable.
+
+        Yields
+        ------
+        frame, faces
+            Best score first where detected.
+
+        Raises
+        ------
+        EdgeFaceError
+            In place of the first frame that failed, whether in the source, the detector or the embedder.
+        """
+        look = self._look_at if self._tracker is None else _Watch(self, self._tracker).look_at
+        window: deque[tuple[Frame, Future[list[_Sight]]]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:
+            try:
+                for frame in frames:
+                    window.append((frame, worker.submit(look, frame)))
+                    while window and (len(window) >= self._ahead or _ready(window[0][1])):
+                        yield window[0][0], _finish(window[0][1].result())
+                        window.popleft()
+                while window:
+                    yield window[0][0], _finish(window[0][1].result())
+                    window.popleft()
+            finally:
+                for _, looked in window:
+                    _abandon(looked)
+
+    def _look_at(self, frame: Frame) -> list[_Sight]:
+        return self._look(frame.image)
+
+    def _look(self, image: Image) -> list[_Sight]:
+        """Detect, and hand every face that is fit to the embedder."""
+        if self._detector is None:
+            return [self._take_whole(image)]
+        found = self._detect(image)
+        return [self._embed(image, self._measure(image, found, index)) for index in range(len(found))]
+
+    def _detect(self, image: Image) -> Faces:
+        assert self._detector is not None
+        return self._detector.detect([image])[0]
+
+    def _measure(self, image: Image, faces: Faces, index: int) -> Face:
+        """A detected face with its quality and what the gate says to it, not embedded."""
+        face = Face(
+            box=faces.boxes[index],
+            landmarks=faces.landmarks[index],
+            score=float(faces.scores[index]),
+            quality=None,
+        )
+        try:
+            quality = measure_quality(image, face.box, face.landmarks)
+        except FaceError as error:
+            return replace(face, reasons=(str(error),))
+        refused = self._gate.check(quality).reasons if self._gate else ()
+        return replace(face, quality=quality, reasons=tuple(map(str, refused)))
+
+    def _embed(self, image: Image, face: Face) -> _Sight:
+        if face.reasons:
+            return _Sight(face, None)
+        contract = self._embedder.contract
+        try:
+            crop = align(image, face.box, face.landmarks, contract.alignment, contract.input_size)
+        except FaceError as error:
+            return _Sight(replace(face, reasons=(str(error),)), None)
+        return _Sight(face, self._submit(crop))
+
+    def _take_whole(self, crop: Image) -> _Sight:
+        height, width = crop.shape[:2]
+        face = Face(
+            box=np.array([0, 0, width, height], np.float32),
+            landmarks=np.full((5, 2), np.nan, np.float32),
+            score=1.0,
+            quality=None,
+        )
+        return _Sight(
+            face, self._submit(align(crop, None, None, Alignment("none"), self._embedder.contract.input_size))
+        )
+
+    def _submit(self, crop: Image) -> _Pending:
+        return _Pending(
+            self._embedder.submit(crop, policy="block", copy=False), self._embedder.contract.contract_id
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    """An embedding that is being computed."""
+
+    future: Future[NDArray[np.float32]]
+    contract_id: str
+
+    def result(self) -> Embedding:
+        return Embedding(self.future.result().reshape(-1), self.contract_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sight:
+    """A face of a frame, and the embedding that it will have."""
+
+    face: Face
+    pending: _Pending | None
+
+    def finish(self) -> Face:
+        return self.face if self.pending is None else replace(self.face, embedding=self.pending.result())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    """What is known of a track: its last detected face, and its best embedding."""
+
+    face: Face
+    pending: _Pending | None = None
+    best: float | None = None
+    count: int = 0
+    at: float = 0.0
+
+
+class _Watch:
+    """One run over a video: what is remembered from frame to frame. Used by the pipeline's worker alone."""
+
+    def __init__(self, pipeline: Pipeline, tracker: Tracker) -> None:
+        tracker.clear()
+        self._pipeline, self._tracker = pipeline, tracker
+        self._flow = FaceFlow() if pipeline._detect_every > 1 else None
+        self._frames = 0
+        self._faces, self._ids = Faces.empty(), list[int]()
+        self._memories: dict[int, _Memory] = {}
+
+    def look_at(self, frame: Frame) -> list[_Sight]:
+        detects = self._frames % self._pipeline._detect_every == 0
+        self._frames += 1
+        tracks = self._detect(frame) if detects else self._follow(frame)
+        self._ids = [track.id for track in tracks]
+        return [self._sight(track) for track in tracks]
+
+    def _detect(self, frame: Frame) -> list[Track]:
+        if self._flow:
+            self._flow.see(frame.image)
+        self._faces = self._pipeline._detect(frame.image)
+        tracks = self._tracker.update(self._faces, frame.timestamp)
+        alive = self._tracker.alive
+        self._memories = {key: memory for key, memory in self._memories.items() if key in alive}
+        for index, track in enumerate(tracks):
+            self._memories[track.id] = self._remember(frame, index, track)
+        return tracks
+
+    def _follow(self, frame: Frame) -> list[Track]:
+        assert self._flow is not None
+        self._faces, kept = self._flow.follow(frame.image, self._faces)
+        return self._tracker.follow([self._ids[index] for index in kept], self._faces, frame.timestamp)
+
+    def _remember(self, frame: Frame, index: int, track: Track) -> _Memory:
+        face = self._pipeline._measure(frame.image, self._faces, index)
+        memory = self._memories.get(track.id, _Memory(face))
+        memory = replace(memory, face=face)
+        if not track.confirmed or face.quality is None or face.reasons:
+            return memory
+        quality, age = face.quality.score, frame.timestamp - memory.at
+        if not self._pipeline._policy.wants(quality, best=memory.best, count=memory.count, age=age):
+            return memory
+        sight = self._pipeline._embed(frame.image, face)
+        if sight.pending is None:
+            return replace(memory, face=sight.face)
+        return _Memory(sight.face, sight.pending, quality, memory.count + 1, frame.timestamp)
+
+    def _sight(self, track: Track) -> _Sight:
+        memory = self._memories[track.id]
+        face = replace(memory.face, box=track.box, landmarks=track.landmarks, track_id=track.id)
+        return _Sight(face, memory.pending)
+
+
+def _finish(sights: Sequence[_Sight]) -> list[Face]:
+    return [sight.finish() for sight in sights]
+
+
+def _ready(looked: Future[list[_Sight]]) -> bool:
+    """Whether the answer, or the error, is there."""
+    if not looked.done():
+        return False
+    failed = looked.cancelled() or looked.exception() is not None
+    return failed or all(sight.pending is None or sight.pending.future.done() for sight in looked.result())
+
+
+def _abandon(looked: Future[list[_Sight]]) -> None:
+    """Cancel a frame that nobody will ask for, and its embeddings once they are known."""
+    if not looked.cancel():
+        looked.add_done_callback(_cancel_embeddings)
+
+
+def _cancel_embeddings(looked: Future[list[_Sight]]) -> None:
+    if looked.exception() is None:
+        for sight in looked.result():
+            if sight.pending is not None:
+                sight.pending.future.cancel()

@@ -1,0 +1,52 @@
+"""An IR with a contract that embeds a crop as its mean colour: enough to see which crop went in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from edgeface.contract import Alignment, ModelContract
+
+try:
+    from openvino import opset13 as ops
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset13 as ops
+
+TINY_SIZE = 32
+
+
+def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin: int = 0) -> Path:
+    """Write folder/name.xml: (B, 3, 32, 32) BGR to unit-length means of blue, green and red."""
+    image = ops.parameter([-1, 3, TINY_SIZE, TINY_SIZE], np.float32, name="image")
+    mean = ops.reduce_mean(image, ops.constant(np.array([2, 3])), keep_dims=False)
+    unit = ops.normalize_l2(mean, ops.constant(np.array([1])), 1e-10, "max")
+    model = ov.Model([unit], [image], name)
+    model.input(0).set_names({"image"})
+    model.output(0).set_names({"embeddings"})
+    contract = ModelContract(
+        name=name,
+        framework="openvino",
+        source_sha256=source * 64,
+        provenance="unknown",
+        input_name="image",
+        output_name="embeddings",
+        input_size=(TINY_SIZE, TINY_SIZE),
+        layout="NCHW",
+        color="BGR",
+        value_range=(0, 255),
+        mean=(0, 0, 0),
+        scale=(1, 1, 1),
+        embedding_dim=3,
+        metric="cosine",
+        normalized=True,
+        alignment=Alignment("mtcnn-box-margin", margin),
+        precision="FP32",
+        converter_version="test",
+        openvino_version=ov.get_version(),
+    )
+    contract.write_to(model)
+    path = folder / f"{name}.xml"
+    ov.save_model(model, path, compress_to_fp16=False)
+    return path
