@@ -119,7 +119,9 @@ def write_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], *, endia
     for name in sorted(variables, key=str.encode):
         array = np.asarray(variables[name])
         raw = array.tobytes()
-        entry = BundleEntry(dtype=numbers[array.dtype], offset=len(data), size=len(raw))
+        entry = BundleEntry(
+            dtype=numbers[array.dtype], offset=len(data), size=len(raw), crc32c=_masked_crc(raw)
+        )
         set_shape(entry.shape, array.shape)
         entries.append((name.encode(), entry.SerializeToString()))
         data += raw
@@ -131,10 +133,10 @@ def _table(entries: list[tuple[bytes, bytes]]) -> bytes:
     content, handles = b"", []
     for block in (_block(entries), _block([])):  # data, then the empty meta-index
         handles.append(_varint(len(content)) + _varint(len(block)))
-        content += block + bytes(5)
+        content += block + _trailer(block)
     index = _block([(entries[-1][0] + b"\xff", handles[0])])
     footer = handles[1] + _varint(len(content)) + _varint(len(index))
-    content += index + bytes(5)
+    content += index + _trailer(index)
     return content + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
@@ -147,6 +149,22 @@ def _block(entries: list[tuple[bytes, bytes]]) -> bytes:
         content += _varint(shared) + _varint(len(key) - shared) + _varint(len(value)) + key[shared:] + value
         previous = key
     return content + struct.pack("<II", 0, 1)
+
+
+def _trailer(block: bytes) -> bytes:
+    """No compression, then the checksum of the block and of that."""
+    return b"\0" + struct.pack("<I", _masked_crc(block + b"\0"))
+
+
+def _masked_crc(content: bytes) -> int:
+    """CRC-32C (RFC 3720), masked the way LevelDB stores it."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _varint(value: int) -> bytes:

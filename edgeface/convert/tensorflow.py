@@ -120,8 +120,9 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     source = _read_source(path)
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in source.graph.node):
-        return _load_functions(path, source)
+        return _load_functions(path, source, size)
     ports = _find_ports(path, names, source.signature)
+    _require_size(path, _declared_shape(names.get(ports.input)), size)
     inference = prune(
         source.graph,
         input=ports.input,
@@ -291,7 +292,27 @@ def _shared_constant(value: NDArray[np.float32]) -> Any:
     return Constant(np.array(value, order="C"), shared_memory=True)
 
 
-def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
+def _declared_shape(node: Any) -> list[int]:
+    """Shape that a placeholder gives itself, -1 where it is dynamic; empty for any other node."""
+    if node is None or node.op not in _PLACEHOLDERS or "shape" not in node.attr:
+        return []
+    return [dim.size for dim in node.attr["shape"].shape.dim]
+
+
+def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) -> None:
+    """Refuse a model for images of another size; a network without dense layers would run, and be wrong."""
+    wanted = (*size, 3)
+    if len(declared) == 4 and any(
+        found not in (-1, expected) for found, expected in zip(declared[1:], wanted, strict=True)
+    ):
+        found, expected = (" x ".join(map(str, shape)) for shape in (declared[1:], wanted))
+        raise ConversionError(
+            f"{path}: expected a model of {expected} images, found one of {found}; "
+            "give the zoo name whose preprocessing is this model's with --name"
+        )
+
+
+def _load_functions(path: Path, source: _Source, size: tuple[int, int]) -> TensorFlowModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
     model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -299,6 +320,9 @@ def _load_functions(path: Path, source: _Source) -> TensorFlowModel:
             f"{path}: expected a SavedModel with one input and one output, "
             f"found {len(model.inputs)} and {len(model.outputs)}"
         )
+    shape = model.input(0).get_partial_shape()
+    axes = [] if shape.rank.is_dynamic else list(shape)
+    _require_size(path, [-1 if axis.is_dynamic else axis.get_length() for axis in axes], size)
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
     seeded = any(node.name == SEEDED_MARK for node in source.graph.node)
     return TensorFlowModel(model, source.sha256, seeded, names[0] or _INPUTS[0], names[1] or _OUTPUT)
