@@ -21,6 +21,7 @@ _COMMANDS = {
     "zoo": ("zoo",),
     "convert": ("convert", "adopt", "inspect"),
     "devices": ("devices", "doctor"),
+    "detect": ("detect", "align"),
     "evaluate": ("evaluate", "calibrate"),
 }
 """The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""

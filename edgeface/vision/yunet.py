@@ -92,7 +92,7 @@ class YuNet:
 
     def _scale(self, image: Image) -> float:
         if self._fixed is None:
-            return min(1.0, _LONGEST_SIDE / max(image.shape[:2]))
+            return float(min(1, _LONGEST_SIDE / max(image.shape[:2])))
         return float(min(self._fixed[0] / image.shape[0], self._fixed[1] / image.shape[1]))
 
     def _shape(self, image: Image, scale: float) -> tuple[int, int]:

@@ -1,0 +1,228 @@
+"""`edgeface detect` and `edgeface align`."""
+
+from __future__ import annotations
+
+import enum
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.contract import Alignment
+from edgeface.errors import ImageError, InputError, NegativeResult
+
+__all__ = ["register"]
+
+
+class _Detector(str, enum.Enum):
+    mtcnn = "mtcnn"
+    yunet = "yunet"
+    retail_0004 = "retail-0004"
+
+
+class _Recipe(str, enum.Enum):
+    mtcnn_box_margin = "mtcnn-box-margin"
+    mtcnn_box_output_margin = "mtcnn-box-output-margin"
+    five_point_112 = "five-point-112"
+    five_point_96x112 = "five-point-96x112"
+    outer_eyes_nose_96 = "outer-eyes-nose-96"
+
+
+_SIZES = {
+    _Recipe.mtcnn_box_margin: (160, 160),
+    _Recipe.mtcnn_box_output_margin: (160, 160),
+    _Recipe.five_point_112: (112, 112),
+    _Recipe.five_point_96x112: (112, 96),
+    _Recipe.outer_eyes_nose_96: (96, 96),
+}
+
+DetectorOption = Annotated[_Detector, typer.Option("--detector", help="What finds the faces.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--detector-model",
+        metavar="PATH",
+        help="Its model; by default the downloaded one (mtcnn's is installed with edgeface).",
+        show_default=False,
+    ),
+]
+LandmarksOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--landmarks-model", metavar="XML", help="landmarks-regression-retail-0009.", show_default=False
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="OpenVINO device.")]
+MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Smallest face, in pixels.")]
+ThresholdOption = Annotated[
+    float | None, typer.Option("--threshold", min=0, max=1, help="Lowest score.", show_default=False)
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any picture failed.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: edgeface detect photos/ --draw marked --json")(detect)
+    app.command(epilog="Example: edgeface align lfw -o lfw_160 --recipe mtcnn-box-margin --margin 32")(align)
+
+
+def detect(
+    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or patterns.")],
+    detector: DetectorOption = _Detector.mtcnn,
+    detector_model: ModelOption = None,
+    landmarks_model: LandmarksOption = None,
+    device: DeviceOption = "CPU",
+    min_size: MinSizeOption = 20,
+    threshold: ThresholdOption = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write pictures with the faces marked.")
+    ] = None,
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Find faces: boxes, five landmarks and scores, in pixels of each image."""
+    from edgeface.vision.crops import detect_photos, find_photos, write_png
+    from edgeface.vision.draw import draw_faces
+
+    photos = find_photos(images)
+    failures: dict[Path, str] = {}
+    answers: list[dict[str, Any]] = []
+    with _load(
+        detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
+    ) as model:
+        for found in detect_photos(photos, model, failures=failures):
+            if draw:
+                target = draw / found.photo.relative.with_suffix(".png")
+                write_png(target, draw_faces(found.image, found.faces))
+            answers.append(_answer(found))
+            if not json:
+                _show(answers[-1])
+    if not answers:
+        raise ImageError("no image could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
+    if json:
+        emit_json({"detector": detector.value, "images": answers, "failures": _listed(failures)})
+    _finish(failures, strict=strict)
+
+
+def align(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Photographs, in any depth of folders.")],
+    output_dir: Annotated[
+        Path,
+        typer.Option("--output-dir", "-o", help="Folder for the crops; made if absent.", show_default=False),
+    ],
+    recipe: Annotated[_Recipe, typer.Option(help="How the model was trained.")] = _Recipe.mtcnn_box_margin,
+    margin: Annotated[
+        int | None, typer.Option(min=0, help="Pixels, for the box recipes; 32 there.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Of the crop; by default the recipe's.")
+    ] = None,
+    detector: DetectorOption = _Detector.mtcnn,
+    detector_model: ModelOption = None,
+    landmarks_model: LandmarksOption = None,
+    device: DeviceOption = "CPU",
+    min_size: MinSizeOption = 20,
+    threshold: ThresholdOption = None,
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Cut the face out of every photograph of a folder, and keep the folders' structure."""
+    from edgeface.vision.crops import CropReport, align_photos, find_photos
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of photographs, found none")
+    by_box = recipe in (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)
+    if margin is not None and not by_box:
+        raise InputError(f"--margin: {recipe.value} has none")
+    alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
+    crop_size = _parse_size(size) if size else _SIZES[recipe]
+    photos = find_photos([folder])
+    report = CropReport()
+    with _load(
+        detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
+    ) as model:
+        for report in align_photos(photos, output_dir, model, alignment, crop_size):
+            if stderr.is_terminal:
+                stderr.print(f"\r{len(report.written)} of {len(photos)} crops", end="")
+    if json:
+        emit_json(
+            {
+                "output_dir": str(output_dir),
+                "recipe": recipe.value,
+                "margin": alignment.margin,
+                "size": list(crop_size),
+                "written": len(report.written),
+                "failures": _listed(report.failures),
+            }
+        )
+    else:
+        stdout.print(f"{len(report.written)} crops written to {output_dir}")
+    _finish(report.failures, strict=strict)
+
+
+def _load(
+    name: _Detector, model: Path | None, landmarks_model: Path | None, *, device: str, **options: Any
+) -> Any:
+    """Load a detector; models that were not named are those of the zoo's cache."""
+    from edgeface.vision.detect import load_detector
+
+    if name is _Detector.yunet:
+        model = model or _downloaded("yunet", "yunet_n_dynamic.onnx")
+    elif name is _Detector.retail_0004:
+        model = model or _downloaded("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml")
+        landmarks_model = landmarks_model or _downloaded(
+            "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
+        )
+    return load_detector(name.value, device=device, model=model, landmarks_model=landmarks_model, **options)
+
+
+def _downloaded(name: str, file: str) -> Path:
+    from edgeface.zoo import Store, load_catalog
+
+    return Store().model_dir(load_catalog()[name]) / file
+
+
+def _answer(found: Any) -> dict[str, Any]:
+    height, width = found.image.shape[:2]
+    faces = [
+        {
+            "box": [round(float(value), 2) for value in box],
+            "landmarks": [[round(float(value), 2) for value in point] for point in points]
+            if not math.isnan(points[0, 0])
+            else None,
+            "score": round(float(score), 6),
+        }
+        for box, points, score in zip(
+            found.faces.boxes, found.faces.landmarks, found.faces.scores, strict=True
+        )
+    ]
+    return {"path": str(found.photo.path), "width": width, "height": height, "faces": faces}
+
+
+def _show(answer: dict[str, Any]) -> None:
+    faces = answer["faces"]
+    stdout.print(f"{answer['path']}: {len(faces)} {'face' if len(faces) == 1 else 'faces'}", markup=False)
+    for face in faces:
+        x0, y0, x1, y1 = face["box"]
+        stdout.print(f"  {face['score']:.4f}  {x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})")
+
+
+def _listed(failures: dict[Path, str]) -> list[dict[str, str]]:
+    return [{"path": str(path), "error": reason} for path, reason in failures.items()]
+
+
+def _finish(failures: dict[Path, str], *, strict: bool) -> None:
+    """List what failed; that is the command's own failure only with --strict."""
+    for path, reason in failures.items():
+        stderr.print(f"{path}: {reason}", markup=False)
+    if failures and strict:
+        raise typer.Exit(NegativeResult.exit_code)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size: expected N or HxW in pixels, found {text!r}")
+    return int(parts[0]), int(parts[-1])
