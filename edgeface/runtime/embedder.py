@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import openvino as ov
@@ -31,7 +31,7 @@ from edgeface.runtime.source import Source, read_source
 
 __all__ = ["Embedder", "share_threads"]
 
-_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 
 @functools.cache
@@ -260,10 +260,9 @@ class Embedder(Serving):
             If a crop was not answered: `InferenceError`, `DeadlineExceeded`, `EngineClosed`.
         """
         if isinstance(crops, np.ndarray):
-            if crops.ndim == len(self.image_format.image_shape(self.contract)):
-                crops = crops[np.newaxis]
-            else:
-                self.image_format.check_batch(crops, self.contract)
+            if crops.ndim == 3:
+                return self.infer(crops, deadline=deadline)[np.newaxis]
+            self.image_format.check_batch(crops, self.contract)
         rows = list(self._stream(crops, deadline=deadline, copy=False))
         return np.stack(rows) if rows else np.empty((0, self.contract.embedding_dim), np.float32)
 
@@ -277,13 +276,22 @@ class Embedder(Serving):
     ) -> Future[np.ndarray]:
         """Accept one crop; the future's result is its embedding, (D,) float32. See `Engine.submit`."""
         self.image_format.check(array, self.contract)
+        return self._ask(lambda serving: serving.submit(array, deadline=deadline, policy=policy, copy=copy))
+
+    def infer(self, array: np.ndarray, *, deadline: float | None = None) -> np.ndarray:
+        """Embed one crop and wait; (D,) float32. See `Engine.infer`."""
+        self.image_format.check(array, self.contract)
+        return self._ask(lambda serving: serving.infer(array, deadline=deadline))
+
+    def _ask(self, question: Callable[[Serving], _Answer]) -> _Answer:
+        """Ask the generation that serves; the next one, if a swap closes this one in between."""
         while True:
             generation = self._generations[-1]
             try:
-                return generation.serving.submit(array, deadline=deadline, policy=policy, copy=copy)
+                return question(generation.serving)
             except EngineClosed:
                 if generation is self._generations[-1]:
-                    raise  # closed for good, not swapped
+                    raise  # closed for good
 
     def swap(self, ir: Path | str, *, key: bytes | None = None) -> None:
         """Go on with another IR of the same contract, without losing a request.

@@ -34,11 +34,9 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
-from itertools import chain, islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -52,11 +50,11 @@ from edgeface.errors import (
     InferenceError,
     InputError,
     Overloaded,
-    RequestError,
 )
-from edgeface.runtime.counters import Counters, Outcome, Tally
+from edgeface.runtime.counters import Counters
 from edgeface.runtime.faults import reason_of
 from edgeface.runtime.lifetime import look_after, on_done
+from edgeface.runtime.schedule import Schedule
 from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait
 from edgeface.runtime.slots import Job, Slot, item_shape
 
@@ -105,14 +103,13 @@ class Engine(Serving):
         first = next(iter(models.values()))
         count: int = requests or int(first.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.name = name
-        self._batch = max(models)
+        batch = max(models)
         self._shape = item_shape(first)
         self._dtype = np.dtype(first.input(0).element_type.to_dtype())
-        if self._batch > 1 and -1 in self._shape:
+        if batch > 1 and -1 in self._shape:
             raise InputError(f"{name}: items of any size cannot share a batch; expected only batch size 1")
-        self._depth = queue_depth or max(8, 4 * count * self._batch)
         self._policy: Policy = policy
-        self._parallel: int = count * self._batch
+        self._parallel: int = count * batch
         self._refusal: str | None = None
         self._forked = False
         self._drain = True
@@ -120,31 +117,28 @@ class Engine(Serving):
         self._asleep = False
         self._lock = threading.RLock()  # reentrant, should a device ever call back inside start_async
         self._room = threading.Condition(self._lock)
-        self._queue: deque[Job] = deque()
-        self._ended: deque[tuple[Job, Any, RequestError | None]] = deque()
-        self._tally = Tally()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._closed = threading.Event()
         reference = weakref.ref(self, partial(_ring, self._bell))
-        self._slots: list[Slot] = []
         try:
-            for number in range(count):
-                self._slots.append(Slot(models, on_done, partial(_find, reference, number)))
-            for slot in self._slots:
+            slots = [Slot(models, on_done, partial(_find, reference, number)) for number in range(count)]
+            for slot in slots:
                 slot.prove()
         except RuntimeError as error:
             raise InferenceError(f"{name}: the device cannot run this model: {reason_of(error)}") from error
+        depth = queue_depth or max(8, 4 * count * batch)
+        self._schedule = Schedule(name, slots, batch=batch, depth=depth, room=self._room)
         look_after(self, reference, self._bell)
 
     @property
     def capacity(self) -> int:
         """Requests that can be accepted and unanswered at one time: on the device and in the queue."""
-        return self._depth + self.parallel
+        return self._schedule.depth + self.parallel
 
     @property
     def outstanding(self) -> int:
         """Requests that wait or are on the device now; read without the lock, so approximate under load."""
-        return len(self._queue) + sum(len(slot.jobs) for slot in tuple(self._slots))
+        return self._schedule.outstanding
 
     @property
     def parallel(self) -> int:
@@ -195,6 +189,50 @@ class Engine(Serving):
         """
         return self._accept(array, deadline, policy or self._policy, copy)
 
+    def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
+        """Answer one array and wait, in this thread if a request is free: no other thread has to be woken.
+
+        Parameters
+        ----------
+        array
+            As for `submit`; not to be changed meanwhile.
+        deadline
+            Seconds from now. Only a request that other threads compute can be given up at it, so with one the
+            array is queued.
+
+        Raises
+        ------
+        ContractError, DeadlineExceeded, EngineClosed
+            As `submit`.
+        InferenceError
+            If the device failed.
+        """
+        self._check(array)
+        schedule, job, claim = self._schedule, Job(self, array, None), _Claim()
+        with self._lock:
+            self._refuse_if_closed()
+            slot = schedule.free_slot() if deadline is None and not schedule.queue else None
+            if slot is not None:
+                slot.claim, slot.jobs, job.slot = weakref.ref(claim), (job,), slot
+        if slot is None:
+            return super().infer(array, deadline=deadline)
+        failure = None
+        try:
+            value = slot.run(slot.jobs)[0]
+        except Exception as error:
+            failure = schedule.failure(error)
+        with self._lock:
+            in_time = schedule.count(job, "failed" if failure else "done")
+            schedule.release(slot)
+            schedule.pump()
+            if schedule.ended or self._refusal is not None:
+                self._bell.put(None)
+        if failure is not None:
+            raise failure
+        if not in_time:
+            raise EngineClosed(f"{self.name}: closed before the result was there")
+        return value
+
     def resubmit(self, array: np.ndarray, *, deadline: float | None = None) -> Future[Any]:
         """Accept, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
         return self._accept(array, deadline, None, False)
@@ -207,11 +245,11 @@ class Engine(Serving):
         self._refuse_if_closed()
         with self._lock:
             self._make_room(job, policy)
-            self._queue.append(job)
-            self._pump()
+            self._schedule.queue.append(job)
+            self._schedule.pump()
             if copy and job.slot is None:
                 job.array = array.copy()
-            if self._asleep or self._ended:
+            if self._asleep or self._schedule.ended:
                 self._asleep = False
                 self._bell.put(None)
         return job
@@ -219,9 +257,7 @@ class Engine(Serving):
     def counters(self) -> Counters:
         """What has happened so far."""
         with self._lock:
-            queued = sum(job.waiting for job in self._queue)
-            running = sum(job.ended is None for slot in self._slots for job in slot.jobs)
-            return self._tally.snapshot(queued=queued, running=running)
+            return self._schedule.snapshot()
 
     @property
     def closed(self) -> bool:
@@ -262,10 +298,10 @@ class Engine(Serving):
         if self._forked:
             return
         with self._lock:
-            if self._count(job, "cancelled"):
+            if self._schedule.count(job, "cancelled"):
                 job.set_running_or_notify_cancel()
             with contextlib.suppress(ValueError):
-                self._queue.remove(job)
+                self._schedule.queue.remove(job)
                 self._room.notify()
 
     def _check(self, array: np.ndarray) -> None:
@@ -288,18 +324,16 @@ class Engine(Serving):
     def _make_room(self, job: Job, policy: Policy | None) -> None:
         while True:
             self._refuse_if_closed()
-            if len(self._queue) < self._depth or policy is None:
+            if policy is None or not self._schedule.full:
                 return
             if policy == "drop-oldest":
-                self._end(
-                    self._queue.popleft(),
-                    "dropped",
-                    error=Overloaded(f"{self.name}: dropped for a newer request"),
-                )
+                self._schedule.drop_oldest()
                 continue
             if policy == "reject":
-                self._tally.rejected += 1
-                raise Overloaded(f"{self.name}: {self._depth} requests wait already; submit fewer, or wait")
+                self._schedule.tally.rejected += 1
+                raise Overloaded(
+                    f"{self.name}: {self._schedule.depth} requests wait already; submit fewer, or wait"
+                )
             if may_not_wait():
                 raise Overloaded(
                     f"{self.name}: the queue is full, and a future's callback must not wait for room: it holds the "
@@ -309,66 +343,6 @@ class Engine(Serving):
             if patience <= 0:
                 raise DeadlineExceeded(f"{self.name}: no room in the queue by the request's deadline")
             self._room.wait(min(patience, RECHECK))
-
-    def _pump(self) -> None:
-        """Give queued jobs to free slots."""
-        while jobs := self._next_jobs():
-            slot = next((slot for slot in self._slots if not slot.jobs), None)
-            if slot is None:
-                break
-            self._start(slot, jobs)
-        # Those who wait for room are woken when half the queue is free: a switch of threads costs as much as a
-        # small inference, and the other half keeps the device busy meanwhile.
-        if len(self._queue) <= self._depth // 2:
-            self._room.notify(self._depth - len(self._queue))
-
-    def _next_jobs(self) -> list[Job]:
-        """The jobs of the next batch, which stay in the queue until they have been started."""
-        queue = self._queue
-        while queue and not queue[0].waiting:
-            self._count(queue.popleft(), None)
-        return [job for job in islice(queue, self._batch) if job.waiting]
-
-    def _start(self, slot: Slot, jobs: Sequence[Job]) -> None:
-        try:
-            for job in jobs:
-                job.slot = slot
-            slot.jobs = jobs
-            slot.start(jobs)
-        except BaseException as error:
-            if slot.verdict() is not None:  # it did not reach the device
-                slot.jobs = ()
-                if isinstance(error, Exception):
-                    self._fail(jobs, error)
-                else:
-                    for job in jobs:
-                        job.slot = None
-            if not isinstance(error, Exception):
-                raise
-
-    def _end(self, job: Job, outcome: Outcome, value: Any = None, error: RequestError | None = None) -> None:
-        """Decide a job's end; `_deliver` tells its future after the lock is released."""
-        if self._count(job, outcome):
-            self._ended.append((job, value, error))
-
-    def _fail(self, jobs: Sequence[Job], error: Exception | str) -> None:
-        text = error if isinstance(error, str) else reason_of(error)
-        for job in jobs:
-            failure = InferenceError(f"{self.name}: inference failed: {text}")
-            failure.__cause__ = error if isinstance(error, Exception) else None
-            self._end(job, "failed", error=failure)
-
-    def _count(self, job: Job, outcome: Outcome | None) -> bool:
-        if outcome is None:
-            if not job.cancelled():
-                return False
-            outcome = "cancelled"  # Ctrl-C came between the cancelling and its entry
-        if not job.end(outcome):
-            return False
-        self._tally.ended[outcome] += 1
-        if outcome == "done":
-            self._tally.measure(time.monotonic() - job.born)
-        return True
 
     # The methods below are called without the lock, and never by a thread that a signal can interrupt.
 
@@ -383,10 +357,10 @@ class Engine(Serving):
             slot.jobs = ()
             if failure is None:
                 for job, value in zip(jobs, values, strict=True):
-                    self._end(job, "done", value)
+                    self._schedule.end(job, "done", value)
             else:
-                self._fail(jobs, failure)
-            self._pump()
+                self._schedule.fail(jobs, failure)
+            self._schedule.pump()
             if self._refusal is not None:
                 self._bell.put(None)
         self._deliver()
@@ -396,8 +370,8 @@ class Engine(Serving):
         outer = may_not_wait()
         in_done_callback.active = True
         try:
-            while self._ended:
-                job, value, error = self._ended.popleft()
+            while self._schedule.ended:
+                job, value, error = self._schedule.ended.popleft()
                 try:
                     if not job.set_running_or_notify_cancel():
                         continue
@@ -415,23 +389,20 @@ class Engine(Serving):
     def tick(self) -> float | None:
         """See to failures, deadlines and closing; return seconds until the next look, None: when the bell rings."""
         with self._lock:
-            now = time.monotonic()
-            for slot in self._slots:
-                if slot.jobs and (failure := slot.verdict()) is not None:
-                    jobs, slot.jobs = slot.jobs, ()
-                    self._fail(jobs, failure)
-            self._expire(now)
-            self._pump()
-            working = bool(self._queue) or any(slot.jobs for slot in self._slots)
-            # A slot is at rest when its callback has returned too: destroying it inside would wait for itself.
-            at_rest = not working and all(slot.verdict() is not None for slot in self._slots)
+            now, schedule = time.monotonic(), self._schedule
             closing = self._refusal is not None
-            overdue = closing and now >= self._close_by
+            overdue = now >= self._close_by
+            schedule.reap()
+            schedule.expire(now, abandon_queued=closing and not self._drain, abandon_all=overdue)
+            schedule.pump()
+            working = schedule.outstanding > 0
+            # A slot is at rest when its callback has returned too: destroying it inside would wait for itself.
+            at_rest = not working and all(slot.verdict() is not None for slot in schedule.slots)
             if at_rest and closing:
-                self._slots.clear()
+                self._schedule.slots.clear()
             self._asleep = at_rest  # who submits rings the bell
         self._deliver()
-        if overdue or (at_rest and closing):
+        if closing and (at_rest or overdue):
             self._closed.set()
         if at_rest:
             return None
@@ -439,19 +410,11 @@ class Engine(Serving):
             return RECHECK
         return _POLL if working else 0.001
 
-    def _expire(self, now: float) -> None:
-        late = now >= self._close_by
-        for job in chain(self._queue, *(slot.jobs for slot in self._slots)):
-            if job.deadline is not None and now >= job.deadline:
-                self._end(
-                    job,
-                    "expired",
-                    error=DeadlineExceeded(f"{self.name}: no result by the request's deadline"),
-                )
-            elif late or (self._refusal is not None and not self._drain and job.slot is None):
-                self._end(
-                    job, "abandoned", error=EngineClosed(f"{self.name}: closed before the request's turn")
-                )
+
+class _Claim:
+    """What only the frame of `infer` refers to."""
+
+    __slots__ = ("__weakref__",)
 
 
 def _ring(bell: SimpleQueue[None], _: object) -> None:
@@ -460,7 +423,7 @@ def _ring(bell: SimpleQueue[None], _: object) -> None:
 
 def _find(reference: weakref.ref[Engine], number: int) -> tuple[Engine, Slot] | None:
     engine = reference()
-    return None if engine is None else (engine, engine._slots[number])
+    return None if engine is None else (engine, engine._schedule.slots[number])
 
 
 def _by_batch(compiled: ov.CompiledModel) -> dict[int, ov.CompiledModel]:

@@ -36,6 +36,9 @@ def may_not_wait() -> bool:
     return getattr(in_done_callback, "active", False)
 
 
+_NO_WAITING = "a future's callback must not wait for results: it holds the device's thread"
+
+
 class Serving(ABC):
     """Something that answers one array with one future, from any thread."""
 
@@ -54,6 +57,12 @@ class Serving(ABC):
         copy: bool = True,
     ) -> Future[Any]:
         """Accept one array; see `Engine.submit`."""
+
+    def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
+        """Answer one array and wait; it must not be changed meanwhile."""
+        if may_not_wait():
+            raise RequestError(_NO_WAITING)
+        return self.submit(array, deadline=deadline, policy="block", copy=False).result()
 
     @abstractmethod
     def counters(self) -> Counters:
@@ -135,7 +144,7 @@ class Serving(ABC):
 def _wait(window: deque[Future[Any]]) -> Any:
     """The oldest future's result. It stays in the window, to be cancelled, until the result is there."""
     if may_not_wait() and not window[0].done():
-        raise RequestError("a future's callback must not wait for results: it holds the device's thread")
+        raise RequestError(_NO_WAITING)
     result = window[0].result()
     window.popleft()
     return result

@@ -64,7 +64,9 @@ class Job(Future[Any]):
 class Slot:
     """One member of the fixed pool: an OpenVINO infer request a batch size, of which one runs at a time.
 
-    `jobs` is the state: the slot is free exactly while it is empty. It is written under the engine's lock.
+    `jobs` is the state: the slot is free exactly while it is empty. It is written under the engine's lock. `claim`
+    is set while a thread computes by itself: a weak reference to something that only its frame holds, so that a
+    slot is known to be over however the frame was left, also by Ctrl-C within the handling of Ctrl-C.
 
     Parameters
     ----------
@@ -78,6 +80,7 @@ class Slot:
         self, compiled: Mapping[int, ov.CompiledModel], on_done: Callable[[Any], None], token: object
     ) -> None:
         self.jobs: Sequence[Job] = ()
+        self.claim: Callable[[], object] | None = None
         self._requests = {batch: model.create_infer_request() for batch, model in compiled.items()}
         self._active = next(iter(self._requests.values()))
         self._outputs = len(self._active.model_outputs)
@@ -91,8 +94,21 @@ class Slot:
             request.wait()
             request.set_callback(self._on_done, self._token)
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether the frame that computed here by itself is gone."""
+        return self.claim is not None and self.claim() is None
+
     def start(self, jobs: Sequence[Job]) -> None:
         """Copy the jobs' arrays into the smallest batch that holds them, and start the device."""
+        self._fill(jobs).start_async()
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """Compute in this thread, and read."""
+        self._fill(jobs).infer()
+        return self.read()
+
+    def _fill(self, jobs: Sequence[Job]) -> ov.InferRequest:
         count = len(jobs)
         request = self._active = next(r for batch, r in self._requests.items() if batch >= count)
         tensor = request.get_input_tensor(0)
@@ -102,7 +118,7 @@ class Slot:
                 np.copyto(row, job.array)  # type: ignore[arg-type]
         else:  # each image has its own size, and the batch is one
             request.set_input_tensor(0, ov.Tensor(np.ascontiguousarray(jobs[0].array)[np.newaxis]))
-        request.start_async()
+        return request
 
     def read(self) -> list[Any]:
         """Copy out one result for each of `jobs`: an array, or a tuple of arrays if there are several outputs."""

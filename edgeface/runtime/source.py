@@ -71,7 +71,7 @@ def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Sourc
     """
     weights = path.with_suffix(".bin")
     try:
-        if is_sealed(path):
+        if is_sealed(path) or (key is not None and path.suffix != ".xml"):
             if key is None:
                 raise InputError(f"{path}: expected a key, for this model is encrypted; found none")
             xml, content = open_ir(path, key)

@@ -11,17 +11,24 @@ import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from edgeface.errors import (
     ContractError,
     DeadlineExceeded,
     EngineClosed,
+    InferenceError,
     InputError,
     Overloaded,
     RequestError,
 )
 from edgeface.runtime import Engine
+
+try:
+    from openvino import opset13 as ops
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset13 as ops
 
 pytestmark = pytest.mark.timeout(60)
 SOON = 10
@@ -164,9 +171,6 @@ def test_batches_take_the_smallest_bucket_that_holds_what_waits(device, board, r
 
 
 def test_several_outputs_come_as_a_tuple(core, row):
-    import openvino as ov
-
-    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
     x = ops.parameter([2, 16], np.float32)
     model = ov.Model([ops.relu(x), ops.reduce_sum(x, ops.constant(np.array([1])), True)], [x], "two")
     with Engine(core.compile_model(model, "CPU")) as engine:
@@ -176,9 +180,6 @@ def test_several_outputs_come_as_a_tuple(core, row):
 
 
 def test_items_of_any_size(core):
-    import openvino as ov
-
-    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
     x = ops.parameter([1, -1, 3], np.float32)
     compiled = core.compile_model(
         ov.Model([ops.reduce_sum(x, ops.constant(np.array([1])))], [x], "any"), "CPU"
@@ -199,9 +200,6 @@ def test_wrong_array_is_refused_with_what_was_expected(double, wrong):
 
 
 def test_dynamic_batch_is_refused(core):
-    import openvino as ov
-
-    ops = getattr(ov, "opset13", None) or __import__("openvino.runtime", fromlist=["opset13"]).opset13
     x = ops.parameter([-1, 4], np.float32)
     with pytest.raises(InputError, match="static batch"):
         Engine(core.compile_model(ov.Model([ops.relu(x)], [x], "dynamic"), "CPU"))
@@ -370,9 +368,15 @@ def test_closing_is_bounded_when_the_device_hangs(device, board, row):
 
 def test_leaving_a_with_block_by_an_error_does_not_drain(device, board, row):
     board.delay = 0.05
-    with pytest.raises(KeyError), Engine(device(), requests=1, queue_depth=32) as engine:
-        futures = [engine.submit(row(n)) for n in range(1, 33)]
-        raise KeyError
+    futures = []
+
+    def leave() -> None:
+        with Engine(device(), requests=1, queue_depth=32) as engine:
+            futures.extend(engine.submit(row(n)) for n in range(1, 33))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
     assert sum(future.exception(0) is not None for future in futures) > 25
 
 
@@ -426,6 +430,60 @@ def test_callback_may_submit_and_must_not_wait(device, board, row):
         assert chained.wait(SOON)
         assert said[0].result(SOON)[0] == 10
         assert "must not wait" in str(said[1])
+
+
+def test_infer_answers_in_this_thread_when_a_request_is_free(double, row):
+    with Engine(double(), requests=1) as engine:
+        for n in range(50):
+            np.testing.assert_array_equal(engine.infer(row(n)), 2 * row(n))
+        assert engine.counters().done == 50
+        with pytest.raises(ContractError):
+            engine.infer(row(1)[:3])
+    with pytest.raises(EngineClosed):
+        engine.infer(row(1))
+
+
+def test_infer_waits_its_turn_when_all_requests_are_busy(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine, ThreadPoolExecutor(2) as others:
+        first, second = others.submit(engine.infer, row(1)), others.submit(engine.infer, row(2), deadline=30)
+        third = engine.submit(row(3))
+        time.sleep(0.1)
+        assert not any(each.done() for each in (first, second, third))
+        board.gate.set()
+        assert (first.result(SOON)[0], second.result(SOON)[0], third.result(SOON)[0]) == (1, 2, 3)
+
+
+def test_infer_reports_the_devices_error_and_serves_on(device, board, row):
+    board.fails.add(2)
+    with Engine(device(), requests=1) as engine:
+        with pytest.raises(InferenceError, match="the device fails on 2"):
+            engine.infer(row(2))
+        assert engine.infer(row(3))[0] == 3
+        assert engine.submit(row(4)).result(SOON)[0] == 4
+        assert (engine.counters().failed, engine.counters().done) == (1, 2)
+
+
+def test_infer_keeps_its_deadline(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1) as engine:
+        with pytest.raises(DeadlineExceeded):
+            engine.infer(row(1), deadline=0.1)
+        board.gate.set()
+
+
+def test_closing_waits_for_an_infer_and_is_bounded(device, board, row):
+    board.gate.clear()
+    with ThreadPoolExecutor(1) as other:
+        engine = Engine(device(), requests=1)
+        asked = other.submit(engine.infer, row(1))
+        time.sleep(0.05)
+        started = time.monotonic()
+        engine.close(timeout=0.3)
+        assert 0.2 < time.monotonic() - started < 2
+        board.gate.set()
+        with pytest.raises(EngineClosed):
+            asked.result(SOON)
 
 
 @pytest.mark.parametrize("name", ["AUTO:CPU", "HETERO:CPU", "BATCH:CPU(4)"])

@@ -88,7 +88,7 @@ def test_device_that_disappears_fails_every_request_and_hangs_none(device, board
 def test_request_that_cannot_be_started_fails_and_frees_its_slot(double, row, monkeypatch):
     """The injected fault: OpenVINO refuses to start, as it does when a device was unplugged."""
     with Engine(double(), requests=1) as engine:
-        request = type(engine._slots[0]._active)
+        request = type(engine._schedule.slots[0]._active)
         original = request.start_async
 
         def refuse(self, *arguments, **options):
@@ -124,7 +124,7 @@ def test_callback_that_raises_stays_where_it_is(double, row, caplog, raised):
 def test_error_while_results_are_read_is_the_futures_error(double, row, monkeypatch):
     """The injected fault: the output cannot be copied, as when memory runs out."""
     with Engine(double(), requests=1) as engine:
-        slot = type(engine._slots[0])
+        slot = type(engine._schedule.slots[0])
         original = slot.read
         monkeypatch.setattr(slot, "read", lambda self: (_ for _ in ()).throw(MemoryError("no memory")))
         with pytest.raises(InferenceError, match="no memory"):
@@ -153,8 +153,16 @@ def test_sigint_in_map_ends_it_cleanly_and_the_engine_serves_on():
     assert (done.returncode, done.stdout.split()) == (0, ["interrupted", "42.0"]), done.stderr
 
 
-def test_thousand_interrupts_lose_no_slot_and_no_request():
-    """Ctrl-C at any point of `submit` and `map` leaves an engine that still has all its requests."""
+LOOPS = {
+    "map": "for n, result in enumerate(engine.map(row(n) for n in range(10**9))):",
+    "submit": "for n, result in ((n, engine.submit(row(n)).result(20)) for n in range(10**9)):",
+    "infer": "for n, result in ((n, engine.infer(row(n))) for n in range(10**9)):",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
+    """Ctrl-C at any point of `submit`, `map` and `infer` leaves an engine that still has all its requests."""
     done = run(
         """
         engine = Engine(compiled, requests=2, queue_depth=4)
@@ -181,7 +189,7 @@ def test_thousand_interrupts_lose_no_slot_and_no_request():
                 if not started:
                     started = True
                     pest.start()
-                for n, result in enumerate(engine.map(row(n) for n in range(10**9))):
+                LOOP
                     if result[0] != 2 * n:
                         wrong.append(n)
             except KeyboardInterrupt:
@@ -193,10 +201,12 @@ def test_thousand_interrupts_lose_no_slot_and_no_request():
         assert [f.result(20)[0] for f in futures] == [2 * n for n in range(200)]
         assert not wrong, wrong
         assert hits > 100 and answered[0] > 10, (hits, answered)
-        assert not any(slot.jobs for slot in engine._slots)
+        assert engine.infer(row(7))[0] == 14
+        engine._schedule.reap()
+        assert not any(slot.jobs for slot in engine._schedule.slots)
         engine.close()
         print("sound")
-        """,
+        """.replace("LOOP", LOOPS[loop]),
         timeout=110,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "sound"), done.stderr
@@ -276,6 +286,33 @@ def test_forked_child_is_told_and_does_not_hang(leave):
     assert "spawn" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "0 6.0", done.stdout + done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forked_child_may_load_its_own():
+    done = run(
+        """
+        engine = Engine(compiled, requests=2)
+        engine.submit(row(1)).result(10)
+        child = os.fork()
+        if child == 0:
+            y = ops.parameter([1, 16], np.float32)
+            mine = ov.Core().compile_model(ov.Model([ops.relu(y)], [y], "m"), "CPU")
+            with Engine(mine) as own:
+                ok = own.submit(row(2)).result(10)[0] == 2
+            os._exit(0 if ok else 1)
+        for _ in range(200):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+            status = "hung"
+        print(status)
+        """
+    )
+    assert done.stdout.split() == ["0"], done.stderr
 
 
 def test_spawned_child_loads_its_own(tmp_path):
