@@ -22,6 +22,7 @@ _COMMANDS = {
     "convert": ("convert", "adopt", "inspect"),
     "devices": ("devices", "doctor"),
     "detect": ("detect", "align"),
+    "embed": ("embed", "verify"),
     "evaluate": ("evaluate", "calibrate"),
 }
 """The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,8 @@ class Pipeline:
         Keeps faces apart in `run`, so that each is embedded once or a few times and not in every frame.
     gate
         Faces that it refuses are not embedded.
+    faces
+        Which ones of a picture to keep; ``largest``: the one of `Faces.largest`.
     policy
         When a track is embedded again.
     detect_every
@@ -95,6 +98,7 @@ class Pipeline:
         *,
         tracker: Tracker | None = None,
         gate: QualityGate | None = None,
+        faces: Literal["all", "largest"] = "all",
         policy: EmbeddingPolicy | None = None,
         detect_every: int = 1,
         ahead: int = 4,
@@ -114,6 +118,7 @@ class Pipeline:
             raise InputError("pipeline: aligned crops have no place in a frame; leave the tracker out")
         self._detector, self._embedder = detector, embedder
         self._tracker, self._gate = tracker, gate
+        self._largest_only = faces == "largest"
         self._policy = policy or EmbeddingPolicy()
         self._detect_every, self._ahead = detect_every, ahead
 
@@ -137,7 +142,7 @@ class Pipeline:
         """
         return _finish(self._look(image))
 
-    def run(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[Face]]]:
+    def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.
 
         Frames are taken in the caller's thread and only while results are read. A result that is ready is
@@ -187,7 +192,8 @@ class Pipeline:
 
     def _detect(self, image: Image) -> Faces:
         assert self._detector is not None
-        return self._detector.detect([image])[0]
+        found = self._detector.detect([image])[0]
+        return found[found.largest(image.shape[:2])] if self._largest_only and len(found) else found
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
         """A detected face with its quality and what the gate says to it, not embedded."""

@@ -1,0 +1,277 @@
+"""`edgeface embed` and `edgeface verify`."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json as json_text
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edgeface.cli.detect import (
+    DetectorOption,
+    DeviceOption,
+    LandmarksOption,
+    MinSizeOption,
+    StrictOption,
+    _Detector,
+    _finish,
+    _listed,
+    _load,
+)
+from edgeface.cli.detect import ModelOption as DetectorModelOption
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.errors import FaceError, InputError, MissingError, NegativeResult
+
+if TYPE_CHECKING:
+    from edgeface.recognize import Embedding, Threshold
+    from edgeface.recognize.bulk import Progress as Report
+    from edgeface.recognize.pipeline import Face, Pipeline
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", "-m", help="The .xml of an IR with a contract.", show_default=False)
+]
+_DEFAULT_FAR = 1e-3
+
+
+class _Faces(str, enum.Enum):
+    largest = "largest"
+    all = "all"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: edgeface embed photos/ --model facenet.xml -o photos.npz")(embed)
+    app.command(epilog="Example: edgeface verify passport.jpg door.jpg --model facenet.xml --far 0.001")(
+        verify
+    )
+
+
+def embed(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders or patterns.")],
+    model: ModelOption,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A .npz, or a .parquet (extra 'parquet').", show_default=False),
+    ],
+    faces: Annotated[
+        _Faces, typer.Option(help="Which faces of a picture: the one it is about, or all.")
+    ] = _Faces.largest,
+    crops: Annotated[
+        bool, typer.Option("--crops", help="The pictures are aligned crops: detect nothing.")
+    ] = False,
+    detector: DetectorOption = _Detector.mtcnn,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksOption = None,
+    min_size: MinSizeOption = 20,
+    device: DeviceOption = "CPU",
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Embed the faces of many pictures. Run it again, and it does only what is new or was interrupted."""
+    from edgeface.recognize.bulk import embed_files
+    from edgeface.recognize.pipeline import Pipeline
+    from edgeface.recognize.table import require_format
+    from edgeface.runtime import Embedder
+    from edgeface.vision.source import find_files
+
+    require_format(output)
+    files = list(dict.fromkeys(path for place in paths for path in find_files(place)))
+    how = (
+        {"crops": True} if crops else {"detector": detector.value, "min_size": min_size, "faces": faces.value}
+    )
+    with contextlib.ExitStack() as stack:
+        finder = None
+        if not crops:
+            finder = stack.enter_context(
+                _load(detector, detector_model, landmarks_model, device=device, min_size=min_size)
+            )
+        embedder = stack.enter_context(Embedder.load(model, device=device))
+        contract_id = embedder.contract.contract_id
+        result = embed_files(
+            files,
+            Pipeline(finder, embedder, faces=faces.value),
+            output,
+            contract_id=contract_id,
+            settings=json_text.dumps(how),
+            progress=stack.enter_context(_progress()),
+        )
+    if json:
+        emit_json(
+            {
+                "output": str(output),
+                "contract_id": contract_id,
+                "rows": len(result.table),
+                "files": len(files),
+                "reused": result.reused,
+                "failures": _listed(result.failures),
+            }
+        )
+    else:
+        stdout.print(
+            f"{len(result.table)} embeddings of {len(files)} files in {output}", markup=False, soft_wrap=True
+        )
+    _finish(result.failures, strict=strict)
+
+
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    model: ModelOption,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|VALUE",
+            help="What 'edgeface calibrate' wrote, or a cosine similarity. Default: the one shipped for this model.",
+            show_default=False,
+        ),
+    ] = None,
+    far: Annotated[
+        float | None,
+        typer.Option(
+            help=f"False accept rate whose threshold to take; {_DEFAULT_FAR:g} if there are several."
+        ),
+    ] = None,
+    face_a: Annotated[int | None, typer.Option(min=1, help="Which face of A, from the left.")] = None,
+    face_b: Annotated[int | None, typer.Option(min=1, help="Which face of B, from the left.")] = None,
+    detector: DetectorOption = _Detector.mtcnn,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksOption = None,
+    min_size: MinSizeOption = 20,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Say whether two pictures show one person. Exit code 0: the same, 1: different."""
+    from edgeface.recognize.pipeline import Pipeline
+    from edgeface.runtime import Embedder
+
+    with Embedder.load(model, device=device) as embedder:
+        decision = _choose_threshold(threshold, far, embedder.contract.contract_id, model)
+        with _load(detector, detector_model, landmarks_model, device=device, min_size=min_size) as finder:
+            pipeline = Pipeline(finder, embedder)
+            first, about_a = _take_face(pipeline, a, face_a, "--face-a")
+            second, about_b = _take_face(pipeline, b, face_b, "--face-b")
+    answer = {**_decide(first, second, decision), "a": about_a, "b": about_b}
+    if json:
+        emit_json(answer)
+    else:
+        _show(answer)
+    if not answer["same"]:
+        raise typer.Exit(NegativeResult.exit_code)
+
+
+def _choose_threshold(
+    given: str | None, far: float | None, contract_id: str, model: Path
+) -> Threshold | float:
+    """A calibrated threshold, or the bare similarity that the user wants to be the limit."""
+    from edgeface.recognize import load_thresholds, threshold_at
+    from edgeface.recognize.defaults import shipped_thresholds
+
+    if given is not None and (value := _parse_similarity(given)) is not None:
+        if far is not None:
+            raise InputError(
+                "--far: a threshold given as a number was calibrated for no rate; leave one of them out"
+            )
+        return value
+    known = load_thresholds(Path(given)) if given is not None else shipped_thresholds(contract_id)
+    if not known:
+        raise MissingError(
+            f"{model}: no threshold is known for its contract {contract_id}. Calibrate one on labelled pictures: "
+            f"edgeface calibrate --images PEOPLE --model {model} --far {far or _DEFAULT_FAR:g} -o thresholds.json, "
+            "and give it with --threshold thresholds.json"
+        )
+    return known[0] if far is None and len(known) == 1 else threshold_at(known, far or _DEFAULT_FAR)
+
+
+def _parse_similarity(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not -1 <= value <= 1:
+        raise InputError(f"--threshold: expected a file, or a cosine similarity from -1 to 1, found {text}")
+    return value
+
+
+def _take_face(
+    pipeline: Pipeline, path: Path, number: int | None, option: str
+) -> tuple[Embedding, dict[str, Any]]:
+    """Embed the face that was asked for, or the one that the picture is about."""
+    from edgeface.vision.image import read_image
+
+    image = read_image(path)
+    faces = sorted(pipeline.process(image), key=lambda face: float(face.box[0]))
+    if not faces:
+        raise FaceError(f"{path}: expected a face, found none; use a picture with a larger or clearer face")
+    if number is not None and number > len(faces):
+        raise InputError(f"{option} {number}: expected 1 to {len(faces)}, the faces found in {path}")
+    index = _largest(faces, image.shape[:2]) if number is None else number - 1
+    face = faces[index]
+    if face.embedding is None:
+        raise FaceError(f"{path}: face {index + 1} cannot be used: {'; '.join(face.reasons)}")
+    box = [round(float(value), 1) for value in face.box]
+    if len(faces) > 1 and number is None:
+        x0, y0, x1, y1 = box
+        stderr.print(
+            f"{path}: {len(faces)} faces; took number {index + 1} from the left, {x1 - x0:.0f}x{y1 - y0:.0f} at "
+            f"({x0:.0f}, {y0:.0f}). Choose another with {option} N.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return face.embedding, {"path": str(path), "faces": len(faces), "face": index + 1, "box": box}
+
+
+def _largest(faces: list[Face], size: tuple[int, ...]) -> int:
+    import numpy as np
+
+    from edgeface.vision.detect import Faces
+
+    found = Faces(
+        np.stack([face.box for face in faces]),
+        np.stack([face.landmarks for face in faces]),
+        np.array([face.score for face in faces], np.float32),
+    )
+    return found.largest((size[0], size[1]))
+
+
+def _decide(first: Embedding, second: Embedding, decision: Threshold | float) -> dict[str, Any]:
+    from edgeface.recognize import Metric, paired
+    from edgeface.recognize import verify as run
+
+    if not isinstance(decision, float):
+        result = run(first, second, decision)
+        return {**result.to_dict(), "note": decision.note, "calibrated_on": decision.created_from}
+    score = float(paired(Metric.cosine, first.vector[None], second.vector[None])[0])
+    return {
+        "same": score > decision,
+        "score": score,
+        "metric": Metric.cosine.value,
+        "threshold": decision,
+        "far": None,
+        "contract_id": first.contract_id,
+        "note": "the threshold was given by hand: nobody measured its false accept rate",
+    }
+
+
+def _show(answer: dict[str, Any]) -> None:
+    word = "same person" if answer["same"] else "different people"
+    rate = "" if answer["far"] is None else f", the threshold for a false accept rate of {answer['far']:g}"
+    relation = ">" if answer["score"] > answer["threshold"] else "<="
+    stdout.print(
+        f"{word}: {answer['metric']} {answer['score']:.4f} {relation} {answer['threshold']:.4f}{rate}",
+        soft_wrap=True,
+    )
+    if answer["note"]:
+        stderr.print(answer["note"], markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Report]:
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("files"))
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task("embedding", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
