@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from tiny_graphs import dense_weights, tiny_expected, write_tiny_checkpoint
 
 from edgeface.convert import check_parity, convert
 from edgeface.convert.checkpoint import read_checkpoint
 from edgeface.convert.graphdef import parse_message
+from edgeface.convert.ir import check_structure
 from edgeface.convert.messages import DTYPES, GraphDef, Tensor, tensor_to_array
 from edgeface.convert.parity import embed_with_ir, run_model
 from edgeface.convert.tensorflow import load_tensorflow
@@ -225,6 +227,23 @@ def test_conditions_that_tensorflow_wrote_are_resolved_to_what_it_computes(
     found = run_model(load_tensorflow(path, size=SIZE).model, images)
 
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_plain_frontend_leaves_of_a_condition_is_refused(tf: Any, tmp_path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        tf.disable_control_flow_v2()
+        x = tf.placeholder(tf.float32, (None, *SIZE, 3), "input")
+        phase = tf.placeholder(tf.bool, (), "phase_train")
+        x = tf.reduce_mean(x, [1, 2])
+        tf.identity(tf.cond(phase, lambda: x * 2, lambda: x * 3), "embeddings")
+        (tmp_path / "plain.pb").write_bytes(graph.as_graph_def().SerializeToString())
+
+    naive = ov.convert_model(str(tmp_path / "plain.pb"))
+
+    with pytest.raises(
+        ConversionError, match=r"expected one input, found 2 \(.*phase_train.*found 1 If operations"
+    ):
+        check_structure(naive, source="plain.pb")
 
 
 # --- other containers -------------------------------------------------------------------------------------------
