@@ -1,0 +1,67 @@
+"""`edgeface verify` where nothing can be verified: no face, no threshold, no picture. tests/real has people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import write_tiny_ir
+
+from edgeface.cli import main
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    write_tiny_ir(tmp_path)
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.full((120, 160, 3), 90, np.uint8))
+    return tmp_path
+
+
+def verify(work: Path, *more: str, a: str = "a.png") -> int:
+    return main(["verify", str(work / a), str(work / "b.png"), "--model", str(work / "tiny.xml"), *more])
+
+
+def test_a_picture_without_a_face_exits_2_with_one_clear_line(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(work, "--threshold", "0.5") == 2
+    error = capsys.readouterr().err
+    assert error.splitlines() == [
+        f"edgeface: {work / 'a.png'}: expected a face, found none; use a picture with a larger or clearer face"
+    ]
+
+
+def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(work, "--json") == 3
+    captured = capsys.readouterr()
+    assert "edgeface calibrate --images PEOPLE --model" in captured.err
+    assert json.loads(captured.out)["error"]["kind"] == "MissingError"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "1.5"], "a cosine similarity from -1 to 1"),
+        (["--threshold", "0.5", "--far", "0.01"], "leave one of them out"),
+        (["--threshold", "nowhere.json"], "nowhere.json: expected a file written by 'edgeface calibrate'"),
+        (["--threshold", "nan"], "a cosine similarity from -1 to 1"),
+    ],
+)
+def test_a_threshold_that_makes_no_sense_exits_2(
+    work: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert verify(work, *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_picture_that_is_not_there_exits_2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(work, "--threshold", "0.5", a="absent.png") == 2
+    assert "absent.png: cannot read: No such file" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""Real people: verified on photographs, kept apart in a film, measured on LFW."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.cli import main
+from edgeface.recognize.defaults import shipped_thresholds
+from edgeface.recognize.pipeline import Face, Pipeline
+from edgeface.recognize.table import EmbeddingTable
+from edgeface.runtime import Embedder
+from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.image import read_image
+from edgeface.vision.nms import overlaps
+from edgeface.vision.quality import QualityGate, measure_quality
+from edgeface.vision.source import Frame, open_source
+from edgeface.vision.track import Tracker, assign
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
+FRAMES = 40
+
+
+@pytest.fixture(scope="module")
+def detector(data: Path) -> Iterator[Detector]:
+    with load_detector(model=data / "mtcnn") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def embedder(real_ir: Path) -> Iterator[Embedder]:
+    with Embedder.load(real_ir) as loaded:
+        yield loaded
+
+
+def verify(real_ir: Path, a: Path, b: Path, *more: str) -> int:
+    return main(["verify", str(a), str(b), "--model", str(real_ir), *more])
+
+
+def test_two_pictures_of_lennon_are_the_same_by_the_shipped_threshold(
+    real_ir: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = data / "photos"
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "lennon-2.jpg", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["same"]
+    assert answer["far"] == 0.001
+    assert answer["supported"]
+    assert answer["score"] == pytest.approx(0.613, abs=0.01)
+
+
+@pytest.mark.parametrize("face", [1, 2])
+def test_lennon_is_neither_face_of_another_picture(
+    real_ir: Path, data: Path, capsys: pytest.CaptureFixture[str], face: int
+) -> None:
+    photos = data / "photos"
+    options = ["--face-b", str(face), "--json"]
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", *options) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["same"], answer["b"]["face"], answer["b"]["faces"]) == (False, face, 2)
+    assert answer["score"] < 0.3
+
+
+def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
+    real_ir: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = data / "photos"
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg") == 1
+    captured = capsys.readouterr()
+    assert (
+        "2 faces; took number 1 from the left, 66x88 at (52, 120). Choose another with --face-b N."
+        in captured.err
+    )
+    assert captured.out.startswith("different people: cosine ")
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", "--face-b", "3") == 2
+    assert "--face-b 3: expected 1 to 2" in capsys.readouterr().err
+
+
+def test_the_threshold_shipped_for_the_published_weights_is_found_by_their_contract(
+    embedder: Embedder,
+) -> None:
+    thresholds = {each.far: each.value for each in shipped_thresholds(embedder.contract.contract_id)}
+    assert thresholds[0.001] == pytest.approx(0.49979, abs=1e-4)
+
+
+def test_a_folder_of_photographs_is_embedded_as_the_pipeline_does(
+    real_ir: Path, data: Path, tmp_path: Path, detector: Detector, embedder: Embedder
+) -> None:
+    output = tmp_path / "out.npz"
+    words = ["embed", data / "photos", "--model", real_ir, "-o", output, "--faces", "all"]
+    assert main([str(word) for word in words]) == 0
+    table = EmbeddingTable.load(output)
+    names = [Path(path).name for path in table.paths]
+    assert {name: names.count(name) for name in names} == {
+        "lennon-1.jpg": 1,
+        "lennon-2.jpg": 1,
+        "longoria-cooper.jpg": 2,
+        "multiface.jpg": 6,
+    }
+    (lennon,) = Pipeline(detector, embedder).process(read_image(data / "photos" / "lennon-1.jpg"))
+    assert lennon.embedding is not None
+    np.testing.assert_allclose(table.vectors[0], lennon.embedding.vector, atol=1e-5)
+
+
+def test_every_frame_of_the_film_comes_with_its_time(data: Path) -> None:
+    with open_source(data / "video" / "faces.mp4") as frames:
+        times = [(frame.index, frame.timestamp, frame.image.shape) for frame in frames]
+    assert [index for index, *_ in times] == list(range(105))
+    np.testing.assert_allclose([time for _, time, _ in times], np.arange(105) / 25, atol=1e-3)
+    assert {shape for *_, shape in times} == {(1080, 1920, 3)}
+
+
+@pytest.mark.slow
+def test_people_in_the_film_keep_their_ids_with_a_quarter_of_the_detections(
+    data: Path, detector: Detector, embedder: Embedder
+) -> None:
+    """Every track of sparse detection is one track of full detection; few faces are missed; each is embedded once or
+    a few times."""
+    full, _ = run_film(data, Pipeline(detector, embedder, tracker=Tracker()))
+    before = embedder.counters().submitted
+    sparse, faces = run_film(data, Pipeline(detector, embedder, tracker=Tracker(), detect_every=4))
+    embedded = embedder.counters().submitted - before
+
+    partners: dict[int, list[int]] = {}
+    seen = found = 0
+    for all_faces, some in zip(full, sparse, strict=True):
+        seen += len(all_faces)
+        if not all_faces or not some:
+            continue
+        likeness = overlaps(*(np.stack([face.box for face in each]) for each in (all_faces, some)))
+        for a, b in assign(np.where(likeness > 0.3, likeness, 0)):
+            found += 1
+            partners.setdefault(some[b].track_id or 0, []).append(all_faces[a].track_id or 0)
+    agreeing = sum(max(map(ids.count, set(ids))) for ids in partners.values())
+    assert found / seen >= 0.93
+    assert agreeing / found >= 0.98
+    assert embedded <= 3 * len(partners) < faces / 5
+
+
+def run_film(data: Path, pipeline: Pipeline) -> tuple[list[list[Face]], int]:
+    with open_source(data / "video" / "faces.mp4") as film:
+        frames: Iterator[Frame] = islice(film, FRAMES)
+        answers = [faces for _, faces in pipeline.run(frames)]
+    return answers, sum(map(len, answers))
+
+
+@pytest.fixture(scope="module")
+def lfw(data: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every fiftieth image of LFW with the reference's box, its margin taken away, and landmarks."""
+    with np.load(data / "lfw" / "mtcnn_reference.npz") as stored:
+        names, boxes, points = (stored[name][::50] for name in ("names", "boxes", "points"))
+    found = []
+    for name, box, point in zip(names, boxes, points, strict=True):
+        if point.any():
+            picture = read_image(data / "lfw" / "images" / f"{name}.jpg")
+            found.append((picture, np.add(box, [16, 16, -16, -16], dtype=np.float32), point.reshape(2, 5).T))
+    return found
+
+
+def test_the_default_gate_passes_nearly_all_of_lfw_and_no_ruined_face(lfw) -> None:
+    gate = QualityGate()
+    good = [gate.check(measure_quality(*face)).ok for face in lfw]
+    blurred = [gate.check(measure_quality(cv2.GaussianBlur(p, (0, 0), 6), b, q)).ok for p, b, q in lfw]
+    dark = [gate.check(measure_quality((p * 0.15).astype(np.uint8), b, q)).ok for p, b, q in lfw]
+    assert np.mean(good) >= 0.95
+    assert np.mean(blurred) <= 0.02
+    assert np.mean(dark) <= 0.02
+
+
+def test_blur_orders_every_real_face(lfw) -> None:
+    sigmas = (0, 1.5, 3, 6)
+    for picture, box, points in lfw:
+        values = [
+            measure_quality(
+                cv2.GaussianBlur(picture, (0, 0), sigma) if sigma else picture, box, points
+            ).sharpness
+            for sigma in sigmas
+        ]
+        assert values == sorted(values, reverse=True)
+
+
+def test_mirrored_faces_have_mirrored_poses(lfw) -> None:
+    swap = [1, 0, 2, 4, 3]
+    for picture, (x0, y0, x1, y1), points in lfw:
+        width = picture.shape[1]
+        mirrored = (points * [-1, 1] + [width, 0])[swap]
+        here = measure_quality(picture, np.array([x0, y0, x1, y1]), points)
+        there = measure_quality(picture[:, ::-1].copy(), np.array([width - x1, y0, width - x0, y1]), mirrored)
+        assert (there.yaw, there.roll, there.pitch) == pytest.approx(
+            (-here.yaw, -here.roll, here.pitch), abs=1e-6
+        )
