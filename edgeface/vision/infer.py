@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,10 @@ from edgeface.vision.image import Image
 __all__ = ["Outputs", "Pool", "check_images", "read_network"]
 
 Outputs = tuple[np.ndarray, ...]
+
+# OpenVINO's binding looks up numpy's types at the first array it meets; two threads that do so at the same time
+# wait for each other for ever (seen with 2026.4.1). Modules are imported by one thread at a time, so do it here.
+ov.Tensor(np.zeros(1, np.float32), shared_memory=True).get_element_type().to_dtype()
 
 
 class Pool:
@@ -79,8 +84,9 @@ class Pool:
             while under_way:
                 self._idle.put(_collect(under_way, results))
         finally:
-            for request, _ in under_way:  # after an error only
-                request.cancel()
+            for request, _ in under_way:  # after an error only; its own is the one to raise
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
                 self._idle.put(request)
         return results
 

@@ -1,0 +1,137 @@
+"""Is the detector the reference, and how much faster is it? Prints one JSON object.
+
+python benchmarks/detectors.py agree               # MTCNN against mtcnn_reference.npz, all 7,701 images
+python benchmarks/detectors.py speed --rounds 4    # against TensorFlow (extra `parity`), alternating
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeface.contract import Alignment
+from edgeface.vision.align import crop_box
+from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.image import read_image
+
+DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+_MARGIN = Alignment("mtcnn-box-margin", 32)
+_NO_FACE = "Marilyn_Monroe/Marilyn_Monroe_0001"
+"""Here the reference finds nothing either; the stored box is a fixed crop."""
+
+
+def compare_with_reference(
+    detector: Detector, data: Path, *, limit: int | None = None, batch: int = 64
+) -> dict[str, Any]:
+    """Compare the chosen face of each LFW image with mtcnn_reference.npz.
+
+    The same face is one whose box overlaps the stored one by more than half; a box off by more than one pixel is
+    listed as a disagreement all the same.
+    """
+    with np.load(data / "lfw" / "mtcnn_reference.npz") as stored:
+        names, boxes, points = stored["names"], stored["boxes"], stored["points"]
+    chosen = np.linspace(0, len(names) - 1, min(limit or len(names), len(names))).astype(int)
+    box_differences, landmark_differences, disagreements = [], [], []
+    same = 0
+    for start in range(0, len(chosen), batch):
+        rows = chosen[start : start + batch]
+        images = [read_image(data / "lfw" / "images" / f"{names[row]}.jpg") for row in rows]
+        for row, image, faces in zip(rows, images, detector.detect(images), strict=True):
+            name = str(names[row])
+            if not len(faces):
+                same += name == _NO_FACE
+                disagreements.append({"name": name, "found": None, "expected": boxes[row].tolist()})
+                continue
+            index = faces.largest(image.shape[:2])
+            box = np.array(crop_box(image, faces.boxes[index], _MARGIN, (160, 160)))
+            off = int(np.abs(box - boxes[row]).max())
+            box_differences.append(off)
+            landmark_differences.append(float(np.abs(faces.landmarks[index].T.ravel() - points[row]).max()))
+            same += _overlap(box, boxes[row]) > 0.5
+            if off > 1:
+                disagreements.append({"name": name, "found": box.tolist(), "expected": boxes[row].tolist()})
+    return {
+        "images": len(chosen),
+        "same_face": int(same),
+        "identical_boxes": int(np.count_nonzero(np.array(box_differences) == 0)),
+        "median_box_difference": float(np.median(box_differences)),
+        "largest_box_difference": int(max(box_differences)),
+        "median_landmark_difference": float(np.median(landmark_differences)),
+        "largest_landmark_difference": float(max(landmark_differences)),
+        "disagreements": disagreements,
+    }
+
+
+def compare_speed(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
+    """Milliseconds an image on LFW, ours in batches and TensorFlow's one by one, turn by turn."""
+    from mtcnn_tensorflow import TensorFlowMTCNN
+
+    paths = sorted((data / "lfw" / "images").rglob("*.jpg"))
+    pictures = [read_image(path) for path in paths[:: max(1, len(paths) // images)][:images]]
+    rgb = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
+    reference = TensorFlowMTCNN(data / "mtcnn")
+    with load_detector("mtcnn", model=data / "mtcnn") as detector:
+        contenders: dict[str, Callable[[], object]] = {
+            "tensorflow": lambda: [reference.detect(picture) for picture in rgb],
+            "edgeface": lambda: detector.detect(pictures),
+            "edgeface, one at a time": lambda: [detector.detect([picture]) for picture in pictures],
+        }
+        for run in contenders.values():
+            run()
+        wall: dict[str, list[float]] = {name: [] for name in contenders}
+        cpu: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, run in contenders.items():
+                started, used = time.perf_counter(), time.process_time()
+                run()
+                wall[name].append((time.perf_counter() - started) / len(pictures) * 1e3)
+                cpu[name].append((time.process_time() - used) / len(pictures) * 1e3)
+    times = {name: statistics.median(values) for name, values in wall.items()}
+    return {
+        "images": len(pictures),
+        "rounds": rounds,
+        "ms_an_image": {name: round(value, 2) for name, value in times.items()},
+        "cpu_ms_an_image": {name: round(statistics.median(values), 2) for name, values in cpu.items()},
+        "times_faster": {
+            name: round(
+                statistics.median(a / b for a, b in zip(wall["tensorflow"], wall[name], strict=True)), 2
+            )
+            for name in contenders
+        },
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = np.maximum(high - low, 0).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("question", choices=("agree", "speed"))
+    parser.add_argument("--images", type=int, help="how many LFW images; all for agree, 64 for speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.question == "agree":
+        with load_detector("mtcnn", model=DATA / "mtcnn") as detector:
+            answer = compare_with_reference(detector, DATA, limit=options.images)
+    else:
+        answer = compare_speed(DATA, rounds=options.rounds, images=options.images or 64)
+    print(json.dumps(answer, indent=2))
+
+
+if __name__ == "__main__":
+    main()

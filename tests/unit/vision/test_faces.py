@@ -1,0 +1,125 @@
+"""What a detector gives, and how one is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from edgeface.compat import ops
+from edgeface.errors import DeviceError, EngineClosed, FaceError, InputError, MissingError, ModelFormatError
+from edgeface.vision.detect import Faces, load_detector
+from edgeface.vision.infer import Pool, read_network
+
+
+def faces(*boxes: tuple[float, float, float, float]) -> Faces:
+    count = len(boxes)
+    scores = np.linspace(0.99, 0.8, count, dtype=np.float32)
+    return Faces(np.array(boxes, np.float32), np.zeros((count, 5, 2), np.float32), scores)
+
+
+def test_selecting_works_as_in_numpy():
+    three = faces((0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3))
+    assert len(three) == 3
+    assert three[-1].boxes.tolist() == [[0, 0, 3, 3]]
+    assert three[1:].boxes.shape == (2, 4)
+    assert three[three.scores > 0.9].scores.tolist() == three.scores[:1].tolist()
+    assert [len(face) for face in three] == [1, 1, 1]
+    with pytest.raises(IndexError):
+        three[3]
+
+
+def test_the_largest_face_is_the_one_of_area_less_twice_the_squared_offset():
+    # 40 x 40 in the centre: 1600. 60 x 60 in a corner of 250 x 250: 3600 - 2 * (95^2 + 95^2) < 0.
+    assert faces((0, 0, 60, 60), (105, 105, 145, 145)).largest((250, 250)) == 1
+    assert faces((95, 95, 155, 155), (105, 105, 145, 145)).largest((250, 250)) == 0
+    # The size is (height, width): the middle of a wide picture is (200, 50).
+    assert faces((25, 175, 75, 225), (180, 30, 220, 70)).largest((100, 400)) == 1
+
+
+def test_no_faces_have_no_largest():
+    with pytest.raises(FaceError, match="found none"):
+        Faces.empty().largest((10, 10))
+
+
+def test_arrays_of_another_shape_or_type_are_refused():
+    with pytest.raises(InputError, match=r"landmarks: expected \(1, 5, 2\) float32, found \(1, 10\)"):
+        Faces(np.zeros((1, 4), np.float32), np.zeros((1, 10), np.float32), np.zeros(1, np.float32))
+    with pytest.raises(InputError, match=r"found \(1, 4\) float64"):
+        Faces(np.zeros((1, 4)), np.zeros((1, 5, 2), np.float32), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"name": "haar"}, InputError, "expected one of mtcnn, yunet, retail-0004, found 'haar'"),
+        ({"name": "yunet"}, InputError, "path of its model"),
+        ({"name": "yunet", "model": Path("absent.onnx")}, MissingError, "absent.onnx"),
+        ({"name": "mtcnn", "model": Path("absent")}, MissingError, r"det1\.npz"),
+        ({"name": "mtcnn", "landmarks_model": Path("x")}, InputError, "belongs to retail-0004"),
+        ({"name": "mtcnn", "min_size": 0}, InputError, "min_size"),
+        ({"name": "mtcnn", "threshold": 1.5}, InputError, "threshold"),
+    ],
+)
+def test_wrong_ways_to_load_a_detector_are_named(options: dict[str, object], error: type, message: str):
+    with pytest.raises(error, match=message):
+        load_detector(**options)  # type: ignore[arg-type]
+
+
+def test_a_network_of_another_kind_is_refused(tmp_path: Path):
+    path = tmp_path / "identity.xml"
+    ov.save_model(identity(), path)
+    with pytest.raises(ModelFormatError, match="cls_8 to kps_32"):
+        load_detector("yunet", model=path)
+    with pytest.raises(ModelFormatError, match=r"expected an input \[1, 3, 300, 300\]"):
+        load_detector("retail-0004", model=path)
+    path.write_text("<net>")
+    with pytest.raises(ModelFormatError, match="cannot read"):
+        read_network(path)
+
+
+def identity() -> ov.Model:
+    given = ops.parameter([-1], np.float32)
+    return ov.Model([ops.result(ops.multiply(given, np.array(2, np.float32)))], [given], "double")
+
+
+def test_a_pool_answers_in_order_and_to_several_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = Pool(identity(), device="CPU", requests=2)
+
+    def ask(thread: int) -> bool:
+        batches = [np.full(3, 100 * thread + i, np.float32) for i in range(50)]
+        answers = pool.map(iter(batches))
+        return all(
+            np.array_equal(answer[0], 2 * batch) for answer, batch in zip(answers, batches, strict=True)
+        )
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(ask, range(24), timeout=60))
+
+
+def test_a_pool_survives_a_failing_batch_and_ends_with_close():
+    pool = Pool(identity(), device="CPU", requests=2)
+
+    def failing():
+        yield np.zeros(2, np.float32)
+        yield np.zeros(2, np.float32)
+        yield np.zeros(2, np.float32)
+        raise ImportError("no more")
+
+    for _ in range(3):
+        with pytest.raises(ImportError, match="no more"):
+            pool.map(failing())
+    assert pool.map([np.ones(1, np.float32)])[0][0].tolist() == [2]
+    pool.close()
+    pool.close()
+    with pytest.raises(EngineClosed):
+        pool.map([np.ones(1, np.float32)])
+
+
+def test_an_absent_device_is_named():
+    with pytest.raises(DeviceError, match="'NOSUCH'"):
+        Pool(identity(), device="NOSUCH")

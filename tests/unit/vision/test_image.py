@@ -1,0 +1,188 @@
+"""Every form that a picture comes in: what is read, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.errors import ImageError
+from edgeface.vision.headers import read_header
+from edgeface.vision.image import ImageLimits, read_image
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """Smooth (60, 80, 3): what JPEG keeps to within a few levels; no two corners alike."""
+    y, x = np.mgrid[0:60, 0:80].astype(np.float32)
+    return np.stack([x * 3, y * 4, (x + y) * 1.5], axis=2).astype(np.uint8)
+
+
+def encode(picture: np.ndarray, suffix: str, *options: int) -> bytes:
+    return cv2.imencode(suffix, picture, options)[1].tobytes()
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def with_exif(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
+    body = b"Exif\0\0" + exif(orientation, order)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", ()),
+        (".bmp", ()),
+        (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101)),
+    ],
+)
+def test_lossless_formats_come_back_as_they_were(picture: np.ndarray, suffix: str, options: tuple[int, ...]):
+    assert np.array_equal(read_image(encode(picture, suffix, *options)), picture)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_baseline_and_progressive_jpeg_are_close(picture: np.ndarray, progressive: int):
+    data = encode(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    assert (b"\xff\xc2" in data) == bool(progressive)
+    assert np.abs(read_image(data).astype(int) - picture).mean() < 2
+
+
+def test_files_bytes_and_arrays_give_one_result(picture: np.ndarray, tmp_path: Path):
+    path = tmp_path / "no_suffix_needed"
+    path.write_bytes(encode(picture, ".png"))
+    assert np.array_equal(read_image(path), picture)
+    assert read_image(picture) is picture
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_gray_becomes_three_equal_channels(picture: np.ndarray, suffix: str):
+    image = read_image(encode(picture[:, :, 0], suffix))
+    assert image.shape == (60, 80, 3)
+    assert np.array_equal(image[:, :, 0], image[:, :, 2])
+
+
+def test_sixteen_bits_keep_black_white_and_every_level(picture: np.ndarray):
+    assert np.array_equal(read_image(encode(picture.astype(np.uint16) * 257, ".png")), picture)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_transparency_is_laid_over_white(picture: np.ndarray, depth: type):
+    alpha = np.zeros((60, 80, 1), np.uint8)
+    alpha[20:40], alpha[40:] = 102, 255
+    with_alpha = np.concatenate([picture, alpha], axis=2).astype(depth) * (257 if depth is np.uint16 else 1)
+    image = read_image(encode(with_alpha, ".png")).astype(int)
+    assert (image[:20] == 255).all()
+    assert np.abs(image[20:40] - (picture[20:40] * 0.4 + 255 * 0.6)).max() <= 1
+    assert np.array_equal(image[40:], picture[40:])
+
+
+def test_cmyk_jpeg_shows_the_colours_that_pillow_shows(picture: np.ndarray, tmp_path: Path):
+    pillow = pytest.importorskip("PIL.Image")
+    path = tmp_path / "cmyk.jpg"
+    pillow.fromarray(picture[:, :, ::-1]).convert("CMYK").save(path, quality=95)
+    shown = np.asarray(pillow.open(path).convert("RGB")).astype(int)
+    assert np.abs(read_image(path)[:, :, ::-1] - shown).mean() < 3
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_sets_the_picture_upright(picture: np.ndarray, orientation: int, order: str):
+    stored = {
+        1: picture,
+        2: picture[:, ::-1],
+        3: picture[::-1, ::-1],
+        4: picture[::-1],
+        5: picture.transpose(1, 0, 2),
+        6: np.rot90(picture),
+        7: np.rot90(picture, 2).transpose(1, 0, 2),
+        8: np.rot90(picture, -1),
+    }[orientation]
+    jpeg = encode(np.ascontiguousarray(stored), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95)
+    image = read_image(with_exif(jpeg, orientation, order))
+    assert image.shape == picture.shape
+    assert np.abs(image.astype(int) - picture).mean() < 2
+
+
+def test_orientation_of_a_png_is_honoured_too(picture: np.ndarray):
+    png = encode(np.ascontiguousarray(np.rot90(picture)), ".png")
+    data = png[:33] + png_chunk(b"eXIf", exif(6)) + png[33:]
+    assert np.array_equal(read_image(data), picture)
+
+
+@pytest.mark.parametrize("damaged", [exif(9), exif(0), b"II*\0\xff\xff\xff\xff", b"II", b""])
+def test_senseless_exif_is_ignored(picture: np.ndarray, damaged: bytes):
+    png = encode(picture, ".png")
+    assert np.array_equal(read_image(png[:33] + png_chunk(b"eXIf", damaged) + png[33:]), picture)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_every_truncation_is_an_error_and_never_a_half_picture(picture: np.ndarray, suffix: str):
+    data = encode(picture, suffix)
+    for length in range(0, len(data), 7):
+        with pytest.raises(ImageError):
+            read_image(data[:length])
+
+
+def test_bytes_after_the_end_do_no_harm(picture: np.ndarray):
+    assert read_image(encode(picture, ".jpg") + b"MotionPhoto" * 9).shape == picture.shape
+
+
+def test_a_png_of_60000_pixels_a_side_is_refused_by_its_header():
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="at most 64,000,000 pixels, found 60000x60000"):
+        read_image(b"\x89PNG\r\n\x1a\n" + header + body)
+
+
+def test_limits_hold_for_files_and_for_arrays(picture: np.ndarray, tmp_path: Path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture, ".png"))
+    with pytest.raises(ImageError, match=r"a\.png: expected at most 10 bytes"):
+        read_image(path, limits=ImageLimits(max_bytes=10))
+    for source in (path, picture):
+        with pytest.raises(ImageError, match="at most 4,799 pixels, found 80x60"):
+            read_image(source, limits=ImageLimits(max_pixels=4799))
+    with pytest.raises(ImageError, match="positive"):
+        ImageLimits(max_pixels=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "found 0 bytes"),
+        (b"GIF89a" + bytes(50), "expected a JPEG, PNG, WebP or BMP image"),
+        (b"\xff\xd8\xff\xd9", "ends before any picture"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
+        (Path("absent.jpg"), "absent.jpg: cannot read: No such file"),
+        (Path("/"), "/: expected an image file"),
+    ],
+)
+def test_what_is_no_image_is_named(source: object, message: str):
+    with pytest.raises(ImageError, match=message):
+        read_image(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lossless", [80, 101])
+def test_headers_tell_the_size_without_decoding(picture: np.ndarray, lossless: int):
+    for data in (
+        encode(picture, ".jpg"),
+        encode(picture, ".png"),
+        encode(picture, ".bmp"),
+        encode(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, lossless),
+    ):
+        header = read_header(data)
+        assert (header.width, header.height, header.orientation) == (80, 60, 1)
