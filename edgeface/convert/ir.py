@@ -247,13 +247,21 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
         try:
             ov.save_model(model, path, compress_to_fp16=contract.precision == "FP16")
         except RuntimeError as error:  # OpenVINO says only that it failed; the file system says why
-            path.with_suffix(".probe").write_bytes(b"\0" * (1 << 20))
+            _probe(folder, 1 << 20)
             raise OutputError(f"{path}: OpenVINO could not write the IR: {error}") from error
+        _probe(folder, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk and says nothing
         weights = path.with_suffix(".bin")
         contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
         xml = path.read_bytes()  # not as text: its encoding is not the user's locale
         path.write_bytes(xml.replace(_TO_BE_MEASURED.encode(), contract.weights_sha256.encode()))
     return path, contract
+
+
+def _probe(folder: Path, size: int) -> None:
+    """Raise the `OSError` of a file system that does not take `size` bytes more."""
+    probe = folder / ".probe"
+    probe.write_bytes(bytes(size))
+    probe.unlink()
 
 
 _TO_BE_MEASURED = hashlib.sha256(b"edgeface: digest of the .bin, known once it is written").hexdigest()

@@ -267,13 +267,19 @@ def save_as_checkpoint(tf: Any, weights: dict[str, Any], prefix: Path) -> None:
     kept = tf.GraphDef(node=[node for node in definition.node if node.name not in frozen])
     used = {each for node in kept.node for each in node.input}
     with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
-        values = {}
-        for name, value in weights.items():
-            variable = tf.get_variable(
-                name, value.shape, initializer=tf.zeros_initializer(), use_resource=False
-            )
-            variable.load(value, session)
-            values[name] = values[f"{name}/read"] = variable.value()
+        variables = {
+            name: tf.get_variable(name, value.shape, initializer=tf.zeros_initializer(), use_resource=False)
+            for name, value in weights.items()
+        }
+        session.run(
+            [variable.initializer for variable in variables.values()],
+            {variable.initial_value: weights[name] for name, variable in variables.items()},
+        )
+        values = {
+            name + suffix: variable.value()
+            for name, variable in variables.items()
+            for suffix in ("", "/read")
+        }
         tf.import_graph_def(kept, input_map={each: values[each] for each in used & values.keys()}, name="")
         tf.train.Saver().save(session, str(prefix), global_step=90)
 
