@@ -127,7 +127,7 @@ class MTCNN:
         check_images(images)
         parts = [images[start : start + _SHARE] for start in range(0, len(images), _SHARE)]
         if len(parts) < 2:
-            return self._detect(images)
+            return self._detect(images) if parts else []
         # Threads, so that while one part waits for a network another one cuts out boxes and sorts them.
         return list(itertools.chain.from_iterable(self._threads.map(self._detect, parts)))
 

@@ -119,7 +119,7 @@ def test_the_landmarks_of_the_detectors_agree(name, data, mtcnn, photos):
     ours, theirs = mtcnn.detect([image])[0], other.detect([image])[0]
     for landmarks in ours.landmarks:
         distance = np.linalg.norm(theirs.landmarks - landmarks, axis=2).mean(axis=1).min()
-        assert distance < 0.15 * np.linalg.norm(landmarks[1] - landmarks[0])
+        assert distance < 0.25 * np.linalg.norm(landmarks[1] - landmarks[0])
 
 
 def test_yunet_is_opencv_s_own(data: Path, photos: dict[str, np.ndarray]):

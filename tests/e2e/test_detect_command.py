@@ -1,0 +1,126 @@
+"""`edgeface detect` and `edgeface align` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.cli import main
+from edgeface.vision.image import read_image
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def options(data: Path) -> list[str]:
+    return ["--detector-model", str(data / "mtcnn")]
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path) -> Path:
+    """Two people in folders of their own, a picture without a face and a broken one."""
+    place = tmp_path / "people"
+    for name in ("john/lennon-1.jpg", "both/longoria-cooper.jpg"):
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes((data / "photos" / Path(name).name).read_bytes())
+    (place / "broken.jpg").write_bytes((data / "photos" / "lennon-2.jpg").read_bytes()[:9000])
+    cv2.imwrite(str(place / "empty.png"), np.full((80, 80, 3), 90, np.uint8))
+    return place
+
+
+def answer(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_detect_tells_boxes_landmarks_and_scores_as_json(data, options, capsys):
+    photo = data / "photos" / "longoria-cooper.jpg"
+    assert main(["detect", str(photo), *options, "--json"]) == 0
+    found = answer(capsys)
+    assert found["detector"] == "mtcnn"
+    assert found["failures"] == []
+    (image,) = found["images"]
+    assert (image["path"], image["width"], image["height"]) == (str(photo), 293, 473)
+    assert [len(face["box"]) for face in image["faces"]] == [4, 4]
+    assert np.shape(image["faces"][0]["landmarks"]) == (5, 2)
+    assert image["faces"][0]["score"] > 0.99
+
+
+def test_folders_are_searched_and_bad_pictures_listed(folder, options, capsys, tmp_path):
+    drawn = tmp_path / "drawn"
+    assert main(["detect", str(folder), *options, "--draw", str(drawn), "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert [len(image["faces"]) for image in found["images"]] == [2, 0, 1]
+    assert [Path(failure["path"]).name for failure in found["failures"]] == ["broken.jpg"]
+    assert "truncated JPEG" in output.err
+    original = read_image(folder / "both" / "longoria-cooper.jpg")
+    marked = read_image(drawn / "both" / "longoria-cooper.png")
+    assert marked.shape == original.shape
+    assert not np.array_equal(marked, original)
+    assert main(["detect", str(folder), *options, "--strict"]) == 1
+
+
+def test_a_pattern_and_other_detectors(data, capsys):
+    yunet = str(data / "yunet" / "yunet_n_dynamic.onnx")
+    pattern = str(data / "photos" / "lennon-*.jpg")
+    assert main(["detect", pattern, "--detector", "yunet", "--detector-model", yunet, "--json"]) == 0
+    assert [len(image["faces"]) for image in answer(capsys)["images"]] == [1, 1]
+
+
+def test_a_detector_that_is_not_downloaded_names_the_line_that_gets_it(data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    photo = str(data / "photos" / "lennon-1.jpg")
+    assert main(["detect", photo, "--detector", "yunet"]) == 3
+    assert "run: edgeface zoo download yunet" in capsys.readouterr().err
+
+
+def test_nothing_readable_is_bad_input(folder, options, capsys, tmp_path):
+    assert main(["detect", str(folder / "broken.jpg"), *options]) == 2
+    assert "truncated JPEG" in capsys.readouterr().err
+    assert main(["detect", str(tmp_path / "absent.jpg"), *options]) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [
+        ("mtcnn-box-margin", (160, 160)),
+        ("mtcnn-box-output-margin", (160, 160)),
+        ("five-point-112", (112, 112)),
+        ("five-point-96x112", (112, 96)),
+        ("outer-eyes-nose-96", (96, 96)),
+    ],
+)
+def test_align_keeps_the_folders_and_lists_failures(folder, options, capsys, tmp_path, recipe, size):
+    crops = tmp_path / "crops"
+    assert main(["align", str(folder), "-o", str(crops), "--recipe", recipe, *options, "--json"]) == 0
+    found = answer(capsys)
+    assert found["written"] == 2
+    assert tuple(found["size"]) == size
+    assert {Path(failure["path"]).name for failure in found["failures"]} == {"broken.jpg", "empty.png"}
+    written = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.*"))
+    assert written == ["both/longoria-cooper.png", "john/lennon-1.png"]
+    assert all(read_image(crops / name).shape == (*size, 3) for name in written)
+
+
+def test_align_refuses_what_makes_no_sense(folder, options, capsys, tmp_path):
+    output = ["-o", str(tmp_path / "out"), *options]
+    assert main(["align", str(folder / "absent"), *output]) == 2
+    assert main(["align", str(folder), *output, "--size", "big"]) == 2
+    assert main(["align", str(folder), *output, "--recipe", "five-point-112", "--margin", "3"]) == 2
+    assert main(["align", str(folder), *output, "--strict"]) == 1
+
+
+def test_two_photos_of_one_name_do_not_overwrite_each_other(data, options, capsys, tmp_path):
+    place = tmp_path / "in"
+    place.mkdir()
+    image = read_image(data / "photos" / "longoria-cooper.jpg")
+    for name in ("a.png", "a.bmp"):
+        cv2.imwrite(str(place / name), image)
+    assert main(["align", str(place), "-o", str(tmp_path / "out"), *options, "--json"]) == 0
+    found = answer(capsys)
+    assert found["written"] == 1
+    assert "already called a.png" in found["failures"][0]["error"]
