@@ -166,7 +166,7 @@ def prune(
         raise ConversionError(
             f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model"
         )
-    return Inference(graph=live, weights=weights, input=input, output=root.partition(":")[0])
+    return Inference(graph=live, weights=weights, input=input, output=_split(root)[0])
 
 
 @dataclass(slots=True)
@@ -319,7 +319,7 @@ class _Resolver:
 def _topological(resolver: _Resolver, root: str) -> list[str]:
     """Names of the live nodes, inputs before those that use them."""
     order: dict[str, None] = {}
-    stack: list[tuple[str, bool]] = [(root.partition(":")[0], False)]
+    stack: list[tuple[str, bool]] = [(_split(root)[0], False)]
     while stack:
         name, done = stack.pop()
         if name in order:
@@ -328,7 +328,7 @@ def _topological(resolver: _Resolver, root: str) -> list[str]:
             order[name] = None
             continue
         stack.append((name, True))
-        stack.extend((each.partition(":")[0], False) for each in resolver.inputs(name))
+        stack.extend((_split(each)[0], False) for each in resolver.inputs(name))
     return list(order)
 
 
@@ -369,5 +369,8 @@ def _flag(node: Any, name: str, *, default: bool) -> bool:
 
 
 def _split(tensor: str) -> tuple[str, int]:
+    """Node and output of a tensor's name; a colon before anything but a number is part of the node's."""
     name, _, index = tensor.partition(":")
+    if index and not index.isdecimal():
+        return tensor, 0
     return name, int(index or 0)

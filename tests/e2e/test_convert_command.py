@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from tiny_graphs import (
     EMBEDDING,
     Graph,
@@ -36,6 +38,10 @@ from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import InputError
 
 ROOT = Path(edgeface.__file__).resolve().parent.parent
+
+
+# A colon inside the name of the first input of the node `total`: "sq:are".
+_POSITION_OF_A_COLON = tiny_facenet().message.SerializeToString(deterministic=True).rindex(b"square") + 2
 
 
 @dataclass(frozen=True)
@@ -314,6 +320,24 @@ def test_a_facenet_truncated_between_nodes_is_refused(seeded_pb: Path, tmp_path:
         path.write_bytes(content[: boundary - 1])
         with pytest.raises(InputError, match="truncated or damaged"):
             load_tensorflow(path, size=(160, 160))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+@example(changes=[(_POSITION_OF_A_COLON, ord(":"))])
+def test_a_graph_with_flipped_bytes_is_read_or_refused_but_never_an_internal_failure(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(tiny_facenet().message.SerializeToString(deterministic=True))
+    for position, value in changes:
+        content[position % len(content)] = value
+    path = tmp_path / "damaged.pb"
+    path.write_bytes(content)
+    try:
+        load_tensorflow(path, size=(160, 160))
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017 - either end is right
+        assert "\n" not in str(error)  # noqa: PT017
 
 
 def _node_boundaries(content: bytes) -> Iterator[int]:
