@@ -148,7 +148,7 @@ class Tracker:
         followed = []
         for face, track_id in enumerate(ids):
             track = self._tracks[place[track_id]]
-            followed.append(replace(_move(track, moved, face, timestamp), hits=track.hits))
+            followed.append(_move(track, moved, face, timestamp))
             self._tracks[place[track_id]] = followed[-1]
         return followed
 
@@ -179,9 +179,12 @@ class Tracker:
             )
             self._next_id += 1
             return track
-        moved = _move(track, faces, face, timestamp)
+        hits = track.hits + 1
         return replace(
-            moved, score=float(faces.scores[face]), confirmed=track.confirmed or moved.hits >= self._min_hits
+            _move(track, faces, face, timestamp),
+            score=float(faces.scores[face]),
+            hits=hits,
+            confirmed=track.confirmed or hits >= self._min_hits,
         )
 
 
@@ -296,7 +299,6 @@ def _move(track: Track, faces: Faces, face: int, timestamp: float) -> Track:
         track,
         box=box,
         landmarks=faces.landmarks[face],
-        hits=track.hits + 1,
         seen=timestamp,
         velocity=velocity.astype(np.float32),
     )
