@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,6 +25,9 @@ from edgeface.vision.source import Frame
 from edgeface.vision.track import EmbeddingPolicy, Track, Tracker
 
 __all__ = ["Face", "Pipeline"]
+
+_GROUP_PIXELS = 1 << 23
+"""From which a group of pictures is large enough: bounds memory, and large pictures gain nothing from company."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -80,8 +83,11 @@ class Pipeline:
     detect_every
         With a tracker: detect in every n-th frame, and follow faces by optical flow in between. Only detected
         faces are embedded, because models are trained on the boxes that detectors draw.
+    together
+        Frames of `run` that are detected in one go: two or three times as fast for many small pictures, and later
+        by as many frames for a camera. A tracker takes them one at a time.
     ahead
-        Frames under way at a time: while the embeddings of one are computed, the next one's faces are detected.
+        Such groups under way at a time: while embeddings of one are computed, faces of the next are detected.
 
     Raises
     ------
@@ -101,6 +107,7 @@ class Pipeline:
         faces: Literal["all", "largest"] = "all",
         policy: EmbeddingPolicy | None = None,
         detect_every: int = 1,
+        together: int = 1,
         ahead: int = 4,
     ) -> None:
         if embedder.image_format != ImageFormat():
@@ -108,9 +115,10 @@ class Pipeline:
                 f"pipeline: expected an embedder of {ImageFormat()}, found {embedder.image_format}; load it without "
                 "an image_format"
             )
-        if detect_every < 1 or ahead < 1:
+        if min(detect_every, together, ahead) < 1:
             raise InputError(
-                f"pipeline: expected detect_every and ahead of 1 or more, found {detect_every} and {ahead}"
+                "pipeline: expected detect_every, together and ahead of 1 or more, found "
+                f"{detect_every}, {together} and {ahead}"
             )
         if tracker is None and (policy is not None or detect_every > 1):
             raise InputError("pipeline: policy and detect_every need a tracker; give one, or leave them out")
@@ -121,6 +129,7 @@ class Pipeline:
         self._largest_only = faces == "largest"
         self._policy = policy or EmbeddingPolicy()
         self._detect_every, self._ahead = detect_every, ahead
+        self._together = together if tracker is None else 1
 
     def process(self, image: Image) -> list[Face]:
         """Find and embed every face of one picture; the tracker is left alone.
@@ -140,7 +149,7 @@ class Pipeline:
         EdgeFaceError
             What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
         """
-        return _finish(self._look(image))
+        return _finish(self._look([image])[0])
 
     def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.
@@ -162,38 +171,47 @@ class Pipeline:
         Raises
         ------
         EdgeFaceError
-            In place of the first frame that failed, whether in the source, the detector or the embedder.
+            In place of the first frame that failed in the detector or the embedder. What the frames' iterator raises
+            comes at once, and what was under way is lost.
         """
         look = self._look_at if self._tracker is None else _Watch(self, self._tracker).look_at
-        window: deque[tuple[Frame, Future[list[_Sight]]]] = deque()
+        window: deque[_Group] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:
             try:
-                for frame in frames:
-                    window.append((frame, worker.submit(look, frame)))
-                    while window and (len(window) >= self._ahead or _ready(window[0][1])):
-                        yield window[0][0], _finish(window[0][1].result())
+                for group in _in_groups(frames, self._together):
+                    window.append(_Group(group, worker.submit(look, group)))
+                    while window and (len(window) >= self._ahead or window[0].is_ready()):
+                        yield from window[0].answers()
                         window.popleft()
                 while window:
-                    yield window[0][0], _finish(window[0][1].result())
+                    yield from window[0].answers()
                     window.popleft()
             finally:
-                for _, looked in window:
-                    _abandon(looked)
+                for each in window:
+                    each.abandon()
 
-    def _look_at(self, frame: Frame) -> list[_Sight]:
-        return self._look(frame.image)
+    def _look_at(self, frames: Sequence[Frame]) -> list[list[_Sight]]:
+        return self._look([frame.image for frame in frames])
 
-    def _look(self, image: Image) -> list[_Sight]:
+    def _look(self, images: Sequence[Image]) -> list[list[_Sight]]:
         """Detect, and hand every face that is fit to the embedder."""
         if self._detector is None:
-            return [self._take_whole(image)]
-        found = self._detect(image)
-        return [self._embed(image, self._measure(image, found, index)) for index in range(len(found))]
+            return [[self._take_whole(image)] for image in images]
+        return [
+            [self._embed(image, self._measure(image, found, index)) for index in range(len(found))]
+            for image, found in zip(images, self._detect(images), strict=True)
+        ]
 
-    def _detect(self, image: Image) -> Faces:
+    def _detect(self, images: Sequence[Image]) -> list[Faces]:
         assert self._detector is not None
-        found = self._detector.detect([image])[0]
-        return found[found.largest(image.shape[:2])] if self._largest_only and len(found) else found
+        found = self._detector.detect(images)
+        if not self._largest_only:
+            return found
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return [
+            faces[faces.largest(size)] if len(faces) else faces
+            for faces, size in zip(found, sizes, strict=True)
+        ]
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
         """A detected face with its quality and what the gate says to it, not embedded."""
@@ -282,7 +300,10 @@ class _Watch:
         self._faces, self._ids = Faces.empty(), list[int]()
         self._memories: dict[int, _Memory] = {}
 
-    def look_at(self, frame: Frame) -> list[_Sight]:
+    def look_at(self, frames: Sequence[Frame]) -> list[list[_Sight]]:
+        return [self._look_at(frame) for frame in frames]
+
+    def _look_at(self, frame: Frame) -> list[_Sight]:
         detects = self._frames % self._pipeline._detect_every == 0
         self._frames += 1
         tracks = self._detect(frame) if detects else self._follow(frame)
@@ -292,7 +313,7 @@ class _Watch:
     def _detect(self, frame: Frame) -> list[Track]:
         if self._flow:
             self._flow.see(frame.image)
-        self._faces = self._pipeline._detect(frame.image)
+        (self._faces,) = self._pipeline._detect([frame.image])
         tracks = self._tracker.update(self._faces, frame.timestamp)
         alive = self._tracker.alive
         self._memories = {key: memory for key, memory in self._memories.items() if key in alive}
@@ -329,22 +350,47 @@ def _finish(sights: Sequence[_Sight]) -> list[Face]:
     return [sight.finish() for sight in sights]
 
 
-def _ready(looked: Future[list[_Sight]]) -> bool:
-    """Whether the answer, or the error, is there."""
-    if not looked.done():
-        return False
-    failed = looked.cancelled() or looked.exception() is not None
-    return failed or all(sight.pending is None or sight.pending.future.done() for sight in looked.result())
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Frames that are looked at in one go, and what will be seen in them."""
+
+    frames: Sequence[Frame]
+    looked: Future[list[list[_Sight]]]
+
+    def is_ready(self) -> bool:
+        """Whether the answers, or the error, are there."""
+        if not self.looked.done():
+            return False
+        return self.looked.exception() is not None or all(future.done() for future in self._embeddings())
+
+    def answers(self) -> Iterator[tuple[Frame, list[Face]]]:
+        """Wait for every frame's faces."""
+        for frame, sights in zip(self.frames, self.looked.result(), strict=True):
+            yield frame, _finish(sights)
+
+    def abandon(self) -> None:
+        """Cancel what nobody will ask for: the look itself or, when it is over, its embeddings."""
+        if not self.looked.cancel():
+            self.looked.add_done_callback(self._cancel_embeddings)
+
+    def _cancel_embeddings(self, looked: Future[list[list[_Sight]]]) -> None:
+        if looked.exception() is None:
+            for future in self._embeddings():
+                future.cancel()
+
+    def _embeddings(self) -> Iterator[Future[NDArray[np.float32]]]:
+        for sights in self.looked.result():
+            yield from (sight.pending.future for sight in sights if sight.pending is not None)
 
 
-def _abandon(looked: Future[list[_Sight]]) -> None:
-    """Cancel a frame that nobody will ask for, and its embeddings once they are known."""
-    if not looked.cancel():
-        looked.add_done_callback(_cancel_embeddings)
-
-
-def _cancel_embeddings(looked: Future[list[_Sight]]) -> None:
-    if looked.exception() is None:
-        for sight in looked.result():
-            if sight.pending is not None:
-                sight.pending.future.cancel()
+def _in_groups(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
+    group: list[Frame] = []
+    pixels = 0
+    for frame in frames:
+        group.append(frame)
+        pixels += frame.image.shape[0] * frame.image.shape[1]
+        if len(group) == most or pixels >= _GROUP_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group

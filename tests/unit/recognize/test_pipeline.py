@@ -139,8 +139,9 @@ def test_without_a_detector_every_picture_is_an_aligned_crop(embedder: Embedder)
     )
 
 
-def test_run_gives_the_same_as_process_in_order(embedder: Embedder) -> None:
-    pipeline = Pipeline(SquareDetector(), embedder)
+@pytest.mark.parametrize("together", [1, 5])
+def test_run_gives_the_same_as_process_in_order(embedder: Embedder, together: int) -> None:
+    pipeline = Pipeline(SquareDetector(), embedder, together=together)
     frames = walk(12)
     answers = list(pipeline.run(frames))
     assert [frame.index for frame, _ in answers] == list(range(12))
@@ -148,6 +149,20 @@ def test_run_gives_the_same_as_process_in_order(embedder: Embedder) -> None:
         for face, alone in zip(faces, pipeline.process(frame.image), strict=True):
             np.testing.assert_array_equal(face.box, alone.box)
             np.testing.assert_allclose(face.embedding.vector, alone.embedding.vector, atol=1e-6)
+
+
+def test_frames_are_detected_together_up_to_a_number_and_a_size(embedder: Embedder) -> None:
+    groups: list[int] = []
+
+    class Counting(SquareDetector):
+        def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+            groups.append(len(images))
+            return super().detect(images)
+
+    large = Frame(np.zeros((3000, 3000, 3), np.uint8), 5, 1.0, "drawn")
+    answers = list(Pipeline(Counting(), embedder, together=4, ahead=2).run([*walk(5), large, *walk(2)]))
+    assert groups == [4, 2, 2]
+    assert len(answers) == 8
 
 
 def test_detection_of_the_next_frame_overlaps_embedding_of_the_last(embedder: Embedder) -> None:

@@ -1,0 +1,170 @@
+"""What do tracking and overlap save on a film, and what holds an LFW evaluation up? Prints JSON.
+
+    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--every 4] [--only film|evaluation]
+
+Film: `data/video/faces.mp4`, 1920x1080. All variants share one detector (MTCNN, smallest face 20 pixels, every
+setting its default) and one embedder, and take turns in one process:
+
+- `plain`, the baseline: read a frame, detect, embed every face, wait for all of them, next frame;
+- `overlap`: the same work, the next frames detected while the last one's faces are embedded;
+- `tracking`: detection in every frame, each face embedded once or a few times, overlapped;
+- `tracking_sparse`: the same, but detection in every n-th frame only, optical flow in between.
+
+What is lost by looking less often is in `fidelity`: faces found and ids kept, against `tracking`.
+
+Evaluation: the crops of LFW images, decoded and cut as it goes, against the same crops lying ready in memory, which
+is the engine's own throughput (`throughput` of benchmarks/lfw.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lfw import DATA, throughput
+
+from edgeface.evaluate.faces import find_images, load_boxes
+from edgeface.recognize.pipeline import Face, Pipeline
+from edgeface.runtime import Embedder
+from edgeface.vision.detect import load_detector
+from edgeface.vision.nms import overlaps
+from edgeface.vision.source import open_source
+from edgeface.vision.track import Tracker, assign
+
+_SAME_FACE = 0.3
+"""Intersection over union from which two boxes are of one face."""
+
+Answers = list[list[Face]]
+
+
+def main() -> None:
+    """Run what was asked for and print one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="FaceNet's IR with its contract")
+    parser.add_argument("--frames", type=int, default=None, help="of the film; default: all")
+    parser.add_argument("--images", type=int, default=600, help="of LFW")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every", type=int, default=4, help="detection in every n-th frame")
+    parser.add_argument("--only", choices=["film", "evaluation"])
+    options = parser.parse_args()
+    report: dict[str, Any] = {"openvino": ov.get_version(), "cpus": len(os.sched_getaffinity(0))}
+    report["load_at_start"] = round(os.getloadavg()[0], 1)
+    if options.only != "evaluation":
+        report["film"] = measure_film(options.model, options.frames, options.rounds, options.every)
+    if options.only != "film":
+        report["evaluation"] = measure_evaluation(options.model, options.images)
+    print(json.dumps(report, indent=2))
+
+
+def measure_film(model: Path, frames: int | None, rounds: int, every: int) -> dict[str, Any]:
+    """Time the variants in turn."""
+    film = DATA / "video" / "faces.mp4"
+    with load_detector() as detector, Embedder.load(model) as embedder:
+
+        def plain() -> Answers:
+            pipeline = Pipeline(detector, embedder)
+            with open_source(film) as source:
+                return [pipeline.process(frame.image) for frame in islice(source, frames)]
+
+        def run(**options: Any) -> Answers:
+            tracker = Tracker() if options else None
+            pipeline = Pipeline(detector, embedder, tracker=tracker, **options)
+            with open_source(film) as source, closing(pipeline.run(islice(source, frames))) as answers:
+                return [faces for _, faces in answers]
+
+        variants: dict[str, Callable[[], Answers]] = {
+            "plain": plain,
+            "overlap": run,
+            "tracking": lambda: run(detect_every=1),
+            "tracking_sparse": lambda: run(detect_every=every),
+        }
+        frame = next(open_source(film))
+        Pipeline(detector, embedder).process(frame.image)  # shapes are prepared on first sight
+        answers: dict[str, Answers] = {}
+        counted: dict[str, int] = {}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+        for _ in range(rounds):
+            for name, variant in variants.items():
+                before = embedder.counters().submitted
+                answers[name], spent = timed(variant)
+                counted[name] = embedder.counters().submitted - before
+                times[name].append(spent)
+    figures = {
+        name: per_item(times[name], len(answers[name]), "frame")
+        | {"faces": sum(map(len, answers[name])), "embedded": counted[name]}
+        for name in variants
+    }
+    return {
+        "frames": len(answers["plain"]),
+        "detect_every": every,
+        "variants": figures,
+        "plain_over": {name: ratio(times["plain"], times[name]) for name in list(variants)[1:]},
+        "fidelity": fidelity(answers["tracking"], answers["tracking_sparse"]),
+    }
+
+
+def fidelity(full: Answers, sparse: Answers) -> dict[str, float]:
+    """How much of what full detection sees sparse detection sees, and whether ids agree."""
+    partners: dict[int, list[int]] = {}
+    seen, likenesses = sum(map(len, full)), []
+    for all_faces, some in zip(full, sparse, strict=True):
+        if all_faces and some:
+            likeness = overlaps(*(np.stack([face.box for face in each]) for each in (all_faces, some)))
+            for a, b in assign(np.where(likeness >= _SAME_FACE, likeness, 0)):
+                likenesses.append(float(likeness[a, b]))
+                partners.setdefault(some[b].track_id or 0, []).append(all_faces[a].track_id or 0)
+    agreeing = sum(max(map(ids.count, set(ids))) for ids in partners.values())
+    return {
+        "faces_found": round(len(likenesses) / seen, 4),
+        "ids_agree": round(agreeing / len(likenesses), 4),
+        "median_overlap": round(statistics.median(likenesses), 4),
+        "tracks_full": len({face.track_id for faces in full for face in faces}),
+        "tracks_sparse": len({face.track_id for faces in sparse for face in faces}),
+    }
+
+
+def measure_evaluation(model: Path, count: int) -> dict[str, object]:
+    """How much of the engine's speed an evaluation on reference boxes keeps."""
+    boxes = load_boxes(DATA / "lfw" / "mtcnn_reference.npz")
+    names = tuple(boxes.rows)[:count]
+    return throughput(model, find_images(DATA / "lfw" / "images", names), names, boxes, count, "CPU")
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """A result, and the wall and CPU seconds that it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def per_item(spent: Sequence[tuple[float, float]], items: int, item: str) -> dict[str, float]:
+    """Medians in milliseconds."""
+    wall, cpu = (1000 * statistics.median(each) / items for each in zip(*spent, strict=True))
+    return {f"wall_ms_per_{item}": round(wall, 2), f"cpu_ms_per_{item}": round(cpu, 2)}
+
+
+def ratio(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Median over the rounds of a / b: what ran in the same round met the same load."""
+    pairs = [(x[0] / y[0], x[1] / y[1]) for x, y in zip(a, b, strict=True)]
+    wall, cpu = (statistics.median(each) for each in zip(*pairs, strict=True))
+    return {"wall": round(wall, 2), "cpu": round(cpu, 2)}
+
+
+if __name__ == "__main__":
+    main()
