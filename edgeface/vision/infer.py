@@ -12,16 +12,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+import edgeface.compat  # noqa: F401 - it makes arrays safe to hand over from several threads
 from edgeface.errors import DeviceError, EngineClosed, InputError, MissingError, ModelFormatError
 from edgeface.vision.image import Image
 
 __all__ = ["Outputs", "Pool", "check_images", "read_network"]
 
 Outputs = tuple[np.ndarray, ...]
-
-# OpenVINO's binding looks up numpy's types at the first array it meets; two threads that do so at the same time
-# wait for each other for ever (seen with 2026.4.1). Modules are imported by one thread at a time, so do it here.
-ov.Tensor(np.zeros(1, np.float32), shared_memory=True).get_element_type().to_dtype()
 
 
 class Pool:
