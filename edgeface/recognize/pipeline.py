@@ -3,62 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeface.contract import Alignment
 from edgeface.errors import ContractError, FaceError, InputError
-from edgeface.recognize.embedding import Embedding
+from edgeface.recognize.sight import Face, Group, Pending, Sight, finish, in_groups
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
 from edgeface.vision.detect import Detector, Faces
 from edgeface.vision.flow import FaceFlow
 from edgeface.vision.image import Image
-from edgeface.vision.quality import Quality, QualityGate, measure_quality
+from edgeface.vision.quality import QualityGate, measure_quality
 from edgeface.vision.source import Frame
 from edgeface.vision.track import EmbeddingPolicy, Track, Tracker
 
 __all__ = ["Face", "Pipeline"]
-
-_GROUP_PIXELS = 1 << 23
-"""From which a group of pictures is large enough: bounds memory, and large pictures gain nothing from company."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Face:
-    """One face of one picture.
-
-    Attributes
-    ----------
-    box : (4,) float32
-        x0, y0, x1, y1 in pixels of the picture.
-    landmarks : (5, 2) float32
-        As in `Faces.landmarks`.
-    score
-        Of its detection; where it was followed instead, of its last one.
-    quality
-        Where it was last detected; None where its box has no picture in it.
-    reasons
-        Why no embedding was made of this sight of it: what the gate says, or why it cannot be aligned.
-    embedding
-        Without a tracker, of this very face. With one, of its track's best crop so far. None: there is none.
-    track_id
-        The same for one person from frame to frame; None without a tracker.
-    """
-
-    box: NDArray[np.float32]
-    landmarks: NDArray[np.float32]
-    score: float
-    quality: Quality | None
-    reasons: tuple[str, ...] = ()
-    embedding: Embedding | None = None
-    track_id: int | None = None
 
 
 class Pipeline:
@@ -149,7 +114,7 @@ class Pipeline:
         EdgeFaceError
             What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
         """
-        return _finish(self._look([image])[0])
+        return finish(self._look([image])[0])
 
     def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.
@@ -175,11 +140,11 @@ class Pipeline:
             comes at once, and what was under way is lost.
         """
         look = self._look_at if self._tracker is None else _Watch(self, self._tracker).look_at
-        window: deque[_Group] = deque()
+        window: deque[Group] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:
             try:
-                for group in _in_groups(frames, self._together):
-                    window.append(_Group(group, worker.submit(look, group)))
+                for group in in_groups(frames, self._together):
+                    window.append(Group(group, worker.submit(look, group)))
                     while window and (len(window) >= self._ahead or window[0].is_ready()):
                         yield from window[0].answers()
                         window.popleft()
@@ -190,10 +155,10 @@ class Pipeline:
                 for each in window:
                     each.abandon()
 
-    def _look_at(self, frames: Sequence[Frame]) -> list[list[_Sight]]:
+    def _look_at(self, frames: Sequence[Frame]) -> list[list[Sight]]:
         return self._look([frame.image for frame in frames])
 
-    def _look(self, images: Sequence[Image]) -> list[list[_Sight]]:
+    def _look(self, images: Sequence[Image]) -> list[list[Sight]]:
         """Detect, and hand every face that is fit to the embedder."""
         if self._detector is None:
             return [[self._take_whole(image)] for image in images]
@@ -228,17 +193,17 @@ class Pipeline:
         refused = self._gate.check(quality).reasons if self._gate else ()
         return replace(face, quality=quality, reasons=tuple(map(str, refused)))
 
-    def _embed(self, image: Image, face: Face) -> _Sight:
+    def _embed(self, image: Image, face: Face) -> Sight:
         if face.reasons:
-            return _Sight(face, None)
+            return Sight(face, None)
         contract = self._embedder.contract
         try:
             crop = align(image, face.box, face.landmarks, contract.alignment, contract.input_size)
         except FaceError as error:
-            return _Sight(replace(face, reasons=(str(error),)), None)
-        return _Sight(face, self._submit(crop))
+            return Sight(replace(face, reasons=(str(error),)), None)
+        return Sight(face, self._submit(crop))
 
-    def _take_whole(self, crop: Image) -> _Sight:
+    def _take_whole(self, crop: Image) -> Sight:
         height, width = crop.shape[:2]
         face = Face(
             box=np.array([0, 0, width, height], np.float32),
@@ -246,36 +211,14 @@ class Pipeline:
             score=1.0,
             quality=None,
         )
-        return _Sight(
+        return Sight(
             face, self._submit(align(crop, None, None, Alignment("none"), self._embedder.contract.input_size))
         )
 
-    def _submit(self, crop: Image) -> _Pending:
-        return _Pending(
+    def _submit(self, crop: Image) -> Pending:
+        return Pending(
             self._embedder.submit(crop, policy="block", copy=False), self._embedder.contract.contract_id
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
-    """An embedding that is being computed."""
-
-    future: Future[NDArray[np.float32]]
-    contract_id: str
-
-    def result(self) -> Embedding:
-        return Embedding(self.future.result().reshape(-1), self.contract_id)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sight:
-    """A face of a frame, and the embedding that it will have."""
-
-    face: Face
-    pending: _Pending | None
-
-    def finish(self) -> Face:
-        return self.face if self.pending is None else replace(self.face, embedding=self.pending.result())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -283,7 +226,7 @@ class _Memory:
     """What is known of a track: its last detected face, and its best embedding."""
 
     face: Face
-    pending: _Pending | None = None
+    pending: Pending | None = None
     best: float | None = None
     count: int = 0
     at: float = 0.0
@@ -300,10 +243,10 @@ class _Watch:
         self._faces, self._ids = Faces.empty(), list[int]()
         self._memories: dict[int, _Memory] = {}
 
-    def look_at(self, frames: Sequence[Frame]) -> list[list[_Sight]]:
+    def look_at(self, frames: Sequence[Frame]) -> list[list[Sight]]:
         return [self._look_at(frame) for frame in frames]
 
-    def _look_at(self, frame: Frame) -> list[_Sight]:
+    def _look_at(self, frame: Frame) -> list[Sight]:
         detects = self._frames % self._pipeline._detect_every == 0
         self._frames += 1
         tracks = self._detect(frame) if detects else self._follow(frame)
@@ -340,57 +283,7 @@ class _Watch:
             return replace(memory, face=sight.face)
         return _Memory(sight.face, sight.pending, quality, memory.count + 1, frame.timestamp)
 
-    def _sight(self, track: Track) -> _Sight:
+    def _sight(self, track: Track) -> Sight:
         memory = self._memories[track.id]
         face = replace(memory.face, box=track.box, landmarks=track.landmarks, track_id=track.id)
-        return _Sight(face, memory.pending)
-
-
-def _finish(sights: Sequence[_Sight]) -> list[Face]:
-    return [sight.finish() for sight in sights]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """Frames that are looked at in one go, and what will be seen in them."""
-
-    frames: Sequence[Frame]
-    looked: Future[list[list[_Sight]]]
-
-    def is_ready(self) -> bool:
-        """Whether the answers, or the error, are there."""
-        if not self.looked.done():
-            return False
-        return self.looked.exception() is not None or all(future.done() for future in self._embeddings())
-
-    def answers(self) -> Iterator[tuple[Frame, list[Face]]]:
-        """Wait for every frame's faces."""
-        for frame, sights in zip(self.frames, self.looked.result(), strict=True):
-            yield frame, _finish(sights)
-
-    def abandon(self) -> None:
-        """Cancel what nobody will ask for: the look itself or, when it is over, its embeddings."""
-        if not self.looked.cancel():
-            self.looked.add_done_callback(self._cancel_embeddings)
-
-    def _cancel_embeddings(self, looked: Future[list[list[_Sight]]]) -> None:
-        if looked.exception() is None:
-            for future in self._embeddings():
-                future.cancel()
-
-    def _embeddings(self) -> Iterator[Future[NDArray[np.float32]]]:
-        for sights in self.looked.result():
-            yield from (sight.pending.future for sight in sights if sight.pending is not None)
-
-
-def _in_groups(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
-    group: list[Frame] = []
-    pixels = 0
-    for frame in frames:
-        group.append(frame)
-        pixels += frame.image.shape[0] * frame.image.shape[1]
-        if len(group) == most or pixels >= _GROUP_PIXELS:
-            yield group
-            group, pixels = [], 0
-    if group:
-        yield group
+        return Sight(face, memory.pending)
