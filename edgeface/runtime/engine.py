@@ -24,7 +24,8 @@ Fork, threads, NUMA
 -------------------
 OpenVINO's threads do not survive `os.fork`: in the child every inherited engine refuses with `EngineClosed`, and
 nothing of it is destroyed, for destruction would wait for threads that do not exist. Load the model in the child,
-or start it with ``spawn``. All methods may be called from any thread.
+or start it with ``spawn``. All methods may be called from any thread. What was tried with free-threaded Python and
+several NUMA nodes is in docs/runtime.md: nothing; this machine has neither.
 """
 
 from __future__ import annotations
@@ -212,6 +213,10 @@ class Engine(Serving):
         with self._lock:
             self._refuse_if_closed()
             slot = schedule.free_slot() if deadline is None and not schedule.queue else None
+            # The last callback must have returned: until then, OpenVINO 2024.6 calls back for a synchronous run
+            # too, and never again after it.
+            if slot is not None and slot.verdict() is None:
+                slot = None
             if slot is not None:
                 slot.claim, slot.jobs, job.slot = weakref.ref(claim), (job,), slot
         if slot is None:
