@@ -247,9 +247,10 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
         try:
             ov.save_model(model, path, compress_to_fp16=contract.precision == "FP16")
         except RuntimeError as error:  # OpenVINO says only that it failed; the file system says why
-            _probe(folder, 1 << 20)
-            raise OutputError(f"{path}: OpenVINO could not write the IR: {error}") from error
-        _probe(folder, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk and says nothing
+            _probe(path, 1 << 20)
+            reason = str(error).strip().splitlines()[-1:]
+            raise OutputError(f"{path}: OpenVINO could not write the IR: {' '.join(reason)}") from error
+        _probe(path, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk and says nothing
         weights = path.with_suffix(".bin")
         contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
         xml = path.read_bytes()  # not as text: its encoding is not the user's locale
@@ -257,9 +258,9 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
     return path, contract
 
 
-def _probe(folder: Path, size: int) -> None:
-    """Raise the `OSError` of a file system that does not take `size` bytes more."""
-    probe = folder / ".probe"
+def _probe(path: Path, size: int) -> None:
+    """Raise the `OSError` of a file system that does not take `size` bytes more beside `path`."""
+    probe = path.with_suffix(".probe")  # as long a name as the one that failed
     probe.write_bytes(bytes(size))
     probe.unlink()
 
