@@ -253,7 +253,7 @@ class Engine(Serving):
             self._schedule.queue.append(job)
             self._schedule.pump()
             if copy and job.slot is None:
-                job.array = array.copy()
+                self._schedule.keep(job, array)
             if self._asleep or self._schedule.ended:
                 self._asleep = False
                 self._bell.put(None)

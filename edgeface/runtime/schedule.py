@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+
 from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, Overloaded, RequestError
 from edgeface.runtime.counters import Counters, Outcome, Tally
 from edgeface.runtime.faults import reason_of
@@ -49,6 +51,7 @@ class Schedule:
         self.ended: deque[tuple[Job, Any, RequestError | None]] = deque()
         self.tally = Tally()
         self._batch = batch
+        self._spare: list[np.ndarray] = []
         self._room = room
 
     @property
@@ -71,6 +74,17 @@ class Schedule:
         oldest = self.queue.popleft()
         if oldest.waiting:
             self.end(oldest, "dropped", error=Overloaded(f"{self.name}: dropped for a newer request"))
+
+    def keep(self, job: Job, array: np.ndarray) -> None:
+        """Copy a waiting job's array, so that the caller may overwrite it.
+
+        Into memory that an earlier job has left: a fresh block of the size of a video frame costs more, page by
+        page, than the copying.
+        """
+        spare = self._spare
+        buffer = spare.pop() if spare and spare[-1].shape == array.shape else np.empty_like(array, order="C")
+        np.copyto(buffer, array)
+        job.array, job.copied = buffer, True
 
     def reap(self) -> None:
         """End the jobs of slots that are over without a callback: OpenVINO makes none after an error."""
@@ -123,6 +137,8 @@ class Schedule:
                 job.slot = slot
             slot.claim, slot.jobs = None, jobs
             slot.start(jobs)
+            self._spare.extend(job.array for job in jobs if job.copied and job.array is not None)
+            del self._spare[self.depth :]
         except BaseException as error:
             if slot.verdict() is not None:  # it did not reach the device
                 slot.jobs = ()

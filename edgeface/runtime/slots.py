@@ -30,6 +30,7 @@ class Job(Future[Any]):
         super().__init__()
         self.owner: _Owner | None = owner
         self.array: np.ndarray | None = array
+        self.copied = False
         self.born = time.monotonic()
         self.deadline = deadline
         self.slot: Slot | None = None
