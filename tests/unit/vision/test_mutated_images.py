@@ -73,7 +73,9 @@ _CHILD = textwrap.dedent(
             outcome = "error"
         key = f"{mutate.__name__} {outcome}"
         counts[key] = counts.get(key, 0) + 1
-    counts["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # Not ru_maxrss, which a new process inherits from the one that started it.
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    counts["peak_mb"] = int(status["VmHWM"].split()[0]) // 1024
     print(json.dumps(counts))
     """
 )
