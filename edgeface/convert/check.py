@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,15 @@ def check_inference(path: Path) -> None:
         If they differ, are not finite, or lack unit length though the contract promises it, or if the .bin is
         not the one that the contract names.
     """
-    core = ov.Core()
     model = read_model(path)
     check_structure(model, source=str(path))
     contract = ModelContract.read_from(model, source=str(path))
-    check_weights(path, contract)
     static = model.input(0).get_partial_shape()[0]
     batches = BATCHES if static.is_dynamic else (static.get_length(),)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with ThreadPoolExecutor(1) as beside:
+        weights = beside.submit(check_weights, path, contract)
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        weights.result()
     request = compiled.create_infer_request()
     images = random_images(contract, max(batches))
     first = {batch: request.infer({0: images[:batch]})[0].copy() for batch in batches}
@@ -62,6 +64,9 @@ def check_inference(path: Path) -> None:
 
 def main() -> int:
     """Check the IR whose path comes on stdin; say on stderr why it failed."""
+    ov.Core().get_property(
+        "CPU", "FULL_DEVICE_NAME"
+    )  # loads the plugin, and runs nothing, while there is no IR yet
     path = os.fsdecode(sys.stdin.buffer.read())
     if not path:
         return 0  # the conversion failed before there was an IR

@@ -181,24 +181,25 @@ class _Resolver:
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     """Nodes that become constants: frozen variables, known predicates."""
     _resolved: dict[str, str | None] = field(default_factory=dict)
+    _inputs: dict[str, list[str]] = field(default_factory=dict)
 
     def resolve(self, tensor: str) -> str | None:
         """Resolve a tensor name iteratively: real graphs are deeper than Python's stack."""
         stack, open_tensors = [tensor], {tensor}
         while stack:
             current = stack[-1]
-            waiting = [need for need in self._needs(current) if need not in self._resolved]
-            if current in self._resolved or not waiting:
+            waiting = next((need for need in self._needs(current) if need not in self._resolved), None)
+            if waiting is None:
                 if current not in self._resolved:
                     self._resolved[current] = self._step(current)
                 open_tensors.discard(stack.pop())
                 continue
-            if waiting[0] in open_tensors:
+            if waiting in open_tensors:
                 raise ConversionError(
-                    f"{self.source}: the graph has a loop through {waiting[0]!r}; no FaceNet has one"
+                    f"{self.source}: the graph has a loop through {waiting!r}; no FaceNet has one"
                 )
-            open_tensors.add(waiting[0])
-            stack.append(waiting[0])
+            open_tensors.add(waiting)
+            stack.append(waiting)
         return self._resolved[tensor]
 
     def inputs(self, name: str) -> list[str]:
@@ -298,7 +299,11 @@ class _Resolver:
             ) from None
 
     def _data_inputs(self, name: str) -> list[str]:
-        return [each.removesuffix(":0") for each in self._node(name).input if not each.startswith("^")]
+        inputs = self._inputs.get(name)
+        if inputs is None:
+            named = self._node(name).input
+            inputs = self._inputs[name] = [each.removesuffix(":0") for each in named if each[0] != "^"]
+        return inputs
 
     def _pivots(self, name: str) -> list[str]:
         """Switch outputs that decide whether a node without data inputs runs.

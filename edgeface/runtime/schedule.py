@@ -110,7 +110,7 @@ class Schedule:
     def free_slot(self) -> Slot | None:
         """A slot that works on nothing."""
         for slot in self.slots:
-            if slot.orphaned:
+            if slot.claim is not None and slot.orphaned:
                 self.release(slot)
             if not slot.jobs:
                 return slot
@@ -126,9 +126,7 @@ class Schedule:
         """The jobs of the next batch, which stay in the queue until they have been started."""
         queue = self.queue
         while queue and not queue[0].waiting:
-            job = queue.popleft()
-            if job.cancelled():  # Ctrl-C may have come between the cancelling and its entry
-                self.count(job, "cancelled")
+            queue.popleft()
         return [job for job in islice(queue, self._batch) if job.waiting]
 
     def _start(self, slot: Slot, jobs: Sequence[Job]) -> None:

@@ -39,7 +39,7 @@ class Job(Future[Any]):
     @property
     def waiting(self) -> bool:
         """Whether it has neither been given to the device nor ended."""
-        return self.slot is None and self.ended is None and not self.done()
+        return self.slot is None and self.ended is None
 
     def cancel(self) -> bool:
         """Give the request up; a result that the device still computes is dropped.
@@ -116,8 +116,8 @@ class Slot:
         tensor = request.get_input_tensor(0)
         rows = tensor.data
         if rows.shape[1:] == jobs[0].array.shape:  # type: ignore[union-attr]
-            for row, job in zip(rows, jobs, strict=False):
-                np.copyto(row, job.array)  # type: ignore[arg-type]
+            for i, job in enumerate(jobs):
+                rows[i] = job.array
         else:  # each image has its own size, and the batch is one
             request.set_input_tensor(0, ov.Tensor(np.ascontiguousarray(jobs[0].array)[np.newaxis]))
         return request
