@@ -61,6 +61,7 @@ class ModelCache:
         config: dict[str, Any],
         *,
         identity: str,
+        weights: Path | None = None,
     ) -> tuple[ov.CompiledModel, bool]:
         """Compile a model, or import it if it was compiled before.
 
@@ -74,6 +75,9 @@ class ModelCache:
             As for `openvino.Core.compile_model`.
         identity
             Says everything about the model that `device`, `config`, the machine and OpenVINO's version do not.
+        weights
+            The .bin that the model was read from. Where the device can, the entry then refers to it instead of
+            repeating it: for FaceNet 0.5 MB instead of 94 MB. Whoever calls verifies the file.
 
         Returns
         -------
@@ -88,7 +92,11 @@ class ModelCache:
             self._key is None,
         )
         path = self.folder / f"{hashlib.sha256(repr((identity, machine)).encode()).hexdigest()[:32]}.blob"
-        if (compiled := self._load(core, path, device, config)) is not None:
+        config, references = dict(config), {}
+        if weights is not None and _can_refer(core, device):
+            config |= {"CACHE_MODE": "OPTIMIZE_SIZE"}
+            references = {"WEIGHTS_PATH": str(weights)}
+        if (compiled := self._load(core, path, device, config | references)) is not None:
             return compiled, True
         compiled = core.compile_model(build(), device, config)
         self._store(compiled, path)
@@ -162,6 +170,14 @@ def _import(core: ov.Core, content: ov.Tensor, device: str, config: dict[str, An
         return core.import_model(content, device, config)
     except TypeError:  # older OpenVINO takes bytes only
         return core.import_model(content.data.tobytes(), device, config)
+
+
+def _can_refer(core: ov.Core, device: str) -> bool:
+    """Whether the device exports a compiled model without its weights; the CPU of 2026 does, that of 2024 not."""
+    try:
+        return "WEIGHTS_PATH" in core.get_property(device, "SUPPORTED_PROPERTIES")
+    except RuntimeError:
+        return False
 
 
 def _full_name(core: ov.Core, device: str) -> str:

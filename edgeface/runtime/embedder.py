@@ -92,7 +92,9 @@ class _Recipe:
                     compiled[batch], hit = core.compile_model(build(), plan.device, config), False
                 else:
                     identity = f"{source.identity} {self.image_format} {self.flip} {batch}"
-                    compiled[batch], hit = cache.compile(core, build, plan.device, config, identity=identity)
+                    compiled[batch], hit = cache.compile(
+                        core, build, plan.device, config, identity=identity, weights=source.weights
+                    )
             except RuntimeError as error:
                 raise DeviceError(
                     f"{source.path}: {plan.device} cannot compile this model: {reason_of(error)}"
@@ -199,15 +201,18 @@ class Embedder(Serving):
         DeviceError
             If the device is absent, or cannot compile the model.
         InferenceError
-            If the device compiles the model and then cannot run it.
+            If the device compiles the model and then cannot make its infer requests.
         """
-        source = read_source(Path(ir), core=_core(), key=key)
-        if plan is None:
-            resolved = resolve_device(device, fallback=fallback, core=_core())
-            plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved), resolved),)
-        else:
-            listed = (plan,) if isinstance(plan, DevicePlan) else tuple(plan)
-            plans = tuple(_resolved(each, fallback) for each in listed)
+        core = _core()
+        with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
+            reading = beside.submit(read_source, Path(ir), core=core, key=key)
+            if plan is None:
+                resolved = resolve_device(device, fallback=fallback, core=core)
+                plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved), resolved),)
+            else:
+                listed = (plan,) if isinstance(plan, DevicePlan) else tuple(plan)
+                plans = tuple(_resolved(each, fallback) for each in listed)
+            source = reading.result()
         if not plans:
             raise InputError("plan: expected at least one, found none")
         recipe = _Recipe(

@@ -88,7 +88,7 @@ class Engine(Serving):
     Raises
     ------
     InferenceError
-        If the device cannot execute the model: every request runs once, here.
+        If the device cannot make its infer requests.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class Engine(Serving):
         reference = weakref.ref(self, partial(_ring, self._bell))
         try:
             slots = [Slot(models, on_done, partial(_find, reference, number)) for number in range(count)]
-            for slot in slots:
-                slot.prove()
         except RuntimeError as error:
-            raise InferenceError(f"{name}: the device cannot run this model: {reason_of(error)}") from error
+            raise InferenceError(
+                f"{name}: the device cannot make its infer requests: {reason_of(error)}"
+            ) from error
         depth = queue_depth or max(8, 4 * count * batch)
         self._schedule = Schedule(name, slots, batch=batch, depth=depth, room=self._room)
         look_after(self, reference, self._bell)
@@ -215,7 +215,7 @@ class Engine(Serving):
             slot = schedule.free_slot() if deadline is None and not schedule.queue else None
             # The last callback must have returned: until then, OpenVINO 2024.6 calls back for a synchronous run
             # too, and never again after it.
-            if slot is not None and slot.verdict() is None:
+            if slot is not None and not slot.at_rest:
                 slot = None
             if slot is not None:
                 slot.claim, slot.jobs, job.slot = weakref.ref(claim), (job,), slot
@@ -402,7 +402,7 @@ class Engine(Serving):
             schedule.pump()
             working = schedule.outstanding > 0
             # A slot is at rest when its callback has returned too: destroying it inside would wait for itself.
-            at_rest = not working and all(slot.verdict() is not None for slot in schedule.slots)
+            at_rest = not working and all(slot.at_rest for slot in schedule.slots)
             if at_rest and closing:
                 self._schedule.slots.clear()
             self._asleep = at_rest  # who submits rings the bell

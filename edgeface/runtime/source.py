@@ -32,6 +32,8 @@ class Source:
         What the IR says about itself.
     digest
         SHA-256 of the .xml.
+    weights
+        Path of the .bin; None if it is sealed.
     weights_digest
         Computes the SHA-256 of the weights as they are now.
     """
@@ -40,6 +42,7 @@ class Source:
     model: ov.Model
     contract: ModelContract
     digest: str
+    weights: Path | None
     weights_digest: Callable[[], str]
 
     @property
@@ -76,13 +79,13 @@ def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Sourc
                 raise InputError(f"{path}: expected a key, for this model is encrypted; found none")
             xml, content = open_ir(path, key)
             model, digest = core.read_model(xml, content), hashlib.sha256(content).hexdigest
-            return _source(path, xml, model, lambda: digest())
+            return _source(path, xml, model, None, digest)
         xml = path.read_bytes()
         if not weights.is_file():
             raise InputError(
                 f"{path}: expected the IR's weights beside it in {weights.name}, found no such file"
             )
-        return _source(path, xml, core.read_model(path), lambda: sha256_of(weights))
+        return _source(path, xml, core.read_model(path), weights, lambda: sha256_of(weights))
     except OSError as error:
         raise InputError(
             f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}"
@@ -94,11 +97,14 @@ def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Sourc
         ) from error
 
 
-def _source(path: Path, xml: bytes, model: ov.Model, weights_digest: Callable[[], str]) -> Source:
+def _source(
+    path: Path, xml: bytes, model: ov.Model, weights: Path | None, weights_digest: Callable[[], str]
+) -> Source:
     return Source(
         path=path,
         model=model,
         contract=ModelContract.read_from(model, source=str(path)),
         digest=hashlib.sha256(xml).hexdigest(),
+        weights=weights,
         weights_digest=weights_digest,
     )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat
@@ -36,6 +37,40 @@ def test_second_load_comes_from_the_cache_with_the_same_result(ir, crop, tmp_pat
     cold, warm = load(ir, tmp_path, crop), load(ir, tmp_path, crop)
     assert (cold[1], warm[1]) == (False, True)
     np.testing.assert_array_equal(cold[0], warm[0])
+
+
+@pytest.mark.parametrize("flip", [None, "average", "concatenate"])
+@pytest.mark.parametrize(
+    "image_format", [ImageFormat(), ImageFormat(color="RGB"), ImageFormat(size=(24, 32))]
+)
+def test_what_comes_from_the_cache_computes_the_same(ir, crop, tmp_path, flip, image_format):
+    crop = np.repeat(np.repeat(crop, 2, 0), 2, 1) if image_format.size else crop
+    options = {
+        "flip": flip,
+        "image_format": image_format,
+        "plan": DevicePlan(device="CPU", batch_buckets=(1, 2)),
+    }
+    cold, warm = load(ir, tmp_path, crop, **options), load(ir, tmp_path, crop, **options)
+    assert (cold[1], warm[1]) == (False, True)
+    np.testing.assert_array_equal(cold[0], warm[0])
+
+
+@pytest.mark.skipif(ov.__version__ < "2025", reason="OpenVINO 2024 writes the weights into every entry")
+def test_entry_refers_to_the_weights_instead_of_repeating_them(small_ir, tmp_path, core):
+    from openvino import opset13 as ops
+
+    from edgeface.runtime import ModelCache
+
+    x = ops.parameter([1, 1024], np.float32)
+    y = ops.matmul(x, ops.constant(np.ones((1024, 1024), np.float32)), False, False)
+    ov.save_model(ov.Model([y], [x], "wide"), tmp_path / "wide.xml", compress_to_fp16=False)
+    model, cache = core.read_model(tmp_path / "wide.xml"), ModelCache(tmp_path / "cache")
+    weights = tmp_path / "wide.bin"
+    for hit in (False, True):
+        compiled, found = cache.compile(core, lambda: model, "CPU", {}, identity="wide", weights=weights)
+        assert found is hit
+        assert compiled([np.ones((1, 1024), np.float32)])[0][0, 0] == 1024
+    assert sum(path.stat().st_size for path in cache.folder.iterdir()) < weights.stat().st_size / 10
 
 
 def test_everything_that_changes_the_compiled_model_is_another_entry(ir, small_ir, crop, tmp_path):

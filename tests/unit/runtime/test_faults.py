@@ -101,11 +101,24 @@ def test_request_that_cannot_be_started_fails_and_frees_its_slot(double, row, mo
         assert engine.submit(row(2)).result(SOON)[0] == 4
 
 
-def test_model_that_cannot_run_is_refused_at_load(device, board):
+def test_model_that_cannot_run_says_so_at_the_first_request(device, board, row):
     board.fails_always = True
-    board.run = lambda array: (_ for _ in ()).throw(ValueError("no such kernel"))
-    with pytest.raises(InferenceError, match="no such kernel"):
-        Engine(device())
+    with Engine(device()) as engine:
+        with pytest.raises(InferenceError, match="the device fails on 1"):
+            engine.infer(row(1))
+        with pytest.raises(InferenceError, match="the device fails on 2"):
+            engine.submit(row(2)).result(SOON)
+
+
+def test_only_a_request_that_never_ran_has_a_latency_of_0(double, row):
+    """What `Slot.verdict` relies on."""
+    for name in ("CPU", "AUTO:CPU", "HETERO:CPU", "BATCH:CPU(2)"):
+        request = double(device=name).create_infer_request()
+        assert (request.wait_for(0), request.latency) == (False, 0.0)
+        request.start_async()
+        assert request.wait_for(0) or request.latency != 0.0
+        request.wait()
+        assert request.wait_for(0)
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
