@@ -7,7 +7,8 @@ import queue
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -16,9 +17,28 @@ import edgeface.compat  # noqa: F401 - it makes arrays safe to hand over from se
 from edgeface.errors import DeviceError, EngineClosed, InputError, MissingError, ModelFormatError
 from edgeface.vision.image import Image
 
-__all__ = ["Outputs", "Pool", "check_images", "read_network"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Closing", "Outputs", "Pool", "check_images", "read_network"]
 
 Outputs = tuple[np.ndarray, ...]
+
+
+class Closing:
+    """A context manager that closes what it entered with; the detectors are."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the networks."""
+        raise NotImplementedError
 
 
 class Pool:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeface.vision.detect import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Outputs, Pool, check_images
+from edgeface.vision.infer import Closing, Outputs, Pool, check_images
 from edgeface.vision.mtcnn_nets import build_net, load_weights
 from edgeface.vision.nms import nms
 
@@ -72,7 +71,7 @@ class _Candidates:
         return _Candidates(self.boxes[index], self.owners[index])
 
 
-class MTCNN:
+class MTCNN(Closing):
     """The default detector. See `edgeface.vision.detect.Detector` for `detect`.
 
     Boxes and landmarks are the reference's own numbers. It counts pixels from 1, and its boxes are used as if
@@ -107,14 +106,6 @@ class MTCNN:
         self._rnet = Pool(build_net("rnet", layers), device=device)
         self._onet = Pool(build_net("onet", layers), device=device)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
-
-    def __enter__(self) -> MTCNN:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """See `Detector.close`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ import openvino as ov
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detect import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Pool, check_images, read_network
+from edgeface.vision.infer import Closing, Pool, check_images, read_network
 
 __all__ = ["RetailSSD"]
 
@@ -25,7 +24,7 @@ _THRESHOLD = 0.5
 """Lowest confidence (Open Model Zoo, `demos/common/python/models/ssd.py`)."""
 
 
-class RetailSSD:
+class RetailSSD(Closing):
     """See `edgeface.vision.detect.Detector` for `detect`.
 
     The whole image is squeezed to 300 x 300, so faces under about a fifteenth of its side are not found. Boxes
@@ -63,14 +62,6 @@ class RetailSSD:
         if landmarks_model is not None:
             network = _read(landmarks_model, [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE], [1, 10, 1, 1])
             self._landmarks = Pool(network, device=device)
-
-    def __enter__(self) -> RetailSSD:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """See `Detector.close`."""

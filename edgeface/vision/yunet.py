@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detect import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Pool, check_images, read_network
+from edgeface.vision.infer import Closing, Pool, check_images, read_network
 from edgeface.vision.nms import nms
 
 __all__ = ["YuNet"]
@@ -29,7 +28,7 @@ _LONGEST_SIDE = 640
 larger picture only a part."""
 
 
-class YuNet:
+class YuNet(Closing):
     """See `edgeface.vision.detect.Detector` for `detect`.
 
     Parameters
@@ -65,14 +64,6 @@ class YuNet:
         self._min_size = min_size
         self._threshold = _THRESHOLD if threshold is None else threshold
         self._pool = Pool(network, device=device)
-
-    def __enter__(self) -> YuNet:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """See `Detector.close`."""
