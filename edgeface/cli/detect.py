@@ -9,17 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.faces import (
+    DetectorModelOption,
+    DetectorName,
+    DetectorOption,
+    DeviceOption,
+    LandmarksModelOption,
+    MinSizeOption,
+    load_detector,
+)
+from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
 from edgeface.contract import Alignment
-from edgeface.errors import ImageError, InputError, NegativeResult
+from edgeface.errors import ImageError, InputError
 
 __all__ = ["register"]
-
-
-class _Detector(str, enum.Enum):
-    mtcnn = "mtcnn"
-    yunet = "yunet"
-    retail_0004 = "retail-0004"
 
 
 class _Recipe(str, enum.Enum):
@@ -38,28 +41,9 @@ _SIZES = {
     _Recipe.outer_eyes_nose_96: (96, 96),
 }
 
-DetectorOption = Annotated[_Detector, typer.Option("--detector", help="What finds the faces.")]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--detector-model",
-        metavar="PATH",
-        help="Its model; by default the downloaded one (mtcnn's is installed with edgeface).",
-        show_default=False,
-    ),
-]
-LandmarksOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--landmarks-model", metavar="XML", help="landmarks-regression-retail-0009.", show_default=False
-    ),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="OpenVINO device.")]
-MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Smallest face, in pixels.")]
 ThresholdOption = Annotated[
     float | None, typer.Option("--threshold", min=0, max=1, help="Lowest score.", show_default=False)
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any picture failed.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,9 +54,9 @@ def register(app: typer.Typer) -> None:
 
 def detect(
     images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or patterns.")],
-    detector: DetectorOption = _Detector.mtcnn,
-    detector_model: ModelOption = None,
-    landmarks_model: LandmarksOption = None,
+    detector: DetectorOption = DetectorName.mtcnn,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
     device: DeviceOption = "CPU",
     min_size: MinSizeOption = 20,
     threshold: ThresholdOption = None,
@@ -89,7 +73,7 @@ def detect(
     photos = find_photos(images)
     failures: dict[Path, str] = {}
     answers: list[dict[str, Any]] = []
-    with _load(
+    with load_detector(
         detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
     ) as model:
         for found in detect_photos(photos, model, failures=failures):
@@ -102,8 +86,8 @@ def detect(
     if not answers:
         raise ImageError("no image could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
     if json:
-        emit_json({"detector": detector.value, "images": answers, "failures": _listed(failures)})
-    _finish(failures, strict=strict)
+        emit_json({"detector": detector.value, "images": answers, "failures": list_failures(failures)})
+    finish(failures, strict=strict)
 
 
 def align(
@@ -119,9 +103,9 @@ def align(
     size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Of the crop; by default the recipe's.")
     ] = None,
-    detector: DetectorOption = _Detector.mtcnn,
-    detector_model: ModelOption = None,
-    landmarks_model: LandmarksOption = None,
+    detector: DetectorOption = DetectorName.mtcnn,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
     device: DeviceOption = "CPU",
     min_size: MinSizeOption = 20,
     threshold: ThresholdOption = None,
@@ -140,7 +124,7 @@ def align(
     crop_size = _parse_size(size) if size else _SIZES[recipe]
     photos = find_photos([folder])
     report = CropReport()
-    with _load(
+    with load_detector(
         detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
     ) as model:
         for report in align_photos(photos, output_dir, model, alignment, crop_size):
@@ -154,34 +138,12 @@ def align(
                 "margin": alignment.margin,
                 "size": list(crop_size),
                 "written": len(report.written),
-                "failures": _listed(report.failures),
+                "failures": list_failures(report.failures),
             }
         )
     else:
         stdout.print(f"{len(report.written)} crops written to {output_dir}")
-    _finish(report.failures, strict=strict)
-
-
-def _load(
-    name: _Detector, model: Path | None, landmarks_model: Path | None, *, device: str, **options: Any
-) -> Any:
-    """Load a detector; models that were not named are those of the zoo's cache."""
-    from edgeface.vision.detect import load_detector
-
-    if name is _Detector.yunet:
-        model = model or _downloaded("yunet", "yunet_n_dynamic.onnx")
-    elif name is _Detector.retail_0004:
-        model = model or _downloaded("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml")
-        landmarks_model = landmarks_model or _downloaded(
-            "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
-        )
-    return load_detector(name.value, device=device, model=model, landmarks_model=landmarks_model, **options)
-
-
-def _downloaded(name: str, file: str) -> Path:
-    from edgeface.zoo import Store, load_catalog
-
-    return Store().model_dir(load_catalog()[name]) / file
+    finish(report.failures, strict=strict)
 
 
 def _answer(found: Any) -> dict[str, Any]:
@@ -207,18 +169,6 @@ def _show(answer: dict[str, Any]) -> None:
     for face in faces:
         x0, y0, x1, y1 = face["box"]
         stdout.print(f"  {face['score']:.4f}  {x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})")
-
-
-def _listed(failures: dict[Path, str]) -> list[dict[str, str]]:
-    return [{"path": str(path), "error": reason} for path, reason in failures.items()]
-
-
-def _finish(failures: dict[Path, str], *, strict: bool) -> None:
-    """List what failed; that is the command's own failure only with --strict."""
-    for path, reason in failures.items():
-        stderr.print(f"{path}: {reason}", markup=False)
-    if failures and strict:
-        raise typer.Exit(NegativeResult.exit_code)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -5,36 +5,38 @@ from __future__ import annotations
 import contextlib
 import enum
 import json as json_text
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edgeface.cli.detect import (
+from edgeface.cli.faces import (
+    CropsOption,
+    DetectorModelOption,
+    DetectorName,
     DetectorOption,
     DeviceOption,
-    LandmarksOption,
+    LandmarksModelOption,
     MinSizeOption,
-    StrictOption,
-    _Detector,
-    _finish,
-    _listed,
-    _load,
+    ModelOption,
+    load_detector,
 )
-from edgeface.cli.detect import ModelOption as DetectorModelOption
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import (
+    JsonOption,
+    StrictOption,
+    counting,
+    emit_json,
+    finish,
+    list_failures,
+    stderr,
+    stdout,
+)
 from edgeface.errors import FaceError, InputError, MissingError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.recognize import Embedding, Threshold
-    from edgeface.recognize.bulk import Progress as Report
     from edgeface.recognize.pipeline import Face, Pipeline
 
-ModelOption = Annotated[
-    Path, typer.Option("--model", "-m", help="The .xml of an IR with a contract.", show_default=False)
-]
 _DEFAULT_FAR = 1e-3
 
 
@@ -61,12 +63,10 @@ def embed(
     faces: Annotated[
         _Faces, typer.Option(help="Which faces of a picture: the one it is about, or all.")
     ] = _Faces.largest,
-    crops: Annotated[
-        bool, typer.Option("--crops", help="The pictures are aligned crops: detect nothing.")
-    ] = False,
-    detector: DetectorOption = _Detector.mtcnn,
+    crops: CropsOption = False,
+    detector: DetectorOption = DetectorName.mtcnn,
     detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksOption = None,
+    landmarks_model: LandmarksModelOption = None,
     min_size: MinSizeOption = 20,
     device: DeviceOption = "CPU",
     strict: StrictOption = False,
@@ -88,7 +88,7 @@ def embed(
         finder = None
         if not crops:
             finder = stack.enter_context(
-                _load(detector, detector_model, landmarks_model, device=device, min_size=min_size)
+                load_detector(detector, detector_model, landmarks_model, device=device, min_size=min_size)
             )
         embedder = stack.enter_context(Embedder.load(model, device=device))
         contract_id = embedder.contract.contract_id
@@ -98,7 +98,7 @@ def embed(
             output,
             contract_id=contract_id,
             settings=json_text.dumps(how),
-            progress=stack.enter_context(_progress()),
+            progress=stack.enter_context(counting("embedding", unit="files")),
         )
     if json:
         emit_json(
@@ -108,14 +108,14 @@ def embed(
                 "rows": len(result.table),
                 "files": len(files),
                 "reused": result.reused,
-                "failures": _listed(result.failures),
+                "failures": list_failures(result.failures),
             }
         )
     else:
         stdout.print(
             f"{len(result.table)} embeddings of {len(files)} files in {output}", markup=False, soft_wrap=True
         )
-    _finish(result.failures, strict=strict)
+    finish(result.failures, strict=strict)
 
 
 def verify(
@@ -138,9 +138,9 @@ def verify(
     ] = None,
     face_a: Annotated[int | None, typer.Option(min=1, help="Which face of A, from the left.")] = None,
     face_b: Annotated[int | None, typer.Option(min=1, help="Which face of B, from the left.")] = None,
-    detector: DetectorOption = _Detector.mtcnn,
+    detector: DetectorOption = DetectorName.mtcnn,
     detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksOption = None,
+    landmarks_model: LandmarksModelOption = None,
     min_size: MinSizeOption = 20,
     device: DeviceOption = "CPU",
     json: JsonOption = False,
@@ -151,7 +151,9 @@ def verify(
 
     with Embedder.load(model, device=device) as embedder:
         decision = _choose_threshold(threshold, far, embedder.contract.contract_id, model)
-        with _load(detector, detector_model, landmarks_model, device=device, min_size=min_size) as finder:
+        with load_detector(
+            detector, detector_model, landmarks_model, device=device, min_size=min_size
+        ) as finder:
             pipeline = Pipeline(finder, embedder)
             first, about_a = _take_face(pipeline, a, face_a, "--face-a")
             second, about_b = _take_face(pipeline, b, face_b, "--face-b")
@@ -267,11 +269,3 @@ def _show(answer: dict[str, Any]) -> None:
     )
     if answer["note"]:
         stderr.print(answer["note"], markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Report]:
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("files"))
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task("embedding", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

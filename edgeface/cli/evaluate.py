@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json as json_text
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.errors import InputError
+from edgeface.cli.faces import (
+    BoxesOption,
+    ChosenDetectorOption,
+    CropsOption,
+    DetectorModelOption,
+    DeviceOption,
+    LandmarksModelOption,
+    ModelOption,
+    find_faces,
+)
+from edgeface.cli.output import JsonOption, counting, emit_json, stderr, stdout
 from edgeface.files import write_atomically
 
 if TYPE_CHECKING:
-    from edgeface.evaluate.faces import Boxes
-    from edgeface.evaluate.lfw import Progress as Report
     from edgeface.recognize.threshold import Threshold
-    from edgeface.vision.detect import Detector
 
 
 class _Protocol(str, enum.Enum):
@@ -43,13 +46,6 @@ class _Metric(str, enum.Enum):
     arccos = "arccos"
 
 
-class _Detector(str, enum.Enum):
-    mtcnn = "mtcnn"
-    yunet = "yunet"
-    retail = "retail-0004"
-    none = "none"
-
-
 class _Flip(str, enum.Enum):
     none = "none"
     average = "average"
@@ -57,25 +53,6 @@ class _Flip(str, enum.Enum):
 
 
 ImagesOption = Annotated[Path, typer.Option(help="Folder of images: NAME/NAME_0001.jpg.", show_default=False)]
-ModelOption = Annotated[
-    Path, typer.Option("--model", "-m", help="The .xml of an IR with a contract.", show_default=False)
-]
-BoxesOption = Annotated[
-    Path | None, typer.Option(help=".npz of names, boxes and points found before, instead of a detector.")
-]
-DetectorOption = Annotated[
-    _Detector | None,
-    typer.Option(
-        help="What finds the faces; none: the images are aligned crops. Default: mtcnn, unless --boxes."
-    ),
-]
-DetectorModelOption = Annotated[
-    Path | None, typer.Option(help="The detector's model; mtcnn needs none.", show_default=False)
-]
-LandmarksModelOption = Annotated[
-    Path | None, typer.Option(help="Landmarks model, for retail-0004.", show_default=False)
-]
-DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
 FarOption = Annotated[
     list[float], typer.Option("--far", help="False accept rate wanted; may be given several times.")
 ]
@@ -123,7 +100,8 @@ def lfw(
     ] = None,
     far: FarOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
     boxes: BoxesOption = None,
-    detector: DetectorOption = None,
+    crops: CropsOption = False,
+    detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
     device: DeviceOption = "CPU",
@@ -139,8 +117,8 @@ def lfw(
     defaults = DEFAULTS[ProtocolName(protocol.value)]
     listed = read_pairs(pairs)
     with (
-        _find_faces(boxes, detector, detector_model, landmarks_model, device) as faces,
-        _progress("embedding") as progress,
+        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        counting("embedding", unit="images") as progress,
     ):
         result = evaluate_model(
             images,
@@ -187,7 +165,8 @@ def calibrate(
     metric: Annotated[_Metric, typer.Option(help="That faces will be compared by.")] = _Metric.cosine,
     flip: Annotated[_Flip, typer.Option(help="What is done with the mirror image.")] = _Flip.none,
     boxes: BoxesOption = None,
-    detector: DetectorOption = None,
+    crops: CropsOption = False,
+    detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
     device: DeviceOption = "CPU",
@@ -201,8 +180,8 @@ def calibrate(
 
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with (
-        _find_faces(boxes, detector, detector_model, landmarks_model, device) as faces,
-        _progress("embedding") as progress,
+        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        counting("embedding", unit="images") as progress,
     ):
         found = calibrate_model(
             images,
@@ -237,42 +216,6 @@ def calibrate(
         )
     stdout.print(_threshold_table(found.thresholds))
     stdout.print(f"{escape(str(output))} written", soft_wrap=True)
-
-
-class _Faces(NamedTuple):
-    """What finds the faces."""
-
-    boxes: Boxes | None
-    detector: Detector | None
-    words: str
-
-
-@contextlib.contextmanager
-def _find_faces(
-    boxes: Path | None, name: _Detector | None, model: Path | None, landmarks_model: Path | None, device: str
-) -> Iterator[_Faces]:
-    if boxes is not None:
-        if name or model or landmarks_model:
-            raise InputError("--boxes says where the faces are; give it alone, or a detector without it")
-        from edgeface.evaluate.faces import load_boxes
-
-        yield _Faces(load_boxes(boxes), None, f"boxes of {boxes.name}")
-    elif name is _Detector.none:
-        yield _Faces(None, None, "images used as aligned crops")
-    else:
-        from edgeface.vision.detect import load_detector
-
-        chosen = (name or _Detector.mtcnn).value
-        with load_detector(chosen, device=device, model=model, landmarks_model=landmarks_model) as detector:
-            yield _Faces(None, detector, chosen)
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Report]:
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from edgeface.errors import NegativeResult
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any picture failed.")]
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -21,3 +26,27 @@ stdout = Console(highlight=False)
 def emit_json(answer: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command."""
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def counting(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what to call with how many of how many are done; a bar on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
+    """Files that failed, and why, for a command's JSON."""
+    return [{"path": str(path), "error": reason} for path, reason in failures.items()]
+
+
+def finish(failures: Mapping[Path, str], *, strict: bool) -> None:
+    """Say what failed; that is the command's own failure only with --strict."""
+    for path, reason in failures.items():
+        stderr.print(f"{path}: {reason}", markup=False)
+    if failures and strict:
+        raise typer.Exit(NegativeResult.exit_code)
