@@ -1,0 +1,221 @@
+"""What one run found, as one JSON document: written whole, checked on reading, older versions brought up to date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from edgeface.bench.environment import Environment
+from edgeface.bench.parts import (
+    Execution,
+    Interval,
+    Kiosk,
+    LatencyKey,
+    Layer,
+    ModelInfo,
+    MultiStream,
+    Part,
+    Positive,
+    Server,
+    Settings,
+    Validity,
+)
+from edgeface.bench.peak import Peak
+from edgeface.bench.samples import Samples
+from edgeface.errors import InputError
+from edgeface.files import write_atomically
+
+__all__ = ["FILE_NAME", "SCHEMA", "BenchmarkResult", "upgrade"]
+
+SCHEMA: Literal["edgeface.bench/1"] = "edgeface.bench/1"
+"""Name and version of the document. A new version needs a step in `_MIGRATIONS`."""
+
+FILE_NAME = "result.json"
+"""What a run is called in its folder."""
+
+
+class BenchmarkResult(Part):
+    """One run.
+
+    Attributes
+    ----------
+    schema
+        `SCHEMA`.
+    created
+        When it began: ISO 8601, UTC.
+    edgeface
+        Version that measured; None: something else did, see `source`.
+    source
+        ``edgeface``, or the program that an imported report is of.
+    latency_ms, latency_interval_ms
+        Of a query, with 95 % confidence intervals of the percentiles and of the mean.
+    throughput_fps, throughput_interval
+        Items a second.
+    cpu_ms
+        CPU time of the process for one item, all threads.
+    gflops
+        10^9 operations an item, Open Model Zoo's way; `gflops_per_second` is that times the throughput.
+    efficiency
+        2 x MAC x throughput over the attainable peak of the precision that executed: the peak is one of matrix
+        products, so only they count.
+    environment, peak
+        None: not known, as in what was imported; `peak` also if it was not to be measured.
+    layers
+        In execution order; empty if they were not asked for.
+    disturbed, disturbances
+        Whether something else had a share in the figures, and what.
+    partial
+        Whether it was interrupted.
+    samples
+        None: the source has none.
+    """
+
+    schema_: Literal["edgeface.bench/1"] = Field(default=SCHEMA, alias="schema")
+    created: str
+    edgeface: str | None
+    source: str = "edgeface"
+    model: ModelInfo
+    environment: Environment | None
+    settings: Settings
+    execution: Execution
+    validity: Validity | None = None
+    latency_ms: dict[LatencyKey, Positive]
+    latency_interval_ms: dict[LatencyKey, Interval] = Field(default_factory=dict)
+    throughput_fps: Positive | None
+    throughput_interval: Interval | None = None
+    cpu_ms: Positive | None = None
+    gflops: Positive | None = None
+    gflops_per_second: Positive | None = None
+    efficiency: Positive | None = None
+    peak: Peak | None = None
+    layers: tuple[Layer, ...] = ()
+    server: Server | None = None
+    multi_stream: MultiStream | None = None
+    kiosk: Kiosk | None = None
+    disturbed: bool | None
+    disturbances: tuple[str, ...] = ()
+    partial: bool = False
+    samples: Samples | None = None
+
+    def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
+        """Every field as JSON types; without the raw samples if asked."""
+        return self.model_dump(mode="json", by_alias=True, exclude=None if samples else {"samples"})
+
+    def write(self, folder: Path) -> Path:
+        """Write folder/result.json, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written there.
+        """
+        path = folder / FILE_NAME
+        with write_atomically(path) as staged:
+            staged.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> BenchmarkResult:
+        """Read a result.json, or the one in a folder; of this version or an older one.
+
+        Raises
+        ------
+        InputError
+            If there is none, or it is no result, or one of a newer version.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{file}: expected the {FILE_NAME} of a 'bench run -o DIR': {error.strerror}"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{file}: expected a result in JSON, found something else: {error}") from error
+        return cls.from_dict(document, source=str(file))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], *, source: str = "result") -> BenchmarkResult:
+        """Check what `to_dict` gave, of this version or an older one.
+
+        Parameters
+        ----------
+        document
+            A mapping of JSON types.
+        source
+            How messages call the file.
+
+        Raises
+        ------
+        InputError
+            If it is no result, or one of a newer version; names the first field that is wrong.
+        """
+        try:
+            return cls.model_validate(upgrade(document, source=source))
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False)
+            first = problems[0]
+            where = ".".join(map(str, first["loc"])) or "the document"
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            if first["type"] == "missing":
+                what = "expected this field, found none"
+            else:
+                found = repr(first["input"])
+                what = (
+                    f"{first['msg'].removeprefix('Value error, ')}, found "
+                    f"{found if len(found) <= 80 else found[:77] + '...'}"
+                )
+            raise InputError(f"{source}: {where}: {what}{more}") from error
+
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+"""A document of one version in, that of the next out."""
+
+_MIGRATIONS: Mapping[int, Migration] = {}
+"""By the version that each starts from."""
+
+
+def upgrade(
+    document: Mapping[str, Any],
+    *,
+    source: str = "result",
+    schema: str = SCHEMA,
+    migrations: Mapping[int, Migration] = _MIGRATIONS,
+) -> dict[str, Any]:
+    """Bring a document of an older version up to this one, step by step.
+
+    Parameters
+    ----------
+    document
+        With its version under ``schema``. It is not changed.
+    source
+        How messages call the file.
+    schema, migrations
+        The version that is wanted, and the steps to it.
+
+    Raises
+    ------
+    InputError
+        If it has no version, or one that is newer or was never written.
+    """
+    name, _, current = schema.partition("/")
+    found = document.get("schema") if isinstance(document, Mapping) else None
+    kind, _, number = found.partition("/") if isinstance(found, str) else ("", "", "")
+    if kind != name or not number.isascii() or not number.isdigit():
+        raise InputError(f"{source}: expected a benchmark result with schema {schema!r}, found {found!r}")
+    version, wanted = int(number), int(current)
+    if version > wanted:
+        raise InputError(
+            f"{source}: expected {schema} or older, found {found}, which a newer edgeface wrote; update edgeface"
+        )
+    steps = range(version, wanted)
+    if any(step not in migrations for step in steps):
+        raise InputError(f"{source}: expected {schema}, found {found}, a version that never was")
+    upgraded = dict(document)
+    for step in steps:
+        upgraded = {**migrations[step](upgraded), "schema": f"{name}/{step + 1}"}
+    return upgraded
