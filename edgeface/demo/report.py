@@ -6,11 +6,10 @@ import base64
 from typing import TYPE_CHECKING
 
 import cv2
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.files import write_atomically
+from edgeface.drawing import write_page
 
 if TYPE_CHECKING:
     from edgeface.demo.run import DemoResult
@@ -20,12 +19,11 @@ __all__ = ["write_report"]
 
 def write_report(result: DemoResult) -> None:
     """Write the page to `result.report`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("edgeface.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["png"] = _png
     contract = result.conversion.contract
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        result.report,
+        __package__,
+        filters={"png": _png},
         result=result,
         contract=contract,
         parity=result.conversion.parity,
@@ -33,8 +31,6 @@ def write_report(result: DemoResult) -> None:
         separation=result.separation,
         seeded=contract.provenance == "seeded",
     )
-    with write_atomically(result.report) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def _png(image: NDArray[np.uint8]) -> str:

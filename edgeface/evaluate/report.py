@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 
+from edgeface.drawing import write_page
 from edgeface.evaluate import plots
 from edgeface.evaluate.lfw import Result
-from edgeface.files import write_atomically
 from edgeface.vision.image import Image
 
 __all__ = ["WorstPair", "worst_pairs", "write_report"]
@@ -55,15 +54,9 @@ def write_report(result: Result, path: Path) -> None:
         If it cannot be written.
     """
     evaluation = result.evaluation
-    roc = evaluation.roc
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("edgeface.evaluate", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        __package__,
         result=result,
         evaluation=evaluation,
         contract=result.embedded.contract,
@@ -72,16 +65,13 @@ def write_report(result: Result, path: Path) -> None:
             plots.histogram_plot(
                 evaluation.distances, evaluation.same, evaluation.threshold, metric=evaluation.metric
             ),
-            plots.roc_plot(roc),
-            plots.det_plot(roc),
+            plots.roc_plot(evaluation.roc),
+            plots.det_plot(evaluation.roc),
         ),
-        plot_size=(plots.WIDTH, plots.HEIGHT),
         genuine=worst_pairs(result, same=True),
         impostor=worst_pairs(result, same=False),
         misjudged=int(((evaluation.distances < evaluation.threshold) != evaluation.same).sum()),
     )
-    with write_atomically(path) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[WorstPair]:

@@ -14,7 +14,7 @@ from edgeface.evaluate.faces import FaceCutter
 from edgeface.evaluate.folds import ProtocolName
 from edgeface.evaluate.lfw import Embedded, Result
 from edgeface.evaluate.pairs import Pairs
-from edgeface.evaluate.plots import HEIGHT, WIDTH, det_plot, histogram_plot, roc_plot
+from edgeface.evaluate.plots import det_plot, histogram_plot, roc_plot
 from edgeface.evaluate.protocol import evaluate
 from edgeface.evaluate.report import worst_pairs, write_report
 from edgeface.recognize import Metric
@@ -129,17 +129,19 @@ def test_curves_stay_between_the_axes(seed: int) -> None:
         for shape in plot.shapes:
             points = path_points(shape.path)
             assert (points >= 0).all()
-            assert (points <= [WIDTH, HEIGHT]).all()
-        assert all(-0.1 <= tick.at <= WIDTH + 0.1 for tick in plot.x_ticks)
-        assert all(-0.1 <= tick.at <= HEIGHT + 0.1 for tick in plot.y_ticks)
-        assert len(plot.x_ticks) > 2
+            assert (points <= [plot.frame.width, plot.frame.height]).all()
+        for axis in (plot.frame.x, plot.frame.y):
+            assert all(-1e-9 <= mark.at <= 1 + 1e-9 for mark in axis.marks)
+        assert len(plot.frame.x.marks) > 2
 
 
 def test_det_of_two_gaussians_is_a_straight_line() -> None:
     rng = np.random.default_rng(0)
     distances = np.concatenate([rng.normal(0, 1, 20_000), rng.normal(2, 1, 20_000)])
-    x, y = path_points(det_plot(exact_roc(distances, np.arange(40_000) < 20_000)).shapes[1].path).T
-    middle = (x > 0.2 * WIDTH) & (x < 0.8 * WIDTH)
+    plot = det_plot(exact_roc(distances, np.arange(40_000) < 20_000))
+    width, height = plot.frame.width, plot.frame.height
+    x, y = path_points(plot.shapes[1].path).T
+    middle = (x > 0.2 * width) & (x < 0.8 * width)
     slope, offset = np.polyfit(x[middle], y[middle], 1)
-    assert np.abs(y[middle] - slope * x[middle] - offset).max() < 0.02 * HEIGHT
-    assert slope == pytest.approx(HEIGHT / WIDTH, rel=0.05)
+    assert np.abs(y[middle] - slope * x[middle] - offset).max() < 0.02 * height
+    assert slope == pytest.approx(height / width, rel=0.05)

@@ -1,0 +1,124 @@
+"""A range of values in, their places on an axis and round marks for it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Axis", "Doubles", "Mark", "categories", "linear", "logarithmic", "probit"]
+
+Doubles = NDArray[np.float64]
+Wording = Callable[[float], str]
+
+_MOST_DECADES = 7
+"""Powers of ten that an axis has room to name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where an axis is marked, 0 to 1, and with what."""
+
+    at: float
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One direction of a plot.
+
+    Attributes
+    ----------
+    label
+        What it measures, with its unit.
+    scale
+        From values to places on it: 0 at its start, 1 at its end, outside of that for values outside.
+    marks
+        In ascending order.
+    """
+
+    label: str
+    scale: Callable[[Doubles], Doubles]
+    marks: tuple[Mark, ...]
+
+    def place(self, values: ArrayLike) -> Doubles:
+        """Places of values, those outside moved to the nearer end."""
+        return np.clip(self.scale(np.asarray(values, np.float64)), 0.0, 1.0)
+
+
+def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wording = "{:g}".format) -> Axis:
+    """An axis of equal steps, marked at multiples of 1, 2 or 5 times a power of ten.
+
+    Parameters
+    ----------
+    label
+        What it measures, with its unit.
+    low, high
+        Its ends; `high` is moved where there is nothing between them.
+    wanted
+        About how many marks.
+    words
+        Of a mark.
+    """
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    return _axis(label, lambda values: (values - low) / (high - low), _round_steps(low, high, wanted), words)
+
+
+def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".format) -> Axis:
+    """An axis of equal ratios, marked at powers of ten, or at 1, 2 and 5 times those where they are few.
+
+    Parameters
+    ----------
+    label
+        What it measures, with its unit.
+    low, high
+        Its ends, both above 0.
+    words
+        Of a mark.
+    """
+    if not high > low:
+        high = 10 * low
+    start, length = np.log(low), np.log(high / low)
+    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    powers = powers[:: max(1, -(-len(powers) // _MOST_DECADES))]
+    values = np.array([step * 10.0**power for power in powers for step in steps])
+    inside = values[(values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))]
+    return _axis(label, lambda each: (np.log(np.maximum(each, 1e-300)) - start) / length, inside, words)
+
+
+def probit(label: str, low: float, high: float, marks: Sequence[float], *, words: Wording) -> Axis:
+    """An axis of normal deviates, for rates between `low` and `high`, marked at those of `marks` that are inside."""
+    deviate = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
+    start, end = deviate(low), deviate(high)
+    inside = np.array([rate for rate in marks if low <= rate <= high])
+    return _axis(label, lambda rates: (deviate(rates) - start) / (end - start), inside, words)
+
+
+def categories(label: str, names: Sequence[str]) -> Axis:
+    """An axis of equal cells for the values 0, 1, 2, ..., each marked with its name in its middle."""
+    count = len(names)
+    return Axis(
+        label,
+        lambda values: (values + 0.5) / count,
+        tuple(Mark((index + 0.5) / count, name) for index, name in enumerate(names)),
+    )
+
+
+def _axis(label: str, scale: Callable[[Doubles], Doubles], values: Doubles, words: Wording) -> Axis:
+    places = scale(values)
+    marks = tuple(Mark(float(at), words(float(each))) for at, each in zip(places, values, strict=True))
+    return Axis(label, scale, marks)
+
+
+def _round_steps(low: float, high: float, wanted: int) -> Doubles:
+    """Multiples of 1, 2 or 5 times a power of ten between two values, about as many as wanted."""
+    rough = (high - low) / wanted
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = power * min((1, 2, 5, 10), key=lambda each: abs(np.log(each * power / rough)))
+    count = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
+    return np.asarray(count * step + 0.0)
