@@ -9,6 +9,7 @@
     │   ├── Overloaded                  the queue was full and the policy was not to wait
     │   └── EngineClosed                closed, or inherited by a forked child
     ├── NegativeResult               1  the answer is no: a gate failed, a match was refused
+    │   └── EnrolmentRefused            a face that is somebody else's already, or no picture that is fit
     ├── InputError                   2  wrong use or bad input
     │   ├── ModelFormatError            a model file is not what it should be
     │   ├── ConversionError             a model was read but cannot become a correct IR
@@ -18,6 +19,10 @@
     │   ├── ArchiveError                an archive is unsafe or damaged
     │   ├── ImageError                  a picture is truncated, damaged, too large or no picture
     │   ├── FaceError                   there is no face, or not one that can be aligned
+    │   ├── GalleryError                no gallery, or one that cannot do what is asked
+    │   │   ├── GalleryKeyError         the key is another one, missing, or no key
+    │   │   ├── GalleryDamagedError     a gallery's bytes are not those that were written
+    │   │   └── GalleryBusyError        somebody else kept it locked for too long; a TimeoutError too
     │   └── OutputError                 the result cannot be written where it was asked for
     └── MissingError                 3  something needed is not there
         ├── ModelNotFoundError          no such model in the zoo, or not downloaded
@@ -44,6 +49,10 @@ class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its ans
     """The work was done and the answer is no: a gate failed, a comparison was lost."""
 
     exit_code = 1
+
+
+class EnrolmentRefused(NegativeResult):
+    """Nobody was enrolled: the face is that of somebody else who is, or no picture was fit."""
 
 
 class RequestError(EdgeFaceError):
@@ -102,6 +111,22 @@ class ImageError(InputError):
 
 class FaceError(InputError):
     """There is no face where one was expected, or its box or landmarks cannot be aligned."""
+
+
+class GalleryError(InputError):
+    """There is no gallery, no such person in it, or it cannot do what is asked of it."""
+
+
+class GalleryKeyError(GalleryError):
+    """The key is another one than the gallery was encrypted with, is missing, or is no key."""
+
+
+class GalleryDamagedError(GalleryError):
+    """Bytes of a gallery are not those that were written, or not where they were written."""
+
+
+class GalleryBusyError(GalleryError, TimeoutError):
+    """Another process kept the gallery locked for longer than was agreed to wait."""
 
 
 class OutputError(InputError):
