@@ -114,11 +114,12 @@ def inspect(
     import openvino as ov
 
     from edgeface.bench.flops import count_work
-    from edgeface.convert.ir import check_weights, read_model
+    from edgeface.files import sha256_of
+    from edgeface.ir_file import check_weights, read_ir
 
-    model = read_model(ir)
+    model = read_ir(ir)
     contract = ModelContract.read_from(model, source=str(ir))
-    check_weights(ir, contract)
+    check_weights(ir, contract, sha256_of(ir.with_suffix(".bin")))
     work = count_work(model)
     answer: dict[str, Any] = {
         "contract": {"contract_id": contract.contract_id, **contract.to_dict()},

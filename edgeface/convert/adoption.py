@@ -24,7 +24,6 @@ from edgeface.convert.ir import (
     name_ports,
     prepend_preprocessing,
     publish_ir,
-    read_model,
     save_ir,
 )
 from edgeface.convert.parity import (
@@ -38,6 +37,7 @@ from edgeface.convert.parity import (
 )
 from edgeface.errors import ConversionError, InputError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
+from edgeface.ir_file import read_ir
 from edgeface.zoo.catalog import Catalog, load_catalog
 
 __all__ = ["adopt"]
@@ -94,7 +94,7 @@ def adopt(
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         recipe = recipe_of((catalog or load_catalog())[name])
         images, expected = load_golden(golden)
-        model = read_model(ir)
+        model = read_ir(ir)
         check_structure(model, source=str(ir))
         layout = _layout_of(model, recipe, ir)
         if images.shape[1:3] != recipe.size:

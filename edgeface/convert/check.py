@@ -15,8 +15,10 @@ import numpy as np
 import openvino as ov
 
 from edgeface.contract import ModelContract
-from edgeface.convert.ir import check_structure, check_weights, random_images, read_model
+from edgeface.convert.ir import check_structure, random_images
 from edgeface.errors import ConversionError, EdgeFaceError
+from edgeface.files import sha256_of
+from edgeface.ir_file import check_weights, read_ir
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
@@ -29,18 +31,19 @@ def check_inference(path: Path) -> None:
     Raises
     ------
     ConversionError
-        If they differ, are not finite, or lack unit length though the contract promises it, or if the .bin is
-        not the one that the contract names.
+        If they differ, are not finite, or lack unit length though the contract promises it.
+    ModelFormatError
+        If it cannot be read, or the .bin is not the one that the contract names.
     """
-    model = read_model(path)
+    model = read_ir(path)
     check_structure(model, source=str(path))
     contract = ModelContract.read_from(model, source=str(path))
     static = model.input(0).get_partial_shape()[0]
     batches = BATCHES if static.is_dynamic else (static.get_length(),)
     with ThreadPoolExecutor(1) as beside:
-        weights = beside.submit(check_weights, path, contract)
+        weights = beside.submit(sha256_of, path.with_suffix(".bin"))
         compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        weights.result()
+        check_weights(path, contract, weights.result())
     request = compiled.create_infer_request()
     images = random_images(contract, max(batches))
     first = {batch: request.infer({0: images[:batch]})[0].copy() for batch in batches}

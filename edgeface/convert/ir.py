@@ -23,20 +23,18 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from edgeface.compat import ops
 from edgeface.contract import Color, Layout, ModelContract
-from edgeface.errors import ConversionError, ModelFormatError, OutputError
+from edgeface.errors import ConversionError, OutputError
 from edgeface.files import output_errors, sha256_of
 
 __all__ = [
     "FreshProcessCheck",
     "adapt_input",
     "check_structure",
-    "check_weights",
     "fold_constants",
     "name_ports",
     "prepend_preprocessing",
     "publish_ir",
     "random_images",
-    "read_model",
     "save_ir",
 ]
 
@@ -289,41 +287,6 @@ def publish_ir(staged: Path, output_dir: Path) -> Path:
             raise
         staged.replace(final)
     return final
-
-
-def read_model(path: Path) -> ov.Model:
-    """Read an IR.
-
-    Raises
-    ------
-    ModelFormatError
-        If it is absent, damaged, or no IR.
-    """
-    if not path.is_file():
-        raise ModelFormatError(f"{path}: expected an IR (.xml), found nothing there")
-    if path.suffix != ".xml":  # OpenVINO would read an .onnx or .pb too, and there is no .bin beside those
-        raise ModelFormatError(f"{path}: expected an IR (.xml), found a {path.suffix or 'nameless'} file")
-    try:
-        return ov.Core().read_model(path)
-    except RuntimeError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelFormatError(f"{path}: expected an IR with its .bin beside it; {reason[-1]}") from error
-
-
-def check_weights(path: Path, contract: ModelContract) -> None:
-    """Refuse an IR whose .bin is not the one that its contract was written for.
-
-    Raises
-    ------
-    ConversionError
-        If the .bin was damaged or exchanged.
-    """
-    weights = path.with_suffix(".bin")
-    if (found := sha256_of(weights)) != contract.weights_sha256:
-        raise ConversionError(
-            f"{weights}: expected SHA-256 {contract.weights_sha256[:16]}..., found {found[:16]}...; "
-            "it is damaged or belongs to another IR: convert the model again"
-        )
 
 
 class FreshProcessCheck:

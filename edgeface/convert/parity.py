@@ -16,9 +16,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.contract import Color, Layout, ModelContract, Precision
-from edgeface.convert.ir import read_model
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.ir_file import read_ir
 
 __all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
 
@@ -90,7 +90,7 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
     ExtraNotInstalledError
         If there is neither TensorFlow nor a golden file.
     """
-    contract = ModelContract.read_from(read_model(ir), source=str(ir))
+    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
     _require_size(images, contract, golden or ir)
     if importlib.util.find_spec("tensorflow") is not None:
@@ -178,7 +178,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     InputError
         If the images are not of the contract's size.
     """
-    model = read_model(ir)
+    model = read_ir(ir)
     contract = ModelContract.read_from(model, source=str(ir))
     _require_size(images, contract, ir)
     return run_model(model, to_input(images, layout=contract.layout, color=contract.color))

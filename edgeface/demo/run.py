@@ -17,11 +17,12 @@ import openvino as ov
 
 from edgeface.bench.flops import count_work
 from edgeface.convert import ConversionResult, check_parity, convert
-from edgeface.convert.ir import random_images, read_model
+from edgeface.convert.ir import random_images
 from edgeface.convert.parity import embed_with_ir
 from edgeface.demo.report import write_report
 from edgeface.demo.samples import Pair, golden_pairs, sample_pairs
 from edgeface.demo.source import MODEL, Source, find_source
+from edgeface.ir_file import read_ir
 from edgeface.zoo import Progress
 
 __all__ = ["ComparedPair", "DemoResult", "Timing", "run_demo"]
@@ -144,7 +145,7 @@ def _compare(ir: Path, pairs: list[Pair]) -> tuple[ComparedPair, ...]:
 
 
 def _time(ir: Path, conversion: ConversionResult) -> Timing:
-    model = read_model(ir)
+    model = read_ir(ir)
     core = ov.Core()
     static = model.clone()
     static.reshape(list(conversion.contract.input_shape(1)))

@@ -18,13 +18,13 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-import openvino as ov
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from edgeface.contract import ModelContract
 from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import write_atomically
+from edgeface.ir_file import read_ir
 
 __all__ = ["SEALED_VERSION", "encrypt_ir", "is_sealed", "open_ir", "seal", "unseal"]
 
@@ -52,18 +52,20 @@ def encrypt_ir(ir: Path, key: bytes, out: Path) -> Path:
 
     Raises
     ------
+    ModelFormatError
+        If there is no IR, or it is damaged.
     ContractError
         If the IR has no contract.
     InputError
         If the key has another length, or a file cannot be read.
     """
+    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
     try:
         xml, weights = ir.read_bytes(), ir.with_suffix(".bin").read_bytes()
     except OSError as error:
         raise InputError(
             f"{error.filename}: expected a readable file of an IR, found: {error.strerror}"
         ) from error
-    contract = ModelContract.read_from(_read(xml, weights, source=ir), source=str(ir))
     header = {"kind": "ir", "contract_id": contract.contract_id, "weights_sha256": contract.weights_sha256}
     sealed = seal(_LENGTH.pack(len(xml)) + xml + weights, key=key, header=header)
     with write_atomically(out) as staging:
@@ -132,10 +134,3 @@ def _cipher(key: bytes) -> AESGCM:
     if len(key) not in (16, 24, 32):
         raise InputError(f"key: expected 16, 24 or 32 bytes for AES-GCM, found {len(key)}")
     return AESGCM(key)
-
-
-def _read(xml: bytes, weights: bytes, *, source: Path) -> ov.Model:
-    try:
-        return ov.Core().read_model(xml, weights)
-    except RuntimeError as error:
-        raise ModelFormatError(f"{source}: cannot be read as an OpenVINO IR") from error

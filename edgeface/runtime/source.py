@@ -13,6 +13,7 @@ import openvino as ov
 from edgeface.contract import ModelContract
 from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import sha256_of
+from edgeface.ir_file import check_weights, read_ir
 from edgeface.runtime.encryption import is_sealed, open_ir
 
 __all__ = ["Source", "read_source"]
@@ -52,12 +53,7 @@ class Source:
 
     def verify(self) -> None:
         """Raise `ModelFormatError` unless the weights are those that the contract was written for."""
-        expected, found = self.contract.weights_sha256, self.weights_digest()
-        if expected and found != expected:
-            raise ModelFormatError(
-                f"{self.path}: the weights beside it are damaged or another model's: expected SHA-256 {expected}, "
-                f"found {found}; convert the model again"
-            )
+        check_weights(self.path, self.contract, self.weights_digest())
 
 
 def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Source:
@@ -72,7 +68,6 @@ def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Sourc
     ContractError
         If it has no contract, or one of a newer version.
     """
-    weights = path.with_suffix(".bin")
     try:
         if is_sealed(path) or (key is not None and path.suffix != ".xml"):
             if key is None:
@@ -80,20 +75,16 @@ def read_source(path: Path, *, core: ov.Core, key: bytes | None = None) -> Sourc
             xml, content = open_ir(path, key)
             model, digest = core.read_model(xml, content), hashlib.sha256(content).hexdigest
             return _source(path, xml, model, None, digest)
-        xml = path.read_bytes()
-        if not weights.is_file():
-            raise InputError(
-                f"{path}: expected the IR's weights beside it in {weights.name}, found no such file"
-            )
-        return _source(path, xml, core.read_model(path), weights, lambda: sha256_of(weights))
+        model = read_ir(path, core=core)
+        weights = path.with_suffix(".bin")
+        return _source(path, path.read_bytes(), model, weights, lambda: sha256_of(weights))
     except OSError as error:
         raise InputError(
             f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}"
         ) from error
     except RuntimeError as error:
         raise ModelFormatError(
-            f"{path}: expected an OpenVINO IR, found something that OpenVINO cannot read: the .xml is damaged, or "
-            f"{weights.name} is shorter than it should be; convert the model again"
+            f"{path}: decrypted well, but this OpenVINO cannot read the IR in it; seal a newly converted one"
         ) from error
 
 

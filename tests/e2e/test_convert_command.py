@@ -687,7 +687,7 @@ def test_inspecting_an_ir_with_another_bin_is_refused(
     answer = run("inspect", tmp_path / "tiny.xml")
 
     assert answer.code == 2
-    assert "it is damaged or belongs to another IR" in answer.line
+    assert "is damaged or belongs to another IR" in answer.line
 
 
 def test_adopting_needs_golden_vectors(

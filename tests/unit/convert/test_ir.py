@@ -21,11 +21,11 @@ from edgeface.convert.ir import (
     check_structure,
     name_ports,
     publish_ir,
-    read_model,
     save_ir,
 )
 from edgeface.convert.parity import run_model, to_input
 from edgeface.errors import ContractError, ConversionError, EdgeFaceError, ModelFormatError, OutputError
+from edgeface.ir_file import read_ir
 
 try:
     from openvino import opset8 as ops
@@ -212,7 +212,7 @@ def _rewrite(ir: Path, *, normalize: bool = True, height: int = 160) -> None:
     """Save another network under the same contract."""
     from edgeface.contract import ModelContract
 
-    contract = ModelContract.read_from(read_model(ir))
+    contract = ModelContract.read_from(read_ir(ir))
     image = ops.parameter(ov.PartialShape([-1, 3, height, 160]), np.float32)
     y = ops.matmul(pooled(image), ops.constant(dense_weights()), False, False)
     if normalize:
@@ -225,7 +225,7 @@ def _rewrite(ir: Path, *, normalize: bool = True, height: int = 160) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (flip_a_byte_of_the_bin, "it is damaged or belongs to another IR"),
+        (flip_a_byte_of_the_bin, "is damaged or belongs to another IR"),
         (truncate_the_bin, "expected"),
         (remove_the_bin, r"expected an IR with its \.bin beside it"),
         (edit_the_contract, "it was edited by hand"),
@@ -327,20 +327,20 @@ def test_what_is_no_ir_is_named(tmp_path: Path, name: str, told: str) -> None:
         (tmp_path / name).write_bytes(b"\x08\x07")
 
     with pytest.raises(ModelFormatError, match=told):
-        read_model(tmp_path / name)
+        read_ir(tmp_path / name)
 
 
 def test_a_damaged_xml_is_named(ir: Path) -> None:
     ir.write_bytes(ir.read_bytes()[:1000])
 
-    with pytest.raises(ModelFormatError, match=r"expected an IR with its \.bin beside it"):
-        read_model(ir)
+    with pytest.raises(ModelFormatError, match=r"the \.xml is damaged, or"):
+        read_ir(ir)
 
 
 def test_the_tiny_ir_computes_what_numpy_computes(tiny_ir: Path) -> None:
     images = np.random.default_rng(3).integers(0, 256, (5, 160, 160, 3), np.uint8)
 
-    found = run_model(read_model(tiny_ir), to_input(images, layout="NCHW", color="BGR"))
+    found = run_model(read_ir(tiny_ir), to_input(images, layout="NCHW", color="BGR"))
 
     assert found.shape == (5, EMBEDDING)
     np.testing.assert_allclose(found, tiny_expected((images - 127.5) / 128, dense_weights()), atol=1e-4)
