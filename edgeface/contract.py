@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
+from edgeface.lineage import Lineage
 
 __all__ = ["CONTRACT_VERSION", "Alignment", "ModelContract"]
 
@@ -104,6 +105,8 @@ class ModelContract:
         What made the file. They do not enter `contract_id`.
     weights_sha256
         SHA-256 of the IR's .bin, by which a damaged or exchanged one is noticed; empty before it is written.
+    lineage
+        Of what a compressed IR was made, and what that cost; None for one that was converted.
     """
 
     name: str
@@ -126,6 +129,7 @@ class ModelContract:
     converter_version: str
     openvino_version: str
     weights_sha256: str = ""
+    lineage: Lineage | None = None
 
     def __post_init__(self) -> None:
         _require_member("provenance", self.provenance, Provenance)
@@ -155,9 +159,12 @@ class ModelContract:
         """Sixteen hexadecimal digits over everything that changes the numbers.
 
         Names and the versions of the tools that wrote the file stay out: converting the same weights again
-        with a newer OpenVINO keeps every enrolled gallery valid.
+        with a newer OpenVINO keeps every enrolled gallery valid. Quantizing again with another NNCF does not:
+        it may round elsewhere.
         """
         stored = self.to_dict()
+        if self.lineage is not None:
+            stored["lineage"] = self.lineage.identity()
         for key in _OUTSIDE_THE_ID:
             del stored[key]
         canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
@@ -169,8 +176,11 @@ class ModelContract:
         return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types, without `contract_id`."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """Every field as JSON types, without `contract_id`; no `lineage` if there is none."""
+        stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.lineage is None:
+            del stored["lineage"]  # an edgeface that knows none reads the contract too, and the id stays
+        return stored
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> ModelContract:
@@ -182,7 +192,7 @@ class ModelContract:
             If a field is missing, unknown, or of the wrong type.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
-        if missing := sorted(known.keys() - stored.keys()):
+        if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
             raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
         if unknown := sorted(stored.keys() - known.keys()):
             raise ContractError(
@@ -200,11 +210,10 @@ class ModelContract:
         are folded into the graph, and Model API would apply them a second time.
         """
         height, width = self.input_size
-        model.set_rt_info(str(CONTRACT_VERSION), [RT_INFO_KEY, "contract_version"])
-        model.set_rt_info(self.contract_id, [RT_INFO_KEY, "contract_id"])
+        stored = {"contract_version": str(CONTRACT_VERSION), "contract_id": self.contract_id}
         for name, value in self.to_dict().items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            model.set_rt_info(text, [RT_INFO_KEY, name])
+            stored[name] = value if isinstance(value, str) else json.dumps(value)
+        model.set_rt_info(stored, RT_INFO_KEY)  # all at once: nothing of another contract is left behind
         for key, text in {
             "model_name": self.name,
             "resize_type": "standard",
@@ -249,6 +258,8 @@ class ModelContract:
             )
         stored: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
+            if field.name in _OPTIONAL and not model.has_rt_info([RT_INFO_KEY, field.name]):
+                continue
             raw = text(field.name)
             try:
                 stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
@@ -277,6 +288,10 @@ _OUTSIDE_THE_ID = (
     "openvino_version",
     "weights_sha256",
 )
+
+
+_OPTIONAL = frozenset({"lineage"})
+"""Fields that older contracts, and those of converted IRs, do not have."""
 
 
 def _require_member(what: str, value: object, allowed: Any) -> None:
@@ -324,6 +339,7 @@ _PARSERS: Mapping[str, Any] = types.MappingProxyType(
         "embedding_dim": _parse_int,
         "normalized": _parse_bool,
         "alignment": _parse_alignment,
+        "lineage": Lineage.from_dict,
     }
 )
 """Fields that are stored as JSON rather than as plain text, and how each is read."""

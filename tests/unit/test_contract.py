@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgeface import contract as module
 from edgeface.contract import CONTRACT_VERSION, Alignment, ModelContract
 from edgeface.errors import ContractError
+from edgeface.lineage import Lineage, Method
 
 try:
     from openvino import opset8 as ops
@@ -43,10 +44,20 @@ FACENET = ModelContract(
     openvino_version="2026.4.1",
     weights_sha256="b" * 64,
 )
+QUANTIZED = Lineage(
+    parent_id=FACENET.contract_id,
+    method="int8-mixed",
+    settings="nncf 3.4.0; 300 images",
+    calibration_sha256="e" * 64,
+    mean_cosine=0.999,
+    p01_cosine=0.995,
+    min_cosine=0.99,
+)
 # What an XML file can hold: no control characters and no surrogates.
 TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ufffe\uffff"))
 NUMBER = st.floats(allow_nan=False, allow_infinity=False, width=32) | st.integers(-1000, 1000)
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)
+SHARE = st.floats(-1, 1)
 
 
 def one_of(alias: Any) -> st.SearchStrategy[Any]:
@@ -57,6 +68,17 @@ def numbers(count: int, number: st.SearchStrategy[Any] = NUMBER) -> st.SearchStr
     return st.tuples(*[number] * count)
 
 
+LINEAGES = st.builds(
+    Lineage,
+    parent_id=st.text("0123456789abcdef", min_size=16, max_size=16),
+    method=one_of(Method),
+    settings=TEXT,
+    calibration_sha256=DIGEST | st.just(""),
+    mean_cosine=SHARE,
+    p01_cosine=SHARE,
+    min_cosine=SHARE,
+    accuracy_drop=SHARE | st.none(),
+)
 CONTRACTS = st.builds(
     ModelContract,
     name=TEXT,
@@ -79,6 +101,7 @@ CONTRACTS = st.builds(
     converter_version=TEXT,
     openvino_version=TEXT,
     weights_sha256=DIGEST | st.just(""),
+    lineage=LINEAGES | st.none(),
 )
 
 
@@ -119,6 +142,7 @@ CHANGES_THE_NUMBERS = {
     "normalized": False,
     "alignment": Alignment("mtcnn-box-margin", 44),
     "precision": "FP16",
+    "lineage": QUANTIZED,
 }
 CHANGES_NO_NUMBER = {
     "name": "mine",
@@ -209,7 +233,76 @@ def test_an_unknown_recipe_is_refused() -> None:
         Alignment("by-eye")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelContract)])
+# --- lineage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("parent_id", "0" * 16),
+        ("method", "int8-performance"),
+        ("settings", "nncf 3.5.0; 300 images"),
+        ("calibration_sha256", "f" * 64),
+    ],
+)
+def test_what_a_quantized_models_numbers_come_from_enters_its_id(field: str, value: str) -> None:
+    child = dataclasses.replace(FACENET, precision="INT8", lineage=QUANTIZED)
+    other = dataclasses.replace(child, lineage=dataclasses.replace(QUANTIZED, **{field: value}))
+
+    assert len({FACENET.contract_id, child.contract_id, other.contract_id}) == 3
+
+
+def test_what_was_measured_of_a_quantized_model_leaves_its_id_alone() -> None:
+    measured = dataclasses.replace(
+        QUANTIZED, mean_cosine=0.1, p01_cosine=0.1, min_cosine=0.1, accuracy_drop=0.5
+    )
+
+    ids = {dataclasses.replace(FACENET, lineage=each).contract_id for each in (QUANTIZED, measured)}
+    assert len(ids) == 1
+
+
+def test_a_contract_without_lineage_is_stored_as_it_was_before_there_was_one() -> None:
+    model = tiny_model()
+    FACENET.write_to(model)
+
+    assert "lineage" not in FACENET.to_dict()
+    assert "lineage" not in model.rt_info["edgeface"]
+    assert ModelContract.read_from(model).lineage is None
+    assert ModelContract.from_dict(FACENET.to_dict()) == FACENET
+
+
+def test_a_contract_written_over_that_of_a_quantized_model_leaves_no_lineage_behind() -> None:
+    model = tiny_model()
+    dataclasses.replace(FACENET, lineage=QUANTIZED).write_to(model)
+    FACENET.write_to(model)
+
+    assert ModelContract.read_from(model) == FACENET
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("parent_id", "x" * 16),
+        ("parent_id", "a" * 15),
+        ("method", "int4"),
+        ("calibration_sha256", "e" * 63),
+        ("mean_cosine", float("nan")),
+        ("min_cosine", None),
+        ("min_cosine", True),
+        ("accuracy_drop", "0.1"),
+        ("settings", None),
+        ("flavour", "vanilla"),
+    ],
+)
+def test_an_impossible_lineage_is_refused(field: str, value: object) -> None:
+    stored = dataclasses.replace(FACENET, lineage=QUANTIZED).to_dict()
+    stored["lineage"][field] = value
+
+    with pytest.raises(ContractError, match=field):
+        ModelContract.from_dict(stored)
+
+
+@pytest.mark.parametrize("field", sorted(FACENET.to_dict()))
 def test_a_missing_field_is_named(field: str) -> None:
     stored = FACENET.to_dict()
     del stored[field]
