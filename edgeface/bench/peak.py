@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from edgeface.bench.fact import Fact, Frozen, Unknown
+import openvino as ov
 
-__all__ = ["Bandwidth", "Peak", "Precision", "Product"]
+from edgeface.bench.bandwidth import Bandwidth, array_bytes, measure_bandwidth
+from edgeface.bench.counters import memory_available
+from edgeface.bench.fact import Fact, Frozen, Unknown, known
+from edgeface.bench.machine import last_cache_bytes, read_machine
+from edgeface.bench.products import (
+    Compiled,
+    Precision,
+    Product,
+    Shape,
+    best,
+    compile_product,
+    measure_product,
+)
+from edgeface.errors import InputError
+from edgeface.runtime.devices import read_property, resolve_device
 
-Precision = Literal["f32", "bf16", "f16", "i8"]
+__all__ = ["PRECISIONS", "Bandwidth", "Peak", "Precision", "Product", "measure_peak"]
 
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "f16", "i8")
 
-class Product(Frozen):
-    """The fastest matrix product that was found in one precision.
-
-    Attributes
-    ----------
-    gflops_per_second
-        10^9 operations a second, 2 x MAC, sustained; integer operations for ``i8``.
-    executed
-        What the device really multiplies in, read back from the compiled model.
-    kernel
-        The runtime's name of the implementation.
-    shape
-        (m, k, n) of [m, k] x [k, n].
-    milliseconds
-        Median time of one product.
-    """
-
-    gflops_per_second: float
-    executed: str
-    kernel: str
-    shape: tuple[int, int, int]
-    milliseconds: float
-
-
-class Bandwidth(Frozen):
-    """What moves between memory and cores.
-
-    Attributes
-    ----------
-    gb_per_second
-        10^9 bytes a second, the better of copy and triad.
-    copy_gb_per_second, triad_gb_per_second
-        a = b, and a = b + s c (McCalpin's STREAM), each byte read or written counted once.
-    bytes
-        Of one array; far larger than the last cache.
-    threads
-        That moved it.
-    """
-
-    gb_per_second: float
-    copy_gb_per_second: float
-    triad_gb_per_second: float
-    bytes: int
-    threads: int
+_ROUNDS = 3
+_SHAPES: tuple[Shape, ...] = (
+    (4096, 576, 128),  # a 3x3 convolution of 64 channels over 64 x 64 pixels
+    (512, 512, 512),
+    (1024, 1024, 1024),
+    (2048, 2048, 2048),
+    (4096, 4096, 4096),
+    (8192, 8192, 8192),
+)
 
 
 class Peak(Frozen):
@@ -89,3 +72,113 @@ class Peak(Frozen):
         """10^9 operations a second attainable in a precision, or None where it was not measured."""
         product = self.products.get(precision)  # type: ignore[call-overload]
         return None if product is None or isinstance(product, Unknown) else product.gflops_per_second
+
+
+def measure_peak(
+    device: str = "CPU",
+    *,
+    precisions: Sequence[Precision] = PRECISIONS,
+    streams: int = 1,
+    threads: int | None = None,
+    seconds: float = 0.3,
+    core: ov.Core | None = None,
+    root: Path = Path("/"),
+) -> Peak:
+    """Measure what a device attains at most: takes about 2 s a precision and 2 s for the memory.
+
+    Every precision is multiplied in squares that grow as long as one takes less than `seconds` / 2, and in the
+    shape of a convolution; the shapes take turns, and the best median counts. Memory is streamed on the CPU
+    only: what would be measured of another device is its bus.
+
+    Parameters
+    ----------
+    device
+        As people write it.
+    precisions
+        To try; one that the device executes as another is named with its reason.
+    streams
+        Products that run side by side.
+    threads
+        Of the CPU, for all streams together; None: as many as OpenVINO takes.
+    seconds
+        Of one shape in one round.
+    core : openvino.Core
+        Compiles and runs.
+    root
+        Where the file system begins, for the size of the caches.
+
+    Raises
+    ------
+    InputError
+        If a number is not positive, or a name is not a device's.
+    DeviceError
+        If the device is absent.
+    """
+    if streams < 1 or (threads is not None and threads < 1) or seconds <= 0:
+        raise InputError(
+            f"a peak needs at least one stream and one thread and some time, not {streams}, {threads}, {seconds}"
+        )
+    started = time.perf_counter()
+    core = core or ov.Core()
+    name = resolve_device(device, core=core).device
+    config: dict[str, int] = {"NUM_STREAMS": streams}
+    if threads is not None and name == "CPU":
+        config["INFERENCE_NUM_THREADS"] = threads
+    products = {
+        precision: _fastest(core, name, precision, config, streams=streams, seconds=seconds)
+        for precision in precisions
+    }
+    used = _threads(core, name, config)
+    return Peak(
+        device=name,
+        full_name=str(read_property(core, name, "FULL_DEVICE_NAME") or name).strip(),
+        openvino=ov.__version__,
+        streams=streams,
+        threads=used,
+        products=products,
+        bandwidth=_bandwidth(core, used, root)
+        if name == "CPU"
+        else Unknown(unknown=f"not measured: memory is streamed on the CPU only, not on {name}"),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _fastest(
+    core: ov.Core, device: str, precision: Precision, config: dict[str, int], *, streams: int, seconds: float
+) -> Fact[Product]:
+    candidates: list[Compiled] = []
+    for shape in _SHAPES:
+        compiled = compile_product(core, device, precision, shape, config)
+        if isinstance(compiled, Unknown):
+            if not candidates:
+                return compiled
+            break
+        candidates.append(compiled)
+        # The next square takes eight times as long.
+        if (
+            max(measure_product(compiled, streams=streams, seconds=0)) * 8 > seconds / 2
+            and len(candidates) > 1
+        ):
+            break
+    times: dict[Shape, tuple[Compiled, list[float]]] = {each.shape: (each, []) for each in candidates}
+    for _ in range(_ROUNDS):
+        for compiled, found in times.values():
+            found += measure_product(compiled, streams=streams, seconds=seconds / _ROUNDS)
+    return best(times, streams=streams)
+
+
+def _threads(core: ov.Core, device: str, config: dict[str, int]) -> Fact[int]:
+    compiled = compile_product(core, device, "f32", (16, 16, 16), config)
+    if isinstance(compiled, Unknown):
+        return compiled
+    try:
+        return int(compiled.model.get_property("INFERENCE_NUM_THREADS"))
+    except RuntimeError:
+        return Unknown(unknown=f"{device} has no threads of the CPU")
+
+
+def _bandwidth(core: ov.Core, threads: Fact[int], root: Path) -> Bandwidth:
+    available = known(memory_available(root)) or 1 << 30
+    size = array_bytes(last_cache_bytes(read_machine(root)), available)
+    used = known(threads) or os.cpu_count() or 1
+    return measure_bandwidth(core, size=size, threads=used)

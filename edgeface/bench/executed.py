@@ -1,0 +1,161 @@
+"""A compiled model in, the operations that the runtime made of it out: fused, reordered, in their own precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from edgeface.bench.fact import Fact, Unknown
+from edgeface.errors import InputError
+
+__all__ = ["ExecutedLayer", "executed_layers", "time_layers"]
+
+_CONSTANT = ("Const", "Constant")
+_ENDS = ("Input", "Parameter", "Output", "Result")
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutedLayer:
+    """One operation of the runtime.
+
+    Attributes
+    ----------
+    name, kind
+        As the runtime names them.
+    operations
+        Names of the model's operations that it computes; empty for a change of layout that it added.
+    precision
+        Of its arithmetic: ``f32``, ``u8``; empty where the plugin does not tell.
+    kernel
+        The runtime's name of the implementation: ``brgconv_avx2_f32``.
+    bytes
+        Weights, inputs and outputs in the types that the runtime stores them in.
+    weight_bytes
+        The part of them that is constant.
+    milliseconds
+        Median of the measured inferences; 0 where it was not measured or takes no time.
+    """
+
+    name: str
+    kind: str
+    operations: tuple[str, ...]
+    precision: str
+    kernel: str
+    bytes: int
+    weight_bytes: int
+    milliseconds: float = 0.0
+
+
+def executed_layers(compiled: ov.CompiledModel) -> Fact[tuple[ExecutedLayer, ...]]:
+    """Read the runtime's own graph.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        With static shapes; what is dynamic counts no bytes.
+
+    Returns
+    -------
+    tuple of ExecutedLayer
+        In order of execution, inputs, constants and outputs left out; or why the plugin shows no graph.
+    """
+    try:
+        nodes = compiled.get_runtime_model().get_ordered_ops()
+    except RuntimeError as error:
+        return Unknown(unknown=f"the plugin shows no executed graph: {str(error).strip().splitlines()[-1]}")
+    layers = []
+    constant: set[str] = set()
+    for node in nodes:
+        info = {key: _text(value) for key, value in node.get_rt_info().items()}
+        kind = info.get("layerType", node.get_type_name())
+        sources = [port.get_source_output().get_node().get_name() for port in node.inputs()]
+        if kind in _CONSTANT or (sources and constant.issuperset(sources)):
+            constant.add(node.get_name())
+            continue
+        if kind in _ENDS:
+            continue
+        weights = sum(
+            _stored(port) for port, name in zip(node.inputs(), sources, strict=True) if name in constant
+        )
+        moved = sum(_stored(port) for port in (*node.inputs(), *node.outputs()))
+        layers.append(
+            ExecutedLayer(
+                name=node.get_friendly_name(),
+                kind=kind,
+                operations=tuple(filter(None, info.get("originalLayersNames", "").split(","))),
+                precision=info.get("runtimePrecision", "").lower(),
+                kernel=info.get("primitiveType", ""),
+                bytes=moved,
+                weight_bytes=weights,
+            )
+        )
+    return tuple(layers)
+
+
+def time_layers(
+    compiled: ov.CompiledModel, inputs: Sequence[Any], *, inferences: int = 20
+) -> Fact[tuple[ExecutedLayer, ...]]:
+    """Time every executed layer.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        Compiled with ``{"PERF_COUNT": True}`` and static shapes.
+    inputs : sequence of ndarray
+        One a model input, in their order.
+    inferences
+        How many to take the median of, one after the other.
+
+    Returns
+    -------
+    tuple of ExecutedLayer
+        In order of execution; or why there are no times. OpenVINO tells whole microseconds.
+
+    Raises
+    ------
+    InputError
+        If the model was compiled without PERF_COUNT, or `inferences` is not positive.
+    """
+    if inferences < 1:
+        raise InputError(f"inferences must be 1 or more, not {inferences}")
+    layers = executed_layers(compiled)
+    if isinstance(layers, Unknown):
+        return layers
+    request = compiled.create_infer_request()
+    times: dict[str, list[float]] = {}
+    for run in range(_WARM_UP + inferences):
+        request.infer(inputs if run == 0 else None)
+        try:
+            profile = request.get_profiling_info()
+        except RuntimeError as error:
+            raise InputError(
+                "the layers of this compiled model have no times; compile it with {'PERF_COUNT': True}: "
+                + str(error).strip().splitlines()[-1]
+            ) from error
+        for layer in profile if run >= _WARM_UP else ():
+            if layer.status.name == "EXECUTED":
+                times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e3)
+    # Times have whole microseconds; one that rounds to nothing counts as not executed.
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return tuple(
+        replace(layer, milliseconds=medians[layer.name]) for layer in layers if medians.get(layer.name)
+    )
+
+
+def _text(value: Any) -> str:
+    """A value of rt_info, which 2024 and 2026 wrap differently."""
+    return str(value.astype(str)) if hasattr(value, "astype") else str(getattr(value, "value", value))
+
+
+def _stored(port: Any) -> int:
+    shape = port.get_partial_shape()
+    if shape.is_dynamic:
+        return 0
+    bits: int = prod(shape.to_shape()) * port.get_element_type().bitwidth
+    return ceil(bits / 8)

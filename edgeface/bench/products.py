@@ -1,0 +1,197 @@
+"""A device and a precision in, how fast it multiplies matrices out."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+
+from edgeface.bench.executed import executed_layers
+from edgeface.bench.fact import Fact, Frozen, Unknown
+from edgeface.compat import ops
+
+__all__ = ["Compiled", "Precision", "Product", "Shape", "compile_product", "measure_product"]
+
+Precision = Literal["f32", "bf16", "f16", "i8"]
+Shape = tuple[int, int, int]
+"""(m, k, n) of [m, k] x [k, n]."""
+
+_EIGHT_BIT = ("i8", "u8")
+_FEWEST = 3
+"""Products a measurement, however long they take."""
+
+
+class Product(Frozen):
+    """The fastest matrix product that was found in one precision.
+
+    Attributes
+    ----------
+    gflops_per_second
+        10^9 operations a second, 2 x MAC, sustained by all streams; integer operations for ``i8``.
+    executed
+        What the device really multiplies in, read back from the compiled model; ``u8`` for ``i8``, whose first
+        operand has no sign.
+    kernel
+        The runtime's name of the implementation.
+    shape
+        (m, k, n) of [m, k] x [k, n].
+    milliseconds
+        Median time of one product.
+    """
+
+    gflops_per_second: float
+    executed: str
+    kernel: str
+    shape: Shape
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled matrix product, and what the runtime made of it.
+
+    Attributes
+    ----------
+    model : openvino.CompiledModel
+        One input of [m, k], constant weights.
+    shape, executed, kernel
+        As in `Product`.
+    """
+
+    model: Any
+    shape: Shape
+    executed: str
+    kernel: str
+
+
+def compile_product(
+    core: ov.Core, device: str, precision: Precision, shape: Shape, config: Mapping[str, Any]
+) -> Fact[Compiled]:
+    """Compile a product with constant weights, as a network has them.
+
+    Parameters
+    ----------
+    core : openvino.Core
+        Compiles it.
+    device
+        As OpenVINO names it.
+    precision
+        To be multiplied in.
+    shape
+        (m, k, n).
+    config
+        Properties for the device, such as streams and threads.
+
+    Returns
+    -------
+    Compiled
+        Or why this device does not multiply in this precision: what really executes is read back.
+    """
+    hint = {} if precision == "i8" else {"INFERENCE_PRECISION_HINT": precision}
+    try:
+        compiled = core.compile_model(_product(precision, shape), device, {**config, **hint})
+    except RuntimeError as error:
+        return Unknown(unknown=f"{device} refuses {precision}: {str(error).strip().splitlines()[-1]}")
+    layers = executed_layers(compiled)
+    if isinstance(layers, Unknown):
+        return layers
+    # Next to the product there may be changes of layout; it alone reads the weights.
+    product = max(layers, key=lambda layer: layer.weight_bytes, default=None)
+    if product is None or product.weight_bytes == 0:
+        return Unknown(unknown=f"{device} shows no matrix product in its executed graph")
+    wanted = _EIGHT_BIT if precision == "i8" else (precision,)
+    if product.precision not in wanted:
+        return Unknown(unknown=f"not available here: {device} executes {precision} as {product.precision}")
+    return Compiled(compiled, shape, product.precision, product.kernel)
+
+
+def measure_product(compiled: Compiled, *, streams: int, seconds: float) -> list[float]:
+    """Multiply again and again, in every stream at once.
+
+    Parameters
+    ----------
+    compiled
+        What to run.
+    streams
+        Infer requests that run side by side.
+    seconds
+        How long.
+
+    Returns
+    -------
+    list of float
+        Seconds of each product; the first of each stream is left out.
+    """
+    requests = [compiled.model.create_infer_request() for _ in range(streams)]
+    for request in requests:
+        request.set_input_tensor(ov.Tensor(_operand(compiled)))
+    times: list[list[float]] = [[] for _ in requests]
+    barrier = threading.Barrier(streams)
+
+    def run(request: Any, found: list[float]) -> None:
+        request.infer()
+        barrier.wait()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(found) < _FEWEST:
+            started = time.perf_counter()
+            request.infer()
+            found.append(time.perf_counter() - started)
+
+    threads = [
+        threading.Thread(target=run, args=pair, daemon=True) for pair in zip(requests, times, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [value for found in times for value in found]
+
+
+def best(rounds: Mapping[Shape, tuple[Compiled, list[float]]], *, streams: int) -> Product:
+    """Pick the shape with the highest median speed."""
+    products = []
+    for compiled, times in rounds.values():
+        seconds = statistics.median(times)
+        operations = 2.0 * np.prod(compiled.shape, dtype=float)
+        products.append(
+            Product(
+                gflops_per_second=streams * operations / seconds / 1e9,
+                executed=compiled.executed,
+                kernel=compiled.kernel,
+                shape=compiled.shape,
+                milliseconds=seconds * 1e3,
+            )
+        )
+    return max(products, key=lambda product: product.gflops_per_second)
+
+
+def _operand(compiled: Compiled) -> np.ndarray[Any, Any]:
+    port = compiled.model.input(0)
+    random = np.random.default_rng(0)
+    shape = tuple(port.get_shape())
+    if port.get_element_type() == ov.Type.u8:
+        return random.integers(0, 255, shape, dtype=np.uint8)
+    return random.standard_normal(shape, dtype=np.float32)
+
+
+def _product(precision: Precision, shape: Shape) -> ov.Model:
+    """[m, k] x [k, n]; for ``i8`` of u8 and i8 values with a scale, requantized to u8 as between two layers."""
+    m, k, n = shape
+    random = np.random.default_rng(1)
+    if precision != "i8":
+        x = ops.parameter([m, k], np.float32)
+        kernel = ops.constant(random.standard_normal((n, k), dtype=np.float32))
+        return ov.Model([ops.matmul(x, kernel, False, True)], [x], "product")
+    x = ops.parameter([m, k], np.uint8)
+    kernel = ops.constant(random.integers(-127, 127, (n, k), dtype=np.int8))
+    scale = ops.constant(np.full((n, 1), 0.01, np.float32))
+    real = ops.multiply(ops.convert(x, "f32"), ops.constant(np.float32(0.01)))
+    product = ops.matmul(real, ops.multiply(ops.convert(kernel, "f32"), scale), False, True)
+    low, high = ops.constant(np.float32(0)), ops.constant(np.float32(255))
+    return ov.Model([ops.fake_quantize(product, low, high, low, high, 256)], [x], "product")
