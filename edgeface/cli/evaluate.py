@@ -1,4 +1,4 @@
-"""`edgeface evaluate lfw` and `edgeface calibrate`."""
+"""`edgeface evaluate lfw|identification` and `edgeface calibrate`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class _Flip(str, enum.Enum):
 
 
 ImagesOption = Annotated[Path, typer.Option(help="Folder of images: NAME/NAME_0001.jpg.", show_default=False)]
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output-dir", "-o", help="Folder for the JSON and report.html.", show_default=False),
+]
 FarOption = Annotated[
     list[float], typer.Option("--far", help="False accept rate wanted; may be given several times.")
 ]
@@ -64,6 +68,9 @@ def register(app: typer.Typer) -> None:
     group.command(
         epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result"
     )(lfw)
+    group.command(
+        epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result"
+    )(identification)
     app.add_typer(group, name="evaluate")
     app.command(
         epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
@@ -76,12 +83,7 @@ def lfw(
         Path, typer.Option(help="Labelled pairs in the form of LFW's pairs.txt.", show_default=False)
     ],
     model: ModelOption,
-    output_dir: Annotated[
-        Path,
-        typer.Option(
-            "--output-dir", "-o", help="Folder for evaluation.json and report.html.", show_default=False
-        ),
-    ],
+    output_dir: OutputOption,
     protocol: Annotated[
         _Protocol, typer.Option(help="davidsandberg/facenet's or Open Model Zoo's.")
     ] = _Protocol.facenet,
@@ -144,6 +146,54 @@ def lfw(
     if json:
         return emit_json(answer)
     stdout.print(_evaluation_table(answer))
+    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+
+
+def identification(
+    images: ImagesOption,
+    model: ModelOption,
+    output_dir: OutputOption,
+    fpir: Annotated[
+        list[float],
+        typer.Option("--fpir", help="False positive identification rate wanted; may be given several times."),
+    ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
+    seed: Annotated[int, typer.Option(help="Of the choice of the images that are enrolled.")] = 0,
+    flip: Annotated[_Flip, typer.Option(help="What is done with the mirror image.")] = _Flip.none,
+    boxes: BoxesOption = None,
+    crops: CropsOption = False,
+    detector: ChosenDetectorOption = None,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Evaluate 1:K identification in an open set: people of several images are enrolled, the others are strangers."""
+    from edgeface.evaluate.identification import evaluate_identification
+    from edgeface.evaluate.report import write_identification_report
+
+    with (
+        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        counting("embedding", unit="images") as progress,
+    ):
+        result = evaluate_identification(
+            images,
+            model,
+            fpirs=fpir,
+            seed=seed,
+            flip=None if flip is _Flip.none else flip.value,
+            boxes=faces.boxes,
+            detector=faces.detector,
+            faces=faces.words,
+            device=device,
+            progress=progress,
+        )
+        write_identification_report(result, output_dir / "report.html")
+    answer = result.to_dict()
+    with write_atomically(output_dir / "identification.json") as partial:
+        partial.write_text(json_text.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    if json:
+        return emit_json(answer)
+    stdout.print(_identification_table(answer))
     stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
 
 
@@ -234,6 +284,25 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
     table.add_row(
         "speed", f"{answer['images_per_second']:.1f} images/s on {', '.join(answer['device_name'])}"
     )
+    return table
+
+
+def _identification_table(answer: dict[str, Any]) -> Table:
+    low, high = answer["rank1_interval"]
+    table = Table("FPIR wanted", "met", "FNIR, 95 % interval", "threshold", title_justify="left")
+    table.title = escape(
+        f"{answer['model']['name']}: {answer['enrolled']:,} enrolled, {answer['mated']:,} mated and "
+        f"{answer['nonmated']:,} non-mated probes; rank 1 {answer['rank1']:.4f} ({low:.4f} to {high:.4f})"
+    )
+    for each in answer["operating_points"]:
+        low, high = each["fnir_interval"]
+        table.add_row(
+            f"{each['wanted']:g}{'' if each['supported'] else ' (too few probes)'}",
+            f"{each['fpir']:.5f}",
+            f"{each['fnir']:.4f} ({low:.4f} to {high:.4f})",
+            f"{each['threshold']:.4f}",
+        )
+    table.caption = escape(f"{answer['faces']}; {answer['failures']} faces not found")
     return table
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.vision.image import IMAGE_SUFFIXES
+from edgeface.evaluate.people import images_of_people
 
 __all__ = ["Pairs", "pairs_from_folders", "parse_pairs", "read_pairs"]
 
@@ -131,25 +131,17 @@ def pairs_from_folders(root: Path, *, most_impostors: int = 1_000_000, seed: int
     InputError
         If there are not two people, or nobody has two images.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: expected a folder that holds one folder a person, found none")
-    images: list[str] = []
-    person_of: list[int] = []
-    for person, folder in enumerate(sorted(each for each in root.iterdir() if each.is_dir())):
-        found = sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
-        images += [each.relative_to(root).as_posix() for each in found]
-        person_of += [person] * len(found)
-    people = np.asarray(person_of, np.intp)
+    images, people, _ = images_of_people(root)
     genuine = _genuine_pairs(people)
     impostor = _impostor_pairs(people, most=most_impostors, seed=seed)
     if not len(genuine) or not len(impostor):
         raise InputError(
             f"{root}: expected images of at least two people, and of one person at least two, found "
-            f"{len(images)} images of {len(set(person_of))} people"
+            f"{len(images)} images of {len(set(people.tolist()))} people"
         )
     first, second = np.concatenate([genuine, impostor]).T
     same = np.arange(len(first)) < len(genuine)
-    return Pairs(tuple(images), first, second, same, folds=1)
+    return Pairs(images, first, second, same, folds=1)
 
 
 def _genuine_pairs(people: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -11,10 +11,12 @@ import numpy as np
 
 from edgeface.drawing import write_page
 from edgeface.evaluate import plots
+from edgeface.evaluate.faces import FaceCutter
+from edgeface.evaluate.identification import Identification
 from edgeface.evaluate.lfw import Result
 from edgeface.vision.image import Image
 
-__all__ = ["WorstPair", "worst_pairs", "write_report"]
+__all__ = ["WorstPair", "worst_pairs", "write_identification_report", "write_report"]
 
 _WORST = 10
 """Pairs of each kind that are shown."""
@@ -32,16 +34,16 @@ class WorstPair:
         Names of the images.
     crops
         As data URIs, what the model saw of them.
-    distance
+    score
         By the evaluation's metric.
     wrong
-        Whether the mean threshold misjudges it.
+        Whether the threshold misjudges it.
     """
 
     first: str
     second: str
     crops: tuple[str, str]
-    distance: float
+    score: float
     wrong: bool
 
 
@@ -74,6 +76,64 @@ def write_report(result: Result, path: Path) -> None:
     )
 
 
+def write_identification_report(result: Identification, path: Path) -> None:
+    """Write the page of an open-set evaluation.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    searches = result.searches
+    write_page(
+        path,
+        __package__,
+        template="identification.html.j2",
+        result=result,
+        answer=result.to_dict(),
+        contract=result.embedded.contract,
+        failures=result.embedded.cutter.failures,
+        plots=(
+            plots.scores_plot(searches, result.operating[0].threshold),
+            plots.identification_plot(searches),
+            plots.cmc_plot(searches),
+        ),
+        missed=_missed(result),
+        mistaken=_mistaken(result),
+    )
+
+
+def _missed(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
+    """Mated probes that score lowest with their own enrolled image, lowest first."""
+    split, searches = result.split, result.searches
+    own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
+    threshold = result.operating[0].threshold
+    wrong = (searches.mate_rank > 1) | (searches.mate_score <= threshold)
+    order = np.argsort(searches.mate_score, kind="stable")[:count]
+    rows = ((split.mated[i], split.enrolled[own[i]], searches.mate_score[i], wrong[i]) for i in order)
+    return [_pair(result, *row) for row in rows]
+
+
+def _mistaken(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
+    """Non-mated probes that score highest with somebody, highest first."""
+    split, searches = result.split, result.searches
+    scores = searches.candidate_score
+    wrong = scores > result.operating[0].threshold
+    order = np.argsort(-scores, kind="stable")[:count]
+    rows = ((split.nonmated[i], split.enrolled[searches.candidate[i]], scores[i], wrong[i]) for i in order)
+    return [_pair(result, *row) for row in rows]
+
+
+def _pair(result: Identification, probe: int, enrolled: int, score: float, wrong: bool) -> WorstPair:
+    return WorstPair(
+        result.images[probe],
+        result.images[enrolled],
+        _crops(result.embedded.cutter, int(probe), int(enrolled)),
+        float(score),
+        bool(wrong),
+    )
+
+
 def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[WorstPair]:
     """The genuine pairs that lie furthest apart, or the impostor pairs that lie closest, worst first."""
     evaluation, pairs, cutter = result.evaluation, result.pairs, result.embedded.cutter
@@ -88,12 +148,16 @@ def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[Wors
             WorstPair(
                 pairs.images[first],
                 pairs.images[second],
-                (_data_uri(cutter.crop(first)), _data_uri(cutter.crop(second))),
+                _crops(cutter, first, second),
                 distance,
                 (distance < evaluation.threshold) != same,
             )
         )
     return found
+
+
+def _crops(cutter: FaceCutter, first: int, second: int) -> tuple[str, str]:
+    return _data_uri(cutter.crop(first)), _data_uri(cutter.crop(second))
 
 
 def _data_uri(crop: Image) -> str:

@@ -1,4 +1,4 @@
-"""`edgeface evaluate lfw` and `edgeface calibrate`, run as programs on a tiny model and drawn faces."""
+"""`edgeface evaluate lfw|identification` and `edgeface calibrate`, run as programs on a tiny model and drawn faces."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def build_model(path: Path) -> Path:
     return path
 
 
-def draw_people(root: Path) -> None:
+def draw_people(root: Path, *, photographs: int = PHOTOGRAPHS, initial: str = "P", seed: int = 0) -> None:
     """Every person is a pattern of 4 x 4 colours; every photograph adds noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for person in range(PEOPLE):
         pattern = rng.integers(0, 256, (4, 4, 3))
-        folder = root / f"P{person:02d}"
+        folder = root / f"{initial}{person:02d}"
         folder.mkdir(parents=True)
-        for number in range(1, PHOTOGRAPHS + 1):
+        for number in range(1, photographs + 1):
             face = np.clip(pattern + rng.normal(0, 25, pattern.shape), 0, 255).astype(np.uint8)
             picture = np.full((60, 60, 3), 128, np.uint8)
             picture[10:50, 10:50] = cv2.resize(face, (40, 40), interpolation=cv2.INTER_NEAREST)
@@ -124,6 +124,25 @@ def test_people_read_a_table_and_choose_the_metric(work: Path, tmp_path: Path) -
     assert "VAL at FAR 0.25" in done.stdout
     assert "images used as aligned crops" in done.stdout
     assert not done.stderr
+
+
+def test_people_who_are_not_enrolled_are_told_from_those_who_are(work: Path, tmp_path: Path) -> None:
+    draw_people(tmp_path / "crowd")
+    draw_people(tmp_path / "crowd", photographs=1, initial="S", seed=1)
+    given = ("--images", tmp_path / "crowd", "--model", work / "tiny.xml", "--crops", "--fpir", "0.25")
+    done = run("evaluate", "identification", *given, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["enrolled"], answer["mated"], answer["nonmated"]) == (PEOPLE, 3 * PEOPLE, PEOPLE)
+    assert answer["rank1"] > 0.9
+    assert list(answer["fnir"]) == ["0.25"]
+    assert answer["fnir"]["0.25"] < 0.1
+    assert answer["threshold"] == answer["operating_points"][0]["threshold"]
+    assert json.loads((tmp_path / "out" / "identification.json").read_text()) == answer
+    assert "not enrolled who are closest" in (tmp_path / "out" / "report.html").read_text()
+
+    again = run("evaluate", "identification", *given, "-o", tmp_path / "again", "--json")
+    assert {**json.loads(again.stdout), "seconds": 0} == {**answer, "seconds": 0}
 
 
 def test_every_malformed_row_is_named_and_nothing_is_written(work: Path, tmp_path: Path) -> None:

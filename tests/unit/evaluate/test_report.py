@@ -102,8 +102,8 @@ def test_the_worst_come_first(result: Result) -> None:
     genuine, impostor = worst_pairs(result, same=True), worst_pairs(result, same=False, count=2)
     assert len(genuine) == 6
     assert len(impostor) == 2
-    assert [each.distance for each in genuine] == sorted((each.distance for each in genuine), reverse=True)
-    assert impostor[0].distance <= impostor[1].distance
+    assert [each.score for each in genuine] == sorted((each.score for each in genuine), reverse=True)
+    assert impostor[0].score <= impostor[1].score
     assert not any(each.wrong for each in genuine)
 
 
