@@ -15,9 +15,9 @@ from edgeface.bench.fact import Fact, Frozen, Unknown, known
 from edgeface.bench.machine import last_cache_bytes, read_machine
 from edgeface.bench.products import (
     Compiled,
+    Form,
     Precision,
     Product,
-    Shape,
     best,
     compile_product,
     measure_product,
@@ -30,14 +30,8 @@ __all__ = ["PRECISIONS", "Bandwidth", "Peak", "Precision", "Product", "measure_p
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "f16", "i8")
 
 _ROUNDS = 3
-_SHAPES: tuple[Shape, ...] = (
-    (4096, 576, 128),  # a 3x3 convolution of 64 channels over 64 x 64 pixels
-    (512, 512, 512),
-    (1024, 1024, 1024),
-    (2048, 2048, 2048),
-    (4096, 4096, 4096),
-    (8192, 8192, 8192),
-)
+_FORMS: tuple[Form, ...] = ("MatMul", "Convolution")
+_SIZES = (512, 1024, 2048, 4096, 8192)
 
 
 class Peak(Frozen):
@@ -84,11 +78,11 @@ def measure_peak(
     core: ov.Core | None = None,
     root: Path = Path("/"),
 ) -> Peak:
-    """Measure what a device attains at most: takes about 2 s a precision and 2 s for the memory.
+    """Measure what a device attains at most: takes some 2 s a precision and 1 s for the memory.
 
-    Every precision is multiplied in squares that grow as long as one takes less than `seconds` / 2, and in the
-    shape of a convolution; the shapes take turns, and the best median counts. Memory is streamed on the CPU
-    only: what would be measured of another device is its bus.
+    Every precision is multiplied as a matrix product and as a 1x1 convolution, which is one too, in squares that
+    grow as long as one takes less than `seconds` / 6; they take turns, and the best median counts. Memory is
+    streamed on the CPU only: what would be measured of another device is its bus.
 
     Parameters
     ----------
@@ -146,29 +140,26 @@ def measure_peak(
 def _fastest(
     core: ov.Core, device: str, precision: Precision, config: dict[str, int], *, streams: int, seconds: float
 ) -> Fact[Product]:
-    candidates: list[Compiled] = []
-    for shape in _SHAPES:
-        compiled = compile_product(core, device, precision, shape, config)
-        if isinstance(compiled, Unknown):
-            if not candidates:
-                return compiled
-            break
-        candidates.append(compiled)
-        # The next square takes eight times as long.
-        if (
-            max(measure_product(compiled, streams=streams, seconds=0)) * 8 > seconds / 2
-            and len(candidates) > 1
-        ):
-            break
-    times: dict[Shape, tuple[Compiled, list[float]]] = {each.shape: (each, []) for each in candidates}
+    measured: list[tuple[Compiled, list[float]]] = []
+    for form in _FORMS:
+        for size in _SIZES:
+            compiled = compile_product(core, device, precision, form, (size, size, size), config)
+            if isinstance(compiled, Unknown):
+                if not measured:
+                    return compiled
+                break
+            measured.append((compiled, []))
+            slowest = max(measure_product(compiled, streams=streams, seconds=0))
+            if 8 * slowest > seconds / 6:  # the next size takes eight times as long
+                break
     for _ in range(_ROUNDS):
-        for compiled, found in times.values():
-            found += measure_product(compiled, streams=streams, seconds=seconds / _ROUNDS)
-    return best(times, streams=streams)
+        for compiled, times in measured:
+            times += measure_product(compiled, streams=streams, seconds=seconds / _ROUNDS)
+    return best(measured, streams=streams)
 
 
 def _threads(core: ov.Core, device: str, config: dict[str, int]) -> Fact[int]:
-    compiled = compile_product(core, device, "f32", (16, 16, 16), config)
+    compiled = compile_product(core, device, "f32", "MatMul", (16, 16, 16), config)
     if isinstance(compiled, Unknown):
         return compiled
     try:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from edgeface.bench.fact import Frozen
+from edgeface.bench.executed import ExecutedLayer
+from edgeface.bench.fact import Frozen, known
+from edgeface.bench.flops import LayerWork, Work
+from edgeface.bench.peak import Peak
+from edgeface.errors import InputError
 
-__all__ = ["Bound", "LayerPoint", "Roofline"]
+__all__ = [
+    "Bound",
+    "LayerPoint",
+    "Roofline",
+    "attainable",
+    "efficiency",
+    "least_milliseconds",
+    "roof",
+    "roofline",
+]
+
+_EIGHT_BIT = ("i8", "u8", "int8", "uint8")
 
 Bound = Literal["compute", "memory"]
 
@@ -29,7 +45,7 @@ class LayerPoint(Frozen):
     bytes
         Weights, inputs and outputs as the runtime stores them, each moved once.
     intensity
-        Operations a byte: the plot's horizontal axis.
+        Operations a byte: the plot's horizontal axis; 0 for a layer that only moves data.
     gflops_per_second
         The plot's vertical axis.
     attainable_gflops_per_second
@@ -73,7 +89,7 @@ class Roofline(Frozen):
     roofs
         10^9 operations a second by the precisions that the layers were executed in.
     gb_per_second
-        The slope of the roof.
+        The slope of the roof; None where memory was not measured, and then no layer is bound by it.
     unmatched
         Operations of the model that cost something and belong to no executed layer; their work is in `gflops`
         and in no layer.
@@ -85,5 +101,165 @@ class Roofline(Frozen):
     gflops_per_second: float
     efficiency: float
     roofs: dict[str, float]
-    gb_per_second: float
+    gb_per_second: float | None
     unmatched: tuple[str, ...]
+
+
+def roof(peak: Peak, precision: str) -> float:
+    """10^9 operations a second attainable in a precision, in the runtime's or in the peak's words.
+
+    Where that precision has none, such as i32, the peak of f32 stands in: such layers multiply no matrices.
+
+    Raises
+    ------
+    InputError
+        If not even f32 was measured.
+    """
+    name = "i8" if precision in _EIGHT_BIT else precision
+    value = peak.gflops_per_second(name) or peak.gflops_per_second("f32")
+    if value is None:
+        raise InputError(
+            f"the peak has no figure for {precision!r} and none for 'f32', which stands in; measure_peak() has both"
+        )
+    return value
+
+
+def attainable(peak: Peak, precision: str, intensity: float) -> float:
+    """10^9 operations a second below the roof: min(peak, intensity x bandwidth).
+
+    Source: Williams, Waterman, Patterson, "Roofline", CACM 52 (4), 2009.
+
+    Parameters
+    ----------
+    peak
+        Of the device.
+    precision
+        Executed.
+    intensity
+        Operations a byte.
+    """
+    bandwidth = known(peak.bandwidth)
+    flat = roof(peak, precision)
+    return flat if bandwidth is None else min(flat, intensity * bandwidth.gb_per_second)
+
+
+def least_milliseconds(work: Work, peak: Peak, *, precision: str) -> float:
+    """Time of a model's multiplications at the attainable peak: 8-bit ones at that of i8, others at `precision`'s.
+
+    Parameters
+    ----------
+    work
+        Of one inference.
+    peak
+        Of the device.
+    precision
+        What the device executes operations in that are not 8-bit: ``f32``, ``bf16``, ``f16``.
+    """
+    eight_bit = work.giops_mac2 / roof(peak, "i8") if work.int8_macs else 0.0
+    return (eight_bit + (work.gflops_mac2 - work.giops_mac2) / roof(peak, precision)) * 1e3
+
+
+def efficiency(work: Work, peak: Peak, *, milliseconds: float, precision: str = "f32") -> float:
+    """Share of the attainable peak that one inference in `milliseconds` reaches, 0 to about 1.
+
+    For a throughput give 1000 x batch / (items a second). The other parameters are `least_milliseconds`'s.
+
+    Raises
+    ------
+    InputError
+        If `milliseconds` is not positive.
+    """
+    if milliseconds <= 0:
+        raise InputError(f"an inference takes some time, not {milliseconds} ms")
+    return least_milliseconds(work, peak, precision=precision) / milliseconds
+
+
+def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofline:
+    """Put a model under the roof of its device.
+
+    A model's operation is looked for among the operations that each executed layer names as its own; where
+    several name it, because the runtime split it, it counts for the one that takes longest.
+
+    Parameters
+    ----------
+    work
+        Of the model as it was compiled, the same batch.
+    executed
+        Of :func:`edgeface.bench.executed.time_layers`.
+    peak
+        Of the same device, streams and threads.
+
+    Raises
+    ------
+    InputError
+        If no layer has a time, or the peak has no figure for f32.
+    """
+    total = sum(layer.milliseconds for layer in executed)
+    if total <= 0:
+        raise InputError(
+            "no executed layer has a time; compile with {'PERF_COUNT': True} and use time_layers"
+        )
+    homes = _homes(executed)
+    given: dict[int, list[LayerWork]] = {}
+    unmatched = []
+    for layer in work.layers:
+        if layer.name in homes:
+            given.setdefault(homes[layer.name], []).append(layer)
+        elif layer.flops_omz:
+            unmatched.append(layer)
+    points = tuple(
+        _point(layer, given.get(index, ()), peak)
+        for index, layer in enumerate(executed)
+        if layer.milliseconds > 0
+    )
+    precisions = {layer.name: executed[home].precision for home, each in given.items() for layer in each}
+    least = sum(
+        2e-6 * layer.macs / roof(peak, precisions.get(layer.name, "f32"))
+        for layer in work.layers
+        if layer.macs
+    )
+    bandwidth = known(peak.bandwidth)
+    return Roofline(
+        layers=points,
+        milliseconds=total,
+        gflops=work.gflops_mac2,
+        gflops_per_second=work.gflops_mac2 / total * 1e3,
+        efficiency=least / total,
+        roofs={
+            name: roof(peak, name) for name in sorted({point.precision for point in points if point.gflops})
+        },
+        gb_per_second=None if bandwidth is None else bandwidth.gb_per_second,
+        unmatched=tuple(layer.name for layer in unmatched),
+    )
+
+
+def _homes(executed: Sequence[ExecutedLayer]) -> dict[str, int]:
+    """Index of the layer that computes each of the model's operations."""
+    homes: dict[str, int] = {}
+    for index, layer in enumerate(executed):
+        for name in layer.operations:
+            if name not in homes or layer.milliseconds > executed[homes[name]].milliseconds:
+                homes[name] = index
+    return homes
+
+
+def _point(layer: ExecutedLayer, work: Iterable[LayerWork], peak: Peak) -> LayerPoint:
+    gflops = sum(each.flops_omz for each in work) / 1e9
+    bandwidth = known(peak.bandwidth)
+    computing = gflops / roof(peak, layer.precision) * 1e3
+    moving = 0.0 if bandwidth is None else layer.bytes / bandwidth.gb_per_second / 1e6
+    intensity = gflops * 1e9 / layer.bytes if layer.bytes else 0.0
+    return LayerPoint(
+        name=layer.name,
+        kind=layer.kind,
+        operations=layer.operations,
+        precision=layer.precision,
+        milliseconds=layer.milliseconds,
+        gflops=gflops,
+        bytes=layer.bytes,
+        intensity=intensity,
+        gflops_per_second=gflops / layer.milliseconds * 1e3,
+        attainable_gflops_per_second=attainable(peak, layer.precision, intensity),
+        share=max(computing, moving) / layer.milliseconds,
+        bound="memory" if moving > computing else "compute",
+    )
