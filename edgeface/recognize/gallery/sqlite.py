@@ -1,0 +1,295 @@
+"""A gallery in one file: `Store` on SQLite."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgeface.errors import GalleryBusyError, GalleryError, OutputError
+from edgeface.recognize.gallery.codec import Header, PersonBody
+from edgeface.recognize.gallery.create import create_database
+from edgeface.recognize.gallery.database import Database
+from edgeface.recognize.gallery.derived import derived_folder
+from edgeface.recognize.gallery.erase import forget, scrub
+from edgeface.recognize.gallery.matrix import Matrix
+from edgeface.recognize.gallery.records import (
+    Changes,
+    Erasure,
+    GalleryInfo,
+    KeptImage,
+    NewTemplate,
+    Person,
+    Template,
+    TemplateBlock,
+    check_labels,
+    check_metadata,
+    check_name,
+    now,
+)
+from edgeface.recognize.gallery.rows import Rows
+from edgeface.recognize.gallery.vault import make_vault
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SqliteStore"]
+
+_log = logging.getLogger(__name__)
+
+
+class SqliteStore:
+    """A gallery's file, open: a `Store`. See `Database` for what it raises when it is opened.
+
+    Parameters
+    ----------
+    path
+        The file that `create` made.
+    key
+        The 32 bytes it was made with, None if it was made without: see `read_key`.
+    contract_id
+        That it must be of; None: whatever it is of.
+    timeout
+        Seconds to wait for another process that writes.
+    """
+
+    def __init__(
+        self, path: Path, *, key: bytes | None = None, contract_id: str | None = None, timeout: float = 30.0
+    ) -> None:
+        self._database = Database(path, key=key, contract_id=contract_id, timeout=timeout)
+        self._rows = Rows(self._database)
+        self._matrix = Matrix(self._database, self._rows)
+        try:
+            scrub(self._database)
+        except (GalleryBusyError, OutputError) as error:
+            _log.warning("%s: an erasure that was interrupted is still unfinished: %s", path, error)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        contract_id: str,
+        dim: int,
+        key: bytes | None,
+        model: str = "",
+        keep_images: bool = False,
+        timeout: float = 30.0,
+    ) -> SqliteStore:
+        """Make a gallery with nobody in it, and open it.
+
+        Parameters
+        ----------
+        path
+            Where there is no file yet.
+        contract_id, dim
+            Of the model whose embeddings it will hold.
+        key
+            32 bytes. None: whoever has the file can read names, metadata, embeddings and images; this is why there
+            is no default.
+        model
+            Its name, for people; readable without the key.
+        keep_images
+            Whether it keeps the part of each picture that shows the face, which `rebuild` needs.
+        timeout
+            As for opening.
+
+        Raises
+        ------
+        OutputError
+            If there is a file, or none can be written.
+        GalleryKeyError
+            If the key has another length.
+        """
+        if dim < 1 or not contract_id:
+            raise GalleryError(
+                f"gallery: expected a contract and its dimension, found {contract_id!r}, {dim}"
+            )
+        gallery_id = uuid.uuid4().hex
+        vault = make_vault(key, gallery_id)
+        header = Header(
+            gallery_id=gallery_id,
+            contract_id=contract_id,
+            dim=dim,
+            metric="cosine",
+            model=model,
+            created=now().isoformat(),
+            key_id=vault.key_id,
+            keeps_images=keep_images,
+        )
+        create_database(path, header, vault)
+        return cls(path, key=key, contract_id=contract_id, timeout=timeout)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
+    @property
+    def info(self) -> GalleryInfo:
+        """What the gallery is bound to."""
+        return self._database.header.info(self._database.version)
+
+    def generation(self) -> int:
+        """Number of the last commit; see `Store.generation`."""
+        with self._database.reading():
+            return self._database.state("generation")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Several calls as one transaction; see `Store.writing`."""
+        with self._database.writing():
+            yield
+
+    # People
+
+    def add_person(
+        self,
+        name: str,
+        *,
+        labels: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        templates: Sequence[NewTemplate] = (),
+    ) -> Person:
+        """Add somebody; see `Store.add_person`."""
+        body = PersonBody(check_name(name), check_labels(labels), check_metadata(metadata), now())
+        self._rows.check(templates)
+        with self._database.writing() as connection:
+            self._require_free(connection, body.name)
+            generation = self._database.wrote()
+            (person_id,) = self._database.take_ids(1)
+            self._rows.put_person(connection, person_id, body)
+            self._rows.add_templates(connection, person_id, templates, generation)
+            return self._rows.person(connection, person_id)
+
+    def update_person(
+        self,
+        person_id: int,
+        *,
+        name: str | None = None,
+        labels: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Person:
+        """Replace what is given; see `Store.update_person`."""
+        with self._database.writing() as connection:
+            old = self._rows.person(connection, person_id)
+            body = PersonBody(
+                old.name if name is None else check_name(name),
+                old.labels if labels is None else check_labels(labels),
+                old.metadata if metadata is None else check_metadata(metadata),
+                old.created,
+            )
+            if body.name != old.name:
+                self._require_free(connection, body.name)
+            self._database.wrote()
+            self._rows.put_person(connection, person_id, body)
+            return self._rows.person(connection, person_id)
+
+    def _require_free(self, connection: Any, name: str) -> None:
+        if self._rows.find(connection, name) is not None:
+            raise GalleryError(
+                f"gallery: expected a new name, found somebody named {name!r}; add templates to that person, or tell "
+                "the two apart by their names"
+            )
+
+    def person(self, person_id: int) -> Person:
+        """Somebody by id."""
+        with self._database.reading() as connection:
+            return self._rows.person(connection, person_id)
+
+    def find(self, name: str) -> Person | None:
+        """Somebody by name."""
+        with self._database.reading() as connection:
+            return self._rows.find(connection, check_name(name))
+
+    def people(self, *, label: str | None = None) -> tuple[Person, ...]:
+        """Everybody, or those who have a label; by rising id."""
+        wanted = None if label is None else check_name(label)
+        with self._database.reading() as connection:
+            found = self._rows.people(connection)
+            return tuple(person for person in found if wanted is None or wanted in person.labels)
+
+    # Templates
+
+    def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
+        """Store more embeddings of somebody; see `Store.add_templates`."""
+        self._rows.check(templates)
+        with self._database.writing() as connection:
+            self._rows.require_person(connection, person_id)
+            if not templates:
+                return ()
+            return self._rows.add_templates(connection, person_id, templates, self._database.wrote())
+
+    def templates_of(self, person_id: int) -> tuple[Template, ...]:
+        """Somebody's templates, by rising id."""
+        with self._database.reading() as connection:
+            self._rows.require_person(connection, person_id)
+            return tuple(self._rows.templates_of(connection, person_id))
+
+    def image_of(self, template_id: int) -> KeptImage | None:
+        """The picture that a template was made of, if it was kept."""
+        with self._database.reading() as connection:
+            return self._rows.image(connection, template_id)
+
+    def templates(self, *, rows: int = 16384) -> Iterator[TemplateBlock]:
+        """Every template in blocks of one generation; see `Store.templates`."""
+        return self._matrix.blocks(rows)
+
+    def load(self) -> TemplateBlock:
+        """All templates; see `Store.load`. A gallery of thousands keeps them in a file beside it: see `derived`."""
+        return self._matrix.load()
+
+    def changes_since(self, generation: int) -> Changes | None:
+        """What happened after a generation; see `Store.changes_since`."""
+        return self._matrix.changes_since(generation)
+
+    @contextlib.contextmanager
+    def derived(self, generation: int) -> Iterator[Path | None]:
+        """Hold off all writers, and yield the folder for files that are derived from this generation.
+
+        `forget` and `rekey` empty the folder. What is kept there must not be readable where the gallery is encrypted.
+
+        Yields
+        ------
+        Path or None
+            None: the gallery has changed since; write nothing.
+        """
+        with self._database.writing():
+            current = self._database.state("generation") == generation
+            yield derived_folder(self.path) if current else None
+
+    # The end
+
+    def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
+        """Erase somebody, or some templates, for good, and prove it; see `Store.forget`.
+
+        The file is rewritten, and then searched from the first byte to the last, as are the WAL and everything in the
+        derived folder. Beyond reach are copies and exports, and what the medium keeps of blocks that the file system
+        has given up: encrypt the gallery, or the disk.
+
+        Raises
+        ------
+        GalleryBusyError, OutputError
+            If others read for too long or there is no room: the person is deleted then, the erasure is not finished,
+            and the next who opens the gallery goes on.
+        """
+        return forget(self._database, self._rows, person_id, template_ids)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
