@@ -82,7 +82,7 @@ class Settings(Part):
     hint, precision, streams, requests, threads
         As in `edgeface.runtime.DevicePlan`.
     batch
-        Items of one inference.
+        Items of one inference; None: the model's own, or 1.
     input_format
         What images the model was given, as words; None: what the model itself takes.
     end_to_end
@@ -106,7 +106,7 @@ class Settings(Part):
     streams: int | None = None
     requests: int | None = None
     threads: int | None = None
-    batch: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] | None = None
     input_format: str | None = None
     end_to_end: bool = False
     seed: int | None = None
@@ -125,8 +125,7 @@ class Execution(Part):
     devices, full_names
         By OpenVINO's name and by the maker's.
     precision
-        Of the arithmetic: ``f32``, ``bf16``, ``f16``, with ``i8`` for a model that was quantized and whose
-        profile shows 8-bit kernels.
+        Of the arithmetic: ``f32``, ``bf16``, ``f16``; with ``+i8`` where layers were seen to execute in 8 bits.
     streams, requests, threads
         As compiled, and the infer requests that were in flight.
     affinity
@@ -146,22 +145,22 @@ class Execution(Part):
 
 
 class Layer(Part):
-    """One layer as it executed, measured in a pass of its own; means over `count` inferences of one batch.
+    """One layer as it executed, measured in a pass of its own: one inference of a batch at a time, on all threads.
 
     Attributes
     ----------
     name, kind, exec_type
-        The runtime's names. What was fused into a layer is part of it.
+        The runtime's names of the layer, its type and its kernel.
     ms
-        Wall time of one inference.
+        Median wall time.
     count
-        Inferences that the mean is of.
+        Inferences that the median is of.
     gflops
-        For the whole batch, 2 x MAC, with what was fused into it; None: the layer is the runtime's own.
+        10^9 operations of what was fused into it, Open Model Zoo's way; None: the layer is the runtime's own.
     bytes
-        Weights and activations that it reads and writes for the whole batch.
+        Weights and activations that it reads and writes, in the types that the runtime stores them in.
     precision
-        Of the kernel, from `exec_type`.
+        Of its arithmetic.
     """
 
     name: str
