@@ -1,0 +1,83 @@
+"""The runtime's layers and the model's work in, what each layer did and how long all must take at least out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeface.bench.executed import ExecutedLayer
+from edgeface.bench.flops import Work
+from edgeface.bench.parts import Layer
+from edgeface.bench.peak import Peak
+
+__all__ = ["attainable_seconds", "describe_layers", "has_eight_bit"]
+
+_EIGHT_BIT = ("i8", "u8")
+
+
+def describe_layers(executed: Sequence[ExecutedLayer], work: Work, *, inferences: int) -> tuple[Layer, ...]:
+    """Give every executed layer the operations of what was fused into it.
+
+    Parameters
+    ----------
+    executed
+        As `edgeface.bench.executed.time_layers` found them.
+    work
+        Of the same model.
+    inferences
+        That the times are medians of.
+    """
+    flops = {layer.name: layer.flops_omz for layer in work.layers}
+    return tuple(
+        Layer(
+            name=layer.name,
+            kind=layer.kind,
+            exec_type=layer.kernel,
+            ms=layer.milliseconds,
+            count=inferences,
+            gflops=sum(flops.get(name, 0) for name in layer.operations) / 1e9 if layer.operations else None,
+            bytes=layer.bytes,
+            precision=layer.precision or None,
+        )
+        for layer in executed
+    )
+
+
+def has_eight_bit(executed: Sequence[ExecutedLayer], work: Work) -> bool:
+    """Whether products were made in 8 bits."""
+    macs = {layer.name: layer.macs for layer in work.layers}
+    return any(
+        layer.precision in _EIGHT_BIT and any(macs.get(name) for name in layer.operations)
+        for layer in executed
+    )
+
+
+def attainable_seconds(
+    work: Work, peak: Peak, executed: Sequence[ExecutedLayer] = (), *, precision: str | None
+) -> float | None:
+    """Seconds that the model's products take at least, each at the peak of the precision that it executes in.
+
+    Parameters
+    ----------
+    work, peak
+        Of the model and of the machine.
+    executed
+        Tell the precision of each product; without them 8-bit ones are where the model asks for them.
+    precision
+        Of all products that nothing is known of.
+
+    Returns
+    -------
+    float or None
+        For one inference; None: the peak of a precision that is needed is not known.
+    """
+    known = {name: layer.precision for layer in executed for name in layer.operations}
+    seconds = 0.0
+    for layer in work.layers:
+        if not layer.macs:
+            continue
+        found = known.get(layer.name) or ("i8" if layer.int8 and not executed else precision or "f32")
+        attained = peak.gflops_per_second("i8" if found in _EIGHT_BIT else found)
+        if attained is None:
+            return None
+        seconds += layer.flops_mac2 / (attained * 1e9)
+    return seconds or None
