@@ -1,0 +1,85 @@
+"""Benchmark results as a run would give them, from latencies that are made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeface.bench import stats
+from edgeface.bench.result import BenchmarkResult
+from edgeface.bench.samples import Samples
+
+
+def made_result(
+    latencies: np.ndarray, *, created: str = "2026-01-01T00:00:00+00:00", **parts: Any
+) -> BenchmarkResult:
+    """A result of queries one after the other; `parts` replaces fields, `settings` and `model` theirs."""
+    ends = np.cumsum(latencies)
+    starts = np.append(0, ends[:-1])
+    ordered = np.sort(latencies)
+    estimates = {key: float(ordered[stats.rank(len(ordered), share) - 1]) for key, share in stats.QUANTILES.items()}
+    estimates |= {"mean": float(latencies.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
+    rate = len(latencies) / ends[-1] * 1e3
+    document = {
+        "schema": "edgeface.bench/1",
+        "created": created,
+        "edgeface": "0.1.0",
+        "model": {
+            "name": "tiny", "contract_id": "0123456789abcdef", "digest": "0" * 64, "format": "ir",
+            "precision": "FP32", "parameters": 1000, "gflops": 2.8, "gflops_mac2": 2.7, "int8_share": 0.0,
+            "weight_bytes": 4000, "activation_bytes": 9000, "inputs": {"image": [1, 3, 16, 16]},
+        } | parts.pop("model", {}),
+        "environment": None,
+        "settings": {"scenario": "single-stream", "device": "CPU", "duration_s": 20.0, "min_count": 64}
+        | parts.pop("settings", {}),
+        "execution": {
+            "devices": ["CPU"], "full_names": ["a <CPU>"], "precision": "f32", "streams": 1, "requests": 1,
+            "threads": 2, "affinity": None,
+        } | parts.pop("execution", {}),
+        "latency_ms": estimates,
+        "throughput_fps": rate,
+        "gflops": 2.8,
+        "gflops_per_second": 2.8 * rate,
+        "disturbed": False,
+        "samples": Samples.pack((starts * 1e6).astype(np.int64), latencies).model_dump(),
+    }  # fmt: skip
+    return BenchmarkResult.from_dict(document | parts)
+
+
+def correlated(rng: np.random.Generator, count: int, rho: float) -> np.ndarray:
+    """(count,) standard normal deviates, each correlated by `rho` with the one before."""
+    noise = rng.standard_normal(count) * np.sqrt(1 - rho * rho)
+    noise[0] /= np.sqrt(1 - rho * rho)
+    made = np.empty(count)
+    last = 0.0
+    for index, each in enumerate(noise):
+        made[index] = last = rho * last + each
+    return made
+
+
+def latencies(kind: str, rng: np.random.Generator, count: int, *, median: float = 27.0) -> np.ndarray:
+    """(count,) milliseconds as machines give them.
+
+    ``independent``: lognormal, 8 % wide. ``correlated``: the same, neighbours correlated by 0.5. ``persistent``: by
+    0.9, and 3 % wide. ``outliers``: 5 % wide, correlated, 2 % of them 1.5 to 5 times as long. ``boost``: two
+    speeds, 6 % apart, that last 60 queries on average. ``drift``: a wander over 50 queries beside the noise.
+    """
+    if kind == "independent":
+        logs = 0.08 * rng.standard_normal(count)
+    elif kind == "correlated":
+        logs = 0.08 * correlated(rng, count, 0.5)
+    elif kind == "persistent":
+        logs = 0.03 * correlated(rng, count, 0.9)
+    elif kind == "outliers":
+        logs = 0.05 * correlated(rng, count, 0.5)
+        slow = rng.random(count) < 0.02
+        logs[slow] += np.log(rng.uniform(1.5, 5, slow.sum()))
+    elif kind == "boost":
+        changes = np.cumsum(rng.random(count) < 1 / 60) % 2
+        logs = 0.04 * correlated(rng, count, 0.4) + 0.06 * changes
+    elif kind == "drift":
+        logs = 0.05 * correlated(rng, count, 0.3) + 0.03 * correlated(rng, count, 0.98)
+    else:
+        raise ValueError(kind)
+    return median * np.exp(logs)
