@@ -80,6 +80,8 @@ class LayerWork:
     int8 : bool
         Whether both operands of the product are 8-bit: behind a FakeQuantize or an i8 or u8 tensor. What the
         IR asks for; the device may execute it otherwise.
+    inputs : tuple of str
+        Names of the layers that it reads.
     """
 
     name: str
@@ -91,6 +93,7 @@ class LayerWork:
     weight_bytes: int
     activation_bytes: int
     int8: bool
+    inputs: tuple[str, ...] = ()
 
     @property
     def flops_mac2(self) -> int:
@@ -223,7 +226,8 @@ def count_work(model: Any, *, batch: int = 1) -> Work:
         if not isinstance(cost, Cost):
             uncounted.append(Uncounted(name=name, kind=kind, reason=cost))
             cost = Cost(0, 0)
-        operands = [source.get_name() for source in sources_of(node)[:2]]
+        sources = sources_of(node)
+        operands = [source.get_name() for source in sources[:2]]
         layer = LayerWork(
             name=name,
             kind=kind,
@@ -234,6 +238,11 @@ def count_work(model: Any, *, batch: int = 1) -> Work:
             weight_bytes=ledger.bytes(node),
             activation_bytes=_activation_bytes(node, constant),
             int8=cost.macs > 0 and eight_bit.issuperset(operands),
+            inputs=tuple(
+                source.get_friendly_name()
+                for source in sources
+                if source.get_name() not in constant and source.get_type_name() != "Parameter"
+            ),
         )
         layers.append(layer)
     return Work(layers=tuple(layers), uncounted=tuple(uncounted), batch=batch)

@@ -178,7 +178,8 @@ def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofl
     """Put a model under the roof of its device.
 
     A model's operation is looked for among the operations that each executed layer names as its own; where
-    several name it, because the runtime split it, it counts for the one that takes longest.
+    several name it, because the runtime split it, it counts for the one that takes longest. One that none names
+    and that multiplies nothing was fused into what it reads, as the ReLUs of an 8-bit model are.
 
     Parameters
     ----------
@@ -203,8 +204,12 @@ def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofl
     given: dict[int, list[LayerWork]] = {}
     unmatched = []
     for layer in work.layers:
-        if layer.name in homes:
-            given.setdefault(homes[layer.name], []).append(layer)
+        home = homes.get(layer.name)
+        if home is None and not layer.macs and layer.inputs:
+            home = homes.get(layer.inputs[0])
+        if home is not None:
+            homes[layer.name] = home
+            given.setdefault(home, []).append(layer)
         elif layer.flops_omz:
             unmatched.append(layer)
     points = tuple(
