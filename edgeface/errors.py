@@ -22,7 +22,8 @@
     │   ├── GalleryError                no gallery, or one that cannot do what is asked
     │   │   ├── GalleryKeyError         the key is another one, missing, or no key
     │   │   ├── GalleryDamagedError     a gallery's bytes are not those that were written
-    │   │   └── GalleryBusyError        somebody else kept it locked for too long; a TimeoutError too
+    │   │   ├── GalleryBusyError        somebody else kept it locked for too long; a TimeoutError too
+    │   │   └── GalleryServerError      the server that keeps it cannot be reached, or went away
     │   └── OutputError                 the result cannot be written where it was asked for
     └── MissingError                 3  something needed is not there
         ├── ModelNotFoundError          no such model in the zoo, or not downloaded
@@ -127,6 +128,10 @@ class GalleryDamagedError(GalleryError):
 
 class GalleryBusyError(GalleryError, TimeoutError):
     """Another process kept the gallery locked for longer than was agreed to wait."""
+
+
+class GalleryServerError(GalleryError, ConnectionError):
+    """The server that keeps a gallery cannot be reached, or the connection to it was lost."""
 
 
 class OutputError(InputError):
