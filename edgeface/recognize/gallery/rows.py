@@ -79,12 +79,17 @@ class Rows:
         return self._vault.open(stored, self._header.place(table, *identity))
 
     def sealed(
-        self, connection: sqlite3.Connection, table: str, where: str = "", *values: Any
+        self,
+        connection: sqlite3.Connection,
+        table: str,
+        where: str = "",
+        *values: Any,
+        limit: int = -1,
     ) -> Iterator[tuple[tuple[Any, ...], bytes]]:
         """Identity and stored body of a table's rows, by rising key."""
         columns = SEALED_TABLES[table]
-        query = f"SELECT {', '.join(columns)}, body FROM {table} {where} ORDER BY {columns[0]}"
-        for *identity, stored in connection.execute(query, values):
+        query = f"SELECT {', '.join(columns)}, body FROM {table} {where} ORDER BY {columns[0]} LIMIT ?"
+        for *identity, stored in connection.execute(query, (*values, limit)):
             yield tuple(identity), stored
 
     # People
@@ -108,7 +113,9 @@ class Rows:
 
     def find(self, connection: sqlite3.Connection, name: str) -> Person | None:
         """Somebody of this name, in the form of `check_name`."""
-        row = connection.execute(f"{_PEOPLE} WHERE name_mark = ?", (self.name_mark(name),)).fetchone()
+        row = connection.execute(
+            f"{_PEOPLE} WHERE name_mark = ?", (self.mark_name(self._vault, name),)
+        ).fetchone()
         if row is None:
             return None
         person = self._person(*row)
@@ -118,16 +125,21 @@ class Rows:
             )
         return person
 
-    def name_mark(self, name: str) -> bytes:
+    @staticmethod
+    def mark_name(vault: Vault, name: str) -> bytes:
         """By which a name is found without being readable."""
-        return self._vault.mark(b"name:" + name.encode("utf-8", "surrogatepass"))
+        return vault.mark(b"name:" + name.encode("utf-8", "surrogatepass"))
 
     def put_person(self, connection: sqlite3.Connection, person_id: int, body: PersonBody) -> None:
         """Add or replace a person's row."""
         connection.execute(
             "INSERT INTO people (id, name_mark, body) VALUES (?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET name_mark = excluded.name_mark, body = excluded.body",
-            (person_id, self.name_mark(body.name), self.seal("people", (person_id,), body.encode())),
+            (
+                person_id,
+                self.mark_name(self._vault, body.name),
+                self.seal("people", (person_id,), body.encode()),
+            ),
         )
 
     def _person(self, person_id: int, sealed: bytes, count: int) -> Person:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeface.errors import GalleryBusyError, GalleryError, OutputError
+from edgeface.recognize.gallery.check import CheckReport, check
 from edgeface.recognize.gallery.codec import Header, PersonBody
 from edgeface.recognize.gallery.create import create_database
 from edgeface.recognize.gallery.database import Database
@@ -31,11 +32,15 @@ from edgeface.recognize.gallery.records import (
     check_name,
     now,
 )
+from edgeface.recognize.gallery.reseal import Rekeying, rekey
 from edgeface.recognize.gallery.rows import Rows
 from edgeface.recognize.gallery.vault import make_vault
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from edgeface.recognize.gallery.rebuild import Progress, Rebuilding
+    from edgeface.runtime import Embedder
 
 __all__ = ["SqliteStore"]
 
@@ -278,6 +283,34 @@ class SqliteStore:
             and the next who opens the gallery goes on.
         """
         return forget(self._database, self._rows, person_id, template_ids)
+
+    def rekey(self, key: bytes | None) -> Rekeying:
+        """Seal everything with another key, or with none; see `reseal.rekey`. Other processes must open it again."""
+        return rekey(self._database, self._rows, key)
+
+    def rebuild(
+        self,
+        embedder: Embedder,
+        *,
+        drop_missing: bool = False,
+        same_alignment: bool = False,
+        progress: Progress | None = None,
+    ) -> Rebuilding:
+        """Bring the gallery to another model; see `rebuild.rebuild`. Other processes must open it again."""
+        from edgeface.recognize.gallery.rebuild import rebuild  # OpenVINO, which nothing else here needs
+
+        return rebuild(
+            self._database,
+            self._rows,
+            embedder,
+            drop_missing=drop_missing,
+            same_alignment=same_alignment,
+            progress=progress,
+        )
+
+    def check(self) -> CheckReport:
+        """Finish what was interrupted and read everything; see `check.check`."""
+        return check(self._database, self._rows)
 
     def close(self) -> None:
         """Let go of the file."""

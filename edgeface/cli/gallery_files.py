@@ -1,0 +1,199 @@
+"""`edgeface gallery export|import|rebuild|rekey|check`: what is done to a gallery as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeface.cli.faces import DeviceOption
+from edgeface.cli.gallery import (
+    GalleryArgument,
+    KeyOption,
+    UnencryptedOption,
+    choose_key,
+    fetch_key,
+    open_gallery,
+)
+from edgeface.cli.gallery_enrol import ForceOption, ThresholdOption, choose_rules
+from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.errors import InputError, NegativeResult
+
+__all__ = ["register"]
+
+ExportKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--export-key",
+        metavar="file:PATH|env:NAME|command:WORDS",
+        help="Key of the export; by default the gallery's.",
+        show_default=False,
+    ),
+]
+
+
+def register(group: typer.Typer) -> None:
+    """Add this module's commands."""
+    group.command("export", epilog="Example: edgeface gallery export people.gallery -o people.export")(export)
+    group.command("import", epilog="Example: edgeface gallery import kiosk2.gallery people.export")(import_)
+    group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")(rebuild)
+    group.command(
+        epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new"
+    )(rekey)
+    group.command(epilog="Example: edgeface gallery check people.gallery --json")(check)
+
+
+def export(
+    gallery: GalleryArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    key: KeyOption = None,
+    export_key: ExportKeyOption = None,
+    unencrypted: UnencryptedOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write everybody into one checksummed file, encrypted as the gallery is."""
+    from edgeface.recognize.gallery.transfer import export_gallery
+
+    if output.exists():
+        raise InputError(f"{output}: expected no file there yet, found one; choose another name")
+    with open_gallery(gallery, key) as store:
+        plain = unencrypted or not (export_key or store.info.encrypted)
+        seal_with = (
+            choose_key(export_key, gallery, unencrypted=True)
+            if plain
+            else fetch_key(export_key or key, gallery)
+        )
+        done = export_gallery(store, output, key=seal_with)
+    if json:
+        emit_json({"output": str(output), **dataclasses.asdict(done)})
+        return
+    how = "encrypted" if done.encrypted else "not encrypted"
+    stdout.print(
+        f"{output}: {done.people} people, {done.templates} templates, {done.images} pictures, {done.bytes:,} bytes, "
+        f"{how}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def import_(
+    gallery: GalleryArgument,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="What 'edgeface gallery export' wrote.")],
+    key: KeyOption = None,
+    export_key: ExportKeyOption = None,
+    threshold: ThresholdOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Add everybody from an export, or, if one is refused, nobody."""
+    from edgeface.recognize.gallery.transfer import import_gallery
+    from edgeface.runtime.encryption import is_sealed
+
+    if not source.is_file():
+        raise InputError(f"{source}: expected an export of a gallery, found no file")
+    with open_gallery(gallery, key) as store:
+        done = import_gallery(
+            store,
+            source,
+            key=fetch_key(export_key or key, gallery) if export_key or is_sealed(source) else None,
+            rules=choose_rules(threshold, store.info.contract_id),
+            force=force,
+        )
+    if json:
+        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
+        return
+    stdout.print(
+        f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def rebuild(
+    gallery: GalleryArgument,
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)
+    ],
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave out templates of which no usable picture was kept.")
+    ] = False,
+    same_alignment: Annotated[
+        bool, typer.Option("--same-alignment", help="Kept crops are aligned as the new model wants them.")
+    ] = False,
+    device: DeviceOption = "CPU",
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Embed the kept pictures with another model. Run it again, and it goes on where it was interrupted."""
+    from edgeface.cli.output import counting
+    from edgeface.runtime import Embedder
+
+    with (
+        open_gallery(gallery, key) as store,
+        Embedder.load(model, device=device) as embedder,
+        counting("embedding", unit="templates") as progress,
+    ):
+        done = store.rebuild(
+            embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress
+        )
+    if json:
+        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
+    else:
+        stdout.print(
+            f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
+            f"interrupted run, {done.dropped} dropped",
+            markup=False,
+            soft_wrap=True,
+        )
+    for name in done.without_templates:
+        stderr.print(f"{name}: no template is left; enrol again", markup=False)
+    _finish(done.remains)
+
+
+def rekey(
+    gallery: GalleryArgument,
+    key: KeyOption = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option(
+            "--new-key", metavar="file:PATH|env:NAME|command:WORDS", help="The other key.", show_default=False
+        ),
+    ] = None,
+    unencrypted: UnencryptedOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Seal everything with another key, the first one, or none, and search the files for what the old one sealed."""
+    if new_key is None and not unencrypted:
+        raise InputError("expected --new-key or --unencrypted, found neither; nothing was changed")
+    with open_gallery(gallery, key) as store:
+        done = store.rekey(choose_key(new_key, gallery, unencrypted=unencrypted))
+    if json:
+        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
+    else:
+        how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
+        stdout.print(f"{gallery}: {done.rows} rows, {how}", markup=False, soft_wrap=True)
+    _finish(done.remains)
+
+
+def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = False) -> None:
+    """Read everything, and finish what was interrupted. Exit code 1: something is damaged."""
+    with open_gallery(gallery, key) as store:
+        done = store.check()
+    if json:
+        emit_json({"gallery": str(gallery), "rows": done.rows, "problems": list(done.problems)})
+    else:
+        counted = ", ".join(f"{count} {table}" for table, count in done.rows.items())
+        stdout.print(f"{gallery}: {counted} are whole", markup=False, soft_wrap=True)
+    for problem in done.problems:
+        stderr.print(problem, markup=False, soft_wrap=True)
+    if done.problems:
+        raise typer.Exit(NegativeResult.exit_code)
+
+
+def _finish(remains: tuple[str, ...]) -> None:
+    for place in remains:
+        stderr.print(f"old bytes are still there: {place}", markup=False)
+    if remains:
+        raise typer.Exit(NegativeResult.exit_code)
