@@ -124,7 +124,7 @@ def compress(
     Returns
     -------
     openvino.Model
-        With the same inputs and outputs. ``fp16`` gives the model back unchanged, since it is a way of storing it.
+        With the same inputs and outputs. ``fp16`` gives a copy: half precision is how it is stored.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def compress(
     """
     _require_names(model, recipe.ignored)
     if recipe.method == "fp16":
-        return model
+        return model.clone()
     if recipe.needs_images and not inputs:
         raise InputError("calibration: expected at least one image, found none")
     tell: Progress = progress or (lambda what, done, total: None)

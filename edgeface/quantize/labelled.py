@@ -1,0 +1,85 @@
+"""Labelled photographs and two IRs in, what verification lost between them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.evaluate.faces import Boxes, find_images
+from edgeface.evaluate.folds import ProtocolName
+from edgeface.evaluate.lfw import DEFAULTS, Settings, embed_images
+from edgeface.evaluate.pairs import Pairs
+from edgeface.quantize.compress import Progress
+from edgeface.quantize.verification import Verification, compare_verification
+from edgeface.vision.detect import Detector
+
+__all__ = ["LabelledPairs"]
+
+
+@dataclass(eq=False, kw_only=True)
+class LabelledPairs:
+    """Pairs to compare two models on.
+
+    Attributes
+    ----------
+    images
+        Folder that the names of `pairs` are relative to.
+    pairs
+        The list.
+    boxes, detector
+        See `edgeface.evaluate.faces.FaceCutter`.
+    protocols
+        By which they are scored, each with its settings; by default both that are published for FaceNet. The images
+        are embedded once for all, with their mirrors if any of them wants those.
+    seed
+        Of the resampling.
+    """
+
+    images: Path
+    pairs: Pairs
+    boxes: Boxes | None = None
+    detector: Detector | None = None
+    protocols: Mapping[ProtocolName, Settings] = field(default_factory=lambda: dict(DEFAULTS))
+    seed: int = 0
+    _known: dict[Path, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
+
+    def compare(
+        self, before: Path, after: Path, *, progress: Progress | None = None
+    ) -> tuple[Verification, ...]:
+        """Score two IRs on the pairs, one `Verification` a protocol. The first IR is embedded once, ever."""
+        if before not in self._known:
+            self._known[before] = self._embed(before, "pairs, FP32", progress)
+        first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
+        return tuple(
+            compare_verification(
+                self._of(first, settings),
+                self._of(second, settings),
+                self.pairs,
+                protocol=protocol,
+                settings=settings,
+                seed=self.seed,
+            )
+            for protocol, settings in self.protocols.items()
+        )
+
+    @property
+    def _mirrors(self) -> bool:
+        return any(settings.flip for settings in self.protocols.values())
+
+    def _of(self, vectors: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+        return vectors[:, : vectors.shape[1] // 2] if self._mirrors and not settings.flip else vectors
+
+    def _embed(self, ir: Path, what: str, progress: Progress | None) -> NDArray[np.float32]:
+        return embed_images(
+            find_images(self.images, self.pairs.images),
+            self.pairs.images,
+            ir,
+            flip="concatenate" if self._mirrors else None,
+            boxes=self.boxes,
+            detector=self.detector,
+            progress=None if progress is None else lambda done, total: progress(what, done, total),
+        ).vectors
