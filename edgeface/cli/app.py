@@ -24,6 +24,8 @@ _COMMANDS = {
     "detect": ("detect", "align"),
     "embed": ("embed", "verify"),
     "evaluate": ("evaluate", "calibrate"),
+    "cluster": ("cluster",),
+    "gallery": ("gallery",),
     "bench": ("bench",),
 }
 """The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""

@@ -31,13 +31,12 @@ from edgeface.cli.output import (
     stderr,
     stdout,
 )
-from edgeface.errors import FaceError, InputError, MissingError, NegativeResult
+from edgeface.cli.thresholds import FarOption, ThresholdOption, choose_threshold
+from edgeface.errors import FaceError, InputError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.recognize import Embedding, Threshold
     from edgeface.recognize.pipeline import Face, Pipeline
-
-_DEFAULT_FAR = 1e-3
 
 
 class _Faces(str, enum.Enum):
@@ -122,20 +121,8 @@ def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     model: ModelOption,
-    threshold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|VALUE",
-            help="What 'edgeface calibrate' wrote, or a cosine similarity. Default: the one shipped for this model.",
-            show_default=False,
-        ),
-    ] = None,
-    far: Annotated[
-        float | None,
-        typer.Option(
-            help=f"False accept rate whose threshold to take; {_DEFAULT_FAR:g} if there are several."
-        ),
-    ] = None,
+    threshold: ThresholdOption = None,
+    far: FarOption = None,
     face_a: Annotated[int | None, typer.Option(min=1, help="Which face of A, from the left.")] = None,
     face_b: Annotated[int | None, typer.Option(min=1, help="Which face of B, from the left.")] = None,
     detector: DetectorOption = DetectorName.mtcnn,
@@ -150,7 +137,7 @@ def verify(
     from edgeface.runtime import Embedder
 
     with Embedder.load(model, device=device) as embedder:
-        decision = _choose_threshold(threshold, far, embedder.contract.contract_id, model)
+        decision = choose_threshold(threshold, far, embedder.contract.contract_id, model)
         with load_detector(
             detector, detector_model, landmarks_model, device=device, min_size=min_size
         ) as finder:
@@ -164,39 +151,6 @@ def verify(
         _show(answer)
     if not answer["same"]:
         raise typer.Exit(NegativeResult.exit_code)
-
-
-def _choose_threshold(
-    given: str | None, far: float | None, contract_id: str, model: Path
-) -> Threshold | float:
-    """A calibrated threshold, or the bare similarity that the user wants to be the limit."""
-    from edgeface.recognize import load_thresholds, threshold_at
-    from edgeface.recognize.defaults import shipped_thresholds
-
-    if given is not None and (value := _parse_similarity(given)) is not None:
-        if far is not None:
-            raise InputError(
-                "--far: a threshold given as a number was calibrated for no rate; leave one of them out"
-            )
-        return value
-    known = load_thresholds(Path(given)) if given is not None else shipped_thresholds(contract_id)
-    if not known:
-        raise MissingError(
-            f"{model}: no threshold is known for its contract {contract_id}. Calibrate one on labelled pictures: "
-            f"edgeface calibrate --images PEOPLE --model {model} --far {far or _DEFAULT_FAR:g} -o thresholds.json, "
-            "and give it with --threshold thresholds.json"
-        )
-    return known[0] if far is None and len(known) == 1 else threshold_at(known, far or _DEFAULT_FAR)
-
-
-def _parse_similarity(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    if not -1 <= value <= 1:
-        raise InputError(f"--threshold: expected a file, or a cosine similarity from -1 to 1, found {text}")
-    return value
 
 
 def _take_face(
