@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-import numpy as np
 import openvino as ov
 
 from edgeface.bench.fact import Fact, Unknown
@@ -131,21 +131,23 @@ def time_layers(
     times: dict[str, list[float]] = {}
     for run in range(_WARM_UP + inferences):
         request.infer(inputs if run == 0 else None)
-        try:
-            profile = request.get_profiling_info()
-        except RuntimeError as error:
-            raise InputError(
-                "the layers of this compiled model have no times; compile it with {'PERF_COUNT': True}: "
-                + str(error).strip().splitlines()[-1]
-            ) from error
-        for layer in profile if run >= _WARM_UP else ():
+        for layer in _profile(request) if run >= _WARM_UP else ():
             if layer.status.name == "EXECUTED":
                 times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e3)
-    # Times have whole microseconds; one that rounds to nothing counts as not executed.
-    medians = {name: float(np.median(values)) for name, values in times.items()}
+    if not any(map(sum, times.values())):
+        raise InputError("this compiled model tells no times; compile it with {'PERF_COUNT': True}")
     return tuple(
-        replace(layer, milliseconds=medians[layer.name]) for layer in layers if medians.get(layer.name)
+        replace(layer, milliseconds=statistics.median(times[layer.name])) if layer.name in times else layer
+        for layer in layers
     )
+
+
+def _profile(request: ov.InferRequest) -> list[Any]:
+    """Profile of the last inference; some plugins refuse and some tell zeros where it was not asked for."""
+    try:
+        return list(request.get_profiling_info())
+    except RuntimeError:
+        return []
 
 
 def _text(value: Any) -> str:
