@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 
 from edgeface.errors import ContractError
 from edgeface.recognize.embedding import Embedding, Embeddings, require_same_contract
-from edgeface.recognize.gallery.records import Changes, TemplateBlock
+from edgeface.recognize.gallery.records import TemplateBlock
 from edgeface.recognize.gallery.store import Store
+from edgeface.recognize.index.base import MemoryIndex
 from edgeface.recognize.index.exact import ExactIndex
-from edgeface.recognize.index.protocol import Hits, Index
+from edgeface.recognize.index.protocol import Hits
 
 __all__ = ["LiveIndex", "follow"]
 
 _log = logging.getLogger(__name__)
 
 
-def follow(index: Index, store: Store) -> bool:
+def follow(index: MemoryIndex, store: Store) -> bool:
     """Bring an index in step with its store; whatever is in doubt, it is filled again.
 
     Parameters
@@ -71,7 +72,7 @@ class LiveIndex:
         If the store cannot be read.
     """
 
-    def __init__(self, store: Store, make: Callable[[TemplateBlock], Index] = ExactIndex) -> None:
+    def __init__(self, store: Store, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
         self._store = store
         self._gallery_id = store.info.gallery_id
         self._lock = threading.Lock()
@@ -90,7 +91,7 @@ class LiveIndex:
     def __len__(self) -> int:
         return len(self.in_step())
 
-    def in_step(self) -> Index:
+    def in_step(self) -> MemoryIndex:
         """The index, after it has caught up.
 
         Raises
@@ -121,13 +122,5 @@ class LiveIndex:
         return self.in_step().compare(probe, person_ids)
 
     def block(self) -> TemplateBlock:
-        """As `Index.block`, of the templates that the store has now."""
+        """As `MemoryIndex.block`, of the templates that the store has now."""
         return self.in_step().block()
-
-    def reset(self, block: TemplateBlock) -> None:
-        """Not for those who use it: it follows its store."""
-        self._index.reset(block)
-
-    def apply(self, changes: Changes) -> None:
-        """Not for those who use it: it follows its store."""
-        self._index.apply(changes)

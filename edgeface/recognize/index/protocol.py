@@ -1,4 +1,4 @@
-"""What every index can do: a probe in, the most similar templates out."""
+"""What every index can do, in memory or on a server: a probe in, the most similar templates out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.recognize.embedding import Embedding, Embeddings
-from edgeface.recognize.gallery.records import Changes, TemplateBlock
 
 __all__ = ["Hits", "Index"]
 
@@ -40,7 +39,7 @@ class Hits:
 
 @runtime_checkable
 class Index(Protocol):
-    """Templates of one contract, in memory, searched by cosine similarity.
+    """Templates of one contract, searched by cosine similarity.
 
     It may be used from several threads. Every method that takes embeddings raises `ContractError` for those of
     another contract or length, and `InputError` for one without a direction.
@@ -65,12 +64,3 @@ class Index(Protocol):
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """Every template of these people; somebody who is not there has none."""
-
-    def block(self) -> TemplateBlock:
-        """A copy of all templates by rising id."""
-
-    def reset(self, block: TemplateBlock) -> None:
-        """Forget everything, and take these templates."""
-
-    def apply(self, changes: Changes) -> None:
-        """Follow the gallery: remove what is gone, then add or replace what there is."""
