@@ -7,12 +7,12 @@ trained on boxes that it drew; but batched: over images, over scales and over ca
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +21,7 @@ from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Outputs, Pool, check_images
 from edgeface.vision.mtcnn_nets import build_net, load_weights
 from edgeface.vision.nms import nms
+from edgeface.vision.picture import Picture
 
 __all__ = ["MTCNN"]
 
@@ -33,6 +34,8 @@ _FACTOR = 0.709
 """From one scale of the pyramid to the next: about the square root of a half."""
 _THRESHOLDS = (0.6, 0.7, 0.7)
 """Lowest probability of a face in P-, R- and O-Net."""
+_LOWEST_LOGIT = math.log(_THRESHOLDS[0] / (1 - _THRESHOLDS[0]))
+"""The first of them as P-Net tells it."""
 _NMS_SCALE, _NMS = 0.5, 0.7
 """Largest overlap within one scale, and everywhere else."""
 
@@ -40,8 +43,6 @@ _REQUEST_PIXELS = 1 << 18
 """Pictures of one scale share a request up to this many pixels: bounds P-Net's memory at about 30 MB."""
 _SHARE = 8
 """Images that go through the cascade together."""
-_FLOAT_SIZE = 1 << 20
-"""Larger images (about 600 x 600) are not copied as floats: four times the memory for a quarter of the time."""
 _LARGEST_BATCH = {"rnet": 64, "onet": 16}
 
 
@@ -123,13 +124,14 @@ class MTCNN(Closing):
         return list(itertools.chain.from_iterable(self._threads.map(self._detect, parts)))
 
     def _detect(self, images: Sequence[Image]) -> list[Faces]:
-        return self._decide(images, self._refine(images, self._propose(images)))
+        pictures = [Picture(image) for image in images]
+        return self._decide(pictures, self._refine(pictures, self._propose(pictures)))
 
-    def _propose(self, images: Sequence[Image]) -> _Candidates:
+    def _propose(self, pictures: Sequence[Picture]) -> _Candidates:
         """P-Net on every scale of every image."""
-        levels = _levels(images, self._min_size)
-        outputs = self._pnet.map(_pyramid(images, levels))
-        parts = [_read_maps(level, *output) for level, output in zip(levels, outputs, strict=True)]
+        levels = _levels(pictures, self._min_size)
+        outputs = self._pnet.map(_pyramid(pictures, levels))
+        parts = [_read_maps(level, maps) for level, (maps,) in zip(levels, outputs, strict=True)]
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
         boxes, scores, shifts, owners, numbers = map(np.concatenate, zip(*parts, strict=True))
@@ -139,18 +141,18 @@ class MTCNN(Closing):
         boxes = _shift(boxes[kept], shifts[kept], pixel=0)
         return _Candidates(_square(boxes), owners[kept])
 
-    def _refine(self, images: Sequence[Image], candidates: _Candidates) -> _Candidates:
+    def _refine(self, pictures: Sequence[Picture], candidates: _Candidates) -> _Candidates:
         """R-Net on every candidate."""
-        candidates, (scores, shifts) = _run(self._rnet, "rnet", 24, images, candidates)
+        candidates, scores, shifts, _ = _run(self._rnet, "rnet", 24, pictures, candidates)
         passed = np.flatnonzero(scores > _THRESHOLDS[1])
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         kept = nms(candidates.boxes, scores, _NMS, groups=candidates.owners, pixel=1)
         boxes = _shift(candidates.boxes[kept], shifts[kept], pixel=1)
         return _Candidates(_square(boxes), candidates.owners[kept])
 
-    def _decide(self, images: Sequence[Image], candidates: _Candidates) -> list[Faces]:
+    def _decide(self, pictures: Sequence[Picture], candidates: _Candidates) -> list[Faces]:
         """O-Net on what is left."""
-        candidates, (scores, shifts, points) = _run(self._onet, "onet", 48, images, candidates)
+        candidates, scores, shifts, points = _run(self._onet, "onet", 48, pictures, candidates)
         passed = np.flatnonzero(scores > self._threshold)
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         corners, sides = candidates.boxes[:, :2], candidates.boxes[:, 2:] - candidates.boxes[:, :2] + 1
@@ -159,7 +161,7 @@ class MTCNN(Closing):
         boxes = _shift(candidates.boxes, shifts, pixel=1)
         owners = candidates.owners
         kept = nms(boxes, scores, _NMS, groups=owners, relative_to="smaller", pixel=1)
-        bounds = np.searchsorted(owners[kept], np.arange(1, len(images)))
+        bounds = np.searchsorted(owners[kept], np.arange(1, len(pictures)))
         return [
             Faces(
                 boxes[part].astype(np.float32),
@@ -170,13 +172,13 @@ class MTCNN(Closing):
         ]
 
 
-def _levels(images: Sequence[Image], min_size: int) -> list[_Level]:
+def _levels(pictures: Sequence[Picture], min_size: int) -> list[_Level]:
     """What P-Net has to look at: the largest scale first, images of one size together."""
     same_size: dict[tuple[int, int], list[int]] = {}
-    for index, image in enumerate(images):
-        same_size.setdefault((image.shape[0], image.shape[1]), []).append(index)
+    for index, picture in enumerate(pictures):
+        same_size.setdefault(picture.size, []).append(index)
     levels = []
-    for (height, width), indices in same_size.items():
+    for (width, height), indices in same_size.items():
         number, first = 0, _CELL / min_size
         side = min(height, width) * first
         while side >= _CELL:
@@ -192,74 +194,67 @@ def _levels(images: Sequence[Image], min_size: int) -> list[_Level]:
     return levels
 
 
-def _pyramid(images: Sequence[Image], levels: Sequence[_Level]) -> Iterator[NDArray[np.float32]]:
-    """P-Net's batches. OpenCV averages floats faster than bytes, and P-Net rounds them as OpenCV would."""
-    sources = [image.astype(np.float32) if image.size <= _FLOAT_SIZE else image for image in images]
+def _pyramid(pictures: Sequence[Picture], levels: Sequence[_Level]) -> Iterator[NDArray[np.float32]]:
+    """P-Net's batches."""
     for level in levels:
         batch = np.empty((len(level.images), *level.size, 3), np.float32)
-        for picture, image in zip(batch, level.images, strict=True):
-            picture[:] = cv2.resize(sources[image], level.size[::-1], interpolation=cv2.INTER_AREA)
+        for into, image in zip(batch, level.images, strict=True):
+            pictures[image].shrink(into)
         yield batch
 
 
-def _read_maps(level: _Level, face: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, ...]:
+def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ...]:
     """Boxes, scores, regressions, images and level numbers of the cells of P-Net's maps that may be faces."""
-    image, x, y = np.nonzero(face.transpose(0, 2, 1) >= _THRESHOLDS[0])
+    image, x, y = np.nonzero(maps[:, 0].transpose(0, 2, 1) >= _LOWEST_LOGIT)
     cells = np.stack([x, y], axis=1) * _STRIDE
     boxes = np.fix(np.concatenate([cells + 1, cells + _CELL], axis=1) / level.scale)
     # Where a scale has a single candidate the reference mirrors the map of regressions before it looks there.
     alone = np.bincount(image, minlength=len(level.images))[image] == 1
-    column = np.where(alone, face.shape[2] - 1 - x, x)
+    column = np.where(alone, maps.shape[3] - 1 - x, x)
     numbers = np.full(len(image), level.number)
     return (
         boxes,
-        face[image, y, x].astype(np.float64),
-        shift[image, :, y, column],
+        _probability(maps[image, 0, y, x]),
+        maps[image, 1:, y, column],
         level.images[image],
         numbers,
     )
 
 
 def _run(
-    pool: Pool, name: str, side: int, images: Sequence[Image], candidates: _Candidates
-) -> tuple[_Candidates, list[np.ndarray]]:
-    """Run a network on the picture inside every box; boxes without extent are dropped, as nothing is in them."""
+    pool: Pool, name: str, side: int, pictures: Sequence[Picture], candidates: _Candidates
+) -> tuple[_Candidates, Floats, Floats, Floats]:
+    """Run a network on the picture inside every box: probabilities (K,), regressions (K, 4), landmarks (K, ...).
+
+    Boxes without extent are dropped, as nothing is in them.
+    """
     has_extent = (candidates.boxes[:, 2:] >= candidates.boxes[:, :2]).all(axis=1)
     candidates = candidates[np.flatnonzero(has_extent)]
     total, largest = len(candidates), _LARGEST_BATCH[name]
     starts = range(0, total, largest)
     outputs: list[Outputs] = pool.map(
-        _cut(images, candidates[np.arange(start, min(start + largest, total))], side) for start in starts
+        _cut(pictures, candidates[np.arange(start, min(start + largest, total))], side) for start in starts
     )
-    if not outputs:
-        return candidates, [np.empty(0), np.empty((0, 4)), np.empty((0, 10))][: 2 if name == "rnet" else 3]
-    joined = [np.concatenate(parts)[:total] for parts in zip(*outputs, strict=True)]
-    return candidates, [output.astype(np.float64) for output in joined]
+    found = np.concatenate([found for (found,) in outputs] or [np.empty((0, 15))])[:total].astype(np.float64)
+    return candidates, _probability(found[:, 0]), found[:, 1:5], found[:, 5:]
 
 
-def _cut(images: Sequence[Image], candidates: _Candidates, side: int) -> NDArray[np.float32]:
-    """Cut out and resize every box; what lies outside its image is black.
+def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDArray[np.float32]:
+    """Cut out and resize every box.
 
     The batch is filled up to the next power of two: a network sees a handful of shapes, and prepares for a
     shape only once.
     """
     batch = np.zeros((1 << (len(candidates) - 1).bit_length(), side, side, 3), np.float32)
-    sizes = np.array([image.shape[1::-1] for image in images])[candidates.owners]
-    low, high = candidates.boxes[:, :2].astype(np.intp) - 1, candidates.boxes[:, 2:].astype(np.intp)
-    inside_low, inside_high = np.clip(low, 0, sizes), np.clip(high, 0, sizes)
-    whole = ((inside_low == low) & (inside_high == high)).all(axis=1)
-    columns = np.concatenate([inside_low, inside_high, inside_low - low, high - low], axis=1).tolist()
+    boxes = (candidates.boxes.astype(np.intp) - (1, 1, 0, 0)).tolist()
     # One call of OpenCV a box: boxes have all sizes, and nothing else averages areas as the reference did.
-    for crop, owner, unclipped, (x0, y0, x1, y1, left, top, width, height) in zip(
-        batch, candidates.owners.tolist(), whole.tolist(), columns, strict=False
-    ):
-        picture = images[owner][y0:y1, x0:x1].astype(np.float32)
-        if not unclipped:
-            framed = np.zeros((height, width, 3), np.float32)
-            framed[top : top + y1 - y0, left : left + x1 - x0] = picture
-            picture = framed
-        cv2.resize(picture, (side, side), dst=crop, interpolation=cv2.INTER_AREA)
+    for into, owner, box in zip(batch, candidates.owners.tolist(), boxes, strict=False):
+        pictures[owner].cut(*box, into)
     return batch
+
+
+def _probability(logit: NDArray[np.floating]) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logit.astype(np.float64))))
 
 
 def _shift(boxes: Floats, shifts: np.ndarray, *, pixel: int) -> Floats:

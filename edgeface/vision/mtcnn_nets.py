@@ -97,10 +97,9 @@ def load_weights(folder: Path | None = None) -> Weights:
 def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
     """Build one network.
 
-    Its input is (N, H, W, 3) float32 BGR 0-255: of any H and W for P-Net, which rounds it to whole numbers; 24
-    for R-Net and 48 for O-Net, which do not. Its outputs are ``face`` (the probability), ``box`` (4
-    regressions) and, for O-Net, ``landmarks`` (x1..x5, y1..y5): for P-Net maps (N, H', W') and (N, 4, H', W'),
-    else (N,) and (N, 4 or 10).
+    Its input is (N, H, W, 3) float32 BGR 0-255: of any H and W for P-Net; 24 for R-Net and 48 for O-Net. Its one
+    output, ``found``, is of (N, C, H', W') for P-Net, else (N, C): the logit of a face, 4 regressions of the box
+    and, for O-Net, x1..x5, y1..y5 of the landmarks, so that C is 5 or 15.
 
     Parameters
     ----------
@@ -114,25 +113,22 @@ def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
     side, layers, pools = _SIDES[name], weights[name], _POOLS[name]
     image = ops.parameter([batch, side, side, 3], np.float32, name="image")
     image.output(0).set_names({"image"})
-    x = ops.round(image, "half_to_even") if name == "pnet" else image
-    x = ops.transpose(x, np.array([0, 3, 1, 2]))
-    hidden = [_with_raw_input(layers[0]), *layers[1 : len(pools)]]
-    for layer, pool in zip(hidden, pools, strict=True):
+    x = ops.transpose(image, np.array([0, 3, 1, 2]))
+    last = len(pools) if name == "pnet" else len(pools) - 1
+    convolutions, dense = layers[1:last], layers[last : len(pools)]
+    for layer, pool in zip([_with_raw_input(layers[0]), *convolutions], pools, strict=False):
         x = ops.prelu(_convolve(x, layer), layer.slope)
         if pool:
             window, padding = pool
             x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [window] * 2, auto_pad=padding).output(0)
-    *regressions, logits = (_convolve(x, head) for head in layers[len(pools) :])
-    face = ops.gather(ops.softmax(logits, 1), np.int64(1), np.int64(1))
-    if name != "pnet":
-        flat = np.array([0, -1])
-        regressions = [ops.reshape(output, flat, special_zero=True) for output in regressions]
-        face = ops.reshape(face, np.array([-1]), special_zero=False)
-    results = []
-    for output, label in zip([face, *regressions], ("face", "box", "landmarks"), strict=False):
-        output.output(0).set_names({label})
-        results.append(ops.result(output))
-    return ov.Model(results, [image], name)
+    if dense:
+        x = ops.reshape(x, np.array([0, dense[0].kernel[0].size]), special_zero=True)
+    for layer in dense:
+        x = ops.prelu(_multiply(x, layer), layer.slope)
+    heads = _join_heads(layers[len(pools) :])
+    found = _multiply(x, heads) if dense else _convolve(x, heads)
+    found.output(0).set_names({"found"})
+    return ov.Model([ops.result(found)], [image], name)
 
 
 def _with_raw_input(layer: Layer) -> Layer:
@@ -141,9 +137,25 @@ def _with_raw_input(layer: Layer) -> Layer:
     return Layer(layer.kernel * np.float32(_SCALE), (layer.bias - shift).astype(np.float32), layer.slope)
 
 
+def _join_heads(heads: Sequence[Layer]) -> Layer:
+    """One layer instead of two or three; the softmax over two classes needs but the difference of their logits."""
+    *regressions, classes = heads
+    logit = Layer(classes.kernel[1:] - classes.kernel[:1], classes.bias[1:] - classes.bias[:1], None)
+    joined = [logit, *regressions]
+    return Layer(
+        np.concatenate([each.kernel for each in joined]), np.concatenate([each.bias for each in joined]), None
+    )
+
+
 def _convolve(x: Any, layer: Layer) -> Any:
     product = ops.convolution(x, layer.kernel, [1, 1], [0, 0], [0, 0], [1, 1])
     return ops.add(product, layer.bias.reshape(1, -1, 1, 1))
+
+
+def _multiply(x: Any, layer: Layer) -> Any:
+    """A convolution over all that is left of the picture, as a product of matrices: several times as fast."""
+    product = ops.matmul(x, layer.kernel.reshape(len(layer.bias), -1), False, True)
+    return ops.add(product, layer.bias.reshape(1, -1))
 
 
 def _read_wheel(name: NetName) -> Sequence[Layer]:

@@ -1,0 +1,40 @@
+"""Averages of pictures against OpenCV's own, by both ways of making them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from edgeface.vision.picture import Picture
+
+
+def _image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("image", [(90, 70), (400, 301), (1080, 700)])
+@pytest.mark.parametrize("scale", [1.3, 0.6, 0.2, 0.06])
+def test_a_shrunk_picture_is_opencv_s(image: tuple[int, int], scale: float):
+    pixels = _image(*image)
+    size = int(np.ceil(image[0] * scale)), int(np.ceil(image[1] * scale))
+    into = np.empty((*size, 3), np.float32)
+    Picture(pixels).shrink(into)
+    expected = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
+    off = into != expected
+    assert np.abs(into - expected).max() <= 1
+    assert off.mean() < 0.001  # a sum that ends in one half may be rounded either way
+
+
+@pytest.mark.parametrize("height", [300, 900])
+@pytest.mark.parametrize(
+    "box", [(10, 20, 90, 100), (-7, -3, 40, 44), (250, 280, 330, 360), (-90, 5, -10, 85), (400, 0, 440, 40)]
+)
+def test_what_is_cut_beyond_the_picture_is_black(height: int, box: tuple[int, int, int, int]):
+    pixels = _image(height, 310 if height == 300 else 700)
+    x0, y0, x1, y1 = box
+    into = np.empty((24, 24, 3), np.float32)
+    Picture(pixels).cut(*box, into)
+    framed = cv2.copyMakeBorder(pixels, 500, 500, 500, 500, cv2.BORDER_CONSTANT)
+    part = framed[y0 + 500 : y1 + 500, x0 + 500 : x1 + 500].astype(np.float32)
+    assert np.allclose(into, cv2.resize(part, (24, 24), interpolation=cv2.INTER_AREA), atol=1e-3)
