@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 
 from edgeface.bench.flops import Work, count_work
+from edgeface.vision.mtcnn_nets import NetName, build_net, load_weights
 
 pytestmark = pytest.mark.real
 
@@ -114,6 +115,41 @@ def test_fp16_and_fp32_files_differ_in_weight_bytes_alone(data: Path) -> None:
     half, single = (count_work(read(next((folder / p).glob("*.xml")))) for p in ("FP16", "FP32"))
     assert single.weight_bytes == 2 * half.weight_bytes == 4 * single.parameters
     assert (single.macs, single.parameters) == (half.macs, half.parameters)
+
+
+NETS = {
+    # Side of the picture, and MACs by hand from the published layers (davidsandberg/facenet,
+    # src/align/detect_face.py). P-Net takes any size; on 12 x 12 it gives one answer.
+    "pnet": (12, 10 * 10 * 10 * 27 + 3 * 3 * 16 * 90 + 32 * 144 + 32 * 2 + 32 * 4),
+    "rnet": (24, 22 * 22 * 28 * 27 + 9 * 9 * 48 * 252 + 3 * 3 * 64 * 192 + 576 * 128 + 128 * (2 + 4)),
+    "onet": (
+        48,
+        46 * 46 * 32 * 27 + 21 * 21 * 64 * 288 + 8 * 8 * 64 * 576 + 3 * 3 * 128 * 256 + 1152 * 256 + 256 * 16,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_mtcnn_is_counted_whole(name: NetName, data: Path) -> None:
+    side, macs = NETS[name]
+    net = build_net(name, load_weights(data / "mtcnn"), batch=1)
+    net.reshape([1, side, side, 3])
+    work = count_work(net)
+    assert work.uncounted == ()
+    # Heads are one product here: the logit of a face is the difference of two, so one row less.
+    head = {"pnet": 32, "rnet": 128, "onet": 256}[name]
+    assert work.macs == macs - head
+    assert sum(layer.kind == "PRelu" for layer in work.layers) == {"pnet": 3, "rnet": 4, "onet": 5}[name]
+
+
+def test_nothing_but_surviving_boxes_is_uncounted_in_any_published_file(data: Path) -> None:
+    files = sorted([*data.glob("omz/*/*/*.xml"), *data.glob("yunet/*.onnx")])
+    assert len(files) >= 6
+    for path in files:
+        model = read(path)
+        if model.is_dynamic():
+            model.reshape([-1, 3, 320, 320])
+        assert {missing.kind for missing in count_work(model).uncounted} <= {"DetectionOutput"}, path.name
 
 
 def test_yunet_counts_the_same_at_a_fixed_and_at_a_given_size(data: Path) -> None:

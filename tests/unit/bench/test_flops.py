@@ -262,6 +262,50 @@ def test_l2_pooling_of_openface_is_square_average_scale_root() -> None:
     assert sum(layer.flops_omz for layer in work_of(pool).layers) == 192 * 3 + 96 * (9 + 1 + 1)
 
 
+def vision_transformer_block(x: Any) -> Any:
+    """One block over 16 tokens of width 12, 2 heads of 6, hidden width 24, as the frontends make it of a ViT."""
+
+    def layer_norm(value: Any) -> Any:
+        normal = ops.mvn(value, ints(-1), True, 1e-5, "inside_sqrt")
+        return ops.add(ops.multiply(normal, weights(12)), weights(12))
+
+    def dense(value: Any, width: int, out: int) -> Any:
+        return ops.add(ops.matmul(value, weights(out, width), False, True), weights(out))
+
+    def heads(value: Any) -> Any:
+        return ops.transpose(ops.reshape(value, ints(1, 16, 2, 6), False), ints(0, 2, 1, 3))
+
+    tokens = ops.transpose(ops.reshape(x, ints(1, 12, 16), False), ints(0, 2, 1))
+    joint = ops.split(dense(layer_norm(tokens), 12, 36), ops.constant(np.int64(2)), 3)
+    queries, keys, values = (heads(joint.output(part)) for part in range(3))
+    scores = ops.multiply(ops.matmul(queries, keys, False, True), ops.constant(np.float32(0.4)))
+    mixed = ops.matmul(ops.softmax(scores, 3), values, False, False)
+    merged = ops.reshape(ops.transpose(mixed, ints(0, 2, 1, 3)), ints(1, 16, 12), False)
+    attended = ops.add(tokens, dense(merged, 12, 12))
+    return ops.add(attended, dense(ops.gelu(dense(layer_norm(attended), 12, 24), "erf"), 24, 12))
+
+
+def test_block_of_a_vision_transformer_by_hand() -> None:
+    work = work_of(vision_transformer_block)
+    assert work.uncounted == ()
+    # Joint projection, scores and mixing in 2 heads, output projection, and the two dense layers of the MLP.
+    macs = 16 * 12 * 36 + 2 * 16 * 16 * 6 * 2 + 16 * 12 * 12 + 16 * 12 * 24 * 2
+    assert work.macs == macs
+    norms = 2 * 16 * 12 * (5 + 1 + 1)
+    biases = 16 * (36 + 12 + 24 + 12)
+    softmax = 2 * 16 * 16 * (1 + 5)  # scaled by 0.4 first
+    assert work.gflops_omz == pytest.approx(
+        (2 * macs + norms + biases + softmax + 16 * 24 * 5 + 2 * 16 * 12) / 1e9
+    )
+    weights_and_biases = 12 * 36 + 36 + 12 * 12 + 12 + 12 * 24 + 24 + 24 * 12 + 12
+    assert work.parameters == weights_and_biases + 2 * 2 * 12 + 1
+
+
+def test_layers_name_the_layers_that_they_read() -> None:
+    work = work_of(lambda x: ops.add(ops.relu(x, name="a"), ops.sigmoid(x, name="b"), name="sum"))
+    assert [layer.inputs for layer in work.layers] == [(), (), ("a", "b")]
+
+
 # --- what is not counted -----------------------------------------------------------------------------------
 
 
