@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -109,11 +109,12 @@ def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Wa
     Watch
         Its `moments` grow; `verdict` means something once the block has ended.
     """
-    watched = Watch([observe(root)])
+    watched = Watch()
+    cost = _sample(watched.moments, root)
     ended = threading.Event()
     thread = threading.Thread(
-        target=_sample,
-        args=(watched.moments, ended, interval, lambda: observe(root)),
+        target=_sample_until,
+        args=(ended, watched.moments, root, interval, cost),
         name="edgeface-bench-watch",
         daemon=True,
     )
@@ -123,17 +124,22 @@ def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Wa
     finally:
         ended.set()
         thread.join()
-        watched.moments.append(observe(root))
+        _sample(watched.moments, root)
 
 
-def _sample(
-    moments: list[Moment], ended: threading.Event, interval: float, look: Callable[[], Moment]
+def _sample(moments: list[Moment], root: Path) -> float:
+    """Take a sample and tell the CPU seconds that it took."""
+    started = time.thread_time()
+    moments.append(observe(root))
+    return time.thread_time() - started
+
+
+def _sample_until(
+    ended: threading.Event, moments: list[Moment], root: Path, interval: float, cost: float
 ) -> None:
-    pause = interval
-    while not ended.wait(pause):
-        started = time.thread_time()
-        moments.append(look())
-        pause = max(interval, (time.thread_time() - started) / _MOST_COST)
+    # The least cost is that of looking; what other samples took longer is a disturbance, and no reason to look away.
+    while not ended.wait(max(interval, cost / _MOST_COST)):
+        cost = min(cost, _sample(moments, root))
 
 
 def judge(moments: Sequence[Moment]) -> Disturbance:
