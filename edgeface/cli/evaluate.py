@@ -1,4 +1,4 @@
-"""`edgeface evaluate lfw|identification` and `edgeface calibrate`."""
+"""`edgeface evaluate lfw|identification`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from edgeface.cli.faces import (
     CropsOption,
     DetectorModelOption,
     DeviceOption,
+    FarsOption,
+    FlipName,
+    FlipOption,
+    ImagesOption,
     LandmarksModelOption,
     ModelOption,
     find_faces,
 )
-from edgeface.cli.output import JsonOption, counting, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, counting, emit_json, stdout
 from edgeface.files import write_atomically
 
 if TYPE_CHECKING:
-    from edgeface.recognize.threshold import Threshold
+    pass
 
 
 class _Protocol(str, enum.Enum):
@@ -39,26 +43,9 @@ class _Distance(str, enum.Enum):
     cosine_distance = "cosine-distance"
 
 
-class _Metric(str, enum.Enum):
-    cosine = "cosine"
-    cosine_distance = "cosine-distance"
-    squared_l2 = "squared-l2"
-    arccos = "arccos"
-
-
-class _Flip(str, enum.Enum):
-    none = "none"
-    average = "average"
-    concatenate = "concatenate"
-
-
-ImagesOption = Annotated[Path, typer.Option(help="Folder of images: NAME/NAME_0001.jpg.", show_default=False)]
 OutputOption = Annotated[
     Path,
     typer.Option("--output-dir", "-o", help="Folder for the JSON and report.html.", show_default=False),
-]
-FarOption = Annotated[
-    list[float], typer.Option("--far", help="False accept rate wanted; may be given several times.")
 ]
 
 
@@ -72,9 +59,6 @@ def register(app: typer.Typer) -> None:
         epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result"
     )(identification)
     app.add_typer(group, name="evaluate")
-    app.command(
-        epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
-    )(calibrate)
 
 
 def lfw(
@@ -100,7 +84,7 @@ def lfw(
             "--subtract-mean/--keep-mean", help="Subtract the training mean. Default: only for omz."
         ),
     ] = None,
-    far: FarOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
+    far: FarsOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
     boxes: BoxesOption = None,
     crops: CropsOption = False,
     detector: ChosenDetectorOption = None,
@@ -158,7 +142,7 @@ def identification(
         typer.Option("--fpir", help="False positive identification rate wanted; may be given several times."),
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
     seed: Annotated[int, typer.Option(help="Of the choice of the images that are enrolled.")] = 0,
-    flip: Annotated[_Flip, typer.Option(help="What is done with the mirror image.")] = _Flip.none,
+    flip: FlipOption = FlipName.none,
     boxes: BoxesOption = None,
     crops: CropsOption = False,
     detector: ChosenDetectorOption = None,
@@ -180,7 +164,7 @@ def identification(
             model,
             fpirs=fpir,
             seed=seed,
-            flip=None if flip is _Flip.none else flip.value,
+            flip=None if flip is FlipName.none else flip.value,
             boxes=faces.boxes,
             detector=faces.detector,
             faces=faces.words,
@@ -195,77 +179,6 @@ def identification(
         return emit_json(answer)
     stdout.print(_identification_table(answer))
     stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
-
-
-def calibrate(
-    images: ImagesOption,
-    model: ModelOption,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSON file for the thresholds.", show_default=False)
-    ],
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labelled pairs in the form of LFW's pairs.txt. Default: every pair of the images, "
-            "which then lie in one folder a person.",
-            show_default=False,
-        ),
-    ] = None,
-    far: FarOption = [0.01, 0.001],  # noqa: B006 - typer only reads it
-    metric: Annotated[_Metric, typer.Option(help="That faces will be compared by.")] = _Metric.cosine,
-    flip: Annotated[_Flip, typer.Option(help="What is done with the mirror image.")] = _Flip.none,
-    boxes: BoxesOption = None,
-    crops: CropsOption = False,
-    detector: ChosenDetectorOption = None,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
-    json: JsonOption = False,
-) -> None:
-    """Find thresholds at wanted false accept rates, and say how sure they are."""
-    from edgeface.evaluate.calibration import calibrate_model
-    from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
-    from edgeface.recognize.metrics import Metric
-    from edgeface.recognize.threshold import save_thresholds
-
-    listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
-    with (
-        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
-        counting("embedding", unit="images") as progress,
-    ):
-        found = calibrate_model(
-            images,
-            listed,
-            model,
-            fars=far,
-            metric=Metric(metric.value),
-            flip=None if flip is _Flip.none else flip.value,
-            boxes=faces.boxes,
-            detector=faces.detector,
-            device=device,
-            created_from=f"{pairs or images}, {len(listed.images)} images, {faces.words}",
-            progress=progress,
-        )
-    save_thresholds(output, found.thresholds)
-    for threshold in found.thresholds:
-        if not threshold.supported:
-            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}")
-    if found.failures:
-        named = escape(", ".join(found.failures[:5]))
-        stderr.print(
-            f"no face found in {len(found.failures)} images: {named}{', ...' * (len(found.failures) > 5)}"
-        )
-    if json:
-        return emit_json(
-            {
-                "output": str(output),
-                "contract_id": found.thresholds[0].contract_id,
-                "thresholds": [each.to_dict() for each in found.thresholds],
-                "failures": list(found.failures),
-            }
-        )
-    stdout.print(_threshold_table(found.thresholds))
-    stdout.print(f"{escape(str(output))} written", soft_wrap=True)
 
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:
@@ -303,21 +216,4 @@ def _identification_table(answer: dict[str, Any]) -> Table:
             f"{each['threshold']:.4f}",
         )
     table.caption = escape(f"{answer['faces']}; {answer['failures']} faces not found")
-    return table
-
-
-def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:
-    first = thresholds[0]
-    table = Table(
-        "FAR wanted", "threshold", "FAR met, 95 % interval", "FRR, 95 % interval", title=first.contract_id
-    )
-    for each in thresholds:
-        (low, high), (least, most) = each.far_interval, each.frr_interval
-        sign = ">" if each.metric.is_similarity else "<"
-        table.add_row(
-            f"{each.far:g}",
-            f"{each.metric.value} {sign} {each.value:.4f}",
-            f"{each.observed_far:.5f} ({low:.5f} to {high:.5f})",
-            f"{each.frr:.4f} ({least:.4f} to {most:.4f})",
-        )
     return table

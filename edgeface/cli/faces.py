@@ -25,12 +25,24 @@ __all__ = [
     "DetectorOption",
     "DeviceOption",
     "FaceSource",
+    "FarsOption",
+    "FlipName",
+    "FlipOption",
+    "ImagesOption",
     "LandmarksModelOption",
     "MinSizeOption",
     "ModelOption",
     "find_faces",
     "load_detector",
 ]
+
+
+class FlipName(str, enum.Enum):
+    """What is done with the mirror image of a face."""
+
+    none = "none"
+    average = "average"
+    concatenate = "concatenate"
 
 
 class DetectorName(str, enum.Enum):
@@ -41,6 +53,7 @@ class DetectorName(str, enum.Enum):
     retail_0004 = "retail-0004"
 
 
+ImagesOption = Annotated[Path, typer.Option(help="Folder of images: NAME/NAME_0001.jpg.", show_default=False)]
 ModelOption = Annotated[
     Path, typer.Option("--model", "-m", help="The .xml of an IR with a contract.", show_default=False)
 ]
@@ -65,6 +78,10 @@ LandmarksModelOption = Annotated[
 ]
 MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Smallest face, in pixels.")]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
+FlipOption = Annotated[FlipName, typer.Option(help="What is done with the mirror image.")]
+FarsOption = Annotated[
+    list[float], typer.Option("--far", help="False accept rate wanted; may be given several times.")
+]
 BoxesOption = Annotated[
     Path | None, typer.Option(help=".npz of names, boxes and points found before, instead of a detector.")
 ]

@@ -1,0 +1,132 @@
+"""`edgeface calibrate`."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgeface.cli.faces import (
+    BoxesOption,
+    ChosenDetectorOption,
+    CropsOption,
+    DetectorModelOption,
+    DeviceOption,
+    FarsOption,
+    FlipName,
+    FlipOption,
+    ImagesOption,
+    LandmarksModelOption,
+    ModelOption,
+    find_faces,
+)
+from edgeface.cli.output import JsonOption, counting, emit_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from edgeface.recognize.threshold import Threshold
+
+
+class _Metric(str, enum.Enum):
+    cosine = "cosine"
+    cosine_distance = "cosine-distance"
+    squared_l2 = "squared-l2"
+    arccos = "arccos"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command(
+        epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
+    )(calibrate)
+
+
+def calibrate(
+    images: ImagesOption,
+    model: ModelOption,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSON file for the thresholds.", show_default=False)
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled pairs in the form of LFW's pairs.txt. Default: every pair of the images, "
+            "which then lie in one folder a person.",
+            show_default=False,
+        ),
+    ] = None,
+    far: FarsOption = [0.01, 0.001],  # noqa: B006 - typer only reads it
+    metric: Annotated[_Metric, typer.Option(help="That faces will be compared by.")] = _Metric.cosine,
+    flip: FlipOption = FlipName.none,
+    boxes: BoxesOption = None,
+    crops: CropsOption = False,
+    detector: ChosenDetectorOption = None,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Find thresholds at wanted false accept rates, and say how sure they are."""
+    from edgeface.evaluate.calibration import calibrate_model
+    from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
+    from edgeface.recognize.metrics import Metric
+    from edgeface.recognize.threshold import save_thresholds
+
+    listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
+    with (
+        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        counting("embedding", unit="images") as progress,
+    ):
+        found = calibrate_model(
+            images,
+            listed,
+            model,
+            fars=far,
+            metric=Metric(metric.value),
+            flip=None if flip is FlipName.none else flip.value,
+            boxes=faces.boxes,
+            detector=faces.detector,
+            device=device,
+            created_from=f"{pairs or images}, {len(listed.images)} images, {faces.words}",
+            progress=progress,
+        )
+    save_thresholds(output, found.thresholds)
+    for threshold in found.thresholds:
+        if not threshold.supported:
+            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}")
+    if found.failures:
+        named = escape(", ".join(found.failures[:5]))
+        stderr.print(
+            f"no face found in {len(found.failures)} images: {named}{', ...' * (len(found.failures) > 5)}"
+        )
+    if json:
+        return emit_json(
+            {
+                "output": str(output),
+                "contract_id": found.thresholds[0].contract_id,
+                "thresholds": [each.to_dict() for each in found.thresholds],
+                "failures": list(found.failures),
+            }
+        )
+    stdout.print(_threshold_table(found.thresholds))
+    stdout.print(f"{escape(str(output))} written", soft_wrap=True)
+
+
+def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:
+    first = thresholds[0]
+    table = Table(
+        "FAR wanted", "threshold", "FAR met, 95 % interval", "FRR, 95 % interval", title=first.contract_id
+    )
+    for each in thresholds:
+        (low, high), (least, most) = each.far_interval, each.frr_interval
+        sign = ">" if each.metric.is_similarity else "<"
+        table.add_row(
+            f"{each.far:g}",
+            f"{each.metric.value} {sign} {each.value:.4f}",
+            f"{each.observed_far:.5f} ({low:.5f} to {high:.5f})",
+            f"{each.frr:.4f} ({least:.4f} to {most:.4f})",
+        )
+    return table
