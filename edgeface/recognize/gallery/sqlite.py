@@ -5,40 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeface.errors import GalleryBusyError, GalleryError, OutputError
 from edgeface.recognize.gallery.check import CheckReport, check
-from edgeface.recognize.gallery.codec import Header, PersonBody
+from edgeface.recognize.gallery.codec import Header
 from edgeface.recognize.gallery.create import create_database
 from edgeface.recognize.gallery.database import Database
 from edgeface.recognize.gallery.derived import derived_folder
 from edgeface.recognize.gallery.erase import forget, scrub
 from edgeface.recognize.gallery.matrix import Matrix
 from edgeface.recognize.gallery.records import (
-    Changes,
     Erasure,
-    GalleryInfo,
-    KeptImage,
-    NewTemplate,
-    Person,
-    Template,
-    TemplateBlock,
-    check_labels,
-    check_metadata,
-    check_name,
     now,
 )
 from edgeface.recognize.gallery.reseal import Rekeying, rekey
 from edgeface.recognize.gallery.rows import Rows
+from edgeface.recognize.gallery.tables import TableStore
 from edgeface.recognize.gallery.vault import make_vault
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edgeface.recognize.gallery.rebuild import Progress, Rebuilding
     from edgeface.runtime import Embedder
 
@@ -47,7 +35,7 @@ __all__ = ["SqliteStore"]
 _log = logging.getLogger(__name__)
 
 
-class SqliteStore:
+class SqliteStore(TableStore):
     """A gallery's file, open: a `Store`. See `Database` for what it raises when it is opened.
 
     Parameters
@@ -66,8 +54,8 @@ class SqliteStore:
         self, path: Path, *, key: bytes | None = None, contract_id: str | None = None, timeout: float = 30.0
     ) -> None:
         self._database = Database(path, key=key, contract_id=contract_id, timeout=timeout)
-        self._rows = Rows(self._database)
-        self._matrix = Matrix(self._database, self._rows)
+        rows = Rows(self._database)
+        super().__init__(self._database, rows, Matrix(self._database, rows))
         try:
             scrub(self._database)
         except (GalleryBusyError, OutputError) as error:
@@ -134,124 +122,6 @@ class SqliteStore:
         """The file."""
         return self._database.path
 
-    @property
-    def info(self) -> GalleryInfo:
-        """What the gallery is bound to."""
-        return self._database.header.info(self._database.version)
-
-    def generation(self) -> int:
-        """Number of the last commit; see `Store.generation`."""
-        with self._database.reading():
-            return self._database.state("generation")
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Several calls as one transaction; see `Store.writing`."""
-        with self._database.writing():
-            yield
-
-    # People
-
-    def add_person(
-        self,
-        name: str,
-        *,
-        labels: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
-        templates: Sequence[NewTemplate] = (),
-    ) -> Person:
-        """Add somebody; see `Store.add_person`."""
-        body = PersonBody(check_name(name), check_labels(labels), check_metadata(metadata), now())
-        self._rows.check(templates)
-        with self._database.writing() as connection:
-            self._require_free(connection, body.name)
-            generation = self._database.wrote()
-            (person_id,) = self._database.take_ids(1)
-            self._rows.put_person(connection, person_id, body)
-            self._rows.add_templates(connection, person_id, templates, generation)
-            return self._rows.person(connection, person_id)
-
-    def update_person(
-        self,
-        person_id: int,
-        *,
-        name: str | None = None,
-        labels: Sequence[str] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Person:
-        """Replace what is given; see `Store.update_person`."""
-        with self._database.writing() as connection:
-            old = self._rows.person(connection, person_id)
-            body = PersonBody(
-                old.name if name is None else check_name(name),
-                old.labels if labels is None else check_labels(labels),
-                old.metadata if metadata is None else check_metadata(metadata),
-                old.created,
-            )
-            if body.name != old.name:
-                self._require_free(connection, body.name)
-            self._database.wrote()
-            self._rows.put_person(connection, person_id, body)
-            return self._rows.person(connection, person_id)
-
-    def _require_free(self, connection: Any, name: str) -> None:
-        if self._rows.find(connection, name) is not None:
-            raise GalleryError(
-                f"gallery: expected a new name, found somebody named {name!r}; add templates to that person, or tell "
-                "the two apart by their names"
-            )
-
-    def person(self, person_id: int) -> Person:
-        """Somebody by id."""
-        with self._database.reading() as connection:
-            return self._rows.person(connection, person_id)
-
-    def find(self, name: str) -> Person | None:
-        """Somebody by name."""
-        with self._database.reading() as connection:
-            return self._rows.find(connection, check_name(name))
-
-    def people(self, *, label: str | None = None) -> tuple[Person, ...]:
-        """Everybody, or those who have a label; by rising id."""
-        wanted = None if label is None else check_name(label)
-        with self._database.reading() as connection:
-            found = self._rows.people(connection)
-            return tuple(person for person in found if wanted is None or wanted in person.labels)
-
-    # Templates
-
-    def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
-        """Store more embeddings of somebody; see `Store.add_templates`."""
-        self._rows.check(templates)
-        with self._database.writing() as connection:
-            self._rows.require_person(connection, person_id)
-            if not templates:
-                return ()
-            return self._rows.add_templates(connection, person_id, templates, self._database.wrote())
-
-    def templates_of(self, person_id: int) -> tuple[Template, ...]:
-        """Somebody's templates, by rising id."""
-        with self._database.reading() as connection:
-            self._rows.require_person(connection, person_id)
-            return tuple(self._rows.templates_of(connection, person_id))
-
-    def image_of(self, template_id: int) -> KeptImage | None:
-        """The picture that a template was made of, if it was kept."""
-        with self._database.reading() as connection:
-            return self._rows.image(connection, template_id)
-
-    def templates(self, *, rows: int = 16384) -> Iterator[TemplateBlock]:
-        """Every template in blocks of one generation; see `Store.templates`."""
-        return self._matrix.blocks(rows)
-
-    def load(self) -> TemplateBlock:
-        """All templates; see `Store.load`. A gallery of thousands keeps them in a file beside it: see `derived`."""
-        return self._matrix.load()
-
-    def changes_since(self, generation: int) -> Changes | None:
-        """What happened after a generation; see `Store.changes_since`."""
-        return self._matrix.changes_since(generation)
-
     @contextlib.contextmanager
     def derived(self, generation: int) -> Iterator[Path | None]:
         """Hold off all writers, and yield the folder for files that are derived from this generation.
@@ -311,18 +181,3 @@ class SqliteStore:
     def check(self) -> CheckReport:
         """Finish what was interrupted and read everything; see `check.check`."""
         return check(self._database, self._rows)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -38,13 +38,12 @@ class TableStore:
     ----------
     database
         `gallery.database.Database`, or what does the same on a server.
-    matrix
-        Reads all templates of it.
+    rows, matrix
+        Of that database.
     """
 
-    def __init__(self, database: Any, matrix: Matrix) -> None:
-        self._database, self._matrix = database, matrix
-        self._rows = Rows(database)
+    def __init__(self, database: Any, rows: Rows, matrix: Matrix) -> None:
+        self._database, self._rows, self._matrix = database, rows, matrix
 
     @property
     def info(self) -> GalleryInfo:

@@ -1,0 +1,332 @@
+"""Kill -9 at random moments of enrol, forget, rekey and rebuild in, what was lost or kept wrongly out.
+
+Each round starts a process that works on a gallery and says on a pipe what it is about to do and what was
+acknowledged, and kills it at a random moment. Then the gallery is opened by this process, which must succeed, checked,
+and compared with what was acknowledged: everything enrolled is there, bit by bit; nothing of anybody forgotten is in
+any file; after a rekey one of the two keys opens it and nothing sealed by the other is left; a rebuild goes on and
+ends.
+
+    python benchmarks/durability.py --rounds 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeface.errors import GalleryKeyError
+from edgeface.recognize.embedding import Embedding
+from edgeface.recognize.gallery.erase import files_of
+from edgeface.recognize.gallery.records import KeptImage, NewTemplate
+from edgeface.recognize.gallery.search import Searcher
+from edgeface.recognize.gallery.sqlite import SqliteStore
+
+DIM = 128
+KINDS = ("enrol", "forget", "rekey", "rebuild")
+MODELS = ("a" * 16, "b" * 16)
+_ACKNOWLEDGED = (b"enrolled ", b"forgotten ", b"rekeyed ", b"rebuilt ")
+_HURRY = 60.0
+
+
+def key_of(number: int) -> bytes | None:
+    """Every third one is none: the gallery can be read then, and what is left of anybody would be found."""
+    return None if number % 3 == 0 else hashlib.sha256(f"key {number}".encode()).digest()
+
+
+def name_of(person: int) -> str:
+    return f"Person Nr. {person:06d}"
+
+
+def vector_of(person: int, template: int, contract_id: str) -> np.ndarray:
+    """What a model of this contract sees in a picture: the same in every process."""
+    seed = hashlib.sha256(f"{person} {template} {contract_id}".encode()).digest()
+    row = np.random.default_rng(int.from_bytes(seed[:8], "little")).normal(size=DIM)
+    return (row / np.linalg.norm(row)).astype(np.float32)
+
+
+def image_of(person: int, template: int) -> KeptImage:
+    """A picture that says whose it is, which is all that the model below looks at."""
+    import cv2
+
+    pixels = np.random.default_rng(person * 16 + template).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    pixels[0, :4] = [[person >> 16 & 255, person >> 8 & 255, person & 255]] + [[template, 0, 0]] * 3
+    return KeptImage(
+        png=cv2.imencode(".png", pixels)[1].tobytes(),
+        box=np.array([0, 0, 24, 24], np.float32),
+        landmarks=np.full((5, 2), np.nan, np.float32),
+    )
+
+
+class Model:
+    """An embedder whose embeddings are known: so what a rebuild stored can be checked bit by bit."""
+
+    def __init__(self, contract_id: str) -> None:
+        from edgeface.contract import Alignment
+
+        self.contract = _Contract(contract_id, Alignment("none"))
+
+    def embed(self, crops: np.ndarray) -> np.ndarray:
+        rows = []
+        for crop in crops:
+            high, middle, low = crop[0, 0].tolist()
+            person, template = high << 16 | middle << 8 | low, int(crop[0, 1, 0])
+            rows.append(vector_of(person, template, self.contract.contract_id))
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class _Contract:
+    contract_id: str
+    alignment: Any
+    name: str = "known"
+    metric: str = "cosine"
+    embedding_dim: int = DIM
+    input_size: tuple[int, int] = (24, 24)
+
+
+# The process that is killed
+
+
+def say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
+    """Do one kind of thing until killed; every line on stdout is true when it is written."""
+    dice = random.Random(seed)
+    store = SqliteStore(path, key=key_of(key), timeout=_HURRY)
+    model = store.info.contract_id
+    say("ready")
+    if kind == "enrol":
+        for person in range(first, first + 10_000):
+            count = dice.randint(1, 4)
+            say("enrolling", person, count)
+            store.add_person(
+                name_of(person), templates=[new_template(person, n, model) for n in range(count)]
+            )
+            say("enrolled", person, count)
+    elif kind == "forget":
+        people = list(store.people())
+        dice.shuffle(people)
+        for each in people:
+            say("forgetting", person_of(each.name))
+            done = store.forget(each.id)
+            assert done.proved, done.remains
+            say("forgotten", person_of(each.name))
+    elif kind == "rekey":
+        for number in range(key + 1, key + 10_000):
+            say("rekeying", number)
+            assert not store.rekey(key_of(number)).remains
+            say("rekeyed", number)
+    else:
+        for turn in range(10_000):
+            target = MODELS[(MODELS.index(model) + 1 + turn) % 2]
+            say("rebuilding", target)
+            assert not store.rebuild(Model(target)).remains  # type: ignore[arg-type]
+            say("rebuilt", target)
+
+
+def new_template(person: int, number: int, model: str) -> NewTemplate:
+    return NewTemplate(
+        embedding=Embedding(vector_of(person, number, model), model), image=image_of(person, number)
+    )
+
+
+def person_of(name: str) -> int:
+    return int(name.rsplit(" ", 1)[1])
+
+
+# The process that kills and checks
+
+
+@dataclass
+class Truth:
+    """What was acknowledged, and what may or may not have happened when the last process died."""
+
+    people: dict[int, int] = field(default_factory=dict)
+    maybe_added: dict[int, int] = field(default_factory=dict)
+    maybe_gone: set[int] = field(default_factory=set)
+    gone: dict[int, int] = field(default_factory=dict)
+    keys: list[int] = field(default_factory=lambda: [0])
+    next_person: int = 1
+    acknowledged: int = 0
+
+    def hear(self, line: str) -> None:
+        verb, *values = line.split()
+        if verb == "enrolling":
+            self.maybe_added = {int(values[0]): int(values[1])}
+            self.next_person = int(values[0]) + 1
+        elif verb == "enrolled":
+            self.people |= self.maybe_added
+            self.maybe_added = {}
+        elif verb == "forgetting":
+            self.maybe_gone = {int(values[0])}
+        elif verb == "forgotten":
+            self.gone[int(values[0])] = self.people.pop(int(values[0]))
+            self.maybe_gone = set()
+        elif verb == "rekeying":
+            self.keys = [self.keys[0], int(values[0])]
+        elif verb == "rekeyed":
+            self.keys = [int(values[0])]
+        self.acknowledged += verb in ("enrolled", "forgotten", "rekeyed", "rebuilt")
+
+
+def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float) -> None:
+    """Start a process, kill it some time after it acknowledged so much, both drawn at random; hear what it said."""
+    words = [sys.executable, __file__, "--work", kind, str(path), str(truth.keys[0]), str(truth.next_person)]
+    process = subprocess.Popen([*words, str(dice.getrandbits(32))], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    said, wanted = b"", dice.choice((0, 0, 1, 2))
+    try:
+        while sum(map(said.count, _ACKNOWLEDGED)) < wanted or b"ready\n" not in said:
+            ready, _, _ = select.select([process.stdout], [], [], _HURRY)
+            if not ready or not (more := os.read(process.stdout.fileno(), 1 << 16)):
+                raise RuntimeError(f"{kind}: the process said no more than {said!r}")
+            said += more
+        time.sleep(dice.random() * longest)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        said += process.stdout.read()
+        process.wait()
+    for line in said.decode().splitlines(keepends=True):
+        if line.endswith("\n"):
+            truth.hear(line)
+    if process.returncode not in (-signal.SIGKILL, 0):
+        raise RuntimeError(f"{kind}: the process failed before it was killed: {process.returncode}")
+
+
+def open_again(path: Path, truth: Truth) -> SqliteStore:
+    """Open with the acknowledged key, or, after a rekey that nobody acknowledged, the next one."""
+    for number in truth.keys:
+        try:
+            store = SqliteStore(path, key=key_of(number), timeout=_HURRY)
+        except GalleryKeyError:
+            continue
+        truth.keys = [number]
+        return store
+    raise AssertionError(f"none of the keys {truth.keys} opens the gallery")
+
+
+def judge(path: Path, truth: Truth, problems: list[str]) -> None:
+    """Compare the gallery with what was acknowledged."""
+    with open_again(path, truth) as store:
+        problems += store.check().problems
+        model = store.info.contract_id
+        found = {person_of(each.name): each for each in store.people()}
+        for person in list(truth.maybe_gone):
+            if person not in found:
+                truth.gone[person] = truth.people.pop(person)
+        truth.people |= {person: n for person, n in truth.maybe_added.items() if person in found}
+        truth.maybe_added, truth.maybe_gone = {}, set()
+        problems += [f"lost: {name_of(person)}" for person in truth.people.keys() - found.keys()]
+        problems += [f"never enrolled or forgotten: {name_of(p)}" for p in found.keys() - truth.people.keys()]
+        for person, count in truth.people.items():
+            if person not in found:
+                continue
+            stored = store.templates_of(found[person].id)
+            expected = [vector_of(person, n, model) for n in range(count)]
+            if not np.array_equal([each.embedding.vector for each in stored], expected):
+                problems.append(f"other embeddings than were enrolled: {name_of(person)}")
+            if any(
+                (image := store.image_of(each.id)) is None or image.png != image_of(person, n).png
+                for n, each in enumerate(stored)
+            ):
+                problems.append(f"other images than were enrolled: {name_of(person)}")
+    problems += [f"forgotten and still in the files: {place}" for place in remains_of(path, truth.gone)]
+
+
+def remains_of(path: Path, gone: dict[int, int]) -> Iterator[str]:
+    """Readable pieces of the people who are forgotten; a gallery without encryption would show them."""
+    secrets: list[bytes] = []
+    for person, count in gone.items():
+        secrets.append(name_of(person).encode())
+        for number in range(count):
+            secrets += [vector_of(person, number, model).tobytes() for model in MODELS]
+            secrets.append(image_of(person, number).png[40:-16])
+    searcher = Searcher(secrets)
+    for file in files_of(path):
+        for offset, _ in searcher.search(file):
+            yield f"{file.name} at byte {offset}"
+
+
+def fill(path: Path, truth: Truth, people: int) -> None:
+    """Bring the gallery to so many people, by the rules of the game."""
+    with open_again(path, truth) as store, store.writing():
+        model = store.info.contract_id
+        while len(truth.people) < people:
+            person, truth.next_person = truth.next_person, truth.next_person + 1
+            store.add_person(name_of(person), templates=[new_template(person, n, model) for n in range(2)])
+            truth.people[person] = 2
+
+
+def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> dict[str, Any]:
+    """So many rounds, the four kinds in turn; what went wrong."""
+    dice, truth, problems = random.Random(seed), Truth(), list[str]()
+    started = time.monotonic()
+    acknowledged = dict.fromkeys(KINDS, 0)
+    with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder:
+        path = Path(folder) / "people.gallery"
+        SqliteStore.create(path, contract_id=MODELS[0], dim=DIM, key=key_of(0), keep_images=True).close()
+        for number in range(rounds):
+            kind = KINDS[number % len(KINDS)]
+            fill(path, truth, people)
+            before = truth.acknowledged
+            kill_once(path, kind, truth, dice, longest)
+            acknowledged[kind] += truth.acknowledged - before
+            judge(path, truth, problems)
+            if kind == "enrol":  # the gallery must not grow without bounds
+                trim(path, truth, people)
+    return {
+        "rounds": rounds,
+        "seed": seed,
+        "acknowledged": acknowledged,
+        "forgotten_people_searched_for": len(truth.gone),
+        "problems": problems,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def trim(path: Path, truth: Truth, people: int) -> None:
+    """Forget the newest until so many are left; that they are gone is checked in every later round too."""
+    with open_again(path, truth) as store:
+        for person in sorted(truth.people)[2 * people :]:
+            found = store.find(name_of(person))
+            assert found is not None
+            store.forget(found.id)
+            truth.gone[person] = truth.people.pop(person)
+
+
+def main() -> int:
+    """Run it, print JSON; exit code 1 if anything was lost or kept."""
+    if sys.argv[1:2] == ["--work"]:
+        kind, path, key, first, seed = sys.argv[2:]
+        work(Path(path), kind, int(key), int(first), int(seed))
+        return 0
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    answer = run(options.rounds, seed=options.seed)
+    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    return 1 if answer["problems"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
