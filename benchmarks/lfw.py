@@ -1,10 +1,12 @@
 """How right is a model on LFW, by whose protocol, with whose boxes? Prints JSON.
 
-    python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn] [--throughput 600]
+    python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn yunet retail-0004] [--throughput 600]
 
 Every source of boxes embeds the 7,701 images and their mirrors once; from that come the rows: davidsandberg's
 protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference boxes, that of bare pixels.
-`--throughput N` also measures how much of the engine's own speed the evaluation keeps, on N images, in turn.
+`--keep FILE` takes over an earlier answer's rows for the other sources, so that a table can be made in parts.
+`--throughput N` also measures how much of the engine's own speed the evaluation keeps, on N images and their mirrors,
+in turn.
 """
 
 from __future__ import annotations
@@ -52,11 +54,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
     parser.add_argument("--device", default="CPU")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="an earlier answer to complete")
     parser.add_argument("--throughput", type=int, default=0, metavar="N")
     options = parser.parse_args()
     pairs = read_pairs(DATA / "lfw" / "pairs.txt")
     files = find_images(DATA / "lfw" / "images", pairs.images)
-    rows = []
+    rows: list[dict[str, object]] = []
+    if options.keep:
+        kept = json.loads(options.keep.read_text())["rows"]
+        rows += [row for row in kept if row["faces"] not in options.faces]
     for name in options.faces:
         with faces(name, options.device) as (boxes, detector):
             embedded = embed_images(
@@ -69,9 +75,11 @@ def main() -> None:
                 device=options.device,
                 progress=tell(name),
             )
-            rows += [row(title, name, each, embedded) for title, each in evaluations(embedded, pairs)]
+            rows += [tell_row(title, name, each, embedded) for title, each in evaluations(embedded, pairs)]
             if name == "reference":
-                rows.append(row("facenet, pixels", name, pixel_baseline(embedded.cutter, pairs), embedded))
+                rows.append(
+                    tell_row("facenet, pixels", name, pixel_baseline(embedded.cutter, pairs), embedded)
+                )
     answer = {"benchmark": "lfw", "model": str(options.model), "rows": rows}
     if options.throughput:
         boxes = load_boxes(DATA / "lfw" / "mtcnn_reference.npz")
@@ -118,7 +126,7 @@ def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Eva
     return evaluate_distances(distances, pairs, protocol=ProtocolName.facenet, metric="pixel")
 
 
-def row(title: str, name: str, evaluation: Evaluation, embedded: Embedded) -> dict[str, object]:
+def tell_row(title: str, name: str, evaluation: Evaluation, embedded: Embedded) -> dict[str, object]:
     """One line of the table."""
     val = {str(each.target): round(each.mean, 4) for each in evaluation.val}
     return {
@@ -141,7 +149,7 @@ def throughput(
 ) -> dict[str, object]:
     """Alternate the engine on crops in memory with the engine behind decoding and cutting."""
     rounds = []
-    with Embedder.load(model, device=device) as embedder:
+    with Embedder.load(model, device=device, flip="concatenate") as embedder:
         cutter = FaceCutter(files[:count], names[:count], embedder.contract, boxes=boxes)
         crops = list(cutter)
         for arrays in (crops[:50], *([crops, cutter] * 3)):

@@ -1,6 +1,11 @@
-"""What do tracking and overlap save on a film, and what holds an LFW evaluation up? Prints JSON.
+"""How fast is detection, what do tracking and overlap save, what holds an LFW evaluation up? Prints JSON.
 
-    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--every 4] [--only film|evaluation]
+    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--only mtcnn film evaluation]
+
+One run, in which all that is compared takes turns.
+
+MTCNN: LFW images in batches, and one at a time, against the TensorFlow original (`speed` of benchmarks/detectors.py;
+extra `parity`).
 
 Film: `data/video/faces.mp4`, 1920x1080. All variants share one detector (MTCNN, smallest face 20 pixels, every
 setting its default) and one embedder, and take turns in one process:
@@ -35,6 +40,7 @@ import openvino as ov
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from detectors import compare_speed
 from lfw import DATA, throughput
 
 from edgeface.evaluate.faces import find_images, load_boxes
@@ -58,16 +64,20 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="FaceNet's IR with its contract")
     parser.add_argument("--frames", type=int, default=None, help="of the film; default: all")
-    parser.add_argument("--images", type=int, default=600, help="of LFW")
+    parser.add_argument("--images", type=int, default=600, help="of LFW, for the evaluation")
+    parser.add_argument("--mtcnn-images", type=int, default=64, help="of LFW, for MTCNN")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=int, default=4, help="detection in every n-th frame")
-    parser.add_argument("--only", choices=["film", "evaluation"])
+    parts = ["mtcnn", "film", "evaluation"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     report: dict[str, Any] = {"openvino": ov.get_version(), "cpus": len(os.sched_getaffinity(0))}
     report["load_at_start"] = round(os.getloadavg()[0], 1)
-    if options.only != "evaluation":
+    if "mtcnn" in options.only:
+        report["mtcnn"] = compare_speed(DATA, rounds=options.rounds, images=options.mtcnn_images)
+    if "film" in options.only:
         report["film"] = measure_film(options.model, options.frames, options.rounds, options.every)
-    if options.only != "film":
+    if "evaluation" in options.only:
         report["evaluation"] = measure_evaluation(options.model, options.images)
     print(json.dumps(report, indent=2))
 
