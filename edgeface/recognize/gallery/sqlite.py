@@ -50,12 +50,14 @@ class SqliteStore(TableStore):
         Seconds to wait for another process that writes.
     """
 
+    _database: Database
+
     def __init__(
         self, path: Path, *, key: bytes | None = None, contract_id: str | None = None, timeout: float = 30.0
     ) -> None:
-        self._database = Database(path, key=key, contract_id=contract_id, timeout=timeout)
-        rows = Rows(self._database)
-        super().__init__(self._database, rows, Matrix(self._database, rows))
+        database = Database(path, key=key, contract_id=contract_id, timeout=timeout)
+        rows = Rows(database)
+        super().__init__(database, rows, Matrix(database, rows))
         try:
             scrub(self._database)
         except (GalleryBusyError, OutputError) as error:

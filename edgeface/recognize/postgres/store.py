@@ -54,7 +54,9 @@ class PostgresStore(TableStore):
         patience: float = 10.0,
     ) -> None:
         self._server = Server(url, name, key=key, contract_id=contract_id, timeout=timeout, patience=patience)
-        super().__init__(self._server, _ServerMatrix(self._server))
+        database: Any = self._server  # the same interface, on another machine
+        rows = Rows(database)
+        super().__init__(database, rows, _ServerMatrix(database, rows))
         with self._server.reading() as connection:
             self._searched_as = _searched_as(connection)
         try:
@@ -259,14 +261,9 @@ class PostgresStore(TableStore):
 class _ServerMatrix(Matrix):
     """All templates of a gallery on a server: always read from there."""
 
-    def __init__(self, server: Server) -> None:
-        database: Any = server  # the same interface, on another machine
-        super().__init__(database, Rows(database))
-        self._server = server
-
     def load(self) -> TemplateBlock:
         """All templates."""
-        with self._server.reading() as connection:
+        with self._database.reading() as connection:
             return self._joined(self._rows.blocks(connection, rows=_ROWS))
 
 
