@@ -11,9 +11,10 @@ from typing import Any
 import openvino as ov
 
 from edgeface.bench.fact import Fact, Unknown
+from edgeface.bench.flops import LayerWork, Work
 from edgeface.errors import InputError
 
-__all__ = ["ExecutedLayer", "executed_layers", "time_layers"]
+__all__ = ["ExecutedLayer", "assign_work", "executed_layers", "time_layers"]
 
 _CONSTANT = ("Const", "Constant")
 _ENDS = ("Input", "Parameter", "Output", "Result")
@@ -140,6 +141,48 @@ def time_layers(
         replace(layer, milliseconds=statistics.median(times[layer.name])) if layer.name in times else layer
         for layer in layers
     )
+
+
+def assign_work(
+    work: Work, executed: Sequence[ExecutedLayer]
+) -> tuple[tuple[tuple[LayerWork, ...], ...], tuple[str, ...]]:
+    """Find the executed layer that computes each of the model's operations.
+
+    It is looked for among the operations that each executed layer names as its own; where several name it,
+    because the runtime split it, it counts for the one that takes longest. One that none names and that
+    multiplies nothing was fused into what it reads, as the ReLUs of an 8-bit model are.
+
+    Parameters
+    ----------
+    work
+        Of the model as it was compiled.
+    executed
+        What it was compiled to.
+
+    Returns
+    -------
+    given : tuple of tuple of LayerWork
+        One for each executed layer, in its order.
+    unmatched : tuple of str
+        Names of operations that cost something and belong to no executed layer.
+    """
+    homes: dict[str, int] = {}
+    for index, layer in enumerate(executed):
+        for name in layer.operations:
+            if name not in homes or layer.milliseconds > executed[homes[name]].milliseconds:
+                homes[name] = index
+    given: list[list[LayerWork]] = [[] for _ in executed]
+    unmatched = []
+    for part in work.layers:
+        home = homes.get(part.name)
+        if home is None and not part.macs and part.inputs:
+            home = homes.get(part.inputs[0])
+        if home is not None:
+            homes[part.name] = home
+            given[home].append(part)
+        elif part.flops_omz:
+            unmatched.append(part.name)
+    return tuple(map(tuple, given)), tuple(unmatched)
 
 
 def _profile(request: ov.InferRequest) -> list[Any]:

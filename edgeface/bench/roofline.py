@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from edgeface.bench.executed import ExecutedLayer
+from edgeface.bench.executed import ExecutedLayer, assign_work
 from edgeface.bench.fact import Frozen, known
 from edgeface.bench.flops import LayerWork, Work
+from edgeface.bench.layers import attainable_seconds
 from edgeface.bench.peak import Peak
 from edgeface.errors import InputError
 
-__all__ = [
-    "Bound",
-    "LayerPoint",
-    "Roofline",
-    "attainable",
-    "efficiency",
-    "least_milliseconds",
-    "roof",
-    "roofline",
-]
+__all__ = ["Bound", "LayerPoint", "Roofline", "attainable", "roof", "roofline"]
 
 _EIGHT_BIT = ("i8", "u8", "int8", "uint8")
 
@@ -85,7 +77,7 @@ class Roofline(Frozen):
         `gflops` over `milliseconds`.
     efficiency
         Time that the multiplications would take at the attainable peak of their precisions, over
-        `milliseconds`. With one precision: `gflops_per_second` over that peak.
+        `milliseconds`. With one precision: `gflops_per_second` over that peak. None: a peak is not known.
     roofs
         10^9 operations a second by the precisions that the layers were executed in.
     gb_per_second
@@ -99,7 +91,7 @@ class Roofline(Frozen):
     milliseconds: float
     gflops: float
     gflops_per_second: float
-    efficiency: float
+    efficiency: float | None
     roofs: dict[str, float]
     gb_per_second: float | None
     unmatched: tuple[str, ...]
@@ -143,43 +135,8 @@ def attainable(peak: Peak, precision: str, intensity: float) -> float:
     return flat if bandwidth is None else min(flat, intensity * bandwidth.gb_per_second)
 
 
-def least_milliseconds(work: Work, peak: Peak, *, precision: str) -> float:
-    """Time of a model's multiplications at the attainable peak: 8-bit ones at that of i8, others at `precision`'s.
-
-    Parameters
-    ----------
-    work
-        Of one inference.
-    peak
-        Of the device.
-    precision
-        What the device executes operations in that are not 8-bit: ``f32``, ``bf16``, ``f16``.
-    """
-    eight_bit = work.giops_mac2 / roof(peak, "i8") if work.int8_macs else 0.0
-    return (eight_bit + (work.gflops_mac2 - work.giops_mac2) / roof(peak, precision)) * 1e3
-
-
-def efficiency(work: Work, peak: Peak, *, milliseconds: float, precision: str = "f32") -> float:
-    """Share of the attainable peak that one inference in `milliseconds` reaches, 0 to about 1.
-
-    For a throughput give 1000 x batch / (items a second). The other parameters are `least_milliseconds`'s.
-
-    Raises
-    ------
-    InputError
-        If `milliseconds` is not positive.
-    """
-    if milliseconds <= 0:
-        raise InputError(f"an inference takes some time, not {milliseconds} ms")
-    return least_milliseconds(work, peak, precision=precision) / milliseconds
-
-
 def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofline:
     """Put a model under the roof of its device.
-
-    A model's operation is looked for among the operations that each executed layer names as its own; where
-    several name it, because the runtime split it, it counts for the one that takes longest. One that none names
-    and that multiplies nothing was fused into what it reads, as the ReLUs of an 8-bit model are.
 
     Parameters
     ----------
@@ -200,52 +157,26 @@ def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofl
         raise InputError(
             "no executed layer has a time; compile with {'PERF_COUNT': True} and use time_layers"
         )
-    homes = _homes(executed)
-    given: dict[int, list[LayerWork]] = {}
-    unmatched = []
-    for layer in work.layers:
-        home = homes.get(layer.name)
-        if home is None and not layer.macs and layer.inputs:
-            home = homes.get(layer.inputs[0])
-        if home is not None:
-            homes[layer.name] = home
-            given.setdefault(home, []).append(layer)
-        elif layer.flops_omz:
-            unmatched.append(layer)
+    given, unmatched = assign_work(work, executed)
     points = tuple(
-        _point(layer, given.get(index, ()), peak)
-        for index, layer in enumerate(executed)
+        _point(layer, each, peak)
+        for layer, each in zip(executed, given, strict=True)
         if layer.milliseconds > 0
     )
-    precisions = {layer.name: executed[home].precision for home, each in given.items() for layer in each}
-    least = sum(
-        2e-6 * layer.macs / roof(peak, precisions.get(layer.name, "f32"))
-        for layer in work.layers
-        if layer.macs
-    )
+    least = attainable_seconds(work, peak, executed, precision="f32")
     bandwidth = known(peak.bandwidth)
     return Roofline(
         layers=points,
         milliseconds=total,
         gflops=work.gflops_mac2,
         gflops_per_second=work.gflops_mac2 / total * 1e3,
-        efficiency=least / total,
+        efficiency=None if least is None else least / total * 1e3,
         roofs={
             name: roof(peak, name) for name in sorted({point.precision for point in points if point.gflops})
         },
         gb_per_second=None if bandwidth is None else bandwidth.gb_per_second,
-        unmatched=tuple(layer.name for layer in unmatched),
+        unmatched=unmatched,
     )
-
-
-def _homes(executed: Sequence[ExecutedLayer]) -> dict[str, int]:
-    """Index of the layer that computes each of the model's operations."""
-    homes: dict[str, int] = {}
-    for index, layer in enumerate(executed):
-        for name in layer.operations:
-            if name not in homes or layer.milliseconds > executed[homes[name]].milliseconds:
-                homes[name] = index
-    return homes
 
 
 def _point(layer: ExecutedLayer, work: Iterable[LayerWork], peak: Peak) -> LayerPoint:

@@ -17,8 +17,6 @@ from edgeface.bench.peak import Bandwidth, Peak, Product
 from edgeface.bench.roofline import (
     Roofline,
     attainable,
-    efficiency,
-    least_milliseconds,
     roof,
     roofline,
 )
@@ -218,13 +216,9 @@ def test_roofline_survives_json() -> None:
     assert Roofline.model_validate_json(found.model_dump_json()) == found
 
 
-def test_efficiency_of_a_whole_model() -> None:
-    work = work_of(("a", "Convolution", 500_000_000, 0))
-    # 1 GFLOP at 100 GFLOP/s takes 10 ms.
-    assert least_milliseconds(work, PEAK, precision="f32") == pytest.approx(10.0)
-    assert efficiency(work, PEAK, milliseconds=25.0) == pytest.approx(0.4)
-    with pytest.raises(InputError, match="not 0 ms"):
-        efficiency(work, PEAK, milliseconds=0)
+def test_efficiency_is_not_known_where_the_peak_is_not() -> None:
+    work = work_of(("a", "Convolution", 5, 10))
+    assert roofline(work, [ran("a", "a", ms=1.0, precision="u8")], peak_of(i8=None)).efficiency is None
 
 
 # --- what OpenVINO makes of a model --------------------------------------------------------------------------
