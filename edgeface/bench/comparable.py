@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeface.bench.fact import known
+from edgeface.bench.imported import read_any
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.errors import InputError
 
@@ -35,7 +36,7 @@ class Side:
 
 
 def read_side(path: Path) -> Side:
-    """Read a result file, a run's folder, or a folder with the folders of repeated runs in it.
+    """Read a result file, a run's folder, a folder with the folders of repeated runs in it, or benchmark_app's report.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def read_side(path: Path) -> Side:
         files = sorted(path.rglob(FILE_NAME))
         if not files:
             raise InputError(f"{path}: expected a {FILE_NAME}, or folders with one in each, found none")
-    read = sorted(((BenchmarkResult.read(file), file) for file in files), key=lambda each: each[0].created)
+    read = sorted(((read_any(file), file) for file in files), key=lambda each: each[0].created)
     first = read[0][0]
     for run, file in read[1:]:
         if (run.model.digest, run.settings) != (first.model.digest, first.settings):
@@ -125,37 +126,39 @@ def doubts(run: BenchmarkResult) -> list[str]:
 
 
 def _essentials(old: BenchmarkResult, new: BenchmarkResult) -> Iterator[tuple[str, object, object]]:
-    yield "scenario", old.settings.scenario, new.settings.scenario
-    yield "batch", old.settings.batch, new.settings.batch
-    yield (
-        "samples a query",
-        *(each.multi_stream and each.multi_stream.samples_per_query for each in (old, new)),
-    )
-    yield (
-        "latency bound",
-        *(each.server and (each.server.bound_ms, each.server.percentile) for each in (old, new)),
-    )
-    yield "video", *(each.kiosk and each.kiosk.video_digest for each in (old, new))
+    essentials: dict[str, Callable[[BenchmarkResult], object]] = {
+        "scenario": lambda run: run.settings.scenario,
+        "batch": lambda run: run.settings.batch,
+        "samples a query": lambda run: run.multi_stream and run.multi_stream.samples_per_query,
+        "latency bound": lambda run: run.server and (run.server.bound_ms, run.server.percentile),
+        "video": lambda run: run.kiosk and run.kiosk.video_digest,
+    }
+    for what, read in essentials.items():
+        yield what, read(old), read(new)
 
 
 def _settings(old: BenchmarkResult, new: BenchmarkResult) -> Iterator[tuple[str, str, str]]:
-    pairs = [
-        ("model", _identity(old), _identity(new)),
-        *(
-            (name, getattr(old.settings, name), getattr(new.settings, name))
-            for name in type(old.settings).model_fields
-        ),
-        *(
-            (f"executed {name}", getattr(old.execution, name), getattr(new.execution, name))
+    before, after = _said(old), _said(new)
+    for name in before:
+        if before[name] != after[name]:
+            yield name, before[name], after[name]
+
+
+def _said(run: BenchmarkResult) -> dict[str, str]:
+    """What may explain a difference, as words."""
+    environment = run.environment
+    said: dict[str, object] = {
+        "model": _identity(run),
+        **{name: getattr(run.settings, name) for name in type(run.settings).model_fields},
+        **{
+            f"executed {name}": getattr(run.execution, name)
             for name in ("devices", "precision", "streams", "requests", "threads")
-        ),
-        ("openvino", *(each.environment and each.environment.software.openvino for each in (old, new))),
-        ("edgeface", old.edgeface, new.edgeface),
-        ("measured by", old.source, new.source),
-    ]
-    for name, first, second in pairs:
-        if first != second:
-            yield name, _text(first), _text(second)
+        },
+        "openvino": None if environment is None else environment.software.openvino,
+        "edgeface": run.edgeface,
+        "measured by": run.source,
+    }
+    return {name: _text(value) for name, value in said.items()}
 
 
 def _text(value: object) -> str:

@@ -133,6 +133,10 @@ class Gate:
     failed: tuple[str, ...]
     unsure: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        return {**dataclasses.asdict(self), "failed": list(self.failed), "unsure": list(self.unsure)}
+
 
 def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> Comparison:
     """Compare two sides.
@@ -158,7 +162,12 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
             f"found {runs[0]} and {runs[1]}; what varies between runs cannot be told from two"
         )
     scenario = baseline.first.settings.scenario
-    metrics = _METRICS[scenario]
+    every = [*baseline.runs, *candidate.runs]
+    metrics = [each for each in _METRICS[scenario] if all(_figure(each, run) for run in every)]
+    if not metrics:
+        raise InputError(
+            f"{baseline.name}, {candidate.name}: expected {' or '.join(_METRICS[scenario])} in both, found none"
+        )
     confidence = 1 - (1 - CONFIDENCE) / len(metrics)
     paired = not single and _alternate(baseline.runs, candidate.runs)
     differences = tuple(
@@ -289,13 +298,14 @@ def _difference(
 
 
 def _figure(metric: str, run: BenchmarkResult) -> float:
+    """The figure of a run; 0 if it has none."""
     if metric == "rate":
         value = run.server.rate if run.server else None
+    elif metric == "throughput":
+        value = run.throughput_fps
     else:
-        value = run.throughput_fps if metric == "throughput" else run.latency_ms.get(metric)  # type: ignore[call-overload]
-    if not value:
-        raise InputError(f"{run.model.name}, {run.created}: expected a {metric} to compare, found none")
-    return float(value)
+        value = run.latency_ms.get(metric)  # type: ignore[call-overload]
+    return float(value or 0.0)
 
 
 def _alternate(baseline: Sequence[BenchmarkResult], candidate: Sequence[BenchmarkResult]) -> bool:

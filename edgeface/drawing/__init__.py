@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from edgeface.drawing.axes import Axis, Mark, categories, linear, logarithmic, probit
+from edgeface.drawing.axes import Axis, Mark, categories, linear, logarithmic, nines, probit
 from edgeface.drawing.page import write_page
 from edgeface.drawing.plot import Frame, Plot, Shape, Words
 from edgeface.drawing.wording import counted, percent, rounded
@@ -21,6 +21,7 @@ __all__ = [
     "counted",
     "linear",
     "logarithmic",
+    "nines",
     "percent",
     "probit",
     "rounded",

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Axis", "Doubles", "Mark", "categories", "linear", "logarithmic", "probit"]
+__all__ = ["Axis", "Doubles", "Mark", "categories", "linear", "logarithmic", "nines", "probit"]
 
 Doubles = NDArray[np.float64]
 Wording = Callable[[float], str]
@@ -97,6 +97,25 @@ def probit(label: str, low: float, high: float, marks: Sequence[float], *, words
     start, end = deviate(low), deviate(high)
     inside = np.array([rate for rate in marks if low <= rate <= high])
     return _axis(label, lambda rates: (deviate(rates) - start) / (end - start), inside, words)
+
+
+def nines(label: str, most: float) -> Axis:
+    """An axis of percentiles as shares of 1, where each further nine takes as much room: 90 %, 99 %, 99.9 %.
+
+    Parameters
+    ----------
+    label
+        What it measures.
+    most
+        The last percentile that it reaches, below 1.
+    """
+    length = -np.log10(1 - most)
+    marks = [0.0, 0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))]
+    return Axis(
+        label,
+        lambda shares: -np.log10(np.maximum(1 - shares, 1e-12)) / length,
+        tuple(Mark(float(-np.log10(1 - each) / length), f"{100 * each:.10g} %") for each in marks),
+    )
 
 
 def categories(label: str, names: Sequence[str]) -> Axis:

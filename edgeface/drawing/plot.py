@@ -141,6 +141,18 @@ class Frame:
         feet = "".join(f"M{side:g} {at - 4:.1f}v8" for side in (left, right))
         return Shape(f"M{left:g} {at:.1f}H{right:g}{feet}", kind, title)
 
+    def bar(self, row: int, value: float, kind: str, *, title: str = "") -> Shape:
+        """A bar from the left end to `value`, in one row of a y axis of categories."""
+        high = 0.64 * self.height / len(self.y.marks)
+        top, length = float(self.down(row)) - high / 2, float(self.across(value))
+        return Shape(f"M0 {top:.1f}H{length:.1f}v{high:.1f}H0Z", kind, title)
+
+    def pillar(self, x: float, low: float, high: float, kind: str, *, title: str = "") -> Shape:
+        """An interval along y at one x, with a foot at both ends."""
+        (bottom, top), at = np.round(self.down([low, high]), 1), float(self.across(x))
+        feet = "".join(f"M{at - 4:.1f} {end:g}h8" for end in (bottom, top))
+        return Shape(f"M{at:.1f} {bottom:g}V{top:g}{feet}", kind, title)
+
     def cell(self, column: int, row: int, kind: str, *, strength: float, title: str = "") -> Shape:
         """One cell of two axes of categories, with a hair of space around it."""
         wide, high = self.width / len(self.x.marks), self.height / len(self.y.marks)

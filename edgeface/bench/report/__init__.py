@@ -1,0 +1,67 @@
+"""Results in, a report out: one self-contained HTML page, Markdown or CSV, by the suffix of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeface.bench.comparable import Side
+from edgeface.bench.compare import Comparison, compare
+from edgeface.bench.report.entry import Entry, read_entries
+from edgeface.bench.report.page import write_html
+from edgeface.bench.report.tables import as_csv, as_markdown
+from edgeface.errors import InputError
+from edgeface.files import write_atomically
+
+__all__ = ["SUFFIXES", "Entry", "read_entries", "write_report"]
+
+SUFFIXES = (".html", ".md", ".csv")
+
+_MOST_COMPARED = 8
+"""Candidates that a report compares with its first result; more are a sweep."""
+
+
+def write_report(entries: Sequence[Entry], path: Path) -> None:
+    """Write a report.
+
+    Parameters
+    ----------
+    entries
+        At least one. Where there are a few, the others are compared with the first, as far as they measure the
+        same thing.
+    path
+        Its suffix says what is written: one of `SUFFIXES`.
+
+    Raises
+    ------
+    InputError
+        If there are no entries, or the suffix is another.
+    OutputError
+        If it cannot be written.
+    """
+    if not entries:
+        raise InputError("report: expected at least one result, found none")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+    if path.suffix == ".csv":
+        text = as_csv(entries)
+    else:
+        comparisons = _comparisons(entries)
+        if path.suffix == ".html":
+            return write_html(entries, comparisons, path)
+        text = as_markdown(entries, comparisons)
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:
+    if len(entries) > _MOST_COMPARED + 1:
+        return []
+    first, *others = (Side(entry.name, (entry.result,)) for entry in entries)
+    found = []
+    for other in others:
+        try:
+            found.append(compare(first, other, across_models=True))
+        except InputError:  # they measure different things; the tables show both
+            continue
+    return found

@@ -1,0 +1,170 @@
+"""Several results in, the plots that set them side by side out: throughput, heat map of a sweep, comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgeface.bench.compare import Comparison
+from edgeface.bench.report.entry import Entry
+from edgeface.drawing import Frame, Plot, categories, linear, percent, rounded
+
+__all__ = ["comparison_plot", "heat_maps", "throughput_plot"]
+
+_ROW = 22.0
+"""Height of a row of a plot whose rows are results."""
+_NAME = 20
+"""Characters of a name that fit in front of a row."""
+
+_AXES = ("batch", "streams", "requests", "threads", "hint", "precision", "device")
+"""What a sweep varies, in the order in which it is given an axis of its own."""
+
+
+def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
+    """Items a second of each result, with intervals; None for a single one."""
+    shown = [each for each in entries if each.result.throughput_fps]
+    if len(shown) < 2:
+        return None
+    shown = shown[::-1]
+    rates = [each.result.throughput_fps or 0.0 for each in shown]
+    ends = [
+        (each.result.throughput_interval or (None, None))[1] or rate
+        for each, rate in zip(shown, rates, strict=True)
+    ]
+    frame = Frame(
+        linear("items a second", 0, max(ends) * 1.15),
+        categories("", [_short(each.name) for each in shown]),
+        height=_ROW * len(shown) + 8,
+        left=136.0,
+        grid=False,
+    )
+    shapes, words = [], []
+    for row, (each, rate) in enumerate(zip(shown, rates, strict=True)):
+        shapes.append(frame.bar(row, rate, "fill", title=f"{each.name}: {rounded(rate)} items a second"))
+        low, high = each.result.throughput_interval or (None, None)
+        if low is not None and high is not None:
+            shapes.append(frame.whiskers(row, low, high, "mark"))
+        words.append(frame.words(high or rate, row, rounded(rate), anchor="start", kind="strong", lift=-4))
+    return Plot("Throughput", frame, tuple(shapes), tuple(words), legend=(("mark", "95 % interval"),))
+
+
+def comparison_plot(comparisons: Sequence[Comparison], metric: str) -> Plot | None:
+    """Slowdown of each candidate by one metric, with its interval; None if none has one."""
+    rows = [
+        (each, difference)
+        for each in reversed(comparisons)
+        for difference in each.differences
+        if difference.metric == metric
+    ]
+    if not rows:
+        return None
+    ends = [end for _, each in rows for end in (each.slowdown, *each.interval) if end is not None]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = max(0.15 * (high - low), 0.02)
+    frame = Frame(
+        linear("slower by", low - room, high + room, wanted=5, words=percent),
+        categories("", [_short(each.candidate) for each, _ in rows]),
+        height=_ROW * len(rows) + 8,
+        left=136.0,
+        grid=False,
+    )
+    kinds = {"worse": "bad", "better": "good", "no difference shown": "fill"}
+    shapes = [frame.upright(0.0, "guide")]
+    for row, (each, difference) in enumerate(rows):
+        kind = kinds[difference.verdict]
+        bounds = difference.interval
+        least, most = (
+            end if end is not None else edge
+            for end, edge in zip(bounds, (low - room, high + room), strict=True)
+        )
+        title = f"{each.candidate}: {difference.slowdown:+.1%}, {difference.verdict}"
+        if bounds != (None, None):
+            shapes.append(frame.whiskers(row, least, most, f"whisker {kind}", title=title))
+        shapes += frame.dots([difference.slowdown], [row], kind, radius=4, titles=[title])
+    return Plot(
+        f"{metric} against {_short(comparisons[0].baseline)}",
+        frame,
+        tuple(shapes),
+        legend=(("bad", "worse"), ("good", "better"), ("", "no difference shown")),
+    )
+
+
+def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
+    """Throughput and median latency over the two settings that vary most; nothing unless there is such a grid."""
+    values = {axis: _distinct([_setting(each, axis) for each in entries]) for axis in _AXES}
+    varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[
+        :2
+    ]
+    if len(varied) < 2 or len(entries) < 4:
+        return []
+    across, up = sorted(varied, key=_AXES.index)
+    return [
+        plot
+        for plot in (
+            _heat_map(entries, values, across, up, "Throughput (items a second)", latency=False),
+            _heat_map(entries, values, across, up, "Median latency (ms)", latency=True),
+        )
+        if plot
+    ]
+
+
+def _heat_map(
+    entries: Sequence[Entry],
+    values: dict[str, list[str]],
+    across: str,
+    up: str,
+    title: str,
+    *,
+    latency: bool,
+) -> Plot | None:
+    found: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    for each in entries:
+        figure = each.result.latency_ms.get("p50") if latency else each.result.throughput_fps
+        if figure:
+            place = values[across].index(_setting(each, across)), values[up].index(_setting(each, up))
+            found.setdefault(place, []).append((figure, each.name))
+    if not found:
+        return None
+    frame = Frame(
+        categories(across, values[across]),
+        categories(up, values[up]),
+        height=min(250.0, 44.0 * len(values[up]) + 20),
+        left=96.0,
+        grid=False,
+    )
+    best = min if latency else max
+    kept = {place: best(figures) for place, figures in found.items()}
+    figures = [figure for figure, _ in kept.values()]
+    low, high = np.log(min(figures)), np.log(max(figures))
+    shapes, words = [], []
+    winner = best(figures)
+    for (column, row), (figure, name) in kept.items():
+        heat = 0.5 if high == low else float((np.log(figure) - low) / (high - low))
+        strength = 0.1 + 0.6 * (1 - heat if latency else heat)
+        kind = "heat best" if figure == winner else "heat"
+        shapes.append(frame.cell(column, row, kind, strength=strength, title=f"{name}: {rounded(figure)}"))
+        words.append(frame.words(column, row, rounded(figure, 3), lift=-4, kind="strong"))
+    crowded = any(len(each) > 1 for each in found.values())
+    return Plot(
+        title,
+        frame,
+        tuple(shapes),
+        tuple(words),
+        note="The best of several settings in each cell." if crowded else "",
+    )
+
+
+def _setting(entry: Entry, name: str) -> str:
+    value = getattr(entry.result.settings, name)
+    return "default" if value is None else str(value)
+
+
+def _distinct(values: list[str]) -> list[str]:
+    return sorted(
+        set(values), key=lambda each: (not each.isdigit(), int(each) if each.isdigit() else 0, each)
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"

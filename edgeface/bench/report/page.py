@@ -1,0 +1,82 @@
+"""Results and their comparisons in, one self-contained HTML page out: no network, no script, plots as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeface.bench.compare import Comparison
+from edgeface.bench.report.entry import Entry
+from edgeface.bench.report.facts import Rows, environment_rows, model_rows, settings_rows
+from edgeface.bench.report.layer_plots import LayerRow, roofline_plot, top_layers
+from edgeface.bench.report.many_plots import comparison_plot, heat_maps, throughput_plot
+from edgeface.bench.report.run_plots import run_plots
+from edgeface.bench.report.tables import interval_words, slowdown_words
+from edgeface.drawing import Plot, write_page
+
+__all__ = ["write_html"]
+
+_FULL = 12
+"""Results that are shown in full: of a sweep, those with the best latency and the best throughput."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """What is shown of one result."""
+
+    entry: Entry
+    plots: list[Plot]
+    layers: list[LayerRow]
+    model: Rows
+    settings: Rows
+    environment: Rows
+
+
+def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path: Path) -> None:
+    """Write the page.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    compared = [
+        plot
+        for metric in ("p50", "p99", "throughput", "rate")
+        if comparisons and (plot := comparison_plot(comparisons, metric))
+    ]
+    overview = [plot for plot in (throughput_plot(entries),) if plot and len(entries) <= 2 * _FULL]
+    write_page(
+        path,
+        __package__,
+        filters={"interval": interval_words},
+        entries=entries,
+        first=entries[0],
+        overview=[*heat_maps(entries), *overview],
+        comparisons=comparisons,
+        compared=compared,
+        sections=[_section(entry) for entry in _in_full(entries)],
+        slowdown=slowdown_words,
+    )
+
+
+def _section(entry: Entry) -> _Section:
+    result = entry.result
+    roofline = roofline_plot(result)
+    return _Section(
+        entry,
+        [*run_plots(result), *([roofline] if roofline else [])],
+        top_layers(result),
+        model_rows(result),
+        settings_rows(result),
+        environment_rows(result),
+    )
+
+
+def _in_full(entries: Sequence[Entry]) -> list[Entry]:
+    if len(entries) <= _FULL:
+        return list(entries)
+    fastest = min(entries, key=lambda each: each.result.latency_ms.get("p50", float("inf")))
+    most = max(entries, key=lambda each: each.result.throughput_fps or 0.0)
+    return [fastest] if fastest is most else [fastest, most]
