@@ -254,7 +254,9 @@ def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDA
 
 
 def _probability(logit: NDArray[np.floating]) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-logit.astype(np.float64))))
+    """In single precision, as the reference has it: near 1 different logits are equally probable, and are ties."""
+    odds_against = np.exp(-np.maximum(logit.astype(np.float32), np.float32(-80)))
+    return np.asarray(np.float32(1) / (np.float32(1) + odds_against), np.float64)
 
 
 def _shift(boxes: Floats, shifts: np.ndarray, *, pixel: int) -> Floats:
