@@ -234,6 +234,7 @@ def _quiet_nncf() -> Iterator[Any]:
         for handler in list(logger.handlers):  # it writes to stdout
             logger.removeHandler(handler)
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)  # what everybody else's level is
         yield nncf
 
 

@@ -13,13 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.contract import ModelContract
 from edgeface.errors import ContractError, InputError
 from edgeface.files import write_atomically
 from edgeface.recognize.embedding import require_same_contract
 from edgeface.recognize.intervals import clopper_pearson, trials_needed
 from edgeface.recognize.metrics import Metric
 
-__all__ = ["Threshold", "calibrate", "load_thresholds", "save_thresholds", "threshold_at"]
+__all__ = [
+    "Threshold",
+    "calibrate",
+    "load_thresholds",
+    "require_calibrated_for",
+    "save_thresholds",
+    "threshold_at",
+]
 
 _FORMAT = "edgeface-thresholds"
 _VERSION = 1
@@ -256,6 +264,26 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
         known = ", ".join(f"{each:g}" for each in sorted(rates))
         raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {known}")
     return rates[far]
+
+
+def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:
+    """Refuse a threshold of another model, and say so where that is the one this model was compressed from.
+
+    Raises
+    ------
+    ContractError
+        If the threshold's `contract_id` is not the contract's.
+    """
+    if threshold.contract_id == contract.contract_id:
+        return
+    lineage = contract.lineage
+    if lineage is not None and threshold.contract_id == lineage.parent_id:
+        raise ContractError(
+            f"threshold: expected one for {contract.contract_id}, the {contract.precision} model, found one for "
+            f"{lineage.parent_id}, the FP32 model that it was made from: rounding moves the scores. Calibrate again "
+            "with 'edgeface calibrate --model' and this IR, or make the IR with 'edgeface quantize --recalibrate PAIRS'"
+        )
+    require_same_contract(contract.contract_id, threshold.contract_id, what="threshold")
 
 
 def _sorted_distances(kind: str, scores: NDArray[Any], metric: Metric) -> NDArray[np.float64]:

@@ -1,0 +1,261 @@
+"""A detector and photographs in; its networks in 8 bits out, if boxes and landmarks stay where they were.
+
+A detector has no contract, and its networks see what the ones before them let through. So it runs as it is on the
+calibration photographs while every batch that reaches a network is kept; the networks are quantized on those, put
+into another instance of the same detector, and the two are compared on photographs that were held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from edgeface.convert.ir import publish_ir
+from edgeface.errors import ConversionError, ImageError, InputError
+from edgeface.files import output_errors, staging_folder, stopwatch
+from edgeface.quantize.agreement import Agreement, judge_agreement, measure_agreement
+from edgeface.quantize.compress import Progress, Recipe, compress
+from edgeface.vision.detect import Detector, DetectorName, load_detector
+from edgeface.vision.image import Image, read_image
+from edgeface.vision.infer import Outputs, Pool, read_network
+from edgeface.vision.mtcnn_nets import build_net, load_weights
+
+__all__ = ["DetectorOutcome", "quantize_detector"]
+
+_POOLS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "mtcnn": {"pnet": "_pnet", "rnet": "_rnet", "onet": "_onet"},
+        "yunet": {"model": "_pool"},
+        "retail-0004": {"model": "_boxes", "landmarks": "_landmarks"},
+    }
+)
+"""Where each detector keeps the `Pool` of each of its networks."""
+_BATCHES = 300
+"""Batches kept a network, at most."""
+_MOST_VALUES = 1 << 27
+"""Values of all batches kept a network, at most: half a gigabyte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorOutcome:
+    """What became of one detector.
+
+    Attributes
+    ----------
+    name
+        Which one.
+    files
+        The quantized networks; empty if they were refused, and then nothing was written.
+    agreement
+        With FP32, on photographs that were held out.
+    reasons
+        Why it was refused; empty if it passed.
+    calibration_sha256
+        Over the batches that each network was calibrated with.
+    settings
+        How.
+    bytes_before, bytes_after
+        Of all .bin files together.
+    seconds
+        Wall time.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    agreement: Agreement
+    reasons: tuple[str, ...]
+    calibration_sha256: str
+    settings: str
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the networks were written."""
+        return not self.reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: the answer of `edgeface quantize --as`."""
+        return {
+            "passed": self.passed,
+            "detector": self.name,
+            "files": [str(path) for path in self.files],
+            "agreement": self.agreement.to_dict(),
+            "reasons": list(self.reasons),
+            "calibration_sha256": self.calibration_sha256,
+            "settings": self.settings,
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def quantize_detector(
+    name: DetectorName,
+    model: Path | None,
+    output: Path,
+    photos: Sequence[Path],
+    *,
+    recipe: Recipe | None = None,
+    landmarks_model: Path | None = None,
+    progress: Progress | None = None,
+) -> DetectorOutcome:
+    """Quantize every network of a detector, and write them only if it finds the same faces.
+
+    Parameters
+    ----------
+    name, model, landmarks_model
+        As `load_detector` takes them.
+    output
+        Folder for the IRs: pnet.xml, rnet.xml and onet.xml, or the model's own name.
+    photos
+        With faces; a fifth of them judges, the others calibrate.
+    recipe
+        How; `Recipe.subset` counts photographs.
+    progress
+        Called with what is going on.
+
+    Raises
+    ------
+    InputError
+        If fewer than five photographs can be read, or no face is found in those that judge.
+    EdgeFaceError
+        As `load_detector` and `compress`.
+    """
+    recipe = recipe or Recipe()
+    tell: Progress = progress or (lambda what, done, total: None)
+    calibrating, judging = _split(photos, recipe)
+    networks = _networks(name, model, landmarks_model)
+    if model is not None and output.resolve() == model.resolve().parent:
+        raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")
+    with (
+        stopwatch() as elapsed,
+        load_detector(name, model=model, landmarks_model=landmarks_model) as before,
+        load_detector(name, model=model, landmarks_model=landmarks_model) as after,
+    ):
+        tell("FP32 faces", 0, 0)
+        expected = before.detect(judging)
+        records = {label: _Recorder(getattr(before, _POOLS[name][label])) for label in networks}
+        for label, recorder in records.items():
+            setattr(before, _POOLS[name][label], recorder)
+        for done, image in enumerate(calibrating, start=1):
+            before.detect([image])
+            tell("faces", done, len(calibrating))
+        digest, quantized = hashlib.sha256(), {}
+        for label, network in networks.items():
+            batches = records[label].batches
+            for batch in batches:
+                digest.update(repr(batch.shape).encode() + np.ascontiguousarray(batch).tobytes())
+            quantized[label] = compress(
+                network, batches, dataclasses.replace(recipe, subset=max(1, len(batches))), progress=progress
+            )
+        _replace(after, name, quantized)
+        tell("quantized faces", 0, 0)
+        agreement = measure_agreement(expected, after.detect(judging))
+        reasons = judge_agreement(agreement)
+        with staging_folder(output) as staging:
+            sizes = [_save(network, staging / "fp32.xml") for network in networks.values()]
+            names = {"model": model, "landmarks": landmarks_model}
+            staged = [
+                staging / f"{path.stem if (path := names.get(label)) else label}.xml" for label in quantized
+            ]
+            for network in quantized.values():
+                network.set_rt_info(
+                    {
+                        "detector": name,
+                        "method": recipe.method,
+                        "settings": recipe.settings,
+                        "calibration_sha256": digest.hexdigest(),
+                        "recall": f"{agreement.recall:.6f}",
+                        "landmark_pixels": f"{agreement.landmark_pixels:.6f}",
+                    },
+                    "edgeface_detector",
+                )
+            after_sizes = [
+                _save(network, path) for path, network in zip(staged, quantized.values(), strict=True)
+            ]
+            files = () if reasons else tuple(publish_ir(path, output) for path in staged)
+        return DetectorOutcome(
+            name=name,
+            files=files,
+            agreement=agreement,
+            reasons=reasons,
+            calibration_sha256=digest.hexdigest(),
+            settings=recipe.settings,
+            bytes_before=sum(sizes),
+            bytes_after=sum(after_sizes),
+            seconds=elapsed(),
+        )
+
+
+class _Recorder:
+    """Stands where a `Pool` stood and keeps a copy of every batch that passes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.batches: list[np.ndarray] = []
+        self._values = 0
+
+    def map(self, batches: Iterable[np.ndarray]) -> list[Outputs]:
+        return self._pool.map(self._keep(batches))
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _keep(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            if len(self.batches) < _BATCHES and self._values + batch.size <= _MOST_VALUES:
+                self.batches.append(np.array(batch, np.float32))
+                self._values += batch.size
+            yield batch
+
+
+def _split(photos: Sequence[Path], recipe: Recipe) -> tuple[list[Image], list[Image]]:
+    readable = []
+    for path in sorted(photos):
+        try:
+            readable.append(read_image(path))
+        except ImageError:
+            continue  # a folder of photographs may hold other files
+    if len(readable) < 5:
+        raise InputError(f"calibration: expected at least 5 photographs with faces, found {len(readable)}")
+    order = np.random.default_rng(recipe.seed).permutation(len(readable))
+    judges = max(1, len(readable) // 5)
+    shuffled = [readable[index] for index in order]
+    return shuffled[judges:][: recipe.subset], shuffled[:judges]
+
+
+def _networks(name: DetectorName, model: Path | None, landmarks_model: Path | None) -> dict[str, ov.Model]:
+    if name == "mtcnn":
+        weights = load_weights(model)
+        return {label: build_net(label, weights) for label in ("pnet", "rnet", "onet")}
+    if model is None:
+        raise InputError(f"detector {name}: expected the path of its model, found none")
+    networks = {"model": read_network(model)}
+    if name == "retail-0004" and landmarks_model is not None:
+        networks["landmarks"] = read_network(landmarks_model)
+    return networks
+
+
+def _replace(detector: Detector, name: str, networks: Mapping[str, ov.Model]) -> None:
+    for label, network in networks.items():
+        getattr(detector, _POOLS[name][label]).close()
+        setattr(detector, _POOLS[name][label], Pool(network, device="CPU"))
+
+
+def _save(network: ov.Model, path: Path) -> int:
+    """Write an IR; return the bytes of its .bin."""
+    with output_errors(path):
+        try:
+            ov.save_model(network, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise ConversionError(f"{path}: OpenVINO could not write the IR: {error}") from error
+    return path.with_suffix(".bin").stat().st_size
