@@ -23,6 +23,7 @@ _COMMANDS = {
     "devices": ("devices", "doctor"),
     "detect": ("detect", "align"),
     "embed": ("embed", "verify"),
+    "quantize": ("quantize",),
     "evaluate": ("evaluate",),
     "calibrate": ("calibrate",),
     "cluster": ("cluster",),
