@@ -1,0 +1,213 @@
+"""How often a stranger may be taken for somebody in, the score above which somebody is somebody out.
+
+FPIR (false positive identification rate; ISO/IEC 19795-1, NIST FRTE 1:N): of the searches for people who are not
+enrolled, the share that returns anybody at or above the threshold. It grows with the gallery.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import InputError
+from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.recognize.metrics import Metric
+from edgeface.recognize.threshold import Threshold
+
+__all__ = ["SearchThreshold", "far_for_fpir", "fpir_of_far", "threshold_from_pairs", "threshold_from_probes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchThreshold:
+    """Where the scores of searches are cut.
+
+    Attributes
+    ----------
+    value
+        Cosine similarity; accepted is what is above it.
+    contract_id
+        Of the embeddings; it is valid for no other.
+    fpir
+        That was asked for.
+    gallery_size
+        Comparisons a search: templates enrolled. A larger gallery has a higher FPIR.
+    basis
+        ``pairs``: from a verification threshold, assuming that comparisons are independent. ``probes``: from
+        searches for people who were not enrolled.
+    expected_fpir
+        What the data show: for ``pairs`` the formula at the observed FAR, for ``probes`` the share observed.
+    fpir_interval
+        Clopper-Pearson, at the basis' confidence; carried through the formula for ``pairs``.
+    supported
+        Whether there were pairs or probes enough to say anything about `fpir`.
+    """
+
+    value: float
+    contract_id: str
+    fpir: float
+    gallery_size: int
+    basis: Literal["pairs", "probes"]
+    expected_fpir: float
+    fpir_interval: tuple[float, float]
+    supported: bool
+
+    def accepts(self, score: float) -> bool:
+        """Whether somebody of this score is somebody."""
+        return score > self.value
+
+    def note(self, gallery_size: int) -> str:
+        """What speaks against using it for a gallery of this size, in words; empty if nothing does."""
+        if gallery_size > self.gallery_size:
+            return (
+                f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "
+                "strangers are accepted more often than was asked for"
+            )
+        if not self.supported:
+            return (
+                f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
+            )
+        return ""
+
+
+def fpir_of_far(far: float, comparisons: int) -> float:
+    """FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
+
+    It assumes that the comparisons of one search are independent. They are not: somebody who looks like one enrolled
+    person looks like others of the same age, sex and origin too, so that false positives come in clusters and the
+    true FPIR is lower than this for most people and higher for some. Several templates of one person are much alike,
+    which lowers it further: counting templates errs on the safe side. `threshold_from_probes` assumes nothing.
+
+    Parameters
+    ----------
+    far
+        False accept rate of one comparison, in [0, 1].
+    comparisons
+        N, from 1.
+    """
+    if not 0.0 <= far <= 1.0 or comparisons < 1:
+        raise InputError(
+            f"FPIR: expected a rate from 0 to 1 and N of 1 or more, found {far} and {comparisons}"
+        )
+    return 1.0 if far == 1.0 else -math.expm1(comparisons * math.log1p(-far))
+
+
+def far_for_fpir(fpir: float, comparisons: int) -> float:
+    """The FAR at which `fpir_of_far` is this: ``1 - (1 - FPIR)^(1/N)``."""
+    if not 0.0 < fpir < 1.0 or comparisons < 1:
+        raise InputError(
+            f"FPIR: expected a rate between 0 and 1 and N of 1 or more, found {fpir} and {comparisons}"
+        )
+    return -math.expm1(math.log1p(-fpir) / comparisons)
+
+
+def threshold_from_pairs(
+    thresholds: Sequence[Threshold], *, fpir: float, gallery_size: int
+) -> SearchThreshold:
+    """Choose among verification thresholds by the formula of `fpir_of_far`.
+
+    Parameters
+    ----------
+    thresholds
+        As `calibrate` made them, of one contract, of any metric.
+    fpir
+        Wanted.
+    gallery_size
+        Templates that a probe will be compared with.
+
+    Returns
+    -------
+    SearchThreshold
+        From the most permissive one whose FAR is low enough.
+
+    Raises
+    ------
+    InputError
+        If none is strict enough; it says which FAR to calibrate.
+    """
+    far = far_for_fpir(fpir, gallery_size)
+    strict = [each for each in thresholds if each.far <= far * (1 + 1e-9)]
+    if not strict:
+        lowest = min((each.far for each in thresholds), default=math.nan)
+        rounded = f"{0.995 * far:.3g}"  # never rounded up, or it would not do
+        raise InputError(
+            f"FPIR {fpir:g} in a gallery of {gallery_size:,} templates needs a threshold of FAR {rounded}, and the "
+            f"strictest is of FAR {lowest:g}; calibrate one: edgeface calibrate --far {rounded}, which needs at least "
+            f"{trials_needed(far):,} impostor pairs, or measure with people who are not enrolled"
+        )
+    chosen = max(strict, key=lambda each: each.far)
+    low, high = (fpir_of_far(each, gallery_size) for each in chosen.far_interval)
+    return SearchThreshold(
+        value=_as_cosine(chosen),
+        contract_id=chosen.contract_id,
+        fpir=fpir,
+        gallery_size=gallery_size,
+        basis="pairs",
+        expected_fpir=fpir_of_far(chosen.observed_far, gallery_size),
+        fpir_interval=(low, high),
+        supported=chosen.supported,
+    )
+
+
+def threshold_from_probes(
+    best_scores: NDArray[np.floating[Any]],
+    *,
+    fpir: float,
+    gallery_size: int,
+    contract_id: str,
+    confidence: float = 0.95,
+) -> SearchThreshold:
+    """The most permissive threshold that keeps the FPIR on searches for people who are not enrolled.
+
+    Parameters
+    ----------
+    best_scores : (N,) float
+        The score of the most similar person, by the rule that will be used, one for each search.
+    fpir
+        Wanted.
+    gallery_size
+        Templates that were enrolled.
+    contract_id
+        Of the embeddings.
+    confidence
+        Of the interval, which assumes that the probes are independent: one of each person.
+
+    Raises
+    ------
+    InputError
+        If there are no scores, or they are not finite, or the rate is not between 0 and 1.
+    """
+    scores = np.sort(np.asarray(best_scores, np.float64).ravel())[::-1]
+    if not scores.size or not np.isfinite(scores).all():
+        raise InputError(f"FPIR: expected finite scores of at least one search, found {scores.size} scores")
+    if not 0.0 < fpir < 1.0:
+        raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir}")
+    allowed = math.floor(fpir * len(scores) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    value = float(scores[allowed])
+    accepted = int(np.count_nonzero(scores > value))
+    return SearchThreshold(
+        value=value,
+        contract_id=contract_id,
+        fpir=fpir,
+        gallery_size=gallery_size,
+        basis="probes",
+        expected_fpir=accepted / len(scores),
+        fpir_interval=clopper_pearson(accepted, len(scores), confidence=confidence),
+        supported=len(scores) >= trials_needed(fpir),
+    )
+
+
+def _as_cosine(threshold: Threshold) -> float:
+    """The same cut on unit vectors, as a cosine."""
+    value = threshold.value
+    if threshold.metric is Metric.cosine:
+        return value
+    if threshold.metric is Metric.cosine_distance:
+        return 1 - value
+    if threshold.metric is Metric.squared_l2:
+        return 1 - value / 2
+    return math.cos(math.pi * value)
