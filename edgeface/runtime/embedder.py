@@ -153,7 +153,7 @@ class Embedder(Serving):
         *,
         device: str = "CPU",
         fallback: Sequence[str] = (),
-        plan: DevicePlan | Sequence[DevicePlan] | None = None,
+        plan: DevicePlan | Sequence[DevicePlan] | Path | str | None = None,
         image_format: ImageFormat | None = None,
         flip: Flip | None = None,
         cache_dir: Path | None = None,
@@ -174,7 +174,8 @@ class Embedder(Serving):
         fallback
             Devices to take when `device`, or a plan's, is absent. Empty: that is an error.
         plan
-            How the device is to run the model; several: a `Pool` over all of them.
+            How the device is to run the model, or the file that says it, such as one of ``edgeface bench sweep``;
+            several: a `Pool` over all of them.
         image_format
             What the crops are; None: as OpenCV holds them, of the contract's size.
         flip
@@ -206,6 +207,8 @@ class Embedder(Serving):
         core = _core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
             reading = beside.submit(read_source, Path(ir), core=core, key=key)
+            if isinstance(plan, (str, Path)):
+                plan = DevicePlan.read(Path(plan))
             if plan is None:
                 resolved = resolve_device(device, fallback=fallback, core=core)
                 plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved), resolved),)
