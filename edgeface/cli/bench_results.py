@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
@@ -14,6 +15,7 @@ from edgeface.errors import InputError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.bench.compare import Comparison, Gate
+    from edgeface.bench.sweep import Sweep
 
 
 def add_to(group: typer.Typer) -> None:
@@ -22,6 +24,9 @@ def add_to(group: typer.Typer) -> None:
         epilog="Example: edgeface bench compare results/before results/after --fail-on-regression 5%"
     )(compare)
     group.command(epilog="Example: edgeface bench report results/* -o report.html")(report)
+    group.command(
+        epilog="Example: edgeface bench sweep facenet.xml --hints latency,throughput --batches 1,4 -o sweep"
+    )(sweep)
 
 
 def compare(
@@ -107,6 +112,106 @@ def report(
         return emit_json({"results": len(entries), "outputs": [str(path) for path in output]})
     for path in output:
         stdout.print(f"{escape(str(path))} written", soft_wrap=True)
+
+
+def sweep(
+    model: Annotated[Path, typer.Argument(help="Any IR (.xml) or ONNX file.", show_default=False)],
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder; one that holds a part of the sweep is gone on with.",
+            show_default=False,
+        ),
+    ],
+    devices: Annotated[
+        str, typer.Option(help="Separated by blanks, for AUTO:GPU,CPU is one; the other lists by commas.")
+    ] = "CPU",
+    precisions: Annotated[str, typer.Option(help="f32, f16, bf16, or default.")] = "default",
+    hints: Annotated[
+        str, typer.Option(help="latency, throughput, cumulative_throughput, or none.")
+    ] = "latency,throughput",
+    streams: Annotated[str, typer.Option(help="Numbers, or default.")] = "default",
+    requests: Annotated[str, typer.Option(help="Numbers, or default.")] = "default",
+    batches: Annotated[str, typer.Option(help="Numbers.")] = "1",
+    duration: Annotated[
+        float, typer.Option("--duration", "-t", min=0.001, help="Seconds of each run at least.")
+    ] = 20.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for stable times at most.")] = 10.0,
+    peak: Annotated[
+        bool, typer.Option("--peak/--no-peak", help="Measure what each device attains, once.")
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Measure every combination of settings, and write the best plans for latency and for throughput.
+
+    Each is measured alone and under full load. latency.json and throughput.json are plans that
+    Embedder.load(..., plan=FILE) and bench run --plan take. Interrupted, it goes on where it stopped.
+    """
+    from edgeface.bench.runner import DEFAULTS
+    from edgeface.bench.sweep import Axes, Step
+    from edgeface.bench.sweep import sweep as run_sweep
+
+    axes = Axes(
+        devices=devices.split(),
+        precisions=[None if word == "default" else word for word in _words(precisions)],
+        hints=[None if word in ("none", "default") else word.upper() for word in _words(hints)],
+        streams=_numbers("--streams", streams),
+        requests=_numbers("--requests", requests),
+        batches=_numbers("--batches", batches),
+    )
+    settings = DEFAULTS.model_copy(update={"duration_s": duration, "warm_up_s": warm_up})
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, refresh_per_second=1) as bars:
+        task = bars.add_task("sweep", total=None)
+
+        def tell(step: Step) -> None:
+            bars.update(task, description=escape(step.name), completed=step.number - 1, total=step.total)
+
+        found = run_sweep(model, output_dir, axes=axes, settings=settings, peak=peak, on_step=tell)
+        bars.update(task, completed=len(found.results))
+    for kind in ("absent", "failed", "skipped"):
+        for left in getattr(found, kind):
+            stderr.print(
+                f"[bold yellow]{kind}:[/] {escape(left.name)}: {escape(left.reason)}", soft_wrap=True
+            )
+    if json:
+        return emit_json(found.to_dict())
+    stdout.print(_sweep_table(found))
+    for what, (name, path) in found.best.items():
+        stdout.print(f"best {what}: {escape(name)}; plan in {escape(str(path))}", soft_wrap=True)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int | None]:
+    words = _words(text)
+    if not words or not all(
+        word == "default" or (word.isascii() and word.isdigit() and int(word)) for word in words
+    ):
+        raise InputError(
+            f"{option}: expected positive numbers separated by commas, or default, found {text!r}"
+        )
+    return [None if word == "default" else int(word) for word in words]
+
+
+def _sweep_table(found: Sweep) -> Table:
+    from edgeface.drawing import rounded
+
+    best = {name for name, _ in found.best.values()}
+    table = Table("settings", "p50 ms", "p90 ms", "items/s", "")
+    for name, result in found.results.items():
+        table.add_row(
+            f"[bold]{escape(name)}[/]" if name in best else escape(name),
+            rounded(result.latency_ms.get("p50")),
+            rounded(result.latency_ms.get("p90")),
+            rounded(result.throughput_fps),
+            "disturbed" if result.disturbed else "",
+        )
+    return table
 
 
 def _share(text: str) -> float:

@@ -69,7 +69,7 @@ def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wordi
 
 
 def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".format) -> Axis:
-    """An axis of equal ratios, marked at powers of ten, or at 1, 2 and 5 times those where they are few.
+    """An axis of equal ratios, marked at powers of ten, and between them where they are few.
 
     Parameters
     ----------
@@ -84,7 +84,8 @@ def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".
         high = 10 * low
     start, length = np.log(low), np.log(high / low)
     powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    decades = np.log10(high / low)
+    steps = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
     powers = powers[:: max(1, -(-len(powers) // _MOST_DECADES))]
     values = np.array([step * 10.0**power for power in powers for step in steps])
     inside = values[(values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))]
@@ -110,7 +111,7 @@ def nines(label: str, most: float) -> Axis:
         The last percentile that it reaches, below 1.
     """
     length = -np.log10(1 - most)
-    marks = [0.0, 0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))]
+    marks = [0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))]
     return Axis(
         label,
         lambda shares: -np.log10(np.maximum(1 - shares, 1e-12)) / length,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from edgeface.drawing.axes import Axis, Doubles
 
-__all__ = ["Frame", "Plot", "Shape", "Words"]
+__all__ = ["Anchor", "Frame", "Plot", "Shape", "Words"]
 
 Anchor = Literal["start", "middle", "end"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeface.bench.compare import Comparison
+from edgeface.bench.compare import Comparison, Difference
 from edgeface.bench.report.entry import Entry
 from edgeface.drawing import Frame, Plot, categories, linear, percent, rounded
 
-__all__ = ["comparison_plot", "heat_maps", "throughput_plot"]
+__all__ = ["comparison_plots", "heat_maps", "throughput_plot"]
 
 _ROW = 22.0
 """Height of a row of a plot whose rows are results."""
@@ -49,41 +49,54 @@ def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
     return Plot("Throughput", frame, tuple(shapes), tuple(words), legend=(("mark", "95 % interval"),))
 
 
-def comparison_plot(comparisons: Sequence[Comparison], metric: str) -> Plot | None:
-    """Slowdown of each candidate by one metric, with its interval; None if none has one."""
-    rows = [
-        (each, difference)
-        for each in reversed(comparisons)
-        for difference in each.differences
-        if difference.metric == metric
+def comparison_plots(comparisons: Sequence[Comparison]) -> list[Plot]:
+    """Slowdowns with their intervals: of one candidate by metric, of several a plot a metric."""
+    if len(comparisons) == 1:
+        (only,) = comparisons
+        rows = [(each.metric, each) for each in only.differences]
+        return [_slowdowns(f"{_short(only.candidate)} against {_short(only.baseline)}", rows)]
+    metrics = dict.fromkeys(each.metric for comparison in comparisons for each in comparison.differences)
+    return [
+        _slowdowns(
+            f"{metric} against {_short(comparisons[0].baseline)}",
+            [
+                (comparison.candidate, each)
+                for comparison in comparisons
+                for each in comparison.differences
+                if each.metric == metric
+            ],
+        )
+        for metric in metrics
     ]
-    if not rows:
-        return None
+
+
+def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
+    rows = rows[::-1]
     ends = [end for _, each in rows for end in (each.slowdown, *each.interval) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = max(0.15 * (high - low), 0.02)
     frame = Frame(
         linear("slower by", low - room, high + room, wanted=5, words=percent),
-        categories("", [_short(each.candidate) for each, _ in rows]),
+        categories("", [_short(name) for name, _ in rows]),
         height=_ROW * len(rows) + 8,
         left=136.0,
         grid=False,
     )
     kinds = {"worse": "bad", "better": "good", "no difference shown": "fill"}
     shapes = [frame.upright(0.0, "guide")]
-    for row, (each, difference) in enumerate(rows):
+    for row, (name, difference) in enumerate(rows):
         kind = kinds[difference.verdict]
         bounds = difference.interval
         least, most = (
             end if end is not None else edge
             for end, edge in zip(bounds, (low - room, high + room), strict=True)
         )
-        title = f"{each.candidate}: {difference.slowdown:+.1%}, {difference.verdict}"
+        words = f"{name}: {difference.slowdown:+.1%}, {difference.verdict}"
         if bounds != (None, None):
-            shapes.append(frame.whiskers(row, least, most, f"whisker {kind}", title=title))
-        shapes += frame.dots([difference.slowdown], [row], kind, radius=4, titles=[title])
+            shapes.append(frame.whiskers(row, least, most, f"whisker {kind}", title=words))
+        shapes += frame.dots([difference.slowdown], [row], kind, radius=4, titles=[words])
     return Plot(
-        f"{metric} against {_short(comparisons[0].baseline)}",
+        title,
         frame,
         tuple(shapes),
         legend=(("bad", "worse"), ("good", "better"), ("", "no difference shown")),

@@ -10,7 +10,7 @@ from edgeface.bench.compare import Comparison
 from edgeface.bench.report.entry import Entry
 from edgeface.bench.report.facts import Rows, environment_rows, model_rows, settings_rows
 from edgeface.bench.report.layer_plots import LayerRow, roofline_plot, top_layers
-from edgeface.bench.report.many_plots import comparison_plot, heat_maps, throughput_plot
+from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot
 from edgeface.bench.report.run_plots import run_plots
 from edgeface.bench.report.tables import interval_words, slowdown_words
 from edgeface.drawing import Plot, write_page
@@ -41,11 +41,6 @@ def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path
     OutputError
         If it cannot be written.
     """
-    compared = [
-        plot
-        for metric in ("p50", "p99", "throughput", "rate")
-        if comparisons and (plot := comparison_plot(comparisons, metric))
-    ]
     overview = [plot for plot in (throughput_plot(entries),) if plot and len(entries) <= 2 * _FULL]
     write_page(
         path,
@@ -55,7 +50,7 @@ def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path
         first=entries[0],
         overview=[*heat_maps(entries), *overview],
         comparisons=comparisons,
-        compared=compared,
+        compared=comparison_plots(comparisons) if comparisons else [],
         sections=[_section(entry) for entry in _in_full(entries)],
         slowdown=slowdown_words,
     )

@@ -10,6 +10,7 @@ from edgeface.bench.samples import Samples
 from edgeface.bench.stats import QUANTILES
 from edgeface.drawing import Axis, Frame, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
 from edgeface.drawing.axes import Doubles
+from edgeface.drawing.plot import Anchor
 
 __all__ = ["run_plots"]
 
@@ -17,8 +18,10 @@ _BINS = 60
 _POINTS = 300
 """Most points or columns along a time axis."""
 _MARKED: tuple[LatencyKey, ...] = ("p50", "p90", "p99")
+_ANCHORS: tuple[Anchor, ...] = ("end", "start", "start")
+"""Of their names, which would else lie on each other."""
 _SHOWN = 0.995
-"""Percentile at which the histogram ends, or one outlier would leave no room for the rest."""
+"""Percentile at which the histogram ends at the latest, or outliers would leave no room for the rest."""
 
 
 def run_plots(result: BenchmarkResult) -> list[Plot]:
@@ -34,7 +37,8 @@ def run_plots(result: BenchmarkResult) -> list[Plot]:
 
 
 def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
-    low, high = float(latencies.min()), float(np.quantile(latencies, _SHOWN))
+    middle, wide, last = np.quantile(latencies, (0.5, 0.95, _SHOWN))
+    low, high = float(latencies.min()), float(min(last, middle + 4 * (wide - middle)))
     high = max(high, low * 1.001)
     edges = np.linspace(low, high, _BINS + 1)
     heights = np.histogram(latencies, edges)[0]
@@ -51,8 +55,10 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
             *(frame.upright(result.latency_ms[key], "cut") for key in marked),
         ),
         words=tuple(
-            frame.words(result.latency_ms[key], heights.max() * 1.08, key, lift=3, kind="strong")
-            for key in marked
+            frame.words(
+                result.latency_ms[key], heights.max() * 1.08, key, anchor=anchor, lift=3, kind="strong"
+            )
+            for key, anchor in zip(marked, _ANCHORS, strict=False)
         ),
         note=f"{counted(beyond, 'query', 'queries')} of {len(latencies):,} beyond, up to {rounded(latencies.max())} ms"
         if beyond

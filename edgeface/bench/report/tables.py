@@ -164,5 +164,14 @@ def interval_words(interval: tuple[float | None, float | None] | None) -> str:
 
 def slowdown_words(slowdown: float, interval: tuple[float | None, float | None]) -> tuple[str, str]:
     """``+4.9 %`` and ``+4.1 % to +5.6 %``."""
-    low, high = ("-" if end is None else f"{100 * end:+.1f} %" for end in interval)
-    return f"{100 * slowdown:+.1f} %", "-" if interval == (None, None) else f"{low} to {high}"
+    low, high = ("" if end is None else f"{100 * end:+.1f} %" for end in interval)
+    words = (
+        f"{low} to {high}"
+        if low and high
+        else f"{low} or more"
+        if low
+        else f"{high} or less"
+        if high
+        else "-"
+    )
+    return f"{100 * slowdown:+.1f} %", words

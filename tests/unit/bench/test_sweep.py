@@ -1,0 +1,170 @@
+"""Sweeps: what is measured, skipped and absent; going on after an interruption; plans that load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_ir import write_tiny_ir
+
+from edgeface.bench import sweep as module
+from edgeface.bench.result import BenchmarkResult
+from edgeface.bench.runner import DEFAULTS
+from edgeface.bench.sweep import Axes, Step, Sweep, sweep
+from edgeface.errors import DeviceError, InputError
+from edgeface.runtime import DevicePlan, Embedder
+
+SHORT = DEFAULTS.model_copy(
+    update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05}
+)
+AXES = Axes(hints=("LATENCY", "THROUGHPUT"), batches=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_ir(tmp_path_factory.mktemp("model"))
+
+
+def run(ir: Path, folder: Path, axes: Axes = AXES, **options) -> tuple[Sweep, list[Step]]:
+    steps: list[Step] = []
+    options = {"settings": SHORT, "peak": False, **options}
+    return sweep(ir, folder, axes=axes, on_step=steps.append, **options), steps
+
+
+@pytest.fixture(scope="module")
+def swept(ir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Path]:
+    folder = tmp_path_factory.mktemp("sweep")
+    return run(ir, folder)[0], folder
+
+
+def test_every_combination_is_measured_alone_and_under_load(swept: tuple[Sweep, Path]) -> None:
+    found, folder = swept
+    assert list(found.results) == [
+        f"CPU_{hint}_batch-{batch}/{scenario}"
+        for hint in ("latency", "throughput")
+        for batch in (1, 2)
+        for scenario in ("single-stream", "offline")
+    ]
+    assert (found.skipped, found.failed, found.absent) == ((), (), ())
+    for name, result in found.results.items():
+        assert BenchmarkResult.read(folder / name) == result
+        assert result.settings.batch == int(name[name.index("batch-") + 6])
+        assert result.settings.hint == name.split("_")[1].upper()
+        assert result.throughput_fps > 0
+
+
+def test_the_best_plans_load_and_embed(swept: tuple[Sweep, Path], ir: Path) -> None:
+    found, folder = swept
+    alone = {k: v.latency_ms["p90"] for k, v in found.results.items() if k.endswith("single-stream")}
+    loaded = {k: v.throughput_fps for k, v in found.results.items() if k.endswith("offline")}
+    assert found.best["latency"] == (min(alone, key=alone.__getitem__), folder / "latency.json")
+    assert found.best["throughput"] == (max(loaded, key=loaded.__getitem__), folder / "throughput.json")
+    crop = np.full((32, 32, 3), (10, 20, 200), np.uint8)
+    for name, path in found.best.values():
+        plan = DevicePlan.read(path)
+        assert plan.hint == found.results[name].settings.hint
+        assert plan.batch_buckets == (found.results[name].settings.batch,)
+        for given in (path, str(path)):
+            with Embedder.load(ir, plan=given) as embedder:
+                np.testing.assert_allclose(embedder.embed(crop), [[0.0497, 0.0994, 0.9938]], atol=1e-3)
+
+
+def test_a_plan_file_that_is_none_is_named(ir: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match=r"plan.json: device: expected text"):
+        Embedder.load(ir, plan=tmp_path / "plan.json")
+
+
+def test_what_is_done_is_not_done_again_and_what_is_half_written_is(
+    swept: tuple[Sweep, Path], ir: Path
+) -> None:
+    before, folder = swept
+    names = list(before.results)
+    half, partial = folder / names[1] / "result.json", folder / names[2] / "result.json"
+    half.write_bytes(half.read_bytes()[:1000])
+    partial.write_text(json.dumps(json.loads(partial.read_text()) | {"partial": True}))
+    after, steps = run(ir, folder)
+    assert [step.name for step in steps if not step.found] == names[1:3]
+    assert [step.number for step in steps] == list(range(1, 9))
+    assert {step.total for step in steps} == {8}
+    assert all(after.results[name] == before.results[name] for name in names if name not in names[1:3])
+    assert all(BenchmarkResult.read(folder / name) == after.results[name] for name in names)
+
+
+def test_axes_may_grow(swept: tuple[Sweep, Path], ir: Path) -> None:
+    _, folder = swept
+    _, steps = run(ir, folder, Axes(hints=("LATENCY", None), batches=(1,)))
+    assert [step.found for step in steps] == [True, True, False, False]
+
+
+def test_other_settings_or_another_model_are_not_mixed_in(
+    swept: tuple[Sweep, Path], ir: Path, tmp_path: Path
+) -> None:
+    _, folder = swept
+    with pytest.raises(
+        InputError, match=r"holds a sweep of duration_s 0.05, not 1.0: .* choose another folder"
+    ):
+        run(ir, folder, settings=SHORT.model_copy(update={"duration_s": 1.0}))
+    with pytest.raises(InputError, match=r"holds a sweep of model [0-9a-f]{64}, not [0-9a-f]{64}"):
+        run(write_tiny_ir(tmp_path / "other", name="other", source="b"), folder)
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(InputError, match="expected the settings of a sweep"):
+        run(ir, tmp_path)
+
+
+def test_an_absent_device_is_reported_and_nothing_takes_its_place(ir: Path, tmp_path: Path) -> None:
+    found, _ = run(ir, tmp_path / "both", Axes(devices=("NPU", "CPU"), hints=("LATENCY",)))
+    (absent,) = found.absent
+    assert absent.name == "NPU"
+    assert "NPU" in absent.reason
+    assert {result.settings.device for result in found.results.values()} == {"CPU"}
+    with pytest.raises(DeviceError, match="NPU"):
+        run(ir, tmp_path / "none", Axes(devices=("NPU",)))
+
+
+def test_combinations_that_contradict_themselves_are_skipped_with_the_reason(
+    ir: Path, tmp_path: Path
+) -> None:
+    axes = Axes(
+        hints=("LATENCY", "CUMULATIVE_THROUGHPUT"), streams=(2, 100_000), requests=(1, 2), precisions=("f32",)
+    )
+    found, _ = run(ir, tmp_path, axes)
+    assert list(found.results) == [
+        f"CPU_latency_f32_streams-2_requests-2_batch-1/{scenario}"
+        for scenario in ("single-stream", "offline")
+    ]
+    reasons = {left.name: left.reason for left in found.skipped}
+    assert len(reasons) == 7
+    assert reasons["CPU_latency_f32_streams-2_requests-1_batch-1"] == "1 requests cannot keep 2 streams busy"
+    assert "at most" in reasons["CPU_latency_f32_streams-100000_requests-2_batch-1"] or (
+        "cannot keep" in reasons["CPU_latency_f32_streams-100000_requests-2_batch-1"]
+    )
+    assert "AUTO" in reasons["CPU_cumulative_throughput_f32_streams-2_requests-2_batch-1"]
+
+
+def test_ctrl_c_drops_the_run_it_met_and_keeps_those_before(
+    ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., BenchmarkResult] = module.benchmark
+    made = []
+
+    def interrupted(*given, **options) -> BenchmarkResult:
+        made.append(real(*given, **options))
+        return made[-1].model_copy(update={"partial": True}) if len(made) == 3 else made[-1]
+
+    monkeypatch.setattr(module, "benchmark", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(ir, tmp_path)
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    monkeypatch.undo()
+    _, steps = run(ir, tmp_path)
+    assert [step.found for step in steps] == [True, True] + [False] * 6
+
+
+def test_a_sweep_is_json(swept: tuple[Sweep, Path]) -> None:
+    stored = swept[0].to_dict()
+    assert json.loads(json.dumps(stored)) == stored
+    assert stored["best"]["latency"]["plan"].endswith("latency.json")
