@@ -23,7 +23,7 @@ from edgeface.bench.products import (
     measure_product,
 )
 from edgeface.errors import InputError
-from edgeface.runtime.devices import read_property, resolve_device
+from edgeface.runtime.devices import read_property, resolve_device, split_device
 
 __all__ = ["PRECISIONS", "Bandwidth", "Peak", "Precision", "Product", "measure_peak"]
 
@@ -114,8 +114,13 @@ def measure_peak(
         )
     started = time.perf_counter()
     core = core or ov.Core()
-    name = resolve_device(device, core=core).device
-    config: dict[str, int] = {"NUM_STREAMS": streams}
+    # AUTO, HETERO and BATCH compute on others: the first one is measured, or the first of all for a bare AUTO.
+    _, members = split_device(resolve_device(device, core=core).device)
+    present = [member for member in members if not member.startswith("-") and member != "AUTO"]
+    name = (present or core.available_devices)[0]
+    config: dict[str, int] = {}
+    if name != "NPU":  # which has no streams
+        config["NUM_STREAMS"] = streams
     if threads is not None and name == "CPU":
         config["INFERENCE_NUM_THREADS"] = threads
     products = {

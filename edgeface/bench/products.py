@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -141,27 +142,26 @@ def measure_product(compiled: Compiled, *, streams: int, seconds: float) -> list
     requests = [compiled.model.create_infer_request() for _ in range(streams)]
     for request in requests:
         request.set_input_tensor(ov.Tensor(_operand(compiled)))
-    times: list[list[float]] = [[] for _ in requests]
     barrier = threading.Barrier(streams)
 
-    def run(request: Any, found: list[float]) -> None:
-        request.infer()
-        barrier.wait()
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(found) < _FEWEST:
-            started = time.perf_counter()
+    def run(request: Any) -> list[float]:
+        found: list[float] = []
+        try:
             request.infer()
-            elapsed = time.perf_counter() - started
-            found.append(_layer_seconds(request, compiled.layer) or elapsed)
+            barrier.wait()
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(found) < _FEWEST:
+                started = time.perf_counter()
+                request.infer()
+                elapsed = time.perf_counter() - started
+                found.append(_layer_seconds(request, compiled.layer) or elapsed)
+        except RuntimeError:
+            barrier.abort()  # or the other streams would wait for ever
+            raise
+        return found
 
-    threads = [
-        threading.Thread(target=run, args=pair, daemon=True) for pair in zip(requests, times, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [value for found in times for value in found]
+    with ThreadPoolExecutor(streams) as pool:
+        return [value for found in pool.map(run, requests) for value in found]
 
 
 def best(measured: Iterable[tuple[Compiled, list[float]]], *, streams: int) -> Product:
