@@ -82,8 +82,8 @@ class Identification:
             "rank1": hits / mated,
             "rank1_interval": list(clopper_pearson(hits, mated)),
             "cmc": {str(rank): self.searches.hit_rate(rank) for rank in RANKS},
-            "fnir": {f"{each.wanted:g}": each.fnir for each in self.operating},
-            "threshold": self.operating[0].threshold,
+            "fnir": {f"{each.threshold.fpir:g}": each.fnir for each in self.operating},
+            "threshold": self.operating[0].threshold.value,
             "operating_points": [each.to_dict() for each in self.operating],
             "flip": self.flip,
             "faces": self.faces,
@@ -162,7 +162,15 @@ def evaluate_identification(
         names=names,
         split=split,
         searches=searches,
-        operating=tuple(operate_at(searches, fpir) for fpir in fpirs),
+        operating=tuple(
+            operate_at(
+                searches,
+                fpir,
+                gallery_size=len(split.enrolled),
+                contract_id=embedded.contract.contract_id,
+            )
+            for fpir in fpirs
+        ),
         embedded=embedded,
         seed=seed,
         flip=flip,

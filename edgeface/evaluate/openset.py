@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.recognize.intervals import clopper_pearson
 from edgeface.recognize.metrics import Metric, pairwise
+from edgeface.recognize.open_set import SearchThreshold, threshold_from_probes
 
 __all__ = ["FPIRS", "RANKS", "Operating", "Searches", "Split", "operate_at", "search", "split_people"]
 
@@ -136,19 +137,6 @@ class Searches:
         """Share of the mated probes that are not recognised."""
         return float(np.mean(~((self.mate_rank <= rank) & (self.mate_score > threshold))))
 
-    def threshold_at(self, fpir: float) -> float:
-        """Lowest threshold at which FPIR is no more than wanted: a score of a non-mated probe.
-
-        Raises
-        ------
-        InputError
-            If `fpir` is not in (0, 1).
-        """
-        if not 0 < fpir < 1:
-            raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir:g}")
-        falling = np.sort(self.candidate_score)[::-1]
-        return float(falling[int(np.floor(fpir * len(falling) + 1e-9))])
-
     def det(self) -> tuple[Doubles, Doubles]:
         """FPIR and FNIR (rank 1) at every threshold that a non-mated probe can be accepted at, falling."""
         thresholds = np.unique(self.candidate_score)[::-1]
@@ -164,31 +152,29 @@ class Operating:
     """Error rates at the threshold of one wanted FPIR, with 95 % Clopper-Pearson intervals.
 
     The intervals take the probes for independent; several of one person are not, so the truth is a little wider.
+
+    Attributes
+    ----------
+    threshold
+        The wanted FPIR, the one met, and the score between them.
+    fnir, fnir_interval
+        There.
     """
 
-    wanted: float
-    threshold: float
-    fpir: float
-    fpir_interval: tuple[float, float]
+    threshold: SearchThreshold
     fnir: float
     fnir_interval: tuple[float, float]
-    nonmated: int
-
-    @property
-    def supported(self) -> bool:
-        """Whether there were non-mated probes enough to say anything about `wanted`: at least 3 / wanted."""
-        return self.nonmated >= trials_needed(self.wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {
-            "wanted": self.wanted,
-            "threshold": self.threshold,
-            "fpir": self.fpir,
-            "fpir_interval": list(self.fpir_interval),
+            "wanted": self.threshold.fpir,
+            "threshold": self.threshold.value,
+            "fpir": self.threshold.expected_fpir,
+            "fpir_interval": list(self.threshold.fpir_interval),
             "fnir": self.fnir,
             "fnir_interval": list(self.fnir_interval),
-            "supported": self.supported,
+            "supported": self.threshold.supported,
         }
 
 
@@ -228,19 +214,31 @@ def search(vectors: NDArray[np.float32], split: Split) -> Searches:
     return Searches(mate_score, mate_rank, rival, rival_score, candidate, candidate_score)
 
 
-def operate_at(searches: Searches, fpir: float) -> Operating:
-    """Error rates where FPIR is no more than wanted."""
-    threshold = searches.threshold_at(fpir)
-    mated, nonmated = len(searches.mate_score), len(searches.candidate_score)
-    met, missed = searches.fpir(threshold), searches.fnir(threshold)
+def operate_at(searches: Searches, fpir: float, *, gallery_size: int, contract_id: str) -> Operating:
+    """Error rates where FPIR is no more than wanted.
+
+    Parameters
+    ----------
+    searches
+        What was found.
+    fpir
+        Wanted.
+    gallery_size
+        People enrolled, with one template each.
+    contract_id
+        Of the embeddings.
+
+    Raises
+    ------
+    InputError
+        If `fpir` is not between 0 and 1.
+    """
+    threshold = threshold_from_probes(
+        searches.candidate_score, fpir=fpir, gallery_size=gallery_size, contract_id=contract_id
+    )
+    missed, mated = searches.fnir(threshold.value), len(searches.mate_score)
     return Operating(
-        wanted=fpir,
-        threshold=threshold,
-        fpir=met,
-        fpir_interval=clopper_pearson(round(met * nonmated), nonmated),
-        fnir=missed,
-        fnir_interval=clopper_pearson(round(missed * mated), mated),
-        nonmated=nonmated,
+        threshold=threshold, fnir=missed, fnir_interval=clopper_pearson(round(missed * mated), mated)
     )
 
 

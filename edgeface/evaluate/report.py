@@ -94,7 +94,7 @@ def write_identification_report(result: Identification, path: Path) -> None:
         contract=result.embedded.contract,
         failures=result.embedded.cutter.failures,
         plots=(
-            plots.scores_plot(searches, result.operating[0].threshold),
+            plots.scores_plot(searches, result.operating[0].threshold.value),
             plots.identification_plot(searches),
             plots.cmc_plot(searches),
         ),
@@ -107,7 +107,7 @@ def _missed(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
     """Mated probes that score lowest with their own enrolled image, lowest first."""
     split, searches = result.split, result.searches
     own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
-    threshold = result.operating[0].threshold
+    threshold = result.operating[0].threshold.value
     wrong = (searches.mate_rank > 1) | (searches.mate_score <= threshold)
     order = np.argsort(searches.mate_score, kind="stable")[:count]
     rows = ((split.mated[i], split.enrolled[own[i]], searches.mate_score[i], wrong[i]) for i in order)
@@ -118,7 +118,7 @@ def _mistaken(result: Identification, *, count: int = _WORST) -> list[WorstPair]
     """Non-mated probes that score highest with somebody, highest first."""
     split, searches = result.split, result.searches
     scores = searches.candidate_score
-    wrong = scores > result.operating[0].threshold
+    wrong = scores > result.operating[0].threshold.value
     order = np.argsort(-scores, kind="stable")[:count]
     rows = ((split.nonmated[i], split.enrolled[searches.candidate[i]], scores[i], wrong[i]) for i in order)
     return [_pair(result, *row) for row in rows]

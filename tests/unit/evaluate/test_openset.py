@@ -70,10 +70,8 @@ def test_hand_computed_rates() -> None:
     )
     assert searches.hit_rate(1) == pytest.approx(3 / 5)
     assert searches.hit_rate(2) == pytest.approx(4 / 5)
-    assert searches.threshold_at(0.25) == 0.3  # one of four may be above
     assert searches.fpir(0.3) == 0.25
     assert searches.fnir(0.3) == pytest.approx(2 / 5)
-    assert searches.threshold_at(0.2) == 0.65  # none may be above, and equal is not above
     assert searches.fnir(0.65) == pytest.approx(3 / 5)
     assert searches.fnir(0.65, rank=2) == pytest.approx(2 / 5)
 
@@ -118,18 +116,6 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 SCORES = st.lists(st.integers(-20, 20).map(lambda value: value / 20), min_size=1, max_size=60)
 
 
-@given(SCORES, SCORES, st.floats(0.001, 0.999))
-def test_the_threshold_is_the_lowest_that_keeps_the_rate(
-    mates: list[float], candidates: list[float], wanted: float
-) -> None:
-    searches = scores_of(mate_score=mates, candidate_score=candidates)
-    threshold = searches.threshold_at(wanted)
-    assert searches.fpir(threshold) <= wanted
-    lower = [score for score in candidates if score < threshold]
-    if lower:
-        assert searches.fpir(max(lower)) > wanted - 1e-9
-
-
 @given(SCORES, SCORES, st.data())
 def test_the_curve_is_made_of_its_points(
     mates: list[float], candidates: list[float], data: st.DataObject
@@ -143,15 +129,17 @@ def test_the_curve_is_made_of_its_points(
 
 def test_an_operating_point_says_how_sure_it_is() -> None:
     vectors, owners = crowd(3)
-    point = operate_at(search(vectors, split_people(owners, NAMES)), 0.2)
-    assert point.fpir <= 0.2
-    assert point.fpir_interval[0] <= point.fpir <= point.fpir_interval[1]
-    assert point.fnir_interval[0] <= point.fnir <= point.fnir_interval[1]
-    assert point.supported  # 20 non-mated probes, 15 needed
-    assert not operate_at(search(vectors, split_people(owners, NAMES)), FPIRS[0]).supported
+    searches = search(vectors, split_people(owners, NAMES))
 
+    def at(fpir: float) -> dict[str, object]:
+        return operate_at(searches, fpir, gallery_size=40, contract_id="c").to_dict()
 
-@pytest.mark.parametrize("fpir", [0.0, 1.0, -0.1, float("nan")])
-def test_a_rate_outside_its_range_is_refused(fpir: float) -> None:
+    point = at(0.2)
+    assert point["fpir"] == searches.fpir(point["threshold"]) <= 0.2
+    assert point["fpir_interval"][0] <= point["fpir"] <= point["fpir_interval"][1]
+    assert point["fnir"] == searches.fnir(point["threshold"])
+    assert point["fnir_interval"][0] <= point["fnir"] <= point["fnir_interval"][1]
+    assert point["supported"]  # 20 non-mated probes, 15 needed
+    assert not at(FPIRS[0])["supported"]
     with pytest.raises(InputError, match="expected a rate between 0 and 1"):
-        scores_of(mate_score=[0.5], candidate_score=[0.5]).threshold_at(fpir)
+        at(1.0)
