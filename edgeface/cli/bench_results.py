@@ -199,17 +199,25 @@ def _numbers(option: str, text: str) -> list[int | None]:
 
 
 def _sweep_table(found: Sweep) -> Table:
+    from edgeface.bench.result import BenchmarkResult
     from edgeface.drawing import rounded
 
-    best = {name for name, _ in found.best.values()}
-    table = Table("settings", "p50 ms", "p90 ms", "items/s", "")
+    table = Table("settings", "p50 ms alone", "p90 ms alone", "items/s loaded", "")
+    rows: dict[str, dict[str, BenchmarkResult]] = {}
     for name, result in found.results.items():
+        configuration, _, scenario = name.rpartition("/")
+        rows.setdefault(configuration, {})[scenario] = result
+    best = {name: f"best {what}" for what, (name, _) in found.best.items()}
+    for configuration, results in rows.items():
+        alone, loaded = results.get("single-stream"), results.get("offline")
+        notes = [words for name, words in best.items() if name.rpartition("/")[0] == configuration]
+        notes += ["disturbed"] * any(result.disturbed for result in results.values())
         table.add_row(
-            f"[bold]{escape(name)}[/]" if name in best else escape(name),
-            rounded(result.latency_ms.get("p50")),
-            rounded(result.latency_ms.get("p90")),
-            rounded(result.throughput_fps),
-            "disturbed" if result.disturbed else "",
+            escape(configuration),
+            rounded(alone.latency_ms.get("p50") if alone else None),
+            rounded(alone.latency_ms.get("p90") if alone else None),
+            rounded(loaded.throughput_fps if loaded else None),
+            ", ".join(notes),
         )
     return table
 

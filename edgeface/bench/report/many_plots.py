@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
     ]
     frame = Frame(
         linear("items a second", 0, max(ends) * 1.15),
-        categories("", [_short(each.name) for each in shown]),
+        categories("", _short([each.name for each in shown])),
         height=_ROW * len(shown) + 8,
         left=136.0,
         grid=False,
@@ -45,7 +46,9 @@ def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
         low, high = each.result.throughput_interval or (None, None)
         if low is not None and high is not None:
             shapes.append(frame.whiskers(row, low, high, "mark"))
-        words.append(frame.words(high or rate, row, rounded(rate), anchor="start", kind="strong", lift=-4))
+        words.append(
+            frame.words(high or rate, row, f"\u2002{rounded(rate)}", anchor="start", kind="strong", lift=-4)
+        )
     return Plot("Throughput", frame, tuple(shapes), tuple(words), legend=(("mark", "95 % interval"),))
 
 
@@ -54,11 +57,11 @@ def comparison_plots(comparisons: Sequence[Comparison]) -> list[Plot]:
     if len(comparisons) == 1:
         (only,) = comparisons
         rows = [(each.metric, each) for each in only.differences]
-        return [_slowdowns(f"{_short(only.candidate)} against {_short(only.baseline)}", rows)]
+        return [_slowdowns(f"{only.candidate} against {only.baseline}", rows)]
     metrics = dict.fromkeys(each.metric for comparison in comparisons for each in comparison.differences)
     return [
         _slowdowns(
-            f"{metric} against {_short(comparisons[0].baseline)}",
+            f"{metric} against {comparisons[0].baseline}",
             [
                 (comparison.candidate, each)
                 for comparison in comparisons
@@ -77,7 +80,7 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
     room = max(0.15 * (high - low), 0.02)
     frame = Frame(
         linear("slower by", low - room, high + room, wanted=5, words=percent),
-        categories("", [_short(name) for name, _ in rows]),
+        categories("", _short([name for name, _ in rows])),
         height=_ROW * len(rows) + 8,
         left=136.0,
         grid=False,
@@ -112,11 +115,15 @@ def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
     if len(varied) < 2 or len(entries) < 4:
         return []
     across, up = sorted(varied, key=_AXES.index)
+    alone, loaded = (
+        [each for each in entries if each.result.settings.scenario == scenario] or entries
+        for scenario in ("single-stream", "offline")
+    )
     return [
         plot
         for plot in (
-            _heat_map(entries, values, across, up, "Throughput (items a second)", latency=False),
-            _heat_map(entries, values, across, up, "Median latency (ms)", latency=True),
+            _heat_map(loaded, values, across, up, "Throughput (items a second)", latency=False),
+            _heat_map(alone, values, across, up, "Median latency (ms)", latency=True),
         )
         if plot
     ]
@@ -179,5 +186,13 @@ def _distinct(values: list[str]) -> list[str]:
     )
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+def _short(names: list[str]) -> list[str]:
+    """Names without the words in front that all have in common, cut where they are still too long."""
+    words = [re.split(r"(?<=[_/ ])", name) for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(each) > shared + 1 for each in words):
+        if len({each[shared] for each in words}) > 1:
+            break
+        shared += 1
+    own = ["".join(each[shared:]) for each in words]
+    return [name if len(name) <= _NAME else f"…{name[1 - _NAME :]}" for name in own]

@@ -17,8 +17,11 @@ from edgeface.drawing import Plot, write_page
 
 __all__ = ["write_html"]
 
-_FULL = 12
+_FULL = 6
 """Results that are shown in full: of a sweep, those with the best latency and the best throughput."""
+
+_MOST_ROWS = 24
+"""Results whose throughputs are drawn as bars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,18 @@ def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path
     OutputError
         If it cannot be written.
     """
-    overview = [plot for plot in (throughput_plot(entries),) if plot and len(entries) <= 2 * _FULL]
+    overview = heat_maps(entries)
+    rates = throughput_plot(entries)
+    if rates and not overview and len(entries) <= _MOST_ROWS:
+        overview.append(rates)
     write_page(
         path,
         __package__,
         filters={"interval": interval_words},
         entries=entries,
         first=entries[0],
-        overview=[*heat_maps(entries), *overview],
+        overview=overview,
+        doubtful=[entry for entry in entries if entry.result.disturbed or entry.result.partial],
         comparisons=comparisons,
         compared=comparison_plots(comparisons) if comparisons else [],
         sections=[_section(entry) for entry in _in_full(entries)],
