@@ -1,0 +1,276 @@
+"""How fast is the search of a gallery, how often does it find the right one, how soon is it ready? Prints JSON.
+
+    python benchmarks/gallery.py [--only search|recall|open|graph] [--rounds 15] [--templates 100000] [--million]
+
+Templates are random directions, three a person; a probe is a template with noise, at a cosine of about 0.7, where the
+best of 100,000 strangers is at 0.2. Random directions are the hardest case for a graph, and say nothing about faces:
+`edgeface evaluate identification` does.
+
+search    one probe, k = 1: float32, float16 and int8 with exact re-ranking, FAISS's IndexFlatIP, and memchr over as
+          many bytes as the float32 vectors have, which is as fast as memory can be read. All with the same threads,
+          in turn in every round; ratios are medians of the ratios within a round, in wall time and in CPU time.
+recall    10,000 probes: how often int8 and float16 find what float32 in extended precision finds first.
+open      a gallery of so many templates, in a new process: from the file to the first answer, with and without a key.
+graph     usearch: build time, memory, recall@1 and time a search for 200,000 templates (--million: 1,000,000).
+
+Needs the extras `index` and `peers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeface.recognize.embedding import Embedding, Embeddings
+from edgeface.recognize.gallery.records import NewTemplate, TemplateBlock
+from edgeface.recognize.gallery.sqlite import SqliteStore
+from edgeface.recognize.index import ApproximateIndex, ExactIndex
+from edgeface.recognize.index.parallel import available_cores
+
+_ID = "0123456789abcdef"
+_DIM = 512
+_NOISE = 1.0
+_KEY = bytes(range(32))
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=["search", "recall", "open", "graph"], action="append")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--templates", type=int, default=100_000)
+    parser.add_argument("--probes", type=int, default=10_000, help="of recall")
+    parser.add_argument("--million", action="store_true", help="a graph of 1,000,000 templates, not 200,000")
+    options = parser.parse_args()
+    wanted = options.only or ["search", "recall", "open", "graph"]
+    found: dict[str, Any] = {}
+    for name, measure in {
+        "search": lambda: search(options.templates, options.rounds),
+        "recall": lambda: recall(options.templates, options.probes),
+        "open": lambda: opening(options.templates, max(3, options.rounds // 3)),
+        "graph": lambda: graph(1_000_000 if options.million else 200_000, 1000),
+    }.items():
+        if name in wanted:
+            print(f"{name} ...", file=sys.stderr)
+            found |= measure()
+    threads, load = available_cores(), os.getloadavg()
+    print(json.dumps({**found, "templates": options.templates, "threads": threads, "load": load}, indent=1))
+
+
+def made(count: int, seed: int = 0) -> TemplateBlock:
+    """Unit vectors, three a person."""
+    rng = np.random.default_rng(seed)
+    vectors = np.empty((count, _DIM), np.float32)
+    for start in range(0, count, 50_000):
+        rows = rng.standard_normal(vectors[start : start + 50_000].shape, dtype=np.float32)
+        vectors[start : start + 50_000] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ids = np.arange(1, count + 1)
+    return TemplateBlock(ids=ids, person_ids=ids // 3 + 1, vectors=vectors, contract_id=_ID, generation=1)
+
+
+def probes_of(block: TemplateBlock, count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy copies of templates: their ids, and (N, D) float32."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(block), count, replace=False)
+    noise = rng.standard_normal((count, _DIM), dtype=np.float32) * np.float32(_NOISE / np.sqrt(_DIM))
+    return block.ids[rows], block.vectors[rows] + noise
+
+
+def search(count: int, rounds: int) -> dict[str, Any]:
+    """One probe at a time, every side in turn."""
+    import faiss
+
+    threads = available_cores()
+    block = made(count)
+    indexes = {storage: ExactIndex(block, storage=storage) for storage in ("float32", "float16", "int8")}
+    faiss.omp_set_num_threads(threads)
+    flat = faiss.IndexFlatIP(_DIM)
+    flat.add(block.vectors)
+    ids, probes = probes_of(block, rounds + 1)
+    calls: dict[str, Callable[[Embedding], int]] = {
+        name: (lambda probe, index=index: int(index.search(probe).ids[0])) for name, index in indexes.items()
+    }
+    calls["faiss"] = lambda probe: int(flat.search(probe.vector[np.newaxis], 1)[1][0, 0]) + 1
+    with memory_reader(block.vectors.nbytes, threads) as read:
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ("read", *calls)}
+        for number in range(rounds + 1):
+            probe = Embedding(probes[number], _ID)
+            for name in taken:
+                wall, cpu = time.perf_counter(), time.process_time()
+                answer = read() if name == "read" else calls[name](probe)
+                spent = time.perf_counter() - wall, time.process_time() - cpu
+                assert name == "read" or answer == ids[number], f"{name} found {answer}"
+                if number:  # the first is a warm-up
+                    taken[name].append(spent)
+    rows = {
+        name: {
+            "wall_ms": round(1e3 * statistics.median(wall for wall, _ in each), 3),
+            "cpu_ms": round(1e3 * statistics.median(cpu for _, cpu in each), 3),
+        }
+        for name, each in taken.items()
+    }
+    return {
+        "float32_to_read": ratio(taken["float32"], taken["read"]),
+        "int8_speedup": ratio(taken["float32"], taken["int8"]),
+        "float16_speedup": ratio(taken["float32"], taken["float16"]),
+        "faiss_to_float32": ratio(taken["faiss"], taken["float32"]),
+        "search": rows,
+    }
+
+
+class memory_reader:  # noqa: N801 - used as a function
+    """Yields a function that reads so many bytes once, with all threads, as fast as the C library can."""
+
+    def __init__(self, size: int, threads: int) -> None:
+        self._bytes, self._threads = np.ones(size, np.uint8), threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._memchr = ctypes.CDLL(None).memchr  # ctypes lets other threads run
+        self._memchr.restype = ctypes.c_void_p
+        self._memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+    def __enter__(self) -> Callable[[], int]:
+        size = len(self._bytes) // (2 * self._threads)
+        starts = [self._bytes.ctypes.data + part * size for part in range(2 * self._threads)]
+
+        def read() -> int:
+            found = list(self._pool.map(lambda start: self._memchr(start, 2, size), starts))
+            assert found == [None] * len(starts)
+            return size * len(starts)
+
+        return read
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def ratio(over: list[tuple[float, float]], under: list[tuple[float, float]]) -> dict[str, float]:
+    """Median of the ratios within a round."""
+    pairs = list(zip(over, under, strict=True))
+    return {
+        "wall": round(statistics.median(a[0] / b[0] for a, b in pairs), 3),
+        "cpu": round(statistics.median(a[1] / b[1] for a, b in pairs), 3),
+    }
+
+
+def recall(count: int, probes: int) -> dict[str, Any]:
+    """How often the first answer is the right one."""
+    block = made(count)
+    wanted, vectors = probes_of(block, probes)
+    vectors = np.concatenate(
+        [vectors, np.random.default_rng(2).standard_normal((200, _DIM), dtype=np.float32)]
+    )
+    exact = ExactIndex(block)
+    truth = np.array([hits.ids[0] for hits in exact.search_batch(Embeddings(vectors, _ID))])
+    first = float((truth[:probes] == wanted).mean())
+    found: dict[str, Any] = {
+        "probes": probes,
+        "strangers": 200,
+        "enrolled_first": first,
+    }
+    for storage in ("int8", "float16"):
+        index = ExactIndex(block, storage=storage)
+        answers, again = np.empty(len(vectors), np.int64), []
+        for row, vector in enumerate(vectors):
+            answers[row] = index.search(Embedding(vector, _ID)).ids[0]
+            if row % 50 == 0:
+                again.append(len(index._candidates(index._unit(vector[np.newaxis], _ID), 1)))
+        found[storage] = {
+            "recall_at_1": float((answers == truth).mean()),
+            "compared_again": statistics.mean(again),
+        }
+    return {"int8_recall_at_1": found["int8"]["recall_at_1"], "recall": found}
+
+
+_OPEN = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from edgeface.recognize.embedding import Embedding
+from edgeface.recognize.gallery.sqlite import SqliteStore
+from edgeface.recognize.index import LiveIndex
+path, key = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]) or None
+probe = Embedding(np.ones(512, np.float32), "0123456789abcdef")
+wall, cpu = time.perf_counter(), time.process_time()
+with SqliteStore(path, key=key) as store:
+    opened = LiveIndex(store)
+    opened.search(probe)
+    print(time.perf_counter() - wall, time.process_time() - cpu, len(opened))
+"""
+
+
+def opening(count: int, rounds: int) -> dict[str, Any]:
+    """From a gallery's file to the first answer, imports not counted."""
+    block = made(count)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeface-gallery-") as folder:
+        for name, key in (("plain", None), ("encrypted", _KEY)):
+            path = Path(folder) / f"{name}.gallery"
+            with SqliteStore.create(path, contract_id=_ID, dim=_DIM, key=key) as store:
+                started = time.perf_counter()
+                with store.writing():
+                    for start in range(0, count, 3):
+                        rows = [
+                            NewTemplate(embedding=Embedding(row, _ID))
+                            for row in block.vectors[start : start + 3]
+                        ]
+                        store.add_person(f"person {start}", templates=rows)
+                enrolled = time.perf_counter() - started
+                store.load()  # writes the file beside it
+            taken = []
+            for _ in range(rounds):
+                command = [sys.executable, "-c", _OPEN, str(path), (key or b"").hex()]
+                done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+                wall, cpu, size = map(float, done.stdout.split())
+                assert size == count
+                taken.append((wall, cpu))
+            found[name] = {
+                "wall_s": round(statistics.median(wall for wall, _ in taken), 3),
+                "cpu_s": round(statistics.median(cpu for _, cpu in taken), 3),
+                "enrol_s": round(enrolled, 1),
+            }
+    return {"open_s": found["plain"]["wall_s"], "open": found}
+
+
+def graph(count: int, probes: int) -> dict[str, Any]:
+    """An approximate index against the exact answers."""
+    block = made(count)
+    _, vectors = probes_of(block, probes)
+    batch = Embeddings(vectors, _ID)
+    truth = [hits.ids[0] for hits in ExactIndex(block).search_batch(batch)]
+    wall, cpu = time.perf_counter(), time.process_time()
+    index = ApproximateIndex(block)
+    built = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = [index.search(batch[row]).ids[0] for row in range(probes)]
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "usearch_recall_at_1": float(np.mean(np.array(found) == np.array(truth))),
+        "graph": {
+            "templates": count,
+            "build_s": round(built[0], 1),
+            "build_cpu_s": round(built[1], 1),
+            "graph_mb": round(index.graph_bytes / 1e6),
+            "vectors_mb": round(block.vectors.nbytes / 1e6),
+            "search_ms": round(1e3 * took[0] / probes, 3),
+            "search_cpu_ms": round(1e3 * took[1] / probes, 3),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
