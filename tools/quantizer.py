@@ -1,15 +1,22 @@
 #!/usr/bin/env python3
-"""Open Model Zoo's quantizer flags in; for now, what could be quantized out, and exit code 3 for the work itself."""
+"""Open Model Zoo's quantizer flags in; IRs at <output_dir>/<subdirectory>/FP32-INT8/<model>.xml out, each gated.
+
+IRs are looked for where `converter.py` put them under `--model_dir`. A model that loses accuracy is not written.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import _omz
 
-from edgeface.errors import NotSupportedError
+from edgeface import zoo
+from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
+
+_MADE = "FP32-INT8"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -18,19 +25,60 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--model_dir", type=Path, default=Path.cwd(), metavar="DIR", help="where converter.py put IRs"
     )
-    made.add_argument("--dataset_dir", type=Path, metavar="DIR", help="images to calibrate with")
+    made.add_argument("--dataset_dir", type=Path, metavar="DIR", help="photographs to calibrate with")
     made.add_argument(
         "-o", "--output_dir", type=Path, metavar="DIR", help="where to put IRs; --model_dir by default"
     )
-    made.add_argument("--target_device", metavar="DEVICE", help="device to quantize for")
+    made.add_argument("--target_device", metavar="DEVICE", help="ignored: one IR serves CPU, GPU and NPU")
     _omz.add_dry_run(made)
     return made
 
 
 def _work(options: argparse.Namespace) -> int:
-    names = [entry.name for entry in _omz.select(options) if entry.quantizable]
-    chosen = ", ".join(names) or "none of the chosen models, which are not marked quantizable"
-    raise NotSupportedError(f"INT8 quantization is not possible yet; it will take: {chosen}")
+    entries = [entry for entry in _omz.select(options) if entry.quantizable]
+    if not entries:
+        raise NotSupportedError("none of the chosen models is marked quantizable in the zoo")
+    return _omz.each(entries, partial(_quantize, options=options), label="quantizer.py")
+
+
+def _quantize(entry: zoo.ModelEntry, *, options: argparse.Namespace) -> None:
+    if entry.embedding is None:
+        raise NotSupportedError(
+            f"{entry.name}: expected a face embedding model; quantize a detector with 'edgeface quantize --as'"
+        )
+    for precision in options.precisions or (_MADE,):
+        if precision != _MADE:
+            raise NotSupportedError(f"{entry.name}: {precision} cannot be made yet; expected {_MADE}")
+        source = options.model_dir / entry.subdirectory / "FP32" / f"{entry.name}.xml"
+        folder = (options.output_dir or options.model_dir) / entry.subdirectory / precision
+        if options.dry_run:
+            sys.stdout.write(f"would quantize {source} to {folder / entry.name}.xml\n")
+            continue
+        if not source.is_file():
+            raise ModelNotFoundError(
+                f"{source}: expected the FP32 IR, found none; run: tools/converter.py --name {entry.name} "
+                f"--precisions FP32 -o {options.model_dir}"
+            )
+        if options.dataset_dir is None:
+            raise InputError("--dataset_dir: expected a folder of photographs to calibrate with, found none")
+        sys.stdout.write(f"{_quantize_once(source, folder, options.dataset_dir)}\n")
+
+
+def _quantize_once(source: Path, folder: Path, photographs: Path) -> Path:
+    # these load OpenVINO, which --print_all and --dry_run need not wait for
+    from edgeface.contract import ModelContract
+    from edgeface.ir_file import read_ir
+    from edgeface.quantize import gather, quantize
+    from edgeface.vision.crops import find_photos
+    from edgeface.vision.detect import load_detector
+
+    contract = ModelContract.read_from(read_ir(source), source=str(source))
+    with load_detector("mtcnn") as detector:
+        known = gather(find_photos([photographs]), contract, detector=detector)
+    outcome = quantize(source, folder, known)
+    if outcome.ir is None:
+        raise NegativeResult(f"{source}: refused: {'; '.join(outcome.reasons)}")
+    return outcome.ir
 
 
 if __name__ == "__main__":

@@ -1,1 +1,37 @@
 """An FP32 IR and photographs in, a smaller and faster IR out that is proven not to have lost accuracy, or none."""
+
+from typing import TYPE_CHECKING
+
+from edgeface.lazy import exports
+
+if TYPE_CHECKING:
+    from edgeface.quantize.calibration import Calibration, gather
+    from edgeface.quantize.compress import Recipe
+    from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
+    from edgeface.quantize.gate import Limits
+    from edgeface.quantize.labelled import LabelledPairs
+    from edgeface.quantize.quantizer import Outcome, quantize
+
+__all__ = [
+    "Calibration",
+    "DetectorOutcome",
+    "LabelledPairs",
+    "Limits",
+    "Outcome",
+    "Recipe",
+    "gather",
+    "quantize",
+    "quantize_detector",
+]
+
+__getattr__ = exports(  # a recipe needs no detector, and a detector no evaluation
+    __name__,
+    {
+        "calibration": ("Calibration", "gather"),
+        "compress": ("Recipe",),
+        "detectors": ("DetectorOutcome", "quantize_detector"),
+        "gate": ("Limits",),
+        "labelled": ("LabelledPairs",),
+        "quantizer": ("Outcome", "quantize"),
+    },
+)

@@ -69,8 +69,27 @@ def revert(compressed: ov.Model, parent: ov.Model, names: Sequence[str]) -> ov.M
         _restore(here[name], there[name])
         for reader, original in zip(_biases(here[name]), _biases(there[name]), strict=False):
             _restore(reader, original)
+    for op in model.get_ops():
+        if op.get_type_name() == "FakeQuantize" and (readers := _readers(op)) and readers <= set(names):
+            for port in list(op.output(0).get_target_inputs()):  # behind a pool or a concatenation
+                port.replace_source_output(op.input_value(0))
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _readers(op: Any) -> set[str]:
+    """Names of the layers with weights that what an operation gives goes into, before it is rounded again."""
+    found, waiting, seen = set(), [op], set()
+    while waiting:
+        for port in waiting.pop().output(0).get_target_inputs():
+            reader = port.get_node()
+            name = reader.get_friendly_name()
+            if reader.get_type_name() in WEIGHTED:
+                found.add(name)
+            elif name not in seen and reader.get_type_name() not in ("FakeQuantize", "Result"):
+                seen.add(name)
+                waiting.append(reader)
+    return found
 
 
 def _restore(op: Any, original: Any) -> None:

@@ -1,0 +1,179 @@
+"""What NNCF makes of a tiny network by each recipe, and that it keeps quiet about it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
+
+from edgeface.errors import ConversionError, InputError
+from edgeface.ir_file import read_ir
+from edgeface.quantize.compress import Recipe, compress
+from edgeface.quantize.fidelity import embed
+from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
+
+try:
+    from openvino import opset13 as ops
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset13 as ops
+
+pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+
+
+def inputs(count: int = 12) -> list[np.ndarray]:
+    return [crop.transpose(2, 0, 1)[None].astype(np.float32) for crop in skin_crops(count)]
+
+
+def digest(model: ov.Model, folder: Path) -> tuple[str, str]:
+    path = folder / "saved.xml"
+    ov.save_model(model, path, compress_to_fp16=False)
+    return tuple(hashlib.sha256(path.with_suffix(end).read_bytes()).hexdigest() for end in (".xml", ".bin"))  # type: ignore[return-value]
+
+
+def rounded(model: ov.Model) -> set[str]:
+    """Friendly names of operations that read a FakeQuantize."""
+    return {
+        op.get_friendly_name()
+        for op in model.get_ops()
+        for port in op.input_values()
+        if port.get_node().get_type_name() == "FakeQuantize"
+    }
+
+
+def weights_of(model: ov.Model, name: str) -> np.ndarray:
+    """The 8-bit weights of a layer."""
+    node = next(op for op in model.get_ops() if op.get_friendly_name() == name).input_value(1).get_node()
+    while node.get_type_name() != "Constant":
+        node = node.input_value(0).get_node()
+    return np.asarray(node.data)
+
+
+@pytest.fixture(scope="module")
+def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_net(tmp_path_factory.mktemp("parent"))
+
+
+@pytest.fixture(scope="module")
+def quantized(ir: Path) -> ov.Model:
+    return compress(read_ir(ir), inputs(), Recipe())
+
+
+def test_the_layers_compute_in_8_bits_and_the_embeddings_stay_close(quantized: ov.Model) -> None:
+    before, after = embed(tiny_net(), inputs()), embed(quantized, inputs())
+
+    assert {"a", "b", "c"} <= rounded(quantized)
+    assert (before * after).sum(axis=1).min() > 0.99
+    assert np.abs(before - after).max() > 0
+
+
+def test_unit_length_and_residuals_stay_in_floating_point(quantized: ov.Model) -> None:
+    assert tail_of(tiny_net()) == ("unit",)
+    assert residuals_of(tiny_net()) == ("residual",)
+    assert not {"unit", "residual"} & rounded(quantized)
+    assert np.linalg.norm(embed(quantized, inputs()), axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_sum_of_two_products_can_saturate_16_bits(quantized: ov.Model) -> None:
+    # vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits.
+    full = compress(tiny_net(), inputs(), Recipe(half_range="none"))
+    for name in ("a", "b", "c"):
+        assert 2 * 255 * np.abs(weights_of(quantized, name).astype(int)).max() <= 32767
+        assert 2 * 255 * np.abs(weights_of(full, name).astype(int)).max() > 32767
+
+
+def test_the_same_inputs_and_seed_give_the_same_files(quantized: ov.Model, ir: Path, tmp_path: Path) -> None:
+    tiny_net()  # moves the counter by which OpenVINO names nodes
+    again = compress(read_ir(ir), inputs(), Recipe())
+
+    assert digest(again, tmp_path) == digest(quantized, tmp_path)
+
+
+def test_an_ignored_layer_stays_in_floating_point() -> None:
+    kept = compress(tiny_net(), inputs(), Recipe(ignored=("b",)))
+
+    assert "b" not in rounded(kept)
+    assert weights_of(kept, "b").dtype == np.float32
+
+
+@pytest.mark.parametrize(("preset", "bias"), [("int8-mixed", "accurate"), ("int8-performance", "none")])
+def test_every_preset_and_bias_correction_gives_a_model_that_is_close(preset: str, bias: str) -> None:
+    made = compress(tiny_net(), inputs(), Recipe(method=preset, bias_correction=bias))  # type: ignore[arg-type]
+
+    assert (embed(tiny_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.98
+
+
+def test_weights_alone_need_no_images_and_leave_activations_alone() -> None:
+    made = compress(tiny_net(), [], Recipe(method="weights"))
+
+    assert weights_of(made, "b").dtype == np.uint8
+    assert not rounded(made)
+    assert (embed(tiny_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.999
+
+
+def test_a_softmax_whose_result_is_multiplied_makes_a_transformer() -> None:
+    x = ops.parameter([1, 4, 4], np.float32)
+    attention = ov.Model([ops.matmul(ops.softmax(x, 2), x, False, False)], [x])
+    classifier = ov.Model([ops.softmax(x, 2)], [x])
+
+    assert is_transformer(attention)
+    assert not is_transformer(classifier)
+    assert not is_transformer(tiny_net())
+
+
+def test_what_cannot_be_done_is_named() -> None:
+    with pytest.raises(InputError, match="none called nowhere"):
+        compress(tiny_net(), inputs(), Recipe(ignored=("nowhere",)))
+    with pytest.raises(InputError, match="at least one image"):
+        compress(tiny_net(), [], Recipe())
+    with pytest.raises(ConversionError, match="NNCF cannot quantize"):
+        compress(tiny_net(), [np.zeros((1, 3, SIZE + 1, SIZE), np.float32)], Recipe())
+    with pytest.raises(InputError, match="method"):
+        Recipe(method="int4")  # type: ignore[arg-type]
+
+
+def test_progress_counts_every_calibration_input() -> None:
+    told: list[tuple[str, int, int]] = []
+    compress(tiny_net(), inputs(5), Recipe(), progress=lambda *each: told.append(each))
+
+    assert [each for each in told if each[0] == "calibration"][:5] == [
+        ("calibration", n, 5) for n in range(1, 6)
+    ]
+    assert told[-1][0] == "bias correction"
+
+
+def test_nncf_prints_nothing_and_reports_to_nobody() -> None:
+    code = (
+        "import logging; before = logging.getLoggerClass(); import edgeface, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tiny_net import skin_crops, tiny_net\n"
+        "from edgeface.quantize.compress import Recipe, compress\n"
+        "import numpy as np\n"
+        "compress(tiny_net(), [c.transpose(2, 0, 1)[None].astype(np.float32) for c in skin_crops(3)], Recipe())\n"
+        "assert logging.getLoggerClass() is before\n"
+        "assert sys.modules['openvino_telemetry'] is None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+def test_numpys_generator_and_stdout_are_given_back() -> None:
+    np.random.seed(5)
+    expected = np.random.random(3)
+    np.random.seed(5)
+    stdout = sys.stdout
+    compress(tiny_net(), inputs(3), Recipe(seed=1))
+
+    assert sys.stdout is stdout
+    assert np.array_equal(np.random.random(3), expected)
+    assert logging.getLoggerClass() is logging.Logger or logging.getLoggerClass().__module__ != "nncf"
