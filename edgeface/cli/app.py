@@ -28,7 +28,9 @@ _COMMANDS = {
     "calibrate": ("calibrate",),
     "cluster": ("cluster",),
     "gallery": ("gallery",),
+    "identify": ("identify",),
     "bench": ("bench",),
+    "pareto": ("pareto",),
 }
 """The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""
 

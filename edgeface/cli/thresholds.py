@@ -12,7 +12,7 @@ from edgeface.errors import InputError, MissingError
 if TYPE_CHECKING:
     from edgeface.recognize import Threshold
 
-__all__ = ["USUAL_FAR", "FarOption", "ThresholdOption", "choose_threshold"]
+__all__ = ["USUAL_FAR", "FarOption", "ThresholdOption", "choose_threshold", "parse_similarity"]
 
 USUAL_FAR = 1e-3
 
@@ -45,7 +45,7 @@ def choose_threshold(
     from edgeface.recognize import load_thresholds, threshold_at
     from edgeface.recognize.defaults import shipped_thresholds
 
-    if given is not None and (value := _parse_similarity(given)) is not None:
+    if given is not None and (value := parse_similarity(given)) is not None:
         if far is not None:
             raise InputError(
                 "--far: a threshold given as a number was calibrated for no rate; leave one of them out"
@@ -61,7 +61,8 @@ def choose_threshold(
     return known[0] if far is None and len(known) == 1 else threshold_at(known, far or usual_far)
 
 
-def _parse_similarity(text: str) -> float | None:
+def parse_similarity(text: str) -> float | None:
+    """Read a cosine similarity; None if the text is no number, and so is a file's name."""
     try:
         value = float(text)
     except ValueError:

@@ -33,14 +33,15 @@ class SearchThreshold:
     contract_id
         Of the embeddings; it is valid for no other.
     fpir
-        That was asked for.
+        That was asked for; None if the score was given by hand.
     gallery_size
         Comparisons a search: templates enrolled. A larger gallery has a higher FPIR.
     basis
         ``pairs``: from a verification threshold, assuming that comparisons are independent. ``probes``: from
-        searches for people who were not enrolled.
+        searches for people who were not enrolled. ``hand``: somebody chose it.
     expected_fpir
-        What the data show: for ``pairs`` the formula at the observed FAR, for ``probes`` the share observed.
+        What the data show: for ``pairs`` the formula at the observed FAR, for ``probes`` the share observed, for
+        ``hand`` None.
     fpir_interval
         Clopper-Pearson, at the basis' confidence; carried through the formula for ``pairs``.
     supported
@@ -49,12 +50,34 @@ class SearchThreshold:
 
     value: float
     contract_id: str
-    fpir: float
+    fpir: float | None
     gallery_size: int
-    basis: Literal["pairs", "probes"]
-    expected_fpir: float
+    basis: Literal["pairs", "probes", "hand"]
+    expected_fpir: float | None
     fpir_interval: tuple[float, float]
     supported: bool
+
+    @classmethod
+    def by_hand(cls, value: float, *, contract_id: str, gallery_size: int) -> SearchThreshold:
+        """A cosine similarity that somebody chose, and whose FPIR nobody measured.
+
+        Raises
+        ------
+        InputError
+            If it is not from -1 to 1.
+        """
+        if not -1.0 <= value <= 1.0:
+            raise InputError(f"threshold: expected a cosine similarity from -1 to 1, found {value:g}")
+        return cls(
+            value=value,
+            contract_id=contract_id,
+            fpir=None,
+            gallery_size=gallery_size,
+            basis="hand",
+            expected_fpir=None,
+            fpir_interval=(0.0, 1.0),
+            supported=False,
+        )
 
     def accepts(self, score: float) -> bool:
         """Whether somebody of this score is somebody."""
@@ -62,6 +85,10 @@ class SearchThreshold:
 
     def note(self, gallery_size: int) -> str:
         """What speaks against using it for a gallery of this size, in words; empty if nothing does."""
+        if self.fpir is None:
+            return (
+                "the threshold was given by hand: nobody measured how often it takes strangers for somebody"
+            )
         if gallery_size > self.gallery_size:
             return (
                 f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "

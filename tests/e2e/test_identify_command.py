@@ -1,0 +1,120 @@
+"""`edgeface identify` on crops of plain colours, which a tiny model takes for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import TINY_SIZE, write_tiny_ir
+
+from edgeface.cli import main
+
+pytestmark = pytest.mark.timeout(120)
+
+COLOURS = {"Blue": (220, 30, 30), "Green": (30, 220, 30), "Teal": (200, 200, 30), "Gray": (120, 120, 120)}
+
+
+def draw(path: Path, colour: tuple[int, int, int], seed: int) -> Path:
+    noise = np.random.default_rng(seed).normal(0, 4, (TINY_SIZE, TINY_SIZE, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A gallery of Blue and Green, and pictures to ask about."""
+    model = write_tiny_ir(tmp_path)
+    gallery = tmp_path / "people.gallery"
+    for name in ("Blue", "Green"):
+        draw(tmp_path / "enrolled" / name / "1.png", COLOURS[name], 0)
+    for seed, (name, colour) in enumerate(COLOURS.items(), start=1):
+        draw(tmp_path / "asked" / f"{name}.png", colour, seed)
+    assert main(["gallery", "create", str(gallery), "--model", str(model), "--unencrypted"]) == 0
+    enrol = [
+        "gallery",
+        "enrol",
+        gallery,
+        tmp_path / "enrolled",
+        "--model",
+        model,
+        "--crops",
+        "--threshold",
+        "0.99",
+    ]
+    assert main([str(word) for word in enrol]) == 0
+    capsys.readouterr()
+    return tmp_path
+
+
+def identify(work: Path, *more: str | Path, asked: str = "asked") -> int:
+    given = [
+        "identify",
+        work / asked,
+        "--gallery",
+        work / "people.gallery",
+        "--model",
+        work / "tiny.xml",
+        "--crops",
+    ]
+    return main([str(word) for word in [*given, *more]])
+
+
+def test_each_face_is_somebody_nobody_or_asked_for_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert identify(work, "--threshold", "0.75", "--margin", "0.2", "--json") == 0
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    found = {Path(each["path"]).stem: each["faces"][0] for each in answer["images"]}
+    assert {name: face["verdict"] for name, face in found.items()} == {
+        "Blue": "accepted",
+        "Green": "accepted",
+        "Gray": "unknown",  # 0.73 from both
+        "Teal": "ask-again",  # between Blue and Green
+    }
+    assert (found["Blue"]["person"], found["Blue"]["runner_up"]) == ("Blue", "Green")
+    assert (answer["recognised"], answer["templates"], answer["fpir"]) == (2, 2, None)
+    assert "nobody measured how often" in " ".join(captured.err.split())
+
+
+def test_people_read_names_and_the_exit_code_says_whether_anybody_was_known(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert identify(work, "--threshold", "0.75", asked="asked/Blue.png") == 0
+    assert "Blue (1.0000, next Green" in " ".join(capsys.readouterr().out.split())
+    assert identify(work, "--threshold", "0.75", asked="asked/Gray.png") == 1
+    assert "unknown (0.7" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_broken_picture_is_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "asked" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert identify(work, "--threshold", "0.75", "--json") == 0
+    assert [Path(each["path"]).name for each in json.loads(capsys.readouterr().out)["failures"]] == [
+        "broken.png"
+    ]
+    assert identify(work, "--threshold", "0.75", "--strict") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ((), 3, "no threshold is known for its contract"),
+        (("--threshold", "0.7", "--rule", "min"), 2, "expected max or mean-of-best-N"),
+        (("--threshold", "1.7"), 2, "from -1 to 1"),
+    ],
+)
+def test_what_cannot_be_decided_by_is_refused(
+    more: tuple[str, ...], code: int, words: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert identify(work, *more) == code
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gallery_of_another_model_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_ir(work, source="b")
+    assert identify(work, "--threshold", "0.7") == 2
+    assert "contract" in capsys.readouterr().err
