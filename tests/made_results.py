@@ -18,7 +18,9 @@ def made_result(
     ends = np.cumsum(latencies)
     starts = np.append(0, ends[:-1])
     ordered = np.sort(latencies)
-    estimates = {key: float(ordered[stats.rank(len(ordered), share) - 1]) for key, share in stats.QUANTILES.items()}
+    estimates = {
+        key: float(ordered[stats.rank(len(ordered), share) - 1]) for key, share in stats.QUANTILES.items()
+    }
     estimates |= {"mean": float(latencies.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
     rate = len(latencies) / ends[-1] * 1e3
     document = {
@@ -83,3 +85,27 @@ def latencies(kind: str, rng: np.random.Generator, count: int, *, median: float 
     else:
         raise ValueError(kind)
     return median * np.exp(logs)
+
+
+LAYERS = [
+    {"name": f"<layer> {index}", "kind": "Convolution", "exec_type": "jit_avx2_f32", "ms": 0.5 + index / 4,
+     "count": 20, "gflops": 0.02 * (index + 1), "bytes": 200_000 * (20 - index), "precision": "f32"}
+    for index in range(15)
+]  # fmt: skip
+"""Of a result: fifteen convolutions, the last the slowest."""
+
+PEAK = {
+    "device": "CPU", "full_name": "a <CPU>", "openvino": "2026.4.1", "streams": 1, "threads": 2,
+    "products": {
+        "f32": {
+            "gflops_per_second": 250.0, "executed": "f32", "form": "MatMul", "kernel": "brgemm",
+            "shape": [2048] * 3, "milliseconds": 68,
+        },
+        "bf16": {"unknown": "not computed in here"},
+    },
+    "bandwidth": {
+        "gb_per_second": 20.0, "copy_gb_per_second": 20.0, "triad_gb_per_second": 19.0, "bytes": 1 << 28, "threads": 2,
+    },
+    "seconds": 3.0,
+}  # fmt: skip
+"""Of a machine of 250 GFLOP/s and 20 GB/s."""
