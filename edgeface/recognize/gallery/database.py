@@ -221,8 +221,7 @@ class Database:
                     connection.execute("ROLLBACK")
 
     def _require_header(self, connection: sqlite3.Connection) -> None:
-        (text,) = connection.execute("SELECT header FROM gallery").fetchone()
-        if text != self.header.encode():
+        if connection.execute("SELECT header FROM gallery").fetchone() != (self.header.encode(),):
             raise GalleryError(
                 f"{self.path}: another process gave this gallery another key or another model; open it again"
             )
@@ -245,7 +244,10 @@ class Database:
 
     def state(self, column: str) -> int:
         """A number of the gallery's one row, inside a transaction."""
-        return int(self._usable().execute(f"SELECT {column} FROM gallery").fetchone()[0])
+        row = self._usable().execute(f"SELECT {column} FROM gallery").fetchone()
+        if row is None or not isinstance(row[0], int):
+            raise GalleryDamagedError(f"{self.path}: expected a number in {column}, found {row!r:.40}")
+        return row[0]
 
     def take_ids(self, count: int) -> range:
         """Numbers that nobody had before, inside `writing`."""

@@ -155,4 +155,4 @@ def _still_stored(connection: sqlite3.Connection, rows: Rows, database: Database
     yield database.header.encode().encode()
     for table in SEALED_TABLES:
         for identity, stored in rows.sealed(connection, table):
-            yield rows.open(table, identity, stored)
+            yield from (stored, rows.open(table, identity, stored))

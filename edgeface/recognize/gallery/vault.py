@@ -63,6 +63,7 @@ class PlainVault(Vault):
 
     def open(self, stored: bytes, place: bytes) -> bytes:
         """The content, if the digest is its own."""
+        _require_bytes(stored, place)
         content, digest = stored[:-_DIGEST], stored[-_DIGEST:]
         if digest != _digest(content, place):
             raise _damaged(place)
@@ -102,6 +103,7 @@ class SealedVault(Vault):
 
     def open(self, stored: bytes, place: bytes) -> bytes:
         """Verify and decrypt."""
+        _require_bytes(stored, place)
         view = memoryview(stored)
         try:
             return self._cipher.decrypt(stored[:_NONCE], view[_NONCE:], place)
@@ -123,6 +125,12 @@ def _digest(content: bytes, place: bytes) -> bytes:
     digest.update(place)
     digest.update(content)
     return digest.digest()
+
+
+def _require_bytes(stored: object, place: bytes) -> None:
+    """A database's column may hold anything once its file is damaged."""
+    if not isinstance(stored, bytes):
+        raise _damaged(place)
 
 
 def _damaged(place: bytes) -> GalleryDamagedError:
