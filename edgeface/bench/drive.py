@@ -1,14 +1,16 @@
 """A target in, the start and the end of every query out: the loop that all scenarios share.
 
-One thread, the caller's, decides and starts; completions are stamped in the device's threads, where Ctrl-C does not
-reach, so that what was measured is whole whenever it comes. Times are those of `time.perf_counter_ns`, which is
-monotonic. The garbage collector rests meanwhile.
+One thread, the caller's, decides and starts; completions are stamped in the device's threads. Times are those of
+`time.perf_counter_ns`, which is monotonic. The garbage collector rests meanwhile, and Ctrl-C is noted and not raised,
+so that what was measured is whole whenever it comes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgeface.bench.target import Target
 
-__all__ = ["Limits", "Progress", "Recording", "Slots", "Stopper", "measuring"]
+__all__ = ["Limits", "Progress", "Recording", "Slots", "Stopper", "Tape", "measuring"]
 
 Progress = Callable[[float, int], None]
 """Called now and then with the share of the way that is done and the number of queries so far."""
@@ -93,6 +95,10 @@ class Tape:
     ----------
     rows
         (start, end) of every completed query, nanoseconds of the monotonic clock.
+    interrupted
+        Whether Ctrl-C has come; whoever writes then stops.
+    began
+        Nanoseconds of the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -122,21 +128,45 @@ class Tape:
 
 @contextlib.contextmanager
 def measuring() -> Iterator[Tape]:
-    """Yield a tape; Ctrl-C ends the block and is noted on it, unless nothing is on it yet."""
+    """Yield a tape to write on. Ctrl-C is noted on it, for the loop to end by itself; a second one is raised.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At the end, if it was interrupted before anything was written.
+    """
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     tape = Tape()
     try:
-        yield tape
-    except KeyboardInterrupt:
-        if not tape.rows:
-            raise
-        tape.interrupted = True
+        with _noting_interrupts(tape):
+            yield tape
     finally:
         tape.end()
         if enabled:
             gc.enable()
+    if tape.interrupted and not tape.rows:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noting_interrupts(tape: Tape) -> Iterator[None]:
+    """Keep Ctrl-C from striking between the taking of a slot and its start, where a slot would be lost."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        tape.interrupted = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class Stopper:
@@ -148,11 +178,12 @@ class Stopper:
         When.
     progress
         Whom to tell.
-    began
-        Nanoseconds of the monotonic clock.
+    tape
+        Ends with it if it was interrupted.
     """
 
-    def __init__(self, limits: Limits, progress: Progress | None, began: int) -> None:
+    def __init__(self, limits: Limits, progress: Progress | None, tape: Tape) -> None:
+        self._tape, began = tape, tape.began
         self._least = began + int(limits.duration_s * 1e9)
         self._most = began + int(max(limits.max_duration_s, limits.duration_s) * 1e9)
         self._count, self._began = limits.min_count, began
@@ -166,7 +197,8 @@ class Stopper:
             self._progress(
                 min(1.0, max(share, (now - self._began) / max(self._most - self._began, 1))), count
             )
-        return (now >= self._least and count >= self._count) or now >= self._most
+        enough = now >= self._least and count >= self._count
+        return enough or now >= self._most or self._tape.interrupted
 
 
 class Slots:
@@ -208,7 +240,11 @@ class Slots:
 
     def start(self, slot: int) -> None:
         """Begin an inference."""
-        self._target.start(slot)
+        try:
+            self._target.start(slot)
+        except BaseException:
+            self._freed.put(slot)
+            raise
 
     def drain(self) -> None:
         """Wait until every slot is free."""

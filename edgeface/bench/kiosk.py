@@ -129,6 +129,8 @@ def run_kiosk(
                     identified.setdefault(face.track_id, now * 1e-9)
             if progress is not None:
                 progress(min(1.0, (frame.index + 1) / due_frames), len(tape.rows))
+            if tape.interrupted:
+                break
     recording = tape.recording(1)
     waits = np.array([1e3 * (at - first_seen[track]) for track, at in identified.items()])
     shown = last if recording.interrupted else due_frames

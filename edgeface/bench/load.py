@@ -181,11 +181,9 @@ def _embedder(
     assert subject.contract is not None  # an image format needs one
     embedder = Embedder.load(subject.path, plan=plan, image_format=image_format)
     random = np.random.default_rng(settings.seed or 0)
-    shape = image_format.batch_shape(1, subject.contract)[1:]
-    if -1 in shape:
-        embedder.close()
-        raise InputError("input format: expected a size, found 'any'; say which, such as 640x480")
-    crop = random.integers(0, 256, shape).astype(_DTYPES[image_format.dtype])
+    crop = random.integers(0, 256, image_format.image_shape(subject.contract)).astype(
+        _DTYPES[image_format.dtype]
+    )
     report = embedder.execution
     # What is queued takes the place of what is ready without waiting for this thread.
     together = 2 * (plan.requests or report.optimal_requests or 1) * plan.batch_buckets[-1]

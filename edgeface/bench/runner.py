@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ from edgeface.vision.detect import Detector
 from edgeface.vision.track import Tracker
 
 __all__ = ["DEFAULTS", "Extras", "Stage", "benchmark"]
+
+_log = logging.getLogger(__name__)
 
 DEFAULTS = Settings(
     scenario="single-stream", device="CPU", seed=0, duration_s=20.0, max_duration_s=120.0, warm_up_s=10.0
@@ -135,21 +138,26 @@ def benchmark(
     InferenceError
         If the device fails.
     """
-    extras, stage = extras or Extras(), stage or (lambda name: None)
+    extras, tell = extras or Extras(), stage or (lambda name: None)
+
+    def begin(name: str) -> Progress | None:
+        _log.info("%s: %s", model.name, name)
+        return tell(name)
+
     settings = _complete(settings, extras)
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     core = ov.Core()
-    stage("load")
+    begin("load")
     loaded = load(
         model, settings, core=core, plan=extras.plan, shapes=extras.shapes, image_format=extras.image_format
     )
     with loaded:
-        stage("warm up")
+        begin("warm up")
         alone = settings.scenario in ("single-stream", "kiosk")
         warmth = warm_up(loaded.target, alone=alone, longest_s=settings.warm_up_s or 0.0)
         with watch() as watched:
-            measured = _measure(loaded, settings, extras, stage("measure"))
-        explained = _explain(loaded, extras, stage, interrupted=measured.recording.interrupted)
+            measured = _measure(loaded, settings, extras, begin("measure"))
+        explained = _explain(loaded, extras, begin, interrupted=measured.recording.interrupted)
         environment = read_environment(watched.moments, core=core, identify=extras.identify)
     recording, verdict = measured.recording, watched.verdict
     result = BenchmarkResult(

@@ -43,7 +43,7 @@ def single_stream(target: Target, limits: Limits, progress: Progress | None = No
     """Answer one query after the other in this thread."""
     infer, clock = target.infer, time.perf_counter_ns
     with measuring() as tape:
-        rows, enough = tape.rows, Stopper(limits, progress, tape.began)
+        rows, enough = tape.rows, Stopper(limits, progress, tape)
         now = clock()
         while not enough(now, len(rows)):
             started = clock()
@@ -69,7 +69,7 @@ def multi_stream(
     with measuring() as tape:
         ends: list[int] = []
         slots = Slots(target, lambda slot, end: ends.append(end))
-        enough = Stopper(limits, progress, tape.began)
+        enough = Stopper(limits, progress, tape)
         try:
             while not enough(started := clock(), len(tape.rows)):
                 ends.clear()
@@ -88,7 +88,7 @@ def offline(target: Target, limits: Limits, progress: Progress | None = None) ->
     with measuring() as tape:
         rows, began = tape.rows, [0] * target.slots
         slots = Slots(target, lambda slot, end: rows.append((began[slot], end)))
-        enough = Stopper(limits, progress, tape.began)
+        enough = Stopper(limits, progress, tape)
         try:
             while not enough(clock(), len(rows)):
                 slot = slots.take()

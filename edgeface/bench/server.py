@@ -24,6 +24,8 @@ __all__ = ["find_rate", "poisson_arrivals", "serve"]
 
 _RESOLUTION = 0.02
 """Of the search, relative to the capacity."""
+_LONGEST_SLEEP = 0.2
+"""Seconds between two looks for Ctrl-C."""
 _HEADROOM = 1.05
 """Over the capacity as `offline` found it: where the search begins."""
 
@@ -84,9 +86,11 @@ def serve(
         tell_at = 0
         try:
             for number in range(count):
+                while (wait := due[number] - clock()) > 0 and not tape.interrupted:
+                    time.sleep(min(wait * 1e-9, _LONGEST_SLEEP))
+                if tape.interrupted:
+                    break
                 slot = slots.take()
-                if (wait := due[number] - clock()) > 0:
-                    time.sleep(wait * 1e-9)
                 serving[slot] = number
                 slots.start(slot)
                 if bound_ms is not None and allowed is not None:

@@ -110,6 +110,8 @@ def read_subject(
                 f"{path}: images need a model with a contract, found none; leave --input-format and --end-to-end out, "
                 "or give the model a contract with 'edgeface adopt'"
             )
+        if image_format.size == "any":
+            raise InputError("input format: expected a size, found 'any'; say which, such as 640x480")
         model = adapt(model, contract, image_format, batch=bare.batch)
         work = count_work(model)
     info = ModelInfo(
@@ -141,6 +143,8 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     rest = text.strip()
     while match := re.match(r"\s*([^\[\],\s]*)\s*\[\s*(\d+(?:\s*,\s*\d+)*|)\s*\]\s*(?:,|$)", rest):
+        if match[1] in shapes:
+            break
         shapes[match[1]] = tuple(int(side) for side in match[2].split(",") if side.strip())
         rest = rest[match.end() :]
     if rest or not shapes or ("" in shapes and len(shapes) > 1):
