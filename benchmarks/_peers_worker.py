@@ -99,7 +99,8 @@ class EdgefacePeer(Peer):
 
         from edgeface.runtime import Embedder, default_plan
 
-        plan = default_plan("CPU", streams=setting.workers, threads=setting.threads)
+        buckets = tuple(sorted({1, setting.batch}))
+        plan = default_plan("CPU", streams=setting.workers, threads=setting.threads, batch_buckets=buckets)
         self._embedder = Embedder.load(setting.model, plan=plan)
         super().__init__(
             f"OpenVINO {ov.__version__.split('-')[0]}", lambda crops: crops, self._embedder.embed

@@ -1,8 +1,8 @@
 """At equal accuracy, how fast is edgeface beside its peers? Prints JSON; a table goes to stderr.
 
     python benchmarks/peers.py prepare  --work DIR [--calibration FOLDER]   # networks for the peers, and INT8 ones
-    python benchmarks/peers.py accuracy --work DIR --ir FP32_IR --int8 INT8_IR [--folds 10]   # who is equally right
     python benchmarks/peers.py tune     --work DIR --ir FP32_IR --int8 INT8_IR            # each peer's best setting
+    python benchmarks/peers.py accuracy --work DIR --ir FP32_IR --int8 INT8_IR [--folds 10]   # who is equally right
     python benchmarks/peers.py run      --work DIR [--rounds 7] [--seconds 2]             # all of them in turn
 
 It needs the extra `peers`. Every step leaves its JSON in DIR, where the next ones find it; `run` prints all of it.
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--folds", type=int, default=10, help="of LFW's ten that accuracy looks at, the first"
     )
+    parser.add_argument("--only", action="append", default=[], help="peer to tune again; the others stay")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one peer in one round")
     parser.add_argument("--json", action="store_true", help="print JSON (always does; kept for uniformity)")
@@ -66,7 +67,7 @@ def main() -> None:
     found = {
         "prepare": lambda: prepare(options.work, options.calibration),
         "accuracy": lambda: accuracy(options.work, options.ir, options.int8, options.folds),
-        "tune": lambda: tune(options.work, options.ir, options.int8),
+        "tune": lambda: tune(options.work, options.ir, options.int8, options.only),
         "run": lambda: run(options.work, options.rounds, options.seconds),
     }[options.step]()
     (options.work / f"{options.step}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -120,8 +121,8 @@ def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:
 
     def streams(model: Path) -> list[Setting]:
         return [
-            Setting(peer="edgeface", model=str(model), workers=n, threads=cores)
-            for n in (1, cores, 2 * cores)
+            Setting(peer="edgeface", model=str(model), workers=n, threads=cores, batch=batch)
+            for n, batch in ((1, 1), (cores, 1), (1, 8), (cores, 4), (cores, 8))
         ]
 
     return {
@@ -134,7 +135,7 @@ def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:
             for setting in tried("onnxruntime", work / f"facenet-{kind}.onnx")
         ],
         "tensorflow": tried("tensorflow", work / "facenet.pb", ("", "fed"))[:6],
-        "pytorch": tried("pytorch", WEIGHTS, ("channels-last", "")),
+        "pytorch": [each for each in tried("pytorch", WEIGHTS, ("channels-last", "")) if each.batch < 32],
     }
 
 
@@ -154,14 +155,10 @@ def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
         for name, setting in settings.items()
         if not name.endswith("int8")
     }
-    judged = {"edgeface-fp32": ir, "edgeface-int8": int8} | {
-        f"onnxruntime-int8 {kind}": path
-        for kind in ("u8s8", "u8u8")
-        if (path := work / f"facenet-{kind}.onnx").is_file()
-    }
+    tuned = json.loads((work / "tune.json").read_text(encoding="utf-8"))
     models = {
-        name: load(dataclasses.replace(settings[name.split()[0]], model=str(model), batch=1))
-        for name, model in judged.items()
+        name: load(Setting(**tuned[name]["best"]))
+        for name in ("edgeface-fp32", "edgeface-int8", "onnxruntime-int8")
     }
     pairs = first_folds(read_pairs(LFW / "pairs.txt"), folds)
     with Embedder.load(ir) as embedder:
@@ -217,10 +214,15 @@ def _blocks(crops: Any, size: int) -> Iterator[np.ndarray]:
         yield np.stack(block)
 
 
-def tune(work: Path, ir: Path, int8: Path, *, rounds: int = 3, seconds: float = 0.6) -> dict[str, Any]:
+def tune(
+    work: Path, ir: Path, int8: Path, only: Sequence[str], *, rounds: int = 3, seconds: float = 0.6
+) -> dict[str, Any]:
     """Try each peer's settings in turn, and keep the fastest; images a second, median of the rounds."""
-    chosen: dict[str, Any] = {}
+    known = work / "tune.json"
+    chosen: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if only and known.is_file() else {}
     for name, settings in candidates(work, ir, int8).items():
+        if only and name not in only:
+            continue
         with workers({str(index): setting for index, setting in enumerate(settings)}) as running:
             speeds = {key: [] for key in running}
             for _ in range(rounds):

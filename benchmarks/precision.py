@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=DATA / "lfw" / "calibration")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.2, help="of one measurement")
+    parser.add_argument("--streams", type=int, help="of throughput; else what suits each model best")
     parser.add_argument("--json", action="store_true", help="print JSON (always does; kept for uniformity)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeface-precision-") as folder:
@@ -55,7 +56,10 @@ def main() -> None:
         models = {"fp32": options.ir, "int8": int8}
         models |= {name: Path(path) for name, path in (each.split("=", 1) for each in options.also)}
         cores = len(os.sched_getaffinity(0))
-        streams = best_streams(models, sorted({1, cores}))  # the CPU takes no more streams than cores
+        if options.streams:
+            streams = dict.fromkeys(models, options.streams)
+        else:
+            streams = best_streams(models, sorted({1, cores}))  # the CPU takes no more streams than cores
         timed = time_in_turn(models, rounds=options.rounds, seconds=options.seconds, streams=streams)
         figures = {name: compared(timed["fp32"], each) for name, each in timed.items() if name != "fp32"}
         for name, path in models.items():
@@ -137,7 +141,7 @@ def why(models: Mapping[str, Path]) -> dict[str, Any]:
             row["ms"] += layer.milliseconds
             row["gops"] += 2e-9 * sum(macs.get(operation, 0) for operation in layer.operations)
         for row in table.values():
-            row["gops_per_second"] = round(1e3 * row["gops"] / row["ms"], 1)
+            row["gops_per_second"] = round(1e3 * row["gops"] / row["ms"], 1) if row["ms"] else 0.0
             row["ms"], row["gops"] = round(row["ms"], 3), round(row["gops"], 4)
         kernels[name] = dict(sorted(table.items(), key=lambda item: -item[1]["ms"]))
     f32, i8 = attained["f32"], attained["i8"]

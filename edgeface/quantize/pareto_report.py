@@ -1,0 +1,199 @@
+"""A comparison of precisions in; Markdown, and one self-contained HTML page with its plots, out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edgeface.drawing import Frame, Plot, Shape, Words, counted, linear, write_page
+from edgeface.files import write_atomically
+from edgeface.quantize.pareto import FP32, SAME_ACCURACY, Pareto, Row
+
+__all__ = ["FILES", "NAMES", "accuracy_plot", "to_markdown", "write_pareto"]
+
+FILES = ("pareto.json", "pareto.md", "pareto.html")
+
+NAMES = {
+    FP32: "FP32",
+    "fp16": "FP16 storage",
+    "int8-mixed": "INT8 mixed",
+    "int8-performance": "INT8 performance",
+    "weights": "INT8 weights only",
+}
+
+RULE = (
+    "A precision is optimal if no other beats it: is better in something and worse in nothing. Accuracy counts as "
+    f"different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test says so at 5 %, speed if one was "
+    "the faster in every round."
+)
+
+_CHARACTER, _LINE = 6.4, 15.0
+"""Width of a letter and height of a line of a plot's words, in its units."""
+
+
+def write_pareto(pareto: Pareto, folder: Path) -> None:
+    """Write `FILES`, each whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    for name, text in (
+        ("pareto.json", json.dumps(pareto.to_dict(), indent=2) + "\n"),
+        ("pareto.md", to_markdown(pareto)),
+    ):
+        with write_atomically(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    write_page(
+        folder / "pareto.html",
+        "edgeface.quantize",
+        template="pareto.html.j2",
+        filters={"change": _change, "times": "{:.3f}".format},
+        pareto=pareto,
+        contract=pareto.contract,
+        names=NAMES,
+        rule=RULE,
+        plots=[accuracy_plot(pareto, each) for each in OBJECTIVES],
+        ratios={row.name: pareto.ratios(row) for row in pareto.rows},
+        optimal=[NAMES[row.name] for row in pareto.rows if row.optimal],
+    )
+
+
+class Objective(NamedTuple):
+    """What a plot shows accuracy over."""
+
+    title: str
+    label: str
+    value: Callable[[Row], float]
+    better: str
+
+
+OBJECTIVES = (
+    Objective("Latency", "milliseconds, one face alone", lambda row: row.timed.latency_ms, "left"),
+    Objective("Throughput", "faces a second, all streams", lambda row: row.timed.images_per_second, "right"),
+    Objective("Size", "megabytes of .xml and .bin", lambda row: row.file_bytes / 1e6, "left"),
+)
+
+
+def to_markdown(pareto: Pareto) -> str:
+    """Give the table as GitHub's Markdown; optimal precisions are bold."""
+    lines = [
+        f"# {pareto.contract.name}: precisions compared",
+        "",
+        f"{pareto.pairs:,} pairs ({pareto.protocol}'s protocol; {pareto.faces}). {pareto.device}, OpenVINO "
+        f"{pareto.openvino}; medians of {counted(pareto.rounds, 'alternating round')}, ratios to FP32 within a round.",
+        "",
+        "| precision | accuracy | drop, 95 % paired | mean cosine | latency | throughput | CPU time | size |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in pareto.rows:
+        ratio = pareto.ratios(row)
+        name = f"**{NAMES[row.name]}**" if row.optimal else NAMES[row.name]
+        cosine = f"{row.fidelity.mean_cosine:.5f}" if row.fidelity else "1"
+        lines.append(
+            f"| {name} | {row.accuracy:.4f} | {_change(row)} | {cosine} "
+            f"| {row.timed.latency_ms:.2f} ms ({ratio['latency']:.3f}) "
+            f"| {row.timed.images_per_second:.1f} /s ({ratio['throughput']:.3f}) "
+            f"| {row.timed.together.cpu_median:.2f} ms ({ratio['cpu_time']:.3f}) "
+            f"| {row.file_bytes / 1e6:.1f} MB ({ratio['file']:.3f}) |"
+        )
+    beaten = [
+        f"- {NAMES[row.name]} is beaten by {', '.join(NAMES[each] for each in row.beaten_by)}."
+        for row in pareto.rows
+        if not row.optimal
+    ]
+    return "\n".join([*lines, "", RULE, *([""] if beaten else []), *beaten, *_disturbed(pareto), ""])
+
+
+def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
+    """Draw accuracy over one objective; upright lines are 95 % intervals of the drop against FP32."""
+    values = [objective.value(row) for row in pareto.rows]
+    accuracies = [row.accuracy for row in pareto.rows]
+    spans = [_span(pareto, row) for row in pareto.rows]
+    low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+    room = max(0.15 * (high - low), 0.0005)
+    x = linear(objective.label, 0.0, 1.15 * max(values))
+    frame = Frame(x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0)
+    shapes: list[Shape] = []
+    for row, value, span in zip(pareto.rows, values, spans, strict=True):
+        if row.verification is not None:
+            shapes.append(frame.line([value, value], list(span), "guide"))
+        kind = "good" if row.optimal else "other"
+        shapes += frame.dots(
+            [value], [row.accuracy], kind, radius=6.0, titles=(_sentence(row, objective, value),)
+        )
+    return Plot(
+        objective.title,
+        frame,
+        tuple(shapes),
+        _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies),
+        (("good", "optimal"), ("other", "beaten"), ("guide", "95 % of the drop")),
+        f"Better is up and {objective.better}.",
+    )
+
+
+def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
+    """Accuracies that the paired interval against FP32 leaves possible."""
+    if row.verification is None:
+        return row.accuracy, row.accuracy
+    low, high = row.verification.accuracy.interval
+    return pareto.rows[0].accuracy - high, pareto.rows[0].accuracy - low
+
+
+def _labels(frame: Frame, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> tuple[Words, ...]:
+    """Put each name beside its dot, up or down as far as it takes for none to lie on another."""
+    taken: list[tuple[float, float, float]] = []
+    words = []
+    across, down = frame.across(x), frame.down(y)
+    for index in np.argsort(down, kind="stable"):
+        name, at = names[index], float(across[index])
+        width = _CHARACTER * len(name)
+        left = at + 10 + width > frame.width
+        start = at - 10 - width if left else at + 10
+        steps = sorted((step for step in range(-20, 21)), key=abs)
+        places = [float(down[index]) + 4 + step * _LINE / 2 for step in steps]
+        place = next(
+            (
+                each
+                for each in places
+                if _LINE / 2 < each < frame.height
+                and not any(
+                    abs(each - other) < _LINE and start < end and begin < start + width
+                    for other, begin, end in taken
+                )
+            ),
+            places[0],
+        )
+        taken.append((place, start, start + width))
+        words.append(
+            Words(round(at - 10 if left else at + 10, 1), round(place, 1), name, "end" if left else "start")
+        )
+    return tuple(words)
+
+
+def _accuracy(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _sentence(row: Row, objective: Objective, value: float) -> str:
+    state = "optimal" if row.optimal else "beaten by " + ", ".join(NAMES[each] for each in row.beaten_by)
+    return f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
+
+
+def _change(row: Row) -> str:
+    """Drop of accuracy and its interval; what was won has a minus."""
+    if row.verification is None:
+        return "-"
+    change = row.verification.accuracy
+    return f"{change.drop:+.4f} ({change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
+
+
+def _disturbed(pareto: Pareto) -> list[str]:
+    if not pareto.disturbance.disturbed:
+        return []
+    return ["", "The timing was disturbed: " + "; ".join(pareto.disturbance.reasons) + "."]
