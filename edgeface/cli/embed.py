@@ -134,10 +134,13 @@ def verify(
 ) -> None:
     """Say whether two pictures show one person. Exit code 0: the same, 1: different."""
     from edgeface.recognize.pipeline import Pipeline
+    from edgeface.recognize.threshold import require_calibrated_for
     from edgeface.runtime import Embedder
 
     with Embedder.load(model, device=device) as embedder:
         decision = choose_threshold(threshold, far, embedder.contract.contract_id, model)
+        if not isinstance(decision, float):
+            require_calibrated_for(decision, embedder.contract)
         with load_detector(
             detector, detector_model, landmarks_model, device=device, min_size=min_size
         ) as finder:
