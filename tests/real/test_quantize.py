@@ -1,0 +1,113 @@
+"""Quantization on the real FaceNet and real photographs: what a bad calibration set looks like, and what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeface.contract import ModelContract
+from edgeface.ir_file import read_ir
+from edgeface.quantize import Calibration, gather
+from edgeface.quantize.calibration import to_inputs
+from edgeface.quantize.fidelity import embed
+from edgeface.quantize.soundness import find_flaws, looks_empty, looks_swapped
+from edgeface.quantize.structure import residuals_of, tail_of
+from edgeface.vision.crops import find_photos
+from edgeface.vision.detect import Detector, load_detector
+
+pytestmark = pytest.mark.real
+
+PHOTOS = 60
+
+
+@pytest.fixture(scope="module")
+def detector() -> Iterator[Detector]:
+    with load_detector("mtcnn") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def contract(real_ir: Path) -> ModelContract:
+    return ModelContract.read_from(read_ir(real_ir))
+
+
+@pytest.fixture(scope="module")
+def calibration(data: Path, contract: ModelContract, detector: Detector) -> Calibration:
+    photos = find_photos([data / "lfw" / "calibration"])[:PHOTOS]
+    return gather(photos, contract, subset=40, detector=detector)
+
+
+def changed(calibration: Calibration, change: object) -> Calibration:
+    halves = {name: change(getattr(calibration, name)) for name in ("crops", "held_out")}  # type: ignore[operator]
+    return dataclasses.replace(calibration, **halves)
+
+
+def test_real_faces_calibrate(calibration: Calibration, detector: Detector) -> None:
+    assert (len(calibration.crops), len(calibration.held_out)) == (40, 20)
+    assert find_flaws(calibration) == ()
+    crops = dataclasses.replace(calibration, detected=False)
+    assert find_flaws(crops, detector=detector) == ()  # the same faces, given as crops
+
+
+def test_exchanged_colours_of_real_faces_are_told(calibration: Calibration) -> None:
+    swapped = changed(calibration, lambda crops: crops[..., ::-1])
+
+    (flaw,) = find_flaws(swapped)
+    assert "red and blue were exchanged" in flaw.reason
+    assert flaw.count >= 0.95 * flaw.of
+
+
+def test_black_pictures_and_pictures_of_something_else_are_told(
+    calibration: Calibration, detector: Detector
+) -> None:
+    black = dataclasses.replace(changed(calibration, np.zeros_like), detected=False)
+    upside_down = dataclasses.replace(changed(calibration, lambda crops: crops[:, ::-1]), detected=False)
+
+    assert any("without contrast" in flaw.reason for flaw in find_flaws(black, detector=detector))
+    (flaw,) = find_flaws(upside_down, detector=detector)
+    assert "a face in nearly every picture" in flaw.reason
+
+
+def test_the_checks_are_silent_on_the_golden_crops(data: Path) -> None:
+    with np.load(data / "facenet-20180408-102900" / "golden.npz") as stored:
+        crops = stored["images"][..., ::-1]
+
+    colored, swapped = looks_swapped(crops)
+    assert not looks_empty(crops).any()
+    assert colored.sum() >= 20
+    assert not swapped.any()
+
+
+def test_facenets_residuals_and_scaling_are_known_by_structure(real_ir: Path) -> None:
+    model = read_ir(real_ir)
+
+    assert len(residuals_of(model)) == 21
+    assert tail_of(model)[-1] == "InceptionResnetV1/Bottleneck/BatchNorm/Reshape_1/Normalize"
+    assert all(name.startswith(("Inception", "embeddings", "Multiply")) for name in tail_of(model))
+
+
+def test_the_gates_embeddings_are_tensorflows(data: Path, real_ir: Path, contract: ModelContract) -> None:
+    with np.load(data / "facenet-20180408-102900" / "golden.npz") as stored:
+        crops, expected = stored["images"][:4, ..., ::-1], stored["embeddings"][:4]
+
+    assert embed(read_ir(real_ir), to_inputs(crops, contract)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_facenet_keeps_its_embeddings_in_8_bits(
+    real_ir: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    from edgeface.quantize import quantize
+
+    outcome = quantize(real_ir, tmp_path, calibration)
+
+    assert outcome.passed
+    fidelity = outcome.trials[0].fidelity
+    assert fidelity.mean_cosine >= 0.997  # 40 photographs; with 300 it is 0.9987
+    assert fidelity.min_cosine >= 0.98
+    assert outcome.bytes_after <= 0.27 * outcome.bytes_before
