@@ -62,12 +62,8 @@ def settings_rows(result: BenchmarkResult) -> Rows:
         rows.append(_row("Affinity", execution.affinity))
     rows += [_row("Note", note) for note in execution.notes]
     if settings.duration_s is not None:
-        rows.append(
-            _row(
-                "Length",
-                f"at least {settings.duration_s:g} s and {settings.min_count or 0:,} queries, seed {settings.seed}",
-            )
-        )
+        length = f"at least {settings.duration_s:g} s and {settings.min_count or 0:,} queries"
+        rows.append(_row("Length", length if settings.seed is None else f"{length}, seed {settings.seed}"))
     if (validity := result.validity) is not None:
         rows.append(
             _row(

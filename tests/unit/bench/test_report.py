@@ -1,0 +1,190 @@
+"""Reports: CSV that reads back exactly, Markdown that keeps its cells, and pages of whatever results there are."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_results import LAYERS, PEAK, latencies, made_result
+
+from edgeface.bench.report import Entry, read_entries, write_report
+from edgeface.bench.report.layer_plots import roofline_plot, top_layers
+from edgeface.bench.report.many_plots import heat_maps, throughput_plot
+from edgeface.bench.report.run_plots import run_plots
+from edgeface.bench.report.tables import COLUMNS
+from edgeface.errors import InputError
+
+SERIES = latencies("outliers", np.random.default_rng(0), 800)
+
+
+def entries() -> list[Entry]:
+    return [
+        Entry("plain", made_result(SERIES, efficiency=0.41, layers=LAYERS, peak=PEAK)),
+        Entry('a|b, "c"\n*d*', made_result(SERIES * 1.3, disturbed=True, disturbances=["x|y"], partial=True)),
+    ]
+
+
+def test_csv_reads_back_exactly(tmp_path: Path) -> None:
+    write_report(entries(), tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 2
+    for row, entry in zip(rows, entries(), strict=True):
+        result = entry.result
+        assert row["name"] == entry.name
+        assert float(row["p50_ms"]) == result.latency_ms["p50"]
+        assert float(row["p99.9_ms"]) == result.latency_ms["p99.9"]
+        assert float(row["throughput_fps"]) == result.throughput_fps
+        assert row["throughput_fps_low"] == row["streams"] == row["p50_ms_low"] == ""
+        assert row["contract_id"] == result.model.contract_id
+        assert row["digest"] == result.model.digest
+        assert (row["disturbed"], row["partial"]) == (str(result.disturbed), str(result.partial))
+        assert int(row["queries"]) == len(SERIES)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_markdown_tables_keep_their_cells_whatever_the_names(tmp_path: Path) -> None:
+    write_report(entries(), tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4, "results, a comparison, and the percentiles of each"
+    for table in tables:
+        assert len({len(cells(line)) for line in table}) == 1
+        assert all(re.fullmatch(r"---:?", cell) for cell in cells(table[1]))
+    plain, other = map(cells, tables[0][2:])
+    assert plain[0] == "plain"
+    assert plain[8] == "41 %"
+    assert other[0] == r'a\|b, "c" \*d\*'
+    assert other[-1] == "disturbed, partial"
+    assert [cells(line)[0] for line in tables[1][2:]] == ["p50", "p90", "p99", "throughput"]
+    assert cells(tables[1][2])[3] == "+30.0 %"
+    assert cells(tables[1][2])[-1] == "worse"
+    assert r"it was disturbed: x\|y" in text
+    assert "contract\\_id" not in text
+    assert "0123456789abcdef" in text
+
+
+def test_what_cannot_be_compared_is_reported_without_a_comparison(tmp_path: Path) -> None:
+    others = [Entry("a", made_result(SERIES)), Entry("b", made_result(SERIES, settings={"batch": 4}))]
+    for suffix in ("html", "md"):
+        write_report(others, tmp_path / f"r.{suffix}")
+        text = (tmp_path / f"r.{suffix}").read_text()
+        assert "against" not in text
+        assert "Comparison" not in text
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"samples": None},
+        {"samples": None, "latency_ms": {}, "throughput_fps": None, "gflops_per_second": None},
+        {
+            "settings": {"scenario": "server"},
+            "server": {"bound_ms": 5, "percentile": 99, "rate": None, "tries": []},
+        },
+        {"model": {"digest": None, "contract_id": None, "gflops": None, "gflops_mac2": None}},
+        {"layers": LAYERS},
+        {"partial": True},
+    ],
+)
+def test_a_page_is_made_of_what_there_is(parts: dict, tmp_path: Path) -> None:
+    write_report([Entry("a", made_result(SERIES, **parts))], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == (0 if "samples" in parts else 4)
+    assert ("Partial." in page) == ("partial" in parts)
+    assert "None" not in page
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30, 1000])
+def test_plots_of_any_number_of_samples_stay_between_their_axes(count: int) -> None:
+    for series in (SERIES[:count], np.full(count, 3.0)):
+        plots = run_plots(made_result(np.resize(series, count)))
+        assert len(plots) == (0 if count == 1 else 4)
+        for plot in plots:
+            assert plot.shapes
+            for shape in plot.shapes:
+                assert "nan" not in shape.path
+                assert "inf" not in shape.path
+
+
+def test_the_roof_is_where_the_peak_says_and_layers_lie_where_their_times_say() -> None:
+    plot = roofline_plot(made_result(SERIES, layers=LAYERS, peak=PEAK))
+    frame = plot.frame
+    roof, *dots = plot.shapes
+    points = [tuple(map(float, each.split())) for each in roof.path[1:].split("L")]
+    # 250 GFLOP/s over 20 GB/s: the ridge is at 12.5 operations a byte.
+    assert points[1] == pytest.approx((frame.across(12.5), frame.down(250.0)), abs=0.06)
+    assert points[2] == pytest.approx((frame.width, frame.down(250.0)), abs=0.06)
+    assert points[0][0] == pytest.approx(0, abs=0.06)
+    assert len(dots) == len(LAYERS)
+    for dot, layer in zip(dots, LAYERS, strict=True):
+        intensity, speed = layer["gflops"] * 1e9 / layer["bytes"], layer["gflops"] / layer["ms"] * 1e3
+        left, middle = map(float, re.match(r"M(-?[\d.]+) (-?[\d.]+)a([\d.]+)", dot.path).groups()[:2])
+        radius = float(re.search(r"a([\d.]+)", dot.path)[1])
+        assert left + radius == pytest.approx(float(frame.across(intensity)), abs=0.11)
+        assert middle == pytest.approx(float(frame.down(speed)), abs=0.06)
+        assert layer["name"] in dot.title
+    assert roofline_plot(made_result(SERIES, layers=LAYERS)) is None
+
+
+def test_the_slowest_layers_come_first() -> None:
+    rows = top_layers(made_result(SERIES, layers=LAYERS))
+    assert [row.layer.name for row in rows[:2]] == ["<layer> 14", "<layer> 13"]
+    assert rows[0].share == pytest.approx(LAYERS[14]["ms"] / sum(layer["ms"] for layer in LAYERS))
+    assert rows[0].rate == pytest.approx(0.3 / 4 * 1e3)
+
+
+def test_a_heat_map_has_a_cell_a_setting_and_marks_the_best() -> None:
+    grid = [
+        Entry(
+            f"s{s}b{b}",
+            made_result(SERIES[:50] / s, settings={"streams": s, "batch": b, "scenario": "offline"}),
+        )
+        for s in (1, 2, 10)
+        for b in (1, 8)
+    ]
+    throughput, latency = heat_maps(grid)
+    for plot in (throughput, latency):
+        assert len(plot.shapes) == 6
+        assert [mark.words for mark in plot.frame.y.marks] == ["1", "2", "10"]
+        assert [mark.words for mark in plot.frame.x.marks] == ["1", "8"]
+    best = [shape.title for shape in throughput.shapes if "best" in shape.kind]
+    assert all(title.startswith("s10") for title in best)
+    assert best
+    assert heat_maps(grid[:3]) == []
+
+
+def test_rows_are_named_by_what_tells_them_apart() -> None:
+    named = [
+        Entry(name, made_result(SERIES[:50]))
+        for name in ("CPU_throughput_streams-1/offline", "CPU_throughput_streams-2/offline")
+    ]
+    assert [mark.words for mark in throughput_plot(named).frame.y.marks] == [
+        "streams-2/offline",
+        "streams-1/offline",
+    ]
+    assert throughput_plot(named[:1]) is None
+
+
+def test_names_come_from_folders_and_are_told_apart(tmp_path: Path) -> None:
+    made_result(SERIES[:20]).write(tmp_path / "x" / "run")
+    made_result(SERIES[:20]).write(tmp_path / "y" / "run")
+    found = read_entries([tmp_path / "x" / "run", tmp_path / "y" / "run" / "result.json", tmp_path])
+    assert [entry.name for entry in found] == ["run", "run (2)", "x/run", "y/run"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="found none"):
+        read_entries([tmp_path / "empty"])
+
+
+def test_other_suffixes_and_no_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.html, \.md, \.csv, found '\.pdf'"):
+        write_report(entries(), tmp_path / "r.pdf")
+    with pytest.raises(InputError, match="at least one result"):
+        write_report([], tmp_path / "r.html")
