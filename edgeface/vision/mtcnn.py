@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeface.vision.detect import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Outputs, Pool, check_images
-from edgeface.vision.mtcnn_nets import build_net, load_weights
+from edgeface.vision.mtcnn_nets import load_nets
 from edgeface.vision.nms import nms
 from edgeface.vision.picture import Picture
 
@@ -83,7 +83,8 @@ class MTCNN(Closing):
     device
         An OpenVINO device that takes dynamic shapes: pictures may have any size.
     weights
-        Folder of det1.npz, det2.npz and det3.npz; by default the `mtcnn` package's.
+        Folder of det1.npz, det2.npz and det3.npz, or of pnet.xml, rnet.xml and onet.xml that
+        `edgeface quantize mtcnn --as mtcnn` wrote; by default the `mtcnn` package's.
     min_size
         Smallest face to find, in pixels. Time grows with its inverse square.
     threshold
@@ -100,12 +101,12 @@ class MTCNN(Closing):
         min_size: int = 20,
         threshold: float | None = None,
     ) -> None:
-        layers = load_weights(weights)
+        nets = load_nets(weights)
         self._min_size = min_size
         self._threshold = _THRESHOLDS[2] if threshold is None else threshold
-        self._pnet = Pool(build_net("pnet", layers), device=device)
-        self._rnet = Pool(build_net("rnet", layers), device=device)
-        self._onet = Pool(build_net("onet", layers), device=device)
+        self._pnet = Pool(nets["pnet"], device=device)
+        self._rnet = Pool(nets["rnet"], device=device)
+        self._onet = Pool(nets["onet"], device=device)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
 
     def close(self) -> None:

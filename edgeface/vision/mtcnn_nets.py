@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from edgeface.compat import ops
 from edgeface.errors import MissingError, ModelFormatError
+from edgeface.vision.infer import read_network
 
-__all__ = ["Layer", "NetName", "Weights", "build_net", "load_weights"]
+__all__ = ["Layer", "NetName", "Weights", "build_net", "load_nets", "load_weights"]
 
 NetName = Literal["pnet", "rnet", "onet"]
 Array = NDArray[np.float32]
@@ -70,6 +71,21 @@ class Layer:
 
 Weights = Mapping[NetName, Sequence[Layer]]
 """Hidden layers in order, then the heads as in `_HEADS`."""
+
+
+def load_nets(folder: Path | None = None) -> Mapping[NetName, ov.Model]:
+    """Load the three networks: pnet.xml, rnet.xml and onet.xml of a folder that has them, else built from weights.
+
+    Raises
+    ------
+    MissingError, ModelFormatError
+        As `load_weights`, or if one of the three IRs is missing or damaged.
+    """
+    names: tuple[NetName, ...] = ("pnet", "rnet", "onet")
+    if folder is not None and (folder / "pnet.xml").is_file():
+        return MappingProxyType({name: read_network(folder / f"{name}.xml") for name in names})
+    weights = load_weights(folder)
+    return MappingProxyType({name: build_net(name, weights) for name in names})
 
 
 def load_weights(folder: Path | None = None) -> Weights:
