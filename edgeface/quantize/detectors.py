@@ -130,9 +130,10 @@ def quantize_detector(
     EdgeFaceError
         As `load_detector` and `compress`.
     """
-    recipe = recipe or Recipe()
     tell: Progress = progress or (lambda what, done, total: None)
+    recipe = recipe or Recipe()
     calibrating, judging = _split(photos, recipe)
+    recipe = dataclasses.replace(recipe, subset=len(calibrating))
     networks = _networks(name, model, landmarks_model)
     if model is not None and output.resolve() == model.resolve().parent:
         raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")

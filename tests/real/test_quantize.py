@@ -17,7 +17,8 @@ from edgeface.quantize.fidelity import embed
 from edgeface.quantize.soundness import find_flaws, looks_empty, looks_swapped
 from edgeface.quantize.structure import residuals_of, tail_of
 from edgeface.vision.crops import find_photos
-from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.detect import Detector, DetectorName, load_detector
+from edgeface.vision.image import read_image
 
 pytestmark = pytest.mark.real
 
@@ -111,3 +112,22 @@ def test_facenet_keeps_its_embeddings_in_8_bits(
     assert fidelity.mean_cosine >= 0.997  # 40 photographs; with 300 it is 0.9987
     assert fidelity.min_cosine >= 0.98
     assert outcome.bytes_after <= 0.27 * outcome.bytes_before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mtcnn", "yunet"])
+def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    from edgeface.quantize import quantize_detector
+
+    model = None if name == "mtcnn" else data / "yunet" / "yunet_n_dynamic.onnx"
+    photos = sorted((data / "lfw" / "calibration").iterdir())[:20]
+
+    outcome = quantize_detector(name, model, tmp_path / "int8", photos)
+
+    assert outcome.passed, outcome.reasons
+    assert outcome.agreement.faces >= 4
+    assert outcome.bytes_after < 0.6 * outcome.bytes_before
+    again = tmp_path / "int8" if name == "mtcnn" else outcome.files[0]
+    with load_detector(name, model=again) as detector:
+        assert len(detector.detect([read_image(photos[0])])[0]) >= 1
