@@ -21,6 +21,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 from edgeface.errors import ArchiveError, ChecksumError, GalleryKeyError, ModelFormatError
@@ -84,7 +85,7 @@ def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
                 raise ArchiveError(f"{path}: expected at most {_LARGEST:,} bytes, found more")
             parts = {name: file.read(name) for name in file.namelist()}
         sums = dict(line.split("  ", 1)[::-1] for line in parts.pop(_SUMS).decode().splitlines())
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RuntimeError, EOFError) as error:
         raise ArchiveError(
             f"{path}: expected an export of a gallery, found a damaged file: {error!r}"
         ) from error

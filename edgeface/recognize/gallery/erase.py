@@ -130,8 +130,7 @@ def prove(
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
     """Search every byte of every file for pieces of what was erased.
 
-    A piece that somebody who is still enrolled has too (one picture of two people, one label) is none: what is
-    found is searched again without whatever is still stored.
+    A piece that somebody who is still enrolled has too (one picture of two people, one label) is none.
 
     Returns
     -------
@@ -142,13 +141,16 @@ def prove(
     needles = searcher.needles
     files = files_of(database.path)
     searched = {path.name: path.stat().st_size for path in files}
-    if any(next(searcher.search(path), None) for path in files):
+    found = {(path.name, offset): piece for path in files for offset, piece in searcher.search(path)}
+    pieces = set(found.values())
+    if pieces:
         with database.reading() as connection:
             for content in _still_stored(connection, rows, database):
-                searcher.forget(content)
-        files = files_of(database.path)
-    remains = {f"{path.name} at byte {offset}" for path in files for offset, _ in searcher.search(path)}
-    return searched, needles, tuple(sorted(remains))
+                pieces = {piece for piece in pieces if piece not in content}
+                if not pieces:
+                    break
+    remains = sorted(place for place, piece in found.items() if piece in pieces)
+    return searched, needles, tuple(f"{name} at byte {offset}" for name, offset in remains)
 
 
 def _still_stored(connection: sqlite3.Connection, rows: Rows, database: Database) -> Iterator[bytes]:

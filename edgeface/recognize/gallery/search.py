@@ -52,13 +52,6 @@ class Searcher:
         """How many different pieces are looked for."""
         return len(self._windows) + len(self._short)
 
-    def forget(self, content: bytes) -> None:
-        """Look no more for what this content, which may stay, has in it."""
-        if self._short:
-            self._short = {needle for needle in self._short if needle not in content}
-        if len(content) >= _WINDOW:
-            self._windows -= {row.tobytes() for row in self._candidates(_windows(content))}
-
     def search(self, path: Path) -> Iterator[tuple[int, bytes]]:
         """Yield the offset in the file of each piece that is there, and the piece."""
         overlap = max([_WINDOW, *map(len, self._short)])
@@ -80,9 +73,6 @@ class Searcher:
             row = rows[index].tobytes()
             if row in self._windows:
                 yield row, index
-
-    def _candidates(self, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        return np.asarray(rows[self._table[_slots(rows[:, 0])]], np.uint64)
 
 
 def _windows(content: bytes) -> NDArray[np.uint64]:

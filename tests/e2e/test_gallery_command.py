@@ -1,0 +1,182 @@
+"""`edgeface gallery` on a tiny model: what a user sees from the first enrolment to the last erasure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import TINY_SIZE, write_tiny_ir
+
+from edgeface.cli import main
+
+pytestmark = pytest.mark.timeout(120)
+COLORS = {"Ada": (220, 20, 20), "Grace": (20, 220, 20), "Linus": (20, 20, 220)}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """tiny.xml, people/NAME/0.png and 1.png, and keys/a and keys/b."""
+    monkeypatch.delenv("EDGEFACE_GALLERY_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_tiny_ir(tmp_path)
+    for name, color in COLORS.items():
+        for number in range(2):
+            folder = tmp_path / "people" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            shade = np.array(color, np.uint8) - np.uint8(10 * number)
+            cv2.imwrite(str(folder / f"{number}.png"), np.full((TINY_SIZE, TINY_SIZE, 3), shade, np.uint8))
+    (tmp_path / "keys").mkdir()
+    for number, name in enumerate("ab"):
+        (tmp_path / "keys" / name).write_text(f"{number + 1:02x}" * 32)
+        (tmp_path / "keys" / name).chmod(0o600)
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    return main(["gallery", *words])
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(*words, "--json") == code
+    return json.loads(capsys.readouterr().out)
+
+
+KEY = ("--key", "file:keys/a")
+ENROL = ("--model", "tiny.xml", "--crops", "--threshold", "0.9")
+
+
+@pytest.fixture
+def gallery(work: Path) -> Path:
+    assert run("create", "g", "--model", "tiny.xml", "--keep-images", *KEY) == 0
+    assert run("enrol", "g", "people", *ENROL, "--label", "staff", "--meta", "site=Bern", *KEY) == 0
+    return work / "g"
+
+
+@pytest.mark.usefixtures("gallery")
+def test_a_folder_of_people_is_enrolled_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ask(capsys, "list", "g", *KEY)
+    assert [(each["name"], each["template_count"], each["labels"]) for each in listed["people"]] == [
+        (name, 2, ["staff"]) for name in COLORS
+    ]
+    assert (listed["model"], listed["encrypted"], listed["keeps_images"]) == ("tiny", True, True)
+    shown = ask(capsys, "show", "g", "Ada", *KEY)
+    assert shown["metadata"] == {"site": "Bern"}
+    assert [each["has_image"] for each in shown["templates"]] == [True, True]
+    assert run("list", "g", *KEY) == run("show", "g", f"#{shown['id']}", *KEY) == 0
+    assert "site: Bern" in capsys.readouterr().out
+    assert ask(capsys, "list", "g", "--label", "nobody", *KEY)["people"] == []
+
+
+@pytest.mark.usefixtures("gallery")
+def test_enrolling_again_adds_nothing_and_a_stolen_face_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
+    again = ask(capsys, "enrol", "g", "people", *ENROL, *KEY)
+    assert [(each["already"], each["new_templates"]) for each in again["enrolled"]] == [(2, [])] * 3
+    thief = ("enrol", "g", "people/Ada/0.png", "--name", "Mallory", *ENROL, *KEY)
+    refused = ask(capsys, *thief, code=1)
+    assert "found that of 'Ada'" in refused["not_enrolled"][0]["error"]
+    forced = ask(capsys, *thief, "--force")
+    assert forced["enrolled"][0]["lookalikes"][0]["name"] == "Ada"
+
+
+@pytest.mark.usefixtures("gallery")
+def test_forget_asks_and_erases_and_proves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("forget", "g", "Ada", *KEY) == 2
+    assert "expected --yes" in capsys.readouterr().err
+    done = ask(capsys, "forget", "g", "Ada", "--yes", *KEY)
+    assert (done["templates"], done["images"], done["proved"], done["remains"]) == (2, 2, True, [])
+    assert [each["name"] for each in ask(capsys, "list", "g", *KEY)["people"]] == ["Grace", "Linus"]
+    assert run("forget", "g", "Ada", "--yes", *KEY) == 2
+    assert "expected somebody named 'Ada', found nobody" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("gallery")
+def test_export_and_import_carry_everybody_to_another_gallery(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "export", "g", "-o", "out", *KEY)["encrypted"] is True
+    assert run("export", "g", "-o", "out", *KEY) == 2
+    assert run("create", "h", "--model", "tiny.xml", "--unencrypted") == 0
+    taken = ask(capsys, "import", "h", "out", "--export-key", "file:keys/a", "--threshold", "0.9", code=2)
+    assert taken["error"]["kind"] == "GalleryKeyError"  # found in the environment of neither: h has no key
+    assert run("create", "i", "--model", "tiny.xml", "--key", "file:keys/b") == 0
+    words = (
+        "import",
+        "i",
+        "out",
+        "--key",
+        "file:keys/b",
+        "--export-key",
+        "file:keys/a",
+        "--threshold",
+        "0.9",
+    )
+    assert ask(capsys, *words) == {"gallery": "i", "people": 3, "templates": 6, "already": 0}
+    assert ask(capsys, *words)["already"] == 6
+
+
+@pytest.mark.usefixtures("gallery")
+def test_rekey_then_only_the_new_key_opens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "rekey", "g", *KEY, "--new-key", "file:keys/b")["remains"] == []
+    assert ask(capsys, "list", "g", *KEY, code=2)["error"]["kind"] == "GalleryKeyError"
+    assert len(ask(capsys, "list", "g", "--key", "file:keys/b")["people"]) == 3
+    assert run("rekey", "g", "--key", "file:keys/b") == 2
+
+
+@pytest.mark.usefixtures("gallery")
+def test_another_model_is_refused_until_the_gallery_is_rebuilt_with_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "newer").mkdir()
+    write_tiny_ir(work / "newer", name="newer", source="b")
+    assert run("enrol", "g", "people", "--model", "newer/newer.xml", *ENROL[2:], *KEY) == 2
+    assert "expected one contract_id" in capsys.readouterr().err
+    rebuild = ("rebuild", "g", "--model", "newer/newer.xml", *KEY)
+    assert run(*rebuild) == 2
+    done = ask(capsys, *rebuild, "--same-alignment")
+    assert (done["embedded"], done["dropped"]) == (6, 0)
+    assert ask(capsys, "list", "g", *KEY)["model"] == "newer"
+
+
+def test_check_says_what_is_damaged_and_exits_1(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "check", "g", *KEY)["rows"] == {"people": 3, "templates": 6, "images": 6, "staged": 0}
+    import sqlite3
+
+    sqlite3.connect(gallery, isolation_level=None).execute(
+        "UPDATE images SET body = x'00' WHERE template_id = 2"
+    )
+    assert "row 2 of images" in ask(capsys, "check", "g", *KEY, code=1)["problems"][0]
+
+
+def test_a_gallery_without_a_key_must_be_asked_for(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "g", "--model", "tiny.xml") == 2
+    assert "openssl rand -hex 32" in capsys.readouterr().err
+    assert not (work / "g").exists()
+    assert run("create", "g", "--model", "tiny.xml", "--unencrypted", *KEY) == 2
+    assert run("create", "g", "--model", "tiny.xml", "--unencrypted") == 0
+    assert "not encrypted: whoever has the file can read it" in capsys.readouterr().out
+
+
+def test_the_key_of_the_environment_is_used(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_GALLERY_KEY", "01" * 32)
+    assert run("create", "g", "--model", "tiny.xml") == 0
+    assert run("list", "g") == 0
+    monkeypatch.delenv("EDGEFACE_GALLERY_KEY")
+    assert run("list", "g") == 2
+    assert run("list", "g", *KEY) == 0
+
+
+@pytest.mark.usefixtures("gallery")
+def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "people", "--crops", "--model", "tiny.xml", "-o", "people.npz"]) == 0
+    assert run("create", "h", "--model", "tiny.xml", "--unencrypted") == 0
+    done = ask(capsys, "enrol", "h", "people.npz", "--threshold", "0.9")
+    assert [(each["name"], each["template_count"]) for each in done["enrolled"]] == [
+        (name, 2) for name in COLORS
+    ]
+    assert run("enrol", "h", "people", "--threshold", "0.9") == 2
+    assert "expected --model" in capsys.readouterr().err
+    assert run("enrol", "h", "people") == 3
+    assert "edgeface calibrate" in capsys.readouterr().err
