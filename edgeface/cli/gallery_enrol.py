@@ -268,7 +268,8 @@ def _answer(gallery: Path, report: _Report, *, json: bool) -> None:
         if not json:
             known = f", {each.already} known already" if each.already else ""
             stdout.print(
-                f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new templates{known}",
+                f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new, "
+                f"{each.person.template_count} templates in all{known}",
                 markup=False,
                 soft_wrap=True,
             )
