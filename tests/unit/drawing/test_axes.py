@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from edgeface.drawing import Axis, categories, linear, logarithmic, probit
+from edgeface.drawing import Axis, categories, linear, logarithmic, nines, probit
 
 values = st.floats(-1e9, 1e9)
 positives = st.floats(1e-9, 1e9)
@@ -77,3 +77,11 @@ def test_categories_sit_in_the_middle_of_equal_cells() -> None:
     axis = categories("x", ["a", "b", "c", "d"])
     assert axis.place([0, 3]).tolist() == [0.125, 0.875]
     assert [mark.at for mark in axis.marks] == [0.125, 0.375, 0.625, 0.875]
+
+
+def test_each_further_nine_takes_as_much_room() -> None:
+    axis = nines("percentile", 0.999)
+    assert axis.place([0, 0.9, 0.99, 0.999, 1]).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert [mark.words for mark in axis.marks] == ["50 %", "90 %", "99 %", "99.9 %"]
+    for mark in axis.marks:
+        assert axis.place([float(mark.words.split()[0]) / 100])[0] == pytest.approx(mark.at)
