@@ -213,8 +213,9 @@ def _labelled(
         return LabelledPairs(
             images=_require_images(images), pairs=read_pairs(Path(validate)), detector=detector, seed=seed
         )
-    folder = Path(os.environ.get("EDGEFACE_DATA", "")) / "lfw"
-    if not (folder / "pairs.txt").is_file():
+    data = os.environ.get("EDGEFACE_DATA")
+    folder = Path(data or "") / "lfw"
+    if not data or not (folder / "pairs.txt").is_file():
         raise MissingError(
             "--validate lfw: expected lfw/pairs.txt and lfw/images in the folder that EDGEFACE_DATA names, found none; "
             "set it, or give a pairs list with --images"

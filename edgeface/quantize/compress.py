@@ -13,6 +13,7 @@ image's, cuts off the unusual faces: on FaceNet the worst cosine of 100 held-out
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,9 +88,7 @@ class Recipe:
         """All but the method that the numbers depend on: `Lineage.settings`."""
         if self.method == "fp16":
             return "OpenVINO's compression to half precision"
-        import nncf
-
-        parts = [f"nncf {nncf.__version__}"]
+        parts = [f"nncf {_nncf_version()}"]
         if self.needs_images:
             parts += [f"{self.subset} images", "ranges: least and greatest"]
             parts += [f"{self.bias_correction} bias correction"]
@@ -217,6 +216,13 @@ def _dataset(nncf: Any, inputs: Sequence[NDArray[np.float32]], tell: Progress) -
         return item
 
     return nncf.Dataset(inputs, count)
+
+
+def _nncf_version() -> str:
+    try:
+        return importlib.metadata.version("nncf")  # without importing it, which takes seconds
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ExtraNotInstalledError("quantize", needed_for="quantizing") from error
 
 
 @contextlib.contextmanager
