@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Outputs, Pool, check_images
 from edgeface.vision.mtcnn_nets import load_nets
 from edgeface.vision.nms import nms
-from edgeface.vision.picture import Picture
+from edgeface.vision.picture import Album, Picture
 
 __all__ = ["MTCNN"]
 
@@ -41,15 +41,17 @@ _NMS_SCALE, _NMS = 0.5, 0.7
 
 _REQUEST_PIXELS = 1 << 18
 """Pictures of one scale share a request up to this many pixels: bounds P-Net's memory at about 30 MB."""
-_SHARE = 8
-"""Images that go through the cascade together."""
+_SHARE, _SHARE_PIXELS = 16, 1 << 22
+"""Images, and pixels of them, that go through the cascade together: bounds the tables of sums at about 50 MB."""
 _LARGEST_BATCH = {"rnet": 64, "onet": 16}
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One scale of all images that have the same size."""
+    """One scale of some images of an album, and their places among all images."""
 
+    album: Album
+    part: slice
     images: Ints
     number: int
     scale: float
@@ -118,7 +120,9 @@ class MTCNN(Closing):
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images of one size, and many at a time, are fastest."""
         check_images(images)
-        parts = [images[start : start + _SHARE] for start in range(0, len(images), _SHARE)]
+        largest = max((image.shape[0] * image.shape[1] for image in images), default=1)
+        share = max(1, min(_SHARE, _SHARE_PIXELS // largest))
+        parts = [images[start : start + share] for start in range(0, len(images), share)]
         if len(parts) < 2:
             return self._detect(images) if parts else []
         # Threads, so that while one part waits for a network another one cuts out boxes and sorts them.
@@ -131,7 +135,7 @@ class MTCNN(Closing):
     def _propose(self, pictures: Sequence[Picture]) -> _Candidates:
         """P-Net on every scale of every image."""
         levels = _levels(pictures, self._min_size)
-        outputs = self._pnet.map(_pyramid(pictures, levels))
+        outputs = self._pnet.map(level.album.shrink(level.part, *level.size) for level in levels)
         parts = [_read_maps(level, maps) for level, (maps,) in zip(levels, outputs, strict=True)]
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
@@ -180,28 +184,18 @@ def _levels(pictures: Sequence[Picture], min_size: int) -> list[_Level]:
         same_size.setdefault(picture.size, []).append(index)
     levels = []
     for (width, height), indices in same_size.items():
+        album = Album([pictures[index] for index in indices])
         number, first = 0, _CELL / min_size
         side = min(height, width) * first
         while side >= _CELL:
             scale = first * _FACTOR**number
             size = int(np.ceil(height * scale)), int(np.ceil(width * scale))
             share = max(1, _REQUEST_PIXELS // (size[0] * size[1]))
-            levels += [
-                _Level(np.array(indices[start : start + share]), number, scale, size)
-                for start in range(0, len(indices), share)
-            ]
+            parts = [slice(start, start + share) for start in range(0, len(indices), share)]
+            levels += [_Level(album, part, np.array(indices[part]), number, scale, size) for part in parts]
             number += 1
             side *= _FACTOR
     return levels
-
-
-def _pyramid(pictures: Sequence[Picture], levels: Sequence[_Level]) -> Iterator[NDArray[np.float32]]:
-    """P-Net's batches."""
-    for level in levels:
-        batch = np.empty((len(level.images), *level.size, 3), np.float32)
-        for into, image in zip(batch, level.images, strict=True):
-            pictures[image].shrink(into)
-        yield batch
 
 
 def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ...]:
@@ -243,10 +237,11 @@ def _run(
 def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDArray[np.float32]:
     """Cut out and resize every box.
 
-    The batch is filled up to the next power of two: a network sees a handful of shapes, and prepares for a
-    shape only once.
+    The batch is filled up to the next of a few sizes, four from each power of two to the next: a network prepares
+    for a shape only once.
     """
-    batch = np.zeros((1 << (len(candidates) - 1).bit_length(), side, side, 3), np.float32)
+    step = max(1, 1 << (len(candidates) - 1).bit_length() >> 3)
+    batch = np.zeros((-(-len(candidates) // step) * step, side, side, 3), np.float32)
     boxes = (candidates.boxes.astype(np.intp) - (1, 1, 0, 0)).tolist()
     # One call of OpenCV a box: boxes have all sizes, and nothing else averages areas as the reference did.
     for into, owner, box in zip(batch, candidates.owners.tolist(), boxes, strict=False):

@@ -76,12 +76,22 @@ def overlaps(
     """Overlap of every box of `a` (M, 4) with every box of `b` (N, 4): (M, N), 0 to 1. See `nms`."""
     ax0, ay0, ax1, ay1 = a.T[:, :, None]
     bx0, by0, bx1, by1 = b.T[:, None, :]
-    width = np.minimum(ax1, bx1) - np.maximum(ax0, bx0) + pixel
-    height = np.minimum(ay1, by1) - np.maximum(ay0, by0) + pixel
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    # In place, as fresh memory for (M, N) costs more than what is computed in it.
+    shared, height = np.minimum(ax1, bx1), np.minimum(ay1, by1)
+    for side, begin in ((shared, np.maximum(ax0, bx0)), (height, np.maximum(ay0, by0))):
+        side -= begin
+        side += pixel
+        np.maximum(side, 0, out=side)
+    shared *= height
     area_a, area_b = (ax1 - ax0 + pixel) * (ay1 - ay0 + pixel), (bx1 - bx0 + pixel) * (by1 - by0 + pixel)
-    whole = np.minimum(area_a, area_b) if relative_to == "smaller" else area_a + area_b - shared
-    return np.asarray(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0))
+    if relative_to == "smaller":
+        whole = np.minimum(area_a, area_b, out=height)
+    else:
+        whole = np.add(area_a, area_b, out=height)
+        whole -= shared
+    np.maximum(whole, np.finfo(whole.dtype).tiny, out=whole)  # nothing shared of nothing is nothing
+    shared /= whole
+    return np.asarray(shared)
 
 
 def _greedy(suppresses: NDArray[np.bool_], keep: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -6,23 +6,24 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.vision.picture import Picture
+from edgeface.vision.picture import Album, Picture
 
 
-def _image(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize("image", [(90, 70), (400, 301), (1080, 700)])
 @pytest.mark.parametrize("scale", [1, 0.6, 0.2, 0.06])
-def test_a_shrunk_picture_is_opencv_s(image: tuple[int, int], scale: float):
-    pixels = _image(*image)
+@pytest.mark.parametrize("part", [slice(0, 5), slice(1, 2)])
+def test_shrunk_pictures_are_opencv_s(image: tuple[int, int], scale: float, part: slice):
+    pixels = [_image(*image, seed) for seed in range(5)]
     size = int(np.ceil(image[0] * scale)), int(np.ceil(image[1] * scale))
-    into = np.empty((*size, 3), np.float32)
-    Picture(pixels).shrink(into)
-    expected = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
-    off = into != expected
-    assert np.abs(into - expected).max() <= 1
+    small = Album([Picture(each) for each in pixels]).shrink(part, *size)
+    expected = np.stack([cv2.resize(each, size[::-1], interpolation=cv2.INTER_AREA) for each in pixels[part]])
+    off = small != expected
+    assert small.dtype == np.float32
+    assert np.abs(small - expected).max() <= 1
     assert off.mean() < 0.001  # a sum that ends in one half may be rounded either way
 
 
