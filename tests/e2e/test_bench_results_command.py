@@ -1,0 +1,88 @@
+"""`edgeface bench compare`, `report` and `sweep`, run as programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_results import latencies, made_result
+from tiny_ir import write_tiny_ir
+
+pytestmark = pytest.mark.timeout(200)
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeface", "bench", *map(str, arguments)],
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "140"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    series = latencies("correlated", np.random.default_rng(0), 1500)
+    made_result(series).write(root / "before")
+    made_result(series * 1.08).write(root / "after")
+    made_result(series, settings={"scenario": "offline"}).write(root / "offline")
+    return root
+
+
+def test_a_regression_ends_with_1_and_says_which_metric(results: Path) -> None:
+    done = bench("compare", results / "before", results / "after", "--fail-on-regression", "5%")
+    assert done.returncode == 1, done.stderr
+    assert "+8.0 %" in done.stdout
+    assert "worse" in done.stdout
+    assert "after: FAILED: p50" in done.stderr
+    assert "one run each" in done.stderr
+
+
+def test_no_regression_ends_with_0_and_json_is_alone_on_stdout(results: Path) -> None:
+    done = bench("compare", results / "before", results / "before", "--fail-on-regression", "20%", "--json")
+    assert done.returncode == 0, done.stderr
+    (comparison,) = json.loads(done.stdout)["comparisons"]
+    assert {each["verdict"] for each in comparison["differences"]} == {"no difference shown"}
+    assert comparison["gate"]["failed"] == []
+    assert comparison["gate"]["limit"] == pytest.approx(0.2)
+
+
+def test_what_does_not_compare_ends_with_2(results: Path) -> None:
+    done = bench("compare", results / "before", results / "offline")
+    assert done.returncode == 2
+    assert "expected the same scenario, found single-stream and offline" in done.stderr
+    done = bench("compare", results / "before", results / "after", "--fail-on-regression", "much")
+    assert done.returncode == 2
+    assert "expected a percentage such as 5%" in done.stderr
+
+
+def test_a_sweep_is_reported_and_its_plan_runs(tmp_path: Path) -> None:
+    ir, folder = write_tiny_ir(tmp_path / "model"), tmp_path / "sweep"
+    options = ["-t", "0.05", "--warm-up", "0.05", "--no-peak", "--batches", "1,2", "--hints", "throughput"]
+    done = bench("sweep", ir, "-o", folder, *options, "--devices", "CPU NPU", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["results"]) == 4
+    assert [each["name"] for each in answer["absent"]] == ["NPU"]
+    assert "absent: NPU" in done.stderr
+    done = bench("sweep", ir, "-o", folder, *options[:-4], "--batches", "1,0")
+    assert done.returncode == 2
+    assert "--batches: expected positive numbers" in done.stderr
+    done = bench("report", folder, "-o", tmp_path / "r.html", "-o", tmp_path / "r.csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert sorted(row["name"] for row in csv.DictReader(file)) == sorted(answer["results"])
+    plan = answer["best"]["throughput"]["plan"]
+    done = bench(
+        "run", ir, "--plan", plan, "-t", "0.05", "--warm-up", "0.05", "--no-peak", "--no-layers", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["hint"] == "THROUGHPUT"
