@@ -5,7 +5,7 @@ worse in none (Pareto, Manuale di economia politica, 1906). What is measured cou
 
 - accuracy, if it differs by more than `SAME_ACCURACY` or McNemar's exact test on the same pairs says so at 5 %;
 - latency and throughput, if one was the faster in every round (`compare_rounds`);
-- size, always.
+- size, if it differs by more than `SAME_SIZE`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ METHODS: tuple[Method, ...] = ("fp16", "int8-mixed", "int8-performance", "weight
 
 SAME_ACCURACY = 0.001
 """Difference of accuracies that is none: the gate's limit."""
+
+SAME_SIZE = 0.01
+"""Share of a file's size that is no difference: names and the text of the .xml."""
 
 _SIGNIFICANT = 0.05
 _BLOCK = 32
@@ -267,7 +270,7 @@ def measure_pareto(
             _by_accuracy(verified[first, second]),
             compare_rounds(timed[first].alone.milliseconds, timed[second].alone.milliseconds),
             compare_rounds(timed[first].together.milliseconds, timed[second].together.milliseconds),
-            int(np.sign(sizes[first] - sizes[second])),
+            _by_size(sizes[first], sizes[second]),
         )
 
     beaten = find_beaten(list(models), better)
@@ -325,6 +328,11 @@ def find_beaten(
         elif signs == {1}:
             beaten[first].append(second)
     return {name: tuple(others) for name, others in beaten.items()}
+
+
+def _by_size(first: int, second: int) -> int:
+    """-1 if the first is the smaller, 1 if the second is, 0 if they are alike."""
+    return 0 if abs(first - second) <= SAME_SIZE * max(first, second) else int(np.sign(first - second))
 
 
 def _by_accuracy(verification: Verification) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeface.drawing import Frame, Plot, Shape, Words, counted, linear, write_page
 from edgeface.files import write_atomically
-from edgeface.quantize.pareto import FP32, SAME_ACCURACY, Pareto, Row
+from edgeface.quantize.pareto import FP32, SAME_ACCURACY, SAME_SIZE, Pareto, Row
 
 __all__ = ["FILES", "NAMES", "accuracy_plot", "to_markdown", "write_pareto"]
 
@@ -28,11 +28,11 @@ NAMES = {
 RULE = (
     "A precision is optimal if no other beats it: is better in something and worse in nothing. Accuracy counts as "
     f"different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test says so at 5 %, speed if one was "
-    "the faster in every round."
+    f"the faster in every round, size if it differs by more than {SAME_SIZE:.0%}."
 )
 
-_CHARACTER, _LINE = 6.4, 15.0
-"""Width of a letter and height of a line of a plot's words, in its units."""
+_CHARACTER, _LINE = 8.0, 18.0
+"""Width of a letter and height of a line of a plot's words, in its units, on a narrow page."""
 
 
 def write_pareto(pareto: Pareto, folder: Path) -> None:
@@ -118,7 +118,9 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     room = max(0.15 * (high - low), 0.0005)
     x = linear(objective.label, 0.0, 1.15 * max(values))
-    frame = Frame(x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0)
+    frame = Frame(
+        x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0
+    )
     shapes: list[Shape] = []
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:

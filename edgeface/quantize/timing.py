@@ -96,7 +96,7 @@ class Timed:
             "throughput_cpu_ms": self.together.cpu_median,
             "streams": self.streams,
             "requests": self.requests,
-            "precision": self.precision,
+            "arithmetic": self.precision,
             "rounds": {
                 "latency_ms": list(self.alone.milliseconds),
                 "images_per_second": [1e3 / each for each in self.together.milliseconds],

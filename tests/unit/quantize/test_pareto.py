@@ -21,7 +21,7 @@ from edgeface.quantize.pareto import Pareto, find_beaten, measure_pareto
 from edgeface.quantize.pareto_report import FILES, to_markdown, write_pareto
 from edgeface.quantize.timing import best_streams, compare_rounds, time_in_turn
 
-PEOPLE = 6
+PEOPLE = 16
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=7))

@@ -1,0 +1,81 @@
+"""`edgeface pareto` as a user types it: one JSON object, three files, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from tiny_net import skin_crops, write_tiny_net
+
+pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeface", "pareto", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny.xml, photos/ to calibrate with, images/ of 16 people and pairs.txt: two folds."""
+    made = tmp_path_factory.mktemp("pareto")
+    write_tiny_net(made)
+    (made / "photos").mkdir()
+    crops = skin_crops(52)
+    for number, crop in enumerate(crops[:20]):
+        cv2.imwrite(str(made / "photos" / f"{number}.png"), crop)
+    rows = []
+    for person in range(16):
+        name = f"P{person}"
+        (made / "images" / name).mkdir(parents=True)
+        for number in (1, 2):
+            cv2.imwrite(
+                str(made / "images" / name / f"{name}_{number:04d}.png"), crops[18 + 2 * person + number]
+            )
+        rows += [f"{name}\t1\t2", f"{name}\t1\tP{person ^ 1}\t2"]
+    (made / "pairs.txt").write_text("\n".join(["2\t8", *rows]) + "\n")
+    return made
+
+
+def arguments(folder: Path) -> list[object]:
+    return [
+        folder / "tiny.xml",
+        *("--calibration", folder / "photos", "--images", folder / "images", "--pairs", folder / "pairs.txt"),
+        "--crops",
+    ]
+
+
+def test_precisions_are_compared_and_written(folder: Path) -> None:
+    done = run(
+        *arguments(folder), "--precision", "fp16", "--precision", "weights", "--rounds", 1, "--seconds", 0.05,
+        "-o", folder / "out", "--json",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["precision"] for row in answer["rows"]] == ["fp32", "fp16", "weights"]
+    assert answer["optimal"] == [row["precision"] for row in answer["rows"] if row["optimal"]]
+    assert json.loads((folder / "out" / "pareto.json").read_text()) == answer
+    assert (folder / "out" / "pareto.md").is_file()
+    assert (folder / "out" / "pareto.html").is_file()
+    assert (folder / "out" / "weights" / "tiny.xml").is_file()
+
+
+def test_a_compressed_ir_is_no_base_to_compare_with(folder: Path) -> None:
+    given = arguments(folder)
+    half = write_tiny_net(folder / "half", precision="FP16")
+
+    done = run(half, *given[1:], "-o", folder / "none")
+
+    assert done.returncode == 2
+    assert "expected an IR of precision FP32" in done.stderr
+    assert not (folder / "none").exists()
