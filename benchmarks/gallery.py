@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--templates", type=int, default=100_000)
     parser.add_argument("--probes", type=int, default=10_000, help="of recall")
-    parser.add_argument("--million", action="store_true", help="a graph of 1,000,000 templates, not 200,000")
+    parser.add_argument("--graph", type=int, default=200_000, help="templates in the graph")
+    parser.add_argument("--million", action="store_true", help="the same as --graph 1000000")
     options = parser.parse_args()
     wanted = options.only or ["search", "recall", "open", "graph"]
     found: dict[str, Any] = {}
@@ -63,7 +64,7 @@ def main() -> None:
         "search": lambda: search(options.templates, options.rounds),
         "recall": lambda: recall(options.templates, options.probes),
         "open": lambda: opening(options.templates, max(3, options.rounds // 3)),
-        "graph": lambda: graph(1_000_000 if options.million else 200_000, 1000),
+        "graph": lambda: graph(1_000_000 if options.million else options.graph, 1000),
     }.items():
         if name in wanted:
             print(f"{name} ...", file=sys.stderr)

@@ -14,7 +14,7 @@ from edgeface.recognize.embedding import Embedding, Embeddings, require_same_con
 from edgeface.recognize.gallery.records import Changes, TemplateBlock
 from edgeface.recognize.index.protocol import Hits
 from edgeface.recognize.index.select import exact_hits
-from edgeface.recognize.index.table import Table
+from edgeface.recognize.index.table import Table, require_rows
 
 __all__ = ["MemoryIndex"]
 
@@ -136,10 +136,11 @@ class MemoryIndex(ABC):
         Raises
         ------
         ContractError
-            If what is added is of another contract or length; then nothing has changed.
+            If what is added does not belong here, or has no unit length; then nothing has changed.
         """
         added = changes.added
         self._require_ours(added)
+        require_rows(added)
         with self._lock:
             gone = self._table.rows_of(np.union1d(changes.removed, added.ids))
             if len(gone):

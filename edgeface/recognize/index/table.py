@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeface.errors import ContractError
 from edgeface.recognize.gallery.records import TemplateBlock
 
-__all__ = ["UNIT_TOLERANCE", "Table"]
+__all__ = ["UNIT_TOLERANCE", "Table", "require_rows"]
 
 UNIT_TOLERANCE = 2e-5
 """How far from 1 the length of a row may be; the gallery stores what is within 1e-5 as it is."""
@@ -41,9 +41,7 @@ class Table:
     def __init__(self, block: TemplateBlock, columns: Sequence[NDArray[Any]] = ()) -> None:
         if block.vectors.ndim != 2 or not block.vectors.shape[1]:
             raise ContractError(f"index: expected vectors (N, D), found shape {block.vectors.shape}")
-        _require_unit(block.vectors)
-        if len(np.unique(block.ids)) != len(block.ids):
-            raise ContractError("index: expected every template once, found an id twice")
+        require_rows(block)
         self._arrays: list[NDArray[Any]] = [block.ids, block.person_ids, block.vectors, *columns]
         self._count = len(block)
         self._owned = False
@@ -84,14 +82,7 @@ class Table:
         return here
 
     def put(self, block: TemplateBlock, columns: Sequence[NDArray[Any]] = ()) -> None:
-        """Add templates at the end; none of their ids may be here.
-
-        Raises
-        ------
-        ContractError
-            If a row is not of unit length; then nothing has changed.
-        """
-        _require_unit(block.vectors)
+        """Add templates at the end, that `require_rows` accepted; none of their ids may be here."""
         start, end = self._count, self._count + len(block)
         self._own(end)
         for array, values in zip(
@@ -123,14 +114,23 @@ class Table:
         self._owned = True
 
 
-def _require_unit(vectors: NDArray[np.float32]) -> None:
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
-        lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
+def require_rows(block: TemplateBlock) -> None:
+    """Refuse what no table can hold.
+
+    Raises
+    ------
+    ContractError
+        If a row is not of unit length, or an id comes twice.
+    """
+    if len(np.unique(block.ids)) != len(block.ids):
+        raise ContractError("index: expected every template once, found an id twice")
+    for start in range(0, len(block), _BLOCK_ROWS):
+        rows = block.vectors[start : start + _BLOCK_ROWS]
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
         # Written so that NaN fails too.
-        if not np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE):
-            row = int(np.argmin(np.abs(lengths - 1) <= UNIT_TOLERANCE))
+        fits = np.abs(lengths - 1) <= UNIT_TOLERANCE
+        if not fits.all():
             raise ContractError(
-                f"index: expected embeddings of length 1, found one of length {lengths[row]:g}; the gallery is damaged "
-                "or was filled by something else: run 'edgeface gallery check'"
+                f"index: expected embeddings of length 1, found one of length {lengths[np.argmin(fits)]:g}; the "
+                "gallery is damaged or was filled by something else: run 'edgeface gallery check'"
             )

@@ -70,6 +70,15 @@ def test_the_block_it_was_made_of_is_not_changed(make: Make) -> None:
     np.testing.assert_array_equal(kept.vectors, before[kept.ids - 1])
 
 
+def test_changes_that_cannot_be_applied_change_nothing(make: Make) -> None:
+    rows = unit_rows(6, DIM)
+    index = make(block_of(rows[:4]))
+    for wrong in (block_of(rows[4:] * 2, ids=[5, 6]), block_of(rows[4:], ids=[5, 5])):
+        with pytest.raises(ContractError, match="index: expected"):
+            index.apply(changes(wrong, removed=[1]))
+    assert (index.block().ids.tolist(), index.generation) == ([1, 2, 3, 4], 1)
+
+
 def test_every_template_of_a_person_is_compared(make: Make) -> None:
     rows = unit_rows(12, DIM)
     index = make(block_of(rows, person_ids=np.repeat([1, 2, 3], 4)))
