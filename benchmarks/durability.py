@@ -289,6 +289,7 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
             kill_once(path, kind, truth, dice, longest)
             acknowledged[kind] += truth.acknowledged - before
             judge(path, truth, problems)
+            sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
             if kind == "enrol":  # the gallery must not grow without bounds
                 trim(path, truth, people)
     return {

@@ -84,9 +84,8 @@ def scrub(database: Database) -> None:
         clear_derived(database.path)
     database.outside("VACUUM")
     _truncate_wal(database)
-    with (
-        database.writing() as connection
-    ):  # another erasure may have begun after the VACUUM: it has a later number
+    # Another erasure may have begun after the VACUUM: it has a later number.
+    with database.writing() as connection:
         connection.execute("UPDATE gallery SET unscrubbed = 0 WHERE unscrubbed = ?", (due,))
     _truncate_wal(database)
 
