@@ -277,7 +277,7 @@ def _with_batch(model: Any, batch: int) -> tuple[Any, int]:
     dynamic = False
     for index, parameter in enumerate(static.get_parameters()):
         shape = shapes[index] = parameter.get_partial_shape()
-        axis = _batch_axis(parameter, shape)
+        axis = batch_axis(parameter, shape)
         if axis is not None and shape[axis].is_dynamic:
             shape[axis] = batch
             dynamic = True
@@ -298,7 +298,7 @@ def _with_batch(model: Any, batch: int) -> tuple[Any, int]:
     return static, batch
 
 
-def _batch_axis(parameter: Node, shape: Any) -> int | None:
+def batch_axis(parameter: Node, shape: Any) -> int | None:
     """Where the layout has N, else the first dimension; None for a scalar and for an unknown rank."""
     if shape.rank.is_dynamic or len(shape) == 0:
         return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from edgeface.bench.fact import Frozen
 
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk"]
 LatencyKey = Literal["p50", "p90", "p95", "p99", "p99.9", "mean", "min", "max"]
@@ -18,10 +20,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Part(BaseModel):
-    """Of a result: immutable, and with nothing in it that is not named here."""
+class Part(Frozen):
+    """Of a result; its numbers are numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ModelInfo(Part):

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from edgeface.bench.fact import Frozen
 
 __all__ = ["Samples"]
 
@@ -17,7 +19,7 @@ _LARGEST = 1 << 27
 """Samples that a file may hold: two days at a thousand a second, and far less than memory."""
 
 
-class Samples(BaseModel):
+class Samples(Frozen):
     """Every query that was measured, in the order of their starts.
 
     Attributes
@@ -33,8 +35,6 @@ class Samples(BaseModel):
         Milliseconds from there to its completion: float32 little-endian, zlib, base64. Milliseconds in float32
         are good to a ten-millionth.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: Annotated[int, Field(ge=0, le=_LARGEST)]
     items: Annotated[int, Field(ge=1)] = 1

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import openvino as ov
 
-from edgeface.bench.flops import Work, count_work
+from edgeface.bench.flops import Work, batch_axis, count_work
 from edgeface.bench.parts import ModelInfo
 from edgeface.contract import RT_INFO_KEY, ModelContract
 from edgeface.errors import ContractError, InputError, ModelFormatError
@@ -191,7 +191,7 @@ def _make_static(model: Any, path: Path, batch: int | None, shapes: Shapes) -> N
         for name in ("", *port.get_names(), port.node.get_friendly_name()):
             if name in left and (name or len(model.inputs) == 1):
                 shape = ov.PartialShape(list(left.pop(name)))
-        axis = _batch_axis(port.node, shape)
+        axis = batch_axis(port.node, shape)
         if axis is not None and (batch is not None or shape[axis].is_dynamic):
             shape[axis] = batch or 1
         if shape.is_dynamic:
@@ -210,14 +210,6 @@ def _make_static(model: Any, path: Path, batch: int | None, shapes: Shapes) -> N
     except RuntimeError as error:
         shown = ", ".join(str(shape) for shape in wanted.values())
         raise InputError(f"{path}: the model does not take inputs of {shown}: {reason_of(error)}") from error
-
-
-def _batch_axis(parameter: Any, shape: Any) -> int | None:
-    """Where the layout has N, else the first dimension; None for a scalar and for an unknown rank."""
-    if shape.rank.is_dynamic or len(shape) == 0:
-        return None
-    layout = parameter.get_layout()
-    return ov.layout_helpers.batch_idx(layout) % len(shape) if ov.layout_helpers.has_batch(layout) else 0
 
 
 def _digest(files: list[Path]) -> str:
