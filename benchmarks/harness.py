@@ -180,7 +180,7 @@ def overhead(ir: Path, device: str, rounds: int, seconds: int) -> dict[str, Any]
     shares = []
     for run in runs:
         assert run.samples is not None
-        shares.append(1 - run.samples.latencies_ms.sum() / 1e3 / run.samples.ends_s.max())
+        shares.append(float(1 - run.samples.latencies_ms.sum() / 1e3 / run.samples.ends_s.max()))
     limits = Limits(duration_s=1.0, min_count=1, max_duration_s=2.0)
     idle = {
         load.__name__: float(np.median(gaps(load(Idle(), limits).starts_ns)))
@@ -188,7 +188,7 @@ def overhead(ir: Path, device: str, rounds: int, seconds: int) -> dict[str, Any]
     }
     value = statistics.median(shares)
     latency = statistics.median(figure(run, "single-stream") for run in runs)
-    worst = max(value, idle["offline"] / (1e3 * latency))
+    worst = float(max(value, idle["offline"] / (1e3 * latency)))
     return {
         "value": round(worst, 6),
         "limit": f"< {LIMITS['overhead']:.0%}",
