@@ -22,6 +22,9 @@ _ORIENTATION_TAG = 0x0112
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
 """A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
 _JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
+_MOST_SCANS = 100
+"""A progressive JPEG has about ten. Every scan goes over the whole picture again, so that a small file of
+thousands would keep its decoder busy for hours."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_UNCOMPRESSED = (0, 3)
@@ -86,6 +89,8 @@ def _read_jpeg(data: bytes) -> Header:
             size = struct.unpack_from(">HH", data, position + 3)
         elif marker == _JPEG_SCAN:
             scans += 1
+            if scans > _MOST_SCANS:
+                raise ImageError(f"damaged JPEG: expected at most {_MOST_SCANS} scans, found more")
         elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", position + 2):
             orientation = _orientation(data[position + 8 : position + length])
         position += length

@@ -186,3 +186,11 @@ def test_headers_tell_the_size_without_decoding(picture: np.ndarray, lossless: i
     ):
         header = read_header(data)
         assert (header.width, header.height, header.orientation) == (80, 60, 1)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(picture: np.ndarray):
+    data = encode(picture, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = data.rindex(b"\xff\xda")
+    repeated = data[:-2] + data[last:-2] * 2000 + data[-2:]
+    with pytest.raises(ImageError, match="expected at most 100 scans"):
+        read_image(repeated)
