@@ -6,6 +6,7 @@ import glob
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 import weakref
@@ -30,6 +31,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".m
 """Endings, in lower case, that are opened as videos."""
 
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
+_SECRET = re.compile(r"(user|login|pass|pwd)\w*=[^&;/]*[&;]?", re.IGNORECASE)
 _NETWORK_TIMEOUT = 5.0
 """Seconds after which OpenCV gives up opening a stream or waiting for its next frame."""
 
@@ -367,6 +369,7 @@ def _as_image(image: Any, name: str) -> Image:
 
 
 def _without_password(address: str) -> str:
+    """Scheme, host and path. Cameras take passwords before the host, after a question mark, or as key=value."""
     scheme, _, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{_SECRET.sub('', path)}"

@@ -228,3 +228,18 @@ def test_a_gray_camera_gives_three_channels() -> None:
 
     with open_source(0, open_capture=Gray([9]), backoff=QUICK) as frames:
         assert next(frames).image.shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://user:s@cret@camera:554/1", "rtsp://camera:554/1"),
+        ("http://camera/video.mjpg?user=me&password=secret", "http://camera/video.mjpg"),
+        ("rtsp://camera/user=me&password=secret&channel=1", "rtsp://camera/channel=1"),
+        ("rtsp://camera/live/passage@2", "rtsp://camera/live/passage@2"),
+    ],
+)
+def test_frames_do_not_tell_the_camera_s_password(address: str, shown: str) -> None:
+    script = Script([1])
+    with open_source(address, open_capture=script, backoff=QUICK) as frames:
+        assert next(frames).source == shown
