@@ -172,9 +172,10 @@ class FaceCutter:
 
     def crop(self, index: int) -> Image:
         """Cut one image again: (height, width, 3) uint8 BGR."""
+        picture = read_image(self._files[index])
         if index not in self._places:
-            self._locate([index], [read_image(self._files[index])])
-        return self._align(index, read_image(self._files[index]))
+            self._locate([index], [picture])
+        return self._align(index, picture)
 
     def _cut(self, chunk: Sequence[int]) -> list[Image]:
         pictures = [read_image(self._files[index]) for index in chunk]

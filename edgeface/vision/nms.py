@@ -31,7 +31,7 @@ def nms(
         x0, y0, x1, y1.
     scores : (N,) float
         Higher is better; of equal ones the later box is better, on every machine. (MTCNN's reference leaves that
-        to numpy's unstable sort: 34 of the 7,701 LFW images, all with equal scores, differ by a few pixels.)
+        to numpy's unstable sort: hence most of what `benchmarks/detectors.py agree` lists.)
     threshold
         Largest overlap that a box may have with a better one and stay.
     groups : (N,) int
