@@ -32,7 +32,13 @@ from edgeface.cli.output import (
     stderr,
     stdout,
 )
-from edgeface.cli.thresholds import FarOption, ThresholdOption, choose_threshold
+from edgeface.cli.thresholds import (
+    FarOption,
+    ThresholdOption,
+    choose_threshold,
+    known_thresholds,
+    parse_similarity,
+)
 from edgeface.errors import InputError
 from edgeface.files import output_errors, staging_folder, write_atomically
 
@@ -43,10 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_STRICT_FAR = 1e-4
-"""Every face meets every other one here: a rate that is right for two faces joins strangers in a collection."""
 _TOLERATED = 0.1
-"""False neighbours a face, on average, above which the threshold is called too low."""
+"""False neighbours a face, on average. Every face meets every other one: a false accept rate that is right for two
+faces joins strangers in a collection, so the wanted rate is this, divided by the number of faces."""
 
 
 class _Method(str, enum.Enum):
@@ -105,7 +110,7 @@ def cluster(
     with contextlib.ExitStack() as stack:
         embedder = stack.enter_context(Embedder.load(model, device=device))
         contract_id = embedder.contract.contract_id
-        limit = choose_threshold(threshold, far, contract_id, model, usual_far=_STRICT_FAR)
+        known = _known_limits(threshold, far, contract_id, model)
         finder = None
         if not crops:
             finder = stack.enter_context(
@@ -122,6 +127,7 @@ def cluster(
             progress=stack.enter_context(counting("embedding", unit="files")),
         )
     faces = embedded.table.embeddings
+    limit = known if isinstance(known, float) else _limit_for(known, len(faces))
     if method is _Method.dbscan:
         found = dbscan(faces, limit, min_samples=min_samples)
     else:
@@ -148,6 +154,23 @@ def _require_own(output_dir: Path) -> None:
             f"{output_dir / 'people'}: expected nothing, or what an earlier 'edgeface cluster' left there, found a "
             "folder without clusters.json beside it; choose another --output-dir"
         )
+
+
+def _known_limits(
+    given: str | None, far: float | None, contract_id: str, model: Path
+) -> float | tuple[Threshold, ...]:
+    """The similarity or the threshold that was asked for, or all that are known: the choice depends on the faces."""
+    if far is not None or (given is not None and parse_similarity(given) is not None):
+        chosen = choose_threshold(given, far, contract_id, model)
+        return chosen if isinstance(chosen, float) else (chosen,)
+    return known_thresholds(given, contract_id, model, far=1e-5)
+
+
+def _limit_for(known: tuple[Threshold, ...], faces: int) -> Threshold:
+    """The most permissive threshold with few enough false neighbours; if there is none, the strictest."""
+    rising = sorted(known, key=lambda each: each.far)
+    fitting = [each for each in rising if each.observed_far * (faces - 1) <= _TOLERATED]
+    return fitting[-1] if fitting else rising[0]
 
 
 def _warn(limit: Threshold | float, faces: int) -> None:

@@ -23,8 +23,8 @@ from edgeface.cli.faces import (
 )
 from edgeface.cli.gallery import KeyOption, open_gallery
 from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
-from edgeface.cli.thresholds import ThresholdOption, parse_similarity
-from edgeface.errors import ImageError, MissingError, NegativeResult
+from edgeface.cli.thresholds import ThresholdOption, known_thresholds, parse_similarity
+from edgeface.errors import ImageError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.recognize.gallery.store import Store
@@ -129,19 +129,11 @@ def identify(
 def _choose_threshold(
     given: str | None, fpir: float, contract_id: str, size: int, model: Path
 ) -> SearchThreshold:
-    from edgeface.recognize import load_thresholds
-    from edgeface.recognize.defaults import shipped_thresholds
-    from edgeface.recognize.open_set import SearchThreshold, threshold_from_pairs
+    from edgeface.recognize.open_set import SearchThreshold, far_for_fpir, threshold_from_pairs
 
     if given is not None and (value := parse_similarity(given)) is not None:
         return SearchThreshold.by_hand(value, contract_id=contract_id, gallery_size=size)
-    known = load_thresholds(Path(given)) if given is not None else shipped_thresholds(contract_id)
-    if not known:
-        raise MissingError(
-            f"{model}: no threshold is known for its contract {contract_id}. Calibrate one on labelled pictures: "
-            f"edgeface calibrate --images PEOPLE --model {model} -o thresholds.json, and give it with --threshold "
-            "thresholds.json"
-        )
+    known = known_thresholds(given, contract_id, model, far=far_for_fpir(fpir, size))
     return threshold_from_pairs(known, fpir=fpir, gallery_size=size)
 
 

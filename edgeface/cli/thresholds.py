@@ -12,7 +12,14 @@ from edgeface.errors import InputError, MissingError
 if TYPE_CHECKING:
     from edgeface.recognize import Threshold
 
-__all__ = ["USUAL_FAR", "FarOption", "ThresholdOption", "choose_threshold", "parse_similarity"]
+__all__ = [
+    "USUAL_FAR",
+    "FarOption",
+    "ThresholdOption",
+    "choose_threshold",
+    "known_thresholds",
+    "parse_similarity",
+]
 
 USUAL_FAR = 1e-3
 
@@ -42,8 +49,7 @@ def choose_threshold(
     MissingError
         If none was given and none is known for the contract.
     """
-    from edgeface.recognize import load_thresholds, threshold_at
-    from edgeface.recognize.defaults import shipped_thresholds
+    from edgeface.recognize import threshold_at
 
     if given is not None and (value := parse_similarity(given)) is not None:
         if far is not None:
@@ -51,14 +57,31 @@ def choose_threshold(
                 "--far: a threshold given as a number was calibrated for no rate; leave one of them out"
             )
         return value
+    known = known_thresholds(given, contract_id, model, far=far or usual_far)
+    return known[0] if far is None and len(known) == 1 else threshold_at(known, far or usual_far)
+
+
+def known_thresholds(
+    given: str | None, contract_id: str, model: Path, *, far: float
+) -> tuple[Threshold, ...]:
+    """Thresholds of a file, or those that ship with the model.
+
+    Raises
+    ------
+    MissingError
+        If there are none; it says how to calibrate one for `far`.
+    """
+    from edgeface.recognize import load_thresholds
+    from edgeface.recognize.defaults import shipped_thresholds
+
     known = load_thresholds(Path(given)) if given is not None else shipped_thresholds(contract_id)
     if not known:
         raise MissingError(
             f"{model}: no threshold is known for its contract {contract_id}. Calibrate one on labelled pictures: "
-            f"edgeface calibrate --images PEOPLE --model {model} --far {far or usual_far:g} -o thresholds.json, "
+            f"edgeface calibrate --images PEOPLE --model {model} --far {far:g} -o thresholds.json, "
             "and give it with --threshold thresholds.json"
         )
-    return known[0] if far is None and len(known) == 1 else threshold_at(known, far or usual_far)
+    return known
 
 
 def parse_similarity(text: str) -> float | None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from edgeface.errors import InputError
 from edgeface.recognize.intervals import clopper_pearson, trials_needed
-from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold
 
 __all__ = ["SearchThreshold", "far_for_fpir", "fpir_of_far", "threshold_from_pairs", "threshold_from_probes"]
@@ -169,7 +168,7 @@ def threshold_from_pairs(
     chosen = max(strict, key=lambda each: each.far)
     low, high = (fpir_of_far(each, gallery_size) for each in chosen.far_interval)
     return SearchThreshold(
-        value=_as_cosine(chosen),
+        value=chosen.cosine,
         contract_id=chosen.contract_id,
         fpir=fpir,
         gallery_size=gallery_size,
@@ -226,15 +225,3 @@ def threshold_from_probes(
         fpir_interval=clopper_pearson(accepted, len(scores), confidence=confidence),
         supported=len(scores) >= trials_needed(fpir),
     )
-
-
-def _as_cosine(threshold: Threshold) -> float:
-    """The same cut on unit vectors, as a cosine."""
-    value = threshold.value
-    if threshold.metric is Metric.cosine:
-        return value
-    if threshold.metric is Metric.cosine_distance:
-        return 1 - value
-    if threshold.metric is Metric.squared_l2:
-        return 1 - value / 2
-    return math.cos(math.pi * value)

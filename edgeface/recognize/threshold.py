@@ -99,6 +99,17 @@ class Threshold:
             f"there were {self.impostors:,}, which show no more than FAR < {self.far_interval[1]:.2g}"
         )
 
+    @property
+    def cosine(self) -> float:
+        """The same cut on unit vectors, as a cosine similarity: |a - b|^2 = 2 - 2 cos."""
+        if self.metric is Metric.cosine:
+            return self.value
+        if self.metric is Metric.cosine_distance:
+            return 1.0 - self.value
+        if self.metric is Metric.squared_l2:
+            return 1.0 - self.value / 2.0
+        return math.cos(math.pi * self.value)
+
     def accepts(self, score: float) -> bool:
         """Whether a score of this metric means the same person."""
         return score > self.value if self.metric.is_similarity else score < self.value

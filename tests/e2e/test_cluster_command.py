@@ -11,6 +11,8 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.cli.cluster import _limit_for
+from edgeface.recognize import Metric, calibrate
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,6 +82,13 @@ def test_without_a_threshold_for_the_model_it_says_how_to_get_one(
 ) -> None:
     assert cluster(work) == 3
     assert "edgeface calibrate --images PEOPLE" in capsys.readouterr().err
+
+
+def test_the_more_faces_the_stricter_the_threshold() -> None:
+    rng = np.random.default_rng(0)
+    genuine, impostor = rng.normal(0.7, 0.1, 100), rng.normal(0.1, 0.1, 10_000)
+    known = calibrate(genuine, impostor, fars=[0.1, 0.01, 0.001], contract_id="c", metric=Metric.cosine)
+    assert [_limit_for(known, faces).far for faces in (2, 10, 100, 100_000)] == [0.1, 0.01, 0.001, 0.001]
 
 
 def test_a_threshold_that_joins_strangers_is_called_that(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,14 @@ from edgeface.recognize.embedding import Embedding, require_same_contract
 from edgeface.recognize.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
 from edgeface.recognize.gallery.store import Store
 from edgeface.recognize.index import Index, LiveIndex
-from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold
 
 __all__ = ["Disagreement", "EnrolRules", "Enrolment", "Lookalike", "enrol"]
 
 _OTHERS = 10
 """Templates of other people that are looked at for each new one."""
+
+_DUPLICATE_FAR = 1e-4 * (1 + 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,12 @@ class EnrolRules:
 
     @classmethod
     def from_thresholds(cls, thresholds: Sequence[Threshold]) -> EnrolRules:
-        """Take the strictest threshold to tell people apart, and the most permissive to compare one's templates.
+        """Take one threshold to tell people apart, and the most permissive to compare one's templates.
 
-        A new face is compared with everybody. At a false accept rate of 1e-4 one of a thousand people is refused
-        wrongly with a chance of about a tenth, and then enrolled by force; at 1e-2 nearly everybody would be.
+        A new face is compared with everybody: at a false accept rate of 1e-4 one of a thousand people is refused
+        wrongly with a chance of about a tenth, and then enrolled by force; at 1e-2 nearly everybody would be. At
+        much lower rates the same person is too often not recognised under another name. So it is the threshold of
+        1e-4, or the most permissive below it, or, where all are above, the strictest.
 
         Raises
         ------
@@ -65,9 +67,10 @@ class EnrolRules:
             raise InputError("enrolment: expected calibrated thresholds, found none")
         require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
         by_rate = sorted(thresholds, key=lambda each: each.far)
+        strict = [each for each in by_rate if each.far <= _DUPLICATE_FAR]
         return cls(
-            duplicate_above=_as_cosine(by_rate[0]),
-            agree_above=_as_cosine(by_rate[-1]),
+            duplicate_above=(strict[-1] if strict else by_rate[0]).cosine,
+            agree_above=by_rate[-1].cosine,
             contract_id=by_rate[0].contract_id,
         )
 
@@ -88,15 +91,6 @@ class EnrolRules:
                 "then give it with --threshold thresholds.json"
             )
         return cls.from_thresholds(thresholds)
-
-
-def _as_cosine(threshold: Threshold) -> float:
-    value = threshold.value
-    if threshold.metric is Metric.cosine_distance:
-        return 1 - value
-    if threshold.metric is Metric.squared_l2:
-        return 1 - value / 2  # of unit vectors
-    return math.cos(math.pi * value) if threshold.metric is Metric.arccos else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,6 +240,6 @@ def test_a_table_of_other_columns_or_lengths_is_refused(tmp_path: Path) -> None:
 
 def test_a_published_model_ships_thresholds_and_an_unknown_one_has_none() -> None:
     thresholds = shipped_thresholds("4c0ebb72970188bf")
-    assert [each.far for each in thresholds] == [0.01, 0.001, 0.0001]
+    assert [each.far for each in thresholds] == [0.01, 0.001, 1e-4, 1e-5, 1e-6]
     assert all(each.supported and each.created_from for each in thresholds)
     assert shipped_thresholds("0" * 16) == shipped_thresholds("../thresholds/4c0ebb72970188bf") == ()

@@ -161,6 +161,19 @@ def test_rules_come_from_thresholds_of_any_metric_as_cosines() -> None:
         EnrolRules.shipped(CONTRACT)
 
 
+def test_a_threshold_that_would_recognise_hardly_anybody_again_does_not_tell_duplicates() -> None:
+    dice = np.random.default_rng(0)
+    thresholds = calibrate(
+        dice.normal(0.7, 0.1, 500),
+        dice.normal(0.1, 0.1, 40_000),
+        fars=[0.01, 1e-4, 5e-5],
+        contract_id=CONTRACT,
+        metric=Metric.cosine,
+    )
+    rules = EnrolRules.from_thresholds(thresholds)
+    assert rules.duplicate_above == thresholds[1].value < thresholds[2].value
+
+
 def test_one_face_is_not_enrolled_under_two_names_at_once(store: SqliteStore, tmp_path: Path) -> None:
     rows, refused = vectors(10, seed=8), []
 
