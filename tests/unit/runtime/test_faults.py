@@ -197,14 +197,16 @@ def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
         pest = threading.Thread(target=pester)
         hits = 0
         started = False
-        while not stop.is_set():
+        while True:
             try:
-                if not started:
-                    started = True
-                    pest.start()
-                LOOP
-                    if result[0] != 2 * n:
-                        wrong.append(n)
+                while not stop.is_set():
+                    if not started:
+                        started = True
+                        pest.start()
+                    LOOP
+                        if result[0] != 2 * n:
+                            wrong.append(n)
+                break
             except KeyboardInterrupt:
                 hits += 1
         signal.signal(signal.SIGINT, signal.SIG_IGN)
