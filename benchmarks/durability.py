@@ -259,9 +259,10 @@ def remains_of(path: Path, gone: dict[int, int]) -> Iterator[str]:
             secrets += [vector_of(person, number, model).tobytes() for model in MODELS]
             secrets.append(image_of(person, number).png[40:-16])
     searcher = Searcher(secrets)
-    for file in files_of(path):
-        for offset, _ in searcher.search(file):
-            yield f"{file.name} at byte {offset}"
+    for place in files_of(path):
+        with place.open("rb") as file:  # no connection to the gallery is open here
+            for offset, _ in searcher.search(file.fileno()):
+                yield f"{place.name} at byte {offset}"
 
 
 def fill(path: Path, truth: Truth, people: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeface.errors import ContractError, GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
 from edgeface.recognize.gallery.codec import Header
+from edgeface.recognize.gallery.descriptors import Connection, connect
 from edgeface.recognize.gallery.faults import sqlite_errors
 from edgeface.recognize.gallery.schema import APPLICATION_ID, SCHEMA_VERSION, migrate
 from edgeface.recognize.gallery.vault import Vault, make_vault
@@ -64,7 +65,9 @@ class Database:
     """
 
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
-        self.path = path
+        self.path = path = (
+            path.resolve()
+        )  # one name for the WAL, for what is derived, and for what searches them
         self._timeout, self._pid = timeout, os.getpid()
         self._lock = threading.RLock()
         self._depth, self._owner, self._wrote = 0, 0, False
@@ -73,7 +76,7 @@ class Database:
                 f"{path}: expected a gallery, found no file; make one: edgeface gallery create {path} --model IR"
             )
         with sqlite_errors(path):
-            self._connection: sqlite3.Connection | None = self.connect()
+            self._connection: Connection | None = self.connect()
             try:
                 self.version = self._prepare(self._connection)
                 self.header, self.vault = self._read_header(self._connection, key, contract_id)
@@ -81,7 +84,7 @@ class Database:
                 self._connection.close()
                 raise
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self) -> Connection:
         """Open one more connection to the file."""
         mode = "rw"
         if os.statvfs(self.path).f_flag & os.ST_RDONLY:
@@ -92,12 +95,16 @@ class Database:
                     f"{self.path}: was not closed after its last writes, which are in {wal.name}, and is on a "
                     "read-only file system; copy both files to where they can be written"
                 )
-        uri = f"{self.path.resolve().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        uri = f"{self.path.as_uri()}?mode={mode}"
+        connection = connect(
+            self.path, uri=uri, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> int:
@@ -226,7 +233,7 @@ class Database:
                 f"{self.path}: another process gave this gallery another key or another model; open it again"
             )
 
-    def _usable(self) -> sqlite3.Connection:
+    def _usable(self) -> Connection:
         if self._connection is None:
             raise GalleryError(f"{self.path}: this gallery is closed; open it again")
         if self._pid != os.getpid():
@@ -261,6 +268,10 @@ class Database:
             if self._depth:
                 raise GalleryError("expected to be outside of writing(): this is no part of a transaction")
             return self._usable().execute(statement).fetchone()
+
+    def descriptor(self, file: Path) -> int:
+        """A descriptor of one of the gallery's files, for `os.pread`; only SQLite may close it: see `descriptors`."""
+        return self._usable().descriptor(file)
 
     def replace_header(self, header: Header, vault: Vault) -> None:
         """Bind the gallery to something else, inside `writing`; the caller calls `adopt` after the commit."""

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import GalleryDamagedError, OutputError
 from edgeface.files import output_errors, write_atomically
+from edgeface.recognize.embedding import require_same_contract
 from edgeface.recognize.gallery.codec import Header
 from edgeface.recognize.gallery.records import Changes, TemplateBlock
 from edgeface.recognize.gallery.vault import Vault
@@ -73,7 +74,16 @@ def _file(gallery: Path) -> Path:
 
 
 def write_templates(gallery: Path, header: Header, vault: Vault, block: TemplateBlock) -> None:
-    """Write a block that is current, while nobody can write to the gallery; whole or not at all."""
+    """Write a block that is current, while nobody can write to the gallery; whole or not at all.
+
+    Raises
+    ------
+    ContractError
+        If the block is of another contract than the gallery.
+    OutputError
+        If it cannot be written.
+    """
+    require_same_contract(header.contract_id, block.contract_id, what="gallery and templates")
     parts = [_bytes_of(block.ids), _bytes_of(block.person_ids), _bytes_of(block.vectors)]
     stored = {
         "gallery": header.encode(),
@@ -170,8 +180,15 @@ def _sha256(parts: list[memoryview]) -> str:
 
 
 def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
-    """Bring a block to a later generation; the arrays are new if anything changed."""
+    """Bring a block to a later generation; the arrays are new if anything changed.
+
+    Raises
+    ------
+    ContractError
+        If what was added is of another contract.
+    """
     added = changes.added
+    require_same_contract(block.contract_id, added.contract_id, what="templates")
     kept = ~np.isin(block.ids, changes.removed) if len(changes.removed) else None
     if not len(added) and (kept is None or kept.all()):
         return dataclasses.replace(block, generation=changes.generation)

@@ -140,7 +140,11 @@ def prove(
     needles = searcher.needles
     files = files_of(database.path)
     searched = {path.name: path.stat().st_size for path in files}
-    found = {(path.name, offset): piece for path in files for offset, piece in searcher.search(path)}
+    found = {
+        (path.name, offset): piece
+        for path in files
+        for offset, piece in searcher.search(database.descriptor(path))
+    }
     pieces = set(found.values())
     if pieces:
         with database.reading() as connection:

@@ -7,8 +7,8 @@ different values, such as zeros and a counter, lie everywhere and are left out. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,20 +52,19 @@ class Searcher:
         """How many different pieces are looked for."""
         return len(self._windows) + len(self._short)
 
-    def search(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        """Yield the offset in the file of each piece that is there, and the piece."""
+    def search(self, descriptor: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset in an open file of each piece that is there, and the piece."""
         overlap = max([_WINDOW, *map(len, self._short)])
-        with path.open("rb") as file:
-            start, tail = 0, b""
-            while segment := file.read(_SEGMENT):
-                usable = len(segment) - len(segment) % _WINDOW
-                for row, index in self._aligned(segment[:usable]):
-                    yield start + index * _WINDOW, row
-                text = tail + segment
-                for needle in self._short:
-                    if (at := text.find(needle)) >= 0:
-                        yield start - len(tail) + at, needle
-                start, tail = start + len(segment), text[-overlap:]
+        start, tail = 0, b""
+        while segment := os.pread(descriptor, _SEGMENT, start):
+            usable = len(segment) - len(segment) % _WINDOW
+            for row, index in self._aligned(segment[:usable]):
+                yield start + index * _WINDOW, row
+            text = tail + segment
+            for needle in self._short:
+                if (at := text.find(needle)) >= 0:
+                    yield start - len(tail) + at, needle
+            start, tail = start + len(segment), text[-overlap:]
 
     def _aligned(self, segment: bytes) -> Iterator[tuple[bytes, int]]:
         rows = np.frombuffer(segment, np.uint64).reshape(-1, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -226,3 +228,51 @@ def test_a_large_matrix_is_sealed_in_several_messages(
         first, second = content[begin : begin + 128], content[begin + 128 : begin + 256]
         file.write_bytes(content[:begin] + second + first + content[begin + 256 :])
         assert read_templates(tmp_path / "g", header, vault) is None
+
+
+# Other processes
+
+
+def names_seen_by_another_process(path: Path) -> list[str]:
+    """Open, read and close, as `edgeface gallery list` in another terminal."""
+    program = (
+        "import sys; from pathlib import Path; from edgeface.recognize.gallery.sqlite import SqliteStore\n"
+        "with SqliteStore(Path(sys.argv[1])) as store: print(*(each.name for each in store.people()), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=100
+    )
+    return done.stdout.splitlines()
+
+
+def test_who_forgot_somebody_keeps_its_locks_and_what_it_enrols_then_is_seen_by_all(tmp_path: Path) -> None:
+    """Closing a file takes a process's locks on it: another process would delete the WAL that this one writes to."""
+    with make(tmp_path / "g", None, people=3) as store:
+        store.forget(store.find(f"{NAME} 1").id)
+        assert names_seen_by_another_process(tmp_path / "g") == [f"{NAME} 0", f"{NAME} 2"]
+        assert (tmp_path / "g-wal").exists()
+        store.add_person("Enrolled afterwards")
+        assert names_seen_by_another_process(tmp_path / "g")[-1] == "Enrolled afterwards"
+        descriptors = len(list(Path("/dev/fd").iterdir()))
+        store.forget(store.find(f"{NAME} 0").id)
+        assert len(list(Path("/dev/fd").iterdir())) == descriptors
+    names = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert not [name for name in names if name.startswith(str(tmp_path))]
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_gallery_by_another_name_is_erased_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    make(folder / "g", None, people=3).close()
+    (tmp_path / "link").symlink_to(folder / "g")
+    with SqliteStore(tmp_path / "link") as store:
+        store.load()
+        assert [path.name for path in tmp_path.iterdir() if "index" in path.name] == []
+    with SqliteStore(folder / "g") as store:
+        assert derived_folder(folder / "g").is_dir()
+        assert store.forget(store.find(f"{NAME} 1").id).proved
+    with SqliteStore(tmp_path / "link") as store:
+        assert {"g", "g-wal"} <= set(store.forget(store.find(f"{NAME} 2").id).searched)
+    content = everything(tmp_path)
+    assert not any(secret in content for number in (1, 2) for secret in secrets_of(number))

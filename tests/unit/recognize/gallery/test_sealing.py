@@ -311,9 +311,11 @@ def test_the_search_finds_short_secrets_across_its_segments(
         content = bytearray(os.urandom(256))
         content[at : at + 9] = NAME[:9].encode()
         (tmp_path / "file").write_bytes(content)
-        assert {offset for offset, _ in searcher.search(tmp_path / "file")} == {at}
+        with (tmp_path / "file").open("rb") as file:
+            assert {offset for offset, _ in searcher.search(file.fileno())} == {at}
 
 
 def self_found(searcher: Searcher, content: bytes | bytearray, folder: Path) -> bool:
     (folder / "file").write_bytes(content)
-    return next(searcher.search(folder / "file"), None) is not None
+    with (folder / "file").open("rb") as file:
+        return next(searcher.search(file.fileno()), None) is not None
