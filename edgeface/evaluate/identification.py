@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeface.errors import InputError
 from edgeface.evaluate.faces import Boxes
 from edgeface.evaluate.lfw import Embedded, Progress, embed_images
 from edgeface.evaluate.openset import (
@@ -21,6 +22,7 @@ from edgeface.evaluate.openset import (
 )
 from edgeface.evaluate.people import images_of_people
 from edgeface.recognize.intervals import clopper_pearson
+from edgeface.recognize.open_set import require_fpir
 from edgeface.runtime.flip import Flip
 from edgeface.vision.detect import Detector
 
@@ -144,6 +146,10 @@ def evaluate_identification(
     InputError
         If there are not people of both kinds, images are broken, or a rate is not in (0, 1).
     """
+    if not fpirs:
+        raise InputError("FPIR: expected one wanted rate or more, found none")
+    for fpir in fpirs:
+        require_fpir(fpir)
     listed, people, names = images_of_people(images)
     split = split_people(people, names, seed=seed)
     embedded = embed_images(

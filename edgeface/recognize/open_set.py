@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
+from edgeface.recognize.embedding import require_same_contract
 from edgeface.recognize.intervals import clopper_pearson, trials_needed
 from edgeface.recognize.threshold import Threshold
 
-__all__ = ["SearchThreshold", "far_for_fpir", "fpir_of_far", "threshold_from_pairs", "threshold_from_probes"]
+__all__ = [
+    "SearchThreshold",
+    "far_for_fpir",
+    "fpir_of_far",
+    "require_fpir",
+    "threshold_from_pairs",
+    "threshold_from_probes",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +108,18 @@ class SearchThreshold:
         return ""
 
 
+def require_fpir(fpir: float) -> None:
+    """Refuse what is no rate that can be asked for, before any work.
+
+    Raises
+    ------
+    InputError
+        If it is not between 0 and 1.
+    """
+    if not 0.0 < fpir < 1.0:
+        raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir:g}")
+
+
 def fpir_of_far(far: float, comparisons: int) -> float:
     """FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
 
@@ -117,17 +137,16 @@ def fpir_of_far(far: float, comparisons: int) -> float:
     """
     if not 0.0 <= far <= 1.0 or comparisons < 1:
         raise InputError(
-            f"FPIR: expected a rate from 0 to 1 and N of 1 or more, found {far} and {comparisons}"
+            f"FAR: expected a rate from 0 to 1 and 1 comparison or more, found {far:g} and {comparisons}"
         )
     return 1.0 if far == 1.0 else -math.expm1(comparisons * math.log1p(-far))
 
 
 def far_for_fpir(fpir: float, comparisons: int) -> float:
     """The FAR at which `fpir_of_far` is this: ``1 - (1 - FPIR)^(1/N)``."""
-    if not 0.0 < fpir < 1.0 or comparisons < 1:
-        raise InputError(
-            f"FPIR: expected a rate between 0 and 1 and N of 1 or more, found {fpir} and {comparisons}"
-        )
+    require_fpir(fpir)
+    if comparisons < 1:
+        raise InputError(f"FPIR: expected 1 comparison a search or more, found {comparisons}")
     return -math.expm1(math.log1p(-fpir) / comparisons)
 
 
@@ -152,9 +171,12 @@ def threshold_from_pairs(
 
     Raises
     ------
+    ContractError
+        If they are of several contracts.
     InputError
         If none is strict enough; it says which FAR to calibrate.
     """
+    require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
     far = far_for_fpir(fpir, gallery_size)
     strict = [each for each in thresholds if each.far <= far * (1 + 1e-9)]
     if not strict:
@@ -210,8 +232,7 @@ def threshold_from_probes(
     scores = np.sort(np.asarray(best_scores, np.float64).ravel())[::-1]
     if not scores.size or not np.isfinite(scores).all():
         raise InputError(f"FPIR: expected finite scores of at least one search, found {scores.size} scores")
-    if not 0.0 < fpir < 1.0:
-        raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir}")
+    require_fpir(fpir)
     allowed = math.floor(fpir * len(scores) + 1e-9)  # 0.29 * 100 is 28.999999999999996
     value = float(scores[allowed])
     accepted = int(np.count_nonzero(scores > value))

@@ -267,13 +267,17 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
 
     Raises
     ------
+    ContractError
+        If they are of different contracts.
     InputError
         If there is none.
     """
-    rates = {each.far: each for each in thresholds}
+    known = tuple(thresholds)
+    rates = {each.far: each for each in known}
+    require_same_contract(*(each.contract_id for each in known), what="thresholds")
     if far not in rates:
-        known = ", ".join(f"{each:g}" for each in sorted(rates))
-        raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {known}")
+        there = ", ".join(f"{each:g}" for each in sorted(rates))
+        raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {there}")
     return rates[far]
 
 

@@ -339,7 +339,12 @@ def test_two_contracts_never_meet() -> None:
     who = Identifier(index, cut(0.5))
     tracks = TrackIdentifier(who)
     alien = dataclasses.replace(face(1, 0, 0, 0), contract_id=OTHER)
+    ours, theirs = (
+        calibrate([0.9], [0.1] * 400, fars=[0.01], contract_id=each, metric=Metric.cosine)[0]
+        for each in (ID, OTHER)
+    )
     for call in (
+        lambda: threshold_from_pairs([ours, theirs], fpir=0.5, gallery_size=3),
         lambda: Identifier(index, cut(0.5, OTHER)),
         lambda: rank_people(index, alien),
         lambda: who.identify(alien),

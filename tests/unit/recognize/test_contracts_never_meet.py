@@ -1,0 +1,278 @@
+"""Two contracts never meet: every public function that takes embeddings, or what decides by them, is tried.
+
+The functions are found by their annotations. A new one fails here until it stands in `REFUSES`, with a call that brings
+two contracts together, or in `BRINGS_NOTHING_TOGETHER`, with the reason why it cannot.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from unit.recognize.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
+from unit.recognize.postgres import test_postgres
+
+import edgeface
+from edgeface.contract import Alignment, ModelContract
+from edgeface.errors import ContractError
+from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, match, threshold
+from edgeface.recognize.cluster import chinese_whispers, dbscan
+from edgeface.recognize.gallery import derived
+from edgeface.recognize.gallery.enrol import EnrolRules, enrol
+from edgeface.recognize.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
+from edgeface.recognize.gallery.sqlite import SqliteStore
+from edgeface.recognize.gallery.transfer import export_gallery, import_gallery
+from edgeface.recognize.identify import Identifier, TrackIdentifier
+from edgeface.recognize.index import ApproximateIndex, ExactIndex, LiveIndex, follow
+from edgeface.recognize.open_set import SearchThreshold, threshold_from_pairs
+from edgeface.recognize.people import PersonRule, pair_scores, rank_people
+from edgeface.recognize.table import EmbeddingTable
+
+CARRIERS = re.compile(
+    r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|Pending|Sight|Index|MemoryIndex"
+    r"|LiveIndex|Store|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules|Identifier)\b"
+)
+"""Types that hold embeddings, or belong to one contract."""
+
+ELSEWHERE = ("edgeface.cli.", "edgeface.convert.", "edgeface.zoo.")
+"""Commands call what is tried here; the others have words like these for other things, and know no embeddings."""
+
+
+def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for found in pkgutil.walk_packages(edgeface.__path__, "edgeface."):
+        if found.name.startswith(ELSEWHERE) or found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if getattr(thing, "__module__", None) != found.name:
+                continue
+            place = f"{found.name.removeprefix('edgeface.')}.{name}"
+            if inspect.isfunction(thing):
+                yield place, thing
+            elif inspect.isclass(thing):
+                for member, value in vars(thing).items():
+                    function = getattr(value, "__func__", value)
+                    if inspect.isfunction(function) and (member == "__init__" or not member.startswith("_")):
+                        yield f"{place}.{member}", function
+
+
+def takes_what_belongs_to_a_contract(function: Callable[..., Any]) -> bool:
+    return any(
+        CARRIERS.search(str(each.annotation)) for each in inspect.signature(function).parameters.values()
+    )
+
+
+def block(contract_id: str, rows: int = 3) -> TemplateBlock:
+    ids = np.arange(1, rows + 1)
+    return TemplateBlock(
+        ids=ids, person_ids=ids, vectors=vectors(rows), contract_id=contract_id, generation=1
+    )
+
+
+def cut(contract_id: str) -> SearchThreshold:
+    return SearchThreshold.by_hand(0.5, contract_id=contract_id, gallery_size=3)
+
+
+def limits(contract_id: str) -> threshold.Threshold:
+    return calibrate([0.9], [0.1] * 9, fars=[0.1], contract_id=contract_id, metric=Metric.cosine)[0]
+
+
+def table(contract_id: str) -> EmbeddingTable:
+    return EmbeddingTable(
+        vectors=vectors(1),
+        paths=np.array(["a.png"]),
+        modified=np.zeros(1, np.int64),
+        faces=np.zeros(1, np.int32),
+        boxes=np.zeros((1, 4), np.float32),
+        scores=np.ones(1, np.float32),
+        contract_id=contract_id,
+        settings="",
+    )
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """What belongs to `CONTRACT`, a gallery of it, and an embedding and more of `OTHER_CONTRACT`."""
+    row, rows = vectors(1)[0], vectors(3)
+    path = tmp_path / "ours.gallery"
+    with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=None) as store:
+        yield SimpleNamespace(
+            folder=tmp_path,
+            store=store,
+            person=store.add_person("Ada", templates=[NewTemplate(embedding=Embedding(row, CONTRACT))]).id,
+            one=Embedding(row, CONTRACT),
+            alien=Embedding(row, OTHER_CONTRACT),
+            aliens=Embeddings(rows, OTHER_CONTRACT),
+            template=NewTemplate(embedding=Embedding(row, OTHER_CONTRACT)),
+            changes=Changes(generation=9, removed=np.empty(0, np.int64), added=block(OTHER_CONTRACT)),
+            index=ExactIndex(block(CONTRACT)),
+            identifier=Identifier(ExactIndex(block(CONTRACT)), cut(CONTRACT)),
+            rules=EnrolRules(duplicate_above=0.9, agree_above=0.1, contract_id=CONTRACT),
+            header=store._database.header,
+            vault=store._database.vault,
+        )
+
+
+def contract_of(seed: str) -> ModelContract:
+    return ModelContract(
+        name="m", framework="openvino", source_sha256=seed * 64, provenance="unknown", input_name="i",
+        output_name="o", input_size=(16, 16), layout="NCHW", color="BGR", value_range=(0.0, 255.0),
+        mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), embedding_dim=DIM, metric="cosine", normalized=True,
+        alignment=Alignment("none"), precision="FP32", converter_version="0", openvino_version="0",
+        weights_sha256="0" * 64,
+    )  # fmt: skip
+
+
+def import_theirs(ours: SimpleNamespace) -> None:
+    with SqliteStore.create(ours.folder / "theirs", contract_id=OTHER_CONTRACT, dim=DIM, key=None) as theirs:
+        theirs.add_person("Grace", templates=[ours.template])
+        export_gallery(theirs, ours.folder / "export", key=None)
+    import_gallery(ours.store, ours.folder / "export", key=None, rules=ours.rules)
+
+
+def live_after_another_model(ours: SimpleNamespace) -> None:
+    live = LiveIndex(ours.store, lambda _: ExactIndex(block(OTHER_CONTRACT)))
+    live.in_step()
+
+
+REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
+    "recognize.cluster.chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
+    "recognize.cluster.dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
+    "recognize.gallery.derived.apply_changes": lambda o: derived.apply_changes(block(CONTRACT), o.changes),
+    "recognize.gallery.derived.try_to_write": lambda o: derived.try_to_write(
+        o.store.path, o.header, o.vault, block(OTHER_CONTRACT)
+    ),
+    "recognize.gallery.derived.write_templates": lambda o: derived.write_templates(
+        o.store.path, o.header, o.vault, block(OTHER_CONTRACT)
+    ),
+    "recognize.gallery.enrol.EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
+        [limits(CONTRACT), limits(OTHER_CONTRACT)]
+    ),
+    "recognize.gallery.enrol.enrol": lambda o: enrol(o.store, "Grace", [o.template], rules=o.rules),
+    "recognize.gallery.records.unit_vector": lambda o: unit_vector(o.template, o.store.info),
+    "recognize.gallery.rows.Rows.check": lambda o: o.store._rows.check([o.template]),
+    "recognize.gallery.tables.TableStore.add_person": lambda o: o.store.add_person(
+        "Grace", templates=[o.template]
+    ),
+    "recognize.gallery.tables.TableStore.add_templates": lambda o: o.store.add_templates(
+        o.person, [o.template]
+    ),
+    "recognize.gallery.transfer.import_gallery": import_theirs,
+    "recognize.identify.Identifier.__init__": lambda o: Identifier(o.index, cut(OTHER_CONTRACT)),
+    "recognize.identify.Identifier.identify": lambda o: o.identifier.identify(o.alien),
+    "recognize.identify.Identifier.identify_frame": lambda o: o.identifier.identify_frame([o.one, o.alien]),
+    "recognize.identify.Identifier.identify_looks": lambda o: o.identifier.identify_looks([[o.one, o.alien]]),
+    "recognize.identify.TrackIdentifier.update": lambda o: TrackIdentifier(o.identifier).update(
+        {1: o.one, 2: o.alien}
+    ),
+    "recognize.index.base.MemoryIndex.apply": lambda o: o.index.apply(o.changes),
+    "recognize.index.base.MemoryIndex.compare": lambda o: o.index.compare(o.alien, [1]),
+    "recognize.index.base.MemoryIndex.reset": lambda o: o.index.reset(block(OTHER_CONTRACT)),
+    "recognize.index.base.MemoryIndex.search": lambda o: o.index.search(o.alien),
+    "recognize.index.base.MemoryIndex.search_batch": lambda o: o.index.search_batch(o.aliens),
+    "recognize.index.follow.LiveIndex.__init__": live_after_another_model,
+    "recognize.index.follow.LiveIndex.compare": lambda o: LiveIndex(o.store).compare(o.alien, [1]),
+    "recognize.index.follow.LiveIndex.search": lambda o: LiveIndex(o.store).search(o.alien),
+    "recognize.index.follow.LiveIndex.search_batch": lambda o: LiveIndex(o.store).search_batch(o.aliens),
+    "recognize.index.follow.follow": lambda o: follow(ExactIndex(block(OTHER_CONTRACT)), o.store),
+    "recognize.match.verify": lambda o: match.verify(o.one, o.alien, limits(CONTRACT)),
+    "recognize.open_set.threshold_from_pairs": lambda o: threshold_from_pairs(
+        [limits(CONTRACT), limits(OTHER_CONTRACT)], fpir=0.5, gallery_size=3
+    ),
+    "recognize.people.pair_scores": lambda o: pair_scores(o.index, [o.alien], np.array([1]), PersonRule()),
+    "recognize.people.rank_people": lambda o: rank_people(o.index, o.alien),
+    "recognize.table.EmbeddingTable.join": lambda o: EmbeddingTable.join(
+        [table(CONTRACT), table(OTHER_CONTRACT)]
+    ),
+    "recognize.threshold.require_calibrated_for": lambda o: threshold.require_calibrated_for(
+        limits(contract_of("a").contract_id), contract_of("b")
+    ),
+    "recognize.threshold.save_thresholds": lambda o: threshold.save_thresholds(
+        o.folder / "t.json", [limits(CONTRACT), limits(OTHER_CONTRACT)]
+    ),
+    "recognize.threshold.threshold_at": lambda o: threshold.threshold_at(
+        [limits(CONTRACT), limits(OTHER_CONTRACT)], 0.1
+    ),
+}
+
+_ONE = "holds or reads what is of one contract"
+_PROTOCOL = "a protocol: its children are tried"
+_UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
+BRINGS_NOTHING_TOGETHER: dict[str, str] = {
+    "evaluate.calibration.Calibration.__init__": _ONE,
+    "evaluate.openset.Operating.__init__": _ONE,
+    "recognize.bulk.BulkResult.__init__": _ONE,
+    "recognize.gallery.enrol.Disagreement.__init__": _ONE,
+    "recognize.gallery.portraits.Portrait.__init__": _ONE,
+    "recognize.gallery.portraits.cut_out": "looks at the face's box, not at its embedding",
+    "recognize.gallery.records.Changes.__init__": _ONE,
+    "recognize.gallery.records.NewTemplate.__init__": _ONE,
+    "recognize.gallery.records.Template.__init__": _ONE,
+    "recognize.gallery.rows.Rows.add_templates": _UNBOUND,
+    "recognize.gallery.store.Store.add_person": _PROTOCOL,
+    "recognize.gallery.store.Store.add_templates": _PROTOCOL,
+    "recognize.gallery.transfer.export_gallery": _ONE,
+    "recognize.identify.Identification.__init__": _ONE,
+    "recognize.identify.TrackIdentifier.__init__": _ONE,
+    "recognize.index.approximate.ApproximateIndex.__init__": _ONE,
+    "recognize.index.base.MemoryIndex.__init__": _ONE,
+    "recognize.index.exact.ExactIndex.__init__": _ONE,
+    "recognize.index.protocol.Index.compare": _PROTOCOL,
+    "recognize.index.protocol.Index.search": _PROTOCOL,
+    "recognize.index.protocol.Index.search_batch": _PROTOCOL,
+    "recognize.index.table.Table.__init__": _ONE,
+    "recognize.index.table.Table.put": _UNBOUND,
+    "recognize.index.table.require_rows": _ONE,
+    "recognize.match.Verification.__init__": _ONE,
+    "recognize.postgres.index.PostgresIndex.__init__": _ONE,
+    "recognize.sight.Face.__init__": _ONE,
+    "recognize.sight.Group.__init__": _ONE,
+    "recognize.sight.Sight.__init__": _ONE,
+    "recognize.sight.finish": _ONE,
+}
+
+ON_A_SERVER = {
+    f"recognize.postgres.index.PostgresIndex.{name}" for name in ("search", "search_batch", "compare")
+}
+"""Tried by `test_the_server_is_not_asked_for_what_does_not_belong`, where there is a server."""
+
+
+def test_every_public_function_that_takes_embeddings_is_tried_here() -> None:
+    found = {place for place, function in public_functions() if takes_what_belongs_to_a_contract(function)}
+    listed = REFUSES.keys() | BRINGS_NOTHING_TOGETHER.keys() | ON_A_SERVER
+    assert found - listed == set(), "new: let it refuse another contract, and say here how"
+    assert listed - found == set(), "gone, or renamed"
+    assert not REFUSES.keys() & BRINGS_NOTHING_TOGETHER.keys()
+    assert callable(test_postgres.test_the_server_is_not_asked_for_what_does_not_belong)
+
+
+@pytest.mark.parametrize("place", REFUSES)
+def test_two_contracts_never_meet(place: str, ours: SimpleNamespace) -> None:
+    before = ours.store.generation(), len(ours.index)
+    with pytest.raises(ContractError, match=rf"{OTHER_CONTRACT}|{contract_of('b').contract_id}"):
+        REFUSES[place](ours)
+    assert (ours.store.generation(), len(ours.index)) == before
+
+
+def test_an_approximate_index_refuses_too(ours: SimpleNamespace) -> None:
+    pytest.importorskip("usearch", reason="the extra 'index' is not installed")
+    index = ApproximateIndex(block(CONTRACT))
+    for call in (
+        lambda: index.search(ours.alien),
+        lambda: index.search_batch(ours.aliens),
+        lambda: index.compare(ours.alien, [1]),
+        lambda: index.apply(ours.changes),
+        lambda: index.reset(block(OTHER_CONTRACT)),
+    ):
+        with pytest.raises(ContractError, match="expected one contract_id"):
+            call()
+    assert len(index) == 3
