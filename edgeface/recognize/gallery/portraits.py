@@ -14,7 +14,7 @@ import numpy as np
 from edgeface.errors import ImageError
 from edgeface.recognize.gallery.records import KeptImage, NewTemplate
 from edgeface.recognize.pipeline import Face, Pipeline
-from edgeface.vision.image import Image, read_image
+from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.source import Frame
 
 __all__ = ["Portrait", "cut_out", "portraits"]
@@ -73,7 +73,8 @@ def portraits(
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(files):
             try:
-                content = path.read_bytes()
+                with path.open("rb") as file:
+                    content = file.read(ImageLimits().max_bytes + 1)  # one more, and it is refused
                 image = read_image(content)
             except (OSError, ImageError) as error:
                 failed[index] = str(error)

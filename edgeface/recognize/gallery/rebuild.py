@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.contract import Alignment
-from edgeface.errors import FaceError, GalleryDamagedError, GalleryError
+from edgeface.errors import FaceError, GalleryDamagedError, GalleryError, ImageError
 from edgeface.recognize.embedding import Embedding
-from edgeface.recognize.gallery.codec import Header, TemplateBody, decode_image
+from edgeface.recognize.gallery.codec import Header, TemplateBody
 from edgeface.recognize.gallery.database import Database
 from edgeface.recognize.gallery.erase import delete_templates, prove, scrub
 from edgeface.recognize.gallery.records import KeptImage, NewTemplate, unit_vector
@@ -29,7 +28,7 @@ from edgeface.recognize.gallery.reseal import reseal
 from edgeface.recognize.gallery.rows import Rows
 from edgeface.runtime import Embedder
 from edgeface.vision.align import align
-from edgeface.vision.image import Image
+from edgeface.vision.image import Image, read_image
 
 __all__ = ["Rebuilding", "rebuild"]
 
@@ -84,7 +83,8 @@ def rebuild(
     embedder
         Of the new model, loaded with the default image format.
     drop_missing
-        Templates of which no usable image was kept go; otherwise they are an error.
+        Templates of which no usable image was kept go; otherwise they are an error. Those that others enrol
+        meanwhile have images, and are embedded too.
     same_alignment
         Kept crops that were aligned already fit the new model too; otherwise they are not usable.
     progress
@@ -108,55 +108,72 @@ def rebuild(
         metric=contract.metric,
         model=contract.name,
     )
-    work = _Work(database, rows, header, same_alignment=same_alignment)
-    todo, reused = work.begin(drop_missing=drop_missing)
+    work = _Work(database, rows, header, same_alignment=same_alignment, drop_missing=drop_missing)
+    todo, reused = work.begin()
     done = 0
-    for chunk in _chunks(todo):
-        images = [work.image(template_id) for template_id in chunk]
-        crops = [_crop(image, embedder) for image in images if image is not None]
-        vectors = embedder.embed(np.stack(crops)) if crops else np.empty((0, header.dim), np.float32)
-        still_there = [
-            template_id for template_id, image in zip(chunk, images, strict=True) if image is not None
-        ]
-        work.stage(still_there, vectors)
-        done += len(still_there)
-        if progress:
-            progress(reused + done, reused + len(todo))
-    dropped, lonely, remains = work.finish(drop_missing=drop_missing)
-    return Rebuilding(
-        contract_id=header.contract_id,
-        embedded=done,
-        reused=reused,
-        dropped=dropped,
-        without_templates=lonely,
-        remains=remains,
-    )
+    while True:
+        for chunk in _chunks(todo):
+            crops = work.crops(chunk, embedder)
+            if crops:
+                work.stage(list(crops), embedder.embed(np.stack(list(crops.values()))))
+            done += len(crops)
+            if progress:
+                progress(reused + done, reused + len(todo))
+        if (finished := work.finish()) is not None:
+            dropped, lonely, remains = finished
+            return Rebuilding(
+                contract_id=header.contract_id,
+                embedded=done,
+                reused=reused,
+                dropped=dropped,
+                without_templates=lonely,
+                remains=remains,
+            )
+        todo, staged = work.begin()
+        reused = staged - done  # what others forgot was staged in vain
 
 
 class _Work:
     """One gallery on its way to another header."""
 
-    def __init__(self, database: Database, rows: Rows, header: Header, *, same_alignment: bool) -> None:
+    def __init__(
+        self, database: Database, rows: Rows, header: Header, *, same_alignment: bool, drop_missing: bool
+    ) -> None:
         self._database, self._rows, self._header = database, rows, header
-        self._same_alignment = same_alignment
+        self._same_alignment, self._drop_missing = same_alignment, drop_missing
+        self._unfit: set[int] = set()
 
-    def begin(self, *, drop_missing: bool) -> tuple[list[int], int]:
+    def begin(self) -> tuple[list[int], int]:
         """Templates that are to be embedded, and how many have been."""
         with self._database.writing() as connection:
             if connection.execute(
                 "DELETE FROM staged WHERE contract_id <> ?", (self._header.contract_id,)
             ).rowcount:
                 self._database.wrote()
-            usable = self._usable(connection)
-            if not drop_missing:
-                self._require_all(connection, usable)
             staged = self._staged(connection)
-            return sorted(usable - staged), len(staged)
+            todo = self._usable(connection, self._all(connection) - staged)
+            if not self._drop_missing:
+                self._require_all(connection, staged | todo)
+            return sorted(todo), len(staged)
 
-    def image(self, template_id: int) -> KeptImage | None:
-        """A template's image; None if it was forgotten meanwhile."""
-        with self._database.reading() as connection:
-            return self._rows.image(connection, template_id)
+    def crops(self, template_ids: list[int], embedder: Embedder) -> dict[int, Image]:
+        """Aligned faces of those templates that were not forgotten meanwhile."""
+        crops = {}
+        for template_id in template_ids:
+            with self._database.reading() as connection:
+                image = self._rows.image(connection, template_id)
+            if image is None:
+                continue
+            try:
+                crops[template_id] = _crop(image, embedder)
+            except (FaceError, ImageError) as error:
+                if not self._drop_missing:
+                    raise GalleryError(
+                        f"{self._database.path}: template {template_id}: {error}; --drop-missing leaves out templates "
+                        "like this, and what was embedded so far is kept"
+                    ) from error
+                self._unfit.add(template_id)
+        return crops
 
     def stage(self, template_ids: list[int], vectors: NDArray[np.float32]) -> None:
         """Keep new embeddings of templates that are still there."""
@@ -176,14 +193,23 @@ class _Work:
                     ),
                 )
 
-    def finish(self, *, drop_missing: bool) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-        """Put the staged embeddings in the places of the old ones; dropped, names without templates, remains."""
+    def finish(self) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+        """Put the staged embeddings in the places of the old ones.
+
+        Returns
+        -------
+        (int, tuple of str, tuple of str) or None
+            How many were dropped, names of people without templates, remains. None: somebody was enrolled meanwhile.
+        """
         with self._database.writing() as connection:
-            generation = self._database.wrote()
             staged = self._staged(connection)
-            if not drop_missing:
+            without = self._all(connection) - staged
+            if self._usable(connection, without):
+                return None
+            if not self._drop_missing:
                 self._require_all(connection, staged)
-            dropped = sorted(self._all(connection) - staged)
+            generation = self._database.wrote()
+            dropped = sorted(without)
             delete_templates(connection, dropped, generation)
             lonely = tuple(
                 person.name
@@ -222,30 +248,27 @@ class _Work:
     def _staged(self, connection: sqlite3.Connection) -> set[int]:
         return {row[0] for row in connection.execute("SELECT template_id FROM staged")}
 
-    def _usable(self, connection: sqlite3.Connection) -> set[int]:
-        found = self._rows.sealed(connection, "images")
-        if self._same_alignment:
-            return {identity[0] for identity, _ in found}
-        return {
-            identity[0]
-            for identity, stored in found
-            if not decode_image(self._rows.open("images", identity, stored)).aligned
-        }
+    def _usable(self, connection: sqlite3.Connection, among: set[int]) -> set[int]:
+        """Those of some templates that have an image from which they can be embedded, as far as is known."""
+        usable = set()
+        for template_id in among - self._unfit:
+            image = self._rows.image(connection, template_id)
+            if image is not None and (self._same_alignment or not image.aligned):
+                usable.add(template_id)
+        return usable
 
     def _require_all(self, connection: sqlite3.Connection, usable: set[int]) -> None:
         missing = sorted(self._all(connection) - usable)
         if missing:
             raise GalleryError(
                 f"{self._database.path}: expected a kept image of every template, found none that can be used of "
-                f"{len(missing)}; --drop-missing leaves those templates out, --same-alignment uses crops that were "
-                "aligned when they were enrolled, and what was enrolled meanwhile is found by running it again"
+                f"{len(missing)}; --drop-missing leaves those templates out, and --same-alignment uses crops that were "
+                "aligned when they were enrolled"
             )
 
 
 def _crop(image: KeptImage, embedder: Embedder) -> Image:
-    pixels = cv2.imdecode(np.frombuffer(image.png, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise FaceError("gallery: expected a kept image, found one that cannot be decoded")
+    pixels = read_image(image.png)  # an import brings images from elsewhere
     contract = embedder.contract
     if image.aligned:
         return align(pixels, None, None, Alignment("none"), contract.input_size)

@@ -14,7 +14,7 @@ from unit.recognize.gallery.conformance import template, templates
 from edgeface.errors import ContractError, GalleryError
 from edgeface.recognize.embedding import Embedding
 from edgeface.recognize.gallery.portraits import portraits
-from edgeface.recognize.gallery.records import NewTemplate
+from edgeface.recognize.gallery.records import KeptImage, NewTemplate
 from edgeface.recognize.gallery.sqlite import SqliteStore
 from edgeface.recognize.pipeline import Pipeline
 from edgeface.runtime import Embedder
@@ -162,6 +162,44 @@ def test_an_interrupted_rebuild_goes_on_and_the_gallery_works_meanwhile(
     assert (done.embedded, done.reused, done.dropped, done.without_templates) == (8, 31, 1, ("late",))
     assert store.person(late.id).template_count == 0
     assert len(store.load()) == 39
+    store.close()
+
+
+def test_who_is_enrolled_while_a_rebuild_runs_is_embedded_and_not_dropped(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos[:3])
+    with Embedder.load(irs[0]) as embedder:
+        (late,) = portraits(photos[3:4], Pipeline(OneFace(), embedder), crops=False, keep_images=True)
+    enrolled = []
+
+    def enrol(done: int, total: int) -> None:
+        if not enrolled:
+            with SqliteStore(tmp_path / "g", key=KEY) as other:
+                enrolled.append(other.add_person("late", templates=[late.template]).id)
+
+    with Embedder.load(irs[1]) as embedder:
+        done = store.rebuild(embedder, drop_missing=True, progress=enrol)
+    assert (done.embedded, done.reused, done.dropped, done.without_templates) == (4, 0, 0, ())
+    assert store.person(enrolled[0]).template_count == 1
+    store.close()
+
+
+def test_a_kept_picture_that_cannot_be_used_is_named_and_left_out_when_asked(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos[:2])
+    landmarks = np.full((5, 2), np.nan, np.float32)
+    for number, png in enumerate((b"", b"no picture")):
+        image = KeptImage(png=png, box=np.array([0, 0, 9, 9], np.float32), landmarks=landmarks)
+        row = Embedding(np.eye(3, dtype=np.float32)[number], store.info.contract_id)
+        store.add_person(f"bad {number}", templates=[NewTemplate(embedding=row, image=image)])
+    bad = store.templates_of(store.find("bad 0").id)[0].id
+    with Embedder.load(irs[1]) as embedder:
+        with pytest.raises(GalleryError, match=f"template {bad}: .*--drop-missing"):
+            store.rebuild(embedder)
+        done = store.rebuild(embedder, drop_missing=True)
+    assert (done.embedded, done.dropped, done.without_templates) == (2, 2, ("bad 0", "bad 1"))
     store.close()
 
 
