@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,7 +27,7 @@ from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import write_atomically
 from edgeface.ir_file import read_ir
 
-__all__ = ["SEALED_VERSION", "encrypt_ir", "is_sealed", "open_ir", "seal", "unseal"]
+__all__ = ["SEALED_VERSION", "encrypt_ir", "header_of", "is_sealed", "open_ir", "seal", "unseal"]
 
 SEALED_VERSION = 1
 """Version of the sealed form. A reader refuses a newer one."""
@@ -105,6 +106,18 @@ def seal(content: bytes, *, key: bytes, header: Mapping[str, str]) -> bytes:
     start = _START.pack(_MAGIC, SEALED_VERSION, len(text)) + text
     nonce = os.urandom(_NONCE)
     return start + nonce + _cipher(key).encrypt(nonce, content, start)
+
+
+def header_of(sealed: bytes) -> dict[str, Any]:
+    """The header of what `seal` made, as it is readable: only `unseal` says that it is authentic."""
+    try:
+        magic, _, length = _START.unpack_from(sealed)
+        header = json.loads(sealed[_START.size : _START.size + length])
+    except (struct.error, ValueError) as error:
+        raise ModelFormatError("expected a file sealed by edgeface, found something else") from error
+    if magic != _MAGIC or not isinstance(header, dict):
+        raise ModelFormatError("expected a file sealed by edgeface, found something else")
+    return header
 
 
 def unseal(sealed: bytes, *, key: bytes, kind: str, source: str) -> bytes:

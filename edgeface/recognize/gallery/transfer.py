@@ -24,6 +24,8 @@ from edgeface.recognize.index import LiveIndex
 __all__ = ["Export", "Import", "export_gallery", "import_gallery"]
 
 _FORMAT, _VERSION = "edgeface-gallery", 1
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError)
+"""What reading values raises that are not of the kind expected; anybody may have written them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ def _parts(store: Store, people: Sequence[Person]) -> tuple[dict[str, bytes], in
                     "created": each.created.isoformat(),
                     "image": name,
                     "box": image.box.tolist() if image else None,
-                    "landmarks": image.landmarks.tolist() if image else None,
+                    "landmarks": _without_nan(image.landmarks) if image else None,
                     "aligned": image.aligned if image else None,
                 }
             )
@@ -162,8 +164,6 @@ def import_gallery(
     parts = unpack(path, key)
     described, people, listed = _described(path, parts)
     require_same_contract(store.info.contract_id, described["contract_id"], what=f"gallery and {path.name}")
-    before = len(store.people())
-    added = already = 0
     try:
         matrix = np.load(io.BytesIO(parts["vectors.npy"]), allow_pickle=False)
         grouped: list[list[NewTemplate]] = [[] for _ in people]
@@ -175,8 +175,10 @@ def import_gallery(
             (str(person["name"]), [str(label) for label in person["labels"]], dict(person["metadata"]))
             for person in people
         ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except _MALFORMED as error:
         raise ArchiveError(f"{path}: expected an export of a gallery, found: {error!r}") from error
+    before = len(store.people())
+    added = already = 0
     with store.writing():
         index = LiveIndex(
             store
@@ -200,6 +202,11 @@ def import_gallery(
             added, already = added + len(done.template_ids), already + done.already
         total = len(store.people())
     return Import(people=total - before, templates=added, already=already)
+
+
+def _without_nan(landmarks: np.ndarray) -> list[list[float | None]]:
+    """As JSON has them: it has no NaN."""
+    return [[None if math.isnan(value) else value for value in point] for point in landmarks.tolist()]
 
 
 def _template(
@@ -230,7 +237,9 @@ def _described(
             json.loads(parts[f"{name}.json"]) for name in ("gallery", "people", "templates")
         )
         wrong = described["format"] != _FORMAT or described["version"] != _VERSION
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(described["contract_id"], str):
+            raise TypeError("contract_id is no text")
+    except _MALFORMED as error:
         raise ArchiveError(f"{path}: expected an export of a gallery, found: {error!r}") from error
     if wrong:
         raise ArchiveError(

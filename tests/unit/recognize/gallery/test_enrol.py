@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from unit.recognize.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, template, vectors
 
 from edgeface.errors import (
+    ArchiveError,
     ChecksumError,
     ContractError,
     EdgeFaceError,
@@ -20,8 +23,9 @@ from edgeface.errors import (
     MissingError,
 )
 from edgeface.recognize.embedding import Embedding
+from edgeface.recognize.gallery.archive import pack, unpack
 from edgeface.recognize.gallery.enrol import EnrolRules, enrol
-from edgeface.recognize.gallery.records import NewTemplate
+from edgeface.recognize.gallery.records import KeptImage, NewTemplate
 from edgeface.recognize.gallery.sqlite import SqliteStore
 from edgeface.recognize.gallery.transfer import export_gallery, import_gallery
 from edgeface.recognize.metrics import Metric, pairwise
@@ -293,3 +297,93 @@ def test_a_sealed_export_needs_its_key(store: SqliteStore, tmp_path: Path) -> No
     for name, key in (("sealed", None), ("sealed", bytes(32)), ("plain", KEY)):
         with pytest.raises(GalleryKeyError):
             import_gallery(store, tmp_path / name, key=key, rules=RULES)
+
+
+def test_another_key_and_a_flipped_byte_of_a_sealed_export_are_told_apart(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    fill(store)
+    path = tmp_path / "sealed"
+    export_gallery(store, path, key=KEY)
+    assert path.stat().st_mode & 0o777 == 0o600
+    original = path.read_bytes()
+    with pytest.raises(GalleryKeyError, match="the key is another one"):
+        import_gallery(store, path, key=bytes(32), rules=RULES)
+    dice = np.random.default_rng(7)
+    body = original.index(b"}") + 1
+    for position in dice.integers(body, len(original), 50).tolist():
+        damaged = bytearray(original)
+        damaged[position] ^= 1 << int(dice.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(ArchiveError, match="the file is damaged"):
+            import_gallery(store, path, key=KEY, rules=RULES)
+
+
+def rewrite(path: Path, name: str, change: Any) -> None:
+    """Change one file of an export, and its sums with it, as whoever makes one on purpose does."""
+    parts = unpack(path, None)
+    content = change(json.loads(parts[name])) if name.endswith(".json") else change(parts[name])
+    parts[name] = content if isinstance(content, bytes) else json.dumps(content).encode()
+    pack(path, parts, key=None, contract_id=CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gallery.json", lambda found: {"format": "edgeface-gallery", "version": 1}),
+        ("gallery.json", lambda found: found | {"contract_id": ["a"]}),
+        ("gallery.json", lambda found: [found]),
+        ("gallery.json", lambda found: b"[" * 100_000),
+        ("people.json", lambda found: ["Ada", *found[1:]]),
+        ("people.json", lambda found: [found[0] | {"metadata": 1}, *found[1:]]),
+        ("people.json", lambda found: found[:1]),
+        ("templates.json", lambda found: [found[0] | {"created": "0001-01-01T00:00:00+14:00"}, *found[1:]]),
+        ("templates.json", lambda found: [found[0] | {"created": "yesterday"}, *found[1:]]),
+        ("templates.json", lambda found: [found[0] | {"source_sha256": "x"}, *found[1:]]),
+        ("templates.json", lambda found: [found[0] | {"image": "images/9.png"}, *found[1:]]),
+        ("templates.json", lambda found: found[1:]),
+        ("templates.json", lambda found: [7, *found[1:]]),
+        ("vectors.npy", lambda found: b"PK\x05\x06" + bytes(18)),
+        ("vectors.npy", lambda found: found.replace(b"(3, 16)", b"(9999999999999, 16)")),
+        ("vectors.npy", lambda found: found[:-4]),
+        ("vectors.npy", lambda found: found[:-4] + np.float32("nan").tobytes()),
+    ],
+)
+def test_an_export_with_anything_else_in_it_is_refused_by_an_error_of_edgeface(
+    store: SqliteStore, tmp_path: Path, name: str, change: Any
+) -> None:
+    fill(store)
+    path = tmp_path / "export"
+    export_gallery(store, path, key=None)
+    rewrite(path, name, change)
+    with (
+        SqliteStore.create(
+            tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
+        ) as other,
+        pytest.raises(EdgeFaceError),
+    ):
+        import_gallery(other, path, key=None, rules=RULES)
+    with SqliteStore(tmp_path / "h") as other:
+        assert other.people() == ()
+
+
+def test_landmarks_that_are_not_known_are_null_in_an_export_and_come_back(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    landmarks = np.full((5, 2), np.nan, np.float32)
+    image = KeptImage(png=b"png", box=np.array([0, 0, 9, 9], np.float32), landmarks=landmarks, aligned=True)
+    store.add_person("Ada", templates=[template(vectors(1)[0], image=image)])
+    export_gallery(store, tmp_path / "export", key=None)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    parts = unpack(tmp_path / "export", None)
+    (listed,) = json.loads(parts["templates.json"], parse_constant=refuse)
+    assert listed["landmarks"] == [[None, None]] * 5
+    with SqliteStore.create(
+        tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
+    ) as other:
+        import_gallery(other, tmp_path / "export", key=None, rules=RULES)
+        kept = other.image_of(other.load().ids[0].item())
+        assert (np.isnan(kept.landmarks).all(), kept.aligned, kept.png) == (True, True, b"png")
