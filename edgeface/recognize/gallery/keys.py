@@ -34,7 +34,8 @@ def read_key(source: str, *, beside: Path) -> bytes:
         ``file:PATH``; ``env:NAME``, an environment variable; or ``command:WORDS``, a program that prints the key,
         such as the client of a secret store. It is started without a shell.
     beside
-        The gallery. A key file in its folder is refused: whoever takes the disk would have both.
+        The gallery. A key file in its folder is refused: whoever takes the disk would have both. So is one among
+        what is derived from it, because `forget` empties that folder.
 
     Returns
     -------
@@ -61,7 +62,8 @@ def read_key(source: str, *, beside: Path) -> bytes:
 
 
 def _read_file(path: Path, beside: Path) -> bytes:
-    if path.resolve().parent == beside.resolve().parent:
+    folder, gallery = path.resolve().parent, beside.resolve()
+    if folder == gallery.parent or folder.is_relative_to(gallery.with_name(gallery.name + ".index")):
         raise GalleryKeyError(
             f"{path}: expected the key in another place than the gallery {beside}, found it in the same folder, where "
             "whoever takes one takes both; move it to another medium or a secret store"
@@ -85,7 +87,11 @@ def _run(command: str) -> bytes:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False
         )
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:  # it holds all words, and what was printed
+        raise GalleryKeyError(
+            f"key command {words[0]}: expected a key within {_COMMAND_SECONDS:.0f} s, found that it still runs"
+        ) from None
+    except (OSError, ValueError, IndexError) as error:
         raise GalleryKeyError(f"key command: expected a program that prints a key, found: {error}") from error
     if done.returncode:
         raise GalleryKeyError(f"key command {words[0]}: expected exit code 0, found {done.returncode}")
@@ -95,6 +101,11 @@ def _run(command: str) -> bytes:
 def _parse(content: bytes, source: str) -> bytes:
     """The bytes themselves, or their hexadecimal digits; a message never shows them."""
     if len(content) == KEY_BYTES:
+        if content.isascii() and content.decode().isprintable():  # of random bytes one in 10^14 times
+            raise GalleryKeyError(
+                f"key from {source}: expected {_HOW}; found 32 characters of text, which are a password or half of a "
+                "key's digits; what is a key all the same can be given by its hexadecimal digits"
+            )
         return content
     if re.fullmatch(rb"\s*[0-9A-Fa-f]{64}\s*", content):
         return bytes.fromhex(content.decode().strip())

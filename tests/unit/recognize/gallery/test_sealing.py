@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +259,10 @@ def test_a_key_is_read_from_a_file_a_variable_or_a_command(
     [
         ("file:{}/beside", "in another place than the gallery"),
         ("file:{}/none", "make one: openssl rand"),
+        ("file:{}/data/g.index/key", "in another place than the gallery"),
         ("file:{}/keys/short", "found 5 bytes of something else"),
+        ("file:{}/keys/half", "half of a key's digits"),
+        ("env:A_PASSWORD", "a password"),
         ("env:NO_SUCH_KEY", "which is not set"),
         ("command:false", "expected exit code 0, found 1"),
         ("command:/no/such/program", "expected a program that prints a key"),
@@ -266,16 +270,33 @@ def test_a_key_is_read_from_a_file_a_variable_or_a_command(
         ("file:", "expected file:PATH"),
     ],
 )
-def test_what_is_no_key_is_refused_and_never_shown(tmp_path: Path, source: str, words: str) -> None:
+def test_what_is_no_key_is_refused_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "short").write_bytes(b"12345")
+    (tmp_path / "keys" / "half").write_text("12345" + KEY.hex()[:27])
     (tmp_path / "beside").write_bytes(KEY)
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "g.index").mkdir(parents=True)
+    (tmp_path / "data" / "g.index" / "key").write_bytes(KEY)
+    monkeypatch.setenv("A_PASSWORD", "12345 correct horse battery 6789")
     with pytest.raises(GalleryKeyError, match=words) as caught:
         read_key(
             source.format(tmp_path), beside=tmp_path / "g" if "beside" in source else tmp_path / "data" / "g"
         )
     assert "12345" not in str(caught.value)
+
+
+def test_a_key_command_that_does_not_end_is_named_without_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.recognize.gallery.keys._COMMAND_SECONDS", 0.2)
+    command = f"{sys.executable} -c 'import time; print(\"12345\", flush=True); time.sleep(60)' a-token"
+    with pytest.raises(GalleryKeyError, match="expected a key within") as caught:
+        read_key(f"command:{command}", beside=tmp_path / "g")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "a-token" not in shown
+    assert "12345" not in shown
 
 
 def test_a_key_that_others_may_read_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
