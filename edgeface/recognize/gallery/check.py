@@ -16,6 +16,10 @@ from edgeface.recognize.gallery.rows import SEALED_TABLES, Rows
 __all__ = ["CheckReport", "check"]
 
 _MOST = 100
+_HIGHEST = (
+    "SELECT coalesce(max(id), 0) FROM (SELECT id FROM people UNION ALL SELECT id FROM templates "
+    "UNION ALL SELECT template_id FROM removals)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,12 @@ def _problems(database: Database, rows: Rows) -> Iterator[tuple[str, str]]:
                 yield "", f"the file's structure: {line}"
         for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
             yield "", f"row {row} of {table} belongs to a row of {parent} that is not there"
+        (highest,) = connection.execute(_HIGHEST).fetchone()
+        if highest >= database.state("next_id"):
+            yield (
+                "",
+                f"the next number to be given is {database.state('next_id')}, and {highest} was given already",
+            )
         for table in SEALED_TABLES:
             for identity, stored in rows.sealed(connection, table):
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -16,9 +17,14 @@ from edgeface.recognize.gallery.vault import Vault
 
 __all__ = ["create_database"]
 
+_BESIDE = ("-wal", "-shm", "-journal", ".index")
+"""Endings of what lies beside a gallery. Left behind by an earlier one, SQLite would write it into the new one."""
+
 
 def create_database(path: Path, header: Header, vault: Vault) -> None:
     """Make a gallery with nobody in it, whole or not at all.
+
+    Only its owner may read it (mode 0600), and SQLite gives what it keeps beside it the same mode.
 
     Raises
     ------
@@ -27,6 +33,12 @@ def create_database(path: Path, header: Header, vault: Vault) -> None:
     """
     if path.exists():
         raise OutputError(f"{path}: expected no file there yet, found one; choose another name")
+    for suffix in _BESIDE:
+        if (left := path.with_name(path.name + suffix)).exists():
+            raise OutputError(
+                f"{path}: expected nothing there of an earlier gallery, found {left.name}; bring back the gallery that "
+                "it belongs to, remove it, or choose another name"
+            )
     with staging_folder(path.parent) as staging, sqlite_errors(path):
         staged = staging / path.name
         connection = sqlite3.connect(staged, isolation_level=None)
@@ -44,6 +56,8 @@ def create_database(path: Path, header: Header, vault: Vault) -> None:
         finally:
             connection.close()
         with output_errors(path):
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                staged.chmod(0o600)
             _link(staged, path)
             _sync_folder(path.parent)
 
@@ -51,11 +65,15 @@ def create_database(path: Path, header: Header, vault: Vault) -> None:
 def _link(staged: Path, path: Path) -> None:
     """Give a finished file its name, and never take the name from another."""
     try:
-        os.link(staged, path)
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links, such as that of a USB stick
+            path.touch(mode=0o600, exist_ok=False)
+            staged.replace(path)
     except FileExistsError:
         raise OutputError(f"{path}: expected no file there yet, found one; choose another name") from None
-    except OSError:  # a file system without hard links, such as that of a USB stick
-        staged.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

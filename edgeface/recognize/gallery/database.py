@@ -78,8 +78,11 @@ class Database:
         with sqlite_errors(path):
             self._connection: Connection | None = self.connect()
             try:
-                self.version = self._prepare(self._connection)
+                version = self._version(self._connection)
                 self.header, self.vault = self._read_header(self._connection, key, contract_id)
+                if version < SCHEMA_VERSION:  # not before it is known that whoever asks has the key
+                    migrate(self._connection)
+                self.version = SCHEMA_VERSION
             except BaseException:
                 self._connection.close()
                 raise
@@ -107,7 +110,7 @@ class Database:
             raise
         return connection
 
-    def _prepare(self, connection: sqlite3.Connection) -> int:
+    def _version(self, connection: sqlite3.Connection) -> int:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION_ID:
@@ -119,9 +122,7 @@ class Database:
                 f"{self.path}: expected a gallery of version 1 to {SCHEMA_VERSION}, found version {version}; update "
                 "edgeface"
             )
-        if version < SCHEMA_VERSION:
-            migrate(connection)
-        return SCHEMA_VERSION
+        return int(version)
 
     def _read_header(
         self, connection: sqlite3.Connection, key: bytes | None, contract_id: str | None

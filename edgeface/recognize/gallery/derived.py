@@ -41,6 +41,7 @@ __all__ = [
     "apply_changes",
     "clear_derived",
     "derived_folder",
+    "make_derived_folder",
     "read_templates",
     "try_to_write",
     "write_templates",
@@ -69,6 +70,18 @@ def clear_derived(gallery: Path) -> None:
         shutil.rmtree(folder)
 
 
+def make_derived_folder(gallery: Path) -> Path:
+    """Make the folder, open to whom the gallery is open and to nobody else."""
+    folder = derived_folder(gallery)
+    with output_errors(folder):
+        if not folder.exists():
+            mode = gallery.stat().st_mode & 0o777
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                folder.chmod(mode | (mode & 0o444) >> 2)
+    return folder
+
+
 def _file(gallery: Path) -> Path:
     return derived_folder(gallery) / "templates.bin"
 
@@ -95,6 +108,7 @@ def write_templates(gallery: Path, header: Header, vault: Vault, block: Template
     start = _START.pack(_MAGIC, len(text)) + text
     start += hashlib.blake2b(start, digest_size=_DIGEST).digest()
     start += bytes(-len(start) % _ALIGNMENT)
+    make_derived_folder(gallery)
     with write_atomically(_file(gallery)) as partial, output_errors(partial), partial.open("wb") as file:
         file.write(start)
         for part in _sealed(parts, vault, text) if vault.key_id else parts:

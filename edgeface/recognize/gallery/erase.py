@@ -24,7 +24,7 @@ def forget(database: Database, rows: Rows, person_id: int, template_ids: Sequenc
     with database.writing() as connection:
         rows.require_person(connection, person_id)
         ids = _ids_to_forget(connection, person_id, template_ids)
-        secrets = list(_secrets(connection, rows, person_id, ids, whole=template_ids is None))
+        secrets = list(_secrets(connection, database, rows, person_id, ids, whole=template_ids is None))
         generation = database.wrote()
         images = delete_templates(connection, ids, generation)
         if template_ids is None:
@@ -100,7 +100,13 @@ def _truncate_wal(database: Database) -> None:
 
 
 def _secrets(
-    connection: sqlite3.Connection, rows: Rows, person_id: int, template_ids: Sequence[int], *, whole: bool
+    connection: sqlite3.Connection,
+    database: Database,
+    rows: Rows,
+    person_id: int,
+    template_ids: Sequence[int],
+    *,
+    whole: bool,
 ) -> Iterator[bytes]:
     """Everything that must not be found afterwards: readable, and as it is stored."""
     wanted = {("people", "id", person_id)} if whole else set()
@@ -115,7 +121,11 @@ def _secrets(
             except GalleryDamagedError:  # nobody can read it, and it goes all the same
                 continue
             if table == "people":
-                yield PersonBody.decode(content).name.encode("utf-8", "surrogatepass")
+                name = PersonBody.decode(content).name
+                yield name.encode("utf-8", "surrogatepass")
+                yield Rows.mark_name(
+                    database.vault, name
+                )  # whoever guesses the name could confirm it by this
 
 
 def files_of(gallery: Path) -> list[Path]:

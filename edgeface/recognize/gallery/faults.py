@@ -12,7 +12,7 @@ from edgeface.files import free_bytes
 
 __all__ = ["sqlite_errors"]
 
-_BUSY = "is locked"
+_BUSY = ("is locked", "locking protocol")
 _SPACE = "disk is full"
 _UNWRITABLE = {
     "readonly database": "it is on a read-only file system, or another user's; copy it to where it can be written",
@@ -34,7 +34,7 @@ def sqlite_errors(path: Path) -> Iterator[None]:
 
 
 def _translate(path: Path, said: str) -> EdgeFaceError:
-    if _BUSY in said:
+    if any(words in said for words in _BUSY):
         return GalleryBusyError(
             f"{path}: another process writes to this gallery and did not finish in time; nothing was changed here; try "
             "again, or wait longer (timeout)"

@@ -14,7 +14,7 @@ from edgeface.recognize.gallery.check import CheckReport, check
 from edgeface.recognize.gallery.codec import Header
 from edgeface.recognize.gallery.create import create_database
 from edgeface.recognize.gallery.database import Database
-from edgeface.recognize.gallery.derived import derived_folder
+from edgeface.recognize.gallery.derived import make_derived_folder
 from edgeface.recognize.gallery.erase import forget, scrub
 from edgeface.recognize.gallery.matrix import Matrix
 from edgeface.recognize.gallery.records import (
@@ -137,7 +137,7 @@ class SqliteStore(TableStore):
         """
         with self._database.writing():
             current = self._database.state("generation") == generation
-            yield derived_folder(self.path) if current else None
+            yield make_derived_folder(self.path) if current else None
 
     # The end
 

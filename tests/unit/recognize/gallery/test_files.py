@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import resource
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 from unit.recognize.gallery.conformance import CONTRACT, DIM, templates
 
-from edgeface.errors import GalleryError, OutputError
+from edgeface.errors import GalleryBusyError, GalleryError, GalleryKeyError, OutputError
 from edgeface.recognize.gallery import schema
+from edgeface.recognize.gallery.faults import sqlite_errors
 from edgeface.recognize.gallery.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -123,6 +125,81 @@ def test_making_a_gallery_never_takes_the_place_of_a_file(tmp_path: Path) -> Non
     with pytest.raises(GalleryError, match="found no file; make one: edgeface gallery create"):
         SqliteStore(tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g"]
+
+
+def test_what_an_earlier_gallery_left_is_not_written_into_a_new_one(tmp_path: Path) -> None:
+    """SQLite would take the log of changes for the new file's own, and bring back who was in the old one."""
+    program = f"""
+import os
+from pathlib import Path
+from edgeface.recognize.gallery.sqlite import SqliteStore
+SqliteStore.create(Path({str(tmp_path / "g")!r}), contract_id={CONTRACT!r}, dim={DIM}, key=None).add_person("Ada")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    (tmp_path / "g").unlink()
+    for name in ("g-wal", "g-shm"):
+        with pytest.raises(OutputError, match=f"found {name}"):
+            SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None)
+        (tmp_path / name).unlink()
+    (tmp_path / "g.index").mkdir()
+    with pytest.raises(OutputError, match=r"found g\.index"):
+        SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None)
+    (tmp_path / "g.index").rmdir()
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None) as store:
+        assert store.people() == ()
+
+
+def test_without_hard_links_a_gallery_is_made_and_takes_no_other_files_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None).close()
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # made by another process a moment later
+    with pytest.raises(OutputError, match="expected no file there yet"):
+        SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY)
+    monkeypatch.undo()
+    SqliteStore(tmp_path / "g").close()
+
+
+def test_only_the_owner_may_read_a_gallery_and_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.recognize.gallery.matrix._WORTH_A_FILE", 1)
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None) as store:
+        ada = store.add_person("Ada", templates=templates(3))
+        store.load()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert modes == {"g": 0o600, "g-wal": 0o600, "g-shm": 0o600, "g.index": 0o700}
+        (tmp_path / "g").chmod(0o640)  # somebody lets a group read it
+        store.forget(ada.id)
+        store.add_person("Ada", templates=templates(3))
+        store.load()
+        assert (tmp_path / "g.index").stat().st_mode & 0o777 == 0o750
+        assert (tmp_path / "g").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_of_version_1_stays_one_for_who_has_another_key(tmp_path: Path) -> None:
+    version_1(tmp_path / "g")
+    with pytest.raises(GalleryKeyError):
+        SqliteStore(tmp_path / "g", key=bytes(32))
+    assert sqlite3.connect(tmp_path / "g").execute("PRAGMA user_version").fetchone() == (1,)
+
+
+def test_a_crowd_at_the_lock_is_no_damage() -> None:
+    with pytest.raises(GalleryBusyError), sqlite_errors(Path("g")):
+        raise sqlite3.OperationalError("locking protocol")
+
+
+def test_a_number_that_would_be_given_twice_is_found_by_check(tmp_path: Path) -> None:
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
+        store.forget(store.add_person("Ada", templates=templates(3)).id)
+        assert store.check().problems == ()
+        sqlite3.connect(tmp_path / "g", isolation_level=None).execute("UPDATE gallery SET next_id = 4")
+        assert store.check().problems == ("the next number to be given is 4, and 4 was given already",)
 
 
 # Disks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from unit.recognize.gallery.conformance import CONTRACT, DIM, kept, template, ve
 from edgeface.errors import GalleryBusyError
 from edgeface.recognize.gallery import matrix
 from edgeface.recognize.gallery.derived import derived_folder, read_templates, write_templates
+from edgeface.recognize.gallery.search import Searcher
 from edgeface.recognize.gallery.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -72,6 +74,21 @@ def test_nothing_of_a_forgotten_person_is_found_and_the_others_stay(
             assert all(secret in content for secret in secrets_of(4))
         assert len(store.people()) == 7
         assert store.check().problems == ()
+
+
+def test_the_mark_of_a_name_is_looked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key it is a plain digest, by which whoever guesses the name could confirm it."""
+    sought: list[bytes] = []
+
+    class Recorder(Searcher):
+        def __init__(self, secrets: list[bytes]) -> None:
+            sought.extend(secrets)
+            super().__init__(secrets)
+
+    monkeypatch.setattr("edgeface.recognize.gallery.erase.Searcher", Recorder)
+    with make(tmp_path / "g", None, people=2) as store:
+        assert store.forget(store.find(f"{NAME} 1").id).proved
+    assert hashlib.blake2b(f"name:{NAME} 1".encode(), digest_size=32).digest() in sought
 
 
 def test_a_picture_that_somebody_else_has_too_is_no_remainder(tmp_path: Path) -> None:
