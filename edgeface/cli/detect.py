@@ -18,9 +18,9 @@ from edgeface.cli.faces import (
     MinSizeOption,
     load_detector,
 )
-from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
+from edgeface.cli.output import JsonOption, StrictOption, counting, emit_json, finish, list_failures, stdout
 from edgeface.contract import Alignment
-from edgeface.errors import ImageError, InputError
+from edgeface.errors import FaceError, ImageError, InputError, OutputError
 
 __all__ = ["register"]
 
@@ -67,24 +67,29 @@ def detect(
     json: JsonOption = False,
 ) -> None:
     """Find faces: boxes, five landmarks and scores, in pixels of each image."""
-    from edgeface.vision.crops import detect_photos, find_photos, write_png
+    from edgeface.vision.crops import PictureFolder, detect_photos, find_photos, list_some
     from edgeface.vision.draw import draw_faces
 
-    photos = find_photos(images)
+    photos = find_photos(images, output=draw)
+    pictures = PictureFolder(draw, photos) if draw else None
     failures: dict[Path, str] = {}
     answers: list[dict[str, Any]] = []
     with load_detector(
         detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
     ) as model:
         for found in detect_photos(photos, model, failures=failures):
-            if draw:
-                target = draw / found.photo.relative.with_suffix(".png")
-                write_png(target, draw_faces(found.image, found.faces))
+            if pictures:
+                try:
+                    pictures.write(found.photo, draw_faces(found.image, found.faces))
+                except OutputError:
+                    raise
+                except InputError as error:
+                    failures[found.photo.path] = str(error)
             answers.append(_answer(found))
             if not json:
                 _show(answers[-1])
     if not answers:
-        raise ImageError("no image could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
+        raise ImageError(f"no image could be read: {list_some(failures)}")
     if json:
         emit_json({"detector": detector.value, "images": answers, "failures": list_failures(failures)})
     finish(failures, strict=strict)
@@ -113,23 +118,29 @@ def align(
     json: JsonOption = False,
 ) -> None:
     """Cut the face out of every photograph of a folder, and keep the folders' structure."""
-    from edgeface.vision.crops import CropReport, align_photos, find_photos
+    from edgeface.vision.crops import CropReport, align_photos, find_photos, list_some
 
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of photographs, found none")
+    if output_dir.resolve() == folder.resolve():
+        raise InputError(f"{output_dir}: expected a folder apart from the photographs, found theirs")
     by_box = recipe in (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)
     if margin is not None and not by_box:
         raise InputError(f"--margin: {recipe.value} has none")
     alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
     crop_size = _parse_size(size) if size else _SIZES[recipe]
-    photos = find_photos([folder])
+    photos = find_photos([folder], output=output_dir)
     report = CropReport()
-    with load_detector(
-        detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
-    ) as model:
+    with (
+        load_detector(
+            detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
+        ) as model,
+        counting("aligning", unit="photos") as progress,
+    ):
         for report in align_photos(photos, output_dir, model, alignment, crop_size):
-            if stderr.is_terminal:
-                stderr.print(f"\r{len(report.written)} of {len(photos)} crops", end="")
+            progress(len(report.written) + len(report.failures), len(photos))
+    if not report.written:
+        raise FaceError(f"no photo gave a crop: {list_some(report.failures)}")
     if json:
         emit_json(
             {
@@ -142,7 +153,7 @@ def align(
             }
         )
     else:
-        stdout.print(f"{len(report.written)} crops written to {output_dir}")
+        stdout.print(f"{len(report.written)} crops written to {output_dir}", markup=False, soft_wrap=True)
     finish(report.failures, strict=strict)
 
 
@@ -165,7 +176,8 @@ def _answer(found: Any) -> dict[str, Any]:
 
 def _show(answer: dict[str, Any]) -> None:
     faces = answer["faces"]
-    stdout.print(f"{answer['path']}: {len(faces)} {'face' if len(faces) == 1 else 'faces'}", markup=False)
+    counted = f"{len(faces)} {'face' if len(faces) == 1 else 'faces'}"
+    stdout.print(f"{answer['path']}: {counted}", markup=False, soft_wrap=True)
     for face in faces:
         x0, y0, x1, y1 = face["box"]
         stdout.print(f"  {face['score']:.4f}  {x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})")

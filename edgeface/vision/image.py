@@ -84,13 +84,15 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
 
 
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
-    if path.exists() and not path.is_file():
-        raise ImageError("expected an image file, found something else")
     try:
+        if path.exists() and not path.is_file():
+            raise ImageError("expected an image file, found something else")
         with path.open("rb") as file:
             return file.read(limits.max_bytes + 1)
     except OSError as error:
         raise ImageError(f"cannot read: {error.strerror or error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise ImageError(f"cannot read: {error}") from error
 
 
 def _decode(data: bytes, limits: ImageLimits) -> Image:

@@ -117,7 +117,8 @@ def open_source(
     ----------
     source
         A picture, a folder (searched with its subfolders), a pattern such as ``photos/*.jpg``, a list of picture
-        files; a video file; a camera's number; or an address such as ``rtsp://``.
+        files; a video file; a camera's number, which text may be and a `Path` is not; or an address such as
+        ``rtsp://``.
     capacity
         Frames read ahead of the consumer.
     backoff
@@ -134,13 +135,16 @@ def open_source(
         If there is nothing to read at such a place.
     """
     opener = open_capture or _open_capture
-    address = str(source)
-    if isinstance(source, int) or address.isdecimal() or address.lower().startswith(_STREAMS):
-        target = int(address) if address.isdecimal() else address
-        retry = backoff or Backoff()
+    if isinstance(source, str) and source.isdecimal():
+        source = int(source)
+    if isinstance(source, int) and source < 0:
+        raise InputError(f"camera {source}: expected a number from 0")
+    if isinstance(source, int) or (isinstance(source, str) and source.lower().startswith(_STREAMS)):
+        target, retry = source, backoff or Backoff()
         return Source(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
-    files = find_files(source) if isinstance(source, str | Path) else list(source)
-    if len(files) == 1 and files[0].suffix.lower() in VIDEO_SUFFIXES:
+    if not isinstance(source, str | Path):
+        files = list(source)
+    elif (files := find_files(source))[0].suffix.lower() in VIDEO_SUFFIXES:  # then it is the only one
         return Source(lambda stop: _video(files[0], opener), live=False, capacity=capacity)
     return Source(lambda stop: _pictures(files, on_bad), live=False, capacity=capacity)
 
@@ -154,11 +158,16 @@ def find_files(place: str | Path) -> list[Path]:
         If there is none.
     """
     path = Path(place)
-    if path.is_file():
-        return [path]
-    # A pattern may be absolute, which Path.glob does not take.
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207
-    files = sorted(each for each in found if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
+    try:
+        if path.is_file():
+            return [path]
+        # A pattern may be absolute, which Path.glob does not take.
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207
+        files = sorted(each for each in found if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
+    except OSError as error:  # a name too long for any file, a folder that may not be listed
+        raise InputError(
+            f"{place}: expected a file, a folder or a pattern, found: {error.strerror or error}"
+        ) from error
     if not files:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         what = f"pictures ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"

@@ -123,4 +123,67 @@ def test_two_photos_of_one_name_do_not_overwrite_each_other(data, options, capsy
     assert main(["align", str(place), "-o", str(tmp_path / "out"), *options, "--json"]) == 0
     found = answer(capsys)
     assert found["written"] == 1
-    assert "already called a.png" in found["failures"][0]["error"]
+    assert "already called" in found["failures"][0]["error"]
+
+
+@pytest.fixture
+def two_albums(data: Path, tmp_path: Path) -> Path:
+    """Two folders, in each a photograph of the same name, one of them a PNG."""
+    image = read_image(data / "photos" / "longoria-cooper.jpg")
+    for name in ("one/x.png", "two/x.jpg"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), image)
+    return tmp_path
+
+
+def test_drawn_pictures_of_one_name_do_not_overwrite_each_other(two_albums, options, capsys):
+    folders = [str(two_albums / name) for name in ("one", "two")]
+    assert main(["detect", *folders, *options, "--draw", str(two_albums / "drawn"), "--json"]) == 0
+    found = answer(capsys)
+    assert [len(image["faces"]) for image in found["images"]] == [2, 2]
+    assert [Path(failure["path"]).parent.name for failure in found["failures"]] == ["two"]
+    assert "another photo's picture is already called" in found["failures"][0]["error"]
+
+
+def test_no_photograph_is_ever_overwritten(two_albums, options, capsys):
+    photo = two_albums / "one" / "x.png"
+    before = photo.read_bytes()
+    assert main(["detect", str(photo.parent), *options, "--draw", str(photo.parent), "--json"]) == 0
+    assert "is a photo, which is not overwritten" in answer(capsys)["failures"][0]["error"]
+    assert main(["align", str(photo.parent), "-o", str(photo.parent), *options]) == 2
+    assert "expected a folder apart from the photographs" in capsys.readouterr().err
+    assert main(["align", str(two_albums), "-o", str(photo.parent), *options, "--json"]) == 0
+    assert photo.read_bytes() == before
+
+
+def test_a_second_run_does_not_take_the_first_one_s_crops_for_photographs(two_albums, options, capsys):
+    for _ in range(2):
+        assert main(["align", str(two_albums), "-o", str(two_albums / "crops"), *options, "--json"]) == 0
+        assert answer(capsys)["written"] == 2
+    assert sorted(p.relative_to(two_albums).as_posix() for p in two_albums.rglob("crops/**/*.png")) == [
+        "crops/one/x.png",
+        "crops/two/x.png",
+    ]
+
+
+def test_align_without_a_single_crop_is_bad_input(options, capsys, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(7):
+        cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), np.full((80, 80, 3), 90, np.uint8))
+    assert main(["align", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert "no photo gave a crop" in error
+    assert error.strip().endswith("; and 2 more")
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_paths_are_not_broken_into_lines(two_albums, options, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    photo = two_albums / "one" / "x.png"
+    assert main(["detect", str(photo), *options]) == 0
+    assert f"{photo}: 2 faces\n" in capsys.readouterr().out
+
+
+def test_a_name_that_no_file_can_have_is_bad_input(options, capsys):
+    assert main(["detect", "a" * 300 + ".jpg", *options]) == 2
+    assert "File name too long" in capsys.readouterr().err

@@ -169,6 +169,8 @@ def test_limits_hold_for_files_and_for_arrays(picture: np.ndarray, tmp_path: Pat
         (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
         (Path("absent.jpg"), "absent.jpg: cannot read: No such file"),
         (Path("/"), "/: expected an image file"),
+        (Path("x" * 300), "cannot read: File name too long"),
+        (Path("a\0b"), "cannot read: embedded null byte"),
     ],
 )
 def test_what_is_no_image_is_named(source: object, message: str):

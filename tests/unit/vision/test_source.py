@@ -1,11 +1,13 @@
 """Every frame of files, the newest of live sources, and a thread that always ends.
 
-RTSP and cameras are played by `Script`, a capture that does what a list says: there is no network here.
+What cameras do is played by `Script`, a capture that does what a list says, and once by a server on this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import http.server
 import threading
 import time
 from collections.abc import Callable
@@ -218,6 +220,75 @@ def test_a_video_without_times_counts_them_by_its_rate(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").touch()
     with open_source(tmp_path / "film.mp4", open_capture=Script([1, 2, 3])) as frames:
         assert [each.timestamp for each in frames] == pytest.approx([0, 0.04, 0.08])
+
+
+class _Camera(http.server.BaseHTTPRequestHandler):
+    """A network camera: ten JPEGs a connection, gray by the number of the connection, and then it hangs up."""
+
+    connections = 0
+
+    def do_GET(self) -> None:
+        _Camera.connections += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        jpeg = cv2.imencode(".jpg", np.full((64, 96, 3), 40 * _Camera.connections, np.uint8))[1].tobytes()
+        part = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg)
+        with contextlib.suppress(OSError):  # the viewer left
+            for _ in range(10):
+                self.wfile.write(part)
+                time.sleep(0.02)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_network_camera_that_hangs_up_is_opened_again() -> None:
+    if "FFMPEG" not in cv2.getBuildInformation():
+        pytest.skip("this OpenCV was built without FFmpeg, which reads network streams")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/video?user=me&password=secret"
+    frames: list[Frame] = []
+    try:
+        with open_source(address, backoff=QUICK) as source:
+            for frame in source:
+                frames.append(frame)
+                if _Camera.connections == 3:
+                    break
+    finally:
+        server.shutdown()
+        server.server_close()
+    grays = [int(frame.image[0, 0, 0]) for frame in frames]
+    assert grays == sorted(grays)
+    assert {40, 80} <= {round(gray / 40) * 40 for gray in grays}
+    times, numbers = [frame.timestamp for frame in frames], [frame.index for frame in frames]
+    assert times == sorted(set(times))
+    assert numbers == sorted(set(numbers))
+    assert {frame.source for frame in frames} == {f"http://127.0.0.1:{server.server_port}/video"}
+
+
+def test_a_path_is_no_camera_and_cameras_count_from_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("7").mkdir()
+    cv2.imwrite("7/a.png", np.full((8, 8, 3), 100, np.uint8))
+    script = Script([1, "lost"])
+    with open_source(Path("7"), open_capture=script) as frames:
+        assert [Path(frame.source).name for frame in frames] == ["a.png"]
+    with open_source("7", open_capture=script, backoff=QUICK) as frames:
+        assert next(frames).source == "camera 7"
+    with pytest.raises(InputError, match="camera -1: expected a number from 0"):
+        open_source(-1, open_capture=script)
+
+
+def test_a_film_in_a_list_of_pictures_is_a_bad_picture(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(bytes(12) + b"no film either")
+    told: list[str] = []
+    with open_source([tmp_path / "film.mp4"], on_bad=lambda path, _: told.append(path.name)) as frames:
+        assert list(frames) == []
+    assert told == ["film.mp4"]
 
 
 def test_a_gray_camera_gives_three_channels() -> None:
