@@ -97,7 +97,9 @@ class Pool:
             for batch in batches:
                 request = self._acquire(under_way, results)
                 under_way.append((request, batch))
-                request.start_async({0: batch}, share_inputs=True)
+                # Handing it to `start_async` would do the same, after asking many questions about its type.
+                request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
+                request.start_async()
             while under_way:
                 self._idle.put(_collect(under_way, results))
         finally:

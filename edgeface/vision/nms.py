@@ -12,6 +12,9 @@ __all__ = ["nms", "overlaps"]
 _BLOCK = 128
 """Boxes decided at a time, of however many groups: the size at which numpy's overhead and needless comparisons
 cost least together. It bounds the memory of crowded pictures and changes no result."""
+_LATER = np.triu(np.ones((_BLOCK, _BLOCK), bool), 1)
+"""Which boxes come after which: made once, as are the numbers below, since this runs dozens of times an image."""
+_LEAST_AREA = float(np.finfo(np.float32).tiny)
 
 
 def nms(
@@ -61,7 +64,7 @@ def nms(
             shared = overlaps(better, mine, relative_to=relative_to, pixel=pixel)
             undecided = ~((shared > threshold).any(axis=0) & (label == label[0]))
         shared = overlaps(mine, mine, relative_to=relative_to, pixel=pixel)
-        suppresses = np.triu((shared > threshold) & (label[:, None] == label), 1)
+        suppresses = (shared > threshold) & (label[:, None] == label) & _LATER[: len(mine), : len(mine)]
         keep[block] = _greedy(suppresses, undecided)
     return np.asarray(order[keep])
 
@@ -89,7 +92,7 @@ def overlaps(
     else:
         whole = np.add(area_a, area_b, out=height)
         whole -= shared
-    np.maximum(whole, np.finfo(whole.dtype).tiny, out=whole)  # nothing shared of nothing is nothing
+    np.maximum(whole, _LEAST_AREA, out=whole)  # nothing shared of nothing is nothing
     shared /= whole
     return np.asarray(shared)
 

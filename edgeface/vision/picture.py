@@ -56,8 +56,8 @@ class Picture:
         if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
             part = self._averaged[y0:y1, x0:x1]
         else:
-            left, right = np.clip((x0, x1), 0, width)
-            top, bottom = np.clip((y0, y1), 0, height)
+            left, right = min(max(x0, 0), width), min(max(x1, 0), width)
+            top, bottom = min(max(y0, 0), height), min(max(y1, 0), height)
             part = np.zeros((y1 - y0, x1 - x0, 3), np.float32)
             part[top - y0 : bottom - y0, left - x0 : right - x0] = self._averaged[top:bottom, left:right]
         if part.dtype != np.float32:  # of bytes OpenCV would give bytes
