@@ -4,7 +4,8 @@ Each round starts a process that works on a gallery and says on a pipe what it i
 acknowledged, and kills it at a random moment. Then the gallery is opened by this process, which must succeed, checked,
 and compared with what was acknowledged: everything enrolled is there, bit by bit; nothing of anybody forgotten is in
 any file; after a rekey one of the two keys opens it and nothing sealed by the other is left; a rebuild goes on and
-ends.
+ends. All the while another process opens the gallery, lists who is there, and closes it, as somebody at another
+terminal does: neither may take anything from the other.
 
     python benchmarks/durability.py --rounds 200
 """
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import GalleryKeyError
+from edgeface.errors import GalleryError, GalleryKeyError
 from edgeface.recognize.embedding import Embedding
 from edgeface.recognize.gallery.erase import files_of
 from edgeface.recognize.gallery.records import KeptImage, NewTemplate
@@ -139,6 +140,26 @@ def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
             say("rebuilding", target)
             assert not store.rebuild(Model(target)).remains  # type: ignore[arg-type]
             say("rebuilt", target)
+
+
+def bystand(path: Path) -> None:
+    """Open, read and close, again and again, until told to end; say how often the key was the right one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    key, opened = 0, 0
+    try:
+        while True:
+            try:
+                with SqliteStore(path, key=key_of(key), timeout=_HURRY) as store:
+                    store.people()
+                    opened += 1
+            except GalleryKeyError:
+                key += 1  # keys are taken in turn
+            except GalleryError as error:
+                if "open it again" not in str(error):
+                    raise
+            time.sleep(0.02)
+    finally:
+        say(opened)
 
 
 def new_template(person: int, number: int, model: str) -> NewTemplate:
@@ -283,6 +304,9 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
     with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder:
         path = Path(folder) / "people.gallery"
         SqliteStore.create(path, contract_id=MODELS[0], dim=DIM, key=key_of(0), keep_images=True).close()
+        bystander = subprocess.Popen(
+            [sys.executable, __file__, "--bystand", str(path)], stdout=subprocess.PIPE, text=True
+        )
         for number in range(rounds):
             kind = KINDS[number % len(KINDS)]
             fill(path, truth, people)
@@ -293,11 +317,16 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
             sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
             if kind == "enrol":  # the gallery must not grow without bounds
                 trim(path, truth, people)
+        bystander.terminate()
+        opened = int(bystander.communicate(timeout=_HURRY)[0] or 0)
+        if bystander.returncode:
+            problems.append(f"the process at another terminal ended with {bystander.returncode}")
     return {
         "rounds": rounds,
         "seed": seed,
         "acknowledged": acknowledged,
         "forgotten_people_searched_for": len(truth.gone),
+        "opened_and_closed_by_another_process": opened,
         "problems": problems,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -318,6 +347,9 @@ def main() -> int:
     if sys.argv[1:2] == ["--work"]:
         kind, path, key, first, seed = sys.argv[2:]
         work(Path(path), kind, int(key), int(first), int(seed))
+        return 0
+    if sys.argv[1:2] == ["--bystand"]:
+        bystand(Path(sys.argv[2]))
         return 0
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
