@@ -1,7 +1,7 @@
 """Samples in, estimates with the interval that the truth lies in out; nothing is assumed about their distribution.
 
 Latencies of one run follow one another, and are not independent: a disturbance lasts, and so does a phase of boost.
-Every interval here first asks how many independent samples the series is worth (`independent_share`), so that a
+Every interval here first asks how many independent samples the series is worth (`edgeface.bench.worth`), so that a
 correlated series gets a wider one.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.bench.parts import Interval, LatencyKey
+from edgeface.bench.worth import BATCHES, student_t, worth
 
 __all__ = [
     "CONFIDENCE",
     "QUANTILES",
     "allowed_over",
     "early_stopping_estimate",
-    "independent_share",
     "interval_ranks",
     "mean_interval",
     "queries_needed",
@@ -38,8 +38,6 @@ EARLY_STOPPING_CONFIDENCE = 0.99
 QUANTILES: dict[LatencyKey, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 Floats = NDArray[np.floating]
-
-_BATCHES = (32, 16, 8)
 
 
 def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyKey, Interval]]:
@@ -66,14 +64,23 @@ def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyK
     estimates |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
     intervals: dict[LatencyKey, Interval] = {}
     for key, share in QUANTILES.items():
-        below = (latencies <= estimates[key]).astype(np.float64)
-        low, high = interval_ranks(count, share, worth=independent_share(below))
-        intervals[key] = (
-            None if low is None else float(ordered[low - 1]),
-            None if high is None else float(ordered[high - 1]),
-        )
+        intervals[key] = percentile_interval(latencies, share)
     intervals["mean"] = mean_interval(latencies)
     return estimates, intervals
+
+
+def percentile_interval(latencies: Floats, share: float, *, confidence: float = CONFIDENCE) -> Interval:
+    """Bound a percentile of a series, (N,) in the order in which it was measured, by two of its values."""
+    ordered, count = np.sort(latencies), len(latencies)
+    below = (latencies <= ordered[rank(count, share) - 1]).astype(np.float64)
+    each = worth(below, confidence)
+    if each is None:
+        return None, None
+    low, high = interval_ranks(count, share, worth=each, confidence=confidence)
+    return (
+        None if low is None else float(ordered[low - 1]),
+        None if high is None else float(ordered[high - 1]),
+    )
 
 
 def rank(count: int, share: float) -> int:
@@ -97,8 +104,8 @@ def interval_ranks(
     share
         Of the quantile: 0.99 for the 99th percentile.
     worth
-        Independent samples that each is worth, as `independent_share` says: the ranks are found for as many, and
-        stretched.
+        Independent samples that each is worth, as `edgeface.bench.worth` says: the ranks are found for as many,
+        and stretched.
     confidence
         Probability that the ranks hold the quantile between them.
 
@@ -134,33 +141,13 @@ def _binomial_cdf(count: int, share: float) -> tuple[int, Floats]:
     return first, cumulative / cumulative[-1]
 
 
-def independent_share(series: Floats) -> float:
-    """Independent samples that one of a correlated series is worth, for its mean: 1 / (1 + 2 sum of correlations).
-
-    The sum ends where neighbouring correlations no longer add up to something positive, and their sums are kept
-    from rising (Geyer's initial monotone sequence, Statistical Science 7 (1992), 473-483). Never more than 1: that
-    a series alternates is not taken as a reason for more confidence.
-    """
-    count = len(series)
-    centred = np.asarray(series, np.float64) - np.mean(series)
-    variance = float(centred @ centred) / max(count, 1)
-    if count < 4 or variance <= 0.0:
-        return 1.0
-    size = 1 << (2 * count - 1).bit_length()
-    spectrum = np.fft.rfft(centred, size)
-    correlation = np.fft.irfft(spectrum * spectrum.conj(), size)[:count] / (count * variance)
-    pairs = correlation[: count // 2 * 2].reshape(-1, 2).sum(axis=1)
-    ends = np.flatnonzero(pairs <= 0.0)
-    pairs = np.minimum.accumulate(pairs[: ends[0] if len(ends) else len(pairs)])
-    return min(1.0, 1.0 / max(2.0 * float(pairs.sum()) - 1.0, 1.0))
-
-
 def mean_interval(series: Floats, *, confidence: float = CONFIDENCE) -> Interval:
-    """Bound the mean of a series by Student's t over as many samples as it is worth; None below 8."""
-    worth = len(series) * independent_share(series)
-    if worth < 8:
+    """Bound the mean of a series as if it were as many independent samples as it is worth."""
+    each = worth(series, confidence)
+    if each is None:
         return None, None
-    half = student_t(worth - 1, confidence) * float(np.std(series, ddof=1)) / math.sqrt(worth)
+    spread = float(np.std(series, ddof=1)) / math.sqrt(len(series) * each)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
     mean = float(np.mean(series))
     return max(0.0, mean - half), mean + half
 
@@ -168,9 +155,8 @@ def mean_interval(series: Floats, *, confidence: float = CONFIDENCE) -> Interval
 def rate_interval(ends: Floats, *, confidence: float = CONFIDENCE) -> Interval:
     """Bound a rate of completions, by means of batches of consecutive ones.
 
-    The times that batches of equally many completions take are nearly independent if the batches are long enough:
-    32 batches, or 16 or 8 if neighbours are still correlated (batch means; Law, Simulation Modeling and Analysis,
-    5th edition, section 9.5.3).
+    The times that batches of equally many completions take are nearly independent if the batches are long, so there
+    are as few as 8 (batch means; Law, Simulation Modeling and Analysis, 5th edition, section 9.5.3).
 
     Parameters
     ----------
@@ -185,38 +171,13 @@ def rate_interval(ends: Floats, *, confidence: float = CONFIDENCE) -> Interval:
         Completions a second; None below 16 completions.
     """
     times = np.concatenate([[0.0], np.sort(ends)])
-    for batches in _BATCHES:
-        size = (len(times) - 1) // batches
-        if size < 2:
-            continue
-        spans = np.diff(times[len(times) - 1 - batches * size :: size])
-        centred = spans - spans.mean()
-        total = float(centred @ centred)
-        if (
-            batches == _BATCHES[-1]
-            or total <= 0.0
-            or centred[1:] @ centred[:-1] / total < 1 / math.sqrt(batches)
-        ):
-            half = student_t(batches - 1, confidence) * float(np.std(spans, ddof=1)) / math.sqrt(batches)
-            mean = float(spans.mean())
-            return size / (mean + half), size / (mean - half) if mean > half else None
-    return None, None
-
-
-def student_t(freedom: float, confidence: float) -> float:
-    """Two-sided quantile of Student's t; four digits from 7 degrees of freedom on.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    x = NormalDist().inv_cdf(0.5 + confidence / 2.0)
-    terms = (
-        x,
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    size = (len(times) - 1) // BATCHES
+    if size < 2:
+        return None, None
+    spans = np.diff(times[len(times) - 1 - BATCHES * size :: size])
+    half = student_t(BATCHES - 1, confidence) * float(np.std(spans, ddof=1)) / math.sqrt(BATCHES)
+    mean = float(spans.mean())
+    return size / (mean + half), size / (mean - half) if mean > half else None
 
 
 def allowed_over(count: int, share: float, *, confidence: float = EARLY_STOPPING_CONFIDENCE) -> int:
@@ -230,14 +191,18 @@ def allowed_over(count: int, share: float, *, confidence: float = EARLY_STOPPING
     return first + int(np.searchsorted(cumulative, 1.0 - confidence, side="right")) - 1
 
 
-def queries_needed(share: float) -> int:
-    """Fewest queries for which `early_stopping_estimate` has an answer: 64 for 0.9, 662 for 0.99, as in MLPerf."""
+def queries_needed(share: float, *, over: int = 1) -> int:
+    """Fewest queries of which `over` may exceed a bound (`allowed_over`).
+
+    With 1 `early_stopping_estimate` has an answer: 64 for 0.9, 662 for 0.99, as in MLPerf. With 0 a bound can be met
+    at all: 44 and 459.
+    """
     low, high = 1, 1
-    while allowed_over(high, share) < 1:
+    while allowed_over(high, share) < over:
         low, high = high, 2 * high
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if allowed_over(middle, share) >= 1 else (middle + 1, high)
+        low, high = (low, middle) if allowed_over(middle, share) >= over else (middle + 1, high)
     return high
 
 

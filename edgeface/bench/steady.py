@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.bench.stats import independent_share
+from edgeface.bench.worth import independent_share
 
 __all__ = ["is_settled", "is_stationary"]
 

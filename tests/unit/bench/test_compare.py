@@ -92,13 +92,6 @@ def test_a_few_samples_show_nothing() -> None:
         judge(found, 0.05)
 
 
-def test_student_t_is_scipys() -> None:
-    for freedom in range(1, 60):
-        for confidence in (0.8, 0.95, 0.9875, 0.999):
-            expected = scipy.stats.t.ppf(0.5 + confidence / 2, freedom)
-            assert effect._student_t(freedom, confidence) == pytest.approx(expected, rel=1e-5)
-
-
 def test_repeated_runs_are_compared_as_scipy_does() -> None:
     rng = np.random.default_rng(1)
     first, second = rng.lognormal(3, 0.1, 4), rng.lognormal(3.1, 0.2, 4)
