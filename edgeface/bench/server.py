@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from edgeface.bench.drive import Limits, Progress, Recording, Slots, measuring
 from edgeface.bench.parts import Server, ServerTry
 from edgeface.bench.scenarios import offline
-from edgeface.bench.stats import allowed_over, rank
+from edgeface.bench.stats import allowed_over, queries_needed, rank
 from edgeface.bench.target import Target
+from edgeface.errors import InputError
 
 __all__ = ["find_rate", "poisson_arrivals", "serve"]
 
@@ -138,20 +139,34 @@ def find_rate(
     -------
     server, recording
         The recording is of the highest rate that met the bound; if none did, of the lowest that was tried.
+
+    Raises
+    ------
+    InputError
+        If the target is too slow for enough queries within the longest duration: whatever their latency, no rate
+        would be seen to meet the bound.
     """
     capacity = offline(target, Limits(duration_s=2.0, min_count=4 * target.slots, max_duration_s=20.0))
     if capacity.interrupted:
         raise KeyboardInterrupt
     queries_per_second = capacity.items_per_second / target.items
-    low, high = 0.0, queries_per_second * _HEADROOM
+    share, longest = percentile / 100, max(limits.max_duration_s, limits.duration_s)
+    needed = queries_needed(share, over=0)
+    low, high = needed / longest, queries_per_second * _HEADROOM
+    if low >= high:
+        raise InputError(
+            f"server: expected {needed} queries within {longest:g} s, without which nothing is known of "
+            f"{percentile:g} % of them; this target answers {queries_per_second:.3g} a second: measure for longer "
+            "(--max-duration), or ask for a lower percentile"
+        )
+    found: float | None = None
     tries: list[ServerTry] = []
     best: Recording | None = None
     last = capacity
-    share = percentile / 100
-    for number, total in _steps(high, queries_per_second * _RESOLUTION):
+    for number, total in _steps(high - low, queries_per_second * _RESOLUTION):
         rate = (low + high) / 2
         count = max(limits.min_count, round(rate * limits.duration_s))
-        count = max(1, min(count, round(rate * max(limits.max_duration_s, limits.duration_s))))
+        count = max(needed, min(count, round(rate * longest)))
         allowed = allowed_over(count, share)
         tell = progress and _scaled(progress, number, total)
         last = serve(
@@ -159,7 +174,7 @@ def find_rate(
             poisson_arrivals(rate, count, seed=seed),
             progress=tell,
             bound_ms=bound_ms,
-            allowed=max(allowed, 0),
+            allowed=allowed,
         )
         over = int((last.latencies_ms > bound_ms).sum())
         met = len(last) == count and over <= allowed
@@ -175,12 +190,13 @@ def find_rate(
             )
         )
         if met:
-            low, best = rate, last
+            low = found = rate
+            best = last
         else:
             high = rate
         if last.interrupted:
             break
-    server = Server(bound_ms=bound_ms, percentile=percentile, rate=low or None, tries=tuple(tries))
+    server = Server(bound_ms=bound_ms, percentile=percentile, rate=found, tries=tuple(tries))
     return server, dataclasses.replace(best or last, interrupted=last.interrupted)
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from edgeface.bench.drive import Limits
 from edgeface.bench.scenarios import single_stream
 from edgeface.bench.server import find_rate, poisson_arrivals, serve
+from edgeface.errors import InputError
 
 pytestmark = pytest.mark.timeout(180)
 SERVICE_S = 0.002
@@ -104,6 +105,20 @@ def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
     assert server.rate is None
     assert all(each.ended_early for each in server.tries)
     assert len(recording) > 0
+
+
+def test_a_target_too_slow_to_be_judged_is_refused_and_not_called_a_failure(service: Any) -> None:
+    # At 99 % a bound is met with 459 queries of which none exceeds it (0.99^459 < 0.01), and not with fewer.
+    limits = Limits(duration_s=0.1, min_count=1, max_duration_s=459 / (1.2 * CAPACITY))
+    with pytest.raises(InputError, match="expected 459 queries within"):
+        find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=99.0, seed=0)
+
+
+def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: Any) -> None:
+    limits = Limits(duration_s=0.1, min_count=1, max_duration_s=0.9)
+    server, _ = find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=90.0, seed=0)
+    assert min(each.count for each in server.tries) >= 44  # 0.9^44 < 0.01
+    assert server.rate is not None
 
 
 def test_ctrl_c_within_the_search_keeps_the_best_so_far(service: Any) -> None:
