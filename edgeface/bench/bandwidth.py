@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
@@ -92,7 +93,7 @@ def _copy_seconds(size: int, threads: int, passes: int) -> float:
             np.copyto(to, of)
             barrier.wait()
 
-    workers = [threading.Thread(target=run, args=part, daemon=True) for part in parts]
+    workers = [threading.Thread(target=_unless_broken, args=(run, *part), daemon=True) for part in parts]
     for worker in workers:
         worker.start()
 
@@ -100,10 +101,17 @@ def _copy_seconds(size: int, threads: int, passes: int) -> float:
         barrier.wait()
         barrier.wait()
 
-    seconds = _median_seconds(one_pass, passes)
-    for worker in workers:
-        worker.join()
-    return seconds
+    try:
+        return _median_seconds(one_pass, passes)
+    finally:
+        barrier.abort()  # after Ctrl-C the workers would wait for ever, and keep the arrays
+        for worker in workers:
+            worker.join()
+
+
+def _unless_broken(run: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(threading.BrokenBarrierError):
+        run(*arguments)
 
 
 def _triad_seconds(core: ov.Core, size: int, threads: int, passes: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeface.bench.executed import ExecutedLayer
+from edgeface.bench.executed import ExecutedLayer, assign_work
 from edgeface.bench.flops import Work
 from edgeface.bench.parts import Layer
 from edgeface.bench.peak import Peak
@@ -26,7 +26,7 @@ def describe_layers(executed: Sequence[ExecutedLayer], work: Work, *, inferences
     inferences
         That the times are medians of.
     """
-    flops = {layer.name: layer.flops_omz for layer in work.layers}
+    given, _ = assign_work(work, executed)
     return tuple(
         Layer(
             name=layer.name,
@@ -34,20 +34,20 @@ def describe_layers(executed: Sequence[ExecutedLayer], work: Work, *, inferences
             exec_type=layer.kernel,
             ms=layer.milliseconds,
             count=inferences,
-            gflops=sum(flops.get(name, 0) for name in layer.operations) / 1e9 if layer.operations else None,
+            gflops=sum(part.flops_omz for part in parts) / 1e9 if layer.operations else None,
             bytes=layer.bytes,
             precision=layer.precision or None,
         )
-        for layer in executed
+        for layer, parts in zip(executed, given, strict=True)
     )
 
 
 def has_eight_bit(executed: Sequence[ExecutedLayer], work: Work) -> bool:
     """Whether products were made in 8 bits."""
-    macs = {layer.name: layer.macs for layer in work.layers}
+    given, _ = assign_work(work, executed)
     return any(
-        layer.precision in _EIGHT_BIT and any(macs.get(name) for name in layer.operations)
-        for layer in executed
+        layer.precision in _EIGHT_BIT and any(part.macs for part in parts)
+        for layer, parts in zip(executed, given, strict=True)
     )
 
 
@@ -70,7 +70,10 @@ def attainable_seconds(
     float or None
         For one inference; None: the peak of a precision that is needed is not known.
     """
-    known = {name: layer.precision for layer in executed for name in layer.operations}
+    given, _ = assign_work(work, executed)
+    known = {
+        part.name: layer.precision for layer, parts in zip(executed, given, strict=True) for part in parts
+    }
     seconds = 0.0
     for layer in work.layers:
         if not layer.macs:

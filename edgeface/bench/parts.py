@@ -32,7 +32,7 @@ class ModelInfo(Part):
     Attributes
     ----------
     name
-        The contract's, else the graph's.
+        The contract's, else the file's without its suffix.
     contract_id
         None: the model has no contract.
     digest

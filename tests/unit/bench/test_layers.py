@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from edgeface.bench.executed import ExecutedLayer
@@ -77,6 +79,21 @@ def test_a_layer_has_the_operations_of_what_was_fused_into_it() -> None:
     assert (fused.gflops, fused.ms, fused.count, fused.bytes) == (2 + 5e-9, 2.0, 20, 100)
     assert fused.exec_type == "some_kernel"
     assert added.gflops is None
+
+
+def test_work_that_the_runtime_split_is_counted_once_and_where_it_takes_longest() -> None:
+    split = (
+        dataclasses.replace(executed("a_part", "f32", "a"), milliseconds=0.1),
+        executed("a", "u8", "a", "relu"),
+        dataclasses.replace(executed("a_out", "f32", "a"), milliseconds=0.2),
+    )
+    layers = describe_layers(split, WORK, inferences=20)
+    assert [layer.gflops for layer in layers] == [0.0, 2 + 5e-9, 0.0]
+    assert has_eight_bit(split, WORK)
+    least = attainable_seconds(WORK, peak(f32=100.0, i8=400.0), split, precision="f32")
+    assert least == pytest.approx(
+        2 / 400 + 1 / 100
+    )  # b is in none of them, so the run's own precision counts
 
 
 def test_every_product_takes_its_own_precisions_time() -> None:
