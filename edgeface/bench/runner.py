@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ DEFAULTS = Settings(
 )
 """What a run does unless told otherwise."""
 
+_BELONGS: Mapping[str, tuple[str, ...]] = {
+    "server": ("bound_ms", "percentile"),
+    "multi-stream": ("samples_per_query",),
+    "kiosk": ("film", "detector"),
+}
+"""Fields of `Extras` that one scenario takes, and no other may have."""
+
 _PROFILED = 20
 """Inferences of the profile."""
 
@@ -65,9 +72,9 @@ class Extras:
     image_format
         What images the model is to take; needs a contract.
     bound_ms, percentile
-        Of the Server scenario: the bound must be given, the percentile is 99.
+        Of the Server scenario: the bound must be given, the percentile is 99 unless it is.
     samples_per_query
-        Of MultiStream.
+        Of MultiStream; None: 8.
     film, detector
         Of the kiosk; the detector is not closed.
     peak
@@ -82,8 +89,8 @@ class Extras:
     shapes: Shapes | None = None
     image_format: ImageFormat | None = None
     bound_ms: float | None = None
-    percentile: float = PERCENTILES["server"]
-    samples_per_query: int = 8
+    percentile: float | None = None
+    samples_per_query: int | None = None
     film: Film | None = None
     detector: Detector | None = None
     peak: Peak | bool = True
@@ -223,14 +230,28 @@ def _execution(loaded: Loaded, explained: _Explained) -> Execution:
 def _complete(settings: Settings, extras: Extras) -> Settings:
     """Fill in defaults, and refuse what does not go together."""
     scenario = settings.scenario
-    given = {name: getattr(DEFAULTS, name) for name in ("seed", "duration_s", "max_duration_s", "warm_up_s")}
+    for owner, names in _BELONGS.items():
+        strange = [name for name in names if owner != scenario and getattr(extras, name) is not None]
+        if strange:
+            raise InputError(
+                f"{scenario}: expected no {strange[0].replace('_', ' ')}, which is of the scenario {owner}; choose "
+                "that, or leave it out"
+            )
+    given = {name: getattr(DEFAULTS, name) for name in ("seed", "duration_s", "warm_up_s")}
     missing = {name: value for name, value in given.items() if getattr(settings, name) is None}
     if settings.min_count is None:
-        missing["min_count"] = minimum_count(scenario, extras.percentile if scenario == "server" else None)
+        missing["min_count"] = minimum_count(scenario, extras.percentile)
     settings = settings.model_copy(update=missing)
+    least, most = settings.duration_s or 0.0, settings.max_duration_s
+    if most is None:
+        settings = settings.model_copy(update={"max_duration_s": max(least, DEFAULTS.max_duration_s or 0.0)})
+    elif most < least:
+        raise InputError(
+            f"expected a longest duration of at least the duration, {least:g} s, found {most:g} s"
+        )
     if scenario == "server" and not extras.bound_ms:
         raise InputError("server: expected a bound on the latency in milliseconds, found none")
-    if not 0 < extras.percentile < 100:
+    if extras.percentile is not None and not 0 < extras.percentile < 100:
         raise InputError(f"server: expected a percentile between 0 and 100, found {extras.percentile}")
     if scenario == "kiosk" and (extras.film is None or extras.detector is None):
         raise InputError("kiosk: expected a video and a detector, found none")
@@ -238,7 +259,7 @@ def _complete(settings: Settings, extras: Extras) -> Settings:
         raise InputError(
             "kiosk: the pipeline makes its own crops, one at a time; leave input format and batch out"
         )
-    if extras.samples_per_query < 1:
+    if extras.samples_per_query is not None and extras.samples_per_query < 1:
         raise InputError(f"multi-stream: expected 1 sample a query or more, found {extras.samples_per_query}")
     return settings.model_copy(update={"end_to_end": settings.end_to_end or scenario == "kiosk"})
 
@@ -256,7 +277,7 @@ def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progr
     if settings.scenario == "offline":
         return _Measured(recording=offline(target, limits, progress))
     if settings.scenario == "multi-stream":
-        recording = multi_stream(target, limits, progress, samples=extras.samples_per_query)
+        recording = multi_stream(target, limits, progress, samples=extras.samples_per_query or 8)
         return _Measured(recording=recording, multi_stream=MultiStream(samples_per_query=recording.items))
     if settings.scenario == "server":
         assert extras.bound_ms is not None
@@ -264,7 +285,7 @@ def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progr
             target,
             limits,
             bound_ms=extras.bound_ms,
-            percentile=extras.percentile,
+            percentile=extras.percentile or PERCENTILES["server"],
             seed=settings.seed or 0,
             progress=progress,
         )
@@ -303,7 +324,7 @@ def _validity(
     recording: Recording, settings: Settings, extras: Extras, warmth: tuple[float, bool]
 ) -> Validity:
     scenario, latencies = settings.scenario, recording.latencies_ms
-    percentile = extras.percentile if scenario == "server" else PERCENTILES.get(scenario)
+    percentile = extras.percentile or PERCENTILES.get(scenario)
     early = None
     if percentile is not None:
         early = EarlyStopping(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import edgeface
 from edgeface.cli.output import emit_json
@@ -38,6 +39,16 @@ _UsageError: Any = typer.BadParameter.__base__
 """click's, which some releases of typer carry a copy of."""
 
 
+class _Commands(typer.core.TyperGroup):
+    """Lets Ctrl-C through to `main`; typer would end with 130 and not a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgeface {edgeface.__version__}")
@@ -58,6 +69,7 @@ def _options(
 def _build_app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="edgeface",
+        cls=_Commands,
         help="Published face models in, proven OpenVINO IR out, a runtime that is fast, exact and hard to misuse.",
         no_args_is_help=True,
         add_completion=False,

@@ -108,8 +108,13 @@ def run(
         float, typer.Option("--duration", "-t", min=0.001, help="Seconds to measure at least.")
     ] = 20.0,
     max_duration: Annotated[
-        float, typer.Option(min=0.001, help="Seconds after which the count no longer matters.")
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Seconds after which the count no longer matters.  [default: 120, or --duration if longer]",
+            show_default=False,
+        ),
+    ] = None,
     min_count: Annotated[
         int | None,
         typer.Option(
@@ -132,9 +137,18 @@ def run(
         typer.Option("--bound-ms", min=0.001, help="server: latency that must be met.", show_default=False),
     ] = None,
     percentile: Annotated[
-        float, typer.Option(min=1.0, max=99.99, help="server: share of the queries that must meet it.")
-    ] = 99.0,
-    samples_per_query: Annotated[int, typer.Option(min=1, help="multi-stream: as many side by side.")] = 8,
+        float | None,
+        typer.Option(
+            min=1.0,
+            max=99.99,
+            help="server: share of the queries that must meet it.  [default: 99]",
+            show_default=False,
+        ),
+    ] = None,
+    samples_per_query: Annotated[
+        int | None,
+        typer.Option(min=1, help="multi-stream: as many side by side.  [default: 8]", show_default=False),
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(help="kiosk: the film, played at its own frame rate.", show_default=False)
     ] = None,
@@ -210,14 +224,15 @@ def run(
         _stages() as stage,
     ):
         result = benchmark(model, settings, extras=extras, stage=stage)
-    if not json:
-        show(result, stdout)
-    if output_dir is not None:
-        written = result.write(output_dir)
+    try:  # first of all: whoever reads along may have gone, and a full disk keeps nobody from reading
+        written = None if output_dir is None else result.write(output_dir)
+    finally:
         if not json:
-            stdout.print(f"{escape(str(written))} written", soft_wrap=True)
+            show(result, stdout)
     if json:
         emit_json(result.to_dict(samples=False))
+    elif written is not None:
+        stdout.print(f"{escape(str(written))} written", soft_wrap=True)
     if result.partial:
         stderr.print("edgeface: interrupted; what was measured is marked as partial")
         raise typer.Exit(130)
@@ -268,7 +283,9 @@ def _stages() -> Iterator[Stage]:
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True, refresh_per_second=2) as bars:
+    with Progress(
+        *columns, console=stderr, transient=True, refresh_per_second=2, disable=not stderr.is_terminal
+    ) as bars:
 
         def stage(name: str) -> Any:
             for task in bars.task_ids:

@@ -161,7 +161,10 @@ def sweep(
         requests=_numbers("--requests", requests),
         batches=_numbers("--batches", batches),
     )
-    settings = DEFAULTS.model_copy(update={"duration_s": duration, "warm_up_s": warm_up})
+    longest = max(duration, DEFAULTS.max_duration_s or 0.0)
+    settings = DEFAULTS.model_copy(
+        update={"duration_s": duration, "max_duration_s": longest, "warm_up_s": warm_up}
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal, refresh_per_second=1) as bars:
         task = bars.add_task("sweep", total=None)

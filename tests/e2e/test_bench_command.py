@@ -128,3 +128,31 @@ def test_ctrl_c_writes_what_was_measured_and_exits_130(work: Path) -> None:
     assert result.partial
     assert result.samples is not None
     assert result.samples.count > 0
+
+
+def test_ctrl_c_before_anything_is_measured_is_said_in_one_line(work: Path) -> None:
+    command = [sys.executable, "-m", "edgeface", "-v", "bench", "run", str(work / "tiny.xml"), "-t", "120"]
+    with subprocess.Popen(
+        [*command, "--warm-up", "60", "-s", "offline", "--batch", "1", "-o", str(work / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert any("tiny.xml: load" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            output, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "edgeface: interrupted"
+    assert output == ""
+    assert not (work / "out").exists()
+
+
+def test_a_reader_who_has_gone_does_not_cost_the_result(work: Path) -> None:
+    command = [sys.executable, "-m", "edgeface", "bench", "run", str(work / "tiny.xml"), *QUICK]
+    with subprocess.Popen([*command, "-o", str(work / "out")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) in (0, 120)  # Python says 120 where it cannot flush stdout at exit
+    assert BenchmarkResult.read(work / "out").throughput_fps

@@ -41,7 +41,8 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_scenario_gives_a_result_that_can_be_read_again(
     ir: Path, scenario: Any, end_to_end: bool
 ) -> None:
-    extras = Extras(peak=False, layers=False, bound_ms=1000.0, percentile=90.0)
+    own = {"bound_ms": 1000.0, "percentile": 90.0} if scenario == "server" else {}
+    extras = Extras(peak=False, layers=False, **own)
     run = settings(scenario=scenario, end_to_end=end_to_end, hint="THROUGHPUT", requests=3)
     result = benchmark(ir, run, extras=extras)
     assert BenchmarkResult.from_dict(result.to_dict()) == result
@@ -98,6 +99,15 @@ def test_an_image_format_is_measured_in_the_graph(ir: Path) -> None:
     [
         ({"scenario": "server"}, {}, InputError, "expected a bound on the latency"),
         ({"scenario": "server"}, {"bound_ms": 5.0, "percentile": 100.0}, InputError, "between 0 and 100"),
+        (
+            {},
+            {"bound_ms": 5.0},
+            InputError,
+            "single-stream: expected no bound ms, which is of the scenario server",
+        ),
+        ({"scenario": "offline"}, {"samples_per_query": 4}, InputError, "of the scenario multi-stream"),
+        ({"scenario": "server"}, {"bound_ms": 5.0, "samples_per_query": 4}, InputError, "multi-stream"),
+        ({"duration_s": 2.0, "max_duration_s": 1.0}, {}, InputError, "at least the duration, 2 s, found 1 s"),
         ({"scenario": "kiosk"}, {}, InputError, "expected a video and a detector"),
         ({"scenario": "multi-stream"}, {"samples_per_query": 0}, InputError, "1 sample a query or more"),
         ({"end_to_end": True, "batch": 4}, {}, InputError, "expected 1 end to end"),
@@ -112,6 +122,18 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         benchmark(ir, settings(**changes), extras=Extras(peak=False, layers=False, **extras))
+
+
+def test_a_longer_duration_moves_the_longest_unless_that_is_given(ir: Path) -> None:
+    run = settings(duration_s=130.0, max_duration_s=None, min_count=1)
+    told: list[str] = []
+
+    def stage(name: str) -> Any:
+        told.append(name)
+        return lambda share, count: count > 3 and signal.raise_signal(signal.SIGINT)
+
+    result = benchmark(ir, run, extras=Extras(peak=False, layers=False), stage=stage)
+    assert result.settings.max_duration_s == 130.0
 
 
 def test_end_to_end_needs_a_contract(tmp_path: Path) -> None:
