@@ -13,6 +13,7 @@ terminal does: neither may take anything from the other.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -281,7 +282,8 @@ def remains_of(path: Path, gone: dict[int, int]) -> Iterator[str]:
             secrets.append(image_of(person, number).png[40:-16])
     searcher = Searcher(secrets)
     for place in files_of(path):
-        with place.open("rb") as file:  # no connection to the gallery is open here
+        # No connection to the gallery is open here, and the other process may just have closed the last one.
+        with contextlib.suppress(FileNotFoundError), place.open("rb") as file:
             for offset, _ in searcher.search(file.fileno()):
                 yield f"{place.name} at byte {offset}"
 
