@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +16,12 @@ from edgeface.recognize.gallery.database import Database
 from edgeface.recognize.gallery.erase import scrub
 from edgeface.recognize.gallery.rows import SEALED_TABLES, Rows
 
-__all__ = ["CheckReport", "check"]
+__all__ = ["CheckReport", "check", "report", "row_problems"]
 
 _MOST = 100
 _HIGHEST = (
     "SELECT coalesce(max(id), 0) FROM (SELECT id FROM people UNION ALL SELECT id FROM templates "
-    "UNION ALL SELECT template_id FROM removals)"
+    "UNION ALL SELECT template_id FROM removals) AS given"
 )
 
 
@@ -47,9 +50,15 @@ def check(database: Database, rows: Rows) -> CheckReport:
         If an erasure is unfinished and cannot be finished, because others read.
     """
     scrub(database)
+    with database.reading() as connection:
+        return report(itertools.chain(_file_problems(connection), row_problems(connection, database, rows)))
+
+
+def report(found: Iterable[tuple[str, str]]) -> CheckReport:
+    """What `row_problems` and its like yield, counted."""
     counts = dict.fromkeys(SEALED_TABLES, 0)
     problems = []
-    for table, problem in _problems(database, rows):
+    for table, problem in found:
         if problem:
             problems.append(problem)
         else:
@@ -57,41 +66,40 @@ def check(database: Database, rows: Rows) -> CheckReport:
     return CheckReport(rows=counts, problems=tuple(problems[:_MOST]))
 
 
-def _problems(database: Database, rows: Rows) -> Iterator[tuple[str, str]]:
+def _file_problems(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    for (line,) in connection.execute(f"PRAGMA integrity_check({_MOST})"):
+        if line != "ok":
+            yield "", f"the file's structure: {line}"
+    for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+        yield "", f"row {row} of {table} belongs to a row of {parent} that is not there"
+
+
+def row_problems(
+    connection: Any, database: Any, rows: Rows, *, tables: Iterable[str] = SEALED_TABLES
+) -> Iterator[tuple[str, str]]:
     """A table's name for each row that is well, and a line for each thing that is not."""
-    with database.reading() as connection:
-        for (line,) in connection.execute(f"PRAGMA integrity_check({_MOST})"):
-            if line != "ok":
-                yield "", f"the file's structure: {line}"
-        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-            yield "", f"row {row} of {table} belongs to a row of {parent} that is not there"
-        (highest,) = connection.execute(_HIGHEST).fetchone()
-        if highest >= database.state("next_id"):
-            yield (
-                "",
-                f"the next number to be given is {database.state('next_id')}, and {highest} was given already",
-            )
-        for table in SEALED_TABLES:
-            for identity, stored in rows.sealed(connection, table):
-                try:
-                    content = rows.open(table, identity, stored)
-                except GalleryDamagedError as error:
-                    yield table, str(error)
-                    continue
-                yield table, ""
-                if table == "templates":
-                    length = np.linalg.norm(
-                        TemplateBody.decode(content, database.header.dim).vector.astype(float)
-                    )
-                    if not abs(length - 1) < 1e-3:
-                        yield table, f"template {identity[0]}: expected length 1, found {length:.6g}"
-                if table == "people":
-                    name = PersonBody.decode(content).name
-                    mark = Rows.mark_name(database.vault, name)
-                    if not connection.execute(
-                        "SELECT 1 FROM people WHERE id = ? AND name_mark = ?", (identity[0], mark)
-                    ).fetchone():
-                        yield (
-                            table,
-                            f"person {identity[0]}: cannot be found by name, its mark is another one's",
-                        )
+    (highest,) = connection.execute(_HIGHEST).fetchone()
+    if highest >= database.state("next_id"):
+        yield (
+            "",
+            f"the next number to be given is {database.state('next_id')}, and {highest} was given already",
+        )
+    for table in tables:
+        for identity, stored in rows.sealed(connection, table):
+            try:
+                content = rows.open(table, identity, stored)
+            except GalleryDamagedError as error:
+                yield table, str(error)
+                continue
+            yield table, ""
+            if table == "templates":
+                vector = TemplateBody.decode(content, database.header.dim).vector
+                length = np.linalg.norm(vector.astype(float))
+                if not abs(length - 1) < 1e-3:
+                    yield table, f"template {identity[0]}: expected length 1, found {length:.6g}"
+            if table == "people":
+                mark = Rows.mark_name(database.vault, PersonBody.decode(content).name)
+                if not connection.execute(
+                    "SELECT 1 FROM people WHERE id = ? AND name_mark = ?", (identity[0], mark)
+                ).fetchone():
+                    yield table, f"person {identity[0]}: cannot be found by name, its mark is another one's"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,7 @@ def reseal(
     header: Header,
     vault: Vault,
     *,
+    tables: Iterable[str] = SEALED_TABLES,
     change: Change | None = None,
 ) -> list[bytes]:
     """Seal every row for another header and vault, inside `writing`; the caller adopts them after the commit.
@@ -96,7 +97,7 @@ def reseal(
     """
     generation = database.wrote()
     pieces = []
-    for table in SEALED_TABLES:
+    for table in tables:
         for identity, stored in _chunked(connection, rows, table):
             pieces.append(stored[-_PIECE:])
             content = rows.open(table, identity, stored)

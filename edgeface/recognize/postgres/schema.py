@@ -12,9 +12,19 @@ from typing import Literal
 
 from edgeface.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "VectorType", "check_gallery_name", "statements", "vector_type"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "SEALED_TABLES",
+    "VectorType",
+    "check_gallery_name",
+    "statements",
+    "vector_type",
+    "vectors_statement",
+]
 
 SCHEMA_VERSION = 1
+SEALED_TABLES = ("people", "templates", "images")
+"""Those of `gallery.rows.SEALED_TABLES` that are on a server: nothing is rebuilt there."""
 VectorType = Literal["vector", "halfvec"]
 
 _MAX_DIM = 16000
@@ -88,5 +98,10 @@ def vector_type(kind: str, dim: int) -> str:
 
 def statements(dim: int, searched_as: VectorType | None) -> list[str]:
     """What makes the empty tables."""
-    script = _TABLES if searched_as is None else f"{_TABLES};{_VECTORS.format(type=searched_as, dim=dim)}"
-    return [statement for statement in script.split(";") if statement.strip()]
+    made = [statement for statement in _TABLES.split(";") if statement.strip()]
+    return made if searched_as is None else [*made, vectors_statement(dim, searched_as)]
+
+
+def vectors_statement(dim: int, searched_as: VectorType) -> str:
+    """What makes the empty table that pgvector searches."""
+    return _VECTORS.format(type=searched_as, dim=dim)

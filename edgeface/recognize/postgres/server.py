@@ -206,6 +206,11 @@ class Server:
         """Whether this thread is inside `reading` or `writing`."""
         return self._depth > 0 and self._owner == threading.get_ident()
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether the block that is open has changed something, which may yet be undone."""
+        return self._depth > 0 and self._wrote
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any]:
         """One state of the gallery, whatever others write meanwhile."""
@@ -293,7 +298,9 @@ class Server:
     def _require_header(self, connection: Connection) -> None:
         (text,) = connection.execute("SELECT header FROM gallery").fetchone()
         if text != self.header.encode():
-            raise GalleryError(f"{self.where}: was replaced by another gallery; open it again")
+            raise GalleryError(
+                f"{self.where}: somebody gave this gallery another key, or replaced it; open it again"
+            )
 
     def _require_usable(self) -> None:
         if self._closed:
@@ -317,6 +324,17 @@ class Server:
         first = self.state("next_id")
         self._connection.execute("UPDATE gallery SET next_id = next_id + ?", (count,))
         return range(first, first + count)
+
+    def replace_header(self, header: Header, vault: Vault) -> None:
+        """Bind the gallery to something else, inside `writing`; the caller calls `adopt` after the commit."""
+        text = header.encode()
+        self._connection.execute(
+            "UPDATE gallery SET header = ?, header_mark = ?", (text, mark_header(text, vault))
+        )
+
+    def adopt(self, header: Header, vault: Vault) -> None:
+        """Go on with what `replace_header` wrote, now that it is committed."""
+        self.header, self.vault = header, vault
 
     def outside(self, statement: str) -> None:
         """Run a statement that no transaction may hold, such as VACUUM."""

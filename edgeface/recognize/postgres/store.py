@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeface.errors import (
     GalleryBusyError,
@@ -15,21 +17,25 @@ from edgeface.errors import (
     NotSupportedError,
     OutputError,
 )
+from edgeface.recognize.gallery.check import CheckReport, report, row_problems
 from edgeface.recognize.gallery.codec import Header, vectors_of
 from edgeface.recognize.gallery.database import mark_header
 from edgeface.recognize.gallery.erase import delete_templates
 from edgeface.recognize.gallery.matrix import Matrix
 from edgeface.recognize.gallery.records import Erasure, NewTemplate, TemplateBlock, now, unit_vector
+from edgeface.recognize.gallery.reseal import reseal
 from edgeface.recognize.gallery.rows import Rows, block_of
 from edgeface.recognize.gallery.tables import TableStore
 from edgeface.recognize.gallery.vault import make_vault
 from edgeface.recognize.postgres.faults import server_errors
 from edgeface.recognize.postgres.schema import (
     SCHEMA_VERSION,
+    SEALED_TABLES,
     VectorType,
     check_gallery_name,
     statements,
     vector_type,
+    vectors_statement,
 )
 from edgeface.recognize.postgres.server import Server, connect, place_of
 
@@ -59,10 +65,7 @@ class PostgresStore(TableStore):
         super().__init__(database, rows, _ServerMatrix(database, rows))
         with self._server.reading() as connection:
             self._searched_as = _searched_as(connection)
-        try:
-            self.scrub()
-        except (GalleryBusyError, OutputError) as error:
-            _log.warning("%s: an erasure is still unfinished: %s", self._server.where, error)
+        self._scrub_or_say()
 
     @classmethod
     def create(
@@ -153,12 +156,14 @@ class PostgresStore(TableStore):
         ids = super()._add_templates(connection, person_id, templates, generation)
         if self._searched_as is not None:
             for template_id, new in zip(ids, templates, strict=True):
-                vector = unit_vector(new, self.info)
-                connection.execute(
-                    f"INSERT INTO vectors VALUES (?, ?::text::{self._searched_as})",
-                    (template_id, vector_text(vector)),
-                )
+                self._let_search(connection, template_id, unit_vector(new, self.info), self._searched_as)
         return ids
+
+    @staticmethod
+    def _let_search(connection: Any, template_id: int, vector: NDArray[np.float32], searched_as: str) -> None:
+        connection.execute(
+            f"INSERT INTO vectors VALUES (?, ?::text::{searched_as})", (template_id, vector_text(vector))
+        )
 
     def fetch(self, connection: Any, where: str, values: Sequence[int]) -> TemplateBlock:
         """Templates for which a condition with one list of numbers holds, inside `Server.reading`."""
@@ -202,10 +207,7 @@ class PostgresStore(TableStore):
             if template_ids is None:
                 connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
             connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
-        try:
-            self.scrub()
-        except GalleryBusyError as error:
-            _log.warning("%s: deleted, and not yet rewritten: %s", self._server.where, error)
+        self._scrub_or_say()
         return Erasure(
             person_id=person_id,
             templates=len(ids),
@@ -215,6 +217,66 @@ class PostgresStore(TableStore):
             needles=0,
             remains=(),
         )
+
+    def rekey(self, key: bytes | None, *, searched_as: VectorType = "vector") -> int:
+        """Seal every row with another key, the first one, or none, in one transaction; how many rows.
+
+        With a key the server's own form of the embeddings goes, and a graph over it; without one it is made again.
+        Tables are then rewritten as by `forget`, with the same limits. Whoever has the gallery open must open it
+        again.
+
+        Parameters
+        ----------
+        key
+            32 bytes, or None: whoever can read the tables can read everything then.
+        searched_as
+            As in `create`; only without a key.
+
+        Raises
+        ------
+        GalleryError
+            If it is this key already, or inside `writing`.
+        GalleryDamagedError
+            If a row is damaged: nothing is changed.
+        NotSupportedError
+            If there is no pgvector, which is needed without a key.
+        """
+        server = self._server
+        if server.in_transaction:
+            raise GalleryError("rekey: expected to be outside of writing()")
+        vault = make_vault(key, server.header.gallery_id)
+        if vault.key_id == server.header.key_id:
+            raise GalleryError(f"{server.where}: expected another key, found the one that it has")
+        header = dataclasses.replace(server.header, key_id=vault.key_id)
+        searched: VectorType | None = None if key is not None else searched_as
+        with server.writing() as connection:
+            if self._searched_as is not None:
+                connection.execute("DROP TABLE vectors")
+            if searched is not None:
+                vector_type(searched, header.dim)
+                _require_pgvector(connection, server.where)
+                connection.execute(vectors_statement(header.dim, searched))
+                for block in self._rows.blocks(connection, rows=_ROWS):
+                    for template_id, vector in zip(block.ids.tolist(), block.vectors, strict=True):
+                        self._let_search(connection, template_id, vector, searched)
+            database: Any = server
+            sealed = reseal(connection, database, self._rows, header, vault, tables=SEALED_TABLES)
+        server.adopt(header, vault)
+        self._searched_as = searched
+        self._scrub_or_say()
+        return len(sealed)
+
+    def check(self) -> CheckReport:
+        """Finish what was interrupted, then read every row; the server's own structure its tools check."""
+        self.scrub()
+        with self._server.reading() as connection:
+            return report(row_problems(connection, self._server, self._rows, tables=SEALED_TABLES))
+
+    def _scrub_or_say(self) -> None:
+        try:
+            self.scrub()
+        except (GalleryBusyError, OutputError) as error:
+            _log.warning("%s: an erasure is still unfinished: %s", self._server.where, error)
 
     def scrub(self) -> None:
         """Rewrite the tables if something was deleted from them since they were rewritten last.
@@ -228,7 +290,7 @@ class PostgresStore(TableStore):
             due = self._server.state("unscrubbed")
         if not due:
             return
-        for table in ("people", "templates", "images", *(["vectors"] if self._searched_as else [])):
+        for table in (*SEALED_TABLES, *(["vectors"] if self._searched_as else [])):
             self._server.outside(f"VACUUM (FULL) {table}")
         with self._server.writing() as connection:
             connection.execute("UPDATE gallery SET unscrubbed = 0 WHERE unscrubbed = ?", (due,))
@@ -264,7 +326,8 @@ class _ServerMatrix(Matrix):
     def load(self) -> TemplateBlock:
         """All templates."""
         with self._database.reading() as connection:
-            return self._joined(self._rows.blocks(connection, rows=_ROWS))
+            block = self._joined(self._rows.blocks(connection, rows=_ROWS))
+            return dataclasses.replace(block, generation=self._generation())
 
 
 def vector_text(vector: Any) -> str:

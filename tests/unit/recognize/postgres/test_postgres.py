@@ -14,6 +14,7 @@ from unit.recognize.gallery.conformance import (
     OTHER_CONTRACT,
     Place,
     StoreConformance,
+    kept,
     template,
     templates,
     vectors,
@@ -32,6 +33,7 @@ from edgeface.errors import (
     OutputError,
 )
 from edgeface.recognize.embedding import Embedding, Embeddings
+from edgeface.recognize.gallery.check import CheckReport
 from edgeface.recognize.index import ExactIndex, Index, LiveIndex
 
 KEY = bytes(range(32))
@@ -42,13 +44,13 @@ pytestmark = pytest.mark.timeout(120)
 def open_store(url: str, name: str, **options: Any) -> Any:
     from edgeface.recognize.postgres import PostgresStore
 
-    return PostgresStore(url, name, **{"patience": 1.0, "timeout": 5.0, **options})
+    return PostgresStore(url, name, **{"patience": 1.0, "timeout": 20.0, **options})
 
 
 def create(url: str, name: str, **options: Any) -> Any:
     from edgeface.recognize.postgres import PostgresStore
 
-    settings = {"contract_id": CONTRACT, "dim": DIM, "key": None, "patience": 1.0, "timeout": 5.0}
+    settings = {"contract_id": CONTRACT, "dim": DIM, "key": None, "patience": 1.0, "timeout": 20.0}
     return PostgresStore.create(url, name, **{**settings, **options})
 
 
@@ -120,6 +122,83 @@ def test_a_changed_row_is_noticed(cluster: Any, gallery: str) -> None:
     )
     with pytest.raises(GalleryDamagedError, match="header"):
         open_store(cluster.url, gallery, key=KEY)
+
+
+def test_check_reads_every_row_and_says_what_is_damaged(cluster: Any, gallery: str) -> None:
+    with create(cluster.url, gallery, key=KEY, keep_images=True) as store:
+        store.add_person("Ada", templates=[template(vectors(1)[0], image=kept())])
+        assert store.check() == CheckReport(
+            rows={"people": 1, "templates": 1, "images": 1, "staged": 0}, problems=()
+        )
+        cluster.sql(
+            f"UPDATE edgeface_{gallery}.images SET body = set_byte(body, 20, 1 - get_byte(body, 20) % 2)"
+        )
+        cluster.sql(f"UPDATE edgeface_{gallery}.gallery SET next_id = 2")
+        problems = store.check().problems
+        assert len(problems) == 2
+        assert "2 was given already" in problems[0]
+        assert "row 2 of images" in problems[1]
+
+
+# A new key
+
+
+OTHER_KEY = bytes(range(1, 33))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"]
+)
+def test_rekey_changes_the_key_and_nothing_else(
+    pgvector: Any, gallery: str, old: bytes | None, new: bytes | None
+) -> None:
+    from edgeface.recognize.postgres import PostgresIndex
+
+    row = vectors(1, seed=4003)[0]
+    with (
+        create(pgvector.url, gallery, key=old, keep_images=True) as store,
+        open_store(pgvector.url, gallery, key=old) as other,
+    ):
+        store.add_person("Zenobia Rekeyed", templates=[template(row, image=kept()), *templates(2)])
+        people, block = store.people(), store.load()
+        pgvector.sql("CHECKPOINT")
+        assert pgvector.holds(row.tobytes()[:16]) is (old is None)
+        assert store.rekey(new) == 5
+        assert store.people() == people
+        np.testing.assert_array_equal(store.load().vectors, block.vectors)
+        with pytest.raises(GalleryError, match="the one that it has"):
+            store.rekey(new)
+        for call in (other.people, lambda: other.add_person("a")):
+            with pytest.raises(GalleryError, match="open it again"):
+                call()
+        store.add_person("Somebody else", templates=templates(1, seed=9))
+        pgvector.sql("CHECKPOINT")
+        assert pgvector.holds(row.tobytes()[:16]) is (new is None)
+    with pytest.raises(GalleryKeyError):
+        open_store(pgvector.url, gallery, key=old)
+    with open_store(pgvector.url, gallery, key=new) as store:
+        assert store.people()[:1] == people
+        assert store.check().problems == ()
+        assert (store.searched_as is None) is (new is not None)
+        if new is None:
+            hits = PostgresIndex(store).search(Embedding(row, CONTRACT))
+            assert hits.ids.tolist() == block.ids[:1].tolist()
+        store.forget(people[0].id)
+    pgvector.sql("CHECKPOINT")
+    assert not pgvector.holds(row.tobytes()[:16])
+
+
+def test_a_rekey_that_meets_a_damaged_row_changes_nothing(pgvector: Any, gallery: str) -> None:
+    with create(pgvector.url, gallery) as store:
+        ada = store.add_person("Ada", templates=templates(3))
+        pgvector.sql(f"UPDATE edgeface_{gallery}.templates SET body = '\\x00' WHERE id = {ada.id + 2}")
+        generation = store.generation()
+        with pytest.raises(GalleryDamagedError):
+            store.rekey(KEY)
+        assert store.generation() == generation
+        assert store.people() == (ada,)
+    with open_store(pgvector.url, gallery) as store:
+        assert store.searched_as == "vector"
 
 
 # Search
