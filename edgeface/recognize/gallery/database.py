@@ -163,6 +163,11 @@ class Database:
         """Whether this thread is inside `reading` or `writing`."""
         return self._depth > 0 and self._owner == threading.get_ident()
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether the block that is open has changed something, which may yet be undone."""
+        return self._depth > 0 and self._wrote
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """One state of the gallery, whatever others write meanwhile."""

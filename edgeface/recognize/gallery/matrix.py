@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,7 @@ from edgeface.recognize.gallery.rows import Rows, block_of
 __all__ = ["Matrix"]
 
 _ROWS = 16384
+_UNCOMMITTED = -1
 _WORTH_A_FILE = 2048
 """Templates that the derived file must save the reading of, before it is written."""
 
@@ -49,6 +51,7 @@ class Matrix:
                 read = len(block)
             else:
                 block, read = apply_changes(known, changes), len(changes.added) + len(changes.removed)
+            block = dataclasses.replace(block, generation=self._generation())
         if read >= _WORTH_A_FILE and not within:
             self._keep(block)
         return block
@@ -65,17 +68,20 @@ class Matrix:
             return self._changes(connection, generation)
 
     def _changes(self, connection: sqlite3.Connection, generation: int) -> Changes | None:
-        current = self._database.state("generation")
-        if not self._database.state("known_since") <= generation <= current:
+        if not self._database.state("known_since") <= generation <= self._database.state("generation"):
             return None
         removed = connection.execute(
             "SELECT template_id FROM removals WHERE generation > ? ORDER BY template_id", (generation,)
         )
         return Changes(
-            generation=current,
+            generation=self._generation(),
             removed=np.array([row[0] for row in removed], np.int64),
             added=self._joined(self._rows.blocks(connection, rows=_ROWS, after=generation)),
         )
+
+    def _generation(self) -> int:
+        """Of what is read now; what may yet be undone has none, so that whoever has it reads everything again."""
+        return _UNCOMMITTED if self._database.uncommitted else self._database.state("generation")
 
     def _joined(self, blocks: Iterator[TemplateBlock]) -> TemplateBlock:
         found: Sequence[TemplateBlock] = list(blocks)

@@ -115,7 +115,11 @@ class Store(Protocol):
         """
 
     def load(self) -> TemplateBlock:
-        """All templates in one block, as quickly as the store can: from a file beside it, if that is current."""
+        """All templates in one block, as quickly as the store can: from a file beside it, if that is current.
+
+        Inside `writing`, after a write, it has what was written and a generation that nothing ever has: it may yet be
+        undone. So has `changes_since`.
+        """
 
     def changes_since(self, generation: int) -> Changes | None:
         """What happened to the templates after a generation; None if that is no longer known: call `load`."""

@@ -12,6 +12,7 @@ A test module makes it its own so::
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,25 @@ class StoreConformance:
         assert store.generation() == before
         assert [each.name for each in store.people()] == ["Ada"]
         assert len(store.load()) == 1
+
+    # What may yet be undone
+
+    def test_what_was_undone_is_of_no_generation(self, store: Store) -> None:
+        store.add_person("Ada", templates=templates(1))
+        before = store.generation()
+        with contextlib.suppress(KeyError), store.writing():
+            assert store.load().generation == before
+            store.add_person("Grace", templates=templates(1, seed=1))
+            loaded, changes = store.load(), store.changes_since(before - 1)
+            raise KeyError
+        assert changes is not None
+        assert len(loaded) == len(changes.added) == 2
+        store.add_person("Joan", templates=templates(1, seed=2))
+        for seen in (loaded.generation, changes.generation):
+            assert (
+                store.changes_since(seen) is None
+            )  # or Grace would stay for ever in whatever follows the store
+            assert seen != store.generation()
 
     # People
 

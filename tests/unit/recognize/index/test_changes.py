@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -185,6 +186,22 @@ def test_an_index_is_filled_again_when_its_generation_is_unknown(store: Any, mak
     assert follow(index, store)
     assert not follow(index, store)
     assert index.block().ids.tolist() == store.load().ids.tolist()
+
+
+def test_nobody_whose_enrolment_was_undone_is_ever_found(store: Any, make: Make) -> None:
+    rows = unit_rows(4, DIM)
+    store.add_person("Ada", templates=templates(rows[:1]))
+    late = LiveIndex(store, make)
+    store.add_person("Grace", templates=templates(rows[1:2]))
+    with contextlib.suppress(KeyError), store.writing():
+        store.add_person("Joan", templates=templates(rows[2:3]))
+        inside = LiveIndex(store, make)
+        assert len(late) == len(inside) == 3
+        raise KeyError
+    store.add_person("Mary", templates=templates(rows[3:]))
+    for live in (late, inside):
+        np.testing.assert_array_equal(live.block().ids, store.load().ids)
+        assert live.search(Embedding(rows[2], ID)).scores[0] < 0.99
 
 
 @pytest.mark.timeout(60)
