@@ -309,18 +309,20 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
         bystander = subprocess.Popen(
             [sys.executable, __file__, "--bystand", str(path)], stdout=subprocess.PIPE, text=True
         )
-        for number in range(rounds):
-            kind = KINDS[number % len(KINDS)]
-            fill(path, truth, people)
-            before = truth.acknowledged
-            kill_once(path, kind, truth, dice, longest)
-            acknowledged[kind] += truth.acknowledged - before
-            judge(path, truth, problems)
-            sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
-            if kind == "enrol":  # the gallery must not grow without bounds
-                trim(path, truth, people)
-        bystander.terminate()
-        opened = int(bystander.communicate(timeout=_HURRY)[0] or 0)
+        try:
+            for number in range(rounds):
+                kind = KINDS[number % len(KINDS)]
+                fill(path, truth, people)
+                before = truth.acknowledged
+                kill_once(path, kind, truth, dice, longest)
+                acknowledged[kind] += truth.acknowledged - before
+                judge(path, truth, problems)
+                sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
+                if kind == "enrol":  # the gallery must not grow without bounds
+                    trim(path, truth, people)
+        finally:
+            bystander.terminate()
+            opened = int(bystander.communicate(timeout=_HURRY)[0] or 0)
         if bystander.returncode:
             problems.append(f"the process at another terminal ended with {bystander.returncode}")
     return {

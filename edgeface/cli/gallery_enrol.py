@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from edgeface.recognize.gallery.enrol import Enrolment, EnrolRules
     from edgeface.recognize.gallery.sqlite import SqliteStore
 
+    _Templates = tuple[str, list[tuple[str, NewTemplate]]]
+    """A name, and a picture and its template each."""
+
 __all__ = ["choose_rules", "register"]
 
 _TABLES = (".npz", ".parquet")
@@ -102,7 +105,7 @@ def enrol(
     with open_gallery(gallery, key) as store, contextlib.ExitStack() as stack:
         rules = choose_rules(threshold, store.info.contract_id)
         if all(path.suffix in _TABLES for _, path in places):
-            templates = _from_tables([path for _, path in places], name)
+            people = _from_tables([path for _, path in places], name)
         elif model is None:
             raise InputError(
                 "expected --model, the gallery's IR, because pictures are to be embedded; found none"
@@ -113,12 +116,12 @@ def enrol(
                 finder = stack.enter_context(
                     load_detector(detector, detector_model, landmarks_model, device=device, min_size=min_size)
                 )
-            templates = _from_pictures(
+            people = _from_pictures(
                 store, places, finder, model, device, stack, report, gate=not no_gate, largest=largest
             )
         _enrol_all(
             store,
-            templates,
+            people,
             report,
             rules=rules,
             labels=label,
@@ -132,7 +135,9 @@ def enrol(
 class _Report:
     """What happened so far."""
 
-    done: list[Enrolment] = field(default_factory=list)
+    done: list[tuple[Enrolment, list[str]]] = field(
+        default_factory=list
+    )  # and whose pictures the templates are of
     not_enrolled: dict[str, str] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
 
@@ -168,17 +173,17 @@ def _people_of(paths: list[str], name: str | None) -> list[tuple[str, Path]]:
     return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]
 
 
-def _from_tables(tables: list[Path], name: str | None) -> Iterator[tuple[str, list[NewTemplate]]]:
+def _from_tables(tables: list[Path], name: str | None) -> Iterator[_Templates]:
     """Of each row the person is the folder of its picture."""
     from edgeface.recognize.gallery import NewTemplate
     from edgeface.recognize.table import EmbeddingTable
 
     for path in tables:
         table = EmbeddingTable.load(path)
-        people: dict[str, list[NewTemplate]] = {}
+        people: dict[str, list[tuple[str, NewTemplate]]] = {}
         for row, picture in enumerate(table.paths.tolist()):
             person = name or Path(picture).parent.name
-            people.setdefault(person, []).append(NewTemplate(embedding=table.embeddings[row]))
+            people.setdefault(person, []).append((picture, NewTemplate(embedding=table.embeddings[row])))
         yield from people.items()
 
 
@@ -193,7 +198,7 @@ def _from_pictures(
     *,
     gate: bool,
     largest: bool,
-) -> Iterator[tuple[str, list[NewTemplate]]]:
+) -> Iterator[_Templates]:
     from edgeface.cli.output import counting
     from edgeface.recognize.embedding import require_same_contract
     from edgeface.recognize.gallery.portraits import portraits
@@ -226,20 +231,19 @@ def _from_pictures(
             if portrait.template is None:
                 report.refused[portrait.path] = portrait.refusal
             else:
-                templates.append(portrait.template)
+                templates.append((str(portrait.path), portrait.template))
         yield person, templates
 
 
-def _enrol_all(
-    store: SqliteStore, people: Iterable[tuple[str, list[NewTemplate]]], report: _Report, **options: Any
-) -> None:
+def _enrol_all(store: SqliteStore, people: Iterable[_Templates], report: _Report, **options: Any) -> None:
     from edgeface.recognize.gallery.enrol import enrol as run
     from edgeface.recognize.index import LiveIndex
 
     index = LiveIndex(store)
-    for name, templates in people:
+    for name, found in people:
+        pictures, templates = [picture for picture, _ in found], [template for _, template in found]
         try:
-            report.done.append(run(store, name, templates, index=index, **options))
+            report.done.append((run(store, name, templates, index=index, **options), pictures))
         except EnrolmentRefused as error:
             report.not_enrolled[name] = str(error)
 
@@ -256,15 +260,15 @@ def _answer(gallery: Path, report: _Report, *, json: bool) -> None:
         emit_json(
             {
                 "gallery": str(gallery),
-                "enrolled": [_describe(each) for each in report.done],
+                "enrolled": [_describe(each, pictures) for each, pictures in report.done],
                 "not_enrolled": [{"name": name, "error": why} for name, why in report.not_enrolled.items()],
                 "refused": [{"path": str(path), "error": why} for path, why in report.refused.items()],
             }
         )
     for path, why in report.refused.items():
         stderr.print(f"{path}: {why}", markup=False, soft_wrap=True)
-    for each in report.done:
-        _warn(each)
+    for each, pictures in report.done:
+        _warn(each, pictures)
         if not json:
             known = f", {each.already} known already" if each.already else ""
             stdout.print(
@@ -279,22 +283,22 @@ def _answer(gallery: Path, report: _Report, *, json: bool) -> None:
         raise typer.Exit(NegativeResult.exit_code)
 
 
-def _warn(done: Enrolment) -> None:
+def _warn(done: Enrolment, pictures: list[str]) -> None:
     name = done.person.name
     for each in done.lookalikes:
         words = f"{name}: enrolled by force, and looks like {each.person.name!r} (similarity {each.similarity:.3f})"
         stderr.print(words, markup=False, soft_wrap=True)
     for odd in done.disagreements:
-        other = f"new picture {odd.other + 1}" if isinstance(odd.other, int) else f"template {odd.other.id}"
+        other = pictures[odd.other] if isinstance(odd.other, int) else f"template {odd.other.id}"
         stderr.print(
-            f"{name}: new picture {odd.new + 1} and {other} do not look like one person (similarity "
+            f"{name}: {pictures[odd.new]} and {other} do not look like one person (similarity "
             f"{odd.similarity:.3f}); look at them",
             markup=False,
             soft_wrap=True,
         )
 
 
-def _describe(done: Enrolment) -> dict[str, Any]:
+def _describe(done: Enrolment, pictures: list[str]) -> dict[str, Any]:
     return {
         **describe_person(done.person),
         "new_person": done.created,
@@ -306,8 +310,8 @@ def _describe(done: Enrolment) -> dict[str, Any]:
         ],
         "disagreements": [
             {
-                "new": each.new,
-                "other": each.other if isinstance(each.other, int) else None,
+                "new": pictures[each.new],
+                "other": pictures[each.other] if isinstance(each.other, int) else None,
                 "template": None if isinstance(each.other, int) else each.other.id,
                 "similarity": each.similarity,
             }

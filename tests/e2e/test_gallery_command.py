@@ -84,6 +84,21 @@ def test_enrolling_again_adds_nothing_and_a_stolen_face_exits_1(capsys: pytest.C
 
 
 @pytest.mark.usefixtures("gallery")
+def test_pictures_that_do_not_look_like_one_person_are_named(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "people" / "Ada" / "00.png").write_bytes(b"no picture")  # is refused, and does not count
+    pictures = ("people/Ada", "people/Grace/0.png", "--name", "Both", "--force")
+    done = ask(capsys, "enrol", "g", *pictures, *ENROL, *KEY)
+    (odd, other) = done["enrolled"][0]["disagreements"]
+    names = [f"people/Ada/{number}.png" for number in range(2)]
+    assert {odd["new"], other["new"]} == {"people/Grace/0.png"}
+    assert [odd["other"], other["other"]] == names
+    assert run("enrol", "g", "people/Linus/0.png", "--name", "Both", "--force", *ENROL, *KEY) == 0
+    assert "people/Linus/0.png and template" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("gallery")
 def test_forget_asks_and_erases_and_proves(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("forget", "g", "Ada", *KEY) == 2
     assert "expected --yes" in capsys.readouterr().err
