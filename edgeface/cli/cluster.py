@@ -105,7 +105,7 @@ def cluster(
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of photographs, found none")
     _require_own(output_dir)
-    files = [path for path in find_files(folder) if output_dir.resolve() not in path.resolve().parents]
+    files = _without(output_dir / "people", find_files(folder))
     how = {"detector": detector.value, "min_size": min_size, "faces": "all", "gate": gate}
     with contextlib.ExitStack() as stack:
         embedder = stack.enter_context(Embedder.load(model, device=device))
@@ -139,12 +139,18 @@ def cluster(
         emit_json({"output_dir": str(output_dir), **answer, "failures": list_failures(embedded.failures)})
     else:
         stdout.print(
-            f"{found.count} people in {len(faces)} faces of {len(files)} pictures; {len(answer['unknown'])} faces of "
-            f"nobody else; in {output_dir / 'people'}",
+            f"{found.count} people in {len(faces)} faces of {len(files)} pictures, in {output_dir / 'people'}; "
+            f"{len(answer['unknown'])} faces in groups of fewer than {min_samples}, in people/unknown",
             markup=False,
             soft_wrap=True,
         )
     finish(embedded.failures, strict=strict)
+
+
+def _without(folder: Path, files: list[Path]) -> list[Path]:
+    """Leave out what an earlier run put there: by where a file lies, for it may be a link to a photograph."""
+    folder = folder.resolve()
+    return [path for path in files if folder not in (path.parent.resolve() / path.name).parents]
 
 
 def _require_own(output_dir: Path) -> None:

@@ -77,6 +77,14 @@ def test_another_run_replaces_its_own_people_only(work: Path, capsys: pytest.Cap
     assert (work / "mine" / "people" / "grandmother").is_dir()
 
 
+@pytest.mark.parametrize("output", [".", "photos", "photos/out"])
+@pytest.mark.parametrize("link", [False, True])
+def test_people_may_lie_beside_the_photographs_or_among_them(output: str, link: bool, work: Path) -> None:
+    for _ in range(2):  # what the first run put there is no photograph to the second
+        assert cluster(work, "--threshold", "0.9", *["--link"] * link, output=output) == 0
+        assert people_in(work / output) == PEOPLE
+
+
 def test_without_a_threshold_for_the_model_it_says_how_to_get_one(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
