@@ -24,7 +24,7 @@ from edgeface.cli.faces import (
 from edgeface.cli.gallery import KeyOption, open_gallery
 from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
 from edgeface.cli.thresholds import ThresholdOption, known_thresholds, parse_similarity
-from edgeface.errors import ImageError, NegativeResult
+from edgeface.errors import ImageError, InputError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.recognize.gallery.store import Store
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_USUAL_FPIR = 0.01
 _WORDS = {"accepted": "", "unknown": "unknown", "ask-again": "not sure, look again: "}
 
 
@@ -49,9 +50,12 @@ def identify(
     gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Who is enrolled.", show_default=False)],
     model: ModelOption,
     fpir: Annotated[
-        float,
-        typer.Option(help="Of the people who are not enrolled, the share that may be taken for somebody."),
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Of the people who are not enrolled, the share that may be taken for somebody.",
+            show_default=f"{_USUAL_FPIR:g}",
+        ),
+    ] = None,
     threshold: ThresholdOption = None,
     rule: Annotated[
         str, typer.Option(metavar="max|mean-of-best-N", help="How a person's templates become one score.")
@@ -127,12 +131,17 @@ def identify(
 
 
 def _choose_threshold(
-    given: str | None, fpir: float, contract_id: str, size: int, model: Path
+    given: str | None, fpir: float | None, contract_id: str, size: int, model: Path
 ) -> SearchThreshold:
     from edgeface.recognize.open_set import SearchThreshold, far_for_fpir, threshold_from_pairs
 
     if given is not None and (value := parse_similarity(given)) is not None:
+        if fpir is not None:
+            raise InputError(
+                "--fpir: a threshold given as a number was calibrated for no rate; leave one of them out"
+            )
         return SearchThreshold.by_hand(value, contract_id=contract_id, gallery_size=size)
+    fpir = _USUAL_FPIR if fpir is None else fpir
     known = known_thresholds(given, contract_id, model, far=far_for_fpir(fpir, size))
     return threshold_from_pairs(known, fpir=fpir, gallery_size=size)
 
