@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -126,8 +126,8 @@ def _mistaken(result: Identification, *, count: int = _WORST) -> list[WorstPair]
 
 def _pair(result: Identification, probe: int, enrolled: int, score: float, wrong: bool) -> WorstPair:
     return WorstPair(
-        result.images[probe],
-        result.images[enrolled],
+        str(PurePosixPath(result.images[probe]).with_suffix("")),
+        str(PurePosixPath(result.images[enrolled]).with_suffix("")),
         _crops(result.embedded.cutter, int(probe), int(enrolled)),
         float(score),
         bool(wrong),
