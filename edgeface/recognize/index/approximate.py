@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.recognize.embedding import Embeddings
 from edgeface.recognize.gallery.records import TemplateBlock
 from edgeface.recognize.index.base import MemoryIndex
+from edgeface.recognize.index.exact import ExactIndex
 from edgeface.recognize.index.parallel import available_cores
 from edgeface.recognize.index.table import Table
 
@@ -80,6 +82,33 @@ class ApproximateIndex(MemoryIndex):
     def graph_bytes(self) -> int:
         """Memory of the graph; the float32 vectors come on top."""
         return int(self._graph.memory_usage)
+
+    def recall(self, probes: Embeddings, *, k: int = 1) -> float:
+        """How many of the exact `k` best templates a search finds, as a share: what this graph costs on these faces.
+
+        It compares every probe with every template, once.
+
+        Parameters
+        ----------
+        probes
+            Like those to come, and not the templates themselves, which are found too easily.
+        k
+            As in `search`.
+
+        Raises
+        ------
+        ContractError
+            If the probes are of another contract or length.
+        InputError
+            If there are none or there is no template, one has no direction, or `k` is not positive.
+        """
+        if not len(probes) or not len(self):
+            raise InputError("recall: expected probes and templates, found none")
+        with self._lock:
+            found = self.search_batch(probes, k=k)
+            wanted = ExactIndex(self.block(), threads=self._threads).search_batch(probes, k=k)
+        both = zip(found, wanted, strict=True)
+        return float(np.mean([np.isin(exact.ids, hits.ids).mean() for hits, exact in both]))
 
     def _build(self, block: TemplateBlock) -> Table:
         table = Table(block)

@@ -139,6 +139,11 @@ def import_theirs(ours: SimpleNamespace) -> None:
     import_gallery(ours.store, ours.folder / "export", key=None, rules=ours.rules)
 
 
+def graph() -> ApproximateIndex:
+    pytest.importorskip("usearch", reason="the extra 'index' is not installed")
+    return ApproximateIndex(block(CONTRACT))
+
+
 def live_after_another_model(ours: SimpleNamespace) -> None:
     live = LiveIndex(ours.store, lambda _: ExactIndex(block(OTHER_CONTRACT)))
     live.in_step()
@@ -174,6 +179,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "recognize.identify.TrackIdentifier.update": lambda o: TrackIdentifier(o.identifier).update(
         {1: o.one, 2: o.alien}
     ),
+    "recognize.index.approximate.ApproximateIndex.recall": lambda o: graph().recall(o.aliens),
     "recognize.index.base.MemoryIndex.apply": lambda o: o.index.apply(o.changes),
     "recognize.index.base.MemoryIndex.compare": lambda o: o.index.compare(o.alien, [1]),
     "recognize.index.base.MemoryIndex.reset": lambda o: o.index.reset(block(OTHER_CONTRACT)),
@@ -264,8 +270,7 @@ def test_two_contracts_never_meet(place: str, ours: SimpleNamespace) -> None:
 
 
 def test_an_approximate_index_refuses_too(ours: SimpleNamespace) -> None:
-    pytest.importorskip("usearch", reason="the extra 'index' is not installed")
-    index = ApproximateIndex(block(CONTRACT))
+    index = graph()
     for call in (
         lambda: index.search(ours.alien),
         lambda: index.search_batch(ours.aliens),

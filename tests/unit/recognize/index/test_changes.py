@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from unit.recognize.index.conftest import ID, block_of, unit_rows
 
-from edgeface.errors import ContractError
+from edgeface.errors import ContractError, InputError
 from edgeface.recognize.embedding import Embedding, Embeddings
 from edgeface.recognize.gallery.records import Changes, NewTemplate
 from edgeface.recognize.gallery.sqlite import SqliteStore
@@ -102,6 +102,23 @@ def test_a_graph_of_which_most_was_removed_is_built_again() -> None:
     index.apply(changes(nobody(), removed=np.arange(1, 41)))
     assert len(index._graph) == len(index) == 20
     assert all(index.search(Embedding(row, ID)).ids[0] == n for n, row in enumerate(rows, 1) if n > 40)
+
+
+def test_a_graph_says_how_much_it_misses() -> None:
+    pytest.importorskip("usearch", reason="the extra 'index' is not installed")
+    rows, dice = unit_rows(3000, DIM), np.random.default_rng(1)
+    block, probes = block_of(rows), Embeddings(rows[:200] + 0.2 * dice.standard_normal((200, DIM)), ID)
+    truth = [set(hits.ids.tolist()) for hits in ExactIndex(block).search_batch(probes, k=5)]
+    found = {}
+    for expansion in (1, 200):
+        index = ApproximateIndex(block, connectivity=4, expansion_add=8, expansion_search=expansion)
+        hits = [set(each.ids.tolist()) for each in index.search_batch(probes, k=5)]
+        expected = np.mean([len(a & b) / 5 for a, b in zip(truth, hits, strict=True)])
+        found[expansion] = index.recall(probes, k=5)
+        assert found[expansion] == pytest.approx(expected)
+    assert found[1] < found[200] <= 1
+    with pytest.raises(InputError, match="found none"):
+        index.recall(Embeddings(np.empty((0, DIM)), ID))
 
 
 class Mirror(RuleBasedStateMachine):
