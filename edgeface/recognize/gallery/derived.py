@@ -8,7 +8,7 @@ file is
     zeros up to a multiple of 4,096 · ids, int64 · person ids, int64 · vectors, float32
 
 in a gallery without encryption, where it is mapped into memory after its SHA-256 was checked. In an encrypted one
-what follows the header is a sequence of messages of AES-GCM, 32 MiB each, whose associated data is the header and their
+what follows the header is a sequence of messages of AES-GCM, 1 MiB each, whose associated data is the header and their
 number; they are decrypted into memory, and no embedding lies on the disk in the clear.
 """
 
@@ -53,7 +53,8 @@ _MAGIC = b"EDGEFTPL"
 _START = struct.Struct("<8sI")
 _DIGEST = 16
 _ALIGNMENT = 4096
-_MESSAGE = 1 << 25
+_MESSAGE = 1 << 20
+"""Content of one message. Larger ones are not allocated from memory that was in use before: 2.5 times as slow."""
 _OVERHEAD = 28
 """Nonce and tag of one message."""
 
