@@ -246,6 +246,7 @@ def _enrol_all(store: SqliteStore, people: Iterable[_Templates], report: _Report
             report.done.append((run(store, name, templates, index=index, **options), pictures))
         except EnrolmentRefused as error:
             report.not_enrolled[name] = str(error)
+    store.load()  # keeps what was added in a file beside it: the next one to open the gallery need not wait
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -101,6 +101,7 @@ def import_(
             rules=choose_rules(threshold, store.info.contract_id),
             force=force,
         )
+        store.load()  # keeps what was added in a file beside it: the next one to open the gallery need not wait
     if json:
         emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
         return

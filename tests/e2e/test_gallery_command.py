@@ -195,3 +195,16 @@ def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.Ca
     assert "expected --model" in capsys.readouterr().err
     assert run("enrol", "h", "people") == 3
     assert "edgeface calibrate" in capsys.readouterr().err
+
+
+def test_what_makes_a_gallery_quick_to_open_is_there_after_enrolment(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.recognize.gallery.matrix._WORTH_A_FILE", 1)
+    for name in ("g", "h"):
+        assert run("create", name, "--model", "tiny.xml", *KEY) == 0
+    assert run("enrol", "g", "people", *ENROL, *KEY) == 0
+    assert run("export", "g", "out", *KEY) == 0
+    assert run("import", "h", "out", "--threshold", "0.9", *KEY) == 0
+    for name in ("g", "h"):
+        assert (work / f"{name}.index" / "templates.bin").is_file()
