@@ -204,7 +204,7 @@ def test_what_makes_a_gallery_quick_to_open_is_there_after_enrolment(
     for name in ("g", "h"):
         assert run("create", name, "--model", "tiny.xml", *KEY) == 0
     assert run("enrol", "g", "people", *ENROL, *KEY) == 0
-    assert run("export", "g", "out", *KEY) == 0
+    assert run("export", "g", "-o", "out", *KEY) == 0
     assert run("import", "h", "out", "--threshold", "0.9", *KEY) == 0
     for name in ("g", "h"):
         assert (work / f"{name}.index" / "templates.bin").is_file()
