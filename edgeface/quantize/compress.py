@@ -18,6 +18,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,9 +27,10 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError, ExtraNotInstalledError, InputError
 from edgeface.lineage import Method
+from edgeface.quantize.control import quantize_with_control
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
 
-__all__ = ["BiasCorrection", "HalfRange", "Progress", "Recipe", "compress"]
+__all__ = ["BiasCorrection", "HalfRange", "Progress", "Recipe", "check_recipe", "compress"]
 
 BiasCorrection = Literal["fast", "accurate", "none"]
 HalfRange = Literal["none", "first-layer", "all"]
@@ -56,6 +58,9 @@ class Recipe:
         default: an IR does not know where it will run.
     ignored
         Friendly names of operations that stay in floating point, besides those of `tail_of` and `residuals_of`.
+    control
+        Mean cosine against FP32 that NNCF's accuracy control keeps, by putting layers back into floating point; None
+        leaves it out. It is for the INT8 methods, and tries every layer, which takes minutes.
     seed
         Of what NNCF draws at random.
     """
@@ -65,6 +70,7 @@ class Recipe:
     bias_correction: BiasCorrection = "fast"
     half_range: HalfRange = "all"
     ignored: tuple[str, ...] = ()
+    control: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +83,11 @@ class Recipe:
                 raise InputError(f"{what}: expected one of {', '.join(get_args(allowed))}, found {value!r}")
         if self.subset < 1:
             raise InputError(f"subset: expected at least 1 calibration image, found {self.subset}")
+        if self.control is not None and not (self.needs_images and -1 <= self.control <= 1):
+            raise InputError(
+                "accuracy control: expected a cosine from -1 to 1, and a method that quantizes activations, found "
+                f"{self.control:g} for {self.method}"
+            )
 
     @property
     def needs_images(self) -> bool:
@@ -93,6 +104,8 @@ class Recipe:
             parts += [f"{self.subset} images", "ranges: least and greatest"]
             parts += [f"{self.bias_correction} bias correction"]
             parts += [f"half-range weights: {self.half_range}", f"seed {self.seed}"]
+            if self.control is not None:
+                parts.append(f"accuracy control: mean cosine {self.control:g}")
         if self.ignored:
             parts.append("in floating point: " + ", ".join(sorted(self.ignored)))
         return "; ".join(parts)
@@ -134,7 +147,7 @@ def compress(
     ConversionError
         If NNCF cannot quantize the model.
     """
-    _require_names(model, recipe.ignored)
+    check_recipe(model, recipe)
     if recipe.method == "fp16":
         return model.clone()
     if recipe.needs_images and not inputs:
@@ -171,9 +184,20 @@ def _name_by_place(model: ov.Model) -> None:
             op.set_friendly_name(f"{op.get_type_name()}_at_{place}")
 
 
-def _require_names(model: ov.Model, names: Sequence[str]) -> None:
+def check_recipe(model: ov.Model, recipe: Recipe) -> None:
+    """Raise what `compress` would raise before it does anything.
+
+    Raises
+    ------
+    ExtraNotInstalledError
+        If NNCF is needed and not installed.
+    InputError
+        If an ignored name is none of the model's.
+    """
+    if recipe.method != "fp16":
+        _nncf_version()
     known = {op.get_friendly_name() for op in model.get_ops()}
-    if unknown := sorted(set(names) - known):
+    if unknown := sorted(set(recipe.ignored) - known):
         raise InputError(f"layers kept in floating point: the model has none called {', '.join(unknown[:5])}")
 
 
@@ -184,9 +208,12 @@ def _quantize(
 
     transformer = is_transformer(model)
     kept = {*recipe.ignored, *tail_of(model), *(() if transformer else residuals_of(model))}
-    return nncf.quantize(
+    run = nncf.quantize
+    if recipe.control is not None:
+        run = partial(quantize_with_control, nncf, inputs=inputs, least_cosine=recipe.control)
+    return run(
         model.clone(),
-        _dataset(nncf, inputs, tell),
+        calibration_dataset=_dataset(nncf, inputs, tell),
         preset=nncf.QuantizationPreset(recipe.method.removeprefix("int8-")),
         subset_size=len(inputs),
         fast_bias_correction=recipe.bias_correction != "accurate",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError, InputError
 
-__all__ = ["Fidelity", "embed", "measure_fidelity"]
+__all__ = ["Fidelity", "cosines", "embed", "measure_fidelity"]
 
 Vectors = NDArray[np.floating[Any]]
 
@@ -67,8 +67,7 @@ def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
         raise ConversionError(
             "the compressed model gives embeddings that are not finite or zero; keep more layers in floating point"
         )
-    a, b = _unit(expected), _unit(found)
-    cosine = np.einsum("nd,nd->n", a, b)
+    cosine, a, b = cosines(expected, found), _unit(expected), _unit(found)
     upper = np.triu_indices(len(a), 1)
     change = 2 * np.abs((a @ a.T)[upper] - (b @ b.T)[upper]) if len(a) > 1 else np.zeros(1)
     return Fidelity(
@@ -106,6 +105,11 @@ def embed(
         ov.Core().compile_model(static, device, {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
     )
     return np.concatenate([request.infer({0: item})[0].copy() for item in inputs])
+
+
+def cosines(expected: Vectors, found: Vectors) -> NDArray[np.float64]:
+    """Cosine of each row of one (N, D) array with the same row of another: (N,)."""
+    return np.asarray(np.einsum("nd,nd->n", _unit(expected), _unit(found)))
 
 
 def _unit(vectors: Vectors) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 from edgeface.errors import ConversionError, InputError
 from edgeface.ir_file import read_ir
 from edgeface.quantize.compress import Recipe, compress
-from edgeface.quantize.fidelity import embed
+from edgeface.quantize.fidelity import cosines, embed
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
 
 try:
@@ -125,6 +125,51 @@ def test_a_softmax_whose_result_is_multiplied_makes_a_transformer() -> None:
     assert is_transformer(attention)
     assert not is_transformer(classifier)
     assert not is_transformer(tiny_net())
+
+
+def attention_net() -> ov.Model:
+    """A small transformer's first half block with one channel that is ten times as loud as the others."""
+    rng = np.random.default_rng(3)
+
+    def weights(rows: int, columns: int) -> object:
+        return ops.constant(rng.normal(0, 0.2, (rows, columns)).astype(np.float32))
+
+    image = ops.parameter([1, 3, SIZE, SIZE], np.float32, "image")
+    tokens = ops.reshape(image, np.array([1, -1, 3 * SIZE]), False)
+    loud = np.ones((1, 1, 3 * SIZE), np.float32)
+    loud[..., 5] = 10
+    x = ops.multiply(ops.divide(tokens, np.float32(255)), ops.constant(loud))
+    query, key, value = (ops.matmul(x, weights(3 * SIZE, 16), False, False) for _ in range(3))
+    mixed = ops.matmul(ops.softmax(ops.matmul(query, key, False, True), 2), value, False, False)
+    pooled = ops.reduce_mean(mixed, np.array([1]), False)
+    made = ops.matmul(pooled, weights(16, 8), False, False)
+    return ov.Model([ops.normalize_l2(made, np.array([1]), 1e-12, "add")], [image], "attention")
+
+
+def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
+    made = compress(attention_net(), inputs(), Recipe())
+
+    smoothed = [op for op in made.get_ops() if "smooth_quant" in op.get_friendly_name()]
+    assert smoothed, "SmoothQuant divides activations before they are rounded"
+    assert not any(
+        "smooth_quant" in op.get_friendly_name() for op in compress(tiny_net(), inputs(), Recipe()).get_ops()
+    )
+    assert (embed(attention_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.95
+
+
+def test_nncfs_accuracy_control_puts_back_only_what_the_cosine_needs() -> None:
+    expected = embed(tiny_net(), inputs())
+    plain = cosines(expected, embed(compress(tiny_net(), inputs(), Recipe()), inputs())).mean()
+    wanted = 1 - (1 - plain) / 2
+
+    made = compress(tiny_net(), inputs(), Recipe(control=wanted))
+
+    layers = {"a", "b", "c", "d"}
+    assert plain < wanted <= cosines(expected, embed(made, inputs())).mean()
+    assert 0 < len(layers & rounded(made)) < len(layers)
+    assert f"mean cosine {wanted:g}" in Recipe(control=wanted).settings
+    with pytest.raises(InputError, match="a method that quantizes activations"):
+        Recipe(method="weights", control=0.99)
 
 
 def test_what_cannot_be_done_is_named() -> None:
