@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.faces import (
@@ -23,15 +22,15 @@ from edgeface.cli.faces import (
     load_detector,
 )
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.quantize_tables import detector_table, outcome_table
+from edgeface.cli.stages import Report, stages
 from edgeface.errors import InputError, MissingError, NegativeResult
 
 if TYPE_CHECKING:
+    from edgeface.evaluate.pairs import Pairs
     from edgeface.quantize.detectors import DetectorOutcome
     from edgeface.quantize.labelled import LabelledPairs
-    from edgeface.quantize.quantizer import Outcome
     from edgeface.vision.detect import Detector
-
-Report = Callable[[str, int, int], None]
 
 
 class _Preset(str, enum.Enum):
@@ -119,6 +118,16 @@ def quantize(
     keep: Annotated[
         list[str] | None, typer.Option(help="Layer that stays in floating point; may be given several times.")
     ] = None,
+    accuracy_control: Annotated[
+        float | None,
+        typer.Option(
+            help="Let NNCF put layers back into floating point until the mean cosine is so high; takes minutes.",
+            min=-1.0,
+            max=1.0,
+            metavar="COSINE",
+            show_default=False,
+        ),
+    ] = None,
     search: Annotated[
         int, typer.Option(min=0, help="Groups of layers that may go back to floating point to pass.")
     ] = 4,
@@ -142,62 +151,71 @@ def quantize(
         bias_correction=bias_correction.value,
         half_range=half_range.value,
         ignored=tuple(keep or ()),
+        control=accuracy_control,
         seed=seed,
     )
-    with _stages() as progress:
-        if as_detector is not None:
-            outcome = _quantize_detector(
+    if as_detector is not None:
+        if validate != "none" or images or recalibrate or crops or detector or detector_model:
+            raise InputError(
+                "--as: boxes and landmarks are compared on the photographs themselves; leave --validate, --images, "
+                "--recalibrate, --crops, --detector and --detector-model out"
+            )
+        with stages() as progress:
+            made = _quantize_detector(
                 as_detector, model, calibration, output_dir, recipe, landmarks_model, progress
             )
-            return _finish(outcome.to_dict(), _detector_table(outcome), json=json)
-        from edgeface.contract import ModelContract
-        from edgeface.ir_file import read_ir
-        from edgeface.quantize.calibration import gather
-        from edgeface.quantize.gate import Limits
-        from edgeface.quantize.quantizer import quantize as run
-        from edgeface.vision.crops import find_photos
+        return _finish(made.to_dict(), detector_table(made), json=json)
+    from edgeface.quantize.calibration import gather
+    from edgeface.quantize.gate import Limits
+    from edgeface.quantize.quantizer import open_parent
+    from edgeface.quantize.quantizer import quantize as run
+    from edgeface.vision.crops import find_photos
 
-        ir = Path(model)
-        contract = ModelContract.read_from(read_ir(ir), source=model)
-        with find_faces(None, crops, detector, detector_model, landmarks_model, device="CPU") as faces:
-            pairs = _labelled(validate, images, faces.detector, seed)
-            known = gather(
-                find_photos([calibration]),
-                contract,
-                subset=subset,
-                detector=faces.detector,
-                seed=seed,
-                progress=progress,
+    ir, limits = Path(model), Limits(max_drop=max_drop, min_cosine=min_cosine)
+    _, contract = open_parent(ir, output_dir, recipe)
+    wanted = None if recalibrate is None else _read_labelled(recalibrate, images)
+    with (
+        stages() as progress,
+        find_faces(None, crops, detector, detector_model, landmarks_model, device="CPU") as faces,
+        _checker(crops) as checker,
+    ):
+        pairs = _labelled(validate, images, faces.detector, seed)
+        known = gather(
+            find_photos([calibration]),
+            contract,
+            subset=subset,
+            detector=faces.detector,
+            seed=seed,
+            progress=progress,
+        )
+        found = run(
+            ir,
+            output_dir,
+            known,
+            recipe=recipe,
+            limits=limits,
+            pairs=pairs,
+            detector=checker,
+            search=search,
+            progress=progress,
+        )
+        answer = found.to_dict() | {
+            "calibration": {
+                "crops": len(known.crops),
+                "held_out": len(known.held_out),
+                "without_face": list(known.without_face),
+                "unreadable": list(known.unreadable),
+                "sha256": known.digest,
+                "seed": seed,
+            },
+            "hints": _hints(ir, known.held_out[:32], contract, limits),
+            "thresholds": None,
+        }
+        if found.ir is not None and wanted is not None:
+            answer["thresholds"] = str(
+                _recalibrate(found.ir, *wanted, str(recalibrate), faces.detector, progress)
             )
-            with _checker(crops) as checker:
-                found = run(
-                    ir,
-                    output_dir,
-                    known,
-                    recipe=recipe,
-                    limits=Limits(max_drop=max_drop, min_cosine=min_cosine),
-                    pairs=pairs,
-                    detector=checker,
-                    search=search,
-                    progress=progress,
-                )
-            answer = found.to_dict() | {
-                "calibration": {
-                    "crops": len(known.crops),
-                    "held_out": len(known.held_out),
-                    "without_face": list(known.without_face),
-                    "unreadable": list(known.unreadable),
-                    "sha256": known.digest,
-                    "seed": seed,
-                },
-                "hints": _hints(ir, known.held_out[:32], contract),
-                "thresholds": None,
-            }
-            if found.ir is not None and recalibrate is not None:
-                answer["thresholds"] = str(
-                    _recalibrate(found.ir, recalibrate, images, faces.detector, progress)
-                )
-    _finish(answer, _table(found, answer), json=json)
+    _finish(answer, outcome_table(found, answer), json=json)
 
 
 def _labelled(
@@ -210,9 +228,8 @@ def _labelled(
     from edgeface.quantize.labelled import LabelledPairs
 
     if validate != "lfw":
-        return LabelledPairs(
-            images=_require_images(images), pairs=read_pairs(Path(validate)), detector=detector, seed=seed
-        )
+        folder, pairs = _read_labelled(Path(validate), images)
+        return LabelledPairs(images=folder, pairs=pairs, detector=detector, seed=seed)
     data = os.environ.get("EDGEFACE_DATA")
     folder = Path(data or "") / "lfw"
     if not data or not (folder / "pairs.txt").is_file():
@@ -231,12 +248,18 @@ def _labelled(
     )
 
 
-def _require_images(images: Path | None) -> Path:
+def _read_labelled(listed: Path, images: Path | None) -> tuple[Path, Pairs]:
+    """Read a pairs list, and see that its images are there, before any work is done."""
+    from edgeface.evaluate.faces import find_images
+    from edgeface.evaluate.pairs import read_pairs
+
     if images is None:
         raise InputError(
             "--images: expected the folder that the names of the pairs list are relative to, found none"
         )
-    return images
+    pairs = read_pairs(listed)
+    find_images(images, pairs.images)
+    return images, pairs
 
 
 @contextlib.contextmanager
@@ -249,28 +272,34 @@ def _checker(crops: bool) -> Iterator[Detector | None]:
         yield detector
 
 
-def _hints(ir: Path, crops: Any, contract: Any) -> list[dict[str, Any]]:
+def _hints(ir: Path, crops: Any, contract: Any, limits: Any) -> list[dict[str, Any]]:
+    import openvino as ov
+
     from edgeface.ir_file import read_ir
     from edgeface.quantize.calibration import to_inputs
     from edgeface.quantize.hints import measure_hints
 
-    return [each.to_dict() for each in measure_hints(read_ir(ir), to_inputs(crops, contract))]
+    parent, inputs = read_ir(ir), to_inputs(crops, contract)
+    return [
+        each.to_dict()
+        for device in ov.Core().available_devices
+        for each in measure_hints(parent, inputs, contract, limits, device=device)
+    ]
 
 
 def _recalibrate(
-    ir: Path, pairs: Path, images: Path | None, detector: Detector | None, progress: Report
+    ir: Path, images: Path, pairs: Pairs, listed: str, detector: Detector | None, progress: Report
 ) -> Path:
     from edgeface.evaluate.calibration import calibrate_model
-    from edgeface.evaluate.pairs import read_pairs
     from edgeface.recognize.threshold import save_thresholds
 
     found = calibrate_model(
-        _require_images(images),
-        read_pairs(pairs),
+        images,
+        pairs,
         ir,
         fars=(0.01, 0.001),
         detector=detector,
-        created_from=str(pairs),
+        created_from=listed,
         progress=lambda done, total: progress("thresholds", done, total),
     )
     path = ir.with_suffix(".thresholds.json")
@@ -313,72 +342,3 @@ def _finish(answer: dict[str, Any], table: Table, *, json: bool) -> None:
             stdout.print(str(path), markup=False, soft_wrap=True)
     if not answer["passed"]:
         raise typer.Exit(NegativeResult.exit_code)
-
-
-def _table(outcome: Outcome, answer: dict[str, Any]) -> Table:
-    verdict = "passed" if outcome.passed else "REFUSED, nothing was written"
-    table = Table(outcome.recipe.method, verdict, title=escape(outcome.contract.name), title_justify="left")
-    known = answer["calibration"]
-    table.add_row("calibration", f"{known['crops']} faces, {known['held_out']} held out")
-    for number, trial in enumerate(outcome.trials):
-        fidelity = trial.fidelity
-        name = "cosine against FP32" if not number else f"with {trial.share_in_float:.0%} of layers in float"
-        table.add_row(
-            name,
-            f"min {fidelity.min_cosine:.5f}, 1 % {fidelity.p01_cosine:.5f}, mean {fidelity.mean_cosine:.5f}",
-        )
-        for each in trial.verifications:
-            low, high = each.accuracy.interval
-            table.add_row(
-                f"{each.protocol}: accuracy",
-                f"{each.accuracy.before:.4f} to {each.accuracy.after:.4f}, drop {each.accuracy.drop:.4f} "
-                f"({low:.4f} to {high:.4f})",
-            )
-            table.add_row("VAL at FAR 0.001", f"{each.val.before:.4f} to {each.val.after:.4f}")
-            table.add_row("EER", f"{each.eer.before:.4f} to {each.eer.after:.4f}")
-    for hint in answer["hints"]:
-        found = hint["fidelity"]
-        table.add_row(
-            f"{hint['hint']} arithmetic",
-            f"mean cosine {found['mean_cosine']:.6f}" if found else hint["why_not"],
-        )
-    if outcome.passed:
-        table.add_row(
-            "weights",
-            f"{outcome.bytes_after:,} of {outcome.bytes_before:,} bytes "
-            f"({outcome.bytes_after / outcome.bytes_before:.3f})",
-        )
-        table.add_row(
-            "contract", f"{outcome.contract.contract_id}; thresholds of the parent are not valid for it"
-        )
-    table.add_row("time", f"{outcome.seconds[1]:.1f} s, of which compression {outcome.seconds[0]:.1f} s")
-    return table
-
-
-def _detector_table(outcome: DetectorOutcome) -> Table:
-    verdict = "passed" if outcome.passed else "REFUSED, nothing was written"
-    table = Table(outcome.name, verdict, title_justify="left")
-    agreement = outcome.agreement
-    table.add_row("faces of FP32 found again", f"{agreement.recall:.4f} of {agreement.faces} at IoU 0.5")
-    table.add_row("faces that FP32 has too", f"{agreement.precision:.4f}")
-    table.add_row("median IoU", f"{agreement.median_iou:.4f}")
-    table.add_row("landmarks, median distance", f"{agreement.landmark_pixels:.3f} pixels")
-    table.add_row("weights", f"{outcome.bytes_after:,} of {outcome.bytes_before:,} bytes")
-    return table
-
-
-@contextlib.contextmanager
-def _stages() -> Iterator[Report]:
-    """Yield what to call with a stage, how far it is, and of how many; a bar a stage on a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, redirect_stdout=False) as bars:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        yield tell

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
     from edgeface.quantize.gate import Limits
     from edgeface.quantize.labelled import LabelledPairs
-    from edgeface.quantize.quantizer import Outcome, quantize
+    from edgeface.quantize.quantizer import Outcome, open_parent, quantize
 
 __all__ = [
     "Calibration",
@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Recipe",
     "gather",
+    "open_parent",
     "quantize",
     "quantize_detector",
 ]
@@ -32,6 +33,6 @@ __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluati
         "detectors": ("DetectorOutcome", "quantize_detector"),
         "gate": ("Limits",),
         "labelled": ("LabelledPairs",),
-        "quantizer": ("Outcome", "quantize"),
+        "quantizer": ("Outcome", "open_parent", "quantize"),
     },
 )

@@ -19,6 +19,8 @@ _IOU = 0.5
 _RECALL, _PRECISION, _LANDMARKS = 0.98, 0.95, 0.02
 """Least share of faces found again, least share of faces that FP32 finds too, and greatest median distance of
 landmarks in sides of the face: two pixels of a crop of 112."""
+_FEW = 50
+"""Faces among which one weighs as much as the share that may be lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +92,16 @@ def measure_agreement(expected: Sequence[Faces], found: Sequence[Faces]) -> Agre
 def judge_agreement(agreement: Agreement) -> tuple[str, ...]:
     """Reasons to refuse a compressed detector; empty if there are none."""
     reasons = []
+    more = "" if agreement.faces >= _FEW else "; with so few faces one decides: judge on more photographs"
     if agreement.recall < _RECALL:
         reasons.append(
             f"faces: expected at least {_RECALL:g} of FP32's {agreement.faces} found again, "
-            f"found {agreement.recall:.4f}"
+            f"found {agreement.recall:.4f}{more}"
         )
     if agreement.precision < _PRECISION:
         reasons.append(
-            f"faces: expected at least {_PRECISION:g} of them to be FP32's too, found {agreement.precision:.4f}"
+            f"faces: expected at least {_PRECISION:g} of them to be FP32's too, found "
+            f"{agreement.precision:.4f}{more}"
         )
     if agreement.landmark_sides > _LANDMARKS:
         reasons.append(

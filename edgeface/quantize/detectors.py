@@ -18,12 +18,16 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from edgeface.contract import Alignment
 from edgeface.convert.ir import publish_ir
 from edgeface.errors import ConversionError, ImageError, InputError
 from edgeface.files import output_errors, staging_folder, stopwatch
 from edgeface.quantize.agreement import Agreement, judge_agreement, measure_agreement
-from edgeface.quantize.compress import Progress, Recipe, compress
-from edgeface.vision.detect import Detector, DetectorName, load_detector
+from edgeface.quantize.calibration import Calibration
+from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
+from edgeface.quantize.soundness import find_flaws
+from edgeface.vision.align import align
+from edgeface.vision.detect import Detector, DetectorName, Faces, load_detector
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.infer import Outputs, Pool, read_network
 from edgeface.vision.mtcnn_nets import build_net, load_weights
@@ -38,6 +42,7 @@ _POOLS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """Where each detector keeps the `Pool` of each of its networks."""
+_FACE = Alignment("mtcnn-box-margin", 0)
 _BATCHES = 300
 """Batches kept a network, at most."""
 _MOST_VALUES = 1 << 27
@@ -55,7 +60,7 @@ class DetectorOutcome:
     files
         The quantized networks; empty if they were refused, and then nothing was written.
     agreement
-        With FP32, on photographs that were held out.
+        With FP32, on photographs that were held out; None if the photographs were not fit to calibrate with.
     reasons
         Why it was refused; empty if it passed.
     calibration_sha256
@@ -63,14 +68,14 @@ class DetectorOutcome:
     settings
         How.
     bytes_before, bytes_after
-        Of all .bin files together.
+        Of all .bin files together; 0 where nothing was quantized.
     seconds
         Wall time.
     """
 
     name: str
     files: tuple[Path, ...]
-    agreement: Agreement
+    agreement: Agreement | None
     reasons: tuple[str, ...]
     calibration_sha256: str
     settings: str
@@ -89,7 +94,7 @@ class DetectorOutcome:
             "passed": self.passed,
             "detector": self.name,
             "files": [str(path) for path in self.files],
-            "agreement": self.agreement.to_dict(),
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "reasons": list(self.reasons),
             "calibration_sha256": self.calibration_sha256,
             "settings": self.settings,
@@ -127,18 +132,23 @@ def quantize_detector(
     ------
     InputError
         If fewer than five photographs can be read, or no face is found in those that judge.
+    OutputError
+        If the folder cannot be written.
     EdgeFaceError
         As `load_detector` and `compress`.
     """
     tell: Progress = progress or (lambda what, done, total: None)
     recipe = recipe or Recipe()
-    calibrating, judging = _split(photos, recipe)
-    recipe = dataclasses.replace(recipe, subset=len(calibrating))
     networks = _networks(name, model, landmarks_model)
+    for network in networks.values():
+        check_recipe(network, recipe)
     if model is not None and output.resolve() == model.resolve().parent:
         raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")
+    calibrating, judging = _split(photos, recipe)
+    recipe = dataclasses.replace(recipe, subset=len(calibrating))
     with (
         stopwatch() as elapsed,
+        staging_folder(output) as staging,
         load_detector(name, model=model, landmarks_model=landmarks_model) as before,
         load_detector(name, model=model, landmarks_model=landmarks_model) as after,
     ):
@@ -147,54 +157,93 @@ def quantize_detector(
         records = {label: _Recorder(getattr(before, _POOLS[name][label])) for label in networks}
         for label, recorder in records.items():
             setattr(before, _POOLS[name][label], recorder)
+        seen = []
         for done, image in enumerate(calibrating, start=1):
-            before.detect([image])
+            seen += before.detect([image])
             tell("faces", done, len(calibrating))
-        digest, quantized = hashlib.sha256(), {}
-        for label, network in networks.items():
-            batches = records[label].batches
-            for batch in batches:
-                digest.update(repr(batch.shape).encode() + np.ascontiguousarray(batch).tobytes())
-            quantized[label] = compress(
-                network, batches, dataclasses.replace(recipe, subset=max(1, len(batches))), progress=progress
-            )
-        _replace(after, name, quantized)
-        tell("quantized faces", 0, 0)
-        agreement = measure_agreement(expected, after.detect(judging))
-        reasons = judge_agreement(agreement)
-        with staging_folder(output) as staging:
-            sizes = [_save(network, staging / "fp32.xml") for network in networks.values()]
-            names = {"model": model, "landmarks": landmarks_model}
-            staged = [
-                staging / f"{path.stem if (path := names.get(label)) else label}.xml" for label in quantized
-            ]
-            for network in quantized.values():
-                network.set_rt_info(
-                    {
-                        "detector": name,
-                        "method": recipe.method,
-                        "settings": recipe.settings,
-                        "calibration_sha256": digest.hexdigest(),
-                        "recall": f"{agreement.recall:.6f}",
-                        "landmark_pixels": f"{agreement.landmark_pixels:.6f}",
-                    },
-                    "edgeface_detector",
-                )
-            after_sizes = [
-                _save(network, path) for path, network in zip(staged, quantized.values(), strict=True)
-            ]
-            files = () if reasons else tuple(publish_ir(path, output) for path in staged)
-        return DetectorOutcome(
+        outcome = DetectorOutcome(
             name=name,
-            files=files,
-            agreement=agreement,
-            reasons=reasons,
-            calibration_sha256=digest.hexdigest(),
+            files=(),
+            agreement=None,
+            reasons=_flaws([*calibrating, *judging], [*seen, *expected]),
+            calibration_sha256="",
             settings=recipe.settings,
-            bytes_before=sum(sizes),
-            bytes_after=sum(after_sizes),
+            bytes_before=0,
+            bytes_after=0,
             seconds=elapsed(),
         )
+        if outcome.reasons:
+            return outcome
+        quantized, digest = _compress(networks, records, recipe, progress)
+        names = {"model": model, "landmarks": landmarks_model}
+        staged = {
+            label: staging / f"{path.stem if (path := names.get(label)) else label}.xml"
+            for label in quantized
+        }
+        half = recipe.method == "fp16"
+        tried = staging / "tried"  # OpenVINO maps the files it reads: they are not written again
+        tried.mkdir()
+        bytes_before = sum(_save(network, tried / "fp32.xml") for network in networks.values())
+        bytes_after = sum(_save(quantized[label], tried / f"{label}.xml", half=half) for label in staged)
+        tell("quantized faces", 0, 0)
+        _replace(after, name, {label: read_network(tried / f"{label}.xml") for label in staged})
+        agreement = measure_agreement(expected, after.detect(judging))
+        reasons = judge_agreement(agreement)
+        about = {
+            "detector": name,
+            "method": recipe.method,
+            "settings": recipe.settings,
+            "calibration_sha256": digest,
+            "recall": f"{agreement.recall:.6f}",
+            "landmark_pixels": f"{agreement.landmark_pixels:.6f}",
+        }
+        for label, path in staged.items():
+            quantized[label].set_rt_info(about, "edgeface_detector")
+            _save(quantized[label], path, half=half)
+        return dataclasses.replace(
+            outcome,
+            files=() if reasons else tuple(publish_ir(path, output) for path in staged.values()),
+            agreement=agreement,
+            reasons=reasons,
+            calibration_sha256=digest,
+            bytes_before=bytes_before,
+            bytes_after=bytes_after,
+            seconds=elapsed(),
+        )
+
+
+def _compress(
+    networks: Mapping[str, ov.Model],
+    records: Mapping[str, _Recorder],
+    recipe: Recipe,
+    progress: Progress | None,
+) -> tuple[dict[str, ov.Model], str]:
+    """Compress each network on the batches that reached it; also give the SHA-256 over all of them."""
+    digest, made = hashlib.sha256(), {}
+    for label, network in networks.items():
+        batches = records[label].batches
+        for batch in batches:
+            digest.update(repr(batch.shape).encode() + np.ascontiguousarray(batch).tobytes())
+        used = dataclasses.replace(recipe, subset=max(1, len(batches)))
+        made[label] = compress(network, batches, used, progress=progress)
+    return made, digest.hexdigest()
+
+
+def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
+    """Say what is wrong with photographs by the faces in them, one each: `find_flaws`."""
+    crops = [
+        align(image, faces.boxes[best], faces.landmarks[best], _FACE, (96, 96))
+        for image, faces in zip(images, found, strict=True)
+        if len(faces)
+        for best in [faces.largest(image.shape[:2])]
+    ]
+    known = Calibration(
+        crops=np.stack(crops) if crops else np.empty((0, 96, 96, 3), np.uint8),
+        held_out=np.empty((0, 96, 96, 3), np.uint8),
+        names=(),
+        without_face=("",) * (len(images) - len(crops)),
+    )
+    return tuple(flaw.reason for flaw in find_flaws(known))
 
 
 class _Recorder:
@@ -252,11 +301,11 @@ def _replace(detector: Detector, name: str, networks: Mapping[str, ov.Model]) ->
         setattr(detector, _POOLS[name][label], Pool(network, device="CPU"))
 
 
-def _save(network: ov.Model, path: Path) -> int:
+def _save(network: ov.Model, path: Path, *, half: bool = False) -> int:
     """Write an IR; return the bytes of its .bin."""
     with output_errors(path):
         try:
-            ov.save_model(network, path, compress_to_fp16=False)
+            ov.save_model(network, path, compress_to_fp16=half)
         except RuntimeError as error:
             raise ConversionError(f"{path}: OpenVINO could not write the IR: {error}") from error
     return path.with_suffix(".bin").stat().st_size

@@ -9,8 +9,10 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgeface.contract import ModelContract
 from edgeface.errors import DeviceError
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
+from edgeface.quantize.gate import Limits, judge_fidelity
 
 __all__ = ["HintResult", "measure_hints"]
 
@@ -24,32 +26,45 @@ class HintResult:
 
     Attributes
     ----------
+    device
+        By its OpenVINO name.
     hint
         ``bf16`` or ``f16``.
     fidelity
         Against FP32; None where the device does not offer it.
     why_not
-        What the device offers instead; empty where it does.
+        What the device offers instead, or how it failed; empty where it was measured.
+    reasons
+        Why the gate refuses it; empty where it passes or is not offered.
     """
 
+    device: str
     hint: str
     fidelity: Fidelity | None
     why_not: str = ""
+    reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {
+            "device": self.device,
             "hint": self.hint,
             "available": self.fidelity is not None,
             "fidelity": self.fidelity.to_dict() if self.fidelity else None,
             "why_not": self.why_not,
+            "reasons": list(self.reasons),
         }
 
 
 def measure_hints(
-    model: ov.Model, inputs: list[NDArray[np.float32]], *, device: str = "CPU"
+    model: ov.Model,
+    inputs: list[NDArray[np.float32]],
+    contract: ModelContract,
+    limits: Limits,
+    *,
+    device: str = "CPU",
 ) -> tuple[HintResult, ...]:
-    """Compare each hint that the device offers with FP32 on the same inputs, as `embed` takes them.
+    """Hold each hint that the device offers to the gate, against FP32 on the same inputs, as `embed` takes them.
 
     OpenVINO accepts a hint that the device has no instructions for and computes otherwise; so the device is asked.
 
@@ -69,10 +84,17 @@ def measure_hints(
     for hint, capability in _CAPABILITIES.items():
         if capability not in offered:
             why = f"not available on {device} ({name}), which offers {', '.join(sorted(offered))}"
-            results.append(HintResult(hint=hint, fidelity=None, why_not=why))
+            results.append(HintResult(device=device, hint=hint, fidelity=None, why_not=why))
             continue
-        if expected is None:
-            expected = embed(model, inputs, device=device)
-        found = embed(model, inputs, device=device, hint=hint)
-        results.append(HintResult(hint=hint, fidelity=measure_fidelity(expected, found)))
+        try:
+            if expected is None:
+                expected = embed(model, inputs, device=device)
+            found = embed(model, inputs, device=device, hint=hint)
+        except RuntimeError as error:  # a driver's, on a device that was listed
+            why = f"{device} ({name}) cannot run this model: {str(error).strip().splitlines()[-1]}"
+            results.append(HintResult(device=device, hint=hint, fidelity=None, why_not=why))
+            continue
+        fidelity = measure_fidelity(expected, found)
+        reasons = judge_fidelity(fidelity, contract, limits)
+        results.append(HintResult(device=device, hint=hint, fidelity=fidelity, reasons=reasons))
     return tuple(results)

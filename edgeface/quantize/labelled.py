@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +14,16 @@ from edgeface.evaluate.lfw import DEFAULTS, Settings, embed_images
 from edgeface.evaluate.pairs import Pairs
 from edgeface.quantize.compress import Progress
 from edgeface.quantize.verification import Verification, compare_verification
+from edgeface.recognize.metrics import Metric
 from edgeface.vision.detect import Detector
 
-__all__ = ["LabelledPairs"]
+__all__ = ["SCORED", "LabelledPairs"]
+
+SCORED = (
+    (ProtocolName.facenet, DEFAULTS[ProtocolName.facenet]),
+    (ProtocolName.facenet, Settings(Metric.cosine_distance, flip=True, subtract_mean=True)),
+)
+"""davidsandberg's folds: one image a face, and image and mirror with the mean of the training folds subtracted."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,9 +38,9 @@ class LabelledPairs:
         The list.
     boxes, detector
         See `edgeface.evaluate.faces.FaceCutter`.
-    protocols
-        By which they are scored, each with its settings; by default both that are published for FaceNet. The images
-        are embedded once for all, with their mirrors if any of them wants those.
+    scored
+        By whose folds and with what settings; the images are embedded once for all, with their mirrors if any of
+        them wants those.
     seed
         Of the resampling.
     """
@@ -43,14 +49,14 @@ class LabelledPairs:
     pairs: Pairs
     boxes: Boxes | None = None
     detector: Detector | None = None
-    protocols: Mapping[ProtocolName, Settings] = field(default_factory=lambda: dict(DEFAULTS))
+    scored: tuple[tuple[ProtocolName, Settings], ...] = SCORED
     seed: int = 0
     _known: dict[Path, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
 
     def compare(
         self, before: Path, after: Path, *, progress: Progress | None = None
     ) -> tuple[Verification, ...]:
-        """Score two IRs on the pairs, one `Verification` a protocol. The first IR is embedded once, ever."""
+        """Score two IRs on the pairs, one `Verification` each of `scored`. The first IR is embedded once, ever."""
         if before not in self._known:
             self._known[before] = self._embed(before, "pairs, FP32", progress)
         first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
@@ -63,12 +69,12 @@ class LabelledPairs:
                 settings=settings,
                 seed=self.seed,
             )
-            for protocol, settings in self.protocols.items()
+            for protocol, settings in self.scored
         )
 
     @property
     def _mirrors(self) -> bool:
-        return any(settings.flip for settings in self.protocols.values())
+        return any(settings.flip for _, settings in self.scored)
 
     def _of(self, vectors: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
         return vectors[:, : vectors.shape[1] // 2] if self._mirrors and not settings.flip else vectors

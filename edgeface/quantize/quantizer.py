@@ -19,7 +19,7 @@ from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.ir_file import check_weights, read_ir
 from edgeface.lineage import Lineage
 from edgeface.quantize.calibration import Calibration, to_inputs
-from edgeface.quantize.compress import Progress, Recipe, compress
+from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
 from edgeface.quantize.gate import Limits, judge_fidelity, judge_verification
 from edgeface.quantize.labelled import LabelledPairs
@@ -28,7 +28,7 @@ from edgeface.quantize.soundness import find_flaws
 from edgeface.quantize.verification import Verification
 from edgeface.vision.detect import Detector
 
-__all__ = ["Outcome", "Trial", "quantize"]
+__all__ = ["Outcome", "Trial", "open_parent", "quantize"]
 
 _RANKED_BY = 32
 """Held-out faces that rank groups of layers."""
@@ -48,12 +48,15 @@ class Trial:
         On held-out faces.
     verifications
         On labelled pairs; empty if there are none, or if the faces were enough to refuse it.
+    bytes
+        Of the .bin: what putting layers back costs.
     reasons
         Why it was refused; empty if it passed.
     """
 
     in_float: tuple[str, ...]
     share_in_float: float
+    bytes: int
     fidelity: Fidelity
     verifications: tuple[Verification, ...]
     reasons: tuple[str, ...]
@@ -63,6 +66,7 @@ class Trial:
         return {
             "in_float": list(self.in_float),
             "share_in_float": self.share_in_float,
+            "bytes": self.bytes,
             "fidelity": self.fidelity.to_dict(),
             "verification": [each.to_dict() for each in self.verifications],
             "reasons": list(self.reasons),
@@ -178,7 +182,7 @@ def quantize(
     """
     recipe, limits = recipe or Recipe(), limits or Limits()
     tell: Progress = progress or (lambda what, done, total: None)
-    parent, contract = _read_parent(ir, output)
+    parent, contract = open_parent(ir, output, recipe)
     with stopwatch() as elapsed:
         refused = Outcome(
             ir=None,
@@ -249,7 +253,21 @@ _PRECISIONS: dict[str, Precision] = {
 }
 
 
-def _read_parent(ir: Path, output: Path) -> tuple[ov.Model, ModelContract]:
+def open_parent(ir: Path, output: Path, recipe: Recipe) -> tuple[ov.Model, ModelContract]:
+    """Read an IR and its contract, and raise whatever `quantize` would before it looks at any face.
+
+    Raises
+    ------
+    InputError
+        If the IR is not FP32, the output folder is the parent's, or a layer that is to stay in floating point is none
+        of the model's.
+    OutputError
+        If the output folder cannot be written.
+    ExtraNotInstalledError
+        If the recipe needs NNCF and it is not installed.
+    EdgeFaceError
+        If the IR is damaged, or no model of one image and one embedding.
+    """
     parent = read_ir(ir)
     contract = ModelContract.read_from(parent, source=str(ir))
     check_weights(ir, contract, sha256_of(ir.with_suffix(".bin")))
@@ -263,6 +281,9 @@ def _read_parent(ir: Path, output: Path) -> tuple[ov.Model, ModelContract]:
         raise InputError(
             f"{output}: the compressed IR would replace its parent {ir.name}; choose another folder"
         )
+    check_recipe(parent, recipe)
+    with staging_folder(output):
+        pass
     return parent, contract
 
 
@@ -315,10 +336,11 @@ def _try(
     if not reasons and pairs is not None:
         verifications = pairs.compare(ir, staged, progress=tell)
         reasons = judge_verification(verifications, limits)
-    layers = sum(len(group) for group in groups_of(parent))
+    layers = {name for group in groups_of(parent) for name in group}
     return Trial(
         in_float=kept,
-        share_in_float=len(kept) / layers if layers else 0.0,
+        share_in_float=len(layers & set(kept)) / len(layers) if layers else 0.0,
+        bytes=staged.with_suffix(".bin").stat().st_size,
         fidelity=fidelity,
         verifications=verifications,
         reasons=reasons,

@@ -61,6 +61,29 @@ def test_a_pairs_list_without_its_images_is_wrong_use(folder: Path) -> None:
     assert "--images: expected the folder" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--recalibrate", "pairs.txt"], "--images: expected the folder"),
+        (["--recalibrate", "pairs.txt", "--images", "."], "pairs.txt"),
+        (["--keep", "nowhere"], "the model has none called nowhere"),
+        (["-o", "/dev/null/out"], "cannot write /dev/null/out"),
+        (["-o", "parent"], "would replace its parent"),
+        (["--as", "mtcnn", "--validate", "lfw"], "leave --validate"),
+    ],
+)
+def test_what_cannot_end_well_is_told_before_a_photograph_is_read(
+    given: list[str], told: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+
+    done = run("parent/tiny.xml", "--calibration", "nowhere", "-o", "out", *given)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.real
 def test_photographs_make_an_ir_and_one_json_object(folder: Path, data: Path) -> None:
     photos = folder / "photos"

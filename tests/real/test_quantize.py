@@ -16,7 +16,7 @@ from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.fidelity import embed
 from edgeface.quantize.soundness import find_flaws, looks_empty, looks_swapped
 from edgeface.quantize.structure import residuals_of, tail_of
-from edgeface.vision.crops import find_photos
+from edgeface.vision.crops import find_photos, write_png
 from edgeface.vision.detect import Detector, DetectorName, load_detector
 from edgeface.vision.image import read_image
 
@@ -115,19 +115,64 @@ def test_facenet_keeps_its_embeddings_in_8_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mtcnn", "yunet"])
+@pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
 def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
     from edgeface.quantize import quantize_detector
 
-    model = None if name == "mtcnn" else data / "yunet" / "yunet_n_dynamic.onnx"
+    omz = "omz/{0}/FP32/{0}.xml".format
+    model, landmarks = {
+        "mtcnn": (None, None),
+        "yunet": (data / "yunet" / "yunet_n_dynamic.onnx", None),
+        "retail-0004": (
+            data / omz("face-detection-retail-0004"),
+            data / omz("landmarks-regression-retail-0009"),
+        ),
+    }[name]
     photos = sorted((data / "lfw" / "calibration").iterdir())[:20]
 
-    outcome = quantize_detector(name, model, tmp_path / "int8", photos)
+    outcome = quantize_detector(name, model, tmp_path / "int8", photos, landmarks_model=landmarks)
 
     assert outcome.passed, outcome.reasons
+    assert outcome.agreement is not None
     assert outcome.agreement.faces >= 4
     assert outcome.bytes_after < 0.6 * outcome.bytes_before
     again = tmp_path / "int8" if name == "mtcnn" else outcome.files[0]
-    with load_detector(name, model=again) as detector:
+    landmarks = outcome.files[1] if name == "retail-0004" else None
+    with load_detector(name, model=again, landmarks_model=landmarks) as detector:
         assert len(detector.detect([read_image(photos[0])])[0]) >= 1
+
+
+def test_photographs_that_are_bad_on_purpose_quantize_no_detector(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    from edgeface.quantize import quantize_detector
+
+    for number, path in enumerate(sorted((data / "lfw" / "calibration").iterdir())[:12]):
+        picture = read_image(path)
+        for name, made in (("black", np.zeros_like(picture)), ("swapped", picture[..., ::-1])):
+            write_png(tmp_path / name / f"{number}.png", np.ascontiguousarray(made))
+
+    for name, reason in (
+        ("black", "a face in nearly every picture"),
+        ("swapped", "red and blue were exchanged"),
+    ):
+        outcome = quantize_detector("mtcnn", None, tmp_path / "out", sorted((tmp_path / name).iterdir()))
+
+        assert not outcome.passed
+        assert reason in outcome.reasons[0]
+        assert outcome.to_dict()["agreement"] is None
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_stored_in_half_precision_finds_the_same_faces(data: Path, tmp_path: Path) -> None:
+    from edgeface.quantize import Recipe, quantize_detector
+
+    photos = sorted((data / "lfw" / "calibration").iterdir())[:10]
+
+    outcome = quantize_detector("mtcnn", None, tmp_path, photos, recipe=Recipe(method="fp16"))
+
+    assert outcome.passed, outcome.reasons
+    assert outcome.bytes_after == pytest.approx(outcome.bytes_before / 2, rel=0.02)
+    assert outcome.bytes_after == sum(path.with_suffix(".bin").stat().st_size for path in outcome.files)
+    assert outcome.agreement is not None
+    assert outcome.agreement.median_iou > 0.99

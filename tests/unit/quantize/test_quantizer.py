@@ -132,8 +132,8 @@ def test_labelled_pairs_are_scored_before_and_after(
             picture = (base + noise).clip(0, 255).astype(np.uint8)
             cv2.imwrite(str(tmp_path / "images" / f"p{person:02}" / f"{number}.png"), picture)
     pairs = dataclasses.replace(pairs_from_folders(tmp_path / "images"), folds=2)
-    plain = {ProtocolName.omz: DEFAULTS[ProtocolName.facenet]}
-    labelled = LabelledPairs(images=tmp_path / "images", pairs=pairs, protocols=plain)
+    plain = (ProtocolName.omz, DEFAULTS[ProtocolName.facenet])
+    labelled = LabelledPairs(images=tmp_path / "images", pairs=pairs, scored=(plain,))
 
     outcome = quantize(ir, tmp_path / "out", calibration, pairs=labelled, limits=Limits(max_drop=0.5))
 
