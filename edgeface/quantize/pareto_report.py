@@ -31,8 +31,11 @@ RULE = (
     f"the faster in every round, size if it differs by more than {SAME_SIZE:.0%}."
 )
 
-_CHARACTER, _LINE = 8.0, 18.0
+_CHARACTER, _LINE = 7.5, 18.0
 """Width of a letter and height of a line of a plot's words, in its units, on a narrow page."""
+
+_DOT = 8.0
+"""Room that a dot takes to either side."""
 
 
 def write_pareto(pareto: Pareto, folder: Path) -> None:
@@ -121,7 +124,8 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     frame = Frame(
         x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0
     )
-    shapes: list[Shape] = []
+    words, leaders = _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies)
+    shapes = [*leaders]
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:
             shapes.append(frame.line([value, value], list(span), "guide"))
@@ -133,7 +137,7 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
         objective.title,
         frame,
         tuple(shapes),
-        _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies),
+        words,
         (("good", "optimal"), ("other", "beaten"), ("guide", "95 % of the drop")),
         f"Better is up and {objective.better}.",
     )
@@ -147,35 +151,38 @@ def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
     return pareto.rows[0].accuracy - high, pareto.rows[0].accuracy - low
 
 
-def _labels(frame: Frame, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> tuple[Words, ...]:
-    """Put each name beside its dot, up or down as far as it takes for none to lie on another."""
-    taken: list[tuple[float, float, float]] = []
-    words = []
+def _labels(
+    frame: Frame, names: Sequence[str], x: Sequence[float], y: Sequence[float]
+) -> tuple[tuple[Words, ...], tuple[Shape, ...]]:
+    """Put each name beside its dot, up or down until it lies on no name and no dot; a line leads to one moved."""
     across, down = frame.across(x), frame.down(y)
+    taken = [(float(b) + 4, float(a) - _DOT, float(a) + _DOT) for a, b in zip(across, down, strict=True)]
+    words, leaders = [], []
+    steps = sorted(range(-30, 31), key=abs)
     for index in np.argsort(down, kind="stable"):
-        name, at = names[index], float(across[index])
+        name, at, beside = names[index], float(across[index]), float(down[index]) + 4
         width = _CHARACTER * len(name)
         left = at + 10 + width > frame.width
         start = at - 10 - width if left else at + 10
-        steps = sorted((step for step in range(-20, 21)), key=abs)
-        places = [float(down[index]) + 4 + step * _LINE / 2 for step in steps]
+        places = [beside + step * _LINE / 2 for step in steps]
         place = next(
             (
                 each
                 for each in places
                 if _LINE / 2 < each < frame.height
                 and not any(
-                    abs(each - other) < _LINE and start < end and begin < start + width
+                    abs(each - other) < _LINE - 1 and start < end and begin < start + width
                     for other, begin, end in taken
                 )
             ),
             places[0],
         )
         taken.append((place, start, start + width))
-        words.append(
-            Words(round(at - 10 if left else at + 10, 1), round(place, 1), name, "end" if left else "start")
-        )
-    return tuple(words)
+        side = at - 10 if left else at + 10
+        words.append(Words(round(side, 1), round(place, 1), name, "end" if left else "start"))
+        if place != beside:
+            leaders.append(Shape(f"M{at:.1f} {beside - 4:.1f}L{side:.1f} {place - 4:.1f}", "guide"))
+    return tuple(words), tuple(leaders)
 
 
 def _accuracy(value: float) -> str:
