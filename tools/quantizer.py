@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output_dir", type=Path, metavar="DIR", help="where to put IRs; --model_dir by default"
     )
     made.add_argument("--target_device", metavar="DEVICE", help="ignored: one IR serves CPU, GPU and NPU")
+    made.add_argument("-p", "--python", metavar="PYTHON", help="ignored: NNCF runs in this Python")
+    made.add_argument("--pot", metavar="SCRIPT", help="ignored: NNCF took the place of that toolkit")
     _omz.add_dry_run(made)
     return made
 
@@ -48,7 +50,10 @@ def _quantize(entry: zoo.ModelEntry, *, options: argparse.Namespace) -> None:
         )
     for precision in options.precisions or (_MADE,):
         if precision != _MADE:
-            raise NotSupportedError(f"{entry.name}: {precision} cannot be made yet; expected {_MADE}")
+            raise NotSupportedError(
+                f"{entry.name}: expected {_MADE}, found {precision}; what stays in floating point is a thousandth of "
+                "the weights, and is kept as it was calibrated"
+            )
         source = options.model_dir / entry.subdirectory / "FP32" / f"{entry.name}.xml"
         folder = (options.output_dir or options.model_dir) / entry.subdirectory / precision
         if options.dry_run:
@@ -66,13 +71,11 @@ def _quantize(entry: zoo.ModelEntry, *, options: argparse.Namespace) -> None:
 
 def _quantize_once(source: Path, folder: Path, photographs: Path) -> Path:
     # these load OpenVINO, which --print_all and --dry_run need not wait for
-    from edgeface.contract import ModelContract
-    from edgeface.ir_file import read_ir
-    from edgeface.quantize import gather, quantize
+    from edgeface.quantize import Recipe, gather, open_parent, quantize
     from edgeface.vision.crops import find_photos
     from edgeface.vision.detect import load_detector
 
-    contract = ModelContract.read_from(read_ir(source), source=str(source))
+    _, contract = open_parent(source, folder, Recipe())
     with load_detector("mtcnn") as detector:
         known = gather(find_photos([photographs]), contract, detector=detector)
     outcome = quantize(source, folder, known)

@@ -81,6 +81,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> N
 def test_what_cannot_be_done_yet_is_exit_code_3(tmp_path: Path) -> None:
     done = run("quantizer", "--name", FACENET, "--precisions", "FP16-INT8", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "expected FP32-INT8, found FP16-INT8" in done.stderr
+    done = run(
+        "quantizer", "--name", FACENET, "--dry_run", "-p", "python3", "--pot", "main.py", "--target_device", "CPU",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert f"FP32-INT8/{FACENET}.xml" in done.stdout
     done = run("converter", "--name", FACENET, "--precisions", "FP16-INT8", folder=tmp_path)
     assert done.returncode == 3
     done = run("converter", "--name", "yunet", folder=tmp_path)
