@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Setting", "load"]
 
-DATA = Path(os.environ.get("EDGEFACE_DATA", "../shared/data"))
+DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 Crops = NDArray[np.uint8]
 Infer = Callable[[Any], Any]
