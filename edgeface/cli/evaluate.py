@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json as json_text
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,10 +26,7 @@ from edgeface.cli.faces import (
     find_faces,
 )
 from edgeface.cli.output import JsonOption, counting, emit_json, stdout
-from edgeface.files import write_atomically
-
-if TYPE_CHECKING:
-    pass
+from edgeface.files import staging_folder, write_atomically
 
 
 class _Protocol(str, enum.Enum):
@@ -102,6 +99,7 @@ def lfw(
 
     defaults = DEFAULTS[ProtocolName(protocol.value)]
     listed = read_pairs(pairs)
+    _require_folder(output_dir)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
         counting("embedding", unit="images") as progress,
@@ -155,6 +153,7 @@ def identification(
     from edgeface.evaluate.identification import evaluate_identification
     from edgeface.evaluate.report import write_identification_report
 
+    _require_folder(output_dir)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
         counting("embedding", unit="images") as progress,
@@ -179,6 +178,12 @@ def identification(
         return emit_json(answer)
     stdout.print(_identification_table(answer))
     stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+
+
+def _require_folder(output_dir: Path) -> None:
+    """Refuse a folder that cannot be written to before minutes of work."""
+    with staging_folder(output_dir):
+        pass
 
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:

@@ -47,6 +47,6 @@ def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
 def finish(failures: Mapping[Path, str], *, strict: bool) -> None:
     """Say what failed; that is the command's own failure only with --strict."""
     for path, reason in failures.items():
-        stderr.print(f"{path}: {reason}", markup=False)
+        stderr.print(f"{path}: {reason}", markup=False, soft_wrap=True)
     if failures and strict:
         raise typer.Exit(NegativeResult.exit_code)

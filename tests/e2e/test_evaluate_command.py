@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import openvino as ov
 import pytest
+from browser import CHROMIUM, browser
 
 from edgeface.contract import Alignment, ModelContract
 from edgeface.files import sha256_of
@@ -143,6 +144,38 @@ def test_people_who_are_not_enrolled_are_told_from_those_who_are(work: Path, tmp
 
     again = run("evaluate", "identification", *given, "-o", tmp_path / "again", "--json")
     assert {**json.loads(again.stdout), "seconds": 0} == {**answer, "seconds": 0}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+def test_the_report_of_an_identification_is_readable_on_a_phone(work: Path, tmp_path: Path) -> None:
+    draw_people(tmp_path / "crowd")
+    draw_people(tmp_path / "crowd", photographs=1, initial="S", seed=1)
+    given = ("--images", tmp_path / "crowd", "--model", work / "tiny.xml", "--crops")
+    done = run("evaluate", "identification", *given, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "out" / "report.html", width=400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.evaluate("document.querySelectorAll('svg path.curve').length") == 2
+        heads = "[...document.querySelectorAll('th')].map(each => each.getBoundingClientRect().height)"
+        assert page.evaluate(f"Math.max(...{heads})") < 90, "no word of a head is broken into letters"
+        assert page.complaints() == []
+        assert not [each for each in page.requested() if not each.startswith(("file:", "data:"))]
+
+
+@pytest.mark.parametrize(
+    ("output", "fpir", "words"),
+    [("taken", "0.01", "found a file in the way"), ("out", "2", "expected a rate between 0 and 1, found 2")],
+)
+def test_what_cannot_end_well_is_refused_before_any_work(
+    output: str, fpir: str, words: str, work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    # The model is not there: whoever looks for it first says so.
+    given = ("--images", work / "images", "--model", tmp_path / "none.xml", "--fpir", fpir)
+    done = run("evaluate", "identification", *given, "-o", tmp_path / output)
+    assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_malformed_row_is_named_and_nothing_is_written(work: Path, tmp_path: Path) -> None:
