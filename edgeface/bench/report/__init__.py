@@ -13,7 +13,7 @@ from edgeface.bench.report.tables import as_csv, as_markdown
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 
-__all__ = ["SUFFIXES", "Entry", "read_entries", "write_report"]
+__all__ = ["SUFFIXES", "Entry", "read_entries", "require_suffix", "write_report"]
 
 SUFFIXES = (".html", ".md", ".csv")
 
@@ -41,8 +41,7 @@ def write_report(entries: Sequence[Entry], path: Path) -> None:
     """
     if not entries:
         raise InputError("report: expected at least one result, found none")
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+    require_suffix(path)
     if path.suffix == ".csv":
         text = as_csv(entries)
     else:
@@ -52,6 +51,18 @@ def write_report(entries: Sequence[Entry], path: Path) -> None:
         text = as_markdown(entries, comparisons)
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def require_suffix(path: Path) -> None:
+    """Refuse a name that does not say what is to be written.
+
+    Raises
+    ------
+    InputError
+        If its suffix is none of `SUFFIXES`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
 
 
 def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:

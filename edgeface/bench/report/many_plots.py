@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeface.bench.compare import Comparison, Difference
+from edgeface.bench.parts import Scenario
 from edgeface.bench.report.entry import Entry
 from edgeface.drawing import Frame, Plot, categories, linear, percent, rounded
 
-__all__ = ["comparison_plots", "heat_maps", "throughput_plot"]
+__all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]
 
 _ROW = 22.0
 """Height of a row of a plot whose rows are results."""
@@ -112,13 +113,11 @@ def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
     varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[
         :2
     ]
-    if len(varied) < 2 or len(entries) < 4:
+    models = {each.result.model.digest for each in entries}
+    if len(varied) < 2 or len(entries) < 4 or len(models) > 1:
         return []
     across, up = sorted(varied, key=_AXES.index)
-    alone, loaded = (
-        [each for each in entries if each.result.settings.scenario == scenario] or entries
-        for scenario in ("single-stream", "offline")
-    )
+    alone, loaded = (of_scenario(entries, scenario) for scenario in ("single-stream", "offline"))
     return [
         plot
         for plot in (
@@ -127,6 +126,11 @@ def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
         )
         if plot
     ]
+
+
+def of_scenario(entries: Sequence[Entry], scenario: Scenario) -> Sequence[Entry]:
+    """Those results whose latency or throughput is meant; all if none is of that scenario."""
+    return [each for each in entries if each.result.settings.scenario == scenario] or entries
 
 
 def _heat_map(
@@ -150,7 +154,7 @@ def _heat_map(
         categories(across, values[across]),
         categories(up, values[up]),
         height=min(250.0, 44.0 * len(values[up]) + 20),
-        left=96.0,
+        left=116.0,
         grid=False,
     )
     best = min if latency else max
@@ -177,7 +181,7 @@ def _heat_map(
 
 def _setting(entry: Entry, name: str) -> str:
     value = getattr(entry.result.settings, name)
-    return "default" if value is None else str(value)
+    return "default" if value is None else value.lower() if name == "hint" else str(value)
 
 
 def _distinct(values: list[str]) -> list[str]:

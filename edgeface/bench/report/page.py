@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgeface.bench.compare import Comparison
 from edgeface.bench.report.entry import Entry
 from edgeface.bench.report.facts import Rows, environment_rows, model_rows, settings_rows
 from edgeface.bench.report.layer_plots import LayerRow, roofline_plot, top_layers
-from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot
+from edgeface.bench.report.many_plots import comparison_plots, heat_maps, of_scenario, throughput_plot
 from edgeface.bench.report.run_plots import run_plots
 from edgeface.bench.report.tables import interval_words, slowdown_words
-from edgeface.drawing import Plot, write_page
+from edgeface.drawing import Plot, rounded, write_page
 
 __all__ = ["write_html"]
 
@@ -51,7 +53,7 @@ def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path
     write_page(
         path,
         __package__,
-        filters={"interval": interval_words},
+        filters={"interval": interval_words, "sentence": _sentence, "milliseconds": _milliseconds},
         entries=entries,
         first=entries[0],
         overview=overview,
@@ -76,9 +78,20 @@ def _section(entry: Entry) -> _Section:
     )
 
 
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{rounded(value)} ms"
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital, and leave the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def _in_full(entries: Sequence[Entry]) -> list[Entry]:
     if len(entries) <= _FULL:
         return list(entries)
-    fastest = min(entries, key=lambda each: each.result.latency_ms.get("p50", float("inf")))
-    most = max(entries, key=lambda each: each.result.throughput_fps or 0.0)
+    fastest = min(
+        of_scenario(entries, "single-stream"), key=lambda each: each.result.latency_ms.get("p50", np.inf)
+    )
+    most = max(of_scenario(entries, "offline"), key=lambda each: each.result.throughput_fps or 0.0)
     return [fastest] if fastest is most else [fastest, most]

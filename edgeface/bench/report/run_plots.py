@@ -56,7 +56,13 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
         ),
         words=tuple(
             frame.words(
-                result.latency_ms[key], heights.max() * 1.08, key, anchor=anchor, lift=3, kind="strong"
+                result.latency_ms[key],
+                heights.max() * 1.08,
+                key,
+                # Far left there is the y axis.
+                anchor=anchor if frame.x.place(result.latency_ms[key]) > 0.1 else "start",
+                lift=3,
+                kind="strong",
             )
             for key, anchor in zip(marked, _ANCHORS, strict=False)
         ),

@@ -188,3 +188,43 @@ def test_other_suffixes_and_no_results_are_refused(tmp_path: Path) -> None:
         write_report(entries(), tmp_path / "r.pdf")
     with pytest.raises(InputError, match="at least one result"):
         write_report([], tmp_path / "r.html")
+
+
+def test_doubts_keep_their_capitals_and_what_is_absent_has_no_unit(tmp_path: Path) -> None:
+    made = made_result(SERIES, disturbed=True, disturbances=["other processes kept 1.52 CPUs busy"])
+    short = made.model_copy(update={"latency_ms": {"p50": 5.0}, "latency_interval_ms": {}})
+    write_report([Entry("a", made), Entry("b", short)], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "It was disturbed: other processes kept 1.52 CPUs busy" in page
+    assert "5.000 ms" in page
+    assert "- ms" not in page
+
+
+def test_of_a_sweep_the_latency_alone_and_the_throughput_under_load_are_shown_in_full(tmp_path: Path) -> None:
+    def made(number: int, scenario: str) -> Entry:
+        # Under load the times of a request are shorter here, as those of several streams on a busy machine may be.
+        series = SERIES[:50] * (1 + number / 10) * (0.5 if scenario == "offline" else 1)
+        settings = {"streams": 1 + number, "batch": 1 + number % 2, "scenario": scenario}
+        return Entry(f"{number}/{scenario}", made_result(series, settings=settings))
+
+    found = [made(number, scenario) for number in range(4) for scenario in ("single-stream", "offline")]
+    write_report(found, tmp_path / "r.html")
+    assert re.findall(r"<h2>(\d/\S+)", (tmp_path / "r.html").read_text()) == ["0/single-stream", "0/offline"]
+
+
+def test_results_of_several_models_are_no_sweep() -> None:
+    def grid(digests: str) -> list[Entry]:
+        return [
+            Entry(
+                f"{index}",
+                made_result(
+                    SERIES[:50],
+                    settings={"streams": 1 + index // 2, "batch": 1 + index % 2},
+                    model={"digest": digest * 64},
+                ),
+            )
+            for index, digest in enumerate(digests)
+        ]
+
+    assert len(heat_maps(grid("0000"))) == 2
+    assert heat_maps(grid("0001")) == []
