@@ -16,11 +16,13 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.parts import Scenario, Settings
+from edgeface.bench.fact import Unknown
+from edgeface.bench.machine import read_machine
+from edgeface.bench.parts import ModelInfo, Scenario, Settings
 from edgeface.bench.peak import Peak
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.bench.runner import DEFAULTS, Extras, Stage, benchmark
-from edgeface.bench.subject import read_subject
+from edgeface.bench.subject import Shapes, read_subject
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.files import write_atomically
 from edgeface.runtime import DevicePlan
@@ -136,6 +138,7 @@ def sweep(
     *,
     axes: Axes | None = None,
     settings: Settings = DEFAULTS,
+    shapes: Shapes | None = None,
     peak: bool = True,
     on_step: Callable[[Step], None] = lambda step: None,
     stage: Stage | None = None,
@@ -153,6 +156,8 @@ def sweep(
         What is combined.
     settings
         Durations, counts and seed of each run.
+    shapes
+        Of inputs that are dynamic.
     peak
         Whether to measure what each device attains, once.
     on_step, stage
@@ -161,7 +166,8 @@ def sweep(
     Raises
     ------
     InputError
-        If the folder is that of another model's sweep or of other durations, or no combination can be measured.
+        If the folder is that of a sweep of another model, machine, OpenVINO or of other durations, or no
+        combination can be measured.
     DeviceError
         If none of the devices is there.
     OutputError
@@ -171,7 +177,7 @@ def sweep(
     """
     axes = axes or Axes()
     core = ov.Core()
-    _keep_settings(folder, read_subject(model, core=core).info.digest, settings)
+    _keep_settings(folder, read_subject(model, core=core, shapes=shapes).info, settings)
     present, absent = _present(axes.devices, core)
     if not present:
         raise DeviceError("; ".join(each.reason for each in absent))
@@ -188,7 +194,8 @@ def sweep(
         known = _read(folder / name)
         on_step(Step(name, number, len(runs), known is not None))
         asked = settings.model_copy(update=_settings(plan, scenario))
-        result = known or _measure(model, asked, name, found, peak=peak, stage=stage)
+        extras = Extras(shapes=shapes, peak=found.peaks.get(plan.device, peak), layers=False)
+        result = known or _measure(model, asked, name, found, extras=extras, stage=stage)
         if result is None:
             continue
         if known is None:
@@ -212,9 +219,8 @@ def sweep(
 
 
 def _measure(
-    model: Path, asked: Settings, name: str, found: _Found, *, peak: bool, stage: Stage | None
+    model: Path, asked: Settings, name: str, found: _Found, *, extras: Extras, stage: Stage | None
 ) -> BenchmarkResult | None:
-    extras = Extras(peak=found.peaks.get(asked.device, peak), layers=False)
     try:
         result = benchmark(model, asked, extras=extras, stage=stage)
     except InputError as error:
@@ -289,10 +295,18 @@ def _settings(plan: DevicePlan, scenario: Scenario) -> dict[str, Any]:
     return {**asked, "scenario": scenario, "batch": plan.batch_buckets[0]}
 
 
-def _keep_settings(folder: Path, digest: str | None, settings: Settings) -> None:
+def _keep_settings(folder: Path, model: ModelInfo, settings: Settings) -> None:
     """Write what all results of the folder share, or refuse if it holds those of something else."""
     lengths = ("duration_s", "min_count", "max_duration_s", "warm_up_s", "seed")
-    wanted = {"schema": _SCHEMA, "model": digest, **{name: getattr(settings, name) for name in lengths}}
+    cpu = read_machine().cpu_model
+    wanted = {
+        "schema": _SCHEMA,
+        "model": model.digest,
+        "inputs": {name: list(shape) for name, shape in model.inputs.items()},
+        "cpu": None if isinstance(cpu, Unknown) else cpu,
+        "openvino": ov.__version__,
+        **{name: getattr(settings, name) for name in lengths},
+    }
     path = folder / SETTINGS_NAME
     stored: object = None
     if path.is_file():
@@ -305,7 +319,7 @@ def _keep_settings(folder: Path, digest: str | None, settings: Settings) -> None
         differ = [
             f"{name} {stored.get(name)}, not {wanted[name]}"
             for name in wanted
-            if stored.get(name) != wanted[name]
+            if stored.get(name, wanted[name]) != wanted[name]  # sweeps of older versions say less
         ]
         if differ:
             raise InputError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
@@ -74,10 +75,11 @@ def compare(
             }
         )
     else:
-        for each in found:
-            stdout.print(_table(each))
-            for name, old, new in each.settings:
-                stdout.print(f"  {escape(name)}: {escape(old)} / {escape(new)}", soft_wrap=True)
+        with contextlib.suppress(BrokenPipeError):  # a reader who has gone does not make a regression pass
+            for each in found:
+                stdout.print(_table(each))
+                for name, old, new in each.settings:
+                    stdout.print(f"  {escape(name)}: {escape(old)} / {escape(new)}", soft_wrap=True)
     failed = False
     for each, gate in zip(found, gates, strict=True):
         if gate is not None:
@@ -103,8 +105,10 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write one self-contained page of tables and plots, or the tables as Markdown or CSV."""
-    from edgeface.bench.report import read_entries, write_report
+    from edgeface.bench.report import read_entries, require_suffix, write_report
 
+    for path in output:
+        require_suffix(path)
     entries = read_entries(results)
     for path in output:
         write_report(entries, path)
@@ -139,6 +143,14 @@ def sweep(
         float, typer.Option("--duration", "-t", min=0.001, help="Seconds of each run at least.")
     ] = 20.0,
     warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for stable times at most.")] = 10.0,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[1,3,H,W]",
+            help="Of inputs that are dynamic, or that should be others.",
+            show_default=False,
+        ),
+    ] = None,
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Measure what each device attains, once.")
     ] = True,
@@ -150,6 +162,7 @@ def sweep(
     Embedder.load(..., plan=FILE) and bench run --plan take. Interrupted, it goes on where it stopped.
     """
     from edgeface.bench.runner import DEFAULTS
+    from edgeface.bench.subject import parse_shapes
     from edgeface.bench.sweep import Axes, Step
     from edgeface.bench.sweep import sweep as run_sweep
 
@@ -172,7 +185,15 @@ def sweep(
         def tell(step: Step) -> None:
             bars.update(task, description=escape(step.name), completed=step.number - 1, total=step.total)
 
-        found = run_sweep(model, output_dir, axes=axes, settings=settings, peak=peak, on_step=tell)
+        found = run_sweep(
+            model,
+            output_dir,
+            axes=axes,
+            settings=settings,
+            shapes=parse_shapes(shape) if shape else None,
+            peak=peak,
+            on_step=tell,
+        )
         bars.update(task, completed=len(found.results))
     for kind in ("absent", "failed", "skipped"):
         for left in getattr(found, kind):
@@ -183,7 +204,8 @@ def sweep(
         return emit_json(found.to_dict())
     stdout.print(_sweep_table(found))
     for what, (name, path) in found.best.items():
-        stdout.print(f"best {what}: {escape(name)}; plan in {escape(str(path))}", soft_wrap=True)
+        doubt = "; it was disturbed" if found.results[name].disturbed else ""
+        stdout.print(f"best {what}: {escape(name)}{doubt}; plan in {escape(str(path))}", soft_wrap=True)
 
 
 def _words(text: str) -> list[str]:
@@ -205,18 +227,20 @@ def _sweep_table(found: Sweep) -> Table:
     from edgeface.bench.result import BenchmarkResult
     from edgeface.drawing import rounded
 
-    table = Table("settings", "p50 ms alone", "p90 ms alone", "items/s loaded", "")
+    table = Table(Column("settings", overflow="fold"), "p50 ms alone", "p90 ms alone", "items/s loaded", "")
     rows: dict[str, dict[str, BenchmarkResult]] = {}
     for name, result in found.results.items():
         configuration, _, scenario = name.rpartition("/")
         rows.setdefault(configuration, {})[scenario] = result
     best = {name: f"best {what}" for what, (name, _) in found.best.items()}
+    parts = {configuration: configuration.split("_") for configuration in rows}
+    shared = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     for configuration, results in rows.items():
         alone, loaded = results.get("single-stream"), results.get("offline")
         notes = [words for name, words in best.items() if name.rpartition("/")[0] == configuration]
         notes += ["disturbed"] * any(result.disturbed for result in results.values())
         table.add_row(
-            escape(configuration),
+            escape(" ".join(part for part in parts[configuration] if part not in shared)),
             rounded(alone.latency_ms.get("p50") if alone else None),
             rounded(alone.latency_ms.get("p90") if alone else None),
             rounded(loaded.throughput_fps if loaded else None),

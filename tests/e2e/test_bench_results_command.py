@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,10 @@ from tiny_ir import write_tiny_ir
 pytestmark = pytest.mark.timeout(200)
 
 
-def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str | Path, columns: int = 140) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "edgeface", "bench", *map(str, arguments)],
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "140"},
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns)},
         capture_output=True,
         text=True,
         timeout=150,
@@ -44,6 +45,18 @@ def test_a_regression_ends_with_1_and_says_which_metric(results: Path) -> None:
     assert "worse" in done.stdout
     assert "after: FAILED: p50" in done.stderr
     assert "one run each" in done.stderr
+
+
+def test_a_regression_ends_with_1_whether_or_not_anybody_reads_the_table(results: Path) -> None:
+    command = [sys.executable, "-m", "edgeface", "bench", "compare", results / "before", results / "after"]
+    with subprocess.Popen(
+        [*command, "--fail-on-regression", "5%"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "after: FAILED: p50" in process.stderr.read()
+        assert process.wait(timeout=60) == 1
 
 
 def test_no_regression_ends_with_0_and_json_is_alone_on_stdout(results: Path) -> None:
@@ -73,9 +86,16 @@ def test_a_sweep_is_reported_and_its_plan_runs(tmp_path: Path) -> None:
     assert len(answer["results"]) == 4
     assert [each["name"] for each in answer["absent"]] == ["NPU"]
     assert "absent: NPU" in done.stderr
+    done = bench("sweep", ir, "-o", folder, *options, columns=80)
+    assert re.findall(r"(?m)^\W+(batch-\d)\s", done.stdout) == ["batch-1", "batch-2"], (
+        "what tells the rows apart is legible on a small terminal"
+    )
     done = bench("sweep", ir, "-o", folder, *options[:-4], "--batches", "1,0")
     assert done.returncode == 2
     assert "--batches: expected positive numbers" in done.stderr
+    done = bench("report", folder, "-o", tmp_path / "first.md", "-o", tmp_path / "second.pdf")
+    assert done.returncode == 2
+    assert not (tmp_path / "first.md").exists(), "a wrong name is noticed before anything is written"
     done = bench("report", folder, "-o", tmp_path / "r.html", "-o", tmp_path / "r.csv")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "r.csv").open(newline="") as file:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 from tiny_ir import write_tiny_ir
 
@@ -14,6 +15,7 @@ from edgeface.bench import sweep as module
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.runner import DEFAULTS
 from edgeface.bench.sweep import Axes, Step, Sweep, sweep
+from edgeface.compat import ops
 from edgeface.errors import DeviceError, InputError
 from edgeface.runtime import DevicePlan, Embedder
 
@@ -113,6 +115,31 @@ def test_other_settings_or_another_model_are_not_mixed_in(
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(InputError, match="expected the settings of a sweep"):
         run(ir, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "openvino", "inputs"])
+def test_a_sweep_of_another_machine_is_not_gone_on_with(ir: Path, tmp_path: Path, name: str) -> None:
+    axes = Axes(hints=("LATENCY",))
+    run(ir, tmp_path, axes)
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    older = {key: value for key, value in stored.items() if key != name}
+    (tmp_path / "sweep.json").write_text(json.dumps(older))
+    run(ir, tmp_path, axes)  # what an older version wrote says less, and is gone on with
+    (tmp_path / "sweep.json").write_text(json.dumps({**stored, name: "another"}))
+    with pytest.raises(InputError, match=f"holds a sweep of {name} another, not"):
+        run(ir, tmp_path, axes)
+
+
+def test_a_model_of_any_size_is_swept_at_the_one_that_is_given(tmp_path: Path) -> None:
+    image = ops.parameter([1, 3, -1, -1], np.float32, name="image")
+    ov.save_model(ov.Model([ops.relu(image)], [image], "any"), tmp_path / "any.xml")
+    axes = Axes(hints=("LATENCY",), batches=(None,))
+    with pytest.raises(InputError, match="give it a size"):
+        run(tmp_path / "any.xml", tmp_path / "sweep", axes)
+    found, _ = run(tmp_path / "any.xml", tmp_path / "sweep", axes, shapes={"": (1, 3, 8, 16)})
+    assert {result.model.inputs["image"] for result in found.results.values()} == {(1, 3, 8, 16)}
+    with pytest.raises(InputError, match="holds a sweep of inputs"):
+        run(tmp_path / "any.xml", tmp_path / "sweep", axes, shapes={"": (1, 3, 16, 16)})
 
 
 def test_an_absent_device_is_reported_and_nothing_takes_its_place(ir: Path, tmp_path: Path) -> None:
