@@ -39,14 +39,20 @@ _UsageError: Any = typer.BadParameter.__base__
 """click's, which some releases of typer carry a copy of."""
 
 
+class _ReaderGone(Exception):  # noqa: N818 - nobody's error
+    """Whoever read stdout has closed it."""
+
+
 class _Commands(typer.core.TyperGroup):
-    """Lets Ctrl-C through to `main`; typer would end with 130 and not a word."""
+    """Lets Ctrl-C and closed pipes through to `main`; typer would end with 130 and 1, and not a word."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise typer.Abort from error
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
 
 
 def _show_version(wanted: bool) -> None:
@@ -105,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), kind="UsageError", code=2, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
-    except BrokenPipeError:
+    except _ReaderGone:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # nobody reads on: no traceback at exit

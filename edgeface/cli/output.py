@@ -19,8 +19,16 @@ JsonOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any picture failed.")]
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+
+class _Console(Console):
+    """Leaves a reader who has gone to `edgeface.cli.app.main`; rich exits with 1, which here means "no"."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich has just caught
+
+
+stderr = _Console(stderr=True, highlight=False)
+stdout = _Console(highlight=False)
 
 
 def emit_json(answer: Mapping[str, Any]) -> None:
