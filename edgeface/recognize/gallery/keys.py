@@ -58,7 +58,10 @@ def read_key(source: str, *, beside: Path) -> bytes:
         return _parse(os.environ[where].encode("utf-8", "surrogateescape"), source)
     if kind == "command" and where:
         return _parse(_run(where), f"command:{shlex.split(where)[0]}")
-    raise GalleryKeyError(f"key: expected file:PATH, env:NAME or command:WORDS, found {kind!r:.20}")
+    found = f"{kind}: and nothing after it" if kind in ("file", "env", "command") else "something else"
+    raise GalleryKeyError(  # which may be the key itself
+        f"key: expected file:PATH, env:NAME or command:WORDS, found {found} ({len(source)} characters)"
+    )
 
 
 def _read_file(path: Path, beside: Path) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,6 @@ def test_an_export_is_read_by_other_programs_and_its_sums_are_checked(
     store: SqliteStore, tmp_path: Path
 ) -> None:
     import subprocess
-    import zipfile
 
     fill(store)
     export_gallery(store, tmp_path / "export.zip", key=None)
@@ -289,6 +289,15 @@ def test_an_export_is_read_by_other_programs_and_its_sums_are_checked(
         file.writestr("images/more.png", b"smuggled in")
     with pytest.raises(ChecksumError, match=r"images/more\.png"):
         import_gallery(store, tmp_path / "export.zip", key=None, rules=RULES)
+
+
+def test_an_export_that_unpacks_to_more_than_it_is_is_refused_before_it_fills_the_memory(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("vectors.npy", bytes(1 << 24))
+    with pytest.raises(ArchiveError, match="found 16,777,216 bytes in"):
+        import_gallery(store, tmp_path / "bomb", key=None, rules=RULES)
 
 
 def test_a_sealed_export_needs_its_key(store: SqliteStore, tmp_path: Path) -> None:

@@ -266,7 +266,8 @@ def test_a_key_is_read_from_a_file_a_variable_or_a_command(
         ("env:NO_SUCH_KEY", "which is not set"),
         ("command:false", "expected exit code 0, found 1"),
         ("command:/no/such/program", "expected a program that prints a key"),
-        ("secret", "expected file:PATH"),
+        ("12345", "expected file:PATH"),
+        ("12345:67", "expected file:PATH"),
         ("file:", "expected file:PATH"),
     ],
 )
