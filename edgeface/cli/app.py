@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
         sys.stderr.write(usage + "\n")
-        return _fail(error.format_message(), kind="UsageError", code=2, as_json=as_json)
+        message = error.format_message() or "expected a command, found none"
+        return _fail(message, kind="UsageError", code=2, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except _ReaderGone:
