@@ -37,6 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--median-ms", type=float, default=27.0, help="of a query; FaceNet on two cores")
     parser.add_argument("--slowdown", type=float, default=0.05)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     arguments = parser.parse_args()
     count = int(arguments.seconds * 1e3 / arguments.median_ms)
     answer = {
@@ -46,7 +47,7 @@ def main() -> None:
         "same": {},
         "slower": {},
     }
-    for kind in KINDS:
+    for kind in arguments.kinds:
         same, slower = Counter(), Counter()
         for seed in range(arguments.repetitions):
             rng = np.random.default_rng([seed, KINDS.index(kind)])
