@@ -205,6 +205,25 @@ def test_an_index_is_filled_again_when_its_generation_is_unknown(store: Any, mak
     assert index.block().ids.tolist() == store.load().ids.tolist()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what is mapped")
+@pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
+def test_a_gallery_in_the_clear_is_searched_where_it_is_mapped(
+    key: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.recognize.gallery.matrix._WORTH_A_FILE", 1)
+    rows = unit_rows(50, DIM)
+    path = tmp_path / "mapped.gallery"
+    with SqliteStore.create(path, contract_id=ID, dim=DIM, key=key) as store:
+        store.add_person("Ada", templates=templates(rows))
+        store.load()
+        block = store.load()
+        index = ExactIndex(block)
+        assert np.shares_memory(index._table.vectors, block.vectors)
+        mapped = f"{path.name}.index/templates.bin" in Path("/proc/self/maps").read_text()
+        assert mapped == (key is None)
+        assert index.search(Embedding(rows[7], ID)).scores[0] == pytest.approx(1)
+
+
 def test_nobody_whose_enrolment_was_undone_is_ever_found(store: Any, make: Make) -> None:
     rows = unit_rows(4, DIM)
     store.add_person("Ada", templates=templates(rows[:1]))
