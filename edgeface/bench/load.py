@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +108,7 @@ def load(
     plan = _plan(settings, resolved) if plan is None else dataclasses.replace(plan, device=resolved.device)
     settings = settings.model_copy(
         update={name: getattr(plan, name) for name in ("hint", "precision", "streams", "requests", "threads")}
-        | {"extra": dict(plan.extra), "device": resolved.requested}
+        | {"extra": _without_paths(plan.extra), "device": resolved.requested}
     )
     batch = settings.batch
     if batch is None and plan.batch_buckets != (1,):
@@ -149,6 +149,11 @@ def load(
         core=core,
         plan=plan,
     )
+
+
+def _without_paths(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result tells of further properties: no folder, such as that of the cache."""
+    return {name: value for name, value in extra.items() if not (isinstance(value, str) and os.sep in value)}
 
 
 def _plan(settings: Settings, resolved: ResolvedDevice) -> DevicePlan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +69,23 @@ def test_a_plan_file_is_used(work: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (settings["streams"], settings["requests"]) == (1, 2)
     assert bench(work, "--plan", work / "plan.json", "--streams", "2") == 2
     assert "expected no --streams beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("identify", [False, True])
+def test_no_host_user_or_folder_is_told_unless_asked(work: Path, identify: bool) -> None:
+    plan = {"device": "CPU", "cache_dir": str(work / "a"), "extra": {"CACHE_DIR": str(work / "b")}}
+    (work / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "edgeface", "bench", "run", str(work / "tiny.xml"), *QUICK, "--json"]
+    more = ["--plan", str(work / "plan.json"), "--end-to-end", "-o", str(work / "out")]
+    asked = ["--identify"] if identify else []
+    done = subprocess.run([*command, *more, *asked], capture_output=True, text=True, timeout=120, cwd=work)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((work / "out" / "result.json").read_text())
+    told.pop("samples")
+    for text in (done.stdout, json.dumps(told)):
+        assert (str(work) in text) is identify
+        assert (f'"{socket.gethostname()}"' in text) is identify
+        assert (f'"{getpass.getuser()}"' in text) is identify
 
 
 def test_what_is_wrong_is_said_in_one_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
