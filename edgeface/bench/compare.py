@@ -19,7 +19,7 @@ from edgeface.bench.parts import Scenario
 from edgeface.bench.result import BenchmarkResult
 from edgeface.errors import InputError
 
-__all__ = ["Comparison", "Difference", "Gate", "compare", "judge"]
+__all__ = ["FEWEST_RUNS", "Comparison", "Difference", "Gate", "compare", "judge"]
 
 Verdict = Literal["better", "worse", "no difference shown"]
 Outcome = Literal["passed", "failed", "unsure"]
@@ -27,7 +27,8 @@ Outcome = Literal["passed", "failed", "unsure"]
 CONFIDENCE = 0.95
 """That all verdicts of a comparison are right where there is no difference."""
 
-_FEWEST_RUNS = 3
+FEWEST_RUNS = 3
+"""Of each side, for what varies between runs to be in the intervals."""
 
 _LATENCIES = ("p50", "p90", "p99")
 _METRICS: dict[Scenario, tuple[str, ...]] = {
@@ -156,9 +157,9 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
     settings, warnings = require_comparable(baseline, candidate, across_models=across_models)
     runs = len(baseline.runs), len(candidate.runs)
     single = runs == (1, 1)
-    if not single and min(runs) < _FEWEST_RUNS:
+    if not single and min(runs) < FEWEST_RUNS:
         raise InputError(
-            f"{baseline.name}, {candidate.name}: expected one run each, or at least {_FEWEST_RUNS} each, "
+            f"{baseline.name}, {candidate.name}: expected one run each, or at least {FEWEST_RUNS} each, "
             f"found {runs[0]} and {runs[1]}; what varies between runs cannot be told from two"
         )
     scenario = baseline.first.settings.scenario
@@ -180,7 +181,7 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
         method = "one run each"
         warnings += (
             "one run each: what varies from one run to the next is not in the intervals; for that, give folders of "
-            f"{_FEWEST_RUNS} or more alternating runs",
+            f"{FEWEST_RUNS} or more alternating runs",
         )
     else:
         method = f"{runs[0]} runs each, paired" if paired else f"{runs[0]} and {runs[1]} runs"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgeface.bench.comparable import Side
-from edgeface.bench.compare import Comparison, compare
+from edgeface.bench.compare import FEWEST_RUNS, Comparison, compare
 from edgeface.bench.report.entry import Entry, read_entries
 from edgeface.bench.report.page import write_html
 from edgeface.bench.report.tables import as_csv, as_markdown
@@ -28,7 +29,7 @@ def write_report(entries: Sequence[Entry], path: Path) -> None:
     ----------
     entries
         At least one. Where there are a few, the others are compared with the first, as far as they measure the
-        same thing.
+        same thing. A folder of three runs or more of one configuration is compared as a whole.
     path
         Its suffix says what is written: one of `SUFFIXES`.
 
@@ -66,9 +67,10 @@ def require_suffix(path: Path) -> None:
 
 
 def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:
-    if len(entries) > _MOST_COMPARED + 1:
+    sides = _sides(entries)
+    if len(sides) > _MOST_COMPARED + 1:
         return []
-    first, *others = (Side(entry.name, (entry.result,)) for entry in entries)
+    first, *others = sides
     found = []
     for other in others:
         try:
@@ -76,3 +78,15 @@ def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:
         except InputError:  # they measure different things; the tables show both
             continue
     return found
+
+
+def _sides(entries: Sequence[Entry]) -> list[Side]:
+    sides: list[Side] = []
+    for folder, group in itertools.groupby(entries, key=lambda entry: entry.folder):
+        found = list(group)
+        alike = {(entry.result.model.digest, entry.result.settings.model_dump_json()) for entry in found}
+        if folder and len(alike) == 1 and len(found) >= FEWEST_RUNS:
+            sides.append(Side(folder, tuple(sorted((e.result for e in found), key=lambda run: run.created))))
+        else:
+            sides += [Side(entry.name, (entry.result,)) for entry in found]
+    return sides

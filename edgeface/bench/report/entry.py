@@ -16,10 +16,11 @@ __all__ = ["Entry", "read_entries"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A result under the name that a report gives it."""
+    """A result under the name that a report gives it, and the folder of several that it was found in."""
 
     name: str
     result: BenchmarkResult
+    folder: str = ""
 
     @property
     def doubts(self) -> list[str]:
@@ -35,22 +36,22 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
     InputError
         If one of them is no result, or a folder holds none.
     """
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[str, Path, str]] = []
     for path in paths:
         if path.is_dir() and not (path / FILE_NAME).is_file():
             files = sorted(path.rglob(FILE_NAME))
             if not files:
                 raise InputError(f"{path}: expected a {FILE_NAME}, or folders with one in each, found none")
-            found += [(str(file.parent.relative_to(path)), file) for file in files]
+            found += [(str(file.parent.relative_to(path)), file, path.name or str(path)) for file in files]
         else:
             folder = path.parent if path.name == FILE_NAME else path
             name = folder.name if folder.is_dir() else path.stem
-            found.append((name or str(path), path))
+            found.append((name or str(path), path, ""))
     entries: list[Entry] = []
-    for name, file in found:
+    for name, file, within in found:
         taken = {each.name for each in entries}
         number = next(
             n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name} ({n})") not in taken
         )
-        entries.append(Entry(name if number == 1 else f"{name} ({number})", read_any(file)))
+        entries.append(Entry(name if number == 1 else f"{name} ({number})", read_any(file), within))
     return entries

@@ -81,6 +81,11 @@ def settings_rows(result: BenchmarkResult) -> Rows:
             "none of the rates met it" if server.rate is None else f"{rounded(server.rate)} queries a second"
         )
         rows.append(_row("Server", f"p{server.percentile:g} within {rounded(server.bound_ms)} ms: {met}"))
+        tries = [
+            f"{rounded(each.rate, 3)}/s {'met' if each.met else 'not met'}, {rounded(each.latency_ms, 3)} ms"
+            for each in sorted(server.tries, key=lambda each: each.rate)
+        ]
+        rows.append(_row("Rates tried", "; ".join(tries)))
     if (kiosk := result.kiosk) is not None:
         rows.append(
             _row(

@@ -228,3 +228,30 @@ def test_results_of_several_models_are_no_sweep() -> None:
 
     assert len(heat_maps(grid("0000"))) == 2
     assert heat_maps(grid("0001")) == []
+
+
+def test_folders_of_repeated_runs_are_compared_as_wholes(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    for number in range(4):
+        for side, slower in (("before", 1.0), ("after", 1.2)):
+            created = f"2026-01-01T00:0{number}:{10 if side == 'before' else 40}+00:00"
+            series = latencies("correlated", random, 300) * slower
+            made_result(series, created=created).write(tmp_path / side / str(number))
+    found = read_entries([tmp_path / "before", tmp_path / "after"])
+    assert len(found) == 8
+    write_report(found, tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    assert re.findall(r"(?m)^## (.* against .*)$", text) == ["after against before"]
+    assert "4 runs each, paired." in text
+    assert "| worse |" in text
+
+
+def test_every_rate_that_a_server_was_tried_at_is_told(tmp_path: Path) -> None:
+    tries = [
+        {"rate": rate, "achieved": rate, "count": 700, "latency_ms": 4 * rate, "met": rate < 20}
+        for rate in (15.0, 25.0)
+    ]
+    server = {"bound_ms": 80.0, "percentile": 99.0, "rate": 15.0, "tries": tries}
+    made = made_result(SERIES, settings={"scenario": "server"}, server=server)
+    write_report([Entry("a", made)], tmp_path / "r.html")
+    assert "15.0/s met, 60.0 ms; 25.0/s not met, 100 ms" in (tmp_path / "r.html").read_text()
