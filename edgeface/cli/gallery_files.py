@@ -20,6 +20,7 @@ from edgeface.cli.gallery import (
 from edgeface.cli.gallery_enrol import ForceOption, ThresholdOption, choose_rules
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
+from edgeface.files import output_errors
 
 __all__ = ["register"]
 
@@ -56,8 +57,9 @@ def export(
     """Write everybody into one checksummed file, encrypted as the gallery is."""
     from edgeface.recognize.gallery.transfer import export_gallery
 
-    if output.exists():
-        raise InputError(f"{output}: expected no file there yet, found one; choose another name")
+    with output_errors(output):
+        if output.exists():
+            raise InputError(f"{output}: expected no file there yet, found one; choose another name")
     with open_gallery(gallery, key) as store:
         plain = unencrypted or not (export_key or store.info.encrypted)
         seal_with = (
@@ -91,13 +93,15 @@ def import_(
     from edgeface.recognize.gallery.transfer import import_gallery
     from edgeface.runtime.encryption import is_sealed
 
-    if not source.is_file():
-        raise InputError(f"{source}: expected an export of a gallery, found no file")
+    try:
+        sealed = is_sealed(source)
+    except OSError as error:
+        raise InputError(f"{source}: expected an export of a gallery, found: {error.strerror}") from error
     with open_gallery(gallery, key) as store:
         done = import_gallery(
             store,
             source,
-            key=fetch_key(export_key or key, gallery) if export_key or is_sealed(source) else None,
+            key=fetch_key(export_key or key, gallery) if export_key or sealed else None,
             rules=choose_rules(threshold, store.info.contract_id),
             force=force,
         )

@@ -31,14 +31,15 @@ def create_database(path: Path, header: Header, vault: Vault) -> None:
     OutputError
         If something is there already, or the folder cannot be written to.
     """
-    if path.exists():
-        raise OutputError(f"{path}: expected no file there yet, found one; choose another name")
-    for suffix in _BESIDE:
-        if (left := path.with_name(path.name + suffix)).exists():
-            raise OutputError(
-                f"{path}: expected nothing there of an earlier gallery, found {left.name}; bring back the gallery that "
-                "it belongs to, remove it, or choose another name"
-            )
+    with output_errors(path):
+        if path.exists():
+            raise OutputError(f"{path}: expected no file there yet, found one; choose another name")
+        for suffix in _BESIDE:
+            if (left := path.with_name(path.name + suffix)).exists():
+                raise OutputError(
+                    f"{path}: expected nothing there of an earlier gallery, found {left.name}; bring back the gallery "
+                    "that it belongs to, remove it, or choose another name"
+                )
     with staging_folder(path.parent) as staging, sqlite_errors(path):
         staged = staging / path.name
         connection = sqlite3.connect(staged, isolation_level=None)

@@ -44,6 +44,20 @@ def _plain_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest()
 
 
+def _resolved(path: Path) -> Path:
+    """The one name of a gallery, by which its WAL, what is derived from it, and who searches them go."""
+    try:
+        real = path.resolve()
+        found = real.is_file()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        raise GalleryError(f"{path}: expected a gallery that this user may read, found: {error}") from error
+    if not found:
+        raise GalleryError(
+            f"{path}: expected a gallery, found no file; make one: edgeface gallery create {path} --model IR"
+        )
+    return real
+
+
 class Database:
     """One connection to a gallery's file.
 
@@ -65,16 +79,10 @@ class Database:
     """
 
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
-        self.path = path = (
-            path.resolve()
-        )  # one name for the WAL, for what is derived, and for what searches them
+        self.path = path = _resolved(path)
         self._timeout, self._pid = timeout, os.getpid()
         self._lock = threading.RLock()
         self._depth, self._owner, self._wrote = 0, 0, False
-        if not path.is_file():
-            raise GalleryError(
-                f"{path}: expected a gallery, found no file; make one: edgeface gallery create {path} --model IR"
-            )
         with sqlite_errors(path):
             self._connection: Connection | None = self.connect()
             try:

@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from unit.recognize.gallery.conformance import CONTRACT, DIM, templates
 
-from edgeface.errors import GalleryBusyError, GalleryError, GalleryKeyError, OutputError
+from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryError, GalleryKeyError, OutputError
 from edgeface.recognize.gallery import schema
 from edgeface.recognize.gallery.faults import sqlite_errors
 from edgeface.recognize.gallery.sqlite import SqliteStore
@@ -180,6 +181,38 @@ def test_only_the_owner_may_read_a_gallery_and_what_lies_beside_it(
         store.load()
         assert (tmp_path / "g.index").stat().st_mode & 0o777 == 0o750
         assert (tmp_path / "g").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_one_may_not_enter_is_said() -> None:
+    """By another user, because root may enter all; in a folder that it can reach."""
+    if os.geteuid():
+        pytest.skip("needs root, to become another user")
+    with tempfile.TemporaryDirectory(prefix="edgeface-", dir="/var/tmp") as folder:
+        child = os.fork()
+        if not child:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            said = []
+            for make in (
+                lambda: SqliteStore(Path(folder) / "g"),
+                lambda: SqliteStore.create(Path(folder) / "g", contract_id=CONTRACT, dim=DIM, key=KEY),
+            ):
+                try:
+                    make()
+                except EdgeFaceError:
+                    said.append("an error of edgeface")
+                except BaseException:
+                    said.append("")
+            os._exit(0 if all(said) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_links_in_a_circle_are_no_gallery(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(GalleryError, match="expected a gallery"):
+        SqliteStore(tmp_path / "a")
 
 
 def test_a_file_of_version_1_stays_one_for_who_has_another_key(tmp_path: Path) -> None:
