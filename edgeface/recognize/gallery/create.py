@@ -45,7 +45,12 @@ def create_database(path: Path, header: Header, vault: Vault) -> None:
         connection = sqlite3.connect(staged, isolation_level=None)
         try:
             connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-            connection.execute("PRAGMA journal_mode = WAL")
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise OutputError(
+                    f"{path}: expected a disk of this machine, on which SQLite can keep a WAL, found one on which it "
+                    f"falls back to {mode!r}; choose another folder, or PostgreSQL for a gallery of several machines"
+                )
             connection.execute("BEGIN IMMEDIATE")
             create_tables(connection)
             text = header.encode()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,21 @@ def test_without_hard_links_a_gallery_is_made_and_takes_no_other_files_place(
         SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY)
     monkeypatch.undo()
     SqliteStore(tmp_path / "g").close()
+
+
+def test_a_disk_without_shared_memory_for_a_wal_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def without_shared_memory(path: Path, **options: Any) -> sqlite3.Connection:
+        return connect(f"file:{path}?vfs=unix-dotfile", uri=True, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", without_shared_memory)
+        with pytest.raises(OutputError, match="falls back to 'delete'"):
+            SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_owner_may_read_a_gallery_and_what_lies_beside_it(
