@@ -68,6 +68,8 @@ class BenchmarkResult(Part):
         In execution order; empty if they were not asked for.
     disturbed, disturbances
         Whether something else had a share in the figures, and what.
+    unwatched
+        What could not be watched for it on this machine, and why.
     partial
         Whether it was interrupted.
     samples
@@ -98,6 +100,7 @@ class BenchmarkResult(Part):
     kiosk: Kiosk | None = None
     disturbed: bool | None
     disturbances: tuple[str, ...] = ()
+    unwatched: tuple[str, ...] = ()
     partial: bool = False
     samples: Samples | None = None
 

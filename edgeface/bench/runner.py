@@ -116,6 +116,7 @@ class _Explained:
     peak: Peak | None = None
     interrupted: bool = False
     notes: list[str] = field(default_factory=list)
+    disturbances: tuple[str, ...] = ()
 
 
 def benchmark(
@@ -166,7 +167,7 @@ def benchmark(
             measured = _measure(loaded, settings, extras, begin("measure"))
         explained = _explain(loaded, extras, begin, interrupted=measured.recording.interrupted)
         environment = read_environment(watched.moments, core=core, identify=extras.identify)
-    recording, verdict = measured.recording, watched.verdict
+    recording, disturbances = measured.recording, (*watched.verdict.reasons, *explained.disturbances)
     result = BenchmarkResult(
         created=created,
         edgeface=edgeface.__version__,
@@ -182,8 +183,9 @@ def benchmark(
         server=measured.server,
         multi_stream=measured.multi_stream,
         kiosk=measured.kiosk,
-        disturbed=verdict.disturbed,
-        disturbances=verdict.reasons,
+        disturbed=bool(disturbances),
+        disturbances=disturbances,
+        unwatched=watched.verdict.unwatched,
         partial=recording.interrupted or explained.interrupted,
         samples=Samples.pack(recording.starts_ns, recording.latencies_ms, items=recording.items),
     )
@@ -312,7 +314,12 @@ def _explain(loaded: Loaded, extras: Extras, stage: Stage, *, interrupted: bool)
                 explained.layers = found
         if extras.peak is True:
             stage("measure the peak")
-            explained.peak = measure_peak(loaded.device, core=loaded.core)
+            with watch() as watched:
+                explained.peak = measure_peak(loaded.device, core=loaded.core)
+            # A peak that is too low makes the efficiency too high.
+            explained.disturbances = tuple(
+                f"while the peak was measured, {reason}" for reason in watched.verdict.reasons
+            )
         elif extras.peak:
             explained.peak = extras.peak
     except KeyboardInterrupt:

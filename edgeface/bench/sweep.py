@@ -202,7 +202,7 @@ def sweep(
             result.write(folder / name)
         found.results[name] = result
         found.plans[name] = plan
-        if result.peak is not None:
+        if result.peak is not None and not result.disturbed:  # or the next run measures it again
             found.peaks[plan.device] = result.peak
     if not found.results:
         left = [*found.skipped, *found.failed]

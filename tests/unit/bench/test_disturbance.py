@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from burning import burning_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,33 +193,6 @@ def test_any_samples_in_order_of_time_are_judged(steps: list[tuple[float, float,
 
 
 # --- really --------------------------------------------------------------------------------------------------
-
-BURNER = """
-import os, time
-child = os.fork()
-if child:
-    print(child)
-else:
-    os.setsid()
-    os.close(1)
-    os.close(2)
-    end = time.time() + 60
-    while time.time() < end:
-        pass
-"""
-
-
-@contextmanager
-def burning_core() -> Iterator[None]:
-    """Keep a core busy from a process that is no descendant of this one, since its parent is gone."""
-    started = subprocess.run(
-        [sys.executable, "-c", BURNER], capture_output=True, text=True, timeout=60, check=True
-    )
-    pid = int(started.stdout)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGKILL)
 
 
 def watched(seconds: float) -> tuple[Disturbance, float]:

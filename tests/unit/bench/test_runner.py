@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from burning import burning_core
 from tiny_ir import write_tiny_ir
 
 from edgeface.bench.drive import Limits
+from edgeface.bench.fact import Unknown
 from edgeface.bench.parts import Settings
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.runner import DEFAULTS, Extras, benchmark
@@ -62,6 +65,17 @@ def test_every_scenario_gives_a_result_that_can_be_read_again(
     assert (result.server is not None) == (scenario == "server")
     assert result.environment is not None
     assert result.environment.identity is None
+    watched = (
+        "steal_share",
+        "other_cpus",
+        "frequency_mhz",
+        "throttled",
+        "quota_throttled_s",
+        "memory_stall_s",
+    )
+    during = result.environment.during
+    hidden = [isinstance(getattr(during, name), Unknown) for name in (*watched, "temperature_c")]
+    assert len(result.unwatched) == sum(hidden)
 
 
 def test_layers_are_timed_in_a_pass_of_their_own(ir: Path) -> None:
@@ -122,6 +136,23 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         benchmark(ir, settings(**changes), extras=Extras(peak=False, layers=False, **extras))
+
+
+@pytest.mark.slow
+def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_high(ir: Path) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def stage(name: str) -> None:
+            if name == "measure the peak":
+                stack.enter_context(burning_core())
+
+        result = benchmark(ir, settings(), extras=Extras(layers=False), stage=stage)
+    assert result.peak is not None
+    assert result.disturbed
+    assert any(
+        reason.startswith("while the peak was measured, other processes kept")
+        for reason in result.disturbances
+    )
 
 
 def test_a_longer_duration_moves_the_longest_unless_that_is_given(ir: Path) -> None:
