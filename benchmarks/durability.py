@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,6 @@ def fill(path: Path, truth: Truth, people: int) -> None:
 def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> dict[str, Any]:
     """So many rounds, the four kinds in turn; what went wrong."""
     dice, truth, problems = random.Random(seed), Truth(), list[str]()
-    started = time.monotonic()
     acknowledged = dict.fromkeys(KINDS, 0)
     with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder:
         path = Path(folder) / "people.gallery"
@@ -327,11 +327,31 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
             problems.append(f"the process at another terminal ended with {bystander.returncode}")
     return {
         "rounds": rounds,
-        "seed": seed,
         "acknowledged": acknowledged,
         "forgotten_people_searched_for": len(truth.gone),
         "opened_and_closed_by_another_process": opened,
         "problems": problems,
+    }
+
+
+def run_all(rounds: int, *, seed: int, jobs: int) -> dict[str, Any]:
+    """So many rounds in all, on several galleries at a time."""
+    started = time.monotonic()
+    shares = [rounds // jobs + (job < rounds % jobs) for job in range(jobs)]
+    with ThreadPoolExecutor(jobs) as pool:
+        answers = list(pool.map(lambda job: run(shares[job], seed=seed + job), range(jobs)))
+
+    def total(name: str) -> Any:
+        return sum((each[name] for each in answers), type(answers[0][name])())
+
+    return {
+        "rounds": total("rounds"),
+        "galleries": jobs,
+        "seed": seed,
+        "acknowledged": {kind: sum(each["acknowledged"][kind] for each in answers) for kind in KINDS},
+        "forgotten_people_searched_for": total("forgotten_people_searched_for"),
+        "opened_and_closed_by_another_process": total("opened_and_closed_by_another_process"),
+        "problems": total("problems"),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -360,8 +380,11 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="galleries at a time, each with a share of the rounds"
+    )
     options = parser.parse_args()
-    answer = run(options.rounds, seed=options.seed)
+    answer = run_all(options.rounds, seed=options.seed, jobs=options.jobs)
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return 1 if answer["problems"] else 0
 

@@ -80,7 +80,7 @@ class Database:
 
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
         self.path = path = _resolved(path)
-        self._timeout, self._pid = timeout, os.getpid()
+        self.timeout, self._pid = timeout, os.getpid()
         self._lock = threading.RLock()
         self._depth, self._owner, self._wrote = 0, 0, False
         with sqlite_errors(path):
@@ -108,7 +108,7 @@ class Database:
                 )
         uri = f"{self.path.as_uri()}?mode={mode}"
         connection = connect(
-            self.path, uri=uri, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            self.path, uri=uri, timeout=self.timeout, isolation_level=None, check_same_thread=False
         )
         try:
             for pragma in _PRAGMAS:

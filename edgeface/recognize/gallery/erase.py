@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from edgeface.recognize.gallery.rows import SEALED_TABLES, Rows
 from edgeface.recognize.gallery.search import Searcher
 
 __all__ = ["delete_templates", "files_of", "forget", "prove", "scrub"]
+
+_PAUSE = 0.02
 
 
 def forget(database: Database, rows: Rows, person_id: int, template_ids: Sequence[int] | None) -> Erasure:
@@ -91,8 +94,12 @@ def scrub(database: Database) -> None:
 
 
 def _truncate_wal(database: Database) -> None:
-    busy, *_ = database.outside("PRAGMA wal_checkpoint(TRUNCATE)")
-    if busy:
+    """Wait for readers, as SQLite does, and for whoever else writes the WAL into the file, as it does not."""
+    deadline = time.monotonic() + database.timeout
+    while database.outside("PRAGMA wal_checkpoint(TRUNCATE)")[0]:
+        if time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+            continue
         raise GalleryBusyError(
             f"{database.path}: what was forgotten is deleted, but not yet overwritten: another process has been "
             "reading for too long; close it, and call 'edgeface gallery check', which finishes the erasure"

@@ -277,6 +277,20 @@ def test_who_forgot_somebody_keeps_its_locks_and_what_it_enrols_then_is_seen_by_
     assert not [name for name in names if name.startswith(str(tmp_path))]
 
 
+def test_who_writes_the_wal_into_the_file_meanwhile_is_waited_for(tmp_path: Path) -> None:
+    """SQLite gives up at once then, without waiting. Its lock is byte 121 of the -shm (sqlite.org/walformat.html)."""
+    program = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'r+b')\nfcntl.lockf(file, fcntl.LOCK_EX, 1, 121)\n"
+        "print('held', flush=True)\ntime.sleep(1)"
+    )
+    with make(tmp_path / "g", None, people=2) as store:
+        words = [sys.executable, "-c", program, str(tmp_path / "g-shm")]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+            assert other.stdout.readline() == b"held\n"
+            assert store.forget(store.find(f"{NAME} 1").id).proved
+            assert other.wait(30) == 0
+
+
 @pytest.mark.usefixtures("_small")
 def test_a_gallery_by_another_name_is_erased_where_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "real"
