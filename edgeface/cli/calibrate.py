@@ -25,6 +25,7 @@ from edgeface.cli.faces import (
     find_faces,
 )
 from edgeface.cli.output import JsonOption, counting, emit_json, stderr, stdout
+from edgeface.files import staging_folder
 
 if TYPE_CHECKING:
     from edgeface.recognize.threshold import Threshold
@@ -73,8 +74,11 @@ def calibrate(
     from edgeface.evaluate.calibration import calibrate_model
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
     from edgeface.recognize.metrics import Metric
-    from edgeface.recognize.threshold import save_thresholds
+    from edgeface.recognize.threshold import require_rates, save_thresholds
 
+    require_rates(far)
+    with staging_folder(output.parent):  # a folder that cannot be written is told before minutes of work
+        pass
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
@@ -96,11 +100,13 @@ def calibrate(
     save_thresholds(output, found.thresholds)
     for threshold in found.thresholds:
         if not threshold.supported:
-            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}")
+            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}", soft_wrap=True)
     if found.failures:
         named = escape(", ".join(found.failures[:5]))
         stderr.print(
-            f"no face found in {len(found.failures)} images: {named}{', ...' * (len(found.failures) > 5)}"
+            f"no face found in {len(found.failures)} images, whose pairs were left out: "
+            f"{named}{', ...' * (len(found.failures) > 5)}",
+            soft_wrap=True,
         )
     if json:
         return emit_json(

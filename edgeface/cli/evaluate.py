@@ -195,7 +195,8 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
     table.add_row("accuracy", f"{accuracy['mean']:.4f} +- {accuracy['std']:.4f}")
     for far, val in answer["val"].items():
         spread = "" if val["std"] is None else f" +- {val['std']:.4f}"
-        table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, FAR met {val['far']:.5f}")
+        doubt = "" if val["supported"] else "; too few pairs for this rate"
+        table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, FAR met {val['far']:.5f}{doubt}")
     table.add_row("AUC, EER", f"{answer['auc']:.5f}, {answer['eer']:.4f}")
     table.add_row("threshold", f"{answer['threshold']:.3f}")
     table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")

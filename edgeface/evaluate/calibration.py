@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgeface.evaluate.faces import Boxes, find_images
 from edgeface.evaluate.lfw import Progress, embed_images
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import pair_scores
 from edgeface.recognize.metrics import Metric
-from edgeface.recognize.threshold import Threshold, calibrate
+from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.flip import Flip
 from edgeface.vision.detect import Detector
 
@@ -27,7 +29,7 @@ class Calibration:
     thresholds
         One for each false accept rate asked for.
     failures
-        Images in which no face was found; their middle was taken instead.
+        Images in which no face was found. Their pairs were left out: in use nobody compares what has no face.
     """
 
     thresholds: tuple[Threshold, ...]
@@ -76,8 +78,9 @@ def calibrate_model(
     Raises
     ------
     InputError
-        If images are missing or broken, or a rate is not in (0, 1).
+        If images are missing or broken, no pair of a kind is left, or a rate is not in (0, 1).
     """
+    require_rates(fars)  # before minutes of work
     embedded = embed_images(
         find_images(images, pairs.images),
         pairs.images,
@@ -88,13 +91,16 @@ def calibrate_model(
         device=device,
         progress=progress,
     )
+    failures = embedded.cutter.failures
     scores = pair_scores(embedded.vectors, pairs, metric)
+    failed = np.isin(pairs.images, failures)
+    usable = ~(failed[pairs.first] | failed[pairs.second])
     thresholds = calibrate(
-        scores[pairs.same],
-        scores[~pairs.same],
+        scores[usable & pairs.same],
+        scores[usable & ~pairs.same],
         fars=fars,
         contract_id=embedded.contract.contract_id,
         metric=metric,
         created_from=created_from,
     )
-    return Calibration(thresholds, tuple(embedded.cutter.failures))
+    return Calibration(thresholds, tuple(failures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeface.contract import Alignment, ModelContract
 from edgeface.errors import FaceError, InputError
+from edgeface.recognize.table import read_npz
 from edgeface.vision.align import align
 from edgeface.vision.detect import Detector
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
@@ -58,8 +58,15 @@ class Boxes:
 
     def find(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Box and landmarks of an image, named with or without its suffix; None if nothing was found in it."""
-        row = self.rows.get(name, self.rows.get(str(PurePosixPath(name).with_suffix(""))))
+        row = self._row(name)
         return (self.boxes[row], self.landmarks[row]) if row is not None and self.found[row] else None
+
+    def lists(self, name: str) -> bool:
+        """Whether this image was looked at."""
+        return self._row(name) is not None
+
+    def _row(self, name: str) -> int | None:
+        return self.rows.get(name, self.rows.get(str(PurePosixPath(name).with_suffix(""))))
 
 
 def load_boxes(path: Path) -> Boxes:
@@ -72,22 +79,18 @@ def load_boxes(path: Path) -> Boxes:
     InputError
         If the file is not there, not such a .npz, or its arrays do not fit each other.
     """
-    try:
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files if name in ("names", "boxes", "points")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected a .npz of names, boxes and points: {error}") from error
+    arrays = read_npz(path, expected="a .npz of names, boxes and points")
     names, boxes = arrays.get("names", np.empty(0)), arrays.get("boxes", np.empty(0))
-    points = arrays.get("points", np.full((len(names), 10), np.nan))
-    if (
-        names.ndim != 1
-        or boxes.shape != (len(names), 4)
-        or points.shape != (len(names), 10)
-        or not len(names)
-    ):
+    points = arrays.get("points", np.full((names.size, 10), np.nan))
+    shapes = names.shape, boxes.shape, points.shape
+    if names.ndim != 1 or not len(names) or shapes[1:] != ((len(names), 4), (len(names), 10)):
         raise InputError(
             f"{path}: expected names (N,), boxes (N, 4) and points (N, 10), found "
             f"{names.shape}, {boxes.shape} and {points.shape}"
+        )
+    if not all(np.issubdtype(array.dtype, np.number) for array in (boxes, points)):
+        raise InputError(
+            f"{path}: expected boxes and points in numbers, found {boxes.dtype} and {points.dtype}"
         )
     return Boxes(
         rows={str(name): row for row, name in enumerate(names)},
@@ -130,6 +133,11 @@ class FaceCutter:
         Measured before; their margin is taken as it is.
     detector
         Finds the faces if there are no `boxes`. Without either, the images are crops already.
+
+    Raises
+    ------
+    InputError
+        If `boxes` knows none of the names, and so was measured on other images.
     """
 
     def __init__(
@@ -141,6 +149,11 @@ class FaceCutter:
         boxes: Boxes | None = None,
         detector: Detector | None = None,
     ) -> None:
+        if boxes is not None and len(names) and not any(map(boxes.lists, names)):
+            raise InputError(
+                f"boxes: expected those of these images ({names[0]}, ...), found those of others "
+                f"({next(iter(boxes.rows))}, ...)"
+            )
         self._files, self._names = files, names
         self._contract = contract
         self._boxes, self._detector = boxes, detector

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from edgeface.contract import ModelContract
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
-from edgeface.evaluate.folds import ProtocolName
+from edgeface.evaluate.folds import ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import FARS, Evaluation, evaluate
 from edgeface.files import stopwatch
 from edgeface.recognize.metrics import Metric
+from edgeface.recognize.threshold import require_rates
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.flip import Flip
 from edgeface.runtime.plan import ExecutionReport
@@ -176,9 +177,11 @@ def evaluate_model(
     Raises
     ------
     InputError
-        If images are missing or broken, or the pairs do not fit the protocol.
+        If images are missing or broken, a rate is not in (0, 1), or the pairs do not fit the protocol.
     """
     settings = settings or DEFAULTS[protocol]
+    require_rates(fars)  # before minutes of work
+    split(pairs, protocol)
     embedded = embed_images(
         find_images(images, pairs.images),
         pairs.images,

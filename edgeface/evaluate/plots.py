@@ -39,6 +39,8 @@ def det_plot(roc: Roc) -> Plot:
         probit("false reject rate", low, high, _DET_RATES, words=percent),
     )
     inside = (roc.far <= high) & (1 - roc.tar <= high)
+    if not inside.any():  # a model that tells nobody apart; the curve lies outside
+        inside[:] = True
     far, frr = (np.clip(rates[inside], low, high) for rates in (roc.far, 1 - roc.tar))
     return Plot("DET", frame, (frame.line([low, high], [low, high], "guide"), frame.line(far, frr, "curve")))
 

@@ -18,7 +18,9 @@ from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.curves import Roc, accept_rates, exact_roc
 from edgeface.evaluate.folds import Indices, ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
+from edgeface.recognize.intervals import trials_needed
 from edgeface.recognize.metrics import Metric, paired
+from edgeface.recognize.threshold import require_rates
 
 __all__ = ["FARS", "Evaluation", "Val", "evaluate", "evaluate_distances", "pair_scores"]
 
@@ -44,12 +46,20 @@ class Val:
         Of the true accept rate over the folds; `std` is None where the protocol measures it on all pairs at once.
     far
         False accept rate that was really met on the held-out pairs.
+    impostors
+        Pairs of two people that it was measured on.
     """
 
     target: float
     mean: float
     std: float | None
     far: float
+    impostors: int
+
+    @property
+    def supported(self) -> bool:
+        """Whether there were impostor pairs enough to say anything at this rate: at least 3 / target."""
+        return self.impostors >= trials_needed(self.target)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -156,12 +166,16 @@ def evaluate(
     Raises
     ------
     ContractError
-        If there is not one vector an image.
+        If there is not one vector an image, or not all of their numbers are finite.
     InputError
-        If the metric is a similarity, or the pairs cannot be split into folds.
+        If the metric is a similarity, a rate is not in (0, 1), or the pairs cannot be split into folds.
     """
     if len(vectors) != len(pairs.images):
         raise ContractError(f"expected {len(pairs.images)} embeddings, one an image, found {len(vectors)}")
+    if wrong := int((~np.isfinite(vectors).all(axis=1)).sum()):
+        raise ContractError(
+            f"expected embeddings of finite numbers, found NaN or infinity in {wrong}; the inference failed"
+        )
     if metric.is_similarity:
         raise InputError(
             f"the protocols search distances from 0 to 4; expected a distance, found {metric.value!r}: "
@@ -191,6 +205,8 @@ def evaluate_distances(
         raise ContractError(
             f"expected {len(pairs)} distances, one a pair, found an array of {np.shape(distances)}"
         )
+    if not np.isfinite(distances).all():
+        raise ContractError("expected finite distances, found NaN or infinity")
     folds = split(pairs, protocol)
     measured = [np.asarray(distances, np.float64)] * len(folds)
     return _score(measured, pairs, folds, protocol, metric, False, fars)
@@ -215,6 +231,7 @@ def _score(
     fars: Sequence[float],
 ) -> Evaluation:
     """Score all pairs' distances, as each fold's training pairs lead to measure them."""
+    require_rates(fars)
     held_out = np.full(len(pairs), np.nan)
     accuracies, thresholds = [], []
     for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):
@@ -228,7 +245,7 @@ def _score(
         val = tuple(_val_over_folds(measured, pairs.same, folds, far) for far in fars)
     else:
         curve = exact_roc(held_out[tested], pairs.same[tested])
-        val = tuple(_val_at_once(curve, far) for far in fars)
+        val = tuple(_val_at_once(curve, far, int((~pairs.same[tested]).sum())) for far in fars)
     return Evaluation(
         protocol=protocol,
         metric=metric,
@@ -291,13 +308,13 @@ def _val_over_folds(
         threshold = np.interp(target, rates, _FINE_GRID[first]) if rates[-1] >= target else 0.0
         met.append(accept_rates(distances[test], same[test], np.array([threshold])))
     fars, tars = np.array(met)[..., 0].T
-    return Val(target, float(tars.mean()), float(tars.std()), float(fars.mean()))
+    return Val(target, float(tars.mean()), float(tars.std()), float(fars.mean()), int((~same).sum()))
 
 
-def _val_at_once(curve: Roc, target: float) -> Val:
+def _val_at_once(curve: Roc, target: float, impostors: int) -> Val:
     tar = curve.tar_at(target)
-    return Val(target, tar, None, float(curve.far[curve.tar == tar].min()))
+    return Val(target, tar, None, float(curve.far[curve.tar == tar].min()), impostors)
 
 
-def _val_dict(val: Val) -> dict[str, float | None]:
-    return {"mean": val.mean, "std": val.std, "far": val.far}
+def _val_dict(val: Val) -> dict[str, float | bool | None]:
+    return {"mean": val.mean, "std": val.std, "far": val.far, "supported": val.supported}

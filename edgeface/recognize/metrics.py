@@ -110,7 +110,16 @@ def pixel_distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Doubles:
     -------
     (N,) float64
         sqrt(mean((a - b)^2)) / 255.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, or the pixels are not uint8.
     """
+    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise InputError(
+            f"expected two arrays (N, H, W, C) uint8 of one shape, found {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        )
     left, right = a.reshape(len(a), -1), b.reshape(len(b), -1)
     return np.sqrt(_in_blocks(squared_l2, left, right) / left.shape[1]) / 255.0
 

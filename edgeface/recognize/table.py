@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.files import write_atomically
 from edgeface.recognize.embedding import Embeddings, require_same_contract
 
-__all__ = ["EmbeddingTable", "require_format"]
+__all__ = ["EmbeddingTable", "read_npz", "require_format"]
 
 _COLUMNS: dict[str, type] = {
     "paths": np.str_,
@@ -26,6 +28,12 @@ _COLUMNS: dict[str, type] = {
     "scores": np.float32,
 }
 _SUFFIXES = (".npz", ".parquet")
+_WHAT = "embeddings written by 'edgeface embed'"
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy, zipfile and pyarrow raise on damaged files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -135,7 +143,7 @@ class EmbeddingTable:
         """
         require_format(path)
         try:
-            stored = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+            stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
             columns: dict[str, Any] = {
                 name: np.asarray(stored[name], dtype) for name, dtype in _COLUMNS.items()
             }
@@ -145,8 +153,23 @@ class EmbeddingTable:
                 settings=str(stored["settings"]),
                 **columns,
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: expected embeddings written by 'edgeface embed': {error}") from error
+        except _DAMAGE as error:
+            raise InputError(f"{path}: expected {_WHAT}: {error}") from error
+
+
+def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a .npz, which runs no code that may be in it.
+
+    Raises
+    ------
+    InputError
+        If it is not there, damaged or no .npz; it says what was expected.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except _DAMAGE as error:
+        raise InputError(f"{path}: expected {expected}: {error}") from error
 
 
 def require_format(path: Path) -> None:
@@ -166,11 +189,6 @@ def _import_pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise ExtraNotInstalledError("parquet", needed_for="a .parquet file") from error
     return pyarrow, pyarrow.parquet
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def _write_parquet(table: EmbeddingTable, path: Path) -> None:

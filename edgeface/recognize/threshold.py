@@ -25,6 +25,7 @@ __all__ = [
     "calibrate",
     "load_thresholds",
     "require_calibrated_for",
+    "require_rates",
     "save_thresholds",
     "threshold_at",
 ]
@@ -180,11 +181,11 @@ def calibrate(
     Raises
     ------
     InputError
-        If there are no scores of a kind, or they are not finite, or a rate is not in (0, 1).
+        If there are no scores of a kind, or they are not finite, or a rate or `confidence` is not in (0, 1).
     """
-    wrong = [far for far in fars if not 0.0 < far < 1.0]
-    if wrong or not fars:
-        raise InputError(f"false accept rates: expected numbers between 0 and 1, found {list(fars)}")
+    require_rates(fars)
+    if not 0.0 < confidence < 1.0:
+        raise InputError(f"confidence: expected a number between 0 and 1, found {confidence}")
     genuines = _sorted_distances("genuine", genuine, metric)
     impostors = _sorted_distances("impostor", impostor, metric)
     found = []
@@ -210,6 +211,18 @@ def calibrate(
             )
         )
     return tuple(found)
+
+
+def require_rates(fars: Sequence[float]) -> None:
+    """Refuse false accept rates that are none, before the work whose errors they would be rates of.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one is not in (0, 1).
+    """
+    if not fars or not all(0.0 < far < 1.0 for far in fars):
+        raise InputError(f"false accept rates: expected numbers between 0 and 1, found {list(fars)}")
 
 
 def save_thresholds(path: Path, thresholds: Sequence[Threshold]) -> None:

@@ -147,6 +147,54 @@ def test_people_who_are_not_enrolled_are_told_from_those_who_are(work: Path, tmp
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(
+    width: int, work: Path, tmp_path: Path
+) -> None:
+    assert evaluate(work, tmp_path, "--boxes", work / "boxes.npz").returncode == 0
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "report.html", width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.querySelectorAll('svg path').length") > 6
+        assert page.evaluate("[...document.images].every(each => each.naturalWidth > 0)")
+        assert page.evaluate("document.images.length") == 40
+        assert page.complaints() == []
+        assert not [each for each in page.requested() if not each.startswith(("file:", "data:"))]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "words"),
+    [
+        ("evaluate", ("--far", "2"), "false accept rates: expected numbers between 0 and 1, found [2.0]"),
+        ("evaluate", ("-o", "taken/out"), "cannot write taken/out"),
+        ("calibrate", ("--far", "0"), "false accept rates: expected numbers between 0 and 1, found [0.0]"),
+        ("calibrate", ("-o", "taken/t.json"), "cannot write taken"),
+    ],
+)
+def test_an_evaluation_that_cannot_end_well_is_refused_before_any_work(
+    command: str,
+    more: tuple[str, str],
+    words: str,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    # The model is not there: whoever looks for it first says so.
+    given = {
+        "--images": work / "images",
+        "--pairs": work / "pairs.txt",
+        "--model": "none.xml",
+        "-o": "out/t.json",
+    }
+    given |= {more[0]: more[1]}
+    words_of = ["evaluate", "lfw"] if command == "evaluate" else ["calibrate"]
+    done = run(*words_of, "--crops", *[word for item in given.items() for word in item])
+    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 def test_the_report_of_an_identification_is_readable_on_a_phone(work: Path, tmp_path: Path) -> None:
     draw_people(tmp_path / "crowd")
     draw_people(tmp_path / "crowd", photographs=1, initial="S", seed=1)
@@ -212,13 +260,15 @@ def test_calibrate_writes_thresholds_that_carry_the_contract(work: Path, tmp_pat
         stored["contract_id"] == ModelContract.read_from(ov.Core().read_model(work / "tiny.xml")).contract_id
     )
     likely, unlikely = stored["thresholds"]
-    assert likely["impostors"] == 48 * 47 // 2 - PEOPLE * 6
-    assert likely["genuines"] == PEOPLE * 6
+    # Nobody compares what has no face: one image of P00, and all of its pairs, are left out.
+    assert likely["genuines"] == (PEOPLE - 1) * 6 + 3
+    assert likely["impostors"] == 47 * 46 // 2 - likely["genuines"]
     assert likely["supported"]
     assert likely["observed_far"] <= 0.01
     assert likely["frr"] < 0.2
     assert not unlikely["supported"]
-    assert "needs at least 30,000 impostor pairs" in " ".join(done.stderr.split())
+    assert "needs at least 30,000 impostor pairs" in done.stderr
+    assert "no face found in 1 images, whose pairs were left out: P00/P00_0001.png" in done.stderr
     assert answer["thresholds"] == stored["thresholds"]
     assert answer["failures"] == ["P00/P00_0001.png"]
 

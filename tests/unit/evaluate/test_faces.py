@@ -142,3 +142,33 @@ def test_a_file_that_holds_no_boxes_is_named(tmp_path: Path) -> None:
             load_boxes(path)
     with pytest.raises(InputError, match=r"none\.npz"):
         load_boxes(tmp_path / "none.npz")
+
+
+def test_boxes_of_numbers_that_are_none_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "b.npz", names=["A/A_0001"], boxes=np.array([["1", "2", "3", "x"]]))
+    with pytest.raises(InputError, match=r"b\.npz: expected boxes and points in numbers, found <U1"):
+        load_boxes(tmp_path / "b.npz")
+
+
+def test_boxes_of_other_images_are_refused_and_not_counted_as_failures(photographs, contract) -> None:
+    files, names = photographs(3)
+    boxes = known(["Q0/Q0_0001"], BOX[None])
+    with pytest.raises(InputError, match=r"those of these images \(P0/P0_0001, .* of others \(Q0/Q0_0001"):
+        FaceCutter(files, names, contract, boxes=boxes)
+
+
+def test_no_damage_to_a_file_of_boxes_gets_past_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "b.npz"
+    np.savez(path, names=["A/A_0001"], boxes=BOX[None], points=np.ones((1, 10)))
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(600):
+        raw = bytearray(whole)
+        for place in rng.integers(len(raw), size=rng.choice([1, 3, 20])):
+            raw[place] ^= 1 << rng.integers(8)
+        path.write_bytes(raw)
+        try:
+            load_boxes(path)
+        except InputError as error:
+            assert str(path) in str(error)  # noqa: PT017 - a flipped bit that means nothing is read
+            refused += 1
+    assert refused > 400

@@ -206,3 +206,35 @@ def test_what_does_not_fit_the_protocol_is_refused() -> None:
     sorted_by_kind = parse_pairs(b"2\t1\nA\t1\t2\nA\t1\t3\nA\t1\tB\t1\nA\t2\tB\t1\n")
     with pytest.raises(InputError, match="fold 1 of 2: expected pairs of one person and of two"):
         evaluate(np.eye(4, dtype=np.float32), sorted_by_kind, protocol=FACENET, metric=Metric.arccos)
+
+
+@pytest.mark.parametrize("protocol", ProtocolName)
+@pytest.mark.parametrize("metric", [Metric.squared_l2, Metric.arccos])
+def test_embeddings_that_are_not_numbers_are_refused_and_not_scored(
+    protocol: ProtocolName, metric: Metric
+) -> None:
+    pairs = make_pairs(folds=4, per_kind=8, seed=0)
+    vectors = make_vectors(pairs, seed=0)
+    vectors[3, 5] = np.nan
+    with pytest.raises(ContractError, match="found NaN or infinity in 1; the inference failed"):
+        evaluate(vectors, pairs, protocol=protocol, metric=metric)
+    with pytest.raises(ContractError, match="finite distances"):
+        evaluate_distances(np.full(len(pairs), np.inf), pairs, protocol=protocol, metric="pixel")
+
+
+@pytest.mark.parametrize("far", [0.0, 1.0, 2.0, -0.1, float("nan")])
+def test_a_rate_that_is_none_is_refused(far: float) -> None:
+    pairs = make_pairs(folds=4, per_kind=8, seed=0)
+    with pytest.raises(InputError, match="false accept rates: expected numbers between 0 and 1"):
+        evaluate(
+            make_vectors(pairs, seed=0), pairs, protocol=FACENET, metric=Metric.squared_l2, fars=(0.1, far)
+        )
+
+
+@pytest.mark.parametrize("protocol", ProtocolName)
+def test_a_rate_that_the_pairs_are_too_few_for_is_marked(protocol: ProtocolName) -> None:
+    pairs = make_pairs(folds=4, per_kind=8, seed=0)  # 32 impostor pairs
+    found = evaluate(
+        make_vectors(pairs, seed=0), pairs, protocol=protocol, metric=Metric.squared_l2, fars=(0.1, 0.05)
+    )
+    assert [val["supported"] for val in found.to_dict()["val"].values()] == [True, False]

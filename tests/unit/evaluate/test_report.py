@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,3 +146,22 @@ def test_det_of_two_gaussians_is_a_straight_line() -> None:
     slope, offset = np.polyfit(x[middle], y[middle], 1)
     assert np.abs(y[middle] - slope * x[middle] - offset).max() < 0.02 * height
     assert slope == pytest.approx(height / width, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["constant", "parity"])
+def test_a_model_that_tells_nobody_apart_gets_its_page(result: Result, tmp_path: Path, kind: str) -> None:
+    vectors = np.zeros((24, 2), np.float32)
+    vectors[:, 0] = 1
+    if kind == "parity":  # pairs of one person are opposite, pairs of two people alike: worse than chance
+        vectors[1::2] = np.where(np.repeat(result.pairs.same, 2)[1::2, None], -1, 1) * vectors[1::2]
+    evaluation = evaluate(vectors, result.pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2)
+    write_report(dataclasses.replace(result, evaluation=evaluation), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<svg") == 3
+
+
+def test_a_rate_that_the_pairs_are_too_few_for_is_marked_in_the_page(result: Result, tmp_path: Path) -> None:
+    write_report(result, tmp_path / "report.html")  # 6 impostor pairs, and rates from 0.1
+    page = (tmp_path / "report.html").read_text()
+    assert "0.001 *</td>" in page
+    assert "The 6 pairs of two people are too few for this rate" in page
+    assert "not found in 0 images" in page

@@ -218,3 +218,10 @@ def test_embeddings_cannot_be_written_to_and_must_be_finite() -> None:
         Embedding(np.array([1, np.nan], np.float32), ID)
     with pytest.raises(ContractError, match=r"\(N, D\)"):
         Embeddings(np.ones(4, np.float32), ID)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, float("nan")])
+def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+    scores = np.linspace(-1, 1, 101)
+    with pytest.raises(InputError, match="confidence: expected a number between 0 and 1"):
+        calibrate(scores, scores - 1, fars=[0.1], contract_id=ID, metric=Metric.cosine, confidence=confidence)
