@@ -111,18 +111,18 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
     return _collect(rows, folds=folds)
 
 
-def pairs_from_folders(root: Path, *, most_impostors: int = 1_000_000, seed: int = 0) -> Pairs:
+def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> Pairs:
     """Pair the images below a folder that holds one folder a person.
 
-    Genuine pairs are all pairs within a person. Impostor pairs are all pairs across people, or, when those are
-    more than `most_impostors`, that many distinct ones drawn at random.
+    Genuine pairs are all pairs within a person, impostor pairs all pairs across people; when those of a kind are
+    more than `most`, that many distinct ones drawn at random.
 
     Parameters
     ----------
     root
         ``root/Name/anything.jpg``.
-    most_impostors
-        Upper bound of impostor pairs.
+    most
+        Upper bound of the pairs of each kind.
     seed
         Of the draw.
 
@@ -132,8 +132,10 @@ def pairs_from_folders(root: Path, *, most_impostors: int = 1_000_000, seed: int
         If there are not two people, or nobody has two images.
     """
     images, people, _ = images_of_people(root)
-    genuine = _genuine_pairs(people)
-    impostor = _impostor_pairs(people, most=most_impostors, seed=seed)
+    here = np.arange(len(people))
+    ends = np.searchsorted(people, people, side="right")  # of each image's person, who is one run of rows
+    genuine = _draw_pairs(here + 1, ends, most=most, seed=seed)
+    impostor = _draw_pairs(ends, np.full(len(people), len(people)), most=most, seed=seed)
     if not len(genuine) or not len(impostor):
         raise InputError(
             f"{root}: expected images of at least two people, and of one person at least two, found "
@@ -144,31 +146,25 @@ def pairs_from_folders(root: Path, *, most_impostors: int = 1_000_000, seed: int
     return Pairs(images, first, second, same, folds=1)
 
 
-def _genuine_pairs(people: NDArray[np.intp]) -> NDArray[np.intp]:
-    """All (i, j), i < j, of one person; `people` is sorted."""
-    _, starts, counts = np.unique(people, return_index=True, return_counts=True)
-    pairs = [
-        start + np.stack(np.triu_indices(count, 1), axis=1)
-        for start, count in zip(starts, counts, strict=True)
-    ]
-    return np.concatenate([np.empty((0, 2), np.intp), *pairs])
+def _draw_pairs(
+    starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, seed: int
+) -> NDArray[np.intp]:
+    """Pair image i with all of ``starts[i]`` to ``ends[i] - 1``, or draw `most` of these pairs: (P, 2), ascending.
 
-
-def _impostor_pairs(people: NDArray[np.intp], *, most: int, seed: int) -> NDArray[np.intp]:
-    """All (i, j), i < j, of two people, or `most` distinct ones of them; never more memory than for those."""
-    count = len(people)
-    _, sizes = np.unique(people, return_counts=True)
-    total = (count**2 - int(np.square(sizes).sum())) // 2
+    Pairs are numbered through, so that no more memory is needed than for those that are taken.
+    """
+    last = np.cumsum(ends - starts)
+    total = int(last[-1]) if len(last) else 0
     if total <= most:
-        pairs = np.stack(np.triu_indices(count, 1), axis=1)
-        return np.asarray(pairs[people[pairs[:, 0]] != people[pairs[:, 1]]])
-    rng = np.random.default_rng(seed)
-    codes = np.empty(0, np.int64)  # i * count + j
-    while len(codes) < most:
-        i, j = np.sort(rng.integers(count, size=(2, most)), axis=0)
-        across = people[i] != people[j]
-        codes = np.union1d(codes, i[across] * count + j[across])
-    return np.stack(np.divmod(rng.choice(codes, most, replace=False), count), axis=1).astype(np.intp)
+        numbers = np.arange(total)
+    else:
+        rng = np.random.default_rng(seed)
+        numbers = np.empty(0, np.int64)
+        while len(numbers) < most:
+            numbers = np.union1d(numbers, rng.integers(total, size=most))
+        numbers = np.sort(rng.choice(numbers, most, replace=False))
+    first = np.searchsorted(last, numbers, side="right")
+    return np.stack([first, ends[first] - (last[first] - numbers)], axis=1).astype(np.intp)
 
 
 def _parse_header(line: bytes, source: str) -> tuple[int, int]:

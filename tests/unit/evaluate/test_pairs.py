@@ -136,14 +136,30 @@ def test_folders_of_people_give_every_pair(tmp_path: Path) -> None:
         assert (people[first] == people[second]) == same
 
 
-def test_too_many_impostors_are_drawn_distinct_and_the_same_every_time(tmp_path: Path) -> None:
+def test_too_many_pairs_are_drawn_distinct_and_the_same_every_time(tmp_path: Path) -> None:
     root = write_people(tmp_path, **{f"P{number}": 4 for number in range(12)})
-    pairs, again = (pairs_from_folders(root, most_impostors=200) for _ in range(2))
-    assert pairs.same.sum() == 12 * 6
-    assert (~pairs.same).sum() == 200
+    assert pairs_from_folders(root, most=72).same.sum() == 12 * 6
+    pairs, again = (pairs_from_folders(root, most=60) for _ in range(2))
+    assert pairs.same.sum() == (~pairs.same).sum() == 60
+    assert (pairs.first[pairs.same] // 4 == pairs.second[pairs.same] // 4).all()
+    assert (pairs.first < pairs.second).all()
+    assert len(set(pairs.first.tolist())) > 30
     assert len(set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))) == len(pairs)
     assert (pairs.first[~pairs.same] // 4 != pairs.second[~pairs.same] // 4).all()
     np.testing.assert_array_equal(pairs.first, again.first)
+
+
+def test_one_person_of_very_many_images_does_not_take_the_memory_of_all_pairs() -> None:
+    from edgeface.evaluate.pairs import _draw_pairs
+
+    count = 3_000_000  # 4.5e12 pairs
+    here = np.arange(count)
+    pairs = _draw_pairs(here + 1, np.full(count, count), most=1000, seed=0)
+    assert pairs.shape == (1000, 2)
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert pairs.min() >= 0
+    assert pairs.max() < count
+    assert pairs[:, 0].max() > count / 2
 
 
 @pytest.mark.parametrize("people", [{}, {"Ada": 3}, {"Ada": 1, "Bob": 1}])
