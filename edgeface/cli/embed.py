@@ -80,9 +80,11 @@ def embed(
 
     require_format(output)
     files = list(dict.fromkeys(path for place in paths for path in find_files(place)))
-    how = (
-        {"crops": True} if crops else {"detector": detector.value, "min_size": min_size, "faces": faces.value}
-    )
+    how: dict[str, Any] = {"crops": True}
+    if not crops:
+        how = {"detector": detector.value, "min_size": min_size, "faces": faces.value}
+        named = {"detector_model": detector_model, "landmarks_model": landmarks_model}
+        how |= {option: str(path) for option, path in named.items() if path}
     with contextlib.ExitStack() as stack:
         finder = None
         if not crops:

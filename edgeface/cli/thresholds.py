@@ -57,8 +57,9 @@ def choose_threshold(
                 "--far: a threshold given as a number was calibrated for no rate; leave one of them out"
             )
         return value
-    known = known_thresholds(given, contract_id, model, far=far or usual_far)
-    return known[0] if far is None and len(known) == 1 else threshold_at(known, far or usual_far)
+    wanted = usual_far if far is None else far
+    known = known_thresholds(given, contract_id, model, far=wanted)
+    return known[0] if far is None and len(known) == 1 else threshold_at(known, wanted)
 
 
 def known_thresholds(

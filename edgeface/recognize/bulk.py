@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeface.errors import ImageError
-from edgeface.files import output_errors
+from edgeface.errors import ImageError, InputError
+from edgeface.files import output_errors, staging_folder
+from edgeface.recognize.embedding import require_same_contract
 from edgeface.recognize.pipeline import Face, Pipeline
 from edgeface.recognize.table import EmbeddingTable, require_format
+from edgeface.vision.crops import list_some
 from edgeface.vision.source import open_source
 
 __all__ = ["BulkResult", "embed_files"]
@@ -86,11 +88,14 @@ def embed_files(
         If the output cannot be written.
     """
     require_format(output)
+    with staging_folder(output.parent):  # a folder that cannot be written is told before any work
+        pass
     rows = _Rows(output, contract_id, settings)
-    failures: dict[Path, str] = {}
+    failures = _unwritable_names(files, output)
     changed = {path: _modified(path) for path in files}
-    todo = [path for path in files if not rows.has(path, changed[path])]
+    todo = [path for path in files if path not in failures and not rows.has(path, changed[path])]
     done = len(files) - len(todo)
+    reused = done - len(failures)
 
     def fail(path: Path, error: ImageError) -> None:
         failures[path] = str(error).removeprefix(f"{path}: ")
@@ -102,13 +107,24 @@ def embed_files(
                 failures[path] = _why_not(faces)
             if progress:
                 progress(done + frame.index + 1, len(files))
+    if progress:  # the last files may have been unreadable
+        progress(len(files), len(files))
     if (table := rows.collect(files)) is None:
-        raise ImageError(
-            "no picture gave an embedding: " + "; ".join(f"{path}: {why}" for path, why in failures.items())
-        )
+        raise ImageError(f"no picture gave an embedding: {list_some(failures)}")
     table.save(output)
     rows.discard_parts()
-    return BulkResult(table, done, dict(sorted(failures.items())))
+    return BulkResult(table, reused, dict(sorted(failures.items())))
+
+
+def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
+    """Files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
+    if output.suffix != ".parquet":
+        return {}
+    return {
+        path: "its name is not UTF-8, and a .parquet cannot hold it; rename it, or write a .npz"
+        for path in files
+        if any("\ud800" <= character <= "\udfff" for character in str(path))
+    }
 
 
 class _Rows:
@@ -118,9 +134,15 @@ class _Rows:
         self._folder = output.with_name(output.name + ".parts")
         self._contract_id, self._settings = contract_id, settings
         parts = sorted(self._folder.glob("*.npz"))
-        self._tables = [EmbeddingTable.load(path) for path in [output, *parts] if path.is_file()]
-        if self._tables:  # refuse another contract before any work
-            EmbeddingTable.join([*self._tables, self._table([])])
+        found = {path: EmbeddingTable.load(path) for path in [output, *parts] if path.is_file()}
+        for path, table in found.items():  # before any work
+            require_same_contract(table.contract_id, contract_id, what=str(path))
+            if table.settings != settings:
+                raise InputError(
+                    f"{path}: expected faces found by {settings}, found {table.settings}; ask for those, write to "
+                    f"another file, or remove this one"
+                )
+        self._tables = list(found.values())
         self._old = {
             row
             for table in self._tables

@@ -11,6 +11,8 @@ import pytest
 from tiny_ir import write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.recognize import Metric, calibrate, save_thresholds
+from edgeface.runtime import Embedder
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,11 +55,22 @@ def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
         (["--threshold", "0.5", "--far", "0.01"], "leave one of them out"),
         (["--threshold", "nowhere.json"], "nowhere.json: expected a file written by 'edgeface calibrate'"),
         (["--threshold", "nan"], "a cosine similarity from -1 to 1"),
+        (["--threshold", "known.json", "--far", "0"], "no threshold was calibrated for FAR 0; there are 0.1"),
     ],
 )
 def test_a_threshold_that_makes_no_sense_exits_2(
-    work: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
 ) -> None:
+    with Embedder.load(work / "tiny.xml") as embedder:
+        contract_id = embedder.contract.contract_id
+    scores = np.linspace(0, 1, 50)
+    known = calibrate(scores, scores, fars=[0.1], contract_id=contract_id, metric=Metric.cosine)
+    save_thresholds(work / "known.json", known)
+    monkeypatch.chdir(work)
     assert verify(work, *options) == 2
     assert words in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.errors import ContractError, ExtraNotInstalledError, ImageError, InferenceError, InputError
+from edgeface.errors import (
+    ContractError,
+    ExtraNotInstalledError,
+    ImageError,
+    InferenceError,
+    InputError,
+    OutputError,
+)
 from edgeface.recognize.bulk import BulkResult, embed_files
 from edgeface.recognize.defaults import shipped_thresholds
 from edgeface.recognize.pipeline import Pipeline
@@ -183,7 +191,9 @@ def test_another_contract_or_another_way_of_finding_faces_is_refused_before_any_
     embed(pictures, embedder, output)
     before = output.read_bytes()
     idle = HalfDetector()
-    with pytest.raises(InputError, match="one way of finding faces"):
+    with pytest.raises(
+        InputError, match=r"out\.npz: expected faces found by thirds, found halves; .* another file"
+    ):
         embed(pictures, embedder, output, detector=idle, settings="thirds")
     with (
         Embedder.load(write_tiny_ir(tmp_path, name="other", source="b")) as other,
@@ -243,3 +253,65 @@ def test_a_published_model_ships_thresholds_and_an_unknown_one_has_none() -> Non
     assert [each.far for each in thresholds] == [0.01, 0.001, 1e-4, 1e-5, 1e-6]
     assert all(each.supported and each.created_from for each in thresholds)
     assert shipped_thresholds("0" * 16) == shipped_thresholds("../thresholds/4c0ebb72970188bf") == ()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_no_damage_to_a_table_gets_past_its_reader(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"table{suffix}"
+    a_table().save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(600):
+        raw = bytearray(whole)
+        for place in rng.integers(len(raw), size=rng.choice([1, 3, 20])):
+            raw[place] ^= 1 << rng.integers(8)
+        path.write_bytes(raw[: rng.integers(len(raw))] if rng.random() < 0.2 else raw)
+        try:
+            EmbeddingTable.load(path)
+        except InputError as error:
+            assert "written by 'edgeface embed'" in str(error) or "expected columns" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 200
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    detector = HalfDetector()
+    with pytest.raises(OutputError):
+        embed(pictures, embedder, tmp_path / "file" / "out.npz", detector=detector)
+    assert detector.calls == 0
+
+
+def test_the_last_files_being_bad_the_progress_still_ends(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    pictures[-1].write_bytes(b"no picture")
+    told: list[tuple[int, int]] = []
+    embed(pictures, embedder, tmp_path / "out.npz", progress=lambda done, of: told.append((done, of)))
+    assert told[-1] == (10, 10)
+
+
+def test_a_film_among_the_pictures_is_a_bad_file(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(bytes(100))
+    assert list(embed([film, *pictures], embedder, tmp_path / "a.npz").failures) == [film]
+    with pytest.raises(ImageError, match=r"no picture gave an embedding: .*film\.mp4: expected a JPEG"):
+        embed([film], embedder, tmp_path / "b.npz")
+
+
+def test_a_name_that_is_not_utf8_goes_into_a_npz_and_is_listed_for_a_parquet(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    strange = pictures[0].rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    files = [strange, *pictures[1:]]
+    embed(files, embedder, tmp_path / "out.npz")
+    assert EmbeddingTable.load(tmp_path / "out.npz").paths[0] == str(strange)
+    pytest.importorskip("pyarrow")
+    result = embed(files, embedder, tmp_path / "out.parquet")
+    assert list(result.failures) == [strange]
+    assert len(EmbeddingTable.load(tmp_path / "out.parquet")) == 18
