@@ -62,9 +62,18 @@ def test_the_wheel_holds_the_reference_weights(data: Path):
             assert (ours.slope is None and theirs.slope is None) or np.array_equal(ours.slope, theirs.slope)
 
 
-def test_mtcnn_agrees_with_the_stored_reference_on_400_images(data: Path, mtcnn: Detector):
-    answer = compare_with_reference(mtcnn, data, limit=400)
-    print(answer["disagreements"])
+@pytest.mark.parametrize(
+    "images", [400, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_mtcnn_agrees_with_the_stored_reference(images: int, data: Path, mtcnn: Detector, capsys):
+    answer = compare_with_reference(mtcnn, data, limit=images)
+    with capsys.disabled():  # to be seen where the test passes, too
+        print(
+            f"\nMTCNN on {images} images, boxes off by more than one pixel:",
+            *answer["disagreements"],
+            sep="\n",
+        )
+    assert answer["images"] == images
     assert answer["same_face"] >= 0.995 * answer["images"], answer["disagreements"]
     assert answer["median_box_difference"] <= 1
     assert answer["median_landmark_difference"] <= 1
