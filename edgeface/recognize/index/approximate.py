@@ -26,17 +26,19 @@ class ApproximateIndex(MemoryIndex):
     """Searches a hierarchical graph of neighbours (HNSW, Malkov and Yashunin 2018, arXiv 1603.09320).
 
     It may miss the best template; what it finds is compared exactly, so its scores are those of `ExactIndex`. The
-    graph lies in memory only and is built when the index is made: minutes for a million templates. Worth it where
-    an exact search takes longer than one may; `benchmarks/gallery.py` measures both and the recall. A template that
-    is removed stays in the graph as a way to others, never as an answer, until half of the graph is such and it is
-    built anew: whoever must not keep it in memory either makes a new index.
+    graph lies in memory only and is built when the index is made: minutes for some 100,000 templates. Worth it where
+    an exact search in int8 takes longer than one may: `recall` says what it misses on one's own faces,
+    `benchmarks/gallery.py` measures all of it on made ones. A template that is removed stays in the graph as a way to
+    others, never as an answer, until half of the graph is such and it is built anew: whoever must not keep it in
+    memory either makes a new index.
 
     Parameters
     ----------
     block
         To begin with.
     storage
-        Of the vectors in the graph: ``float16`` or ``int8``. The float32 vectors are kept beside it.
+        Of the vectors in the graph: ``int8``, which is built in half the time, or ``float16``. The float32 vectors
+        are kept beside it.
     connectivity
         Neighbours of a node (M); more find better, and take memory.
     expansion_add, expansion_search
@@ -58,10 +60,10 @@ class ApproximateIndex(MemoryIndex):
         self,
         block: TemplateBlock,
         *,
-        storage: Literal["float16", "int8"] = "float16",
+        storage: Literal["float16", "int8"] = "int8",
         connectivity: int = 16,
         expansion_add: int = 128,
-        expansion_search: int = 64,
+        expansion_search: int = 512,
         threads: int | None = None,
     ) -> None:
         if min(connectivity, expansion_add, expansion_search, threads or 1) < 1:
