@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 _CHILD = textwrap.dedent(
     """
-    import json, os, random, resource, struct, sys
+    import json, os, random, resource, struct, sys, tempfile
+    from pathlib import Path
     import cv2, numpy as np
     from edgeface.errors import ImageError
     from edgeface.vision.image import ImageLimits, read_image
@@ -31,6 +33,10 @@ _CHILD = textwrap.dedent(
             (".webp", picture, []), (".webp", alpha, [cv2.IMWRITE_WEBP_QUALITY, 101]), (".bmp", picture, []),
         ]
     ]
+
+    exif = b"Exif\\0\\0II*\\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    seeds.append(seeds[0][:2] + b"\\xff\\xe1" + struct.pack(">H", len(exif) + 2) + exif + seeds[0][2:])
+    folder = Path(tempfile.mkdtemp(dir=sys.argv[1]))
 
     def truncate(data):
         return data[: random.randrange(len(data))]
@@ -61,9 +67,14 @@ _CHILD = textwrap.dedent(
         others = [b"GIF89a", b"%PDF-1.7", b"II*\\0", b"\\xff\\xd8\\xff", b"BM", b"\\x89PNG\\r\\n\\x1a\\n"]
         return random.choice(others) + data[8:]
 
+    def misname(data):
+        path = folder / ("picture" + random.choice([".jpg", ".png", ".webp", ".bmp", ".mp4", ".txt", ""]))
+        path.write_bytes(data)
+        return path
+
     counts = {}
-    for number in range(2000):
-        mutate = [truncate, flip, flip_header, enlarge, empty, rename][number % 6]
+    for number in range(2002):
+        mutate = [truncate, flip, flip_header, enlarge, empty, rename, misname][number % 7]
         try:
             image = read_image(mutate(seeds[number % len(seeds)]), limits=ImageLimits(max_pixels=16_000_000))
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
@@ -82,14 +93,15 @@ _CHILD = textwrap.dedent(
 
 
 @pytest.mark.timeout(120)
-def test_2000_mutated_files_crash_nothing_hang_nothing_and_stay_small():
+def test_2000_mutated_files_crash_nothing_hang_nothing_and_stay_small(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _CHILD, tmp_path], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     counts = json.loads(done.stdout)
     assert counts.pop("peak_mb") < 700
-    assert sum(counts.values()) == 2000
+    assert sum(counts.values()) == 2002
     # Flipped bits may leave a JPEG's structure and its checksumless data whole; the others may not get through.
     assert not {"truncate picture", "empty picture"} & counts.keys()
+    assert counts["misname picture"] == 286  # what a file is, its bytes say
     assert counts["flip error"] > 100
