@@ -42,10 +42,12 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
             files = sorted(path.rglob(FILE_NAME))
             if not files:
                 raise InputError(f"{path}: expected a {FILE_NAME}, or folders with one in each, found none")
-            found += [(str(file.parent.relative_to(path)), file, path.name or str(path)) for file in files]
+            folder = path.name or str(path)
+            inside = [(str(file.parent.relative_to(path)), file) for file in files]
+            found += [(f"{folder}/{name}" if len(paths) > 1 else name, file, folder) for name, file in inside]
         else:
-            folder = path.parent if path.name == FILE_NAME else path
-            name = folder.name if folder.is_dir() else path.stem
+            of = path.parent if path.name == FILE_NAME else path
+            name = of.name if of.is_dir() else path.stem
             found.append((name or str(path), path, ""))
     entries: list[Entry] = []
     for name, file, within in found:

@@ -19,6 +19,9 @@ _ROW = 22.0
 _NAME = 20
 """Characters of a name that fit in front of a row."""
 
+_WIDEST = 1.0
+"""Slowdown that intervals are drawn up to unless a result is slower: one that bounds nothing leaves no room else."""
+
 _AXES = ("batch", "streams", "requests", "threads", "hint", "precision", "device")
 """What a sweep varies, in the order in which it is given an axis of its own."""
 
@@ -78,6 +81,7 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
     rows = rows[::-1]
     ends = [end for _, each in rows for end in (each.slowdown, *each.interval) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
+    high = min(high, max(_WIDEST, 2 * max(each.slowdown for _, each in rows)))
     room = max(0.15 * (high - low), 0.02)
     frame = Frame(
         linear("slower by", low - room, high + room, wanted=5, words=percent),

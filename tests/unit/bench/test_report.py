@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from made_results import LAYERS, PEAK, latencies, made_result
 
+from edgeface.bench.comparable import Side
+from edgeface.bench.compare import compare
 from edgeface.bench.report import Entry, read_entries, write_report
 from edgeface.bench.report.layer_plots import roofline_plot, top_layers
-from edgeface.bench.report.many_plots import heat_maps, throughput_plot
+from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot
 from edgeface.bench.report.run_plots import run_plots
 from edgeface.bench.report.tables import COLUMNS
 from edgeface.errors import InputError
@@ -177,7 +179,9 @@ def test_names_come_from_folders_and_are_told_apart(tmp_path: Path) -> None:
     made_result(SERIES[:20]).write(tmp_path / "x" / "run")
     made_result(SERIES[:20]).write(tmp_path / "y" / "run")
     found = read_entries([tmp_path / "x" / "run", tmp_path / "y" / "run" / "result.json", tmp_path])
-    assert [entry.name for entry in found] == ["run", "run (2)", "x/run", "y/run"]
+    root = tmp_path.name
+    assert [entry.name for entry in found] == ["run", "run (2)", f"{root}/x/run", f"{root}/y/run"]
+    assert [entry.name for entry in read_entries([tmp_path])] == ["x/run", "y/run"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found none"):
         read_entries([tmp_path / "empty"])
@@ -244,6 +248,20 @@ def test_folders_of_repeated_runs_are_compared_as_wholes(tmp_path: Path) -> None
     assert re.findall(r"(?m)^## (.* against .*)$", text) == ["after against before"]
     assert "4 runs each, paired." in text
     assert "| worse |" in text
+
+
+def test_an_interval_without_end_leaves_the_others_legible() -> None:
+    random = np.random.default_rng(1)
+    # Three runs that differ wildly bound next to nothing: up to thousands of per cent.
+    sides = [
+        Side(name, tuple(made_result(latencies("independent", random, 50) * each) for each in factors))
+        for name, factors in (("a", (1, 2, 4)), ("b", (4, 1, 2)))
+    ]
+    found = compare(*sides)
+    assert max(each.interval[1] or 0 for each in found.differences) > 10
+    (plot,) = comparison_plots([found])
+    assert plot.frame.x.place(3.0) == 1.0
+    assert plot.frame.x.place(0.5) < 1.0
 
 
 def test_every_rate_that_a_server_was_tried_at_is_told(tmp_path: Path) -> None:
