@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,17 +87,20 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
     InputError
         Naming every malformed row (the first 100) with its line, what was expected and what was found.
     """
-    lines = [line.rstrip(b"\r") for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    folds, per_kind = _parse_header(lines[0] if lines else b"", source)
+    # Line by line, and no more problems than are told: a file of rubbish is all problems.
+    lines = (line.rstrip(b"\n").rstrip(b"\r") for line in io.BytesIO(_without_blank_end(raw)))
+    folds, per_kind = _parse_header(next(lines, b"").removeprefix(b"\xef\xbb\xbf"), source)
     problems: list[str] = []
+    left = 0
     rows: list[tuple[str, str, bool]] = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         try:
             rows.append(_parse_row(line))
         except ValueError as error:
-            problems.append(f"{source}:{number}: {error}")
+            if len(problems) < _MOST_LISTED:
+                problems.append(f"{source}:{number}: {error}")
+            else:
+                left += 1
     genuine = sum(same for _, _, same in rows)
     found = (genuine, len(rows) - genuine)
     if not problems and found != (folds * per_kind, folds * per_kind):
@@ -105,9 +109,8 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
             f"as the header says, found {found[0]} and {found[1]}; the list may be truncated"
         )
     if problems:
-        left = len(problems) - _MOST_LISTED
-        more = [f"... and {left} more malformed rows"] if left > 0 else []
-        raise InputError("\n".join([*problems[:_MOST_LISTED], *more]))
+        more = [f"... and {left} more malformed rows"] if left else []
+        raise InputError("\n".join([*problems, *more]))
     return _collect(rows, folds=folds)
 
 
@@ -165,6 +168,12 @@ def _draw_pairs(
         numbers = np.sort(rng.choice(numbers, most, replace=False))
     first = np.searchsorted(last, numbers, side="right")
     return np.stack([first, ends[first] - (last[first] - numbers)], axis=1).astype(np.intp)
+
+
+def _without_blank_end(raw: bytes) -> bytes:
+    """Cut off what follows the last line that holds something."""
+    end = raw.find(b"\n", len(raw.rstrip()))
+    return raw if end < 0 else raw[:end]
 
 
 def _parse_header(line: bytes, source: str) -> tuple[int, int]:

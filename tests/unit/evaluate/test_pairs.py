@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_a_file_of_rubbish_gives_a_bounded_message() -> None:
     with pytest.raises(InputError, match="and 900 more malformed rows") as caught:
         parse_pairs(b"10\t300\n" + b"\xff" * 5000 + b"\n" + b"rubbish\n" * 999)
     assert len(str(caught.value)) < 30_000
+
+
+def test_a_file_of_nothing_but_problems_costs_no_more_memory_than_is_told() -> None:
+    raw = b"10\t300\n" + b"ab\n" * 200_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="and 199900 more malformed rows"):
+        parse_pairs(raw)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(raw)
 
 
 @pytest.mark.parametrize("header", ["", "ten\t300", "10\t300\t1", "0\t300", "10\t-3", "1e3", "9999999999\t1"])
