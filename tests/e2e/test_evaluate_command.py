@@ -206,7 +206,7 @@ def test_the_report_of_an_identification_is_readable_on_a_phone(work: Path, tmp_
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         assert page.evaluate("document.querySelectorAll('svg path.curve').length") == 2
         heads = "[...document.querySelectorAll('th')].map(each => each.getBoundingClientRect().height)"
-        assert page.evaluate(f"Math.max(...{heads})") < 90, "no word of a head is broken into letters"
+        assert page.evaluate(f"Math.max(...{heads})") < 50, "no head is broken into several lines"
         assert page.complaints() == []
         assert not [each for each in page.requested() if not each.startswith(("file:", "data:"))]
 
