@@ -67,7 +67,7 @@ def test_benchmark_apps_own_report_is_read(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_kiosk_identifies_the_people_of_a_real_film(real_ir: Path, data: Path) -> None:
-    run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0})
+    run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0, "max_duration_s": 3.0})
     with load_detector("mtcnn", min_size=80) as detector:
         extras = Extras(
             peak=False, layers=False, film=Film.open(data / "video" / "faces.mp4"), detector=detector
