@@ -27,7 +27,8 @@ _UNWRITABLE = {
     "42501": "this user may not; grant it the right",
 }
 _DAMAGED = ("XX001", "XX002")
-_AWAY_CLASSES = ("08", "57P", "53")
+_AWAY_CLASSES = ("08", "57P", "53", "25P03")
+"""25P03: the server ended the connection because a block stood still for too long."""
 
 
 def driver() -> Any:

@@ -90,7 +90,7 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
                     "search_path": f"{schema},public",
                     "synchronous_commit": "on",
                     "lock_timeout": f"{max(1, round(timeout * 1000))}ms",
-                    "idle_in_transaction_session_timeout": f"{_IDLE_SECONDS}s",
+                    "idle_in_transaction_session_timeout": f"{round(_IDLE_SECONDS * 1000)}ms",
                 }.items():
                     raw.execute("SELECT set_config(%s, %s, false)", (name, value))
                 return Connection(raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -304,6 +305,23 @@ def test_a_connection_lost_while_writing_changes_nothing(cluster: Any, gallery: 
             write()
         assert [person.name for person in store.people()] == ["Ada"]
         assert store.generation() == before
+
+
+def test_a_block_that_stands_still_for_too_long_is_undone_and_that_is_said(
+    cluster: Any, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.recognize.postgres.server._IDLE_SECONDS", 0.2)
+    with create(cluster.url, gallery, key=KEY) as store:
+
+        def stand_still() -> None:
+            with store.writing():
+                store.add_person("Ada")
+                time.sleep(1)
+                store.add_person("Grace")
+
+        with pytest.raises(GalleryServerError, match=r"idle-in-transaction.*nothing was changed"):
+            stand_still()
+        assert store.people() == ()
 
 
 def test_a_server_that_was_never_there_is_named_and_the_password_is_not(cluster: Any) -> None:
