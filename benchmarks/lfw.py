@@ -1,23 +1,22 @@
 """How right is a model on LFW, by whose protocol, with whose boxes? Prints JSON.
 
-    python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn yunet retail-0004] [--throughput 600]
+    python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn yunet retail-0004]
 
-Every source of boxes embeds the 7,701 images and their mirrors once; from that come the rows: davidsandberg's
-protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference boxes, that of bare pixels.
-`--keep FILE` takes over an earlier answer's rows for the other sources, so that a table can be made in parts.
-`--throughput N` also measures how much of the engine's own speed the evaluation keeps, on N images and their mirrors,
-in turn.
+Every source of boxes cuts the 7,701 images; from the embeddings of the crops and their mirrors come the rows:
+davidsandberg's protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference boxes, that of
+bare pixels. A crop that several sources cut alike, to the last bit, is embedded once.
+`--keep FILE` takes over an earlier answer's rows for the other sources, so that a table can be made in parts, and
+`--cache FILE` keeps the embeddings, so that a run can be interrupted. How fast it is: benchmarks/pipeline.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +24,13 @@ import numpy as np
 
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
 from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import Embedded, embed_images
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric, pixel_distance
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.detect import Detector, load_detector
 
-DATA = Path(os.environ.get("EDGEFACE_DATA", "../shared/data"))
+DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 PUBLISHED = {"facenet, mirror": 0.9905, "omz, mirror": 0.9914}
 """For this checkpoint: davidsandberg/facenet's README; Open Model Zoo's page of facenet-20180408-102900."""
@@ -55,7 +53,7 @@ def main() -> None:
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
     parser.add_argument("--device", default="CPU")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="an earlier answer to complete")
-    parser.add_argument("--throughput", type=int, default=0, metavar="N")
+    parser.add_argument("--cache", type=Path, metavar="NPZ", help="embeddings of an interrupted run")
     options = parser.parse_args()
     pairs = read_pairs(DATA / "lfw" / "pairs.txt")
     files = find_images(DATA / "lfw" / "images", pairs.images)
@@ -63,30 +61,56 @@ def main() -> None:
     if options.keep:
         kept = json.loads(options.keep.read_text())["rows"]
         rows += [row for row in kept if row["faces"] not in options.faces]
-    for name in options.faces:
-        with faces(name, options.device) as (boxes, detector):
-            embedded = embed_images(
-                files,
-                pairs.images,
-                options.model,
-                flip="concatenate",
-                boxes=boxes,
-                detector=detector,
-                device=options.device,
-                progress=tell(name),
-            )
-            rows += [tell_row(title, name, each, embedded) for title, each in evaluations(embedded, pairs)]
-            if name == "reference":
-                rows.append(
-                    tell_row("facenet, pixels", name, pixel_baseline(embedded.cutter, pairs), embedded)
-                )
-    answer = {"benchmark": "lfw", "model": str(options.model), "rows": rows}
-    if options.throughput:
-        boxes = load_boxes(DATA / "lfw" / "mtcnn_reference.npz")
-        answer["throughput"] = throughput(
-            options.model, files, pairs.images, boxes, options.throughput, options.device
-        )
+    with Embedder.load(options.model, device=options.device, flip="concatenate") as embedder:
+        cache = Cache(embedder, options.cache)
+        for name in options.faces:
+            with faces(name, options.device) as (boxes, detector):
+                cutter = FaceCutter(files, pairs.images, embedder.contract, boxes=boxes, detector=detector)
+                vectors = cache.embed(cutter, name)
+                rows += [tell_row(title, name, each, cutter) for title, each in evaluations(vectors, pairs)]
+                if name == "reference":
+                    rows.append(tell_row("facenet, pixels", name, pixel_baseline(cutter, pairs), cutter))
+    answer = {"benchmark": "lfw", "model": options.model.name, "rows": rows}
     print(json.dumps(answer, indent=2))
+
+
+class Cache:
+    """Embeddings of crops that were seen before, by the digest of their pixels."""
+
+    def __init__(self, embedder: Embedder, path: Path | None) -> None:
+        self._embedder, self._path = embedder, path
+        self._known: dict[bytes, np.ndarray] = {}
+        if path and path.is_file():
+            with np.load(path) as stored:
+                if str(stored["contract_id"]) == embedder.contract.contract_id:
+                    self._known = dict(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
+
+    def embed(self, cutter: FaceCutter, name: str) -> np.ndarray:
+        """Embed what the cutter cuts: (N, D) float32, in its order."""
+        digests: list[bytes] = []
+        asked: list[bytes] = []
+
+        def unknown() -> Iterator[np.ndarray]:
+            for crop in cutter:
+                digests.append(hashlib.sha256(crop).digest())
+                if digests[-1] not in self._known:
+                    asked.append(digests[-1])
+                    yield crop
+                if len(digests) % 500 == 0 or len(digests) == len(cutter):
+                    print(f"{name}: {len(digests)} of {len(cutter)}", file=sys.stderr)
+
+        try:
+            for done, vector in enumerate(self._embedder.map(unknown())):
+                self._known[asked[done]] = vector
+        finally:
+            if self._path:
+                np.savez(
+                    self._path,
+                    digests=np.array([list(each) for each in self._known], np.uint8),
+                    vectors=np.stack(list(self._known.values())),
+                    contract_id=self._embedder.contract.contract_id,
+                )
+        return np.stack([self._known[each] for each in digests])
 
 
 @contextlib.contextmanager
@@ -100,17 +124,22 @@ def faces(name: str, device: str) -> Iterator[tuple[Boxes | None, Detector | Non
             yield None, detector
 
 
-def evaluations(embedded: Embedded, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:
+def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:
     """Score one set of embeddings in every published way."""
-    alone = embedded.vectors[:, : embedded.vectors.shape[1] // 2]  # the mirror's half stands behind it
+    alone = vectors[:, : vectors.shape[1] // 2]  # the mirror's half stands behind it
     yield (
         "facenet, one image",
         evaluate(alone, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2),
     )
-    for protocol in ProtocolName:
+    mirror = {
+        "facenet, mirror": (ProtocolName.facenet, Metric.arccos),
+        "facenet, mirror, cosine": (ProtocolName.facenet, Metric.cosine_distance),
+        "omz, mirror": (ProtocolName.omz, Metric.arccos),
+    }
+    for title, (protocol, metric) in mirror.items():
         yield (
-            f"{protocol.value}, mirror",
-            evaluate(embedded.vectors, pairs, protocol=protocol, metric=Metric.arccos, subtract_mean=True),
+            title,
+            evaluate(vectors, pairs, protocol=protocol, metric=metric, subtract_mean=True),
         )
 
 
@@ -126,7 +155,7 @@ def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Eva
     return evaluate_distances(distances, pairs, protocol=ProtocolName.facenet, metric="pixel")
 
 
-def tell_row(title: str, name: str, evaluation: Evaluation, embedded: Embedded) -> dict[str, object]:
+def tell_row(title: str, name: str, evaluation: Evaluation, cutter: FaceCutter) -> dict[str, object]:
     """One line of the table."""
     val = {str(each.target): round(each.mean, 4) for each in evaluation.val}
     return {
@@ -139,42 +168,8 @@ def tell_row(title: str, name: str, evaluation: Evaluation, embedded: Embedded) 
         "val": val,
         "auc": round(evaluation.auc, 5),
         "eer": round(evaluation.eer, 4),
-        "failures": len(embedded.cutter.failures),
-        "seconds": round(embedded.seconds, 1),
+        "failures": len(cutter.failures),
     }
-
-
-def throughput(
-    model: Path, files: list[Path], names: tuple[str, ...], boxes: Boxes, count: int, device: str
-) -> dict[str, object]:
-    """Alternate the engine on crops in memory with the engine behind decoding and cutting."""
-    rounds = []
-    with Embedder.load(model, device=device, flip="concatenate") as embedder:
-        cutter = FaceCutter(files[:count], names[:count], embedder.contract, boxes=boxes)
-        crops = list(cutter)
-        for arrays in (crops[:50], *([crops, cutter] * 3)):
-            started = time.perf_counter()
-            done = sum(1 for _ in embedder.map(arrays))
-            rounds.append(done / (time.perf_counter() - started))
-    alone, behind = rounds[1::2], rounds[2::2]
-    ratios = [b / a for a, b in zip(alone, behind, strict=True)]
-    return {
-        "images": count,
-        "engine_alone": round(statistics.median(alone), 2),
-        "evaluation": round(statistics.median(behind), 2),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(each, 3) for each in ratios],
-    }
-
-
-def tell(name: str):
-    """Say on stderr, every 500 images, how far it is."""
-
-    def progress(done: int, total: int) -> None:
-        if done % 500 == 0 or done == total:
-            print(f"{name}: {done} of {total}", file=sys.stderr)
-
-    return progress
 
 
 if __name__ == "__main__":
