@@ -88,6 +88,7 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     from edgeface.contract import ModelContract
     from edgeface.quantize.calibration import gather, to_inputs
     from edgeface.quantize.compress import Recipe, compress
+    from edgeface.quantize.fusing import fuse
     from edgeface.vision.crops import find_photos
     from edgeface.vision.detect import load_detector
 
@@ -95,7 +96,8 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     contract = ModelContract.read_from(model)
     with load_detector("mtcnn") as detector:
         crops = gather(find_photos([calibration]), contract, detector=detector).crops
-    ov.save_model(compress(model, to_inputs(crops, contract), Recipe()), path, compress_to_fp16=False)
+    made = fuse(compress(model, to_inputs(crops, contract), Recipe()))
+    ov.save_model(made, path, compress_to_fp16=False)
     return path
 
 

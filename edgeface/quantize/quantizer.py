@@ -21,6 +21,7 @@ from edgeface.lineage import Lineage
 from edgeface.quantize.calibration import Calibration, to_inputs
 from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
+from edgeface.quantize.fusing import fuse
 from edgeface.quantize.gate import Limits, judge_fidelity, judge_verification
 from edgeface.quantize.labelled import LabelledPairs
 from edgeface.quantize.sensitivity import groups_of, rank, revert
@@ -210,6 +211,7 @@ def quantize(
         trials: list[Trial] = []
         with staging_folder(output) as staging:
             for kept, model in _candidates(compressed, parent, faces, expected, recipe, search, tell):
+                model = fuse(model) if recipe.needs_images else model
                 tell("compressed embeddings", 0, 0)
                 lineage = Lineage(
                     parent_id=contract.contract_id,
