@@ -103,7 +103,7 @@ class Recipe:
         if self.needs_images:
             parts += [f"{self.subset} images", "ranges: least and greatest"]
             parts += [f"{self.bias_correction} bias correction"]
-            parts += [f"half-range weights: {self.half_range}", f"seed {self.seed}"]
+            parts += [f"half-range weights: {self.half_range}", f"seed {self.seed}", "steps fused"]
             if self.control is not None:
                 parts.append(f"accuracy control: mean cosine {self.control:g}")
         if self.ignored:
