@@ -8,6 +8,9 @@ biases are corrected, is the recipe.
 Limits are the least and the greatest value that any calibration image gives. NNCF's default, the mean of each
 image's, cuts off the unusual faces: on FaceNet the worst cosine of 100 held-out faces is 0.994 by the default and
 0.996 by this, the 1st percentile 0.995 and 0.997.
+
+Weights alone are rounded symmetrically, which is not NNCF's default either: FaceNet's mean cosine is then 0.9998, and
+0.9978 with a zero point for each channel.
 """
 
 from __future__ import annotations
@@ -106,6 +109,8 @@ class Recipe:
             parts += [f"half-range weights: {self.half_range}", f"seed {self.seed}", "steps fused"]
             if self.control is not None:
                 parts.append(f"accuracy control: mean cosine {self.control:g}")
+        else:
+            parts.append("symmetric")
         if self.ignored:
             parts.append("in floating point: " + ", ".join(sorted(self.ignored)))
         return "; ".join(parts)
@@ -159,7 +164,7 @@ def compress(
                 tell("weights", 0, 0)
                 made = nncf.compress_weights(
                     model.clone(),
-                    mode=nncf.CompressWeightsMode.INT8_ASYM,
+                    mode=nncf.CompressWeightsMode.INT8_SYM,
                     ignored_scope=_scope(nncf, recipe.ignored),
                 )
             else:

@@ -114,6 +114,18 @@ def test_facenet_keeps_its_embeddings_in_8_bits(
     assert outcome.bytes_after <= 0.27 * outcome.bytes_before
 
 
+def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
+    real_ir: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    from edgeface.quantize import Recipe, quantize
+
+    outcome = quantize(real_ir, tmp_path, calibration, recipe=Recipe(method="weights"))
+
+    assert outcome.trials[0].fidelity.min_cosine >= 0.9995
+    assert outcome.bytes_after <= 0.27 * outcome.bytes_before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
 def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_every_preset_and_bias_correction_gives_a_model_that_is_close(preset: st
 def test_weights_alone_need_no_images_and_leave_activations_alone() -> None:
     made = compress(tiny_net(), [], Recipe(method="weights"))
 
-    assert weights_of(made, "b").dtype == np.uint8
+    assert weights_of(made, "b").dtype == np.int8
     assert not rounded(made)
     assert (embed(tiny_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.999
 
