@@ -285,7 +285,9 @@ class Database:
 
     def descriptor(self, file: Path) -> int:
         """A descriptor of one of the gallery's files, for `os.pread`; only SQLite may close it: see `descriptors`."""
-        return self._usable().descriptor(file)
+        # Without the lock another thread's block that is just beginning or ending would be taken for a broken one.
+        with self._lock:
+            return self._usable().descriptor(file)
 
     def replace_header(self, header: Header, vault: Vault) -> None:
         """Bind the gallery to something else, inside `writing`; the caller calls `adopt` after the commit."""
