@@ -229,7 +229,12 @@ def test_a_child_that_burns_a_core_is_the_runs_own_work() -> None:
     assert own > 0.5 * spent > 0
 
 
-def test_samples_come_at_the_interval_and_both_ends_are_there() -> None:
+def test_samples_come_at_the_interval_and_both_ends_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cheap(root: Path) -> Moment:
+        return QUIET.model_copy(update={"clock_s": time.monotonic()})
+
+    # On a machine at its limit the real one is dear, and samples are further apart.
+    monkeypatch.setattr(disturbance, "observe", cheap)
     before = time.monotonic()
     with watch(interval=0.05) as run:
         time.sleep(0.5)
