@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 # One stamp a set of extras, so that asking for more of them installs them.
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint clean
+.PHONY: demo test nightly lint clean
 
 demo: EXTRAS = demo
 demo: $(VENV)/.installed-demo
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed-demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What takes minutes: the same on all of the data, and in more rounds.
+nightly: PYTEST_ARGS += -m nightly
+nightly: test
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

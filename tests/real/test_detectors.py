@@ -63,7 +63,8 @@ def test_the_wheel_holds_the_reference_weights(data: Path):
 
 
 @pytest.mark.parametrize(
-    "images", [400, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "images",
+    [400, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)])],
 )
 def test_mtcnn_agrees_with_the_stored_reference(images: int, data: Path, mtcnn: Detector, capsys):
     answer = compare_with_reference(mtcnn, data, limit=images)
