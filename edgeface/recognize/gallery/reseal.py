@@ -20,7 +20,7 @@ from edgeface.recognize.gallery.erase import prove, scrub
 from edgeface.recognize.gallery.rows import SEALED_TABLES, Rows
 from edgeface.recognize.gallery.vault import Vault, make_vault
 
-__all__ = ["Rekeying", "rekey", "reseal"]
+__all__ = ["Rekeying", "another_key", "rekey", "reseal"]
 
 _CHUNK = 512
 _PIECE = 31
@@ -50,6 +50,22 @@ class Rekeying:
     remains: tuple[str, ...]
 
 
+def another_key(database: Any, key: bytes | None, *, where: str) -> tuple[Header, Vault]:
+    """Find the header and the vault of a gallery's other key, for either store to write.
+
+    Raises
+    ------
+    GalleryError
+        If it is this key already, or inside `writing`.
+    """
+    if database.in_transaction:
+        raise GalleryError("rekey: expected to be outside of writing()")
+    vault = make_vault(key, database.header.gallery_id)
+    if vault.key_id == database.header.key_id:
+        raise GalleryError(f"{where}: expected another key, found the one that it has: {vault.key_id!r}")
+    return dataclasses.replace(database.header, key_id=vault.key_id), vault
+
+
 def rekey(database: Database, rows: Rows, key: bytes | None) -> Rekeying:
     """Give a gallery another key, its first one, or none.
 
@@ -62,14 +78,7 @@ def rekey(database: Database, rows: Rows, key: bytes | None) -> Rekeying:
     OutputError
         If there is no room: nothing is changed.
     """
-    if database.in_transaction:
-        raise GalleryError("rekey: expected to be outside of writing()")
-    vault = make_vault(key, database.header.gallery_id)
-    if vault.key_id == database.header.key_id:
-        raise GalleryError(
-            f"{database.path}: expected another key, found the one that it has: {vault.key_id!r}"
-        )
-    header = dataclasses.replace(database.header, key_id=vault.key_id)
+    header, vault = another_key(database, key, where=str(database.path))
     with database.writing() as connection:
         old = reseal(connection, database, rows, header, vault)
     database.adopt(header, vault)

@@ -23,7 +23,7 @@ from edgeface.recognize.gallery.database import mark_header
 from edgeface.recognize.gallery.erase import delete_templates
 from edgeface.recognize.gallery.matrix import Matrix
 from edgeface.recognize.gallery.records import Erasure, NewTemplate, TemplateBlock, now, unit_vector
-from edgeface.recognize.gallery.reseal import reseal
+from edgeface.recognize.gallery.reseal import another_key, reseal
 from edgeface.recognize.gallery.rows import Rows, block_of
 from edgeface.recognize.gallery.tables import TableStore
 from edgeface.recognize.gallery.vault import make_vault
@@ -242,12 +242,7 @@ class PostgresStore(TableStore):
             If there is no pgvector, which is needed without a key.
         """
         server = self._server
-        if server.in_transaction:
-            raise GalleryError("rekey: expected to be outside of writing()")
-        vault = make_vault(key, server.header.gallery_id)
-        if vault.key_id == server.header.key_id:
-            raise GalleryError(f"{server.where}: expected another key, found the one that it has")
-        header = dataclasses.replace(server.header, key_id=vault.key_id)
+        header, vault = another_key(server, key, where=server.where)
         searched: VectorType | None = None if key is not None else searched_as
         with server.writing() as connection:
             if self._searched_as is not None:
