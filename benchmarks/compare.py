@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from made_results import latencies, made_result
 
-from edgeface.bench.comparable import Side
-from edgeface.bench.compare import Comparison, compare, judge
+from edgeface.bench.compare.comparable import Side
+from edgeface.bench.compare.comparison import Comparison, compare, judge
 
 KINDS = ("independent", "correlated", "persistent", "outliers", "boost", "drift")
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.contract import Alignment
+from edgeface.model.contract import Alignment
 from edgeface.vision.align import crop_box
-from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.detector import Detector, load_detector
 from edgeface.vision.image import read_image
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

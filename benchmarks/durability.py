@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import GalleryError, GalleryKeyError
-from edgeface.recognize.embedding import Embedding
-from edgeface.recognize.gallery.erase import files_of
-from edgeface.recognize.gallery.records import KeptImage, NewTemplate
-from edgeface.recognize.gallery.search import Searcher
-from edgeface.recognize.gallery.sqlite import SqliteStore
+from edgeface.gallery.records import KeptImage, NewTemplate
+from edgeface.gallery.store.erase import files_of
+from edgeface.gallery.store.secret_search import Searcher
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.model.embedding import Embedding
 
 DIM = 128
 KINDS = ("enrol", "forget", "rekey", "rebuild")
@@ -79,7 +79,7 @@ class Model:
     """An embedder whose embeddings are known: so what a rebuild stored can be checked bit by bit."""
 
     def __init__(self, contract_id: str) -> None:
-        from edgeface.contract import Alignment
+        from edgeface.model.contract import Alignment
 
         self.contract = _Contract(contract_id, Alignment("none"))
 

@@ -41,11 +41,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.recognize.embedding import Embedding, Embeddings
-from edgeface.recognize.gallery.records import NewTemplate, TemplateBlock
-from edgeface.recognize.gallery.sqlite import SqliteStore
-from edgeface.recognize.index import ApproximateIndex, ExactIndex, Index
-from edgeface.recognize.index.parallel import available_cores
+from edgeface.gallery.index import ApproximateIndex, ExactIndex, Index
+from edgeface.gallery.index.parallel import available_cores
+from edgeface.gallery.records import NewTemplate, TemplateBlock
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.model.embedding import Embedding, Embeddings
 
 Answer = tuple[dict[str, Any], dict[str, Any]]
 """The figures that are quoted, and everything else of one part."""
@@ -216,9 +216,9 @@ _OPEN = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from edgeface.recognize.embedding import Embedding
-from edgeface.recognize.gallery.sqlite import SqliteStore
-from edgeface.recognize.index import LiveIndex
+from edgeface.model.embedding import Embedding
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.index import LiveIndex
 path, key = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]) or None
 probe = Embedding(np.ones(512, np.float32), "0123456789abcdef")
 wall, cpu = time.perf_counter(), time.process_time()

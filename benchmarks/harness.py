@@ -28,10 +28,10 @@ import openvino as ov
 from openvino.tools.benchmark.benchmark import Benchmark
 
 from edgeface.bench import BenchmarkResult, read_any
-from edgeface.bench.drive import Limits
-from edgeface.bench.scenarios import offline, single_stream
-from edgeface.bench.subject import read_subject
-from edgeface.bench.target import OpenVinoTarget, random_inputs
+from edgeface.bench.run.benchmark_model import read_subject
+from edgeface.bench.run.load_generator import Limits
+from edgeface.bench.run.scenarios import offline, single_stream
+from edgeface.bench.run.target import OpenVinoTarget, random_inputs
 
 ROWS = ("offline", "single-stream", "offline-slices", "single-stream-slices", "overhead")
 LIMITS = {"agreement": 0.03, "overhead": 0.01}

@@ -28,7 +28,7 @@ from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric, pixel_distance
 from edgeface.runtime.embedder import Embedder
-from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.detector import Detector, load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

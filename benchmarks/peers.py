@@ -96,10 +96,10 @@ def prepare(work: Path, calibration: Path) -> dict[str, Any]:
 
 def calibration_crops(folder: Path) -> np.ndarray:
     """The crops that `edgeface quantize --calibration` cuts by default: (N, 160, 160, 3) uint8 BGR."""
-    from edgeface.contract import Alignment
+    from edgeface.model.contract import Alignment
     from edgeface.quantize.calibration import gather
     from edgeface.vision.crops import find_photos
-    from edgeface.vision.detect import load_detector
+    from edgeface.vision.detector import load_detector
 
     class Recipe:  # what `gather` asks of a contract
         alignment, input_size = Alignment("mtcnn-box-margin", 32), (160, 160)
@@ -283,7 +283,7 @@ def run(work: Path, rounds: int, seconds: float) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """The processor and its vector instructions; the load before."""
-    from edgeface.bench.machine import read_machine
+    from edgeface.bench.machine.hardware import read_machine
 
     return {"machine": read_machine().model_dump(mode="json"), "load": os.getloadavg()}
 

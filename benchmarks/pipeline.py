@@ -49,12 +49,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from detectors import DATA, compare_speed
 
 from edgeface.evaluate.faces import FaceCutter, find_images, load_boxes
-from edgeface.recognize.pipeline import Face, Pipeline
+from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.runtime import Embedder
-from edgeface.vision.detect import load_detector
+from edgeface.vision.detector import load_detector
 from edgeface.vision.nms import overlaps
 from edgeface.vision.source import open_source
-from edgeface.vision.track import Tracker, assign
 
 _SAME_FACE = 0.3
 """Intersection over union from which two boxes are of one face."""

@@ -85,12 +85,12 @@ def main() -> None:
 
 def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     """Quantize as `edgeface quantize` does by default, without its gate."""
-    from edgeface.contract import ModelContract
+    from edgeface.model.contract import ModelContract
     from edgeface.quantize.calibration import gather, to_inputs
     from edgeface.quantize.compress import Recipe, compress
     from edgeface.quantize.fusing import fuse
     from edgeface.vision.crops import find_photos
-    from edgeface.vision.detect import load_detector
+    from edgeface.vision.detector import load_detector
 
     model = ov.Core().read_model(ir)
     contract = ModelContract.read_from(model)
@@ -122,11 +122,11 @@ def file_bytes(ir: Path) -> int:
 
 def why(models: Mapping[str, Path]) -> dict[str, Any]:
     """What the processor attains in both precisions, and what each kernel made of it: one image, one thread."""
-    from edgeface.bench.executed import time_layers
-    from edgeface.bench.fact import known
-    from edgeface.bench.load import load
-    from edgeface.bench.parts import Settings
-    from edgeface.bench.peak import measure_peak
+    from edgeface.bench.machine.peak import measure_peak
+    from edgeface.bench.machine.reading import known
+    from edgeface.bench.run.executed import time_layers
+    from edgeface.bench.run.load import load
+    from edgeface.bench.schema import Settings
 
     peak = measure_peak(precisions=("f32", "i8"), threads=1)
     attained = {each: peak.gflops_per_second(each) for each in ("f32", "i8")}
@@ -156,7 +156,7 @@ def why(models: Mapping[str, Path]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, the processor with its vector instructions, the load."""
-    from edgeface.bench.machine import read_machine
+    from edgeface.bench.machine.hardware import read_machine
 
     versions = {"openvino": ov.__version__}
     try:

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.disturbance import watch
-from edgeface.bench.environment import read_environment
-from edgeface.bench.executed import time_layers
-from edgeface.bench.fact import Unknown
-from edgeface.bench.flops import count_work
-from edgeface.bench.layers import attainable_seconds
-from edgeface.bench.peak import measure_peak
+from edgeface.bench.machine.disturbance import watch
+from edgeface.bench.machine.environment import read_environment
+from edgeface.bench.machine.peak import measure_peak
+from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.roofline import roofline
+from edgeface.bench.run.executed import time_layers
+from edgeface.bench.run.layers import attainable_seconds
+from edgeface.model.flops import count_work
 
 _SLOWEST = 15
 

@@ -7,8 +7,8 @@ import sys
 if "openvino" not in sys.modules:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-from edgeface.contract import Alignment, ModelContract
 from edgeface.errors import EdgeFaceError
+from edgeface.model.contract import Alignment, ModelContract
 
 __all__ = ["Alignment", "EdgeFaceError", "ModelContract", "__version__"]
 

@@ -37,13 +37,53 @@ Every message says what was expected, what was found and what to do next.
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import ClassVar
 
 
 class EdgeFaceError(Exception):
-    """Base of every error that edgeface raises on purpose."""
+    """Base of every error that edgeface raises on purpose.
+
+    Give either a whole sentence, or the parts, from which the text is composed:
+    ``path: expected ..., found ...; remedy``.
+
+    Attributes
+    ----------
+    expected, found, remedy : str or None
+        What was needed, what was there instead, and what to do next.
+    path : path-like or None
+        The file or folder that the error is about.
+
+    Examples
+    --------
+    >>> error = InputError(path="a.jpg", expected="a face", found="none", remedy="use a larger photo")
+    >>> str(error)
+    'a.jpg: expected a face, found none; use a larger photo'
+    >>> error.remedy
+    'use a larger photo'
+    """
 
     exit_code: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: str | PathLike[str] | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.path, self.expected, self.found, self.remedy = path, expected, found, remedy
+        if not message:
+            fact = ", ".join(
+                f"{word} {part}"
+                for word, part in (("expected", expected), ("found", found))
+                if part is not None
+            )
+            message = "; ".join(part for part in (fact, remedy) if part)
+            message = f"{path}: {message}" if path is not None else message
+        super().__init__(message)
 
 
 class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its answer is no

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.bench import stats
+from edgeface import stats
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.samples import Samples
+from edgeface.bench.run.samples import Samples
 
 
 def made_result(

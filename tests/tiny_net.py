@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from edgeface.contract import Alignment, ModelContract
+from edgeface.model.contract import Alignment, ModelContract
 
 try:
     from openvino import opset13 as ops

@@ -7,7 +7,6 @@ __all__ = [
     "Extras",
     "Settings",
     "benchmark",
-    "count_work",
     "measure_peak",
     "read_any",
 ]
@@ -15,11 +14,10 @@ __all__ = [
 __getattr__ = exports(
     __name__,
     {
-        "flops": ("count_work",),
-        "imported": ("read_any",),
-        "parts": ("Settings",),
-        "peak": ("measure_peak",),
+        "compare.imported": ("read_any",),
+        "schema": ("Settings",),
+        "machine.peak": ("measure_peak",),
         "result": ("BenchmarkResult",),
-        "runner": ("Extras", "benchmark"),
+        "run.runner": ("Extras", "benchmark"),
     },
 )

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from edgeface.bench.environment import Environment
-from edgeface.bench.parts import (
+from edgeface.bench.machine.environment import Environment
+from edgeface.bench.machine.peak import Peak
+from edgeface.bench.run.samples import Samples
+from edgeface.bench.schema import (
     Execution,
-    Interval,
     Kiosk,
-    LatencyKey,
     Layer,
     ModelInfo,
     MultiStream,
@@ -24,10 +24,9 @@ from edgeface.bench.parts import (
     Settings,
     Validity,
 )
-from edgeface.bench.peak import Peak
-from edgeface.bench.samples import Samples
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
+from edgeface.stats import Interval, LatencyKey
 
 __all__ = ["FILE_NAME", "SCHEMA", "BenchmarkResult", "upgrade"]
 

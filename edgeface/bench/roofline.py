@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from edgeface.bench.executed import ExecutedLayer, assign_work
-from edgeface.bench.fact import Frozen, known
-from edgeface.bench.flops import LayerWork, Work
-from edgeface.bench.layers import attainable_seconds
-from edgeface.bench.peak import Peak
+from edgeface.bench.machine.peak import Peak
+from edgeface.bench.machine.reading import Frozen, known
+from edgeface.bench.run.executed import ExecutedLayer, assign_work
+from edgeface.bench.run.layers import attainable_seconds
 from edgeface.errors import InputError
+from edgeface.model.flops import LayerWork, Work
 
 __all__ = ["Bound", "LayerPoint", "Roofline", "attainable", "roof", "roofline"]
 
@@ -143,7 +143,7 @@ def roofline(work: Work, executed: Sequence[ExecutedLayer], peak: Peak) -> Roofl
     work
         Of the model as it was compiled, the same batch.
     executed
-        Of :func:`edgeface.bench.executed.time_layers`.
+        Of :func:`edgeface.bench.run.executed.time_layers`.
     peak
         Of the same device, streams and threads.
 

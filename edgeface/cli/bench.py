@@ -24,7 +24,7 @@ from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeface.bench.runner import Extras, Stage
+    from edgeface.bench.run.runner import Extras, Stage
 
 
 class _Scenario(str, enum.Enum):
@@ -170,9 +170,9 @@ def run(
 
     Ctrl-C keeps what was measured, marked as partial, and exits with 130.
     """
-    from edgeface.bench.parts import Settings
-    from edgeface.bench.runner import Extras, benchmark
-    from edgeface.bench.subject import parse_image_format, parse_shapes
+    from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes
+    from edgeface.bench.run.runner import Extras, benchmark
+    from edgeface.bench.schema import Settings
     from edgeface.cli.bench_table import show
     from edgeface.files import staging_folder
     from edgeface.runtime import DevicePlan
@@ -266,7 +266,7 @@ def _kiosk(
         return
     if video is None:
         raise InputError("--scenario kiosk: expected a film in --video, found none")
-    from edgeface.bench.kiosk import Film
+    from edgeface.bench.run.kiosk import Film
 
     film = Film.open(video)
     name = detector or DetectorName.mtcnn

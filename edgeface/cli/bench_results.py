@@ -15,8 +15,8 @@ from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.bench.compare import Comparison, Gate
-    from edgeface.bench.sweep import Sweep
+    from edgeface.bench.compare.comparison import Comparison, Gate
+    from edgeface.bench.run.sweep import Sweep
 
 
 def add_to(group: typer.Typer) -> None:
@@ -54,9 +54,9 @@ def compare(
     All verdicts together are right in 95 % of the cases in which nothing differs. Give folders of three or more
     alternating runs each to have what varies between runs in the intervals.
     """
-    from edgeface.bench.comparable import read_side
-    from edgeface.bench.compare import compare as compare_sides
-    from edgeface.bench.compare import judge
+    from edgeface.bench.compare.comparable import read_side
+    from edgeface.bench.compare.comparison import compare as compare_sides
+    from edgeface.bench.compare.comparison import judge
 
     limit = None if fail_on_regression is None else _share(fail_on_regression)
     first = read_side(baseline)
@@ -161,10 +161,10 @@ def sweep(
     Each is measured alone and under full load. latency.json and throughput.json are plans that
     Embedder.load(..., plan=FILE) and bench run --plan take. Interrupted, it goes on where it stopped.
     """
-    from edgeface.bench.runner import DEFAULTS
-    from edgeface.bench.subject import parse_shapes
-    from edgeface.bench.sweep import Axes, Step
-    from edgeface.bench.sweep import sweep as run_sweep
+    from edgeface.bench.run.benchmark_model import parse_shapes
+    from edgeface.bench.run.runner import DEFAULTS
+    from edgeface.bench.run.sweep import Axes, Step
+    from edgeface.bench.run.sweep import sweep as run_sweep
 
     axes = Axes(
         devices=devices.split(),

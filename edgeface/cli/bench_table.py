@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgeface.bench.parts import Interval
 from edgeface.bench.result import BenchmarkResult
+from edgeface.stats import Interval
 
 __all__ = ["show"]
 

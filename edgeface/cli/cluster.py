@@ -43,8 +43,8 @@ from edgeface.errors import InputError
 from edgeface.files import output_errors, staging_folder, write_atomically
 
 if TYPE_CHECKING:
+    from edgeface.pipeline.batch import BulkResult
     from edgeface.recognize import Threshold
-    from edgeface.recognize.bulk import BulkResult
     from edgeface.recognize.cluster import Clusters
 
 __all__ = ["register"]
@@ -95,9 +95,9 @@ def cluster(
     json: JsonOption = False,
 ) -> None:
     """Turn a folder of unknown photographs into one folder a person. A picture of two people is in both."""
-    from edgeface.recognize.bulk import embed_files
+    from edgeface.pipeline.batch import embed_files
+    from edgeface.pipeline.pipeline import Pipeline
     from edgeface.recognize.cluster import chinese_whispers, dbscan
-    from edgeface.recognize.pipeline import Pipeline
     from edgeface.runtime import Embedder
     from edgeface.vision.quality import QualityGate
     from edgeface.vision.source import find_files

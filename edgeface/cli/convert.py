@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.contract import ModelContract
 from edgeface.errors import InputError, MissingError
+from edgeface.model.contract import ModelContract
 
 OutputDir = Annotated[
     Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
@@ -113,9 +113,9 @@ def inspect(
     """Show an IR's contract, the work of one face, parameters and file sizes."""
     import openvino as ov
 
-    from edgeface.bench.flops import count_work
     from edgeface.files import sha256_of
-    from edgeface.ir_file import check_weights, read_ir
+    from edgeface.model.flops import count_work
+    from edgeface.model.ir_file import check_weights, read_ir
 
     model = read_ir(ir)
     contract = ModelContract.read_from(model, source=str(ir))

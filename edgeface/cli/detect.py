@@ -19,8 +19,8 @@ from edgeface.cli.faces import (
     load_detector,
 )
 from edgeface.cli.output import JsonOption, StrictOption, counting, emit_json, finish, list_failures, stdout
-from edgeface.contract import Alignment
 from edgeface.errors import FaceError, ImageError, InputError, OutputError
+from edgeface.model.contract import Alignment
 
 __all__ = ["register"]
 

@@ -35,8 +35,8 @@ from edgeface.cli.thresholds import FarOption, ThresholdOption, choose_threshold
 from edgeface.errors import FaceError, InputError, NegativeResult
 
 if TYPE_CHECKING:
+    from edgeface.pipeline.pipeline import Face, Pipeline
     from edgeface.recognize import Embedding, Threshold
-    from edgeface.recognize.pipeline import Face, Pipeline
 
 
 class _Faces(str, enum.Enum):
@@ -72,9 +72,9 @@ def embed(
     json: JsonOption = False,
 ) -> None:
     """Embed the faces of many pictures. Run it again, and it does only what is new or was interrupted."""
-    from edgeface.recognize.bulk import embed_files
-    from edgeface.recognize.pipeline import Pipeline
-    from edgeface.recognize.table import require_format
+    from edgeface.pipeline.batch import embed_files
+    from edgeface.pipeline.pipeline import Pipeline
+    from edgeface.pipeline.table import require_format
     from edgeface.runtime import Embedder
     from edgeface.vision.source import find_files
 
@@ -135,7 +135,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Say whether two pictures show one person. Exit code 0: the same, 1: different."""
-    from edgeface.recognize.pipeline import Pipeline
+    from edgeface.pipeline.pipeline import Pipeline
     from edgeface.recognize.threshold import require_calibrated_for
     from edgeface.runtime import Embedder
 
@@ -189,7 +189,7 @@ def _take_face(
 def _largest(faces: list[Face], size: tuple[int, ...]) -> int:
     import numpy as np
 
-    from edgeface.vision.detect import Faces
+    from edgeface.vision.detector import Faces
 
     found = Faces(
         np.stack([face.box for face in faces]),

@@ -16,9 +16,9 @@ from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import GalleryError, GalleryKeyError, InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.contract import ModelContract
-    from edgeface.recognize.gallery import Erasure, Person, Template
-    from edgeface.recognize.gallery.sqlite import SqliteStore
+    from edgeface.gallery import Erasure, Person, Template
+    from edgeface.gallery.store.sqlite import SqliteStore
+    from edgeface.model.contract import ModelContract
 
 __all__ = [
     "GalleryArgument",
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
 
 def fetch_key(source: str | None, gallery: Path) -> bytes | None:
     """The key that was named, or the one in the environment, if there is any."""
-    from edgeface.recognize.gallery.keys import KEY_VARIABLE, read_key
+    from edgeface.gallery.keys import KEY_VARIABLE, read_key
 
     if source is None and KEY_VARIABLE in os.environ:
         source = f"env:{KEY_VARIABLE}"
@@ -68,15 +68,15 @@ def fetch_key(source: str | None, gallery: Path) -> bytes | None:
 
 def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:
     """Open a gallery with the key that an option names."""
-    from edgeface.recognize.gallery.sqlite import SqliteStore
+    from edgeface.gallery.store.sqlite import SqliteStore
 
     return SqliteStore(path, key=fetch_key(key, path), contract_id=contract_id)
 
 
 def read_contract(model: Path) -> ModelContract:
     """Read the contract of an IR, without compiling it."""
-    from edgeface.contract import ModelContract
-    from edgeface.ir_file import read_ir
+    from edgeface.model.contract import ModelContract
+    from edgeface.model.ir_file import read_ir
 
     return ModelContract.read_from(read_ir(model), source=str(model))
 
@@ -119,7 +119,7 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Make a gallery with nobody in it."""
-    from edgeface.recognize.gallery.sqlite import SqliteStore
+    from edgeface.gallery.store.sqlite import SqliteStore
 
     contract = read_contract(model)
     with SqliteStore.create(

@@ -26,9 +26,9 @@ from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import EnrolmentRefused, InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.recognize.gallery import NewTemplate
-    from edgeface.recognize.gallery.enrol import Enrolment, EnrolRules
-    from edgeface.recognize.gallery.sqlite import SqliteStore
+    from edgeface.gallery import NewTemplate
+    from edgeface.gallery.enrol import Enrolment, EnrolRules
+    from edgeface.gallery.store.sqlite import SqliteStore
 
     _Templates = tuple[str, list[tuple[str, NewTemplate]]]
     """A name, and a picture and its template each."""
@@ -144,8 +144,8 @@ class _Report:
 
 def choose_rules(given: str | None, contract_id: str) -> EnrolRules:
     """Rules from a file of thresholds, a bare similarity, or what ships with the model."""
+    from edgeface.gallery.enrol import EnrolRules
     from edgeface.recognize import load_thresholds
-    from edgeface.recognize.gallery.enrol import EnrolRules
 
     if given is None:
         return EnrolRules.shipped(contract_id)
@@ -175,8 +175,8 @@ def _people_of(paths: list[str], name: str | None) -> list[tuple[str, Path]]:
 
 def _from_tables(tables: list[Path], name: str | None) -> Iterator[_Templates]:
     """Of each row the person is the folder of its picture."""
-    from edgeface.recognize.gallery import NewTemplate
-    from edgeface.recognize.table import EmbeddingTable
+    from edgeface.gallery import NewTemplate
+    from edgeface.pipeline.table import EmbeddingTable
 
     for path in tables:
         table = EmbeddingTable.load(path)
@@ -200,9 +200,9 @@ def _from_pictures(
     largest: bool,
 ) -> Iterator[_Templates]:
     from edgeface.cli.output import counting
-    from edgeface.recognize.embedding import require_same_contract
-    from edgeface.recognize.gallery.portraits import portraits
-    from edgeface.recognize.pipeline import Pipeline
+    from edgeface.gallery.enrolment_images import portraits
+    from edgeface.model.embedding import require_same_contract
+    from edgeface.pipeline.pipeline import Pipeline
     from edgeface.runtime import Embedder
     from edgeface.vision.quality import QualityGate
 
@@ -236,8 +236,8 @@ def _from_pictures(
 
 
 def _enrol_all(store: SqliteStore, people: Iterable[_Templates], report: _Report, **options: Any) -> None:
-    from edgeface.recognize.gallery.enrol import enrol as run
-    from edgeface.recognize.index import LiveIndex
+    from edgeface.gallery.enrol import enrol as run
+    from edgeface.gallery.index import LiveIndex
 
     index = LiveIndex(store)
     for name, found in people:

@@ -55,7 +55,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write everybody into one checksummed file, encrypted as the gallery is."""
-    from edgeface.recognize.gallery.transfer import export_gallery
+    from edgeface.gallery.transfer import export_gallery
 
     with output_errors(output):
         if output.exists():
@@ -90,7 +90,7 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Add everybody from an export, or, if one is refused, nobody."""
-    from edgeface.recognize.gallery.transfer import import_gallery
+    from edgeface.gallery.transfer import import_gallery
     from edgeface.runtime.encryption import is_sealed
 
     try:

@@ -27,10 +27,10 @@ from edgeface.cli.thresholds import ThresholdOption, known_thresholds, parse_sim
 from edgeface.errors import ImageError, InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.recognize.gallery.store import Store
+    from edgeface.gallery.store.protocol import Store
+    from edgeface.pipeline.pipeline import Face, Pipeline
     from edgeface.recognize.identify import Identification, Identifier
     from edgeface.recognize.open_set import SearchThreshold
-    from edgeface.recognize.pipeline import Face, Pipeline
 
 __all__ = ["register"]
 
@@ -75,10 +75,10 @@ def identify(
     json: JsonOption = False,
 ) -> None:
     """Say who the faces of pictures are, or that they are nobody enrolled. Exit code 1: nobody was recognised."""
+    from edgeface.gallery.index import LiveIndex
+    from edgeface.pipeline.pipeline import Pipeline
     from edgeface.recognize.identify import Identifier
-    from edgeface.recognize.index import LiveIndex
     from edgeface.recognize.people import PersonRule
-    from edgeface.recognize.pipeline import Pipeline
     from edgeface.runtime import Embedder
     from edgeface.vision.quality import QualityGate
     from edgeface.vision.source import find_files

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from edgeface.errors import NegativeResult
+from edgeface.progress import Progress, ProgressCallback
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
@@ -45,6 +46,41 @@ def counting(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[ProgressCallback]:
+    """Yield the callback that draws a bar for each stage on a terminal; elsewhere it draws nothing."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+    )
+    shown = stderr.is_terminal
+    with Bars(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr, disable=not shown
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(progress: Progress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(
+                    progress.stage, total=progress.total, unit=progress.unit
+                )
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+
+        yield update
 
 
 def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:

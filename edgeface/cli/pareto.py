@@ -84,9 +84,9 @@ def pareto(
 ) -> None:
     """Compare precisions: accuracy against latency, throughput and size, in one run, and which are worth having."""
     from edgeface.cli.stages import stages
-    from edgeface.contract import ModelContract
     from edgeface.evaluate.pairs import read_pairs
-    from edgeface.ir_file import read_ir
+    from edgeface.model.contract import ModelContract
+    from edgeface.model.ir_file import read_ir
     from edgeface.quantize.calibration import gather
     from edgeface.quantize.compress import Recipe
     from edgeface.quantize.pareto import METHODS, measure_pareto

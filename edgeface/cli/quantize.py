@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgeface.evaluate.pairs import Pairs
     from edgeface.quantize.detectors import DetectorOutcome
     from edgeface.quantize.labelled import LabelledPairs
-    from edgeface.vision.detect import Detector
+    from edgeface.vision.detector import Detector
 
 
 class _Preset(str, enum.Enum):
@@ -275,7 +275,7 @@ def _checker(crops: bool) -> Iterator[Detector | None]:
 def _hints(ir: Path, crops: Any, contract: Any, limits: Any) -> list[dict[str, Any]]:
     import openvino as ov
 
-    from edgeface.ir_file import read_ir
+    from edgeface.model.ir_file import read_ir
     from edgeface.quantize.calibration import to_inputs
     from edgeface.quantize.hints import measure_hints
 

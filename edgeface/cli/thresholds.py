@@ -73,7 +73,7 @@ def known_thresholds(
         If there are none; it says how to calibrate one for `far`.
     """
     from edgeface.recognize import load_thresholds
-    from edgeface.recognize.defaults import shipped_thresholds
+    from edgeface.recognize.threshold import shipped_thresholds
 
     known = load_thresholds(Path(given)) if given is not None else shipped_thresholds(contract_id)
     if not known:

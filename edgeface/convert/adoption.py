@@ -16,7 +16,6 @@ import numpy as np
 import openvino as ov
 
 import edgeface
-from edgeface.contract import Color, Layout, ModelContract, Precision
 from edgeface.convert.converter import INPUT_NAMES, OUTPUT_NAMES, ConversionResult, Recipe, recipe_of
 from edgeface.convert.ir import (
     FreshProcessCheck,
@@ -37,7 +36,8 @@ from edgeface.convert.parity import (
 )
 from edgeface.errors import ConversionError, InputError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import Color, Layout, ModelContract, Precision
+from edgeface.model.ir_file import read_ir
 from edgeface.zoo.catalog import Catalog, load_catalog
 
 __all__ = ["adopt"]

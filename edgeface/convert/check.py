@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from edgeface.contract import ModelContract
 from edgeface.convert.ir import check_structure, random_images
 from edgeface.errors import ConversionError, EdgeFaceError
 from edgeface.files import sha256_of
-from edgeface.ir_file import check_weights, read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import check_weights, read_ir
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import openvino as ov
 
 import edgeface
-from edgeface.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
 from edgeface.convert.ir import (
     FreshProcessCheck,
     adapt_input,
@@ -27,6 +26,7 @@ from edgeface.convert.parity import ParityReport
 from edgeface.convert.tensorflow import TensorFlowModel, load_tensorflow
 from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
 from edgeface.files import staging_folder, stopwatch
+from edgeface.model.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import Store

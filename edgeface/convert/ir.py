@@ -21,10 +21,10 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
-from edgeface.compat import ops
-from edgeface.contract import Color, Layout, ModelContract
 from edgeface.errors import ConversionError, OutputError
 from edgeface.files import output_errors, sha256_of
+from edgeface.model.contract import Color, Layout, ModelContract
+from edgeface.model.opset import ops
 
 __all__ = [
     "FreshProcessCheck",

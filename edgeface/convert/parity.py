@@ -15,10 +15,10 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.contract import Color, Layout, ModelContract, Precision
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import Color, Layout, ModelContract, Precision
+from edgeface.model.ir_file import read_ir
 
 __all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
 

@@ -27,12 +27,12 @@ from openvino.frontend import (
     OpValidationFailure,
 )
 
-from edgeface.compat import Constant
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
+from edgeface.model.opset import Constant
 
 __all__ = ["Ports", "TensorFlowModel", "checkpoint_of", "load_tensorflow", "ports_of"]
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.flops import count_work
 from edgeface.convert import ConversionResult, check_parity, convert
 from edgeface.convert.ir import random_images
 from edgeface.convert.parity import embed_with_ir
 from edgeface.demo.report import write_report
 from edgeface.demo.samples import Pair, golden_pairs, sample_pairs
 from edgeface.demo.source import MODEL, Source, find_source
-from edgeface.ir_file import read_ir
+from edgeface.model.flops import count_work
+from edgeface.model.ir_file import read_ir
 from edgeface.zoo import Progress
 
 __all__ = ["ComparedPair", "DemoResult", "Timing", "run_demo"]

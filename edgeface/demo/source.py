@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.contract import Provenance
 from edgeface.convert.facenet_graph import read_weights, write_graph
 from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import MissingError
+from edgeface.model.contract import Provenance
 from edgeface.zoo import Policy, Progress, Store, download, load_catalog
 
 __all__ = ["MODEL", "Source", "find_source"]

@@ -15,7 +15,7 @@ from edgeface.evaluate.protocol import pair_scores
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.flip import Flip
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 
 __all__ = ["Calibration", "calibrate_model"]
 

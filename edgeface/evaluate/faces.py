@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.contract import Alignment, ModelContract
 from edgeface.errors import FaceError, InputError
-from edgeface.recognize.table import read_npz
+from edgeface.model.contract import Alignment, ModelContract
+from edgeface.pipeline.table import read_npz
 from edgeface.vision.align import align
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
 __all__ = ["Boxes", "FaceCutter", "find_images", "load_boxes"]
@@ -46,7 +46,7 @@ class Boxes:
     boxes : (N, 4) float32
         x0, y0, x1, y1 in pixels, with the margin already added and clipped.
     landmarks : (N, 5, 2) float32
-        As in `edgeface.vision.detect.Faces`; NaN where the file has none.
+        As in `edgeface.vision.detector.Faces`; NaN where the file has none.
     found : (N,) bool
         False where the detector failed.
     """

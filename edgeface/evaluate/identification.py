@@ -21,10 +21,10 @@ from edgeface.evaluate.openset import (
     split_people,
 )
 from edgeface.evaluate.people import images_of_people
-from edgeface.recognize.intervals import clopper_pearson
 from edgeface.recognize.open_set import require_fpir
 from edgeface.runtime.flip import Flip
-from edgeface.vision.detect import Detector
+from edgeface.stats import clopper_pearson
+from edgeface.vision.detector import Detector
 
 __all__ = ["PROTOCOL", "Identification", "evaluate_identification"]
 

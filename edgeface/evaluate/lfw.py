@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.contract import ModelContract
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
 from edgeface.evaluate.folds import ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import FARS, Evaluation, evaluate
 from edgeface.files import stopwatch
+from edgeface.model.contract import ModelContract
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import require_rates
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.flip import Flip
 from edgeface.runtime.plan import ExecutionReport
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 
 __all__ = ["DEFAULTS", "Embedded", "Progress", "Result", "Settings", "embed_images", "evaluate_model"]
 

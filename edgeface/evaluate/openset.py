@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.recognize.intervals import clopper_pearson
 from edgeface.recognize.metrics import Metric, pairwise
 from edgeface.recognize.open_set import SearchThreshold, threshold_from_probes
+from edgeface.stats import clopper_pearson
 
 __all__ = ["FPIRS", "RANKS", "Operating", "Searches", "Split", "operate_at", "search", "split_people"]
 

@@ -18,9 +18,9 @@ from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.curves import Roc, accept_rates, exact_roc
 from edgeface.evaluate.folds import Indices, ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
-from edgeface.recognize.intervals import trials_needed
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.threshold import require_rates
+from edgeface.stats import trials_needed
 
 __all__ = ["FARS", "Evaluation", "Val", "evaluate", "evaluate_distances", "pair_scores"]
 

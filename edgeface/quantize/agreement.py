@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import InputError
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.nms import overlaps
 
 __all__ = ["Agreement", "judge_agreement", "measure_agreement"]

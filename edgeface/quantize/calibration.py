@@ -11,14 +11,14 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.compat import ops
-from edgeface.contract import ModelContract
 from edgeface.errors import FaceError, ImageError, InputError
+from edgeface.model.contract import ModelContract
+from edgeface.model.opset import ops
 from edgeface.quantize.compress import Progress
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.vision.align import align
 from edgeface.vision.crops import Photo, detect_photos
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
 
 __all__ = ["HELD_OUT", "Calibration", "gather", "to_inputs"]
@@ -172,6 +172,6 @@ def _crops(
 
 
 def _resized(image: Image, size: tuple[int, int]) -> Image:
-    from edgeface.contract import Alignment
+    from edgeface.model.contract import Alignment
 
     return align(image, None, None, Alignment("none"), size)

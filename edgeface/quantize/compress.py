@@ -29,7 +29,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError, ExtraNotInstalledError, InputError
-from edgeface.lineage import Method
+from edgeface.model.lineage import Method
 from edgeface.quantize.control import quantize_with_control
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
 

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edgeface.contract import Alignment
 from edgeface.convert.ir import publish_ir
 from edgeface.errors import ConversionError, ImageError, InputError
 from edgeface.files import output_errors, staging_folder, stopwatch
+from edgeface.model.contract import Alignment
 from edgeface.quantize.agreement import Agreement, judge_agreement, measure_agreement
 from edgeface.quantize.calibration import Calibration
+from edgeface.quantize.calibration_checks import find_flaws
 from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
-from edgeface.quantize.soundness import find_flaws
 from edgeface.vision.align import align
-from edgeface.vision.detect import Detector, DetectorName, Faces, load_detector
+from edgeface.vision.detector import Detector, DetectorName, Faces, load_detector
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.infer import Outputs, Pool, read_network
 from edgeface.vision.mtcnn_nets import build_net, load_weights

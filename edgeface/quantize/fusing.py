@@ -22,7 +22,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.compat import ops
+from edgeface.model.opset import ops
 from edgeface.quantize.structure import is_constant
 
 __all__ = ["fuse"]

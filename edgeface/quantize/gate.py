@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeface.contract import ModelContract
 from edgeface.errors import InputError
+from edgeface.model.contract import ModelContract
 from edgeface.quantize.fidelity import Fidelity
 from edgeface.quantize.verification import Verification
 

@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.contract import ModelContract
 from edgeface.errors import DeviceError
+from edgeface.model.contract import ModelContract
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
 from edgeface.quantize.gate import Limits, judge_fidelity
 

@@ -15,7 +15,7 @@ from edgeface.evaluate.pairs import Pairs
 from edgeface.quantize.compress import Progress
 from edgeface.quantize.verification import Verification, compare_verification
 from edgeface.recognize.metrics import Metric
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 
 __all__ = ["SCORED", "LabelledPairs"]
 

@@ -23,15 +23,15 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.bench.disturbance import Disturbance, watch
-from edgeface.contract import ModelContract
+from edgeface.bench.machine.disturbance import Disturbance, watch
 from edgeface.errors import InputError, NegativeResult
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
 from edgeface.evaluate.folds import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import Pairs
-from edgeface.ir_file import read_ir
-from edgeface.lineage import Method
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
+from edgeface.model.lineage import Method
 from edgeface.quantize.calibration import Calibration
 from edgeface.quantize.compress import Progress, Recipe
 from edgeface.quantize.fidelity import Fidelity
@@ -41,13 +41,13 @@ from edgeface.quantize.timing import Timed, compare_rounds, time_in_turn
 from edgeface.quantize.verification import Verification, compare_verification
 from edgeface.runtime import Embedder, default_plan
 from edgeface.runtime.devices import read_property
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 
 __all__ = ["FP32", "METHODS", "SAME_ACCURACY", "Pareto", "Row", "find_beaten", "measure_pareto"]
 
 FP32 = "fp32"
 METHODS: tuple[Method, ...] = ("fp16", "int8-mixed", "int8-performance", "weights")
-"""What FP32 is compared with, all of `edgeface.lineage.Method`."""
+"""What FP32 is compared with, all of `edgeface.model.lineage.Method`."""
 
 SAME_ACCURACY = 0.001
 """Difference of accuracies that is none: the gate's limit."""

@@ -12,22 +12,22 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.contract import ModelContract, Precision
 from edgeface.convert.ir import check_structure, publish_ir, save_ir
 from edgeface.errors import InputError
 from edgeface.files import sha256_of, staging_folder, stopwatch
-from edgeface.ir_file import check_weights, read_ir
-from edgeface.lineage import Lineage
+from edgeface.model.contract import ModelContract, Precision
+from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.model.lineage import Lineage
 from edgeface.quantize.calibration import Calibration, to_inputs
+from edgeface.quantize.calibration_checks import find_flaws
 from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
 from edgeface.quantize.fusing import fuse
 from edgeface.quantize.gate import Limits, judge_fidelity, judge_verification
 from edgeface.quantize.labelled import LabelledPairs
 from edgeface.quantize.sensitivity import groups_of, rank, revert
-from edgeface.quantize.soundness import find_flaws
 from edgeface.quantize.verification import Verification
-from edgeface.vision.detect import Detector
+from edgeface.vision.detector import Detector
 
 __all__ = ["Outcome", "Trial", "open_parent", "quantize"]
 

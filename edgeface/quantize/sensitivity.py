@@ -13,8 +13,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.compat import ops
 from edgeface.errors import ConversionError
+from edgeface.model.opset import ops
 from edgeface.quantize.structure import WEIGHTED, is_constant
 
 __all__ = ["GROUPS", "Group", "groups_of", "rank", "revert"]

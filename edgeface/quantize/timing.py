@@ -11,10 +11,10 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.drive import Limits, Recording
-from edgeface.bench.load import Loaded, load
-from edgeface.bench.parts import Settings
-from edgeface.bench.scenarios import offline, single_stream
+from edgeface.bench.run.load import Loaded, load
+from edgeface.bench.run.load_generator import Limits, Recording
+from edgeface.bench.run.scenarios import offline, single_stream
+from edgeface.bench.schema import Settings
 from edgeface.quantize.compress import Progress
 
 __all__ = ["Speed", "Timed", "best_streams", "compare_rounds", "time_in_turn"]
@@ -133,7 +133,7 @@ def time_in_turn(
     Raises
     ------
     EdgeFaceError
-        As `edgeface.bench.load`.
+        As `edgeface.bench.run.load`.
     """
     core, wanted = ov.Core(), streams or {}
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,6 @@
 """Embeddings in, decisions out: metrics, thresholds that know their false accept rate, and verification."""
 
-from edgeface.recognize.embedding import Embedding, Embeddings, require_same_contract
-from edgeface.recognize.match import Verification, verify
+from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.metrics import Metric, paired, pairwise
 from edgeface.recognize.threshold import (
     Threshold,
@@ -10,6 +9,7 @@ from edgeface.recognize.threshold import (
     save_thresholds,
     threshold_at,
 )
+from edgeface.recognize.verification import Verification, verify
 
 __all__ = [
     "Embedding",

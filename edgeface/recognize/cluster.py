@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError
-from edgeface.recognize.embedding import Embeddings, require_same_contract
+from edgeface.model.embedding import Embeddings, require_same_contract
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
+from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.assignment import assign
-from edgeface.recognize.embedding import Embedding, require_same_contract
 from edgeface.recognize.index import Index
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.people import PersonRule, pair_scores, rank_people
@@ -247,7 +247,7 @@ class TrackIdentifier:
         Parameters
         ----------
         faces
-            By track, as in `edgeface.recognize.sight.Face`. The same vector again is no new picture.
+            By track, as in `edgeface.pipeline.observation.Face`. The same vector again is no new picture.
         alive
             Tracks that may come back; others are forgotten. None: all that were ever seen.
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.recognize.embedding import require_same_contract
-from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.threshold import Threshold
+from edgeface.stats import clopper_pearson, trials_needed
 
 __all__ = [
     "SearchThreshold",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.recognize.embedding import Embedding
+from edgeface.model.embedding import Embedding
 from edgeface.recognize.index import Hits, Index
 
 __all__ = ["PersonRule", "Ranking", "pair_scores", "rank_people", "scores_of_people"]

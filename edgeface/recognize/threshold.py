@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.contract import ModelContract
 from edgeface.errors import ContractError, InputError
 from edgeface.files import write_atomically
-from edgeface.recognize.embedding import require_same_contract
-from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.model.contract import ModelContract
+from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.metrics import Metric
+from edgeface.stats import clopper_pearson, trials_needed
 
 __all__ = [
     "Threshold",
@@ -27,6 +27,7 @@ __all__ = [
     "require_calibrated_for",
     "require_rates",
     "save_thresholds",
+    "shipped_thresholds",
     "threshold_at",
 ]
 
@@ -351,3 +352,16 @@ _PARSERS: dict[str, Any] = {
     "confidence": float,
     "created_from": str,
 }
+
+
+_FOLDER = Path(__file__).with_name("thresholds")
+"""One file of `save_thresholds` for each contract, named by its id; `created_from` in each says how it was made."""
+
+
+def shipped_thresholds(contract_id: str) -> tuple[Threshold, ...]:
+    """Thresholds of published models as published; empty for every other contract.
+
+    A threshold never holds for another contract: another precision, alignment or colour order moves the scores.
+    """
+    path = _FOLDER / f"{contract_id}.json"
+    return load_thresholds(path) if contract_id.isalnum() and path.is_file() else ()

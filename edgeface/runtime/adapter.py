@@ -13,8 +13,8 @@ import numpy as np
 import openvino as ov
 from openvino.preprocess import ColorFormat, PrePostProcessor, PreProcessSteps, ResizeAlgorithm
 
-from edgeface.contract import ModelContract
 from edgeface.errors import ContractError, InputError
+from edgeface.model.contract import ModelContract
 
 try:
     from openvino import opset13 as ops

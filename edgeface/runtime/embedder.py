@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 import openvino as ov
 
-from edgeface.contract import ModelContract
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError
+from edgeface.model.contract import ModelContract
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters

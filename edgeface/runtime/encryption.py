@@ -22,10 +22,10 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from edgeface.contract import ModelContract
 from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import write_atomically
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
 
 __all__ = ["SEALED_VERSION", "encrypt_ir", "header_of", "is_sealed", "open_ir", "seal", "unseal"]
 

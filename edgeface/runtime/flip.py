@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import openvino as ov
 
-from edgeface.contract import ModelContract
+from edgeface.model.contract import ModelContract
 
 try:
     from openvino import opset13 as ops

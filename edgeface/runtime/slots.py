@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import openvino as ov
 
-import edgeface.compat  # noqa: F401 - it makes arrays safe to hand over from several threads
+import edgeface.model.opset  # noqa: F401 - it makes arrays safe to hand over from several threads
 from edgeface.runtime.counters import Outcome
 
 __all__ = ["Job", "Slot", "item_shape"]

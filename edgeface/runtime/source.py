@@ -10,10 +10,10 @@ from pathlib import Path
 
 import openvino as ov
 
-from edgeface.contract import ModelContract
 from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import sha256_of
-from edgeface.ir_file import check_weights, read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.runtime.encryption import is_sealed, open_ir
 
 __all__ = ["Source", "read_source"]

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.contract import Alignment
 from edgeface.errors import FaceError, InputError
-from edgeface.vision.detect import Faces
+from edgeface.model.contract import Alignment
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
 __all__ = ["align", "align_many", "crop_box", "fit_similarity"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import cv2
 
-from edgeface.contract import Alignment
 from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.files import write_atomically
+from edgeface.model.contract import Alignment
 from edgeface.vision.align import align
-from edgeface.vision.detect import Detector, Faces
+from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.source import find_files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
 __all__ = ["draw_faces"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino as ov
 
-import edgeface.compat  # noqa: F401 - it makes arrays safe to hand over from several threads
+import edgeface.model.opset  # noqa: F401 - it makes arrays safe to hand over from several threads
 from edgeface.errors import DeviceError, EngineClosed, InputError, MissingError, ModelFormatError
 from edgeface.vision.image import Image
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Outputs, Pool, check_images
 from edgeface.vision.mtcnn_nets import load_nets
@@ -76,7 +76,7 @@ class _Candidates:
 
 
 class MTCNN(Closing):
-    """The default detector. See `edgeface.vision.detect.Detector` for `detect`.
+    """The default detector. See `edgeface.vision.detector.Detector` for `detect`.
 
     Boxes and landmarks are the reference's own numbers. It counts pixels from 1, and its boxes are used as if
     they counted from 0 by everything that was trained with it; so they are here.

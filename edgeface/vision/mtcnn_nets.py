@@ -17,8 +17,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.compat import ops
 from edgeface.errors import MissingError, ModelFormatError
+from edgeface.model.opset import ops
 from edgeface.vision.infer import read_network
 
 __all__ = ["Layer", "NetName", "Weights", "build_net", "load_nets", "load_weights"]

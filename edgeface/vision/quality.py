@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.contract import Alignment
 from edgeface.errors import FaceError, InputError
+from edgeface.model.contract import Alignment
 from edgeface.vision.align import crop_box
 from edgeface.vision.image import Image
 

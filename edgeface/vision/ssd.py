@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 
 from edgeface.errors import ModelFormatError
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Pool, check_images, read_network
 
@@ -25,7 +25,7 @@ _THRESHOLD = 0.5
 
 
 class RetailSSD(Closing):
-    """See `edgeface.vision.detect.Detector` for `detect`.
+    """See `edgeface.vision.detector.Detector` for `detect`.
 
     The whole image is squeezed to 300 x 300, so faces under about a fifteenth of its side are not found. Boxes
     are cut off at the image's border.

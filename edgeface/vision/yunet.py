@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from edgeface.errors import ModelFormatError
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.infer import Closing, Pool, check_images, read_network
 from edgeface.vision.nms import nms
@@ -29,7 +29,7 @@ larger picture only a part."""
 
 
 class YuNet(Closing):
-    """See `edgeface.vision.detect.Detector` for `detect`.
+    """See `edgeface.vision.detector.Detector` for `detect`.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
-from edgeface.contract import Alignment, Color, Layout, Recipe
+from edgeface.model.contract import Alignment, Color, Layout, Recipe
 
 Text = Annotated[str, Strict()]
 Integer = Annotated[int, Strict()]
@@ -258,7 +258,7 @@ class Preprocessing(_Strict):
 
 
 class AlignmentSpec(_Strict):
-    """YAML form of `edgeface.contract.Alignment`; margin in pixels."""
+    """YAML form of `edgeface.model.contract.Alignment`; margin in pixels."""
 
     recipe: Recipe
     margin: Annotated[Integer, Field(ge=0)] = 0

@@ -31,11 +31,11 @@ from tiny_graphs import (
 
 import edgeface
 from edgeface.cli import main
-from edgeface.contract import ModelContract
 from edgeface.convert.messages import SEEDED_MARK
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import InputError
+from edgeface.model.contract import ModelContract
 
 ROOT = Path(edgeface.__file__).resolve().parent.parent
 

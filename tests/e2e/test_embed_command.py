@@ -12,7 +12,7 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.cli import main
-from edgeface.recognize.table import EmbeddingTable
+from edgeface.pipeline.table import EmbeddingTable
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,8 +14,8 @@ import openvino as ov
 import pytest
 from browser import CHROMIUM, browser
 
-from edgeface.contract import Alignment, ModelContract
 from edgeface.files import sha256_of
+from edgeface.model.contract import Alignment, ModelContract
 
 try:
     from openvino import opset13 as ops

@@ -11,7 +11,7 @@ import cv2
 import pytest
 from tiny_net import skin_crops, write_tiny_net
 
-from edgeface.contract import Alignment
+from edgeface.model.contract import Alignment
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
 EDGEFACE = [sys.executable, "-m", "edgeface"]

@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.contract import ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.runtime.adapter import ImageFormat, adapt
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.contract import Alignment
+from edgeface.model.contract import Alignment
 from edgeface.vision.align import align
 from edgeface.vision.image import read_image
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgeface.bench import BenchmarkResult, Extras, benchmark, read_any
-from edgeface.bench.kiosk import Film
-from edgeface.bench.runner import DEFAULTS
-from edgeface.vision.detect import load_detector
+from edgeface.bench.run.kiosk import Film
+from edgeface.bench.run.runner import DEFAULTS
+from edgeface.vision.detector import load_detector
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 QUICK = DEFAULTS.model_copy(

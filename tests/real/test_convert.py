@@ -12,7 +12,6 @@ import openvino as ov
 import pytest
 
 from edgeface.cli import main
-from edgeface.contract import ModelContract
 from edgeface.convert import adopt, convert
 from edgeface.convert.facenet_graph import build_graph
 from edgeface.convert.ir import check_structure
@@ -20,6 +19,7 @@ from edgeface.convert.messages import DT_BOOL, DT_FLOAT, DTYPES, array_to_tensor
 from edgeface.convert.parity import embed_with_ir, run_model
 from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import NegativeResult
+from edgeface.model.contract import ModelContract
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 

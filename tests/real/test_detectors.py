@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.detector import Detector, load_detector
 from edgeface.vision.image import read_image
 from edgeface.vision.mtcnn_nets import load_weights
 

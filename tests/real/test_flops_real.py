@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.bench.flops import Work, count_work
+from edgeface.model.flops import Work, count_work
 from edgeface.vision.mtcnn_nets import NetName, build_net, load_weights
 
 pytestmark = pytest.mark.real

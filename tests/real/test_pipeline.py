@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from edgeface.cli import main
-from edgeface.recognize.defaults import shipped_thresholds
-from edgeface.recognize.pipeline import Face, Pipeline
-from edgeface.recognize.table import EmbeddingTable
+from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.table import EmbeddingTable
+from edgeface.pipeline.tracking import Tracker, assign
+from edgeface.recognize.threshold import shipped_thresholds
 from edgeface.runtime import Embedder
-from edgeface.vision.detect import Detector, load_detector
+from edgeface.vision.detector import Detector, load_detector
 from edgeface.vision.image import read_image
 from edgeface.vision.nms import overlaps
 from edgeface.vision.quality import QualityGate, measure_quality
 from edgeface.vision.source import Frame, open_source
-from edgeface.vision.track import Tracker, assign
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 FRAMES = 40

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.contract import ModelContract
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
 from edgeface.quantize import Calibration, gather
 from edgeface.quantize.calibration import to_inputs
+from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_swapped
 from edgeface.quantize.fidelity import embed
-from edgeface.quantize.soundness import find_flaws, looks_empty, looks_swapped
 from edgeface.quantize.structure import residuals_of, tail_of
 from edgeface.vision.crops import find_photos, write_png
-from edgeface.vision.detect import Detector, DetectorName, load_detector
+from edgeface.vision.detector import Detector, DetectorName, load_detector
 from edgeface.vision.image import read_image
 
 pytestmark = pytest.mark.real

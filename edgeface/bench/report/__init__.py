@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeface.bench.comparable import Side
-from edgeface.bench.compare import FEWEST_RUNS, Comparison, compare
+from edgeface.bench.compare.comparable import Side
+from edgeface.bench.compare.comparison import FEWEST_RUNS, Comparison, compare
 from edgeface.bench.report.entry import Entry, read_entries
 from edgeface.bench.report.page import write_html
 from edgeface.bench.report.tables import as_csv, as_markdown

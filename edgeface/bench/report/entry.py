@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.bench.comparable import doubts
-from edgeface.bench.imported import read_any
+from edgeface.bench.compare.comparable import doubts
+from edgeface.bench.compare.imported import read_any
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.errors import InputError
 

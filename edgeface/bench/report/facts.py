@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeface.bench.environment import Environment
-from edgeface.bench.fact import Unknown
+from edgeface.bench.machine.environment import Environment
+from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import percent, rounded
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeface.bench.fact import known
-from edgeface.bench.parts import Layer
-from edgeface.bench.peak import Peak
+from edgeface.bench.machine.peak import Peak
+from edgeface.bench.machine.reading import known
 from edgeface.bench.result import BenchmarkResult
+from edgeface.bench.schema import Layer
 from edgeface.drawing import Frame, Plot, Words, logarithmic, rounded
 
 __all__ = ["LayerRow", "roofline_plot", "top_layers"]

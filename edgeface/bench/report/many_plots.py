@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeface.bench.compare import Comparison, Difference
-from edgeface.bench.parts import Scenario
+from edgeface.bench.compare.comparison import Comparison, Difference
 from edgeface.bench.report.entry import Entry
+from edgeface.bench.schema import Scenario
 from edgeface.drawing import Frame, Plot, categories, linear, percent, rounded
 
 __all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeface.bench.compare import Comparison
+from edgeface.bench.compare.comparison import Comparison
 from edgeface.bench.report.entry import Entry
 from edgeface.bench.report.facts import Rows, environment_rows, model_rows, settings_rows
 from edgeface.bench.report.layer_plots import LayerRow, roofline_plot, top_layers

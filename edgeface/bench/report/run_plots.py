@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeface.bench.parts import LatencyKey
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.samples import Samples
-from edgeface.bench.stats import QUANTILES
+from edgeface.bench.run.samples import Samples
 from edgeface.drawing import Axis, Frame, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
 from edgeface.drawing.axes import Doubles
 from edgeface.drawing.plot import Anchor
+from edgeface.stats import QUANTILES, LatencyKey
 
 __all__ = ["run_plots"]
 

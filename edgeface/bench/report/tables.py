@@ -6,10 +6,10 @@ import csv
 import io
 from collections.abc import Sequence
 
-from edgeface.bench.compare import Comparison
+from edgeface.bench.compare.comparison import Comparison
 from edgeface.bench.report.entry import Entry
-from edgeface.bench.stats import QUANTILES
 from edgeface.drawing import percent, rounded
+from edgeface.stats import QUANTILES
 
 __all__ = ["COLUMNS", "as_csv", "as_markdown", "interval_words", "slowdown_words"]
 

@@ -10,10 +10,10 @@ import pytest
 import scipy.stats
 from made_results import latencies, made_result
 
-from edgeface.bench import effect
-from edgeface.bench.comparable import Side, read_side
-from edgeface.bench.compare import Comparison, compare, judge
-from edgeface.bench.runner import DEFAULTS
+from edgeface.bench.compare import ratio_interval as effect
+from edgeface.bench.compare.comparable import Side, read_side
+from edgeface.bench.compare.comparison import Comparison, compare, judge
+from edgeface.bench.run.runner import DEFAULTS
 from edgeface.errors import InputError
 
 DEFAULT_LENGTH = int(DEFAULTS.duration_s / 0.027)

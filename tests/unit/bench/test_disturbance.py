@@ -15,10 +15,10 @@ from burning import burning_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.bench import disturbance
-from edgeface.bench.disturbance import Disturbance, judge, watch
-from edgeface.bench.fact import Unknown, known
-from edgeface.bench.moment import Moment, observe, stretch
+from edgeface.bench.machine import disturbance
+from edgeface.bench.machine.disturbance import Disturbance, judge, watch
+from edgeface.bench.machine.reading import Unknown, known
+from edgeface.bench.machine.snapshot import Moment, observe, stretch
 
 QUIET = observe()
 CPUS = 4

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.bench.container import read_container
-from edgeface.bench.energy import joules, read_energy
-from edgeface.bench.environment import Environment, Moment, observe, read_environment, stretch
-from edgeface.bench.fact import Unknown, known
-from edgeface.bench.machine import last_cache_bytes, read_machine
-from edgeface.bench.system import cpu_list
+from edgeface.bench.machine.container import read_container
+from edgeface.bench.machine.energy import joules, read_energy
+from edgeface.bench.machine.environment import Environment, Moment, observe, read_environment, stretch
+from edgeface.bench.machine.hardware import last_cache_bytes, read_machine
+from edgeface.bench.machine.proc import cpu_list
+from edgeface.bench.machine.reading import Unknown, known
 
 Files = dict[str, str]
 CPU = "sys/devices/system/cpu"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeface.bench.imported import read_any, read_benchmark_app
+from edgeface.bench.compare.imported import read_any, read_benchmark_app
 from edgeface.bench.result import BenchmarkResult
 from edgeface.errors import InputError
 

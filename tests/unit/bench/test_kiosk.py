@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.kiosk import Film, run_kiosk
+from edgeface.bench.run.kiosk import Film, run_kiosk
 from edgeface.errors import InputError
-from edgeface.recognize.pipeline import Pipeline
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.pipeline.tracking import Tracker
 from edgeface.runtime import Embedder
-from edgeface.vision.detect import Faces
-from edgeface.vision.track import Tracker
+from edgeface.vision.detector import Faces
 
 pytestmark = pytest.mark.timeout(120)
 RATE, FRAMES = 20.0, 8

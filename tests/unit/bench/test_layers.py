@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from edgeface.bench.executed import ExecutedLayer
-from edgeface.bench.fact import Unknown
-from edgeface.bench.flops import LayerWork, Work
-from edgeface.bench.layers import attainable_seconds, describe_layers, has_eight_bit
-from edgeface.bench.peak import Peak
-from edgeface.bench.products import Product
+from edgeface.bench.machine.peak import Peak
+from edgeface.bench.machine.products import Product
+from edgeface.bench.machine.reading import Unknown
+from edgeface.bench.run.executed import ExecutedLayer
+from edgeface.bench.run.layers import attainable_seconds, describe_layers, has_eight_bit
+from edgeface.model.flops import LayerWork, Work
 
 
 def worked(name: str, macs: int, flops: int, *, int8: bool = False) -> LayerWork:

@@ -9,10 +9,10 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.bench.bandwidth import array_bytes, measure_bandwidth
-from edgeface.bench.fact import Unknown, known
-from edgeface.bench.peak import Peak, measure_peak
-from edgeface.bench.products import compile_product, measure_product
+from edgeface.bench.machine.bandwidth import array_bytes, measure_bandwidth
+from edgeface.bench.machine.peak import Peak, measure_peak
+from edgeface.bench.machine.products import compile_product, measure_product
+from edgeface.bench.machine.reading import Unknown, known
 from edgeface.errors import DeviceError, InputError
 
 CORE = ov.Core()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from made_results import LAYERS, PEAK, latencies, made_result
 
-from edgeface.bench.comparable import Side
-from edgeface.bench.compare import compare
+from edgeface.bench.compare.comparable import Side
+from edgeface.bench.compare.comparison import compare
 from edgeface.bench.report import Entry, read_entries, write_report
 from edgeface.bench.report.layer_plots import roofline_plot, top_layers
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgeface.bench.parts import Execution, ModelInfo, Settings
 from edgeface.bench.result import SCHEMA, BenchmarkResult, upgrade
-from edgeface.bench.samples import Samples
+from edgeface.bench.run.samples import Samples
+from edgeface.bench.schema import Execution, ModelInfo, Settings
 from edgeface.errors import InputError, OutputError
 
 

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeface.bench.executed import ExecutedLayer, executed_layers, time_layers
-from edgeface.bench.fact import Unknown
-from edgeface.bench.flops import LayerWork, Work, count_work
-from edgeface.bench.peak import Bandwidth, Peak, Product
+from edgeface.bench.machine.peak import Bandwidth, Peak, Product
+from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.roofline import (
     Roofline,
     attainable,
     roof,
     roofline,
 )
-from edgeface.compat import ops
+from edgeface.bench.run.executed import ExecutedLayer, executed_layers, time_layers
 from edgeface.errors import InputError
+from edgeface.model.flops import LayerWork, Work, count_work
+from edgeface.model.opset import ops
 
 
 def product(gflops_per_second: float, executed: str) -> Product:

@@ -13,15 +13,15 @@ import pytest
 from burning import burning_core
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.drive import Limits
-from edgeface.bench.fact import Unknown
-from edgeface.bench.parts import Settings
+from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.runner import DEFAULTS, Extras, benchmark
-from edgeface.bench.scenarios import offline, single_stream
-from edgeface.bench.target import OpenVinoTarget, random_inputs
-from edgeface.compat import ops
+from edgeface.bench.run.load_generator import Limits
+from edgeface.bench.run.runner import DEFAULTS, Extras, benchmark
+from edgeface.bench.run.scenarios import offline, single_stream
+from edgeface.bench.run.target import OpenVinoTarget, random_inputs
+from edgeface.bench.schema import Settings
 from edgeface.errors import ContractError, DeviceError, InferenceError, InputError
+from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, ImageFormat
 
 pytestmark = pytest.mark.timeout(180)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeface.bench.drive import Limits, Recording, measuring
-from edgeface.bench.scenarios import minimum_count, multi_stream, offline, single_stream, warm_up
+from edgeface.bench.run.load_generator import Limits, Recording, measuring
+from edgeface.bench.run.scenarios import minimum_count, multi_stream, offline, single_stream, warm_up
 
 pytestmark = pytest.mark.timeout(120)
 LOADS = [single_stream, multi_stream, offline]

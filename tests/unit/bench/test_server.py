@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgeface.bench.drive import Limits
-from edgeface.bench.scenarios import single_stream
-from edgeface.bench.server import find_rate, poisson_arrivals, serve
+from edgeface.bench.run.load_generator import Limits
+from edgeface.bench.run.scenarios import single_stream
+from edgeface.bench.run.server import find_rate, poisson_arrivals, serve
 from edgeface.errors import InputError
 
 pytestmark = pytest.mark.timeout(180)

@@ -11,12 +11,12 @@ import openvino as ov
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench import sweep as module
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.runner import DEFAULTS
-from edgeface.bench.sweep import Axes, Step, Sweep, sweep
-from edgeface.compat import ops
+from edgeface.bench.run import sweep as module
+from edgeface.bench.run.runner import DEFAULTS
+from edgeface.bench.run.sweep import Axes, Step, Sweep, sweep
 from edgeface.errors import DeviceError, InputError
+from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, Embedder
 
 SHORT = DEFAULTS.model_copy(

@@ -12,7 +12,6 @@ import openvino as ov
 import pytest
 from tiny_graphs import EMBEDDING, dense_weights, tiny_expected, tiny_facenet
 
-from edgeface.contract import Color, Layout
 from edgeface.convert import convert
 from edgeface.convert.check import check_inference
 from edgeface.convert.ir import (
@@ -25,7 +24,8 @@ from edgeface.convert.ir import (
 )
 from edgeface.convert.parity import run_model, to_input
 from edgeface.errors import ContractError, ConversionError, EdgeFaceError, ModelFormatError, OutputError
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import Color, Layout
+from edgeface.model.ir_file import read_ir
 
 try:
     from openvino import opset8 as ops
@@ -210,7 +210,7 @@ def free_the_height(ir: Path) -> None:
 
 def _rewrite(ir: Path, *, normalize: bool = True, height: int = 160) -> None:
     """Save another network under the same contract."""
-    from edgeface.contract import ModelContract
+    from edgeface.model.contract import ModelContract
 
     contract = ModelContract.read_from(read_ir(ir))
     image = ops.parameter(ov.PartialShape([-1, 3, height, 160]), np.float32)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.contract import Alignment, ModelContract
+from edgeface.model.contract import Alignment, ModelContract
 
 WIDTH, HEIGHT = 100, 80
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.contract import Alignment
 from edgeface.errors import ImageError, InputError
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
-from edgeface.vision.detect import Faces
+from edgeface.model.contract import Alignment
+from edgeface.vision.detector import Faces
 
 BOX = np.array([20, 10, 60, 70], np.float32)
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgeface.errors import InputError
 from edgeface.quantize.agreement import judge_agreement, measure_agreement
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 
 
 def faces(*corners: tuple[float, float], side: float = 100.0, shift: float = 0.0) -> Faces:

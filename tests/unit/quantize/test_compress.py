@@ -14,7 +14,7 @@ import pytest
 from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 
 from edgeface.errors import ConversionError, InputError
-from edgeface.ir_file import read_ir
+from edgeface.model.ir_file import read_ir
 from edgeface.quantize.compress import Recipe, compress
 from edgeface.quantize.fidelity import cosines, embed
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of

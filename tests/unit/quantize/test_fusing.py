@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.compat import ops
+from edgeface.model.opset import ops
 from edgeface.quantize.compress import Recipe, compress
 from edgeface.quantize.fusing import fuse
 

@@ -7,9 +7,9 @@ import openvino as ov
 import pytest
 from tiny_net import skin_crops, write_tiny_net
 
-from edgeface.contract import ModelContract
 from edgeface.errors import DeviceError
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
 from edgeface.quantize import Limits, hints
 from edgeface.quantize.hints import measure_hints
 

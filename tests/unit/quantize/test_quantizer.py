@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tiny_net import skin_crops, write_tiny_net
 
-from edgeface.contract import ModelContract
 from edgeface.errors import InputError
 from edgeface.evaluate.folds import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import pairs_from_folders
-from edgeface.ir_file import read_ir
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
 from edgeface.quantize import Calibration, LabelledPairs, Limits, Recipe, gather, quantize
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.fidelity import embed, measure_fidelity

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_net import write_tiny_net
 
-from edgeface.contract import ModelContract
 from edgeface.errors import ContractError
-from edgeface.ir_file import read_ir
-from edgeface.lineage import Lineage
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
+from edgeface.model.lineage import Lineage
 from edgeface.recognize import Metric, Threshold, calibrate
 from edgeface.recognize.threshold import require_calibrated_for
 

@@ -17,24 +17,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.recognize.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
-from unit.recognize.postgres import test_postgres
+from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
+from unit.gallery.postgres import test_postgres
 
 import edgeface
-from edgeface.contract import Alignment, ModelContract
 from edgeface.errors import ContractError
-from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, match, threshold
+from edgeface.gallery.enrol import EnrolRules, enrol
+from edgeface.gallery.index import ApproximateIndex, ExactIndex, LiveIndex, follow
+from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
+from edgeface.gallery.store import cache as derived
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.transfer import export_gallery, import_gallery
+from edgeface.model.contract import Alignment, ModelContract
+from edgeface.pipeline.table import EmbeddingTable
+from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, threshold
+from edgeface.recognize import verification as match
 from edgeface.recognize.cluster import chinese_whispers, dbscan
-from edgeface.recognize.gallery import derived
-from edgeface.recognize.gallery.enrol import EnrolRules, enrol
-from edgeface.recognize.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
-from edgeface.recognize.gallery.sqlite import SqliteStore
-from edgeface.recognize.gallery.transfer import export_gallery, import_gallery
 from edgeface.recognize.identify import Identifier, TrackIdentifier
-from edgeface.recognize.index import ApproximateIndex, ExactIndex, LiveIndex, follow
 from edgeface.recognize.open_set import SearchThreshold, threshold_from_pairs
 from edgeface.recognize.people import PersonRule, pair_scores, rank_people
-from edgeface.recognize.table import EmbeddingTable
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|Pending|Sight|Index|MemoryIndex"

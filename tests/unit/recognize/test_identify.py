@@ -14,11 +14,11 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from edgeface.errors import ContractError, InputError
+from edgeface.gallery.index import ApproximateIndex, ExactIndex
+from edgeface.gallery.records import TemplateBlock
+from edgeface.model.embedding import Embedding
 from edgeface.recognize.assignment import assign, linear_assignment
-from edgeface.recognize.embedding import Embedding
-from edgeface.recognize.gallery.records import TemplateBlock
 from edgeface.recognize.identify import Identifier, TrackIdentifier, Verdict
-from edgeface.recognize.index import ApproximateIndex, ExactIndex
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.open_set import (
     SearchThreshold,

@@ -25,7 +25,7 @@ from edgeface.recognize import (
     threshold_at,
     verify,
 )
-from edgeface.recognize.intervals import clopper_pearson, trials_needed
+from edgeface.stats import clopper_pearson, trials_needed
 
 ID, OTHER = "0123456789abcdef", "fedcba9876543210"
 

@@ -11,8 +11,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.contract import Alignment, ModelContract
 from edgeface.files import sha256_of
+from edgeface.model.contract import Alignment, ModelContract
 
 try:
     from openvino import opset13 as ops

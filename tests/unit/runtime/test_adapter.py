@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.contract import Alignment, ModelContract
 from edgeface.errors import ContractError, InputError
+from edgeface.model.contract import Alignment, ModelContract
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageFormat, ImageLayout, adapt
 
 try:

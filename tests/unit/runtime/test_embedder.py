@@ -12,8 +12,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.contract import ModelContract
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
+from edgeface.model.contract import ModelContract
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat, encrypt_ir, share_threads
 
 try:

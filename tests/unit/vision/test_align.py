@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.contract import Alignment
 from edgeface.errors import FaceError, InputError
+from edgeface.model.contract import Alignment
 from edgeface.vision.align import _ARCFACE, align, align_many, crop_box, fit_similarity
-from edgeface.vision.detect import Faces
+from edgeface.vision.detector import Faces
 
 LANDMARKS = np.array([[105.8, 109.8], [147.9, 112.6], [121.4, 139.1], [106.1, 155.6], [144.4, 156.3]])
 BOX = np.array([80.0, 70, 170, 180])

@@ -8,9 +8,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.compat import ops
 from edgeface.errors import DeviceError, EngineClosed, FaceError, InputError, MissingError, ModelFormatError
-from edgeface.vision.detect import Faces, load_detector
+from edgeface.model.opset import ops
+from edgeface.vision.detector import Faces, load_detector
 from edgeface.vision.infer import Pool, read_network
 
 

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeface import zoo
-from edgeface.contract import Alignment
 from edgeface.errors import CatalogError, ModelNotFoundError
+from edgeface.model.contract import Alignment
 from edgeface.zoo.catalog import default_catalog_path
 from edgeface.zoo.document import Document
 from edgeface.zoo.schema import relative_path

@@ -1,0 +1,319 @@
+"""Results of two configurations in, what differs and how surely out: better, worse, or no difference shown.
+
+One run each is compared by its raw samples, as far as they are independent. What varies from one run to the next is
+not in them; repeated runs, at least three each, are compared run by run, and pair by pair where they alternated.
+
+All verdicts of a comparison hold together with 95 % confidence: each of m is at 1 - 0.05 / m (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeface.bench.compare import ratio_interval as effect
+from edgeface.bench.compare.comparable import Side, require_comparable
+from edgeface.bench.result import BenchmarkResult
+from edgeface.bench.schema import Scenario
+from edgeface.errors import InputError
+
+__all__ = ["FEWEST_RUNS", "Comparison", "Difference", "Gate", "compare", "judge"]
+
+Verdict = Literal["better", "worse", "no difference shown"]
+Outcome = Literal["passed", "failed", "unsure"]
+
+CONFIDENCE = 0.95
+"""That all verdicts of a comparison are right where there is no difference."""
+
+FEWEST_RUNS = 3
+"""Of each side, for what varies between runs to be in the intervals."""
+
+_LATENCIES = ("p50", "p90", "p99")
+_METRICS: dict[Scenario, tuple[str, ...]] = {
+    "single-stream": (*_LATENCIES, "throughput"),
+    "multi-stream": (*_LATENCIES, "throughput"),
+    "offline": ("throughput",),  # its latencies are those of a queue that it fills itself
+    "server": ("rate",),  # its latencies are those at the rate that was found
+    "kiosk": _LATENCIES,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One figure of both.
+
+    Attributes
+    ----------
+    metric, unit
+        ``p50``, ``p90``, ``p99`` in ``ms``; ``throughput`` or, of the Server scenario, ``rate`` in ``items/s``.
+    baseline, candidate
+        The figures; of repeated runs their geometric mean.
+    slowdown
+        How much longer the candidate takes for the same, as a share: 0.05 is 5 % longer, below 0 is faster. Of a
+        throughput it is that of the time for an item.
+    interval
+        That the slowdown lies in; None: not bounded on that side.
+    verdict
+        ``worse`` if all of the interval is above 0, ``better`` if all of it is below.
+    note
+        Why there is no interval.
+    """
+
+    metric: str
+    unit: str
+    baseline: float
+    candidate: float
+    slowdown: float
+    interval: tuple[float | None, float | None]
+    verdict: Verdict
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was found.
+
+    Attributes
+    ----------
+    baseline, candidate
+        Names of the sides.
+    scenario
+        Of both.
+    method
+        ``one run each``, ``3 runs each, paired`` or ``3 and 5 runs``.
+    confidence
+        Of each interval.
+    differences
+        One a metric.
+    settings
+        What was set or executed differently: name, baseline's, candidate's.
+    warnings
+        What makes the comparison doubtful.
+    """
+
+    baseline: str
+    candidate: str
+    scenario: Scenario
+    method: str
+    confidence: float
+    differences: tuple[Difference, ...]
+    settings: tuple[tuple[str, str, str], ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        stored = dataclasses.asdict(self)
+        stored["differences"] = [
+            {**each, "interval": list(each["interval"])} for each in stored["differences"]
+        ]
+        stored["settings"] = [
+            {"name": name, "baseline": old, "candidate": new} for name, old, new in self.settings
+        ]
+        stored["warnings"] = list(self.warnings)
+        return stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Whether a candidate may pass.
+
+    Attributes
+    ----------
+    limit
+        The slowdown that is too much, as a share.
+    outcome
+        Of the worst metric.
+    failed, unsure
+        Metrics that are.
+    """
+
+    limit: float
+    outcome: Outcome
+    failed: tuple[str, ...]
+    unsure: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        return {**dataclasses.asdict(self), "failed": list(self.failed), "unsure": list(self.unsure)}
+
+
+def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> Comparison:
+    """Compare two sides.
+
+    Parameters
+    ----------
+    baseline, candidate
+        One run each, or at least three each.
+    across_models
+        Whether they may be of different models.
+
+    Raises
+    ------
+    InputError
+        If they measure different things, or there are numbers of runs that cannot be compared.
+    """
+    settings, warnings = require_comparable(baseline, candidate, across_models=across_models)
+    runs = len(baseline.runs), len(candidate.runs)
+    single = runs == (1, 1)
+    if not single and min(runs) < FEWEST_RUNS:
+        raise InputError(
+            f"{baseline.name}, {candidate.name}: expected one run each, or at least {FEWEST_RUNS} each, "
+            f"found {runs[0]} and {runs[1]}; what varies between runs cannot be told from two"
+        )
+    scenario = baseline.first.settings.scenario
+    every = [*baseline.runs, *candidate.runs]
+    metrics = [each for each in _METRICS[scenario] if all(_figure(each, run) for run in every)]
+    if not metrics:
+        raise InputError(
+            f"{baseline.name}, {candidate.name}: expected {' or '.join(_METRICS[scenario])} in both, found none"
+        )
+    confidence = 1 - (1 - CONFIDENCE) / len(metrics)
+    paired = not single and _alternate(baseline.runs, candidate.runs)
+    differences = tuple(
+        _one_run(metric, baseline.first, candidate.first, confidence)
+        if single
+        else _several_runs(metric, baseline.runs, candidate.runs, confidence, paired=paired)
+        for metric in metrics
+    )
+    if single:
+        method = "one run each"
+        warnings += (
+            "one run each: what varies from one run to the next is not in the intervals; for that, give folders of "
+            f"{FEWEST_RUNS} or more alternating runs",
+        )
+    else:
+        method = f"{runs[0]} runs each, paired" if paired else f"{runs[0]} and {runs[1]} runs"
+    return Comparison(
+        baseline=baseline.name,
+        candidate=candidate.name,
+        scenario=scenario,
+        method=method,
+        confidence=confidence,
+        differences=differences,
+        settings=settings,
+        warnings=warnings,
+    )
+
+
+def judge(comparison: Comparison, limit: float) -> Gate:
+    """Say whether a candidate is slower by too much.
+
+    A metric fails if the candidate is shown to be slower (the whole interval is above 0) and a slowdown of `limit`
+    or more is not excluded (the interval reaches it). So two runs of the same thing fail in at most 5 % of all
+    cases, the rate of wrong verdicts, and a true slowdown of `limit` fails as often as it is shown at all. A metric
+    passes if its interval ends below `limit`. Otherwise the runs were too short or too noisy: unsure.
+
+    Parameters
+    ----------
+    comparison
+        What was found.
+    limit
+        As a share: 0.05.
+
+    Raises
+    ------
+    InputError
+        If no metric has an interval.
+    """
+    bounded = [each for each in comparison.differences if each.interval != (None, None)]
+    if not bounded:
+        raise InputError(
+            f"{comparison.candidate}: expected an interval to judge by, found none: "
+            f"{comparison.differences[0].note}"
+        )
+    failed: list[str] = []
+    unsure: list[str] = []
+    for each in bounded:
+        high = each.interval[1]
+        if high is not None and high < limit:
+            continue
+        (failed if each.verdict == "worse" else unsure).append(each.metric)
+    outcome: Outcome = "failed" if failed else "unsure" if unsure else "passed"
+    return Gate(limit=limit, outcome=outcome, failed=tuple(failed), unsure=tuple(unsure))
+
+
+def _one_run(
+    metric: str, baseline: BenchmarkResult, candidate: BenchmarkResult, confidence: float
+) -> Difference:
+    old, new = _figure(metric, baseline), _figure(metric, candidate)
+    if metric == "rate":
+        return _difference(metric, old, new, None, "a rate that was searched for has no samples")
+    if baseline.samples is None or candidate.samples is None:
+        return _difference(metric, old, new, None, "there are no raw samples")
+    if metric == "throughput":
+        first, second = (
+            effect.of_rate(samples.ends_s, confidence=confidence)
+            for samples in (baseline.samples, candidate.samples)
+        )
+    else:
+        share = float(metric.removeprefix("p")) / 100
+        first, second = (
+            effect.of_latency(samples.latencies_ms, share, confidence=confidence)
+            for samples in (baseline.samples, candidate.samples)
+        )
+    found = effect.ratio(first, second)
+    note = "too few independent samples" if found.interval == (None, None) else ""
+    return _difference(metric, old, new, found, note)
+
+
+def _several_runs(
+    metric: str,
+    baseline: Sequence[BenchmarkResult],
+    candidate: Sequence[BenchmarkResult],
+    confidence: float,
+    *,
+    paired: bool,
+) -> Difference:
+    old, new = ([_figure(metric, run) for run in runs] for runs in (baseline, candidate))
+    how = effect.of_pairs if paired else effect.of_runs
+    found = how(old, new, confidence=confidence)
+    return _difference(metric, effect.middle(old), effect.middle(new), found, "")
+
+
+def _difference(
+    metric: str, baseline: float, candidate: float, found: effect.Ratio | None, note: str
+) -> Difference:
+    rate = metric in ("throughput", "rate")
+    value = candidate / baseline if found is None else found.value
+    low, high = (None, None) if found is None else found.interval
+    if rate:  # of the time for an item, so that more is worse everywhere
+        value, low, high = 1 / value, high and 1 / high, low and 1 / low
+    interval = (None if low is None else low - 1, None if high is None else high - 1)
+    verdict: Verdict = "no difference shown"
+    if interval[0] is not None and interval[0] > 0:
+        verdict = "worse"
+    elif interval[1] is not None and interval[1] < 0:
+        verdict = "better"
+    return Difference(
+        metric=metric,
+        unit="items/s" if rate else "ms",
+        baseline=baseline,
+        candidate=candidate,
+        slowdown=value - 1,
+        interval=interval,
+        verdict=verdict,
+        note=note,
+    )
+
+
+def _figure(metric: str, run: BenchmarkResult) -> float:
+    """The figure of a run; 0 if it has none."""
+    if metric == "rate":
+        value = run.server.rate if run.server else None
+    elif metric == "throughput":
+        value = run.throughput_fps
+    else:
+        value = run.latency_ms.get(metric)  # type: ignore[call-overload]
+    return float(value or 0.0)
+
+
+def _alternate(baseline: Sequence[BenchmarkResult], candidate: Sequence[BenchmarkResult]) -> bool:
+    """Whether each pair of neighbours in time has one run of each side: A B A B, or A B B A."""
+    if len(baseline) != len(candidate):
+        return False
+    runs = sorted([(run.created, 0) for run in baseline] + [(run.created, 1) for run in candidate])
+    sides = [side for _, side in runs]
+    distinct = len({created for created, _ in runs}) == len(runs)
+    return distinct and all(first != second for first, second in zip(sides[::2], sides[1::2], strict=True))

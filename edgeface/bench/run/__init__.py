@@ -1,0 +1,1 @@
+"""Run a benchmark: scenarios, load, results."""

@@ -1,0 +1,206 @@
+"""A compiled model in, the operations that the runtime made of it out: fused, reordered, in their own precisions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+import openvino as ov
+
+from edgeface.bench.machine.reading import Fact, Unknown
+from edgeface.errors import InputError
+from edgeface.model.flops import LayerWork, Work
+
+__all__ = ["ExecutedLayer", "assign_work", "executed_layers", "time_layers"]
+
+_CONSTANT = ("Const", "Constant")
+_ENDS = ("Input", "Parameter", "Output", "Result")
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutedLayer:
+    """One operation of the runtime.
+
+    Attributes
+    ----------
+    name, kind
+        As the runtime names them.
+    operations
+        Names of the model's operations that it computes; empty for a change of layout that it added.
+    precision
+        Of its arithmetic: ``f32``, ``u8``; empty where the plugin does not tell.
+    kernel
+        The runtime's name of the implementation: ``brgconv_avx2_f32``.
+    bytes
+        Weights, inputs and outputs in the types that the runtime stores them in.
+    weight_bytes
+        The part of them that is constant.
+    milliseconds
+        Median of the measured inferences; 0 where it was not measured or takes no time.
+    """
+
+    name: str
+    kind: str
+    operations: tuple[str, ...]
+    precision: str
+    kernel: str
+    bytes: int
+    weight_bytes: int
+    milliseconds: float = 0.0
+
+
+def executed_layers(compiled: ov.CompiledModel) -> Fact[tuple[ExecutedLayer, ...]]:
+    """Read the runtime's own graph.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        With static shapes; what is dynamic counts no bytes.
+
+    Returns
+    -------
+    tuple of ExecutedLayer
+        In order of execution, inputs, constants and outputs left out; or why the plugin shows no graph.
+    """
+    try:
+        nodes = compiled.get_runtime_model().get_ordered_ops()
+    except RuntimeError as error:
+        return Unknown(unknown=f"the plugin shows no executed graph: {str(error).strip().splitlines()[-1]}")
+    layers = []
+    constant: set[str] = set()
+    for node in nodes:
+        info = {key: _text(value) for key, value in node.get_rt_info().items()}
+        kind = info.get("layerType", node.get_type_name())
+        sources = [port.get_source_output().get_node().get_name() for port in node.inputs()]
+        if kind in _CONSTANT or (sources and constant.issuperset(sources)):
+            constant.add(node.get_name())
+            continue
+        if kind in _ENDS:
+            continue
+        weights = sum(
+            _stored(port) for port, name in zip(node.inputs(), sources, strict=True) if name in constant
+        )
+        moved = sum(_stored(port) for port in (*node.inputs(), *node.outputs()))
+        layers.append(
+            ExecutedLayer(
+                name=node.get_friendly_name(),
+                kind=kind,
+                operations=tuple(filter(None, info.get("originalLayersNames", "").split(","))),
+                precision=info.get("runtimePrecision", "").lower(),
+                kernel=info.get("primitiveType", ""),
+                bytes=moved,
+                weight_bytes=weights,
+            )
+        )
+    return tuple(layers)
+
+
+def time_layers(
+    compiled: ov.CompiledModel, inputs: Sequence[Any], *, inferences: int = 20
+) -> Fact[tuple[ExecutedLayer, ...]]:
+    """Time every executed layer.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        Compiled with ``{"PERF_COUNT": True}`` and static shapes.
+    inputs : sequence of ndarray
+        One a model input, in their order.
+    inferences
+        How many to take the median of, one after the other.
+
+    Returns
+    -------
+    tuple of ExecutedLayer
+        In order of execution; or why there are no times. OpenVINO tells whole microseconds.
+
+    Raises
+    ------
+    InputError
+        If the model was compiled without PERF_COUNT, or `inferences` is not positive.
+    """
+    if inferences < 1:
+        raise InputError(f"inferences must be 1 or more, not {inferences}")
+    layers = executed_layers(compiled)
+    if isinstance(layers, Unknown):
+        return layers
+    request = compiled.create_infer_request()
+    times: dict[str, list[float]] = {}
+    for run in range(_WARM_UP + inferences):
+        request.infer(inputs if run == 0 else None)
+        for layer in _profile(request) if run >= _WARM_UP else ():
+            if layer.status.name == "EXECUTED":
+                times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e3)
+    if not any(map(sum, times.values())):
+        raise InputError("this compiled model tells no times; compile it with {'PERF_COUNT': True}")
+    return tuple(
+        replace(layer, milliseconds=statistics.median(times[layer.name])) if layer.name in times else layer
+        for layer in layers
+    )
+
+
+def assign_work(
+    work: Work, executed: Sequence[ExecutedLayer]
+) -> tuple[tuple[tuple[LayerWork, ...], ...], tuple[str, ...]]:
+    """Find the executed layer that computes each of the model's operations.
+
+    It is looked for among the operations that each executed layer names as its own; where several name it,
+    because the runtime split it, it counts for the one that takes longest. One that none names and that
+    multiplies nothing was fused into what it reads, as the ReLUs of an 8-bit model are.
+
+    Parameters
+    ----------
+    work
+        Of the model as it was compiled.
+    executed
+        What it was compiled to.
+
+    Returns
+    -------
+    given : tuple of tuple of LayerWork
+        One for each executed layer, in its order.
+    unmatched : tuple of str
+        Names of operations that cost something and belong to no executed layer.
+    """
+    homes: dict[str, int] = {}
+    for index, layer in enumerate(executed):
+        for name in layer.operations:
+            if name not in homes or layer.milliseconds > executed[homes[name]].milliseconds:
+                homes[name] = index
+    given: list[list[LayerWork]] = [[] for _ in executed]
+    unmatched = []
+    for part in work.layers:
+        home = homes.get(part.name)
+        if home is None and not part.macs and part.inputs:
+            home = homes.get(part.inputs[0])
+        if home is not None:
+            homes[part.name] = home
+            given[home].append(part)
+        elif part.flops_omz:
+            unmatched.append(part.name)
+    return tuple(map(tuple, given)), tuple(unmatched)
+
+
+def _profile(request: ov.InferRequest) -> list[Any]:
+    """Profile of the last inference; some plugins refuse and some tell zeros where it was not asked for."""
+    try:
+        return list(request.get_profiling_info())
+    except RuntimeError:
+        return []
+
+
+def _text(value: Any) -> str:
+    """A value of rt_info, which 2024 and 2026 wrap differently."""
+    return str(value.astype(str)) if hasattr(value, "astype") else str(getattr(value, "value", value))
+
+
+def _stored(port: Any) -> int:
+    shape = port.get_partial_shape()
+    if shape.is_dynamic:
+        return 0
+    bits: int = prod(shape.to_shape()) * port.get_element_type().bitwidth
+    return ceil(bits / 8)

@@ -1,0 +1,146 @@
+"""A video and a pipeline in, what a visitor at a kiosk would have met with out: frames dropped, time to identity."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgeface.bench.run.load_generator import Progress, Recording, measuring
+from edgeface.bench.schema import Kiosk
+from edgeface.errors import InputError
+from edgeface.files import sha256_of
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.stats import summarize
+from edgeface.vision.source import Frame, Source
+
+__all__ = ["Film", "run_kiosk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Film:
+    """A video that is played at its own speed.
+
+    Attributes
+    ----------
+    path
+        Of the file.
+    rate
+        Frames a second.
+    frames
+        As the file tells; it may be wrong by a few.
+    """
+
+    path: Path
+    rate: float
+    frames: int
+
+    @classmethod
+    def open(cls, path: Path) -> Film:
+        """Read what a video says about itself.
+
+        Raises
+        ------
+        InputError
+            If it is no video, or has no frame rate.
+        """
+        capture = cv2.VideoCapture(str(path))
+        try:
+            rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
+            frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if rate > 0 else 0
+        finally:
+            capture.release()
+        if not path.is_file() or not rate > 0 or frames < 1:
+            raise InputError(f"{path}: expected a video with a frame rate, found something else")
+        return cls(path=path, rate=rate, frames=frames)
+
+    def play(self, *, seconds: float) -> Source:
+        """Play it, from the beginning again where it ends, as a camera would deliver it.
+
+        Frames are decoded ahead of their time, and each is handed over when it is due. One that still waits when
+        the next is due is dropped. Their timestamps are the monotonic seconds at which they were due.
+        """
+        return Source(lambda stop: self._frames(stop, seconds), live=True, capacity=1)
+
+    def _frames(self, stop: threading.Event, seconds: float) -> Iterator[Frame]:
+        count = max(1, round(seconds * self.rate))
+        began, number = time.perf_counter(), 0
+        while number < count and not stop.is_set():
+            capture = cv2.VideoCapture(str(self.path))
+            first = number
+            try:
+                while number < count and not stop.is_set():
+                    ok, image = capture.read()
+                    if not ok:
+                        break
+                    due = began + number / self.rate
+                    if (wait := due - time.perf_counter()) > 0 and stop.wait(wait):
+                        return
+                    yield Frame(np.asarray(image), number, due, str(self.path))
+                    number += 1
+            finally:
+                capture.release()
+            if number == first:
+                raise InputError(
+                    f"{self.path}: expected a video, found a file that OpenCV cannot decode a frame of"
+                )
+
+
+def run_kiosk(
+    film: Film, pipeline: Pipeline, *, seconds: float, progress: Progress | None = None
+) -> tuple[Kiosk, Recording]:
+    """Show a film to a pipeline at its own frame rate.
+
+    Parameters
+    ----------
+    film
+        What is shown.
+    pipeline
+        With a tracker, and ``ahead=1``: every frame that it takes beyond the one it works on grows old in it.
+    seconds
+        How long; the film begins anew where it ends.
+    progress
+        Told the share that is done.
+
+    Returns
+    -------
+    kiosk, recording
+        A query is a frame that was processed; it starts when the frame was due.
+    """
+    due_frames = max(1, round(seconds * film.rate))
+    first_seen: dict[int, float] = {}
+    identified: dict[int, float] = {}
+    faces = last = 0
+    with measuring() as tape, film.play(seconds=seconds) as source:
+        for frame, found in pipeline.run(source):
+            now = time.perf_counter_ns()
+            tape.rows.append((round(frame.timestamp * 1e9), now))
+            faces, last = faces + len(found), frame.index + 1
+            for face in found:
+                if face.track_id is None:
+                    continue
+                first_seen.setdefault(face.track_id, frame.timestamp)
+                if face.embedding is not None:
+                    identified.setdefault(face.track_id, now * 1e-9)
+            if progress is not None:
+                progress(min(1.0, (frame.index + 1) / due_frames), len(tape.rows))
+            if tape.interrupted:
+                break
+    recording = tape.recording(1)
+    waits = np.array([1e3 * (at - first_seen[track]) for track, at in identified.items()])
+    shown = last if recording.interrupted else due_frames
+    kiosk = Kiosk(
+        frame_rate=film.rate,
+        frames=shown,
+        dropped=max(0, shown - len(recording)),
+        faces=faces,
+        identities=len(identified),
+        time_to_identity_ms=summarize(waits)[0] if len(waits) else {},
+        video_digest=sha256_of(film.path),
+    )
+    return kiosk, recording

@@ -1,0 +1,253 @@
+"""A target in, the start and the end of every query out: the loop that all scenarios share.
+
+One thread, the caller's, decides and starts; completions are stamped in the device's threads. Times are those of
+`time.perf_counter_ns`, which is monotonic. The garbage collector rests meanwhile, and Ctrl-C is noted and not raised,
+so that what was measured is whole whenever it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.bench.run.target import Target
+
+__all__ = ["Limits", "Progress", "Recording", "Slots", "Stopper", "Tape", "measuring"]
+
+Progress = Callable[[float, int], None]
+"""Called now and then with the share of the way that is done and the number of queries so far."""
+
+_OVERDUE = 1.0
+"""Seconds without a completion after which the target is asked for a failure."""
+_TELL = 200_000_000
+"""Nanoseconds between two calls of a `Progress`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long to measure: until duration and count are both reached, and never longer than the longest.
+
+    Attributes
+    ----------
+    duration_s, min_count
+        Seconds, queries.
+    max_duration_s
+        Seconds.
+    """
+
+    duration_s: float
+    min_count: int
+    max_duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recording:
+    """What a scenario measured.
+
+    Attributes
+    ----------
+    starts_ns : (N,) int64
+        Nanoseconds from the beginning; ascending.
+    latencies_ms : (N,) float64
+        Milliseconds.
+    items
+        Of one query.
+    wall_s, cpu_s
+        From the beginning to the last completion; CPU time of all threads of the process.
+    interrupted
+        Whether Ctrl-C ended it.
+    """
+
+    starts_ns: NDArray[np.int64]
+    latencies_ms: NDArray[np.float64]
+    items: int
+    wall_s: float
+    cpu_s: float
+    interrupted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.starts_ns)
+
+    @property
+    def ends_s(self) -> NDArray[np.float64]:
+        """Seconds from the beginning to each completion."""
+        return self.starts_ns * 1e-9 + self.latencies_ms * 1e-3
+
+    @property
+    def items_per_second(self) -> float:
+        """Throughput, the filling and the emptying of the target included."""
+        return len(self) * self.items / self.wall_s if self.wall_s > 0 else 0.0
+
+
+class Tape:
+    """Where starts and ends are written while it is measured.
+
+    Attributes
+    ----------
+    rows
+        (start, end) of every completed query, nanoseconds of the monotonic clock.
+    interrupted
+        Whether Ctrl-C has come; whoever writes then stops.
+    began
+        Nanoseconds of the monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int]] = []
+        self.interrupted = False
+        self.began = time.perf_counter_ns()
+        self._cpu = time.process_time()
+        self._cpu_end = self._cpu
+
+    def end(self) -> None:
+        """Stop the CPU clock."""
+        self._cpu_end = time.process_time()
+
+    def recording(self, items: int) -> Recording:
+        """Sort what was written."""
+        times = np.array(sorted(self.rows), np.int64).reshape(-1, 2)
+        last = int(times[:, 1].max()) if len(times) else self.began
+        return Recording(
+            starts_ns=times[:, 0] - self.began,
+            latencies_ms=(times[:, 1] - times[:, 0]).astype(np.float64) * 1e-6,
+            items=items,
+            wall_s=(last - self.began) * 1e-9,
+            cpu_s=self._cpu_end - self._cpu,
+            interrupted=self.interrupted,
+        )
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[Tape]:
+    """Yield a tape to write on. Ctrl-C is noted on it, for the loop to end by itself; a second one is raised.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At the end, if it was interrupted before anything was written.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    tape = Tape()
+    try:
+        with _noting_interrupts(tape):
+            yield tape
+    finally:
+        tape.end()
+        if enabled:
+            gc.enable()
+    if tape.interrupted and not tape.rows:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noting_interrupts(tape: Tape) -> Iterator[None]:
+    """Keep Ctrl-C from striking between the taking of a slot and its start, where a slot would be lost."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        tape.interrupted = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+class Stopper:
+    """Says when to stop, and tells how far it is.
+
+    Parameters
+    ----------
+    limits
+        When.
+    progress
+        Whom to tell.
+    tape
+        Ends with it if it was interrupted.
+    """
+
+    def __init__(self, limits: Limits, progress: Progress | None, tape: Tape) -> None:
+        self._tape, began = tape, tape.began
+        self._least = began + int(limits.duration_s * 1e9)
+        self._most = began + int(max(limits.max_duration_s, limits.duration_s) * 1e9)
+        self._count, self._began = limits.min_count, began
+        self._progress, self._tell_at = progress, began
+
+    def __call__(self, now: int, count: int) -> bool:
+        """Whether it is enough."""
+        if self._progress is not None and now >= self._tell_at:
+            self._tell_at = now + _TELL
+            share = min((now - self._began) / max(self._least - self._began, 1), count / max(self._count, 1))
+            self._progress(
+                min(1.0, max(share, (now - self._began) / max(self._most - self._began, 1))), count
+            )
+        enough = now >= self._least and count >= self._count
+        return enough or now >= self._most or self._tape.interrupted
+
+
+class Slots:
+    """The slots of a target: which are free, and the stamp at each completion.
+
+    Parameters
+    ----------
+    target
+        Listens to it.
+    completed
+        Called in the device's thread with the slot and the nanoseconds of the completion; must be quick.
+    """
+
+    def __init__(self, target: Target, completed: Callable[[int, int], None]) -> None:
+        self._target, self._completed = target, completed
+        self._freed: SimpleQueue[int] = SimpleQueue()
+        for slot in range(target.slots):
+            self._freed.put(slot)
+        target.listen(self._on_done)
+
+    def _on_done(self, slot: int) -> None:
+        self._completed(slot, time.perf_counter_ns())
+        self._freed.put(slot)
+
+    def take(self) -> int:
+        """Wait for a free slot.
+
+        Raises
+        ------
+        Exception
+            What the target's inferences fail with.
+        """
+        while True:
+            try:
+                return self._freed.get(timeout=_OVERDUE)
+            except Empty:
+                if (failure := self._target.failure()) is not None:
+                    raise failure from None
+
+    def start(self, slot: int) -> None:
+        """Begin an inference."""
+        try:
+            self._target.start(slot)
+        except BaseException:
+            self._freed.put(slot)
+            raise
+
+    def drain(self) -> None:
+        """Wait until every slot is free."""
+        slots = [self.take() for _ in range(self._target.slots)]
+        for slot in slots:
+            self._freed.put(slot)

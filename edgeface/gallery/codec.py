@@ -1,0 +1,168 @@
+"""Records in, the bytes of their rows out, and back."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import GalleryDamagedError
+from edgeface.gallery.records import GalleryInfo, KeptImage
+
+__all__ = [
+    "Header",
+    "PersonBody",
+    "TemplateBody",
+    "decode_image",
+    "encode_image",
+    "vectors_of",
+]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+_TEMPLATE = struct.Struct("<dq32s")
+_IMAGE = struct.Struct("<?14f")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a gallery is bound to, as it is stored; readable without a key.
+
+    `key_id` is empty without encryption; the rest is as in `GalleryInfo`.
+    """
+
+    gallery_id: str
+    contract_id: str
+    dim: int
+    metric: str
+    model: str
+    created: str
+    key_id: str
+    keeps_images: bool
+
+    def encode(self) -> str:
+        """One form for one content: what is authenticated."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True)
+
+    @classmethod
+    def decode(cls, text: str) -> Header:
+        """Rebuild what `encode` wrote; whoever calls it has checked that it did."""
+        return cls(**json.loads(text))
+
+    def info(self, schema_version: int) -> GalleryInfo:
+        """As a user of the store sees it."""
+        return GalleryInfo(
+            gallery_id=self.gallery_id,
+            contract_id=self.contract_id,
+            dim=self.dim,
+            metric=self.metric,
+            model=self.model,
+            created=datetime.fromisoformat(self.created),
+            encrypted=bool(self.key_id),
+            keeps_images=self.keeps_images,
+            schema_version=schema_version,
+        )
+
+    def place(self, table: str, *identity: object) -> bytes:
+        """Name one row, for `Vault.seal`: gallery, contract, table, and the values that identify the row."""
+        return f"{self.gallery_id}:{self.contract_id}:{table}:{':'.join(map(str, identity))}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PersonBody:
+    """Everything about a person but the id: JSON, UTF-8."""
+
+    name: str
+    labels: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    created: datetime
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        stored = {
+            "name": self.name,
+            "labels": self.labels,
+            "metadata": self.metadata,
+            "created": self.created.isoformat(),
+        }
+        return json.dumps(stored, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def decode(cls, body: bytes) -> PersonBody:
+        """Rebuild what `encode` wrote."""
+        stored = json.loads(body.decode("utf-8", "surrogatepass"))
+        return cls(
+            stored["name"],
+            tuple(stored["labels"]),
+            stored["metadata"],
+            datetime.fromisoformat(stored["created"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TemplateBody:
+    """Everything about a template but the ids: quality, time, digest, then the vector, little-endian."""
+
+    vector: NDArray[np.float32]
+    quality: float
+    source_sha256: str
+    created: datetime
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        microseconds = (self.created - _EPOCH) // _MICROSECOND
+        digest = bytes.fromhex(self.source_sha256)
+        return _TEMPLATE.pack(self.quality, microseconds, digest) + self.vector.astype("<f4").tobytes()
+
+    @classmethod
+    def decode(cls, body: bytes, dim: int) -> TemplateBody:
+        """Rebuild what `encode` wrote."""
+        quality, microseconds, digest = _TEMPLATE.unpack_from(body)
+        return cls(
+            vectors_of([body], dim)[0],
+            quality,
+            digest.hex() if any(digest) else "",
+            _EPOCH + microseconds * _MICROSECOND,
+        )
+
+    def with_vector(self, vector: NDArray[np.float32]) -> TemplateBody:
+        """The same template as another model sees it."""
+        return replace(self, vector=vector)
+
+
+def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
+    """Only the vectors of template bodies: (N, dim) float32, read-only.
+
+    Raises
+    ------
+    GalleryDamagedError
+        If one has another length: rows are authentic, so the header is not theirs.
+    """
+    length = _TEMPLATE.size + 4 * dim
+    if wrong := next((len(body) for body in bodies if len(body) != length), None):
+        raise GalleryDamagedError(f"gallery: expected templates of {length} bytes, found one of {wrong}")
+    rows = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(bodies), length)
+    vectors = np.ascontiguousarray(rows[:, _TEMPLATE.size :]).view("<f4").astype(np.float32, copy=False)
+    vectors.setflags(write=False)
+    return vectors
+
+
+def encode_image(image: KeptImage) -> bytes:
+    """A kept image as bytes: whether it is aligned, box, landmarks, then the file's own."""
+    numbers = (*map(float, image.box), *map(float, np.ravel(image.landmarks)))
+    return _IMAGE.pack(image.aligned, *numbers) + image.png
+
+
+def decode_image(body: bytes) -> KeptImage:
+    """Rebuild what `encode_image` wrote."""
+    aligned, *numbers = _IMAGE.unpack_from(body)
+    values = np.array(numbers, np.float32)
+    return KeptImage(
+        png=body[_IMAGE.size :], box=values[:4], landmarks=values[4:].reshape(5, 2), aligned=aligned
+    )

@@ -1,0 +1,262 @@
+"""A name and embeddings in, a person who is enrolled out: unless the face is somebody else's who is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeface.errors import EnrolmentRefused, InputError, MissingError
+from edgeface.gallery.index import Index, LiveIndex
+from edgeface.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
+from edgeface.gallery.store.protocol import Store
+from edgeface.model.embedding import Embedding, require_same_contract
+from edgeface.recognize.threshold import Threshold, shipped_thresholds
+
+__all__ = ["Disagreement", "EnrolRules", "Enrolment", "Lookalike", "enrol"]
+
+_OTHERS = 10
+"""Templates of other people that are looked at for each new one."""
+
+_DUPLICATE_FAR = 1e-4 * (1 + 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolRules:
+    """What is too similar, and what is not similar enough.
+
+    Attributes
+    ----------
+    duplicate_above
+        Cosine similarity above which somebody else's template is taken for the same face.
+    agree_above
+        Cosine similarity above which two templates are taken for one person's.
+    contract_id
+        Of the thresholds.
+    """
+
+    duplicate_above: float
+    agree_above: float
+    contract_id: str
+
+    def __post_init__(self) -> None:
+        for name in ("duplicate_above", "agree_above"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: expected a cosine from -1 to 1, found {getattr(self, name)}")
+
+    @classmethod
+    def from_thresholds(cls, thresholds: Sequence[Threshold]) -> EnrolRules:
+        """Take one threshold to tell people apart, and the most permissive to compare one's templates.
+
+        A new face is compared with everybody: at a false accept rate of 1e-4 one of a thousand people is refused
+        wrongly with a chance of about a tenth, and then enrolled by force; at 1e-2 nearly everybody would be. At
+        much lower rates the same person is too often not recognised under another name. So it is the threshold of
+        1e-4, or the most permissive below it, or, where all are above, the strictest.
+
+        Raises
+        ------
+        InputError
+            If there are no thresholds.
+        ContractError
+            If they are of several contracts.
+        """
+        if not thresholds:
+            raise InputError("enrolment: expected calibrated thresholds, found none")
+        require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
+        by_rate = sorted(thresholds, key=lambda each: each.far)
+        strict = [each for each in by_rate if each.far <= _DUPLICATE_FAR]
+        return cls(
+            duplicate_above=(strict[-1] if strict else by_rate[0]).cosine,
+            agree_above=by_rate[-1].cosine,
+            contract_id=by_rate[0].contract_id,
+        )
+
+    @classmethod
+    def shipped(cls, contract_id: str) -> EnrolRules:
+        """Rules of a published model.
+
+        Raises
+        ------
+        MissingError
+            If no thresholds ship for this contract.
+        """
+        thresholds = shipped_thresholds(contract_id)
+        if not thresholds:
+            raise MissingError(
+                f"enrolment: no threshold is known for contract {contract_id}, so nobody can say who is already there. "
+                "Calibrate: edgeface calibrate --images PEOPLE --model IR --far 0.01 --far 0.0001 -o thresholds.json; "
+                "then give it with --threshold thresholds.json"
+            )
+        return cls.from_thresholds(thresholds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookalike:
+    """Somebody else who is enrolled and whose face this is, as far as the model can tell."""
+
+    person: Person
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """Two pictures of one person that the model would not take for one: numbers of new templates, or stored ones."""
+
+    new: int
+    other: int | Template
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """What `enrol` did.
+
+    Attributes
+    ----------
+    person
+        As stored now.
+    created
+        Whether nobody had this name before.
+    template_ids
+        That were added.
+    already
+        How many of the templates this person had already.
+    lookalikes
+        Other people with this face, in spite of whom somebody was enrolled by force; most similar first.
+    disagreements
+        What should be looked at: a wrong picture, or a bad one.
+    """
+
+    person: Person
+    created: bool
+    template_ids: tuple[int, ...]
+    already: int
+    lookalikes: tuple[Lookalike, ...]
+    disagreements: tuple[Disagreement, ...]
+
+
+def enrol(
+    store: Store,
+    name: str,
+    templates: Sequence[NewTemplate],
+    *,
+    rules: EnrolRules,
+    index: Index | None = None,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Enrolment:
+    """Add templates to whoever has this name, or to a new person.
+
+    Looking and writing are one transaction: two processes cannot enrol one face under two names. What is there
+    already, by the digest of its picture or by its embedding, is not added again.
+
+    Parameters
+    ----------
+    store
+        The gallery.
+    name
+        See `check_name`.
+    templates
+        At least one.
+    rules
+        Of the gallery's contract.
+    index
+        Of this store; None: one is made. Make a `LiveIndex` once when many people are enrolled.
+    labels, metadata
+        Replace those of a person who is there; None: keep them.
+    force
+        Enrol a face that is somebody else's already.
+
+    Raises
+    ------
+    ContractError
+        If a template or the rules are of another contract than the gallery.
+    EnrolmentRefused
+        If the face is somebody else's, or there are no templates; nothing is changed.
+    """
+    require_same_contract(store.info.contract_id, rules.contract_id, what="gallery and rules of enrolment")
+    if not templates:
+        raise EnrolmentRefused(
+            f"{name}: expected at least one usable picture, found none; nobody was enrolled"
+        )
+    name = check_name(name)
+    vectors = np.stack([unit_vector(each, store.info) for each in templates])
+    index = LiveIndex(store) if index is None else index
+    require_same_contract(store.info.contract_id, index.contract_id, what="gallery and index")
+    with store.writing():
+        person = store.find(name)
+        mine = store.templates_of(person.id) if person else ()
+        lookalikes = _lookalikes(store, index, vectors, person, rules)
+        if lookalikes and not force:
+            raise EnrolmentRefused(_refusal(name, lookalikes))
+        new = _not_yet_there(templates, vectors, mine)
+        disagreements = tuple(_disagreements(vectors, new, mine, rules))
+        created = person is None
+        if person is None:
+            person = store.add_person(name, labels=labels or (), metadata=metadata)
+        elif labels is not None or metadata is not None:
+            person = store.update_person(person.id, labels=labels, metadata=metadata)
+        ids = store.add_templates(person.id, [templates[row] for row in new])
+        person = store.person(person.id)
+    return Enrolment(
+        person=person,
+        created=created,
+        template_ids=ids,
+        already=len(templates) - len(new),
+        lookalikes=lookalikes,
+        disagreements=disagreements,
+    )
+
+
+def _lookalikes(
+    store: Store, index: Index, vectors: np.ndarray, person: Person | None, rules: EnrolRules
+) -> tuple[Lookalike, ...]:
+    best: dict[int, float] = {}
+    own = 0 if person is None else person.id
+    for vector in vectors:
+        hits = index.search(
+            Embedding(vector, rules.contract_id), k=_OTHERS + (person.template_count if person else 0)
+        )
+        for person_id, score in zip(hits.person_ids.tolist(), hits.scores.tolist(), strict=True):
+            if person_id != own and score > rules.duplicate_above:
+                best[person_id] = max(score, best.get(person_id, -1.0))
+    ranked = sorted(best.items(), key=lambda item: -item[1])
+    return tuple(Lookalike(person=store.person(each), similarity=score) for each, score in ranked)
+
+
+def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> str:
+    others = ", ".join(f"{each.person.name!r} (similarity {each.similarity:.3f})" for each in lookalikes)
+    return (
+        f"{name}: expected a face that nobody else is enrolled with, found that of {others}; add the pictures to that "
+        "person, forget one of the two, or enrol both with --force"
+    )
+
+
+def _not_yet_there(
+    templates: Sequence[NewTemplate], vectors: np.ndarray, mine: Sequence[Template]
+) -> list[int]:
+    """Rows to add: of pictures that were not enrolled, each once."""
+    digests = {each.source_sha256 for each in mine} - {""}
+    stored = {each.embedding.vector.tobytes() for each in mine}
+    new = []
+    for row, each in enumerate(templates):
+        if each.source_sha256 not in digests and vectors[row].tobytes() not in stored:
+            new.append(row)
+            stored.add(vectors[row].tobytes())
+            digests |= {each.source_sha256} - {""}
+    return new
+
+
+def _disagreements(
+    vectors: np.ndarray, new: Sequence[int], mine: Sequence[Template], rules: EnrolRules
+) -> Iterator[Disagreement]:
+    for position, row in enumerate(new):
+        others: list[tuple[int | Template, np.ndarray]] = [(each, each.embedding.vector) for each in mine]
+        others += [(other, vectors[other]) for other in new[:position]]
+        for other, vector in others:
+            similarity = float(vectors[row].astype(np.float64) @ vector.astype(np.float64))
+            if similarity <= rules.agree_above:
+                yield Disagreement(new=row, other=other, similarity=similarity)

@@ -1,0 +1,126 @@
+"""A store in, an index that is in step with it out, at every search."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from edgeface.errors import ContractError
+from edgeface.gallery.index.base import MemoryIndex
+from edgeface.gallery.index.exact import ExactIndex
+from edgeface.gallery.records import TemplateBlock
+from edgeface.gallery.store.protocol import Store
+from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
+from edgeface.recognize.index import Hits
+
+__all__ = ["LiveIndex", "follow"]
+
+_log = logging.getLogger(__name__)
+
+
+def follow(index: MemoryIndex, store: Store) -> bool:
+    """Bring an index in step with its store; whatever is in doubt, it is filled again.
+
+    Parameters
+    ----------
+    index
+        Made from this very store.
+    store
+        That it follows.
+
+    Returns
+    -------
+    bool
+        Whether anything had changed.
+
+    Raises
+    ------
+    ContractError
+        If they are of different contracts.
+    GalleryError
+        If the store cannot be read; the index is as it was.
+    """
+    require_same_contract(index.contract_id, store.info.contract_id, what="index and gallery")
+    if store.generation() == index.generation:
+        return False
+    changes = store.changes_since(index.generation)
+    if changes is not None:
+        index.apply(changes)
+    else:
+        _log.info(
+            "the index is filled again: what changed since generation %d is not known", index.generation
+        )
+        index.reset(store.load())
+    return True
+
+
+class LiveIndex:
+    """An `Index` that looks, before every search, whether its store has changed.
+
+    Parameters
+    ----------
+    store
+        That it follows; not closed by it. Its contract must stay the same: after a rebuild with another model,
+        make a new one.
+    make
+        Makes the index of the store's templates.
+
+    Raises
+    ------
+    GalleryError
+        If the store cannot be read.
+    """
+
+    def __init__(self, store: Store, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
+        self._store = store
+        self._gallery_id = store.info.gallery_id
+        self._lock = threading.Lock()
+        self._index = make(store.load())
+
+    @property
+    def contract_id(self) -> str:
+        """Of every embedding in it."""
+        return self._index.contract_id
+
+    @property
+    def generation(self) -> int:
+        """That it was last in step with."""
+        return self._index.generation
+
+    def __len__(self) -> int:
+        return len(self.in_step())
+
+    def in_step(self) -> MemoryIndex:
+        """The index, after it has caught up.
+
+        Raises
+        ------
+        ContractError
+            If the gallery was rebuilt with another model.
+        GalleryError
+            If the store cannot be read, or is another gallery now.
+        """
+        with self._lock:
+            if self._store.info.gallery_id != self._gallery_id:
+                raise ContractError(
+                    f"index: expected gallery {self._gallery_id}, found {self._store.info.gallery_id}; make a new index"
+                )
+            follow(self._index, self._store)
+            return self._index
+
+    def search(self, probe: Embedding, *, k: int = 1) -> Hits:
+        """As `Index.search`, over the templates that the store has now."""
+        return self.in_step().search(probe, k=k)
+
+    def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
+        """As `Index.search_batch`, over the templates that the store has now."""
+        return self.in_step().search_batch(probes, k=k)
+
+    def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
+        """As `Index.compare`, over the templates that the store has now."""
+        return self.in_step().compare(probe, person_ids)
+
+    def block(self) -> TemplateBlock:
+        """As `MemoryIndex.block`, of the templates that the store has now."""
+        return self.in_step().block()

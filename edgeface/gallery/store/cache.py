@@ -1,0 +1,223 @@
+"""A gallery's templates in, a file that opens in a fraction of a second out; it can always be made again.
+
+Everything that is derived from a gallery's file lies in the folder ``NAME.index`` beside it, and is only written
+while nobody can write to the gallery: so `forget`, which empties the folder, leaves nothing behind it. The templates'
+file is
+
+    ``EDGEFTPL`` · length of the header, 4 bytes little-endian · header, JSON · BLAKE2b digest of all that, 16 bytes ·
+    zeros up to a multiple of 4,096 · ids, int64 · person ids, int64 · vectors, float32
+
+in a gallery without encryption, where it is mapped into memory after its SHA-256 was checked. In an encrypted one
+what follows the header is a sequence of messages of AES-GCM, 1 MiB each, whose associated data is the header and their
+number; they are decrypted into memory, and no embedding lies on the disk in the clear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import GalleryDamagedError, OutputError
+from edgeface.files import output_errors, write_atomically
+from edgeface.gallery.codec import Header
+from edgeface.gallery.records import Changes, TemplateBlock
+from edgeface.gallery.store.cipher import Vault
+from edgeface.model.embedding import require_same_contract
+
+__all__ = [
+    "apply_changes",
+    "clear_derived",
+    "derived_folder",
+    "make_derived_folder",
+    "read_templates",
+    "try_to_write",
+    "write_templates",
+]
+
+_log = logging.getLogger(__name__)
+
+_MAGIC = b"EDGEFTPL"
+_START = struct.Struct("<8sI")
+_DIGEST = 16
+_ALIGNMENT = 4096
+_MESSAGE = 1 << 20
+"""Content of one message. Larger ones are not allocated from memory that was in use before: 2.5 times as slow."""
+_OVERHEAD = 28
+"""Nonce and tag of one message."""
+
+
+def derived_folder(gallery: Path) -> Path:
+    """Where what is derived from a gallery's file lies."""
+    return gallery.with_name(gallery.name + ".index")
+
+
+def clear_derived(gallery: Path) -> None:
+    """Remove all of it, and what interrupted writers left of it."""
+    folder = derived_folder(gallery)
+    with output_errors(folder), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def make_derived_folder(gallery: Path) -> Path:
+    """Make the folder, open to whom the gallery is open and to nobody else."""
+    folder = derived_folder(gallery)
+    with output_errors(folder):
+        if not folder.exists():
+            mode = gallery.stat().st_mode & 0o777
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                folder.chmod(mode | (mode & 0o444) >> 2)
+    return folder
+
+
+def _file(gallery: Path) -> Path:
+    return derived_folder(gallery) / "templates.bin"
+
+
+def write_templates(gallery: Path, header: Header, vault: Vault, block: TemplateBlock) -> None:
+    """Write a block that is current, while nobody can write to the gallery; whole or not at all.
+
+    Raises
+    ------
+    ContractError
+        If the block is of another contract than the gallery.
+    OutputError
+        If it cannot be written.
+    """
+    require_same_contract(header.contract_id, block.contract_id, what="gallery and templates")
+    parts = [_bytes_of(block.ids), _bytes_of(block.person_ids), _bytes_of(block.vectors)]
+    stored = {
+        "gallery": header.encode(),
+        "generation": block.generation,
+        "rows": len(block),
+        "sha256": "" if vault.key_id else _sha256(parts),
+    }
+    text = json.dumps(stored, sort_keys=True).encode()
+    start = _START.pack(_MAGIC, len(text)) + text
+    start += hashlib.blake2b(start, digest_size=_DIGEST).digest()
+    start += bytes(-len(start) % _ALIGNMENT)
+    make_derived_folder(gallery)
+    with write_atomically(_file(gallery)) as partial, output_errors(partial), partial.open("wb") as file:
+        file.write(start)
+        for part in _sealed(parts, vault, text) if vault.key_id else parts:
+            file.write(part)
+
+
+def read_templates(gallery: Path, header: Header, vault: Vault) -> TemplateBlock | None:
+    """Read what `write_templates` wrote for this very gallery; None if there is nothing that can be trusted."""
+    try:
+        with _file(gallery).open("rb") as file:
+            return _read(file, header, vault)
+    except (OSError, ValueError, KeyError, struct.error, GalleryDamagedError):
+        return None  # it is only a copy: the gallery's file is read instead, and tells what is damaged
+
+
+def _read(file: Any, header: Header, vault: Vault) -> TemplateBlock | None:
+    magic, length = _START.unpack(start := file.read(_START.size))
+    text = file.read(length)
+    digest = hashlib.blake2b(start + text, digest_size=_DIGEST).digest()
+    if magic != _MAGIC or file.read(_DIGEST) != digest:
+        return None
+    stored = json.loads(text)
+    rows, dim = int(stored["rows"]), header.dim
+    if stored["gallery"] != header.encode():
+        return None
+    begin = file.tell() + -file.tell() % _ALIGNMENT
+    size = rows * (16 + 4 * dim)
+    content: Any
+    if vault.key_id:
+        file.seek(begin)
+        content = _unsealed(file, size, vault, text)
+    else:
+        if os.fstat(file.fileno()).st_size != begin + size or not size:
+            return None
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[begin:]
+        if _sha256([content]) != stored["sha256"]:
+            return None
+    ids = np.frombuffer(content, "<i8", rows)
+    person_ids = np.frombuffer(content, "<i8", rows, offset=8 * rows)
+    vectors = np.frombuffer(content, "<f4", rows * dim, offset=16 * rows).reshape(rows, dim)
+    for array in (ids, person_ids, vectors):
+        array.setflags(write=False)
+    return TemplateBlock(
+        ids=ids.astype(np.int64, copy=False),
+        person_ids=person_ids.astype(np.int64, copy=False),
+        vectors=vectors.astype(np.float32, copy=False),
+        contract_id=header.contract_id,
+        generation=int(stored["generation"]),
+    )
+
+
+def _sealed(parts: list[memoryview], vault: Vault, text: bytes) -> Iterator[bytes]:
+    """Encrypt what follows the header in messages of one size, whatever array a byte belongs to."""
+    content = b"".join(parts)
+    for number, begin in enumerate(range(0, len(content), _MESSAGE)):
+        yield vault.seal(content[begin : begin + _MESSAGE], _place(text, number))
+
+
+def _unsealed(file: Any, size: int, vault: Vault, text: bytes) -> bytearray:
+    content = bytearray(size)
+    for number, begin in enumerate(range(0, size, _MESSAGE)):
+        length = min(_MESSAGE, size - begin)
+        content[begin : begin + length] = vault.open(file.read(length + _OVERHEAD), _place(text, number))
+    if file.read(1):
+        raise GalleryDamagedError("templates: expected the end of the file, found more")
+    return content
+
+
+def _place(text: bytes, number: int) -> bytes:
+    return b"::derived:%d:" % number + text
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8).data
+
+
+def _sha256(parts: list[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
+    """Bring a block to a later generation; the arrays are new if anything changed.
+
+    Raises
+    ------
+    ContractError
+        If what was added is of another contract.
+    """
+    added = changes.added
+    require_same_contract(block.contract_id, added.contract_id, what="templates")
+    kept = ~np.isin(block.ids, changes.removed) if len(changes.removed) else None
+    if not len(added) and (kept is None or kept.all()):
+        return dataclasses.replace(block, generation=changes.generation)
+    columns = {}
+    for name in ("ids", "person_ids", "vectors"):
+        old = getattr(block, name)
+        columns[name] = np.concatenate([old if kept is None else old[kept], getattr(added, name)])
+        columns[name].setflags(write=False)
+    return TemplateBlock(**columns, contract_id=block.contract_id, generation=changes.generation)
+
+
+def try_to_write(gallery: Path, header: Header, vault: Vault, block: TemplateBlock) -> None:
+    """Write if there is room and permission; a gallery without this file is slower to open, and no less right."""
+    try:
+        write_templates(gallery, header, vault, block)
+    except OutputError as error:
+        _log.info("%s; the gallery is read without this file", error)

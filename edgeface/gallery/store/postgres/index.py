@@ -1,0 +1,128 @@
+"""A probe in, the most similar templates of a gallery out, found by the server: pgvector (extra ``postgres``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import InputError, NotSupportedError
+from edgeface.gallery.index import ExactIndex, Hits
+from edgeface.gallery.records import TemplateBlock
+from edgeface.gallery.store.postgres.store import PostgresStore, vector_text
+from edgeface.model.embedding import Embedding, Embeddings
+
+__all__ = ["PostgresIndex"]
+
+_MAX_EXPANSION = 1000  # pgvector's own limit
+_SPARE = 16
+"""More than wanted are fetched: float32 or float16 on the server can swap neighbours whose scores are this close."""
+
+
+class PostgresIndex:
+    """An `Index` that keeps nothing: every search asks the server, so it is always in step.
+
+    The server compares with ``<#>``; what it finds is fetched, its digest checked, and compared again in float64, so
+    scores are those of `ExactIndex`. Without `PostgresStore.add_graph` the server looks at every row. A kiosk that
+    has the memory answers faster, and without the server, from a `LiveIndex` over the same store.
+
+    Parameters
+    ----------
+    store
+        Not encrypted; not closed by it.
+    expansion
+        With a graph: candidates it keeps in view (``hnsw.ef_search``).
+
+    Raises
+    ------
+    NotSupportedError
+        If the gallery is encrypted.
+    """
+
+    def __init__(self, store: PostgresStore, *, expansion: int = 100) -> None:
+        if store.searched_as is None:
+            raise NotSupportedError(
+                "this gallery is encrypted: the server cannot compare its embeddings; search on the client, with "
+                "LiveIndex(store)"
+            )
+        if not 1 <= expansion <= _MAX_EXPANSION:
+            raise InputError(f"expansion: expected 1 to {_MAX_EXPANSION}, found {expansion}")
+        self._store, self._server, self._expansion = store, store.server, expansion
+
+    @property
+    def contract_id(self) -> str:
+        """Of every embedding in it."""
+        return self._store.info.contract_id
+
+    @property
+    def generation(self) -> int:
+        """Of the gallery now."""
+        return self._store.generation()
+
+    def __len__(self) -> int:
+        with self._server.reading() as connection:
+            return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+
+    def search(self, probe: Embedding, *, k: int = 1) -> Hits:
+        """The `k` most similar templates, or all if there are fewer.
+
+        Raises
+        ------
+        ContractError, InputError
+            As `Index.search`.
+        GalleryServerError
+            If the server is away.
+        """
+        return self._search([probe], k)[0]
+
+    def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
+        """The same for several probes, of one state of the gallery."""
+        self._guard().search_batch(probes, k=k)
+        return self._search([probes[row] for row in range(len(probes))], k)
+
+    def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
+        """Every template of these people; somebody who is not there has none."""
+        self._guard().search(probe)
+        with self._server.reading() as connection:
+            found = self._store.fetch(connection, "person_id = ANY(?)", [int(each) for each in person_ids])
+        return ExactIndex(found, threads=1).compare(probe, person_ids)
+
+    def _search(self, probes: Sequence[Embedding], k: int) -> list[Hits]:
+        for probe in probes:
+            self._guard().search(probe, k=k)
+        query = f"SELECT template_id FROM vectors ORDER BY embedding <#> ?::text::{self._store.searched_as} LIMIT ?"
+        wanted, hits = k + _SPARE, []
+        with self._server.reading() as connection:
+            if connection.execute("SELECT to_regclass('vectors_graph')").fetchone()[0] is not None:
+                view = min(_MAX_EXPANSION, max(self._expansion, wanted))
+                connection.execute("SELECT set_config('hnsw.ef_search', ?, true)", (str(view),))
+            for probe in probes:
+                nearest = connection.execute(query, (vector_text(_unit(probe.vector)), wanted))
+                ids = [row[0] for row in nearest]
+                hits.append(
+                    ExactIndex(self._store.fetch(connection, "id = ANY(?)", ids), threads=1).search(
+                        probe, k=k
+                    )
+                )
+        return hits
+
+    def _guard(self) -> ExactIndex:
+        """An index that holds nothing, and refuses what does not belong."""
+        info = self._store.info
+        nothing = np.empty(0, np.int64)
+        return ExactIndex(
+            TemplateBlock(
+                ids=nothing,
+                person_ids=nothing,
+                vectors=np.empty((0, info.dim), np.float32),
+                contract_id=info.contract_id,
+                generation=0,
+            )
+        )
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    doubles = vector.astype(np.float64)
+    unit: NDArray[np.float32] = (doubles / np.linalg.norm(doubles)).astype(np.float32)
+    return unit

@@ -1,0 +1,1 @@
+"""What an IR is: contract, lineage, embeddings, and how much work the model is."""

@@ -1,0 +1,345 @@
+"""A contract in, rt_info strings out, and back: what an IR expects, what it gives, and its identity.
+
+The contract travels inside the IR. Embeddings, galleries, thresholds and benchmark results carry its
+`contract_id`; two of them with different ids are never compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from edgeface.errors import ContractError
+from edgeface.model.lineage import Lineage
+
+__all__ = ["CONTRACT_VERSION", "Alignment", "ModelContract"]
+
+CONTRACT_VERSION = 1
+"""Version of the stored form. A reader refuses a newer one: it may mean something it cannot know."""
+
+RT_INFO_KEY = "edgeface"
+MODEL_API_KEY = "model_info"
+
+Recipe = Literal[
+    "mtcnn-box-margin",
+    "mtcnn-box-output-margin",
+    "five-point-112",
+    "five-point-96x112",
+    "outer-eyes-nose-96",
+    "none",
+]
+Layout = Literal["NCHW", "NHWC"]
+Color = Literal["BGR", "RGB"]
+Precision = Literal["FP32", "FP16", "INT8"]
+Provenance = Literal["published", "seeded", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How a face is cut out of a photograph before this model sees it.
+
+    Attributes
+    ----------
+    recipe
+        ``mtcnn-box-margin``: detector box grown by ``margin / 2`` pixels of the *original* image a side,
+        clipped to the image, resized bilinearly (davidsandberg/facenet, `align_dataset_mtcnn.py`).
+        ``mtcnn-box-output-margin``: the margin is counted in pixels of the *output* crop
+        (facenet-pytorch, `mtcnn.py`).
+        ``five-point-112`` and ``five-point-96x112``: similarity transform of five landmarks onto a template.
+        ``outer-eyes-nose-96``: affine transform of outer eye corners and nose (OpenFace).
+        ``none``: the caller's crop is used as it is.
+    margin
+        Pixels, for the two box recipes; 0 otherwise.
+    """
+
+    recipe: Recipe
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        _require_member("alignment recipe", self.recipe, Recipe)
+        if not isinstance(self.margin, int) or self.margin < 0:
+            raise ContractError(f"alignment margin: expected 0 or more whole pixels, found {self.margin!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelContract:
+    """What one IR expects and gives back.
+
+    Attributes
+    ----------
+    name
+        The model's name in the zoo, or the one it was given when it was converted.
+    framework
+        Where it came from: ``tf``, ``onnx``, ``pytorch``, ``keras``, ``openvino``.
+    source_sha256
+        SHA-256 of the source the weights were read from, 64 hexadecimal digits.
+    provenance
+        ``published``: digest or weights known to be the published ones; ``seeded``: random weights that
+        recognise nobody; ``unknown``: a file of the user's own.
+    input_name, output_name
+        Tensor names in the IR.
+    input_size
+        (height, width) in pixels.
+    layout, color, value_range
+        What the IR's input takes: ``NCHW`` or ``NHWC``, ``BGR`` or ``RGB``, lowest and highest raw value.
+    mean, scale
+        Per channel, in the order the network was trained in (RGB for FaceNet). For the record: they are
+        folded into the IR, which computes ``(x - mean) / scale`` itself.
+    embedding_dim
+        Length of one embedding.
+    metric
+        How two embeddings are compared.
+    normalized
+        Whether rows leave the IR with unit length.
+    alignment
+        The recipe for the crop.
+    precision
+        Of the stored weights.
+    converter_version, openvino_version
+        What made the file. They do not enter `contract_id`.
+    weights_sha256
+        SHA-256 of the IR's .bin, by which a damaged or exchanged one is noticed; empty before it is written.
+    lineage
+        Of what a compressed IR was made, and what that cost; None for one that was converted.
+    """
+
+    name: str
+    framework: str
+    source_sha256: str
+    provenance: Provenance
+    input_name: str
+    output_name: str
+    input_size: tuple[int, int]
+    layout: Layout
+    color: Color
+    value_range: tuple[float, float]
+    mean: tuple[float, float, float]
+    scale: tuple[float, float, float]
+    embedding_dim: int
+    metric: Literal["cosine"]
+    normalized: bool
+    alignment: Alignment
+    precision: Precision
+    converter_version: str
+    openvino_version: str
+    weights_sha256: str = ""
+    lineage: Lineage | None = None
+
+    def __post_init__(self) -> None:
+        _require_member("provenance", self.provenance, Provenance)
+        _require_member("layout", self.layout, Layout)
+        _require_member("color", self.color, Color)
+        _require_member("metric", self.metric, Literal["cosine"])
+        _require_member("precision", self.precision, Precision)
+        _require_digest("source_sha256", self.source_sha256)
+        if self.weights_sha256:
+            _require_digest("weights_sha256", self.weights_sha256)
+        # One value has one form, or the same contract would have two ids: 127 and 127.0 differ in JSON.
+        for name, length in {"input_size": 2, "value_range": 2, "mean": 3, "scale": 3}.items():
+            number = int if name == "input_size" else float
+            values = tuple(number(value) for value in getattr(self, name))
+            if len(values) != length or not all(map(math.isfinite, values)):
+                raise ContractError(f"{name}: expected {length} numbers, found {values}")
+            object.__setattr__(self, name, values)
+        if min(self.input_size) < 1:
+            raise ContractError(f"input_size: expected positive (height, width), found {self.input_size}")
+        if self.embedding_dim < 1:
+            raise ContractError(f"embedding_dim: expected a positive number, found {self.embedding_dim}")
+        if 0 in self.scale:
+            raise ContractError(f"scale: expected numbers other than 0, found {self.scale}")
+
+    @property
+    def contract_id(self) -> str:
+        """Sixteen hexadecimal digits over everything that changes the numbers.
+
+        Names and the versions of the tools that wrote the file stay out: converting the same weights again
+        with a newer OpenVINO keeps every enrolled gallery valid. Quantizing again with another NNCF does not:
+        it may round elsewhere.
+        """
+        stored = self.to_dict()
+        if self.lineage is not None:
+            stored["lineage"] = self.lineage.identity()
+        for key in _OUTSIDE_THE_ID:
+            del stored[key]
+        canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Shape of the IR's input for this many faces."""
+        height, width = self.input_size
+        return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types, without `contract_id`; no `lineage` if there is none."""
+        stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.lineage is None:
+            del stored["lineage"]  # an edgeface that knows none reads the contract too, and the id stays
+        return stored
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> ModelContract:
+        """Rebuild what `to_dict` wrote.
+
+        Raises
+        ------
+        ContractError
+            If a field is missing, unknown, or of the wrong type.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
+            raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
+        if unknown := sorted(stored.keys() - known.keys()):
+            raise ContractError(
+                f"contract: unknown fields {', '.join(unknown)}; it was written by something else"
+            )
+        try:
+            return cls(**{name: _PARSERS.get(name, _parse_str)(value) for name, value in stored.items()})
+        except (TypeError, ValueError, KeyError) as error:
+            raise ContractError(f"contract: a field has the wrong type: {error}") from error
+
+    def write_to(self, model: Any) -> None:
+        """Store the contract in an `openvino.Model`'s rt_info, as strings.
+
+        The keys that Intel's Model API also reads go under ``model_info`` too. Mean and scale do not: they
+        are folded into the graph, and Model API would apply them a second time.
+        """
+        height, width = self.input_size
+        stored = {"contract_version": str(CONTRACT_VERSION), "contract_id": self.contract_id}
+        for name, value in self.to_dict().items():
+            stored[name] = value if isinstance(value, str) else json.dumps(value)
+        model.set_rt_info(stored, RT_INFO_KEY)  # all at once: nothing of another contract is left behind
+        for key, text in {
+            "model_name": self.name,
+            "resize_type": "standard",
+            "orig_height": str(height),
+            "orig_width": str(width),
+            "reverse_input_channels": str(self.color == "RGB"),
+        }.items():
+            model.set_rt_info(text, [MODEL_API_KEY, key])
+
+    @classmethod
+    def read_from(cls, model: Any, *, source: str = "the IR") -> ModelContract:
+        """Read the contract that `write_to` stored in an `openvino.Model`.
+
+        Parameters
+        ----------
+        model
+            The openvino.Model.
+        source
+            How messages call the file.
+
+        Raises
+        ------
+        ContractError
+            If there is none, if a newer edgeface wrote it, or if its `contract_id` does not match its fields.
+        """
+        if not model.has_rt_info([RT_INFO_KEY, "contract_version"]):
+            raise ContractError(
+                f"{source}: expected an IR with an edgeface contract, found none; convert the model with "
+                "'edgeface convert', or give an existing IR its contract with 'edgeface adopt'"
+            )
+
+        def text(name: str) -> str:
+            if not model.has_rt_info([RT_INFO_KEY, name]):
+                raise ContractError(f"{source}: the contract has no field {name!r}; convert the model again")
+            return str(model.get_rt_info([RT_INFO_KEY, name]).astype(str))
+
+        version = text("contract_version")
+        if version != str(CONTRACT_VERSION):
+            raise ContractError(
+                f"{source}: expected a contract of version {CONTRACT_VERSION}, found version {version}; "
+                "update edgeface, or convert the model again with this one"
+            )
+        stored: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name in _OPTIONAL and not model.has_rt_info([RT_INFO_KEY, field.name]):
+                continue
+            raw = text(field.name)
+            try:
+                stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
+            except json.JSONDecodeError as error:
+                raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
+        known = {*stored, "contract_version", "contract_id"}
+        if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - known):
+            raise ContractError(
+                f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by something else"
+            )
+        contract = cls.from_dict(stored)
+        if contract.contract_id != text("contract_id"):
+            raise ContractError(
+                f"{source}: the contract says contract_id {text('contract_id')}, but its fields give "
+                f"{contract.contract_id}: it was edited by hand; convert the model again"
+            )
+        return contract
+
+
+_OUTSIDE_THE_ID = (
+    "name",
+    "input_name",
+    "output_name",
+    "provenance",
+    "converter_version",
+    "openvino_version",
+    "weights_sha256",
+)
+
+
+_OPTIONAL = frozenset({"lineage"})
+"""Fields that older contracts, and those of converted IRs, do not have."""
+
+
+def _require_member(what: str, value: object, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ContractError(f"{what}: expected one of {', '.join(get_args(allowed))}, found {value!r}")
+
+
+def _require_digest(what: str, value: str) -> None:
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ContractError(f"{what}: expected 64 lower-case hexadecimal digits, found {value!r}")
+
+
+def _parse_str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r}")
+    return value
+
+
+def _parse_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, found {value!r}")
+    return value
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected a whole number, found {value!r}")
+    return value
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    return tuple(float(item) for item in value)
+
+
+def _parse_alignment(value: Any) -> Alignment:
+    return Alignment(**value)
+
+
+_PARSERS: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "input_size": lambda value: tuple(_parse_int(item) for item in value),
+        "value_range": _floats,
+        "mean": _floats,
+        "scale": _floats,
+        "embedding_dim": _parse_int,
+        "normalized": _parse_bool,
+        "alignment": _parse_alignment,
+        "lineage": Lineage.from_dict,
+    }
+)
+"""Fields that are stored as JSON rather than as plain text, and how each is read."""

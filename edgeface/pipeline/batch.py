@@ -1,0 +1,226 @@
+"""Many picture files in, an embedding table out; what was done survives an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeface.errors import ImageError, InputError
+from edgeface.files import output_errors, staging_folder
+from edgeface.model.embedding import require_same_contract
+from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.table import EmbeddingTable, require_format
+from edgeface.vision.crops import list_some
+from edgeface.vision.source import open_source
+
+__all__ = ["BulkResult", "embed_files"]
+
+_PART_SECONDS = 10.0
+"""What an interruption can cost at most."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files done, and of all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BulkResult:
+    """What `embed_files` did.
+
+    Attributes
+    ----------
+    table
+        What is in the output now, in the order of the files.
+    reused
+        Files whose rows were there already.
+    failures
+        Why a file has no row.
+    """
+
+    table: EmbeddingTable
+    reused: int
+    failures: dict[Path, str]
+
+
+def embed_files(
+    files: Sequence[Path],
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    contract_id: str,
+    settings: str,
+    progress: Progress | None = None,
+) -> BulkResult:
+    """Embed the faces of picture files into `output`.
+
+    Files that the output, or the remains of an interrupted run beside it (``NAME.parts``), has rows of are not
+    embedded again, unless they have changed since. Rows of files that are not listed are dropped.
+
+    Parameters
+    ----------
+    files
+        Pictures, each once.
+    pipeline
+        Finds and embeds the faces.
+    output
+        As `EmbeddingTable.save` takes it.
+    contract_id
+        Of the pipeline's embedder.
+    settings
+        How the pipeline finds faces.
+    progress
+        Called after each file.
+
+    Raises
+    ------
+    ContractError
+        If what is there already was embedded by another contract.
+    InputError
+        If its faces were found in another way, or it is something else.
+    ImageError
+        If no file at all gave an embedding.
+    OutputError
+        If the output cannot be written.
+    """
+    require_format(output)
+    with staging_folder(output.parent):  # a folder that cannot be written is told before any work
+        pass
+    rows = _Rows(output, contract_id, settings)
+    failures = _unwritable_names(files, output)
+    changed = {path: _modified(path) for path in files}
+    todo = [path for path in files if path not in failures and not rows.has(path, changed[path])]
+    done = len(files) - len(todo)
+    reused = done - len(failures)
+
+    def fail(path: Path, error: ImageError) -> None:
+        failures[path] = str(error).removeprefix(f"{path}: ")
+
+    with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
+        for frame, faces in answers:
+            path = todo[frame.index]
+            if not rows.add(path, changed[path], faces):
+                failures[path] = _why_not(faces)
+            if progress:
+                progress(done + frame.index + 1, len(files))
+    if progress:  # the last files may have been unreadable
+        progress(len(files), len(files))
+    if (table := rows.collect(files)) is None:
+        raise ImageError(f"no picture gave an embedding: {list_some(failures)}")
+    table.save(output)
+    rows.discard_parts()
+    return BulkResult(table, reused, dict(sorted(failures.items())))
+
+
+def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
+    """Files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
+    if output.suffix != ".parquet":
+        return {}
+    return {
+        path: "its name is not UTF-8, and a .parquet cannot hold it; rename it, or write a .npz"
+        for path in files
+        if any("\ud800" <= character <= "\udfff" for character in str(path))
+    }
+
+
+class _Rows:
+    """The rows there are, old and new; new ones go to disk every few seconds, and when the block ends."""
+
+    def __init__(self, output: Path, contract_id: str, settings: str) -> None:
+        self._folder = output.with_name(output.name + ".parts")
+        self._contract_id, self._settings = contract_id, settings
+        parts = sorted(self._folder.glob("*.npz"))
+        found = {path: EmbeddingTable.load(path) for path in [output, *parts] if path.is_file()}
+        for path, table in found.items():  # before any work
+            require_same_contract(table.contract_id, contract_id, what=str(path))
+            if table.settings != settings:
+                raise InputError(
+                    f"{path}: expected faces found by {settings}, found {table.settings}; ask for those, write to "
+                    f"another file, or remove this one"
+                )
+        self._tables = list(found.values())
+        self._old = {
+            row
+            for table in self._tables
+            for row in zip(table.paths.tolist(), table.modified.tolist(), strict=True)
+        }
+        self._part = len(parts)
+        self._new: list[tuple[Path, int, int, Face]] = []
+        self._saved = time.monotonic()
+
+    def has(self, path: Path, modified: int) -> bool:
+        return (str(path), modified) in self._old
+
+    def add(self, path: Path, modified: int, faces: Sequence[Face]) -> int:
+        """Take the faces of a picture that have embeddings; how many."""
+        in_order = sorted(faces, key=lambda face: float(face.box[0]))
+        found = [(path, modified, n, face) for n, face in enumerate(in_order) if face.embedding is not None]
+        self._new += found
+        if time.monotonic() - self._saved > _PART_SECONDS:
+            self._save_part()
+        return len(found)
+
+    def collect(self, files: Sequence[Path]) -> EmbeddingTable | None:
+        """All rows of these files, in their order; None if there are none."""
+        if not self._tables:
+            return None
+        table = EmbeddingTable.join(self._tables)
+        order = {str(path): number for number, path in enumerate(files)}
+        keys = zip(table.paths.tolist(), table.modified.tolist(), table.faces.tolist(), strict=True)
+        newest = dict(zip(table.paths.tolist(), table.modified.tolist(), strict=True))
+        # Keyed, because a run that was interrupted at its very end leaves the same rows in two places.
+        rows = {
+            (order[path], face): row
+            for row, (path, modified, face) in enumerate(keys)
+            if path in order and modified == newest[path]
+        }
+        return table.select(np.array([rows[key] for key in sorted(rows)], np.intp)) if rows else None
+
+    def discard_parts(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._save_part()
+
+    def _save_part(self) -> None:
+        if self._new:
+            table = self._table(self._new)
+            with output_errors(self._folder):
+                table.save(self._folder / f"{self._part:06}.npz")
+            self._tables.append(table)
+            self._part, self._new = self._part + 1, []
+        self._saved = time.monotonic()
+
+    def _table(self, rows: Sequence[tuple[Path, int, int, Face]]) -> EmbeddingTable:
+        vectors = [face.embedding.vector for *_, face in rows if face.embedding is not None]
+        width = self._tables[0].vectors.shape[1] if self._tables else 0
+        return EmbeddingTable(
+            vectors=np.stack(vectors) if vectors else np.empty((0, width), np.float32),
+            paths=np.array([str(path) for path, *_ in rows], np.str_),
+            modified=np.array([modified for _, modified, *_ in rows], np.int64),
+            faces=np.array([number for *_, number, _ in rows], np.int32),
+            boxes=np.array([face.box for *_, face in rows], np.float32).reshape(-1, 4),
+            scores=np.array([face.score for *_, face in rows], np.float32),
+            contract_id=self._contract_id,
+            settings=self._settings,
+        )
+
+
+def _why_not(faces: Sequence[Face]) -> str:
+    if not faces:
+        return "expected a face, found none"
+    return "; ".join(reason for face in faces for reason in face.reasons)
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return -1  # reading it will say why

@@ -1,0 +1,469 @@
+"""What every store must do, whatever keeps its data: run against SQLite, and against PostgreSQL.
+
+A test module makes it its own so::
+
+    from unit.gallery.conformance import Place, StoreConformance
+
+    class TestSqlite(StoreConformance):
+        @pytest.fixture
+        def place(self, tmp_path):
+            return Place(create=..., open=...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+
+from edgeface.errors import ContractError, EdgeFaceError, GalleryError
+from edgeface.gallery.records import KeptImage, NewTemplate, TemplateBlock
+from edgeface.gallery.store.protocol import Store
+from edgeface.model.embedding import Embedding
+
+CONTRACT = "0123456789abcdef"
+OTHER_CONTRACT = "fedcba9876543210"
+DIM = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a gallery can be made, and opened again.
+
+    create(contract_id=..., dim=..., keep_images=...) makes an empty gallery and opens it; open(contract_id=...)
+    opens it once more, as another process would. Both refuse what does not fit with the errors of a `Store`.
+    """
+
+    create: Callable[..., Store]
+    open: Callable[..., Store]
+
+
+def vectors(count: int, *, seed: int = 0, dim: int = DIM) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def template(row: np.ndarray, **more: object) -> NewTemplate:
+    return NewTemplate(embedding=Embedding(row, CONTRACT), **more)
+
+
+def templates(count: int, *, seed: int = 0) -> list[NewTemplate]:
+    return [template(row) for row in vectors(count, seed=seed)]
+
+
+def kept(pixels: bytes = b"\x89PNG and so on") -> KeptImage:
+    box = np.array([1, 2, 30, 40], np.float32)
+    return KeptImage(png=pixels, box=box, landmarks=np.arange(10, dtype=np.float32).reshape(5, 2))
+
+
+def joined(blocks: list[TemplateBlock]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate([block.person_ids for block in blocks]),
+        np.concatenate([block.vectors for block in blocks]),
+    )
+
+
+class StoreConformance:
+    """The tests; a subclass defines the fixture `place`."""
+
+    @pytest.fixture
+    def store(self, place: Place):
+        with place.create(contract_id=CONTRACT, dim=DIM, keep_images=True) as opened:
+            yield opened
+
+    # What it is bound to
+
+    def test_it_says_what_it_is_bound_to(self, store: Store) -> None:
+        assert isinstance(store, Store)
+        info = store.info
+        assert (info.contract_id, info.dim, info.metric, info.keeps_images) == (CONTRACT, DIM, "cosine", True)
+        assert len(info.gallery_id) == 32
+        assert abs(datetime.now(timezone.utc) - info.created) < timedelta(minutes=10)
+
+    def test_it_is_the_same_when_opened_again(self, store: Store, place: Place) -> None:
+        with place.open(contract_id=CONTRACT) as again:
+            assert again.info == store.info
+
+    def test_opening_it_for_another_contract_is_refused(self, store: Store, place: Place) -> None:
+        with pytest.raises(ContractError, match=f"{OTHER_CONTRACT}.*{CONTRACT}"):
+            place.open(contract_id=OTHER_CONTRACT)
+
+    # Embeddings of another contract
+
+    @pytest.mark.parametrize(
+        "alien",
+        [
+            Embedding(vectors(1)[0], OTHER_CONTRACT),
+            Embedding(vectors(1, dim=DIM + 1)[0], CONTRACT),
+            Embedding(np.zeros(DIM, np.float32), CONTRACT),
+        ],
+        ids=["another contract", "another length", "no direction"],
+    )
+    def test_an_embedding_that_does_not_belong_is_refused_and_nothing_changes(
+        self, store: Store, alien: Embedding
+    ) -> None:
+        person = store.add_person("Ada", templates=templates(1))
+        before = store.generation()
+        wrong = [*templates(1, seed=5), NewTemplate(embedding=alien)]
+        with pytest.raises(ContractError):
+            store.add_templates(person.id, wrong)
+        with pytest.raises(ContractError):
+            store.add_person("Grace", templates=wrong)
+        assert store.generation() == before
+        assert [each.name for each in store.people()] == ["Ada"]
+        assert len(store.load()) == 1
+
+    # What may yet be undone
+
+    def test_what_was_undone_is_of_no_generation(self, store: Store) -> None:
+        store.add_person("Ada", templates=templates(1))
+        before = store.generation()
+        with contextlib.suppress(KeyError), store.writing():
+            assert store.load().generation == before
+            store.add_person("Grace", templates=templates(1, seed=1))
+            loaded, changes = store.load(), store.changes_since(before - 1)
+            raise KeyError
+        assert changes is not None
+        assert len(loaded) == len(changes.added) == 2
+        store.add_person("Joan", templates=templates(1, seed=2))
+        for seen in (loaded.generation, changes.generation):
+            assert (
+                store.changes_since(seen) is None
+            )  # or Grace would stay for ever in whatever follows the store
+            assert seen != store.generation()
+
+    # People
+
+    def test_a_person_comes_back_as_given(self, store: Store, place: Place) -> None:
+        metadata = {"badge": 17, "team": ["a", {"b": None}], "ß": "ü\U0001f600"}
+        person = store.add_person("Zoë  Ünal", labels=["staff", "day", "staff"], metadata=metadata)
+        assert (person.name, person.labels, person.metadata) == ("Zoë  Ünal", ("day", "staff"), metadata)
+        assert person.template_count == 0
+        assert person.created.utcoffset() == timedelta(0)
+        with place.open(contract_id=CONTRACT) as again:
+            assert again.person(person.id) == again.find("Zoë  Ünal") == person
+            assert again.people() == (person,)
+
+    def test_a_name_is_found_in_any_unicode_form(self, store: Store) -> None:
+        person = store.add_person(" Zoe\u0308 ")
+        assert person.name == "Zo\u00eb"
+        assert store.find("Zo\u00eb") == store.find("Zoe\u0308 ") == person
+        assert store.find("Zoe") is None
+
+    def test_two_people_of_one_name_are_refused(self, store: Store) -> None:
+        store.add_person("Ada")
+        before = store.generation()
+        with pytest.raises(GalleryError, match="Ada"):
+            store.add_person("Ada")
+        assert store.generation() == before
+
+    @pytest.mark.parametrize("name", ["", "  ", "a\nb", "a\x00b", "\ud800", "x" * 201])
+    def test_what_is_no_name_is_refused(self, store: Store, name: str) -> None:
+        with pytest.raises(GalleryError, match="name"):
+            store.add_person(name)
+
+    def test_metadata_that_json_has_no_form_for_is_refused(self, store: Store) -> None:
+        for wrong in ({"a": object()}, {1: "a"}, {"a": float("nan")}):
+            with pytest.raises(GalleryError, match="metadata"):
+                store.add_person("Ada", metadata=wrong)
+        assert store.people() == ()
+
+    def test_an_update_replaces_what_is_given(self, store: Store) -> None:
+        first = store.add_person("Ada", labels=["staff"], metadata={"a": 1}, templates=templates(2))
+        assert store.update_person(first.id, name="Ada L").name == "Ada L"
+        assert store.find("Ada") is None
+        person = store.update_person(first.id, labels=[], metadata={"b": 2})
+        assert (person.name, person.labels, person.metadata) == ("Ada L", (), {"b": 2})
+        assert (person.id, person.created, person.template_count) == (first.id, first.created, 2)
+        store.add_person("Grace")
+        with pytest.raises(GalleryError, match="Grace"):
+            store.update_person(first.id, name="Grace")
+        assert store.update_person(first.id, name="Ada L") == store.person(first.id)
+
+    def test_people_are_selected_by_label(self, store: Store) -> None:
+        ada = store.add_person("Ada", labels=["staff", "day"])
+        store.add_person("Grace", labels=["night"])
+        assert store.people(label="day") == (ada,)
+        assert store.people(label="da") == ()
+
+    @pytest.mark.parametrize("unknown", [999, 0, -1, 2**62])
+    def test_nobody_has_an_unknown_id(self, store: Store, unknown: int) -> None:
+        for call in (
+            lambda: store.person(unknown),
+            lambda: store.templates_of(unknown),
+            lambda: store.update_person(unknown, name="a"),
+            lambda: store.add_templates(unknown, templates(1)),
+            lambda: store.forget(unknown),
+        ):
+            with pytest.raises(GalleryError, match=str(unknown)):
+                call()
+
+    # Templates
+
+    def test_templates_come_back_bit_by_bit(self, store: Store, place: Place) -> None:
+        rows = vectors(3)
+        when = datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=timezone(timedelta(hours=2)))
+        person = store.add_person("Ada", templates=[template(rows[0], quality=0.25, source_sha256="ab" * 32)])
+        ids = store.add_templates(
+            person.id, [template(rows[1], created=when, image=kept()), template(rows[2])]
+        )
+        with place.open(contract_id=CONTRACT) as again:
+            found = again.templates_of(person.id)
+            assert [each.id for each in found][1:] == list(ids)
+            assert all(each.person_id == person.id for each in found)
+            np.testing.assert_array_equal([each.embedding.vector for each in found], rows)
+            assert {each.embedding.contract_id for each in found} == {CONTRACT}
+            assert (found[0].quality, found[0].source_sha256) == (0.25, "ab" * 32)
+            assert np.isnan(found[1].quality)
+            assert found[1].created == when
+            assert [each.has_image for each in found] == [False, True, False]
+            assert again.person(person.id).template_count == 3
+
+    def test_an_embedding_of_another_length_than_1_is_stored_with_length_1(self, store: Store) -> None:
+        (row,) = vectors(1)
+        store.add_person("Ada", templates=[template(row * 7)])
+        np.testing.assert_allclose(store.load().vectors[0], row, atol=1e-6)
+
+    def test_a_kept_image_comes_back_bit_by_bit(self, store: Store) -> None:
+        person = store.add_person(
+            "Ada", templates=[template(vectors(1)[0], image=kept(bytes(range(256)) * 90))]
+        )
+        (found,) = store.templates_of(person.id)
+        image = store.image_of(found.id)
+        assert image is not None
+        assert image.png == bytes(range(256)) * 90
+        np.testing.assert_array_equal(image.box, kept().box)
+        np.testing.assert_array_equal(image.landmarks, kept().landmarks)
+        assert image.aligned is False
+
+    def test_a_gallery_that_keeps_no_images_refuses_one(self, place: Place) -> None:
+        with place.create(contract_id=CONTRACT, dim=DIM, keep_images=False) as store:
+            with pytest.raises(GalleryError, match="keep"):
+                store.add_person("Ada", templates=[template(vectors(1)[0], image=kept())])
+            assert store.people() == ()
+
+    def test_blocks_hold_every_template_once_by_rising_id(self, store: Store) -> None:
+        people = [store.add_person(f"p{n}", templates=templates(3, seed=n)) for n in range(5)]
+        blocks = list(store.templates(rows=4))
+        assert [len(block) for block in blocks] == [4, 4, 4, 3]
+        assert {(block.contract_id, block.generation) for block in blocks} == {(CONTRACT, store.generation())}
+        ids, person_ids, matrix = joined(blocks)
+        assert (ids.dtype, person_ids.dtype, matrix.dtype) == (np.int64, np.int64, np.float32)
+        assert (np.diff(ids) > 0).all()
+        np.testing.assert_array_equal(person_ids, np.repeat([person.id for person in people], 3))
+        np.testing.assert_array_equal(matrix, np.concatenate([vectors(3, seed=n) for n in range(5)]))
+        whole = store.load()
+        for name, expected in (("ids", ids), ("person_ids", person_ids), ("vectors", matrix)):
+            np.testing.assert_array_equal(getattr(whole, name), expected)
+        assert not whole.vectors.flags.writeable
+
+    def test_an_empty_gallery_has_an_empty_matrix(self, store: Store) -> None:
+        assert store.load().vectors.shape == (0, DIM)
+        assert sum(map(len, store.templates())) == 0
+
+    def test_blocks_are_of_one_generation_while_others_write(self, store: Store, place: Place) -> None:
+        store.add_person("Ada", templates=templates(6))
+        blocks = store.templates(rows=2)
+        first = next(blocks)
+        with place.open(contract_id=CONTRACT) as other:
+            other.add_person("Grace", templates=templates(4, seed=1))
+        store.add_person("Linus", templates=templates(1, seed=2))
+        rest = list(blocks)
+        assert len(first) + sum(map(len, rest)) == 6
+        assert {block.generation for block in rest} == {first.generation}
+        assert len(store.load()) == 11
+
+    # Generations
+
+    def test_every_write_raises_the_generation_by_one_for_everybody(self, store: Store, place: Place) -> None:
+        with place.open(contract_id=CONTRACT) as other:
+            start = store.generation()
+            person = store.add_person("Ada", templates=templates(2))
+            assert other.generation() == start + 1
+            other.add_templates(person.id, templates(1, seed=1))
+            assert store.generation() == start + 2
+            store.update_person(person.id, labels=["a"])
+            assert store.generation() == start + 3
+            assert store.add_templates(person.id, []) == ()
+
+    def test_changes_say_what_an_index_has_to_do(self, store: Store) -> None:
+        ada = store.add_person("Ada", templates=templates(3))
+        old = store.load()
+        store.add_person("Grace", templates=templates(2, seed=1))
+        gone = store.templates_of(ada.id)[1].id
+        store.forget(ada.id, template_ids=[gone])
+        changes = store.changes_since(old.generation)
+        assert changes is not None
+        assert changes.generation == changes.added.generation == store.generation()
+        assert gone in changes.removed
+        keep = ~np.isin(old.ids, changes.removed)
+        new = store.load()
+        np.testing.assert_array_equal(np.concatenate([old.ids[keep], changes.added.ids]), new.ids)
+        np.testing.assert_array_equal(np.concatenate([old.vectors[keep], changes.added.vectors]), new.vectors)
+        nothing = store.changes_since(store.generation())
+        assert nothing is not None
+        assert (len(nothing.removed), len(nothing.added)) == (0, 0)
+
+    def test_a_generation_that_never_was_has_no_changes(self, store: Store) -> None:
+        assert store.changes_since(store.generation() + 1) is None
+        assert store.changes_since(-1) is None
+
+    # Transactions
+
+    def test_a_block_of_writing_is_one_commit(self, store: Store, place: Place) -> None:
+        with place.open(contract_id=CONTRACT) as other:
+            before = store.generation()
+            with store.writing():
+                person = store.add_person("Ada")
+                with store.writing():
+                    store.add_templates(person.id, templates(2))
+                assert store.person(person.id).template_count == 2
+                assert len(store.load()) == 2
+                assert other.people() == ()
+                assert other.generation() == before
+            assert other.generation() == before + 1
+            assert len(other.load()) == 2
+
+    def test_an_exception_undoes_the_whole_block(self, store: Store) -> None:
+        before = store.generation()
+
+        def fail() -> None:
+            with store.writing():
+                store.add_person("Ada", templates=templates(2))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert store.people() == ()
+        assert store.generation() == before
+        assert len(store.load()) == 0
+        assert store.add_person("Ada").name == "Ada"
+
+    def test_an_error_caught_inside_a_block_undoes_only_its_call(self, store: Store) -> None:
+        with store.writing():
+            store.add_person("Ada")
+            with pytest.raises(GalleryError):
+                store.add_person("Ada")
+            alien = NewTemplate(embedding=Embedding(vectors(1)[0], OTHER_CONTRACT))
+            with pytest.raises(ContractError):
+                store.add_person("Grace", templates=[*templates(1), alien])
+        assert [person.name for person in store.people()] == ["Ada"]
+        assert len(store.load()) == 0
+
+    def test_writing_that_writes_nothing_changes_nothing(self, store: Store) -> None:
+        before = store.generation()
+        with store.writing():
+            store.people()
+        assert store.generation() == before
+
+    @pytest.mark.timeout(60)
+    def test_two_writers_at_once_lose_no_update(self, store: Store, place: Place) -> None:
+        before, failures = store.generation(), []
+
+        def write(name: str) -> None:
+            try:
+                with place.open(contract_id=CONTRACT) as own:
+                    for number in range(10):
+                        with own.writing():  # read, then write: the classic lost update
+                            person = own.find("shared") or own.add_person("shared", metadata={"count": 0})
+                            own.update_person(person.id, metadata={"count": person.metadata["count"] + 1})
+                        own.add_person(f"{name}{number}", templates=templates(1, seed=number))
+            except EdgeFaceError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(50)
+        assert failures == []
+        shared = store.find("shared")
+        assert shared is not None
+        assert shared.metadata == {"count": 20}
+        assert len(store.people()) == 21
+        assert len(store.load()) == 20
+        assert store.generation() == before + 40
+
+    @pytest.mark.timeout(60)
+    def test_one_store_serves_several_threads(self, store: Store) -> None:
+        failures = []
+
+        def write(name: str) -> None:
+            try:
+                for number in range(10):
+                    with store.writing():
+                        person = store.add_person(f"{name}{number}")
+                        store.add_templates(person.id, templates(1, seed=number))
+                    store.load()
+            except EdgeFaceError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(50)
+        assert failures == []
+        assert len(store.people()) == len(store.load()) == 30
+
+    # Forgetting
+
+    def test_a_forgotten_person_is_gone_for_everybody(self, store: Store, place: Place) -> None:
+        ada = store.add_person("Ada", templates=[template(row, image=kept()) for row in vectors(3)])
+        grace = store.add_person("Grace", templates=templates(2, seed=1))
+        ids = [each.id for each in store.templates_of(ada.id)]
+        with place.open(contract_id=CONTRACT) as other:
+            known = other.load()
+            done = store.forget(ada.id)
+            assert (done.person_id, done.templates, done.images) == (ada.id, 3, 3)
+            assert done.generation == other.generation() == store.generation()
+            assert done.remains == ()
+            assert other.find("Ada") is None
+            assert other.people() == (grace,)
+            assert set(other.load().person_ids.tolist()) == {grace.id}
+            assert [other.image_of(each) for each in ids] == [None] * 3
+            changes = other.changes_since(known.generation)
+            assert changes is None or set(ids) <= set(changes.removed.tolist())
+
+    def test_some_templates_of_a_person_can_be_forgotten(self, store: Store) -> None:
+        ada = store.add_person("Ada", templates=templates(3))
+        grace = store.add_person("Grace", templates=templates(1, seed=1))
+        first, second, third = (each.id for each in store.templates_of(ada.id))
+        done = store.forget(ada.id, template_ids=[first, third])
+        assert done.templates == 2
+        assert [each.id for each in store.templates_of(ada.id)] == [second]
+        (foreign,) = store.templates_of(grace.id)
+        before = store.generation()
+        with pytest.raises(GalleryError, match=str(foreign.id)):
+            store.forget(ada.id, template_ids=[second, foreign.id])
+        assert store.generation() == before
+        assert len(store.load()) == 2
+
+    def test_ids_are_never_used_again(self, store: Store, place: Place) -> None:
+        ada = store.add_person("Ada", templates=templates(2))
+        used = {each.id for each in store.templates_of(ada.id)}
+        store.forget(ada.id)
+        with place.open(contract_id=CONTRACT) as other:
+            again = other.add_person("Ada", templates=templates(2))
+            assert again.id != ada.id
+            assert used.isdisjoint(each.id for each in other.templates_of(again.id))
+
+    def test_forgetting_is_no_part_of_a_larger_transaction(self, store: Store) -> None:
+        ada = store.add_person("Ada")
+        with pytest.raises(GalleryError, match="writing"), store.writing():
+            store.forget(ada.id)
+        assert store.people() == (ada,)
+
+    # The end
+
+    def test_a_closed_store_says_so(self, store: Store) -> None:
+        store.close()
+        store.close()
+        with pytest.raises(GalleryError, match="closed"):
+            store.people()

@@ -1,0 +1,256 @@
+"""Another model takes over from kept images, on real IRs; what is interrupted goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import TINY_SIZE, write_tiny_ir
+from unit.gallery.conformance import template, templates
+
+from edgeface.errors import ContractError, GalleryError
+from edgeface.gallery.enrolment_images import portraits
+from edgeface.gallery.records import KeptImage, NewTemplate
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.model.embedding import Embedding
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.runtime import Embedder
+from edgeface.vision.detector import Faces
+from edgeface.vision.quality import QualityGate
+
+pytestmark = pytest.mark.timeout(120)
+KEY = bytes(range(32))
+BOX = np.array([[40.25, 30.5, 100.75, 95.5]], np.float32)
+
+
+class OneFace:
+    """Finds as many faces as it is told to, always in one place."""
+
+    name = "fixed"
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        points = np.array([[55, 50], [85, 50], [70, 62], [60, 80], [80, 80]], np.float32)
+        return [
+            Faces(
+                BOX.repeat(self.count, 0),
+                points[None].repeat(self.count, 0),
+                np.full(self.count, 0.9, np.float32),
+            )
+            for _ in images
+        ]
+
+
+@pytest.fixture
+def irs(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    return write_tiny_ir(tmp_path / "old"), write_tiny_ir(tmp_path / "new", source="b", margin=20)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Forty pictures in which any other crop has another mean colour, and one that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):
+        dice = np.random.default_rng(number)
+        picture = cv2.resize(dice.integers(0, 255, (12, 16, 3)).astype(np.uint8), (160, 120))
+        cv2.imwrite(str(folder / f"{number:02}.png"), picture)
+    (folder / "40.png").write_bytes(b"no picture")
+    return sorted(folder.iterdir())
+
+
+def fill(
+    path: Path, ir: Path, photos: list[Path], *, keep_images: bool = True
+) -> tuple[SqliteStore, list[str]]:
+    with Embedder.load(ir) as embedder:
+        contract = embedder.contract
+        store = SqliteStore.create(
+            path, contract_id=contract.contract_id, dim=3, key=KEY, keep_images=keep_images
+        )
+        found = list(portraits(photos, Pipeline(OneFace(), embedder), crops=False, keep_images=keep_images))
+    for number, each in enumerate(found):
+        if each.template:
+            store.add_person(f"p{number}", templates=[each.template])
+    return store, [each.refusal for each in found]
+
+
+def test_portraits_come_in_order_with_digest_quality_and_what_was_refused(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    import hashlib
+
+    store, refusals = fill(tmp_path / "g", irs[0], [photos[40], *photos[:3], photos[40]])
+    assert [bool(each) for each in refusals] == [True, False, False, False, True]
+    stored = [store.templates_of(person.id)[0] for person in store.people()]
+    assert [each.source_sha256 for each in stored] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in photos[:3]
+    ]
+    assert all(0 < each.quality <= 1 and each.has_image for each in stored)
+    store.close()
+
+
+def test_a_picture_of_several_or_of_no_faces_or_of_bad_ones_is_refused(
+    irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    with Embedder.load(irs[0]) as embedder:
+
+        def refusal(count: int, *, largest: bool = False, gate: QualityGate | None = None) -> str:
+            pipeline = Pipeline(OneFace(count), embedder, gate=gate)
+            (found,) = portraits(photos[:1], pipeline, crops=False, keep_images=False, largest=largest)
+            assert (found.template is None) is bool(found.refusal)
+            return found.refusal
+
+        assert "found none" in refusal(0)
+        assert "expected one face, found 2" in refusal(2)
+        assert refusal(2, largest=True) == ""
+        assert "box side: expected at least 80" in refusal(1, gate=QualityGate(min_box_side=80))
+
+
+def test_a_rebuilt_gallery_equals_one_that_was_enrolled_with_the_new_model(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    """The part of the picture that was kept gives the new model the very pixels that the picture would have."""
+    store, _ = fill(tmp_path / "g", irs[0], photos)
+    expected, _ = fill(tmp_path / "h", irs[1], photos)
+    before, generation = store.load(), store.generation()
+    with Embedder.load(irs[1]) as embedder:
+        done = store.rebuild(embedder)
+        assert (done.embedded, done.reused, done.dropped, done.remains) == (40, 0, 0, ())
+        with pytest.raises(GalleryError, match="nothing to do"):
+            store.rebuild(embedder)
+    assert store.info.contract_id == expected.info.contract_id == done.contract_id
+    np.testing.assert_allclose(store.load().vectors, expected.load().vectors, atol=1e-6)
+    assert np.abs(store.load().vectors - before.vectors).max() > 1e-3
+    assert [person.name for person in store.people()] == [person.name for person in expected.people()]
+    assert store.changes_since(generation) is None
+    assert store.check().problems == ()
+    store.close()
+    SqliteStore(tmp_path / "g", key=KEY, contract_id=expected.info.contract_id).close()
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def test_an_interrupted_rebuild_goes_on_and_the_gallery_works_meanwhile(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos)
+
+    def interrupt(done: int, total: int) -> None:
+        raise Interrupted
+
+    with Embedder.load(irs[1]) as embedder:
+        with pytest.raises(Interrupted):
+            store.rebuild(embedder, progress=interrupt)
+        old = store.info.contract_id
+        assert old != embedder.contract.contract_id
+        store.forget(store.find("p0").id)
+        late = store.add_person(
+            "late", templates=[NewTemplate(embedding=Embedding(np.ones(3, np.float32), old))]
+        )
+        with pytest.raises(GalleryError, match="expected a kept image"):
+            store.rebuild(embedder)
+        done = store.rebuild(embedder, drop_missing=True)
+    assert (done.embedded, done.reused, done.dropped, done.without_templates) == (8, 31, 1, ("late",))
+    assert store.person(late.id).template_count == 0
+    assert len(store.load()) == 39
+    store.close()
+
+
+def test_who_is_enrolled_while_a_rebuild_runs_is_embedded_and_not_dropped(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos[:3])
+    with Embedder.load(irs[0]) as embedder:
+        (late,) = portraits(photos[3:4], Pipeline(OneFace(), embedder), crops=False, keep_images=True)
+    enrolled = []
+
+    def enrol(done: int, total: int) -> None:
+        if not enrolled:
+            with SqliteStore(tmp_path / "g", key=KEY) as other:
+                enrolled.append(other.add_person("late", templates=[late.template]).id)
+
+    with Embedder.load(irs[1]) as embedder:
+        done = store.rebuild(embedder, drop_missing=True, progress=enrol)
+    assert (done.embedded, done.reused, done.dropped, done.without_templates) == (4, 0, 0, ())
+    assert store.person(enrolled[0]).template_count == 1
+    store.close()
+
+
+def test_a_kept_picture_that_cannot_be_used_is_named_and_left_out_when_asked(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos[:2])
+    landmarks = np.full((5, 2), np.nan, np.float32)
+    for number, png in enumerate((b"", b"no picture")):
+        image = KeptImage(png=png, box=np.array([0, 0, 9, 9], np.float32), landmarks=landmarks)
+        row = Embedding(np.eye(3, dtype=np.float32)[number], store.info.contract_id)
+        store.add_person(f"bad {number}", templates=[NewTemplate(embedding=row, image=image)])
+    bad = store.templates_of(store.find("bad 0").id)[0].id
+    with Embedder.load(irs[1]) as embedder:
+        with pytest.raises(GalleryError, match=f"template {bad}: .*--drop-missing"):
+            store.rebuild(embedder)
+        done = store.rebuild(embedder, drop_missing=True)
+    assert (done.embedded, done.dropped, done.without_templates) == (2, 2, ("bad 0", "bad 1"))
+    store.close()
+
+
+def test_a_rebuild_on_the_way_to_one_model_starts_anew_for_another(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos)
+    (tmp_path / "third").mkdir()
+
+    def interrupt(done: int, total: int) -> None:
+        raise Interrupted
+
+    with Embedder.load(irs[1]) as embedder, pytest.raises(Interrupted):
+        store.rebuild(embedder, progress=interrupt)
+    with Embedder.load(write_tiny_ir(tmp_path / "third", source="c", margin=4)) as embedder:
+        assert store.rebuild(embedder).reused == 0
+    store.close()
+
+
+def test_crops_are_used_again_only_when_somebody_says_that_they_fit(
+    tmp_path: Path, irs: tuple[Path, Path]
+) -> None:
+    path = tmp_path / "crop.png"
+    cv2.imwrite(str(path), np.full((TINY_SIZE, TINY_SIZE, 3), (10, 200, 90), np.uint8))
+    with Embedder.load(irs[0]) as embedder:
+        (found,) = portraits([path], Pipeline(None, embedder), crops=True, keep_images=True)
+        contract_id = embedder.contract.contract_id
+    assert np.isnan(found.template.quality)
+    store = SqliteStore.create(tmp_path / "g", contract_id=contract_id, dim=3, key=KEY, keep_images=True)
+    store.add_person("Ada", templates=[found.template])
+    with Embedder.load(irs[1]) as embedder:
+        with pytest.raises(GalleryError, match="--same-alignment"):
+            store.rebuild(embedder)
+        assert store.rebuild(embedder, same_alignment=True).embedded == 1
+    expected = np.array([10, 200, 90]) / np.linalg.norm([10, 200, 90])
+    np.testing.assert_allclose(store.load().vectors[0], expected, atol=1e-4)
+    store.close()
+
+
+def test_embeddings_of_the_earlier_model_are_refused_after_a_rebuild(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path]
+) -> None:
+    store, _ = fill(tmp_path / "g", irs[0], photos[:2])
+    old = store.info.contract_id
+    with SqliteStore(tmp_path / "g", key=KEY) as other, Embedder.load(irs[1]) as embedder:
+        store.rebuild(embedder)
+        with pytest.raises(GalleryError, match="open it again"):
+            other.load()
+    row = np.array([1, 0, 0], np.float32)
+    with pytest.raises(ContractError):
+        store.add_person("late", templates=[NewTemplate(embedding=Embedding(row, old))])
+    with pytest.raises(ContractError):
+        store.add_person("foreign", templates=[*templates(1), template(row)])
+    store.close()

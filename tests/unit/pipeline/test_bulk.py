@@ -1,0 +1,317 @@
+"""Tables that come back as they were written, and bulk work that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import write_tiny_ir
+
+from edgeface.errors import (
+    ContractError,
+    ExtraNotInstalledError,
+    ImageError,
+    InferenceError,
+    InputError,
+    OutputError,
+)
+from edgeface.pipeline.batch import BulkResult, embed_files
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.pipeline.table import EmbeddingTable
+from edgeface.recognize.threshold import shipped_thresholds
+from edgeface.runtime import Embedder
+from edgeface.vision.detector import Faces
+
+pytestmark = pytest.mark.timeout(60)
+BRIGHT = 120
+
+
+class HalfDetector:
+    """Every bright half of a picture is a face; the n-th call fails if told so."""
+
+    name = "halves"
+
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        self.calls = 0
+        self._fail_at = fail_at
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        if self.calls == self._fail_at:
+            raise InferenceError("power cut")
+        self.calls += 1
+        return [self._find(image) for image in images]
+
+    def _find(self, image: np.ndarray) -> Faces:
+        height, width = image.shape[:2]
+        halves = [
+            (width // 2, width),
+            (0, width // 2),
+        ]  # the right one first: rows must still go left to right
+        boxes = [[x0, 0, x1, height] for x0, x1 in halves if image[:, x0:x1].max() > BRIGHT]
+        count = len(boxes)
+        return Faces(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.full((count, 5, 2), np.nan, np.float32),
+            np.linspace(0.9, 0.8, count, dtype=np.float32),
+        )
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Iterator[Embedder]:
+    with Embedder.load(write_tiny_ir(tmp_path)) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Ten pictures of two faces: blue on the left, green on the right, lighter from file to file."""
+    paths = []
+    for number in range(10):
+        image = np.zeros((40, 80, 3), np.uint8)
+        image[:, :40, 0] = image[:, 40:, 1] = 150 + number
+        image[::2, :, 2] = 10 * number
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), image)
+    return paths
+
+
+def embed(files: Sequence[Path], embedder: Embedder, output: Path, **options: object) -> BulkResult:
+    detector = options.pop("detector", None) or HalfDetector()
+    return embed_files(
+        files,
+        Pipeline(detector, embedder),
+        output,
+        contract_id=embedder.contract.contract_id,
+        settings=str(options.pop("settings", "halves")),
+        **options,
+    )
+
+
+def a_table(rows: int = 3, **changes: object) -> EmbeddingTable:
+    random = np.random.default_rng(0)
+    table = EmbeddingTable(
+        vectors=random.random((rows, 5), np.float32),
+        paths=np.array([f"folder/é{n}.jpg" for n in range(rows)]),
+        modified=np.arange(rows, dtype=np.int64) + 2**60,
+        faces=np.zeros(rows, np.int32),
+        boxes=random.random((rows, 4), np.float32),
+        scores=random.random(rows, np.float32),
+        contract_id="0123456789abcdef",
+        settings=json.dumps({"detector": "mtcnn"}),
+    )
+    return dataclasses.replace(table, **changes)
+
+
+def test_rows_are_in_the_order_of_files_and_of_faces_from_the_left(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    result = embed(
+        pictures, embedder, tmp_path / "out.npz", progress=lambda done, of: told.append((done, of))
+    )
+    table = EmbeddingTable.load(tmp_path / "out.npz")
+    assert table.paths.tolist() == [str(path) for path in pictures for _ in range(2)]
+    assert table.faces.tolist() == [0, 1] * 10
+    assert table.vectors.argmax(axis=1).tolist() == [0, 1] * 10
+    assert table.contract_id == table.embeddings.contract_id == embedder.contract.contract_id
+    assert told[-1] == (10, 10)
+    assert (result.reused, result.failures) == (0, {})
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    with pytest.raises(InferenceError, match="power cut"):
+        embed(pictures, embedder, output, detector=HalfDetector(fail_at=6))
+    assert not output.exists()
+    rest = HalfDetector()
+    result = embed(pictures, embedder, output, detector=rest)
+    assert (result.reused, rest.calls) == (6, 4)
+    assert len(EmbeddingTable.load(output)) == 20
+    assert not output.with_name("out.npz.parts").exists()
+
+
+def test_only_new_and_changed_files_are_embedded_again(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    embed(pictures[:8], embedder, output)
+    dark_right = np.zeros((40, 80, 3), np.uint8)
+    dark_right[:, :40, 2] = 200
+    cv2.imwrite(str(pictures[3]), dark_right)
+    again = HalfDetector()
+    result = embed(pictures, embedder, output, detector=again)
+    assert (result.reused, again.calls) == (7, 3)
+    assert len(result.table) == 19
+    row = result.table.paths.tolist().index(str(pictures[3]))
+    assert result.table.vectors[row].argmax() == 2
+
+
+def test_rows_that_an_interruption_left_twice_are_kept_once(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    embed(pictures, embedder, output)
+    EmbeddingTable.load(output).save(tmp_path / "out.npz.parts" / "000000.npz")
+    assert len(embed(pictures, embedder, output).table) == 20
+
+
+def test_bad_files_and_pictures_without_faces_are_named_and_skipped(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    pictures[2].write_bytes(b"no picture")
+    cv2.imwrite(str(pictures[5]), np.zeros((40, 80, 3), np.uint8))
+    absent = tmp_path / "absent.png"
+    result = embed([*pictures, absent], embedder, tmp_path / "out.npz")
+    assert set(result.failures) == {pictures[2], pictures[5], absent}
+    assert "expected a JPEG, PNG, WebP or BMP" in result.failures[pictures[2]]
+    assert result.failures[pictures[5]] == "expected a face, found none"
+    assert len(result.table) == 16
+
+
+def test_no_embedding_at_all_is_an_error_and_no_file(embedder: Embedder, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no picture gave an embedding"):
+        embed([tmp_path / "absent.png"], embedder, tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_another_contract_or_another_way_of_finding_faces_is_refused_before_any_work(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    embed(pictures, embedder, output)
+    before = output.read_bytes()
+    idle = HalfDetector()
+    with pytest.raises(
+        InputError, match=r"out\.npz: expected faces found by thirds, found halves; .* another file"
+    ):
+        embed(pictures, embedder, output, detector=idle, settings="thirds")
+    with (
+        Embedder.load(write_tiny_ir(tmp_path, name="other", source="b")) as other,
+        pytest.raises(ContractError, match="expected one contract_id"),
+    ):
+        embed(pictures, other, output, detector=idle)
+    assert idle.calls == 0
+    assert output.read_bytes() == before
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    table = a_table()
+    table.save(tmp_path / "t.npz")
+    back = EmbeddingTable.load(tmp_path / "t.npz")
+    for field in dataclasses.fields(table):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
+
+
+def test_a_parquet_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    table = a_table()
+    table.save(tmp_path / "t.parquet")
+    back = EmbeddingTable.load(tmp_path / "t.parquet")
+    for field in dataclasses.fields(table):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("pyarrow"):
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ExtraNotInstalledError, match=r"pip install 'edgeface\[parquet\]'"):
+        a_table().save(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text"])
+def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"t\.npz: expected embeddings written by 'edgeface embed'"):
+        EmbeddingTable.load(path)
+
+
+def test_a_table_of_other_columns_or_lengths_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", vectors=np.zeros((1, 2)))
+    with pytest.raises(InputError, match="expected embeddings"):
+        EmbeddingTable.load(tmp_path / "t.npz")
+    with pytest.raises(InputError, match="columns of one length"):
+        a_table(scores=np.zeros(2, np.float32))
+    with pytest.raises(InputError, match=r"ends in \.npz or \.parquet"):
+        a_table().save(tmp_path / "t.csv")
+
+
+def test_a_published_model_ships_thresholds_and_an_unknown_one_has_none() -> None:
+    thresholds = shipped_thresholds("4c0ebb72970188bf")
+    assert [each.far for each in thresholds] == [0.01, 0.001, 1e-4, 1e-5, 1e-6]
+    assert all(each.supported and each.created_from for each in thresholds)
+    assert shipped_thresholds("0" * 16) == shipped_thresholds("../thresholds/4c0ebb72970188bf") == ()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_no_damage_to_a_table_gets_past_its_reader(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"table{suffix}"
+    a_table().save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(600):
+        raw = bytearray(whole)
+        for place in rng.integers(len(raw), size=rng.choice([1, 3, 20])):
+            raw[place] ^= 1 << rng.integers(8)
+        path.write_bytes(raw[: rng.integers(len(raw))] if rng.random() < 0.2 else raw)
+        try:
+            EmbeddingTable.load(path)
+        except InputError as error:
+            assert "written by 'edgeface embed'" in str(error) or "expected columns" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 200
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    detector = HalfDetector()
+    with pytest.raises(OutputError):
+        embed(pictures, embedder, tmp_path / "file" / "out.npz", detector=detector)
+    assert detector.calls == 0
+
+
+def test_the_last_files_being_bad_the_progress_still_ends(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    pictures[-1].write_bytes(b"no picture")
+    told: list[tuple[int, int]] = []
+    embed(pictures, embedder, tmp_path / "out.npz", progress=lambda done, of: told.append((done, of)))
+    assert told[-1] == (10, 10)
+
+
+def test_a_film_among_the_pictures_is_a_bad_file(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(bytes(100))
+    assert list(embed([film, *pictures], embedder, tmp_path / "a.npz").failures) == [film]
+    with pytest.raises(ImageError, match=r"no picture gave an embedding: .*film\.mp4: expected a JPEG"):
+        embed([film], embedder, tmp_path / "b.npz")
+
+
+def test_a_name_that_is_not_utf8_goes_into_a_npz_and_is_listed_for_a_parquet(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    strange = pictures[0].rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    files = [strange, *pictures[1:]]
+    embed(files, embedder, tmp_path / "out.npz")
+    assert EmbeddingTable.load(tmp_path / "out.npz").paths[0] == str(strange)
+    pytest.importorskip("pyarrow")
+    result = embed(files, embedder, tmp_path / "out.parquet")
+    assert list(result.failures) == [strange]
+    assert len(EmbeddingTable.load(tmp_path / "out.parquet")) == 18

@@ -1,0 +1,282 @@
+"""The pipeline on an IR that embeds mean colours, with a detector that finds coloured squares."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import TINY_SIZE, write_tiny_ir
+
+from edgeface.errors import ContractError, InferenceError, InputError
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
+from edgeface.runtime import Embedder, ImageFormat
+from edgeface.vision.detector import Faces
+from edgeface.vision.quality import QualityGate
+from edgeface.vision.source import Frame
+
+pytestmark = pytest.mark.timeout(60)
+COLORS = ((200, 20, 20), (20, 200, 20), (20, 20, 200))
+SIDE = 60
+
+
+class SquareDetector:
+    """Finds the squares of `COLORS`; counts its calls; fails or waits when told to."""
+
+    name = "squares"
+
+    def __init__(self, *, fail_at: int | None = None, pause: float = 0.0) -> None:
+        self.calls = 0
+        self._fail_at, self._pause = fail_at, pause
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        time.sleep(self._pause)
+        if self.calls == self._fail_at:
+            raise InferenceError("the device was pulled out")
+        self.calls += 1
+        return [self._find(image) for image in images]
+
+    def _find(self, image: np.ndarray) -> Faces:
+        boxes = []
+        for color in COLORS:
+            low, high = (tuple(value + step for value in color) for step in (-60, 60))
+            ys, xs = np.nonzero(cv2.inRange(image, low, high))
+            if len(xs) > 100:
+                boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        array = np.array(boxes, np.float32).reshape(-1, 4)
+        unit = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]], np.float32)
+        landmarks = array[:, None, :2] + unit * (array[:, None, 2:] - array[:, None, :2])
+        return Faces(array, landmarks, np.full(len(array), 0.9, np.float32))
+
+
+def draw(*people: tuple[int, int, int], blur: float = 0.0) -> np.ndarray:
+    """Squares (colour, x, y) with a texture that flow can hold on to."""
+    random = np.random.default_rng(5)
+    image = random.integers(90, 130, (240, 400, 3)).astype(np.uint8)
+    for color, x, y in people:
+        texture = random.integers(-20, 20, (SIDE // 4, SIDE // 4, 1)).repeat(4, 0).repeat(4, 1)
+        image[y : y + SIDE, x : x + SIDE] = np.clip(np.array(COLORS[color]) + texture, 0, 255)
+    return cv2.GaussianBlur(image, (0, 0), blur) if blur else image
+
+
+def frames_of(images: Sequence[np.ndarray]) -> list[Frame]:
+    return [Frame(image, index, index / 25, "drawn") for index, image in enumerate(images)]
+
+
+def walk(count: int) -> list[Frame]:
+    """Two people who walk towards each other on different heights."""
+    return frames_of([draw((0, 10 + 3 * i, 20), (2, 320 - 3 * i, 140)) for i in range(count)])
+
+
+def pipeline_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("edgeface-pipeline")]
+
+
+@pytest.fixture(scope="module")
+def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_ir(tmp_path_factory.mktemp("ir"))
+
+
+@pytest.fixture
+def embedder(ir: Path) -> Iterator[Embedder]:
+    with Embedder.load(ir) as loaded:
+        yield loaded
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    assert pipeline_threads() == []
+
+
+def test_every_face_of_a_picture_has_its_own_embedding(embedder: Embedder) -> None:
+    faces = Pipeline(SquareDetector(), embedder).process(draw((0, 10, 20), (1, 150, 100), (2, 300, 30)))
+    assert [face.embedding.vector.argmax() for face in faces] == [0, 1, 2]
+    assert {face.embedding.contract_id for face in faces} == {embedder.contract.contract_id}
+    np.testing.assert_allclose(faces[1].box, [150, 100, 210, 160], atol=1)
+    assert faces[0].quality.box_side == pytest.approx(SIDE, abs=1)
+    assert all(face.track_id is None and face.reasons == () for face in faces)
+
+
+def test_a_picture_without_faces_has_none(embedder: Embedder) -> None:
+    assert Pipeline(SquareDetector(), embedder).process(draw()) == []
+
+
+def test_the_gate_keeps_a_face_from_being_embedded_and_says_why(embedder: Embedder) -> None:
+    pipeline = Pipeline(SquareDetector(), embedder, gate=QualityGate(min_box_side=80))
+    (face,) = pipeline.process(draw((0, 10, 20)))
+    assert face.embedding is None
+    assert "box side: expected at least 80, found 60; come closer" in face.reasons[0]
+    assert embedder.counters().submitted == 0
+
+
+def test_a_face_outside_the_picture_has_reasons_and_harms_no_other(embedder: Embedder) -> None:
+    class Lost(SquareDetector):
+        def _find(self, image: np.ndarray) -> Faces:
+            good = super()._find(image)
+            return Faces(
+                np.concatenate([good.boxes, good.boxes + 1000]),
+                good.landmarks.repeat(2, 0),
+                good.scores.repeat(2),
+            )
+
+    good, lost = Pipeline(Lost(), embedder).process(draw((0, 10, 20)))
+    assert good.embedding is not None
+    assert lost.embedding is None
+    assert lost.quality is None
+    assert "expected a box inside the picture" in lost.reasons[0]
+
+
+def test_without_a_detector_every_picture_is_an_aligned_crop(embedder: Embedder) -> None:
+    crop = np.full((TINY_SIZE, TINY_SIZE, 3), COLORS[1], np.uint8)
+    (face,) = Pipeline(None, embedder).process(crop)
+    np.testing.assert_allclose(
+        face.embedding.vector, np.array(COLORS[1]) / np.linalg.norm(COLORS[1]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_run_gives_the_same_as_process_in_order(embedder: Embedder, together: int) -> None:
+    pipeline = Pipeline(SquareDetector(), embedder, together=together)
+    frames = walk(12)
+    answers = list(pipeline.run(frames))
+    assert [frame.index for frame, _ in answers] == list(range(12))
+    for frame, faces in answers:
+        for face, alone in zip(faces, pipeline.process(frame.image), strict=True):
+            np.testing.assert_array_equal(face.box, alone.box)
+            np.testing.assert_allclose(face.embedding.vector, alone.embedding.vector, atol=1e-6)
+
+
+def test_frames_are_detected_together_up_to_a_number_and_a_size(embedder: Embedder) -> None:
+    groups: list[int] = []
+
+    class Counting(SquareDetector):
+        def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+            groups.append(len(images))
+            return super().detect(images)
+
+    large = Frame(np.zeros((3000, 3000, 3), np.uint8), 5, 1.0, "drawn")
+    answers = list(Pipeline(Counting(), embedder, together=4, ahead=2).run([*walk(5), large, *walk(2)]))
+    assert groups == [4, 2, 2]
+    assert len(answers) == 8
+
+
+def test_detection_of_the_next_frame_overlaps_embedding_of_the_last(embedder: Embedder) -> None:
+    """While a frame is read by the caller, later ones have been detected already."""
+    detector = SquareDetector(pause=0.01)
+    answers = Pipeline(detector, embedder, ahead=3).run(walk(20))
+    for frame, _ in answers:
+        if frame.index == 5:
+            time.sleep(0.2)
+            break
+    assert 7 <= detector.calls <= 6 + 3
+    answers.close()
+
+
+def test_a_tracked_face_keeps_its_id_and_is_embedded_a_few_times(embedder: Embedder) -> None:
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(), policy=EmbeddingPolicy(most=2))
+    answers = list(pipeline.run(walk(30)))
+    assert all([face.track_id for face in faces] == [1, 2] for _, faces in answers)
+    assert answers[0][1][0].embedding is None  # not confirmed yet
+    assert all(face.embedding is not None for _, faces in answers[1:] for face in faces)
+    assert [face.embedding.vector.argmax() for face in answers[-1][1]] == [0, 2]
+    assert 2 <= embedder.counters().submitted <= 4
+
+
+def test_between_detections_faces_are_followed_to_within_two_pixels(embedder: Embedder) -> None:
+    detector = SquareDetector()
+    answers = list(Pipeline(detector, embedder, tracker=Tracker(), detect_every=5).run(walk(20)))
+    assert detector.calls == 4
+    for index, (_, faces) in enumerate(answers):
+        assert [face.track_id for face in faces] == [1, 2]
+        np.testing.assert_allclose(faces[0].box[:2], [10 + 3 * index, 20], atol=2)
+        np.testing.assert_allclose(faces[1].box[:2], [320 - 3 * index, 140], atol=2)
+
+
+def test_a_better_crop_replaces_the_embedding_and_a_worse_one_does_not(embedder: Embedder) -> None:
+    person = (0, 100, 80)
+    images = [draw(person, blur=4)] * 3 + [draw(person)] * 3 + [draw(person, blur=4)] * 3
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(min_hits=1))
+    answers = [faces[0] for _, faces in pipeline.run(frames_of(images))]
+    assert embedder.counters().submitted == 2
+    best = answers[4].embedding.vector
+    assert not np.array_equal(best, answers[0].embedding.vector)
+    np.testing.assert_array_equal(answers[-1].embedding.vector, best)
+    assert answers[-1].quality.sharpness < answers[4].quality.sharpness
+
+
+def test_a_second_run_starts_with_new_tracks(embedder: Embedder) -> None:
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(min_hits=1))
+    first = {face.track_id for _, faces in pipeline.run(walk(3)) for face in faces}
+    second = {face.track_id for _, faces in pipeline.run(walk(3)) for face in faces}
+    assert (first, second) == ({1, 2}, {3, 4})
+
+
+def test_a_detectors_error_comes_after_the_frames_before_it(embedder: Embedder) -> None:
+    seen: list[int] = []
+    answers = Pipeline(SquareDetector(fail_at=6), embedder).run(walk(20))
+    with pytest.raises(InferenceError, match="pulled out"):
+        seen.extend(frame.index for frame, _ in answers)
+    assert seen == list(range(6))
+
+
+def test_the_sources_error_reaches_the_caller(embedder: Embedder) -> None:
+    def broken() -> Iterator[Frame]:
+        yield from walk(3)
+        raise OSError("cable")
+
+    with pytest.raises(OSError, match="cable"):
+        list(Pipeline(SquareDetector(), embedder).run(broken()))
+
+
+def test_a_closed_embedder_is_an_error_and_no_hang(ir: Path) -> None:
+    embedder = Embedder.load(ir)
+    embedder.close()
+    with pytest.raises(Exception, match="expected an open engine"):
+        list(Pipeline(SquareDetector(), embedder).run(walk(3)))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 5])
+def test_stopping_early_takes_no_more_frames_and_leaves_no_thread(
+    embedder: Embedder, stop_after: int
+) -> None:
+    taken = []
+
+    def endless() -> Iterator[Frame]:
+        for frame in walk(90):
+            taken.append(frame.index)
+            yield frame
+
+    answers = Pipeline(SquareDetector(), embedder, ahead=3).run(endless())
+    for _ in range(stop_after):
+        next(answers)
+    answers.close()
+    assert len(taken) <= stop_after + 3
+    assert pipeline_threads() == []
+
+
+def test_an_embedder_of_other_pictures_is_refused(ir: Path) -> None:
+    with (
+        Embedder.load(ir, image_format=ImageFormat(color="RGB")) as rgb,
+        pytest.raises(ContractError, match="RGB"),
+    ):
+        Pipeline(SquareDetector(), rgb)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"detect_every": 2}, "need a tracker"),
+        ({"policy": EmbeddingPolicy()}, "need a tracker"),
+        ({"ahead": 0}, "1 or more"),
+        ({"tracker": Tracker(), "detect_every": 0}, "1 or more"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(embedder: Embedder, options, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Pipeline(SquareDetector(), embedder, **options)
