@@ -94,6 +94,20 @@ class Detector(Protocol):
     def name(self) -> str:
         """What `load_detector` calls it."""
 
+    @property
+    def settings(self) -> dict[str, str | int | float | None]:
+        """Everything that the detector's results depend on, as JSON values.
+
+        Equal settings mean equal faces for equal images. Work that is resumed or reused compares them.
+
+        Returns
+        -------
+        dict
+            ``name``; ``threshold`` and ``min_size`` in effect (defaults filled in); ``model`` and
+            ``landmarks_model``: the first 16 hex digits of the SHA-256 of the files that were loaded, or None
+            where there is no such file.
+        """
+
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """Find the faces of every image; the images may differ in size, but equal sizes are faster.
 

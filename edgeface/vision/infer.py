@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,13 +21,20 @@ from edgeface.vision.image import Image
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Closing", "Outputs", "Pool", "check_images", "read_network"]
+__all__ = ["Closing", "Outputs", "Pool", "check_images", "describe", "read_network"]
 
 Outputs = tuple[np.ndarray, ...]
 
 
 class Closing:
     """A context manager that closes what it entered with; the detectors are."""
+
+    _settings: dict[str, str | int | float | None]
+
+    @property
+    def settings(self) -> dict[str, str | int | float | None]:
+        """See `Detector.settings`."""
+        return dict(self._settings)
 
     def __enter__(self) -> Self:
         return self
@@ -153,6 +161,36 @@ def read_network(path: Path) -> ov.Model:
         return ov.Core().read_model(path)
     except RuntimeError as error:
         raise ModelFormatError(f"{path}: OpenVINO cannot read this model: {error}") from error
+
+
+def describe(
+    name: str, *, threshold: float, min_size: int, model: Sequence[Path], landmarks_model: Path | None = None
+) -> dict[str, str | int | float | None]:
+    """Build `Detector.settings`: options, and the first 16 hex digits of the SHA-256 of the files.
+
+    Parameters
+    ----------
+    name, threshold, min_size
+        The detector's.
+    model, landmarks_model
+        The files that it loaded; the .bin beside an .xml is hashed with it.
+    """
+    return {
+        "name": name,
+        "threshold": threshold,
+        "min_size": min_size,
+        "model": _digest(model),
+        "landmarks_model": None if landmarks_model is None else _digest([landmarks_model]),
+    }
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+        if path.suffix == ".xml" and (weights := path.with_suffix(".bin")).is_file():
+            digest.update(weights.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def check_images(images: Sequence[Image]) -> None:

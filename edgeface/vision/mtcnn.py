@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Outputs, Pool, check_images
-from edgeface.vision.mtcnn_nets import load_nets
+from edgeface.vision.infer import Closing, Outputs, Pool, check_images, describe
+from edgeface.vision.mtcnn_nets import find_weights, load_nets
 from edgeface.vision.nms import nms
 from edgeface.vision.picture import Album, Picture
 
@@ -107,6 +107,9 @@ class MTCNN(Closing):
         nets = load_nets(weights)
         self._min_size = min_size
         self._threshold = _THRESHOLDS[2] if threshold is None else threshold
+        self._settings = describe(
+            self.name, threshold=self._threshold, min_size=min_size, model=find_weights(weights)
+        )
         self._pnet = Pool(nets["pnet"], device=device)
         self._rnet = Pool(nets["rnet"], device=device)
         self._onet = Pool(nets["onet"], device=device)

@@ -21,9 +21,10 @@ from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
 from edgeface.vision.infer import read_network
 
-__all__ = ["Layer", "NetName", "Weights", "build_net", "load_nets", "load_weights"]
+__all__ = ["Layer", "NetName", "Weights", "build_net", "find_weights", "load_nets", "load_weights"]
 
 NetName = Literal["pnet", "rnet", "onet"]
+_NAMES: tuple[NetName, ...] = ("pnet", "rnet", "onet")
 Array = NDArray[np.float32]
 
 _HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -81,11 +82,25 @@ def load_nets(folder: Path | None = None) -> Mapping[NetName, ov.Model]:
     MissingError, ModelFormatError
         As `load_weights`, or if one of the three IRs is missing or damaged.
     """
-    names: tuple[NetName, ...] = ("pnet", "rnet", "onet")
     if folder is not None and (folder / "pnet.xml").is_file():
-        return MappingProxyType({name: read_network(folder / f"{name}.xml") for name in names})
+        return MappingProxyType({name: read_network(folder / f"{name}.xml") for name in _NAMES})
     weights = load_weights(folder)
-    return MappingProxyType({name: build_net(name, weights) for name in names})
+    return MappingProxyType({name: build_net(name, weights) for name in _NAMES})
+
+
+def find_weights(folder: Path | None = None) -> Sequence[Path]:
+    """Locate the three files that `load_nets` reads for the same `folder`: .xml, .npz or the wheel's .lz4.
+
+    Raises
+    ------
+    MissingError
+        If `folder` is None and the `mtcnn` package is not installed.
+    """
+    if folder is None:
+        return [_wheel_file(name) for name in _NAMES]
+    if (folder / "pnet.xml").is_file():
+        return [folder / f"{name}.xml" for name in _NAMES]
+    return [folder / f"det{number}.npz" for number in (1, 2, 3)]
 
 
 def load_weights(folder: Path | None = None) -> Weights:
@@ -104,9 +119,8 @@ def load_weights(folder: Path | None = None) -> Weights:
     ModelFormatError
         If they are not MTCNN's.
     """
-    names: tuple[NetName, ...] = ("pnet", "rnet", "onet")
     return MappingProxyType(
-        {name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in names}
+        {name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in _NAMES}
     )
 
 
@@ -174,20 +188,25 @@ def _multiply(x: Any, layer: Layer) -> Any:
     return ops.add(product, layer.bias.reshape(1, -1))
 
 
-def _read_wheel(name: NetName) -> Sequence[Layer]:
-    """Layers from the `mtcnn` wheel: a flat list of arrays, kernels (height, width, in, out) and upright."""
+def _wheel_file(name: NetName) -> Path:
     package, reader = importlib.util.find_spec("mtcnn"), importlib.util.find_spec("joblib")
     if package is None or package.origin is None or reader is None:
         raise MissingError(
             "MTCNN's weights come with the package mtcnn; install it with: pip install mtcnn==1.0.0"
         )
-    import joblib  # the package itself is not imported: that would ask for TensorFlow
-
     path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
     if not path.is_file():
         raise MissingError(
             f"{path}: expected the weights of mtcnn 1.0.0, found none; pip install mtcnn==1.0.0"
         )
+    return path
+
+
+def _read_wheel(name: NetName) -> Sequence[Layer]:
+    """Read layers from the `mtcnn` wheel: a flat list of arrays, upright kernels (height, width, in, out)."""
+    path = _wheel_file(name)
+    import joblib  # the package itself is not imported: that would ask for TensorFlow
+
     arrays = joblib.load(path)
     count = len(_POOLS[name])
     hidden = [arrays[3 * index : 3 * index + 3] for index in range(count)]

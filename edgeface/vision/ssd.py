@@ -15,7 +15,7 @@ import openvino as ov
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Pool, check_images, read_network
+from edgeface.vision.infer import Closing, Pool, check_images, describe, read_network
 
 __all__ = ["RetailSSD"]
 
@@ -62,6 +62,13 @@ class RetailSSD(Closing):
         if landmarks_model is not None:
             network = _read(landmarks_model, [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE], [1, 10, 1, 1])
             self._landmarks = Pool(network, device=device)
+        self._settings = describe(
+            self.name,
+            threshold=self._threshold,
+            min_size=min_size,
+            model=[model],
+            landmarks_model=landmarks_model,
+        )
 
     def close(self) -> None:
         """See `Detector.close`."""

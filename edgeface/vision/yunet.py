@@ -15,7 +15,7 @@ import numpy as np
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Pool, check_images, read_network
+from edgeface.vision.infer import Closing, Pool, check_images, describe, read_network
 from edgeface.vision.nms import nms
 
 __all__ = ["YuNet"]
@@ -63,6 +63,7 @@ class YuNet(Closing):
         ]
         self._min_size = min_size
         self._threshold = _THRESHOLD if threshold is None else threshold
+        self._settings = describe(self.name, threshold=self._threshold, min_size=min_size, model=[model])
         self._pool = Pool(network, device=device)
 
     def close(self) -> None:

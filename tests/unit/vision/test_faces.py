@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -123,3 +125,97 @@ def test_a_pool_survives_a_failing_batch_and_ends_with_close():
 def test_an_absent_device_is_named():
     with pytest.raises(DeviceError, match="'NOSUCH'"):
         Pool(identity(), device="NOSUCH")
+
+
+def write_weights(folder: Path, *, seed: int = 0) -> Path:
+    """Write MTCNN's three weight files with random numbers."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    shapes = {
+        1: (
+            "PReLU",
+            [(3, 3, 3, 10), (3, 3, 10, 16), (3, 3, 16, 32)],
+            {"conv4-2": (1, 1, 32, 4), "conv4-1": (1, 1, 32, 2)},
+        ),
+        2: (
+            "prelu",
+            [(3, 3, 3, 28), (3, 3, 28, 48), (2, 2, 48, 64), (576, 128)],
+            {"conv5-2": (128, 4), "conv5-1": (128, 2)},
+        ),
+        3: (
+            "prelu",
+            [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 64), (2, 2, 64, 128), (1152, 256)],
+            {"conv6-2": (256, 4), "conv6-3": (256, 10), "conv6-1": (256, 2)},
+        ),
+    }
+    for number, (slope, kernels, heads) in shapes.items():
+        arrays = {}
+        names = {**{f"conv{index}": shape for index, shape in enumerate(kernels, start=1)}, **heads}
+        for name, shape in names.items():
+            arrays[f"{name}/weights"] = rng.normal(0, 0.1, shape).astype(np.float32)
+            arrays[f"{name}/biases"] = np.zeros(shape[-1], np.float32)
+        for index, shape in enumerate(kernels, start=1):
+            arrays[f"{slope}{index}/alpha"] = np.full(shape[-1], 0.25, np.float32)
+        np.savez(folder / f"det{number}.npz", **arrays)
+    return folder
+
+
+def retail(path: Path, *, factor: float = 1) -> Path:
+    """Write a network with face-detection-retail-0004's input and output shapes."""
+    image = ops.parameter([1, 3, 300, 300], np.float32)
+    rows = ops.multiply(
+        ops.reshape(ops.reduce_mean(image, [1, 2, 3]), [1, 1, 1, 1], False),
+        np.full((1, 1, 200, 7), factor, np.float32),
+    )
+    ov.save_model(ov.Model([ops.result(rows)], [image], "retail"), path)
+    return path
+
+
+def landmarks(path: Path, *, factor: float = 1) -> Path:
+    """Write a network with landmarks-regression-retail-0009's input and output shapes."""
+    image = ops.parameter([1, 3, 48, 48], np.float32)
+    mean = ops.reshape(ops.reduce_mean(image, [1, 2, 3]), [1, 1, 1, 1], False)
+    points = ops.multiply(mean, np.full((1, 10, 1, 1), factor, np.float32))
+    ov.save_model(ov.Model([ops.result(points)], [image], "landmarks"), path)
+    return path
+
+
+def yunet(path: Path, *, factor: float = 1) -> Path:
+    """Write a network with YuNet's output names."""
+    image = ops.parameter([1, 3, 32, 32], np.float32)
+    results = []
+    for stride in (8, 16, 32):
+        for head, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+            mean = ops.reshape(ops.reduce_mean(image, [1, 2, 3]), [1, 1, 1], False)
+            rows = ops.multiply(mean, np.full((1, (32 // stride) ** 2, width), factor, np.float32))
+            rows.output(0).set_names({f"{head}_{stride}"})
+            results.append(ops.result(rows))
+    ov.save_model(ov.Model(results, [image], "yunet"), path)
+    return path
+
+
+def settings_of(name: str, **options: Any) -> dict[str, object]:
+    with load_detector(name, **options) as detector:  # type: ignore[arg-type]
+        return json.loads(json.dumps(detector.settings))
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
+def test_a_detector_s_settings_differ_with_every_option(name: str, tmp_path: Path):
+    write = {
+        "mtcnn": lambda seed: write_weights(tmp_path / f"{seed}", seed=seed),
+        "yunet": lambda seed: yunet(tmp_path / f"{seed}.xml", factor=seed),
+        "retail-0004": lambda seed: retail(tmp_path / f"{seed}.xml", factor=seed),
+    }[name]
+    model, other = write(1), write(2)
+    options = {"model": model, "min_size": 30, "threshold": 0.6}
+    same, changed = settings_of(name, **options), []
+    assert settings_of(name, **options) == same
+    assert (same["name"], same["threshold"], same["min_size"]) == (name, 0.6, 30)
+    for option, value in {"model": other, "min_size": 31, "threshold": 0.61, "threshold_": None}.items():
+        changed.append(settings_of(name, **{**options, option.rstrip("_"): value}))
+    if name == "retail-0004":
+        for factor in (1, 2):
+            path = landmarks(tmp_path / f"landmarks{factor}.xml", factor=factor)
+            changed.append(settings_of(name, **options, landmarks_model=path))
+    unequal = {json.dumps(each, sort_keys=True) for each in (same, *changed)}
+    assert len(unequal) == 1 + len(changed)
