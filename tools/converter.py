@@ -49,7 +49,7 @@ def _jobs(text: str) -> int:
 
 
 def _work(options: argparse.Namespace) -> int:
-    work = partial(_convert, options=options, store=zoo.Store(options.cache_dir))
+    work = partial(_convert, options=options, store=zoo.ModelStore(options.cache_dir))
     entries = _omz.select(options)
     if options.jobs == 1:
         return _omz.each(entries, work, label="converter.py")
@@ -58,7 +58,7 @@ def _work(options: argparse.Namespace) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _convert(entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.Store) -> None:
+def _convert(entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.ModelStore) -> None:
     if entry.framework == "dldt":
         sys.stderr.write(f"converter.py: skipping {entry.name}: it is an IR already\n")
         return
@@ -78,7 +78,11 @@ def _convert(entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.S
 
 
 def _convert_once(
-    entry: zoo.ModelEntry, folder: Path, precision: Literal["fp32", "fp16"], downloads: Path, store: zoo.Store
+    entry: zoo.ModelEntry,
+    folder: Path,
+    precision: Literal["fp32", "fp16"],
+    downloads: Path,
+    store: zoo.ModelStore,
 ) -> Path:
     # it loads OpenVINO, which --print_all and --dry_run need not wait for
     from edgeface.convert import convert

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     # bars go to stderr, as every message does; Open Model Zoo's consumers read JSON lines from stdout
     form = ProgressFormat.json if options.progress_format == "json" else ProgressFormat.auto
-    store = zoo.Store(options.cache_dir)
+    store = zoo.ModelStore(options.cache_dir)
     with reporting(form, console=Console(stderr=True), stream=sys.stdout) as progress:
         return _omz.each(
             _omz.select(options),
@@ -62,7 +62,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _download(
-    entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.Store, progress: zoo.Progress
+    entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.ModelStore, progress: zoo.Progress
 ) -> None:
     target = options.output_dir / entry.subdirectory
     if options.dry_run:

@@ -53,7 +53,16 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     model: Annotated[str, typer.Argument(help="Zoo name, or a .pb, .meta, checkpoint folder or SavedModel.")],
-    output_dir: OutputDir,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder for the IR; made if absent. By default the model store, where the first IR becomes the "
+            "default model.",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[_Precision, typer.Option(help="Of the stored weights.")] = _Precision.fp32,
     layout: Annotated[_Layout, typer.Option(help="Of the IR's input.")] = _Layout.nchw,
     color: Annotated[_Color, typer.Option(help="Channel order of the IR's input.")] = _Color.bgr,

@@ -149,6 +149,6 @@ def load_detector(
 
 
 def _downloaded(name: str, file: str) -> Path:
-    from edgeface.zoo import Store, load_catalog
+    from edgeface.zoo import ModelStore, load_catalog
 
-    return Store().model_dir(load_catalog()[name]) / file
+    return ModelStore().model_dir(load_catalog()[name]) / file

@@ -58,7 +58,7 @@ def list_models(
 
     Example: edgeface zoo list
     """
-    entries, store = list(zoo.load_catalog(catalog).values()), zoo.Store(cache)
+    entries, store = list(zoo.load_catalog(catalog).values()), zoo.ModelStore(cache)
     if as_json:
         emit_json({"models": [_brief(entry, store) for entry in entries]})
         return
@@ -92,7 +92,7 @@ def info(
             "expected either a model's name or --from FILE; see the names with: edgeface zoo list"
         )
     entry = zoo.load_catalog(catalog)[name] if name else zoo.load_model_yml(model_yml or Path())
-    store = zoo.Store(cache)
+    store = zoo.ModelStore(cache)
     answer = {**_brief(entry, store), **entry.model_dump(mode="json", by_alias=True, exclude_none=True)}
     recorded = {file.name: blob for file in entry.files if (blob := store.recorded(entry, file))}
     answer["recorded"] = {
@@ -138,7 +138,7 @@ def download(
 
     Example: edgeface zoo download facenet-20180408-102900
     """
-    entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.Store(cache)
+    entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.ModelStore(cache)
     policy = zoo.Policy(attempts=attempts, timeout=timeout, jobs=jobs)
     for entry in entries:
         agree_to_license(entry, store, accept=accept)
@@ -170,7 +170,7 @@ def verify(
 
     Example: edgeface zoo verify 'facenet*'
     """
-    known, store = zoo.load_catalog(catalog), zoo.Store(cache)
+    known, store = zoo.load_catalog(catalog), zoo.ModelStore(cache)
     entries = (
         known.match(",".join(names)) if names else [entry for entry in known.values() if store.has(entry)]
     )
@@ -199,6 +199,36 @@ def verify(
 
 
 @group.command()
+def default(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME_OR_IR]", help="Zoo name, or .xml of an IR with a contract."),
+    ] = None,
+    catalog: CatalogOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or set the model that is used where none is named.
+
+    EDGEFACE_MODEL, where it is set, goes before it.
+
+    Example: edgeface zoo default facenet-20180408-102900
+    """
+    from edgeface.convert import convert
+    from edgeface.zoo.default import read_contract
+
+    store = zoo.ModelStore(cache)
+    if model is not None:
+        zoo.set_default_model(model, store=store, catalog=zoo.load_catalog(catalog))
+    ir = zoo.default_model(store=store, convert=convert)
+    contract = read_contract(ir)
+    if as_json:
+        emit_json({"model": contract.name, "ir": str(ir), "contract_id": contract.contract_id})
+        return
+    stdout.print(f"{contract.name} ({contract.contract_id}): {escape(str(ir))}", soft_wrap=True)
+
+
+@group.command()
 def bundle(
     names: Names,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The archive to write.")],
@@ -210,7 +240,7 @@ def bundle(
 
     Example: edgeface zoo bundle facenet-20180408-102900,yunet -o models.tar
     """
-    entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.Store(cache)
+    entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.ModelStore(cache)
     manifest = zoo.export_bundle(entries, store, output)
     _print_bundle("wrote", output, manifest.models, as_json=as_json)
 
@@ -229,21 +259,21 @@ def import_models(
 
     Example: edgeface zoo import models.tar
     """
-    known, store = zoo.load_catalog(catalog), zoo.Store(cache)
+    known, store = zoo.load_catalog(catalog), zoo.ModelStore(cache)
     for model in zoo.read_manifest(archive).models:
         agree_to_license(known[model.name], store, accept=accept)
     manifest = zoo.import_bundle(archive, known, store)
     _print_bundle("imported", archive, manifest.models, as_json=as_json)
 
 
-def show_license(entry: zoo.ModelEntry, store: zoo.Store) -> None:
+def show_license(entry: zoo.ModelEntry, store: zoo.ModelStore) -> None:
     """Show a licence the first time, and record that it was shown."""
     if store.license_state(entry) is None:
         stderr.print(f"{entry.name}: licence {_license_name(entry)}, {escape(entry.license)}", soft_wrap=True)
         store.record_license(entry, "shown")
 
 
-def agree_to_license(entry: zoo.ModelEntry, store: zoo.Store, *, accept: bool) -> None:
+def agree_to_license(entry: zoo.ModelEntry, store: zoo.ModelStore, *, accept: bool) -> None:
     """Show a licence the first time; on a terminal, ask once whether it is accepted.
 
     Raises
@@ -269,7 +299,7 @@ def _is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _brief(entry: zoo.ModelEntry, store: zoo.Store) -> dict[str, Any]:
+def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
     try:
         folder = str(store.model_dir(entry))
     except ModelNotFoundError:

@@ -28,8 +28,9 @@ from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotS
 from edgeface.files import staging_folder, stopwatch
 from edgeface.model.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
 from edgeface.zoo.catalog import Catalog, load_catalog
+from edgeface.zoo.default import record_first_default
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import Store
+from edgeface.zoo.store import ModelStore
 
 __all__ = ["DEFAULT_RECIPE", "ConversionResult", "Recipe", "convert", "recipe_of"]
 
@@ -81,7 +82,7 @@ class ConversionResult:
 
 def convert(
     model: str | Path,
-    output_dir: Path,
+    output_dir: Path | None = None,
     *,
     precision: Literal["fp32", "fp16"] = "fp32",
     layout: Literal["nchw", "nhwc"] = "nchw",
@@ -90,7 +91,7 @@ def convert(
     name: str | None = None,
     provenance: Provenance | None = None,
     parity: Callable[[Path, Path], ParityReport] | None = None,
-    store: Store | None = None,
+    store: ModelStore | None = None,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
     """Convert a model and prove the result.
@@ -101,7 +102,8 @@ def convert(
         Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel. A zoo name wins over a file
         or folder of that name in the working directory, which ``./name`` means.
     output_dir
-        Receives ``<name>.xml`` and ``<name>.bin``, made if absent.
+        Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
+        IR becomes the default model; only an IR with the default layout, colour and batch goes there.
     precision
         Of the stored weights.
     layout, color
@@ -132,6 +134,15 @@ def convert(
     if name is None:
         name = entry.name if entry else _name_of(path)
     _require_file_name(name)
+    in_store = output_dir is None
+    if output_dir is None:
+        if (layout, color, batch) != ("nchw", "bgr", None):
+            raise InputError(
+                expected="an output folder",
+                found="none",
+                remedy="give one with --output-dir; the model store keeps IRs of the default layout, colour and batch",
+            )
+        output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
     recipe = recipe_of(entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE]))
     if entry is None:
         log.info("%s: preprocessing and alignment are those of %s", path, recipe.name)
@@ -163,6 +174,8 @@ def convert(
                     f"{path}: the IR does not compute what the model computes: {report.summary}"
                 )
             ir = publish_ir(staged, output_dir)
+    if in_store and contract.provenance != "seeded":
+        record_first_default(ir, store=store)
     return ConversionResult(
         ir=ir,
         contract=contract,
@@ -264,12 +277,14 @@ def _provenance_of(
     return "published" if entry is not None or source.sha256 in known else "unknown"
 
 
-def _find_source(model: str | Path, store: Store | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
+def _find_source(
+    model: str | Path, store: ModelStore | None, catalog: Catalog
+) -> tuple[Path, ModelEntry | None]:
     path = Path(model)
     if isinstance(model, str) and model in catalog:  # also beside a folder of that name
         entry = catalog[model]
         recipe_of(entry)  # what cannot be converted need not be downloaded first
-        return (store or Store()).source_path(entry), entry
+        return (store or ModelStore()).source_path(entry), entry
     if path.suffix in _OTHER_FRAMEWORKS:
         raise NotSupportedError(
             f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[path.suffix]}; "

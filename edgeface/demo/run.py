@@ -24,6 +24,7 @@ from edgeface.demo.source import MODEL, Source, find_source
 from edgeface.model.flops import count_work
 from edgeface.model.ir_file import read_ir
 from edgeface.zoo import Progress
+from edgeface.zoo.default import has_default, keep_ir, record_first_default
 
 __all__ = ["ComparedPair", "DemoResult", "Timing", "run_demo"]
 
@@ -128,6 +129,9 @@ def run_demo(
             provenance=source.provenance,
             parity=functools.partial(check_parity, golden=golden) if can_compare else None,
         )
+    if source.provenance == "published" and not has_default():
+        record_first_default(keep_ir(conversion.ir))
+        say("this model is now the default; see: edgeface zoo default")
     say("comparing faces")
     compared = _compare(conversion.ir, [*golden_pairs(data), *sample_pairs()])
     say("timing")

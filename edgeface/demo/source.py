@@ -11,7 +11,7 @@ from edgeface.convert.facenet_graph import read_weights, write_graph
 from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import MissingError
 from edgeface.model.contract import Provenance
-from edgeface.zoo import Policy, Progress, Store, download, load_catalog
+from edgeface.zoo import ModelStore, Policy, Progress, download, load_catalog
 
 __all__ = ["MODEL", "Source", "find_source"]
 
@@ -67,7 +67,7 @@ def find_source(
     say, progress
         Told what happens: a line, or a download event, at a time.
     """
-    entry, store = load_catalog()[MODEL], Store()
+    entry, store = load_catalog()[MODEL], ModelStore()
     mirror = mirror or os.environ.get("EDGEFACE_MIRROR")
 
     def from_cache() -> Source:

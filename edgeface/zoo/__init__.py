@@ -7,10 +7,11 @@ from edgeface.lazy import exports
 if TYPE_CHECKING:
     from edgeface.zoo.bundle import Manifest, export_bundle, import_bundle, read_manifest
     from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
+    from edgeface.zoo.default import default_model, set_default_model
     from edgeface.zoo.downloads import Download, download
     from edgeface.zoo.fetch import Event, Policy, Progress
     from edgeface.zoo.schema import ModelEntry, ModelFile
-    from edgeface.zoo.store import Blob, FileCheck, Store
+    from edgeface.zoo.store import Blob, FileCheck, ModelStore
 
 __all__ = [
     "Blob",
@@ -21,15 +22,17 @@ __all__ = [
     "Manifest",
     "ModelEntry",
     "ModelFile",
+    "ModelStore",
     "Policy",
     "Progress",
-    "Store",
+    "default_model",
     "download",
     "export_bundle",
     "import_bundle",
     "load_catalog",
     "load_model_yml",
     "read_manifest",
+    "set_default_model",
 ]
 
 __getattr__ = exports(  # a conversion reads the catalog and needs no HTTP client
@@ -37,9 +40,10 @@ __getattr__ = exports(  # a conversion reads the catalog and needs no HTTP clien
     {
         "bundle": ("Manifest", "export_bundle", "import_bundle", "read_manifest"),
         "catalog": ("Catalog", "load_catalog", "load_model_yml"),
+        "default": ("default_model", "set_default_model"),
         "downloads": ("Download", "download"),
         "fetch": ("Event", "Policy", "Progress"),
         "schema": ("ModelEntry", "ModelFile"),
-        "store": ("Blob", "FileCheck", "Store"),
+        "store": ("Blob", "FileCheck", "ModelStore"),
     },
 )

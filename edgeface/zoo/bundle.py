@@ -18,7 +18,7 @@ from edgeface.files import write_atomically
 from edgeface.zoo.catalog import Catalog
 from edgeface.zoo.files import CHUNK, Digests, hash_file, place, temporary_folder, writing
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import Store
+from edgeface.zoo.store import ModelStore
 
 BUNDLE_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -59,7 +59,7 @@ class Manifest(_Strict):
         return {file.sha256: file.size for model in self.models for file in model.files}
 
 
-def export_bundle(entries: Sequence[ModelEntry], store: Store, path: Path) -> Manifest:
+def export_bundle(entries: Sequence[ModelEntry], store: ModelStore, path: Path) -> Manifest:
     """Write downloaded models into one archive.
 
     Parameters
@@ -91,7 +91,7 @@ def export_bundle(entries: Sequence[ModelEntry], store: Store, path: Path) -> Ma
     return manifest
 
 
-def import_bundle(path: Path, catalog: Catalog, store: Store) -> Manifest:
+def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
     """Take the models of a bundle into the cache.
 
     Nothing enters the cache before every byte was checked against the manifest, and the manifest against the
@@ -145,7 +145,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         raise ArchiveError(f"{path}: expected a bundle that can be read: {error.strerror}") from error
 
 
-def _bundled_model(entry: ModelEntry, store: Store) -> BundledModel:
+def _bundled_model(entry: ModelEntry, store: ModelStore) -> BundledModel:
     if damaged := [check for check in store.verify(entry) if not check.intact]:
         raise ChecksumError(
             f"{damaged[0].path}: expected {damaged[0].expected}, found {damaged[0].found or 'no file'}; "
@@ -185,7 +185,9 @@ def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
         raise ArchiveError(f"{path}: {_MANIFEST}: expected JSON: {error}") from error
 
 
-def _check_against_catalog(model: BundledModel, catalog: Catalog, store: Store, path: Path) -> ModelEntry:
+def _check_against_catalog(
+    model: BundledModel, catalog: Catalog, store: ModelStore, path: Path
+) -> ModelEntry:
     if model.name not in catalog:
         raise ModelNotFoundError(
             f"{path}: {catalog.source} here does not know model {model.name!r}; update edgeface"
@@ -251,7 +253,7 @@ def _check_other_digests(
                 )
 
 
-def _adopt(model: BundledModel, entry: ModelEntry, store: Store, staging: Path) -> None:
+def _adopt(model: BundledModel, entry: ModelEntry, store: ModelStore, staging: Path) -> None:
     bundled = {file.name: file for file in model.files}
     for number, file in enumerate(entry.files):
         sha256 = bundled[file.name].sha256

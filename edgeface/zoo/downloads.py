@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeface.errors import ArchiveError, ChecksumError, InputError
 from edgeface.zoo.fetch import Event, Fetch, Policy, Progress
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import Blob, Store
+from edgeface.zoo.store import Blob, ModelStore
 
 MIRROR_VARIABLE = "EDGEFACE_MIRROR"
 
@@ -31,7 +31,7 @@ class Download:
 
 def download(
     entry: ModelEntry,
-    store: Store,
+    store: ModelStore,
     *,
     mirror: str | None = None,
     policy: Policy = Policy(),  # noqa: B008 - frozen
@@ -72,7 +72,7 @@ def download(
 
 
 def _download(
-    entry: ModelEntry, store: Store, mirror: str | None, policy: Policy, progress: Progress
+    entry: ModelEntry, store: ModelStore, mirror: str | None, policy: Policy, progress: Progress
 ) -> Download:
     if store.has(entry) and all(check.intact for check in store.verify(entry)):
         present = [blob for file in entry.files if (blob := store.blob(entry, file))]

@@ -26,7 +26,7 @@ from edgeface.zoo.files import (
     writing,
 )
 from edgeface.zoo.schema import ModelEntry, ModelFile
-from edgeface.zoo.store import LOCK_TIMEOUT, Blob, Store
+from edgeface.zoo.store import LOCK_TIMEOUT, Blob, ModelStore
 from edgeface.zoo.transfer import (
     READING_ERRORS,
     FolderLocation,
@@ -157,7 +157,7 @@ class Fetch:
 
     entry: ModelEntry
     file: ModelFile
-    store: Store
+    store: ModelStore
     mirror: str | None
     policy: Policy
     progress: Progress

@@ -4,6 +4,8 @@
 
     <root>/blobs/sha256/<digest>    what was downloaded, read-only, each content once
     <root>/models/<name>/           a model's files, linked to blobs, its archives unpacked
+    <root>/irs/<name>/<precision>/  IRs converted from them
+    <root>/default.json             the model that is used where none is named
     <root>/partial/                 downloads that were interrupted, kept for resuming
     <root>/files.json               digest, size and source of every file, and which were trusted on first use
     <root>/licenses.json            whose licence was shown or accepted, and when
@@ -84,7 +86,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What `Store.verify` found about one file: its digest as recorded, and as it is now (None: missing)."""
+    """What `ModelStore.verify` found about one file: its digest as recorded, and as it is now (None: missing)."""
 
     path: Path
     expected: str
@@ -96,7 +98,7 @@ class FileCheck:
         return self.found == self.expected
 
 
-class Store:
+class ModelStore:
     """The cache of downloaded models.
 
     Parameters
@@ -171,6 +173,10 @@ class Store:
                 f"model {entry.name!r} is not downloaded; run: edgeface zoo download {entry.name}"
             )
         return folder
+
+    def ir_path(self, name: str, *, precision: str = "FP32") -> Path:
+        """Where the store keeps the IR (.xml) of a converted model, whether or not it has it."""
+        return self.root / "irs" / name / precision.lower() / f"{name}.xml"
 
     def has(self, entry: ModelEntry) -> bool:
         """Whether `model_dir` would find it."""

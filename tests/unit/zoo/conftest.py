@@ -22,6 +22,6 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.ModelStore:
     monkeypatch.delenv("EDGEFACE_MIRROR", raising=False)
-    return zoo.Store(tmp_path / "cache")
+    return zoo.ModelStore(tmp_path / "cache")

@@ -44,7 +44,7 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
-def bundle(catalog: Catalog, store: zoo.Store, tmp_path: Path) -> Path:
+def bundle(catalog: Catalog, store: zoo.ModelStore, tmp_path: Path) -> Path:
     for name, content in {"a.bin": CONTENT, "same.bin": CONTENT, "b.bin": b"first"}.items():
         (path := tmp_path / "mirror" / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -77,7 +77,7 @@ def change_manifest(path: Path, change: Callable[[Any], None]) -> Path:
 def test_a_bundle_brings_models_to_a_machine_without_network(
     bundle: Path, catalog: Catalog, tmp_path: Path
 ) -> None:
-    other = zoo.Store(tmp_path / "other")
+    other = zoo.ModelStore(tmp_path / "other")
     manifest = zoo.import_bundle(bundle, catalog, other)
     assert [model.name for model in manifest.models] == ["tiny"]
     assert (other.model_dir(catalog["tiny"]) / "same.bin").read_bytes() == CONTENT
@@ -89,7 +89,7 @@ def test_a_bundle_brings_models_to_a_machine_without_network(
 
 
 def test_a_bundle_holds_each_content_once_and_is_the_same_every_time(
-    bundle: Path, catalog: Catalog, store: zoo.Store, tmp_path: Path
+    bundle: Path, catalog: Catalog, store: zoo.ModelStore, tmp_path: Path
 ) -> None:
     with tarfile.open(bundle) as archive:
         assert len(archive.getnames()) == 3
@@ -98,10 +98,10 @@ def test_a_bundle_holds_each_content_once_and_is_the_same_every_time(
 
 
 def test_only_downloaded_and_intact_models_are_bundled(
-    bundle: Path, catalog: Catalog, store: zoo.Store, tmp_path: Path
+    bundle: Path, catalog: Catalog, store: zoo.ModelStore, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelNotFoundError):
-        zoo.export_bundle([catalog["tiny"]], zoo.Store(tmp_path / "empty"), tmp_path / "none.tar")
+        zoo.export_bundle([catalog["tiny"]], zoo.ModelStore(tmp_path / "empty"), tmp_path / "none.tar")
     path = store.model_dir(catalog["tiny"]) / "b.bin"
     path.chmod(0o644)
     path.write_bytes(b"other")
@@ -111,7 +111,7 @@ def test_only_downloaded_and_intact_models_are_bundled(
 
 
 def test_a_bundle_that_cannot_be_written_leaves_nothing(
-    bundle: Path, catalog: Catalog, store: zoo.Store, tmp_path: Path
+    bundle: Path, catalog: Catalog, store: zoo.ModelStore, tmp_path: Path
 ) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         zoo.export_bundle([catalog["tiny"]], store, bundle / "inside.tar")
@@ -144,7 +144,7 @@ BLOB = "blobs/" + hashlib.sha256(CONTENT).hexdigest()
 def test_a_bundle_that_was_changed_is_refused_and_nothing_enters_the_cache(
     bundle: Path, catalog: Catalog, tmp_path: Path, change: Any, error: type[EdgeFaceError], message: str
 ) -> None:
-    other = zoo.Store(tmp_path / "other")
+    other = zoo.ModelStore(tmp_path / "other")
     with pytest.raises(error, match=message):
         zoo.import_bundle(rewrite(bundle, change), catalog, other)
     assert not any(other.root.iterdir())
@@ -165,7 +165,7 @@ def test_a_manifest_that_disagrees_with_the_catalog_is_refused(
     bundle: Path, catalog: Catalog, tmp_path: Path, change: Any, error: type[EdgeFaceError]
 ) -> None:
     with pytest.raises(error):
-        zoo.import_bundle(change_manifest(bundle, change), catalog, zoo.Store(tmp_path / "other"))
+        zoo.import_bundle(change_manifest(bundle, change), catalog, zoo.ModelStore(tmp_path / "other"))
 
 
 def test_other_bytes_than_the_published_sha384_are_refused(
@@ -176,7 +176,7 @@ def test_other_bytes_than_the_published_sha384_are_refused(
     def exchange(manifest: Any) -> None:  # consistent in itself, but a.bin is not the published file
         manifest["models"][0]["files"][0].update(sha256=first, size=5)
 
-    other = zoo.Store(tmp_path / "other")
+    other = zoo.ModelStore(tmp_path / "other")
     entry = catalog["tiny"]
     loose = entry.files[0].model_copy(update={"size": None})
     relaxed = Catalog([entry.model_copy(update={"files": (loose, *entry.files[1:])})], source="test.yml")
@@ -191,7 +191,7 @@ def test_a_bundle_cannot_change_what_was_trusted_on_first_use(
     (mirror := tmp_path / "other mirror" / "tiny").mkdir(parents=True)
     for name, content in {"a.bin": CONTENT, "same.bin": CONTENT, "b.bin": b"mine"}.items():
         (mirror / name).write_bytes(content)
-    other = zoo.Store(tmp_path / "other")
+    other = zoo.ModelStore(tmp_path / "other")
     zoo.download(catalog["tiny"], other, mirror=str(mirror.parent), policy=QUICK)
     with pytest.raises(ChecksumError, match=r"tiny/b\.bin"):
         zoo.import_bundle(bundle, catalog, other)
@@ -199,14 +199,14 @@ def test_a_bundle_cannot_change_what_was_trusted_on_first_use(
 
 @pytest.mark.parametrize("content", [b"", b"not a tar", b"\x1f\x8b\x08\x00garbage"])
 def test_what_is_no_bundle_is_named(
-    tmp_path: Path, catalog: Catalog, store: zoo.Store, content: bytes
+    tmp_path: Path, catalog: Catalog, store: zoo.ModelStore, content: bytes
 ) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(ArchiveError, match=r"x\.tar: expected an edgeface bundle"):
         zoo.import_bundle(tmp_path / "x.tar", catalog, store)
 
 
-def test_an_absent_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.Store) -> None:
+def test_an_absent_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.ModelStore) -> None:
     with pytest.raises(ArchiveError, match="No such file"):
         zoo.import_bundle(tmp_path / "x.tar", catalog, store)
 
@@ -225,7 +225,7 @@ def test_a_bundle_damaged_anywhere_is_refused_or_harmless(
     raw[position % len(raw)] ^= flip
     folder = tmp_path_factory.mktemp("damaged")
     (folder / "models.tar").write_bytes(raw[: len(raw) - cut])
-    other = zoo.Store(folder / "cache")
+    other = zoo.ModelStore(folder / "cache")
     try:
         zoo.import_bundle(folder / "models.tar", catalog, other)
     except EdgeFaceError:

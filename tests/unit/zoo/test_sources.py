@@ -27,7 +27,7 @@ def drive(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *steps: Any) ->
 
 
 def test_google_drives_confirmation_page_is_answered(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = drive(server, monkeypatch, page(CONFIRMATION), page(CONFIRMATION))
     server.add("/download", CONTENT, dies_after(50_000))
@@ -40,7 +40,7 @@ def test_google_drives_confirmation_page_is_answered(
 
 
 def test_google_drives_older_confirmation_link_is_followed(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = drive(server, monkeypatch, page('<a href="/uc?confirm=Xy&amp;id=abc">Download anyway</a>'))
     zoo.download(entry, store, policy=QUICK)
@@ -48,14 +48,16 @@ def test_google_drives_older_confirmation_link_is_followed(
 
 
 def test_google_drives_quota_page_is_named(
-    server: FaultyServer, store: zoo.Store, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = drive(server, monkeypatch, page("<html><title>Google Drive - Quota exceeded</title></html>"))
     with pytest.raises(DownloadError, match=r"Google Drive file abc .*'Google Drive - Quota exceeded'"):
         zoo.download(entry, store, policy=QUICK)
 
 
-def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer, store: zoo.Store) -> None:
+def test_a_mirror_server_comes_before_the_published_sources(
+    server: FaultyServer, store: zoo.ModelStore
+) -> None:
     entry = make_entry(make_file("FP16/my model.bin", CONTENT, server.add("/published", CONTENT)))
     server.add("/zoo/tiny/FP16/my%20model.bin", CONTENT)
     result = zoo.download(entry, store, mirror=f"{server.url}/zoo/", policy=QUICK)
@@ -63,7 +65,7 @@ def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer
 
 
 def test_a_mirror_folder_is_named_by_the_environment(
-    server: FaultyServer, store: zoo.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, store: zoo.ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mirror" / "tiny").mkdir(parents=True)
     (tmp_path / "mirror" / "tiny" / "model.bin").write_bytes(CONTENT)
@@ -73,14 +75,14 @@ def test_a_mirror_folder_is_named_by_the_environment(
 
 
 def test_what_a_mirror_lacks_comes_from_the_published_source(
-    server: FaultyServer, store: zoo.Store, tmp_path: Path
+    server: FaultyServer, store: zoo.ModelStore, tmp_path: Path
 ) -> None:
     zoo.download(tiny(server), store, mirror=str(tmp_path), policy=QUICK)
     assert len(server.requests) == 1
 
 
 def test_a_mirror_that_is_neither_address_nor_folder_is_wrong_use(
-    server: FaultyServer, store: zoo.Store
+    server: FaultyServer, store: zoo.ModelStore
 ) -> None:
     with pytest.raises(InputError, match="expected an http"):
         zoo.download(tiny(server), store, mirror="/no/such/folder", policy=QUICK)

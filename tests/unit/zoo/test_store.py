@@ -59,7 +59,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_models_folder_has_its_archive_unpacked_and_its_text_replaced(
-    mirror: Path, store: zoo.Store
+    mirror: Path, store: zoo.ModelStore
 ) -> None:
     entry = entry_of(mirror)
     folder = zoo.download(entry, store, mirror=str(mirror), policy=QUICK).folder
@@ -69,14 +69,14 @@ def test_a_models_folder_has_its_archive_unpacked_and_its_text_replaced(
     assert all(check.intact for check in store.verify(entry))
 
 
-def test_text_is_replaced_in_the_models_folder_only(mirror: Path, store: zoo.Store) -> None:
+def test_text_is_replaced_in_the_models_folder_only(mirror: Path, store: zoo.ModelStore) -> None:
     entry = entry_of(mirror)
     blobs = zoo.download(entry, store, mirror=str(mirror), policy=QUICK).blobs
     assert store.blob_path(blobs[1].sha256).read_text() == "dim: 12, dim: 12"
 
 
 def test_a_pattern_that_does_not_occur_is_an_error_and_leaves_no_folder(
-    mirror: Path, store: zoo.Store
+    mirror: Path, store: zoo.ModelStore
 ) -> None:
     step = {"$type": "regex_replace", "file": "net.txt", "pattern": "13", "replacement": "x"}
     with pytest.raises(ArchiveError, match="found 0"):
@@ -84,25 +84,25 @@ def test_a_pattern_that_does_not_occur_is_an_error_and_leaves_no_folder(
     assert not any((store.root / "models").iterdir())
 
 
-def test_an_archive_without_the_model_is_an_error(mirror: Path, store: zoo.Store) -> None:
+def test_an_archive_without_the_model_is_an_error(mirror: Path, store: zoo.ModelStore) -> None:
     entry = entry_of(mirror, conversion={"source": "2017/model.pb"})
     with pytest.raises(ArchiveError, match=r"expected 2017/model\.pb in the unpacked download"):
         zoo.download(entry, store, mirror=str(mirror), policy=QUICK)
 
 
-def test_a_model_that_is_not_downloaded_says_how_to_get_it(store: zoo.Store, mirror: Path) -> None:
+def test_a_model_that_is_not_downloaded_says_how_to_get_it(store: zoo.ModelStore, mirror: Path) -> None:
     message = "model 'tiny' is not downloaded; run: edgeface zoo download tiny"
     for question in (store.model_dir, store.source_path, store.verify):
         with pytest.raises(ModelNotFoundError, match=message):
             question(entry_of(mirror))
 
 
-def test_a_model_whose_entry_changed_counts_as_not_downloaded(mirror: Path, store: zoo.Store) -> None:
+def test_a_model_whose_entry_changed_counts_as_not_downloaded(mirror: Path, store: zoo.ModelStore) -> None:
     zoo.download(entry_of(mirror), store, mirror=str(mirror), policy=QUICK)
     assert not store.has(entry_of(mirror, conversion={"source": "2018/notes.txt"}))
 
 
-def test_verify_names_what_was_changed_and_what_is_gone(mirror: Path, store: zoo.Store) -> None:
+def test_verify_names_what_was_changed_and_what_is_gone(mirror: Path, store: zoo.ModelStore) -> None:
     entry = entry_of(mirror)
     folder = zoo.download(entry, store, mirror=str(mirror), policy=QUICK).folder
     (folder / "2018/model.pb").write_bytes(b"other")
@@ -113,12 +113,12 @@ def test_verify_names_what_was_changed_and_what_is_gone(mirror: Path, store: zoo
     assert all(check.intact for check in store.verify(entry))
 
 
-def test_downloaded_files_are_read_only(mirror: Path, store: zoo.Store) -> None:
+def test_downloaded_files_are_read_only(mirror: Path, store: zoo.ModelStore) -> None:
     blobs = zoo.download(entry_of(mirror), store, mirror=str(mirror), policy=QUICK).blobs
     assert all(stat.S_IMODE(store.blob_path(blob.sha256).stat().st_mode) == 0o444 for blob in blobs)
 
 
-def test_export_copies_and_can_choose_precisions(store: zoo.Store, tmp_path: Path) -> None:
+def test_export_copies_and_can_choose_precisions(store: zoo.ModelStore, tmp_path: Path) -> None:
     names = [f"{precision}/tiny.{kind}" for precision in ("FP16", "FP32") for kind in ("xml", "bin")]
     for name in names:
         (path := tmp_path / "m" / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -131,12 +131,12 @@ def test_export_copies_and_can_choose_precisions(store: zoo.Store, tmp_path: Pat
     assert found == {"FP16/tiny.xml", "FP16/tiny.bin"}
 
 
-def test_a_licence_is_remembered_until_its_address_changes(mirror: Path, store: zoo.Store) -> None:
+def test_a_licence_is_remembered_until_its_address_changes(mirror: Path, store: zoo.ModelStore) -> None:
     entry = entry_of(mirror)
     assert store.license_state(entry) is None
     store.record_license(entry, "shown")
     store.record_license(entry, "accepted")
-    assert zoo.Store(store.root).license_state(entry) == "accepted"
+    assert zoo.ModelStore(store.root).license_state(entry) == "accepted"
     assert store.license_state(entry_of(mirror, license="https://example.org/other")) is None
 
 
@@ -186,7 +186,7 @@ def mount(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def test_a_full_disk_is_named_with_its_free_space_and_leaves_nothing(
     mount: tuple[Path, str], server: FaultyServer
 ) -> None:
-    store = zoo.Store(mount[0] / "cache")
+    store = zoo.ModelStore(mount[0] / "cache")
     url = server.add("/model.bin", CONTENT, of_unknown_length())
     file = make_file("model.bin", CONTENT, url, size=None)
     with pytest.raises(OutputError, match=r"cannot write .*\.part: No space left .* bytes are free there"):
@@ -197,7 +197,7 @@ def test_a_full_disk_is_named_with_its_free_space_and_leaves_nothing(
 def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
     mount: tuple[Path, str], server: FaultyServer
 ) -> None:
-    store = zoo.Store(mount[0] / "cache")
+    store = zoo.ModelStore(mount[0] / "cache")
     entry = make_entry(make_file("model.bin", CONTENT, server.add("/model.bin", CONTENT)))
     with pytest.raises(OutputError, match=r"tiny/model\.bin needs 400,000 bytes, [0-9,]+ bytes are free"):
         zoo.download(entry, store, policy=QUICK)
@@ -207,11 +207,11 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
 def test_a_read_only_cache_is_named(mount: tuple[Path, str], mirror: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", mount[1]], check=True, timeout=10)
     with pytest.raises(OutputError, match=r"cannot write .*Read-only file system.*EDGEFACE_CACHE"):
-        zoo.download(entry_of(mirror), zoo.Store(mount[0] / "cache"), mirror=str(mirror), policy=QUICK)
+        zoo.download(entry_of(mirror), zoo.ModelStore(mount[0] / "cache"), mirror=str(mirror), policy=QUICK)
 
 
 def test_a_file_where_the_cache_should_be_is_named(tmp_path: Path, mirror: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(OutputError, match=r"cannot write .*cache") as caught:
-        zoo.download(entry_of(mirror), zoo.Store(tmp_path / "cache"), mirror=str(mirror), policy=QUICK)
+        zoo.download(entry_of(mirror), zoo.ModelStore(tmp_path / "cache"), mirror=str(mirror), policy=QUICK)
     assert caught.value.exit_code == 2

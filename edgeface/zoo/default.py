@@ -1,0 +1,179 @@
+"""Choose the model that is used where none is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeface.errors import InputError, ModelNotFoundError
+from edgeface.model.contract import ModelContract
+from edgeface.model.ir_file import read_ir
+from edgeface.zoo.catalog import Catalog, load_catalog
+from edgeface.zoo.files import JsonRecords, locked, swap_folder, temporary_folder, writing
+from edgeface.zoo.store import LOCK_TIMEOUT, ModelStore
+
+__all__ = [
+    "FIRST_CHOICE",
+    "default_model",
+    "has_default",
+    "keep_ir",
+    "read_contract",
+    "record_first_default",
+    "set_default_model",
+]
+
+FIRST_CHOICE = "facenet-20180408-102900"
+"""Zoo model that is the default while none has been set, if it is in the store."""
+
+
+def default_model(
+    *,
+    store: ModelStore | None = None,
+    convert: Callable[..., object] | None = None,
+) -> Path:
+    """Return the .xml of the default model.
+
+    Parameters
+    ----------
+    store
+        Model store; by default that of `edgeface.zoo.store.default_root`.
+    convert
+        `edgeface.convert.convert`. With it, a zoo model that is downloaded and not yet converted is converted
+        into the store, once. Without it, such a model counts as missing.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If no default is set and the store has no FaceNet, or the default is missing. The text has the commands
+        that make one.
+
+    Examples
+    --------
+    Load OpenVINO's converter only if there is something to convert::
+
+        from edgeface.convert import convert
+
+        path = default_model(convert=convert)
+    """
+    store = store or ModelStore()
+    chosen = _records(store).read()
+    if ir := chosen.get("ir"):
+        if not Path(ir).is_file():
+            raise ModelNotFoundError(
+                path=ir,
+                expected="the default model",
+                found="nothing there",
+                remedy="set another one with: edgeface zoo default NAME_OR_IR",
+            )
+        return Path(ir)
+    name = str(chosen.get("model", FIRST_CHOICE))
+    path = store.ir_path(name)
+    if path.is_file():
+        return path
+    if convert is not None and name in (catalog := load_catalog()) and store.has(catalog[name]):
+        with locked(store.root / "locks" / f"convert-{name}.lock", timeout=LOCK_TIMEOUT):
+            if not path.is_file():  # another process may have converted it meanwhile
+                convert(name, store=store)
+        return path
+    state = f"{name!r}, which is not converted" if "model" in chosen else "none"
+    raise ModelNotFoundError(
+        expected="a default model",
+        found=state,
+        remedy=f"run: edgeface zoo download {name} && edgeface convert {name}, "
+        "or name an IR of yours with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
+    )
+
+
+def set_default_model(
+    model: str | Path, *, store: ModelStore | None = None, catalog: Catalog | None = None
+) -> None:
+    """Record which model `default_model` returns.
+
+    Parameters
+    ----------
+    model
+        Name of a face embedding model of the zoo, or path of an IR (.xml) with a contract.
+    store
+        Model store that keeps the record, in ``default.json``.
+    catalog
+        Where zoo names are looked up.
+
+    Raises
+    ------
+    ModelFormatError, ContractError
+        If a path is no IR, or an IR without a contract.
+    ModelNotFoundError
+        If a zoo name is unknown, or the model is neither downloaded nor converted.
+    InputError
+        If the zoo model is no face embedding model.
+    """
+    store = store or ModelStore()
+    catalog = catalog or load_catalog()
+    if isinstance(model, str) and model in catalog:
+        entry = catalog[model]
+        if entry.embedding is None:
+            raise InputError(
+                expected="a face embedding model", found=f"{model}, which is for {entry.task_type}"
+            )
+        if not store.ir_path(model).is_file():
+            store.model_dir(entry)  # raises unless it is downloaded
+        _records(store).update({"model": model, "ir": None})
+        return
+    path = Path(model)
+    if isinstance(model, str) and not path.suffix and len(path.parts) == 1 and not path.exists():
+        catalog[model]  # raises, naming close matches
+    read_contract(path)
+    _records(store).update({"ir": str(path.resolve()), "model": None})
+
+
+def read_contract(ir: Path) -> ModelContract:
+    """Read the contract of an IR (.xml).
+
+    Raises
+    ------
+    ModelFormatError, ContractError
+        If it is no IR, or has no contract.
+    """
+    return ModelContract.read_from(read_ir(ir), source=str(ir))
+
+
+def has_default(*, store: ModelStore | None = None) -> bool:
+    """Whether a default model has been set."""
+    return bool(_records(store or ModelStore()).read())
+
+
+def record_first_default(ir: Path, *, store: ModelStore | None = None) -> bool:
+    """Make an IR the default unless one is set; return whether it became the default."""
+    store = store or ModelStore()
+    if has_default(store=store):
+        return False
+    set_default_model(ir, store=store)
+    return True
+
+
+def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
+    """Copy an IR that has a contract into the model store; return the .xml there.
+
+    Raises
+    ------
+    ModelFormatError, ContractError, OutputError
+        If it is no IR, has no contract, or the store cannot be written.
+    """
+    store = store or ModelStore()
+    contract = read_contract(ir)
+    target = store.ir_path(contract.name, precision=contract.precision)
+    with (
+        locked(store.root / "locks" / f"convert-{contract.name}.lock", timeout=LOCK_TIMEOUT),
+        temporary_folder(target.parent.parent, f".{contract.name}-") as staging,
+    ):
+        for suffix in (".bin", ".xml"):
+            copy = staging / target.with_suffix(suffix).name
+            with writing(copy):
+                shutil.copyfile(ir.with_suffix(suffix), copy)  # no link: the user may edit the original
+        swap_folder(staging, target.parent)
+    return target
+
+
+def _records(store: ModelStore) -> JsonRecords:
+    return JsonRecords(store.root / "default.json")

@@ -1,0 +1,128 @@
+"""The model that is used where none is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import openvino as ov
+import pytest
+from tiny_ir import write_tiny_ir
+
+from edgeface import zoo
+from edgeface.cli import main
+from edgeface.errors import ContractError, InputError, ModelNotFoundError
+from edgeface.zoo.default import FIRST_CHOICE, has_default, keep_ir, record_first_default
+
+NAME = "facenet-20180402-114759"
+
+
+@pytest.fixture
+def ir(tmp_path: Path) -> Path:
+    return write_tiny_ir(tmp_path)
+
+
+def pretend_download(store: zoo.ModelStore, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.root / "models" / name
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(zoo.ModelStore, "model_dir", lambda self, entry: folder)
+
+
+def test_an_empty_store_has_no_default_and_says_how_to_get_one(store: zoo.ModelStore) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        zoo.default_model(store=store)
+    assert f"edgeface zoo download {FIRST_CHOICE} && edgeface convert {FIRST_CHOICE}" in str(caught.value)
+    assert "EDGEFACE_MODEL" in str(caught.value)
+
+
+def test_an_ir_becomes_the_default(store: zoo.ModelStore, ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ir.parent)
+    zoo.set_default_model(ir.name, store=store)  # found again from another folder
+    monkeypatch.chdir("/")
+    assert zoo.default_model(store=store) == ir
+
+
+def test_an_ir_without_a_contract_cannot_be_the_default(store: zoo.ModelStore, ir: Path) -> None:
+    model = ov.Core().read_model(ir)
+    model.set_rt_info({}, "edgeface")
+    bare = ir.with_name("bare.xml")
+    ov.save_model(model, bare)
+    with pytest.raises(ContractError):
+        zoo.set_default_model(bare, store=store)
+    assert not has_default(store=store)
+
+
+def test_a_default_that_is_gone_is_missed_by_name(store: zoo.ModelStore, ir: Path) -> None:
+    zoo.set_default_model(ir, store=store)
+    ir.unlink()
+    with pytest.raises(ModelNotFoundError, match=r"tiny\.xml.*edgeface zoo default"):
+        zoo.default_model(store=store)
+
+
+def test_a_downloaded_model_is_converted_once(
+    store: zoo.ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[str] = []
+
+    def convert(name: str, *, store: zoo.ModelStore) -> None:
+        converted.append(name)
+        folder = store.ir_path(name).parent
+        folder.mkdir(parents=True)
+        write_tiny_ir(folder, name=name)
+
+    with pytest.raises(ModelNotFoundError, match="zoo download"):
+        zoo.set_default_model(NAME, store=store)
+    pretend_download(store, NAME, monkeypatch)
+    zoo.set_default_model(NAME, store=store)
+    with pytest.raises(ModelNotFoundError, match=f"not converted.*edgeface convert {NAME}"):
+        zoo.default_model(store=store)
+    first = zoo.default_model(store=store, convert=convert)
+    assert first == zoo.default_model(store=store, convert=convert) == zoo.default_model(store=store)
+    assert converted == [NAME]
+
+
+def test_the_first_choice_is_the_default_where_none_is_set(
+    store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.ir_path(FIRST_CHOICE)
+    path.parent.mkdir(parents=True)
+    write_tiny_ir(path.parent, name=FIRST_CHOICE)
+    assert zoo.default_model(store=store) == path
+    assert not has_default(store=store)
+
+
+def test_a_detector_cannot_be_the_default(store: zoo.ModelStore) -> None:
+    with pytest.raises(InputError, match="face embedding model"):
+        zoo.set_default_model("yunet", store=store)
+
+
+def test_an_unknown_name_offers_near_ones(store: zoo.ModelStore) -> None:
+    with pytest.raises(ModelNotFoundError, match="did you mean"):
+        zoo.set_default_model("facenet-20180408", store=store)
+
+
+def test_only_the_first_ir_becomes_the_default_by_itself(store: zoo.ModelStore, ir: Path) -> None:
+    assert record_first_default(ir, store=store)
+    second = write_tiny_ir(ir.parent, name="second")
+    assert not record_first_default(second, store=store)
+    assert zoo.default_model(store=store) == ir
+
+
+def test_the_store_keeps_a_copy_of_an_ir(store: zoo.ModelStore, ir: Path) -> None:
+    kept = keep_ir(ir, store=store)
+    assert kept == store.ir_path("tiny")
+    assert kept.with_suffix(".bin").read_bytes() == ir.with_suffix(".bin").read_bytes()
+    assert not kept.samefile(ir)
+
+
+def test_command_sets_and_shows_the_default(
+    store: zoo.ModelStore, ir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache", str(store.root)]
+    assert main(["zoo", "default", *cache]) == 3
+    capsys.readouterr()
+    assert main(["zoo", "default", str(ir), *cache]) == 0
+    assert str(ir) in capsys.readouterr().out
+    assert main(["zoo", "default", "--json", *cache]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["model"], answer["ir"], len(answer["contract_id"])) == ("tiny", str(ir), 16)
