@@ -9,7 +9,6 @@ if "openvino" not in sys.modules:
 
 from edgeface.errors import EdgeFaceError
 from edgeface.model.contract import Alignment, ModelContract
+from edgeface.version import __version__
 
 __all__ = ["Alignment", "EdgeFaceError", "ModelContract", "__version__"]
-
-__version__ = "0.1.0"

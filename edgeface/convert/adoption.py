@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-import edgeface
 from edgeface.convert.converter import INPUT_NAMES, OUTPUT_NAMES, ConversionResult, Recipe, recipe_of
 from edgeface.convert.ir import (
     FreshProcessCheck,
@@ -38,6 +37,7 @@ from edgeface.errors import ConversionError, InputError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_ir
+from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 
 __all__ = ["adopt"]
@@ -130,7 +130,7 @@ def adopt(
             color=reading.color,
             embedding_dim=expected.shape[1],
             precision=_precision_of(model),
-            converter_version=edgeface.__version__,
+            converter_version=__version__,
             openvino_version=ov.get_version(),
         )
         with staging_folder(output_dir) as staging:

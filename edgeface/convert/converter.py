@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import openvino as ov
 
-import edgeface
 from edgeface.convert.ir import (
     FreshProcessCheck,
     adapt_input,
@@ -27,6 +26,7 @@ from edgeface.convert.tensorflow import TensorFlowModel, load_tensorflow
 from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
 from edgeface.files import staging_folder, stopwatch
 from edgeface.model.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
+from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.default import record_first_default
 from edgeface.zoo.schema import ModelEntry
@@ -161,7 +161,7 @@ def convert(
             color=_COLORS[color],
             embedding_dim=converted.output(0).get_partial_shape()[1].get_length(),
             precision=_PRECISIONS[precision],
-            converter_version=edgeface.__version__,
+            converter_version=__version__,
             openvino_version=ov.get_version(),
         )
         with staging_folder(output_dir) as staging:

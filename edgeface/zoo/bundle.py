@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeface import __version__
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
 from edgeface.files import write_atomically
+from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog
 from edgeface.zoo.files import CHUNK, Digests, hash_file, place, temporary_folder, writing
 from edgeface.zoo.schema import ModelEntry

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-import edgeface
 from edgeface.errors import ModelNotFoundError
 from edgeface.zoo.document import Document
 from edgeface.zoo.schema import MODEL_NAME, Conversion, ModelEntry, known_keys
@@ -78,7 +77,7 @@ def default_catalog_path() -> Path:
 
     It lies inside the package in an installed wheel, and at the root of a clone.
     """
-    package = Path(edgeface.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     packaged = package / CATALOG_FILE
     return packaged if packaged.is_file() else package.parent / CATALOG_FILE
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import edgeface
+from edgeface.version import __version__
 from edgeface.zoo.schema import GoogleDriveSource, HttpSource
 
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id={id}"
@@ -192,7 +192,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 def _opener() -> urllib.request.OpenerDirector:
     cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
     opener = urllib.request.build_opener(_NoDowngrade, cookies)
-    opener.addheaders = [("User-Agent", f"edgeface/{edgeface.__version__}"), ("Accept-Encoding", "identity")]
+    opener.addheaders = [("User-Agent", f"edgeface/{__version__}"), ("Accept-Encoding", "identity")]
     return opener
 
 

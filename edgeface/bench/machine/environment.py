@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-import edgeface
 from edgeface.bench.machine.container import Container, read_container
 from edgeface.bench.machine.hardware import Machine, read_machine
 from edgeface.bench.machine.proc import absent
 from edgeface.bench.machine.reading import Fact, Frozen
 from edgeface.bench.machine.snapshot import Moment, Stretch, observe, stretch
 from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
+from edgeface.version import __version__
 
 __all__ = [
     "Container",
@@ -130,7 +130,7 @@ def read_environment(
         machine=read_machine(root),
         container=read_container(root),
         software=Software(
-            edgeface=edgeface.__version__,
+            edgeface=__version__,
             openvino=ov.__version__,
             python=platform.python_version(),
             numpy=np.__version__,

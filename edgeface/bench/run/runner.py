@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-import edgeface
 from edgeface.bench.machine.disturbance import watch
 from edgeface.bench.machine.environment import read_environment
 from edgeface.bench.machine.peak import Peak, measure_peak
@@ -41,6 +40,7 @@ from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
 from edgeface.runtime import DevicePlan, ImageFormat
 from edgeface.stats import early_stopping_estimate, queries_needed, rate_interval, summarize
+from edgeface.version import __version__
 from edgeface.vision.detector import Detector
 
 __all__ = ["DEFAULTS", "Extras", "Stage", "benchmark"]
@@ -177,7 +177,7 @@ def benchmark(
     recording, disturbances = measured.recording, (*watched.verdict.reasons, *explained.disturbances)
     result = BenchmarkResult(
         created=created,
-        edgeface=edgeface.__version__,
+        edgeface=__version__,
         model=loaded.subject.info,
         environment=environment,
         settings=loaded.settings,
