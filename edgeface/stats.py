@@ -1,22 +1,20 @@
 """Estimate rates, percentiles and means with confidence intervals, from independent or correlated samples.
 
-Latencies of one run follow one another, and are not independent: a disturbance lasts, and so does a phase of boost.
-Every interval of a series first asks how many independent samples it is worth (`worth`), so that a correlated series
-gets a wider one.
+Successive latencies of one run are correlated: a disturbance lasts for many queries, and so does a phase of higher
+clock frequency. Every interval of a series is therefore computed from its `effective_sample_size`, so that a
+correlated series gets a wider interval. The distributions are those of `scipy.special`, which is imported on first
+use because that takes 0.2 s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BATCHES",
     "CONFIDENCE",
     "QUANTILES",
     "Interval",
@@ -24,6 +22,7 @@ __all__ = [
     "allowed_over",
     "clopper_pearson",
     "early_stopping_estimate",
+    "effective_sample_size",
     "independent_share",
     "interval_ranks",
     "mean_interval",
@@ -34,7 +33,6 @@ __all__ = [
     "student_t",
     "summarize",
     "trials_needed",
-    "worth",
 ]
 
 Floats = NDArray[np.floating]
@@ -45,16 +43,22 @@ Interval = tuple[float | None, float | None]
 LatencyKey = Literal["p50", "p90", "p95", "p99", "p99.9", "mean", "min", "max"]
 
 CONFIDENCE = 0.95
-"""Of every interval in a result."""
+"""Confidence of every interval in a result."""
 
 EARLY_STOPPING_CONFIDENCE = 0.99
 """MLPerf Inference rules, appendix on early stopping: c = 0.99, tolerance d = 0."""
 
 QUANTILES: dict[LatencyKey, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
+_BATCHES = 8
+"""Number of batch means. The fewer there are, the slower the variation that they still show."""
+
+_FEWEST = 4
+"""Effective samples below which a series gets no interval."""
+
 
 def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyKey, Interval]]:
-    """Estimate percentiles, mean and extremes.
+    """Estimate percentiles, mean and extremes of latencies.
 
     Parameters
     ----------
@@ -65,9 +69,15 @@ def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyK
     -------
     estimates
         ``p50`` to ``p99.9``, ``mean``, ``min`` and ``max``. A percentile is an observed value: the smallest that at
-        least that share of the samples does not exceed, as benchmark_app and MLPerf's load generator have it.
+        least that share of the samples does not exceed, as in benchmark_app and MLPerf's load generator.
     intervals
-        95 % of each percentile and of the mean; None where there are too few samples to bound it.
+        95 % confidence intervals of each percentile and of the mean; None where there are too few samples.
+
+    Examples
+    --------
+    >>> estimates, intervals = summarize(np.arange(1.0, 101.0))
+    >>> estimates["p90"]
+    90.0
     """
     ordered = np.sort(latencies)
     count = len(ordered)
@@ -75,9 +85,9 @@ def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyK
         key: float(ordered[rank(count, share) - 1]) for key, share in QUANTILES.items()
     }
     estimates |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
-    intervals: dict[LatencyKey, Interval] = {}
-    for key, share in QUANTILES.items():
-        intervals[key] = percentile_interval(latencies, share)
+    intervals: dict[LatencyKey, Interval] = {
+        key: percentile_interval(latencies, share) for key, share in QUANTILES.items()
+    }
     intervals["mean"] = mean_interval(latencies)
     return estimates, intervals
 
@@ -86,10 +96,10 @@ def percentile_interval(latencies: Floats, share: float, *, confidence: float = 
     """Bound a percentile of a series, (N,) in the order in which it was measured, by two of its values."""
     ordered, count = np.sort(latencies), len(latencies)
     below = (latencies <= ordered[rank(count, share) - 1]).astype(np.float64)
-    each = worth(below, confidence)
-    if each is None:
+    effective = effective_sample_size(below, confidence=confidence)
+    if effective is None:
         return None, None
-    low, high = interval_ranks(count, share, worth=each, confidence=confidence)
+    low, high = interval_ranks(count, share, effective=effective, confidence=confidence)
     return (
         None if low is None else float(ordered[low - 1]),
         None if high is None else float(ordered[high - 1]),
@@ -97,118 +107,114 @@ def percentile_interval(latencies: Floats, share: float, *, confidence: float = 
 
 
 def rank(count: int, share: float) -> int:
-    """Rank, from 1, of the smallest of `count` ordered samples that `share` of them does not exceed."""
+    """Return the rank, from 1, of the smallest of `count` ordered samples that `share` of them does not exceed."""
     return min(max(math.ceil(count * share - 1e-9), 1), count)
 
 
 def interval_ranks(
-    count: int, share: float, *, worth: float = 1.0, confidence: float = CONFIDENCE
+    count: int, share: float, *, effective: float | None = None, confidence: float = CONFIDENCE
 ) -> tuple[int | None, int | None]:
-    """Find the order statistics that hold a quantile between them, whatever the distribution.
+    """Find the two order statistics that enclose a quantile, for any distribution.
 
-    The number of samples below the quantile is binomial, so that ranks l and u hold it with probability
+    The number of samples below the quantile is binomial, so ranks l and u enclose it with probability
     P(l <= B < u), B ~ Binomial(count, share): David and Nagaraja, Order Statistics, 3rd edition, section 7.1.
-    Each side is left with at most half of what is not covered.
+    Each side leaves out at most half of the probability that is not covered.
 
     Parameters
     ----------
     count
-        Samples.
+        Number of samples.
     share
-        Of the quantile: 0.99 for the 99th percentile.
-    worth
-        Independent samples that each is worth, as `edgeface.stats` says: the ranks are found for as many,
-        and stretched.
+        Quantile: 0.99 for the 99th percentile.
+    effective
+        `effective_sample_size`: the ranks are computed for this many samples, then scaled to `count`. None: `count`.
     confidence
-        Probability that the ranks hold the quantile between them.
+        Probability that the ranks enclose the quantile.
 
     Returns
     -------
     (low, high)
         Ranks from 1; None: even the extreme sample does not bound it with that confidence.
     """
-    independent = max(1, math.floor(count * worth))
+    independent = max(1, math.floor(count if effective is None else effective))
     tail = (1.0 - confidence) / 2.0
-    first, cumulative = _binomial_cdf(independent, share)
-    # Largest l with P(B <= l - 1) <= tail, smallest u with P(B <= u - 1) >= 1 - tail.
-    low = first + int(np.searchsorted(cumulative, tail, side="right"))
-    high = first + int(np.searchsorted(cumulative, 1.0 - tail, side="left")) + 1
-    stretch = count / independent
+    low = _binomial_quantile(tail, independent, share)
+    high = _binomial_quantile(1.0 - tail, independent, share) + 1
+    scale = count / independent
     return (
-        None if low < 1 else max(1, math.floor(low * stretch)),
-        None if high > independent else min(count, math.ceil(high * stretch)),
+        None if low < 1 else max(1, math.floor(low * scale)),
+        None if high > independent else min(count, math.ceil(high * scale)),
     )
 
 
-def _binomial_cdf(count: int, share: float) -> tuple[int, Floats]:
-    """P(B <= first), P(B <= first + 1), ... for B ~ Binomial(count, share), where it is neither 0 nor 1."""
-    centre, spread = count * share, math.sqrt(count * share * (1.0 - share))
-    first = max(0, math.floor(centre - 10 * spread - 20))
-    last = min(count, math.ceil(centre + 10 * spread + 20))
-    steps = np.arange(first, last)
-    # pmf(k + 1) / pmf(k) = (n - k) / (k + 1) * p / (1 - p)
-    logs = np.log((count - steps) / (steps + 1.0)) + math.log(share / (1.0 - share))
-    pmf = np.concatenate([[0.0], np.cumsum(logs)])
-    pmf = np.exp(pmf - pmf.max())
-    cumulative = np.cumsum(pmf)
-    return first, cumulative / cumulative[-1]
+def _binomial_quantile(probability: float, count: int, share: float) -> int:
+    """Return the smallest k with P(B <= k) >= probability, B ~ Binomial(count, share)."""
+    from scipy import special
+
+    k = max(0, math.ceil(float(special.bdtrik(probability, count, share))))
+    while k > 0 and special.bdtr(k - 1, count, share) >= probability:  # bdtrik is approximate
+        k -= 1
+    while k < count and special.bdtr(k, count, share) < probability:
+        k += 1
+    return k
 
 
 def mean_interval(series: Floats, *, confidence: float = CONFIDENCE) -> Interval:
-    """Bound the mean of a series as if it were as many independent samples as it is worth."""
-    each = worth(series, confidence)
-    if each is None:
+    """Bound the mean of a series, using its effective sample size."""
+    from scipy import special
+
+    effective = effective_sample_size(series, confidence=confidence)
+    if effective is None:
         return None, None
-    spread = float(np.std(series, ddof=1)) / math.sqrt(len(series) * each)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
+    spread = float(np.std(series, ddof=1)) / math.sqrt(effective)
+    half = float(special.ndtri(0.5 + confidence / 2)) * spread
     mean = float(np.mean(series))
     return max(0.0, mean - half), mean + half
 
 
 def rate_interval(ends: Floats, *, confidence: float = CONFIDENCE) -> Interval:
-    """Bound a rate of completions, by means of batches of consecutive ones.
+    """Bound a rate of completions by the method of batch means.
 
-    The times that batches of equally many completions take are nearly independent if the batches are long, so there
-    are as few as 8 (batch means; Law, Simulation Modeling and Analysis, 5th edition, section 9.5.3).
+    The durations of long batches of equally many completions are nearly independent, so 8 batches are used
+    (Law, Simulation Modeling and Analysis, 5th edition, section 9.5.3).
 
     Parameters
     ----------
     ends : (N,) float
         Seconds from the start of the measurement to each completion, in any order.
     confidence
-        Share of the runs whose interval holds the true rate.
+        Share of the runs whose interval contains the true rate.
 
     Returns
     -------
     (low, high)
-        Completions a second; None below 16 completions.
+        Completions per second; None below 16 completions.
     """
     times = np.concatenate([[0.0], np.sort(ends)])
-    size = (len(times) - 1) // BATCHES
+    size = (len(times) - 1) // _BATCHES
     if size < 2:
         return None, None
-    spans = np.diff(times[len(times) - 1 - BATCHES * size :: size])
-    half = student_t(BATCHES - 1, confidence) * float(np.std(spans, ddof=1)) / math.sqrt(BATCHES)
+    spans = np.diff(times[len(times) - 1 - _BATCHES * size :: size])
+    half = student_t(_BATCHES - 1, confidence) * float(np.std(spans, ddof=1)) / math.sqrt(_BATCHES)
     mean = float(spans.mean())
     return size / (mean + half), size / (mean - half) if mean > half else None
 
 
 def allowed_over(count: int, share: float, *, confidence: float = EARLY_STOPPING_CONFIDENCE) -> int:
-    """Most of `count` queries that may exceed a bound while it still holds for `share` of all, or -1.
+    """Return how many of `count` queries may exceed a bound that must hold for `share` of all; -1: too few queries.
 
     MLPerf Inference's early-stopping criterion (inference_rules.adoc, "Early stopping"; its load generator's
-    early_stopping.cc): if more than 1 - share of all queries were over the bound, t or fewer among n would have a
-    probability of P(B <= t), B ~ Binomial(n, 1 - share); t is the largest for which that is at most 1 - confidence.
+    early_stopping.cc): if more than 1 - share of all queries exceeded the bound, t or fewer of n would exceed it
+    with probability P(B <= t), B ~ Binomial(n, 1 - share); t is the largest for which that is at most 1 - confidence.
     """
-    first, cumulative = _binomial_cdf(count, 1.0 - share)
-    return first + int(np.searchsorted(cumulative, 1.0 - confidence, side="right")) - 1
+    return _binomial_quantile(1.0 - confidence, count, 1.0 - share) - 1
 
 
 def queries_needed(share: float, *, over: int = 1) -> int:
-    """Fewest queries of which `over` may exceed a bound (`allowed_over`).
+    """Return the fewest queries of which `over` may exceed a bound (`allowed_over`).
 
-    With 1 `early_stopping_estimate` has an answer: 64 for 0.9, 662 for 0.99, as in MLPerf. With 0 a bound can be met
-    at all: 44 and 459.
+    With 1, the fewest for `early_stopping_estimate`: 64 for 0.9, 662 for 0.99, as in MLPerf. With 0, the fewest for
+    which a bound can be met: 44 and 459.
     """
     low, high = 1, 1
     while allowed_over(high, share) < over:
@@ -220,28 +226,21 @@ def queries_needed(share: float, *, over: int = 1) -> int:
 
 
 def early_stopping_estimate(ordered: Floats, share: float) -> float | None:
-    """Value that a percentile does not exceed, with 99 % confidence; None: too few samples.
+    """Return an upper bound of a percentile with 99 % confidence; None: too few samples.
 
     What MLPerf reports for SingleStream (0.9) and MultiStream (0.99): of n ordered latencies the one of rank
-    n - t + 1, where t may be over (`allowed_over`), t at least 1.
+    n - t + 1, where t may exceed the bound (`allowed_over`), t at least 1.
     """
     over = allowed_over(len(ordered), share) if len(ordered) else 0
     return float(ordered[len(ordered) - over]) if over >= 1 else None
 
 
-BATCHES = 8
-"""Means of so many batches say how much a series varies slowly; the fewer, the slower what they still notice."""
-
-_FEWEST = 4
-"""Independent samples below which nothing is said about a series."""
-
-
 def independent_share(series: Floats) -> float:
-    """Independent samples that one of a correlated series is worth, for its mean: 1 / (1 + 2 sum of correlations).
+    """Estimate the effective sample size of a series as a share of its length: 1 / (1 + 2 sum of autocorrelations).
 
-    The sum ends where neighbouring correlations no longer add up to something positive, and their sums are kept
-    from rising (Geyer's initial monotone sequence, Statistical Science 7 (1992), 473-483). Never more than 1: that
-    a series alternates is not taken as a reason for more confidence.
+    The sum ends where two neighbouring autocorrelations no longer add up to a positive number, and such pairs are
+    kept from rising (Geyer's initial monotone sequence, Statistical Science 7 (1992), 473-483). At most 1:
+    alternation does not increase confidence.
     """
     count = len(series)
     centred = np.asarray(series, np.float64) - np.mean(series)
@@ -257,131 +256,81 @@ def independent_share(series: Floats) -> float:
     return min(1.0, 1.0 / max(2.0 * float(pairs.sum()) - 1.0, 1.0))
 
 
-def worth(series: Floats, confidence: float) -> float | None:
-    """Independent samples that one of a series is worth, for an interval of its mean; None: too few in all.
+def effective_sample_size(series: Floats, *, confidence: float = CONFIDENCE) -> float | None:
+    """Return how many independent samples would bound the mean of a series as tightly; None: too few.
 
-    The smaller of what the series' correlations say (`independent_share`) and of what the means of 8 batches say:
-    the former overlooks what changes as slowly as the series is long. Either is an estimate, so it is taken down by
-    (z / t)^2, Student's t of as many degrees of freedom as it rests on (Korn and Graubard, Survey Methodology 24
-    (1998), 193-201).
+    The smaller of two estimates: by autocorrelations (`independent_share`), and by the means of 8 batches, because
+    the former misses variation as slow as the series is long. Each is an estimate itself, so it is reduced by
+    (z / t)^2 with Student's t of its degrees of freedom (Korn and Graubard, Survey Methodology 24 (1998), 193-201).
     """
-    count, size = len(series), len(series) // BATCHES
+    from scipy import special
+
+    count, size = len(series), len(series) // _BATCHES
     share = independent_share(series)
     freedom = math.floor(count * share) - 1
-    means = series[count - size * BATCHES :].reshape(BATCHES, size).mean(axis=1) if size else series
-    among, within = float(means.var(ddof=1)) if len(means) > 1 else 0.0, float(series.var())
-    if size and size * among * share > within:
-        share, freedom = within / (size * among), min(freedom, BATCHES - 1)
+    if size:
+        means = series[count - size * _BATCHES :].reshape(_BATCHES, size).mean(axis=1)
+        among, within = size * float(means.var(ddof=1)), float(series.var())
+        if among * share > within:
+            share, freedom = within / among, min(freedom, _BATCHES - 1)
     if count * share < _FEWEST:
         return None
-    normal = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return share * (normal / student_t(max(freedom, _FEWEST - 1), confidence)) ** 2
+    normal = float(special.ndtri(0.5 + confidence / 2))
+    return count * share * (normal / student_t(max(freedom, _FEWEST - 1), confidence)) ** 2
 
 
 def student_t(freedom: int, confidence: float) -> float:
-    """Two-sided quantile of Student's t."""
-    if freedom > 30:
-        return _expanded(freedom, confidence)
-    low, high = 0.0, 1e6
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return high
+    """Return the two-sided quantile of Student's t with `freedom` degrees of freedom."""
+    from scipy import special
+
+    return float(special.stdtrit(freedom, 0.5 + confidence / 2.0))
 
 
-def _expanded(freedom: int, confidence: float) -> float:
-    """Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5: for many degrees of freedom."""
-    x = NormalDist().inv_cdf(0.5 + confidence / 2.0)
-    terms = (
-        x,
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
-    )
-    return float(sum(term / freedom**power for power, term in enumerate(terms)))
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| < t): Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    if odd:
-        return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
-    return sine * total
-
-
-def clopper_pearson(errors: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval of a binomial rate.
+def clopper_pearson(errors: int, trials: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Compute the exact two-sided confidence interval of a binomial rate.
 
     Clopper and Pearson, Biometrika 26 (1934), 404-413; the usual choice for error rates of biometric systems
-    because it never covers less than it promises, not even at 0 errors. It assumes independent trials.
+    because its coverage is never below `confidence`, not even at 0 errors. It assumes independent trials.
 
     Parameters
     ----------
     errors, trials
         0 <= errors <= trials, trials at least 1.
     confidence
-        Share of the experiments whose interval holds the true rate.
+        Share of the experiments whose interval contains the true rate.
 
     Returns
     -------
     (low, high)
-        Rates in [0, 1]. At 0 errors in n trials `high` is near 3.7 / n for 95 %: two-sided, so that it is a
-        little wider than the one-sided rule of three.
+        Rates in [0, 1]. At 0 errors in n trials `high` is near 3.7 / n for 95 %; the one-sided rule of three gives
+        3 / n.
+
+    Raises
+    ------
+    ValueError
+        If the counts are out of range.
+
+    Examples
+    --------
+    >>> low, high = clopper_pearson(0, 1000)
+    >>> low, round(high, 5)
+    (0.0, 0.00368)
     """
+    from scipy import special
+
     if not 0 <= errors <= trials or trials < 1:
         raise ValueError(f"expected 0 <= errors <= trials and trials >= 1, found {errors} of {trials}")
     tail = (1.0 - confidence) / 2.0
-    # P(X >= k | p) = I_p(k, n - k + 1), the regularised incomplete beta function; each end is where a tail is left.
-    low = _solve(lambda p: _beta(p, errors, trials - errors + 1), tail) if errors else 0.0
-    high = _solve(lambda p: _beta(p, errors + 1, trials - errors), 1.0 - tail) if errors < trials else 1.0
+    # P(X >= k | p) = I_p(k, n - k + 1), the regularised incomplete beta function.
+    low = float(special.betaincinv(errors, trials - errors + 1, tail)) if errors else 0.0
+    high = float(special.betaincinv(errors + 1, trials - errors, 1.0 - tail)) if errors < trials else 1.0
     return low, high
 
 
 def trials_needed(rate: float) -> int:
-    """Impostor pairs below which nothing can be said about a rate: 3 / rate, the rule of three.
+    """Return the fewest impostor pairs that can show that a rate is met: 3 / rate, the rule of three.
 
     With no error in n independent trials the true rate is below 3 / n with 95 % confidence (ISO/IEC 19795-1,
-    annex B): fewer pairs than this cannot show that a rate is met, even if not one is accepted.
+    annex B).
     """
     return math.ceil(3.0 / rate - 1e-9)
-
-
-def _solve(rising: Callable[[float], float], target: float) -> float:
-    low, high = 0.0, 1.0
-    while (middle := (low + high) / 2.0) not in (low, high):
-        low, high = (middle, high) if rising(middle) < target else (low, middle)
-    return high
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function I_x(a, b), by Lentz's continued fraction (DLMF 8.17.22)."""
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    if x > (a + 1.0) / (a + b + 2.0):  # the fraction converges fast on the other side only
-        return 1.0 - _beta(1.0 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny = 1e-300
-    c, d = 1.0, 1.0 / _away_from_zero(1.0 - (a + b) * x / (a + 1.0), tiny)
-    fraction = d
-    for m in range(1, 100_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
-        step = 1.0
-        for numerator in (even, odd):
-            d = 1.0 / _away_from_zero(1.0 + numerator * d, tiny)
-            c = _away_from_zero(1.0 + numerator / c, tiny)
-            step = c * d
-            fraction *= step
-        if abs(step - 1.0) < 1e-15:
-            break
-    return math.exp(log_front) * fraction / a
-
-
-def _away_from_zero(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny

@@ -1,4 +1,4 @@
-"""Estimates and their intervals against scipy, MLPerf's published logs, and distributions whose truth is known."""
+"""Estimates and intervals against exact sums, published tables, MLPerf's logs, and simulations of known truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from scipy import signal, stats
 from edgeface.stats import (
     QUANTILES,
     allowed_over,
+    clopper_pearson,
     early_stopping_estimate,
+    effective_sample_size,
     independent_share,
     interval_ranks,
     mean_interval,
@@ -31,18 +33,26 @@ SPREAD = 0.3
 SHARES = st.sampled_from([*QUANTILES.values(), 0.01, 0.37])
 
 
+def binomial_cdf(count: int, share: float) -> np.ndarray:
+    """P(B <= 0), ..., P(B <= count) for B ~ Binomial(count, share), summed term by term."""
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, count + 1)))])
+    k = np.arange(count + 1)
+    logs = factorials[count] - factorials - factorials[::-1] + k * math.log(share)
+    return np.cumsum(np.exp(logs + (count - k) * math.log1p(-share)))
+
+
 @given(count=st.integers(1, 20_000), share=SHARES)
-def test_ranks_are_the_tightest_that_scipys_binomial_allows(count: int, share: float) -> None:
+def test_ranks_are_the_tightest_that_the_binomial_sum_allows(count: int, share: float) -> None:
     low, high = interval_ranks(count, share)
-    below = stats.binom(count, share)
-    at = (low or 0) - 1
-    assert below.cdf(at) <= 0.025 + 1e-12
-    assert below.cdf(at + 1) > 0.025
+    below = np.concatenate([[0.0], binomial_cdf(count, share)])  # [k]: P(B < k)
+    at = low or 0
+    assert below[at] <= 0.025 + 1e-9
+    assert below[at + 1] > 0.025 - 1e-9
     if high is None:
-        assert below.cdf(count - 1) < 0.975
+        assert below[count] < 0.975 + 1e-9
     else:
-        assert below.cdf(high - 1) >= 0.975 - 1e-12
-        assert high == 1 or below.cdf(high - 2) < 0.975
+        assert below[high] >= 0.975 - 1e-9
+        assert high == 1 or below[high - 1] < 0.975 + 1e-9
 
 
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200), SHARES)
@@ -64,11 +74,37 @@ def test_estimates_are_those_of_benchmark_app() -> None:
     assert estimates["mean"] == pytest.approx(sum(ordered) / len(ordered))
 
 
-def test_students_t_is_scipys() -> None:
-    for freedom in (*range(1, 60), 200, 5000):
-        for confidence in (0.8, 0.95, 0.9875, 0.999):
-            expected = stats.t(freedom).ppf(0.5 + confidence / 2)
-            assert student_t(freedom, confidence) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(
+    ("freedom", "published"),  # NIST/SEMATECH e-Handbook, section 1.3.6.7.2: two-sided 80, 95 and 99 %
+    [
+        (1, (3.078, 12.706, 63.657)), (2, (1.886, 4.303, 9.925)), (3, (1.638, 3.182, 5.841)),
+        (7, (1.415, 2.365, 3.499)), (10, (1.372, 2.228, 3.169)), (30, (1.310, 2.042, 2.750)),
+        (60, (1.296, 2.000, 2.660)), (100, (1.290, 1.984, 2.626)),
+    ],
+)  # fmt: skip
+def test_students_t_is_that_of_published_tables(freedom: int, published: tuple[float, ...]) -> None:
+    found = [student_t(freedom, confidence) for confidence in (0.8, 0.95, 0.99)]
+    assert found == pytest.approx(published, abs=0.0006)
+
+
+def test_students_t_of_one_and_two_degrees_of_freedom_is_the_closed_form() -> None:
+    for confidence in (0.5, 0.9, 0.9875, 0.999):
+        assert student_t(1, confidence) == pytest.approx(math.tan(math.pi * confidence / 2), rel=1e-9)
+        assert student_t(2, confidence) == pytest.approx(
+            confidence * math.sqrt(2 / (1 - confidence**2)), rel=1e-9
+        )
+
+
+@pytest.mark.parametrize(("errors", "trials"), [(1, 7), (3, 300), (37, 600), (599, 600), (1000, 20_000)])
+def test_each_end_of_clopper_and_pearson_leaves_half_of_the_rest(errors: int, trials: int) -> None:
+    low, high = clopper_pearson(errors, trials, confidence=0.9)
+    assert 1 - binomial_cdf(trials, low)[errors - 1] == pytest.approx(0.05, rel=1e-7)
+    assert binomial_cdf(trials, high)[errors] == pytest.approx(0.05, rel=1e-7)
+
+
+def test_clopper_and_pearson_at_no_errors_and_at_nothing_but_errors_is_the_closed_form() -> None:
+    assert clopper_pearson(0, 100) == (0.0, pytest.approx(1 - 0.025 ** (1 / 100), rel=1e-12))
+    assert clopper_pearson(100, 100) == (pytest.approx(0.025 ** (1 / 100), rel=1e-12), 1.0)
 
 
 @pytest.mark.parametrize(("count", "discarded"), [(2048, 172), (2116, 178), (2145, 181)])
@@ -88,11 +124,11 @@ def test_fewest_queries_are_mlperfs() -> None:
 
 
 @given(count=st.integers(1, 30_000), share=st.sampled_from([0.5, 0.9, 0.97, 0.99, 0.999]))
-def test_as_many_may_be_over_as_scipy_allows(count: int, share: float) -> None:
-    over = stats.binom(count, 1 - share)
+def test_as_many_may_be_over_as_the_binomial_sum_allows(count: int, share: float) -> None:
+    over = binomial_cdf(count, 1 - share)
     allowed = allowed_over(count, share)
-    assert allowed == -1 or over.cdf(allowed) <= 0.01 + 1e-9
-    assert over.cdf(allowed + 1) > 0.01 - 1e-9
+    assert allowed == -1 or over[allowed] <= 0.01 + 1e-9
+    assert over[allowed + 1] > 0.01 - 1e-9
 
 
 def autoregressive(phi: float) -> Callable[[np.random.Generator, int], np.ndarray]:
@@ -104,12 +140,14 @@ def autoregressive(phi: float) -> Callable[[np.random.Generator, int], np.ndarra
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
-def test_worth_of_a_correlated_sample_is_the_closed_form(phi: float) -> None:
+def test_the_effective_size_of_a_correlated_series_is_the_closed_form(phi: float) -> None:
     series = autoregressive(phi)(np.random.default_rng(3), 200_000)
-    assert independent_share(series) == pytest.approx((1 - phi) / (1 + phi), rel=0.15)
+    expected = (1 - phi) / (1 + phi)
+    assert independent_share(series) == pytest.approx(expected, rel=0.15)
+    assert effective_sample_size(series) == pytest.approx(len(series) * expected, rel=0.15)
 
 
-def test_an_alternating_series_is_worth_no_more_than_its_length() -> None:
+def test_the_effective_size_of_an_alternating_series_is_at_most_its_length() -> None:
     assert independent_share(np.tile([1.0, 2.0], 500)) == 1.0
 
 

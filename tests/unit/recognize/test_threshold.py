@@ -104,18 +104,6 @@ def test_without_false_accepts_the_bound_is_that_of_the_binomial() -> None:
     assert found.frr_interval[1] == pytest.approx(1 - 0.025 ** (1 / 10), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("errors", "trials"), [(0, 1), (1, 1), (1, 7), (3, 3000), (37, 6000), (5999, 6000), (1000, 2_000_000)]
-)
-def test_intervals_agree_with_scipy(errors: int, trials: int) -> None:
-    beta = pytest.importorskip("scipy.stats").beta
-    low, high = clopper_pearson(errors, trials, confidence=0.9)
-    assert low == pytest.approx(beta.ppf(0.05, errors, trials - errors + 1) if errors else 0, rel=1e-9)
-    assert high == pytest.approx(
-        beta.ppf(0.95, errors + 1, trials - errors) if errors < trials else 1, rel=1e-9
-    )
-
-
 def test_intervals_cover_what_they_promise() -> None:
     counts = np.random.default_rng(0).binomial(400, 0.01, 2000)
     intervals = {count: clopper_pearson(count, 400) for count in set(counts.tolist())}
