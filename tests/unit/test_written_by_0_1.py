@@ -16,25 +16,25 @@ import numpy as np
 import pytest
 
 from edgeface import zoo
-from edgeface.bench.comparable import read_side
-from edgeface.bench.imported import read_any
+from edgeface.bench.compare.comparable import read_side
+from edgeface.bench.compare.imported import read_any
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.runner import DEFAULTS
-from edgeface.bench.sweep import Axes, Step, sweep
+from edgeface.bench.run.runner import DEFAULTS
+from edgeface.bench.run.sweep import Axes, Step, sweep
 from edgeface.cli import main
-from edgeface.contract import ModelContract
 from edgeface.convert.parity import embed_with_ir, load_golden
 from edgeface.errors import ContractError, GalleryKeyError, ModelFormatError
 from edgeface.evaluate.faces import load_boxes
 from edgeface.evaluate.pairs import read_pairs
-from edgeface.ir_file import read_ir
+from edgeface.gallery.enrol import EnrolRules
+from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.transfer import import_gallery
+from edgeface.model.contract import ModelContract
+from edgeface.model.embedding import Embedding
+from edgeface.model.ir_file import read_ir
+from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Threshold, load_thresholds, verify
-from edgeface.recognize.embedding import Embedding
-from edgeface.recognize.gallery.enrol import EnrolRules
-from edgeface.recognize.gallery.sqlite import SqliteStore
-from edgeface.recognize.gallery.transfer import import_gallery
-from edgeface.recognize.index import LiveIndex
-from edgeface.recognize.table import EmbeddingTable
 from edgeface.runtime import DevicePlan, Embedder
 from edgeface.runtime.flip import flip_contract
 
@@ -231,7 +231,7 @@ def test_an_encrypted_gallery_refuses_another_key_and_none(work: Path) -> None:
 def test_the_templates_beside_a_gallery_are_read_and_not_only_tolerated(
     work: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeface.recognize.gallery import matrix
+    from edgeface.gallery.store import matrix
 
     read = []
     derived = matrix.read_templates
