@@ -27,9 +27,8 @@ from edgeface.cli.thresholds import ThresholdOption, known_thresholds, parse_sim
 from edgeface.errors import ImageError, InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.gallery.store.protocol import Store
     from edgeface.pipeline.pipeline import Face, Pipeline
-    from edgeface.recognize.identify import Identification, Identifier
+    from edgeface.recognize.identify import Identifier
     from edgeface.recognize.open_set import SearchThreshold
 
 __all__ = ["register"]
@@ -103,7 +102,7 @@ def identify(
         if note := limit.note(len(index)):
             stderr.print(note, markup=False, soft_wrap=True)
         for path, faces in _look_at(files, pipeline, failures):
-            answers.append({"path": str(path), "faces": _identify(faces, identifier, store)})
+            answers.append({"path": str(path), "faces": _identify(faces, identifier)})
             if not json:
                 _show(answers[-1])
     if not answers:
@@ -160,7 +159,7 @@ def _look_at(
         yield path, sorted(faces, key=lambda face: float(face.box[0]))
 
 
-def _identify(faces: list[Face], identifier: Identifier, store: Store) -> list[dict[str, Any]]:
+def _identify(faces: list[Face], identifier: Identifier) -> list[dict[str, Any]]:
     """Answers from left to right; a face that cannot be embedded is told with the reason."""
     probes = [face.embedding for face in faces if face.embedding is not None]
     found = iter(identifier.identify_frame(probes))
@@ -171,22 +170,11 @@ def _identify(faces: list[Face], identifier: Identifier, store: Store) -> list[d
             **(
                 {"verdict": "unusable", "reasons": list(face.reasons)}
                 if face.embedding is None
-                else _describe(next(found), store)
+                else next(found).to_dict()
             ),
         }
         for number, face in enumerate(faces, start=1)
     ]
-
-
-def _describe(answer: Identification, store: Store) -> dict[str, Any]:
-    def name_of(person_id: int | None) -> str | None:
-        return None if person_id is None else store.person(person_id).name
-
-    return {
-        **answer.to_dict(),
-        "person": name_of(answer.person_id),
-        "runner_up": name_of(answer.runner_up_id),
-    }
 
 
 def _show(answer: dict[str, Any]) -> None:

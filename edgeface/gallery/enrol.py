@@ -189,7 +189,8 @@ def enrol(
     with store.writing():
         person = store.find(name)
         mine = store.templates_of(person.id) if person else ()
-        lookalikes = _lookalikes(store, index, vectors, person, rules)
+        with index.snapshot() as snapshot:
+            lookalikes = _lookalikes(store, snapshot, vectors, person, rules)
         if lookalikes and not force:
             raise EnrolmentRefused(_refusal(name, lookalikes))
         new = _not_yet_there(templates, vectors, mine)

@@ -50,6 +50,9 @@ class Identification:
         What decided.
     rule
         How people were scored.
+    person, runner_up
+        Names of `person_id` and `runner_up_id`, of the same generation of the gallery as the scores; None without
+        one, and if the index knows no names.
     """
 
     verdict: Verdict
@@ -60,6 +63,8 @@ class Identification:
     looks: int
     threshold: SearchThreshold
     rule: PersonRule
+    person: str | None = None
+    runner_up: str | None = None
 
     @property
     def margin(self) -> float | None:
@@ -82,6 +87,8 @@ class Identification:
             "fpir": self.threshold.fpir,
             "rule": self.rule.name,
             "contract_id": self.threshold.contract_id,
+            "person": self.person,
+            "runner_up": self.runner_up,
         }
 
 
@@ -169,23 +176,36 @@ class Identifier:
     def _identify(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
         if not looks:
             return []
+        with self.index.snapshot() as index:
+            return self._identify_in(index, looks)
+
+    def _identify_in(self, index: Index, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
+        """Search, compare again, and read names, all in one generation of the gallery."""
         # In a best choice every face has one of its own first F people: at most F - 1 of those are others'. One more
         # is the runner-up. Of several pictures, the first people of each are looked at.
         count = len(looks) + 1
         seen = [
-            rank_people(self.index, probe, count=count, rule=self.rule).person_ids
+            rank_people(index, probe, count=count, rule=self.rule).person_ids
             for probes in looks
             for probe in probes
         ]
         people = np.unique(np.concatenate(seen))
-        scores = np.stack(
-            [pair_scores(self.index, probes, people, self.rule).mean(axis=0) for probes in looks]
-        )
+        scores = np.stack([pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks])
         chosen = assign(scores - self.threshold.value)
         return [
-            self._decide(people, scores[face], int(chosen[face]), np.delete(chosen, face), len(probes))
+            self._named(
+                index,
+                self._decide(people, scores[face], int(chosen[face]), np.delete(chosen, face), len(probes)),
+            )
             for face, probes in enumerate(looks)
         ]
+
+    @staticmethod
+    def _named(index: Index, answer: Identification) -> Identification:
+        person, runner_up = (
+            None if each is None else index.name_of(each) for each in (answer.person_id, answer.runner_up_id)
+        )
+        return replace(answer, person=person, runner_up=runner_up)
 
     def _decide(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -64,3 +65,19 @@ class Index(Protocol):
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """Every template of these people; somebody who is not there has none."""
+
+    def snapshot(self) -> AbstractContextManager[Index]:
+        """Hold one generation of the gallery, for all that one decision needs.
+
+        Everything that is asked of the index that it yields, names included, is answered from that one generation,
+        whoever writes to the gallery meanwhile. Keep the block short: it may hold up other users of the index.
+        """
+
+    def name_of(self, person_id: int) -> str | None:
+        """Name of a person; None if the index knows templates but no names.
+
+        Raises
+        ------
+        GalleryError
+            If the gallery has no person of this id.
+        """

@@ -3,7 +3,16 @@
 from edgeface.gallery.index.approximate import ApproximateIndex
 from edgeface.gallery.index.base import MemoryIndex
 from edgeface.gallery.index.exact import ExactIndex
-from edgeface.gallery.index.follow import LiveIndex, follow
+from edgeface.gallery.index.follow import GallerySnapshot, LiveIndex, follow
 from edgeface.recognize.index import Hits, Index
 
-__all__ = ["ApproximateIndex", "ExactIndex", "Hits", "Index", "LiveIndex", "MemoryIndex", "follow"]
+__all__ = [
+    "ApproximateIndex",
+    "ExactIndex",
+    "GallerySnapshot",
+    "Hits",
+    "Index",
+    "LiveIndex",
+    "MemoryIndex",
+    "follow",
+]

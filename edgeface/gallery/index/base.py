@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,16 @@ class MemoryIndex(ABC):
         with self._lock:
             rows = np.flatnonzero(np.isin(self._table.person_ids, np.asarray(person_ids, np.int64)))
             return exact_hits(self._table, rows, probe.vector, len(rows))
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[MemoryIndex]:
+        """Let nobody change the index inside this block; see `Index.snapshot`."""
+        with self._lock:
+            yield self
+
+    def name_of(self, person_id: int) -> None:
+        """Return None: templates in memory have no names."""
+        return
 
     def block(self) -> TemplateBlock:
         """A copy of all templates by rising id."""

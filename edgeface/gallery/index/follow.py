@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from edgeface.errors import ContractError
 from edgeface.gallery.index.base import MemoryIndex
@@ -14,7 +15,7 @@ from edgeface.gallery.store.protocol import Store
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
 
-__all__ = ["LiveIndex", "follow"]
+__all__ = ["GallerySnapshot", "LiveIndex", "follow"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class LiveIndex:
     def __init__(self, store: Store, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
         self._store = store
         self._gallery_id = store.info.gallery_id
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._index = make(store.load())
 
     @property
@@ -89,10 +90,14 @@ class LiveIndex:
         return self._index.generation
 
     def __len__(self) -> int:
-        return len(self.in_step())
+        with self.snapshot() as snapshot:
+            return len(snapshot)
 
-    def in_step(self) -> MemoryIndex:
-        """The index, after it has caught up.
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[GallerySnapshot]:
+        """Catch up with the store, and hold what it has now for all that one decision needs.
+
+        Other threads that use the same store or this index wait until the block ends; other processes do not.
 
         Raises
         ------
@@ -101,26 +106,84 @@ class LiveIndex:
         GalleryError
             If the store cannot be read, or is another gallery now.
         """
-        with self._lock:
+        # The store comes first, as it does inside `writing`: two threads never wait for each other.
+        with self._store.reading(), self._lock:
             if self._store.info.gallery_id != self._gallery_id:
                 raise ContractError(
                     f"index: expected gallery {self._gallery_id}, found {self._store.info.gallery_id}; make a new index"
                 )
             follow(self._index, self._store)
-            return self._index
+            with self._index.snapshot() as index:
+                yield GallerySnapshot(index, self._store)
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """As `Index.search`, over the templates that the store has now."""
-        return self.in_step().search(probe, k=k)
+        with self.snapshot() as snapshot:
+            return snapshot.search(probe, k=k)
 
     def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
         """As `Index.search_batch`, over the templates that the store has now."""
-        return self.in_step().search_batch(probes, k=k)
+        with self.snapshot() as snapshot:
+            return snapshot.search_batch(probes, k=k)
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """As `Index.compare`, over the templates that the store has now."""
-        return self.in_step().compare(probe, person_ids)
+        with self.snapshot() as snapshot:
+            return snapshot.compare(probe, person_ids)
+
+    def name_of(self, person_id: int) -> str:
+        """As `Index.name_of`, of the people that the store has now."""
+        return self._store.person(person_id).name
 
     def block(self) -> TemplateBlock:
         """As `MemoryIndex.block`, of the templates that the store has now."""
-        return self.in_step().block()
+        with self.snapshot() as snapshot:
+            return snapshot.block()
+
+
+class GallerySnapshot:
+    """An `Index` of one generation of a gallery, with its people: what `LiveIndex.snapshot` yields.
+
+    It is of that generation inside that block only.
+    """
+
+    def __init__(self, index: MemoryIndex, store: Store) -> None:
+        self._index, self._store = index, store
+
+    @property
+    def contract_id(self) -> str:
+        """Of every embedding in it."""
+        return self._index.contract_id
+
+    @property
+    def generation(self) -> int:
+        """Of templates and people alike."""
+        return self._index.generation
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, probe: Embedding, *, k: int = 1) -> Hits:
+        """As `Index.search`."""
+        return self._index.search(probe, k=k)
+
+    def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
+        """As `Index.search_batch`."""
+        return self._index.search_batch(probes, k=k)
+
+    def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
+        """As `Index.compare`."""
+        return self._index.compare(probe, person_ids)
+
+    def block(self) -> TemplateBlock:
+        """As `MemoryIndex.block`."""
+        return self._index.block()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[GallerySnapshot]:
+        """The snapshot itself."""
+        yield self
+
+    def name_of(self, person_id: int) -> str:
+        """As `Index.name_of`."""
+        return self._store.person(person_id).name

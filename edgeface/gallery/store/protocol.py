@@ -43,6 +43,12 @@ class Store(Protocol):
     def generation(self) -> int:
         """Number of the last commit, by whichever process: an index that knows another one is stale."""
 
+    def reading(self) -> AbstractContextManager[None]:
+        """Make several reads see one generation, whatever others write meanwhile.
+
+        Blocks may be nested, also in `writing`. Other threads that use this store wait until the block ends.
+        """
+
     def writing(self) -> AbstractContextManager[None]:
         """Make several calls one transaction, in which nobody else writes; calls inside see what they wrote.
 

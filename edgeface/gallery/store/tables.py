@@ -57,6 +57,12 @@ class TableStore:
             return int(self._database.state("generation"))
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Several reads of one generation; see `Store.reading`."""
+        with self._database.reading():
+            yield
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Several calls as one transaction; see `Store.writing`."""
         with self._database.writing():

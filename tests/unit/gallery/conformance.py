@@ -13,18 +13,25 @@ A test module makes it its own so::
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgeface.errors import ContractError, EdgeFaceError, GalleryError
+from edgeface.gallery.index import ExactIndex, Hits, LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate, TemplateBlock
 from edgeface.gallery.store.protocol import Store
 from edgeface.model.embedding import Embedding
+from edgeface.recognize.identify import Identifier
+from edgeface.recognize.open_set import SearchThreshold
 
 CONTRACT = "0123456789abcdef"
 OTHER_CONTRACT = "fedcba9876543210"
@@ -41,6 +48,8 @@ class Place:
 
     create: Callable[..., Store]
     open: Callable[..., Store]
+    source: str
+    """A Python expression that opens it in another process."""
 
 
 def vectors(count: int, *, seed: int = 0, dim: int = DIM) -> np.ndarray:
@@ -67,6 +76,54 @@ def joined(blocks: list[TemplateBlock]) -> tuple[np.ndarray, np.ndarray, np.ndar
         np.concatenate([block.person_ids for block in blocks]),
         np.concatenate([block.vectors for block in blocks]),
     )
+
+
+class Renaming(ExactIndex):
+    """An index beside which somebody else writes after every search and every comparison."""
+
+    write: Callable[[], object]
+
+    def search(self, probe: Embedding, *, k: int = 1) -> Hits:
+        hits = super().search(probe, k=k)
+        self.write()
+        return hits
+
+    def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
+        hits = super().compare(probe, person_ids)
+        self.write()
+        return hits
+
+
+COSINES = 400
+"""The writer's n-th generation names a person n, and gives this person a template of the cosine n / COSINES."""
+
+
+def turn(number: int) -> list[NewTemplate]:
+    row = np.zeros(DIM)
+    row[0] = number / COSINES
+    row[1 + number % (DIM - 1)] = np.sqrt(1 - row[0] ** 2)
+    return [template(row.astype(np.float32))]
+
+
+def write_turns(store: Store, person_id: int, *, last: int, until: Callable[[], bool]) -> None:
+    for number in range(2, last + 1):
+        if until():
+            return
+        with store.writing():
+            store.add_templates(person_id, turn(number))
+            store.update_person(person_id, name=str(number))
+
+
+WRITER = """
+import sys, threading
+from unit.gallery.conformance import write_turns
+{imports}
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+with {source} as store:
+    print("ready", flush=True)
+    write_turns(store, {person_id}, last={last}, until=stop.is_set)
+"""
 
 
 class StoreConformance:
@@ -467,3 +524,92 @@ class StoreConformance:
         store.close()
         with pytest.raises(GalleryError, match="closed"):
             store.people()
+
+    # One generation a decision
+
+    def test_search_comparison_and_names_of_one_answer_are_of_one_generation(
+        self, store: Store, place: Place
+    ) -> None:
+        probe = Embedding(np.eye(1, DIM, dtype=np.float32)[0], CONTRACT)
+        person = store.add_person("1", templates=turn(1))
+        numbers = iter(range(2, COSINES))
+        with place.open() as other:
+
+            def write() -> None:
+                with other.writing():
+                    other.add_templates(person.id, turn(number := next(numbers)))
+                    other.update_person(person.id, name=str(number))
+
+            index = LiveIndex(store, Renaming)
+            index._index.write = write
+            identifier = Identifier(index, by_hand(-0.5))
+            for _ in range(5):
+                answer = identifier.identify(probe)
+                assert answer.score == pytest.approx(int(answer.person) / COSINES, abs=1e-6)
+            assert next(numbers) > 10
+            with index.snapshot() as snapshot:
+                before = snapshot.generation, len(snapshot), snapshot.name_of(person.id)
+                write()
+                assert (snapshot.generation, len(snapshot), snapshot.name_of(person.id)) == before
+            assert index.name_of(person.id) != before[2]
+
+    @pytest.mark.parametrize("beside", ["thread", "process"])
+    def test_no_answer_mixes_generations_while_others_write(
+        self, store: Store, place: Place, beside: str
+    ) -> None:
+        probe = Embedding(np.eye(1, DIM, dtype=np.float32)[0], CONTRACT)
+        person = store.add_person("1", templates=turn(1))
+        identifier = Identifier(LiveIndex(store), by_hand(-0.5))
+        seen = set()
+        with writer_beside(place, person.id, beside):
+            deadline = time.monotonic() + 20
+            while len(seen) < 12 and time.monotonic() < deadline:
+                answer = identifier.identify(probe)
+                assert answer.score == pytest.approx(int(answer.person) / COSINES, abs=1e-6)
+                seen.add(answer.person)
+        assert len(seen) > 2
+
+
+def by_hand(value: float) -> SearchThreshold:
+    return SearchThreshold.by_hand(value, contract_id=CONTRACT, gallery_size=10)
+
+
+@contextlib.contextmanager
+def writer_beside(place: Place, person_id: int, kind: str) -> Iterator[None]:
+    """Let a thread or another process write one generation after the other."""
+    if kind == "thread":
+        stop = threading.Event()
+
+        def write() -> None:
+            with place.open() as other:
+                write_turns(other, person_id, last=COSINES, until=stop.is_set)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+        return
+    program = WRITER.format(
+        imports="from pathlib import Path\nfrom edgeface.gallery.store.sqlite import SqliteStore"
+        if "Sqlite" in place.source
+        else "from edgeface.gallery.store.postgres import PostgresStore",
+        source=place.source,
+        person_id=person_id,
+        last=COSINES,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(30)

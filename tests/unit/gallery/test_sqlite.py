@@ -19,4 +19,5 @@ class TestSqliteStore(StoreConformance):
         return Place(
             create=lambda **options: SqliteStore.create(path, key=key, **options),
             open=lambda **options: SqliteStore(path, key=key, **options),
+            source=f"SqliteStore(Path({str(path)!r}), key={key!r})",
         )

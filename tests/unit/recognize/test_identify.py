@@ -243,6 +243,8 @@ def test_accept_reject_and_ask_again(make: type) -> None:
         "fpir": 0.01,
         "rule": "max",
         "contract_id": ID,
+        "person": None,
+        "runner_up": None,
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,16 @@ class PostgresIndex:
         with self._server.reading() as connection:
             found = self._store.fetch(connection, "person_id = ANY(?)", [int(each) for each in person_ids])
         return ExactIndex(found, threads=1).compare(probe, person_ids)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[PostgresIndex]:
+        """Search, compare and names in one repeatable-read transaction; see `Index.snapshot`."""
+        with self._server.reading():
+            yield self
+
+    def name_of(self, person_id: int) -> str:
+        """Name of a person."""
+        return self._store.person(person_id).name
 
     def _search(self, probes: Sequence[Embedding], k: int) -> list[Hits]:
         for probe in probes:

@@ -62,6 +62,7 @@ class TestPostgresStore(StoreConformance):
         return Place(
             create=lambda **options: create(cluster.url, gallery, key=request.param, **options),
             open=lambda **options: open_store(cluster.url, gallery, key=request.param, **options),
+            source=f"PostgresStore({cluster.url!r}, {gallery!r}, key={request.param!r})",
         )
 
 
