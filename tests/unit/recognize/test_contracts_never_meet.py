@@ -23,7 +23,7 @@ from unit.gallery.postgres import test_postgres
 import edgeface
 from edgeface.errors import ContractError
 from edgeface.gallery.enrol import EnrolRules, enrol
-from edgeface.gallery.index import ApproximateIndex, ExactIndex, LiveIndex, follow
+from edgeface.gallery.index import ApproximateIndex, ExactIndex, GallerySnapshot, LiveIndex, follow
 from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
 from edgeface.gallery.store import cache as derived
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -39,7 +39,7 @@ from edgeface.recognize.people import PersonRule, pair_scores, rank_people
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|Pending|Sight|Index|MemoryIndex"
-    r"|LiveIndex|Store|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules|Identifier)\b"
+    r"|LiveIndex|GallerySnapshot|Store|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules|Identifier)\b"
 )
 """Types that hold embeddings, or belong to one contract."""
 
@@ -56,14 +56,13 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
             thing = getattr(module, name)
             if getattr(thing, "__module__", None) != found.name:
                 continue
-            place = f"{found.name.removeprefix('edgeface.')}.{name}"
             if inspect.isfunction(thing):
-                yield place, thing
+                yield name, thing
             elif inspect.isclass(thing):
                 for member, value in vars(thing).items():
                     function = getattr(value, "__func__", value)
                     if inspect.isfunction(function) and (member == "__init__" or not member.startswith("_")):
-                        yield f"{place}.{member}", function
+                        yield f"{name}.{member}", function
 
 
 def takes_what_belongs_to_a_contract(function: Callable[..., Any]) -> bool:
@@ -150,106 +149,101 @@ def live_after_another_model(ours: SimpleNamespace) -> None:
     len(live)
 
 
+def within(store: SqliteStore, search: Callable[[GallerySnapshot], object]) -> None:
+    with LiveIndex(store).snapshot() as snapshot:
+        search(snapshot)
+
+
 REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
-    "recognize.cluster.chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
-    "recognize.cluster.dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
-    "recognize.gallery.derived.apply_changes": lambda o: derived.apply_changes(block(CONTRACT), o.changes),
-    "recognize.gallery.derived.try_to_write": lambda o: derived.try_to_write(
+    "chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
+    "dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
+    "apply_changes": lambda o: derived.apply_changes(block(CONTRACT), o.changes),
+    "try_to_write": lambda o: derived.try_to_write(o.store.path, o.header, o.vault, block(OTHER_CONTRACT)),
+    "write_templates": lambda o: derived.write_templates(
         o.store.path, o.header, o.vault, block(OTHER_CONTRACT)
     ),
-    "recognize.gallery.derived.write_templates": lambda o: derived.write_templates(
-        o.store.path, o.header, o.vault, block(OTHER_CONTRACT)
-    ),
-    "recognize.gallery.enrol.EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
+    "EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
         [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
-    "recognize.gallery.enrol.enrol": lambda o: enrol(o.store, "Grace", [o.template], rules=o.rules),
-    "recognize.gallery.records.unit_vector": lambda o: unit_vector(o.template, o.store.info),
-    "recognize.gallery.rows.Rows.check": lambda o: o.store._rows.check([o.template]),
-    "recognize.gallery.tables.TableStore.add_person": lambda o: o.store.add_person(
-        "Grace", templates=[o.template]
-    ),
-    "recognize.gallery.tables.TableStore.add_templates": lambda o: o.store.add_templates(
-        o.person, [o.template]
-    ),
-    "recognize.gallery.transfer.import_gallery": import_theirs,
-    "recognize.identify.Identifier.__init__": lambda o: Identifier(o.index, cut(OTHER_CONTRACT)),
-    "recognize.identify.Identifier.identify": lambda o: o.identifier.identify(o.alien),
-    "recognize.identify.Identifier.identify_frame": lambda o: o.identifier.identify_frame([o.one, o.alien]),
-    "recognize.identify.Identifier.identify_looks": lambda o: o.identifier.identify_looks([[o.one, o.alien]]),
-    "recognize.identify.TrackIdentifier.update": lambda o: TrackIdentifier(o.identifier).update(
-        {1: o.one, 2: o.alien}
-    ),
-    "recognize.index.approximate.ApproximateIndex.recall": lambda o: graph().recall(o.aliens),
-    "recognize.index.base.MemoryIndex.apply": lambda o: o.index.apply(o.changes),
-    "recognize.index.base.MemoryIndex.compare": lambda o: o.index.compare(o.alien, [1]),
-    "recognize.index.base.MemoryIndex.reset": lambda o: o.index.reset(block(OTHER_CONTRACT)),
-    "recognize.index.base.MemoryIndex.search": lambda o: o.index.search(o.alien),
-    "recognize.index.base.MemoryIndex.search_batch": lambda o: o.index.search_batch(o.aliens),
-    "recognize.index.follow.LiveIndex.__init__": live_after_another_model,
-    "recognize.index.follow.LiveIndex.compare": lambda o: LiveIndex(o.store).compare(o.alien, [1]),
-    "recognize.index.follow.LiveIndex.search": lambda o: LiveIndex(o.store).search(o.alien),
-    "recognize.index.follow.LiveIndex.search_batch": lambda o: LiveIndex(o.store).search_batch(o.aliens),
-    "recognize.index.follow.follow": lambda o: follow(ExactIndex(block(OTHER_CONTRACT)), o.store),
-    "recognize.match.verify": lambda o: match.verify(o.one, o.alien, limits(CONTRACT)),
-    "recognize.open_set.threshold_from_pairs": lambda o: threshold_from_pairs(
+    "enrol": lambda o: enrol(o.store, "Grace", [o.template], rules=o.rules),
+    "unit_vector": lambda o: unit_vector(o.template, o.store.info),
+    "Rows.check": lambda o: o.store._rows.check([o.template]),
+    "TableStore.add_person": lambda o: o.store.add_person("Grace", templates=[o.template]),
+    "TableStore.add_templates": lambda o: o.store.add_templates(o.person, [o.template]),
+    "import_gallery": import_theirs,
+    "Identifier.__init__": lambda o: Identifier(o.index, cut(OTHER_CONTRACT)),
+    "Identifier.identify": lambda o: o.identifier.identify(o.alien),
+    "Identifier.identify_frame": lambda o: o.identifier.identify_frame([o.one, o.alien]),
+    "Identifier.identify_looks": lambda o: o.identifier.identify_looks([[o.one, o.alien]]),
+    "TrackIdentifier.update": lambda o: TrackIdentifier(o.identifier).update({1: o.one, 2: o.alien}),
+    "ApproximateIndex.recall": lambda o: graph().recall(o.aliens),
+    "MemoryIndex.apply": lambda o: o.index.apply(o.changes),
+    "MemoryIndex.compare": lambda o: o.index.compare(o.alien, [1]),
+    "MemoryIndex.reset": lambda o: o.index.reset(block(OTHER_CONTRACT)),
+    "MemoryIndex.search": lambda o: o.index.search(o.alien),
+    "MemoryIndex.search_batch": lambda o: o.index.search_batch(o.aliens),
+    "GallerySnapshot.compare": lambda o: within(o.store, lambda index: index.compare(o.alien, [1])),
+    "GallerySnapshot.search": lambda o: within(o.store, lambda index: index.search(o.alien)),
+    "GallerySnapshot.search_batch": lambda o: within(o.store, lambda index: index.search_batch(o.aliens)),
+    "LiveIndex.__init__": live_after_another_model,
+    "LiveIndex.compare": lambda o: LiveIndex(o.store).compare(o.alien, [1]),
+    "LiveIndex.search": lambda o: LiveIndex(o.store).search(o.alien),
+    "LiveIndex.search_batch": lambda o: LiveIndex(o.store).search_batch(o.aliens),
+    "follow": lambda o: follow(ExactIndex(block(OTHER_CONTRACT)), o.store),
+    "verify": lambda o: match.verify(o.one, o.alien, limits(CONTRACT)),
+    "threshold_from_pairs": lambda o: threshold_from_pairs(
         [limits(CONTRACT), limits(OTHER_CONTRACT)], fpir=0.5, gallery_size=3
     ),
-    "recognize.people.pair_scores": lambda o: pair_scores(o.index, [o.alien], np.array([1]), PersonRule()),
-    "recognize.people.rank_people": lambda o: rank_people(o.index, o.alien),
-    "recognize.table.EmbeddingTable.join": lambda o: EmbeddingTable.join(
-        [table(CONTRACT), table(OTHER_CONTRACT)]
-    ),
-    "recognize.threshold.require_calibrated_for": lambda o: threshold.require_calibrated_for(
+    "pair_scores": lambda o: pair_scores(o.index, [o.alien], np.array([1]), PersonRule()),
+    "rank_people": lambda o: rank_people(o.index, o.alien),
+    "EmbeddingTable.join": lambda o: EmbeddingTable.join([table(CONTRACT), table(OTHER_CONTRACT)]),
+    "require_calibrated_for": lambda o: threshold.require_calibrated_for(
         limits(contract_of("a").contract_id), contract_of("b")
     ),
-    "recognize.threshold.save_thresholds": lambda o: threshold.save_thresholds(
+    "save_thresholds": lambda o: threshold.save_thresholds(
         o.folder / "t.json", [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
-    "recognize.threshold.threshold_at": lambda o: threshold.threshold_at(
-        [limits(CONTRACT), limits(OTHER_CONTRACT)], 0.1
-    ),
+    "threshold_at": lambda o: threshold.threshold_at([limits(CONTRACT), limits(OTHER_CONTRACT)], 0.1),
 }
 
 _ONE = "holds or reads what is of one contract"
 _PROTOCOL = "a protocol: its children are tried"
 _UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
 BRINGS_NOTHING_TOGETHER: dict[str, str] = {
-    "evaluate.calibration.Calibration.__init__": _ONE,
-    "evaluate.openset.Operating.__init__": _ONE,
-    "recognize.bulk.BulkResult.__init__": _ONE,
-    "recognize.gallery.enrol.Disagreement.__init__": _ONE,
-    "recognize.gallery.portraits.Portrait.__init__": _ONE,
-    "recognize.gallery.portraits.cut_out": "looks at the face's box, not at its embedding",
-    "recognize.gallery.records.Changes.__init__": _ONE,
-    "recognize.gallery.records.NewTemplate.__init__": _ONE,
-    "recognize.gallery.records.Template.__init__": _ONE,
-    "recognize.gallery.rows.Rows.add_templates": _UNBOUND,
-    "recognize.gallery.store.Store.add_person": _PROTOCOL,
-    "recognize.gallery.store.Store.add_templates": _PROTOCOL,
-    "recognize.gallery.transfer.export_gallery": _ONE,
-    "recognize.identify.Identification.__init__": _ONE,
-    "recognize.identify.TrackIdentifier.__init__": _ONE,
-    "recognize.index.approximate.ApproximateIndex.__init__": _ONE,
-    "recognize.index.base.MemoryIndex.__init__": _ONE,
-    "recognize.index.exact.ExactIndex.__init__": _ONE,
-    "recognize.index.protocol.Index.compare": _PROTOCOL,
-    "recognize.index.protocol.Index.search": _PROTOCOL,
-    "recognize.index.protocol.Index.search_batch": _PROTOCOL,
-    "recognize.index.table.Table.__init__": _ONE,
-    "recognize.index.table.Table.put": _UNBOUND,
-    "recognize.index.table.require_rows": _ONE,
-    "recognize.match.Verification.__init__": _ONE,
-    "recognize.postgres.index.PostgresIndex.__init__": _ONE,
-    "recognize.sight.Face.__init__": _ONE,
-    "recognize.sight.Group.__init__": _ONE,
-    "recognize.sight.Sight.__init__": _ONE,
-    "recognize.sight.finish": _ONE,
+    "Calibration.__init__": _ONE,
+    "Operating.__init__": _ONE,
+    "BulkResult.__init__": _ONE,
+    "Disagreement.__init__": _ONE,
+    "Portrait.__init__": _ONE,
+    "cut_out": "looks at the face's box, not at its embedding",
+    "Changes.__init__": _ONE,
+    "NewTemplate.__init__": _ONE,
+    "Template.__init__": _ONE,
+    "Rows.add_templates": _UNBOUND,
+    "Store.add_person": _PROTOCOL,
+    "Store.add_templates": _PROTOCOL,
+    "export_gallery": _ONE,
+    "Identification.__init__": _ONE,
+    "TrackIdentifier.__init__": _ONE,
+    "ApproximateIndex.__init__": _ONE,
+    "MemoryIndex.__init__": _ONE,
+    "ExactIndex.__init__": _ONE,
+    "GallerySnapshot.__init__": _ONE,
+    "Index.compare": _PROTOCOL,
+    "Index.search": _PROTOCOL,
+    "Index.search_batch": _PROTOCOL,
+    "Table.__init__": _ONE,
+    "Table.put": _UNBOUND,
+    "require_rows": _ONE,
+    "Verification.__init__": _ONE,
+    "PostgresIndex.__init__": _ONE,
+    "Face.__init__": _ONE,
+    "Group.__init__": _ONE,
+    "Sight.__init__": _ONE,
+    "finish": _ONE,
 }
 
-ON_A_SERVER = {
-    f"recognize.postgres.index.PostgresIndex.{name}" for name in ("search", "search_batch", "compare")
-}
+ON_A_SERVER = {f"PostgresIndex.{name}" for name in ("search", "search_batch", "compare")}
 """Tried by `test_the_server_is_not_asked_for_what_does_not_belong`, where there is a server."""
 
 
