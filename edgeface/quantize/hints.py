@@ -68,11 +68,18 @@ def measure_hints(
 
     OpenVINO accepts a hint that the device has no instructions for and computes otherwise; so the device is asked.
 
+    Returns
+    -------
+    tuple of HintResult
+        Empty without inputs: there is nothing to measure.
+
     Raises
     ------
     DeviceError
         If the device is absent.
     """
+    if not inputs:
+        return ()
     core = ov.Core()
     try:
         offered = core.get_property(device, "OPTIMIZATION_CAPABILITIES")

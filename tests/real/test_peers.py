@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 pytestmark = pytest.mark.real
 TOLERANCE = 5e-6
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would choose bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_onnx_network_gives_the_golden_embeddings(
     from _peers_networks import onnx_model
 
     images, wanted = golden
-    compiled = ov.Core().compile_model(onnx_model(weights, tmp_path / "facenet.onnx"), "CPU")
+    compiled = ov.Core().compile_model(onnx_model(weights, tmp_path / "facenet.onnx"), "CPU", F32)
 
     np.testing.assert_allclose(compiled(images)[0], wanted, atol=TOLERANCE)
 

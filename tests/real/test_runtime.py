@@ -52,8 +52,8 @@ def test_lossless_formats_give_tensorflows_embeddings(real_ir, golden, bgr, imag
 def test_buckets_and_virtual_devices_give_tensorflows_embeddings(real_ir, golden, bgr):
     for plan in (
         DevicePlan(device="CPU", batch_buckets=(1, 4, 8), precision="f32"),
-        DevicePlan(device="AUTO:CPU", hint="THROUGHPUT"),
-        DevicePlan(device="HETERO:CPU", hint="THROUGHPUT"),
+        DevicePlan(device="AUTO:CPU", hint="THROUGHPUT", precision="f32"),
+        DevicePlan(device="HETERO:CPU", hint="THROUGHPUT", precision="f32"),
     ):
         with Embedder.load(real_ir, plan=plan) as loaded:
             np.testing.assert_allclose(loaded.embed(bgr), golden.embeddings, rtol=0, atol=EXACT)

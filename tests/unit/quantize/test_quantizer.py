@@ -20,7 +20,7 @@ from edgeface.quantize import Calibration, LabelledPairs, Limits, Recipe, gather
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.fidelity import embed, measure_fidelity
 from edgeface.quantize.sensitivity import groups_of, rank, revert
-from edgeface.runtime import Embedder
+from edgeface.runtime import DevicePlan, Embedder
 from edgeface.vision.crops import find_photos
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
@@ -210,5 +210,5 @@ def test_the_model_is_fed_what_the_adapter_feeds_it(ir: Path, contract: ModelCon
     inputs = to_inputs(crops, contract)
 
     assert np.array_equal(np.concatenate(inputs), crops.transpose(0, 3, 1, 2))
-    with Embedder.load(ir) as embedder:
+    with Embedder.load(ir, plan=DevicePlan(device="CPU", precision="f32")) as embedder:
         assert embed(read_ir(ir), inputs) == pytest.approx(embedder.embed(crops), abs=1e-6)
