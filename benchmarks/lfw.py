@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
-from edgeface.evaluate.folds import ProtocolName
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric, pixel_distance

@@ -87,7 +87,7 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     """Quantize as `edgeface quantize` does by default, without its gate."""
     from edgeface.model.contract import ModelContract
     from edgeface.quantize.calibration import gather, to_inputs
-    from edgeface.quantize.compress import Recipe, compress
+    from edgeface.quantize.compress import QuantizationRecipe, compress
     from edgeface.quantize.fusing import fuse
     from edgeface.vision.crops import find_photos
     from edgeface.vision.detector import load_detector
@@ -96,7 +96,7 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     contract = ModelContract.read_from(model)
     with load_detector("mtcnn") as detector:
         crops = gather(find_photos([calibration]), contract, detector=detector).crops
-    made = fuse(compress(model, to_inputs(crops, contract), Recipe()))
+    made = fuse(compress(model, to_inputs(crops, contract), QuantizationRecipe()))
     ov.save_model(made, path, compress_to_fp16=False)
     return path
 

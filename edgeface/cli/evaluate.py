@@ -91,8 +91,8 @@ def lfw(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a model on labelled pairs, LFW's or others of the same form."""
-    from edgeface.evaluate.folds import ProtocolName
-    from edgeface.evaluate.lfw import DEFAULTS, Settings, evaluate_model
+    from edgeface.evaluate.protocol import ProtocolName
+    from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, evaluate_model
     from edgeface.evaluate.pairs import read_pairs
     from edgeface.evaluate.report import write_report
     from edgeface.recognize.metrics import Metric
@@ -109,7 +109,7 @@ def lfw(
             listed,
             model,
             protocol=ProtocolName(protocol.value),
-            settings=Settings(
+            settings=EvaluationSettings(
                 Metric(metric.value) if metric else defaults.metric,
                 flip=defaults.flip if flip is None else flip,
                 subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,

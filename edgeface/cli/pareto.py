@@ -88,7 +88,7 @@ def pareto(
     from edgeface.model.contract import ModelContract
     from edgeface.model.ir_file import read_ir
     from edgeface.quantize.calibration import gather
-    from edgeface.quantize.compress import Recipe
+    from edgeface.quantize.compress import QuantizationRecipe
     from edgeface.quantize.pareto import METHODS, measure_pareto
     from edgeface.quantize.pareto_report import write_pareto
     from edgeface.vision.crops import find_photos
@@ -116,7 +116,7 @@ def pareto(
             detector=faces.detector,
             faces=faces.words,
             methods=[each.value for each in precision] if precision else METHODS,
-            recipe=Recipe(subset=subset, seed=seed),
+            recipe=QuantizationRecipe(subset=subset, seed=seed),
             rounds=rounds,
             seconds=seconds,
             device=device,

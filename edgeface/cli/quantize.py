@@ -143,9 +143,9 @@ def quantize(
     json: JsonOption = False,
 ) -> None:
     """Make an IR smaller and faster, and write it only if it is proven not to have lost accuracy."""
-    from edgeface.quantize.compress import Recipe
+    from edgeface.quantize.compress import QuantizationRecipe
 
-    recipe = Recipe(
+    recipe = QuantizationRecipe(
         method=f"int8-{preset.value}" if mode is _Mode.int8 else mode.value,  # type: ignore[arg-type]
         subset=subset,
         bias_correction=bias_correction.value,
@@ -166,12 +166,12 @@ def quantize(
             )
         return _finish(made.to_dict(), detector_table(made), json=json)
     from edgeface.quantize.calibration import gather
-    from edgeface.quantize.gate import Limits
+    from edgeface.quantize.gate import QuantizationLimits
     from edgeface.quantize.quantizer import open_parent
     from edgeface.quantize.quantizer import quantize as run
     from edgeface.vision.crops import find_photos
 
-    ir, limits = Path(model), Limits(max_drop=max_drop, min_cosine=min_cosine)
+    ir, limits = Path(model), QuantizationLimits(max_drop=max_drop, min_cosine=min_cosine)
     _, contract = open_parent(ir, output_dir, recipe)
     wanted = None if recalibrate is None else _read_labelled(recalibrate, images)
     with (

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from edgeface.drawing.axes import Axis, Mark, categories, linear, logarithmic, nines, probit
 from edgeface.drawing.page import write_page
-from edgeface.drawing.plot import Frame, Plot, Shape, Words
+from edgeface.drawing.plot import Axes, Plot, Shape, Words
 from edgeface.drawing.wording import counted, percent, rounded
 
 __all__ = [
     "Axis",
-    "Frame",
+    "Axes",
     "Mark",
     "Plot",
     "Shape",

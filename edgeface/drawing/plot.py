@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from edgeface.drawing.axes import Axis, Doubles
 
-__all__ = ["Anchor", "Frame", "Plot", "Shape", "Words"]
+__all__ = ["Anchor", "Axes", "Plot", "Shape", "Words"]
 
 Anchor = Literal["start", "middle", "end"]
 
@@ -68,7 +68,7 @@ class Plot:
     """
 
     title: str
-    frame: Frame
+    frame: Axes
     shapes: tuple[Shape, ...]
     words: tuple[Words, ...] = ()
     legend: tuple[tuple[str, str], ...] = ()
@@ -76,7 +76,7 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Axes:
     """Two axes and the size of the area between them; its methods take values and give what to draw there.
 
     Values outside the axes are drawn at their ends.

@@ -1,29 +1,36 @@
-"""Labelled pairs in, how right a model is out: published protocols, curves, calibration and a report."""
+"""Measure the accuracy of a model: published protocols, curves, threshold calibration and reports."""
 
-from edgeface.evaluate.calibration import Calibration, calibrate_model
-from edgeface.evaluate.faces import Boxes, FaceCutter, load_boxes
-from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import DEFAULTS, Result, Settings, evaluate_model
-from edgeface.evaluate.pairs import Pairs, pairs_from_folders, read_pairs
-from edgeface.evaluate.protocol import Evaluation, evaluate, evaluate_distances
-from edgeface.evaluate.report import write_report
+from edgeface.evaluate.calibration import ThresholdCalibration, calibrate_model
+from edgeface.evaluate.faces import Boxes, Embedded, FaceCutter, embed_images, find_images, load_boxes
+from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_identification
+from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, Result, evaluate_model
+from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
+from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
+from edgeface.evaluate.report import write_identification_report, write_report
 
 __all__ = [
     "DEFAULTS",
     "Boxes",
-    "Calibration",
+    "Embedded",
     "Evaluation",
+    "EvaluationSettings",
     "FaceCutter",
+    "IdentificationEvaluation",
     "Pairs",
     "ProtocolName",
     "Result",
-    "Settings",
+    "ThresholdCalibration",
     "calibrate_model",
+    "embed_images",
     "evaluate",
     "evaluate_distances",
+    "evaluate_identification",
     "evaluate_model",
+    "find_images",
     "load_boxes",
     "pairs_from_folders",
+    "parse_pairs",
     "read_pairs",
+    "write_identification_report",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""Photographs, labelled pairs and an IR with a contract in, thresholds for exactly that contract out."""
+"""Calibrate verification thresholds of a model on labelled pairs."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeface.evaluate.faces import Boxes, find_images
-from edgeface.evaluate.lfw import Progress, embed_images
+from edgeface.evaluate.faces import Boxes, embed_images, find_images
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import pair_scores
+from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.flip import Flip
 from edgeface.vision.detector import Detector
 
-__all__ = ["Calibration", "calibrate_model"]
+__all__ = ["ThresholdCalibration", "calibrate_model"]
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Thresholds, and the images that could not be used as they are.
+class ThresholdCalibration:
+    """Calibrated thresholds.
 
     Attributes
     ----------
     thresholds
-        One for each false accept rate asked for.
+        One for each target false accept rate.
     failures
-        Images in which no face was found. Their pairs were left out: in use nobody compares what has no face.
+        Images without a face; their pairs were left out.
     """
 
     thresholds: tuple[Threshold, ...]
@@ -48,32 +48,32 @@ def calibrate_model(
     detector: Detector | None = None,
     device: str = "CPU",
     created_from: str = "",
-    progress: Progress | None = None,
-) -> Calibration:
-    """Embed the images of labelled pairs and cut their scores at the wanted false accept rates.
+    progress: ProgressCallback = ignore_progress,
+) -> ThresholdCalibration:
+    """Embed the images of labelled pairs and choose the thresholds for target false accept rates.
 
     Parameters
     ----------
     images
         Folder that the names of `pairs` are relative to.
     pairs
-        Of people that the model will not be judged on.
+        Pairs of people that the model will not be evaluated on.
     model
-        IR with a contract; the thresholds are valid for embeddings with its `contract_id`.
+        IR with a contract; the thresholds are valid for its `contract_id` only.
     fars
-        Wanted rates, each in (0, 1).
+        Target rates, each in (0, 1).
     metric
-        That faces will be compared by.
+        Metric by which embeddings will be compared.
     flip
-        What is done with mirror images; it has to be the same in use.
+        How mirror images are used; it must be the same when the thresholds are used.
     boxes, detector
-        See `edgeface.evaluate.faces.FaceCutter`.
+        See `edgeface.evaluate.FaceCutter`.
     device
         OpenVINO device.
     created_from
-        What the data are, for the record.
+        Description of the data, stored in the thresholds.
     progress
-        Called as images are embedded.
+        Called after every image.
 
     Raises
     ------
@@ -103,4 +103,4 @@ def calibrate_model(
         metric=metric,
         created_from=created_from,
     )
-    return Calibration(thresholds, tuple(failures))
+    return ThresholdCalibration(thresholds, tuple(failures))

@@ -1,54 +1,60 @@
-"""Image files in, one aligned crop each out, cut ahead of the model by a small pool of threads."""
+"""Cut one aligned face crop from each image of a list, ahead of the model, and embed the crops."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, InputError
+from edgeface.files import stopwatch
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.table import read_npz
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.runtime.embedder import Embedder
+from edgeface.runtime.flip import Flip
+from edgeface.runtime.plan import ExecutionReport
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
-__all__ = ["Boxes", "FaceCutter", "find_images", "load_boxes"]
+__all__ = ["Boxes", "Embedded", "FaceCutter", "embed_images", "find_images", "load_boxes"]
 
 _CENTRE: Final = np.array([65 / 250, 55 / 250, 185 / 250, 200 / 250])
-"""What is cut where no face is found, as shares of width and height: the place of the face in LFW, as the
-reference detections have it for their one failure."""
+"""Box that is cut where no face is found, as shares of width and height: where LFW's faces are, and where the reference
+detections put their one failure."""
 
 _AS_IT_IS: Final = Alignment("mtcnn-box-margin", 0)
-"""Cut the box, resize bilinearly."""
+"""Cut the box without a margin and resize it bilinearly."""
 
 _THREADS = 2
 _CHUNK = 8
-"""Images that one thread decodes, and a detector sees, together; more would hold more photographs in memory."""
+"""Images that one thread decodes and a detector sees together."""
 _AHEAD = 8
-"""Chunks that may be cut and not yet embedded."""
+"""Chunks that are cut ahead of the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """Where the faces are, measured once.
+    """Face boxes that were detected before.
 
     Attributes
     ----------
     rows
-        Row of an image's name (``Name/Name_0001``).
+        Row of each image, by its name (``Name/Name_0001``).
     boxes : (N, 4) float32
         x0, y0, x1, y1 in pixels, with the margin already added and clipped.
     landmarks : (N, 5, 2) float32
-        As in `edgeface.vision.detector.Faces`; NaN where the file has none.
+        As in `edgeface.vision.detector.Faces`; NaN if the file has none.
     found : (N,) bool
-        False where the detector failed.
+        False where no face was found.
     """
 
     rows: dict[str, int]
@@ -57,12 +63,12 @@ class Boxes:
     found: NDArray[np.bool_]
 
     def find(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Box and landmarks of an image, named with or without its suffix; None if nothing was found in it."""
+        """Return the box (4,) and landmarks (5, 2) of an image (suffix optional), None if there is no face."""
         row = self._row(name)
         return (self.boxes[row], self.landmarks[row]) if row is not None and self.found[row] else None
 
     def lists(self, name: str) -> bool:
-        """Whether this image was looked at."""
+        """Whether the file has a row for this image."""
         return self._row(name) is not None
 
     def _row(self, name: str) -> int | None:
@@ -70,14 +76,14 @@ class Boxes:
 
 
 def load_boxes(path: Path) -> Boxes:
-    """Read a .npz of `names`, `boxes` (N, 4) and, optionally, `points` (N, 10) as x1..x5, y1..y5.
+    """Read a .npz of `names`, `boxes` (N, 4) and, optionally, `points` (N, 10) as x1..x5, y1..y5, in pixels.
 
-    Points that are all 0 mark an image in which nothing was found.
+    Points that are all 0 mark an image without a face.
 
     Raises
     ------
     InputError
-        If the file is not there, not such a .npz, or its arrays do not fit each other.
+        If the file cannot be read or its arrays do not fit each other.
     """
     arrays = read_npz(path, expected="a .npz of names, boxes and points")
     names, boxes = arrays.get("names", np.empty(0)), arrays.get("boxes", np.empty(0))
@@ -89,9 +95,7 @@ def load_boxes(path: Path) -> Boxes:
             f"{names.shape}, {boxes.shape} and {points.shape}"
         )
     if not all(np.issubdtype(array.dtype, np.number) for array in (boxes, points)):
-        raise InputError(
-            f"{path}: expected boxes and points in numbers, found {boxes.dtype} and {points.dtype}"
-        )
+        raise InputError(f"{path}: expected numeric boxes and points, found {boxes.dtype} and {points.dtype}")
     return Boxes(
         rows={str(name): row for row, name in enumerate(names)},
         boxes=boxes.astype(np.float32),
@@ -101,43 +105,43 @@ def load_boxes(path: Path) -> Boxes:
 
 
 def find_images(root: Path, images: Sequence[str]) -> list[Path]:
-    """Find the file of every image of a list, whatever its suffix.
+    """Find the file of every image of a list, with any image suffix.
 
     Raises
     ------
     InputError
-        Naming the first of those that are not there.
+        If files are missing; the message names the first five.
     """
     files = [_find_image(root, image) for image in images]
     if missing := [image for image, file in zip(images, files, strict=True) if file is None]:
         raise InputError(
-            f"{root}: expected an image for every name of the list, found none for {len(missing)} of "
-            f"{len(images)}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            f"{root}: expected an image for every name of the list, but {len(missing)} of {len(images)} are missing: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
         )
     return [file for file in files if file is not None]
 
 
 class FaceCutter:
-    """Iterates over aligned crops, one an image, in order, and remembers where it found the faces.
+    """Iterate over aligned crops, (H, W, 3) uint8 BGR, one for each image, in order.
 
-    Where none is found, or it cannot be aligned, the middle of the picture is cut instead and the image is
-    counted in `failures`: a pair that nobody can compare would otherwise vanish from the score.
+    If an image has no face that can be aligned, its centre is cut instead and it is listed in `failures`, so that no
+    pair is left out of the score.
 
     Parameters
     ----------
     files, names
-        The images, and what `Boxes` and `failures` call them.
+        The images, and their names in `Boxes` and `failures`.
     contract
-        Of the model: recipe and size of the crop.
+        Contract of the model; it decides alignment and size.
     boxes
-        Measured before; their margin is taken as it is.
+        Boxes detected before, used without a further margin.
     detector
-        Finds the faces if there are no `boxes`. Without either, the images are crops already.
+        Finds the faces if there are no `boxes`. Without either, the images are aligned crops already.
 
     Raises
     ------
     InputError
-        If `boxes` knows none of the names, and so was measured on other images.
+        If `boxes` has none of the names.
     """
 
     def __init__(
@@ -151,7 +155,7 @@ class FaceCutter:
     ) -> None:
         if boxes is not None and len(names) and not any(map(boxes.lists, names)):
             raise InputError(
-                f"boxes: expected those of these images ({names[0]}, ...), found those of others "
+                f"boxes: expected boxes of these images ({names[0]}, ...), found boxes of others "
                 f"({next(iter(boxes.rows))}, ...)"
             )
         self._files, self._names = files, names
@@ -165,7 +169,7 @@ class FaceCutter:
 
     @property
     def failures(self) -> list[str]:
-        """Names of the images so far in which no face could be cut."""
+        """Names of the images, of those cut so far, in which no face was found."""
         return [self._names[index] for index in sorted(self._failed)]
 
     def __iter__(self) -> Generator[Image, None, None]:
@@ -184,44 +188,136 @@ class FaceCutter:
                     future.cancel()
 
     def crop(self, index: int) -> Image:
-        """Cut one image again: (height, width, 3) uint8 BGR."""
-        picture = read_image(self._files[index])
+        """Cut the crop of one image again: (H, W, 3) uint8 BGR."""
+        image = read_image(self._files[index])
         if index not in self._places:
-            self._locate([index], [picture])
-        return self._align(index, picture)
+            self._locate([index], [image])
+        return self._align(index, image)
 
     def _cut(self, chunk: Sequence[int]) -> list[Image]:
-        pictures = [read_image(self._files[index]) for index in chunk]
-        self._locate(chunk, pictures)
-        return [self._align(index, picture) for index, picture in zip(chunk, pictures, strict=True)]
+        images = [read_image(self._files[index]) for index in chunk]
+        self._locate(chunk, images)
+        return [self._align(index, image) for index, image in zip(chunk, images, strict=True)]
 
-    def _locate(self, chunk: Sequence[int], pictures: Sequence[Image]) -> None:
+    def _locate(self, chunk: Sequence[int], images: Sequence[Image]) -> None:
         if self._boxes is not None:
             for index in chunk:
                 self._places[index] = self._boxes.find(self._names[index])
         elif self._detector is not None:
-            for index, picture, faces in zip(chunk, pictures, self._detector.detect(pictures), strict=True):
+            for index, image, faces in zip(chunk, images, self._detector.detect(images), strict=True):
                 if len(faces):
-                    chosen = faces.largest((picture.shape[0], picture.shape[1]))
+                    chosen = faces.largest((image.shape[0], image.shape[1]))
                     self._places[index] = faces.boxes[chosen], faces.landmarks[chosen]
                 else:
                     self._places[index] = None
 
-    def _align(self, index: int, picture: Image) -> Image:
+    def _align(self, index: int, image: Image) -> Image:
         size = self._contract.input_size
         if self._boxes is None and self._detector is None:
-            return align(picture, None, None, Alignment("none"), size)
+            return align(image, None, None, Alignment("none"), size)
         recipe = self._contract.alignment
         if self._boxes is not None and recipe.recipe in ("mtcnn-box-margin", "mtcnn-box-output-margin"):
             recipe = _AS_IT_IS
         if (place := self._places[index]) is not None:
             try:
-                return align(picture, *place, recipe, size)
+                return align(image, *place, recipe, size)
             except FaceError:
-                pass  # a box or landmarks that cannot be aligned are a failure like no face at all
+                pass  # counts as a failure, like an image without a face
         self._failed.add(index)
-        height, width = picture.shape[:2]
-        return align(picture, _CENTRE * [width, height, width, height], None, _AS_IT_IS, size)
+        height, width = image.shape[:2]
+        return align(image, _CENTRE * [width, height, width, height], None, _AS_IT_IS, size)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Embedded:
+    """Embeddings of a list of images.
+
+    Attributes
+    ----------
+    vectors : (N, D) float32
+        One row an image. With ``flip="concatenate"`` D is twice the model's dimension and the norm is not 1.
+    model, contract
+        The IR and its contract.
+    cutter
+        Cuts the crops again and lists the images without a face.
+    execution
+        Device and precision that really ran.
+    seconds
+        Wall time from the first image read to the last embedding.
+    """
+
+    vectors: NDArray[np.float32]
+    model: Path
+    contract: ModelContract
+    cutter: FaceCutter
+    execution: ExecutionReport
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types: the keys that the answers of all `edgeface evaluate` commands share."""
+        failures = self.cutter.failures
+        return {
+            "failures": len(failures),
+            "failed_images": failures,
+            "images": len(self.cutter),
+            "model": {
+                "path": str(self.model),
+                "name": self.contract.name,
+                "contract_id": self.contract.contract_id,
+                "precision": self.contract.precision,
+                "provenance": self.contract.provenance,
+            },
+            "device": list(self.execution.execution_devices),
+            "device_name": list(self.execution.full_names),
+            "arithmetic": self.execution.precision,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def embed_images(
+    files: Sequence[Path],
+    names: Sequence[str],
+    model: Path,
+    *,
+    flip: Flip | None = None,
+    boxes: Boxes | None = None,
+    detector: Detector | None = None,
+    device: str = "CPU",
+    progress: ProgressCallback = ignore_progress,
+) -> Embedded:
+    """Cut and embed every image; crops are cut ahead in other threads.
+
+    Parameters
+    ----------
+    files, names
+        The images, and their names in `boxes` and in the list of failures.
+    model
+        IR with a contract.
+    flip
+        How the embedding of the mirror image is used, if at all.
+    boxes, detector
+        See `FaceCutter`.
+    device
+        OpenVINO device.
+    progress
+        Called after every image.
+    """
+    with Embedder.load(model, device=device, flip=flip) as embedder:
+        cutter = FaceCutter(files, names, embedder.contract, boxes=boxes, detector=detector)
+        vectors = np.empty((len(files), embedder.contract.embedding_dim), np.float32)
+        with stopwatch() as elapsed, contextlib.closing(iter(cutter)) as crops:
+            for done, vector in enumerate(embedder.map(crops), start=1):
+                vectors[done - 1] = vector
+                progress(Progress("embedding", done, len(files), unit="images"))
+            seconds = elapsed()
+        return Embedded(
+            vectors=vectors,
+            model=model,
+            contract=embedder.contract,
+            cutter=cutter,
+            execution=embedder.execution,
+            seconds=seconds,
+        )
 
 
 def _find_image(root: Path, image: str) -> Path | None:

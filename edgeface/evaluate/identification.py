@@ -1,4 +1,4 @@
-"""Photographs in one folder a person and an IR in, how well it tells who somebody is, or that it is nobody, out."""
+"""Evaluate 1:N identification of a model in an open set, on a folder of photos of each person."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.errors import InputError
-from edgeface.evaluate.faces import Boxes
-from edgeface.evaluate.lfw import Embedded, Progress, embed_images
+from edgeface.evaluate.faces import Boxes, Embedded, embed_images
 from edgeface.evaluate.openset import (
     FPIRS,
     RANKS,
@@ -20,41 +19,41 @@ from edgeface.evaluate.openset import (
     search,
     split_people,
 )
-from edgeface.evaluate.people import images_of_people
+from edgeface.evaluate.pairs import images_of_people
+from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.open_set import require_fpir
 from edgeface.runtime.flip import Flip
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 
-__all__ = ["PROTOCOL", "Identification", "evaluate_identification"]
+__all__ = ["PROTOCOL", "IdentificationEvaluation", "evaluate_identification"]
 
 PROTOCOL = "open-set-1"
-"""`edgeface.evaluate.openset.split_people`, one image a person enrolled, cosine similarity. A change of it changes
-this name."""
+"""Name of the protocol (`split_people`, one enrolled image a person, cosine similarity)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Identification:
-    """One open-set evaluation of one model.
+class IdentificationEvaluation:
+    """Open-set evaluation of one model.
 
     Attributes
     ----------
     images
-        Names of the images, relative to their folder.
+        Paths of the images relative to their folder.
     names
-        Of the people.
+        Names of the people.
     split, searches
-        Who was enrolled, and what was found.
+        Enrolled images and probes, and the results of the searches.
     operating
-        Error rates at each wanted FPIR; the first is the one that a single threshold is told for.
+        Error rates at each target FPIR; ``threshold`` in the JSON answer is that of the first.
     embedded
-        What was compared.
+        Embeddings and how they were computed.
     seed
-        Of the split.
+        Seed of the split.
+    flip
+        How mirror images were used.
     faces
-        What found the faces, for people to read.
-    model
-        The IR.
+        What found the faces, as text for the report.
     """
 
     images: tuple[str, ...]
@@ -66,18 +65,15 @@ class Identification:
     seed: int
     flip: Flip | None
     faces: str
-    model: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the answer of `edgeface evaluate identification`."""
+        """Return JSON types: the answer of `edgeface evaluate identification`."""
         mated = len(self.split.mated)
         hits = round(self.searches.hit_rate(1) * mated)
-        contract, failures = self.embedded.contract, self.embedded.cutter.failures
         return {
             "protocol": PROTOCOL,
             "seed": self.seed,
             "metric": "cosine",
-            "images": len(self.images),
             "enrolled": len(self.split.enrolled),
             "mated": mated,
             "nonmated": len(self.split.nonmated),
@@ -89,20 +85,7 @@ class Identification:
             "operating_points": [each.to_dict() for each in self.operating],
             "flip": self.flip,
             "faces": self.faces,
-            "failures": len(failures),
-            "failed_images": failures,
-            "model": {
-                "path": str(self.model),
-                "name": contract.name,
-                "contract_id": contract.contract_id,
-                "precision": contract.precision,
-                "provenance": contract.provenance,
-            },
-            "device": list(self.embedded.execution.execution_devices),
-            "device_name": list(self.embedded.execution.full_names),
-            "arithmetic": self.embedded.execution.precision,
-            "seconds": round(self.embedded.seconds, 3),
-        }
+        } | self.embedded.to_dict()
 
 
 def evaluate_identification(
@@ -116,9 +99,11 @@ def evaluate_identification(
     detector: Detector | None = None,
     faces: str = "",
     device: str = "CPU",
-    progress: Progress | None = None,
-) -> Identification:
-    """Enrol people with one image each, and search for the others and for people who are not enrolled.
+    progress: ProgressCallback = ignore_progress,
+) -> IdentificationEvaluation:
+    """Enrol one image of each person who has several; search with all other images.
+
+    People with one image are not enrolled: their images are the non-mated probes.
 
     Parameters
     ----------
@@ -127,27 +112,27 @@ def evaluate_identification(
     model
         IR with a contract.
     fpirs
-        Wanted false positive identification rates.
+        Target false positive identification rates, each in (0, 1).
     seed
-        Of the choice of the enrolled images.
+        Seed of the choice of the enrolled images.
     flip
-        What is done with mirror images.
+        How mirror images are used.
     boxes, detector
-        See `edgeface.evaluate.faces.FaceCutter`.
+        See `edgeface.evaluate.FaceCutter`.
     faces
-        What found the faces, for the record.
+        What finds the faces, as text for the report.
     device
         OpenVINO device.
     progress
-        Called as images are embedded.
+        Called after every image.
 
     Raises
     ------
     InputError
-        If there are not people of both kinds, images are broken, or a rate is not in (0, 1).
+        If there are not people with several images and people with one, images are broken, or a rate is not in (0, 1).
     """
     if not fpirs:
-        raise InputError("FPIR: expected one wanted rate or more, found none")
+        raise InputError("FPIR: expected at least one target rate")
     for fpir in fpirs:
         require_fpir(fpir)
     listed, people, names = images_of_people(images)
@@ -163,7 +148,7 @@ def evaluate_identification(
         progress=progress,
     )
     searches = search(embedded.vectors, split)
-    return Identification(
+    return IdentificationEvaluation(
         images=listed,
         names=names,
         split=split,
@@ -181,5 +166,4 @@ def evaluate_identification(
         seed=seed,
         flip=flip,
         faces=faces,
-        model=model,
     )

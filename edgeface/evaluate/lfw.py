@@ -1,37 +1,25 @@
-"""Photographs, labelled pairs and an IR with a contract in, what the model is worth on them out."""
+"""Evaluate a model on labelled pairs such as LFW's."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
-from edgeface.evaluate.folds import ProtocolName, split
+from edgeface.evaluate.faces import Boxes, Embedded, embed_images, find_images
 from edgeface.evaluate.pairs import Pairs
-from edgeface.evaluate.protocol import FARS, Evaluation, evaluate
-from edgeface.files import stopwatch
-from edgeface.model.contract import ModelContract
+from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate, split
+from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import require_rates
-from edgeface.runtime.embedder import Embedder
-from edgeface.runtime.flip import Flip
-from edgeface.runtime.plan import ExecutionReport
 from edgeface.vision.detector import Detector
 
-__all__ = ["DEFAULTS", "Embedded", "Progress", "Result", "Settings", "embed_images", "evaluate_model"]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images embedded, and of all."""
+__all__ = ["DEFAULTS", "EvaluationSettings", "Result", "evaluate_model"]
 
 
-class Settings(NamedTuple):
+class EvaluationSettings(NamedTuple):
     """How embeddings are made and compared.
 
     Attributes
@@ -39,9 +27,9 @@ class Settings(NamedTuple):
     metric
         A distance.
     flip
-        Whether the mirror image's embedding is concatenated.
+        Whether the embedding of the mirror image is concatenated.
     subtract_mean
-        Whether the mean of the training folds is taken away.
+        Whether the mean embedding of the training folds is subtracted.
     """
 
     metric: Metric
@@ -51,56 +39,29 @@ class Settings(NamedTuple):
 
 DEFAULTS = MappingProxyType(
     {
-        ProtocolName.facenet: Settings(Metric.squared_l2, flip=False, subtract_mean=False),
-        ProtocolName.omz: Settings(Metric.arccos, flip=True, subtract_mean=True),
+        ProtocolName.facenet: EvaluationSettings(Metric.squared_l2, flip=False, subtract_mean=False),
+        ProtocolName.omz: EvaluationSettings(Metric.arccos, flip=True, subtract_mean=True),
     }
 )
-"""davidsandberg's `validate_on_lfw.py` without options; Open Model Zoo's `accuracy-check.yml` for FaceNet."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Embedded:
-    """Images embedded, and what was needed for it.
-
-    Attributes
-    ----------
-    vectors : (N, D) float32
-        One row an image; with its mirror's behind it, if that was asked for, and then not of unit length.
-    contract
-        Of the IR.
-    cutter
-        Where the faces were found, to cut them again.
-    execution
-        What it ran on.
-    seconds
-        Wall time from the first image read to the last embedding.
-    """
-
-    vectors: NDArray[np.float32]
-    contract: ModelContract
-    cutter: FaceCutter
-    execution: ExecutionReport
-    seconds: float
+"""Default settings of davidsandberg's `validate_on_lfw.py`; Open Model Zoo's `accuracy-check.yml` for FaceNet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """One evaluation of one model.
+    """Evaluation of one model on labelled pairs.
 
     Attributes
     ----------
     evaluation
-        By the protocol.
+        Result of the protocol.
     embedded
-        What was compared.
+        Embeddings and how they were computed.
     pairs
-        The list.
+        Pairs that were scored.
     flip
-        Whether mirrors were concatenated.
+        Whether mirror images were concatenated.
     faces
-        What found the faces, for people to read.
-    model
-        The IR.
+        What found the faces, as text for the report.
     """
 
     evaluation: Evaluation
@@ -108,31 +69,15 @@ class Result:
     pairs: Pairs
     flip: bool
     faces: str
-    model: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the answer of `edgeface evaluate`."""
-        failures = self.embedded.cutter.failures
-        contract = self.embedded.contract
-        return self.evaluation.to_dict() | {
-            "failures": len(failures),
-            "failed_images": failures,
-            "flip": self.flip,
-            "faces": self.faces,
-            "images": len(self.pairs.images),
-            "model": {
-                "path": str(self.model),
-                "name": contract.name,
-                "contract_id": contract.contract_id,
-                "precision": contract.precision,
-                "provenance": contract.provenance,
-            },
-            "device": list(self.embedded.execution.execution_devices),
-            "device_name": list(self.embedded.execution.full_names),
-            "arithmetic": self.embedded.execution.precision,
-            "seconds": round(self.embedded.seconds, 3),
-            "images_per_second": round(len(self.pairs.images) / self.embedded.seconds, 2),
-        }
+        """Return JSON types: the answer of `edgeface evaluate lfw`."""
+        return (
+            self.evaluation.to_dict()
+            | {"flip": self.flip, "faces": self.faces}
+            | self.embedded.to_dict()
+            | {"images_per_second": round(len(self.pairs.images) / self.embedded.seconds, 2)}
+        )
 
 
 def evaluate_model(
@@ -141,52 +86,55 @@ def evaluate_model(
     model: Path,
     *,
     protocol: ProtocolName = ProtocolName.facenet,
-    settings: Settings | None = None,
+    metric: Metric | None = None,
+    flip: bool | None = None,
+    subtract_mean: bool | None = None,
     fars: Sequence[float] = FARS,
     boxes: Boxes | None = None,
     detector: Detector | None = None,
     faces: str = "",
     device: str = "CPU",
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Result:
     """Embed the images of a pairs list and score them by a protocol.
 
     Parameters
     ----------
     images
-        Folder that the list's names are relative to: ``images/Name/Name_0001.jpg``.
+        Folder that the names of the list are relative to: ``images/Name/Name_0001.jpg``.
     pairs
-        See `edgeface.evaluate.pairs`.
+        Labelled pairs; see `edgeface.evaluate.read_pairs`.
     model
         IR with a contract.
     protocol
-        Whose folds.
-    settings
-        By default the protocol's own.
+        Protocol that decides the folds and the default settings.
+    metric, flip, subtract_mean
+        See `EvaluationSettings`; None takes the default of the protocol.
     fars
-        That VAL is told at.
+        Target false accept rates for VAL, each in (0, 1).
     boxes, detector
         See `FaceCutter`.
     faces
-        What found the faces, for the record.
+        What finds the faces, as text for the report.
     device
         OpenVINO device.
     progress
-        Called as images are embedded.
+        Called after every image.
 
     Raises
     ------
     InputError
         If images are missing or broken, a rate is not in (0, 1), or the pairs do not fit the protocol.
     """
-    settings = settings or DEFAULTS[protocol]
+    defaults = DEFAULTS[protocol]
+    flip = defaults.flip if flip is None else flip
     require_rates(fars)  # before minutes of work
     split(pairs, protocol)
     embedded = embed_images(
         find_images(images, pairs.images),
         pairs.images,
         model,
-        flip="concatenate" if settings.flip else None,
+        flip="concatenate" if flip else None,
         boxes=boxes,
         detector=detector,
         device=device,
@@ -196,56 +144,8 @@ def evaluate_model(
         embedded.vectors,
         pairs,
         protocol=protocol,
-        metric=settings.metric,
-        subtract_mean=settings.subtract_mean,
+        metric=metric or defaults.metric,
+        subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
         fars=fars,
     )
-    return Result(
-        evaluation=evaluation, embedded=embedded, pairs=pairs, flip=settings.flip, faces=faces, model=model
-    )
-
-
-def embed_images(
-    files: Sequence[Path],
-    names: Sequence[str],
-    model: Path,
-    *,
-    flip: Flip | None = None,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
-    device: str = "CPU",
-    progress: Progress | None = None,
-) -> Embedded:
-    """Cut and embed every image; cutting runs ahead, so that the model is what it waits for.
-
-    Parameters
-    ----------
-    files, names
-        The images, and what `boxes` and failures call them.
-    model
-        IR with a contract.
-    flip
-        What is done with the embedding of the mirror image, if anything.
-    boxes, detector
-        See `FaceCutter`.
-    device
-        OpenVINO device.
-    progress
-        Called as images are embedded.
-    """
-    with Embedder.load(model, device=device, flip=flip) as embedder:
-        cutter = FaceCutter(files, names, embedder.contract, boxes=boxes, detector=detector)
-        vectors = np.empty((len(files), embedder.contract.embedding_dim), np.float32)
-        with stopwatch() as elapsed, contextlib.closing(iter(cutter)) as crops:
-            for done, vector in enumerate(embedder.map(crops), start=1):
-                vectors[done - 1] = vector
-                if progress is not None:
-                    progress(done, len(files))
-            seconds = elapsed()
-        return Embedded(
-            vectors=vectors,
-            contract=embedder.contract,
-            cutter=cutter,
-            execution=embedder.execution,
-            seconds=seconds,
-        )
+    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip, faces=faces)

@@ -1,17 +1,16 @@
-"""Embeddings of known and unknown people in, open-set identification error rates out, as NIST FRTE defines them.
+"""Measure open-set identification error rates as NIST FRTE defines them.
 
-A *mated* probe shows somebody who is enrolled, a *non-mated* one somebody who is not. With N people enrolled, at
-a threshold T (Grother, Ngan, Hanaoka, *Face Recognition Technology Evaluation, Part 2: Identification*, NISTIR 8271,
+A *mated* probe shows an enrolled person, a *non-mated* probe a person who is not enrolled. With N people enrolled, at
+threshold T (Grother, Ngan, Hanaoka, *Face Recognition Technology Evaluation, Part 2: Identification*, NISTIR 8271,
 section "Metrics"):
 
 FPIR(N, T)
     share of the non-mated probes whose best candidate scores above T;
 FNIR(N, R, T)
-    share of the mated probes whose own person is not among the best R candidates, or not above T.
+    share of the mated probes whose own person is not among the best R candidates or scores at most T.
 
-Rank-1 is ``1 - FNIR(N, 1, -inf)``: the closed-set hit rate. Identification is FNIR with R = 1. NIST accepts at or
-above T; here, as everywhere in edgeface, strictly above. Where somebody else scores as high as the own person, that
-counts against the model.
+Rank-1 is ``1 - FNIR(N, 1, -inf)``, the closed-set hit rate. Identification is FNIR with R = 1. NIST accepts scores at
+or above T; edgeface accepts scores strictly above T. A tie between the own person and another one counts as an error.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from edgeface.stats import clopper_pearson
 __all__ = ["FPIRS", "RANKS", "Operating", "Searches", "Split", "operate_at", "search", "split_people"]
 
 FPIRS = (0.01, 0.001, 0.1)
-"""Wanted false positive identification rates; the first is the one a single threshold is told for."""
+"""Default target false positive identification rates."""
 
 RANKS = (1, 5, 10, 20)
 
@@ -40,23 +39,23 @@ Doubles = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 _BLOCK = 512
-"""Probes compared with all enrolled people at a time."""
+"""Probes that are compared with all enrolled people at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Who is enrolled, and with which images the gallery is searched.
+    """Enrolled images and probes, as rows of the embeddings.
 
     Attributes
     ----------
     people : (N,) intp
-        Whose image each row is.
+        Person of each row.
     enrolled : (P,) intp
-        One row a person of several images, ordered by person.
+        One row of each person who has several, ordered by person.
     mated : (M,) intp
-        The other rows of those people.
+        The other rows of these people.
     nonmated : (U,) intp
-        Rows of people of whom there is only one.
+        Rows of people who have only one.
     """
 
     people: Rows
@@ -66,30 +65,30 @@ class Split:
 
 
 def split_people(people: Rows, names: Sequence[str], *, seed: int = 0) -> Split:
-    """Enrol everybody of whom there are several images with one of them; whoever has only one stays unknown.
+    """Enrol one image of each person who has several; people with one image are not enrolled.
 
-    Which image is enrolled follows from the seed and the person's name alone (SHA-256), so that it does not change
-    with who else is there or with a version of a random generator.
+    The enrolled image depends only on the seed and the person's name (SHA-256), not on other people or on the version
+    of a random generator.
 
     Parameters
     ----------
     people : (N,) intp
-        Sorted rows of `names`.
+        Person of each row, an index into `names`; ascending.
     names
-        Of the people.
+        Names of the people.
     seed
-        Another one enrols other images.
+        Seed of the choice of the enrolled images.
 
     Raises
     ------
     InputError
-        If nobody has several images, or everybody has.
+        If no person or every person has several images.
     """
     labels, starts, counts = np.unique(people, return_index=True, return_counts=True)
     several = counts > 1
     if not several.any() or several.all():
         raise InputError(
-            f"expected people with several images, to enrol, and people with one, who stay unknown; found "
+            f"expected people with several images, to enrol, and people with one, not to enrol; found "
             f"{int(several.sum())} of the former and {int((~several).sum())} of the latter"
         )
     enrolled = np.array(
@@ -106,39 +105,35 @@ def split_people(people: Rows, names: Sequence[str], *, seed: int = 0) -> Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Searches:
-    """What searching a gallery found.
+    """Results of searching the gallery with every probe.
 
     Attributes
     ----------
     mate_score, mate_rank : (M,)
-        Of every mated probe: its own person's score, and how many people score at least as much, itself counted.
-    rival, rival_score : (M,)
-        The best of the others, as a row of ``Split.enrolled``, and its score.
+        For each mated probe: score of its own person, and number of people who score at least as high, itself included.
     candidate, candidate_score : (U,)
-        Of every non-mated probe: the best person of all, and the score.
+        For each non-mated probe: its best candidate, an index into ``Split.enrolled``, and its score.
     """
 
     mate_score: Doubles
     mate_rank: Rows
-    rival: Rows
-    rival_score: Doubles
     candidate: Rows
     candidate_score: Doubles
 
     def hit_rate(self, rank: int) -> float:
-        """Share of the mated probes whose own person is among the best `rank`: the CMC curve."""
+        """Return the share of mated probes whose own person is among the best `rank` candidates (the CMC curve)."""
         return float(np.mean(self.mate_rank <= rank))
 
     def fpir(self, threshold: float) -> float:
-        """Share of the non-mated probes that are taken for somebody."""
+        """Return the share of non-mated probes whose best candidate scores above the threshold."""
         return float(np.mean(self.candidate_score > threshold))
 
     def fnir(self, threshold: float, *, rank: int = 1) -> float:
-        """Share of the mated probes that are not recognised."""
+        """Return the share of mated probes whose own person is not among the best `rank` or scores too low."""
         return float(np.mean(~((self.mate_rank <= rank) & (self.mate_score > threshold))))
 
     def det(self) -> tuple[Doubles, Doubles]:
-        """FPIR and FNIR (rank 1) at every threshold that a non-mated probe can be accepted at, falling."""
+        """Return FPIR and FNIR (rank 1) at the score of every non-mated probe, thresholds descending."""
         thresholds = np.unique(self.candidate_score)[::-1]
         accepted = np.searchsorted(np.sort(self.candidate_score), thresholds, side="right")
         fpir = 1.0 - accepted / len(self.candidate_score)
@@ -149,16 +144,17 @@ class Searches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operating:
-    """Error rates at the threshold of one wanted FPIR, with 95 % Clopper-Pearson intervals.
+    """Error rates at the threshold for one target FPIR, with 95 % Clopper-Pearson intervals.
 
-    The intervals take the probes for independent; several of one person are not, so the truth is a little wider.
+    The intervals assume independent probes. Several probes of one person are not independent, so the true intervals are
+    a little wider.
 
     Attributes
     ----------
     threshold
-        The wanted FPIR, the one met, and the score between them.
+        Target FPIR, measured FPIR and threshold.
     fnir, fnir_interval
-        There.
+        FNIR at that threshold.
     """
 
     threshold: SearchThreshold
@@ -166,7 +162,7 @@ class Operating:
     fnir_interval: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return JSON types."""
         return {
             "wanted": self.threshold.fpir,
             "threshold": self.threshold.value,
@@ -179,54 +175,50 @@ class Operating:
 
 
 def search(vectors: NDArray[np.float32], split: Split) -> Searches:
-    """Compare every probe with everybody enrolled, by cosine similarity in float64.
+    """Compare every probe with all enrolled people by cosine similarity, in float64.
 
     Parameters
     ----------
     vectors : (N, D) float32
-        Rows as in ``split.people``.
+        Embeddings; rows as in ``split.people``.
     split
-        Who is enrolled.
+        Enrolled images and probes.
 
     Raises
     ------
     InputError
-        If an embedding has no direction.
+        If an embedding is all zeros.
     """
     gallery = vectors[split.enrolled]
     own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
-    mate_score, rival_score = np.empty((2, len(split.mated)))
-    mate_rank, rival = np.empty((2, len(split.mated)), np.intp)
+    mate_score = np.empty(len(split.mated))
+    mate_rank = np.empty(len(split.mated), np.intp)
     for block in _blocks(len(split.mated)):
         scores = pairwise(Metric.cosine, vectors[split.mated[block]], gallery)
-        rows = np.arange(len(scores))
-        mate_score[block] = scores[rows, own[block]]
+        mate_score[block] = scores[np.arange(len(scores)), own[block]]
         mate_rank[block] = (scores >= mate_score[block, None]).sum(axis=1)
-        scores[rows, own[block]] = -np.inf
-        rival[block] = scores.argmax(axis=1)
-        rival_score[block] = scores[rows, rival[block]]
     candidate_score = np.empty(len(split.nonmated))
     candidate = np.empty(len(split.nonmated), np.intp)
     for block in _blocks(len(split.nonmated)):
         scores = pairwise(Metric.cosine, vectors[split.nonmated[block]], gallery)
         candidate[block] = scores.argmax(axis=1)
         candidate_score[block] = scores.max(axis=1)
-    return Searches(mate_score, mate_rank, rival, rival_score, candidate, candidate_score)
+    return Searches(mate_score, mate_rank, candidate, candidate_score)
 
 
 def operate_at(searches: Searches, fpir: float, *, gallery_size: int, contract_id: str) -> Operating:
-    """Error rates where FPIR is no more than wanted.
+    """Measure the error rates at the threshold for a target FPIR.
 
     Parameters
     ----------
     searches
-        What was found.
+        Results of all searches.
     fpir
-        Wanted.
+        Target, in (0, 1).
     gallery_size
-        People enrolled, with one template each.
+        Number of people enrolled, with one template each.
     contract_id
-        Of the embeddings.
+        Contract of the embeddings.
 
     Raises
     ------

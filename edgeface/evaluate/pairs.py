@@ -1,4 +1,4 @@
-"""A pairs.txt or a folder a person in, labelled pairs of images out."""
+"""Read labelled pairs of images, from a list like LFW's pairs.txt or from one folder a person."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.evaluate.people import images_of_people
+from edgeface.vision.image import IMAGE_SUFFIXES
 
-__all__ = ["Pairs", "pairs_from_folders", "parse_pairs", "read_pairs"]
+__all__ = ["Pairs", "images_of_people", "pairs_from_folders", "parse_pairs", "read_pairs"]
 
 _MOST_BYTES = 64 << 20
 _MOST_LISTED = 100
-"""Malformed rows that one message names; a file with more is not a pairs file."""
+"""Malformed rows that one message lists."""
 
 _ROW = "3 fields (name, n1, n2) or 4 (name1, n1, name2, n2), tab-separated"
 
@@ -28,13 +28,13 @@ class Pairs:
     Attributes
     ----------
     images
-        Each image once: ``Name/Name_0001`` from a list, without suffix; a relative path from folders.
-    first, second : (P,) int
-        Of each pair, indices into `images`.
+        Each image once: ``Name/Name_0001`` without suffix (list), or a relative path (folders).
+    first, second : (P,) intp
+        Indices into `images`, one a pair.
     same : (P,) bool
-        Whether both show one person.
+        True for genuine pairs (one person), False for impostor pairs.
     folds
-        In how many the list is to be split for cross-validation; 1 if it says nothing about folds.
+        Number of cross-validation folds; 1 if the list names none.
     """
 
     images: tuple[str, ...]
@@ -48,12 +48,12 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read a list in the form of Labeled Faces in the Wild's `pairs.txt`.
+    """Read a list in the format of Labeled Faces in the Wild's `pairs.txt`.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or `parse_pairs` refuses it.
+        If the file cannot be read or is malformed; see `parse_pairs`.
     """
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
@@ -69,25 +69,30 @@ def read_pairs(path: Path) -> Pairs:
 
 
 def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
-    """Parse a pairs list (LFW's README, "pairs.txt format").
+    r"""Parse a pairs list (LFW's README, "pairs.txt format").
 
-    The header gives the number of sets and the pairs a set holds of each kind, ``10<TAB>300``; or only the
-    latter, ``1100``, as the lists of LFW's View 1 do. Then follow rows of 3 fields, two images of one person, and
-    of 4, images of two people; fields are separated by tabs (or, in a row without tabs, by blanks).
+    The header holds the number of sets and of pairs of each kind in a set, ``10<TAB>300``, or only the latter,
+    ``1100``, as in LFW's View 1. Rows of 3 fields are genuine pairs, rows of 4 fields impostor pairs. Fields are
+    separated by tabs, in a row without tabs by spaces.
 
     Parameters
     ----------
     raw
-        The file's bytes, UTF-8.
+        Content of the file, UTF-8.
     source
-        How messages call the file.
+        Name of the file in messages.
 
     Raises
     ------
     InputError
-        Naming every malformed row (the first 100) with its line, what was expected and what was found.
+        With the line number of every malformed row, at most 100.
+
+    Examples
+    --------
+    >>> pairs = parse_pairs(b"1\t1\nAnn\t1\t2\nAnn\t1\tBob\t1\n")
+    >>> pairs.images, pairs.same.tolist()
+    (('Ann/Ann_0001', 'Ann/Ann_0002', 'Bob/Bob_0001'), [True, False])
     """
-    # Line by line, and no more problems than are told: a file of rubbish is all problems.
     lines = (line.rstrip(b"\n").rstrip(b"\r") for line in io.BytesIO(_without_blank_end(raw)))
     folds, per_kind = _parse_header(next(lines, b"").removeprefix(b"\xef\xbb\xbf"), source)
     problems: list[str] = []
@@ -105,8 +110,8 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
     found = (genuine, len(rows) - genuine)
     if not problems and found != (folds * per_kind, folds * per_kind):
         problems.append(
-            f"{source}:1: expected {folds * per_kind} rows of one person and as many of two people, "
-            f"as the header says, found {found[0]} and {found[1]}; the list may be truncated"
+            f"{source}:1: expected {folds * per_kind} genuine and {folds * per_kind} impostor pairs according to "
+            f"the header, found {found[0]} and {found[1]}; the list may be truncated"
         )
     if problems:
         more = [f"... and {left} more malformed rows"] if left else []
@@ -117,22 +122,21 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
 def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> Pairs:
     """Pair the images below a folder that holds one folder a person.
 
-    Genuine pairs are all pairs within a person, impostor pairs all pairs across people; when those of a kind are
-    more than `most`, that many distinct ones drawn at random.
+    Genuine pairs are all pairs of images of one person, impostor pairs all pairs of images of two people.
 
     Parameters
     ----------
     root
         ``root/Name/anything.jpg``.
     most
-        Upper bound of the pairs of each kind.
+        Greatest number of pairs of each kind; of more, this many are drawn at random.
     seed
-        Of the draw.
+        Seed of the random draw.
 
     Raises
     ------
     InputError
-        If there are not two people, or nobody has two images.
+        If there are fewer than two people, or no person has two images.
     """
     images, people, _ = images_of_people(root)
     here = np.arange(len(people))
@@ -141,7 +145,7 @@ def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> P
     impostor = _draw_pairs(ends, np.full(len(people), len(people)), most=most, seed=seed)
     if not len(genuine) or not len(impostor):
         raise InputError(
-            f"{root}: expected images of at least two people, and of one person at least two, found "
+            f"{root}: expected images of at least two people and at least two images of one person, found "
             f"{len(images)} images of {len(set(people.tolist()))} people"
         )
     first, second = np.concatenate([genuine, impostor]).T
@@ -149,12 +153,42 @@ def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> P
     return Pairs(images, first, second, same, folds=1)
 
 
+def images_of_people(root: Path) -> tuple[tuple[str, ...], NDArray[np.intp], tuple[str, ...]]:
+    """List the images ``root/Name/anything.jpg``, sorted by person and file name.
+
+    Returns
+    -------
+    images : tuple of str, length N
+        Paths relative to `root`, with forward slashes.
+    people : (N,) intp
+        For each image, the index of its person in `names`; ascending.
+    names : tuple of str
+        Names of the folders that hold an image.
+
+    Raises
+    ------
+    InputError
+        If `root` is not a folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder that holds one folder a person, but it does not exist")
+    images: list[str] = []
+    people: list[int] = []
+    names: list[str] = []
+    for folder in sorted(each for each in root.iterdir() if each.is_dir()):
+        if found := sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES):
+            images += [each.relative_to(root).as_posix() for each in found]
+            people += [len(names)] * len(found)
+            names.append(folder.name)
+    return tuple(images), np.asarray(people, np.intp), tuple(names)
+
+
 def _draw_pairs(
     starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, seed: int
 ) -> NDArray[np.intp]:
     """Pair image i with all of ``starts[i]`` to ``ends[i] - 1``, or draw `most` of these pairs: (P, 2), ascending.
 
-    Pairs are numbered through, so that no more memory is needed than for those that are taken.
+    Pairs are numbered, so that only the drawn ones take memory.
     """
     last = np.cumsum(ends - starts)
     total = int(last[-1]) if len(last) else 0
@@ -171,7 +205,7 @@ def _draw_pairs(
 
 
 def _without_blank_end(raw: bytes) -> bytes:
-    """Cut off what follows the last line that holds something."""
+    """Remove blank lines at the end."""
     end = raw.find(b"\n", len(raw.rstrip()))
     return raw if end < 0 else raw[:end]
 
@@ -181,7 +215,7 @@ def _parse_header(line: bytes, source: str) -> tuple[int, int]:
     numbers = [int(field) for field in fields if field.isdigit() and len(field) < 10]
     if len(fields) not in (1, 2) or len(numbers) != len(fields) or min(numbers) < 1:
         raise InputError(
-            f"{source}:1: expected a header of the number of sets and the pairs a set holds of each kind, like "
+            f"{source}:1: expected a header with the number of sets and of pairs of each kind in a set, like "
             f"'10<TAB>300', found {_shown(line)}"
         )
     return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
@@ -207,9 +241,9 @@ def _parse_row(line: bytes) -> tuple[str, str, bool]:
 
 
 def _image(name: str, number: str) -> str:
-    """``Name/Name_0001``; what would leave the folder of images is refused."""
+    """Return ``Name/Name_0001``. Names that would lead out of the image folder are refused."""
     if not name or name != name.strip() or name in (".", "..") or any(c in "/\\" or c < " " for c in name):
-        raise ValueError(f"expected a person's name that can be a folder's, found {name!r:.80}")
+        raise ValueError(f"expected a person's name that is a valid folder name, found {name!r:.80}")
     if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
         raise ValueError(f"expected an image number from 1, found {number!r:.80}")
     return f"{name}/{name}_{int(number):04d}"

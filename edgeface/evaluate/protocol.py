@@ -1,53 +1,122 @@
-"""Embeddings and labelled pairs in, accuracy by one of two published protocols out.
+"""Score verification on labelled pairs by one of two published protocols.
 
 ``facenet`` is davidsandberg/facenet's (`src/lfw.py`, `src/facenet.py`), ``omz`` Open Model Zoo's (accuracy_checker,
-`metrics/reid.py`, `pairwise_accuracy_subsets`); they differ in their folds. Both take, on the pairs outside a
-fold, the first threshold of 0, 0.01, ... 3.99 that classifies most of them right, and score the fold by it.
+`metrics/reid.py`, `pairwise_accuracy_subsets`). They differ in their folds. Both choose, on the pairs outside a fold,
+the first threshold of 0, 0.01, ... 3.99 with the highest accuracy, and score the fold with it.
+
+A pair is accepted if its distance is strictly below the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError
-from edgeface.evaluate.curves import Roc, accept_rates, exact_roc
-from edgeface.evaluate.folds import Indices, ProtocolName, split
 from edgeface.evaluate.pairs import Pairs
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.threshold import require_rates
 from edgeface.stats import trials_needed
 
-__all__ = ["FARS", "Evaluation", "Val", "evaluate", "evaluate_distances", "pair_scores"]
+__all__ = [
+    "FARS",
+    "Evaluation",
+    "ProtocolName",
+    "Roc",
+    "Val",
+    "accept_rates",
+    "evaluate",
+    "evaluate_distances",
+    "exact_roc",
+    "pair_scores",
+    "split",
+]
 
 FARS = (0.1, 0.01, 0.001)
-"""False accept rates that VAL is told at unless others are asked for."""
+"""Default false accept rates at which VAL is reported."""
 
 _GRID = np.arange(0, 4, 0.01)
 _FINE_GRID = np.arange(0, 4, 0.001)
 _PAIRS_AT_ONCE = 4096
 
 Doubles = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+class ProtocolName(str, Enum):
+    """Name of an evaluation protocol: davidsandberg/facenet's or Open Model Zoo's."""
+
+    facenet = "facenet"
+    omz = "omz"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Roc:
+    """False and true accept rates over ascending thresholds.
+
+    Attributes
+    ----------
+    thresholds : (T,) float64
+        Ascending; the first accepts no pair.
+    far, tar : (T,) float64
+        Shares of the impostor and of the genuine pairs that are accepted, in [0, 1].
+    """
+
+    thresholds: Doubles
+    far: Doubles
+    tar: Doubles
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve TAR over FAR from (0, 0) to (1, 1), by trapezoids.
+
+        For the exact curve it is the probability that a genuine pair is closer than an impostor pair, with ties
+        counted as one half (Hanley and McNeil, Radiology 143, 1982).
+        """
+        far, tar = self._path()
+        return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1]) / 2.0))
+
+    @property
+    def eer(self) -> float:
+        """Equal error rate: FAR at the point of the interpolated curve where FAR = 1 - TAR.
+
+        It is the root of 1 - x - TAR(x) that davidsandberg/facenet finds with `brentq` (`validate_on_lfw.py`), solved
+        in closed form on its segment, which is exact also where the curve is vertical.
+        """
+        far, tar = self._path()
+        excess = 1.0 - far - tar  # falls from 1 to -1
+        after = int(np.argmax(excess <= 0.0))
+        share = excess[after - 1] / (excess[after - 1] - excess[after])
+        return float(far[after - 1] + share * (far[after] - far[after - 1]))
+
+    def tar_at(self, far: float) -> float:
+        """Return the greatest TAR of the points whose FAR is at most `far`."""
+        return float(self.tar[np.searchsorted(self.far, far + 1e-12, side="right") - 1])
+
+    def _path(self) -> tuple[Doubles, Doubles]:
+        """Return FAR and TAR with the end points (0, 0) and (1, 1) added."""
+        return np.concatenate([[0.0], self.far, [1.0]]), np.concatenate([[0.0], self.tar, [1.0]])
 
 
 @dataclass(frozen=True, slots=True)
 class Val:
-    """Validation rate (true accept rate) at a false accept rate.
+    """Validation rate (true accept rate) at a target false accept rate.
 
     Attributes
     ----------
     target
-        The false accept rate asked for.
+        Target FAR.
     mean, std
-        Of the true accept rate over the folds; `std` is None where the protocol measures it on all pairs at once.
+        Mean and standard deviation of TAR over the folds; `std` is None for ``omz``, which pools all pairs.
     far
-        False accept rate that was really met on the held-out pairs.
+        FAR measured on the held-out pairs.
     impostors
-        Pairs of two people that it was measured on.
+        Number of impostor pairs.
     """
 
     target: float
@@ -58,32 +127,32 @@ class Val:
 
     @property
     def supported(self) -> bool:
-        """Whether there were impostor pairs enough to say anything at this rate: at least 3 / target."""
+        """Whether there are enough impostor pairs for this rate: at least 3 / target."""
         return self.impostors >= trials_needed(self.target)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Evaluation:
-    """What a protocol says about one set of embeddings.
+    """Result of one protocol on one set of embeddings.
 
     Attributes
     ----------
     protocol, metric, subtract_mean
-        How it was measured.
+        Settings.
     accuracies : (F,) float64
-        Share of right answers, a fold.
+        Accuracy of each fold, in [0, 1].
     thresholds : (F,) float64
-        Distance that each fold was cut at, chosen on the other folds.
+        Distance threshold of each fold, chosen on the other folds.
     val
-        One for each false accept rate asked for.
+        One for each target FAR.
     auc, eer
-        Of the folds' mean curve (``facenet``), or of all held-out pairs (``omz``).
-    tested : (P,) int
-        Pairs of the list that were scored: all of them, but for repeated ones under ``omz``.
+        Of the mean curve of the folds (``facenet``) or of all held-out pairs (``omz``).
+    tested : (P,) intp
+        Scored pairs of the list: all of them, under ``omz`` without repetitions.
     distances : (P,) float64
-        Of these pairs, each measured with what the other folds taught (the mean, if it is subtracted).
+        Their distances, held out: if the mean is subtracted, it is that of the other folds.
     same : (P,) bool
-        Which of them are genuine.
+        True for genuine pairs.
     """
 
     protocol: ProtocolName
@@ -100,26 +169,26 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Mean over the folds, each counting alike."""
+        """Mean accuracy over the folds."""
         return float(self.accuracies.mean())
 
     @property
     def accuracy_std(self) -> float:
-        """Standard deviation over the folds (not of their mean), as both sources' tables give it."""
+        """Standard deviation over the folds (not of their mean), as both sources report it."""
         return float(self.accuracies.std())
 
     @property
     def threshold(self) -> float:
-        """Mean of the folds' thresholds."""
+        """Mean threshold over the folds."""
         return float(self.thresholds.mean())
 
     @property
     def roc(self) -> Roc:
-        """Exact curve over all held-out distances."""
+        """Exact curve of all held-out distances."""
         return exact_roc(self.distances, self.same)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types; the keys of `edgeface evaluate`'s answer that belong to the protocol."""
+        """Return JSON types: the part of the answer of `edgeface evaluate lfw` that the protocol gives."""
         return {
             "protocol": self.protocol.value,
             "metric": self.metric,
@@ -137,6 +206,93 @@ class Evaluation:
         }
 
 
+def exact_roc(distances: NDArray[np.floating[Any]], same: NDArray[np.bool_]) -> Roc:
+    """Build the curve with one point a distinct distance.
+
+    Parameters
+    ----------
+    distances : (P,) float
+        Distance of each pair; finite.
+    same : (P,) bool
+        True for genuine pairs; both kinds must occur.
+
+    Examples
+    --------
+    >>> roc = exact_roc(np.array([0.1, 0.4, 0.3, 0.8]), np.array([True, True, False, False]))
+    >>> roc.auc, roc.tar_at(0.0)
+    (0.75, 0.5)
+    """
+    thresholds = np.append(np.unique(distances), np.inf).astype(np.float64)
+    far, tar = accept_rates(distances, same, thresholds)
+    return Roc(thresholds, far, tar)
+
+
+def accept_rates(
+    distances: NDArray[np.floating[Any]], same: NDArray[np.bool_], thresholds: Doubles
+) -> tuple[Doubles, Doubles]:
+    """Return FAR and TAR at each of (T,) thresholds: two arrays (T,) float64."""
+    impostor, genuine = np.sort(distances[~same]), np.sort(distances[same])
+    return (
+        np.searchsorted(impostor, thresholds, side="left") / len(impostor),
+        np.searchsorted(genuine, thresholds, side="left") / len(genuine),
+    )
+
+
+def split(pairs: Pairs, protocol: ProtocolName) -> list[Indices]:
+    """Return the indices of the test pairs of each fold; the other pairs are its training pairs.
+
+    Raises
+    ------
+    InputError
+        If the list has fewer than 2 folds, or the protocol cannot split it into this many.
+    """
+    return (_facenet_folds if protocol is ProtocolName.facenet else _omz_folds)(pairs)
+
+
+def _facenet_folds(pairs: Pairs) -> list[Indices]:
+    """Split the pairs into consecutive folds in file order, like scikit-learn's `KFold(n, shuffle=False)`."""
+    _require_folds(pairs, len(pairs))
+    folds = np.array_split(np.arange(len(pairs)), pairs.folds)
+    for number, fold in enumerate(folds, start=1):
+        if pairs.same[fold].all() or not pairs.same[fold].any():
+            raise InputError(
+                f"fold {number} of {pairs.folds}: expected genuine and impostor pairs, found only one kind; "
+                "the facenet protocol cuts the list into consecutive folds, so mix both kinds in each"
+            )
+    return folds
+
+
+def _omz_folds(pairs: Pairs) -> list[Indices]:
+    """Split the pairs by their anchor, the first image of a pair (`annotation_converters/lfw.py`, `metrics/reid.py`).
+
+    Anchors are ordered as the list names images, first in its genuine and then in its impostor pairs. Fold k of n
+    holds the pairs of anchors ``k * A // n`` to ``(k + 1) * A // n``. Folds differ in size; most genuine pairs are in
+    the first folds. A repeated pair (same anchor, same other image) counts once.
+    """
+    rows = np.concatenate([np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)])
+    named = np.stack([pairs.first[rows], pairs.second[rows]], axis=1).ravel()
+    images, first_named = np.unique(named, return_index=True)
+    order = images[np.argsort(first_named)]
+    is_anchor = np.zeros(len(pairs.images), np.bool_)
+    is_anchor[pairs.first] = True
+    anchors = order[is_anchor[order]]
+    _require_folds(pairs, len(anchors))
+    position = np.empty(len(pairs.images), np.intp)
+    position[anchors] = np.arange(len(anchors))
+    _, once = np.unique(np.stack([pairs.first, pairs.second, pairs.same], axis=1), axis=0, return_index=True)
+    once.sort()
+    bounds = np.arange(pairs.folds + 1) * len(anchors) // pairs.folds
+    fold_of = np.searchsorted(bounds, position[pairs.first[once]], side="right") - 1
+    return [once[fold_of == fold] for fold in range(pairs.folds)]
+
+
+def _require_folds(pairs: Pairs, most: int) -> None:
+    if not 2 <= pairs.folds <= most:
+        raise InputError(
+            f"cross-validation: expected 2 to {most} folds, found {pairs.folds} in the header of the pairs list"
+        )
+
+
 def evaluate(
     vectors: NDArray[np.floating[Any]],
     pairs: Pairs,
@@ -146,39 +302,50 @@ def evaluate(
     subtract_mean: bool = False,
     fars: Sequence[float] = FARS,
 ) -> Evaluation:
-    """Score embeddings by a protocol.
+    r"""Score embeddings by a protocol.
 
     Parameters
     ----------
     vectors : (N, D) float
-        One row an entry of `pairs.images`; a face and its mirror concatenated are not normalised again.
+        One embedding for each of `pairs.images`. An embedding with its mirror's behind it is not normalised again.
     pairs
-        With at least 2 folds, each with both kinds of pairs under ``facenet``.
+        With at least 2 folds; under ``facenet`` each fold must hold both kinds.
     protocol
-        Whose folds.
+        Protocol that decides the folds.
     metric
-        A distance; similarities do not fit the protocols' grid of thresholds.
+        A distance, not a similarity.
     subtract_mean
-        Whether the mean of the embeddings of a fold's training pairs is taken from both sides first.
+        Whether to subtract the mean embedding of a fold's training pairs from both sides first.
     fars
-        For VAL.
+        Target false accept rates for VAL, each in (0, 1).
 
     Raises
     ------
     ContractError
-        If there is not one vector an image, or not all of their numbers are finite.
+        If the number of vectors differs from the number of images, or a value is not finite.
     InputError
         If the metric is a similarity, a rate is not in (0, 1), or the pairs cannot be split into folds.
+
+    Examples
+    --------
+    >>> from edgeface.evaluate import parse_pairs
+    >>> rows = ["A\t1\t2", "A\t1\tB\t1", "B\t1\t2", "B\t1\tA\t2"]
+    >>> pairs = parse_pairs("\n".join(["2\t1", *rows]).encode())
+    >>> vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])  # A1, A2, B1, B2
+    >>> evaluate(vectors, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2).accuracy
+    1.0
     """
     if len(vectors) != len(pairs.images):
-        raise ContractError(f"expected {len(pairs.images)} embeddings, one an image, found {len(vectors)}")
+        raise ContractError(
+            f"expected {len(pairs.images)} embeddings, one for each image, found {len(vectors)}"
+        )
     if wrong := int((~np.isfinite(vectors).all(axis=1)).sum()):
         raise ContractError(
-            f"expected embeddings of finite numbers, found NaN or infinity in {wrong}; the inference failed"
+            f"expected finite embeddings, found NaN or infinity in {wrong}; the inference failed"
         )
     if metric.is_similarity:
         raise InputError(
-            f"the protocols search distances from 0 to 4; expected a distance, found {metric.value!r}: "
+            f"expected a distance, found the similarity {metric.value!r}; "
             f"use {Metric.cosine_distance.value!r} or {Metric.arccos.value!r}"
         )
     folds = split(pairs, protocol)
@@ -200,10 +367,10 @@ def evaluate_distances(
     metric: str,
     fars: Sequence[float] = FARS,
 ) -> Evaluation:
-    """Score distances (P,) that something else than an embedding gave, by the same rules as `evaluate`."""
+    """Score distances (P,) that do not come from embeddings by the same rules as `evaluate`."""
     if np.shape(distances) != (len(pairs),):
         raise ContractError(
-            f"expected {len(pairs)} distances, one a pair, found an array of {np.shape(distances)}"
+            f"expected {len(pairs)} distances, one for each pair, found an array of shape {np.shape(distances)}"
         )
     if not np.isfinite(distances).all():
         raise ContractError("expected finite distances, found NaN or infinity")
@@ -213,7 +380,7 @@ def evaluate_distances(
 
 
 def pair_scores(vectors: NDArray[np.floating[Any]], pairs: Pairs, metric: Metric) -> Doubles:
-    """Compare the two sides of every pair: (P,) float64, on the metric's own scale."""
+    """Return the score of every pair on the scale of the metric: (P,) float64."""
     scores = np.empty(len(pairs))
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         block = slice(start, start + _PAIRS_AT_ONCE)
@@ -230,7 +397,7 @@ def _score(
     subtract_mean: bool,
     fars: Sequence[float],
 ) -> Evaluation:
-    """Score all pairs' distances, as each fold's training pairs lead to measure them."""
+    """Score the pairs; `measured` holds the distances of all pairs for each fold."""
     require_rates(fars)
     held_out = np.full(len(pairs), np.nan)
     accuracies, thresholds = [], []
@@ -268,9 +435,9 @@ def _others(folds: Sequence[Indices], left_out: int) -> Indices:
 def _distances_without_mean(
     vectors: NDArray[np.floating[Any]], pairs: Pairs, train: Indices, metric: Metric
 ) -> Doubles:
-    """Distances of all pairs after the mean of the training pairs' embeddings is subtracted.
+    """Return the distances of all pairs after subtracting the mean embedding of the training pairs.
 
-    An image counts as often as it stands in a training pair, as upstream concatenates both sides.
+    An image counts once for each training pair that it is in, as upstream concatenates both sides.
     """
     count = len(pairs.images)
     times = np.bincount(pairs.first[train], minlength=count) + np.bincount(
@@ -295,10 +462,10 @@ def _mean_curve(distances: Doubles, same: NDArray[np.bool_], folds: Sequence[Ind
 def _val_over_folds(
     measured: Sequence[Doubles], same: NDArray[np.bool_], folds: Sequence[Indices], target: float
 ) -> Val:
-    """VAL as davidsandberg measures it: the threshold is interpolated on the training folds, then applied.
+    """Measure VAL as davidsandberg does: interpolate the threshold on the training folds, apply it to the test fold.
 
-    Of thresholds with one FAR the first stands for it; upstream hands all of them to `interp1d`, whose answer is
-    then undefined. Where no threshold reaches the FAR, the threshold is 0.
+    Of several thresholds with the same FAR the first is used (upstream passes all of them to `interp1d`, whose result
+    is then undefined). If no threshold reaches the FAR, the threshold is 0.
     """
     met = []
     for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):

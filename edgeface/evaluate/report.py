@@ -1,4 +1,4 @@
-"""An evaluation in, one self-contained HTML page out: no network, no script, plots as inline SVG."""
+"""Write an evaluation as one self-contained HTML page: no network, no script, plots as inline SVG."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import numpy as np
 from edgeface.drawing import write_page
 from edgeface.evaluate import plots
 from edgeface.evaluate.faces import FaceCutter
-from edgeface.evaluate.identification import Identification
+from edgeface.evaluate.identification import IdentificationEvaluation
 from edgeface.evaluate.lfw import Result
 from edgeface.vision.image import Image
 
 __all__ = ["WorstPair", "worst_pairs", "write_identification_report", "write_report"]
 
 _WORST = 10
-"""Pairs of each kind that are shown."""
+"""Number of pairs of each kind that the report shows."""
 
 _JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True, slots=True)
 class WorstPair:
-    """A pair that the model gets most wrong.
+    """One of the pairs with the worst scores.
 
     Attributes
     ----------
     first, second
         Names of the images.
     crops
-        As data URIs, what the model saw of them.
+        The crops that the model saw, as data URIs.
     score
-        By the evaluation's metric.
+        Score by the metric of the evaluation.
     wrong
-        Whether the threshold misjudges it.
+        Whether the decision at the threshold is wrong.
     """
 
     first: str
@@ -48,12 +48,12 @@ class WorstPair:
 
 
 def write_report(result: Result, path: Path) -> None:
-    """Write the page.
+    """Write the report of an evaluation on labelled pairs.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     evaluation = result.evaluation
     write_page(
@@ -76,13 +76,13 @@ def write_report(result: Result, path: Path) -> None:
     )
 
 
-def write_identification_report(result: Identification, path: Path) -> None:
-    """Write the page of an open-set evaluation.
+def write_identification_report(result: IdentificationEvaluation, path: Path) -> None:
+    """Write the report of an open-set evaluation.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     searches = result.searches
     write_page(
@@ -103,8 +103,8 @@ def write_identification_report(result: Identification, path: Path) -> None:
     )
 
 
-def _missed(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
-    """Mated probes that score lowest with their own enrolled image, lowest first."""
+def _missed(result: IdentificationEvaluation, *, count: int = _WORST) -> list[WorstPair]:
+    """Return the mated probes with the lowest scores against their own enrolled image, lowest first."""
     split, searches = result.split, result.searches
     own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
     threshold = result.operating[0].threshold.value
@@ -114,8 +114,8 @@ def _missed(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
     return [_pair(result, *row) for row in rows]
 
 
-def _mistaken(result: Identification, *, count: int = _WORST) -> list[WorstPair]:
-    """Non-mated probes that score highest with somebody, highest first."""
+def _mistaken(result: IdentificationEvaluation, *, count: int = _WORST) -> list[WorstPair]:
+    """Return the non-mated probes with the highest scores, highest first."""
     split, searches = result.split, result.searches
     scores = searches.candidate_score
     wrong = scores > result.operating[0].threshold.value
@@ -124,7 +124,9 @@ def _mistaken(result: Identification, *, count: int = _WORST) -> list[WorstPair]
     return [_pair(result, *row) for row in rows]
 
 
-def _pair(result: Identification, probe: int, enrolled: int, score: float, wrong: bool) -> WorstPair:
+def _pair(
+    result: IdentificationEvaluation, probe: int, enrolled: int, score: float, wrong: bool
+) -> WorstPair:
     return WorstPair(
         str(PurePosixPath(result.images[probe]).with_suffix("")),
         str(PurePosixPath(result.images[enrolled]).with_suffix("")),
@@ -135,7 +137,7 @@ def _pair(result: Identification, probe: int, enrolled: int, score: float, wrong
 
 
 def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[WorstPair]:
-    """The genuine pairs that lie furthest apart, or the impostor pairs that lie closest, worst first."""
+    """Return the genuine pairs with the greatest, or the impostor pairs with the least distances, worst first."""
     evaluation, pairs, cutter = result.evaluation, result.pairs, result.embedded.cutter
     rows = np.flatnonzero(evaluation.same == same)
     order = np.argsort(evaluation.distances[rows] * (-1 if same else 1), kind="stable")

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 from edgeface.lazy import exports
 
 if TYPE_CHECKING:
-    from edgeface.quantize.calibration import Calibration, gather
-    from edgeface.quantize.compress import Recipe
+    from edgeface.quantize.calibration import CalibrationSet, gather
+    from edgeface.quantize.compress import QuantizationRecipe
     from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
-    from edgeface.quantize.gate import Limits
+    from edgeface.quantize.gate import QuantizationLimits
     from edgeface.quantize.labelled import LabelledPairs
     from edgeface.quantize.quantizer import Outcome, open_parent, quantize
 
 __all__ = [
-    "Calibration",
+    "CalibrationSet",
     "DetectorOutcome",
     "LabelledPairs",
-    "Limits",
+    "QuantizationLimits",
     "Outcome",
-    "Recipe",
+    "QuantizationRecipe",
     "gather",
     "open_parent",
     "quantize",
@@ -28,10 +28,10 @@ __all__ = [
 __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluation
     __name__,
     {
-        "calibration": ("Calibration", "gather"),
-        "compress": ("Recipe",),
+        "calibration": ("CalibrationSet", "gather"),
+        "compress": ("QuantizationRecipe",),
         "detectors": ("DetectorOutcome", "quantize_detector"),
-        "gate": ("Limits",),
+        "gate": ("QuantizationLimits",),
         "labelled": ("LabelledPairs",),
         "quantizer": ("Outcome", "open_parent", "quantize"),
     },

@@ -21,7 +21,7 @@ from edgeface.vision.crops import Photo, detect_photos
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
 
-__all__ = ["HELD_OUT", "Calibration", "gather", "to_inputs"]
+__all__ = ["HELD_OUT", "CalibrationSet", "gather", "to_inputs"]
 
 HELD_OUT = 200
 """Crops that judge, at most: their 1st percentile is then the second worst."""
@@ -32,7 +32,7 @@ Crops = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Calibration:
+class CalibrationSet:
     """Crops of one contract's recipe, none in both halves.
 
     Attributes
@@ -74,7 +74,7 @@ def gather(
     detector: Detector | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Calibration:
+) -> CalibrationSet:
     """Cut the faces of photographs the way the contract says, in an order drawn by the seed.
 
     Parameters
@@ -82,7 +82,7 @@ def gather(
     photos
         Where a picture shows several faces, it is the one of `Faces.largest`.
     contract
-        Recipe and size of the crop.
+        QuantizationRecipe and size of the crop.
     subset
         Crops to calibrate with, at most; up to `HELD_OUT` others are held out, and at least a fifth of the photos.
     detector
@@ -122,7 +122,7 @@ def gather(
     stacked = np.stack(crops) if crops else np.empty((0, height, width, 3), np.uint8)
     # Photographs without a face thin both halves out alike, so that neither is left with nothing.
     cut = round(len(stacked) * subset / len(chosen))
-    return Calibration(
+    return CalibrationSet(
         crops=stacked[:cut],
         held_out=stacked[cut:],
         names=tuple(names),

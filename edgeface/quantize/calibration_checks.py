@@ -1,4 +1,4 @@
-"""Calibration crops in, the reasons why they would teach a model the wrong ranges out.
+"""CalibrationSet crops in, the reasons why they would teach a model the wrong ranges out.
 
 Each check counts crops that look wrong and holds their share to a limit by the lower end of its Clopper-Pearson
 interval: a set is refused only if so many would be seen in fewer than one of two hundred sets at the limit, however
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.quantize.calibration import Calibration
+from edgeface.quantize.calibration import CalibrationSet
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 
@@ -45,7 +45,7 @@ class Flaw:
     of: int
 
 
-def find_flaws(calibration: Calibration, *, detector: Detector | None = None) -> tuple[Flaw, ...]:
+def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None) -> tuple[Flaw, ...]:
     """Look for what makes a calibration set useless.
 
     Parameters

@@ -5,7 +5,7 @@ limits from what flows there when calibration images pass (Jacob et al., "Quanti
 Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Which layers stay in floating point, and how
 biases are corrected, is the recipe.
 
-Limits are the least and the greatest value that any calibration image gives. NNCF's default, the mean of each
+QuantizationLimits are the least and the greatest value that any calibration image gives. NNCF's default, the mean of each
 image's, cuts off the unusual faces: on FaceNet the worst cosine of 100 held-out faces is 0.994 by the default and
 0.996 by this, the 1st percentile 0.995 and 0.997.
 
@@ -33,7 +33,7 @@ from edgeface.model.lineage import Method
 from edgeface.quantize.control import quantize_with_control
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
 
-__all__ = ["BiasCorrection", "HalfRange", "Progress", "Recipe", "check_recipe", "compress"]
+__all__ = ["BiasCorrection", "HalfRange", "Progress", "QuantizationRecipe", "check_recipe", "compress"]
 
 BiasCorrection = Literal["fast", "accurate", "none"]
 HalfRange = Literal["none", "first-layer", "all"]
@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class QuantizationRecipe:
     """How a model is compressed.
 
     Attributes
@@ -50,7 +50,7 @@ class Recipe:
     method
         See `Lineage.method`.
     subset
-        Calibration inputs that are used, the first ones.
+        CalibrationSet inputs that are used, the first ones.
     bias_correction
         ``fast`` corrects each bias by statistics of the FP32 network, ``accurate`` by the quantized network up to
         that layer (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
@@ -119,7 +119,7 @@ class Recipe:
 def compress(
     model: ov.Model,
     inputs: Sequence[NDArray[np.float32]],
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     *,
     progress: Progress | None = None,
 ) -> ov.Model:
@@ -189,7 +189,7 @@ def _name_by_place(model: ov.Model) -> None:
             op.set_friendly_name(f"{op.get_type_name()}_at_{place}")
 
 
-def check_recipe(model: ov.Model, recipe: Recipe) -> None:
+def check_recipe(model: ov.Model, recipe: QuantizationRecipe) -> None:
     """Raise what `compress` would raise before it does anything.
 
     Raises
@@ -207,7 +207,7 @@ def check_recipe(model: ov.Model, recipe: Recipe) -> None:
 
 
 def _quantize(
-    nncf: Any, model: ov.Model, inputs: Sequence[NDArray[np.float32]], recipe: Recipe, tell: Progress
+    nncf: Any, model: ov.Model, inputs: Sequence[NDArray[np.float32]], recipe: QuantizationRecipe, tell: Progress
 ) -> ov.Model:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 

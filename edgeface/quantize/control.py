@@ -19,7 +19,7 @@ from edgeface.quantize.fidelity import cosines, embed
 __all__ = ["quantize_with_control"]
 
 _SCORED = 32
-"""Calibration inputs that every trial is scored on."""
+"""CalibrationSet inputs that every trial is scored on."""
 
 
 def quantize_with_control(

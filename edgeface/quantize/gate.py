@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 from edgeface.quantize.fidelity import Fidelity
-from edgeface.quantize.verification import Verification
+from edgeface.quantize.verification import VerificationChange
 
-__all__ = ["Limits", "judge_fidelity", "judge_verification"]
+__all__ = ["QuantizationLimits", "judge_fidelity", "judge_verification"]
 
 _LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class QuantizationLimits:
     """What a compressed model may cost.
 
     Attributes
@@ -38,7 +38,7 @@ class Limits:
             )
 
 
-def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: Limits) -> tuple[str, ...]:
+def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits) -> tuple[str, ...]:
     """Reasons to refuse a model by its embeddings of held-out faces; empty if there are none."""
     reasons = []
     if not fidelity.min_cosine >= limits.min_cosine:  # NaN is refused too
@@ -55,7 +55,7 @@ def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: Limits) 
     return tuple(reasons)
 
 
-def judge_verification(verifications: Sequence[Verification], limits: Limits) -> tuple[str, ...]:
+def judge_verification(verifications: Sequence[VerificationChange], limits: QuantizationLimits) -> tuple[str, ...]:
     """Reasons to refuse a model by labelled pairs; empty if there are none."""
     return tuple(
         f"accuracy on {each.pairs:,} pairs ({each.protocol}, {each.setting}): expected a drop of at most "

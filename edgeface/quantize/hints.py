@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeface.errors import DeviceError
 from edgeface.model.contract import ModelContract
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
-from edgeface.quantize.gate import Limits, judge_fidelity
+from edgeface.quantize.gate import QuantizationLimits, judge_fidelity
 
 __all__ = ["HintResult", "measure_hints"]
 
@@ -60,7 +60,7 @@ def measure_hints(
     model: ov.Model,
     inputs: list[NDArray[np.float32]],
     contract: ModelContract,
-    limits: Limits,
+    limits: QuantizationLimits,
     *,
     device: str = "CPU",
 ) -> tuple[HintResult, ...]:

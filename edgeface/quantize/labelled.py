@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.evaluate.faces import Boxes, find_images
-from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import DEFAULTS, Settings, embed_images
+from edgeface.evaluate.protocol import ProtocolName
+from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, embed_images
 from edgeface.evaluate.pairs import Pairs
 from edgeface.quantize.compress import Progress
-from edgeface.quantize.verification import Verification, compare_verification
+from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.recognize.metrics import Metric
 from edgeface.vision.detector import Detector
 
@@ -21,7 +21,7 @@ __all__ = ["SCORED", "LabelledPairs"]
 
 SCORED = (
     (ProtocolName.facenet, DEFAULTS[ProtocolName.facenet]),
-    (ProtocolName.facenet, Settings(Metric.cosine_distance, flip=True, subtract_mean=True)),
+    (ProtocolName.facenet, EvaluationSettings(Metric.cosine_distance, flip=True, subtract_mean=True)),
 )
 """davidsandberg's folds: one image a face, and image and mirror with the mean of the training folds subtracted."""
 
@@ -49,14 +49,14 @@ class LabelledPairs:
     pairs: Pairs
     boxes: Boxes | None = None
     detector: Detector | None = None
-    scored: tuple[tuple[ProtocolName, Settings], ...] = SCORED
+    scored: tuple[tuple[ProtocolName, EvaluationSettings], ...] = SCORED
     seed: int = 0
     _known: dict[Path, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
 
     def compare(
         self, before: Path, after: Path, *, progress: Progress | None = None
-    ) -> tuple[Verification, ...]:
-        """Score two IRs on the pairs, one `Verification` each of `scored`. The first IR is embedded once, ever."""
+    ) -> tuple[VerificationChange, ...]:
+        """Score two IRs on the pairs, one `VerificationChange` each of `scored`. The first IR is embedded once, ever."""
         if before not in self._known:
             self._known[before] = self._embed(before, "pairs, FP32", progress)
         first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
@@ -76,7 +76,7 @@ class LabelledPairs:
     def _mirrors(self) -> bool:
         return any(settings.flip for _, settings in self.scored)
 
-    def _of(self, vectors: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    def _of(self, vectors: NDArray[np.float32], settings: EvaluationSettings) -> NDArray[np.float32]:
         return vectors[:, : vectors.shape[1] // 2] if self._mirrors and not settings.flip else vectors
 
     def _embed(self, ir: Path, what: str, progress: Progress | None) -> NDArray[np.float32]:

@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 from edgeface.bench.machine.disturbance import Disturbance, watch
 from edgeface.errors import InputError, NegativeResult
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
-from edgeface.evaluate.folds import ProtocolName
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import Pairs
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 from edgeface.model.lineage import Method
-from edgeface.quantize.calibration import Calibration
-from edgeface.quantize.compress import Progress, Recipe
+from edgeface.quantize.calibration import CalibrationSet
+from edgeface.quantize.compress import Progress, QuantizationRecipe
 from edgeface.quantize.fidelity import Fidelity
-from edgeface.quantize.gate import Limits
+from edgeface.quantize.gate import QuantizationLimits
 from edgeface.quantize.quantizer import quantize
 from edgeface.quantize.timing import Timed, compare_rounds, time_in_turn
-from edgeface.quantize.verification import Verification, compare_verification
+from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.runtime import Embedder, default_plan
 from edgeface.runtime.devices import read_property
 from edgeface.vision.detector import Detector
@@ -89,7 +89,7 @@ class Row:
     timed: Timed
     fidelity: Fidelity | None
     accuracy: float
-    verification: Verification | None
+    verification: VerificationChange | None
     beaten_by: tuple[str, ...] = ()
 
     @property
@@ -185,7 +185,7 @@ class Pareto:
 def measure_pareto(
     ir: Path,
     output: Path,
-    calibration: Calibration,
+    calibration: CalibrationSet,
     *,
     images: Path,
     pairs: Pairs,
@@ -194,7 +194,7 @@ def measure_pareto(
     faces: str = "",
     methods: Sequence[Method] = METHODS,
     protocol: ProtocolName = ProtocolName.facenet,
-    recipe: Recipe | None = None,
+    recipe: QuantizationRecipe | None = None,
     rounds: int = 7,
     seconds: float = 1.0,
     device: str = "CPU",
@@ -251,7 +251,7 @@ def measure_pareto(
     cutter = FaceCutter(files, pairs.images, contracts[FP32], boxes=boxes, detector=detector)
     vectors = _embed_all(models, cutter, device, progress)
 
-    def compare(first: str, second: str) -> Verification:
+    def compare(first: str, second: str) -> VerificationChange:
         return compare_verification(
             vectors[first], vectors[second], pairs, protocol=protocol, settings=DEFAULTS[protocol]
         )
@@ -335,7 +335,7 @@ def _by_size(first: int, second: int) -> int:
     return 0 if abs(first - second) <= SAME_SIZE * max(first, second) else int(np.sign(first - second))
 
 
-def _by_accuracy(verification: Verification) -> int:
+def _by_accuracy(verification: VerificationChange) -> int:
     """-1 if the model before is the more accurate one, 1 if the one after is, 0 if they are alike."""
     drop = verification.accuracy.drop
     if abs(drop) <= SAME_ACCURACY + 1e-12 and verification.p_value >= _SIGNIFICANT:
@@ -346,9 +346,9 @@ def _by_accuracy(verification: Verification) -> int:
 def _compress(
     ir: Path,
     output: Path,
-    calibration: Calibration,
+    calibration: CalibrationSet,
     method: Method,
-    recipe: Recipe | None,
+    recipe: QuantizationRecipe | None,
     progress: Progress | None,
 ) -> tuple[Path, Fidelity]:
     """Compress without a limit on what it costs: that is what is to be shown."""
@@ -356,8 +356,8 @@ def _compress(
         ir,
         output,
         calibration,
-        recipe=dataclasses.replace(recipe or Recipe(), method=method),
-        limits=Limits(max_drop=1 - 1e-9, min_cosine=-1.0),
+        recipe=dataclasses.replace(recipe or QuantizationRecipe(), method=method),
+        limits=QuantizationLimits(max_drop=1 - 1e-9, min_cosine=-1.0),
         search=0,
         progress=None
         if progress is None

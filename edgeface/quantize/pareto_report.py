@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeface.drawing import Frame, Plot, Shape, Words, counted, linear, write_page
+from edgeface.drawing import Axes, Plot, Shape, Words, counted, linear, write_page
 from edgeface.files import write_atomically
 from edgeface.quantize.pareto import FP32, SAME_ACCURACY, SAME_SIZE, Pareto, Row
 
@@ -121,7 +121,7 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     room = max(0.15 * (high - low), 0.0005)
     x = linear(objective.label, 0.0, 1.15 * max(values))
-    frame = Frame(
+    frame = Axes(
         x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0
     )
     words, leaders = _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies)
@@ -152,7 +152,7 @@ def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
 
 
 def _labels(
-    frame: Frame, names: Sequence[str], x: Sequence[float], y: Sequence[float]
+    frame: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]
 ) -> tuple[tuple[Words, ...], tuple[Shape, ...]]:
     """Put each name beside its dot, up or down until it lies on no name and no dot; a line leads to one moved."""
     across, down = frame.across(x), frame.down(y)

@@ -18,15 +18,15 @@ from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import ModelContract, Precision
 from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.model.lineage import Lineage
-from edgeface.quantize.calibration import Calibration, to_inputs
+from edgeface.quantize.calibration import CalibrationSet, to_inputs
 from edgeface.quantize.calibration_checks import find_flaws
-from edgeface.quantize.compress import Progress, Recipe, check_recipe, compress
+from edgeface.quantize.compress import Progress, QuantizationRecipe, check_recipe, compress
 from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
 from edgeface.quantize.fusing import fuse
-from edgeface.quantize.gate import Limits, judge_fidelity, judge_verification
+from edgeface.quantize.gate import QuantizationLimits, judge_fidelity, judge_verification
 from edgeface.quantize.labelled import LabelledPairs
 from edgeface.quantize.sensitivity import groups_of, rank, revert
-from edgeface.quantize.verification import Verification
+from edgeface.quantize.verification import VerificationChange
 from edgeface.vision.detector import Detector
 
 __all__ = ["Outcome", "Trial", "open_parent", "quantize"]
@@ -59,7 +59,7 @@ class Trial:
     share_in_float: float
     bytes: int
     fidelity: Fidelity
-    verifications: tuple[Verification, ...]
+    verifications: tuple[VerificationChange, ...]
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Outcome:
 
     ir: Path | None
     contract: ModelContract
-    recipe: Recipe
+    recipe: QuantizationRecipe
     reasons: tuple[str, ...]
     trials: tuple[Trial, ...]
     bytes_before: int
@@ -139,10 +139,10 @@ class Outcome:
 def quantize(
     ir: Path,
     output: Path,
-    calibration: Calibration,
+    calibration: CalibrationSet,
     *,
-    recipe: Recipe | None = None,
-    limits: Limits | None = None,
+    recipe: QuantizationRecipe | None = None,
+    limits: QuantizationLimits | None = None,
     pairs: LabelledPairs | None = None,
     detector: Detector | None = None,
     search: int = 4,
@@ -181,7 +181,7 @@ def quantize(
     EdgeFaceError
         As `compress`, `save_ir`.
     """
-    recipe, limits = recipe or Recipe(), limits or Limits()
+    recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
     tell: Progress = progress or (lambda what, done, total: None)
     parent, contract = open_parent(ir, output, recipe)
     with stopwatch() as elapsed:
@@ -255,7 +255,7 @@ _PRECISIONS: dict[str, Precision] = {
 }
 
 
-def open_parent(ir: Path, output: Path, recipe: Recipe) -> tuple[ov.Model, ModelContract]:
+def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.Model, ModelContract]:
     """Read an IR and its contract, and raise whatever `quantize` would before it looks at any face.
 
     Raises
@@ -294,7 +294,7 @@ def _candidates(
     parent: ov.Model,
     faces: list[NDArray[np.float32]],
     expected: NDArray[np.float32],
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     search: int,
     tell: Progress,
 ) -> Iterator[tuple[tuple[str, ...], ov.Model]]:
@@ -327,14 +327,14 @@ def _try(
     expected: NDArray[np.float32],
     ir: Path,
     pairs: LabelledPairs | None,
-    limits: Limits,
+    limits: QuantizationLimits,
     parent: ov.Model,
     tell: Progress,
 ) -> Trial:
     """Measure what was written, not what was in memory."""
     fidelity = measure_fidelity(expected, embed(read_ir(staged), faces))
     reasons = judge_fidelity(fidelity, child, limits)
-    verifications: tuple[Verification, ...] = ()
+    verifications: tuple[VerificationChange, ...] = ()
     if not reasons and pairs is not None:
         verifications = pairs.compare(ir, staged, progress=tell)
         reasons = judge_verification(verifications, limits)

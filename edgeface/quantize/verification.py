@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.evaluate.folds import Indices, ProtocolName, split
-from edgeface.evaluate.lfw import Settings
+from edgeface.evaluate.protocol import Indices, ProtocolName, split
+from edgeface.evaluate.lfw import EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import Evaluation, evaluate
 
-__all__ = ["Change", "Verification", "compare_verification", "mcnemar"]
+__all__ = ["Change", "VerificationChange", "compare_verification", "mcnemar"]
 
 _FAR = 0.001
 _RESAMPLES = 1000
@@ -53,7 +53,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class VerificationChange:
     """What a protocol says of the same pairs before and after.
 
     Attributes
@@ -100,9 +100,9 @@ def compare_verification(
     pairs: Pairs,
     *,
     protocol: ProtocolName,
-    settings: Settings,
+    settings: EvaluationSettings,
     seed: int = 0,
-) -> Verification:
+) -> VerificationChange:
     """Score two models on the same pairs.
 
     Parameters
@@ -139,7 +139,7 @@ def compare_verification(
     lost = int((right[0] & ~right[1]).sum())
     won = int((right[1] & ~right[0]).sum())
     samples = _resample(right, np.stack([first.distances, second.distances]), first.same, folds, seed)
-    return Verification(
+    return VerificationChange(
         protocol=protocol.value,
         setting=_setting_text(settings),
         pairs=len(first.same),
@@ -206,7 +206,7 @@ def _change(before: float, after: float, drops: Doubles, *, rate_of_errors: bool
     return Change(before=before, after=after, drop=drop, interval=(float(low), float(high)))
 
 
-def _setting_text(settings: Settings) -> str:
+def _setting_text(settings: EvaluationSettings) -> str:
     parts = [settings.metric.value]
     parts += ["mirror concatenated"] * settings.flip + ["train mean subtracted"] * settings.subtract_mean
     return ", ".join(parts)

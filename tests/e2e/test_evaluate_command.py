@@ -140,7 +140,7 @@ def test_people_who_are_not_enrolled_are_told_from_those_who_are(work: Path, tmp
     assert answer["fnir"]["0.25"] < 0.1
     assert answer["threshold"] == answer["operating_points"][0]["threshold"]
     assert json.loads((tmp_path / "out" / "identification.json").read_text()) == answer
-    assert "not enrolled who are closest" in (tmp_path / "out" / "report.html").read_text()
+    assert "Non-mated probes with the highest scores" in (tmp_path / "out" / "report.html").read_text()
 
     again = run("evaluate", "identification", *given, "-o", tmp_path / "again", "--json")
     assert {**json.loads(again.stdout), "seconds": 0} == {**answer, "seconds": 0}
@@ -239,7 +239,7 @@ def test_an_image_that_is_missing_is_named(work: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("2\t1\nP00\t1\t9\nP00\t1\tP01\t1\nP02\t1\t2\nP02\t1\tP01\t1\n")
     done = evaluate(work, tmp_path / "out", "--pairs", tmp_path / "pairs.txt", "--boxes", work / "boxes.npz")
     assert done.returncode == 2
-    assert "found none for 1 of 5: P00/P00_0009" in done.stderr
+    assert "1 of 5 are missing: P00/P00_0009" in done.stderr
 
 
 def test_boxes_and_a_detector_contradict_each_other(work: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from edgeface.evaluate.faces import load_boxes
-from edgeface.evaluate.identification import Identification, evaluate_identification
+from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_identification
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -17,7 +17,7 @@ EVERY = 60
 """One of so many people: 71 of them, 118 images."""
 
 
-def identify(data: Path, ir: Path, people: Path) -> Identification:
+def identify(data: Path, ir: Path, people: Path) -> IdentificationEvaluation:
     return evaluate_identification(people, ir, boxes=load_boxes(data / "lfw" / "mtcnn_reference.npz"))
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edgeface.evaluate.faces import find_images, load_boxes
-from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import Embedded, embed_images
+from edgeface.evaluate.protocol import ProtocolName
+from edgeface.evaluate.faces import Embedded, embed_images
 from edgeface.evaluate.pairs import Pairs, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, evaluate, pair_scores
 from edgeface.recognize import Metric, calibrate

@@ -11,7 +11,7 @@ import pytest
 
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import Calibration, gather
+from edgeface.quantize import CalibrationSet, gather
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_swapped
 from edgeface.quantize.fidelity import embed
@@ -37,24 +37,24 @@ def contract(real_ir: Path) -> ModelContract:
 
 
 @pytest.fixture(scope="module")
-def calibration(data: Path, contract: ModelContract, detector: Detector) -> Calibration:
+def calibration(data: Path, contract: ModelContract, detector: Detector) -> CalibrationSet:
     photos = find_photos([data / "lfw" / "calibration"])[:PHOTOS]
     return gather(photos, contract, subset=40, detector=detector)
 
 
-def changed(calibration: Calibration, change: object) -> Calibration:
+def changed(calibration: CalibrationSet, change: object) -> CalibrationSet:
     halves = {name: change(getattr(calibration, name)) for name in ("crops", "held_out")}  # type: ignore[operator]
     return dataclasses.replace(calibration, **halves)
 
 
-def test_real_faces_calibrate(calibration: Calibration, detector: Detector) -> None:
+def test_real_faces_calibrate(calibration: CalibrationSet, detector: Detector) -> None:
     assert (len(calibration.crops), len(calibration.held_out)) == (40, 20)
     assert find_flaws(calibration) == ()
     crops = dataclasses.replace(calibration, detected=False)
     assert find_flaws(crops, detector=detector) == ()  # the same faces, given as crops
 
 
-def test_exchanged_colours_of_real_faces_are_told(calibration: Calibration) -> None:
+def test_exchanged_colours_of_real_faces_are_told(calibration: CalibrationSet) -> None:
     swapped = changed(calibration, lambda crops: crops[..., ::-1])
 
     (flaw,) = find_flaws(swapped)
@@ -63,7 +63,7 @@ def test_exchanged_colours_of_real_faces_are_told(calibration: Calibration) -> N
 
 
 def test_black_pictures_and_pictures_of_something_else_are_told(
-    calibration: Calibration, detector: Detector
+    calibration: CalibrationSet, detector: Detector
 ) -> None:
     black = dataclasses.replace(changed(calibration, np.zeros_like), detected=False)
     upside_down = dataclasses.replace(changed(calibration, lambda crops: crops[:, ::-1]), detected=False)
@@ -100,7 +100,7 @@ def test_the_gates_embeddings_are_tensorflows(data: Path, real_ir: Path, contrac
 
 @pytest.mark.slow
 def test_facenet_keeps_its_embeddings_in_8_bits(
-    real_ir: Path, calibration: Calibration, tmp_path: Path
+    real_ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
     from edgeface.quantize import quantize
@@ -115,12 +115,12 @@ def test_facenet_keeps_its_embeddings_in_8_bits(
 
 
 def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
-    real_ir: Path, calibration: Calibration, tmp_path: Path
+    real_ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
-    from edgeface.quantize import Recipe, quantize
+    from edgeface.quantize import QuantizationRecipe, quantize
 
-    outcome = quantize(real_ir, tmp_path, calibration, recipe=Recipe(method="weights"))
+    outcome = quantize(real_ir, tmp_path, calibration, recipe=QuantizationRecipe(method="weights"))
 
     assert outcome.trials[0].fidelity.min_cosine >= 0.9995
     assert outcome.bytes_after <= 0.27 * outcome.bytes_before
@@ -177,11 +177,11 @@ def test_photographs_that_are_bad_on_purpose_quantize_no_detector(data: Path, tm
 
 
 def test_a_detector_stored_in_half_precision_finds_the_same_faces(data: Path, tmp_path: Path) -> None:
-    from edgeface.quantize import Recipe, quantize_detector
+    from edgeface.quantize import QuantizationRecipe, quantize_detector
 
     photos = sorted((data / "lfw" / "calibration").iterdir())[:10]
 
-    outcome = quantize_detector("mtcnn", None, tmp_path, photos, recipe=Recipe(method="fp16"))
+    outcome = quantize_detector("mtcnn", None, tmp_path, photos, recipe=QuantizationRecipe(method="fp16"))
 
     assert outcome.passed, outcome.reasons
     assert outcome.bytes_after == pytest.approx(outcome.bytes_before / 2, rel=0.02)

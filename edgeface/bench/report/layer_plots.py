@@ -10,7 +10,7 @@ from edgeface.bench.machine.peak import Peak
 from edgeface.bench.machine.reading import known
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.schema import Layer
-from edgeface.drawing import Frame, Plot, Words, logarithmic, rounded
+from edgeface.drawing import Axes, Plot, Words, logarithmic, rounded
 
 __all__ = ["LayerRow", "roofline_plot", "top_layers"]
 
@@ -49,7 +49,7 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
     top = max([*roofs.values(), float(rates.max())])
     slope = bandwidth.gb_per_second
     ridge = top / slope
-    frame = Frame(
+    frame = Axes(
         logarithmic(
             "operations a byte",
             min(float(intensities.min()) / 1.5, ridge / 10),
@@ -83,7 +83,7 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
     )
 
 
-def _ends(frame: Frame) -> tuple[float, float]:
+def _ends(frame: Axes) -> tuple[float, float]:
     """Values at the two ends of the x axis: its scale is linear in the logarithm."""
     at_one, at_ten = frame.x.scale(np.array([1.0, 10.0]))
     decade = float(at_ten - at_one)

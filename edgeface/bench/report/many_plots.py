@@ -10,7 +10,7 @@ import numpy as np
 from edgeface.bench.compare.comparison import Comparison, Difference
 from edgeface.bench.report.entry import Entry
 from edgeface.bench.schema import Scenario
-from edgeface.drawing import Frame, Plot, categories, linear, percent, rounded
+from edgeface.drawing import Axes, Plot, categories, linear, percent, rounded
 
 __all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]
 
@@ -37,7 +37,7 @@ def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
         (each.result.throughput_interval or (None, None))[1] or rate
         for each, rate in zip(shown, rates, strict=True)
     ]
-    frame = Frame(
+    frame = Axes(
         linear("items a second", 0, max(ends) * 1.15),
         categories("", _short([each.name for each in shown])),
         height=_ROW * len(shown) + 8,
@@ -83,7 +83,7 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
     low, high = min(0.0, *ends), max(0.0, *ends)
     high = min(high, max(_WIDEST, 2 * max(each.slowdown for _, each in rows)))
     room = max(0.15 * (high - low), 0.02)
-    frame = Frame(
+    frame = Axes(
         linear("slower by", low - room, high + room, wanted=5, words=percent),
         categories("", _short([name for name, _ in rows])),
         height=_ROW * len(rows) + 8,
@@ -154,7 +154,7 @@ def _heat_map(
             found.setdefault(place, []).append((figure, each.name))
     if not found:
         return None
-    frame = Frame(
+    frame = Axes(
         categories(across, values[across]),
         categories(up, values[up]),
         height=min(250.0, 44.0 * len(values[up]) + 20),

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.samples import Samples
-from edgeface.drawing import Axis, Frame, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
+from edgeface.drawing import Axis, Axes, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
 from edgeface.drawing.axes import Doubles
 from edgeface.drawing.plot import Anchor
 from edgeface.stats import QUANTILES, LatencyKey
@@ -41,7 +41,7 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
     high = max(high, low * 1.001)
     edges = np.linspace(low, high, _BINS + 1)
     heights = np.histogram(latencies, edges)[0]
-    frame = Frame(
+    frame = Axes(
         linear("latency (ms)", low, high), linear("queries", 0, float(heights.max()) * 1.08, wanted=4)
     )
     marked = [key for key in _MARKED if result.latency_ms.get(key, np.inf) <= high]
@@ -74,7 +74,7 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
 def _percentiles(result: BenchmarkResult, latencies: Doubles) -> Plot:
     ordered = np.sort(latencies)
     shares = (np.arange(len(ordered)) + 0.5) / len(ordered)
-    frame = Frame(nines("percentile", float(min(shares[-1], 0.99999))), _latency_axis(ordered))
+    frame = Axes(nines("percentile", float(min(shares[-1], 0.99999))), _latency_axis(ordered))
     whiskers = tuple(
         frame.pillar(share, low, high, "cut", title=f"{key}: {rounded(low)} to {rounded(high)} ms")
         for key, share in QUANTILES.items()
@@ -91,7 +91,7 @@ def _percentiles(result: BenchmarkResult, latencies: Doubles) -> Plot:
 
 def _timeline(samples: Samples) -> Plot:
     times, latencies = samples.starts_ns * 1e-9, samples.latencies_ms
-    frame = Frame(linear("time (s)", 0, float(times[-1])), _latency_axis(latencies))
+    frame = Axes(linear("time (s)", 0, float(times[-1])), _latency_axis(latencies))
     if len(times) <= _POINTS:
         return Plot("Latency over time", frame, frame.dots(times, latencies, "fill", radius=2))
     bins = np.array_split(np.arange(len(times)), _POINTS)
@@ -112,7 +112,7 @@ def _throughput(result: BenchmarkResult, samples: Samples) -> Plot:
     windows = int(np.clip(samples.count // 10, 2, 40))
     edges = np.linspace(0, float(ends[-1]), windows + 1)
     rates = np.histogram(ends, edges)[0] * samples.items / np.diff(edges)
-    frame = Frame(
+    frame = Axes(
         linear("time (s)", 0, float(edges[-1])),
         linear("items a second", 0, float(rates.max()) * 1.15, wanted=4),
     )

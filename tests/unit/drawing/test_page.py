@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeface.drawing import Frame, Plot, counted, linear, percent, rounded, write_page
+from edgeface.drawing import Axes, Plot, counted, linear, percent, rounded, write_page
 from edgeface.errors import OutputError
 
 TEMPLATE = """{% extends "drawing/page.html.j2" %}
@@ -33,7 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def plot() -> Plot:
-    frame = Frame(linear("time (s)", 0, 1), linear("<latency>", 0, 1))
+    frame = Axes(linear("time (s)", 0, 1), linear("<latency>", 0, 1))
     dots = frame.dots([0.5], [0.5], "fill", titles=['<b>"&'])
     return Plot("T&T", frame, dots, (frame.words(0.5, 0.5, "<i>"),), (("good", "<u>"),), "a < b")
 

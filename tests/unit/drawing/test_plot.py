@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from edgeface.drawing import Frame, categories, linear
+from edgeface.drawing import Axes, categories, linear
 
-FRAME = Frame(linear("x", 0, 10), linear("y", 0, 1), width=100, height=50)
+FRAME = Axes(linear("x", 0, 10), linear("y", 0, 1), width=100, height=50)
 
 
 def numbers(path: str) -> list[float]:
@@ -51,14 +51,14 @@ def test_what_is_outside_is_drawn_at_the_end() -> None:
 
 
 def test_bars_lie_in_their_rows_and_pillars_stand_between_their_ends() -> None:
-    frame = Frame(linear("x", 0, 10), categories("", ["low", "high"]), width=100, height=50)
+    frame = Axes(linear("x", 0, 10), categories("", ["low", "high"]), width=100, height=50)
     assert numbers(frame.bar(0, 5, "fill").path) == [0, 29.5, 50, 16, 0]
     assert numbers(frame.bar(1, 10, "fill").path)[:3] == [0, 4.5, 100]
     assert numbers(FRAME.pillar(5, 0.2, 0.8, "cut").path)[:3] == [50, 40, 10]
 
 
 def test_cells_tile_the_frame() -> None:
-    frame = Frame(
+    frame = Axes(
         categories("a", ["1", "2"]), categories("b", ["1", "2", "3", "4", "5"]), width=100, height=50
     )
     cells = [frame.cell(column, row, "fill", strength=0.5) for column in range(2) for row in range(5)]

@@ -108,7 +108,7 @@ def test_images_are_found_whatever_their_suffix_and_missing_ones_are_named(
     root = tmp_path / "images"
     assert find_images(root, names) == files
     assert find_images(root, ["P0/P0_0001.png"]) == [files[0]]
-    with pytest.raises(InputError, match=r"found none for 7 of 8: X/X_0, X/X_1, X/X_2, X/X_3, X/X_4, \.\.\."):
+    with pytest.raises(InputError, match=r"7 of 8 are missing: X/X_0, X/X_1, X/X_2, X/X_3, X/X_4, \.\.\."):
         find_images(root, [*[f"X/X_{k}" for k in range(7)], names[0]])
 
 
@@ -146,14 +146,16 @@ def test_a_file_that_holds_no_boxes_is_named(tmp_path: Path) -> None:
 
 def test_boxes_of_numbers_that_are_none_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", names=["A/A_0001"], boxes=np.array([["1", "2", "3", "x"]]))
-    with pytest.raises(InputError, match=r"b\.npz: expected boxes and points in numbers, found <U1"):
+    with pytest.raises(InputError, match=r"b\.npz: expected numeric boxes and points, found <U1"):
         load_boxes(tmp_path / "b.npz")
 
 
 def test_boxes_of_other_images_are_refused_and_not_counted_as_failures(photographs, contract) -> None:
     files, names = photographs(3)
     boxes = known(["Q0/Q0_0001"], BOX[None])
-    with pytest.raises(InputError, match=r"those of these images \(P0/P0_0001, .* of others \(Q0/Q0_0001"):
+    with pytest.raises(
+        InputError, match=r"boxes of these images \(P0/P0_0001, .* boxes of others \(Q0/Q0_0001"
+    ):
         FaceCutter(files, names, contract, boxes=boxes)
 
 

@@ -34,8 +34,6 @@ def scores_of(**given_scores: list[float]) -> Searches:
     return Searches(
         mate_score=np.array(given_scores["mate_score"]),
         mate_rank=np.array(given_scores.get("mate_rank", [1] * mates), np.intp),
-        rival=np.zeros(mates, np.intp),
-        rival_score=np.zeros(mates),
         candidate=np.zeros(len(given_scores["candidate_score"]), np.intp),
         candidate_score=np.array(given_scores["candidate_score"]),
     )
@@ -95,8 +93,6 @@ def test_ranking_and_scores_are_those_of_scikit_learn() -> None:
     own = owners[split.enrolled][order] == owners[split.mated][:, None]
     np.testing.assert_array_equal(found.mate_rank, own.argmax(axis=1) + 1)
     np.testing.assert_allclose(found.mate_score, 1 - distances[own], atol=1e-12)
-    others = np.where(own[:, 0], order[:, 1], order[:, 0])
-    np.testing.assert_array_equal(found.rival, others)
     distances, order = oracle.kneighbors(vectors[split.nonmated].astype(np.float64), 1)
     np.testing.assert_array_equal(found.candidate, order[:, 0])
     np.testing.assert_allclose(found.candidate_score, 1 - distances[:, 0], atol=1e-12)

@@ -55,10 +55,10 @@ def test_a_header_of_one_number_says_nothing_about_folds() -> None:
         ("Ada\t\u0661\t2", "image number"),
         ("Ada\t1\t1", "two images, found 'Ada/Ada_0001' twice"),
         ("Ada\t1\tAda\t2", "two people, found 'Ada' twice"),
-        ("../../etc\t1\t2", "a folder's, found '../../etc'"),
-        ("..\t1\t2", "a folder's"),
-        ("\t1\t2", "a folder's, found ''"),
-        ("A\0b\t1\t2", "a folder's"),
+        ("../../etc\t1\t2", "a valid folder name, found '../../etc'"),
+        ("..\t1\t2", "a valid folder name"),
+        ("\t1\t2", "a valid folder name, found ''"),
+        ("A\0b\t1\t2", "a valid folder name"),
     ],
 )
 def test_a_malformed_row_is_named_with_file_line_expected_and_found(row: str, words: str) -> None:
@@ -99,7 +99,7 @@ def test_a_bad_header_is_named(header: str) -> None:
 
 def test_a_truncated_list_is_noticed_by_its_header() -> None:
     with pytest.raises(
-        InputError, match=r"expected 2 rows of one person .* found 2 and 1; the list may be trunc"
+        InputError, match=r"expected 2 genuine and 2 impostor pairs .* found 2 and 1; the list may be trunc"
     ):
         parse_pairs(GOOD.rsplit("Cyd", 1)[0].encode())
 

@@ -1,16 +1,27 @@
-"""Both protocols against plain, slow readings of their sources, with scikit-learn's folds and SciPy's interpolation."""
+"""Protocols against slow readings of their sources; curves against scikit-learn and closed forms of two Gaussians."""
 
 from __future__ import annotations
 
 from itertools import chain
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeface.errors import ContractError, InputError
-from edgeface.evaluate.folds import ProtocolName, split
 from edgeface.evaluate.pairs import Pairs, parse_pairs
-from edgeface.evaluate.protocol import evaluate, evaluate_distances, pair_scores
+from edgeface.evaluate.protocol import (
+    ProtocolName,
+    Roc,
+    accept_rates,
+    evaluate,
+    evaluate_distances,
+    exact_roc,
+    pair_scores,
+    split,
+)
 from edgeface.recognize import Metric
 
 FACENET, OMZ = ProtocolName.facenet, ProtocolName.omz
@@ -195,7 +206,9 @@ def test_distances_from_elsewhere_are_scored_by_the_same_rules() -> None:
 def test_what_does_not_fit_the_protocol_is_refused() -> None:
     pairs = make_pairs(folds=4, per_kind=5, seed=14)
     vectors = make_vectors(pairs, seed=15)
-    with pytest.raises(ContractError, match=f"expected {len(vectors)} embeddings, one an image, found 1"):
+    with pytest.raises(
+        ContractError, match=f"expected {len(vectors)} embeddings, one for each image, found 1"
+    ):
         evaluate(vectors[:1], pairs, protocol=FACENET, metric=Metric.arccos)
     with pytest.raises(InputError, match="use 'cosine-distance' or 'arccos'"):
         evaluate(vectors, pairs, protocol=FACENET, metric=Metric.cosine)
@@ -204,7 +217,7 @@ def test_what_does_not_fit_the_protocol_is_refused() -> None:
         with pytest.raises(InputError, match="folds, found 1"):
             evaluate(np.eye(3, dtype=np.float32), single, protocol=protocol, metric=Metric.arccos)
     sorted_by_kind = parse_pairs(b"2\t1\nA\t1\t2\nA\t1\t3\nA\t1\tB\t1\nA\t2\tB\t1\n")
-    with pytest.raises(InputError, match="fold 1 of 2: expected pairs of one person and of two"):
+    with pytest.raises(InputError, match="fold 1 of 2: expected genuine and impostor pairs"):
         evaluate(np.eye(4, dtype=np.float32), sorted_by_kind, protocol=FACENET, metric=Metric.arccos)
 
 
@@ -238,3 +251,86 @@ def test_a_rate_that_the_pairs_are_too_few_for_is_marked(protocol: ProtocolName)
         make_vectors(pairs, seed=0), pairs, protocol=protocol, metric=Metric.squared_l2, fars=(0.1, 0.05)
     )
     assert [val["supported"] for val in found.to_dict()["val"].values()] == [True, False]
+
+
+# --- curves ---
+
+DISTANCES = st.lists(st.integers(0, 12), min_size=1, max_size=40)
+
+
+def gaussian_quantiles(d: float, count: int = 20_001) -> tuple[np.ndarray, np.ndarray]:
+    """Distances at the quantiles of N(0, 1) for genuine pairs and N(d, 1) for impostors."""
+    base = np.array([NormalDist().inv_cdf((k + 0.5) / count) for k in range(count)])
+    return np.concatenate([base, base + d]), np.arange(2 * count) < count
+
+
+@pytest.mark.parametrize("d", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_two_gaussians_have_the_area_and_error_rate_of_the_book(d: float) -> None:
+    roc = exact_roc(*gaussian_quantiles(d))
+    assert roc.auc == pytest.approx(NormalDist().cdf(d / np.sqrt(2)), abs=1e-4)
+    assert roc.eer == pytest.approx(NormalDist().cdf(-d / 2), abs=1e-4)
+    for far in (0.1, 0.01, 0.001):
+        expected = NormalDist().cdf(d + NormalDist().inv_cdf(far))
+        assert roc.tar_at(far) == pytest.approx(expected, abs=2e-3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(DISTANCES, DISTANCES)
+def test_the_exact_curve_is_scikit_learns(genuine: list[int], impostor: list[int]) -> None:
+    oracle = pytest.importorskip("sklearn.metrics")
+    distances = np.array(genuine + impostor, float)
+    same = np.arange(len(distances)) < len(genuine)
+    roc = exact_roc(distances, same)
+    far, tar, _ = oracle.roc_curve(same, -distances, drop_intermediate=False)
+    np.testing.assert_allclose(np.unique([roc.far, roc.tar], axis=1), np.unique([far, tar], axis=1))
+    assert roc.auc == pytest.approx(oracle.roc_auc_score(same, -distances))
+
+
+@settings(max_examples=200, deadline=None)
+@given(DISTANCES, DISTANCES)
+def test_rates_rise_from_nothing_to_everything_and_the_eer_lies_on_the_curve(
+    genuine: list[int], impostor: list[int]
+) -> None:
+    distances = np.array(genuine + impostor, float)
+    roc = exact_roc(distances, np.arange(len(distances)) < len(genuine))
+    for rates in (roc.far, roc.tar):
+        assert rates[0] == 0
+        assert rates[-1] == 1
+        assert (np.diff(rates) >= 0).all()
+    assert 0 <= roc.eer <= 1
+    flat = np.interp(1 - roc.eer, roc.tar, roc.far) if len(np.unique(roc.tar)) == len(roc.tar) else roc.eer
+    assert flat == pytest.approx(roc.eer, abs=1e-9)
+
+
+def test_eer_is_the_root_that_scipy_finds() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    interpolate = pytest.importorskip("scipy.interpolate")
+    rng = np.random.default_rng(0)
+    distances = np.concatenate([rng.normal(0, 1, 400), rng.normal(1.5, 1, 300)])
+    grid = np.linspace(-4, 6, 60)
+    roc = Roc(grid, *accept_rates(distances, np.arange(700) < 400, grid))
+    far, unique = np.unique(roc.far, return_index=True)
+    tar = interpolate.interp1d(far, roc.tar[unique])
+    assert roc.eer == pytest.approx(optimize.brentq(lambda x: 1 - x - tar(x), 0, 1), abs=2e-3)
+
+
+def test_perfect_and_useless_scores_have_the_rates_they_must() -> None:
+    same = np.array([True, True, False, False])
+    perfect = exact_roc(np.array([0.0, 1, 2, 3]), same)
+    assert (perfect.auc, perfect.eer) == (1, 0)
+    useless = exact_roc(np.ones(4), same)
+    assert (useless.auc, useless.eer) == (0.5, 0.5)
+    reversed_ = exact_roc(np.array([2.0, 3, 0, 1]), same)
+    assert (reversed_.auc, reversed_.eer) == (0, 1)
+
+
+def test_acceptance_is_strict() -> None:
+    far, tar = accept_rates(
+        np.array([1.0, 1.0]), np.array([True, False]), np.array([1.0, np.nextafter(1, 2)])
+    )
+    assert far.tolist() == tar.tolist() == [0, 1]
+
+
+def test_a_curve_that_stops_early_is_carried_to_its_end() -> None:
+    assert Roc(np.zeros(1), np.array([0.0]), np.array([1.0])).auc == 1
+    assert Roc(np.zeros(2), np.array([0.0, 0.5]), np.array([0.0, 0.5])).auc == 0.5

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.evaluate.curves import exact_roc
-from edgeface.evaluate.faces import FaceCutter
-from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import Embedded, Result
+from edgeface.evaluate.faces import Embedded, FaceCutter
+from edgeface.evaluate.lfw import Result
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.plots import det_plot, histogram_plot, roc_plot
-from edgeface.evaluate.protocol import evaluate
+from edgeface.evaluate.protocol import ProtocolName, evaluate, exact_roc
 from edgeface.evaluate.report import worst_pairs, write_report
 from edgeface.recognize import Metric
 from edgeface.runtime.plan import ExecutionReport
@@ -48,6 +46,7 @@ def result(photographs, contract) -> Result:
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     embedded = Embedded(
         vectors=vectors,
+        model=Path("m.xml"),
         contract=contract,
         cutter=FaceCutter(files, names, contract),
         execution=EXECUTION,
@@ -60,7 +59,6 @@ def result(photographs, contract) -> Result:
         pairs=pairs,
         flip=False,
         faces="boxes of <b>.npz",
-        model=Path("m.xml"),
     )
 
 
@@ -163,5 +161,5 @@ def test_a_rate_that_the_pairs_are_too_few_for_is_marked_in_the_page(result: Res
     write_report(result, tmp_path / "report.html")  # 6 impostor pairs, and rates from 0.1
     page = (tmp_path / "report.html").read_text()
     assert "0.001 *</td>" in page
-    assert "The 6 pairs of two people are too few for this rate" in page
+    assert "Too few impostor pairs for this rate: 6, " in page
     assert "not found in 0 images" in page

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from tiny_net import skin_crops
 
-from edgeface.quantize.calibration import Calibration
+from edgeface.quantize.calibration import CalibrationSet
 from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_swapped
 from edgeface.vision.detector import Faces
 
 
-def a_set(crops: np.ndarray, **more: object) -> Calibration:
+def a_set(crops: np.ndarray, **more: object) -> CalibrationSet:
     half = len(crops) // 2
-    return Calibration(
+    return CalibrationSet(
         crops=crops[:half],
         held_out=crops[half:],
         names=tuple(map(str, range(len(crops)))),

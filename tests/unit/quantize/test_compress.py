@@ -15,7 +15,7 @@ from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 
 from edgeface.errors import ConversionError, InputError
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize.compress import Recipe, compress
+from edgeface.quantize.compress import QuantizationRecipe, compress
 from edgeface.quantize.fidelity import cosines, embed
 from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
 
@@ -62,7 +62,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quantized(ir: Path) -> ov.Model:
-    return compress(read_ir(ir), inputs(), Recipe())
+    return compress(read_ir(ir), inputs(), QuantizationRecipe())
 
 
 def test_the_layers_compute_in_8_bits_and_the_embeddings_stay_close(quantized: ov.Model) -> None:
@@ -82,7 +82,7 @@ def test_unit_length_and_residuals_stay_in_floating_point(quantized: ov.Model) -
 
 def test_no_sum_of_two_products_can_saturate_16_bits(quantized: ov.Model) -> None:
     # vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits.
-    full = compress(tiny_net(), inputs(), Recipe(half_range="none"))
+    full = compress(tiny_net(), inputs(), QuantizationRecipe(half_range="none"))
     for name in ("a", "b", "c"):
         assert 2 * 255 * np.abs(weights_of(quantized, name).astype(int)).max() <= 32767
         assert 2 * 255 * np.abs(weights_of(full, name).astype(int)).max() > 32767
@@ -90,13 +90,13 @@ def test_no_sum_of_two_products_can_saturate_16_bits(quantized: ov.Model) -> Non
 
 def test_the_same_inputs_and_seed_give_the_same_files(quantized: ov.Model, ir: Path, tmp_path: Path) -> None:
     tiny_net()  # moves the counter by which OpenVINO names nodes
-    again = compress(read_ir(ir), inputs(), Recipe())
+    again = compress(read_ir(ir), inputs(), QuantizationRecipe())
 
     assert digest(again, tmp_path) == digest(quantized, tmp_path)
 
 
 def test_an_ignored_layer_stays_in_floating_point() -> None:
-    kept = compress(tiny_net(), inputs(), Recipe(ignored=("b",)))
+    kept = compress(tiny_net(), inputs(), QuantizationRecipe(ignored=("b",)))
 
     assert "b" not in rounded(kept)
     assert weights_of(kept, "b").dtype == np.float32
@@ -104,13 +104,13 @@ def test_an_ignored_layer_stays_in_floating_point() -> None:
 
 @pytest.mark.parametrize(("preset", "bias"), [("int8-mixed", "accurate"), ("int8-performance", "none")])
 def test_every_preset_and_bias_correction_gives_a_model_that_is_close(preset: str, bias: str) -> None:
-    made = compress(tiny_net(), inputs(), Recipe(method=preset, bias_correction=bias))  # type: ignore[arg-type]
+    made = compress(tiny_net(), inputs(), QuantizationRecipe(method=preset, bias_correction=bias))  # type: ignore[arg-type]
 
     assert (embed(tiny_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.98
 
 
 def test_weights_alone_need_no_images_and_leave_activations_alone() -> None:
-    made = compress(tiny_net(), [], Recipe(method="weights"))
+    made = compress(tiny_net(), [], QuantizationRecipe(method="weights"))
 
     assert weights_of(made, "b").dtype == np.int8
     assert not rounded(made)
@@ -147,45 +147,45 @@ def attention_net() -> ov.Model:
 
 
 def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
-    made = compress(attention_net(), inputs(), Recipe())
+    made = compress(attention_net(), inputs(), QuantizationRecipe())
 
     smoothed = [op for op in made.get_ops() if "smooth_quant" in op.get_friendly_name()]
     assert smoothed, "SmoothQuant divides activations before they are rounded"
     assert not any(
-        "smooth_quant" in op.get_friendly_name() for op in compress(tiny_net(), inputs(), Recipe()).get_ops()
+        "smooth_quant" in op.get_friendly_name() for op in compress(tiny_net(), inputs(), QuantizationRecipe()).get_ops()
     )
     assert (embed(attention_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.95
 
 
 def test_nncfs_accuracy_control_puts_back_only_what_the_cosine_needs() -> None:
     expected = embed(tiny_net(), inputs())
-    plain = cosines(expected, embed(compress(tiny_net(), inputs(), Recipe()), inputs())).mean()
+    plain = cosines(expected, embed(compress(tiny_net(), inputs(), QuantizationRecipe()), inputs())).mean()
     wanted = 1 - (1 - plain) / 2
 
-    made = compress(tiny_net(), inputs(), Recipe(control=wanted))
+    made = compress(tiny_net(), inputs(), QuantizationRecipe(control=wanted))
 
     layers = {"a", "b", "c", "d"}
     assert plain < wanted <= cosines(expected, embed(made, inputs())).mean()
     assert 0 < len(layers & rounded(made)) < len(layers)
-    assert f"mean cosine {wanted:g}" in Recipe(control=wanted).settings
+    assert f"mean cosine {wanted:g}" in QuantizationRecipe(control=wanted).settings
     with pytest.raises(InputError, match="a method that quantizes activations"):
-        Recipe(method="weights", control=0.99)
+        QuantizationRecipe(method="weights", control=0.99)
 
 
 def test_what_cannot_be_done_is_named() -> None:
     with pytest.raises(InputError, match="none called nowhere"):
-        compress(tiny_net(), inputs(), Recipe(ignored=("nowhere",)))
+        compress(tiny_net(), inputs(), QuantizationRecipe(ignored=("nowhere",)))
     with pytest.raises(InputError, match="at least one image"):
-        compress(tiny_net(), [], Recipe())
+        compress(tiny_net(), [], QuantizationRecipe())
     with pytest.raises(ConversionError, match="NNCF cannot quantize"):
-        compress(tiny_net(), [np.zeros((1, 3, SIZE + 1, SIZE), np.float32)], Recipe())
+        compress(tiny_net(), [np.zeros((1, 3, SIZE + 1, SIZE), np.float32)], QuantizationRecipe())
     with pytest.raises(InputError, match="method"):
-        Recipe(method="int4")  # type: ignore[arg-type]
+        QuantizationRecipe(method="int4")  # type: ignore[arg-type]
 
 
 def test_progress_counts_every_calibration_input() -> None:
     told: list[tuple[str, int, int]] = []
-    compress(tiny_net(), inputs(5), Recipe(), progress=lambda *each: told.append(each))
+    compress(tiny_net(), inputs(5), QuantizationRecipe(), progress=lambda *each: told.append(each))
 
     assert [each for each in told if each[0] == "calibration"][:5] == [
         ("calibration", n, 5) for n in range(1, 6)
@@ -198,9 +198,9 @@ def test_nncf_prints_nothing_and_reports_to_nobody() -> None:
         "import logging; before = logging.getLoggerClass(); import edgeface, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from tiny_net import skin_crops, tiny_net\n"
-        "from edgeface.quantize.compress import Recipe, compress\n"
+        "from edgeface.quantize.compress import QuantizationRecipe, compress\n"
         "import numpy as np\n"
-        "compress(tiny_net(), [c.transpose(2, 0, 1)[None].astype(np.float32) for c in skin_crops(3)], Recipe())\n"
+        "compress(tiny_net(), [c.transpose(2, 0, 1)[None].astype(np.float32) for c in skin_crops(3)], QuantizationRecipe())\n"
         "assert logging.getLoggerClass() is before\n"
         "assert sys.modules['openvino_telemetry'] is None\n"
     )
@@ -217,7 +217,7 @@ def test_numpys_generator_and_stdout_are_given_back() -> None:
     expected = np.random.random(3)
     np.random.seed(5)
     stdout = sys.stdout
-    compress(tiny_net(), inputs(3), Recipe(seed=1))
+    compress(tiny_net(), inputs(3), QuantizationRecipe(seed=1))
 
     assert sys.stdout is stdout
     assert np.array_equal(np.random.random(3), expected)

@@ -11,7 +11,7 @@ import openvino as ov
 import pytest
 
 from edgeface.model.opset import ops
-from edgeface.quantize.compress import Recipe, compress
+from edgeface.quantize.compress import QuantizationRecipe, compress
 from edgeface.quantize.fusing import fuse
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
@@ -61,7 +61,7 @@ def counted(model: ov.Model) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def quantized() -> ov.Model:
-    return compress(block_net(), images(), Recipe())
+    return compress(block_net(), images(), QuantizationRecipe())
 
 
 def test_the_fused_model_computes_the_same(quantized: ov.Model) -> None:

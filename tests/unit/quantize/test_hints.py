@@ -10,7 +10,7 @@ from tiny_net import skin_crops, write_tiny_net
 from edgeface.errors import DeviceError
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import Limits, hints
+from edgeface.quantize import QuantizationLimits, hints
 from edgeface.quantize.hints import measure_hints
 
 
@@ -27,7 +27,7 @@ def inputs() -> list[np.ndarray]:
 def test_every_hint_is_measured_or_said_not_to_be_offered(parent: ov.Model, inputs: list[np.ndarray]) -> None:
     offered = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    for found in measure_hints(parent, inputs, ModelContract.read_from(parent), Limits()):
+    for found in measure_hints(parent, inputs, ModelContract.read_from(parent), QuantizationLimits()):
         assert found.device == "CPU"
         if {"bf16": "BF16", "f16": "FP16"}[found.hint] in offered:
             assert found.fidelity is not None
@@ -44,7 +44,7 @@ def test_what_is_offered_is_held_to_the_gate(
     monkeypatch.setattr(hints, "_CAPABILITIES", {"f32": "FP32"})  # every CPU offers it
     contract = ModelContract.read_from(parent)
 
-    (good,) = measure_hints(parent, inputs, contract, Limits(min_cosine=0.9999))
+    (good,) = measure_hints(parent, inputs, contract, QuantizationLimits(min_cosine=0.9999))
     assert good.fidelity is not None
     assert good.fidelity.min_cosine == pytest.approx(1, abs=1e-6)
     assert good.reasons == ()
@@ -53,7 +53,7 @@ def test_what_is_offered_is_held_to_the_gate(
     monkeypatch.setattr(
         hints, "embed", lambda *a, **k: embed(*a, **k)[::-1] if k.get("hint") else embed(*a, **k)
     )
-    (bad,) = measure_hints(parent, inputs, contract, Limits(min_cosine=0.9999))
+    (bad,) = measure_hints(parent, inputs, contract, QuantizationLimits(min_cosine=0.9999))
     assert "cosine against FP32" in bad.reasons[0]
 
 
@@ -63,7 +63,7 @@ def test_a_driver_that_fails_is_quoted_and_ends_nothing(
     monkeypatch.setattr(hints, "_CAPABILITIES", {"f32": "FP32"})
     wrong = [np.zeros((1, 3, 4, 5, 6), np.float32)]  # OpenVINO refuses the shape, as a driver would the model
 
-    (found,) = measure_hints(parent, wrong, ModelContract.read_from(parent), Limits())
+    (found,) = measure_hints(parent, wrong, ModelContract.read_from(parent), QuantizationLimits())
 
     assert found.fidelity is None
     assert "cannot run this model" in found.why_not
@@ -71,4 +71,4 @@ def test_a_driver_that_fails_is_quoted_and_ends_nothing(
 
 def test_an_absent_device_is_named(parent: ov.Model, inputs: list[np.ndarray]) -> None:
     with pytest.raises(DeviceError, match="'NPU' is not available"):
-        measure_hints(parent, inputs, ModelContract.read_from(parent), Limits(), device="NPU")
+        measure_hints(parent, inputs, ModelContract.read_from(parent), QuantizationLimits(), device="NPU")

@@ -16,7 +16,7 @@ from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
 from edgeface.evaluate.pairs import Pairs, parse_pairs
-from edgeface.quantize.calibration import Calibration
+from edgeface.quantize.calibration import CalibrationSet
 from edgeface.quantize.pareto import Pareto, find_beaten, measure_pareto
 from edgeface.quantize.pareto_report import FILES, to_markdown, write_pareto
 from edgeface.quantize.timing import best_streams, compare_rounds, time_in_turn
@@ -100,13 +100,13 @@ def pairs(folder: Path) -> Pairs:
 
 
 @pytest.fixture(scope="module")
-def calibration() -> Calibration:
+def calibration() -> CalibrationSet:
     crops = skin_crops(20)
-    return Calibration(crops=crops[:10], held_out=crops[10:], names=tuple(map(str, range(20))))
+    return CalibrationSet(crops=crops[:10], held_out=crops[10:], names=tuple(map(str, range(20))))
 
 
 @pytest.fixture(scope="module")
-def pareto(folder: Path, pairs: Pairs, calibration: Calibration) -> Pareto:
+def pareto(folder: Path, pairs: Pairs, calibration: CalibrationSet) -> Pareto:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
     return measure_pareto(
         folder / "parent" / "tiny.xml",
@@ -166,7 +166,7 @@ def test_what_is_written_says_the_same_three_times(pareto: Pareto, tmp_path: Pat
 
 @pytest.mark.parametrize("methods", [(), ("int4",)])
 def test_what_is_not_a_precision_is_named(
-    methods: tuple[str, ...], folder: Path, pairs: Pairs, calibration: Calibration
+    methods: tuple[str, ...], folder: Path, pairs: Pairs, calibration: CalibrationSet
 ) -> None:
     with pytest.raises(InputError, match="fp16, int8-mixed, int8-performance, weights"):
         measure_pareto(

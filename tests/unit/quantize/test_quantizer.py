@@ -11,12 +11,12 @@ import pytest
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
-from edgeface.evaluate.folds import ProtocolName
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import pairs_from_folders
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import Calibration, LabelledPairs, Limits, Recipe, gather, quantize
+from edgeface.quantize import CalibrationSet, LabelledPairs, QuantizationLimits, QuantizationRecipe, gather, quantize
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.fidelity import embed, measure_fidelity
 from edgeface.quantize.sensitivity import groups_of, rank, revert
@@ -24,7 +24,7 @@ from edgeface.runtime import DevicePlan, Embedder
 from edgeface.vision.crops import find_photos
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
-IMPOSSIBLE = Limits(min_cosine=1.0)
+IMPOSSIBLE = QuantizationLimits(min_cosine=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def contract(ir: Path) -> ModelContract:
 
 
 @pytest.fixture(scope="module")
-def calibration() -> Calibration:
+def calibration() -> CalibrationSet:
     crops = skin_crops(30)
-    return Calibration(crops=crops[:15], held_out=crops[15:], names=tuple(map(str, range(30))))
+    return CalibrationSet(crops=crops[:15], held_out=crops[15:], names=tuple(map(str, range(30))))
 
 
 def test_what_passes_is_written_with_its_lineage(
-    ir: Path, contract: ModelContract, calibration: Calibration, tmp_path: Path
+    ir: Path, contract: ModelContract, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     outcome = quantize(ir, tmp_path / "out", calibration)
 
@@ -66,7 +66,7 @@ def test_what_passes_is_written_with_its_lineage(
         assert embedder.embed(calibration.held_out).shape == (15, contract.embedding_dim)
 
 
-def test_what_is_refused_leaves_nothing_behind(ir: Path, calibration: Calibration, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_nothing_behind(ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
     outcome = quantize(ir, tmp_path / "out", calibration, limits=IMPOSSIBLE, search=1)
 
     assert not outcome.passed
@@ -76,12 +76,12 @@ def test_what_is_refused_leaves_nothing_behind(ir: Path, calibration: Calibratio
 
 
 def test_the_search_puts_layers_back_until_the_limit_is_kept(
-    ir: Path, calibration: Calibration, tmp_path: Path
+    ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     refused = quantize(ir, tmp_path / "a", calibration, limits=IMPOSSIBLE, search=3)
     least = [trial.fidelity.min_cosine for trial in refused.trials]
     assert least[0] < least[1] < 1
-    within = Limits(min_cosine=(least[0] + least[1]) / 2)
+    within = QuantizationLimits(min_cosine=(least[0] + least[1]) / 2)
 
     outcome = quantize(ir, tmp_path / "b", calibration, limits=within, search=3)
 
@@ -94,7 +94,7 @@ def test_the_search_puts_layers_back_until_the_limit_is_kept(
 
 
 def test_a_bad_calibration_set_is_refused_before_anything_is_computed(
-    ir: Path, calibration: Calibration, tmp_path: Path
+    ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     swapped = dataclasses.replace(
         calibration, crops=calibration.crops[..., ::-1], held_out=calibration.held_out[..., ::-1]
@@ -109,9 +109,9 @@ def test_a_bad_calibration_set_is_refused_before_anything_is_computed(
 
 @pytest.mark.parametrize(("method", "ratio"), [("fp16", 0.6), ("weights", 0.75)])
 def test_storage_passes_the_same_gate(
-    method: str, ratio: float, ir: Path, contract: ModelContract, calibration: Calibration, tmp_path: Path
+    method: str, ratio: float, ir: Path, contract: ModelContract, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
-    outcome = quantize(ir, tmp_path, calibration, recipe=Recipe(method=method))  # type: ignore[arg-type]
+    outcome = quantize(ir, tmp_path, calibration, recipe=QuantizationRecipe(method=method))  # type: ignore[arg-type]
 
     assert outcome.passed
     assert outcome.bytes_after < ratio * outcome.bytes_before
@@ -122,7 +122,7 @@ def test_storage_passes_the_same_gate(
 
 
 def test_labelled_pairs_are_scored_before_and_after(
-    ir: Path, calibration: Calibration, tmp_path: Path
+    ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     for person in range(12):
         (tmp_path / "images" / f"p{person:02}").mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_labelled_pairs_are_scored_before_and_after(
     plain = (ProtocolName.omz, DEFAULTS[ProtocolName.facenet])
     labelled = LabelledPairs(images=tmp_path / "images", pairs=pairs, scored=(plain,))
 
-    outcome = quantize(ir, tmp_path / "out", calibration, pairs=labelled, limits=Limits(max_drop=0.5))
+    outcome = quantize(ir, tmp_path / "out", calibration, pairs=labelled, limits=QuantizationLimits(max_drop=0.5))
 
     (verification,) = outcome.trials[0].verifications
     assert verification.accuracy.before > 0.7
@@ -144,7 +144,7 @@ def test_labelled_pairs_are_scored_before_and_after(
 
 
 def test_only_an_fp32_parent_is_taken_and_never_replaced(
-    ir: Path, calibration: Calibration, tmp_path: Path
+    ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="would replace its parent"):
         quantize(ir, ir.parent, calibration)
@@ -156,12 +156,12 @@ def test_only_an_fp32_parent_is_taken_and_never_replaced(
 # --- sensitivity ------------------------------------------------------------------------------------------------
 
 
-def test_putting_every_layer_back_gives_the_parents_embeddings(ir: Path, calibration: Calibration) -> None:
+def test_putting_every_layer_back_gives_the_parents_embeddings(ir: Path, calibration: CalibrationSet) -> None:
     from edgeface.quantize.compress import compress
 
     parent = read_ir(ir)
     inputs = to_inputs(calibration.held_out, ModelContract.read_from(parent))
-    compressed = compress(parent, inputs, Recipe())
+    compressed = compress(parent, inputs, QuantizationRecipe())
     groups = groups_of(parent)
     assert [name for group in groups for name in group] == ["a", "b", "c", "d"]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from edgeface.evaluate.folds import ProtocolName
-from edgeface.evaluate.lfw import Settings
+from edgeface.evaluate.protocol import ProtocolName
+from edgeface.evaluate.lfw import EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
-from edgeface.quantize.verification import Verification, compare_verification, mcnemar
+from edgeface.quantize.verification import VerificationChange, compare_verification, mcnemar
 from edgeface.recognize.metrics import Metric
 
-PLAIN = Settings(Metric.squared_l2, flip=False, subtract_mean=False)
+PLAIN = EvaluationSettings(Metric.squared_l2, flip=False, subtract_mean=False)
 
 
 def people(count: int = 200, *, noise: float = 1.6, seed: int = 0) -> tuple[np.ndarray, Pairs]:
@@ -37,7 +37,7 @@ def people(count: int = 200, *, noise: float = 1.6, seed: int = 0) -> tuple[np.n
     return vectors.astype(np.float32), pairs
 
 
-def compare(before: np.ndarray, after: np.ndarray, pairs: Pairs, **options: object) -> Verification:
+def compare(before: np.ndarray, after: np.ndarray, pairs: Pairs, **options: object) -> VerificationChange:
     return compare_verification(
         before,
         after,
