@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
-from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.pairs import Pairs, read_pairs
-from edgeface.evaluate.protocol import Evaluation, evaluate, evaluate_distances
+from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric, pixel_distance
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.detector import Detector, load_detector

@@ -145,8 +145,8 @@ def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:
 def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
     """Compare FP32 peers with the golden embeddings, and INT8 ones with FP32 on pairs of LFW."""
     from edgeface.evaluate.faces import FaceCutter, find_images, load_boxes
-    from edgeface.evaluate.protocol import ProtocolName
     from edgeface.evaluate.lfw import DEFAULTS
+    from edgeface.evaluate.protocol import ProtocolName
     from edgeface.quantize.verification import compare_verification
     from edgeface.runtime import Embedder
 

@@ -24,7 +24,7 @@ from edgeface.cli.faces import (
     ModelOption,
     find_faces,
 )
-from edgeface.cli.output import JsonOption, counting, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.files import staging_folder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def calibrate(
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
-        counting("embedding", unit="images") as progress,
+        progress_bars() as progress,
     ):
         found = calibrate_model(
             images,

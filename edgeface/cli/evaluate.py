@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +24,8 @@ from edgeface.cli.faces import (
     ModelOption,
     find_faces,
 )
-from edgeface.cli.output import JsonOption, counting, emit_json, stdout
-from edgeface.files import staging_folder, write_atomically
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
+from edgeface.files import staging_folder
 
 
 class _Protocol(str, enum.Enum):
@@ -42,13 +41,15 @@ class _Distance(str, enum.Enum):
 
 OutputOption = Annotated[
     Path,
-    typer.Option("--output-dir", "-o", help="Folder for the JSON and report.html.", show_default=False),
+    typer.Option(
+        "--output-dir", "-o", help="Folder for the JSON result and report.html.", show_default=False
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    group = typer.Typer(help="Measure how right a model is, by published protocols.", no_args_is_help=True)
+    group = typer.Typer(help="Measure the accuracy of a model by published protocols.", no_args_is_help=True)
     group.command(
         epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result"
     )(lfw)
@@ -61,24 +62,27 @@ def register(app: typer.Typer) -> None:
 def lfw(
     images: ImagesOption,
     pairs: Annotated[
-        Path, typer.Option(help="Labelled pairs in the form of LFW's pairs.txt.", show_default=False)
+        Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
     ],
     model: ModelOption,
     output_dir: OutputOption,
     protocol: Annotated[
-        _Protocol, typer.Option(help="davidsandberg/facenet's or Open Model Zoo's.")
+        _Protocol, typer.Option(help="Evaluation protocol: davidsandberg/facenet's or Open Model Zoo's.")
     ] = _Protocol.facenet,
     metric: Annotated[
-        _Distance | None, typer.Option(help="Default: squared-l2 for facenet, arccos for omz.")
+        _Distance | None, typer.Option(help="Distance. Default: squared-l2 for facenet, arccos for omz.")
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Concatenate the mirror's embedding. Default: only for omz."),
+        typer.Option(
+            "--flip/--no-flip", help="Concatenate the mirror image's embedding. Default: only for omz."
+        ),
     ] = None,
     subtract_mean: Annotated[
         bool | None,
         typer.Option(
-            "--subtract-mean/--keep-mean", help="Subtract the training mean. Default: only for omz."
+            "--subtract-mean/--keep-mean",
+            help="Subtract the mean embedding of the training folds. Default: only for omz.",
         ),
     ] = None,
     far: FarsOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
@@ -90,30 +94,24 @@ def lfw(
     device: DeviceOption = "CPU",
     json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on labelled pairs, LFW's or others of the same form."""
-    from edgeface.evaluate.protocol import ProtocolName
-    from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, evaluate_model
-    from edgeface.evaluate.pairs import read_pairs
-    from edgeface.evaluate.report import write_report
+    """Evaluate verification on labelled pairs, LFW's or a list of the same format."""
+    from edgeface.evaluate import ProtocolName, evaluate_model, read_pairs
     from edgeface.recognize.metrics import Metric
 
-    defaults = DEFAULTS[ProtocolName(protocol.value)]
     listed = read_pairs(pairs)
     _require_folder(output_dir)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
-        counting("embedding", unit="images") as progress,
+        progress_bars() as progress,
     ):
         result = evaluate_model(
             images,
             listed,
             model,
             protocol=ProtocolName(protocol.value),
-            settings=EvaluationSettings(
-                Metric(metric.value) if metric else defaults.metric,
-                flip=defaults.flip if flip is None else flip,
-                subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
-            ),
+            metric=Metric(metric.value) if metric else None,
+            flip=flip,
+            subtract_mean=subtract_mean,
             fars=far,
             boxes=faces.boxes,
             detector=faces.detector,
@@ -121,14 +119,7 @@ def lfw(
             device=device,
             progress=progress,
         )
-        write_report(result, output_dir / "report.html")
-    answer = result.to_dict()
-    with write_atomically(output_dir / "evaluation.json") as partial:
-        partial.write_text(json_text.dumps(answer, indent=2) + "\n", encoding="utf-8")
-    if json:
-        return emit_json(answer)
-    stdout.print(_evaluation_table(answer))
-    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+        _finish(result, output_dir, _evaluation_table, json=json)
 
 
 def identification(
@@ -137,9 +128,9 @@ def identification(
     output_dir: OutputOption,
     fpir: Annotated[
         list[float],
-        typer.Option("--fpir", help="False positive identification rate wanted; may be given several times."),
+        typer.Option("--fpir", help="Target false positive identification rate; may be given several times."),
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
-    seed: Annotated[int, typer.Option(help="Of the choice of the images that are enrolled.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of enrolled images.")] = 0,
     flip: FlipOption = FlipName.none,
     boxes: BoxesOption = None,
     crops: CropsOption = False,
@@ -149,14 +140,13 @@ def identification(
     device: DeviceOption = "CPU",
     json: JsonOption = False,
 ) -> None:
-    """Evaluate 1:K identification in an open set: people of several images are enrolled, the others are strangers."""
-    from edgeface.evaluate.identification import evaluate_identification
-    from edgeface.evaluate.report import write_identification_report
+    """Evaluate 1:N identification in an open set: people with one image are not enrolled."""
+    from edgeface.evaluate import evaluate_identification
 
     _require_folder(output_dir)
     with (
         find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
-        counting("embedding", unit="images") as progress,
+        progress_bars() as progress,
     ):
         result = evaluate_identification(
             images,
@@ -170,20 +160,24 @@ def identification(
             device=device,
             progress=progress,
         )
-        write_identification_report(result, output_dir / "report.html")
-    answer = result.to_dict()
-    with write_atomically(output_dir / "identification.json") as partial:
-        partial.write_text(json_text.dumps(answer, indent=2) + "\n", encoding="utf-8")
-    if json:
-        return emit_json(answer)
-    stdout.print(_identification_table(answer))
-    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+        _finish(result, output_dir, _identification_table, json=json)
 
 
 def _require_folder(output_dir: Path) -> None:
     """Refuse a folder that cannot be written to before minutes of work."""
     with staging_folder(output_dir):
         pass
+
+
+def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
+    from edgeface.evaluate import write_results
+
+    write_results(result, output_dir)  # cuts the crops that the report shows: needs the detector
+    answer = result.to_dict()
+    if json:
+        return emit_json(answer)
+    stdout.print(table(answer))
+    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
 
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:
@@ -196,7 +190,7 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
     for far, val in answer["val"].items():
         spread = "" if val["std"] is None else f" +- {val['std']:.4f}"
         doubt = "" if val["supported"] else "; too few pairs for this rate"
-        table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, FAR met {val['far']:.5f}{doubt}")
+        table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, measured FAR {val['far']:.5f}{doubt}")
     table.add_row("AUC, EER", f"{answer['auc']:.5f}, {answer['eer']:.4f}")
     table.add_row("threshold", f"{answer['threshold']:.3f}")
     table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")
@@ -208,7 +202,7 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
 
 def _identification_table(answer: dict[str, Any]) -> Table:
     low, high = answer["rank1_interval"]
-    table = Table("FPIR wanted", "met", "FNIR, 95 % interval", "threshold", title_justify="left")
+    table = Table("target FPIR", "FPIR", "FNIR, 95 % interval", "threshold", title_justify="left")
     table.title = escape(
         f"{answer['model']['name']}: {answer['enrolled']:,} enrolled, {answer['mated']:,} mated and "
         f"{answer['nonmated']:,} non-mated probes; rank 1 {answer['rank1']:.4f} ({low:.4f} to {high:.4f})"

@@ -300,7 +300,7 @@ def _recalibrate(
         fars=(0.01, 0.001),
         detector=detector,
         created_from=listed,
-        progress=lambda done, total: progress("thresholds", done, total),
+        progress=lambda each: progress("thresholds", int(each.done), int(each.total or 0)),
     )
     path = ir.with_suffix(".thresholds.json")
     save_thresholds(path, found.thresholds)

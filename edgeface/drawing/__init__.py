@@ -1,18 +1,12 @@
-"""Numbers in, self-contained pages with plots out: no network, no script, one look for every report.
-
-`axes` places values, `plot` turns them into shapes, `page` puts shapes and tables on a page.
-"""
-
-from __future__ import annotations
+"""Draw plots as SVG and write self-contained HTML reports: no network, no script."""
 
 from edgeface.drawing.axes import Axis, Mark, categories, linear, logarithmic, nines, probit
-from edgeface.drawing.page import write_page
+from edgeface.drawing.page import counted, percent, rounded, write_page
 from edgeface.drawing.plot import Axes, Plot, Shape, Words
-from edgeface.drawing.wording import counted, percent, rounded
 
 __all__ = [
-    "Axis",
     "Axes",
+    "Axis",
     "Mark",
     "Plot",
     "Shape",

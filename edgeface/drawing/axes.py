@@ -1,4 +1,4 @@
-"""A range of values in, their places on an axis and round marks for it out."""
+"""Build plot axes: linear, logarithmic, probit, percentile and category scales with round marks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Doubles = NDArray[np.float64]
 Wording = Callable[[float], str]
 
 _MOST_DECADES = 7
-"""Powers of ten that an axis has room to name."""
+"""Greatest number of powers of ten that are marked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where an axis is marked, 0 to 1, and with what."""
+    """A mark of an axis: its place from 0 (start) to 1 (end), and its text."""
 
     at: float
     words: str
@@ -28,14 +28,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One direction of a plot.
+    """One axis of a plot.
 
     Attributes
     ----------
     label
-        What it measures, with its unit.
+        Quantity and unit.
     scale
-        From values to places on it: 0 at its start, 1 at its end, outside of that for values outside.
+        Maps values to places, 0 at the start of the axis and 1 at its end; values outside map outside [0, 1].
     marks
         In ascending order.
     """
@@ -45,23 +45,23 @@ class Axis:
     marks: tuple[Mark, ...]
 
     def place(self, values: ArrayLike) -> Doubles:
-        """Places of values, those outside moved to the nearer end."""
+        """Return the places of values, clipped to [0, 1]."""
         return np.clip(self.scale(np.asarray(values, np.float64)), 0.0, 1.0)
 
 
 def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wording = "{:g}".format) -> Axis:
-    """An axis of equal steps, marked at multiples of 1, 2 or 5 times a power of ten.
+    """Build a linear axis, marked at multiples of 1, 2 or 5 times a power of ten.
 
     Parameters
     ----------
     label
-        What it measures, with its unit.
+        Quantity and unit.
     low, high
-        Its ends; `high` is moved where there is nothing between them.
+        Ends of the axis; `high` is moved if it is not above `low`.
     wanted
-        About how many marks.
+        Approximate number of marks.
     words
-        Of a mark.
+        Formats the value of a mark.
     """
     if not high > low:
         high = low + (abs(low) or 1.0)
@@ -69,16 +69,16 @@ def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wordi
 
 
 def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".format) -> Axis:
-    """An axis of equal ratios, marked at powers of ten, and between them where they are few.
+    """Build a logarithmic axis, marked at powers of ten, and between them if they are few.
 
     Parameters
     ----------
     label
-        What it measures, with its unit.
+        Quantity and unit.
     low, high
-        Its ends, both above 0.
+        Ends of the axis, both above 0; `high` is moved if it is not above `low`.
     words
-        Of a mark.
+        Formats the value of a mark.
     """
     if not high > low:
         high = 10 * low
@@ -93,7 +93,7 @@ def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".
 
 
 def probit(label: str, low: float, high: float, marks: Sequence[float], *, words: Wording) -> Axis:
-    """An axis of normal deviates, for rates between `low` and `high`, marked at those of `marks` that are inside."""
+    """Build an axis of normal deviates for rates from `low` to `high`, with those of `marks` that lie between them."""
     deviate = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
     start, end = deviate(low), deviate(high)
     inside = np.array([rate for rate in marks if low <= rate <= high])
@@ -101,14 +101,14 @@ def probit(label: str, low: float, high: float, marks: Sequence[float], *, words
 
 
 def nines(label: str, most: float) -> Axis:
-    """An axis of percentiles as shares of 1, where each further nine takes as much room: 90 %, 99 %, 99.9 %.
+    """Build an axis of percentiles, given as shares of 1, on which 90 %, 99 %, 99.9 % are equally far apart.
 
     Parameters
     ----------
     label
-        What it measures.
+        Quantity and unit.
     most
-        The last percentile that it reaches, below 1.
+        Last percentile on the axis, below 1.
     """
     length = -np.log10(1 - most)
     marks = [0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))]
@@ -120,7 +120,7 @@ def nines(label: str, most: float) -> Axis:
 
 
 def categories(label: str, names: Sequence[str]) -> Axis:
-    """An axis of equal cells for the values 0, 1, 2, ..., each marked with its name in its middle."""
+    """Build an axis of equal cells for the values 0, 1, 2, ..., each with its name at its centre."""
     count = len(names)
     return Axis(
         label,
@@ -136,7 +136,7 @@ def _axis(label: str, scale: Callable[[Doubles], Doubles], values: Doubles, word
 
 
 def _round_steps(low: float, high: float, wanted: int) -> Doubles:
-    """Multiples of 1, 2 or 5 times a power of ten between two values, about as many as wanted."""
+    """Return about `wanted` multiples of 1, 2 or 5 times a power of ten between two values."""
     rough = (high - low) / wanted
     power = 10.0 ** np.floor(np.log10(rough))
     step = power * min((1, 2, 5, 10), key=lambda each: abs(np.log(each * power / rough)))

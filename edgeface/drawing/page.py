@@ -1,21 +1,21 @@
-"""A template of some package and what it shows in, one HTML file out that needs nothing else.
+"""Write a report as one self-contained HTML file, from a template of another package.
 
-A template extends ``drawing/page.html.j2``, fills its blocks and draws with ``drawing/plot.html.j2``. The page
-forbids itself everything but its own styles and the pictures it contains, by a Content Security Policy.
+A template extends ``drawing/page.html.j2`` and draws plots with ``drawing/plot.html.j2``. The Content Security Policy
+of the page allows only its own styles and embedded images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from edgeface.drawing.wording import counted, percent, rounded
 from edgeface.files import write_atomically
 
-__all__ = ["write_page"]
+__all__ = ["counted", "percent", "rounded", "write_page"]
 
 
 def write_page(
@@ -26,23 +26,23 @@ def write_page(
     filters: Mapping[str, Callable[..., object]] | None = None,
     **shown: Any,
 ) -> None:
-    """Render a page and write it, whole or not at all.
+    """Render a template and write the page, whole or not at all.
 
     Parameters
     ----------
     path
-        The .html file.
+        File to write.
     package, template
-        Where the template lies, and its name.
+        Package that holds the template, and its file name.
     filters
-        By name, beside `rounded`, `percent` and `counted`.
+        Further template filters, beside `rounded`, `percent` and `counted`.
     **shown
-        What the template speaks of. Text is escaped.
+        Variables of the template. Text is escaped.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     drawing = jinja2.PrefixLoader({"drawing": jinja2.PackageLoader("edgeface.drawing", ".")})
     environment = jinja2.Environment(
@@ -56,3 +56,33 @@ def write_page(
     page = environment.get_template(template).render(**shown)
     with write_atomically(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def rounded(value: float | None, digits: int = 4) -> str:
+    """Format a number with significant digits, commas and no exponent; ``-`` for None and NaN.
+
+    Examples
+    --------
+    >>> rounded(0.0123456), rounded(12345.6), rounded(None)
+    ('0.01235', '12,346', '-')
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    # 9.9996 has to become 10.00, not 10.000, so round first.
+    value = float(f"{value:.{digits - 1}e}") if abs(value) < 10**digits else value
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def percent(share: float, digits: int = 4) -> str:
+    """Format a share of 1 as a percentage: 0.125 is ``12.5 %``."""
+    return f"{100 * share:.{digits}g} %"
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """Format a number with its noun: ``1 run``, ``1,200 runs``."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -6,7 +6,7 @@ from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_
 from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, Result, evaluate_model
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
-from edgeface.evaluate.report import write_identification_report, write_report
+from edgeface.evaluate.report import write_identification_report, write_report, write_results
 
 __all__ = [
     "DEFAULTS",
@@ -33,4 +33,5 @@ __all__ = [
     "read_pairs",
     "write_identification_report",
     "write_report",
+    "write_results",
 ]

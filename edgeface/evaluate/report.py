@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,9 +15,10 @@ from edgeface.evaluate import plots
 from edgeface.evaluate.faces import FaceCutter
 from edgeface.evaluate.identification import IdentificationEvaluation
 from edgeface.evaluate.lfw import Result
+from edgeface.files import write_atomically
 from edgeface.vision.image import Image
 
-__all__ = ["WorstPair", "worst_pairs", "write_identification_report", "write_report"]
+__all__ = ["WorstPair", "worst_pairs", "write_identification_report", "write_report", "write_results"]
 
 _WORST = 10
 """Number of pairs of each kind that the report shows."""
@@ -45,6 +47,24 @@ class WorstPair:
     crops: tuple[str, str]
     score: float
     wrong: bool
+
+
+def write_results(result: Result | IdentificationEvaluation, folder: Path) -> None:
+    """Write evaluation.json (or identification.json) and report.html into a folder.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    if isinstance(result, Result):
+        write_report(result, folder / "report.html")
+        name = "evaluation.json"
+    else:
+        write_identification_report(result, folder / "report.html")
+        name = "identification.json"
+    with write_atomically(folder / name) as partial:
+        partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(result: Result, path: Path) -> None:

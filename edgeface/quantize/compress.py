@@ -5,7 +5,7 @@ limits from what flows there when calibration images pass (Jacob et al., "Quanti
 Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Which layers stay in floating point, and how
 biases are corrected, is the recipe.
 
-QuantizationLimits are the least and the greatest value that any calibration image gives. NNCF's default, the mean of each
+Limits are the least and the greatest value that any calibration image gives. NNCF's default, the mean of each
 image's, cuts off the unusual faces: on FaceNet the worst cosine of 100 held-out faces is 0.994 by the default and
 0.996 by this, the 1st percentile 0.995 and 0.997.
 
@@ -207,7 +207,11 @@ def check_recipe(model: ov.Model, recipe: QuantizationRecipe) -> None:
 
 
 def _quantize(
-    nncf: Any, model: ov.Model, inputs: Sequence[NDArray[np.float32]], recipe: QuantizationRecipe, tell: Progress
+    nncf: Any,
+    model: ov.Model,
+    inputs: Sequence[NDArray[np.float32]],
+    recipe: QuantizationRecipe,
+    tell: Progress,
 ) -> ov.Model:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 

@@ -23,9 +23,10 @@ from edgeface.errors import ConversionError, ImageError, InputError
 from edgeface.files import output_errors, staging_folder, stopwatch
 from edgeface.model.contract import Alignment
 from edgeface.quantize.agreement import Agreement, judge_agreement, measure_agreement
-from edgeface.quantize.calibration import CalibrationSet
+from edgeface.quantize.calibration import CalibrationSet as Calibration
 from edgeface.quantize.calibration_checks import find_flaws
-from edgeface.quantize.compress import Progress, QuantizationRecipe, check_recipe, compress
+from edgeface.quantize.compress import Progress, check_recipe, compress
+from edgeface.quantize.compress import QuantizationRecipe as Recipe
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector, DetectorName, Faces, load_detector
 from edgeface.vision.image import Image, read_image
@@ -109,7 +110,7 @@ def quantize_detector(
     output: Path,
     photos: Sequence[Path],
     *,
-    recipe: QuantizationRecipe | None = None,
+    recipe: Recipe | None = None,
     landmarks_model: Path | None = None,
     progress: Progress | None = None,
 ) -> DetectorOutcome:
@@ -124,7 +125,7 @@ def quantize_detector(
     photos
         With faces; a fifth of them judges, the others calibrate.
     recipe
-        How; `QuantizationRecipe.subset` counts photographs.
+        How; `Recipe.subset` counts photographs.
     progress
         Called with what is going on.
 
@@ -138,7 +139,7 @@ def quantize_detector(
         As `load_detector` and `compress`.
     """
     tell: Progress = progress or (lambda what, done, total: None)
-    recipe = recipe or QuantizationRecipe()
+    recipe = recipe or Recipe()
     networks = _networks(name, model, landmarks_model)
     for network in networks.values():
         check_recipe(network, recipe)
@@ -215,7 +216,7 @@ def quantize_detector(
 def _compress(
     networks: Mapping[str, ov.Model],
     records: Mapping[str, _Recorder],
-    recipe: QuantizationRecipe,
+    recipe: Recipe,
     progress: Progress | None,
 ) -> tuple[dict[str, ov.Model], str]:
     """Compress each network on the batches that reached it; also give the SHA-256 over all of them."""
@@ -237,7 +238,7 @@ def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
         if len(faces)
         for best in [faces.largest(image.shape[:2])]
     ]
-    known = CalibrationSet(
+    known = Calibration(
         crops=np.stack(crops) if crops else np.empty((0, 96, 96, 3), np.uint8),
         held_out=np.empty((0, 96, 96, 3), np.uint8),
         names=(),
@@ -268,7 +269,7 @@ class _Recorder:
             yield batch
 
 
-def _split(photos: Sequence[Path], recipe: QuantizationRecipe) -> tuple[list[Image], list[Image]]:
+def _split(photos: Sequence[Path], recipe: Recipe) -> tuple[list[Image], list[Image]]:
     readable = []
     for path in sorted(photos):
         try:

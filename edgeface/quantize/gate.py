@@ -38,7 +38,9 @@ class QuantizationLimits:
             )
 
 
-def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits) -> tuple[str, ...]:
+def judge_fidelity(
+    fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits
+) -> tuple[str, ...]:
     """Reasons to refuse a model by its embeddings of held-out faces; empty if there are none."""
     reasons = []
     if not fidelity.min_cosine >= limits.min_cosine:  # NaN is refused too
@@ -55,7 +57,9 @@ def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: Quantiza
     return tuple(reasons)
 
 
-def judge_verification(verifications: Sequence[VerificationChange], limits: QuantizationLimits) -> tuple[str, ...]:
+def judge_verification(
+    verifications: Sequence[VerificationChange], limits: QuantizationLimits
+) -> tuple[str, ...]:
     """Reasons to refuse a model by labelled pairs; empty if there are none."""
     return tuple(
         f"accuracy on {each.pairs:,} pairs ({each.protocol}, {each.setting}): expected a drop of at most "

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.evaluate.faces import Boxes, find_images
-from edgeface.evaluate.protocol import ProtocolName
-from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, embed_images
+from edgeface.evaluate.faces import Boxes, embed_images, find_images
+from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
+from edgeface.evaluate.protocol import ProtocolName
+from edgeface.progress import ignore_progress
 from edgeface.quantize.compress import Progress
 from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.recognize.metrics import Metric
@@ -56,7 +57,7 @@ class LabelledPairs:
     def compare(
         self, before: Path, after: Path, *, progress: Progress | None = None
     ) -> tuple[VerificationChange, ...]:
-        """Score two IRs on the pairs, one `VerificationChange` each of `scored`. The first IR is embedded once, ever."""
+        """Score two IRs on the pairs, one `VerificationChange` each of `scored`. The first IR is embedded once."""
         if before not in self._known:
             self._known[before] = self._embed(before, "pairs, FP32", progress)
         first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
@@ -87,5 +88,7 @@ class LabelledPairs:
             flip="concatenate" if self._mirrors else None,
             boxes=self.boxes,
             detector=self.detector,
-            progress=None if progress is None else lambda done, total: progress(what, done, total),
+            progress=ignore_progress
+            if progress is None
+            else lambda each: progress(what, int(each.done), int(each.total or 0)),
         ).vectors

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from edgeface.bench.machine.disturbance import Disturbance, watch
 from edgeface.errors import InputError, NegativeResult
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
-from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import Pairs
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 from edgeface.model.lineage import Method

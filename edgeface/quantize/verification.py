@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.evaluate.protocol import Indices, ProtocolName, split
 from edgeface.evaluate.lfw import EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
-from edgeface.evaluate.protocol import Evaluation, evaluate
+from edgeface.evaluate.protocol import Evaluation, Indices, ProtocolName, evaluate, split
 
 __all__ = ["Change", "VerificationChange", "compare_verification", "mcnemar"]
 

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.evaluate.faces import find_images, load_boxes
-from edgeface.evaluate.protocol import ProtocolName
-from edgeface.evaluate.faces import Embedded, embed_images
+from edgeface.evaluate.faces import Embedded, embed_images, find_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, parse_pairs, read_pairs
-from edgeface.evaluate.protocol import Evaluation, evaluate, pair_scores
+from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, pair_scores
 from edgeface.recognize import Metric, calibrate
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.samples import Samples
-from edgeface.drawing import Axis, Axes, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
+from edgeface.drawing import Axes, Axis, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded
 from edgeface.drawing.axes import Doubles
 from edgeface.drawing.plot import Anchor
 from edgeface.stats import QUANTILES, LatencyKey

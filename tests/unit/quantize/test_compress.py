@@ -152,7 +152,8 @@ def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
     smoothed = [op for op in made.get_ops() if "smooth_quant" in op.get_friendly_name()]
     assert smoothed, "SmoothQuant divides activations before they are rounded"
     assert not any(
-        "smooth_quant" in op.get_friendly_name() for op in compress(tiny_net(), inputs(), QuantizationRecipe()).get_ops()
+        "smooth_quant" in op.get_friendly_name()
+        for op in compress(tiny_net(), inputs(), QuantizationRecipe()).get_ops()
     )
     assert (embed(attention_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.95
 
@@ -200,7 +201,8 @@ def test_nncf_prints_nothing_and_reports_to_nobody() -> None:
         "from tiny_net import skin_crops, tiny_net\n"
         "from edgeface.quantize.compress import QuantizationRecipe, compress\n"
         "import numpy as np\n"
-        "compress(tiny_net(), [c.transpose(2, 0, 1)[None].astype(np.float32) for c in skin_crops(3)], QuantizationRecipe())\n"
+        "compress(tiny_net(), [c.transpose(2, 0, 1)[None].astype(np.float32) for c in skin_crops(3)],\n"
+        "QuantizationRecipe())\n"
         "assert logging.getLoggerClass() is before\n"
         "assert sys.modules['openvino_telemetry'] is None\n"
     )

@@ -11,12 +11,19 @@ import pytest
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
-from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import pairs_from_folders
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import CalibrationSet, LabelledPairs, QuantizationLimits, QuantizationRecipe, gather, quantize
+from edgeface.quantize import (
+    CalibrationSet,
+    LabelledPairs,
+    QuantizationLimits,
+    QuantizationRecipe,
+    gather,
+    quantize,
+)
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.fidelity import embed, measure_fidelity
 from edgeface.quantize.sensitivity import groups_of, rank, revert
@@ -135,7 +142,9 @@ def test_labelled_pairs_are_scored_before_and_after(
     plain = (ProtocolName.omz, DEFAULTS[ProtocolName.facenet])
     labelled = LabelledPairs(images=tmp_path / "images", pairs=pairs, scored=(plain,))
 
-    outcome = quantize(ir, tmp_path / "out", calibration, pairs=labelled, limits=QuantizationLimits(max_drop=0.5))
+    outcome = quantize(
+        ir, tmp_path / "out", calibration, pairs=labelled, limits=QuantizationLimits(max_drop=0.5)
+    )
 
     (verification,) = outcome.trials[0].verifications
     assert verification.accuracy.before > 0.7

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from edgeface.evaluate.protocol import ProtocolName
 from edgeface.evaluate.lfw import EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
+from edgeface.evaluate.protocol import ProtocolName
 from edgeface.quantize.verification import VerificationChange, compare_verification, mcnemar
 from edgeface.recognize.metrics import Metric
 
