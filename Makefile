@@ -1,9 +1,13 @@
-# Everything from a clone on a bare machine with Python: `make demo`, `make test`.
+# Everything from a clone on a bare machine with Python: `make demo`, `make quick`, `make test`.
 comma := ,
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test,demo
+# Which tests: their files, a marker expression, how many at a time, and whatever else pytest takes.
+TESTS ?= tests
+MARKS ?= not nightly
+JOBS ?= logical
 PYTEST_ARGS ?=
 export EDGEFACE_DATA ?= $(abspath ../shared/data)
 
@@ -11,18 +15,34 @@ BIN = $(VENV)/bin
 # One stamp a set of extras, so that asking for more of them installs them.
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test nightly lint clean
+.PHONY: demo quick test nightly lint clean
 
 demo: EXTRAS = demo
 demo: $(VENV)/.installed-demo
 	$(BIN)/edgeface demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Side by side whatever can be, then one after another what measures this machine's time, load or memory.
+PYTEST = $(BIN)/python -m pytest --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
+PROFILE = default
+RUN = run() { $(PYTEST) "$$@" $(TESTS) || test $$? -eq 5; } && \
+	run -n $(JOBS) --dist worksteal -m "($(MARKS)) and not alone" && \
+	run -m "($(MARKS)) and alone"  # 5: there are none
 
-# What takes minutes: the same on all of the data, and in more rounds.
-nightly: PYTEST_ARGS += -m nightly
-nightly: test
+# While you write: unit tests without slow ones, and few examples of what Hypothesis makes up.
+quick: TESTS = tests/unit
+quick: MARKS = not slow and not nightly
+quick: PROFILE = quick
+quick: $(STAMP)
+	$(RUN)
+
+test: $(STAMP)
+	$(RUN)
+
+# What takes minutes: all of the data, and ten times the examples.
+nightly: PROFILE = nightly
+nightly: MARKS = nightly or hypothesis
+nightly: $(STAMP)
+	$(RUN)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+from contracts import sample_contract
 
-from edgeface.model.contract import Alignment, ModelContract
+from edgeface.model.contract import Alignment
 
 try:
     from openvino import opset13 as ops
@@ -25,26 +26,12 @@ def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin
     model = ov.Model([unit], [image], name)
     model.input(0).set_names({"image"})
     model.output(0).set_names({"embeddings"})
-    contract = ModelContract(
+    contract = sample_contract(
         name=name,
-        framework="openvino",
         source_sha256=source * 64,
-        provenance="unknown",
-        input_name="image",
-        output_name="embeddings",
         input_size=(TINY_SIZE, TINY_SIZE),
-        layout="NCHW",
-        color="BGR",
-        value_range=(0, 255),
-        mean=(0, 0, 0),
-        scale=(1, 1, 1),
         embedding_dim=3,
-        metric="cosine",
-        normalized=True,
         alignment=Alignment("mtcnn-box-margin", margin),
-        precision="FP32",
-        converter_version="test",
-        openvino_version=ov.get_version(),
     )
     contract.write_to(model)
     path = folder / f"{name}.xml"

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-
-from edgeface.model.contract import Alignment, ModelContract
+from contracts import sample_contract
 
 try:
     from openvino import opset13 as ops
@@ -46,28 +45,8 @@ def tiny_net(*, seed: int = 0) -> ov.Model:
 def write_tiny_net(folder: Path, *, name: str = "tiny", seed: int = 0, **changes: object) -> Path:
     """Write the model as folder/name.xml with its contract; its pictures are crops as they are."""
     model = tiny_net(seed=seed)
-    fields: dict[str, object] = {
-        "name": name,
-        "framework": "openvino",
-        "source_sha256": "a" * 64,
-        "provenance": "seeded",
-        "input_name": "image",
-        "output_name": "embeddings",
-        "input_size": (SIZE, SIZE),
-        "layout": "NCHW",
-        "color": "BGR",
-        "value_range": (0, 255),
-        "mean": (0, 0, 0),
-        "scale": (128, 128, 128),
-        "embedding_dim": DIM,
-        "metric": "cosine",
-        "normalized": True,
-        "alignment": Alignment("none"),
-        "precision": "FP32",
-        "converter_version": "test",
-        "openvino_version": ov.get_version(),
-    }
-    ModelContract(**(fields | changes)).write_to(model)  # type: ignore[arg-type]
+    own = {"source_sha256": "a" * 64, "provenance": "seeded", "scale": (128, 128, 128), "embedding_dim": DIM}
+    sample_contract(**(own | {"name": name} | changes)).write_to(model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.xml"
     ov.save_model(model, path, compress_to_fp16=False)

@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from browser import CHROMIUM, browser
+from contracts import sample_contract
 
 from edgeface.files import sha256_of
 from edgeface.model.contract import Alignment, ModelContract
@@ -49,13 +50,9 @@ def build_model(path: Path) -> Path:
     unit.output(0).set_names({"embeddings"})
     model = ov.Model([unit], [image], "tiny")
     ov.save_model(model, path, compress_to_fp16=False)
-    contract = ModelContract(
-        name="tiny", framework="openvino", source_sha256="0" * 64, provenance="unknown",
-        input_name="image", output_name="embeddings", input_size=(16, 16), layout="NCHW", color="BGR",
-        value_range=(0.0, 255.0), mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), embedding_dim=48, metric="cosine",
-        normalized=True, alignment=Alignment("mtcnn-box-margin", 8), precision="FP32", converter_version="0",
-        openvino_version="0", weights_sha256=sha256_of(path.with_suffix(".bin")),
-    )  # fmt: skip
+    contract = sample_contract(
+        alignment=Alignment("mtcnn-box-margin", 8), weights_sha256=sha256_of(path.with_suffix(".bin"))
+    )
     contract.write_to(model)
     ov.save_model(model, path, compress_to_fp16=False)
     return path

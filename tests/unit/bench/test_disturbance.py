@@ -14,6 +14,7 @@ import pytest
 from burning import burning_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.bench.machine import disturbance
 from edgeface.bench.machine.disturbance import Disturbance, judge, watch
@@ -177,7 +178,7 @@ def test_without_a_second_sample_nothing_was_watched(count: int) -> None:
     assert len(verdict.unwatched) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     steps=st.lists(st.tuples(st.floats(0, 3), st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12),
 )

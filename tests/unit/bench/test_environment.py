@@ -13,6 +13,7 @@ import openvino as ov
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.bench.machine.container import read_container
 from edgeface.bench.machine.energy import joules, read_energy
@@ -440,7 +441,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("fuzzed"), FUZZED)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(name=st.sampled_from(sorted(FUZZED)), damage=DAMAGE, cut=st.integers(0, 400), replace=st.booleans())
 def test_damaged_files_are_facts_that_cannot_be_read_and_never_an_error(
     fuzzed: Path, name: str, damage: bytes, cut: int, replace: bool
@@ -455,7 +456,7 @@ def test_damaged_files_are_facts_that_cannot_be_read_and_never_an_error(
         path.write_bytes(whole)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12))
 @given(damage=DAMAGE)
 def test_a_machine_of_nothing_but_damage_is_described_too(
     damage: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from tiny_graphs import write_checkpoint, write_tiny_checkpoint
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
@@ -73,7 +74,10 @@ def test_an_index_truncated_anywhere_is_refused(prefix: Path) -> None:
             read_checkpoint(prefix)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    max_examples=examples(300),
+)
 @given(position=st.integers(min_value=0), value=st.integers(0, 255))
 def test_a_damaged_index_is_read_or_refused_but_never_an_internal_failure(
     prefix: Path, position: int, value: int

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from contracts import sample_contract
 
 from edgeface.model.contract import Alignment, ModelContract
 
@@ -35,24 +36,4 @@ def photographs(tmp_path: Path) -> Callable[[int], tuple[list[Path], list[str]]]
 @pytest.fixture
 def contract() -> ModelContract:
     """16 x 16 pixels, box and margin of 8."""
-    return ModelContract(
-        name="tiny",
-        framework="openvino",
-        source_sha256="0" * 64,
-        provenance="unknown",
-        input_name="image",
-        output_name="embeddings",
-        input_size=(16, 16),
-        layout="NCHW",
-        color="BGR",
-        value_range=(0.0, 255.0),
-        mean=(0.0, 0.0, 0.0),
-        scale=(1.0, 1.0, 1.0),
-        embedding_dim=48,
-        metric="cosine",
-        normalized=True,
-        alignment=Alignment("mtcnn-box-margin", 8),
-        precision="FP32",
-        converter_version="0",
-        openvino_version="0",
-    )
+    return sample_contract(alignment=Alignment("mtcnn-box-margin", 8))

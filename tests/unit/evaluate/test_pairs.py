@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import InputError
 from edgeface.evaluate.pairs import pairs_from_folders, parse_pairs, read_pairs
@@ -111,7 +112,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_pairs(tmp_path)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.binary(max_size=400) | st.text("0123456789\t\n\r AbC_./\\", max_size=200).map(str.encode))
 @example(b"\xef\xbb\xbf1\t1\n")
 def test_no_bytes_crash_the_parser(raw: bytes) -> None:
@@ -122,7 +123,7 @@ def test_no_bytes_crash_the_parser(raw: bytes) -> None:
     assert 2 * pairs.same.sum() == len(pairs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_no_mutation_of_a_good_list_crashes_the_parser(data: st.DataObject) -> None:
     raw = bytearray(GOOD.encode())

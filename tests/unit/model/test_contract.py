@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ContractError
 from edgeface.model import contract as module
@@ -115,7 +116,10 @@ def saved_and_read(model: ov.Model, folder: Path) -> ov.Model:
     return ov.Core().read_model(folder / "tiny.xml")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    max_examples=examples(60),
+)
 @given(contract=CONTRACTS)
 def test_any_contract_survives_the_way_through_a_file(contract: ModelContract, tmp_path: Path) -> None:
     model = tiny_model()

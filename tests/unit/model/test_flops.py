@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import InputError
 from edgeface.model.flops import Work, count_work
@@ -430,7 +431,7 @@ def network(batch: int) -> ov.Model:
     return model_of(build, (batch, 4, 8, 6))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=examples(20))
 @given(batch=st.integers(1, 64))
 def test_work_is_linear_in_the_batch_and_parameters_do_not_change(batch: int) -> None:
     model = network(-1)

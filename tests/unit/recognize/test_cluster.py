@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
@@ -35,7 +36,7 @@ def people(
     return vectors.astype(np.float32), owners
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.999), st.integers(1, 6))
 def test_dbscan_is_that_of_scikit_learn(seed: int, threshold: float, min_samples: int) -> None:
     vectors = scattered(seed)

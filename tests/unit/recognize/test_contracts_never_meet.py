@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts import sample_contract
 from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
 from unit.gallery.postgres import test_postgres
 
@@ -28,7 +29,7 @@ from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_v
 from edgeface.gallery.store import cache as derived
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import export_gallery, import_gallery
-from edgeface.model.contract import Alignment, ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, threshold
 from edgeface.recognize import verification as match
@@ -123,13 +124,7 @@ def ours(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 
 def contract_of(seed: str) -> ModelContract:
-    return ModelContract(
-        name="m", framework="openvino", source_sha256=seed * 64, provenance="unknown", input_name="i",
-        output_name="o", input_size=(16, 16), layout="NCHW", color="BGR", value_range=(0.0, 255.0),
-        mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), embedding_dim=DIM, metric="cosine", normalized=True,
-        alignment=Alignment("none"), precision="FP32", converter_version="0", openvino_version="0",
-        weights_sha256="0" * 64,
-    )  # fmt: skip
+    return sample_contract(source_sha256=seed * 64, embedding_dim=DIM, weights_sha256="0" * 64)
 
 
 def import_theirs(ours: SimpleNamespace) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from profiles import examples
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
@@ -79,7 +80,7 @@ def test_the_assignment_costs_what_scipys_costs(cost: np.ndarray) -> None:
     assert cost[np.arange(len(cost)), columns].sum() == pytest.approx(cost[rows, best].sum(), abs=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 2**32 - 1))
 def test_a_large_assignment_too(rows: int, more: int, seed: int) -> None:
     cost = np.random.default_rng(seed).normal(size=(rows, rows + more)).round(seed % 4)
@@ -280,7 +281,7 @@ def test_more_faces_than_people_leave_some_unknown() -> None:
     assert [each.verdict for each in answers].count(Verdict.unknown) == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_a_frame_is_assigned_as_when_everybody_is_compared(faces: int, people: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

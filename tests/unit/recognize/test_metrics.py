@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from profiles import examples
 
 from edgeface.errors import ContractError, InputError
 from edgeface.recognize import Metric, metrics, paired, pairwise
@@ -64,7 +65,7 @@ def test_blocks_change_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(np.diag(all_pairs), whole, atol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(VECTORS)
 @pytest.mark.parametrize("metric", Metric)
 def test_scores_are_symmetric_and_stay_in_their_interval(metric: Metric, vectors: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ContractError, InputError
 from edgeface.recognize import (
@@ -66,7 +67,7 @@ def test_distances_and_similarities_are_cut_at_the_same_place() -> None:
     assert not apart.accepts(apart.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.lists(st.integers(0, 30), min_size=1, max_size=60),
     st.lists(st.integers(0, 30), min_size=1, max_size=60),
@@ -111,7 +112,7 @@ def test_intervals_cover_what_they_promise() -> None:
     assert covered >= 0.95
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.floats(0.01, 0.99), st.sampled_from(list(Metric)))
 def test_json_gives_back_the_same_threshold(far: float, metric: Metric) -> None:
     threshold = simple(far, metric=metric)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from contracts import sample_contract
 
 from edgeface.files import sha256_of
-from edgeface.model.contract import Alignment, ModelContract
 
 try:
     from openvino import opset13 as ops
@@ -134,32 +134,13 @@ def small_ir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         )
         unit.output(0).set_names({"embeddings"})
         model = ov.Model([unit], [image], "small")
-        fields: dict[str, object] = {
-            "name": "small",
-            "framework": "openvino",
-            "source_sha256": f"{seed:064x}",
-            "provenance": "seeded",
-            "input_name": "image",
-            "output_name": "embeddings",
-            "input_size": (12, 16),
-            "layout": "NCHW",
-            "color": "BGR",
-            "value_range": (0.0, 255.0),
-            "mean": (0.0, 0.0, 0.0),
-            "scale": (1.0, 1.0, 1.0),
-            "embedding_dim": 8,
-            "metric": "cosine",
-            "normalized": True,
-            "alignment": Alignment("none"),
-            "precision": "FP32",
-            "converter_version": "0",
-            "openvino_version": "0",
-        }
+        fields = {"name": "small", "source_sha256": f"{seed:064x}", "provenance": "seeded"}
+        shape = {"input_size": (12, 16), "embedding_dim": 8}
         path = tmp_path_factory.mktemp("ir") / "small.xml"
         # Written twice, as the converter does: the digest of the weights is part of the contract.
         ov.save_model(model, path, compress_to_fp16=False)
         digest = sha256_of(path.with_suffix(".bin"))
-        ModelContract(**{**fields, "weights_sha256": digest, **changes}).write_to(model)  # type: ignore[arg-type]
+        sample_contract(**{**fields, **shape, "weights_sha256": digest, **changes}).write_to(model)
         ov.save_model(model, path, compress_to_fp16=False)
         return path
 

@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 import openvino as ov
 import pytest
+from contracts import sample_contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ContractError, InputError
-from edgeface.model.contract import Alignment, ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageFormat, ImageLayout, adapt
 
 try:
@@ -43,30 +45,8 @@ sizes = st.tuples(sides, sides)
 
 def a_contract(**changes: object) -> ModelContract:
     height, width = changes.get("input_size", (12, 16))
-    return dataclasses.replace(
-        ModelContract(
-            name="identity",
-            framework="openvino",
-            source_sha256="0" * 64,
-            provenance="unknown",
-            input_name="image",
-            output_name="pixels",
-            input_size=(12, 16),
-            layout="NCHW",
-            color="BGR",
-            value_range=(0.0, 255.0),
-            mean=(0.0, 0.0, 0.0),
-            scale=(1.0, 1.0, 1.0),
-            embedding_dim=3 * height * width,
-            metric="cosine",
-            normalized=False,
-            alignment=Alignment("none"),
-            precision="FP32",
-            converter_version="test",
-            openvino_version="test",
-        ),
-        **changes,
-    )
+    own = {"name": "identity", "output_name": "pixels", "input_size": (12, 16), "normalized": False}
+    return sample_contract(**{**own, "embedding_dim": 3 * height * width, **changes})
 
 
 def identity_model(contract: ModelContract) -> ov.Model:
@@ -158,7 +138,7 @@ def test_every_format_reaches_every_contract_as_numpy_and_opencv_would_bring_it(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     image_format=formats,
     size=sizes,

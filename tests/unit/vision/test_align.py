@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import FaceError, InputError
 from edgeface.model.contract import Alignment
@@ -31,7 +32,7 @@ points = st.lists(st.tuples(coordinates, coordinates), min_size=5, max_size=5).m
 
 
 @given(source=points, target=points)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 def test_similarity_is_umeyama_s(source: np.ndarray, target: np.ndarray):
     transform = pytest.importorskip("skimage.transform")
     if np.linalg.matrix_rank(source - source.mean(axis=0), tol=1) < 2:
@@ -44,7 +45,7 @@ def test_similarity_is_umeyama_s(source: np.ndarray, target: np.ndarray):
 
 
 @given(angle=st.floats(-3, 3), scale=st.floats(0.1, 10), dx=coordinates, dy=coordinates)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 def test_similarity_recovers_what_made_the_points(angle: float, scale: float, dx: float, dy: float):
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     made = LANDMARKS @ turn.T + [dx, dy]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ArchiveError
 from edgeface.zoo.archive import Limits, unpack
@@ -131,7 +132,7 @@ def test_what_is_no_archive_is_named(tmp_path: Path, folder: Path, form: str) ->
 
 
 @given(position=st.integers(0, 10_000), length=st.integers(0, 2_000), form=st.sampled_from(["zip", "gztar"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_a_damaged_archive_is_refused_or_gives_what_was_packed(position: int, length: int, form: str) -> None:
     content = bytes(range(256)) * 4
     with tempfile.TemporaryDirectory() as name:
@@ -153,7 +154,7 @@ def test_a_damaged_archive_is_refused_or_gives_what_was_packed(position: int, le
 
 
 @given(st.lists(st.text(alphabet="ab./\\:\0-é", min_size=1, max_size=10), min_size=1, max_size=4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 def test_no_member_name_writes_outside_the_folder(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

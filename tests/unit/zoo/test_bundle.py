@@ -14,6 +14,7 @@ import pytest
 from faulty_server import QUICK, make_entry, make_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface import zoo
 from edgeface.errors import (
@@ -212,7 +213,10 @@ def test_an_absent_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.
 
 
 @given(position=st.integers(0, 100_000), flip=st.integers(1, 255), cut=st.integers(0, 12_000))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 def test_a_bundle_damaged_anywhere_is_refused_or_harmless(
     bundle: Path,
     catalog: Catalog,

@@ -7,7 +7,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeface import zoo
@@ -233,7 +233,6 @@ def test_a_mistake_in_an_open_model_zoo_file_is_named_too(tmp_path: Path) -> Non
 @example("!!timestamp never")
 @example("2020-13-40")
 @example("[" * 1500)
-@settings(deadline=None)
 @example("&a [*a]")
 def test_any_text_is_either_read_or_refused_in_one_way(text: str) -> None:
     with contextlib.suppress(CatalogError):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from profiles import examples
 from unit.gallery.index.conftest import ID, block_of, unit_rows
 
 from edgeface.errors import ContractError, InputError
@@ -158,7 +159,7 @@ class MirrorInt8(Mirror):
 
 
 TestMirror = Mirror.TestCase
-TestMirror.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+TestMirror.settings = settings(max_examples=examples(25), stateful_step_count=12)
 try:
     import numkong  # noqa: F401
 except ImportError:

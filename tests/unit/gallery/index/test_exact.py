@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from unit.gallery.index.conftest import ID, block_of, brute_force, unit_rows
 
 from edgeface.errors import ContractError, ExtraNotInstalledError, InputError
@@ -74,7 +75,7 @@ def test_of_equal_scores_the_lower_id_comes_first(storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     count=st.integers(1, 40),
     dim=st.sampled_from([1, 2, 3, 17, 64, 512]),
