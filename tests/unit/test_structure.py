@@ -48,23 +48,23 @@ CIRCLES: set[tuple[str, ...]] = {
     ("edgeface.vision.detector", "edgeface.vision.mtcnn", "edgeface.vision.ssd", "edgeface.vision.yunet"),
 }
 SHARED_NAMES: set[str] = {
-    "Calibration",
+    "Axes",
     "Connection",
     "Embedding",
-    "Frame",
     "Header",
-    "Identification",
     "Layer",
     "Limits",
     "Pool",
-    "Recipe",
     "Server",
-    "Settings",
     "Source",
     "Verdict",
-    "Verification",
 }
-UNUSED: set[str] = {"filelock", "httpx", "platformdirs", "psutil"}
+UNUSED: set[str] = {
+    "filelock",
+    "httpx",
+    "platformdirs",
+    "psutil",
+}
 
 
 def module_of(path: Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.pairs import Pairs, parse_pairs
@@ -274,7 +275,7 @@ def test_two_gaussians_have_the_area_and_error_rate_of_the_book(d: float) -> Non
         assert roc.tar_at(far) == pytest.approx(expected, abs=2e-3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(DISTANCES, DISTANCES)
 def test_the_exact_curve_is_scikit_learns(genuine: list[int], impostor: list[int]) -> None:
     oracle = pytest.importorskip("sklearn.metrics")
@@ -286,7 +287,7 @@ def test_the_exact_curve_is_scikit_learns(genuine: list[int], impostor: list[int
     assert roc.auc == pytest.approx(oracle.roc_auc_score(same, -distances))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(DISTANCES, DISTANCES)
 def test_rates_rise_from_nothing_to_everything_and_the_eer_lies_on_the_curve(
     genuine: list[int], impostor: list[int]
