@@ -77,6 +77,7 @@ def test_what_does_not_compare_ends_with_2(results: Path) -> None:
     assert "expected a percentage such as 5%" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_is_reported_and_its_plan_runs(tmp_path: Path) -> None:
     ir, folder = write_tiny_ir(tmp_path / "model"), tmp_path / "sweep"
     options = ["-t", "0.05", "--warm-up", "0.05", "--no-peak", "--batches", "1,2", "--hints", "throughput"]

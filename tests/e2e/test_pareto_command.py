@@ -54,6 +54,7 @@ def arguments(folder: Path) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 def test_precisions_are_compared_and_written(folder: Path) -> None:
     done = run(
         *arguments(folder), "--precision", "fp16", "--precision", "weights", "--rounds", 1, "--seconds", 0.05,

@@ -19,6 +19,7 @@ QUICK = DEFAULTS.model_copy(
 )
 
 
+@pytest.mark.slow
 def test_facenet_has_the_published_work(real_ir: Path) -> None:
     result = benchmark(real_ir, QUICK, extras=Extras(peak=False))
     assert result.gflops == pytest.approx(2.846, rel=0.005)
@@ -66,6 +67,8 @@ def test_benchmark_apps_own_report_is_read(data: Path, tmp_path: Path) -> None:
     assert theirs.throughput_fps > 0
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 def test_a_kiosk_identifies_the_people_of_a_real_film(real_ir: Path, data: Path) -> None:
     run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0, "max_duration_s": 3.0})
     with load_detector("mtcnn", min_size=80) as detector:

@@ -58,6 +58,7 @@ def test_the_default_ir_fed_bgr_nchw_0_to_255_gives_the_golden_embeddings(real_i
     assert cosines(found, golden.embeddings).min() >= 0.999999
 
 
+@pytest.mark.slow
 def test_the_nhwc_rgb_ir_with_a_static_batch_gives_the_golden_embeddings(
     real_pb: Path, golden: Any, tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_the_nhwc_rgb_ir_with_a_static_batch_gives_the_golden_embeddings(
     assert cosines(found, golden.embeddings).min() >= 0.999999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "color", "feed"),
     [("nchw", "bgr", as_bgr_nchw), ("nhwc", "rgb", lambda images: images.astype(np.float32))],
@@ -226,6 +228,7 @@ def tf() -> Any:
     return pytest.importorskip("tensorflow").compat.v1
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_tensorflow_agrees_on_the_built_graph_and_also_trains_it(tf: Any, real_pb: Path, golden: Any) -> None:
     standardised = (golden.images[:8] - 127.5) / 128
@@ -242,6 +245,7 @@ def test_tensorflow_agrees_on_the_built_graph_and_also_trains_it(tf: Any, real_p
     assert cosines(training, inference).max() < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_a_checkpoint_that_tensorflow_saved_gives_the_golden_embeddings(
     tf: Any, weights: dict[str, Any], golden: Any, tmp_path: Path
@@ -326,6 +330,7 @@ def rgb(real_ir: Path, real_pb: Path, folder: Path) -> ov.Model:
     return bare(ov.Core().read_model(ir), input="input", output="embeddings")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "precision", "layout", "color"),
     [

@@ -114,6 +114,7 @@ def test_facenet_keeps_its_embeddings_in_8_bits(
     assert outcome.bytes_after <= 0.27 * outcome.bytes_before
 
 
+@pytest.mark.slow
 def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
     real_ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:

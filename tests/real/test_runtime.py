@@ -59,6 +59,7 @@ def test_buckets_and_virtual_devices_give_tensorflows_embeddings(real_ir, golden
             np.testing.assert_allclose(loaded.embed(bgr), golden.embeddings, rtol=0, atol=EXACT)
 
 
+@pytest.mark.slow
 def test_64_threads_get_their_own_embeddings_and_map_keeps_order(embedder, golden, bgr):
     with ThreadPoolExecutor(64) as clients:
         found = list(clients.map(lambda n: embedder.embed(bgr[n % 24])[0], range(128)))
@@ -75,6 +76,7 @@ def test_concatenated_mirror_is_the_embedding_of_the_mirror(real_ir, golden, bgr
     np.testing.assert_allclose(rows, np.hstack([golden.embeddings[:4], mirrored]), rtol=0, atol=EXACT)
 
 
+@pytest.mark.slow
 def test_sealed_and_cached_model_is_the_same(real_ir, golden, bgr, tmp_path):
     key = bytes(32)
     sealed = encrypt_ir(real_ir, key, tmp_path / "facenet.sealed")
@@ -84,6 +86,7 @@ def test_sealed_and_cached_model_is_the_same(real_ir, golden, bgr, tmp_path):
             np.testing.assert_allclose(loaded.embed(bgr[:4]), golden.embeddings[:4], rtol=0, atol=EXACT)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_memory_stays_where_it_was(real_ir):
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--ir", str(real_ir), "--quick"]

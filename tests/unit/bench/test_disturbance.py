@@ -203,6 +203,8 @@ def watched(seconds: float) -> tuple[Disturbance, float]:
     return run.verdict, known(stretch(run.moments).other_cpus) or 0.0
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 def test_a_second_process_burning_a_core_marks_the_run() -> None:
     # Where the machine is busy already, the run is disturbed without the burner too: that is no proof, but the
     # burner has to add to what others take, unless they leave it nothing.
@@ -215,6 +217,7 @@ def test_a_second_process_burning_a_core_marks_the_run() -> None:
     assert during - before > 0.5 or free < 1.0 or during > (os.cpu_count() or 1) - 0.5
 
 
+@pytest.mark.alone
 def test_a_child_that_burns_a_core_is_the_runs_own_work() -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -230,6 +233,7 @@ def test_a_child_that_burns_a_core_is_the_runs_own_work() -> None:
     assert own > 0.5 * spent > 0
 
 
+@pytest.mark.alone
 def test_samples_come_at_the_interval_and_both_ends_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def cheap(root: Path) -> Moment:
         return QUIET.model_copy(update={"clock_s": time.monotonic()})
@@ -246,6 +250,7 @@ def test_samples_come_at_the_interval_and_both_ends_are_there(monkeypatch: pytes
     assert 3 <= len(clocks) <= 12
 
 
+@pytest.mark.alone
 def test_watching_slows_down_where_looking_is_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     def expensive(root: Path) -> Moment:
         end = time.thread_time() + 0.01

@@ -18,7 +18,7 @@ from edgeface.pipeline.tracking import Tracker
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 RATE, FRAMES = 20.0, 8
 
 
@@ -70,6 +70,7 @@ def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film:
         assert came >= due
 
 
+@pytest.mark.slow
 def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(film: Film, tmp_path: Path) -> None:
     told: list[float] = []
     with Embedder.load(write_tiny_ir(tmp_path)) as embedder:

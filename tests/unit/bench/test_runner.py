@@ -138,6 +138,7 @@ def test_what_does_not_go_together_is_refused(
         benchmark(ir, settings(**changes), extras=Extras(peak=False, layers=False, **extras))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_high(ir: Path) -> None:
     with contextlib.ExitStack() as stack:
@@ -240,6 +241,7 @@ class Failing(getattr(ov, "Op", object)):  # type: ignore[misc]
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OLD, reason="OpenVINO 2024 has no operations written in Python")
 @pytest.mark.parametrize("load", [single_stream, offline])
 def test_an_inference_that_fails_is_raised_although_openvino_calls_nobody(load: Any) -> None:

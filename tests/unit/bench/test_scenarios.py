@@ -13,7 +13,7 @@ import pytest
 from edgeface.bench.run.load_generator import Limits, Recording, measuring
 from edgeface.bench.run.scenarios import minimum_count, multi_stream, offline, single_stream, warm_up
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 LOADS = [single_stream, multi_stream, offline]
 SHORT = Limits(duration_s=0.05, min_count=5, max_duration_s=60.0)
 
@@ -112,6 +112,7 @@ def test_an_inference_that_cannot_be_started_is_raised_and_loses_no_slot(service
         offline(target, SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [multi_stream, offline])
 def test_an_inference_that_fails_is_raised_and_not_waited_for(
     service: Any, load: Callable[..., Recording]
@@ -132,6 +133,7 @@ def test_progress_goes_up_to_the_end(service: Any) -> None:
     assert all(0 <= share <= 1 for share, _ in told)
 
 
+@pytest.mark.slow
 def test_warm_up_ends_when_times_have_settled_or_when_it_must(service: Any) -> None:
     seconds, settled = warm_up(service(0.005), alone=True, longest_s=60.0)
     assert settled

@@ -14,7 +14,7 @@ from edgeface.bench.run.scenarios import single_stream
 from edgeface.bench.run.server import find_rate, poisson_arrivals, serve
 from edgeface.errors import InputError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]
 SERVICE_S = 0.002
 CAPACITY = 1 / SERVICE_S
 
@@ -41,6 +41,7 @@ def test_arrivals_are_those_of_their_seed_and_scale_with_the_rate() -> None:
     assert (once != poisson_arrivals(100.0, 500, seed=8)).any()
 
 
+@pytest.mark.slow
 def test_above_capacity_latencies_grow_without_bound(service: Any) -> None:
     arrivals = poisson_arrivals(2 * CAPACITY, 600, seed=0)
     latencies = serve(service(SERVICE_S), arrivals).latencies_ms
@@ -77,6 +78,7 @@ def test_a_hopeless_rate_is_given_up_early(service: Any) -> None:
     assert (recording.latencies_ms > 10.0).sum() > 20
 
 
+@pytest.mark.slow
 def test_the_rate_that_is_found_meets_the_bound_and_higher_ones_did_not(service: Any) -> None:
     limits = Limits(duration_s=0.3, min_count=100, max_duration_s=60.0)
     told: list[float] = []
@@ -99,6 +101,7 @@ def test_the_rate_that_is_found_meets_the_bound_and_higher_ones_did_not(service:
     assert told == sorted(told)
 
 
+@pytest.mark.slow
 def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
     limits = Limits(duration_s=0.05, min_count=64, max_duration_s=1.0)
     server, recording = find_rate(service(SERVICE_S), limits, bound_ms=1.0, percentile=90.0, seed=0)
@@ -107,6 +110,7 @@ def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
     assert len(recording) > 0
 
 
+@pytest.mark.slow
 def test_a_target_too_slow_to_be_judged_is_refused_and_not_called_a_failure(service: Any) -> None:
     # At 99 % a bound is met with 459 queries of which none exceeds it (0.99^459 < 0.01), and not with fewer.
     limits = Limits(duration_s=0.1, min_count=1, max_duration_s=459 / (1.2 * CAPACITY))
@@ -114,6 +118,7 @@ def test_a_target_too_slow_to_be_judged_is_refused_and_not_called_a_failure(serv
         find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=99.0, seed=0)
 
 
+@pytest.mark.slow
 def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: Any) -> None:
     limits = Limits(duration_s=0.1, min_count=1, max_duration_s=0.9)
     server, _ = find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=90.0, seed=0)
@@ -121,6 +126,7 @@ def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: 
     assert server.rate is not None
 
 
+@pytest.mark.slow
 def test_ctrl_c_within_the_search_keeps_the_best_so_far(service: Any) -> None:
     # Poisson arrivals begin when the capacity is known, which takes two seconds of `offline`.
     target = service(SERVICE_S)

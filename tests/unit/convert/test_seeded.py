@@ -35,6 +35,7 @@ def cosines(path: Path) -> np.ndarray:
     return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
 
 
+@pytest.mark.slow
 def test_different_images_lie_far_apart(
     weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path
 ) -> None:
@@ -42,6 +43,7 @@ def test_different_images_lie_far_apart(
         assert cosines(path).max() < 0.9
 
 
+@pytest.mark.slow
 def test_with_naive_random_weights_they_would_not(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     naive = {
@@ -56,6 +58,7 @@ def test_with_naive_random_weights_they_would_not(weights: dict[str, np.ndarray]
     assert cosines(write_graph(naive, tmp_path / "naive.pb")).min() > 0.99
 
 
+@pytest.mark.slow
 def test_a_seed_makes_the_same_bytes_each_time(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     again = seeded_weights(7, EMBEDDING)
 

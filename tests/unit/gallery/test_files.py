@@ -426,10 +426,11 @@ with SqliteStore(Path({str(tmp_path / "g")!r}), key=bytes(range(32))) as store:
         assert store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_eight_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten() -> None:
     import importlib.util
 
-    path = Path(__file__).parents[4] / "benchmarks" / "durability.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "durability.py"
     spec = importlib.util.spec_from_file_location("durability", path)
     durability = importlib.util.module_from_spec(spec)
     sys.modules["durability"] = durability

@@ -52,6 +52,7 @@ def test_one_is_faster_only_if_it_was_in_every_round() -> None:
     assert compare_rounds((1.0, 2.0), (1.0, 2.1)) == 0
 
 
+@pytest.mark.slow
 def test_every_round_times_every_model_both_ways(tmp_path: Path) -> None:
     ir = write_tiny_net(tmp_path)
     seen: list[tuple[str, int, int]] = []
@@ -121,6 +122,7 @@ def pareto(folder: Path, pairs: Pairs, calibration: CalibrationSet) -> Pareto:
     )
 
 
+@pytest.mark.slow
 def test_each_precision_has_its_ir_its_speed_and_its_paired_difference(pareto: Pareto, folder: Path) -> None:
     fp32, fp16, int8 = pareto.rows
     assert [row.name for row in pareto.rows] == ["fp32", "fp16", "int8-mixed"]
@@ -140,6 +142,7 @@ def test_each_precision_has_its_ir_its_speed_and_its_paired_difference(pareto: P
     assert any(row.optimal for row in pareto.rows)
 
 
+@pytest.mark.slow
 def test_what_is_written_says_the_same_three_times(pareto: Pareto, tmp_path: Path) -> None:
     write_pareto(pareto, tmp_path)
 

@@ -250,6 +250,7 @@ def test_block_gives_up_at_the_deadline(device, board, row):
         wait(futures, SOON)
 
 
+@pytest.mark.alone
 def test_deadline_ends_queued_and_running_requests(device, board, row):
     board.gate.clear()
     with Engine(device(), requests=1) as engine:
@@ -354,6 +355,7 @@ def test_closing_without_draining_resolves_a_full_queue(device, board, row):
     assert (c.done, c.abandoned, c.submitted) == (1, 4, 5)
 
 
+@pytest.mark.alone
 def test_closing_is_bounded_when_the_device_hangs(device, board, row):
     board.gate.clear()
     engine = Engine(device(), requests=1, queue_depth=4)
@@ -472,6 +474,7 @@ def test_infer_keeps_its_deadline(device, board, row):
         board.gate.set()
 
 
+@pytest.mark.alone
 def test_closing_waits_for_an_infer_and_is_bounded(device, board, row):
     board.gate.clear()
     with ThreadPoolExecutor(1) as other:

@@ -154,6 +154,7 @@ def test_policies_when_every_queue_is_full(device, board, row):
         assert pool.counters().rejected == 1
 
 
+@pytest.mark.alone
 def test_closing_resolves_everything(device, board, other, row):
     board.gate.clear()
     other.gate.clear()

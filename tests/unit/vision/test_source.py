@@ -169,6 +169,7 @@ def test_waits_double_up_to_the_longest_and_are_shortened_by_at_most_half() -> N
     assert backoff.delay(100_000) <= 10
 
 
+@pytest.mark.alone
 def test_closing_interrupts_a_long_wait_at_once() -> None:
     source = open_source("rtsp://camera", open_capture=Script(), backoff=Backoff(first=1000, longest=1000))
     started = time.monotonic()

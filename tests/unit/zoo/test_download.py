@@ -139,6 +139,7 @@ def test_a_partial_file_that_is_too_long_does_no_harm(server: FaultyServer, stor
     assert (zoo.download(entry, store, policy=QUICK).folder / "model.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.alone
 def test_a_busy_server_is_asked_again_when_it_said_so(server: FaultyServer, store: zoo.ModelStore) -> None:
     started = time.monotonic()
     zoo.download(tiny(server, status(503, Retry_After="1")), store, policy=QUICK)
@@ -186,6 +187,7 @@ def test_faults_that_cannot_pass_are_not_tried_again(server: FaultyServer, store
     assert len(server.requests) == 1
 
 
+@pytest.mark.alone
 def test_a_silent_server_ends_in_a_time_out(server: FaultyServer, store: zoo.ModelStore) -> None:
     hasty = dataclasses.replace(ONCE, timeout=0.3)
     started = time.monotonic()
@@ -323,6 +325,7 @@ def test_files_are_downloaded_in_parallel(server: FaultyServer, store: zoo.Model
     assert not together.broken
 
 
+@pytest.mark.alone
 def test_one_file_that_fails_stops_the_others_and_keeps_what_arrived(
     server: FaultyServer, store: zoo.ModelStore
 ) -> None:
