@@ -19,8 +19,9 @@ import numpy as np
 
 from edgeface.model.contract import Alignment
 from edgeface.vision.align import crop_box
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
+from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 _MARGIN = Alignment("mtcnn-box-margin", 32)

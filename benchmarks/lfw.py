@@ -27,7 +27,8 @@ from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric, pixel_distance
 from edgeface.runtime.embedder import Embedder
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
+from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

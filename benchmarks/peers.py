@@ -99,7 +99,7 @@ def calibration_crops(folder: Path) -> np.ndarray:
     from edgeface.model.contract import Alignment
     from edgeface.quantize.calibration import gather
     from edgeface.vision.crops import find_photos
-    from edgeface.vision.detector import load_detector
+    from edgeface.vision.load import load_detector
 
     class Recipe:  # what `gather` asks of a contract
         alignment, input_size = Alignment("mtcnn-box-margin", 32), (160, 160)

@@ -52,7 +52,7 @@ from edgeface.evaluate.faces import FaceCutter, find_images, load_boxes
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.runtime import Embedder
-from edgeface.vision.detector import load_detector
+from edgeface.vision.load import load_detector
 from edgeface.vision.nms import overlaps
 from edgeface.vision.source import open_source
 

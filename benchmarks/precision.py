@@ -90,7 +90,7 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     from edgeface.quantize.compress import QuantizationRecipe, compress
     from edgeface.quantize.fusing import fuse
     from edgeface.vision.crops import find_photos
-    from edgeface.vision.detector import load_detector
+    from edgeface.vision.load import load_detector
 
     model = ov.Core().read_model(ir)
     contract = ModelContract.read_from(model)

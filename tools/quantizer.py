@@ -73,7 +73,7 @@ def _quantize_once(source: Path, folder: Path, photographs: Path) -> Path:
     # these load OpenVINO, which --print_all and --dry_run need not wait for
     from edgeface.quantize import QuantizationRecipe, gather, open_parent, quantize
     from edgeface.vision.crops import find_photos
-    from edgeface.vision.detector import load_detector
+    from edgeface.vision.load import load_detector
 
     _, contract = open_parent(source, folder, QuantizationRecipe())
     with load_detector("mtcnn") as detector:

@@ -136,7 +136,7 @@ def load_detector(
     name: DetectorName, model: Path | None, landmarks_model: Path | None, *, device: str, **options: Any
 ) -> Any:
     """Load a detector; models that were not named are those of the zoo's cache."""
-    from edgeface.vision.detector import load_detector as load
+    from edgeface.vision.load import load_detector as load
 
     if name is DetectorName.yunet:
         model = model or _downloaded("yunet", "yunet_n_dynamic.onnx")

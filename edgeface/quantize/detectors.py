@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,21 +27,14 @@ from edgeface.quantize.calibration_checks import find_flaws
 from edgeface.quantize.compress import Progress, check_recipe, compress
 from edgeface.quantize.compress import QuantizationRecipe as Recipe
 from edgeface.vision.align import align
-from edgeface.vision.detector import Detector, DetectorName, Faces, load_detector
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image, read_image
-from edgeface.vision.infer import Outputs, Pool, read_network
+from edgeface.vision.load import DetectorName, load_detector
 from edgeface.vision.mtcnn_nets import build_net, load_weights
+from edgeface.vision.networks import read_network
 
 __all__ = ["DetectorOutcome", "quantize_detector"]
 
-_POOLS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "mtcnn": {"pnet": "_pnet", "rnet": "_rnet", "onet": "_onet"},
-        "yunet": {"model": "_pool"},
-        "retail-0004": {"model": "_boxes", "landmarks": "_landmarks"},
-    }
-)
-"""Where each detector keeps the `Pool` of each of its networks."""
 _FACE = Alignment("mtcnn-box-margin", 0)
 _BATCHES = 300
 """Batches kept a network, at most."""
@@ -147,21 +139,18 @@ def quantize_detector(
         raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")
     calibrating, judging = _split(photos, recipe)
     recipe = dataclasses.replace(recipe, subset=len(calibrating))
-    with (
-        stopwatch() as elapsed,
-        staging_folder(output) as staging,
-        load_detector(name, model=model, landmarks_model=landmarks_model) as before,
-        load_detector(name, model=model, landmarks_model=landmarks_model) as after,
-    ):
-        tell("FP32 faces", 0, 0)
-        expected = before.detect(judging)
-        records = {label: _Recorder(getattr(before, _POOLS[name][label])) for label in networks}
-        for label, recorder in records.items():
-            setattr(before, _POOLS[name][label], recorder)
-        seen = []
-        for done, image in enumerate(calibrating, start=1):
-            seen += before.detect([image])
-            tell("faces", done, len(calibrating))
+    recorder = _Recorder()
+    with stopwatch() as elapsed, staging_folder(output) as staging:
+        with load_detector(name, model=model, landmarks_model=landmarks_model) as before:
+            tell("FP32 faces", 0, 0)
+            expected = before.detect(judging)
+        with load_detector(
+            name, model=model, landmarks_model=landmarks_model, observe=recorder.keep
+        ) as observed:
+            seen = []
+            for done, image in enumerate(calibrating, start=1):
+                seen += observed.detect([image])
+                tell("faces", done, len(calibrating))
         outcome = DetectorOutcome(
             name=name,
             files=(),
@@ -175,7 +164,7 @@ def quantize_detector(
         )
         if outcome.reasons:
             return outcome
-        quantized, digest = _compress(networks, records, recipe, progress)
+        quantized, digest = _compress(networks, recorder.batches, recipe, progress)
         names = {"model": model, "landmarks": landmarks_model}
         staged = {
             label: staging / f"{path.stem if (path := names.get(label)) else label}.xml"
@@ -187,8 +176,12 @@ def quantize_detector(
         bytes_before = sum(_save(network, tried / "fp32.xml") for network in networks.values())
         bytes_after = sum(_save(quantized[label], tried / f"{label}.xml", half=half) for label in staged)
         tell("quantized faces", 0, 0)
-        _replace(after, name, {label: read_network(tried / f"{label}.xml") for label in staged})
-        agreement = measure_agreement(expected, after.detect(judging))
+        with load_detector(
+            name,
+            model=tried if name == "mtcnn" else tried / "model.xml",
+            landmarks_model=tried / "landmarks.xml" if "landmarks" in staged else None,
+        ) as after:
+            agreement = measure_agreement(expected, after.detect(judging))
         reasons = judge_agreement(agreement)
         about = {
             "detector": name,
@@ -215,14 +208,14 @@ def quantize_detector(
 
 def _compress(
     networks: Mapping[str, ov.Model],
-    records: Mapping[str, _Recorder],
+    records: Mapping[str, Sequence[np.ndarray]],
     recipe: Recipe,
     progress: Progress | None,
 ) -> tuple[dict[str, ov.Model], str]:
     """Compress each network on the batches that reached it; also give the SHA-256 over all of them."""
     digest, made = hashlib.sha256(), {}
     for label, network in networks.items():
-        batches = records[label].batches
+        batches = records.get(label, ())
         for batch in batches:
             digest.update(repr(batch.shape).encode() + np.ascontiguousarray(batch).tobytes())
         used = dataclasses.replace(recipe, subset=max(1, len(batches)))
@@ -248,25 +241,15 @@ def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
 
 
 class _Recorder:
-    """Stands where a `Pool` stood and keeps a copy of every batch that passes."""
+    """Keeps a copy of the batches that reach each network, up to a limit."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self.batches: list[np.ndarray] = []
-        self._values = 0
+    def __init__(self) -> None:
+        self.batches: dict[str, list[np.ndarray]] = {}
 
-    def map(self, batches: Iterable[np.ndarray]) -> list[Outputs]:
-        return self._pool.map(self._keep(batches))
-
-    def close(self) -> None:
-        self._pool.close()
-
-    def _keep(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for batch in batches:
-            if len(self.batches) < _BATCHES and self._values + batch.size <= _MOST_VALUES:
-                self.batches.append(np.array(batch, np.float32))
-                self._values += batch.size
-            yield batch
+    def keep(self, label: str, batch: np.ndarray) -> None:
+        kept = self.batches.setdefault(label, [])
+        if len(kept) < _BATCHES and sum(each.size for each in kept) + batch.size <= _MOST_VALUES:
+            kept.append(np.array(batch, np.float32))
 
 
 def _split(photos: Sequence[Path], recipe: Recipe) -> tuple[list[Image], list[Image]]:
@@ -294,12 +277,6 @@ def _networks(name: DetectorName, model: Path | None, landmarks_model: Path | No
     if name == "retail-0004" and landmarks_model is not None:
         networks["landmarks"] = read_network(landmarks_model)
     return networks
-
-
-def _replace(detector: Detector, name: str, networks: Mapping[str, ov.Model]) -> None:
-    for label, network in networks.items():
-        getattr(detector, _POOLS[name][label]).close()
-        setattr(detector, _POOLS[name][label], Pool(network, device="CPU"))
 
 
 def _save(network: ov.Model, path: Path, *, half: bool = False) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ __all__ = [
     "missing_devices",
     "physical_name",
     "resolve_device",
+    "shared_core",
     "split_device",
 ]
 
@@ -35,6 +37,12 @@ _GPU_KINDS = {"IGPU": "integrated", "DGPU": "discrete"}
 _RETIRED = ("MYRIAD", "VPU", "HDDL")
 _BATCH_SIZE = re.compile(r"\(\d+\)$")
 _NAME = re.compile(rf"({'|'.join(_PHYSICAL)})(\.\d+)?")
+
+
+@functools.cache
+def shared_core() -> ov.Core:
+    """Return the one `openvino.Core` of this process: each Core loads its own plugins."""
+    return ov.Core()
 
 
 class DeviceCore(Protocol):

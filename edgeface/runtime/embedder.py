@@ -20,24 +20,18 @@ from edgeface.model.contract import ModelContract
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
-from edgeface.runtime.devices import ResolvedDevice, resolve_device
+from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
 from edgeface.runtime.engine import Engine
-from edgeface.runtime.faults import reason_of
 from edgeface.runtime.flip import Flip, flip_contract, with_mirror
 from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution
 from edgeface.runtime.pool import Pool, Retirement
+from edgeface.runtime.schedule import reason_of
 from edgeface.runtime.serving import Policy, Serving
 from edgeface.runtime.source import Source, read_source
 
 __all__ = ["Embedder", "share_threads"]
 
 _Answer = TypeVar("_Answer")
-
-
-@functools.cache
-def _core() -> ov.Core:
-    """The process's one Core: each loads its own plugins."""
-    return ov.Core()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +71,7 @@ class _Recipe:
     def _engine(
         self, source: Source, plan: DevicePlan, resolved: ResolvedDevice, key: bytes | None
     ) -> tuple[Engine, ExecutionReport]:
-        core, config = _core(), plan.compile_config()
+        core, config = shared_core(), plan.compile_config()
         config.pop("CACHE_DIR", None)
         folder = self.cache_dir or plan.cache_dir
         # What was encrypted in the IR must not lie open in the cache.
@@ -204,7 +198,7 @@ class Embedder(Serving):
         InferenceError
             If the device compiles the model and then cannot make its infer requests.
         """
-        core = _core()
+        core = shared_core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
             reading = beside.submit(read_source, Path(ir), core=core, key=key)
             if isinstance(plan, (str, Path)):
@@ -315,7 +309,7 @@ class Embedder(Serving):
             As `load`.
         """
         with self._swapping:
-            source = read_source(Path(ir), core=_core(), key=key)
+            source = read_source(Path(ir), core=shared_core(), key=key)
             old = self._generations[-1]
             if source.contract.contract_id != old.contract.contract_id:
                 raise ContractError(
@@ -378,7 +372,7 @@ def share_threads(
 
 
 def _resolved(plan: DevicePlan, fallback: Sequence[str]) -> tuple[DevicePlan, ResolvedDevice]:
-    resolved = resolve_device(plan.device, fallback=fallback, core=_core())
+    resolved = resolve_device(plan.device, fallback=fallback, core=shared_core())
     if resolved.device == plan.device and not resolved.config:
         return plan, resolved
     config = dict(resolved.config)

@@ -1,31 +1,31 @@
-"""Compiled models in, an engine out that answers every array with a future, for months.
+"""Run a compiled model asynchronously, one future per array, for months without a restart.
 
 How it works
 ------------
-A fixed pool of infer requests (`Slot`), a bounded queue, one lock. OpenVINO's completion callback copies the
-result out, gives the freed request the next array, and only then resolves the future: under load no other
-Python thread is involved. One supervisor thread per engine sees to what no callback reports: an inference that
-failed (OpenVINO calls no Python callback then), deadlines, and closing. It looks every 20 ms while there is
-work and sleeps while there is none.
+A fixed pool of infer requests (`Slot`), a bounded queue, one lock. OpenVINO's completion callback copies the result,
+gives the freed request the next array, and only then resolves the future: under load no other Python thread is
+involved. One supervisor thread per engine handles what no callback reports: an inference that failed (OpenVINO calls
+no Python callback then), deadlines, and closing. It looks every 20 ms while there is work and sleeps otherwise.
+`infer` and `run_batches` take free slots and compute in the caller's thread: no thread has to be woken.
 
 Why it cannot hang
 ------------------
-- Every change of state happens under the one lock, every wait for room has a time-out and looks again, and no
+- Every change of state happens under the one lock, every wait for room has a time-out and checks again, and no
   callback of a user runs under the lock.
 - A slot is free exactly while `slot.jobs` is empty, and a job is queued exactly while it is in the queue and no
-  slot has it. Nothing else is remembered, so Ctrl-C at any point of `submit` leaves a state that the next call,
-  or the supervisor, continues from.
-- Only OpenVINO's threads and the supervisor, which no signal interrupts, resolve futures; nothing they run can
+  slot has it. Nothing else is remembered, so Ctrl-C at any point leaves a state that the next call, or the
+  supervisor, continues from.
+- Only OpenVINO's threads and the supervisor, which no signal interrupts, resolve futures. Nothing they run can
   raise into OpenVINO, where an exception would abort the process.
-- An engine that nobody refers to any more finishes its work and is collected; one that is still open when the
-  interpreter exits is closed.
+- An engine without references finishes its work and is collected. An engine that is still open when the interpreter
+  exits is closed.
 
 Fork, threads, NUMA
 -------------------
-OpenVINO's threads do not survive `os.fork`: in the child every inherited engine refuses with `EngineClosed`, and
-nothing of it is destroyed, for destruction would wait for threads that do not exist. Load the model in the child,
-or start it with ``spawn``. All methods may be called from any thread. What was tried with free-threaded Python and
-several NUMA nodes is in docs/runtime.md: nothing; this machine has neither.
+OpenVINO's threads do not survive `os.fork`. In the child every inherited engine raises `EngineClosed`, and nothing of
+it is destroyed, because destruction would wait for threads that do not exist. Load the model in the child, or start
+the child with ``spawn``. All methods may be called from any thread. Free-threaded Python and several NUMA nodes are
+untested (docs/runtime.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
@@ -47,43 +48,44 @@ import openvino as ov
 from edgeface.errors import (
     ContractError,
     DeadlineExceeded,
+    DeviceError,
     EngineClosed,
     InferenceError,
     InputError,
     Overloaded,
 )
-from edgeface.runtime.counters import Counters
-from edgeface.runtime.faults import reason_of
+from edgeface.runtime.counters import Counters, Outcome
+from edgeface.runtime.devices import shared_core
 from edgeface.runtime.lifetime import look_after, on_done
-from edgeface.runtime.schedule import Schedule
-from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait
-from edgeface.runtime.slots import Job, Slot, item_shape
+from edgeface.runtime.plan import DevicePlan
+from edgeface.runtime.schedule import Job, Outputs, Request, Schedule, Slot, reason_of
+from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait, refuse_waiting
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "compile_engine"]
 
 _log = logging.getLogger(__name__)
 
 _POLL = 0.02
-"""Seconds between two looks of the supervisor: the longest that an error or a deadline goes unnoticed."""
+"""Seconds between two checks of the supervisor: the longest time an error or a deadline goes unnoticed."""
 
 
 class Engine(Serving):
-    """Runs a compiled model asynchronously, out of a bounded queue, over a fixed pool of infer requests.
+    """A compiled model with a fixed pool of infer requests and a bounded queue.
 
     Parameters
     ----------
-    compiled : openvino.CompiledModel, or one for every batch size
-        One input whose first dimension is the static batch; any number of outputs, batch first. With several
-        batch sizes the engine takes what is queued, up to the largest, and pads to the smallest that holds it;
-        it never waits for a batch to fill.
+    compiled : openvino.CompiledModel, or a mapping from batch sizes to compiled models
+        One input, batch first; any number of outputs, batch first. With several batch sizes the engine takes what is
+        queued, up to the largest size, and pads it to the smallest size that holds it; it never waits for a batch to
+        fill. A model with a dynamic batch computes submitted items one by one; see also `run_batches`.
     requests
         Infer requests in flight; None: the device's optimal number.
     queue_depth
-        Arrays that may wait; None: four for each that the device works on, at least 8.
+        Arrays that may wait; None: four for each that the device computes in parallel, at least 8.
     policy
         What `submit` does when the queue is full.
     name
-        What messages call the engine.
+        Name of the engine in messages.
 
     Raises
     ------
@@ -102,10 +104,13 @@ class Engine(Serving):
     ) -> None:
         models = dict(sorted((compiled if isinstance(compiled, Mapping) else _by_batch(compiled)).items()))
         first = next(iter(models.values()))
+        self._batch_shape = tuple(
+            -1 if side.is_dynamic else side.get_length() for side in first.input(0).partial_shape
+        )
         count: int = requests or int(first.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.name = name
         batch = max(models)
-        self._shape = item_shape(first)
+        self._shape = self._batch_shape[1:]
         self._dtype = np.dtype(first.input(0).element_type.to_dtype())
         if batch > 1 and -1 in self._shape:
             raise InputError(f"{name}: items of any size cannot share a batch; expected only batch size 1")
@@ -133,17 +138,17 @@ class Engine(Serving):
 
     @property
     def capacity(self) -> int:
-        """Requests that can be accepted and unanswered at one time: on the device and in the queue."""
+        """Most requests that can be outstanding: on the device and in the queue."""
         return self._schedule.depth + self.parallel
 
     @property
     def outstanding(self) -> int:
-        """Requests that wait or are on the device now; read without the lock, so approximate under load."""
+        """Requests that wait or are on the device; read without the lock, so approximate under load."""
         return self._schedule.outstanding
 
     @property
     def parallel(self) -> int:
-        """Requests that the device works on at one time."""
+        """Requests that the device computes at a time."""
         return self._parallel
 
     def submit(
@@ -154,27 +159,27 @@ class Engine(Serving):
         policy: Policy | None = None,
         copy: bool = True,
     ) -> Future[Any]:
-        """Accept one array.
+        """Queue one array and return a future.
 
         Parameters
         ----------
         array
             One item, without the batch dimension, of the model's shape and dtype.
         deadline
-            Seconds from now. A request that is not answered by then, queued or running, ends with
-            `DeadlineExceeded`, at most 20 ms late; what the device still computes is dropped.
+            Seconds from now. A request without a result by then, queued or running, ends with `DeadlineExceeded`, at
+            most 20 ms late. A result that is still being computed is dropped.
         policy
-            In place of the engine's.
+            Used instead of the engine's.
         copy
-            Whether the caller may overwrite the array as soon as this returns: a request that has to wait is
-            then copied twice, into the queue and into the device's tensor. With False, or when a request is
-            free, once; the array then belongs to the engine until the future is done.
+            True: the caller may overwrite the array as soon as this returns; a request that has to wait is then
+            copied twice, into the queue and into the device's tensor. False: one copy; the array must not change
+            until the future is done.
 
         Returns
         -------
         concurrent.futures.Future
-            Its result is an array without the batch dimension, the caller's own; a tuple of them if the model
-            has several outputs. `cancel` works until the result is there. Callbacks run in the device's
+            Its result is an array without the batch dimension, which the caller owns, or a tuple of them if the
+            model has several outputs. `cancel` works until the result is there. Callbacks run in the device's
             thread: keep them short, and do not wait in them.
 
         Raises
@@ -191,15 +196,15 @@ class Engine(Serving):
         return self._accept(array, deadline, policy or self._policy, copy)
 
     def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
-        """Answer one array and wait, in this thread if a request is free: no other thread has to be woken.
+        """Compute one array and wait, in this thread if a request is free: no other thread has to be woken.
 
         Parameters
         ----------
         array
-            As for `submit`; not to be changed meanwhile.
+            As for `submit`; it must not change meanwhile.
         deadline
-            Seconds from now. Only a request that other threads compute can be given up at it, so with one the
-            array is queued.
+            Seconds from now. An array with a deadline is queued, because a computation in this thread cannot be
+            given up.
 
         Raises
         ------
@@ -209,37 +214,108 @@ class Engine(Serving):
             If the device failed.
         """
         self._check(array)
-        schedule, job, claim = self._schedule, Job(self, array, None), _Claim()
+        claim = _Claim()
         with self._lock:
             self._refuse_if_closed()
-            slot = schedule.free_slot() if deadline is None and not schedule.queue else None
-            # The last callback must have returned: until then, OpenVINO 2024.6 calls back for a synchronous run
-            # too, and never again after it.
-            if slot is not None and not slot.at_rest:
-                slot = None
-            if slot is not None:
-                slot.claim, slot.jobs, job.slot = weakref.ref(claim), (job,), slot
+            # The last callback must have returned: until then, OpenVINO 2024.6 also calls back for a synchronous
+            # run, and never again after it.
+            slot = self._claim(array, claim, at_rest=True) if deadline is None else None
         if slot is None:
             return super().infer(array, deadline=deadline)
-        failure = None
         try:
             value = slot.run(slot.jobs)[0]
         except Exception as error:
-            failure = schedule.failure(error)
-        with self._lock:
-            in_time = schedule.count(job, "failed" if failure else "done")
-            schedule.release(slot)
-            schedule.pump()
-            if schedule.ended or self._refusal is not None:
-                self._bell.put(None)
-        if failure is not None:
-            raise failure
-        if not in_time:
-            raise EngineClosed(f"{self.name}: closed before the result was there")
+            self._release(slot, "failed")
+            raise self._schedule.failure(error)  # noqa: B904 - `failure` sets the cause
+        self._release(slot)
         return value
 
+    def run_batches(self, batches: Iterable[np.ndarray]) -> list[Outputs]:
+        """Compute whole batches; the next ones are made, in this thread, while the last ones are computed.
+
+        Several threads may do this at the same time; they share the infer requests.
+
+        Parameters
+        ----------
+        batches
+            Each of the model's shape and dtype, batch dimension included, C-contiguous. The device reads it in
+            place: it must not change until the results are there.
+
+        Returns
+        -------
+        list of tuples of arrays
+            Copies of the outputs in the model's order, for each batch in order.
+
+        Raises
+        ------
+        ContractError
+            If a batch is not of the model's shape and dtype.
+        InferenceError
+            If the device failed.
+        EngineClosed
+            If the engine is closed, or was inherited by a forked child.
+        RequestError
+            If this is a callback, which must not wait.
+        """
+        refuse_waiting()
+        claim, under_way, results = _Claim(), deque[Slot](), list[Outputs]()
+        try:
+            for batch in batches:
+                self._check(batch, self._batch_shape)
+                while (slot := self._claim_for_batch(batch, claim, wait=not under_way)) is None:
+                    results.append(self._finish_batch(under_way))
+                under_way.append(slot)
+                try:
+                    slot.start_batch(batch)
+                except RuntimeError as error:
+                    raise self._schedule.failure(error)  # noqa: B904 - `failure` sets the cause
+            while under_way:
+                results.append(self._finish_batch(under_way))
+        finally:
+            for slot in under_way:  # after an error, which is the one to raise
+                slot.settle()
+                self._release(slot, "cancelled")
+        return results
+
+    def _claim_for_batch(self, batch: np.ndarray, claim: _Claim, *, wait: bool) -> Slot | None:
+        """Claim a free slot. A thread waits only while it holds none: else two threads could wait for each other."""
+        with self._lock:
+            while True:
+                self._refuse_if_closed()
+                if (slot := self._claim(batch, claim)) is not None or not wait:
+                    return slot
+                self._room.wait(RECHECK)
+
+    def _claim(self, array: np.ndarray, claim: _Claim, *, at_rest: bool = False) -> Slot | None:
+        """Take a free slot for this thread, unless queued requests come first. The lock is held."""
+        slot = None if self._schedule.queue else self._schedule.free_slot()
+        if slot is not None and not (at_rest and not slot.at_rest):
+            slot.claim, slot.jobs = weakref.ref(claim), (Request(array),)
+            return slot
+        return None
+
+    def _finish_batch(self, under_way: deque[Slot]) -> Outputs:
+        """Wait for the oldest batch of this thread and free its slot."""
+        try:
+            outputs = under_way[0].finish_batch()
+        except RuntimeError as error:
+            self._release(under_way.popleft(), "failed")
+            raise self._schedule.failure(error)  # noqa: B904 - `failure` sets the cause
+        self._release(under_way.popleft())
+        return outputs
+
+    def _release(self, slot: Slot, outcome: Outcome = "done") -> None:
+        """Free a claimed slot and count its request."""
+        with self._lock:
+            in_time = self._schedule.release(slot, outcome)
+            self._schedule.pump()
+            if self._schedule.ended or self._refusal is not None:
+                self._bell.put(None)
+        if outcome == "done" and not in_time:
+            raise EngineClosed(f"{self.name}: closed before the result was there")
+
     def resubmit(self, array: np.ndarray, *, deadline: float | None = None) -> Future[Any]:
-        """Accept, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
+        """Queue, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
         return self._accept(array, deadline, None, False)
 
     def _accept(
@@ -260,32 +336,32 @@ class Engine(Serving):
         return job
 
     def counters(self) -> Counters:
-        """What has happened so far."""
+        """Return the counters so far."""
         with self._lock:
             return self._schedule.snapshot()
 
     @property
     def closed(self) -> bool:
-        """Whether everything is resolved and released."""
+        """Whether every future is resolved and the device released."""
         return self._closed.is_set()
 
     def disown(self) -> None:
-        """Refuse from now on: this is a forked child. The lock may be held for ever here, so it is not taken."""
+        """Refuse requests from now on: this is a forked child. The lock may never be freed here, so it is not taken."""
         self._refusal = (
-            f"{self.name}: expected the process that loaded the model, found a forked child, where OpenVINO's threads "
-            "do not exist; load the model in the child, or start it with multiprocessing's 'spawn'"
+            f"{self.name}: expected the process that loaded the model, found a forked child, which has none of "
+            "OpenVINO's threads; load the model in the child, or start it with multiprocessing's 'spawn'"
         )
         self._forked = True
 
     def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
-        """Accept nothing more, resolve every future, and release the device. May be called again.
+        """Accept no more requests, resolve every future, and release the device. May be called again.
 
         Parameters
         ----------
         drain
             Whether queued requests are still computed; otherwise they end with `EngineClosed` at once.
         timeout
-            Seconds after which whatever is left, also on a device that hangs, ends with `EngineClosed`.
+            Seconds after which the remaining requests, even on a device that hangs, end with `EngineClosed`.
         """
         if self._forked:
             return
@@ -309,16 +385,15 @@ class Engine(Serving):
                 self._schedule.queue.remove(job)
                 self._room.notify()
 
-    def _check(self, array: np.ndarray) -> None:
+    def _check(self, array: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
+        shape = self._shape if shape is None else shape
         if array.dtype == self._dtype:
-            if array.shape == self._shape:
+            if array.shape == shape:
                 return
-            if -1 in self._shape and len(array.shape) == len(self._shape) and 0 not in array.shape:  # noqa: SIM102
-                if all(want in (-1, found) for want, found in zip(self._shape, array.shape, strict=True)):
+            if -1 in shape and len(array.shape) == len(shape) and 0 not in array.shape:  # noqa: SIM102
+                if all(want in (-1, found) for want, found in zip(shape, array.shape, strict=True)):
                     return
-        raise ContractError(
-            f"{self.name}: expected {self._shape} {self._dtype}, found {array.shape} {array.dtype}"
-        )
+        raise ContractError(f"{self.name}: expected {shape} {self._dtype}, found {array.shape} {array.dtype}")
 
     def _refuse_if_closed(self) -> None:
         if self._refusal is not None:
@@ -352,7 +427,7 @@ class Engine(Serving):
     # The methods below are called without the lock, and never by a thread that a signal can interrupt.
 
     def complete(self, slot: Slot) -> None:
-        """In OpenVINO's callback: take the results, start what is next, resolve the futures."""
+        """Handle OpenVINO's callback: copy the results, start the next request, resolve the futures."""
         jobs, failure = slot.jobs, None
         try:
             values = slot.read()
@@ -371,7 +446,7 @@ class Engine(Serving):
         self._deliver()
 
     def _deliver(self) -> None:
-        """Resolve the futures of jobs that have ended. What their callbacks raise stays here."""
+        """Resolve the futures of jobs that have ended; exceptions of their callbacks are logged."""
         outer = may_not_wait()
         in_done_callback.active = True
         try:
@@ -392,7 +467,7 @@ class Engine(Serving):
             in_done_callback.active = outer
 
     def tick(self) -> float | None:
-        """See to failures, deadlines and closing; return seconds until the next look, None: when the bell rings."""
+        """Process failures and deadlines. Return the delay until the next check, or None to wait for a wake-up."""
         with self._lock:
             now, schedule = time.monotonic(), self._schedule
             closing = self._refusal is not None
@@ -417,7 +492,7 @@ class Engine(Serving):
 
 
 class _Claim:
-    """What only the frame of `infer` refers to."""
+    """An object that only the frame of `infer` or `run_batches` refers to."""
 
     __slots__ = ("__weakref__",)
 
@@ -433,6 +508,31 @@ def _find(reference: weakref.ref[Engine], number: int) -> tuple[Engine, Slot] | 
 
 def _by_batch(compiled: ov.CompiledModel) -> dict[int, ov.CompiledModel]:
     batch = compiled.input(0).partial_shape[0]
-    if batch.is_dynamic:
-        raise InputError("expected a model with a static batch, found a dynamic one; reshape it first")
-    return {batch.get_length(): compiled}
+    return {1 if batch.is_dynamic else batch.get_length(): compiled}
+
+
+def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = None) -> Engine:
+    """Compile a model as a plan says and start an engine named after it.
+
+    Parameters
+    ----------
+    model : openvino.Model
+        One input.
+    plan
+        Device and properties; `batch_buckets` and `cache_dir` are not used.
+    requests
+        Infer requests in flight; None: the plan's, else the device's optimal number.
+
+    Raises
+    ------
+    DeviceError
+        If the device is absent or cannot compile the model.
+    InferenceError
+        If the device cannot make its infer requests.
+    """
+    name = model.get_friendly_name()
+    try:
+        compiled = shared_core().compile_model(model, plan.device, plan.compile_config())
+    except RuntimeError as error:
+        raise DeviceError(f"device {plan.device!r} cannot compile {name}: {reason_of(error)}") from error
+    return Engine(compiled, requests=requests or plan.requests, name=f"{name} on {plan.device}")

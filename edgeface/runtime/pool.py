@@ -28,8 +28,8 @@ from edgeface.errors import (
 )
 from edgeface.runtime.counters import Counters, Outcome, Tally
 from edgeface.runtime.engine import Engine
+from edgeface.runtime.schedule import Job
 from edgeface.runtime.serving import RECHECK, Policy, Serving, may_not_wait
-from edgeface.runtime.slots import Job
 
 __all__ = ["Member", "Pool", "Retirement"]
 

@@ -19,7 +19,7 @@ from edgeface.runtime.counters import Counters
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["RECHECK", "Policy", "Serving", "in_done_callback", "may_not_wait"]
+__all__ = ["RECHECK", "Policy", "Serving", "in_done_callback", "may_not_wait", "refuse_waiting"]
 
 Policy = Literal["block", "drop-oldest", "reject"]
 """What `submit` does when the queue is full: wait for room, let the newest replace the oldest, or refuse."""
@@ -36,7 +36,10 @@ def may_not_wait() -> bool:
     return getattr(in_done_callback, "active", False)
 
 
-_NO_WAITING = "a future's callback must not wait for results: it holds the device's thread"
+def refuse_waiting() -> None:
+    """Raise `RequestError` if waiting here would stop the thread that has to produce the result."""
+    if may_not_wait():
+        raise RequestError("a future's callback must not wait for results: it holds the device's thread")
 
 
 class Serving(ABC):
@@ -60,8 +63,7 @@ class Serving(ABC):
 
     def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
         """Answer one array and wait; it must not be changed meanwhile."""
-        if may_not_wait():
-            raise RequestError(_NO_WAITING)
+        refuse_waiting()
         return self.submit(array, deadline=deadline, policy="block", copy=False).result()
 
     @abstractmethod
@@ -143,8 +145,8 @@ class Serving(ABC):
 
 def _wait(window: deque[Future[Any]]) -> Any:
     """The oldest future's result. It stays in the window, to be cancelled, until the result is there."""
-    if may_not_wait() and not window[0].done():
-        raise RequestError(_NO_WAITING)
+    if not window[0].done():
+        refuse_waiting()
     result = window[0].result()
     window.popleft()
     return result

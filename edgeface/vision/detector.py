@@ -1,12 +1,11 @@
-"""Images in, faces out: what a detector promises, and which ones there are."""
+"""What a detector does: the protocol, and the faces that it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 from edgeface.errors import FaceError, InputError
 from edgeface.vision.image import Image
 
-__all__ = ["Detector", "DetectorName", "Faces", "load_detector"]
+__all__ = ["Detector", "Faces"]
 
-DetectorName = Literal["mtcnn", "yunet", "retail-0004"]
 Index = int | slice | NDArray[np.integer] | NDArray[np.bool_] | list[int]
 
 
@@ -135,62 +133,3 @@ class Detector(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def load_detector(
-    name: DetectorName = "mtcnn",
-    *,
-    device: str = "CPU",
-    model: Path | None = None,
-    landmarks_model: Path | None = None,
-    min_size: int = 20,
-    threshold: float | None = None,
-) -> Detector:
-    """Load a detector by name.
-
-    Parameters
-    ----------
-    name
-        ``mtcnn``; ``yunet``; or ``retail-0004`` for face-detection-retail-0004.
-    device
-        An OpenVINO device.
-    model
-        ``mtcnn``: a folder with det1.npz, det2.npz and det3.npz; by default the weights of the `mtcnn`
-        package. ``yunet``: the .onnx. ``retail-0004``: the .xml. The last two have no default.
-    landmarks_model
-        ``retail-0004`` only: the .xml of landmarks-regression-retail-0009. Without it landmarks are NaN.
-    min_size
-        Smallest face to find: shorter side of its box in pixels.
-    threshold
-        Lowest score of a face; by default each detector's published one.
-
-    Raises
-    ------
-    InputError
-        If the name is unknown or the options do not fit the detector.
-    MissingError
-        If a model file or the device is not there.
-    """
-    if min_size < 1:
-        raise InputError(f"min_size: expected 1 or more pixels, found {min_size}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected 0 to 1, found {threshold}")
-    if landmarks_model is not None and name != "retail-0004":
-        raise InputError(f"landmarks_model belongs to retail-0004; {name} finds landmarks itself")
-    if name == "mtcnn":
-        from edgeface.vision.mtcnn import MTCNN
-
-        return MTCNN(device=device, weights=model, min_size=min_size, threshold=threshold)
-    if name not in get_args(DetectorName):
-        raise InputError(f"detector: expected one of {', '.join(get_args(DetectorName))}, found {name!r}")
-    if model is None:
-        raise InputError(f"detector {name}: expected the path of its model, found none")
-    if name == "yunet":
-        from edgeface.vision.yunet import YuNet
-
-        return YuNet(model, device=device, min_size=min_size, threshold=threshold)
-    from edgeface.vision.ssd import RetailSSD
-
-    return RetailSSD(
-        model, landmarks_model=landmarks_model, device=device, min_size=min_size, threshold=threshold
-    )

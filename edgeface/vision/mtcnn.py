@@ -1,7 +1,7 @@
-"""MTCNN: a cascade of three small networks, each refining what the one before let through.
+"""MTCNN: detect faces with a cascade of three small networks, P-Net, R-Net and O-Net.
 
-Faithful to davidsandberg/facenet, `src/align/detect_face.py`, down to its rounding, because the face models were
-trained on boxes that it drew; but batched: over images, over scales and over candidates.
+Boxes equal those of davidsandberg/facenet, `src/align/detect_face.py`, including its rounding, because the face models
+were trained on its boxes. Unlike it, this works in batches: of images, of scales and of candidates.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Outputs, Pool, check_images, describe
 from edgeface.vision.mtcnn_nets import find_weights, load_nets
+from edgeface.vision.networks import NetworkDetector, Observer, check_images
 from edgeface.vision.nms import nms
 from edgeface.vision.picture import Album, Picture
 
@@ -75,23 +75,25 @@ class _Candidates:
         return _Candidates(self.boxes[index], self.owners[index])
 
 
-class MTCNN(Closing):
+class MTCNN(NetworkDetector):
     """The default detector. See `edgeface.vision.detector.Detector` for `detect`.
 
-    Boxes and landmarks are the reference's own numbers. It counts pixels from 1, and its boxes are used as if
-    they counted from 0 by everything that was trained with it; so they are here.
+    Boxes and landmarks are the reference's numbers. The reference counts pixels from 1, and everything that was
+    trained with it uses its boxes as if they counted from 0; so does this detector.
 
     Parameters
     ----------
     device
-        An OpenVINO device that takes dynamic shapes: pictures may have any size.
+        An OpenVINO device that supports dynamic shapes: images may have any size.
     weights
-        Folder of det1.npz, det2.npz and det3.npz, or of pnet.xml, rnet.xml and onet.xml that
-        `edgeface quantize mtcnn --as mtcnn` wrote; by default the `mtcnn` package's.
+        Folder of det1.npz, det2.npz and det3.npz, or of pnet.xml, rnet.xml and onet.xml as
+        `edgeface quantize mtcnn --as mtcnn` writes them; None: the weights of the `mtcnn` package.
     min_size
         Smallest face to find, in pixels. Time grows with its inverse square.
     threshold
-        Lowest probability of a face in O-Net; by default 0.7.
+        Lowest probability of a face in O-Net, 0 to 1; None: 0.7.
+    observe
+        See `load_detector`; the networks are called ``pnet``, ``rnet`` and ``onet``.
     """
 
     name = "mtcnn"
@@ -103,23 +105,22 @@ class MTCNN(Closing):
         weights: Path | None = None,
         min_size: int = 20,
         threshold: float | None = None,
+        observe: Observer | None = None,
     ) -> None:
-        nets = load_nets(weights)
-        self._min_size = min_size
-        self._threshold = _THRESHOLDS[2] if threshold is None else threshold
-        self._settings = describe(
-            self.name, threshold=self._threshold, min_size=min_size, model=find_weights(weights)
+        super().__init__(
+            load_nets(weights),
+            device=device,
+            min_size=min_size,
+            threshold=_THRESHOLDS[2] if threshold is None else threshold,
+            files=find_weights(weights),
+            observe=observe,
         )
-        self._pnet = Pool(nets["pnet"], device=device)
-        self._rnet = Pool(nets["rnet"], device=device)
-        self._onet = Pool(nets["onet"], device=device)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
 
     def close(self) -> None:
         """See `Detector.close`."""
         self._threads.shutdown()
-        for pool in (self._pnet, self._rnet, self._onet):
-            pool.close()
+        super().close()
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images of one size, and many at a time, are fastest."""
@@ -129,7 +130,7 @@ class MTCNN(Closing):
         parts = [images[start : start + share] for start in range(0, len(images), share)]
         if len(parts) < 2:
             return self._detect(images) if parts else []
-        # Threads, so that while one part waits for a network another one cuts out boxes and sorts them.
+        # While one part waits for a network, another one cuts out boxes and sorts them.
         return list(itertools.chain.from_iterable(self._threads.map(self._detect, parts)))
 
     def _detect(self, images: Sequence[Image]) -> list[Faces]:
@@ -139,7 +140,7 @@ class MTCNN(Closing):
     def _propose(self, pictures: Sequence[Picture]) -> _Candidates:
         """P-Net on every scale of every image."""
         levels = _levels(pictures, self._min_size)
-        outputs = self._pnet.map(level.album.shrink(level.part, *level.size) for level in levels)
+        outputs = self._run("pnet", (level.album.shrink(level.part, *level.size) for level in levels))
         parts = [_read_maps(level, maps) for level, (maps,) in zip(levels, outputs, strict=True)]
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
@@ -152,7 +153,7 @@ class MTCNN(Closing):
 
     def _refine(self, pictures: Sequence[Picture], candidates: _Candidates) -> _Candidates:
         """R-Net on every candidate."""
-        candidates, scores, shifts, _ = _run(self._rnet, "rnet", 24, pictures, candidates)
+        candidates, scores, shifts, _ = self._judge("rnet", 24, pictures, candidates)
         passed = np.flatnonzero(scores > _THRESHOLDS[1])
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         kept = nms(candidates.boxes, scores, _NMS, groups=candidates.owners, pixel=1)
@@ -161,7 +162,7 @@ class MTCNN(Closing):
 
     def _decide(self, pictures: Sequence[Picture], candidates: _Candidates) -> list[Faces]:
         """O-Net on what is left."""
-        candidates, scores, shifts, points = _run(self._onet, "onet", 48, pictures, candidates)
+        candidates, scores, shifts, points = self._judge("onet", 48, pictures, candidates)
         passed = np.flatnonzero(scores > self._threshold)
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         corners, sides = candidates.boxes[:, :2], candidates.boxes[:, 2:] - candidates.boxes[:, :2] + 1
@@ -179,6 +180,28 @@ class MTCNN(Closing):
             )
             for part in np.split(kept, bounds)
         ]
+
+    def _judge(
+        self, name: str, side: int, pictures: Sequence[Picture], candidates: _Candidates
+    ) -> tuple[_Candidates, Floats, Floats, Floats]:
+        """Run a network on every box: probabilities (K,), regressions (K, 4), landmarks (K, 0 or 10).
+
+        Boxes without extent are dropped.
+        """
+        has_extent = (candidates.boxes[:, 2:] >= candidates.boxes[:, :2]).all(axis=1)
+        candidates = candidates[np.flatnonzero(has_extent)]
+        total, largest = len(candidates), _LARGEST_BATCH[name]
+        outputs = self._run(
+            name,
+            (
+                _cut(pictures, candidates[np.arange(start, min(start + largest, total))], side)
+                for start in range(0, total, largest)
+            ),
+        )
+        found = np.concatenate([found for (found,) in outputs] or [np.empty((0, 15))])[:total].astype(
+            np.float64
+        )
+        return candidates, _probability(found[:, 0]), found[:, 1:5], found[:, 5:]
 
 
 def _levels(pictures: Sequence[Picture], min_size: int) -> list[_Level]:
@@ -218,24 +241,6 @@ def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ..
         level.images[image],
         numbers,
     )
-
-
-def _run(
-    pool: Pool, name: str, side: int, pictures: Sequence[Picture], candidates: _Candidates
-) -> tuple[_Candidates, Floats, Floats, Floats]:
-    """Run a network on the picture inside every box: probabilities (K,), regressions (K, 4), landmarks (K, ...).
-
-    Boxes without extent are dropped, as nothing is in them.
-    """
-    has_extent = (candidates.boxes[:, 2:] >= candidates.boxes[:, :2]).all(axis=1)
-    candidates = candidates[np.flatnonzero(has_extent)]
-    total, largest = len(candidates), _LARGEST_BATCH[name]
-    starts = range(0, total, largest)
-    outputs: list[Outputs] = pool.map(
-        _cut(pictures, candidates[np.arange(start, min(start + largest, total))], side) for start in starts
-    )
-    found = np.concatenate([found for (found,) in outputs] or [np.empty((0, 15))])[:total].astype(np.float64)
-    return candidates, _probability(found[:, 0]), found[:, 1:5], found[:, 5:]
 
 
 def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
-from edgeface.vision.infer import read_network
+from edgeface.vision.networks import read_network
 
 __all__ = ["Layer", "NetName", "Weights", "build_net", "find_weights", "load_nets", "load_weights"]
 

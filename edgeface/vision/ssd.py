@@ -1,6 +1,7 @@
-"""face-detection-retail-0004: Intel's SSD of 200 boxes, with landmarks-regression-retail-0009 for the landmarks.
+"""face-detection-retail-0004: detect faces with Intel's SSD of 200 boxes, and find landmarks with a second network.
 
-Both are described in Open Model Zoo, `models/intel/<name>/README.md`.
+The second one is landmarks-regression-retail-0009. Both are described in Open Model Zoo,
+`models/intel/<name>/README.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import openvino as ov
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Pool, check_images, describe, read_network
+from edgeface.vision.networks import NetworkDetector, Observer, check_images, read_network
 
 __all__ = ["RetailSSD"]
 
@@ -24,11 +25,11 @@ _THRESHOLD = 0.5
 """Lowest confidence (Open Model Zoo, `demos/common/python/models/ssd.py`)."""
 
 
-class RetailSSD(Closing):
+class RetailSSD(NetworkDetector):
     """See `edgeface.vision.detector.Detector` for `detect`.
 
-    The whole image is squeezed to 300 x 300, so faces under about a fifteenth of its side are not found. Boxes
-    are cut off at the image's border.
+    The whole image is resized to 300 x 300, so faces smaller than about a fifteenth of its side are not found. Boxes
+    are clipped to the image.
 
     Parameters
     ----------
@@ -41,7 +42,9 @@ class RetailSSD(Closing):
     min_size
         Smallest face to report: shorter side of its box in pixels.
     threshold
-        Lowest confidence; by default 0.5.
+        Lowest confidence, 0 to 1; None: 0.5.
+    observe
+        See `load_detector`; the networks are called ``model`` and ``landmarks``.
     """
 
     name = "retail-0004"
@@ -54,32 +57,26 @@ class RetailSSD(Closing):
         device: str = "CPU",
         min_size: int = 20,
         threshold: float | None = None,
+        observe: Observer | None = None,
     ) -> None:
-        self._min_size = min_size
-        self._threshold = _THRESHOLD if threshold is None else threshold
-        self._boxes = Pool(_read(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7]), device=device)
-        self._landmarks: Pool | None = None
+        networks = {"model": _read(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7])}
         if landmarks_model is not None:
-            network = _read(landmarks_model, [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE], [1, 10, 1, 1])
-            self._landmarks = Pool(network, device=device)
-        self._settings = describe(
-            self.name,
-            threshold=self._threshold,
+            given = [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE]
+            networks["landmarks"] = _read(landmarks_model, given, [1, 10, 1, 1])
+        super().__init__(
+            networks,
+            device=device,
             min_size=min_size,
-            model=[model],
-            landmarks_model=landmarks_model,
+            threshold=_THRESHOLD if threshold is None else threshold,
+            files=[model],
+            landmarks_file=landmarks_model,
+            observe=observe,
         )
-
-    def close(self) -> None:
-        """See `Detector.close`."""
-        self._boxes.close()
-        if self._landmarks is not None:
-            self._landmarks.close()
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images are computed concurrently, and so are the landmarks of all faces."""
         check_images(images)
-        outputs = self._boxes.map(_blob(image, _SIDE) for image in images)
+        outputs = self._run("model", (_blob(image, _SIDE) for image in images))
         found = [self._decode(output, image) for (output,), image in zip(outputs, images, strict=True)]
         points = self._find_landmarks(images, [boxes for boxes, _ in found])
         faces = []
@@ -89,7 +86,7 @@ class RetailSSD(Closing):
         return faces
 
     def _decode(self, output: np.ndarray, image: Image) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes and scores, best first, from rows of image number, label, confidence, x0, y0, x1, y1."""
+        """Read boxes and scores, best first, from rows of image number, label, confidence, x0, y0, x1, y1."""
         height, width = image.shape[:2]
         rows = output[0, 0]
         rows = rows[: np.argmax(rows[:, 0] < 0)] if (rows[:, 0] < 0).any() else rows  # -1 ends the list
@@ -100,15 +97,16 @@ class RetailSSD(Closing):
         return boxes[order], rows[order, 2]
 
     def _find_landmarks(self, images: Sequence[Image], boxes: Sequence[np.ndarray]) -> np.ndarray:
-        """Landmarks of all boxes of all images, (N, 5, 2) float32."""
+        """Find the landmarks of all boxes of all images: (N, 5, 2) float32."""
         every = np.concatenate([np.empty((0, 4), np.float32), *boxes])
-        if self._landmarks is None or not len(every):
+        if "landmarks" not in self._engines or not len(every):
             return np.full((len(every), 5, 2), np.nan, np.float32)
         crops = ((image, box) for image, part in zip(images, boxes, strict=True) for box in part)
-        outputs = self._landmarks.map(
+        blobs = (
             _blob(image[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))], _LANDMARKS_SIDE)
             for image, (x0, y0, x1, y1) in crops
         )
+        outputs = self._run("landmarks", blobs)
         relative = np.stack([output[0].reshape(5, 2) for output in outputs])
         low, high = np.floor(every[:, None, :2]), np.ceil(every[:, None, 2:])
         return np.asarray(low + relative * (high - low), np.float32)

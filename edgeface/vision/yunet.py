@@ -1,4 +1,4 @@
-"""YuNet: one small network for boxes, scores and five landmarks at three strides.
+"""YuNet: detect faces with one small network for boxes, scores and five landmarks at three strides.
 
 Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine Intelligence Research 20, 2023; decoded as
 `modules/objdetect/src/face_detect.cpp` of OpenCV does it.
@@ -15,7 +15,7 @@ import numpy as np
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.infer import Closing, Pool, check_images, describe, read_network
+from edgeface.vision.networks import NetworkDetector, Observer, check_images, read_network
 from edgeface.vision.nms import nms
 
 __all__ = ["YuNet"]
@@ -24,11 +24,10 @@ _STRIDES = (8, 16, 32)
 _THRESHOLD, _NMS = 0.7, 0.3
 """Lowest score and largest overlap; OpenCV's defaults are 0.9, which loses small faces, and 0.3."""
 _LONGEST_SIDE = 640
-"""Larger images are scaled down to this: YuNet finds faces of 10 to 300 pixels, and of a portrait that fills a
-larger picture only a part."""
+"""Larger images are scaled down to this. YuNet finds faces of 10 to 300 pixels; of a larger one it finds a part."""
 
 
-class YuNet(Closing):
+class YuNet(NetworkDetector):
     """See `edgeface.vision.detector.Detector` for `detect`.
 
     Parameters
@@ -40,13 +39,21 @@ class YuNet(Closing):
     min_size
         Smallest face to report: shorter side of its box in pixels.
     threshold
-        Lowest score; by default 0.7.
+        Lowest score, 0 to 1; None: 0.7.
+    observe
+        See `load_detector`; the network is called ``model``.
     """
 
     name = "yunet"
 
     def __init__(
-        self, model: Path, *, device: str = "CPU", min_size: int = 20, threshold: float | None = None
+        self,
+        model: Path,
+        *,
+        device: str = "CPU",
+        min_size: int = 20,
+        threshold: float | None = None,
+        observe: Observer | None = None,
     ) -> None:
         network = read_network(model)
         names = {name for output in network.outputs for name in output.names}
@@ -61,22 +68,21 @@ class YuNet(Closing):
             next(i for i, output in enumerate(network.outputs) if name in output.names)
             for name in (f"{head}_{stride}" for stride in _STRIDES for head in ("cls", "obj", "bbox", "kps"))
         ]
-        self._min_size = min_size
-        self._threshold = _THRESHOLD if threshold is None else threshold
-        self._settings = describe(self.name, threshold=self._threshold, min_size=min_size, model=[model])
-        self._pool = Pool(network, device=device)
-
-    def close(self) -> None:
-        """See `Detector.close`."""
-        self._pool.close()
+        super().__init__(
+            {"model": network},
+            device=device,
+            min_size=min_size,
+            threshold=_THRESHOLD if threshold is None else threshold,
+            files=[model],
+            observe=observe,
+        )
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images are computed concurrently, each at its own size."""
         check_images(images)
         scales = [self._scale(image) for image in images]
-        outputs = self._pool.map(
-            self._prepare(image, scale) for image, scale in zip(images, scales, strict=True)
-        )
+        prepared = (self._prepare(image, scale) for image, scale in zip(images, scales, strict=True))
+        outputs = self._run("model", prepared)
         return [
             self._decode([output[index][0] for index in self._order], self._shape(image, scale), scale)
             for output, image, scale in zip(outputs, images, scales, strict=True)
@@ -88,14 +94,14 @@ class YuNet(Closing):
         return float(min(self._fixed[0] / image.shape[0], self._fixed[1] / image.shape[1]))
 
     def _shape(self, image: Image, scale: float) -> tuple[int, int]:
-        """Height and width of the network's input: the scaled image's, up to the next multiple of 32."""
+        """Return height and width of the network's input: the scaled image's, rounded up to multiples of 32."""
         if self._fixed is not None:
             return self._fixed
         height, width = _scaled(image, scale)
         return -(-height // 32) * 32, -(-width // 32) * 32
 
     def _prepare(self, image: Image, scale: float) -> np.ndarray:
-        """The scaled image in the top left corner of a black (1, 3, H, W) float32."""
+        """Put the scaled image in the top left corner of a black (1, 3, H, W) float32."""
         height, width = _scaled(image, scale)
         padded = np.zeros((1, 3, *self._shape(image, scale)), np.float32)
         if scale != 1:

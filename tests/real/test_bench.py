@@ -11,7 +11,7 @@ import pytest
 from edgeface.bench import BenchmarkResult, Extras, benchmark, read_any
 from edgeface.bench.run.kiosk import Film
 from edgeface.bench.run.runner import DEFAULTS
-from edgeface.vision.detector import load_detector
+from edgeface.vision.load import load_detector
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 QUICK = DEFAULTS.model_copy(

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
+from edgeface.vision.load import load_detector
 from edgeface.vision.mtcnn_nets import load_weights
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -17,8 +17,9 @@ from edgeface.pipeline.table import EmbeddingTable
 from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.recognize.threshold import shipped_thresholds
 from edgeface.runtime import Embedder
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
+from edgeface.vision.load import load_detector
 from edgeface.vision.nms import overlaps
 from edgeface.vision.quality import QualityGate, measure_quality
 from edgeface.vision.source import Frame, open_source

@@ -17,8 +17,9 @@ from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_
 from edgeface.quantize.fidelity import embed
 from edgeface.quantize.structure import residuals_of, tail_of
 from edgeface.vision.crops import find_photos, write_png
-from edgeface.vision.detector import Detector, DetectorName, load_detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
+from edgeface.vision.load import DetectorName, load_detector
 
 pytestmark = pytest.mark.real
 

@@ -17,7 +17,7 @@ from edgeface.model.contract import RT_INFO_KEY, ModelContract
 from edgeface.model.flops import Work, batch_axis, count_work
 from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
-from edgeface.runtime.faults import reason_of
+from edgeface.runtime.schedule import reason_of
 
 __all__ = ["Shapes", "Subject", "parse_image_format", "parse_shapes", "read_subject"]
 

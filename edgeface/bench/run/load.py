@@ -19,8 +19,8 @@ from edgeface.bench.schema import Execution, Settings
 from edgeface.errors import DeviceError, InputError
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
 from edgeface.runtime.devices import ResolvedDevice, resolve_device
-from edgeface.runtime.faults import reason_of
 from edgeface.runtime.plan import describe_execution
+from edgeface.runtime.schedule import reason_of
 
 __all__ = ["Loaded", "load"]
 

@@ -11,7 +11,7 @@ import openvino as ov
 
 from edgeface.errors import InferenceError
 from edgeface.runtime import Embedder
-from edgeface.runtime.faults import reason_of
+from edgeface.runtime.schedule import reason_of
 
 __all__ = ["EmbedderTarget", "OpenVinoTarget", "Target", "random_inputs"]
 

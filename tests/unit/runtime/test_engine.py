@@ -8,6 +8,7 @@ import itertools
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 
 import numpy as np
@@ -19,11 +20,11 @@ from edgeface.errors import (
     DeadlineExceeded,
     EngineClosed,
     InferenceError,
-    InputError,
     Overloaded,
     RequestError,
 )
-from edgeface.runtime import Engine
+from edgeface.runtime import DevicePlan, Engine
+from edgeface.runtime.engine import compile_engine
 
 try:
     from openvino import opset13 as ops
@@ -199,10 +200,119 @@ def test_wrong_array_is_refused_with_what_was_expected(double, wrong):
         engine.submit(wrong)
 
 
-def test_dynamic_batch_is_refused(core):
-    x = ops.parameter([-1, 4], np.float32)
-    with pytest.raises(InputError, match="static batch"):
-        Engine(core.compile_model(ov.Model([ops.relu(x)], [x], "dynamic"), "CPU"))
+def of_any_batch(*, columns: int = 4) -> ov.Model:
+    """A model of any batch with two outputs: 2 x, and the sum of each row."""
+    x = ops.parameter([-1, columns], np.float32)
+    twice = ops.multiply(x, ops.constant(np.float32(2)))
+    total = ops.reduce_sum(x, ops.constant(np.array([1])))
+    return ov.Model([ops.result(twice), ops.result(total)], [x], "any batch")
+
+
+def test_dynamic_batch_takes_items_one_by_one(core):
+    with Engine(core.compile_model(of_any_batch(), "CPU"), requests=2) as engine:
+        futures = [engine.submit(np.full(4, n, np.float32)) for n in range(20)]
+        assert [future.result(SOON)[1] for future in futures] == [4 * n for n in range(20)]
+        assert engine.infer(np.ones(4, np.float32))[0].tolist() == [2, 2, 2, 2]
+
+
+def test_batches_of_any_size_come_back_in_order_with_all_outputs(core):
+    batches = [np.full((n % 5 + 1, 4), n, np.float32) for n in range(60)]
+    with compile_engine(of_any_batch(), DevicePlan(device="CPU", streams=2), requests=3) as engine:
+        assert engine.name == "any batch on CPU"
+        for batch, (twice, total) in zip(batches, engine.run_batches(iter(batches)), strict=True):
+            np.testing.assert_array_equal(twice, 2 * batch)
+            np.testing.assert_array_equal(total, batch.sum(axis=1))
+        assert engine.run_batches([]) == []
+        assert (engine.counters().done, engine.counters().running) == (60, 0)
+        with pytest.raises(ContractError, match=r"expected \(-1, 4\) float32, found \(4,\)"):
+            engine.run_batches([np.ones(4, np.float32)])
+
+
+def test_batches_of_several_threads_and_submitted_items_share_the_requests(core):
+    engine = compile_engine(of_any_batch(), DevicePlan(device="CPU"), requests=2)
+
+    def ask(thread: int) -> bool:
+        batches = [np.full((2, 4), 100 * thread + n, np.float32) for n in range(50)]
+        future = engine.submit(np.full(4, thread, np.float32))
+        answers = engine.run_batches(iter(batches))
+        same = all(np.array_equal(a[0], 2 * b) for a, b in zip(answers, batches, strict=True))
+        return same and future.result(SOON)[0].tolist() == [2 * thread] * 4
+
+    with engine, ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(ask, range(24), timeout=60))
+    counters = engine.counters()
+    assert (counters.submitted, counters.done) == (24 * 51, 24 * 51)
+
+
+def test_batches_that_fail_leave_an_engine_that_serves_on(core):
+    engine = compile_engine(of_any_batch(), DevicePlan(device="CPU"), requests=2)
+
+    def failing() -> Iterator[np.ndarray]:
+        yield from [np.zeros((2, 4), np.float32)] * 3
+        raise ImportError("no more")
+
+    for _ in range(3):
+        with pytest.raises(ImportError, match="no more"):
+            engine.run_batches(failing())
+    assert engine.run_batches([np.ones((1, 4), np.float32)])[0][0].tolist() == [[2, 2, 2, 2]]
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosed):
+        engine.run_batches([np.ones((1, 4), np.float32)])
+
+
+def test_batches_report_the_devices_error(device, board, row):
+    board.fails.add(3)
+    with Engine(device(), requests=2) as engine:
+        with pytest.raises(InferenceError, match="the device fails on 3"):
+            engine.run_batches(row(n)[np.newaxis] for n in range(1, 6))
+        assert engine.run_batches([row(5)[np.newaxis]])[0][0][0, 0] == 5
+        counters = engine.counters()
+        assert (counters.failed, counters.queued, counters.running) == (1, 0, 0)
+
+
+def test_batches_are_made_while_earlier_ones_are_computed(device, board, row):
+    board.gate.clear()
+
+    def batches() -> Iterator[np.ndarray]:
+        yield row(1)[np.newaxis]
+        board.gate.set()  # the device waits for this
+        yield row(2)[np.newaxis]
+
+    with Engine(device(), requests=2) as engine:
+        assert [answer[0, 0] for (answer,) in engine.run_batches(batches())] == [1, 2]
+
+
+def test_callback_must_not_wait_for_batches(device, board, row):
+    board.gate.clear()
+    said: list[object] = []
+    told = threading.Event()
+
+    def ask(_: object) -> None:
+        try:
+            said.append(engine.run_batches([row(2)[np.newaxis]]))
+        except RequestError as error:
+            said.append(str(error))
+        told.set()
+
+    with Engine(device(), requests=1) as engine:
+        engine.submit(row(1)).add_done_callback(ask)
+        board.gate.set()
+        assert told.wait(SOON)
+    assert "must not wait" in str(said[0])
+
+
+def test_closing_is_bounded_while_a_batch_hangs(device, board, row):
+    board.gate.clear()
+    engine = Engine(device(), requests=1)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(engine.run_batches, [row(1)[np.newaxis]])
+        time.sleep(0.1)
+        engine.close(timeout=0.2)
+        assert engine.closed
+        board.gate.set()
+        with pytest.raises(EngineClosed, match="before the result"):
+            asked.result(SOON)
 
 
 def test_reject_refuses_what_does_not_fit(device, board, row):

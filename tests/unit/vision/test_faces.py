@@ -12,8 +12,9 @@ import pytest
 
 from edgeface.errors import DeviceError, EngineClosed, FaceError, InputError, MissingError, ModelFormatError
 from edgeface.model.opset import ops
-from edgeface.vision.detector import Faces, load_detector
-from edgeface.vision.infer import Pool, read_network
+from edgeface.vision.detector import Faces
+from edgeface.vision.load import load_detector
+from edgeface.vision.networks import read_network
 
 
 def faces(*boxes: tuple[float, float, float, float]) -> Faces:
@@ -87,44 +88,30 @@ def identity() -> ov.Model:
     return ov.Model([ops.result(ops.multiply(given, np.array(2, np.float32)))], [given], "double")
 
 
-def test_a_pool_answers_in_order_and_to_several_threads_at_once():
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = Pool(identity(), device="CPU", requests=2)
-
-    def ask(thread: int) -> bool:
-        batches = [np.full(3, 100 * thread + i, np.float32) for i in range(50)]
-        answers = pool.map(iter(batches))
-        return all(
-            np.array_equal(answer[0], 2 * batch) for answer, batch in zip(answers, batches, strict=True)
-        )
-
-    with ThreadPoolExecutor(6) as threads:
-        assert all(threads.map(ask, range(24), timeout=60))
-
-
-def test_a_pool_survives_a_failing_batch_and_ends_with_close():
-    pool = Pool(identity(), device="CPU", requests=2)
-
-    def failing():
-        yield np.zeros(2, np.float32)
-        yield np.zeros(2, np.float32)
-        yield np.zeros(2, np.float32)
-        raise ImportError("no more")
-
-    for _ in range(3):
-        with pytest.raises(ImportError, match="no more"):
-            pool.map(failing())
-    assert pool.map([np.ones(1, np.float32)])[0][0].tolist() == [2]
-    pool.close()
-    pool.close()
-    with pytest.raises(EngineClosed):
-        pool.map([np.ones(1, np.float32)])
-
-
-def test_an_absent_device_is_named():
+def test_an_absent_device_is_named(tmp_path: Path):
     with pytest.raises(DeviceError, match="'NOSUCH'"):
-        Pool(identity(), device="NOSUCH")
+        load_detector("retail-0004", model=retail(tmp_path / "retail.xml"), device="NOSUCH")
+
+
+def test_a_closed_detector_says_so_and_may_be_closed_again(tmp_path: Path):
+    detector = load_detector("retail-0004", model=retail(tmp_path / "retail.xml"))
+    assert len(detector.detect([np.zeros((20, 30, 3), np.uint8)])) == 1
+    detector.close()
+    detector.close()
+    with pytest.raises(EngineClosed):
+        detector.detect([np.zeros((20, 30, 3), np.uint8)])
+
+
+def test_observe_sees_every_batch_of_every_network(tmp_path: Path):
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    with load_detector(
+        "retail-0004",
+        model=retail(tmp_path / "retail.xml"),
+        landmarks_model=landmarks(tmp_path / "landmarks.xml"),
+        observe=lambda label, batch: seen.append((label, batch.shape)),
+    ) as detector:
+        detector.detect([np.full((400, 300, 3), 200, np.uint8)] * 2)
+    assert seen == [("model", (1, 3, 300, 300))] * 2 + [("landmarks", (1, 3, 48, 48))] * 2
 
 
 def write_weights(folder: Path, *, seed: int = 0) -> Path:
@@ -161,12 +148,12 @@ def write_weights(folder: Path, *, seed: int = 0) -> Path:
 
 
 def retail(path: Path, *, factor: float = 1) -> Path:
-    """Write a network with face-detection-retail-0004's input and output shapes."""
+    """Write a network of face-detection-retail-0004's shapes that finds one face in every image."""
     image = ops.parameter([1, 3, 300, 300], np.float32)
-    rows = ops.multiply(
-        ops.reshape(ops.reduce_mean(image, [1, 2, 3]), [1, 1, 1, 1], False),
-        np.full((1, 1, 200, 7), factor, np.float32),
-    )
+    found = np.full((1, 1, 200, 7), -1, np.float32)
+    found[0, 0, 0] = [0, 1, 0.9 * factor, 0.1, 0.1, 0.8, 0.8]
+    nothing = ops.multiply(ops.reduce_mean(image, [1, 2, 3]), np.float32(0))
+    rows = ops.add(ops.reshape(nothing, [1, 1, 1, 1], False), found)
     ov.save_model(ov.Model([ops.result(rows)], [image], "retail"), path)
     return path
 

@@ -1,0 +1,83 @@
+"""Load a detector by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from edgeface.errors import InputError
+from edgeface.vision.detector import Detector
+from edgeface.vision.mtcnn import MTCNN
+from edgeface.vision.networks import Observer
+from edgeface.vision.ssd import RetailSSD
+from edgeface.vision.yunet import YuNet
+
+__all__ = ["DetectorName", "load_detector"]
+
+DetectorName = Literal["mtcnn", "yunet", "retail-0004"]
+
+
+def load_detector(
+    name: DetectorName = "mtcnn",
+    *,
+    device: str = "CPU",
+    model: Path | None = None,
+    landmarks_model: Path | None = None,
+    min_size: int = 20,
+    threshold: float | None = None,
+    observe: Observer | None = None,
+) -> Detector:
+    """Load a detector by name.
+
+    Parameters
+    ----------
+    name
+        ``mtcnn``, ``yunet``, or ``retail-0004`` for face-detection-retail-0004.
+    device
+        An OpenVINO device.
+    model
+        ``mtcnn``: a folder with det1.npz, det2.npz and det3.npz; None: the weights of the `mtcnn` package.
+        ``yunet``: the .onnx. ``retail-0004``: the .xml. The last two have no default.
+    landmarks_model
+        ``retail-0004`` only: the .xml of landmarks-regression-retail-0009. Without it landmarks are NaN.
+    min_size
+        Smallest face to find: shorter side of its box in pixels.
+    threshold
+        Lowest score of a face, 0 to 1; None: the detector's published one.
+    observe
+        Called with a network's name and each batch that is about to be computed: how quantization collects its
+        calibration data. The batch must not be kept or changed; copy it.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or an option does not belong to the detector.
+    MissingError
+        If a model file is not there.
+    ModelFormatError
+        If a file is not this detector's model.
+    DeviceError
+        If the device is absent or cannot compile the networks.
+    """
+    if min_size < 1:
+        raise InputError(f"min_size: expected 1 or more pixels, found {min_size}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected 0 to 1, found {threshold}")
+    if landmarks_model is not None and name != "retail-0004":
+        raise InputError(f"landmarks_model belongs to retail-0004; {name} finds landmarks without it")
+    if name == "mtcnn":
+        return MTCNN(device=device, weights=model, min_size=min_size, threshold=threshold, observe=observe)
+    if name not in get_args(DetectorName):
+        raise InputError(f"detector: expected one of {', '.join(get_args(DetectorName))}, found {name!r}")
+    if model is None:
+        raise InputError(f"detector {name}: expected the path of its model, found none")
+    if name == "yunet":
+        return YuNet(model, device=device, min_size=min_size, threshold=threshold, observe=observe)
+    return RetailSSD(
+        model,
+        landmarks_model=landmarks_model,
+        device=device,
+        min_size=min_size,
+        threshold=threshold,
+        observe=observe,
+    )
