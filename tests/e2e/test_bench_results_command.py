@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import edgeface
 from made_results import latencies, made_result
 from tiny_ir import write_tiny_ir
 
@@ -19,13 +19,7 @@ pytestmark = pytest.mark.timeout(200)
 
 
 def bench(*arguments: str | Path, columns: int = 140) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgeface", "bench", *map(str, arguments)],
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns)},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    return edgeface("bench", *arguments, columns=columns)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from browser import CHROMIUM, browser
+from commands import edgeface
 from contracts import sample_contract
 
 from edgeface.files import sha256_of
@@ -29,13 +28,7 @@ PEOPLE, PHOTOGRAPHS = 12, 4
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgeface", *map(str, arguments)],
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    return edgeface(*arguments)
 
 
 def build_model(path: Path) -> Path:

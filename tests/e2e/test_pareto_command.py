@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
+from commands import edgeface
 from tiny_net import skin_crops, write_tiny_net
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgeface", "pareto", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return edgeface("pareto", *arguments)
 
 
 @pytest.fixture(scope="module")
