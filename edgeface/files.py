@@ -1,4 +1,4 @@
-"""A path in, a whole file or nothing out: writing that survives interruption and full disks."""
+"""Write files so that they are whole or absent, lock them between processes, and report disk errors clearly."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from edgeface.errors import OutputError
 
-__all__ = ["free_bytes", "output_errors", "sha256_of", "staging_folder", "stopwatch", "write_atomically"]
+__all__ = [
+    "digests_of",
+    "free_bytes",
+    "locked",
+    "output_errors",
+    "sha256_of",
+    "staging_folder",
+    "stopwatch",
+    "write_atomically",
+]
 
-
-_ADVICE = {
+_REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "free some space within the quota, or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
@@ -30,29 +38,31 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
-    """Turn a failure to write below `path` into one clear `OutputError` that says how much space is free.
+    """Turn an `OSError` inside the block into an `OutputError` that says how much space is free.
 
     Parameters
     ----------
     path
-        What is written, for the message.
+        File or folder that is written, for the message.
     hint
-        Added to the advice.
+        Appended to the remedy.
     """
     try:
         yield
-    except BrokenPipeError:  # whoever followed the progress is gone; no disk is to blame
+    except BrokenPipeError:  # the reader of stdout is gone; the disk is not to blame
         raise
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "choose another folder") + hint
+        remedy = _REMEDIES.get(error.errno or 0, "choose another folder") + hint
         reason = error.strerror or str(error)
         raise OutputError(
-            f"cannot write {path}: {reason} ({free_bytes(path):,} bytes are free there); {advice}"
+            f"cannot write {path}: {reason} ({free_bytes(path):,} bytes are free there); {remedy}",
+            path=path,
+            remedy=remedy,
         ) from error
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free on the file system that holds `path` or its nearest existing parent."""
+    """Return the bytes free on the file system that holds `path` or its nearest existing parent."""
     for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(folder).free
@@ -61,7 +71,7 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes `path` when the block ends well and vanishes when it does not.
+    """Yield a temporary path that replaces `path` if the block succeeds, and is removed if it fails.
 
     Raises
     ------
@@ -76,9 +86,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staging_folder(parent: Path) -> Iterator[Path]:
-    """Yield a hidden folder inside `parent`, on the same file system, that is gone afterwards.
+    """Yield a hidden folder inside `parent`, on the same file system, that is removed afterwards.
 
-    `parent` is made if absent, and vanishes again if nothing was put into it.
+    `parent` is made if absent, and removed again if nothing was put into it.
 
     Raises
     ------
@@ -101,16 +111,59 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def locked(path: Path, *, timeout: float, hint: str = "") -> Iterator[None]:
+    """Hold an exclusive lock between processes and threads.
+
+    Parameters
+    ----------
+    path
+        The lock's file; it is created, with its folder, and stays.
+    timeout
+        Seconds to wait for another holder.
+    hint
+        As in `output_errors`.
+
+    Raises
+    ------
+    OutputError
+        If another process or thread holds it for longer than `timeout`, or the file cannot be created.
+    """
+    import filelock  # here, because most users of this module lock nothing
+
+    with output_errors(path, hint=hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=timeout)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise OutputError(
+                f"{path}: another edgeface process has held this lock for {timeout:g} s; "
+                "wait until it ends, or stop it",
+                path=path,
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def stopwatch() -> Iterator[Callable[[], float]]:
-    """Yield a function that tells the wall seconds since the block began."""
+    """Yield a function that returns the wall seconds since the block began."""
     started = time.perf_counter()
     yield lambda: time.perf_counter() - started
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+def digests_of(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
+    """Return digests of a file's bytes, as lower-case hexadecimal, by `hashlib` algorithm."""
+    hashers = {name: hashlib.new(name) for name in algorithms}
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            for hasher in hashers.values():
+                hasher.update(block)
+    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    return digests_of(path, ["sha256"])["sha256"]

@@ -11,13 +11,12 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import _omz
-from rich.console import Console
 
 from edgeface import zoo
-from edgeface.cli.progress import ProgressFormat, reporting
-from edgeface.cli.zoo import show_license
+from edgeface.cli.zoo import ProgressFormat, reporting, show_license
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,16 +52,16 @@ def _work(options: argparse.Namespace) -> int:
     # bars go to stderr, as every message does; Open Model Zoo's consumers read JSON lines from stdout
     form = ProgressFormat.json if options.progress_format == "json" else ProgressFormat.auto
     store = zoo.ModelStore(options.cache_dir)
-    with reporting(form, console=Console(stderr=True), stream=sys.stdout) as progress:
+    with reporting(form, stream=sys.stdout) as reports:
         return _omz.each(
             _omz.select(options),
-            partial(_download, options=options, store=store, progress=progress),
+            partial(_download, options=options, store=store, reports=reports),
             label="downloader.py",
         )
 
 
 def _download(
-    entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.ModelStore, progress: zoo.Progress
+    entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.ModelStore, reports: dict[str, Any]
 ) -> None:
     target = options.output_dir / entry.subdirectory
     if options.dry_run:
@@ -70,8 +69,8 @@ def _download(
             sys.stdout.write(f"would download {entry.name}/{file.name} to {target} from {file.sources[0]}\n")
         return
     show_license(entry, store)  # never asks: scripts that call this tool could not answer
-    policy = zoo.Policy(attempts=options.num_attempts, jobs=options.jobs)
-    zoo.download(entry, store, policy=policy, progress=progress)
+    policy = zoo.DownloadPolicy(attempts=options.num_attempts, jobs=options.jobs)
+    zoo.download(entry, store, policy=policy, **reports)
     store.export(entry, target, precisions=options.precisions)
 
 

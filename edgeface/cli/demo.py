@@ -1,4 +1,4 @@
-"""`edgeface demo`."""
+"""Run `edgeface demo`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 
 if TYPE_CHECKING:
     from edgeface.demo import DemoResult
@@ -34,24 +34,21 @@ def demo(
             envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False
         ),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the published source.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the publisher.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Get FaceNet, convert it, show that it is right, time it, and write a report."""
-    from edgeface.cli.progress import ProgressFormat, reporting
+    """Get FaceNet, convert it, check and time it, and write a report.
+
+    With published weights it becomes the default model, unless one is set.
+    """
     from edgeface.demo import run_demo
 
     if data is not None and not data.is_dir():
-        stderr.print(f"no data at {data}: going on without")
+        stderr.print(f"no data at {data}: continuing without", markup=False)
         data = None
-    with reporting(ProgressFormat.auto, console=stderr) as progress:
+    with progress_bars() as progress:
         result = run_demo(
-            output_dir,
-            data=data,
-            mirror=mirror,
-            offline=offline,
-            say=lambda line: stderr.print(line),
-            progress=progress,
+            output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress
         )
     if json:
         return emit_json(result.to_dict())
@@ -63,13 +60,13 @@ def _lines(result: DemoResult) -> Iterator[str]:
     contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
     seeded = contract.provenance == "seeded"
     if seeded:
-        yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises nobody. Looked in vain:"
+        yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one. No weights in:"
         yield from (f"          {escape(line)}" for line in result.source.tried)
     yield f"contract  {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
     yield f"parity    {parity.summary if parity else 'not compared: no TensorFlow, no golden vectors'}"
     if result.separation and not seeded:
         same, different = result.separation
-        yield f"faces     one person at least {same:.2f} similar, two people at most {different:.2f}"
+        yield f"faces     same-person pairs at least {same:.2f} similar, two-person pairs at most {different:.2f}"
     rate = f"{timing.gflops:.2f} GFLOPs, {timing.gflops_per_second:.0f} GFLOP/s"
     yield f"speed     {timing.median_ms:.1f} ms a face (median), {rate}"
     yield f"IR        {escape(str(result.conversion.ir))}"

@@ -1,32 +1,34 @@
-"""`edgeface zoo ...`: what models there are, and getting them onto this machine."""
+"""Run `edgeface zoo ...`: list, describe, download, verify and carry over published models."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from edgeface import zoo
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.cli.progress import ProgressFormat, reporting
-from edgeface.errors import InputError, ModelNotFoundError, NegativeResult
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.errors import InputError, NegativeResult
 
 group = typer.Typer(
-    no_args_is_help=True, help="Published models: list, describe, download, verify, carry over."
+    no_args_is_help=True, help="List, describe, download, verify and carry over published models."
 )
 
 Names = Annotated[
-    list[str],
-    typer.Argument(metavar="NAME...", help="Names, shell patterns, or several of them with commas."),
+    list[str], typer.Argument(metavar="NAME...", help="Model names or shell patterns, separated by commas.")
 ]
 OptionalNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[NAME...]", help="Names or patterns; by default all that are here."),
+    typer.Argument(metavar="[NAME...]", help="Model names or shell patterns; by default all in the store."),
 ]
 CatalogOption = Annotated[
     Path | None, typer.Option("--catalog", metavar="FILE", help="Another model_zoo.yml.", show_default=False)
@@ -37,12 +39,25 @@ CacheOption = Annotated[
         "--cache",
         metavar="DIR",
         envvar="EDGEFACE_CACHE",
-        help="Where models are kept; ~/.cache/edgeface by default.",
+        help="Folder of the model store; by default ~/.cache/edgeface.",
         show_default=False,
     ),
 ]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-license", "-y", help="Accept the licences without a question.")
+]
 
-_DEFAULT = zoo.Policy()
+
+class ProgressFormat(str, Enum):
+    """How the progress of a download is shown; `auto` draws bars on a terminal and nothing elsewhere."""
+
+    auto = "auto"
+    text = "text"
+    json = "json"
+    none = "none"
+
+
+_DEFAULT = zoo.DownloadPolicy()
 
 
 def register(app: typer.Typer) -> None:
@@ -54,14 +69,13 @@ def register(app: typer.Typer) -> None:
 def list_models(
     catalog: CatalogOption = None, cache: CacheOption = None, as_json: JsonOption = False
 ) -> None:
-    """List the models that edgeface knows.
+    """List the models of the catalog.
 
     Example: edgeface zoo list
     """
     entries, store = list(zoo.load_catalog(catalog).values()), zoo.ModelStore(cache)
     if as_json:
-        emit_json({"models": [_brief(entry, store) for entry in entries]})
-        return
+        return emit_json({"models": [_brief(entry, store) for entry in entries]})
     columns = [Column(title, no_wrap=True) for title in ("name", "task", "licence", "bytes", "here")]
     table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
@@ -72,7 +86,7 @@ def list_models(
 
 @group.command()
 def info(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model's name.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Model name.")] = None,
     model_yml: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +103,7 @@ def info(
     """
     if (name is None) == (model_yml is None):
         raise InputError(
-            "expected either a model's name or --from FILE; see the names with: edgeface zoo list"
+            "expected either a model name or --from FILE; list the names with: edgeface zoo list"
         )
     entry = zoo.load_catalog(catalog)[name] if name else zoo.load_model_yml(model_yml or Path())
     store = zoo.ModelStore(cache)
@@ -100,9 +114,11 @@ def info(
         for file, blob in recorded.items()
     }
     if as_json:
-        emit_json(answer)
-        return
-    _print_info(entry, answer)
+        return emit_json(answer)
+    for key, value in _facts(
+        entry, answer, recorded
+    ):  # unfolded, so that addresses and digests can be copied
+        stdout.print(f"[bold]{escape(key)}[/]  {escape(value)}", soft_wrap=True)
 
 
 @group.command()
@@ -113,47 +129,44 @@ def download(
         typer.Option(
             metavar="ADDRESS|DIR",
             envvar="EDGEFACE_MIRROR",
-            help="Look here first, for <model>/<file name>; an http(s):// address or a folder.",
+            help="http(s):// address or folder with <model>/<file name>, tried first.",
             show_default=False,
         ),
     ] = None,
     cache: CacheOption = None,
     catalog: CatalogOption = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at once.")] = _DEFAULT.jobs,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at the same time.")] = _DEFAULT.jobs,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts at each source.")] = _DEFAULT.attempts,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds without a byte before a connection counts as dead.")
     ] = _DEFAULT.timeout,
-    accept: Annotated[
-        bool, typer.Option("--accept-license", "-y", help="Accept the licences without being asked.")
-    ] = False,
+    accept: AcceptOption = False,
     progress: Annotated[
-        ProgressFormat, typer.Option(help="json: a line an event on stderr.")
+        ProgressFormat, typer.Option(help="json: one line an event, on stderr.")
     ] = ProgressFormat.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Download models; interrupted downloads resume, and what is here and intact is left alone.
+    """Download models. Interrupted downloads resume; files that are here and intact are kept.
 
-    A licence is shown the first time. On a terminal it has to be accepted; elsewhere showing it is recorded.
+    A licence is shown the first time. On a terminal it has to be accepted; elsewhere it is recorded as shown.
 
     Example: edgeface zoo download facenet-20180408-102900
     """
     entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.ModelStore(cache)
-    policy = zoo.Policy(attempts=attempts, timeout=timeout, jobs=jobs)
+    policy = zoo.DownloadPolicy(attempts=attempts, timeout=timeout, jobs=jobs)
     for entry in entries:
         agree_to_license(entry, store, accept=accept)
-    with reporting(progress, console=stderr) as report:
-        done = [(e, zoo.download(e, store, mirror=mirror, policy=policy, progress=report)) for e in entries]
+    with reporting(progress) as reports:
+        done = [(e, zoo.download(e, store, mirror=mirror, policy=policy, **reports)) for e in entries]
     if as_json:
-        emit_json({"models": [_downloaded(entry, result) for entry, result in done]})
-        return
+        return emit_json({"models": [_downloaded(entry, result) for entry, result in done]})
     for entry, result in done:
         state = "already here and intact" if result.already_there else "downloaded"
         stdout.print(f"{entry.name}: {state}: {escape(str(result.folder))}", soft_wrap=True)
         for blob in result.blobs:
             if blob.first_use:
                 stdout.print(
-                    f"  nobody published a digest; trusted on first use: SHA-256 {blob.sha256} "
+                    f"  no digest is published; trusted on first use: SHA-256 {blob.sha256} "
                     f"({blob.size:,} bytes from {escape(blob.source)}, {blob.recorded})",
                     soft_wrap=True,
                 )
@@ -171,27 +184,35 @@ def verify(
     Example: edgeface zoo verify 'facenet*'
     """
     known, store = zoo.load_catalog(catalog), zoo.ModelStore(cache)
-    entries = (
-        known.match(",".join(names)) if names else [entry for entry in known.values() if store.has(entry)]
-    )
+    entries = known.match(",".join(names)) if names else [each for each in known.values() if store.has(each)]
     checks = {entry.name: store.verify(entry) for entry in entries}
-    damaged = [check for found in checks.values() for check in found if not check.intact]
+    damaged = {name: [each for each in found if not each.intact] for name, found in checks.items()}
+    first = next((check for found in damaged.values() for check in found), None)
     if as_json:
-        emit_json(
-            {"models": [_verified(name, found) for name, found in checks.items()], "intact": not damaged}
-        )
-        if damaged:
+        models = [
+            {
+                "name": name,
+                "intact": not damaged[name],
+                "checks": len(found),
+                "damaged": [
+                    {"path": str(each.path), "expected": each.expected, "found": each.found}
+                    for each in damaged[name]
+                ],
+            }
+            for name, found in checks.items()
+        ]
+        emit_json({"models": models, "intact": first is None})
+        if first is not None:
             raise typer.Exit(NegativeResult.exit_code)
         return
     for name, found in checks.items():
-        bad = sum(not check.intact for check in found)
+        bad = len(damaged[name])
         stdout.print(
             f"{name}: " + (f"{bad} of {len(found)} checks failed" if bad else f"intact, {len(found)} checks")
         )
     if not entries:
         stdout.print("no model is downloaded")
-    if damaged:
-        first = damaged[0]
+    if first is not None:
         raise NegativeResult(
             f"{first.path}: expected {first.expected}, found {first.found or 'no file'}; "
             "repair it with: edgeface zoo download <model>"
@@ -202,15 +223,15 @@ def verify(
 def default(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME_OR_IR]", help="Zoo name, or .xml of an IR with a contract."),
+        typer.Argument(metavar="[NAME_OR_IR]", help="Model name, or .xml of an IR with a contract."),
     ] = None,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or set the model that is used where none is named.
+    """Show or set the default model, which is used where no model is given.
 
-    EDGEFACE_MODEL, where it is set, goes before it.
+    The variable EDGEFACE_MODEL overrides it.
 
     Example: edgeface zoo default facenet-20180408-102900
     """
@@ -223,47 +244,78 @@ def default(
     ir = zoo.default_model(store=store, convert=convert)
     contract = read_contract(ir)
     if as_json:
-        emit_json({"model": contract.name, "ir": str(ir), "contract_id": contract.contract_id})
-        return
+        return emit_json({"model": contract.name, "ir": str(ir), "contract_id": contract.contract_id})
     stdout.print(f"{contract.name} ({contract.contract_id}): {escape(str(ir))}", soft_wrap=True)
 
 
 @group.command()
 def bundle(
     names: Names,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The archive to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Archive to write.")],
     catalog: CatalogOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write downloaded models into one archive, for machines with no network.
+    """Write downloaded models into one archive, for machines without a network.
 
     Example: edgeface zoo bundle facenet-20180408-102900,yunet -o models.tar
     """
     entries, store = zoo.load_catalog(catalog).match(",".join(names)), zoo.ModelStore(cache)
-    manifest = zoo.export_bundle(entries, store, output)
-    _print_bundle("wrote", output, manifest.models, as_json=as_json)
+    _print_bundle("wrote", output, zoo.export_bundle(entries, store, output), as_json=as_json)
 
 
 @group.command("import")
 def import_models(
-    archive: Annotated[Path, typer.Argument(metavar="FILE", help="What `edgeface zoo bundle` wrote.")],
-    accept: Annotated[
-        bool, typer.Option("--accept-license", "-y", help="Accept the licences without being asked.")
-    ] = False,
+    archive: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Archive written by `edgeface zoo bundle`.")
+    ],
+    accept: AcceptOption = False,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle and take its models into the cache.
+    """Check a bundle and add its models to the store.
 
     Example: edgeface zoo import models.tar
     """
     known, store = zoo.load_catalog(catalog), zoo.ModelStore(cache)
     for model in zoo.read_manifest(archive).models:
         agree_to_license(known[model.name], store, accept=accept)
-    manifest = zoo.import_bundle(archive, known, store)
-    _print_bundle("imported", archive, manifest.models, as_json=as_json)
+    _print_bundle("imported", archive, zoo.import_bundle(archive, known, store), as_json=as_json)
+
+
+@contextlib.contextmanager
+def reporting(form: ProgressFormat, *, stream: IO[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of `zoo.download` that show progress.
+
+    Parameters
+    ----------
+    form
+        How to show it.
+    stream
+        For the lines of ``json``, which are those of Open Model Zoo's ``--progress_format=json``; by default
+        stderr, so that a command's one JSON object on stdout stays alone.
+    """
+
+    def write_event(event: zoo.DownloadEvent) -> None:
+        fields = {key: value for key, value in dataclasses.asdict(event).items() if value is not None}
+        output = stream or sys.stderr
+        output.write(json.dumps({"$type": fields.pop("kind"), **fields}) + "\n")
+        output.flush()
+
+    def write_line(event: zoo.DownloadEvent) -> None:
+        if event.kind == "model_file_download_end" and event.successful:
+            stderr.print(f"{event.model}/{event.model_file}: done", soft_wrap=True, markup=False)
+
+    if form is ProgressFormat.json:
+        yield {"on_event": write_event}
+    elif form is ProgressFormat.none:
+        yield {}
+    elif form is ProgressFormat.text and not stderr.is_terminal:
+        yield {"on_event": write_line}
+    else:
+        with progress_bars() as progress:
+            yield {"progress": progress}
 
 
 def show_license(entry: zoo.ModelEntry, store: zoo.ModelStore) -> None:
@@ -279,7 +331,7 @@ def agree_to_license(entry: zoo.ModelEntry, store: zoo.ModelStore, *, accept: bo
     Raises
     ------
     InputError
-        If a person on a terminal does not accept it.
+        If it is not accepted on a terminal.
     """
     show_license(entry, store)
     if store.license_state(entry) == "accepted":
@@ -300,10 +352,6 @@ def _is_interactive() -> bool:
 
 
 def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
-    try:
-        folder = str(store.model_dir(entry))
-    except ModelNotFoundError:
-        folder = None
     return {
         "name": entry.name,
         "task_type": entry.task_type,
@@ -311,7 +359,7 @@ def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
         "license": entry.license,
         "license_name": entry.license_name,
         "size": entry.size,
-        "folder": folder,
+        "folder": str(store.model_dir(entry)) if store.has(entry) else None,
         "license_state": store.license_state(entry),
     }
 
@@ -334,53 +382,40 @@ def _downloaded(entry: zoo.ModelEntry, result: zoo.Download) -> dict[str, Any]:
     }
 
 
-def _verified(name: str, checks: Sequence[zoo.FileCheck]) -> dict[str, Any]:
-    damaged = [
-        {"path": str(check.path), "expected": check.expected, "found": check.found}
-        for check in checks
-        if not check.intact
-    ]
-    return {"name": name, "intact": not damaged, "checks": len(checks), "damaged": damaged}
-
-
-def _print_bundle(verb: str, path: Path, models: Sequence[Any], *, as_json: bool) -> None:
+def _print_bundle(verb: str, path: Path, manifest: zoo.Manifest, *, as_json: bool) -> None:
     total = path.stat().st_size
     if as_json:
-        emit_json({"bundle": str(path), "bytes": total, "models": [model.model_dump() for model in models]})
-    else:
-        names = ", ".join(model.name for model in models)
-        stdout.print(f"{verb} {escape(str(path))} ({total:,} bytes): {names}", soft_wrap=True)
+        return emit_json(
+            {"bundle": str(path), "bytes": total, "models": [each.model_dump() for each in manifest.models]}
+        )
+    names = ", ".join(model.name for model in manifest.models)
+    stdout.print(f"{verb} {escape(str(path))} ({total:,} bytes): {names}", soft_wrap=True)
 
 
-def _print_info(entry: zoo.ModelEntry, answer: dict[str, Any]) -> None:
-    """One line a fact, unfolded, so that addresses and digests can be copied."""
-    rows = [
-        ("name", entry.name),
-        ("description", entry.description),
-        ("task, framework", f"{entry.task_type}, {entry.framework}"),
-        ("licence", f"{_license_name(entry)}, {entry.license}"),
-        ("downloaded", answer["folder"] or "no"),
-    ]
+def _facts(
+    entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zoo.Blob]
+) -> Iterator[tuple[str, str]]:
+    yield "name", entry.name
+    yield "description", entry.description
+    yield "task, framework", f"{entry.task_type}, {entry.framework}"
+    yield "licence", f"{_license_name(entry)}, {entry.license}"
+    yield "downloaded", answer["folder"] or "no"
     for file in entry.files:
-        rows += [(f"file {file.name}", text) for text in _file_texts(file, answer["recorded"].get(file.name))]
+        key, blob = f"file {file.name}", recorded.get(file.name)
+        yield key, f"{_bytes(file.size)} bytes"
+        if file.trust_on_first_use and blob:
+            yield key, f"trusted on first use: SHA-256 {blob.sha256}, {blob.recorded}"
+        elif file.trust_on_first_use:
+            yield key, "no digest is published: trust on first use"
+        for algorithm, digest in file.digests.items():
+            yield key, f"{algorithm.upper()} {digest}"
+        for source in file.sources:
+            yield key, f"from {source}"
     for key in ("preprocessing", "alignment", "embedding", "conversion"):
         if key in answer:
-            rows.append((key, ", ".join(f"{name} {value}" for name, value in answer[key].items())))
-    rows += [
-        (number.metric, f"{number.value:g} on {number.dataset}, {number.source}")
-        for number in entry.published
-    ]
-    for key, value in rows:
-        stdout.print(f"[bold]{escape(key)}[/]  {escape(value)}", soft_wrap=True)
-
-
-def _file_texts(file: zoo.ModelFile, recorded: dict[str, Any] | None) -> list[str]:
-    digests = [f"{algorithm.upper()} {digest}" for algorithm, digest in file.digests.items()]
-    if file.trust_on_first_use:
-        digests = ["nobody published a digest: trust on first use"]
-        if recorded:
-            digests = [f"trusted on first use: SHA-256 {recorded['sha256']}, {recorded['at']}"]
-    return [f"{_bytes(file.size)} bytes", *digests, *(f"from {source}" for source in file.sources)]
+            yield key, ", ".join(f"{name} {value}" for name, value in answer[key].items())
+    for number in entry.published:
+        yield number.metric, f"{number.value:g} on {number.dataset}, {number.source}"
 
 
 def _license_name(entry: zoo.ModelEntry) -> str:

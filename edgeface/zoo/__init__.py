@@ -1,4 +1,4 @@
-"""Where models come from: the catalog, the cache, and the way from one to the other."""
+"""Get published models onto this machine: the catalog, downloads, the model store, bundles, the default model."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from edgeface.zoo.bundle import Manifest, export_bundle, import_bundle, read_manifest
     from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
     from edgeface.zoo.default import default_model, set_default_model
-    from edgeface.zoo.downloads import Download, download
-    from edgeface.zoo.fetch import Event, Policy, Progress
+    from edgeface.zoo.downloads import Download, DownloadEvent, DownloadPolicy, download
     from edgeface.zoo.schema import ModelEntry, ModelFile
     from edgeface.zoo.store import Blob, FileCheck, ModelStore
 
@@ -17,14 +16,13 @@ __all__ = [
     "Blob",
     "Catalog",
     "Download",
-    "Event",
+    "DownloadEvent",
+    "DownloadPolicy",
     "FileCheck",
     "Manifest",
     "ModelEntry",
     "ModelFile",
     "ModelStore",
-    "Policy",
-    "Progress",
     "default_model",
     "download",
     "export_bundle",
@@ -35,14 +33,13 @@ __all__ = [
     "set_default_model",
 ]
 
-__getattr__ = exports(  # a conversion reads the catalog and needs no HTTP client
+__getattr__ = exports(  # a conversion reads the catalog and downloads nothing
     __name__,
     {
         "bundle": ("Manifest", "export_bundle", "import_bundle", "read_manifest"),
         "catalog": ("Catalog", "load_catalog", "load_model_yml"),
         "default": ("default_model", "set_default_model"),
-        "downloads": ("Download", "download"),
-        "fetch": ("Event", "Policy", "Progress"),
+        "downloads": ("Download", "DownloadEvent", "DownloadPolicy", "download"),
         "schema": ("ModelEntry", "ModelFile"),
         "store": ("Blob", "FileCheck", "ModelStore"),
     },

@@ -1,4 +1,4 @@
-"""An archive from a stranger in; regular files inside one folder, and nothing else, out."""
+"""Unpack downloaded archives without trusting them: only regular files and folders, only inside one folder."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple, TypeVar
 
 from edgeface.errors import ArchiveError
-from edgeface.zoo.files import CHUNK, writing
 from edgeface.zoo.schema import relative_path
 
-Format = Literal["zip", "tar", "gztar"]
+__all__ = ["Limits", "unpack"]
 
+Format = Literal["zip", "tar", "gztar"]
+_T = TypeVar("_T")
 
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -34,17 +34,17 @@ _DAMAGED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an archive may become.
+    """How large an archive may become.
 
     Attributes
     ----------
     total_bytes
-        Of all unpacked files; the largest download of the zoo unpacks to under 300 MB.
+        Bytes of all unpacked files; the largest download of the zoo unpacks to under 300 MB.
     files
-        How many files and folders.
+        Number of files and folders.
     ratio
-        Unpacked bytes for each byte of the archive. Weights hardly compress and text not beyond 20; a zip
-        bomb reaches 1000. Archives that stay below `ratio_floor` bytes are let through.
+        Unpacked bytes for each byte of the archive. Weights hardly compress, and text by less than 20; a zip
+        bomb reaches 1000. Archives that unpack to fewer than `ratio_floor` bytes are let through.
     """
 
     total_bytes: int = 8 << 30
@@ -53,44 +53,10 @@ class Limits:
     ratio_floor: int = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
-    size: int
     is_folder: bool
     open: Callable[[], IO[bytes] | None]
-
-
-@dataclass(slots=True)
-class _Budget:
-    """Counts what was really unpacked; the sizes that an archive declares may lie."""
-
-    archive: Path
-    limits: Limits
-    bytes: int = 0
-    files: int = 0
-    names: set[PurePosixPath] = field(default_factory=set)
-
-    def add_member(self, path: PurePosixPath) -> None:
-        self.files += 1
-        if self.files > self.limits.files:
-            raise ArchiveError(f"{self.archive}: expected at most {self.limits.files:,} files, found more")
-        if path in self.names:
-            raise ArchiveError(f"{self.archive}: expected each file once, found {path} twice")
-        self.names.add(path)
-
-    def add_bytes(self, count: int) -> None:
-        self.bytes += count
-        if self.bytes > self.limits.total_bytes:
-            raise ArchiveError(
-                f"{self.archive}: expected at most {self.limits.total_bytes:,} bytes unpacked, found more"
-            )
-        packed = max(self.archive.stat().st_size, 1)
-        if self.bytes > max(self.limits.ratio_floor, self.limits.ratio * packed):
-            raise ArchiveError(
-                f"{self.archive}: {packed:,} bytes unpack to more than {self.limits.ratio} times as many: "
-                "refused as a decompression bomb"
-            )
 
 
 def unpack(archive: Path, folder: Path, *, format: Format, limits: Limits = Limits()) -> None:
@@ -99,76 +65,93 @@ def unpack(archive: Path, folder: Path, *, format: Format, limits: Limits = Limi
     Parameters
     ----------
     archive
-        Nothing of it is trusted: neither names nor sizes nor types.
+        Neither its names nor its sizes nor its types are trusted.
     folder
         A temporary folder; files that are already in it are never overwritten.
     format
-        ``zip``, ``tar``, or ``gztar`` (a gzip-compressed tar), Open Model Zoo's words.
+        ``zip``, ``tar``, or ``gztar`` (a gzip-compressed tar), as Open Model Zoo names them.
     limits
-        How much it may unpack to.
+        How large it may become.
 
     Raises
     ------
     ArchiveError
         If the archive is damaged, encrypted, too large, or names an absolute path, a parent, a link, a
         device, or a file twice.
-    OutputError
+    OSError
         If the folder cannot be written.
     """
+    unpacking = _Unpacking(archive, folder, limits)
     members = _zip_members(archive) if format == "zip" else _tar_members(archive, format)
-    budget = _Budget(archive, limits)
-    with closing(members):
-        while True:
-            try:
-                member = next(members, None)
-                if member is None:
-                    return
-                _unpack_member(member, folder, budget)
-            except _DAMAGED as error:
-                raise ArchiveError(f"{archive}: expected an intact {format} archive: {error}") from error
-
-
-def _unpack_member(member: _Member, folder: Path, budget: _Budget) -> None:
     try:
-        relative = PurePosixPath(relative_path(member.name))
-    except ValueError as error:
-        raise ArchiveError(f"{budget.archive}: {error}, found {member.name!r}") from None
-    budget.add_member(relative)
-    target = folder / relative
-    with writing(target):
+        for member in members:
+            unpacking.add(member)
+    except _DAMAGED as error:
+        raise ArchiveError(f"{archive}: expected an intact {format} archive: {error}") from error
+
+
+@dataclass(slots=True)
+class _Unpacking:
+    """Writes members, counting what was really unpacked: the sizes that an archive declares may be wrong."""
+
+    archive: Path
+    folder: Path
+    limits: Limits
+    bytes: int = 0
+    names: set[PurePosixPath] = field(default_factory=set)
+
+    def add(self, member: _Member) -> None:
+        try:
+            path = PurePosixPath(relative_path(member.name))
+        except ValueError as error:
+            raise ArchiveError(f"{self.archive}: {error}, found {member.name!r}") from None
+        if len(self.names) == self.limits.files:
+            raise ArchiveError(f"{self.archive}: expected at most {self.limits.files:,} files, found more")
+        if path in self.names:
+            raise ArchiveError(f"{self.archive}: expected each file once, found {path} twice")
+        self.names.add(path)
         try:
             if member.is_folder:
-                target.mkdir(parents=True, exist_ok=True)
+                (self.folder / path).mkdir(parents=True, exist_ok=True)
             else:
-                _write_member(member, target, budget)
+                self._write(member, self.folder / path)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise ArchiveError(
-                f"{budget.archive}: expected names that do not collide, found {member.name!r}"
+                f"{self.archive}: expected names that do not collide, found {member.name!r}"
             ) from None
 
-
-def _write_member(member: _Member, target: Path, budget: _Budget) -> None:
-    try:
-        packed = member.open()
-    except OSError as error:
-        raise ArchiveError(f"{budget.archive}: expected an intact archive: {error}") from error
-    assert packed is not None  # tarfile gives None for links only, which never come this far
-    with packed:
+    def _write(self, member: _Member, target: Path) -> None:
+        packed = _reading(self.archive, member.open)
+        assert packed is not None  # tarfile gives None for links only, which were refused before
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as unpacked:
-            while chunk := _read(packed, budget.archive):
-                budget.add_bytes(len(chunk))
+        with packed, target.open("xb") as unpacked:
+            while chunk := _reading(self.archive, lambda: packed.read(1 << 20)):
+                self._count(len(chunk))
                 unpacked.write(chunk)
 
+    def _count(self, count: int) -> None:
+        self.bytes += count
+        limits = self.limits
+        if self.bytes > limits.total_bytes:
+            raise ArchiveError(
+                f"{self.archive}: expected at most {limits.total_bytes:,} bytes unpacked, found more"
+            )
+        packed = max(self.archive.stat().st_size, 1)
+        if self.bytes > max(limits.ratio_floor, limits.ratio * packed):
+            raise ArchiveError(
+                f"{self.archive}: {packed:,} bytes unpack to more than {limits.ratio} times as many: "
+                "refused as a decompression bomb"
+            )
 
-def _read(packed: IO[bytes], archive: Path) -> bytes:
+
+def _reading(archive: Path, read: Callable[[], _T]) -> _T:
     try:
-        return packed.read(CHUNK)
-    except OSError as error:  # gzip and tarfile say so of damaged input; it is not the disk
+        return read()
+    except OSError as error:  # gzip and tarfile raise it for damaged input; it is not the disk
         raise ArchiveError(f"{archive}: expected an intact archive: {error}") from error
 
 
-def _zip_members(path: Path) -> Generator[_Member, None, None]:
+def _zip_members(path: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -178,28 +161,23 @@ def _zip_members(path: Path) -> Generator[_Member, None, None]:
                 )
             if info.flag_bits & 0x1:
                 raise ArchiveError(f"{path}: expected no encryption, found {info.filename!r} encrypted")
+            # the name as stored: zipfile cuts names at NUL, and turns backslashes on Windows
             yield _Member(
-                # as stored: zipfile quietly cuts names at NUL, and turns backslashes on Windows
                 info.orig_filename,
-                info.file_size,
                 info.orig_filename.endswith("/"),
                 lambda info=info: archive.open(info),  # type: ignore[misc]
             )
 
 
-def _tar_members(path: Path, format: Format) -> Generator[_Member, None, None]:
-    try:
-        with tarfile.open(path, "r:gz" if format == "gztar" else "r:") as archive:
-            for info in archive:
-                if not (info.isfile() or info.isdir()):
-                    raise ArchiveError(
-                        f"{path}: expected files and folders only, found {info.name!r}, a link or device"
-                    )
-                yield _Member(
-                    info.name,
-                    info.size,
-                    info.isdir(),
-                    lambda info=info: archive.extractfile(info),  # type: ignore[misc]
+def _tar_members(path: Path, format: Format) -> Iterator[_Member]:
+    with _reading(path, lambda: tarfile.open(path, "r:gz" if format == "gztar" else "r:")) as archive:
+        while (info := _reading(path, archive.next)) is not None:
+            if not (info.isfile() or info.isdir()):
+                raise ArchiveError(
+                    f"{path}: expected files and folders only, found {info.name!r}, a link or device"
                 )
-    except OSError as error:
-        raise ArchiveError(f"{path}: expected an intact {format} archive: {error}") from error
+            yield _Member(
+                info.name,
+                info.isdir(),
+                lambda info=info: archive.extractfile(info),  # type: ignore[misc]
+            )

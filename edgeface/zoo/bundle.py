@@ -1,10 +1,11 @@
-"""Downloaded models in, one archive for machines with no network out; and the way back, checked."""
+"""Carry downloaded models to machines without a network: write them into one archive, and read it back checked."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
-from edgeface.files import write_atomically
+from edgeface.files import digests_of, sha256_of, staging_folder, write_atomically
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog
-from edgeface.zoo.files import CHUNK, Digests, hash_file, place, temporary_folder, writing
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import ModelStore
+from edgeface.zoo.store import ModelStore, place, writing
+
+__all__ = ["Manifest", "export_bundle", "import_bundle", "read_manifest"]
 
 BUNDLE_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -30,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class BundledFile(_Strict):
-    """One file of a model: its name, what its content is, and where it was downloaded from."""
+    """One file of a model: its name, its content's digest and size, and its source."""
 
     name: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -47,7 +49,7 @@ class BundledModel(_Strict):
 
 
 class Manifest(_Strict):
-    """First member of a bundle; after it come ``blobs/<sha256>``, each content once."""
+    """The first member of a bundle; ``blobs/<sha256>`` follow, each content once."""
 
     schema_version: int
     created_by: str
@@ -65,11 +67,11 @@ def export_bundle(entries: Sequence[ModelEntry], store: ModelStore, path: Path) 
     Parameters
     ----------
     entries
-        Every one of them must be downloaded, and intact.
+        Models that are downloaded and intact.
     store
-        Where they are.
+        The store that has them.
     path
-        The archive, an uncompressed tar: weights hardly compress.
+        The archive, an uncompressed tar, because weights hardly compress.
 
     Raises
     ------
@@ -92,24 +94,24 @@ def export_bundle(entries: Sequence[ModelEntry], store: ModelStore, path: Path) 
 
 
 def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
-    """Take the models of a bundle into the cache.
+    """Add the models of a bundle to the store.
 
-    Nothing enters the cache before every byte was checked against the manifest, and the manifest against the
+    Nothing enters the store before every byte was checked against the manifest, and the manifest against the
     catalog of this machine: a bundle cannot bring a model that the catalog does not know, or other bytes for
-    one that it does.
+    one that it knows.
 
     Raises
     ------
     ArchiveError
-        If the archive is damaged, or holds anything but its manifest and the blobs that this names.
+        If the archive is damaged, or holds anything but its manifest and the blobs that the manifest names.
     ChecksumError
         If bytes differ from the manifest, or the manifest from the catalog or from what was recorded here.
     ModelNotFoundError
         If the catalog does not know one of the models.
     OutputError
-        If the cache cannot be written.
+        If the store cannot be written.
     """
-    with temporary_folder(store.root, ".import-") as staging:
+    with staging_folder(store.root) as staging:
         with _opened(path) as archive:
             manifest = _read_manifest(archive, path)
             entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
@@ -123,7 +125,7 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read what a bundle says it holds, before anything of it is checked.
+    """Read a bundle's manifest, without checking its blobs.
 
     Raises
     ------
@@ -220,7 +222,10 @@ def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, pa
             )
         stream = archive.extractfile(member)
         assert stream is not None  # it is a regular file
-        if member.size != missing.pop(sha256) or _copy(stream, staging / sha256) != sha256:
+        size = missing.pop(sha256)
+        with writing(staging), (staging / sha256).open("xb") as output:
+            shutil.copyfileobj(stream, output, 1 << 20)
+        if member.size != size or sha256_of(staging / sha256) != sha256:
             raise ChecksumError(
                 f"{path}: {member.name}: its bytes are not what its name says; copy the bundle again"
             )
@@ -230,23 +235,14 @@ def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, pa
         )
 
 
-def _copy(stream: IO[bytes], target: Path) -> str:
-    digests = Digests(["sha256"])
-    with writing(target), target.open("xb") as output:
-        while chunk := stream.read(CHUNK):
-            digests.update(chunk)
-            output.write(chunk)
-    return digests.hexadecimal()["sha256"]
-
-
 def _check_other_digests(
     manifest: Manifest, entries: Sequence[ModelEntry], staging: Path, path: Path
 ) -> None:
-    """Compare staged blobs with published digests that are no SHA-256; Open Model Zoo publishes SHA-384."""
+    """Compare staged blobs with all published digests; Open Model Zoo publishes SHA-384."""
     for model, entry in zip(manifest.models, entries, strict=True):
         content = {file.name: staging / file.sha256 for file in model.files}
         for file in entry.files:
-            if (found := hash_file(content[file.name], file.digests)) != file.digests:
+            if (found := digests_of(content[file.name], file.digests)) != file.digests:
                 raise ChecksumError(
                     f"{path}: {model.name}/{file.name}: expected {file.digests}, found {found}; "
                     "the bundle does not hold the published file"

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeface.errors import InputError, ModelNotFoundError
+from edgeface.files import staging_folder
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 from edgeface.zoo.catalog import Catalog, load_catalog
-from edgeface.zoo.files import JsonRecords, locked, swap_folder, temporary_folder, writing
-from edgeface.zoo.store import LOCK_TIMEOUT, ModelStore
+from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder, writing
 
 __all__ = [
     "FIRST_CHOICE",
@@ -72,7 +72,7 @@ def default_model(
     if path.is_file():
         return path
     if convert is not None and name in (catalog := load_catalog()) and store.has(catalog[name]):
-        with locked(store.root / "locks" / f"convert-{name}.lock", timeout=LOCK_TIMEOUT):
+        with store.locked(f"convert-{name}"):
             if not path.is_file():  # another process may have converted it meanwhile
                 convert(name, store=store)
         return path
@@ -164,14 +164,15 @@ def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
     contract = read_contract(ir)
     target = store.ir_path(contract.name, precision=contract.precision)
     with (
-        locked(store.root / "locks" / f"convert-{contract.name}.lock", timeout=LOCK_TIMEOUT),
-        temporary_folder(target.parent.parent, f".{contract.name}-") as staging,
+        store.locked(f"convert-{contract.name}"),
+        staging_folder(target.parent.parent) as staging,
     ):
-        for suffix in (".bin", ".xml"):
-            copy = staging / target.with_suffix(suffix).name
-            with writing(copy):
-                shutil.copyfile(ir.with_suffix(suffix), copy)  # no link: the user may edit the original
-        swap_folder(staging, target.parent)
+        new = staging / target.parent.name
+        with writing(new):
+            new.mkdir()
+            for suffix in (".bin", ".xml"):  # no links: the user may edit the original
+                shutil.copyfile(ir.with_suffix(suffix), new / target.with_suffix(suffix).name)
+        swap_folder(new, target.parent)
     return target
 
 

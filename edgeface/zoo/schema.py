@@ -1,7 +1,7 @@
-"""A mapping from YAML in, one immutable and checked model entry out.
+"""Check the entry of a model in the catalog: every key, its type and its range.
 
 Keys are Open Model Zoo's wherever it has one (model.yml; its reader is `_configuration.py` of model_tools);
-ours sit beside them. An unknown key or a value of another type is an error, never ignored.
+edgeface's own are beside them. An unknown key or a value of another type is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -23,40 +23,17 @@ Triple = tuple[Number, Number, Number]
 Framework = Literal["caffe", "dldt", "keras", "mxnet", "onnx", "paddle", "pytorch", "tf"]
 
 TaskType = Literal[
-    "action_recognition",
-    "background_matting",
     "classification",
-    "colorization",
     "detection",
     "face_recognition",
     "feature_extraction",
     "head_pose_estimation",
-    "human_pose_estimation",
-    "image_inpainting",
-    "image_processing",
-    "image_translation",
-    "instance_segmentation",
-    "machine_translation",
-    "monocular_depth_estimation",
-    "named_entity_recognition",
-    "noise_suppression",
     "object_attributes",
-    "optical_character_recognition",
-    "place_recognition",
-    "question_answering",
-    "salient_object_detection",
-    "semantic_segmentation",
-    "sound_classification",
-    "speech_recognition",
-    "style_transfer",
-    "text_prediction",
-    "text_to_speech",
-    "time_series",
-    "token_recognition",
 ]
+"""Open Model Zoo's task types that its face models have, anti-spoofing (``classification``) included."""
 
 TRUST_ON_FIRST_USE = "trust-on-first-use"
-"""`checksum` of a file for which nobody published one: recorded at the first download, shown, then held."""
+"""`checksum` of a file without a published one: it is recorded at the first download and required from then on."""
 
 MODEL_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _DIGEST_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
@@ -132,7 +109,7 @@ Source = Annotated[
 
 
 class Checksum(_Strict):
-    """A digest; in YAML, a bare text is a SHA-384 or ``trust-on-first-use``."""
+    """A digest; in YAML, bare text is a SHA-384 or ``trust-on-first-use``."""
 
     type: Literal["sha256", "sha384", "sha512", "trust-on-first-use"] = Field(alias="$type")
     value: Text = ""
@@ -151,9 +128,9 @@ class ModelFile(_Strict):
     Attributes
     ----------
     name
-        Where it goes inside the model's folder.
+        Path inside the model's folder.
     size
-        Bytes; None where nobody published it.
+        Bytes; None where none is published.
     source, alternative_sources, original_source
         Tried in this order. `source` and `original_source` are Open Model Zoo's keys.
     """
@@ -184,7 +161,7 @@ class ModelFile(_Strict):
 
     @property
     def trust_on_first_use(self) -> bool:
-        """Whether nobody published a digest, so that the first download decides."""
+        """Whether no digest is published, so that the first download decides."""
         return self.checksum is not None and self.checksum.type == TRUST_ON_FIRST_USE
 
     @property
@@ -199,7 +176,7 @@ class ModelFile(_Strict):
 
     @property
     def sources(self) -> tuple[HttpSource | GoogleDriveSource, ...]:
-        """Every source, in the order in which it is tried."""
+        """Every source, in the order of the attempts."""
         last = () if self.original_source is None else (self.original_source,)
         return (self.source, *self.alternative_sources, *last)
 
@@ -238,8 +215,8 @@ class Tensor(_Strict):
     layout: Text | None = None
 
 
-class Preprocessing(_Strict):
-    """What the network was trained on: ``(x - mean) / scale``, per channel, in the order of `color`.
+class PreprocessingSpec(_Strict):
+    """What the network expects: ``(x - mean) / scale``, per channel, in the order of `color`.
 
     Attributes
     ----------
@@ -264,8 +241,8 @@ class AlignmentSpec(_Strict):
     margin: Annotated[Integer, Field(ge=0)] = 0
 
 
-class Embedding(_Strict):
-    """What comes out: how long, compared how, and whether rows have unit length."""
+class EmbeddingSpec(_Strict):
+    """The output: its length, its metric, and whether rows have unit length."""
 
     dim: Annotated[Integer, Field(gt=0)]
     metric: Literal["cosine"]
@@ -273,15 +250,15 @@ class Embedding(_Strict):
 
 
 class Conversion(_Strict):
-    """Which file or folder of the unpacked download the converter reads.
+    """The file or folder of the unpacked download that the converter reads.
 
     Attributes
     ----------
     source
         Path inside the model's folder; ``.`` is the folder itself.
     sha256
-        Published digest of that file, checked after unpacking; it makes an archive that had to be trusted
-        on first use verifiable after all.
+        Published digest of that file, checked after unpacking. It makes an archive verifiable that has no
+        published digest itself.
     """
 
     source: RelativePath
@@ -289,7 +266,7 @@ class Conversion(_Strict):
 
 
 class Published(_Strict):
-    """One number that somebody published for this model."""
+    """One published accuracy of this model."""
 
     metric: Text
     value: Number
@@ -328,9 +305,9 @@ class ModelEntry(_Strict):
     conversion_to_onnx_args: tuple[Text, ...] | None = None
     quantizable: Flag = False
     quantized: Literal["INT8"] | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: PreprocessingSpec | None = None
     alignment_spec: AlignmentSpec | None = Field(default=None, alias="alignment")
-    embedding: Embedding | None = None
+    embedding: EmbeddingSpec | None = None
     conversion: Conversion | None = None
     published: tuple[Published, ...] = ()
     stages: tuple[Text, ...] = ()
@@ -347,7 +324,7 @@ class ModelEntry(_Strict):
 
     @property
     def alignment(self) -> Alignment | None:
-        """How a face is cut out for this model; None where the entry does not say."""
+        """How a face is aligned for this model; None where the entry does not say."""
         spec = self.alignment_spec
         return None if spec is None else Alignment(recipe=spec.recipe, margin=spec.margin)
 
@@ -359,7 +336,7 @@ class ModelEntry(_Strict):
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Precisions that a ready IR comes in, or that a conversion offers, in Open Model Zoo's words."""
+        """Precisions of a ready IR, or those that a conversion offers, in Open Model Zoo's words."""
         if self.framework != "dldt":
             return ("FP16", "FP32")
         return tuple(sorted({file.name.split("/")[0] for file in self.files if file.name.startswith("FP")}))
@@ -371,6 +348,6 @@ class ModelEntry(_Strict):
 
 
 def known_keys() -> list[str]:
-    """Every key of every mapping of an entry, to recognise a mistyped one."""
+    """Return every key of every mapping of an entry, to suggest one for a mistyped key."""
     models = _Strict.__subclasses__()
     return sorted({field.alias or key for model in models for key, field in model.model_fields.items()})

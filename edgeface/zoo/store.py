@@ -1,62 +1,65 @@
-"""Downloaded bytes in, a model's folder out: a content-addressed cache that every project of a user shares.
+"""Keep downloaded and converted models in one content-addressed folder that all projects of a user share.
 
 ::
 
-    <root>/blobs/sha256/<digest>    what was downloaded, read-only, each content once
-    <root>/models/<name>/           a model's files, linked to blobs, its archives unpacked
+    <root>/blobs/sha256/<digest>    downloaded files, read-only, each content once
+    <root>/models/<name>/           a model's files, linked to blobs, with its archives unpacked
     <root>/irs/<name>/<precision>/  IRs converted from them
-    <root>/default.json             the model that is used where none is named
-    <root>/partial/                 downloads that were interrupted, kept for resuming
+    <root>/default.json             the default model
+    <root>/partial/                 interrupted downloads, kept for resuming
     <root>/files.json               digest, size and source of every file, and which were trusted on first use
-    <root>/licenses.json            whose licence was shown or accepted, and when
+    <root>/licenses.json            licences that were shown or accepted, and when
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
-from edgeface.files import write_atomically
-from edgeface.zoo.archive import unpack
-from edgeface.zoo.files import (
-    JsonRecords,
-    hash_file,
+import platformdirs
+
+from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError, OutputError
+from edgeface.files import (
+    digests_of,
     locked,
-    make_folder,
-    place,
-    swap_folder,
-    temporary_folder,
-    writing,
+    output_errors,
+    sha256_of,
+    staging_folder,
+    write_atomically,
 )
+from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
-logger = logging.getLogger(__name__)
+__all__ = ["Blob", "FileCheck", "JsonRecords", "ModelStore", "default_root", "writing"]
 
-CACHE_VARIABLE = "EDGEFACE_CACHE"
-LOCK_TIMEOUT = 3600.0
-"""Seconds to wait for another process that downloads the same thing; large models on slow lines take long."""
+logger = logging.getLogger(__name__)
 
 _MARKER = ".edgeface.json"
 
 LicenseState = Literal["shown", "accepted"]
 
+_HINT = ", or set EDGEFACE_CACHE"
+writing = functools.partial(output_errors, hint=_HINT)
+"""Turns an `OSError` while writing to the store into an `OutputError`."""
+
 
 def default_root() -> Path:
-    """Return the cache's folder: EDGEFACE_CACHE, else ``edgeface`` in XDG_CACHE_HOME or ``~/.cache``."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
+    """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux)."""
+    if chosen := os.environ.get("EDGEFACE_CACHE"):
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgeface"
+    return Path(platformdirs.user_cache_dir("edgeface", appauthor=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,15 @@ class Blob:
     Attributes
     ----------
     sha256
-        Of its bytes, and its name in the cache.
+        SHA-256 of its bytes; its name in the store.
     size
         Bytes.
     source
-        Where the bytes came from.
+        Address or path that it came from.
     first_use
-        Nobody published a digest: this one was recorded at the first download.
+        Whether no digest was published, so that this one was recorded at the first download.
     recorded
-        When, ISO 8601 in UTC.
+        Time of the download, ISO 8601 in UTC.
     """
 
     sha256: str
@@ -86,7 +89,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What `ModelStore.verify` found about one file: its digest as recorded, and as it is now (None: missing)."""
+    """Result of `ModelStore.verify` for one file: its recorded digest and its digest now (None: missing)."""
 
     path: Path
     expected: str
@@ -98,13 +101,49 @@ class FileCheck:
         return self.found == self.expected
 
 
+class JsonRecords:
+    """A small JSON object in a file that several processes may update."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Any]:
+        """Return the whole object; an absent file is an empty one.
+
+        Raises
+        ------
+        OutputError
+            If the file cannot be read or holds no JSON object.
+        """
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, OSError) as error:
+            raise OutputError(
+                f"{self._path}: expected a readable JSON object: {error}; move it away"
+            ) from error
+        if not isinstance(stored, dict):
+            raise OutputError(
+                f"{self._path}: expected a JSON object, found {type(stored).__name__}; move it away"
+            )
+        return stored
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Merge keys into the object; a value of None removes its key."""
+        with locked(self._path.with_name(f".{self._path.name}.lock"), timeout=30):
+            merged = {key: value for key, value in {**self.read(), **changes}.items() if value is not None}
+            with write_atomically(self._path) as temporary:
+                temporary.write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 class ModelStore:
-    """The cache of downloaded models.
+    """The folder that keeps downloaded and converted models.
 
     Parameters
     ----------
     root
-        Its folder; by default `default_root`. It is made when something is written.
+        The folder; by default `default_root`. It is made when something is written.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -113,40 +152,37 @@ class ModelStore:
         self._licenses = JsonRecords(self.root / "licenses.json")
 
     def blob_path(self, sha256: str) -> Path:
-        """Where the cache keeps this content, whether or not it has it."""
+        """Return where the store keeps this content, whether or not it has it."""
         return self.root / "blobs" / "sha256" / sha256
 
     def blob(self, entry: ModelEntry, file: ModelFile) -> Blob | None:
-        """Return what is recorded of a file that is in the cache; None if it has to be downloaded.
+        """Return the record of a file that is in the store, or None if it has to be downloaded.
 
         A record that disagrees with the catalog's published digest or size counts as absent.
         """
         blob = self.recorded(entry, file)
         if blob is None or not self.blob_path(blob.sha256).is_file():
             return None
-        outdated = file.digests.get("sha256", blob.sha256) != blob.sha256 or file.size not in (
-            None,
-            blob.size,
-        )
-        return None if outdated else blob
+        published = file.digests.get("sha256", blob.sha256), file.size in (None, blob.size)
+        return blob if published == (blob.sha256, True) else None
 
     def recorded(self, entry: ModelEntry, file: ModelFile) -> Blob | None:
-        """Return what was recorded when a file was last downloaded, even if its bytes are gone since."""
+        """Return the record of a file's last download, even if its bytes have been removed since."""
         stored = self._files.read().get(f"{entry.name}/{file.name}")
         return None if stored is None else Blob(**stored)
 
     def add_blob(self, entry: ModelEntry, file: ModelFile, path: Path, *, sha256: str, source: str) -> Blob:
-        """Move checked bytes from `path` into the cache and record them.
+        """Move checked bytes from `path` into the store and record them.
 
         Raises
         ------
         OutputError
-            If the cache cannot be written.
+            If the store cannot be written.
         """
         target = self.blob_path(sha256)
         blob = Blob(sha256, path.stat().st_size, source, file.trust_on_first_use, _now())
-        make_folder(target.parent)
         with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
             path.chmod(0o444)  # models/ links to it: an edit there must fail rather than change the original
             path.replace(target)
         self._files.update({f"{entry.name}/{file.name}": asdict(blob)})
@@ -166,7 +202,7 @@ class ModelStore:
         ModelNotFoundError
             If it is not downloaded, or was downloaded for an entry that has changed since.
         """
-        folder = self._folder(entry)
+        folder = self.root / "models" / entry.name
         fingerprint = self._fingerprint(entry)
         if fingerprint is None or self._marker(folder).get("fingerprint") != fingerprint:
             raise ModelNotFoundError(
@@ -174,12 +210,8 @@ class ModelStore:
             )
         return folder
 
-    def ir_path(self, name: str, *, precision: str = "FP32") -> Path:
-        """Where the store keeps the IR (.xml) of a converted model, whether or not it has it."""
-        return self.root / "irs" / name / precision.lower() / f"{name}.xml"
-
     def has(self, entry: ModelEntry) -> bool:
-        """Whether `model_dir` would find it."""
+        """Whether `model_dir` finds the model."""
         try:
             self.model_dir(entry)
         except ModelNotFoundError:
@@ -201,6 +233,14 @@ class ModelStore:
             raise ModelNotFoundError(f"{path} is missing; run: edgeface zoo download {entry.name}")
         return path
 
+    def locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of this name, waiting up to an hour for another process that downloads or converts."""
+        return locked(self.root / "locks" / f"{name}.lock", timeout=3600, hint=_HINT)
+
+    def ir_path(self, name: str, *, precision: str = "FP32") -> Path:
+        """Return where the store keeps the IR (.xml) of a converted model, whether or not it has it."""
+        return self.root / "irs" / name / precision.lower() / f"{name}.xml"
+
     def materialise(self, entry: ModelEntry) -> Path:
         """Build a model's folder from its blobs: link, unpack, replace. It appears only when complete.
 
@@ -209,13 +249,14 @@ class ModelStore:
         ModelNotFoundError
             If a blob is missing.
         ArchiveError, ChecksumError, OutputError
-            If an archive is unsafe, what it holds is not what was published, or the cache cannot be written.
+            If an archive is unsafe, its content is not what was published, or the store cannot be written.
         """
-        folder = self._folder(entry)
+        folder = self.root / "models" / entry.name
         with (
-            locked(self.root / "locks" / f"{entry.name}.lock", timeout=LOCK_TIMEOUT),
-            temporary_folder(folder.parent, f".{entry.name}-") as staging,
+            self.locked(entry.name),
+            staging_folder(folder.parent) as outer,
         ):
+            staging = outer / entry.name
             for file in entry.files:
                 blob = self.blob(entry, file)
                 if blob is None:
@@ -225,12 +266,12 @@ class ModelStore:
                 _unpack_step(step, staging) if isinstance(step, UnpackArchive) else _replace_step(
                     step, staging
                 )
-            contents = {
-                str(path.relative_to(staging)): hash_file(path)["sha256"] for path in _files_in(staging)
-            }
+            files = sorted(path for path in staging.rglob("*") if path.is_file())
+            contents = {str(path.relative_to(staging)): sha256_of(path) for path in files}
             _check_conversion_source(entry, staging, contents)
             marker = {"fingerprint": self._fingerprint(entry), "files": contents}
             with writing(staging):
+                staging.mkdir(exist_ok=True)
                 (staging / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
             swap_folder(staging, folder)
         logger.info("materialised %s at %s", entry.name, folder)
@@ -245,21 +286,24 @@ class ModelStore:
             If it is not downloaded at all.
         """
         folder = self.model_dir(entry)
-        blobs = [(file, blob) for file in entry.files if (blob := self.blob(entry, file)) is not None]
-        checks = [check for file, blob in blobs for check in self._check_blob(file, blob)]
-        seen = {path.stat().st_ino for _, blob in blobs if (path := self.blob_path(blob.sha256)).is_file()}
-        for name, expected in self._marker(folder)["files"].items():
+        checks, seen = [], set()
+        for file in entry.files:
+            if (blob := self.blob(entry, file)) is not None:
+                path = self.blob_path(blob.sha256)
+                seen.add(path.stat().st_ino)
+                expected = {"sha256": blob.sha256, **file.digests}
+                found = digests_of(path, expected)
+                checks += [FileCheck(path, digest, found[name]) for name, digest in expected.items()]
+        for name, digest in self._marker(folder)["files"].items():
             path = folder / name
             if not path.is_file():
-                checks.append(FileCheck(path, expected, None))
+                checks.append(FileCheck(path, digest, None))
             elif path.stat().st_ino not in seen:  # a link to a blob was hashed with it
-                checks.append(FileCheck(path, expected, hash_file(path)["sha256"]))
+                checks.append(FileCheck(path, digest, sha256_of(path)))
         return checks
 
-    def export(
-        self, entry: ModelEntry, folder: Path, *, precisions: Collection[str] | None = None
-    ) -> list[Path]:
-        """Put a downloaded model's files into a folder of the user's own.
+    def export(self, entry: ModelEntry, folder: Path, *, precisions: Collection[str] | None = None) -> None:
+        """Copy a downloaded model's files into a folder of the user's own.
 
         Parameters
         ----------
@@ -274,36 +318,22 @@ class ModelStore:
             If the model is not downloaded, or the folder cannot be written.
         """
         source = self.model_dir(entry)
-        exported = []
         for name in self._marker(source)["files"]:
             precision = name.split("/")[0]
             if precisions is not None and precision in entry.precisions and precision not in precisions:
                 continue
-            target = folder / name
-            with write_atomically(target) as temporary:
+            with write_atomically(folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)  # no link: the user may edit it
-            exported.append(target)
-        return exported
 
     def license_state(self, entry: ModelEntry) -> LicenseState | None:
-        """Whether a model's licence was shown or accepted before; a licence at a new address is a new one."""
+        """Return whether a model's licence was shown or accepted; one at a new address is a new licence."""
         stored = self._licenses.read().get(entry.name, {})
         state: LicenseState | None = stored.get("state") if stored.get("license") == entry.license else None
         return state
 
     def record_license(self, entry: ModelEntry, state: LicenseState) -> None:
-        """Remember that a licence was shown or accepted."""
+        """Record that a licence was shown or accepted."""
         self._licenses.update({entry.name: {"license": entry.license, "state": state, "at": _now()}})
-
-    def _check_blob(self, file: ModelFile, blob: Blob) -> Iterator[FileCheck]:
-        path = self.blob_path(blob.sha256)
-        expected = {"sha256": blob.sha256, **file.digests}
-        found = hash_file(path, expected)
-        for algorithm, digest in expected.items():
-            yield FileCheck(path, digest, found[algorithm])
-
-    def _folder(self, entry: ModelEntry) -> Path:
-        return self.root / "models" / entry.name
 
     def _fingerprint(self, entry: ModelEntry) -> str | None:
         """Digest of everything that decides a folder's content; None while a file is missing."""
@@ -323,13 +353,33 @@ class ModelStore:
         return marker
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def place(source: Path, target: Path) -> None:
+    """Make `target` have the bytes of `source`: a hard link where that works, else a copy."""
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            shutil.copyfile(source, target)
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Put folder `new` where `target` is, replacing it; the caller holds the lock that hides the step between."""
+    aside = target.with_name(f".{target.name}.old-{os.getpid()}")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # a folder that is not empty cannot be replaced in one step
+            target.replace(aside)
+        new.replace(target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _unpack_step(step: UnpackArchive, staging: Path) -> None:
     archive = staging / step.file
-    unpack(archive, archive.parent, format=step.format)
+    with writing(archive):
+        unpack(archive, archive.parent, format=step.format)
     archive.unlink()
 
 

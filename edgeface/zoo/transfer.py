@@ -1,25 +1,29 @@
-"""A place where a file may be in, a stream of its bytes from some offset out, or a reason why not."""
+"""Open a file at one of its sources, from some offset on: a folder, a web server, or Google Drive."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import html.parser
-import http.client
-import http.cookiejar
 import re
 import socket
 import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING
 
 from edgeface.version import __version__
 from edgeface.zoo.schema import GoogleDriveSource, HttpSource
 
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["FolderLocation", "Reply", "SourceFault", "WebLocation", "locate"]
+
+CHUNK = 1 << 20
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id={id}"
 
 _RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
@@ -34,7 +38,7 @@ class SourceFault(Exception):  # noqa: N818 - it never leaves this package
     Attributes
     ----------
     retry
-        Whether the same source may do better next time.
+        Whether the same source may deliver next time.
     wait
         Seconds that the server asked to wait before that.
     restart
@@ -58,29 +62,82 @@ class SourceFault(Exception):  # noqa: N818 - it never leaves this package
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An open stream.
+    """An open file.
 
     Attributes
     ----------
+    chunks
+        Its bytes from `offset` on; reading them raises `SourceFault` if the source breaks off.
     offset
-        Position in the file of the first byte; 0 although more was asked for if the source cannot resume or
-        the file has changed.
+        Position of the first byte; 0 although more was asked for if the source cannot resume or the file has
+        changed.
     total
         Bytes of the whole file; None if the source does not say.
     validator
         What identifies this version of the file to the source; None if it has no such thing.
     """
 
-    stream: IO[bytes]
+    chunks: Iterator[bytes]
     offset: int
     total: int | None
     validator: str | None
 
 
-class Location(Protocol):
-    """Somewhere a file may be."""
+@dataclass(frozen=True, slots=True)
+class FolderLocation:
+    """A file in a folder that mirrors the zoo."""
 
-    def open(self, offset: int, *, validator: str | None, timeout: float) -> Reply:
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextlib.contextmanager
+    def open(self, offset: int, *, validator: str | None, timeout: float) -> Iterator[Reply]:
+        """See `WebLocation.open`; a file needs no time-out."""
+        try:
+            status, stream = self.path.stat(), self.path.open("rb")
+        except OSError as error:
+            raise SourceFault(error.strerror or str(error)) from error
+        current = f"{status.st_size}-{status.st_mtime_ns}"
+        if validator not in (None, current) or offset > status.st_size:
+            offset = 0
+        with stream:
+            stream.seek(offset)
+            yield Reply(self._chunks(stream), offset, status.st_size, current)
+
+    @staticmethod
+    def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+        try:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+        except OSError as error:
+            raise SourceFault(f"broke off: {error}", retry=True) from error
+
+
+@dataclass(frozen=True, slots=True)
+class WebLocation:
+    """A file at an address.
+
+    Attributes
+    ----------
+    url
+        The address.
+    name
+        Name for messages; by default the address.
+    confirms
+        Whether a page may come first that asks to confirm, as Google Drive's for large files.
+    """
+
+    url: str
+    name: str = ""
+    confirms: bool = False
+
+    def __str__(self) -> str:
+        return self.name or self.url
+
+    @contextlib.contextmanager
+    def open(self, offset: int, *, validator: str | None, timeout: float) -> Iterator[Reply]:
         """Start reading at `offset`, or at 0 if the file is no longer the one that `validator` identifies.
 
         Parameters
@@ -97,200 +154,155 @@ class Location(Protocol):
         SourceFault
             If the source does not deliver the file.
         """
+        headers = {}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if validator is not None:
+                headers["If-Range"] = validator
+        with _client(timeout) as client, contextlib.ExitStack() as opened:
+            response = opened.enter_context(client.stream("GET", self.url, headers=headers))
+            _check_status(response)
+            if self.confirms and _is_page(response):
+                form = _ConfirmationForm.find(_page(response), base=str(response.url))
+                response = opened.enter_context(client.stream("GET", form, headers=headers))
+                _check_status(response)
+            if _is_page(response):
+                when = "even after confirming" if self.confirms else "instead of the file"
+                raise SourceFault(f"answered with a web page {_title(_page(response))} {when}")
+            yield _reply(response, offset)
 
 
-@dataclass(frozen=True, slots=True)
-class FolderLocation:
-    """A file in a folder that mirrors the zoo."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def open(self, offset: int, *, validator: str | None, timeout: float) -> Reply:
-        """See `Location`."""
-        try:
-            stream = self.path.open("rb")
-        except OSError as error:
-            raise SourceFault(error.strerror or str(error)) from error
-        status = self.path.stat()
-        current = f"{status.st_size}-{status.st_mtime_ns}"
-        if validator not in (None, current) or offset > status.st_size:
-            offset = 0
-        stream.seek(offset)
-        return Reply(stream, offset, status.st_size, current)
+def locate(source: HttpSource | GoogleDriveSource) -> WebLocation:
+    """Return where a catalog's source can be opened."""
+    if isinstance(source, HttpSource):
+        return WebLocation(source.url)
+    return WebLocation(GOOGLE_DRIVE.format(id=urllib.parse.quote(source.id)), str(source), confirms=True)
 
 
-@dataclass(frozen=True, slots=True)
-class WebLocation:
-    """A file at an address."""
+@contextlib.contextmanager
+def _client(timeout: float) -> Iterator[httpx.Client]:
+    """Yield an HTTP client, and turn what goes wrong with it inside the block into a `SourceFault`."""
+    import httpx  # here, because it takes a tenth of a second that only a download needs
 
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-    def open(self, offset: int, *, validator: str | None, timeout: float) -> Reply:
-        """See `Location`."""
-        response = _request(_opener(), self.url, offset, validator, timeout)
-        if _is_page(response):
-            with response:
-                raise SourceFault(f"answered with a web page {_title(response)} instead of the file")
-        return _reply(response, offset)
-
-
-@dataclass(frozen=True, slots=True)
-class DriveLocation:
-    """A file that Google Drive shares; large ones come behind a page that asks to confirm."""
-
-    id: str
-
-    def __str__(self) -> str:
-        return f"Google Drive file {self.id}"
-
-    def open(self, offset: int, *, validator: str | None, timeout: float) -> Reply:
-        """See `Location`."""
-        opener = _opener()
-        url = GOOGLE_DRIVE.format(id=urllib.parse.quote(self.id))
-        response = _request(opener, url, offset, validator, timeout)
-        if _is_page(response):
-            with response:
-                form = _ConfirmationForm.find(_page(response), base=response.url)
-            response = _request(opener, form, offset, validator, timeout)
-        if _is_page(response):
-            with response:
-                raise SourceFault(f"answered with a web page {_title(response)} even after confirming")
-        return _reply(response, offset)
-
-
-def locate(source: HttpSource | GoogleDriveSource) -> Location:
-    """Turn a catalog's source into something that can be opened."""
-    return WebLocation(source.url) if isinstance(source, HttpSource) else DriveLocation(source.id)
-
-
-def reading_fault(error: Exception) -> SourceFault:
-    """Turn what a stream raises while it is read into a fault."""
-    if isinstance(error, TimeoutError):
-        return SourceFault("sent nothing for too long", retry=True)
-    return SourceFault(f"broke off: {error or type(error).__name__}", retry=True)
-
-
-READING_ERRORS = (OSError, http.client.HTTPException)
-"""What reading a stream may raise: time-outs, resets, TLS failures, a body that ends early."""
-
-
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise SourceFault(f"redirects from https to {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-    opener = urllib.request.build_opener(_NoDowngrade, cookies)
-    opener.addheaders = [("User-Agent", f"edgeface/{__version__}"), ("Accept-Encoding", "identity")]
-    return opener
-
-
-def _request(
-    opener: urllib.request.OpenerDirector, url: str, offset: int, validator: str | None, timeout: float
-) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url)
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-        if validator is not None:
-            request.add_header("If-Range", validator)
+    headers = {"User-Agent": f"edgeface/{__version__}", "Accept-Encoding": "identity"}
+    hooks = {"response": [_refuse_downgrade]}
     try:
-        response: http.client.HTTPResponse = opener.open(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _status_fault(error) from error
-    except urllib.error.URLError as error:
-        raise _connection_fault(error.reason) from error
-    except (*READING_ERRORS, ValueError) as error:
+        with httpx.Client(
+            follow_redirects=True, timeout=timeout, headers=headers, event_hooks=hooks
+        ) as client:
+            yield client
+    except httpx.ConnectTimeout as error:
+        raise SourceFault("did not answer in time", retry=True) from error
+    except httpx.TimeoutException as error:
+        raise SourceFault("sent nothing for too long", retry=True) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _connection_fault(error) from error
-    return response
 
 
-def _status_fault(error: urllib.error.HTTPError) -> SourceFault:
-    reason = f"answered {error.code} {error.reason}"
-    if error.code == _RANGE_NOT_SATISFIABLE:
-        return SourceFault(reason, retry=True, restart=True)
-    return SourceFault(
-        reason, retry=error.code in _RETRYABLE, wait=_retry_after(error.headers.get("Retry-After"))
-    )
+def _connection_fault(error: Exception) -> SourceFault:
+    import httpx
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return SourceFault(f"has no valid certificate: {cause.verify_message}")
+        if isinstance(cause, socket.gaierror):
+            return SourceFault("host name not found", retry=cause.errno == socket.EAI_AGAIN)
+        cause = cause.__cause__ or cause.__context__
+    passing = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+    return SourceFault(f"cannot be reached: {error}", retry=passing)
 
 
-def _connection_fault(reason: object) -> SourceFault:
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return SourceFault(f"has no valid certificate: {reason.verify_message}")
-    if isinstance(reason, socket.gaierror):
-        return SourceFault("host name not found", retry=reason.errno == socket.EAI_AGAIN)
-    if isinstance(reason, TimeoutError):
-        return SourceFault("did not answer in time", retry=True)
-    return SourceFault(f"cannot be reached: {reason}", retry=isinstance(reason, READING_ERRORS))
+def _refuse_downgrade(response: httpx.Response) -> None:
+    """Refuse a redirect from https to http."""
+    target = response.headers.get("Location")
+    if response.is_redirect and target is not None and response.url.scheme == "https":
+        address = response.url.join(target)
+        if address.scheme != "https":
+            raise SourceFault(f"redirects from https to {address}")
+
+
+def _check_status(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    code = response.status_code
+    reason = f"answered {code} {response.reason_phrase}"
+    if code == _RANGE_NOT_SATISFIABLE:
+        raise SourceFault(reason, retry=True, restart=True)
+    wait = _retry_after(response.headers.get("Retry-After"))
+    raise SourceFault(reason, retry=code in _RETRYABLE, wait=wait)
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     if value.strip().isdigit():
         return float(value)
     try:
-        moment = email.utils.parsedate_to_datetime(value)
+        date = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.timezone.utc)
-    return max(0.0, (moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds())
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=datetime.timezone.utc)
+    return max(0.0, (date - datetime.datetime.now(datetime.timezone.utc)).total_seconds())
 
 
-def _reply(response: http.client.HTTPResponse, asked: int) -> Reply:
-    """Read off the headers where the body starts and how long the file is."""
+def _reply(response: httpx.Response, asked: int) -> Reply:
+    """Read from the headers where the body starts and how long the file is."""
     headers = response.headers
     etag = headers.get("ETag")
     # a weak ETag must not be used in If-Range (RFC 9110, 13.1.5)
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+    if response.status_code == 206:
+        found = headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", found)
         if match is None or int(match[1]) != asked:
-            response.close()
-            found = headers.get("Content-Range")
             raise SourceFault(
                 f"was asked for bytes from {asked}, answered {found!r}", retry=True, restart=True
             )
-        return Reply(response, asked, None if match[2] == "*" else int(match[2]), validator)
-    length = headers.get("Content-Length")
-    return Reply(response, 0, int(length) if length and length.isdigit() else None, validator)
+        offset, total = asked, None if match[2] == "*" else int(match[2])
+    else:
+        length = headers.get("Content-Length", "")
+        offset, total = 0, int(length) if length.isdigit() else None
+    return Reply(_chunks(response, offset, total), offset, total, validator)
 
 
-def _is_page(response: http.client.HTTPResponse) -> bool:
-    return response.headers.get_content_type() == "text/html"
+def _chunks(response: httpx.Response, received: int, total: int | None) -> Iterator[bytes]:
+    import httpx
 
-
-def _page(response: http.client.HTTPResponse) -> str:
     try:
-        return response.read(_LARGEST_PAGE).decode("utf-8", errors="replace")
-    except READING_ERRORS as error:
-        raise reading_fault(error) from error
+        for chunk in response.iter_raw():
+            received += len(chunk)
+            yield chunk
+    except httpx.TimeoutException:
+        raise
+    except httpx.TransportError as error:
+        whole = "" if total is None else f" of {total:,}"
+        raise SourceFault(f"broke off after {received:,}{whole} bytes", retry=True) from error
 
 
-def _title(response: http.client.HTTPResponse) -> str:
-    return _quoted_title(_page(response))
+def _is_page(response: httpx.Response) -> bool:
+    content_type: str = response.headers.get("Content-Type", "")
+    return content_type.partition(";")[0].strip().lower() == "text/html"
 
 
-def _quoted_title(page: str) -> str:
+def _page(response: httpx.Response) -> str:
+    content = b""
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > _LARGEST_PAGE:
+            break
+    return content.decode("utf-8", errors="replace")
+
+
+def _title(page: str) -> str:
     match = re.search(r"<title[^>]*>(.*?)</title>", page, re.IGNORECASE | re.DOTALL)
     return repr(" ".join(match[1].split())[:80]) if match else "without a title"
 
 
 class _ConfirmationForm(html.parser.HTMLParser):
-    """Finds the form (or, on older pages, the link) by which Google Drive hands a large file over."""
+    """Finds the form (or, on older pages, the link) behind which Google Drive keeps a large file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,7 +325,7 @@ class _ConfirmationForm(html.parser.HTMLParser):
         form = cls()
         form.feed(page)
         if not form.action:
-            raise SourceFault(f"answered with a web page {_quoted_title(page)} that offers no download")
+            raise SourceFault(f"answered with a web page {_title(page)} that offers no download")
         address = urllib.parse.urljoin(base, form.action)
         query = urllib.parse.urlencode(form.fields)
         return address + ("&" if "?" in address else "?") + query if query else address

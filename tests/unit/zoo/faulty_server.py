@@ -15,7 +15,7 @@ from edgeface import zoo
 from edgeface.zoo.schema import ModelEntry
 
 CONTENT = random.Random(7).randbytes(300_000)
-QUICK = zoo.Policy(attempts=3, timeout=5, backoff=0.01, longest_wait=5)
+QUICK = zoo.DownloadPolicy(attempts=3, timeout=5, backoff=0.01, longest_wait=5)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from edgeface import zoo
 from edgeface.errors import CatalogError, ModelNotFoundError
 from edgeface.model.contract import Alignment
-from edgeface.zoo.catalog import default_catalog_path
-from edgeface.zoo.document import Document
+from edgeface.zoo.catalog import Document, default_catalog_path
 from edgeface.zoo.schema import relative_path
 
 NAMES = [
@@ -110,14 +109,14 @@ def test_a_file_that_nobody_published_a_digest_for_says_so(catalog: zoo.Catalog)
 
 @pytest.mark.real
 def test_digests_in_the_catalog_are_those_of_the_real_files(catalog: zoo.Catalog, data: Path) -> None:
-    from edgeface.zoo.files import hash_file
+    from edgeface.files import digests_of
 
     folders = {"yunet": data / "yunet"} | {name: data / "omz" / name for name in NAMES if "retail" in name}
     for name, folder in folders.items():
         for file in catalog[name].files:
             path = folder / file.name
             assert path.stat().st_size == file.size
-            assert hash_file(path, file.digests) == file.digests
+            assert digests_of(path, file.digests) == file.digests
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names(catalog: zoo.Catalog) -> None:

@@ -351,8 +351,8 @@ def test_one_file_that_fails_stops_the_others_and_keeps_what_arrived(
 def test_progress_tells_the_story_in_open_model_zoos_words(
     server: FaultyServer, store: zoo.ModelStore
 ) -> None:
-    events: list[zoo.Event] = []
-    zoo.download(tiny(server), store, policy=QUICK, progress=events.append)
+    events: list[zoo.DownloadEvent] = []
+    zoo.download(tiny(server), store, policy=QUICK, on_event=events.append)
     kinds = [event.kind for event in events]
     assert list(dict.fromkeys(kinds)) == [
         "model_download_begin",

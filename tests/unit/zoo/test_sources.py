@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from faulty_server import CONTENT, QUICK, FaultyServer, dies_after, make_entry, make_file, page, tiny
 
@@ -102,7 +105,25 @@ def test_retry_after_is_read_as_seconds_or_a_date(header: str | None, seconds: f
     assert transfer._retry_after(header) == seconds
 
 
-def test_a_redirect_from_https_to_http_is_not_followed() -> None:
-    request = transfer.urllib.request.Request("https://example.org/a")
-    with pytest.raises(transfer.SourceFault, match="redirects from https to http://"):
-        transfer._NoDowngrade().redirect_request(request, None, 302, "", {}, "http://example.org/a")
+def test_a_redirect_from_https_to_http_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(302, headers={"Location": "http://example.org/b"})
+
+    monkeypatch.setattr(httpx.Client, "_init_transport", lambda *_, **__: httpx.MockTransport(answer))
+    with (
+        pytest.raises(transfer.SourceFault, match="redirects from https to http://example"),
+        transfer.WebLocation("https://example.org/a").open(0, validator=None, timeout=1),
+    ):
+        pass
+    assert asked == ["https://example.org/a"]
+
+
+def test_http_is_loaded_by_a_download_only() -> None:
+    program = "import sys, edgeface.zoo as z; z.DownloadPolicy(), z.download; print('httpx' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert shown.stdout == "False\n"

@@ -18,8 +18,8 @@ from faulty_server import QUICK, FaultyServer, make_entry, make_file, no_trace, 
 
 from edgeface import zoo
 from edgeface.errors import ArchiveError, ModelNotFoundError, OutputError
-from edgeface.zoo import files
-from edgeface.zoo.store import default_root
+from edgeface.files import locked
+from edgeface.zoo.store import JsonRecords, default_root
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -81,7 +81,7 @@ def test_a_pattern_that_does_not_occur_is_an_error_and_leaves_no_folder(
     step = {"$type": "regex_replace", "file": "net.txt", "pattern": "13", "replacement": "x"}
     with pytest.raises(ArchiveError, match="found 0"):
         zoo.download(entry_of(mirror, postprocessing=[step]), store, mirror=str(mirror), policy=QUICK)
-    assert not any((store.root / "models").iterdir())
+    assert not (store.root / "models").exists()
 
 
 def test_an_archive_without_the_model_is_an_error(mirror: Path, store: zoo.ModelStore) -> None:
@@ -142,7 +142,7 @@ def test_a_licence_is_remembered_until_its_address_changes(mirror: Path, store: 
 
 def test_records_of_many_writers_are_all_kept(tmp_path: Path) -> None:
     def write(number: int) -> None:
-        files.JsonRecords(tmp_path / "records.json").update({f"key {number}": number})
+        JsonRecords(tmp_path / "records.json").update({f"key {number}": number})
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
     for thread in threads:
@@ -155,14 +155,14 @@ def test_records_of_many_writers_are_all_kept(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.json").write_text("{")
     with pytest.raises(OutputError, match=r"records\.json: expected a readable JSON object"):
-        files.JsonRecords(tmp_path / "records.json").read()
+        JsonRecords(tmp_path / "records.json").read()
 
 
 def test_a_lock_that_somebody_keeps_ends_in_an_error(tmp_path: Path) -> None:
     with (
-        files.locked(tmp_path / "lock", timeout=1),
+        locked(tmp_path / "lock", timeout=1),
         pytest.raises(OutputError, match="another edgeface process"),
-        files.locked(tmp_path / "lock", timeout=0.1),
+        locked(tmp_path / "lock", timeout=0.1),
     ):
         pass
 

@@ -65,7 +65,7 @@ def test_list_as_json_says_what_is_here(options: list[str], capsys: Capture) -> 
 def test_info_shows_what_a_user_has_to_know(capsys: Capture) -> None:
     assert main(["zoo", "info", "facenet-20180402-114759"]) == 0
     text = capsys.readouterr().out
-    assert "nobody published a digest: trust on first use" in text
+    assert "no digest is published: trust on first use" in text
     assert "licence  MIT, https://" in text
     assert "0.9965 on LFW" in text
 
