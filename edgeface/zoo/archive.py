@@ -15,7 +15,7 @@ from typing import IO, Literal, NamedTuple, TypeVar
 from edgeface.errors import ArchiveError
 from edgeface.zoo.schema import relative_path
 
-__all__ = ["Limits", "unpack"]
+__all__ = ["UnpackLimits", "unpack"]
 
 Format = Literal["zip", "tar", "gztar"]
 _T = TypeVar("_T")
@@ -33,7 +33,7 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class UnpackLimits:
     """How large an archive may become.
 
     Attributes
@@ -59,7 +59,7 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(archive: Path, folder: Path, *, format: Format, limits: Limits = Limits()) -> None:
+def unpack(archive: Path, folder: Path, *, format: Format, limits: UnpackLimits = UnpackLimits()) -> None:
     """Unpack `archive` into `folder`, which the caller made for this and removes when this fails.
 
     Parameters
@@ -96,7 +96,7 @@ class _Unpacking:
 
     archive: Path
     folder: Path
-    limits: Limits
+    limits: UnpackLimits
     bytes: int = 0
     names: set[PurePosixPath] = field(default_factory=set)
 

@@ -43,26 +43,20 @@ PROGRAMS = {"openvino-dev"}  # `mo`, which benchmarks/legacy_mo.py runs
 
 CIRCLES: set[tuple[str, ...]] = {
     ("edgeface.cli.gallery", "edgeface.cli.gallery_enrol", "edgeface.cli.gallery_files"),
-    ("edgeface.demo.report", "edgeface.demo.run"),
     ("edgeface.runtime.devices", "edgeface.runtime.probe"),
     ("edgeface.vision.detector", "edgeface.vision.mtcnn", "edgeface.vision.ssd", "edgeface.vision.yunet"),
 }
 SHARED_NAMES: set[str] = {
     "Axes",
     "Connection",
-    "Embedding",
     "Header",
     "Layer",
-    "Limits",
     "Pool",
     "Server",
     "Source",
     "Verdict",
 }
 UNUSED: set[str] = {
-    "filelock",
-    "httpx",
-    "platformdirs",
     "psutil",
 }
 

@@ -455,7 +455,7 @@ def catalog(work: Path) -> zoo.Catalog:
 
 
 def test_a_cache_of_models_is_whole(work: Path, catalog: zoo.Catalog) -> None:
-    store, entry, expected = zoo.Store(work / "zoo" / "cache"), catalog["tiny"], EXPECTED["zoo"]
+    store, entry, expected = zoo.ModelStore(work / "zoo" / "cache"), catalog["tiny"], EXPECTED["zoo"]
     assert {file.name: dataclasses.asdict(store.recorded(entry, file)) for file in entry.files} == expected[
         "recorded"
     ]
@@ -470,7 +470,7 @@ def test_a_cache_of_models_is_whole(work: Path, catalog: zoo.Catalog) -> None:
 
 
 def test_a_bundle_is_imported(work: Path, catalog: zoo.Catalog, tmp_path: Path) -> None:
-    bundle, store = work / "zoo" / "models.tar", zoo.Store(tmp_path / "other")
+    bundle, store = work / "zoo" / "models.tar", zoo.ModelStore(tmp_path / "other")
     assert zoo.read_manifest(bundle).model_dump() == EXPECTED["zoo"]["manifest"]
     zoo.import_bundle(bundle, catalog, store)
     assert all(check.intact for check in store.verify(catalog["tiny"]))
@@ -486,8 +486,10 @@ def test_an_interrupted_download_is_resumed(work: Path, catalog: zoo.Catalog, tm
         if name == "a.bin":  # whoever began at its first byte would find another digest
             content = bytes(3000) + content[3000:]
         (mirror / name).write_bytes(content)
-    store = zoo.Store(work / "zoo" / "partial")
-    done = zoo.download(catalog["tiny"], store, mirror=str(mirror.parent), policy=zoo.Policy(attempts=1))
+    store = zoo.ModelStore(work / "zoo" / "partial")
+    done = zoo.download(
+        catalog["tiny"], store, mirror=str(mirror.parent), policy=zoo.DownloadPolicy(attempts=1)
+    )
     assert (done.folder / "a.bin").read_bytes() == b"weights" * 1000
 
 
