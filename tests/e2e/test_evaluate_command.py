@@ -155,13 +155,17 @@ def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(
 @pytest.mark.parametrize(
     ("command", "more", "words"),
     [
-        ("evaluate", ("--far", "2"), "false accept rates: expected numbers between 0 and 1, found [2.0]"),
-        ("evaluate", ("-o", "taken/out"), "cannot write taken/out"),
+        ("evaluate lfw", ("--far", "2"), "false accept rates: expected numbers between 0 and 1, found [2.0]"),
+        ("evaluate lfw", ("-o", "taken/out"), "cannot write taken/out"),
+        ("evaluate lfw", ("--pairs", "bad.txt"), "bad.txt:2: expected 3 fields"),
+        ("evaluate lfw", ("--pairs", "bad.txt"), "bad.txt:3: expected an image number"),
         ("calibrate", ("--far", "0"), "false accept rates: expected numbers between 0 and 1, found [0.0]"),
         ("calibrate", ("-o", "taken/t.json"), "cannot write taken"),
+        ("evaluate identification", ("--fpir", "2"), "expected a rate between 0 and 1, found 2"),
+        ("evaluate identification", ("-o", "taken"), "found a file in the way"),
     ],
 )
-def test_an_evaluation_that_cannot_end_well_is_refused_before_any_work(
+def test_what_cannot_end_well_is_refused_before_any_work(
     command: str,
     more: tuple[str, str],
     words: str,
@@ -171,17 +175,15 @@ def test_an_evaluation_that_cannot_end_well_is_refused_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
+    Path("bad.txt").write_text("1\t1\nP00\t1\nP00\tx\t2\n")
     # The model is not there: whoever looks for it first says so.
-    given = {
-        "--images": work / "images",
-        "--pairs": work / "pairs.txt",
-        "--model": "none.xml",
-        "-o": "out/t.json",
-    }
-    given |= {more[0]: more[1]}
-    words_of = ["evaluate", "lfw"] if command == "evaluate" else ["calibrate"]
-    done = run(*words_of, "--crops", *[word for item in given.items() for word in item])
-    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    given = {"--images": work / "images", "--model": "none.xml", "-o": "out/t.json"}
+    if command != "evaluate identification":
+        given["--pairs"] = work / "pairs.txt"
+    given[more[0]] = more[1]
+    done = run(*command.split(), "--crops", *[word for item in given.items() for word in item])
+    assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not Path("out").exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
@@ -199,30 +201,6 @@ def test_the_report_of_an_identification_is_readable_on_a_phone(work: Path, tmp_
         assert page.evaluate(f"Math.max(...{heads})") < 50, "no head is broken into several lines"
         assert page.complaints() == []
         assert not [each for each in page.requested() if not each.startswith(("file:", "data:"))]
-
-
-@pytest.mark.parametrize(
-    ("output", "fpir", "words"),
-    [("taken", "0.01", "found a file in the way"), ("out", "2", "expected a rate between 0 and 1, found 2")],
-)
-def test_what_cannot_end_well_is_refused_before_any_work(
-    output: str, fpir: str, words: str, work: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "taken").write_text("")
-    # The model is not there: whoever looks for it first says so.
-    given = ("--images", work / "images", "--model", tmp_path / "none.xml", "--fpir", fpir)
-    done = run("evaluate", "identification", *given, "-o", tmp_path / output)
-    assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_every_malformed_row_is_named_and_nothing_is_written(work: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.txt").write_text("1\t1\nP00\t1\nP00\tx\t2\n")
-    done = evaluate(work, tmp_path / "out", "--pairs", tmp_path / "bad.txt")
-    assert done.returncode == 2
-    assert "bad.txt:2: expected 3 fields" in done.stderr
-    assert "bad.txt:3: expected an image number" in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_is_missing_is_named(work: Path, tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, template, vectors
+from unit.gallery.conformance import CONTRACT, DIM, template, vectors
 
 from edgeface.errors import (
     ArchiveError,
     ChecksumError,
-    ContractError,
     EdgeFaceError,
     EnrolmentRefused,
     GalleryKeyError,
@@ -25,10 +24,9 @@ from edgeface.errors import (
 )
 from edgeface.gallery.archive import pack, unpack
 from edgeface.gallery.enrol import EnrolRules, enrol
-from edgeface.gallery.records import KeptImage, NewTemplate
+from edgeface.gallery.records import KeptImage
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import export_gallery, import_gallery
-from edgeface.model.embedding import Embedding
 from edgeface.recognize.metrics import Metric, pairwise
 from edgeface.recognize.threshold import calibrate
 
@@ -119,27 +117,6 @@ def test_a_picture_is_enrolled_once(store: SqliteStore) -> None:
 def test_nobody_is_enrolled_without_a_picture(store: SqliteStore) -> None:
     with pytest.raises(EnrolmentRefused, match="found none"):
         enrol(store, "Ada", [], rules=RULES)
-    assert store.people() == ()
-
-
-def test_embeddings_rules_and_exports_of_another_contract_are_refused(
-    store: SqliteStore, tmp_path: Path
-) -> None:
-    alien = NewTemplate(embedding=Embedding(vectors(1)[0], OTHER_CONTRACT))
-    for given, rules in (
-        ([alien], RULES),
-        (
-            [template(vectors(1)[0])],
-            EnrolRules(duplicate_above=0.5, agree_above=0.5, contract_id=OTHER_CONTRACT),
-        ),
-    ):
-        with pytest.raises(ContractError):
-            enrol(store, "Ada", given, rules=rules)
-    with SqliteStore.create(tmp_path / "h", contract_id=OTHER_CONTRACT, dim=DIM, key=None) as other:
-        other.add_person("Grace", templates=[alien])
-        export_gallery(other, tmp_path / "export", key=None)
-    with pytest.raises(ContractError):
-        import_gallery(store, tmp_path / "export", key=None, rules=RULES)
     assert store.people() == ()
 
 

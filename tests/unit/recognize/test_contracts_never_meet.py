@@ -134,6 +134,15 @@ def import_theirs(ours: SimpleNamespace) -> None:
     import_gallery(ours.store, ours.folder / "export", key=None, rules=ours.rules)
 
 
+def enrol_theirs(ours: SimpleNamespace) -> None:
+    """Enrol by rules of another contract, then a template of another contract."""
+    own = NewTemplate(embedding=ours.one)
+    foreign = EnrolRules(duplicate_above=0.9, agree_above=0.1, contract_id=OTHER_CONTRACT)
+    with pytest.raises(ContractError):
+        enrol(ours.store, "Grace", [own], rules=foreign)
+    enrol(ours.store, "Grace", [ours.template], rules=ours.rules)
+
+
 def graph() -> ApproximateIndex:
     pytest.importorskip("usearch", reason="the extra 'index' is not installed")
     return ApproximateIndex(block(CONTRACT))
@@ -160,7 +169,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
         [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
-    "enrol": lambda o: enrol(o.store, "Grace", [o.template], rules=o.rules),
+    "enrol": enrol_theirs,
     "unit_vector": lambda o: unit_vector(o.template, o.store.info),
     "Rows.check": lambda o: o.store._rows.check([o.template]),
     "TableStore.add_person": lambda o: o.store.add_person("Grace", templates=[o.template]),
