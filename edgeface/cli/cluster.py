@@ -119,7 +119,7 @@ def cluster(
         embedded = embed_files(
             files,
             Pipeline(
-                finder, embedder, gate=QualityGate() if gate and not crops else None, together=8, ahead=2
+                finder, embedder, gate=QualityGate() if gate and not crops else None, batch_size=8, prefetch=2
             ),
             output_dir / "embeddings.npz",
             contract_id=contract_id,

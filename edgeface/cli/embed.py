@@ -95,7 +95,7 @@ def embed(
         contract_id = embedder.contract.contract_id
         result = embed_files(
             files,
-            Pipeline(finder, embedder, faces=faces.value, together=8, ahead=2),
+            Pipeline(finder, embedder, faces=faces.value, batch_size=8, prefetch=2),
             output,
             contract_id=contract_id,
             settings=json_text.dumps(how),

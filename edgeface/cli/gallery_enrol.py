@@ -210,7 +210,7 @@ def _from_pictures(
     require_same_contract(
         store.info.contract_id, embedder.contract.contract_id, what=f"{store.path} and {model}"
     )
-    pipeline = Pipeline(finder, embedder, gate=QualityGate() if gate else None, together=4, ahead=2)
+    pipeline = Pipeline(finder, embedder, gate=QualityGate() if gate else None, batch_size=4, prefetch=2)
     progress = stack.enter_context(counting("enrolling", unit="files"))
     found = stack.enter_context(
         contextlib.closing(

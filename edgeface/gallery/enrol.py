@@ -65,8 +65,8 @@ class EnrolRules:
         if not thresholds:
             raise InputError("enrolment: expected calibrated thresholds, found none")
         require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
-        by_rate = sorted(thresholds, key=lambda each: each.far)
-        strict = [each for each in by_rate if each.far <= _DUPLICATE_FAR]
+        by_rate = sorted(thresholds, key=lambda each: each.assured_far)
+        strict = [each for each in by_rate if each.assured_far <= _DUPLICATE_FAR]
         return cls(
             duplicate_above=(strict[-1] if strict else by_rate[0]).cosine,
             agree_above=by_rate[-1].cosine,

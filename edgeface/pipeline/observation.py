@@ -1,119 +1,184 @@
-"""Faces of frames that are under way: what was seen of them, and the embeddings that are still being computed."""
+"""Describe the faces of a photo or frame, and hold those whose embeddings are still being computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.model.embedding import Embedding
+from edgeface.vision.detector import Faces
 from edgeface.vision.quality import Quality
 from edgeface.vision.source import Frame
 
-__all__ = ["Face", "Group", "Pending", "Sight", "finish", "in_groups"]
+__all__ = [
+    "Face",
+    "FaceObservation",
+    "FrameGroup",
+    "PendingEmbedding",
+    "finish",
+    "from_left",
+    "group_frames",
+    "largest_face",
+]
 
 _GROUP_PIXELS = 1 << 23
-"""From which a group of pictures is large enough: bounds memory, and large pictures gain nothing from company."""
+"""Pixels that end a group of frames: bounds memory, and large frames gain nothing from batching."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Face:
-    """One face of one picture.
+    """One face of a photo or frame.
 
     Attributes
     ----------
     box : (4,) float32
-        x0, y0, x1, y1 in pixels of the picture.
+        x0, y0, x1, y1 in pixels of the photo.
     landmarks : (5, 2) float32
-        As in `Faces.landmarks`.
+        x, y of both eyes, the nose and both corners of the mouth, as in `Faces.landmarks`; NaN if unknown.
     score
-        Of its detection; where it was followed instead, of its last one.
+        Detection score, 0 to 1. For a face that was followed by optical flow: that of its last detection.
     quality
-        Where it was last detected; None where its box has no picture in it.
-    reasons
-        Why no embedding was made of this sight of it: what the gate says, or why it cannot be aligned.
+        Measured where the face was last detected; None for a crop, or if the box lies outside the photo.
+    liveness
+        Not measured yet: always None.
     embedding
-        Without a tracker, of this very face. With one, of its track's best crop so far. None: there is none.
+        Without a tracker, of this face. With one, of its track's best crop so far. None: there is none.
+    reasons
+        Why there is no embedding: what the quality gate found, or why the face cannot be aligned.
+    number, total
+        This is face `number` of `total` in the photo, counted from the left, from 1. None in videos.
     track_id
-        The same for one person from frame to frame; None without a tracker.
+        Stays the same for one person from frame to frame; None without a tracker.
     """
 
     box: NDArray[np.float32]
     landmarks: NDArray[np.float32]
     score: float
     quality: Quality | None
-    reasons: tuple[str, ...] = ()
+    liveness: float | None = None
     embedding: Embedding | None = None
+    reasons: tuple[str, ...] = ()
+    number: int | None = None
+    total: int | None = None
     track_id: int | None = None
+
+    def __repr__(self) -> str:
+        x0, y0, x1, y1 = self.box.tolist()
+        quality = "" if self.quality is None else f", quality={self.quality.score:.2f}"
+        state = "; ".join(self.reasons) or ("embedded" if self.embedding else "not embedded")
+        return f"Face(box=({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f}), score={self.score:.3f}{quality}, {state})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known of the face, without its embedding, as JSON types."""
+        known = np.isfinite(self.landmarks).all()
+        return {
+            "box": [round(each, 1) for each in self.box.tolist()],
+            "landmarks": [[round(x, 1), round(y, 1)] for x, y in self.landmarks.tolist()] if known else None,
+            "score": self.score,
+            "quality": None if self.quality is None else self.quality.score,
+            "liveness": self.liveness,
+            "reasons": list(self.reasons),
+            "number": self.number,
+            "total": self.total,
+            "track_id": self.track_id,
+        }
+
+
+def from_left(faces: Sequence[Face]) -> list[Face]:
+    """Order the faces of one photo from left to right, and number them."""
+    ordered = sorted(faces, key=lambda face: float(face.box[0]))
+    return [replace(face, number=i, total=len(ordered)) for i, face in enumerate(ordered, start=1)]
+
+
+def largest_face(faces: Sequence[Face], image_size: tuple[int, int]) -> int:
+    """Return the index of the face that a photo is about, by the rule of `Faces.largest`.
+
+    Parameters
+    ----------
+    faces
+        Of one photo.
+    image_size
+        (height, width) in pixels.
+
+    Raises
+    ------
+    FaceError
+        If there are no faces.
+    """
+    boxes = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
+    unused = np.zeros(len(faces), np.float32)
+    return Faces(boxes, np.zeros((len(faces), 5, 2), np.float32), unused).largest(image_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pending:
+class PendingEmbedding:
     """An embedding that is being computed."""
 
     future: Future[NDArray[np.float32]]
     contract_id: str
 
     def result(self) -> Embedding:
-        """Wait for it; raises what the embedder raised."""
+        """Wait for the embedding; raise what the embedder raised."""
         return Embedding(self.future.result().reshape(-1), self.contract_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sight:
+class FaceObservation:
     """A face of a frame, and the embedding that it will have."""
 
     face: Face
-    pending: Pending | None
+    pending: PendingEmbedding | None
 
     def finish(self) -> Face:
         """Wait for the embedding."""
         return self.face if self.pending is None else replace(self.face, embedding=self.pending.result())
 
 
-def finish(sights: Sequence[Sight]) -> list[Face]:
-    """Wait for the embeddings of one picture."""
-    return [sight.finish() for sight in sights]
+def finish(observations: Sequence[FaceObservation]) -> list[Face]:
+    """Wait for the embeddings of one frame."""
+    return [each.finish() for each in observations]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Frames that are looked at in one go, and what will be seen in them."""
+class FrameGroup:
+    """Frames that are detected together, and their faces once these are known."""
 
     frames: Sequence[Frame]
-    looked: Future[list[list[Sight]]]
+    observed: Future[list[list[FaceObservation]]]
 
     def is_ready(self) -> bool:
-        """Whether the answers, or the error, are there."""
-        if not self.looked.done():
+        """Whether all faces and embeddings, or an error, are there."""
+        if not self.observed.done():
             return False
-        return self.looked.exception() is not None or all(future.done() for future in self._embeddings())
+        return self.observed.exception() is not None or all(each.done() for each in self._embeddings())
 
-    def answers(self) -> Iterator[tuple[Frame, list[Face]]]:
-        """Wait for every frame's faces."""
-        for frame, sights in zip(self.frames, self.looked.result(), strict=True):
-            yield frame, finish(sights)
+    def results(self) -> Iterator[tuple[Frame, list[Face]]]:
+        """Wait for the faces of every frame."""
+        for frame, observations in zip(self.frames, self.observed.result(), strict=True):
+            yield frame, finish(observations)
 
     def abandon(self) -> None:
-        """Cancel what nobody will ask for: the look itself or, when it is over, its embeddings."""
-        if not self.looked.cancel():
-            self.looked.add_done_callback(self._cancel_embeddings)
+        """Cancel the detection or, if that is over, the embeddings."""
+        if not self.observed.cancel():
+            self.observed.add_done_callback(self._cancel_embeddings)
 
-    def _cancel_embeddings(self, looked: Future[list[list[Sight]]]) -> None:
-        if looked.exception() is None:
+    def _cancel_embeddings(self, observed: Future[list[list[FaceObservation]]]) -> None:
+        if observed.exception() is None:
             for future in self._embeddings():
                 future.cancel()
 
     def _embeddings(self) -> Iterator[Future[NDArray[np.float32]]]:
-        for sights in self.looked.result():
-            yield from (sight.pending.future for sight in sights if sight.pending is not None)
+        for observations in self.observed.result():
+            yield from (each.pending.future for each in observations if each.pending is not None)
 
 
-def in_groups(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
-    """Split frames into lists of at most so many, and of not many more pixels than `_GROUP_PIXELS`."""
+def group_frames(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
+    """Split frames into lists of at most `most`, and of not many more pixels than `_GROUP_PIXELS`."""
     group: list[Frame] = []
     pixels = 0
     for frame in frames:

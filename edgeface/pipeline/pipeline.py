@@ -1,19 +1,27 @@
-"""Pictures or frames in, the faces in them with quality, embedding and track out."""
+"""Find the faces of photos and videos, judge their quality, and embed them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from edgeface.errors import ContractError, FaceError, InputError
 from edgeface.model.contract import Alignment
 from edgeface.pipeline.flow import FaceFlow
-from edgeface.pipeline.observation import Face, Group, Pending, Sight, finish, in_groups
+from edgeface.pipeline.observation import (
+    Face,
+    FaceObservation,
+    FrameGroup,
+    PendingEmbedding,
+    finish,
+    group_frames,
+)
 from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
@@ -27,39 +35,40 @@ __all__ = ["Face", "Pipeline"]
 
 
 class Pipeline:
-    """A detector and an embedder, and what belongs between them.
+    """Detect, align, judge and embed faces.
 
-    Neither is closed by it. Use one `run` at a time if there is a tracker.
+    The detector and the embedder are not closed. With a tracker, use one `run` at a time.
 
     Parameters
     ----------
     detector
-        Finds the faces. None: every picture is one face, already aligned.
+        Finds the faces. None: every photo is one face, already aligned.
     embedder
         Loaded with the default `ImageFormat`.
     tracker
-        Keeps faces apart in `run`, so that each is embedded once or a few times and not in every frame.
+        Identifies the same face from frame to frame in `run`, so that it is embedded once or a few times and not in
+        every frame.
     gate
-        Faces that it refuses are not embedded.
+        Faces below its limits are not embedded.
     faces
-        Which ones of a picture to keep; ``largest``: the one of `Faces.largest`.
+        Which faces of a photo to keep. ``largest``: the one that `Faces.largest` chooses.
     policy
         When a track is embedded again.
     detect_every
         With a tracker: detect in every n-th frame, and follow faces by optical flow in between. Only detected
         faces are embedded, because models are trained on the boxes that detectors draw.
-    together
-        Frames of `run` that are detected in one go: two or three times as fast for many small pictures, and later
-        by as many frames for a camera. A tracker takes them one at a time.
-    ahead
-        Such groups under way at a time: while embeddings of one are computed, faces of the next are detected.
+    batch_size
+        Frames of `run` that are detected together: two or three times as fast for many small photos. A camera's
+        faces come later by as many frames. Always 1 with a tracker.
+    prefetch
+        Such batches in progress: while one is embedded, the next is detected.
 
     Raises
     ------
     ContractError
-        If the embedder takes other pictures than 8-bit BGR crops of its contract's size.
+        If the embedder takes other images than 8-bit BGR crops of its contract's size.
     InputError
-        If the options do not fit each other.
+        If the options contradict each other.
     """
 
     def __init__(
@@ -72,37 +81,56 @@ class Pipeline:
         faces: Literal["all", "largest"] = "all",
         policy: EmbeddingPolicy | None = None,
         detect_every: int = 1,
-        together: int = 1,
-        ahead: int = 4,
+        batch_size: int = 1,
+        prefetch: int = 4,
     ) -> None:
         if embedder.image_format != ImageFormat():
             raise ContractError(
                 f"pipeline: expected an embedder of {ImageFormat()}, found {embedder.image_format}; load it without "
                 "an image_format"
             )
-        if min(detect_every, together, ahead) < 1:
+        if min(detect_every, batch_size, prefetch) < 1:
             raise InputError(
-                "pipeline: expected detect_every, together and ahead of 1 or more, found "
-                f"{detect_every}, {together} and {ahead}"
+                "pipeline: expected detect_every, batch_size and prefetch of 1 or more, found "
+                f"{detect_every}, {batch_size} and {prefetch}"
             )
         if tracker is None and (policy is not None or detect_every > 1):
             raise InputError("pipeline: policy and detect_every need a tracker; give one, or leave them out")
         if tracker is not None and detector is None:
-            raise InputError("pipeline: aligned crops have no place in a frame; leave the tracker out")
+            raise InputError("pipeline: aligned crops cannot be tracked; leave the tracker out")
         self._detector, self._embedder = detector, embedder
         self._tracker, self._gate = tracker, gate
-        self._largest_only = faces == "largest"
+        self._faces = faces
         self._policy = policy or EmbeddingPolicy()
-        self._detect_every, self._ahead = detect_every, ahead
-        self._together = together if tracker is None else 1
+        self._detect_every, self._prefetch = detect_every, prefetch
+        self._batch_size = batch_size if tracker is None else 1
+
+    @property
+    def contract_id(self) -> str:
+        """Identity of the embeddings."""
+        return self._embedder.contract.contract_id
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the faces and embeddings of a photo depend on, as JSON values.
+
+        Equal settings give equal results for equal photos. Earlier results may be reused if their settings are equal.
+        """
+        return {
+            "contract_id": self.contract_id,
+            "flip": self._embedder.flip,
+            "detector": None if self._detector is None else dict(self._detector.settings),
+            "faces": self._faces,
+            "gate": None if self._gate is None else dataclasses.asdict(self._gate),
+        }
 
     def process(self, image: Image) -> list[Face]:
-        """Find and embed every face of one picture; the tracker is left alone.
+        """Find and embed the faces of one photo; the tracker is not used.
 
         Parameters
         ----------
         image : (H, W, 3) uint8, BGR
-            The picture.
+            The photo.
 
         Returns
         -------
@@ -114,14 +142,22 @@ class Pipeline:
         EdgeFaceError
             What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
         """
-        return finish(self._look([image])[0])
+        return finish(self._observe([image])[0])
+
+    def find(self, image: Image) -> list[Face]:
+        """Find the faces of one photo without embedding them; best score first."""
+        return self._find([image])[0]
+
+    def embed(self, image: Image, face: Face) -> Face:
+        """Embed one face of `find`, and wait; without an embedding, it has `reasons`."""
+        return self._embed(image, face).finish()
 
     def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.
 
         Frames are taken in the caller's thread and only while results are read. A result that is ready is
-        yielded before the next frame is asked for. Closing the generator, an error, or Ctrl-C cancels what is
-        under way; the frames' owner closes them.
+        yielded before the next frame is asked for. Closing the generator, an error, or Ctrl-C cancels what is in
+        progress. The source of the frames is not closed.
 
         Parameters
         ----------
@@ -137,40 +173,46 @@ class Pipeline:
         ------
         EdgeFaceError
             In place of the first frame that failed in the detector or the embedder. What the frames' iterator raises
-            comes at once, and what was under way is lost.
+            is raised at once, and results in progress are lost.
         """
-        look = self._look_at if self._tracker is None else _Watch(self, self._tracker).look_at
-        window: deque[Group] = deque()
+        observe = self._observe_frames if self._tracker is None else _Watch(self, self._tracker).observe
+        window: deque[FrameGroup] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:
             try:
-                for group in in_groups(frames, self._together):
-                    window.append(Group(group, worker.submit(look, group)))
-                    while window and (len(window) >= self._ahead or window[0].is_ready()):
-                        yield from window[0].answers()
+                for group in group_frames(frames, self._batch_size):
+                    window.append(FrameGroup(group, worker.submit(observe, group)))
+                    while window and (len(window) >= self._prefetch or window[0].is_ready()):
+                        yield from window[0].results()
                         window.popleft()
                 while window:
-                    yield from window[0].answers()
+                    yield from window[0].results()
                     window.popleft()
             finally:
                 for each in window:
                     each.abandon()
 
-    def _look_at(self, frames: Sequence[Frame]) -> list[list[Sight]]:
-        return self._look([frame.image for frame in frames])
+    def _observe_frames(self, frames: Sequence[Frame]) -> list[list[FaceObservation]]:
+        return self._observe([frame.image for frame in frames])
 
-    def _look(self, images: Sequence[Image]) -> list[list[Sight]]:
-        """Detect, and hand every face that is fit to the embedder."""
-        if self._detector is None:
-            return [[self._take_whole(image)] for image in images]
+    def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
+        """Detect, and hand every usable face to the embedder."""
+        found = self._find(images)
         return [
-            [self._embed(image, self._measure(image, found, index)) for index in range(len(found))]
+            [self._embed(image, face) for face in faces] for image, faces in zip(images, found, strict=True)
+        ]
+
+    def _find(self, images: Sequence[Image]) -> list[list[Face]]:
+        if self._detector is None:
+            return [[_whole(image)] for image in images]
+        return [
+            [self._measure(image, found, index) for index in range(len(found))]
             for image, found in zip(images, self._detect(images), strict=True)
         ]
 
     def _detect(self, images: Sequence[Image]) -> list[Faces]:
         assert self._detector is not None
         found = self._detector.detect(images)
-        if not self._largest_only:
+        if self._faces == "all":
             return found
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         return [
@@ -179,7 +221,7 @@ class Pipeline:
         ]
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
-        """A detected face with its quality and what the gate says to it, not embedded."""
+        """Describe a detected face: its quality, and what the gate says to it."""
         face = Face(
             box=faces.boxes[index],
             landmarks=faces.landmarks[index],
@@ -193,47 +235,42 @@ class Pipeline:
         refused = self._gate.check(quality).reasons if self._gate else ()
         return replace(face, quality=quality, reasons=tuple(map(str, refused)))
 
-    def _embed(self, image: Image, face: Face) -> Sight:
+    def _embed(self, image: Image, face: Face) -> FaceObservation:
         if face.reasons:
-            return Sight(face, None)
+            return FaceObservation(face, None)
         contract = self._embedder.contract
+        recipe = Alignment("none") if self._detector is None else contract.alignment
         try:
-            crop = align(image, face.box, face.landmarks, contract.alignment, contract.input_size)
+            crop = align(image, face.box, face.landmarks, recipe, contract.input_size)
         except FaceError as error:
-            return Sight(replace(face, reasons=(str(error),)), None)
-        return Sight(face, self._submit(crop))
+            return FaceObservation(replace(face, reasons=(str(error),)), None)
+        future = self._embedder.submit(crop, policy="block", copy=False)
+        return FaceObservation(face, PendingEmbedding(future, contract.contract_id))
 
-    def _take_whole(self, crop: Image) -> Sight:
-        height, width = crop.shape[:2]
-        face = Face(
-            box=np.array([0, 0, width, height], np.float32),
-            landmarks=np.full((5, 2), np.nan, np.float32),
-            score=1.0,
-            quality=None,
-        )
-        return Sight(
-            face, self._submit(align(crop, None, None, Alignment("none"), self._embedder.contract.input_size))
-        )
 
-    def _submit(self, crop: Image) -> Pending:
-        return Pending(
-            self._embedder.submit(crop, policy="block", copy=False), self._embedder.contract.contract_id
-        )
+def _whole(crop: Image) -> Face:
+    height, width = crop.shape[:2]
+    return Face(
+        box=np.array([0, 0, width, height], np.float32),
+        landmarks=np.full((5, 2), np.nan, np.float32),
+        score=1.0,
+        quality=None,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
-    """What is known of a track: its last detected face, and its best embedding."""
+    """The last detected face of a track, and its best embedding."""
 
     face: Face
-    pending: Pending | None = None
+    pending: PendingEmbedding | None = None
     best: float | None = None
     count: int = 0
     at: float = 0.0
 
 
 class _Watch:
-    """One run over a video: what is remembered from frame to frame. Used by the pipeline's worker alone."""
+    """One run over a video: the tracks' faces from frame to frame. Used by the pipeline's worker alone."""
 
     def __init__(self, pipeline: Pipeline, tracker: Tracker) -> None:
         tracker.clear()
@@ -243,15 +280,15 @@ class _Watch:
         self._faces, self._ids = Faces.empty(), list[int]()
         self._memories: dict[int, _Memory] = {}
 
-    def look_at(self, frames: Sequence[Frame]) -> list[list[Sight]]:
-        return [self._look_at(frame) for frame in frames]
+    def observe(self, frames: Sequence[Frame]) -> list[list[FaceObservation]]:
+        return [self._observe(frame) for frame in frames]
 
-    def _look_at(self, frame: Frame) -> list[Sight]:
+    def _observe(self, frame: Frame) -> list[FaceObservation]:
         detects = self._frames % self._pipeline._detect_every == 0
         self._frames += 1
         tracks = self._detect(frame) if detects else self._follow(frame)
         self._ids = [track.id for track in tracks]
-        return [self._sight(track) for track in tracks]
+        return [self._observation(track) for track in tracks]
 
     def _detect(self, frame: Frame) -> list[Track]:
         if self._flow:
@@ -278,12 +315,12 @@ class _Watch:
         quality, age = face.quality.score, frame.timestamp - memory.at
         if not self._pipeline._policy.wants(quality, best=memory.best, count=memory.count, age=age):
             return memory
-        sight = self._pipeline._embed(frame.image, face)
-        if sight.pending is None:
-            return replace(memory, face=sight.face)
-        return _Memory(sight.face, sight.pending, quality, memory.count + 1, frame.timestamp)
+        observed = self._pipeline._embed(frame.image, face)
+        if observed.pending is None:
+            return replace(memory, face=observed.face)
+        return _Memory(observed.face, observed.pending, quality, memory.count + 1, frame.timestamp)
 
-    def _sight(self, track: Track) -> Sight:
+    def _observation(self, track: Track) -> FaceObservation:
         memory = self._memories[track.id]
         face = replace(memory.face, box=track.box, landmarks=track.landmarks, track_id=track.id)
-        return Sight(face, memory.pending)
+        return FaceObservation(face, memory.pending)

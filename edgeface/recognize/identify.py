@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from edgeface.recognize.index import Index
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.people import PersonRule, pair_scores, rank_people
 
+if TYPE_CHECKING:
+    from edgeface.pipeline.observation import Face
+
 __all__ = ["Identification", "Identifier", "TrackIdentifier", "Verdict"]
 
 
@@ -26,33 +29,36 @@ class Verdict(str, Enum):
 
     accepted = "accepted"
     unknown = "unknown"
-    ask_again = "ask-again"
+    inconclusive = "inconclusive"
+    unusable = "unusable"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Identification:
-    """The answer for one face.
+    """Who one face is; true if the face was recognised.
 
     Attributes
     ----------
     verdict
-        ``accepted``: it is `person_id`. ``unknown``: nobody is similar enough. ``ask-again``: somebody is, but the
-        next person nearly as much, or there were too few looks; take another picture.
+        ``accepted``: the face is that of `person_id`. ``unknown``: no score exceeds the threshold.
+        ``inconclusive``: one does, but the next person's is too close, or too few photos were seen; take another
+        photo. ``unusable``: the face has no embedding; `face.reasons` say why.
     person_id
-        The person that this face was given; None: there is none above the threshold who is not another face's.
+        The person that this face was assigned; None: there is none above the threshold who is not another face's.
     score
         Of `person_id`; without one, of the most similar person. None: the gallery is empty.
     runner_up_id, runner_up_score
-        The most similar other person who is no other face's; None: there is nobody else.
+        The most similar other person who is no other face's; None: there is none.
     looks
-        Pictures that were used.
+        Photos that were used.
     threshold
         What decided.
     rule
-        How people were scored.
+        How a person's score is computed from templates.
     person, runner_up
-        Names of `person_id` and `runner_up_id`, of the same generation of the gallery as the scores; None without
-        one, and if the index knows no names.
+        Names of `person_id` and `runner_up_id`; None if they were not looked up.
+    face
+        What was identified; None where embeddings were.
     """
 
     verdict: Verdict
@@ -65,21 +71,38 @@ class Identification:
     rule: PersonRule
     person: str | None = None
     runner_up: str | None = None
+    face: Face | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the face was recognised as a person of the gallery."""
+        return self.verdict is Verdict.accepted
+
+    def __bool__(self) -> bool:
+        return self.known
+
+    def __repr__(self) -> str:
+        who = self.person or (None if self.person_id is None else f"#{self.person_id}")
+        score = None if self.score is None else round(self.score, 4)
+        return f"Identification({self.verdict.value}, person={who!r}, score={score})"
 
     @property
     def margin(self) -> float | None:
-        """How far the next person is behind; None without one."""
+        """How far the next person's score is below; None without one."""
         if self.score is None or self.runner_up_score is None:
             return None
         return self.score - self.runner_up_score
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return JSON types."""
         return {
             "verdict": self.verdict.value,
+            "known": self.known,
             "person_id": self.person_id,
+            "person": self.person,
             "score": self.score,
             "runner_up_id": self.runner_up_id,
+            "runner_up": self.runner_up,
             "runner_up_score": self.runner_up_score,
             "margin": self.margin,
             "looks": self.looks,
@@ -87,9 +110,7 @@ class Identification:
             "fpir": self.threshold.fpir,
             "rule": self.rule.name,
             "contract_id": self.threshold.contract_id,
-            "person": self.person,
-            "runner_up": self.runner_up,
-        }
+        } | ({} if self.face is None else {"face": self.face.to_dict()})
 
 
 class Identifier:
@@ -222,7 +243,7 @@ class Identifier:
         second = next((row for row in order if row != first), -1)
         verdict = Verdict.unknown if chosen < 0 else Verdict.accepted
         if chosen >= 0 and second >= 0 and scores[first] - scores[second] < self.margin:
-            verdict = Verdict.ask_again
+            verdict = Verdict.inconclusive
         return Identification(
             verdict=verdict,
             person_id=int(people[chosen]) if chosen >= 0 else None,
@@ -296,4 +317,4 @@ class TrackIdentifier:
     def _patient(self, answer: Identification) -> Identification:
         if answer.verdict is not Verdict.accepted or answer.looks >= self._needed:
             return answer
-        return replace(answer, verdict=Verdict.ask_again)
+        return replace(answer, verdict=Verdict.inconclusive)

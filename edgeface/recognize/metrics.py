@@ -45,6 +45,18 @@ class Metric(str, Enum):
         """Whether a larger score means more alike; the others are distances."""
         return self is Metric.cosine
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest score of unit vectors."""
+        return {"cosine": (-1.0, 1.0), "cosine-distance": (0.0, 2.0), "squared-l2": (0.0, 4.0)}.get(
+            self.value, (0.0, 1.0)
+        )
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return "cosine similarity" if self is Metric.cosine else self.value.replace("-", " ")
+
     def as_distance(self, scores: Doubles) -> Doubles:
         """Turn this metric's scores into numbers of which the smaller is the more alike, and back again."""
         return -scores if self.is_similarity else scores

@@ -178,16 +178,16 @@ def threshold_from_pairs(
     """
     require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
     far = far_for_fpir(fpir, gallery_size)
-    strict = [each for each in thresholds if each.far <= far * (1 + 1e-9)]
+    strict = [each for each in thresholds if each.assured_far <= far * (1 + 1e-9)]
     if not strict:
-        lowest = min((each.far for each in thresholds), default=math.nan)
+        lowest = min((each.assured_far for each in thresholds), default=math.nan)
         rounded = f"{0.995 * far:.3g}"  # never rounded up, or it would not do
         raise InputError(
             f"FPIR {fpir:g} in a gallery of {gallery_size:,} templates needs a threshold of FAR {rounded}, and the "
             f"strictest is of FAR {lowest:g}; calibrate one: edgeface calibrate --far {rounded}, which needs at least "
             f"{trials_needed(far):,} impostor pairs, or measure with people who are not enrolled"
         )
-    chosen = max(strict, key=lambda each: each.far)
+    chosen = max(strict, key=lambda each: each.assured_far)
     low, high = (fpir_of_far(each, gallery_size) for each in chosen.far_interval)
     return SearchThreshold(
         value=chosen.cosine,

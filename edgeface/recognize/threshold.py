@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ContractError, InputError
+from edgeface.errors import ContractError, InputError, MissingError
 from edgeface.files import write_atomically
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
@@ -21,8 +21,11 @@ from edgeface.recognize.metrics import Metric
 from edgeface.stats import clopper_pearson, trials_needed
 
 __all__ = [
+    "USUAL_FAR",
     "Threshold",
     "calibrate",
+    "choose_threshold",
+    "known_thresholds",
     "load_thresholds",
     "require_calibrated_for",
     "require_rates",
@@ -31,11 +34,14 @@ __all__ = [
     "threshold_at",
 ]
 
+USUAL_FAR = 1e-3
+"""False accept rate where none is asked for."""
+
 _FORMAT = "edgeface-thresholds"
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Threshold:
     """Where one contract's scores are cut, and what that was measured to mean.
 
@@ -49,7 +55,7 @@ class Threshold:
     contract_id
         Of the embeddings it was calibrated on; it is valid for no other.
     far
-        False accept rate that was asked for.
+        False accept rate that was asked for; None if the value was given by hand.
     false_accepts, impostors
         Impostor pairs accepted at `value`, of how many.
     false_rejects, genuines
@@ -66,7 +72,7 @@ class Threshold:
     value: float
     metric: Metric
     contract_id: str
-    far: float
+    far: float | None
     false_accepts: int
     impostors: int
     false_rejects: int
@@ -76,24 +82,71 @@ class Threshold:
     confidence: float
     created_from: str = ""
 
+    @classmethod
+    def by_hand(cls, value: float, *, contract_id: str, metric: Metric = Metric.cosine) -> Threshold:
+        """Make a threshold from a number whose false accept rate was never measured.
+
+        Parameters
+        ----------
+        value
+            On the metric's own scale; a cosine from -1 to 1.
+        contract_id
+            Of the embeddings that it will be used for.
+        metric
+            That the scores are computed by.
+
+        Raises
+        ------
+        InputError
+            If the value is not on the metric's scale.
+
+        Examples
+        --------
+        >>> Threshold.by_hand(0.5, contract_id="4c0ebb72970188bf").accepts(0.6)
+        True
+        """
+        low, high = metric.scale
+        if not low <= value <= high:
+            raise InputError(f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}")
+        return cls(
+            value=float(value),
+            metric=metric,
+            contract_id=contract_id,
+            far=None,
+            false_accepts=0,
+            impostors=0,
+            false_rejects=0,
+            genuines=0,
+            far_interval=(0.0, 1.0),
+            frr_interval=(0.0, 1.0),
+            confidence=0.95,
+        )
+
     @property
     def observed_far(self) -> float:
-        """False accept rate on the calibration data; at most `far`."""
-        return self.false_accepts / self.impostors
+        """False accept rate on the calibration data, at most `far`; NaN without data."""
+        return self.false_accepts / self.impostors if self.impostors else math.nan
 
     @property
     def frr(self) -> float:
-        """False reject rate on the calibration data."""
-        return self.false_rejects / self.genuines
+        """False reject rate on the calibration data; NaN without data."""
+        return self.false_rejects / self.genuines if self.genuines else math.nan
+
+    @property
+    def assured_far(self) -> float:
+        """False accept rate to count on: `far`, or 1 if it was never measured."""
+        return 1.0 if self.far is None else self.far
 
     @property
     def supported(self) -> bool:
-        """Whether there were impostor pairs enough to say anything about `far`: at least 3 / far."""
-        return self.impostors >= trials_needed(self.far)
+        """Whether there were enough impostor pairs to say anything about `far`: at least 3 / far."""
+        return self.far is not None and self.impostors >= trials_needed(self.far)
 
     @property
     def note(self) -> str:
-        """What the data cannot support, in words; empty if all is well."""
+        """What the data do not support, in words; empty if they support `far`."""
+        if self.far is None:
+            return "the threshold was given by hand: its false accept rate was never measured"
         if self.supported:
             return ""
         return (
@@ -121,7 +174,15 @@ class Threshold:
         stored = dataclasses.asdict(self)
         stored |= {key: list(stored[key]) for key in ("far_interval", "frr_interval")}
         stored["metric"] = self.metric.value
-        return stored | {name: getattr(self, name) for name in _DERIVED}
+        derived = {name: getattr(self, name) for name in _DERIVED}
+        if self.far is None:
+            derived["observed_far"] = derived["frr"] = None
+        return stored | derived
+
+    def __repr__(self) -> str:
+        sign = ">" if self.metric.is_similarity else "<"
+        rate = "by hand" if self.far is None else f"FAR {self.far:g}"
+        return f"Threshold({self.metric.value} {sign} {self.value:.4f}, {rate}, contract {self.contract_id})"
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Threshold:
@@ -287,12 +348,85 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
         If there is none.
     """
     known = tuple(thresholds)
-    rates = {each.far: each for each in known}
+    rates = {each.far: each for each in known if each.far is not None}
     require_same_contract(*(each.contract_id for each in known), what="thresholds")
     if far not in rates:
         there = ", ".join(f"{each:g}" for each in sorted(rates))
         raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {there}")
     return rates[far]
+
+
+def known_thresholds(
+    given: Path | None, contract: ModelContract, *, far: float = USUAL_FAR
+) -> tuple[Threshold, ...]:
+    """Return the thresholds of a file, or those that ship with the model.
+
+    Parameters
+    ----------
+    given
+        File that 'edgeface calibrate' wrote; None: the shipped ones.
+    contract
+        Of the model.
+    far
+        Rate that the error's text proposes to calibrate for.
+
+    Raises
+    ------
+    InputError
+        If the file is not one of thresholds.
+    ContractError
+        If its thresholds are for another model.
+    MissingError
+        If none ship with the model; the text says how to calibrate one.
+    """
+    known = load_thresholds(given) if given is not None else shipped_thresholds(contract.contract_id)
+    if not known:
+        raise MissingError(
+            f"{contract.name}: no threshold is known for its contract {contract.contract_id}. Calibrate one on labelled "
+            f"photos: edgeface calibrate --images PEOPLE --model IR --far {far:g} -o thresholds.json, "
+            "and give it with --threshold thresholds.json"
+        )
+    require_calibrated_for(known[0], contract)
+    return known
+
+
+def choose_threshold(
+    given: Threshold | float | Path | None, contract: ModelContract, *, far: float | None = None
+) -> Threshold:
+    """Choose the threshold that decides for a model.
+
+    Parameters
+    ----------
+    given
+        A threshold; a cosine similarity; a file that 'edgeface calibrate' wrote; or None: those that ship with the
+        model.
+    contract
+        Of the model.
+    far
+        False accept rate to choose by. None: `USUAL_FAR`, or the rate of a file's only threshold.
+
+    Raises
+    ------
+    InputError
+        If a number is no cosine similarity or comes with `far`, a file is not one of thresholds, or none is
+        calibrated for `far`.
+    ContractError
+        If the threshold is for another model.
+    MissingError
+        If none is given and none ships with the model.
+    """
+    if isinstance(given, (Threshold, float, int)):
+        if far is not None:
+            raise InputError(
+                "far: a threshold that is given has its own false accept rate or none; leave one of them out"
+            )
+        if not isinstance(given, Threshold):
+            return Threshold.by_hand(given, contract_id=contract.contract_id)
+        require_calibrated_for(given, contract)
+        return given
+    wanted = USUAL_FAR if far is None else far
+    known = known_thresholds(given, contract, far=wanted)
+    return known[0] if far is None and len(known) == 1 else threshold_at(known, wanted)
 
 
 def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:

@@ -129,10 +129,13 @@ class Embedder(Serving):
         of twice the length, not normalised, and so another `contract_id`.
     image_format
         What `embed` and `submit` take.
+    flip
+        Whether each crop's mirror image is embedded too.
     """
 
     def __init__(self, recipe: _Recipe, generation: _Generation) -> None:
         self.image_format = recipe.image_format
+        self.flip = recipe.flip
         self.contract = flip_contract(generation.contract, recipe.flip)
         self._recipe = recipe
         self._generations = [generation]

@@ -101,7 +101,7 @@ def run_kiosk(
     film
         What is shown.
     pipeline
-        With a tracker, and ``ahead=1``: every frame that it takes beyond the one it works on grows old in it.
+        With a tracker, and ``prefetch=1``: every frame that it takes beyond the one it works on grows old in it.
     seconds
         How long; the film begins anew where it ends.
     progress

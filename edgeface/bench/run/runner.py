@@ -300,7 +300,7 @@ def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progr
         )
         return _Measured(recording=recording, server=server)
     assert extras.film is not None and loaded.embedder is not None  # noqa: PT018
-    pipeline = Pipeline(extras.detector, loaded.embedder, tracker=Tracker(), ahead=1)
+    pipeline = Pipeline(extras.detector, loaded.embedder, tracker=Tracker(), prefetch=1)
     kiosk, recording = run_kiosk(extras.film, pipeline, seconds=settings.duration_s, progress=progress)
     return _Measured(recording=recording, kiosk=kiosk)
 

@@ -74,7 +74,7 @@ def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film:
 def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(film: Film, tmp_path: Path) -> None:
     told: list[float] = []
     with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
-        slow = Pipeline(OneFace(2.5 / RATE), embedder, tracker=Tracker(), ahead=1)  # type: ignore[arg-type]
+        slow = Pipeline(OneFace(2.5 / RATE), embedder, tracker=Tracker(), prefetch=1)  # type: ignore[arg-type]
         kiosk, recording = run_kiosk(film, slow, seconds=2.0, progress=lambda share, _: told.append(share))
     assert kiosk.frames == 40
     assert kiosk.dropped == 40 - len(recording)

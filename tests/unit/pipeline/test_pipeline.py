@@ -142,7 +142,7 @@ def test_without_a_detector_every_picture_is_an_aligned_crop(embedder: Embedder)
 
 @pytest.mark.parametrize("together", [1, 5])
 def test_run_gives_the_same_as_process_in_order(embedder: Embedder, together: int) -> None:
-    pipeline = Pipeline(SquareDetector(), embedder, together=together)
+    pipeline = Pipeline(SquareDetector(), embedder, batch_size=together)
     frames = walk(12)
     answers = list(pipeline.run(frames))
     assert [frame.index for frame, _ in answers] == list(range(12))
@@ -161,7 +161,7 @@ def test_frames_are_detected_together_up_to_a_number_and_a_size(embedder: Embedd
             return super().detect(images)
 
     large = Frame(np.zeros((3000, 3000, 3), np.uint8), 5, 1.0, "drawn")
-    answers = list(Pipeline(Counting(), embedder, together=4, ahead=2).run([*walk(5), large, *walk(2)]))
+    answers = list(Pipeline(Counting(), embedder, batch_size=4, prefetch=2).run([*walk(5), large, *walk(2)]))
     assert groups == [4, 2, 2]
     assert len(answers) == 8
 
@@ -169,7 +169,7 @@ def test_frames_are_detected_together_up_to_a_number_and_a_size(embedder: Embedd
 def test_detection_of_the_next_frame_overlaps_embedding_of_the_last(embedder: Embedder) -> None:
     """While a frame is read by the caller, later ones have been detected already."""
     detector = SquareDetector(pause=0.01)
-    answers = Pipeline(detector, embedder, ahead=3).run(walk(20))
+    answers = Pipeline(detector, embedder, prefetch=3).run(walk(20))
     for frame, _ in answers:
         if frame.index == 5:
             time.sleep(0.2)
@@ -252,7 +252,7 @@ def test_stopping_early_takes_no_more_frames_and_leaves_no_thread(
             taken.append(frame.index)
             yield frame
 
-    answers = Pipeline(SquareDetector(), embedder, ahead=3).run(endless())
+    answers = Pipeline(SquareDetector(), embedder, prefetch=3).run(endless())
     for _ in range(stop_after):
         next(answers)
     answers.close()
@@ -273,7 +273,7 @@ def test_an_embedder_of_other_pictures_is_refused(ir: Path) -> None:
     [
         ({"detect_every": 2}, "need a tracker"),
         ({"policy": EmbeddingPolicy()}, "need a tracker"),
-        ({"ahead": 0}, "1 or more"),
+        ({"prefetch": 0}, "1 or more"),
         ({"tracker": Tracker(), "detect_every": 0}, "1 or more"),
     ],
 )
