@@ -1,14 +1,326 @@
-"""Published face models in, proven OpenVINO IR out, and a runtime that is fast, exact and hard to misuse."""
+"""Recognize faces with OpenVINO: load a model once, then analyze, verify, embed and identify.
 
+>>> import edgeface
+>>> app = edgeface.load("facenet.xml")  # doctest: +SKIP
+>>> app.verify("a.jpg", "b.jpg")  # doctest: +SKIP
+Verification(matched=True, cosine 0.8123 > 0.5701, far=0.001)
+"""
+
+from __future__ import annotations
+
+import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 # `import openvino` reports itself to Intel and Google from a forked process: nothing that a kiosk should do, and the
 # child keeps pipes open and can deadlock. OpenVINO goes without where the package cannot be imported.
 if "openvino" not in sys.modules:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-from edgeface.errors import EdgeFaceError
-from edgeface.model.contract import Alignment, ModelContract
+from edgeface.errors import (
+    ArchiveError,
+    CatalogError,
+    ChecksumError,
+    ContractError,
+    ConversionError,
+    DeadlineExceeded,
+    DeviceError,
+    DownloadError,
+    EdgeFaceError,
+    EngineClosed,
+    EnrolmentRefused,
+    ExtraNotInstalledError,
+    FaceError,
+    GalleryBusyError,
+    GalleryDamagedError,
+    GalleryError,
+    GalleryKeyError,
+    GalleryServerError,
+    ImageError,
+    InferenceError,
+    InputError,
+    MissingError,
+    ModelFormatError,
+    ModelNotFoundError,
+    NegativeResult,
+    NotSupportedError,
+    OutputError,
+    Overloaded,
+    RequestError,
+)
+from edgeface.lazy import exports
 from edgeface.version import __version__
 
-__all__ = ["Alignment", "EdgeFaceError", "ModelContract", "__version__"]
+if TYPE_CHECKING:
+    from edgeface.analyzer import FaceAnalyzer, PhotoLike
+    from edgeface.model.contract import Alignment, ModelContract
+    from edgeface.model.embedding import Embedding, Embeddings
+    from edgeface.pipeline.observation import Face
+    from edgeface.recognize.identify import Identification, Verdict
+    from edgeface.recognize.metrics import Metric
+    from edgeface.recognize.open_set import SearchThreshold
+    from edgeface.recognize.threshold import Threshold
+    from edgeface.recognize.verification import Verification
+    from edgeface.vision.detector import Detector
+    from edgeface.vision.quality import Quality, QualityGate
+
+__all__ = [
+    "Alignment",
+    "ArchiveError",
+    "CatalogError",
+    "ChecksumError",
+    "ContractError",
+    "ConversionError",
+    "DeadlineExceeded",
+    "DeviceError",
+    "DownloadError",
+    "EdgeFaceError",
+    "Embedding",
+    "Embeddings",
+    "EngineClosed",
+    "EnrolmentRefused",
+    "ExtraNotInstalledError",
+    "Face",
+    "FaceAnalyzer",
+    "FaceError",
+    "GalleryBusyError",
+    "GalleryDamagedError",
+    "GalleryError",
+    "GalleryKeyError",
+    "GalleryServerError",
+    "Identification",
+    "ImageError",
+    "InferenceError",
+    "InputError",
+    "Metric",
+    "MissingError",
+    "ModelContract",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NegativeResult",
+    "NotSupportedError",
+    "OutputError",
+    "Overloaded",
+    "Quality",
+    "QualityGate",
+    "RequestError",
+    "SearchThreshold",
+    "Threshold",
+    "Verdict",
+    "Verification",
+    "__version__",
+    "find_model",
+    "load",
+    "load_detector",
+    "verify",
+]
+
+__getattr__ = exports(  # importing edgeface loads neither OpenVINO nor OpenCV
+    __name__,
+    {
+        "analyzer": ("FaceAnalyzer", "PhotoLike"),
+        "model.contract": ("Alignment", "ModelContract"),
+        "model.embedding": ("Embedding", "Embeddings"),
+        "pipeline.observation": ("Face",),
+        "recognize.identify": ("Identification", "Verdict"),
+        "recognize.metrics": ("Metric",),
+        "recognize.open_set": ("SearchThreshold",),
+        "recognize.threshold": ("Threshold",),
+        "recognize.verification": ("Verification",),
+        "vision.quality": ("Quality", "QualityGate"),
+    },
+)
+
+MODEL_VARIABLE = "EDGEFACE_MODEL"
+"""Environment variable with the path of the default model."""
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    device: str = "CPU",
+    detector: Literal["mtcnn", "yunet", "retail-0004"] | Detector | None = "mtcnn",
+    detector_model: Path | None = None,
+    landmarks_model: Path | None = None,
+    min_size: int = 20,
+    flip: Literal["average", "concatenate"] | None = None,
+    cache_dir: Path | None = None,
+    key: bytes | None = None,
+) -> FaceAnalyzer:
+    """Load a model and a detector.
+
+    Parameters
+    ----------
+    model
+        The .xml of an IR with a contract. None: see `find_model`.
+    device
+        OpenVINO device of the model and the detector, e.g. ``CPU``, ``GPU``, ``NPU`` or ``AUTO``.
+    detector
+        Name of a detector, see `load_detector`; one that is loaded already, which is closed with the result; or
+        None: every photo is one aligned crop.
+    detector_model, landmarks_model, min_size
+        For a detector given by name; see `load_detector`.
+    flip
+        Embed each crop's mirror image too; see `edgeface.runtime.flip.Flip`.
+    cache_dir
+        Folder for compiled models, which makes later loads faster; None: compile every time.
+    key
+        The 32 bytes that an encrypted IR was encrypted with.
+
+    Returns
+    -------
+    FaceAnalyzer
+        A context manager.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If no model is given and there is no default; the text says how to make one.
+    ModelFormatError, ContractError
+        If it is not an IR, damaged, or has no contract.
+    DeviceError
+        If the device is absent or cannot run the model.
+
+    Examples
+    --------
+    >>> with edgeface.load("facenet.xml", device="AUTO") as app:  # doctest: +SKIP
+    ...     faces = app.analyze("group.jpg")
+    """
+    from edgeface.analyzer import FaceAnalyzer
+    from edgeface.runtime.embedder import Embedder
+
+    embedder = Embedder.load(find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key)
+    try:
+        if isinstance(detector, str):
+            finder: Detector | None = load_detector(
+                detector,
+                device=device,
+                model=detector_model,
+                landmarks_model=landmarks_model,
+                min_size=min_size,
+            )
+        else:
+            finder = detector
+        return FaceAnalyzer(embedder, finder)
+    except BaseException:
+        embedder.close()
+        raise
+
+
+def verify(
+    a: PhotoLike, b: PhotoLike, *, model: str | Path | None = None, device: str = "CPU", **options: Any
+) -> Verification:
+    """Decide whether two photos show the same person. Use `load` to compare more than two.
+
+    Parameters
+    ----------
+    a, b
+        Paths, bytes of image files, (H, W, 3) uint8 BGR arrays, or Pillow images.
+    model, device
+        As for `load`.
+    options
+        ``far``, ``threshold``, ``face_a``, ``face_b``, as for `FaceAnalyzer.verify`.
+
+    Returns
+    -------
+    Verification
+        True if both are of one person.
+
+    Raises
+    ------
+    EdgeFaceError
+        As `load` and `FaceAnalyzer.verify`.
+
+    Examples
+    --------
+    >>> edgeface.verify("a.jpg", "b.jpg")  # doctest: +SKIP
+    Verification(matched=True, cosine 0.8123 > 0.5701, far=0.001)
+    """
+    with load(model, device=device) as app:
+        return app.verify(a, b, **options)
+
+
+def find_model(model: str | Path | None = None) -> Path:
+    """Return the path of a model, or of the default one.
+
+    Parameters
+    ----------
+    model
+        The .xml of an IR. None: the environment variable EDGEFACE_MODEL, else what 'edgeface zoo default' says,
+        converted first if it was only downloaded.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If none is given and there is no default.
+    """
+    if given := model or os.environ.get(MODEL_VARIABLE):
+        return Path(given)
+    try:
+        from edgeface.zoo.default import default_model
+    except ImportError as error:
+        raise ModelNotFoundError(
+            expected=f"a model, or its path in {MODEL_VARIABLE}",
+            found="none",
+            remedy="name the .xml of an IR",
+        ) from error
+
+    def convert(*arguments: Any, **options: Any) -> object:
+        from edgeface.convert import convert as run
+
+        return run(*arguments, **options)
+
+    path: Path = default_model(convert=convert)
+    return path
+
+
+def load_detector(
+    name: Literal["mtcnn", "yunet", "retail-0004"] = "mtcnn",
+    *,
+    device: str = "CPU",
+    model: Path | None = None,
+    landmarks_model: Path | None = None,
+    min_size: int = 20,
+    threshold: float | None = None,
+) -> Detector:
+    """Load a detector; models that are not given are those that 'edgeface zoo download' stored.
+
+    Parameters
+    ----------
+    name
+        ``mtcnn``, whose weights are installed with edgeface; ``yunet``; or ``retail-0004``.
+    device, model, landmarks_model, min_size, threshold
+        See `edgeface.vision.load.load_detector`.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If a model is not given and not downloaded.
+    InputError, MissingError
+        As `edgeface.vision.load.load_detector`.
+    """
+    from edgeface.vision.load import load_detector as run
+
+    if name == "yunet":
+        model = model or _downloaded("yunet", "yunet_n_dynamic.onnx")
+    elif name == "retail-0004":
+        model = model or _downloaded("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml")
+        landmarks_model = landmarks_model or _downloaded(
+            "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
+        )
+    return run(
+        name,
+        device=device,
+        model=model,
+        landmarks_model=landmarks_model,
+        min_size=min_size,
+        threshold=threshold,
+    )
+
+
+def _downloaded(name: str, file: str) -> Path:
+    from edgeface.zoo.catalog import load_catalog
+    from edgeface.zoo.store import ModelStore
+
+    return ModelStore().model_dir(load_catalog()[name]) / file

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgeface.cli.faces import (
+import edgeface
+from edgeface.cli.options import (
     BoxesOption,
     ChosenDetectorOption,
     CropsOption,
@@ -47,10 +48,10 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     images: ImagesOption,
-    model: ModelOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSON file for the thresholds.", show_default=False)
     ],
+    model: ModelOption = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +88,7 @@ def calibrate(
         found = calibrate_model(
             images,
             listed,
-            model,
+            edgeface.find_model(model),
             fars=far,
             metric=Metric(metric.value),
             flip=None if flip is FlipName.none else flip.value,

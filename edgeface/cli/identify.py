@@ -1,16 +1,15 @@
-"""`edgeface identify`."""
+"""The command `edgeface identify`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from edgeface.cli.faces import (
+from edgeface.cli.gallery import KeyOption, open_gallery
+from edgeface.cli.options import (
     CropsOption,
     DetectorModelOption,
     DetectorName,
@@ -19,50 +18,48 @@ from edgeface.cli.faces import (
     LandmarksModelOption,
     MinSizeOption,
     ModelOption,
-    load_detector,
+    NoGateOption,
+    ThresholdOption,
+    load_analyzer,
+    parse_threshold,
 )
-from edgeface.cli.gallery import KeyOption, open_gallery
 from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
-from edgeface.cli.thresholds import ThresholdOption, known_thresholds, parse_similarity
-from edgeface.errors import ImageError, InputError, NegativeResult
+from edgeface.errors import ImageError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.pipeline.pipeline import Face, Pipeline
-    from edgeface.recognize.identify import Identifier
-    from edgeface.recognize.open_set import SearchThreshold
+    from edgeface.recognize.identify import Identification
 
 __all__ = ["register"]
 
-_USUAL_FPIR = 0.01
-_WORDS = {"accepted": "", "unknown": "unknown", "ask-again": "not sure, look again: "}
+_WORDS = {"accepted": "", "unknown": "unknown", "inconclusive": "inconclusive, take another photo: "}
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(
-        epilog="Example: edgeface identify door.jpg --gallery people.gallery --model facenet.xml --fpir 0.001"
-    )(identify)
+    app.command(epilog="Example: edgeface identify door.jpg --gallery people.gallery --fpir 0.001")(identify)
 
 
 def identify(
-    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or patterns.")],
-    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Who is enrolled.", show_default=False)],
-    model: ModelOption,
+    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or shell patterns.")],
+    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="The gallery's file.", show_default=False)],
+    model: ModelOption = None,
     fpir: Annotated[
         float | None,
         typer.Option(
-            help="Of the people who are not enrolled, the share that may be taken for somebody.",
-            show_default=f"{_USUAL_FPIR:g}",
+            help="Target false positive identification rate: the share of people who are not enrolled that may be "
+            "accepted as someone who is.",
+            show_default="0.01",
         ),
     ] = None,
     threshold: ThresholdOption = None,
     rule: Annotated[
-        str, typer.Option(metavar="max|mean-of-best-N", help="How a person's templates become one score.")
+        str,
+        typer.Option(metavar="max|mean-of-best-N", help="How a person's score is computed from templates."),
     ] = "max",
     margin: Annotated[
-        float, typer.Option(min=0, help="How far, in cosine, the next person must be behind to be sure.")
+        float, typer.Option(min=0, help="How far, in cosine, the next person's score must be below.")
     ] = 0.05,
-    no_gate: Annotated[bool, typer.Option("--no-gate", help="Look at faces of any quality.")] = False,
+    no_gate: NoGateOption = False,
     crops: CropsOption = False,
     detector: DetectorOption = DetectorName.mtcnn,
     detector_model: DetectorModelOption = None,
@@ -73,41 +70,47 @@ def identify(
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say who the faces of pictures are, or that they are nobody enrolled. Exit code 1: nobody was recognised."""
-    from edgeface.gallery.index import LiveIndex
-    from edgeface.pipeline.pipeline import Pipeline
-    from edgeface.recognize.identify import Identifier
+    """Identify the faces of photos among the people of a gallery. Exit code 1: no face was recognised."""
     from edgeface.recognize.people import PersonRule
-    from edgeface.runtime import Embedder
     from edgeface.vision.quality import QualityGate
     from edgeface.vision.source import find_files
 
-    files = list(dict.fromkeys(path for place in images for path in find_files(place)))
+    files = dict.fromkeys(path for place in images for path in find_files(place))
     scored = PersonRule.parse(rule)
     failures: dict[Path, str] = {}
-    answers: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        embedder = stack.enter_context(Embedder.load(model, device=device))
-        contract_id = embedder.contract.contract_id
-        store = stack.enter_context(open_gallery(gallery, key, contract_id=contract_id))
-        index = LiveIndex(store)
-        limit = _choose_threshold(threshold, fpir, contract_id, max(1, len(index)), model)
-        identifier = Identifier(index, limit, rule=scored, margin=margin)
-        finder = None
-        if not crops:
-            finder = stack.enter_context(
-                load_detector(detector, detector_model, landmarks_model, device=device, min_size=min_size)
-            )
-        pipeline = Pipeline(finder, embedder, gate=None if no_gate or crops else QualityGate())
-        if note := limit.note(len(index)):
-            stderr.print(note, markup=False, soft_wrap=True)
-        for path, faces in _look_at(files, pipeline, failures):
-            answers.append({"path": str(path), "faces": _identify(faces, identifier)})
-            if not json:
-                _show(answers[-1])
-    if not answers:
-        raise ImageError("no image could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
-    recognised = sum(face["verdict"] == "accepted" for answer in answers for face in answer["faces"])
+    found: dict[Path, list[Identification]] = {}
+    with load_analyzer(
+        model,
+        device,
+        crops=crops,
+        detector=detector,
+        detector_model=detector_model,
+        landmarks_model=landmarks_model,
+        min_size=min_size,
+    ) as app:
+        contract_id = app.contract.contract_id
+        with open_gallery(gallery, key, contract_id=contract_id) as store:
+            limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))
+            if note := limit.note(limit.gallery_size):
+                stderr.print(note, markup=False, soft_wrap=True)
+            for path in files:
+                try:
+                    found[path] = app.identify(
+                        path,
+                        store,
+                        threshold=limit,
+                        rule=scored,
+                        margin=margin,
+                        gate=None if no_gate else QualityGate(),
+                    )
+                except ImageError as error:
+                    failures[path] = str(error).removeprefix(f"{path}: ")
+                    continue
+                if not json:
+                    _show(path, found[path])
+    if not found:
+        raise ImageError("no photo could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
+    recognised = sum(map(bool, (each for answers in found.values() for each in answers)))
     if json:
         emit_json(
             {
@@ -120,7 +123,10 @@ def identify(
                 "rule": scored.name,
                 "margin": margin,
                 "recognised": recognised,
-                "images": answers,
+                "images": [
+                    {"path": str(path), "faces": [_describe(each) for each in answers]}
+                    for path, answers in found.items()
+                ],
                 "failures": list_failures(failures),
             }
         )
@@ -129,70 +135,27 @@ def identify(
         raise typer.Exit(NegativeResult.exit_code)
 
 
-def _choose_threshold(
-    given: str | None, fpir: float | None, contract_id: str, size: int, model: Path
-) -> SearchThreshold:
-    from edgeface.recognize.open_set import SearchThreshold, far_for_fpir, threshold_from_pairs
-
-    if given is not None and (value := parse_similarity(given)) is not None:
-        if fpir is not None:
-            raise InputError(
-                "--fpir: a threshold given as a number was calibrated for no rate; leave one of them out"
-            )
-        return SearchThreshold.by_hand(value, contract_id=contract_id, gallery_size=size)
-    fpir = _USUAL_FPIR if fpir is None else fpir
-    known = known_thresholds(given, contract_id, model, far=far_for_fpir(fpir, size))
-    return threshold_from_pairs(known, fpir=fpir, gallery_size=size)
+def _describe(answer: Identification) -> dict[str, Any]:
+    assert answer.face is not None
+    place = {"face": answer.face.number, "box": answer.face.to_dict()["box"]}
+    reasons = {"reasons": list(answer.face.reasons)} if answer.face.reasons else {}
+    return answer.to_dict() | place | reasons
 
 
-def _look_at(
-    files: list[Path], pipeline: Pipeline, failures: dict[Path, str]
-) -> Iterator[tuple[Path, list[Face]]]:
-    from edgeface.vision.image import read_image
-
-    for path in files:
-        try:
-            faces = pipeline.process(read_image(path))
-        except ImageError as error:
-            failures[path] = str(error).removeprefix(f"{path}: ")
-            continue
-        yield path, sorted(faces, key=lambda face: float(face.box[0]))
-
-
-def _identify(faces: list[Face], identifier: Identifier) -> list[dict[str, Any]]:
-    """Answers from left to right; a face that cannot be embedded is told with the reason."""
-    probes = [face.embedding for face in faces if face.embedding is not None]
-    found = iter(identifier.identify_frame(probes))
-    return [
-        {
-            "face": number,
-            "box": [round(float(value), 1) for value in face.box],
-            **(
-                {"verdict": "unusable", "reasons": list(face.reasons)}
-                if face.embedding is None
-                else next(found).to_dict()
-            ),
-        }
-        for number, face in enumerate(faces, start=1)
-    ]
-
-
-def _show(answer: dict[str, Any]) -> None:
-    faces = answer["faces"]
+def _show(path: Path, answers: list[Identification]) -> None:
     stdout.print(
-        f"{answer['path']}: {len(faces)} {'face' if len(faces) == 1 else 'faces'}",
-        markup=False,
-        soft_wrap=True,
+        f"{path}: {len(answers)} {'face' if len(answers) == 1 else 'faces'}", markup=False, soft_wrap=True
     )
-    for face in faces:
-        x0, y0, x1, y1 = face["box"]
+    for answer in answers:
+        assert answer.face is not None
+        x0, y0, x1, y1 = answer.face.box.tolist()
         place = f"{x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})"
-        if face["verdict"] == "unusable":
-            stdout.print(f"  {place}: unusable: {'; '.join(face['reasons'])}", markup=False, soft_wrap=True)
+        if answer.face.reasons:
+            stdout.print(
+                f"  {place}: unusable: {'; '.join(answer.face.reasons)}", markup=False, soft_wrap=True
+            )
             continue
-        who = f"[bold]{escape(face['person'])}[/]" if face["person"] else ""
-        score = "nobody is enrolled" if face["score"] is None else f"{face['score']:.4f}"
-        behind = (
-            f", next {escape(face['runner_up'])} {face['runner_up_score']:.4f}" if face["runner_up"] else ""
-        )
-        stdout.print(f"  {place}: {_WORDS[face['verdict']]}{who} ({score}{behind})", soft_wrap=True)
+        who = f"[bold]{escape(answer.person)}[/]" if answer.person else ""
+        score = "the gallery is empty" if answer.score is None else f"{answer.score:.4f}"
+        behind = f", next {escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
+        stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)

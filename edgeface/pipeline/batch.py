@@ -1,31 +1,35 @@
-"""Many picture files in, an embedding table out; what was done survives an interruption."""
+"""Embed many photos into a table of embeddings, and resume after an interruption."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgeface.errors import ImageError, InputError
 from edgeface.files import output_errors, staging_folder
 from edgeface.model.embedding import require_same_contract
+from edgeface.pipeline.observation import from_left
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.table import EmbeddingTable, require_format
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.crops import list_some
-from edgeface.vision.source import open_source
+from edgeface.vision.source import find_files, open_source
 
-__all__ = ["BulkResult", "embed_files"]
+__all__ = ["BulkResult", "embed_files", "embed_folder"]
 
 _PART_SECONDS = 10.0
-"""What an interruption can cost at most."""
+"""Work that an interruption can lose, at most."""
 
-Progress = Callable[[int, int], None]
-"""Called with the number of files done, and of all."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +39,9 @@ class BulkResult:
     Attributes
     ----------
     table
-        What is in the output now, in the order of the files.
+        All rows of the output, in the order of the files.
+    files
+        How many files were asked for.
     reused
         Files whose rows were there already.
     failures
@@ -43,8 +49,34 @@ class BulkResult:
     """
 
     table: EmbeddingTable
+    files: int
     reused: int
     failures: dict[Path, str]
+
+    def __repr__(self) -> str:
+        return (
+            f"BulkResult({len(self.table)} embeddings of {self.files} files, {self.reused} reused, "
+            f"{len(self.failures)} failed)"
+        )
+
+
+def embed_folder(
+    places: Sequence[str | Path],
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    progress: ProgressCallback = ignore_progress,
+) -> BulkResult:
+    """Embed the faces of the photos in files, folders and shell patterns; see `embed_files`.
+
+    Raises
+    ------
+    InputError
+        If a place names nothing; or as `embed_files`.
+    """
+    require_format(output)
+    files = dict.fromkeys(path for place in places for path in find_files(place))
+    return embed_files(list(files), pipeline, output, progress=progress)
 
 
 def embed_files(
@@ -52,27 +84,22 @@ def embed_files(
     pipeline: Pipeline,
     output: Path,
     *,
-    contract_id: str,
-    settings: str,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> BulkResult:
-    """Embed the faces of picture files into `output`.
+    """Embed the faces of photos into a table.
 
-    Files that the output, or the remains of an interrupted run beside it (``NAME.parts``), has rows of are not
-    embedded again, unless they have changed since. Rows of files that are not listed are dropped.
+    Photos that the output, or the remains of an interrupted run beside it (``NAME.parts``), has rows of are not
+    embedded again, unless they have changed since. Rows of files that are not listed are dropped. Rows of edgeface
+    0.1, which did not record all settings, are computed again.
 
     Parameters
     ----------
     files
-        Pictures, each once.
+        Photos, each once.
     pipeline
-        Finds and embeds the faces.
+        Finds and embeds the faces; `Pipeline.settings` decides whether earlier rows may be reused.
     output
         As `EmbeddingTable.save` takes it.
-    contract_id
-        Of the pipeline's embedder.
-    settings
-        How the pipeline finds faces.
     progress
         Called after each file.
 
@@ -81,16 +108,16 @@ def embed_files(
     ContractError
         If what is there already was embedded by another contract.
     InputError
-        If its faces were found in another way, or it is something else.
+        If its faces were found with other settings, or it is something else.
     ImageError
         If no file at all gave an embedding.
     OutputError
         If the output cannot be written.
     """
     require_format(output)
-    with staging_folder(output.parent):  # a folder that cannot be written is told before any work
+    with staging_folder(output.parent):  # a folder that cannot be written is refused before any work
         pass
-    rows = _Rows(output, contract_id, settings)
+    rows = _Rows(output, pipeline)
     failures = _unwritable_names(files, output)
     changed = {path: _modified(path) for path in files}
     todo = [path for path in files if path not in failures and not rows.has(path, changed[path])]
@@ -100,20 +127,21 @@ def embed_files(
     def fail(path: Path, error: ImageError) -> None:
         failures[path] = str(error).removeprefix(f"{path}: ")
 
+    def report(count: int) -> None:
+        progress(Progress("embedding", done=count, total=len(files), unit="files"))
+
     with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
         for frame, faces in answers:
             path = todo[frame.index]
             if not rows.add(path, changed[path], faces):
                 failures[path] = _why_not(faces)
-            if progress:
-                progress(done + frame.index + 1, len(files))
-    if progress:  # the last files may have been unreadable
-        progress(len(files), len(files))
+            report(done + frame.index + 1)
+    report(len(files))  # the last files may have been unreadable
     if (table := rows.collect(files)) is None:
-        raise ImageError(f"no picture gave an embedding: {list_some(failures)}")
+        raise ImageError(f"no photo gave an embedding: {list_some(failures)}")
     table.save(output)
     rows.discard_parts()
-    return BulkResult(table, reused, dict(sorted(failures.items())))
+    return BulkResult(table, len(files), reused, dict(sorted(failures.items())))
 
 
 def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
@@ -128,21 +156,17 @@ def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
 
 
 class _Rows:
-    """The rows there are, old and new; new ones go to disk every few seconds, and when the block ends."""
+    """Old and new rows; new ones go to disk every few seconds, and when the block ends."""
 
-    def __init__(self, output: Path, contract_id: str, settings: str) -> None:
+    def __init__(self, output: Path, pipeline: Pipeline) -> None:
         self._folder = output.with_name(output.name + ".parts")
-        self._contract_id, self._settings = contract_id, settings
+        self._contract_id = pipeline.contract.contract_id
+        self._settings = json.dumps(pipeline.settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))
-        found = {path: EmbeddingTable.load(path) for path in [output, *parts] if path.is_file()}
-        for path, table in found.items():  # before any work
-            require_same_contract(table.contract_id, contract_id, what=str(path))
-            if table.settings != settings:
-                raise InputError(
-                    f"{path}: expected faces found by {settings}, found {table.settings}; ask for those, write to "
-                    f"another file, or remove this one"
-                )
-        self._tables = list(found.values())
+        self._tables = []
+        for path in [output, *parts]:  # before any work
+            if path.is_file() and (table := self._load(path, pipeline.settings)):
+                self._tables.append(table)
         self._old = {
             row
             for table in self._tables
@@ -152,20 +176,39 @@ class _Rows:
         self._new: list[tuple[Path, int, int, Face]] = []
         self._saved = time.monotonic()
 
+    def _load(self, path: Path, settings: Mapping[str, Any]) -> EmbeddingTable | None:
+        """Read earlier rows; None if they are of edgeface 0.1, which did not record all settings."""
+        table = EmbeddingTable.load(path)
+        require_same_contract(table.contract_id, self._contract_id, what=str(path))
+        if table.settings == self._settings:
+            return table
+        try:
+            found = json.loads(table.settings)
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict) or "contract_id" not in found:
+            _log.warning("%s: written by edgeface 0.1; its photos are embedded again", path)
+            return None
+        raise InputError(
+            f"{path}: expected faces found with the same settings, found others "
+            f"({'; '.join(_differences(found, settings))}); ask for those, write to another file, or remove this one"
+        )
+
     def has(self, path: Path, modified: int) -> bool:
         return (str(path), modified) in self._old
 
     def add(self, path: Path, modified: int, faces: Sequence[Face]) -> int:
-        """Take the faces of a picture that have embeddings; how many."""
-        in_order = sorted(faces, key=lambda face: float(face.box[0]))
-        found = [(path, modified, n, face) for n, face in enumerate(in_order) if face.embedding is not None]
+        """Take the faces of a photo that have embeddings; return how many."""
+        found = [
+            (path, modified, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None
+        ]
         self._new += found
         if time.monotonic() - self._saved > _PART_SECONDS:
             self._save_part()
         return len(found)
 
     def collect(self, files: Sequence[Path]) -> EmbeddingTable | None:
-        """All rows of these files, in their order; None if there are none."""
+        """Return all rows of these files, in their order; None if there are none."""
         if not self._tables:
             return None
         table = EmbeddingTable.join(self._tables)
@@ -211,6 +254,22 @@ class _Rows:
             contract_id=self._contract_id,
             settings=self._settings,
         )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Name the settings that differ, with both values."""
+    old, new = _flat(found), _flat(wanted)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name)!r}, now {new.get(name)!r}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _why_not(faces: Sequence[Face]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeface.errors import ContractError, FaceError, InputError
-from edgeface.model.contract import Alignment
+from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.flow import FaceFlow
 from edgeface.pipeline.observation import (
     Face,
@@ -106,9 +106,9 @@ class Pipeline:
         self._batch_size = batch_size if tracker is None else 1
 
     @property
-    def contract_id(self) -> str:
-        """Identity of the embeddings."""
-        return self._embedder.contract.contract_id
+    def contract(self) -> ModelContract:
+        """Contract of the embeddings."""
+        return self._embedder.contract
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Pipeline:
         Equal settings give equal results for equal photos. Earlier results may be reused if their settings are equal.
         """
         return {
-            "contract_id": self.contract_id,
+            "contract_id": self.contract.contract_id,
             "flip": self._embedder.flip,
             "detector": None if self._detector is None else dict(self._detector.settings),
             "faces": self._faces,

@@ -1,4 +1,4 @@
-"""Embeddings of unknown people in, a label a person out: DBSCAN and Chinese Whispers on one graph of neighbours.
+"""Group the faces of unknown people: DBSCAN and Chinese Whispers on one graph of neighbours.
 
 Two faces are neighbours when their cosine similarity is above a threshold. The similarities are computed in blocks
 of rows, and only the pairs above the threshold are kept: memory grows with the neighbours, not with N squared.
@@ -6,20 +6,36 @@ of rows, and only the pairs above the threshold are kept: memory grows with the 
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from edgeface.errors import ContractError, InputError
+from edgeface.files import output_errors, staging_folder, write_atomically
+from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embeddings, require_same_contract
+from edgeface.pipeline.batch import BulkResult, embed_files
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
-from edgeface.recognize.threshold import Threshold
+from edgeface.recognize.threshold import Threshold, choose_threshold, known_thresholds
+from edgeface.vision.source import find_files
 
-__all__ = ["NOBODY", "Clusters", "chinese_whispers", "dbscan"]
+__all__ = ["NO_CLUSTER", "ClusteredFolder", "Clusters", "chinese_whispers", "cluster_folder", "dbscan"]
 
-NOBODY = -1
+NO_CLUSTER = -1
 """Label of a face that belongs to no cluster."""
+
+_TOLERATED = 0.1
+"""False neighbours a face, on average. Every face meets every other one: a false accept rate that is right for two
+faces joins strangers in a collection, so the target rate is this, divided by the number of faces."""
 
 _BLOCK_VALUES = 1 << 22
 """Similarities held at a time: 16 MiB of float32."""
@@ -35,7 +51,7 @@ class Clusters:
     Attributes
     ----------
     labels : (N,) intp
-        0, 1, ... in the order of each cluster's first face; `NOBODY` for a face that is in none.
+        0, 1, ... in the order of each cluster's first face; `NO_CLUSTER` for a face that is in none.
     contract_id
         Of the embeddings.
     threshold
@@ -49,10 +65,10 @@ class Clusters:
     @property
     def count(self) -> int:
         """How many clusters there are."""
-        return int(self.labels.max(initial=NOBODY)) + 1
+        return int(self.labels.max(initial=NO_CLUSTER)) + 1
 
     def members(self, label: int) -> Labels:
-        """Rows of one cluster, or with `NOBODY` of those in none."""
+        """Rows of one cluster, or with `NO_CLUSTER` of those in none."""
         return np.flatnonzero(self.labels == label)
 
 
@@ -96,7 +112,9 @@ def dbscan(embeddings: Embeddings, threshold: Threshold | float, *, min_samples:
     # A border face takes the lowest component of its cores; a component is named by its first core.
     inside = core[graph.others]
     np.minimum.at(labels, graph.rows[inside], labels[graph.others[inside]])
-    return Clusters(_renumber(np.where(labels < len(core), labels, NOBODY)), embeddings.contract_id, value)
+    return Clusters(
+        _renumber(np.where(labels < len(core), labels, NO_CLUSTER)), embeddings.contract_id, value
+    )
 
 
 def chinese_whispers(
@@ -145,7 +163,7 @@ def chinese_whispers(
             break
     sizes = np.bincount(labels, minlength=len(labels))
     return Clusters(
-        _renumber(np.where(sizes[labels] >= min_samples, labels, NOBODY)), embeddings.contract_id, value
+        _renumber(np.where(sizes[labels] >= min_samples, labels, NO_CLUSTER)), embeddings.contract_id, value
     )
 
 
@@ -191,32 +209,22 @@ def _neighbours(vectors: NDArray[np.float32], threshold: float) -> _Graph:
 
 
 def _components(graph: _Graph, core: NDArray[np.bool_]) -> Labels:
-    """Lowest row that each core is connected with through cores.
-
-    Labels are passed on to neighbours and shortened by pointer jumping until nothing changes (Shiloach and Vishkin,
-    Journal of Algorithms 3, 1982), a number of rounds that is logarithmic in the longest chain.
-    """
-    labels = np.arange(len(core))
+    """Return the lowest row that each core is connected with through cores."""
     inside = core[graph.rows] & core[graph.others]
     here, there = graph.rows[inside], graph.others[inside]
-    while True:
-        before = labels.copy()
-        low = np.minimum(labels[here], labels[there])
-        np.minimum.at(labels, labels[here], low)
-        np.minimum.at(labels, here, low)
-        while not np.array_equal(shorter := labels[labels], labels):
-            labels = shorter
-        if np.array_equal(before, labels):
-            return labels
+    edges = coo_matrix((np.ones(len(here), np.int8), (here, there)), shape=(len(core), len(core)))
+    _, labels = connected_components(edges, directed=False)
+    _, lowest = np.unique(labels, return_index=True)
+    return np.asarray(lowest[labels], np.intp)
 
 
 def _renumber(labels: Labels) -> Labels:
     """Number clusters by their first member."""
-    kept = labels != NOBODY
+    kept = labels != NO_CLUSTER
     _, first, inverse = np.unique(labels[kept], return_index=True, return_inverse=True)
     ranks = np.empty(len(first), np.intp)
     ranks[np.argsort(first)] = np.arange(len(first))
-    numbered = np.full(len(labels), NOBODY, np.intp)
+    numbered = np.full(len(labels), NO_CLUSTER, np.intp)
     numbered[kept] = ranks[inverse]
     return numbered
 
@@ -233,3 +241,170 @@ def _similarity(threshold: Threshold | float, embeddings: Embeddings) -> float:
     if not -1 <= threshold <= 1:
         raise InputError(f"clustering: expected a cosine similarity from -1 to 1, found {threshold:g}")
     return float(threshold)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClusteredFolder:
+    """What `cluster_folder` did.
+
+    Attributes
+    ----------
+    clusters
+        Labels of the rows of ``embedded.table``.
+    embedded
+        Embeddings of the faces, and why files have none.
+    method
+        ``chinese-whispers`` or ``dbscan``.
+    warning
+        Why the threshold may join different people; empty if nothing speaks against it.
+    """
+
+    clusters: Clusters
+    embedded: BulkResult
+    method: str
+    warning: str
+
+    def __repr__(self) -> str:
+        return f"ClusteredFolder({self.clusters.count} people, {len(self.clusters.labels)} faces)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of clusters.json: who is in which photo, as JSON types."""
+        names = [f"{label + 1:04d}" for label in range(self.clusters.count)]
+        return {
+            "contract_id": self.clusters.contract_id,
+            "method": self.method,
+            "threshold": self.clusters.threshold,
+            "people": [{"name": name, "faces": self._faces(label)} for label, name in enumerate(names)],
+            "unknown": self._faces(NO_CLUSTER),
+        }
+
+    def _faces(self, label: int) -> list[dict[str, Any]]:
+        table = self.embedded.table
+        return [
+            {
+                "path": str(table.paths[row]),
+                "face": int(table.faces[row]) + 1,
+                "box": [round(value, 1) for value in table.boxes[row].tolist()],
+            }
+            for row in self.clusters.members(label)
+        ]
+
+
+def cluster_folder(
+    folder: Path,
+    output_dir: Path,
+    pipeline: Pipeline,
+    *,
+    method: Literal["chinese-whispers", "dbscan"] = "chinese-whispers",
+    threshold: Threshold | float | Path | None = None,
+    far: float | None = None,
+    min_samples: int = 2,
+    seed: int = 0,
+    link: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> ClusteredFolder:
+    """Sort the photos of a folder into one folder a person: ``output_dir/people/0001``, ``0002``, ...
+
+    A photo of two people is in both folders. Faces in no cluster are in ``people/unknown``. A later run replaces
+    the folders when the new ones are complete, and embeds only what is new.
+
+    Parameters
+    ----------
+    folder
+        Photos, in any depth of folders.
+    output_dir
+        Also gets ``clusters.json`` and ``embeddings.npz``. It may lie in `folder`.
+    pipeline
+        Finds and embeds all faces.
+    method
+        `chinese_whispers` or `dbscan`.
+    threshold, far
+        See `choose_threshold`. With neither, or with a file: the most permissive threshold that gives each face at
+        most 0.1 false neighbours, on average.
+    min_samples
+        Smallest cluster; for dbscan, see there.
+    seed
+        For chinese-whispers.
+    link
+        Link to the photos instead of copying them.
+    progress
+        Called after each file.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or ``people`` was not written by an earlier run; or as `embed_files`.
+    MissingError
+        If no threshold is given and none ships with the model.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of photos, found none")
+    people = output_dir / "people"
+    if people.exists() and not (output_dir / "clusters.json").is_file():
+        raise InputError(
+            f"{people}: expected nothing, or the output of an earlier 'edgeface cluster', found a folder without "
+            "clusters.json beside it; choose another output folder"
+        )
+    known = _known_limits(threshold, far, pipeline.contract)
+    # What an earlier run wrote is told by where it lies: it may be a link to a photo.
+    written = people.resolve()
+    files = [
+        path for path in find_files(folder) if written not in (path.parent.resolve() / path.name).parents
+    ]
+    embedded = embed_files(files, pipeline, output_dir / "embeddings.npz", progress=progress)
+    faces = embedded.table.embeddings
+    limit = _choose_limit(known, len(faces))
+    if method == "dbscan":
+        found = dbscan(faces, limit, min_samples=min_samples)
+    else:
+        found = chinese_whispers(faces, limit, min_samples=min_samples, seed=seed)
+    result = ClusteredFolder(found, embedded, method, _warning(limit, len(faces)))
+    _write_people(result, folder, output_dir, link=link)
+    return result
+
+
+def _known_limits(
+    given: Threshold | float | Path | None, far: float | None, contract: ModelContract
+) -> tuple[Threshold, ...]:
+    """Return the threshold that was asked for, or all that are known: the choice depends on the faces."""
+    if far is None and (given is None or isinstance(given, Path)):
+        return known_thresholds(given, contract, far=1e-5)
+    return (choose_threshold(given, contract, far=far),)
+
+
+def _choose_limit(known: tuple[Threshold, ...], faces: int) -> Threshold:
+    """Choose the most permissive threshold with few enough false neighbours; if there is none, the strictest."""
+    rising = sorted(known, key=lambda each: each.assured_far)
+    fitting = [each for each in rising if each.observed_far * (faces - 1) <= _TOLERATED]
+    return fitting[-1] if fitting else rising[0]
+
+
+def _warning(limit: Threshold, faces: int) -> str:
+    neighbours = limit.observed_far * max(0, faces - 1)
+    if limit.far is None or neighbours <= _TOLERATED:
+        return ""
+    return (
+        f"threshold {limit.value:.3f} was calibrated for a false accept rate of {limit.far:g}: among {faces:,} faces "
+        f"each has about {neighbours:.1f} false neighbours, and different people may be joined. Calibrate for a lower "
+        "rate, or give a higher similarity with --threshold."
+    )
+
+
+def _write_people(result: ClusteredFolder, folder: Path, output_dir: Path, *, link: bool) -> None:
+    """Build the folders beside the old ones, and exchange them when they are complete."""
+    listing, people = result.to_dict(), output_dir / "people"
+    with staging_folder(output_dir) as staging:
+        for person in [*listing["people"], {"name": "unknown", "faces": listing["unknown"]}]:
+            for path in dict.fromkeys(Path(face["path"]) for face in person["faces"]):
+                target = staging / "people" / person["name"] / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if link:
+                    target.symlink_to(path.resolve())
+                else:
+                    shutil.copy2(path, target)
+        with write_atomically(output_dir / "clusters.json") as partial:
+            partial.write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+        with output_errors(people):
+            if people.exists():
+                people.replace(staging / "replaced")
+            (staging / "people").replace(people)

@@ -9,24 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
+from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
-from edgeface.recognize.threshold import Threshold
+from edgeface.recognize.threshold import Threshold, known_thresholds, require_calibrated_for
 from edgeface.stats import clopper_pearson, trials_needed
 
 __all__ = [
+    "USUAL_FPIR",
     "SearchThreshold",
+    "choose_search_threshold",
     "far_for_fpir",
     "fpir_of_far",
     "require_fpir",
     "threshold_from_pairs",
     "threshold_from_probes",
 ]
+
+USUAL_FPIR = 0.01
+"""False positive identification rate where none is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ class SearchThreshold:
         """What speaks against using it for a gallery of this size, in words; empty if nothing does."""
         if self.fpir is None:
             return (
-                "the threshold was given by hand: nobody measured how often it takes strangers for somebody"
+                "the threshold was given by hand: its false positive identification rate was never measured"
             )
         if gallery_size > self.gallery_size:
             return (
@@ -106,6 +113,50 @@ class SearchThreshold:
                 f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
             )
         return ""
+
+
+def choose_search_threshold(
+    given: Threshold | float | Path | None,
+    contract: ModelContract,
+    *,
+    fpir: float | None = None,
+    gallery_size: int,
+) -> SearchThreshold:
+    """Choose the threshold of searches for a model and a size of gallery.
+
+    Parameters
+    ----------
+    given
+        A verification threshold; a cosine similarity; a file that 'edgeface calibrate' wrote; or None: the
+        thresholds that ship with the model.
+    contract
+        Of the model.
+    fpir
+        False positive identification rate wanted; by default `USUAL_FPIR`.
+    gallery_size
+        Templates that a probe will be compared with, from 1.
+
+    Raises
+    ------
+    InputError
+        If a number is no cosine similarity or comes with `fpir`, or no known threshold is strict enough.
+    ContractError
+        If the thresholds are for another model.
+    MissingError
+        If none is given and none ships with the model.
+    """
+    if isinstance(given, (float, int)):
+        if fpir is not None:
+            raise InputError(
+                "fpir: a threshold given as a number was calibrated for no rate; leave one of them out"
+            )
+        return SearchThreshold.by_hand(given, contract_id=contract.contract_id, gallery_size=gallery_size)
+    fpir = USUAL_FPIR if fpir is None else fpir
+    if isinstance(given, Threshold):
+        require_calibrated_for(given, contract)
+        return threshold_from_pairs([given], fpir=fpir, gallery_size=gallery_size)
+    known = known_thresholds(given, contract, far=far_for_fpir(fpir, gallery_size))
+    return threshold_from_pairs(known, fpir=fpir, gallery_size=gallery_size)
 
 
 def require_fpir(fpir: float) -> None:

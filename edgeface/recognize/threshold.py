@@ -107,7 +107,9 @@ class Threshold:
         """
         low, high = metric.scale
         if not low <= value <= high:
-            raise InputError(f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}")
+            raise InputError(
+                f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}"
+            )
         return cls(
             value=float(value),
             metric=metric,
@@ -382,8 +384,8 @@ def known_thresholds(
     known = load_thresholds(given) if given is not None else shipped_thresholds(contract.contract_id)
     if not known:
         raise MissingError(
-            f"{contract.name}: no threshold is known for its contract {contract.contract_id}. Calibrate one on labelled "
-            f"photos: edgeface calibrate --images PEOPLE --model IR --far {far:g} -o thresholds.json, "
+            f"{contract.name}: no threshold is known for its contract {contract.contract_id}. Calibrate one on "
+            f"labelled photos: edgeface calibrate --images PEOPLE --model IR --far {far:g} -o thresholds.json, "
             "and give it with --threshold thresholds.json"
         )
     require_calibrated_for(known[0], contract)

@@ -11,8 +11,8 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.cli import main
-from edgeface.cli.cluster import _limit_for
 from edgeface.recognize import Metric, calibrate
+from edgeface.recognize.cluster import _choose_limit
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -96,7 +96,7 @@ def test_the_more_faces_the_stricter_the_threshold() -> None:
     rng = np.random.default_rng(0)
     genuine, impostor = rng.normal(0.7, 0.1, 100), rng.normal(0.1, 0.1, 10_000)
     known = calibrate(genuine, impostor, fars=[0.1, 0.01, 0.001], contract_id="c", metric=Metric.cosine)
-    assert [_limit_for(known, faces).far for faces in (2, 10, 100, 100_000)] == [0.1, 0.01, 0.001, 0.001]
+    assert [_choose_limit(known, faces).far for faces in (2, 10, 100, 100_000)] == [0.1, 0.01, 0.001, 0.001]
 
 
 def test_a_threshold_that_joins_strangers_is_called_that(
@@ -119,4 +119,4 @@ def test_a_threshold_that_joins_strangers_is_called_that(
     ]
     assert main([*map(str, calibrate), "-o", str(work / "t.json")]) == 0
     assert cluster(work, "--threshold", str(work / "t.json"), "--min-samples", "1") == 0
-    assert "strangers may be joined" in " ".join(capsys.readouterr().err.split())
+    assert "different people may be joined" in " ".join(capsys.readouterr().err.split())

@@ -35,7 +35,7 @@ def test_a_picture_without_a_face_exits_2_with_one_clear_line(
     assert verify(work, "--threshold", "0.5") == 2
     error = capsys.readouterr().err
     assert error.splitlines() == [
-        f"edgeface: {work / 'a.png'}: expected a face, found none; use a picture with a larger or clearer face"
+        f"edgeface: {work / 'a.png'}: expected a face, found none; use a photo with a larger or clearer face"
     ]
 
 

@@ -1,36 +1,119 @@
-"""What `import edgeface` offers, and what it keeps from happening."""
+"""What `import edgeface` offers, what it loads, and what it keeps from happening."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 
 import edgeface
+from edgeface import errors
 
 _LOOK = """
 import json, multiprocessing, sys, threading
-import {first}
+import edgeface
 import openvino
 print(json.dumps([threading.active_count(), len(multiprocessing.active_children())]))
 """
 
+FRONT_DOOR = [
+    "Alignment",
+    "Embedding",
+    "Embeddings",
+    "Face",
+    "FaceAnalyzer",
+    "Identification",
+    "Metric",
+    "ModelContract",
+    "Quality",
+    "QualityGate",
+    "SearchThreshold",
+    "Threshold",
+    "Verdict",
+    "Verification",
+    "__version__",
+    "find_model",
+    "load",
+    "load_detector",
+    "verify",
+]
 
-def test_the_package_exports_what_it_promises_and_no_more() -> None:
-    assert sorted(edgeface.__all__) == ["Alignment", "EdgeFaceError", "ModelContract", "__version__"]
-    assert all(hasattr(edgeface, name) for name in edgeface.__all__)
+
+def look(code: str) -> object:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    return json.loads(done.stdout)
 
 
-def test_openvino_behind_edgeface_starts_no_telemetry_thread_or_process() -> None:
-    looked = subprocess.run(
-        [sys.executable, "-c", _LOOK.format(first="edgeface")], capture_output=True, check=True, timeout=120
-    )
-
-    assert json.loads(looked.stdout) == [1, 0]
-
-
-def test_every_error_has_an_exit_code_of_the_command_line() -> None:
+def every_error() -> list[type[edgeface.EdgeFaceError]]:
     def tree(kind: type[edgeface.EdgeFaceError]) -> list[type[edgeface.EdgeFaceError]]:
         return [kind, *(each for child in kind.__subclasses__() for each in tree(child))]
 
-    assert {kind.exit_code for kind in tree(edgeface.EdgeFaceError)} <= {1, 2, 3, 4}
+    return [
+        kind for kind in dict.fromkeys(tree(edgeface.EdgeFaceError)) if kind.__module__ == errors.__name__
+    ]
+
+
+def test_the_package_exports_the_front_door_and_every_error_and_no_more() -> None:
+    assert sorted(edgeface.__all__) == sorted([*FRONT_DOOR, *(kind.__name__ for kind in every_error())])
+    for name in edgeface.__all__:
+        thing = getattr(edgeface, name)
+        assert inspect.isclass(thing) or inspect.isfunction(thing) or name == "__version__"
+
+
+def test_importing_edgeface_loads_no_heavy_package() -> None:
+    loaded = look(
+        "import edgeface, json, sys; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
+    )
+    assert isinstance(loaded, list)
+    assert not {"openvino", "cv2", "scipy", "numpy", "typer", "pydantic", "PIL"} & set(loaded)
+
+
+def test_the_names_are_found_without_importing_what_they_do_not_need() -> None:
+    """A contract is read where no image is: on a server that only keeps galleries."""
+    loaded = look("import json, sys; from edgeface import Threshold; print(json.dumps(list(sys.modules)))")
+    assert isinstance(loaded, list)
+    assert "cv2" not in loaded
+
+
+def test_openvino_behind_edgeface_starts_no_telemetry_thread_or_process() -> None:
+    assert look(_LOOK) == [1, 0]
+
+
+def test_every_error_has_an_exit_code_of_the_command_line() -> None:
+    assert {kind.exit_code for kind in every_error()} <= {1, 2, 3, 4}
+
+
+def public_classes() -> list[type]:
+    """Every class that a module of edgeface lists in its `__all__` and defines itself."""
+    found = []
+    for module in pkgutil.walk_packages(edgeface.__path__, "edgeface."):
+        if module.name.endswith("__main__"):
+            continue
+        loaded = importlib.import_module(module.name)
+        for name in getattr(loaded, "__all__", ()):
+            thing = getattr(loaded, name)
+            if inspect.isclass(thing) and thing.__module__ == module.name:
+                found.append(thing)
+    return found
+
+
+DECISIONS = {"matched", "known", "passed", "ok", "intact", "proved", "accepted"}
+"""Attributes that answer yes or no to the question that the class is about."""
+
+WAITING = {"ParityReport", "DetectorOutcome", "Outcome", "Verdict", "QualityVerdict", "Erasure"}
+"""Get theirs next."""
+
+
+def test_every_class_that_is_a_decision_is_true_or_false_by_it() -> None:
+    """An `if verify(...)` that is always true opens the door to everybody."""
+    decisions = set()
+    for kind in public_classes():
+        own = {*vars(kind), *getattr(kind, "__annotations__", {})}
+        answers = DECISIONS & own
+        if answers and kind.__name__ not in WAITING:
+            assert "__bool__" in own, f"{kind.__module__}.{kind.__name__}: has {answers}, and is always true"
+            decisions.add(kind.__name__)
+    assert decisions >= {"Verification", "Identification"}

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,12 +27,16 @@ from edgeface.errors import (
 from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
+from edgeface.progress import Progress, ignore_progress
 from edgeface.recognize.threshold import shipped_thresholds
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
+from edgeface.vision.quality import QualityGate
 
 pytestmark = pytest.mark.timeout(60)
 BRIGHT = 120
+_LOWEST = [field.name for field in dataclasses.fields(QualityGate) if field.name.startswith("min_")]
+_HIGHEST = {field.name: 1000 for field in dataclasses.fields(QualityGate) if field.name.startswith("max_")}
 
 
 class HalfDetector:
@@ -39,8 +44,16 @@ class HalfDetector:
 
     name = "halves"
 
-    def __init__(self, *, fail_at: int | None = None) -> None:
+    def __init__(self, *, fail_at: int | None = None, **settings: object) -> None:
         self.calls = 0
+        self.settings = {
+            "name": "halves",
+            "threshold": 0.5,
+            "min_size": 20,
+            "model": "0a",
+            "landmarks_model": None,
+        }
+        self.settings |= settings
         self._fail_at = fail_at
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
@@ -85,14 +98,8 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def embed(files: Sequence[Path], embedder: Embedder, output: Path, **options: object) -> BulkResult:
     detector = options.pop("detector", None) or HalfDetector()
-    return embed_files(
-        files,
-        Pipeline(detector, embedder),
-        output,
-        contract_id=embedder.contract.contract_id,
-        settings=str(options.pop("settings", "halves")),
-        **options,
-    )
+    progress = options.pop("progress", ignore_progress)
+    return embed_files(files, Pipeline(detector, embedder, **options), output, progress=progress)
 
 
 def a_table(rows: int = 3, **changes: object) -> EmbeddingTable:
@@ -113,17 +120,15 @@ def a_table(rows: int = 3, **changes: object) -> EmbeddingTable:
 def test_rows_are_in_the_order_of_files_and_of_faces_from_the_left(
     pictures: list[Path], embedder: Embedder, tmp_path: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
-    result = embed(
-        pictures, embedder, tmp_path / "out.npz", progress=lambda done, of: told.append((done, of))
-    )
+    told: list[Progress] = []
+    result = embed(pictures, embedder, tmp_path / "out.npz", progress=told.append)
     table = EmbeddingTable.load(tmp_path / "out.npz")
     assert table.paths.tolist() == [str(path) for path in pictures for _ in range(2)]
     assert table.faces.tolist() == [0, 1] * 10
     assert table.vectors.argmax(axis=1).tolist() == [0, 1] * 10
     assert table.contract_id == table.embeddings.contract_id == embedder.contract.contract_id
-    assert told[-1] == (10, 10)
-    assert (result.reused, result.failures) == (0, {})
+    assert told[-1] == Progress("embedding", done=10, total=10, unit="files")
+    assert (result.files, result.reused, result.failures) == (10, 0, {})
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
@@ -179,22 +184,18 @@ def test_bad_files_and_pictures_without_faces_are_named_and_skipped(
 
 
 def test_no_embedding_at_all_is_an_error_and_no_file(embedder: Embedder, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no picture gave an embedding"):
+    with pytest.raises(ImageError, match="no photo gave an embedding"):
         embed([tmp_path / "absent.png"], embedder, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_another_contract_or_another_way_of_finding_faces_is_refused_before_any_work(
+def test_another_contract_is_refused_before_any_work(
     pictures: list[Path], embedder: Embedder, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.npz"
     embed(pictures, embedder, output)
     before = output.read_bytes()
     idle = HalfDetector()
-    with pytest.raises(
-        InputError, match=r"out\.npz: expected faces found by thirds, found halves; .* another file"
-    ):
-        embed(pictures, embedder, output, detector=idle, settings="thirds")
     with (
         Embedder.load(write_tiny_ir(tmp_path, name="other", source="b")) as other,
         pytest.raises(ContractError, match="expected one contract_id"),
@@ -202,6 +203,67 @@ def test_another_contract_or_another_way_of_finding_faces_is_refused_before_any_
         embed(pictures, other, output, detector=idle)
     assert idle.calls == 0
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"detector": {"name": "thirds"}}, "detector.name: 'halves', now 'thirds'"),
+        ({"detector": {"threshold": 0.6}}, "detector.threshold: 0.5, now 0.6"),
+        ({"detector": {"min_size": 40}}, "detector.min_size: 20, now 40"),
+        ({"detector": {"model": "0b"}}, "detector.model: '0a', now '0b'"),
+        ({"detector": {"landmarks_model": "0c"}}, "detector.landmarks_model: None, now '0c'"),
+        ({"faces": "largest"}, "faces: 'all', now 'largest'"),
+        ({"gate": QualityGate()}, "gate.min_box_side: None, now 32"),
+        ({"crops": True}, "detector.name: 'halves', now None"),
+        ({"flip": "average"}, "flip: None, now 'average'"),
+    ],
+)
+def test_a_result_of_other_settings_is_not_reused(
+    changed: dict[str, object], named: str, pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    embed(pictures[:2], embedder, output)
+    before = output.read_bytes()
+    options = dict(changed)
+    detector = HalfDetector(**options.pop("detector", {}))
+    crops, flip = options.pop("crops", False), options.pop("flip", None)
+    with (
+        Embedder.load(tmp_path / "tiny.xml", flip=flip) as other,
+        pytest.raises(InputError, match=re.escape(named)) as raised,
+    ):
+        embed_files(pictures[:2], Pipeline(None if crops else detector, other, **options), output)
+    assert "out.npz: expected faces found with the same settings" in str(raised.value)
+    assert "write to another file" in str(raised.value)
+    assert detector.calls == 0
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [field.name for field in dataclasses.fields(QualityGate)])
+def test_every_limit_of_the_gate_decides_on_reuse(
+    limit: str, pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output, generous = tmp_path / "out.npz", QualityGate(**dict.fromkeys(_LOWEST, 0), **_HIGHEST)
+    embed(pictures[:1], embedder, output, gate=generous)
+    other = dataclasses.replace(generous, **{limit: getattr(generous, limit) + 1})
+    with pytest.raises(InputError, match=rf"gate\.{limit}"):
+        embed(pictures[:1], embedder, output, gate=other)
+
+
+def test_rows_of_edgeface_0_1_are_computed_again(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out.npz"
+    embed(pictures, embedder, output)
+    old = json.dumps(
+        {"detector": "mtcnn", "min_size": 20, "faces": "all"}
+    )  # as 0.1 wrote it: no models, no gate
+    dataclasses.replace(EmbeddingTable.load(output), settings=old).save(output)
+    detector = HalfDetector()
+    result = embed(pictures, embedder, output, detector=detector)
+    assert (result.reused, detector.calls, len(result.table)) == (0, 10, 20)
+    assert "written by edgeface 0.1" in caplog.text
+    assert embed(pictures, embedder, output).reused == 10
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -289,9 +351,9 @@ def test_the_last_files_being_bad_the_progress_still_ends(
     pictures: list[Path], embedder: Embedder, tmp_path: Path
 ) -> None:
     pictures[-1].write_bytes(b"no picture")
-    told: list[tuple[int, int]] = []
-    embed(pictures, embedder, tmp_path / "out.npz", progress=lambda done, of: told.append((done, of)))
-    assert told[-1] == (10, 10)
+    told: list[Progress] = []
+    embed(pictures, embedder, tmp_path / "out.npz", progress=told.append)
+    assert (told[-1].done, told[-1].total) == (10, 10)
 
 
 def test_a_film_among_the_pictures_is_a_bad_file(
@@ -300,7 +362,7 @@ def test_a_film_among_the_pictures_is_a_bad_file(
     film = tmp_path / "film.mp4"
     film.write_bytes(bytes(100))
     assert list(embed([film, *pictures], embedder, tmp_path / "a.npz").failures) == [film]
-    with pytest.raises(ImageError, match=r"no picture gave an embedding: .*film\.mp4: expected a JPEG"):
+    with pytest.raises(ImageError, match=r"no photo gave an embedding: .*film\.mp4: expected a JPEG"):
         embed([film], embedder, tmp_path / "b.npz")
 
 

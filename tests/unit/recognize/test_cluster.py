@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from edgeface.errors import ContractError, InputError
 from edgeface.recognize import Embeddings, calibrate
-from edgeface.recognize.cluster import NOBODY, Clusters, chinese_whispers, dbscan
+from edgeface.recognize.cluster import NO_CLUSTER, Clusters, chinese_whispers, dbscan
 from edgeface.recognize.metrics import Metric
 
 CONTRACT = "0123456789abcdef"
@@ -48,7 +48,7 @@ def test_dbscan_is_that_of_scikit_learn(seed: int, threshold: float, min_samples
     found = dbscan(Embeddings(vectors, CONTRACT), threshold, min_samples=min_samples)
     # Both number clusters in order; ours by the first face of any kind, scikit-learn's by the first core.
     assert adjusted_rand_score(oracle.labels_, found.labels) == 1
-    np.testing.assert_array_equal(oracle.labels_ == -1, found.labels == NOBODY)
+    np.testing.assert_array_equal(oracle.labels_ == -1, found.labels == NO_CLUSTER)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
@@ -91,7 +91,7 @@ def test_chinese_whispers_is_deterministic_and_dissolves_what_is_too_small() -> 
     np.testing.assert_array_equal(first.labels, again.labels)
     large = chinese_whispers(embeddings, 0.35, seed=7, min_samples=5)
     sizes = np.bincount(first.labels)
-    np.testing.assert_array_equal(large.labels == NOBODY, sizes[first.labels] < 5)
+    np.testing.assert_array_equal(large.labels == NO_CLUSTER, sizes[first.labels] < 5)
 
 
 @pytest.mark.parametrize("cluster", [dbscan, chinese_whispers])
@@ -106,7 +106,7 @@ def test_blocks_do_not_show(cluster: object, monkeypatch: pytest.MonkeyPatch) ->
 def test_nobody_and_a_single_face(cluster: object) -> None:
     assert cluster(Embeddings(np.empty((0, 4), np.float32), CONTRACT), 0.5).count == 0  # type: ignore[operator]
     alone = cluster(Embeddings(np.ones((1, 4), np.float32), CONTRACT), 0.5, min_samples=2)  # type: ignore[operator]
-    assert list(alone.labels) == [NOBODY]
+    assert list(alone.labels) == [NO_CLUSTER]
 
 
 @pytest.mark.parametrize("cluster", [dbscan, chinese_whispers])

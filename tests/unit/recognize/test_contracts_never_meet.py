@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from contracts import sample_contract
+from tiny_ir import write_tiny_ir
 from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
 from unit.gallery.postgres import test_postgres
 
 import edgeface
+from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError
 from edgeface.gallery.enrol import EnrolRules, enrol
 from edgeface.gallery.index import ApproximateIndex, ExactIndex, GallerySnapshot, LiveIndex, follow
@@ -35,11 +37,11 @@ from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, thresho
 from edgeface.recognize import verification as match
 from edgeface.recognize.cluster import chinese_whispers, dbscan
 from edgeface.recognize.identify import Identifier, TrackIdentifier
-from edgeface.recognize.open_set import SearchThreshold, threshold_from_pairs
+from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold, threshold_from_pairs
 from edgeface.recognize.people import PersonRule, pair_scores, rank_people
 
 CARRIERS = re.compile(
-    r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|Pending|Sight|Index|MemoryIndex"
+    r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|PendingEmbedding|FaceObservation|Index|MemoryIndex"
     r"|LiveIndex|GallerySnapshot|Store|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules|Identifier)\b"
 )
 """Types that hold embeddings, or belong to one contract."""
@@ -158,6 +160,11 @@ def within(store: SqliteStore, search: Callable[[GallerySnapshot], object]) -> N
         search(snapshot)
 
 
+def analyze(ours: SimpleNamespace, ask: Callable[[FaceAnalyzer, np.ndarray], object]) -> None:
+    with edgeface.load(write_tiny_ir(ours.folder), detector=None) as app:
+        ask(app, np.full((32, 32, 3), 100, np.uint8))
+
+
 REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
     "dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
@@ -194,6 +201,16 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "LiveIndex.search": lambda o: LiveIndex(o.store).search(o.alien),
     "LiveIndex.search_batch": lambda o: LiveIndex(o.store).search_batch(o.aliens),
     "follow": lambda o: follow(ExactIndex(block(OTHER_CONTRACT)), o.store),
+    "FaceAnalyzer.verify": lambda o: analyze(
+        o, lambda app, crop: app.verify(crop, crop, threshold=limits(OTHER_CONTRACT))
+    ),
+    "FaceAnalyzer.identify": lambda o: analyze(
+        o, lambda app, crop: app.identify(crop, o.store, threshold=cut(OTHER_CONTRACT))
+    ),
+    "choose_threshold": lambda o: threshold.choose_threshold(limits(OTHER_CONTRACT), contract_of("b")),
+    "choose_search_threshold": lambda o: choose_search_threshold(
+        limits(OTHER_CONTRACT), contract_of("b"), gallery_size=3
+    ),
     "verify": lambda o: match.verify(o.one, o.alien, limits(CONTRACT)),
     "threshold_from_pairs": lambda o: threshold_from_pairs(
         [limits(CONTRACT), limits(OTHER_CONTRACT)], fpir=0.5, gallery_size=3
@@ -213,6 +230,8 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
 _ONE = "holds or reads what is of one contract"
 _PROTOCOL = "a protocol: its children are tried"
 _UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
+_BOX = "looks at the face's box, not at its embedding"
+_SIZE = "looks at the gallery's size; tried with `choose_search_threshold`"
 BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Calibration.__init__": _ONE,
     "Operating.__init__": _ONE,
@@ -242,9 +261,14 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Verification.__init__": _ONE,
     "PostgresIndex.__init__": _ONE,
     "Face.__init__": _ONE,
-    "Group.__init__": _ONE,
-    "Sight.__init__": _ONE,
+    "FaceObservation.__init__": _ONE,
+    "FrameGroup.__init__": _ONE,
     "finish": _ONE,
+    "FaceAnalyzer.search_threshold": _SIZE,
+    "Pipeline.embed": _BOX,
+    "cluster_folder": "tried with `choose_threshold` and `dbscan`, which decide",
+    "from_left": _BOX,
+    "largest_face": _BOX,
 }
 
 ON_A_SERVER = {f"PostgresIndex.{name}" for name in ("search", "search_batch", "compare")}

@@ -219,7 +219,7 @@ THREE = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
 
 
 @pytest.mark.parametrize("make", [ExactIndex, ApproximateIndex])
-def test_accept_reject_and_ask_again(make: type) -> None:
+def test_accepted_unknown_and_inconclusive(make: type) -> None:
     if make is ApproximateIndex:
         pytest.importorskip("usearch", reason="the extra 'index' is not installed")
     who = Identifier(make(block(THREE, [10, 20, 30])), cut(0.6), margin=0.1)
@@ -231,9 +231,10 @@ def test_accept_reject_and_ask_again(make: type) -> None:
     assert (stranger.verdict, stranger.person_id) == (Verdict.unknown, None)
     assert stranger.score == pytest.approx(0.3 / math.sqrt(1.1))
     twins = who.identify(face(1, 0.95, 0, 0))
-    assert (twins.verdict, twins.person_id, twins.runner_up_id) == (Verdict.ask_again, 10, 20)
+    assert (twins.verdict, twins.person_id, twins.runner_up_id) == (Verdict.inconclusive, 10, 20)
     assert twins.to_dict() | {"score": 0, "runner_up_score": 0, "margin": 0} == {
-        "verdict": "ask-again",
+        "verdict": "inconclusive",
+        "known": False,
         "person_id": 10,
         "score": 0,
         "runner_up_id": 20,
@@ -314,7 +315,7 @@ def test_a_track_is_accepted_after_enough_looks_and_keeps_the_last_ones() -> Non
     who = Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.7))
     tracks = TrackIdentifier(who, looks=3, needed=2)
     first = face(1, 0.1, 0, 0)
-    assert tracks.update({4: first})[4].verdict is Verdict.ask_again
+    assert tracks.update({4: first})[4].verdict is Verdict.inconclusive
     assert (
         tracks.update({4: first})[4].looks == 1
     )  # the pipeline gives a track's embedding again in every frame

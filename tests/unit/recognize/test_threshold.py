@@ -169,10 +169,13 @@ def test_verification_says_the_score_the_threshold_and_its_rate() -> None:
     faces = Embeddings(np.eye(3, dtype=np.float32), ID)
     threshold = dataclasses.replace(simple(), value=0.5)
     same, different = verify(faces[0], faces[0], threshold), verify(faces[0], faces[1], threshold)
-    assert (same.same, same.score) == (True, 1.0)
-    assert (different.same, different.score) == (False, 0.0)
+    assert (same.matched, same.score) == (True, 1.0)
+    assert (different.matched, different.score) == (False, 0.0)
+    assert (bool(same), bool(different)) == (True, False)
+    assert repr(same) == "Verification(matched=True, cosine 1.0000 > 0.5000, far=0.1)"
     assert same.to_dict() == {
-        "same": True,
+        "matched": True,
+        "same": True,  # the former name, written for one release
         "score": 1.0,
         "metric": "cosine",
         "threshold": 0.5,
@@ -180,7 +183,21 @@ def test_verification_says_the_score_the_threshold_and_its_rate() -> None:
         "far_interval": list(threshold.far_interval),
         "supported": True,
         "contract_id": ID,
+        "note": "",
+        "calibrated_on": "",
     }
+
+
+def test_a_threshold_by_hand_promises_no_rate() -> None:
+    threshold = Threshold.by_hand(0.5, contract_id=ID)
+    assert (threshold.accepts(0.6), threshold.accepts(0.5), threshold.far) == (True, False, None)
+    assert (threshold.assured_far, threshold.supported) == (1.0, False)
+    assert threshold.note == "the threshold was given by hand: its false accept rate was never measured"
+    assert json.loads(json.dumps(threshold.to_dict(), allow_nan=False))["observed_far"] is None
+    assert not Threshold.by_hand(1.1, contract_id=ID, metric=Metric.squared_l2).accepts(1.2)
+    for value, metric in ((1.01, Metric.cosine), (math.nan, Metric.cosine), (-0.1, Metric.arccos)):
+        with pytest.raises(InputError, match="threshold: expected a"):
+            Threshold.by_hand(value, contract_id=ID, metric=metric)
 
 
 @pytest.mark.parametrize("fars", [[], [0.0], [1.0], [-0.1], [math.nan]])

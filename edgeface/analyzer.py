@@ -1,0 +1,476 @@
+"""Analyze, verify, embed and identify the faces of photos with one object: what `edgeface.load` returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import FaceError, ImageError, InputError
+from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.store.protocol import Store
+from edgeface.model.contract import Alignment, ModelContract
+from edgeface.model.embedding import Embedding, Embeddings
+from edgeface.pipeline.observation import Face, from_left, largest_face
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.recognize.identify import Identification, Identifier, Verdict
+from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
+from edgeface.recognize.people import PersonRule
+from edgeface.recognize.threshold import Threshold, choose_threshold
+from edgeface.recognize.verification import Verification, verify
+from edgeface.runtime.embedder import Embedder
+from edgeface.vision.align import align
+from edgeface.vision.detector import Detector
+from edgeface.vision.image import Image, read_image
+from edgeface.vision.quality import QualityGate
+from edgeface.vision.source import Frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["FaceAnalyzer", "PhotoLike", "PillowImage", "read_photo"]
+
+_BATCH_SIZE, _PREFETCH = 8, 2
+_GATE = QualityGate()
+_ORIENTATION = 0x0112
+"""EXIF 2.32, table 4."""
+_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation -> the `PIL.Image.Transpose` that sets it upright, as `PIL.ImageOps.exif_transpose` does."""
+
+
+class PillowImage(Protocol):
+    """The part of `PIL.Image.Image` that is used; Pillow itself is never imported."""
+
+    mode: str
+    info: dict[Any, Any]
+
+    def getexif(self) -> Any:
+        """Return the EXIF tags, a mapping."""
+
+    def convert(self, mode: str, /) -> Any:
+        """Return the image in another mode."""
+
+
+PhotoLike = str | os.PathLike[str] | bytes | NDArray[Any] | PillowImage
+"""A photo: the path or the bytes of a JPEG, PNG, WebP or BMP file; pixels as `read_image` takes them, (H, W, 3)
+uint8 BGR in most cases; or a Pillow image."""
+
+
+def read_photo(photo: PhotoLike) -> Image:
+    """Read a photo given as a path, bytes, pixels or a Pillow image.
+
+    Parameters
+    ----------
+    photo
+        See `PhotoLike`. EXIF orientation is applied to files and Pillow images, transparency is laid over white,
+        gray becomes three equal channels.
+
+    Returns
+    -------
+    (H, W, 3) uint8, BGR, 0-255
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, or it is no image, damaged or too large.
+    InputError
+        If it is none of these types.
+
+    Examples
+    --------
+    >>> read_photo(np.zeros((4, 6), np.uint8)).shape
+    (4, 6, 3)
+    """
+    if isinstance(photo, (bytes, np.ndarray)):
+        return read_image(photo)
+    if isinstance(photo, (str, os.PathLike)):
+        return read_image(Path(photo))
+    if hasattr(photo, "getexif") and hasattr(photo, "convert"):
+        return _read_pillow(photo)
+    raise InputError(
+        f"photo: expected a path, the bytes of an image file, an array or a Pillow image, found {type(photo).__name__}"
+    )
+
+
+def _read_pillow(photo: PillowImage) -> Image:
+    mode = photo.mode
+    if mode == "F":
+        raise ImageError(
+            "photo: expected 8 or 16 bits a channel, found a Pillow image of mode F; convert it first"
+        )
+    try:
+        orientation = photo.getexif().get(_ORIENTATION, 1)
+        image: Any = photo
+        if mode in ("1", "L"):
+            image = photo.convert("L")
+        elif mode != "I" and not mode.startswith("I;16"):
+            transparent = mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in photo.info
+            image = photo.convert("RGBA" if transparent else "RGB")
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"photo: Pillow cannot decode it: {error}") from error
+    if mode.startswith("I"):
+        pixels = np.clip(pixels, 0, 0xFFFF).astype(np.uint16)
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
+    return read_image(np.ascontiguousarray(pixels))
+
+
+class FaceAnalyzer:
+    """Find, verify, embed and identify faces with one model and one detector. Made by `edgeface.load`.
+
+    A context manager; closing it releases the model and the detector. All methods may be called from several
+    threads.
+
+    Parameters
+    ----------
+    embedder
+        Computes embeddings, of the default image format; closed with the analyzer.
+    detector
+        Finds faces; closed with the analyzer. None: every photo is one aligned crop.
+    """
+
+    def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
+        self._embedder, self._detector = embedder, detector
+        self._index: tuple[Store, LiveIndex] | None = None
+
+    @property
+    def contract(self) -> ModelContract:
+        """What the model is, and how its input has to look."""
+        return self._embedder.contract
+
+    def pipeline(
+        self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None
+    ) -> Pipeline:
+        """Return the pipeline of this analyzer for many photos; it must not outlive the analyzer.
+
+        Parameters
+        ----------
+        faces
+            Which faces of a photo to embed. ``largest``: the one that the photo is about.
+        gate
+            Faces below its limits are not embedded.
+        """
+        return Pipeline(
+            self._detector,
+            self._embedder,
+            gate=gate,
+            faces=faces,
+            batch_size=_BATCH_SIZE,
+            prefetch=_PREFETCH,
+        )
+
+    def analyze(self, photo: PhotoLike, *, gate: QualityGate | None = None) -> list[Face]:
+        """Find, judge and embed all faces of a photo.
+
+        Parameters
+        ----------
+        photo
+            See `PhotoLike`.
+        gate
+            Faces below its limits are not embedded; their `reasons` say why.
+
+        Returns
+        -------
+        list of Face
+            From left to right; empty if there are none.
+
+        Raises
+        ------
+        ImageError
+            If the photo cannot be read.
+
+        Examples
+        --------
+        >>> with edgeface.load() as app:  # doctest: +SKIP
+        ...     app.analyze("group.jpg")
+        [Face(box=(60, 43, 148, 160), score=0.999, quality=0.83, embedded)]
+        """
+        return from_left(self.pipeline(gate=gate).process(read_photo(photo)))
+
+    def verify(
+        self,
+        a: PhotoLike,
+        b: PhotoLike,
+        *,
+        far: float | None = None,
+        threshold: Threshold | float | Path | None = None,
+        face_a: int | None = None,
+        face_b: int | None = None,
+    ) -> Verification:
+        """Decide whether two photos show the same person.
+
+        Parameters
+        ----------
+        a, b
+            See `PhotoLike`.
+        far
+            False accept rate to decide by, one that a threshold was calibrated for; by default 0.001.
+        threshold
+            What decides; see `choose_threshold`. By default a threshold that ships with the model.
+        face_a, face_b
+            Which face, counted from the left, from 1. None: the one that the photo is about, see `Faces.largest`.
+
+        Returns
+        -------
+        Verification
+            True if the score exceeds the threshold, with both faces.
+
+        Raises
+        ------
+        ImageError, FaceError
+            If a photo cannot be read, or has no usable face.
+        InputError, ContractError, MissingError
+            As `choose_threshold`; or if there is no face of this number.
+
+        Examples
+        --------
+        >>> with edgeface.load() as app:  # doctest: +SKIP
+        ...     app.verify("a.jpg", "b.jpg", far=1e-4)
+        Verification(matched=True, cosine 0.8123 > 0.5701, far=0.0001)
+        """
+        decisive = choose_threshold(threshold, self.contract, far=far)
+        first = self._embed_one(a, face_a, "face_a")
+        second = self._embed_one(b, face_b, "face_b")
+        answer = verify(_embedding(first, _name(a)), _embedding(second, _name(b)), decisive)
+        return replace(answer, face_a=first, face_b=second)
+
+    @overload
+    def embed(self, photos: PhotoLike) -> Embedding: ...
+    @overload
+    def embed(self, photos: list[Any] | tuple[Any, ...]) -> Embeddings: ...
+    def embed(self, photos: PhotoLike | list[Any] | tuple[Any, ...]) -> Embedding | Embeddings:
+        """Embed the face that each photo is about; see `Faces.largest`.
+
+        Parameters
+        ----------
+        photos
+            One photo, or a list or tuple of them.
+
+        Returns
+        -------
+        Embedding
+            Of one photo, (D,) float32.
+        Embeddings
+            Of several, (N, D) float32 in their order.
+
+        Raises
+        ------
+        ImageError, FaceError
+            If a photo cannot be read, or has no usable face.
+        """
+        if not isinstance(photos, (list, tuple)):
+            return _embedding(self._embed_one(photos, None, ""), _name(photos))
+        frames = (Frame(read_photo(photo), i, float(i), _name(photo)) for i, photo in enumerate(photos))
+        vectors = np.empty((len(photos), self.contract.embedding_dim), np.float32)
+        with contextlib.closing(self.pipeline(faces="largest").run(frames)) as answers:
+            for frame, faces in answers:
+                if not faces:
+                    raise _no_face(frame.source)
+                vectors[frame.index] = _embedding(faces[0], frame.source).vector
+        return Embeddings(vectors, self.contract.contract_id)
+
+    def identify(
+        self,
+        photo: PhotoLike,
+        gallery: str | Path | Store,
+        *,
+        fpir: float | None = None,
+        threshold: SearchThreshold | Threshold | float | Path | None = None,
+        rule: PersonRule | str = "max",
+        margin: float = 0.05,
+        gate: QualityGate | None = _GATE,
+    ) -> list[Identification]:
+        """Identify the faces of a photo among the people of a gallery.
+
+        Parameters
+        ----------
+        photo
+            See `PhotoLike`.
+        gallery
+            File of a gallery, opened for this call with the key of EDGEFACE_GALLERY_KEY; or an open store, of which
+            an index is kept.
+        fpir
+            Share of the people who are not enrolled that may be taken for someone who is; by default 0.01.
+        threshold
+            What decides; see `search_threshold`.
+        rule
+            How a person's score is computed from templates: ``max`` or ``mean-of-best-N``.
+        margin
+            How far, in cosine, the next person's score must be below; otherwise the verdict is inconclusive.
+        gate
+            Faces below its limits are unusable. None: use faces of any quality.
+
+        Returns
+        -------
+        list of Identification
+            One for each face, from left to right. No person is there twice. All are of one generation of the
+            gallery.
+
+        Raises
+        ------
+        ImageError
+            If the photo cannot be read.
+        GalleryError, ContractError
+            If the gallery cannot be opened, or is of another model.
+        InputError, MissingError
+            As `search_threshold`.
+
+        Examples
+        --------
+        >>> with edgeface.load() as app:  # doctest: +SKIP
+        ...     app.identify("door.jpg", "people.gallery")
+        [Identification(accepted, person='Ada Lovelace', score=0.8312)]
+        """
+        scored = PersonRule.parse(rule) if isinstance(rule, str) else rule
+        with self._opened(gallery) as index:
+            if not isinstance(threshold, SearchThreshold):
+                threshold = choose_search_threshold(
+                    threshold, self.contract, fpir=fpir, gallery_size=max(1, len(index))
+                )
+            faces = self.analyze(photo, gate=gate)
+            identifier = Identifier(index, threshold, rule=scored, margin=margin)
+            found = iter(
+                identifier.identify_frame([face.embedding for face in faces if face.embedding is not None])
+            )
+        unusable = Identification(
+            verdict=Verdict.unusable,
+            person_id=None,
+            score=None,
+            runner_up_id=None,
+            runner_up_score=None,
+            looks=0,
+            threshold=threshold,
+            rule=scored,
+        )
+        return [replace(unusable if face.embedding is None else next(found), face=face) for face in faces]
+
+    def search_threshold(
+        self,
+        gallery: str | Path | Store,
+        *,
+        fpir: float | None = None,
+        threshold: Threshold | float | Path | None = None,
+    ) -> SearchThreshold:
+        """Choose the threshold that `identify` uses, for a gallery of the present size.
+
+        Parameters
+        ----------
+        gallery
+            As for `identify`.
+        fpir, threshold
+            See `choose_search_threshold`.
+
+        Raises
+        ------
+        InputError, ContractError, MissingError
+            As `choose_search_threshold`.
+        GalleryError
+            If the gallery cannot be opened.
+        """
+        with self._opened(gallery) as index:
+            size = max(1, len(index))
+        return choose_search_threshold(threshold, self.contract, fpir=fpir, gallery_size=size)
+
+    def align(self, photo: PhotoLike) -> NDArray[np.uint8]:
+        """Cut out all faces of a photo the way the model needs them.
+
+        Parameters
+        ----------
+        photo
+            See `PhotoLike`.
+
+        Returns
+        -------
+        (N, height, width, 3) uint8, BGR
+            Of the contract's input size, from left to right. Faces that cannot be aligned are left out.
+
+        Raises
+        ------
+        ImageError
+            If the photo cannot be read.
+        """
+        image, size = read_photo(photo), self.contract.input_size
+        recipe = Alignment("none") if self._detector is None else self.contract.alignment
+        crops = []
+        for face in from_left(self.pipeline().find(image)):
+            with contextlib.suppress(FaceError):
+                crops.append(align(image, face.box, face.landmarks, recipe, size))
+        return np.stack(crops) if crops else np.empty((0, *size, 3), np.uint8)
+
+    def close(self) -> None:
+        """Release the model and the detector; closing again does nothing."""
+        self._index = None
+        try:
+            self._embedder.close()
+        finally:
+            if self._detector is not None:
+                self._detector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        detector = "crops" if self._detector is None else self._detector.name
+        return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
+
+    def _embed_one(self, photo: PhotoLike, number: int | None, option: str) -> Face:
+        """Embed the face of this number from the left, or the one that the photo is about."""
+        image, pipeline = read_photo(photo), self.pipeline()
+        faces = from_left(pipeline.find(image))
+        if not faces:
+            raise _no_face(_name(photo))
+        if number is not None and not 1 <= number <= len(faces):
+            raise InputError(
+                f"{option} {number}: expected 1 to {len(faces)}, the faces found in {_name(photo)}"
+            )
+        index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
+        return pipeline.embed(image, faces[index])
+
+    @contextlib.contextmanager
+    def _opened(self, gallery: str | Path | Store) -> Iterator[LiveIndex]:
+        contract_id = self.contract.contract_id
+        if isinstance(gallery, (str, Path)):
+            from edgeface.gallery.keys import KEY_VARIABLE, read_key
+            from edgeface.gallery.store.sqlite import SqliteStore
+
+            path = Path(gallery)
+            key = read_key(f"env:{KEY_VARIABLE}", beside=path) if KEY_VARIABLE in os.environ else None
+            with SqliteStore(path, key=key, contract_id=contract_id) as store:
+                yield LiveIndex(store)
+            return
+        if self._index is None or self._index[0] is not gallery:
+            self._index = gallery, LiveIndex(gallery)
+        yield self._index[1]
+
+
+def _name(photo: object) -> str:
+    """Name a photo in an error's text."""
+    return os.fspath(photo) if isinstance(photo, (str, Path)) else "photo"
+
+
+def _no_face(name: str) -> FaceError:
+    return FaceError(
+        path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face"
+    )
+
+
+def _embedding(face: Face, name: str) -> Embedding:
+    if face.embedding is None:
+        which = "the face" if face.number is None else f"face {face.number}"
+        raise FaceError(f"{name}: {which} cannot be used: {'; '.join(face.reasons)}")
+    return face.embedding

@@ -1,0 +1,322 @@
+"""The front door: photos in any form, one answer, and no way to take an answer of no for a yes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_ir import TINY_SIZE, write_tiny_ir
+
+import edgeface
+from edgeface.analyzer import FaceAnalyzer, read_photo
+from edgeface.errors import (
+    ContractError,
+    FaceError,
+    ImageError,
+    InputError,
+    MissingError,
+    ModelNotFoundError,
+)
+from edgeface.gallery.records import NewTemplate
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
+from edgeface.vision.detector import Faces
+
+pytestmark = pytest.mark.timeout(60)
+
+BLUE, GREEN, RED, TEAL = (220, 20, 20), (20, 220, 20), (20, 20, 220), (200, 200, 20)
+SIDE = 40
+
+
+class SquareDetector:
+    """Every bright square of 40 pixels on the grid of 40 is a face; the last one is found first."""
+
+    name = "squares"
+    settings: dict[str, object] = {"name": "squares"}  # noqa: RUF012
+    closed = 0
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        return [self._find(image) for image in images]
+
+    def _find(self, image: np.ndarray) -> Faces:
+        height, width = image.shape[:2]
+        boxes = [
+            [x, y, x + SIDE, y + SIDE]
+            for x in range(0, width - SIDE + 1, SIDE)
+            for y in range(0, height - SIDE + 1, SIDE)
+            if image[y : y + SIDE, x : x + SIDE].max() > 150
+        ][::-1]
+        count = len(boxes)
+        return Faces(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.full((count, 5, 2), np.nan, np.float32),
+            np.linspace(0.9, 0.8, count, dtype=np.float32),
+        )
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def draw(*colours: tuple[int, int, int] | None, margin: int = 0) -> np.ndarray:
+    """Squares side by side, None for a dark one, in a frame of so many dark squares."""
+    image = np.zeros(((2 * margin + 1) * SIDE, (2 * margin + len(colours)) * SIDE, 3), np.uint8)
+    y = margin * SIDE
+    for number, colour in enumerate(colours):
+        x = (margin + number) * SIDE
+        image[y : y + SIDE, x : x + SIDE] = colour or (0, 0, 0)
+        image[y : y + SIDE : 4, x : x + SIDE] //= 2
+    return image
+
+
+@pytest.fixture
+def ir(tmp_path: Path) -> Path:
+    return write_tiny_ir(tmp_path)
+
+
+@pytest.fixture
+def app(ir: Path) -> Iterator[FaceAnalyzer]:
+    with edgeface.load(ir, detector=SquareDetector()) as loaded:  # type: ignore[arg-type]
+        yield loaded
+
+
+def write(folder: Path, image: np.ndarray, name: str = "photo.png") -> Path:
+    cv2.imwrite(str(folder / name), image)
+    return folder / name
+
+
+def test_faces_come_from_left_to_right_with_numbers(app: FaceAnalyzer) -> None:
+    faces = app.analyze(draw(BLUE, None, GREEN))
+    assert [face.box.tolist() for face in faces] == [[0, 0, 40, 40], [80, 0, 120, 40]]
+    assert [(face.number, face.total) for face in faces] == [(1, 2), (2, 2)]
+    assert [face.embedding.vector.argmax() for face in faces if face.embedding] == [0, 1]
+    assert all(face.liveness is None and face.quality is not None for face in faces)
+    assert repr(faces[0]).startswith("Face(box=(0, 0, 40, 40), score=0.800, quality=")
+    assert faces[0].to_dict()["landmarks"] is None
+    assert app.analyze(draw(None)) == []
+
+
+def test_a_gate_refuses_and_says_why(app: FaceAnalyzer) -> None:
+    (face,) = app.analyze(draw(BLUE), gate=edgeface.QualityGate(min_box_side=100))
+    assert face.embedding is None
+    assert "box side: expected at least 100" in face.reasons[0]
+    assert "box side" in repr(face)
+
+
+def test_the_same_photo_in_every_form_gives_the_same_face(app: FaceAnalyzer, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    image = draw(TEAL, BLUE)
+    path = write(tmp_path, image)
+    pillow = image_module.fromarray(image[:, :, ::-1])
+    expected = app.embed(image).vector
+    for photo in (path, str(path), path.read_bytes(), pillow, image_module.open(path)):
+        np.testing.assert_array_equal(app.embed(photo).vector, expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I"])
+def test_a_pillow_image_of_any_mode_is_read_as_its_file_would_be(mode: str, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    gray = np.arange(0, 240, 10, np.uint8).reshape(4, 6)
+    gray[gray < 120] = 0
+    gray[gray >= 120] = 255
+    base = image_module.fromarray(np.repeat(gray[:, :, None], 3, axis=2))
+    if mode.startswith("I"):
+        deep = image_module.fromarray(gray.astype(np.uint16) * 257)
+        pillow = deep.convert("I") if mode == "I" else deep
+    else:
+        pillow = base.convert(mode)
+    found = read_photo(pillow)
+    assert (found.shape, found.dtype) == ((4, 6, 3), np.uint8)
+    np.testing.assert_allclose(found, np.repeat(gray[:, :, None], 3, axis=2), atol=2)
+
+
+def test_pillow_transparency_is_laid_over_white_and_floats_are_refused(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    clear = image_module.fromarray(np.full((2, 2, 4), [200, 0, 0, 0], np.uint8), "RGBA")
+    assert (read_photo(clear) == 255).all()
+    with pytest.raises(ImageError, match="found a Pillow image of mode F"):
+        read_photo(image_module.fromarray(np.zeros((2, 2), np.float32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pillow_orientation_is_that_of_the_file(orientation: int, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:8, :8], pixels[-8:, :8] = 255, (0, 128, 255)
+    pillow = image_module.fromarray(pixels)
+    exif = image_module.Exif()
+    exif[0x0112] = orientation
+    stored = io.BytesIO()
+    pillow.save(stored, "PNG", exif=exif)
+    np.testing.assert_array_equal(read_photo(image_module.open(stored)), read_photo(stored.getvalue()))
+
+
+def test_what_is_no_photo_is_refused(app: FaceAnalyzer) -> None:
+    with pytest.raises(
+        InputError, match="expected a path, the bytes of an image file, an array or a Pillow image"
+    ):
+        app.analyze(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=r"absent\.jpg: cannot read"):
+        app.analyze("absent.jpg")
+
+
+def test_verify_is_true_for_one_person_and_false_for_two(app: FaceAnalyzer) -> None:
+    one, other = draw(BLUE), draw(GREEN)
+    matched, different = app.verify(one, one, threshold=0.5), app.verify(one, other, threshold=0.5)
+    assert (bool(matched), matched.matched, round(matched.score, 6)) == (True, True, 1.0)
+    assert (bool(different), different.matched) == (False, False)
+    assert matched.far is None
+    assert "\n" not in repr(matched)
+    answer = different.to_dict()
+    assert (answer["same"], answer["matched"]) == (False, False)
+    assert answer["face_a"]["box"] == [0, 0, 40, 40]
+
+
+def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is_compared(
+    app: FaceAnalyzer,
+) -> None:
+    crowd = draw(RED, BLUE, GREEN)  # as large as each other, so that the middle one is it
+    assert app.verify(draw(BLUE), crowd, threshold=0.9).face_b.number == 2  # type: ignore[union-attr]
+    assert app.verify(draw(BLUE), crowd, threshold=0.9)
+    assert not app.verify(draw(BLUE), crowd, threshold=0.9, face_b=3)
+    assert app.verify(crowd, draw(GREEN), threshold=0.9, face_a=3)
+    for number in (0, 4):
+        with pytest.raises(InputError, match=f"face_a {number}: expected 1 to 3, the faces found in photo"):
+            app.verify(crowd, crowd, threshold=0.9, face_a=number)
+
+
+def test_a_photo_without_a_usable_face_is_an_error_that_names_it(app: FaceAnalyzer, tmp_path: Path) -> None:
+    dark = write(tmp_path, draw(None))
+    with pytest.raises(FaceError, match=r"photo\.png: expected a face, found none; use a photo") as raised:
+        app.verify(draw(BLUE), dark, threshold=0.5)
+    assert raised.value.remedy == "use a photo with a larger or clearer face"
+    with pytest.raises(FaceError, match=r"photo\.png: expected a face"):
+        app.embed([draw(BLUE), dark])
+
+
+def test_the_threshold_is_given_or_chosen_by_its_rate(app: FaceAnalyzer, tmp_path: Path) -> None:
+    scores = np.linspace(0, 1, 101)
+    known = calibrate(
+        scores, scores, fars=[0.1, 0.01], contract_id=app.contract.contract_id, metric=Metric.cosine
+    )
+    save_thresholds(tmp_path / "t.json", known)
+    a = draw(BLUE)
+    assert app.verify(a, a, threshold=tmp_path / "t.json", far=0.01).threshold == known[1]
+    assert app.verify(a, a, threshold=known[0]).threshold == known[0]
+    with pytest.raises(MissingError, match="edgeface calibrate --images"):
+        app.verify(a, a)
+    with pytest.raises(InputError, match="leave one of them out"):
+        app.verify(a, a, threshold=0.5, far=0.01)
+    with pytest.raises(ContractError, match=app.contract.contract_id):
+        app.verify(a, a, threshold=Threshold.by_hand(0.5, contract_id="another"))
+
+
+def test_embed_takes_one_photo_or_many(app: FaceAnalyzer) -> None:
+    one = app.embed(draw(BLUE))
+    many = app.embed([draw(BLUE), draw(GREEN), draw(RED)])
+    assert one.vector.shape == (3,)
+    np.testing.assert_allclose(many.vectors[0], one.vector, atol=1e-6)
+    assert many.vectors.argmax(axis=1).tolist() == [0, 1, 2]
+    assert many.contract_id == one.contract_id == app.contract.contract_id
+    assert app.embed([]).vectors.shape == (0, 3)
+
+
+def test_align_cuts_what_the_model_sees(app: FaceAnalyzer) -> None:
+    crops = app.align(draw(BLUE, None, GREEN))
+    assert (crops.shape, crops.dtype) == ((2, TINY_SIZE, TINY_SIZE, 3), np.uint8)
+    assert crops.mean(axis=(1, 2)).argmax(axis=1).tolist() == [0, 1]
+    assert app.align(draw(None)).shape == (0, TINY_SIZE, TINY_SIZE, 3)
+
+
+@pytest.fixture
+def gallery(app: FaceAnalyzer, tmp_path: Path) -> Path:
+    path = tmp_path / "people.gallery"
+    with SqliteStore.create(path, contract_id=app.contract.contract_id, dim=3, key=None) as store:
+        for name, colour in (("Blue", BLUE), ("Green", GREEN)):
+            store.add_person(name, templates=[NewTemplate(embedding=app.embed(draw(colour)))])
+    return path
+
+
+def test_identify_names_everybody_once_from_left_to_right(app: FaceAnalyzer, gallery: Path) -> None:
+    photo = draw(GREEN, RED, BLUE, TEAL)
+    found = app.identify(photo, gallery, threshold=0.6, margin=0.2, gate=None)
+    assert [each.verdict.value for each in found] == ["accepted", "unknown", "accepted", "unknown"]
+    assert [each.person for each in found] == ["Green", None, "Blue", None]
+    assert [bool(each) for each in found] == [each.known for each in found] == [True, False, True, False]
+    assert [each.face.number for each in found if each.face] == [1, 2, 3, 4]
+    assert repr(found[0]).startswith("Identification(accepted, person='Green', score=")
+    (teal,) = app.identify(draw(TEAL), gallery, threshold=0.6, margin=0.2, gate=None)
+    assert (teal.verdict.value, bool(teal)) == ("inconclusive", False)
+
+
+def test_a_face_below_the_gate_is_unusable_and_not_identified(app: FaceAnalyzer, gallery: Path) -> None:
+    gate = edgeface.QualityGate(min_box_side=100)
+    (found,) = app.identify(draw(BLUE), str(gallery), threshold=0.6, gate=gate)
+    assert (found.verdict.value, found.person, bool(found)) == ("unusable", None, False)
+    assert found.face is not None
+    assert "box side" in found.face.reasons[0]
+
+
+def test_an_open_gallery_is_followed(app: FaceAnalyzer, gallery: Path) -> None:
+    with SqliteStore(gallery) as store:
+        assert not app.identify(draw(RED), store, threshold=0.9, gate=None)[0]
+        store.add_person("Red", templates=[NewTemplate(embedding=app.embed(draw(RED)))])
+        assert app.identify(draw(RED), store, threshold=0.9, gate=None)[0].person == "Red"
+        assert app.search_threshold(store, threshold=0.9).gallery_size == 3
+
+
+def test_a_gallery_of_another_model_is_refused(app: FaceAnalyzer, tmp_path: Path) -> None:
+    path = tmp_path / "other.gallery"
+    SqliteStore.create(path, contract_id="0" * 16, dim=3, key=None).close()
+    with pytest.raises(ContractError, match=app.contract.contract_id):
+        app.identify(draw(BLUE), path, threshold=0.5)
+
+
+def test_crops_need_no_detector(ir: Path) -> None:
+    crop = np.full((TINY_SIZE, TINY_SIZE, 3), BLUE, np.uint8)
+    with edgeface.load(ir, detector=None) as app:
+        (face,) = app.analyze(crop)
+        assert (face.box.tolist(), face.quality) == ([0, 0, TINY_SIZE, TINY_SIZE], None)
+        np.testing.assert_array_equal(app.align(crop)[0], crop)
+
+
+def test_closing_closes_both_and_a_failed_load_leaves_nothing_open(ir: Path) -> None:
+    detector = SquareDetector()
+    with edgeface.load(ir, detector=detector) as app:  # type: ignore[arg-type]
+        assert repr(app).startswith("FaceAnalyzer(tiny, squares, contract ")
+    assert detector.closed == 1
+    with pytest.raises(InputError, match="detector: expected one of mtcnn"):
+        edgeface.load(ir, detector="haar")  # type: ignore[arg-type]
+
+
+def test_verify_in_one_line(ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(FaceError, match="expected a face, found none"):
+        edgeface.verify(draw(None), draw(None), model=ir, threshold=0.5)
+
+
+def test_the_default_model_is_the_environments_then_the_stores(
+    ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
+    monkeypatch.delenv("EDGEFACE_MODEL", raising=False)
+    with pytest.raises(ModelNotFoundError, match="edgeface zoo download"):
+        edgeface.load()
+    from edgeface.zoo.default import set_default_model
+
+    set_default_model(ir)
+    assert edgeface.find_model() == ir.resolve()
+    monkeypatch.setenv("EDGEFACE_MODEL", os.fspath(tmp_path / "another.xml"))
+    assert edgeface.find_model() == tmp_path / "another.xml"
+    assert edgeface.find_model(ir) == ir
+    with pytest.raises(InputError, match=r"another\.xml"):
+        edgeface.load()
+
+
+def test_a_detector_that_is_not_downloaded_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
+    with pytest.raises(ModelNotFoundError, match="zoo download"):
+        edgeface.load_detector("yunet")
