@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
@@ -90,7 +91,7 @@ def embed_files(
 
     Photos that the output, or the remains of an interrupted run beside it (``NAME.parts``), has rows of are not
     embedded again, unless they have changed since. Rows of files that are not listed are dropped. Rows of edgeface
-    0.1, which did not record all settings, are computed again.
+    0.1 with detected faces are computed again: it did not record all settings.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ class _Rows:
         self._saved = time.monotonic()
 
     def _load(self, path: Path, settings: Mapping[str, Any]) -> EmbeddingTable | None:
-        """Read earlier rows; None if they are of edgeface 0.1, which did not record all settings."""
+        """Read earlier rows; None if edgeface 0.1 wrote them and did not record all settings."""
         table = EmbeddingTable.load(path)
         require_same_contract(table.contract_id, self._contract_id, what=str(path))
         if table.settings == self._settings:
@@ -186,6 +187,8 @@ class _Rows:
             found = json.loads(table.settings)
         except ValueError:
             found = {}
+        if found == {"crops": True} and settings["detector"] is None and settings["flip"] is None:
+            return dataclasses.replace(table, settings=self._settings)  # of 0.1, and complete
         if not isinstance(found, dict) or "contract_id" not in found:
             _log.warning("%s: written by edgeface 0.1; its photos are embedded again", path)
             return None

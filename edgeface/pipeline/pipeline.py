@@ -116,13 +116,11 @@ class Pipeline:
 
         Equal settings give equal results for equal photos. Earlier results may be reused if their settings are equal.
         """
-        return {
-            "contract_id": self.contract.contract_id,
-            "flip": self._embedder.flip,
-            "detector": None if self._detector is None else dict(self._detector.settings),
-            "faces": self._faces,
-            "gate": None if self._gate is None else dataclasses.asdict(self._gate),
-        }
+        settings: dict[str, Any] = {"contract_id": self.contract.contract_id, "flip": self._embedder.flip}
+        if self._detector is None:
+            return settings | {"detector": None}
+        gate = None if self._gate is None else dataclasses.asdict(self._gate)
+        return settings | {"detector": dict(self._detector.settings), "faces": self._faces, "gate": gate}
 
     def process(self, image: Image) -> list[Face]:
         """Find and embed the faces of one photo; the tracker is not used.

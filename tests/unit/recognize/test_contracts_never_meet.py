@@ -233,7 +233,7 @@ _UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
 _BOX = "looks at the face's box, not at its embedding"
 _SIZE = "looks at the gallery's size; tried with `choose_search_threshold`"
 BRINGS_NOTHING_TOGETHER: dict[str, str] = {
-    "Calibration.__init__": _ONE,
+    "ThresholdCalibration.__init__": _ONE,
     "Operating.__init__": _ONE,
     "BulkResult.__init__": _ONE,
     "Disagreement.__init__": _ONE,
