@@ -24,14 +24,13 @@ _COMMANDS = {
     "devices": ("devices", "doctor"),
     "detect": ("detect", "align"),
     "embed": ("embed", "verify"),
-    "quantize": ("quantize",),
+    "quantize": ("quantize", "pareto"),
     "evaluate": ("evaluate",),
     "calibrate": ("calibrate",),
     "cluster": ("cluster",),
     "gallery": ("gallery",),
     "identify": ("identify",),
     "bench": ("bench",),
-    "pareto": ("pareto",),
 }
 """The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""
 

@@ -1,36 +1,30 @@
-"""`edgeface quantize`."""
+"""`edgeface quantize` and `edgeface pareto`."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.faces import (
+    BoxesOption,
     ChosenDetectorOption,
     CropsOption,
     DetectorModelOption,
     DetectorName,
+    DeviceOption,
     LandmarksModelOption,
     find_faces,
-    load_detector,
 )
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.cli.quantize_tables import detector_table, outcome_table
-from edgeface.cli.stages import Report, stages
-from edgeface.errors import InputError, MissingError, NegativeResult
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.errors import InputError, NegativeResult
 
 if TYPE_CHECKING:
-    from edgeface.evaluate.pairs import Pairs
-    from edgeface.quantize.detectors import DetectorOutcome
-    from edgeface.quantize.labelled import LabelledPairs
-    from edgeface.vision.detector import Detector
+    from edgeface.quantize import Pareto
 
 
 class _Preset(str, enum.Enum):
@@ -56,72 +50,95 @@ class _HalfRange(str, enum.Enum):
     none = "none"
 
 
+class _Precision(str, enum.Enum):
+    fp16 = "fp16"
+    int8_mixed = "int8-mixed"
+    int8_performance = "int8-performance"
+    weights = "weights"
+
+
+CalibrationOption = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of photos of faces to calibrate with, of people who are not in the pairs.",
+        show_default=False,
+    ),
+]
+SubsetOption = Annotated[int, typer.Option(min=1, help="Greatest number of photos to calibrate with.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the choice of photos.")]
+
+
 def register(app: typer.Typer) -> None:
-    """Add this module's command."""
+    """Add this module's commands."""
     app.command(
         epilog="Example: edgeface quantize models/facenet-20180408-102900.xml --calibration photos -o models/int8"
     )(quantize)
+    app.command(
+        epilog="Example: edgeface pareto facenet.xml --calibration photos --images lfw --pairs pairs.txt -o pareto"
+    )(pareto)
 
 
 def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            help="The .xml of an FP32 IR with a contract; with --as, a detector's model, or 'mtcnn'.",
+            help="The .xml of an FP32 IR with a contract; with --as, the detector's model, or 'mtcnn'.",
             metavar="IR",
         ),
     ],
-    calibration: Annotated[
-        Path,
-        typer.Option(help="Folder of photographs of faces; no scores are made of them.", show_default=False),
-    ],
+    calibration: CalibrationOption,
     output_dir: Annotated[
         Path,
-        typer.Option("--output-dir", "-o", help="Folder for the IR; not the parent's.", show_default=False),
+        typer.Option(
+            "--output-dir", "-o", help="Folder for the IR, not that of the FP32 IR.", show_default=False
+        ),
     ],
     preset: Annotated[
-        _Preset, typer.Option(help="mixed: activations asymmetric; performance: all symmetric.")
+        _Preset, typer.Option(help="Quantization of activations: mixed is asymmetric, performance symmetric.")
     ] = _Preset.mixed,
     mode: Annotated[
         _Mode,
-        typer.Option(help="int8: weights and activations; weights: 8-bit weights alone; fp16: storage."),
+        typer.Option(help="int8: weights and activations; weights: 8-bit weights only; fp16: FP16 storage."),
     ] = _Mode.int8,
-    subset: Annotated[int, typer.Option(min=1, help="Photographs to calibrate with, at most.")] = 300,
-    max_drop: Annotated[float, typer.Option(help="Of accuracy on labelled pairs.", min=0.0, max=1.0)] = 0.001,
+    subset: SubsetOption = 300,
+    max_drop: Annotated[
+        float, typer.Option(help="Greatest drop of accuracy on labelled pairs.", min=0.0, max=1.0)
+    ] = 0.001,
     min_cosine: Annotated[
-        float, typer.Option(help="Against FP32, of every held-out face.", min=-1.0, max=1.0)
+        float, typer.Option(help="Least cosine against FP32 of any held-out face.", min=-1.0, max=1.0)
     ] = 0.97,
     validate: Annotated[
         str,
         typer.Option(
-            help="'none', 'lfw' (of EDGEFACE_DATA), or a pairs list with --images.", metavar="PAIRS"
+            help="Labelled pairs to compare accuracy on: 'none', 'lfw' (in EDGEFACE_DATA), or a list (with --images).",
+            metavar="PAIRS",
         ),
     ] = "none",
     images: Annotated[
-        Path | None, typer.Option(help="Folder that the names of PAIRS are relative to.", show_default=False)
+        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
     ] = None,
     recalibrate: Annotated[
         Path | None,
         typer.Option(
-            help="Pairs list (with --images) to make thresholds of for the new IR, beside it.",
+            help="Labelled pairs (with --images) to calibrate thresholds for the new IR; written beside it.",
             metavar="PAIRS",
             show_default=False,
         ),
     ] = None,
     bias_correction: Annotated[
-        _Bias, typer.Option(help="'accurate' takes about four times as long.")
+        _Bias, typer.Option(help="Bias correction; 'accurate' takes about four times as long.")
     ] = _Bias.fast,
     half_range: Annotated[
         _HalfRange,
-        typer.Option(help="Layers whose weights use 7 bits: without VNNI, sums of 8-bit products saturate."),
+        typer.Option(help="Layers with 7-bit weights, so that CPUs without VNNI do not saturate."),
     ] = _HalfRange.all,
     keep: Annotated[
-        list[str] | None, typer.Option(help="Layer that stays in floating point; may be given several times.")
+        list[str] | None, typer.Option(help="Layer that stays in floating point. Repeatable.")
     ] = None,
     accuracy_control: Annotated[
         float | None,
         typer.Option(
-            help="Let NNCF put layers back into floating point until the mean cosine is so high; takes minutes.",
+            help="Let NNCF put layers back into floating point up to this mean cosine; takes minutes.",
             min=-1.0,
             max=1.0,
             metavar="COSINE",
@@ -129,21 +146,31 @@ def quantize(
         ),
     ] = None,
     search: Annotated[
-        int, typer.Option(min=0, help="Groups of layers that may go back to floating point to pass.")
+        int,
+        typer.Option(
+            min=0, help="Groups of layers that may be put back into floating point to keep the limits."
+        ),
     ] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the photographs.")] = 0,
+    seed: SeedOption = 0,
     crops: CropsOption = False,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
     as_detector: Annotated[
         DetectorName | None,
-        typer.Option("--as", help="The model is this detector's; boxes and landmarks are compared."),
+        typer.Option("--as", help="Quantize this detector; boxes and landmarks are compared with FP32."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Make an IR smaller and faster, and write it only if it is proven not to have lost accuracy."""
-    from edgeface.quantize.compress import QuantizationRecipe
+    """Make an IR smaller and faster; write it only if accuracy holds."""
+    from edgeface.quantize import (
+        QuantizationLimits,
+        QuantizationRecipe,
+        quantize_detector,
+        quantize_photos,
+        read_labelled,
+    )
+    from edgeface.vision.crops import find_photos
 
     recipe = QuantizationRecipe(
         method=f"int8-{preset.value}" if mode is _Mode.int8 else mode.value,  # type: ignore[arg-type]
@@ -157,188 +184,218 @@ def quantize(
     if as_detector is not None:
         if validate != "none" or images or recalibrate or crops or detector or detector_model:
             raise InputError(
-                "--as: boxes and landmarks are compared on the photographs themselves; leave --validate, --images, "
+                "--as compares boxes and landmarks on the calibration photos; leave --validate, --images, "
                 "--recalibrate, --crops, --detector and --detector-model out"
             )
-        with stages() as progress:
-            made = _quantize_detector(
-                as_detector, model, calibration, output_dir, recipe, landmarks_model, progress
+        with progress_bars() as progress:
+            made = quantize_detector(
+                as_detector.value,
+                None if as_detector is DetectorName.mtcnn and model == "mtcnn" else Path(model),
+                output_dir,
+                [photo.path for photo in find_photos([calibration])],
+                recipe=recipe,
+                landmarks_model=landmarks_model,
+                progress=progress,
             )
-        return _finish(made.to_dict(), detector_table(made), json=json)
-    from edgeface.quantize.calibration import gather
-    from edgeface.quantize.gate import QuantizationLimits
-    from edgeface.quantize.quantizer import open_parent
-    from edgeface.quantize.quantizer import quantize as run
-    from edgeface.vision.crops import find_photos
-
-    ir, limits = Path(model), QuantizationLimits(max_drop=max_drop, min_cosine=min_cosine)
-    _, contract = open_parent(ir, output_dir, recipe)
-    wanted = None if recalibrate is None else _read_labelled(recalibrate, images)
+        return _finish(made.to_dict(), json=json)
     with (
-        stages() as progress,
+        progress_bars() as progress,
         find_faces(None, crops, detector, detector_model, landmarks_model, device="CPU") as faces,
-        _checker(crops) as checker,
     ):
-        pairs = _labelled(validate, images, faces.detector, seed)
-        known = gather(
-            find_photos([calibration]),
-            contract,
-            subset=subset,
-            detector=faces.detector,
-            seed=seed,
-            progress=progress,
+        pairs, thresholds = (
+            None if listed is None else read_labelled(listed, images, detector=faces.detector, seed=seed)
+            for listed in (None if validate == "none" else validate, recalibrate)
         )
-        found = run(
-            ir,
+        report = quantize_photos(
+            Path(model),
             output_dir,
-            known,
+            calibration,
             recipe=recipe,
-            limits=limits,
+            limits=QuantizationLimits(max_drop=max_drop, min_cosine=min_cosine),
+            detector=faces.detector,
             pairs=pairs,
-            detector=checker,
+            recalibrate=thresholds,
             search=search,
             progress=progress,
         )
-        answer = found.to_dict() | {
-            "calibration": {
-                "crops": len(known.crops),
-                "held_out": len(known.held_out),
-                "without_face": list(known.without_face),
-                "unreadable": list(known.unreadable),
-                "sha256": known.digest,
-                "seed": seed,
-            },
-            "hints": _hints(ir, known.held_out[:32], contract, limits),
-            "thresholds": None,
-        }
-        if found.ir is not None and wanted is not None:
-            answer["thresholds"] = str(
-                _recalibrate(found.ir, *wanted, str(recalibrate), faces.detector, progress)
-            )
-    _finish(answer, outcome_table(found, answer), json=json)
+    _finish(report.to_dict(), json=json)
 
 
-def _labelled(
-    validate: str, images: Path | None, detector: Detector | None, seed: int
-) -> LabelledPairs | None:
-    if validate == "none":
-        return None
-    from edgeface.evaluate.faces import load_boxes
-    from edgeface.evaluate.pairs import read_pairs
-    from edgeface.quantize.labelled import LabelledPairs
-
-    if validate != "lfw":
-        folder, pairs = _read_labelled(Path(validate), images)
-        return LabelledPairs(images=folder, pairs=pairs, detector=detector, seed=seed)
-    data = os.environ.get("EDGEFACE_DATA")
-    folder = Path(data or "") / "lfw"
-    if not data or not (folder / "pairs.txt").is_file():
-        raise MissingError(
-            "--validate lfw: expected lfw/pairs.txt and lfw/images in the folder that EDGEFACE_DATA names, found none; "
-            "set it, or give a pairs list with --images"
-        )
-    reference = folder / "mtcnn_reference.npz"
-    boxes = load_boxes(reference) if reference.is_file() else None
-    return LabelledPairs(
-        images=images or folder / "images",
-        pairs=read_pairs(folder / "pairs.txt"),
-        boxes=boxes,
-        detector=None if boxes else detector,
-        seed=seed,
-    )
-
-
-def _read_labelled(listed: Path, images: Path | None) -> tuple[Path, Pairs]:
-    """Read a pairs list, and see that its images are there, before any work is done."""
-    from edgeface.evaluate.faces import find_images
-    from edgeface.evaluate.pairs import read_pairs
-
-    if images is None:
-        raise InputError(
-            "--images: expected the folder that the names of the pairs list are relative to, found none"
-        )
-    pairs = read_pairs(listed)
-    find_images(images, pairs.images)
-    return images, pairs
-
-
-@contextlib.contextmanager
-def _checker(crops: bool) -> Iterator[Detector | None]:
-    """Yield what looks for faces in a calibration set of crops; photographs have been looked at already."""
-    if not crops:
-        yield None
-        return
-    with load_detector(DetectorName.mtcnn, None, None, device="CPU") as detector:
-        yield detector
-
-
-def _hints(ir: Path, crops: Any, contract: Any, limits: Any) -> list[dict[str, Any]]:
-    import openvino as ov
-
-    from edgeface.model.ir_file import read_ir
-    from edgeface.quantize.calibration import to_inputs
-    from edgeface.quantize.hints import measure_hints
-
-    parent, inputs = read_ir(ir), to_inputs(crops, contract)
-    return [
-        each.to_dict()
-        for device in ov.Core().available_devices
-        for each in measure_hints(parent, inputs, contract, limits, device=device)
-    ]
-
-
-def _recalibrate(
-    ir: Path, images: Path, pairs: Pairs, listed: str, detector: Detector | None, progress: Report
-) -> Path:
-    from edgeface.evaluate.calibration import calibrate_model
-    from edgeface.recognize.threshold import save_thresholds
-
-    found = calibrate_model(
-        images,
-        pairs,
-        ir,
-        fars=(0.01, 0.001),
-        detector=detector,
-        created_from=listed,
-        progress=lambda each: progress("thresholds", int(each.done), int(each.total or 0)),
-    )
-    path = ir.with_suffix(".thresholds.json")
-    save_thresholds(path, found.thresholds)
-    return path
-
-
-def _quantize_detector(
-    name: DetectorName,
-    model: str,
-    calibration: Path,
-    output: Path,
-    recipe: Any,
-    landmarks_model: Path | None,
-    progress: Report,
-) -> DetectorOutcome:
-    from edgeface.quantize.detectors import quantize_detector
-    from edgeface.vision.crops import find_photos
-
-    path = None if name is DetectorName.mtcnn and model == "mtcnn" else Path(model)
-    return quantize_detector(
-        name.value,
-        path,
-        output,
-        [photo.path for photo in find_photos([calibration])],
-        recipe=recipe,
-        landmarks_model=landmarks_model,
-        progress=progress,
-    )
-
-
-def _finish(answer: dict[str, Any], table: Table, *, json: bool) -> None:
+def _finish(answer: dict[str, Any], *, json: bool) -> None:
     for reason in answer["reasons"]:
         stderr.print(f"refused: {reason}", markup=False, soft_wrap=True)
     if json:
         emit_json(answer)
     else:
+        verdict = "passed" if answer["passed"] else "REFUSED, nothing was written"
+        table = Table(answer.get("detector") or answer["method"], verdict, title_justify="left")
+        for name, value in _detector_rows(answer) if "detector" in answer else _rows(answer):
+            table.add_row(name, escape(value))
         stdout.print(table)
         for path in filter(None, [answer.get("ir"), *answer.get("files", [])]):
             stdout.print(str(path), markup=False, soft_wrap=True)
     if not answer["passed"]:
         raise typer.Exit(NegativeResult.exit_code)
+
+
+def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "calibration",
+            f"{answer['calibration']['crops']} faces, {answer['calibration']['held_out']} held out",
+        )
+    ]
+    for number, trial in enumerate(answer["trials"]):
+        found = trial["fidelity"]
+        if number:
+            kept = f"{trial['share_in_float']:.0%} of the layers with weights; {trial['bytes']:,} bytes"
+            rows.append(("put back into floating point", kept))
+        rows += [
+            (
+                "cosine against FP32",
+                f"min {found['min_cosine']:.5f}, 1 % {found['p01_cosine']:.5f}, mean {found['mean_cosine']:.5f}",
+            ),
+            (
+                "change of pair distances",
+                f"max {found['max_distance_change']:.4f}, 99 % {found['p99_distance_change']:.4f}, "
+                f"mean {found['mean_distance_change']:.4f} (squared, 0 to 4)",
+            ),
+        ]
+        for each in trial["verification"]:
+            accuracy = each["accuracy"]
+            low, high = accuracy["interval"]
+            rows += [
+                (
+                    f"accuracy, {each['pairs']:,} pairs",
+                    f"{each['setting']}: {accuracy['before']:.4f} to {accuracy['after']:.4f}, "
+                    f"drop {accuracy['drop']:.4f} ({low:.4f} to {high:.4f})",
+                ),
+                ("VAL at FAR 0.001", f"{each['val']['before']:.4f} to {each['val']['after']:.4f}"),
+                ("EER", f"{each['eer']['before']:.4f} to {each['eer']['after']:.4f}"),
+            ]
+    for hint in answer["hints"]:
+        told = hint["why_not"]
+        if hint["available"]:
+            verdict = f"refused: {hint['reasons'][0]}" if hint["reasons"] else "within the limits"
+            told = f"{hint['device']}: mean cosine {hint['fidelity']['mean_cosine']:.6f}, {verdict}"
+        rows.append((f"{hint['hint']} inference", told))
+    if answer["passed"]:
+        size = answer["bytes"]
+        rows += [
+            ("weights", f"{size['after']:,} of {size['before']:,} bytes ({size['ratio']:.3f})"),
+            ("contract", answer["contract_id"]),
+            ("thresholds", answer["thresholds"] or "those of the FP32 IR are not valid"),
+        ]
+    seconds = answer["seconds"]
+    return [*rows, ("time", f"{seconds['all']:.1f} s, compression {seconds['compression']:.1f} s")]
+
+
+def _detector_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if found := answer["agreement"]:
+        pixels = found["landmark_pixels"]
+        rows = [
+            ("FP32's faces that it finds", f"{found['recall']:.4f} of {found['faces']} at IoU 0.5"),
+            ("its faces that FP32 finds", f"{found['precision']:.4f}"),
+            ("median IoU", f"{found['median_iou']:.4f}"),
+            ("landmarks, median distance", "-" if pixels is None else f"{pixels:.3f} pixels"),
+            ("weights", f"{answer['bytes']['after']:,} of {answer['bytes']['before']:,} bytes"),
+        ]
+    return [*rows, ("time", f"{answer['seconds']:.1f} s")]
+
+
+def pareto(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="The .xml of an FP32 IR with a contract.", show_default=False),
+    ],
+    calibration: CalibrationOption,
+    images: Annotated[
+        Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.", show_default=False)
+    ],
+    pairs: Annotated[
+        Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
+    ],
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder for pareto.json, pareto.md, pareto.html and the compressed IRs.",
+            show_default=False,
+        ),
+    ],
+    precision: Annotated[
+        list[_Precision] | None,
+        typer.Option(
+            help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False
+        ),
+    ] = None,
+    subset: SubsetOption = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds of timing.")] = 7,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")
+    ] = 1.0,
+    seed: SeedOption = 0,
+    boxes: BoxesOption = None,
+    crops: CropsOption = False,
+    detector: ChosenDetectorOption = None,
+    detector_model: DetectorModelOption = None,
+    landmarks_model: LandmarksModelOption = None,
+    device: DeviceOption = "CPU",
+    json: JsonOption = False,
+) -> None:
+    """Compare precisions by accuracy, latency, throughput and size, and find the Pareto-optimal ones."""
+    from edgeface.evaluate import read_pairs
+    from edgeface.quantize import QuantizationRecipe, measure_pareto, write_pareto
+    from edgeface.quantize.pareto import METHODS
+
+    listed = read_pairs(pairs)
+    with (
+        progress_bars() as progress,
+        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+    ):
+        found = measure_pareto(
+            model,
+            output_dir,
+            calibration,
+            images=images,
+            pairs=listed,
+            boxes=faces.boxes,
+            detector=faces.detector,
+            faces=faces.words,
+            methods=[each.value for each in precision] if precision else METHODS,
+            recipe=QuantizationRecipe(subset=subset, seed=seed),
+            rounds=rounds,
+            seconds=seconds,
+            device=device,
+            progress=progress,
+        )
+    write_pareto(found, output_dir)
+    if found.disturbance.disturbed:
+        stderr.print(
+            f"timing disturbed: {'; '.join(found.disturbance.reasons)}", markup=False, soft_wrap=True
+        )
+    if json:
+        return emit_json(found.to_dict())
+    stdout.print(_pareto_table(found))
+    stdout.print(f"{escape(str(output_dir / 'pareto.html'))} written", soft_wrap=True)
+
+
+def _pareto_table(found: Pareto) -> Table:
+    from edgeface.quantize.pareto_report import NAMES, format_drop
+
+    heads = ("precision", "accuracy", "drop, 95 %", "latency", "throughput", "size", "")
+    table = Table(*heads, title=escape(found.contract.name))
+    for row in found.rows:
+        ratio = found.ratios(row)
+        table.add_row(
+            NAMES[row.name],
+            f"{row.accuracy:.4f}",
+            format_drop(row),
+            f"{row.timing.latency_ms:.2f} ms (x{ratio['latency']:.2f})",
+            f"{row.timing.images_per_second:.1f} /s (x{ratio['throughput']:.2f})",
+            f"{row.file_bytes / 1e6:.1f} MB (x{ratio['file']:.2f})",
+            "[green]optimal[/]" if row.optimal else "",
+        )
+    return table

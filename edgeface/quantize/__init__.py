@@ -1,4 +1,4 @@
-"""An FP32 IR and photographs in, a smaller and faster IR out that is proven not to have lost accuracy, or none."""
+"""Make an IR smaller and faster, and write it only if accuracy is proven to hold."""
 
 from typing import TYPE_CHECKING
 
@@ -9,20 +9,27 @@ if TYPE_CHECKING:
     from edgeface.quantize.compress import QuantizationRecipe
     from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
     from edgeface.quantize.gate import QuantizationLimits
-    from edgeface.quantize.labelled import LabelledPairs
-    from edgeface.quantize.quantizer import Outcome, open_parent, quantize
+    from edgeface.quantize.pareto import Pareto, measure_pareto
+    from edgeface.quantize.pareto_report import write_pareto
+    from edgeface.quantize.quantizer import Outcome, open_parent, quantize, quantize_photos
+    from edgeface.quantize.verification import LabelledPairs, read_labelled
 
 __all__ = [
     "CalibrationSet",
     "DetectorOutcome",
     "LabelledPairs",
     "Outcome",
+    "Pareto",
     "QuantizationLimits",
     "QuantizationRecipe",
     "gather",
+    "measure_pareto",
     "open_parent",
     "quantize",
     "quantize_detector",
+    "quantize_photos",
+    "read_labelled",
+    "write_pareto",
 ]
 
 __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluation
@@ -32,7 +39,9 @@ __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluati
         "compress": ("QuantizationRecipe",),
         "detectors": ("DetectorOutcome", "quantize_detector"),
         "gate": ("QuantizationLimits",),
-        "labelled": ("LabelledPairs",),
-        "quantizer": ("Outcome", "open_parent", "quantize"),
+        "pareto": ("Pareto", "measure_pareto"),
+        "pareto_report": ("write_pareto",),
+        "quantizer": ("Outcome", "open_parent", "quantize", "quantize_photos"),
+        "verification": ("LabelledPairs", "read_labelled"),
     },
 )

@@ -1,4 +1,4 @@
-"""Photographs in, the face crops that calibrate a model out, and others that judge it."""
+"""Cut face crops from photos: some to calibrate a model with, others to judge it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, ImageError, InputError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.opset import ops
-from edgeface.quantize.compress import Progress
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.vision.align import align
 from edgeface.vision.crops import Photo, detect_photos
@@ -24,31 +25,31 @@ from edgeface.vision.image import Image, read_image
 __all__ = ["HELD_OUT", "CalibrationSet", "gather", "to_inputs"]
 
 HELD_OUT = 200
-"""Crops that judge, at most: their 1st percentile is then the second worst."""
+"""Greatest number of held-out crops."""
 _LEAST_HELD_OUT = 0.2
-"""Share of the photographs that are kept to judge when there are few."""
+"""Share of the photos that are held out if there are few."""
 
 Crops = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CalibrationSet:
-    """Crops of one contract's recipe, none in both halves.
+    """Crops to calibrate a model with, and other crops to judge it.
 
     Attributes
     ----------
-    crops : (N, H, W, 3) uint8, BGR
-        To calibrate with.
-    held_out : (M, H, W, 3) uint8, BGR
-        To compare with FP32.
+    crops : (N, H, W, 3) uint8, BGR, 0-255
+        Crops to calibrate with.
+    held_out : (M, H, W, 3) uint8, BGR, 0-255
+        Crops to compare with FP32; none of them is in `crops`.
     names
-        Of the photographs of `crops`, then of `held_out`.
+        Photos of `crops`, then of `held_out`.
     without_face
-        Photographs in which the detector found no face that can be aligned.
+        Photos without a face that can be aligned.
     unreadable
-        Files that are no pictures.
+        Files that could not be decoded.
     detected
-        Whether a detector looked at the photographs; False if they were crops already.
+        Whether a detector found the faces; False if the photos were aligned crops.
     """
 
     crops: Crops
@@ -60,10 +61,20 @@ class CalibrationSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shape and the pixels of `crops` in their order: `Lineage.calibration_sha256`."""
+        """SHA-256 of the shape and the pixels of `crops`, stored as `Lineage.calibration_sha256`."""
         digest = hashlib.sha256(repr(self.crops.shape).encode())
         digest.update(np.ascontiguousarray(self.crops).data)
         return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "crops": len(self.crops),
+            "held_out": len(self.held_out),
+            "without_face": list(self.without_face),
+            "unreadable": list(self.unreadable),
+            "sha256": self.digest,
+        }
 
 
 def gather(
@@ -73,33 +84,33 @@ def gather(
     subset: int = 300,
     detector: Detector | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> CalibrationSet:
-    """Cut the faces of photographs the way the contract says, in an order drawn by the seed.
+    """Cut one face from each photo as the contract requires, and divide the crops at random.
 
     Parameters
     ----------
     photos
-        Where a picture shows several faces, it is the one of `Faces.largest`.
+        Photos with faces; of several faces the one of `Faces.largest` is cut.
     contract
-        QuantizationRecipe and size of the crop.
+        Contract of the model; it decides alignment and size.
     subset
-        Crops to calibrate with, at most; up to `HELD_OUT` others are held out, and at least a fifth of the photos.
+        Greatest number of crops to calibrate with. Up to `HELD_OUT` others, and at least a fifth, are held out.
     detector
-        Finds the faces; without one the pictures are crops already.
+        Finds the faces; None if the photos are aligned crops.
     seed
-        Draws which photographs are which.
+        Seed of the random division.
     progress
-        Called as photographs are read.
+        Called after every photo.
 
     Raises
     ------
     InputError
-        If fewer than two pictures can be read.
+        If there are fewer than two photos.
     """
     if len(photos) < 2:
         raise InputError(
-            f"calibration: expected at least 2 pictures, one to calibrate with and one to judge, found {len(photos)}"
+            f"calibration: expected at least 2 photos, one to calibrate with and one to judge, found {len(photos)}"
         )
     ordered = sorted(photos, key=lambda photo: str(photo.relative))
     order = np.random.default_rng(seed).permutation(len(ordered))
@@ -111,8 +122,7 @@ def gather(
     names: list[str] = []
     without_face: list[str] = []
     for done, (photo, crop) in enumerate(_crops(chosen, contract, detector, failures), start=1):
-        if progress is not None:
-            progress("faces", done, len(chosen))
+        progress(Progress("faces", done, len(chosen), unit="photos"))
         if crop is None:
             without_face.append(str(photo.relative))
         else:
@@ -120,7 +130,7 @@ def gather(
             names.append(str(photo.relative))
     height, width = contract.input_size
     stacked = np.stack(crops) if crops else np.empty((0, height, width, 3), np.uint8)
-    # Photographs without a face thin both halves out alike, so that neither is left with nothing.
+    # Photos without a face shorten both parts alike, so that neither is empty.
     cut = round(len(stacked) * subset / len(chosen))
     return CalibrationSet(
         crops=stacked[:cut],
@@ -133,7 +143,7 @@ def gather(
 
 
 def to_inputs(crops: Crops, contract: ModelContract) -> list[NDArray[np.float32]]:
-    """Turn crops into what the IR's own input takes, by the very adapter that production compiles in.
+    """Convert crops to the format of the IR's input with the adapter that the runtime compiles into the model.
 
     Returns
     -------
@@ -155,7 +165,7 @@ def _crops(
     if detector is None:
         for photo in photos:
             try:
-                yield photo, _resized(read_image(photo.path), size)
+                yield photo, align(read_image(photo.path), None, None, Alignment("none"), size)
             except ImageError as error:
                 failures[photo.path] = str(error)
         return
@@ -169,9 +179,3 @@ def _crops(
             )
         except FaceError:
             yield found.photo, None
-
-
-def _resized(image: Image, size: tuple[int, int]) -> Image:
-    from edgeface.model.contract import Alignment
-
-    return align(image, None, None, Alignment("none"), size)

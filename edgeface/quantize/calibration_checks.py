@@ -1,8 +1,7 @@
-"""CalibrationSet crops in, the reasons why they would teach a model the wrong ranges out.
+"""Find calibration sets that would give a model wrong ranges: no faces, blank images, red and blue exchanged.
 
-Each check counts crops that look wrong and holds their share to a limit by the lower end of its Clopper-Pearson
-interval: a set is refused only if so many would be seen in fewer than one of two hundred sets at the limit, however
-small the set is. What was measured on LFW stands beside each limit.
+Each check compares the share of bad crops with a limit, by the lower end of its 99 % Clopper-Pearson interval. So a set
+whose true share is at the limit is refused in fewer than one of two hundred cases, however small it is.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ __all__ = ["Flaw", "find_flaws", "looks_empty", "looks_swapped"]
 
 _CONFIDENCE = 0.99
 _DARKEST, _BRIGHTEST, _FLATTEST = 20.0, 235.0, 8.0
-"""Mean gray value, and standard deviation, beyond which a crop shows nothing; 3,012 crops of LFW have means from 46
-to 185 and deviations from 23 on."""
+"""Limits of the mean grey value and of its standard deviation, 0-255. 3,012 crops of LFW have means from 46 to 185 and
+deviations of at least 23."""
 _COLORLESS = 2.0
-"""Mean distance of the channels from their gray, below which a crop tells nothing of their order."""
+"""Mean distance of the channels from grey, 0-255, below which the order of the channels cannot be told."""
 _MOST_FACELESS, _MOST_EMPTY, _MOST_SWAPPED, _MOST_REPEATED = 0.1, 0.05, 0.05, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing that is wrong with a calibration set.
+    """A reason to refuse a calibration set.
 
     Attributes
     ----------
     reason
         What was expected, what was found, and what to do.
     count, of
-        Pictures that look wrong, of how many.
+        Number of bad images, and of images checked.
     """
 
     reason: str
@@ -46,19 +45,19 @@ class Flaw:
 
 
 def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None) -> tuple[Flaw, ...]:
-    """Look for what makes a calibration set useless.
+    """Check a calibration set.
 
     Parameters
     ----------
     calibration
-        Its crops, and the photographs that gave none.
+        Crops, and the photos without a face.
     detector
-        Looks for a face in each crop of a set that came as crops; without one that is not checked.
+        Looks for a face in each crop if the set was made of crops; None skips this check.
 
     Returns
     -------
     tuple of Flaw
-        Empty if nothing is wrong.
+        Empty if the set is usable.
     """
     crops = np.concatenate([calibration.crops, calibration.held_out])
     faceless, looked_at = len(calibration.without_face), len(crops) + len(calibration.without_face)
@@ -72,27 +71,26 @@ def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None)
                     faceless,
                     looked_at,
                     _MOST_FACELESS,
-                    "a face in nearly every picture, found none in {share}; calibrate with photographs of faces such "
-                    "as the model will see",
+                    "a face in nearly every photo, but {share} have none; calibrate with photos like those in use",
                 ),
                 (
                     int(looks_empty(crops).sum()),
                     len(crops),
                     _MOST_EMPTY,
-                    "well exposed faces, found {share} black, white or without contrast; look at the pictures",
+                    "well exposed faces, found {share} black, white or without contrast; look at the photos",
                 ),
                 (
                     int(swapped.sum()),
                     int(colored.sum()),
                     _MOST_SWAPPED,
-                    "skin that is redder than blue, found {share} of the coloured crops the other way round: red and "
-                    "blue were exchanged when they were saved (OpenCV writes and reads BGR, most others RGB)",
+                    "skin that is redder than blue, found the opposite in {share} coloured crops: red and blue were "
+                    "exchanged when the photos were saved (OpenCV uses BGR, most other libraries RGB)",
                 ),
                 (
                     len(crops) - len({crop.tobytes() for crop in crops}),
                     len(crops),
                     _MOST_REPEATED,
-                    "different pictures, found {share} that repeat others; calibrate with many people",
+                    "different photos, found {share} that repeat others; calibrate with many people",
                 ),
             ]
         )
@@ -100,22 +98,22 @@ def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None)
 
 
 def looks_empty(crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether each crop (N, H, W, 3) is too dark, too bright or too flat to show a face: (N,) bool."""
+    """Return whether each crop (N, H, W, 3) is too dark, too bright or too flat to show a face: (N,) bool."""
     gray = crops.mean(axis=3, dtype=np.float32)
     mean, spread = gray.mean(axis=(1, 2)), gray.std(axis=(1, 2))
     return np.asarray((mean < _DARKEST) | (mean > _BRIGHTEST) | (spread < _FLATTEST))
 
 
 def looks_swapped(crops: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each BGR crop has colour at all, and whether its middle is then bluer than red.
+    """Return whether each BGR crop is coloured, and whether its centre is more blue than red.
 
-    Haemoglobin and melanin absorb blue light more than red, so that skin of every tone reflects more red (Angelopoulou,
-    "Understanding the color of human skin", SPIE 4299, 2001). Of 3,000 coloured crops of LFW one is bluer.
+    Haemoglobin and melanin absorb more blue than red light, so skin of every tone reflects more red (Angelopoulou,
+    "Understanding the color of human skin", SPIE 4299, 2001). Of 3,000 coloured crops of LFW one is more blue.
 
     Returns
     -------
     colored, swapped : (N,) bool
-        The second is False where the first is.
+        `swapped` is False where `colored` is.
     """
     height, width = crops.shape[1:3]
     middle = crops[:, height // 4 : height - height // 4, width // 4 : width - width // 4].astype(np.float32)

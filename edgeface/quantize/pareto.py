@@ -1,10 +1,10 @@
-"""An FP32 IR, calibration faces and labelled pairs in; what each precision is worth beside the others out.
+"""Compare the precisions of one model by accuracy, latency, throughput and size.
 
-A precision is worth having if no other beats it: is better in one of accuracy, latency, throughput and size, and
-worse in none (Pareto, Manuale di economia politica, 1906). What is measured counts as different only where it shows:
+A precision is Pareto-optimal if no other dominates it, that is, is better in one of the four and worse in none (Pareto,
+Manuale di economia politica, 1906). Differences count only if they are clear:
 
-- accuracy, if it differs by more than `SAME_ACCURACY` or McNemar's exact test on the same pairs says so at 5 %;
-- latency and throughput, if one was the faster in every round (`compare_rounds`);
+- accuracy, if it differs by more than `SAME_ACCURACY` or McNemar's exact test on the same pairs is significant at 5 %;
+- latency and throughput, if one was faster in every round (`compare_rounds`);
 - size, if it differs by more than `SAME_SIZE`.
 """
 
@@ -24,6 +24,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.bench.machine.disturbance import Disturbance, watch
+from edgeface.bench.run.rounds import ModelTiming, compare_rounds, measure_in_turn
 from edgeface.errors import InputError, NegativeResult
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
 from edgeface.evaluate.lfw import DEFAULTS
@@ -32,92 +33,102 @@ from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 from edgeface.model.lineage import Method
-from edgeface.quantize.calibration import CalibrationSet
-from edgeface.quantize.compress import Progress, QuantizationRecipe
-from edgeface.quantize.fidelity import Fidelity
-from edgeface.quantize.gate import QuantizationLimits
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.calibration import CalibrationSet, gather
+from edgeface.quantize.compress import QuantizationRecipe
+from edgeface.quantize.gate import Fidelity, QuantizationLimits
 from edgeface.quantize.quantizer import quantize
-from edgeface.quantize.timing import Timed, compare_rounds, time_in_turn
 from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.runtime import Embedder, default_plan
 from edgeface.runtime.devices import read_property
-from edgeface.vision.detector import Detector
+from edgeface.vision.crops import find_photos
+from edgeface.vision.detector import Detector, load_detector
 
-__all__ = ["FP32", "METHODS", "SAME_ACCURACY", "Pareto", "Row", "find_beaten", "measure_pareto"]
+__all__ = [
+    "FP32",
+    "METHODS",
+    "SAME_ACCURACY",
+    "SAME_SIZE",
+    "Pareto",
+    "Row",
+    "find_dominated",
+    "measure_pareto",
+    "timing_ratios",
+]
 
 FP32 = "fp32"
 METHODS: tuple[Method, ...] = ("fp16", "int8-mixed", "int8-performance", "weights")
-"""What FP32 is compared with, all of `edgeface.model.lineage.Method`."""
+"""Methods that FP32 is compared with by default: all of them."""
 
 SAME_ACCURACY = 0.001
-"""Difference of accuracies that is none: the gate's limit."""
+"""Difference of accuracy that counts as none."""
 
 SAME_SIZE = 0.01
-"""Share of a file's size that is no difference: names and the text of the .xml."""
+"""Relative difference of file size that counts as none."""
 
 _SIGNIFICANT = 0.05
 _BLOCK = 32
-"""Faces that are cut before each model embeds them."""
+"""Faces that are cut before every model embeds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One precision.
+    """Measurements of one precision.
 
     Attributes
     ----------
     name
         ``fp32`` or a `Method`.
     ir, contract_id, file_bytes
-        Its IR; the size is that of .xml and .bin.
-    timed
-        How fast it is.
+        The IR, and the size of its .xml and .bin.
+    timing
+        Latency and throughput.
     fidelity
-        Embeddings of held-out faces against FP32's; None for FP32 itself.
+        Agreement with FP32 on held-out faces; None for FP32.
     accuracy
-        On the labelled pairs.
+        Verification accuracy on the labelled pairs.
     verification
-        Against FP32 on the same pairs; None for FP32 itself.
-    beaten_by
-        Precisions that are better in something and worse in nothing; empty for a Pareto-optimal one.
+        Comparison with FP32 on the same pairs; None for FP32.
+    dominated_by
+        Precisions that are better in at least one respect and worse in none; empty for a Pareto-optimal one.
     """
 
     name: str
     ir: Path
     contract_id: str
     file_bytes: int
-    timed: Timed
+    timing: ModelTiming
     fidelity: Fidelity | None
     accuracy: float
     verification: VerificationChange | None
-    beaten_by: tuple[str, ...] = ()
+    dominated_by: tuple[str, ...] = ()
 
     @property
     def optimal(self) -> bool:
-        """Whether nothing beats it."""
-        return not self.beaten_by
+        """Whether no other precision dominates it."""
+        return not self.dominated_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pareto:
-    """All precisions of one model, measured in one run.
+    """Comparison of the precisions of one model, measured in one run.
 
     Attributes
     ----------
     contract
-        Of the FP32 IR.
+        Contract of the FP32 IR.
     rows
-        FP32 first.
+        Measurements, FP32 first.
     pairs, protocol, faces
-        What accuracy was measured on: how many pairs, by whose protocol, and what found the faces.
+        Number of labelled pairs, protocol, and what found the faces.
     device
-        Name by its maker.
+        Full name of the device.
     openvino
         Version.
     rounds, seconds
-        Of the timing.
+        Rounds of the timing, and duration of each measurement.
     disturbance
-        What else the machine did meanwhile.
+        Other load on the machine during the timing.
     """
 
     contract: ModelContract
@@ -132,22 +143,12 @@ class Pareto:
     disturbance: Disturbance
 
     def ratios(self, row: Row) -> dict[str, float]:
-        """Latency, throughput, CPU time and size of a row by FP32's: medians of the ratios within a round."""
+        """Return the ratios of a row to FP32: latency, throughput, CPU time and file size."""
         base = self.rows[0]
-
-        def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-            return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-        together, fp32 = row.timed.together, base.timed.together
-        return {
-            "latency": ratio(row.timed.alone.milliseconds, base.timed.alone.milliseconds),
-            "throughput": ratio(fp32.milliseconds, together.milliseconds),
-            "cpu_time": ratio(together.cpu_milliseconds, fp32.cpu_milliseconds),
-            "file": row.file_bytes / base.file_bytes,
-        }
+        return timing_ratios(row.timing, base.timing) | {"file": row.file_bytes / base.file_bytes}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: pareto.json."""
+        """Return JSON types: the answer of `edgeface pareto`, and pareto.json."""
         return {
             "schema": "edgeface.pareto/1",
             "model": self.contract.name,
@@ -172,10 +173,10 @@ class Pareto:
                     "accuracy": row.accuracy,
                     "verification": row.verification and row.verification.to_dict(),
                     "fidelity": row.fidelity and row.fidelity.to_dict(),
-                    **row.timed.to_dict(),
+                    **row.timing.to_dict(),
                     "ratios": self.ratios(row),
                     "optimal": row.optimal,
-                    "beaten_by": list(row.beaten_by),
+                    "beaten_by": list(row.dominated_by),
                 }
                 for row in self.rows
             ],
@@ -185,7 +186,7 @@ class Pareto:
 def measure_pareto(
     ir: Path,
     output: Path,
-    calibration: CalibrationSet,
+    calibration: CalibrationSet | Path,
     *,
     images: Path,
     pairs: Pairs,
@@ -198,47 +199,51 @@ def measure_pareto(
     rounds: int = 7,
     seconds: float = 1.0,
     device: str = "CPU",
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Pareto:
-    """Compress an IR in every way, and measure all of them on the same faces and in the same rounds.
+    """Compress an IR by several methods; measure all on the same faces and in the same rounds.
 
     Parameters
     ----------
     ir
-        FP32, with a contract.
+        FP32 IR with a contract.
     output
-        Folder for the compressed IRs, each in a folder named after its method. They have passed no gate.
+        Folder for the compressed IRs, each in a folder named after its method. They are not checked against limits.
     calibration
-        Crops for this contract; see `edgeface.quantize.calibration.gather`.
+        Crops for this contract, see `gather`, or a folder of photos. Their faces are found by `detector`, or by MTCNN if
+        there are `boxes`, which are those of the pairs.
     images, pairs
         Labelled pairs, and the folder that their names are relative to.
     boxes, detector, faces
-        As for `edgeface.evaluate.evaluate_model`.
+        See `edgeface.evaluate.evaluate_model`.
     methods
-        What to compare FP32 with.
+        Methods to compare FP32 with.
     protocol
-        Whose folds and settings.
+        Protocol of the evaluation, with its default settings.
     recipe
-        All but its method is used.
+        Recipe; its method is ignored.
     rounds, seconds
-        As for `time_in_turn`.
+        See `edgeface.bench.run.rounds.measure_in_turn`.
     device
         OpenVINO device.
     progress
-        Called with what is going on.
+        Called as the work proceeds.
 
     Raises
     ------
     InputError
-        If nothing or something unknown is to be compared, or the inputs do not fit.
+        If a method is unknown or there is none, or the pairs and images do not fit.
     NegativeResult
-        If the calibration faces are not fit to calibrate with.
+        If the calibration set is not usable.
     """
     if unknown := [each for each in methods if each not in get_args(Method)]:
         raise InputError(f"precisions: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
     if not methods:
-        raise InputError(f"precisions: expected at least one of {', '.join(METHODS)}, found none")
+        raise InputError(f"precisions: expected at least one of {', '.join(METHODS)}")
     files = find_images(images, pairs.images)
+    recipe = recipe or QuantizationRecipe()
+    if isinstance(calibration, Path):
+        calibration = _gather(ir, calibration, recipe, boxes, detector, device, progress)
     models = {FP32: ir}
     fidelities: dict[str, Fidelity] = {}
     for method in dict.fromkeys(methods):
@@ -260,7 +265,7 @@ def measure_pareto(
     accuracies = {FP32: verified[FP32, methods[0]].accuracy.before}
     accuracies |= {method: verified[FP32, method].accuracy.after for method in methods}
     with watch() as watched:
-        timed = time_in_turn(models, rounds=rounds, seconds=seconds, device=device, progress=progress)
+        timed = measure_in_turn(models, rounds=rounds, seconds=seconds, device=device, progress=progress)
     sizes = {
         name: path.stat().st_size + path.with_suffix(".bin").stat().st_size for name, path in models.items()
     }
@@ -269,11 +274,11 @@ def measure_pareto(
         return (
             _by_accuracy(verified[first, second]),
             compare_rounds(timed[first].alone.milliseconds, timed[second].alone.milliseconds),
-            compare_rounds(timed[first].together.milliseconds, timed[second].together.milliseconds),
+            compare_rounds(timed[first].loaded.milliseconds, timed[second].loaded.milliseconds),
             _by_size(sizes[first], sizes[second]),
         )
 
-    beaten = find_beaten(list(models), better)
+    dominated = find_dominated(list(models), better)
     core = ov.Core()
     return Pareto(
         contract=contracts[FP32],
@@ -283,11 +288,11 @@ def measure_pareto(
                 ir=path,
                 contract_id=contracts[name].contract_id,
                 file_bytes=sizes[name],
-                timed=timed[name],
+                timing=timed[name],
                 fidelity=fidelities.get(name),
                 accuracy=accuracies[name],
                 verification=verified.get((FP32, name)),
-                beaten_by=beaten[name],
+                dominated_by=dominated[name],
             )
             for name, path in models.items()
         ),
@@ -302,45 +307,84 @@ def measure_pareto(
     )
 
 
-def find_beaten(
+def timing_ratios(timing: ModelTiming, base: ModelTiming) -> dict[str, float]:
+    """Return the median over the rounds of the ratios to another model measured in the same rounds."""
+
+    def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+        return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+    return {
+        "latency": ratio(timing.alone.milliseconds, base.alone.milliseconds),
+        "throughput": ratio(base.loaded.milliseconds, timing.loaded.milliseconds),
+        "cpu_time": ratio(timing.loaded.cpu_milliseconds, base.loaded.cpu_milliseconds),
+    }
+
+
+def find_dominated(
     names: Sequence[str], better: Callable[[str, str], Sequence[int]]
 ) -> dict[str, tuple[str, ...]]:
-    """Find for each of several which others beat it.
+    """Find the candidates that dominate each candidate.
 
     Parameters
     ----------
     names
-        At least one.
+        Names of the candidates.
     better
-        Called with two names, the earlier one first; for each objective -1 if the first is the better one, 1 if the
+        Called with two names, the earlier one first. Returns for each objective -1 if the first is better, 1 if the
         second is, 0 if they are alike.
 
     Returns
     -------
     dict
-        By name, those that are better in one objective at least and worse in none; empty for an optimal one.
+        By name, the candidates that are better in at least one objective and worse in none; empty for an optimal one.
+
+    Examples
+    --------
+    >>> cost = {"a": (1, 5), "b": (2, 2), "c": (2, 3)}
+    >>> find_dominated("abc", lambda x, y: [(i > j) - (i < j) for i, j in zip(cost[x], cost[y])])
+    {'a': (), 'b': (), 'c': ('b',)}
     """
-    beaten: dict[str, list[str]] = {name: [] for name in names}
+    dominated: dict[str, list[str]] = {name: [] for name in names}
     for first, second in itertools.combinations(names, 2):
         signs = set(better(first, second)) - {0}
         if signs == {-1}:
-            beaten[second].append(first)
+            dominated[second].append(first)
         elif signs == {1}:
-            beaten[first].append(second)
-    return {name: tuple(others) for name, others in beaten.items()}
+            dominated[first].append(second)
+    return {name: tuple(others) for name, others in dominated.items()}
 
 
 def _by_size(first: int, second: int) -> int:
-    """-1 if the first is the smaller, 1 if the second is, 0 if they are alike."""
+    """Return -1 if the first is smaller, 1 if the second is, 0 if they are alike."""
     return 0 if abs(first - second) <= SAME_SIZE * max(first, second) else int(np.sign(first - second))
 
 
 def _by_accuracy(verification: VerificationChange) -> int:
-    """-1 if the model before is the more accurate one, 1 if the one after is, 0 if they are alike."""
+    """Return -1 if the model before is more accurate, 1 if the one after is, 0 if they are alike."""
     drop = verification.accuracy.drop
     if abs(drop) <= SAME_ACCURACY + 1e-12 and verification.p_value >= _SIGNIFICANT:
         return 0
     return -int(np.sign(drop))
+
+
+def _gather(
+    ir: Path,
+    photos: Path,
+    recipe: QuantizationRecipe,
+    boxes: Boxes | None,
+    detector: Detector | None,
+    device: str,
+    progress: ProgressCallback,
+) -> CalibrationSet:
+    """Cut the calibration crops from a folder of photos."""
+    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
+    found = find_photos([photos])
+    with contextlib.ExitStack() as stack:
+        if boxes is not None:
+            detector = stack.enter_context(load_detector("mtcnn", device=device))
+        return gather(
+            found, contract, subset=recipe.subset, detector=detector, seed=recipe.seed, progress=progress
+        )
 
 
 def _compress(
@@ -348,20 +392,18 @@ def _compress(
     output: Path,
     calibration: CalibrationSet,
     method: Method,
-    recipe: QuantizationRecipe | None,
-    progress: Progress | None,
+    recipe: QuantizationRecipe,
+    progress: ProgressCallback,
 ) -> tuple[Path, Fidelity]:
-    """Compress without a limit on what it costs: that is what is to be shown."""
+    """Compress without limits, because the comparison has to show what each method costs."""
     outcome = quantize(
         ir,
         output,
         calibration,
-        recipe=dataclasses.replace(recipe or QuantizationRecipe(), method=method),
+        recipe=dataclasses.replace(recipe, method=method),
         limits=QuantizationLimits(max_drop=1 - 1e-9, min_cosine=-1.0),
         search=0,
-        progress=None
-        if progress is None
-        else lambda what, done, total: progress(f"{method}: {what}", done, total),
+        progress=lambda each: progress(dataclasses.replace(each, stage=f"{method}: {each.stage}")),
     )
     if outcome.ir is None:
         raise NegativeResult(f"{method}: {'; '.join(outcome.reasons)}")
@@ -369,9 +411,9 @@ def _compress(
 
 
 def _embed_all(
-    models: Mapping[str, Path], cutter: FaceCutter, device: str, progress: Progress | None
+    models: Mapping[str, Path], cutter: FaceCutter, device: str, progress: ProgressCallback
 ) -> dict[str, NDArray[np.float32]]:
-    """Cut every face once, and embed it by every model: (N, D) float32 each."""
+    """Cut every face once and embed it with every model: (N, D) float32 each."""
     vectors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack:
         crops = stack.enter_context(contextlib.closing(iter(cutter)))
@@ -384,6 +426,5 @@ def _embed_all(
             for name, embedder in embedders.items():
                 vectors[name].append(embedder.embed(block))
             done += len(block)
-            if progress is not None:
-                progress("embedding", done, len(cutter))
+            progress(Progress("embedding", done, len(cutter), unit="images"))
     return {name: np.concatenate(blocks) for name, blocks in vectors.items()}

@@ -1,4 +1,4 @@
-"""A comparison of precisions in; Markdown, and one self-contained HTML page with its plots, out."""
+"""Write a comparison of precisions as JSON, Markdown and one self-contained HTML page with plots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeface.drawing import Axes, Plot, Shape, Words, counted, linear, write_pa
 from edgeface.files import write_atomically
 from edgeface.quantize.pareto import FP32, SAME_ACCURACY, SAME_SIZE, Pareto, Row
 
-__all__ = ["FILES", "NAMES", "accuracy_plot", "to_markdown", "write_pareto"]
+__all__ = ["FILES", "NAMES", "accuracy_plot", "format_drop", "to_markdown", "write_pareto"]
 
 FILES = ("pareto.json", "pareto.md", "pareto.html")
 
@@ -26,16 +26,16 @@ NAMES = {
 }
 
 RULE = (
-    "A precision is optimal if no other beats it: is better in something and worse in nothing. Accuracy counts as "
-    f"different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test says so at 5 %, speed if one was "
-    f"the faster in every round, size if it differs by more than {SAME_SIZE:.0%}."
+    "A precision is optimal if no other dominates it, that is, is better in one respect and worse in none. Accuracy "
+    f"counts as different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test is significant at 5 %, "
+    f"speed if one was faster in every round, size if it differs by more than {SAME_SIZE:.0%}."
 )
 
 _CHARACTER, _LINE = 7.5, 18.0
-"""Width of a letter and height of a line of a plot's words, in its units, on a narrow page."""
+"""Width of a letter and height of a line, in units of the drawing, on a narrow page."""
 
 _DOT = 8.0
-"""Room that a dot takes to either side."""
+"""Half the width that a dot takes, in units of the drawing."""
 
 
 def write_pareto(pareto: Pareto, folder: Path) -> None:
@@ -44,7 +44,7 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
     Raises
     ------
     OutputError
-        If they cannot be written.
+        If a file cannot be written.
     """
     for name, text in (
         ("pareto.json", json.dumps(pareto.to_dict(), indent=2) + "\n"),
@@ -56,7 +56,7 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
         folder / "pareto.html",
         "edgeface.quantize",
         template="pareto.html.j2",
-        filters={"change": _change, "times": "{:.3f}".format},
+        filters={"change": format_drop, "times": "{:.3f}".format},
         pareto=pareto,
         contract=pareto.contract,
         names=NAMES,
@@ -68,7 +68,7 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
 
 
 class Objective(NamedTuple):
-    """What a plot shows accuracy over."""
+    """Quantity that a plot shows accuracy over."""
 
     title: str
     label: str
@@ -77,14 +77,14 @@ class Objective(NamedTuple):
 
 
 OBJECTIVES = (
-    Objective("Latency", "milliseconds, one face alone", lambda row: row.timed.latency_ms, "left"),
-    Objective("Throughput", "faces a second, all streams", lambda row: row.timed.images_per_second, "right"),
+    Objective("Latency", "milliseconds, one face alone", lambda row: row.timing.latency_ms, "left"),
+    Objective("Throughput", "faces a second, all streams", lambda row: row.timing.images_per_second, "right"),
     Objective("Size", "megabytes of .xml and .bin", lambda row: row.file_bytes / 1e6, "left"),
 )
 
 
 def to_markdown(pareto: Pareto) -> str:
-    """Give the table as GitHub's Markdown; optimal precisions are bold."""
+    """Return the table as GitHub Markdown; optimal precisions are bold."""
     lines = [
         f"# {pareto.contract.name}: precisions compared",
         "",
@@ -99,22 +99,22 @@ def to_markdown(pareto: Pareto) -> str:
         name = f"**{NAMES[row.name]}**" if row.optimal else NAMES[row.name]
         cosine = f"{row.fidelity.mean_cosine:.5f}" if row.fidelity else "1"
         lines.append(
-            f"| {name} | {row.accuracy:.4f} | {_change(row)} | {cosine} "
-            f"| {row.timed.latency_ms:.2f} ms ({ratio['latency']:.3f}) "
-            f"| {row.timed.images_per_second:.1f} /s ({ratio['throughput']:.3f}) "
-            f"| {row.timed.together.cpu_median:.2f} ms ({ratio['cpu_time']:.3f}) "
+            f"| {name} | {row.accuracy:.4f} | {format_drop(row)} | {cosine} "
+            f"| {row.timing.latency_ms:.2f} ms ({ratio['latency']:.3f}) "
+            f"| {row.timing.images_per_second:.1f} /s ({ratio['throughput']:.3f}) "
+            f"| {row.timing.loaded.cpu_median:.2f} ms ({ratio['cpu_time']:.3f}) "
             f"| {row.file_bytes / 1e6:.1f} MB ({ratio['file']:.3f}) |"
         )
-    beaten = [
-        f"- {NAMES[row.name]} is beaten by {', '.join(NAMES[each] for each in row.beaten_by)}."
+    dominated = [
+        f"- {NAMES[row.name]} is dominated by {', '.join(NAMES[each] for each in row.dominated_by)}."
         for row in pareto.rows
         if not row.optimal
     ]
-    return "\n".join([*lines, "", RULE, *([""] if beaten else []), *beaten, *_disturbed(pareto), ""])
+    return "\n".join([*lines, "", RULE, *([""] if dominated else []), *dominated, *_disturbed(pareto), ""])
 
 
 def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
-    """Draw accuracy over one objective; upright lines are 95 % intervals of the drop against FP32."""
+    """Draw accuracy over one quantity; vertical lines are 95 % intervals of the drop against FP32."""
     values = [objective.value(row) for row in pareto.rows]
     accuracies = [row.accuracy for row in pareto.rows]
     spans = [_span(pareto, row) for row in pareto.rows]
@@ -138,13 +138,13 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
         frame,
         tuple(shapes),
         words,
-        (("good", "optimal"), ("other", "beaten"), ("guide", "95 % of the drop")),
-        f"Better is up and {objective.better}.",
+        (("good", "optimal"), ("other", "dominated"), ("guide", "95 % interval of the drop")),
+        f"Up and {objective.better} is better.",
     )
 
 
 def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
-    """Accuracies that the paired interval against FP32 leaves possible."""
+    """Return the ends of the paired interval against FP32, as accuracies."""
     if row.verification is None:
         return row.accuracy, row.accuracy
     low, high = row.verification.accuracy.interval
@@ -154,7 +154,7 @@ def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
 def _labels(
     frame: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]
 ) -> tuple[tuple[Words, ...], tuple[Shape, ...]]:
-    """Put each name beside its dot, up or down until it lies on no name and no dot; a line leads to one moved."""
+    """Put each name beside its dot, moved up or down until it overlaps nothing; a line leads to a moved name."""
     across, down = frame.across(x), frame.down(y)
     taken = [(float(b) + 4, float(a) - _DOT, float(a) + _DOT) for a, b in zip(across, down, strict=True)]
     words, leaders = [], []
@@ -190,12 +190,12 @@ def _accuracy(value: float) -> str:
 
 
 def _sentence(row: Row, objective: Objective, value: float) -> str:
-    state = "optimal" if row.optimal else "beaten by " + ", ".join(NAMES[each] for each in row.beaten_by)
+    state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
     return f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
 
 
-def _change(row: Row) -> str:
-    """Drop of accuracy and its interval; what was won has a minus."""
+def format_drop(row: Row) -> str:
+    """Format the drop of accuracy and its interval; a gain is negative."""
     if row.verification is None:
         return "-"
     change = row.verification.accuracy

@@ -1,4 +1,4 @@
-"""An FP32 IR, calibration crops and limits in; a compressed IR with its lineage out if it keeps them, else reasons."""
+"""Quantize an IR, and write the result only if it keeps the accuracy limits."""
 
 from __future__ import annotations
 
@@ -14,45 +14,61 @@ from numpy.typing import NDArray
 
 from edgeface.convert.ir import check_structure, publish_ir, save_ir
 from edgeface.errors import InputError
+from edgeface.evaluate.calibration import calibrate_model
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import ModelContract, Precision
 from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.model.lineage import Lineage
-from edgeface.quantize.calibration import CalibrationSet, to_inputs
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.calibration import CalibrationSet, gather, to_inputs
 from edgeface.quantize.calibration_checks import find_flaws
-from edgeface.quantize.compress import Progress, QuantizationRecipe, check_recipe, compress
-from edgeface.quantize.fidelity import Fidelity, embed, measure_fidelity
-from edgeface.quantize.fusing import fuse
-from edgeface.quantize.gate import QuantizationLimits, judge_fidelity, judge_verification
-from edgeface.quantize.labelled import LabelledPairs
+from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
+from edgeface.quantize.gate import (
+    Fidelity,
+    HintResult,
+    QuantizationLimits,
+    embed,
+    judge_fidelity,
+    measure_fidelity,
+    measure_hints,
+)
 from edgeface.quantize.sensitivity import groups_of, rank, revert
-from edgeface.quantize.verification import VerificationChange
-from edgeface.vision.detector import Detector
+from edgeface.quantize.verification import LabelledPairs, VerificationChange, judge_verification
+from edgeface.recognize.threshold import save_thresholds
+from edgeface.vision.crops import find_photos
+from edgeface.vision.detector import Detector, load_detector
 
-__all__ = ["Outcome", "Trial", "open_parent", "quantize"]
+__all__ = ["Outcome", "QuantizationReport", "Trial", "open_parent", "quantize", "quantize_photos"]
 
-_RANKED_BY = 32
-"""Held-out faces that rank groups of layers."""
+_FEW_FACES = 32
+"""Held-out faces for measurements that are repeated often: the ranking of layers and the precisions of devices."""
+
+_PRECISIONS: dict[str, Precision] = {
+    "int8-mixed": "INT8",
+    "int8-performance": "INT8",
+    "weights": "INT8",
+    "fp16": "FP16",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One compressed model that was measured.
+    """Measurements of one compressed model; true if it keeps the limits.
 
     Attributes
     ----------
     in_float
-        Layers that stayed in floating point, by friendly name.
+        Friendly names of the layers that stayed in floating point.
     share_in_float
-        Of the layers with weights.
-    fidelity
-        On held-out faces.
-    verifications
-        On labelled pairs; empty if there are none, or if the faces were enough to refuse it.
+        Their share of the layers with weights, in [0, 1].
     bytes
-        Of the .bin: what putting layers back costs.
+        Size of the .bin file.
+    fidelity
+        Agreement with FP32 on held-out faces.
+    verifications
+        Verification on labelled pairs; empty if there are none, or if the faces were enough to refuse the model.
     reasons
-        Why it was refused; empty if it passed.
+        Why it is refused; empty if it is accepted.
     """
 
     in_float: tuple[str, ...]
@@ -62,8 +78,11 @@ class Trial:
     verifications: tuple[VerificationChange, ...]
     reasons: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return not self.reasons
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return JSON types."""
         return {
             "in_float": list(self.in_float),
             "share_in_float": self.share_in_float,
@@ -76,23 +95,23 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one model.
+    """Result of quantizing one model; true if an IR was written, false if it was refused.
 
     Attributes
     ----------
     ir
         The compressed IR; None if it was refused, and then nothing was written.
     contract
-        Its contract, or that of the parent if it was refused.
+        Contract of `ir`, or of the parent if it was refused.
     recipe
-        As it was asked for.
+        Recipe, with the number of images that were used.
     reasons
         Why it was refused; empty if it passed.
     trials
-        Everything that was measured, in order; the last one is the IR's. More than one if the first was refused
-        and the search put layers back into floating point.
+        All measured models in order; the last one is `ir`. More than one if the search put layers back into floating
+        point.
     bytes_before, bytes_after
-        Of the .bin; the second is 0 if it was refused.
+        Sizes of the .bin files; the second is 0 if it was refused.
     seconds
         Wall time of the compression alone, and of everything.
     """
@@ -106,23 +125,20 @@ class Outcome:
     bytes_after: int
     seconds: tuple[float, float]
 
-    @property
-    def passed(self) -> bool:
-        """Whether there is an IR."""
+    def __bool__(self) -> bool:
         return self.ir is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the answer of `edgeface quantize`."""
+        """Return JSON types."""
         last = self.trials[-1].to_dict() if self.trials else {"fidelity": None, "verification": []}
+        lineage = self.contract.lineage
         return {
-            "passed": self.passed,
+            "passed": bool(self),
             "ir": None if self.ir is None else str(self.ir),
             "contract_id": self.contract.contract_id,
-            "parent_id": self.contract.lineage.parent_id
-            if self.contract.lineage
-            else self.contract.contract_id,
+            "parent_id": lineage.parent_id if lineage else self.contract.contract_id,
             "method": self.recipe.method,
-            "settings": self.contract.lineage.settings if self.contract.lineage else self.recipe.settings,
+            "settings": lineage.settings if lineage else self.recipe.settings,
             "reasons": list(self.reasons),
             "fidelity": last["fidelity"],
             "verification": last["verification"],
@@ -136,6 +152,109 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantizationReport:
+    """Result of `quantize_photos`; true if an IR was written.
+
+    Attributes
+    ----------
+    outcome
+        The IR, or the reasons why there is none.
+    calibration
+        Crops that were used.
+    hints
+        Agreement of lower inference precisions with FP32, on every device.
+    thresholds
+        File of the thresholds that were calibrated for the IR; None if none were.
+    """
+
+    outcome: Outcome
+    calibration: CalibrationSet
+    hints: tuple[HintResult, ...]
+    thresholds: Path | None
+
+    def __bool__(self) -> bool:
+        return bool(self.outcome)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types: the answer of `edgeface quantize`."""
+        return self.outcome.to_dict() | {
+            "calibration": self.calibration.to_dict() | {"seed": self.outcome.recipe.seed},
+            "hints": [each.to_dict() for each in self.hints],
+            "thresholds": None if self.thresholds is None else str(self.thresholds),
+        }
+
+
+def quantize_photos(
+    ir: Path,
+    output: Path,
+    photos: Path,
+    *,
+    recipe: QuantizationRecipe | None = None,
+    limits: QuantizationLimits | None = None,
+    detector: Detector | None = None,
+    pairs: LabelledPairs | None = None,
+    recalibrate: LabelledPairs | None = None,
+    search: int = 4,
+    progress: ProgressCallback = ignore_progress,
+) -> QuantizationReport:
+    """Quantize an IR with a folder of photos, measure lower inference precisions, and calibrate thresholds.
+
+    Parameters
+    ----------
+    ir, output, recipe, limits, pairs, search
+        See `quantize`.
+    photos
+        Folder of photos of faces.
+    detector
+        Finds the faces; None if the photos are aligned crops.
+    recalibrate
+        Labelled pairs for thresholds of the new IR, which are written beside it.
+    progress
+        Called as the work proceeds.
+
+    Raises
+    ------
+    EdgeFaceError
+        See `quantize`.
+    """
+    recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
+    parent, contract = open_parent(ir, output, recipe)
+    found = find_photos([photos])
+    calibration = gather(
+        found, contract, subset=recipe.subset, detector=detector, seed=recipe.seed, progress=progress
+    )
+    options: dict[str, Any] = {"recipe": recipe, "limits": limits, "pairs": pairs, "search": search}
+    if detector is None:  # nothing has looked for faces in the crops yet
+        with load_detector("mtcnn") as checker:
+            outcome = quantize(ir, output, calibration, detector=checker, progress=progress, **options)
+    else:
+        outcome = quantize(ir, output, calibration, progress=progress, **options)
+    faces = to_inputs(calibration.held_out[:_FEW_FACES], contract)
+    hints = [
+        each
+        for device in ov.Core().available_devices
+        for each in measure_hints(parent, faces, contract, limits, device=device)
+    ]
+    thresholds = None
+    if outcome.ir is not None and recalibrate is not None:
+        calibrated = calibrate_model(
+            recalibrate.images,
+            recalibrate.pairs,
+            outcome.ir,
+            fars=(0.01, 0.001),
+            boxes=recalibrate.boxes,
+            detector=recalibrate.detector,
+            created_from=recalibrate.source,
+            progress=progress,
+        )
+        thresholds = outcome.ir.with_suffix(".thresholds.json")
+        save_thresholds(thresholds, calibrated.thresholds)
+    return QuantizationReport(
+        outcome=outcome, calibration=calibration, hints=tuple(hints), thresholds=thresholds
+    )
+
+
 def quantize(
     ir: Path,
     output: Path,
@@ -146,43 +265,43 @@ def quantize(
     pairs: LabelledPairs | None = None,
     detector: Detector | None = None,
     search: int = 4,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Outcome:
-    """Compress an IR, and write the result only if it is proven to keep the limits.
+    """Compress an IR and write the result only if it keeps the limits.
 
     Parameters
     ----------
     ir
-        FP32, with a contract.
+        FP32 IR with a contract.
     output
-        Folder for the compressed IR, which has the same name: not the parent's own.
+        Folder for the compressed IR, which keeps its file name; not the folder of `ir`.
     calibration
-        Crops for this contract; see `edgeface.quantize.calibration.gather`.
+        Crops for the contract of `ir`; see `gather`.
     recipe, limits
-        How, and what it may cost.
+        How to compress, and what it may cost.
     pairs
-        Labelled pairs to compare verification on, besides the held-out faces.
+        Labelled pairs on which verification is compared, in addition to the held-out faces.
     detector
-        Looks for faces in a calibration set that came as crops.
+        Looks for faces in a calibration set that was made of crops.
     search
-        Groups of layers that may be put back into floating point, the most sensitive first, if the model is refused.
+        Greatest number of groups of layers that are put back into floating point, the most sensitive first, if the model
+        is refused.
     progress
-        Called with what is going on.
+        Called as the work proceeds.
 
     Returns
     -------
     Outcome
-        Refusal is no exception: it comes with its reasons and with what was measured.
+        Also if the model is refused: then it is false and holds the reasons.
 
     Raises
     ------
     InputError
-        If the IR is not FP32, the output folder is the parent's, or nothing was held out.
+        If the IR is not FP32, `output` is its folder, or no faces are held out.
     EdgeFaceError
-        As `compress`, `save_ir`.
+        See `compress` and `save_ir`.
     """
     recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
-    tell: Progress = progress or (lambda what, done, total: None)
     parent, contract = open_parent(ir, output, recipe)
     with stopwatch() as elapsed:
         refused = Outcome(
@@ -198,7 +317,7 @@ def quantize(
         if refused.reasons:
             return refused
         if not len(calibration.held_out):
-            raise InputError("calibration: expected faces that are held out to judge the model, found none")
+            raise InputError("calibration: expected held-out faces to judge the model, but there are none")
         used = calibration.crops[: recipe.subset]
         inputs = to_inputs(used, contract) if recipe.needs_images else []
         recipe = dataclasses.replace(recipe, subset=len(used))
@@ -206,13 +325,12 @@ def quantize(
         compressed = compress(parent, inputs, recipe, progress=progress)
         compression = elapsed()
         faces = to_inputs(calibration.held_out, contract)
-        tell("FP32 embeddings", 0, 0)
+        progress(Progress("FP32 embeddings", 0))
         expected = embed(parent, faces)
         trials: list[Trial] = []
         with staging_folder(output) as staging:
-            for kept, model in _candidates(compressed, parent, faces, expected, recipe, search, tell):
-                model = fuse(model) if recipe.needs_images else model
-                tell("compressed embeddings", 0, 0)
+            for kept, model in _candidates(compressed, parent, faces, expected, recipe, search, progress):
+                progress(Progress("compressed embeddings", 0))
                 lineage = Lineage(
                     parent_id=contract.contract_id,
                     method=recipe.method,
@@ -224,10 +342,10 @@ def quantize(
                 )
                 child = dataclasses.replace(contract, precision=_PRECISIONS[recipe.method], lineage=lineage)
                 staged, child = save_ir(model, staging, child)
-                trial = _try(staged, child, kept, faces, expected, ir, pairs, limits, parent, tell)
+                trial = _try(staged, child, kept, faces, expected, ir, pairs, limits, parent, progress)
                 trials.append(trial)
-                if not trial.reasons:
-                    staged, child = save_ir(model, staging, _measured(child, trial))
+                if trial:
+                    staged, child = save_ir(model, staging, _measured(child, lineage, trial))
                     final = publish_ir(staged, output)
                     return dataclasses.replace(
                         refused,
@@ -247,28 +365,19 @@ def quantize(
         )
 
 
-_PRECISIONS: dict[str, Precision] = {
-    "int8-mixed": "INT8",
-    "int8-performance": "INT8",
-    "weights": "INT8",
-    "fp16": "FP16",
-}
-
-
 def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.Model, ModelContract]:
-    """Read an IR and its contract, and raise whatever `quantize` would before it looks at any face.
+    """Read an IR and its contract, and check everything that `quantize` checks before it needs faces.
 
     Raises
     ------
     InputError
-        If the IR is not FP32, the output folder is the parent's, or a layer that is to stay in floating point is none
-        of the model's.
+        If the IR is not FP32, `output` is its folder, or the recipe names an operation that is not in the model.
     OutputError
-        If the output folder cannot be written.
+        If `output` cannot be written.
     ExtraNotInstalledError
         If the recipe needs NNCF and it is not installed.
     EdgeFaceError
-        If the IR is damaged, or no model of one image and one embedding.
+        If the IR is damaged, or does not have one image input and one embedding output.
     """
     parent = read_ir(ir)
     contract = ModelContract.read_from(parent, source=str(ir))
@@ -296,7 +405,7 @@ def _candidates(
     expected: NDArray[np.float32],
     recipe: QuantizationRecipe,
     search: int,
-    tell: Progress,
+    progress: ProgressCallback,
 ) -> Iterator[tuple[tuple[str, ...], ov.Model]]:
     """Yield the compressed model, then the same with more and more sensitive groups back in floating point."""
     yield recipe.ignored, compressed
@@ -304,17 +413,10 @@ def _candidates(
         return
 
     def score(model: ov.Model) -> float:
-        return measure_fidelity(expected[:_RANKED_BY], embed(model, faces[:_RANKED_BY])).mean_cosine
+        return measure_fidelity(expected[:_FEW_FACES], embed(model, faces[:_FEW_FACES])).mean_cosine
 
-    ranked = rank(
-        compressed,
-        parent,
-        groups_of(parent),
-        score,
-        progress=lambda done, total: tell("sensitivity", done, total),
-    )
     kept = recipe.ignored
-    for _, group in ranked[:search]:
+    for _, group in rank(compressed, parent, groups_of(parent), score, progress=progress)[:search]:
         kept = (*kept, *group)
         yield kept, revert(compressed, parent, kept)
 
@@ -329,14 +431,14 @@ def _try(
     pairs: LabelledPairs | None,
     limits: QuantizationLimits,
     parent: ov.Model,
-    tell: Progress,
+    progress: ProgressCallback,
 ) -> Trial:
-    """Measure what was written, not what was in memory."""
+    """Measure the written file, not the model in memory."""
     fidelity = measure_fidelity(expected, embed(read_ir(staged), faces))
     reasons = judge_fidelity(fidelity, child, limits)
     verifications: tuple[VerificationChange, ...] = ()
     if not reasons and pairs is not None:
-        verifications = pairs.compare(ir, staged, progress=tell)
+        verifications = pairs.compare(ir, staged, progress=progress)
         reasons = judge_verification(verifications, limits)
     layers = {name for group in groups_of(parent) for name in group}
     return Trial(
@@ -349,15 +451,14 @@ def _try(
     )
 
 
-def _measured(child: ModelContract, trial: Trial) -> ModelContract:
-    if child.lineage is None:
-        raise AssertionError("a compressed model has a lineage")
+def _measured(child: ModelContract, lineage: Lineage, trial: Trial) -> ModelContract:
+    """Put what was measured into the contract."""
     drops = [each.accuracy.drop for each in trial.verifications]
-    lineage = dataclasses.replace(
-        child.lineage,
+    measured = dataclasses.replace(
+        lineage,
         mean_cosine=trial.fidelity.mean_cosine,
         p01_cosine=trial.fidelity.p01_cosine,
         min_cosine=trial.fidelity.min_cosine,
         accuracy_drop=max(drops) if drops else None,
     )
-    return dataclasses.replace(child, lineage=lineage)
+    return dataclasses.replace(child, lineage=measured)

@@ -1,7 +1,7 @@
-"""A compressed model and its parent in, the layers that cost most accuracy out, and the model without them.
+"""Rank the layers of a compressed model by their effect on accuracy, and put some back into floating point.
 
-Each group of layers is put back into floating point alone, and what that wins in cosine is its sensitivity: the
-measure of NNCF's accuracy control, without its re-quantizations.
+The sensitivity of a group of layers is the gain in cosine when it alone is put back into floating point, as in NNCF's
+accuracy control but without quantizing again.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError
 from edgeface.model.opset import ops
-from edgeface.quantize.structure import WEIGHTED, is_constant
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.compress import WEIGHTED, is_constant
 
 __all__ = ["GROUPS", "Group", "groups_of", "rank", "revert"]
 
 GROUPS = 12
-"""Groups that a model's layers are divided into, at most; ranking them takes as many short runs."""
+"""Greatest number of groups of layers; ranking takes one short run for each."""
 
 Group = tuple[str, ...]
-"""Friendly names of layers that follow each other."""
+"""Friendly names of consecutive layers."""
 
 
 def groups_of(model: ov.Model, *, count: int = GROUPS) -> tuple[Group, ...]:
-    """Divide a model's layers with weights into groups of about one size, in the order in which they are computed."""
+    """Divide the layers with weights into groups of about equal size, in execution order."""
     names = [op.get_friendly_name() for op in model.get_ordered_ops() if _has_weights(op)]
     chunks = np.array_split(np.arange(len(names)), min(count, len(names)) or 1)
     return tuple(tuple(names[index] for index in chunk) for chunk in chunks if len(chunk))
@@ -39,31 +40,30 @@ def rank(
     groups: Sequence[Group],
     score: Callable[[ov.Model], float],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[tuple[float, Group]]:
-    """Sort groups by what the score wins when a group alone is put back, greatest gain first."""
+    """Return the gain in score when a group alone is put back, and the group; greatest gain first."""
     base = score(compressed)
     gains = []
     for done, group in enumerate(groups, start=1):
         gains.append((score(revert(compressed, parent, group)) - base, group))
-        if progress is not None:
-            progress(done, len(groups))
+        progress(Progress("sensitivity", done, len(groups), unit="groups"))
     return sorted(gains, key=lambda each: -each[0])
 
 
 def revert(compressed: ov.Model, parent: ov.Model, names: Sequence[str]) -> ov.Model:
-    """Return a clone of a compressed model whose named layers compute in floating point with the parent's weights.
+    """Return a copy of a compressed model in which the named layers are the parent's, in floating point.
 
     Raises
     ------
     ConversionError
-        If a layer of that name is not in both.
+        If a layer is not in both models.
     """
     model = compressed.clone()
     here, there = _by_name(model), _by_name(parent)
     if missing := sorted(set(names) - (here.keys() & there.keys())):
         raise ConversionError(
-            f"layers to put back: expected them in both models, missing {', '.join(missing)}"
+            f"layers to put back: expected them in both models, but these are missing: {', '.join(missing)}"
         )
     for name in names:
         _restore(here[name], there[name])
@@ -78,7 +78,7 @@ def revert(compressed: ov.Model, parent: ov.Model, names: Sequence[str]) -> ov.M
 
 
 def _readers(op: Any) -> set[str]:
-    """Names of the layers with weights that what an operation gives goes into, before it is rounded again."""
+    """Return the names of the layers with weights that read an operation before it is rounded again."""
     found, waiting, seen = set(), [op], set()
     while waiting:
         for port in waiting.pop().output(0).get_target_inputs():
@@ -93,7 +93,7 @@ def _readers(op: Any) -> set[str]:
 
 
 def _restore(op: Any, original: Any) -> None:
-    """Give an operation the original's constants, and its other inputs as they were before they were rounded."""
+    """Give an operation the constants of the original and remove the rounding of its other inputs."""
     for port, source in zip(op.inputs(), original.input_values(), strict=True):
         rounded = port.get_source_output().get_node()
         if is_constant(source.get_node()):
@@ -110,7 +110,7 @@ def _float_copy(node: Any) -> Any:
 
 
 def _biases(op: Any) -> list[Any]:
-    """Return the additions of a constant that read this layer."""
+    """Return the additions of a constant to the output of a layer."""
     readers = [port.get_node() for port in op.output(0).get_target_inputs()]
     return [
         reader
@@ -127,7 +127,7 @@ def _has_weights(op: Any) -> bool:
 
 
 def _comes_from_constant(node: Any) -> bool:
-    """Whether nothing but constants leads to a node: weights, be they compressed or not."""
+    """Whether only constants lead to a node: weights, compressed or not."""
     if node.get_type_name() == "Parameter":
         return False
     return all(_comes_from_constant(port.get_node()) for port in node.input_values())

@@ -1,27 +1,51 @@
-"""Embeddings of labelled pairs by two models in, what verification lost from one to the other out, with intervals.
+"""Compare the verification accuracy of two models on the same labelled pairs, with paired intervals.
 
-Both models judge the same pairs, so their errors go together and the difference is known far better than either
-rate: intervals come from resampling pairs with both models' answers (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993, chapters 8 and 13), within each fold, and accuracy is also tested by McNemar's exact test (McNemar,
-Psychometrika 12, 1947; Dietterich, Neural Computation 10, 1998). Pairs that share a person are taken for
-independent, as all published intervals on LFW take them; the true ones are somewhat wider.
+Both models judge the same pairs, so their errors are correlated and the difference is known better than either rate.
+Intervals come from resampling pairs, with both models' answers, within each fold (Efron and Tibshirani, "An Introduction
+to the Bootstrap", 1993, chapters 8 and 13). Accuracy is also tested by McNemar's exact test (McNemar, Psychometrika 12,
+1947; Dietterich, Neural Computation 10, 1998). Pairs that share a person are treated as independent, as in all published
+intervals on LFW; the true intervals are somewhat wider.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from edgeface.evaluate.lfw import EvaluationSettings
-from edgeface.evaluate.pairs import Pairs
+from edgeface.errors import InputError, MissingError
+from edgeface.evaluate.faces import Boxes, embed_images, find_images, load_boxes
+from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings
+from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, Indices, ProtocolName, evaluate, split
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.gate import QuantizationLimits
+from edgeface.recognize.metrics import Metric
+from edgeface.vision.detector import Detector
 
-__all__ = ["Change", "VerificationChange", "compare_verification", "mcnemar"]
+__all__ = [
+    "SCORED",
+    "Change",
+    "LabelledPairs",
+    "VerificationChange",
+    "compare_verification",
+    "judge_verification",
+    "mcnemar",
+    "read_labelled",
+]
+
+SCORED = (
+    (ProtocolName.facenet, DEFAULTS[ProtocolName.facenet]),
+    (ProtocolName.facenet, EvaluationSettings(Metric.cosine_distance, flip=True, subtract_mean=True)),
+)
+"""Default protocol and settings: one image, and image and mirror with the mean of the training folds subtracted."""
 
 _FAR = 0.001
 _RESAMPLES = 1000
@@ -33,16 +57,16 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One figure before and after.
+    """One figure of the FP32 model (`before`) and of the compressed model (`after`).
 
     Attributes
     ----------
     before, after
-        Of the FP32 and of the compressed model.
+        The figure, in [0, 1].
     drop
-        How much worse it became: ``before - after``, for an error rate ``after - before``.
+        Loss: ``before - after``, for an error rate ``after - before``.
     interval
-        Of `drop`, at 95 %, paired.
+        Paired 95 % interval of `drop`.
     """
 
     before: float
@@ -53,26 +77,26 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationChange:
-    """What a protocol says of the same pairs before and after.
+    """Verification on the same pairs by the FP32 and by the compressed model.
 
     Attributes
     ----------
     protocol
-        Whose folds.
+        Protocol of the folds.
     setting
-        Metric, and whether mirrors and the mean were used, for people to read.
+        Metric, mirror image and mean, as text.
     pairs
-        How many were scored.
+        Number of pairs.
     accuracy
-        Mean over the folds, each model at its own thresholds.
+        Mean accuracy over the folds, each model at its own thresholds.
     val
         True accept rate at a false accept rate of 0.001.
     eer
         Equal error rate.
     lost, won
-        Pairs that only the FP32, and only the compressed model gets right.
+        Pairs that only the FP32 model, and that only the compressed model decides correctly.
     p_value
-        McNemar's exact test that both are equally right.
+        P value of McNemar's exact test that both models are equally accurate.
     """
 
     protocol: str
@@ -86,7 +110,7 @@ class VerificationChange:
     p_value: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return JSON types."""
         stored = dataclasses.asdict(self)
         for name in ("accuracy", "val", "eer"):
             stored[name]["interval"] = list(stored[name]["interval"])
@@ -107,18 +131,18 @@ def compare_verification(
     Parameters
     ----------
     before, after : (N, D) float
-        One row an entry of `pairs.images`, with the mirror's embedding behind it if `settings.flip`.
+        Embeddings of `pairs.images` by each model, with the mirror's behind it if `settings.flip`.
     pairs
-        Labelled.
+        Labelled pairs.
     protocol, settings
-        As for `edgeface.evaluate.evaluate`.
+        See `edgeface.evaluate.evaluate`.
     seed
-        Of the resampling.
+        Seed of the resampling.
 
     Raises
     ------
-    EdgeFaceError
-        As `edgeface.evaluate.evaluate`.
+    ContractError, InputError
+        See `edgeface.evaluate.evaluate`.
     """
     first, second = (
         evaluate(
@@ -152,17 +176,150 @@ def compare_verification(
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact P value that `lost` and `won` come from a fair coin.
+    """Return the two-sided exact P value of McNemar's test.
 
-    Twice the lower binomial tail of the smaller one, at most 1.
+    Examples
+    --------
+    >>> round(mcnemar(2, 8), 4)
+    0.1094
     """
-    trials = lost + won
-    tail = sum(math.comb(trials, k) for k in range(min(lost, won) + 1))
-    return float(min(1.0, 2 * tail / 2**trials))
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def judge_verification(
+    changes: tuple[VerificationChange, ...], limits: QuantizationLimits
+) -> tuple[str, ...]:
+    """Return the reasons to refuse a model by labelled pairs; empty if it is accepted."""
+    return tuple(
+        f"accuracy on {each.pairs:,} pairs ({each.protocol}, {each.setting}): expected a drop of at most "
+        f"{limits.max_drop:g}, found {each.accuracy.drop:.4f} ({each.accuracy.before:.4f} to "
+        f"{each.accuracy.after:.4f}; 95 % interval {each.accuracy.interval[0]:.4f} to {each.accuracy.interval[1]:.4f})"
+        for each in changes
+        if not each.accuracy.drop <= limits.max_drop + 1e-12
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelledPairs:
+    """Labelled pairs on which two models are compared.
+
+    Attributes
+    ----------
+    images
+        Folder that the names of `pairs` are relative to.
+    pairs
+        Labelled pairs.
+    source
+        Where they come from, as text for thresholds that are calibrated on them.
+    boxes, detector
+        See `edgeface.evaluate.FaceCutter`.
+    scored
+        Protocols and settings to score by. The images are embedded once for all of them.
+    seed
+        Seed of the resampling.
+    """
+
+    images: Path
+    pairs: Pairs
+    source: str = ""
+    boxes: Boxes | None = None
+    detector: Detector | None = None
+    scored: tuple[tuple[ProtocolName, EvaluationSettings], ...] = SCORED
+    seed: int = 0
+    _known: dict[Path, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
+
+    def compare(
+        self, before: Path, after: Path, *, progress: ProgressCallback = ignore_progress
+    ) -> tuple[VerificationChange, ...]:
+        """Score two IRs, one `VerificationChange` for each of `scored`. The embeddings of `before` are kept."""
+        if before not in self._known:
+            self._known[before] = self._embed(before, "pairs, FP32", progress)
+        first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
+        return tuple(
+            compare_verification(
+                self._part(first, settings),
+                self._part(second, settings),
+                self.pairs,
+                protocol=protocol,
+                settings=settings,
+                seed=self.seed,
+            )
+            for protocol, settings in self.scored
+        )
+
+    @property
+    def _mirrors(self) -> bool:
+        return any(settings.flip for _, settings in self.scored)
+
+    def _part(self, vectors: NDArray[np.float32], settings: EvaluationSettings) -> NDArray[np.float32]:
+        return vectors[:, : vectors.shape[1] // 2] if self._mirrors and not settings.flip else vectors
+
+    def _embed(self, ir: Path, stage: str, progress: ProgressCallback) -> NDArray[np.float32]:
+        return embed_images(
+            find_images(self.images, self.pairs.images),
+            self.pairs.images,
+            ir,
+            flip="concatenate" if self._mirrors else None,
+            boxes=self.boxes,
+            detector=self.detector,
+            progress=lambda each: progress(Progress(stage, each.done, each.total, each.unit)),
+        ).vectors
+
+
+def read_labelled(
+    listed: str | Path, images: Path | None = None, *, detector: Detector | None = None, seed: int = 0
+) -> LabelledPairs:
+    """Read labelled pairs and check that their images exist.
+
+    Parameters
+    ----------
+    listed
+        A list in the format of LFW's pairs.txt, or ``lfw``: LFW's own list and images in the folder that the environment
+        variable EDGEFACE_DATA names, with the reference boxes if they are there.
+    images
+        Folder of the images; optional for ``lfw``.
+    detector
+        Finds the faces; None if the images are aligned crops.
+    seed
+        Seed of the resampling.
+
+    Raises
+    ------
+    MissingError
+        If ``lfw`` is not in EDGEFACE_DATA.
+    InputError
+        If the list is malformed, or the folder or images are missing.
+    """
+    boxes = None
+    if str(listed) == "lfw":
+        data = os.environ.get("EDGEFACE_DATA")
+        folder = Path(data or "") / "lfw"
+        listed = folder / "pairs.txt"
+        if not data or not listed.is_file():
+            raise MissingError(
+                "expected lfw/pairs.txt and lfw/images in the folder that the environment variable EDGEFACE_DATA "
+                f"names, found {'no pairs.txt in ' + str(folder) if data else 'the variable unset'}; set it, or give "
+                "a pairs list and its --images"
+            )
+        images = images or folder / "images"
+        reference = folder / "mtcnn_reference.npz"
+        boxes = load_boxes(reference) if reference.is_file() else None
+    elif images is None:
+        raise InputError(f"{listed}: a pairs list needs the folder of its images; give it with --images")
+    pairs = read_pairs(Path(listed))
+    find_images(images, pairs.images)
+    return LabelledPairs(
+        images=images,
+        pairs=pairs,
+        source=str(listed),
+        boxes=boxes,
+        detector=None if boxes else detector,
+        seed=seed,
+    )
 
 
 def _right(evaluation: Evaluation, folds: list[Indices]) -> NDArray[np.bool_]:
-    """Whether each tested pair was judged right, at the threshold of its fold."""
+    """Whether each tested pair was decided correctly at the threshold of its fold."""
     right = np.empty(len(evaluation.same), np.bool_)
     for fold, threshold in zip(folds, evaluation.thresholds, strict=True):
         right[fold] = (evaluation.distances[fold] < threshold) == evaluation.same[fold]
@@ -172,7 +329,7 @@ def _right(evaluation: Evaluation, folds: list[Indices]) -> NDArray[np.bool_]:
 def _resample(
     right: NDArray[np.bool_], distances: Doubles, same: NDArray[np.bool_], folds: list[Indices], seed: int
 ) -> Doubles:
-    """Differences (R, 3), before less after, of accuracy, VAL and EER on pairs drawn anew within each fold."""
+    """Return ``before - after`` of accuracy, VAL and EER on resampled pairs: (R, 3)."""
     rng = np.random.default_rng(seed)
     gain = right[0].astype(np.float64) - right[1]
     found = np.empty((_RESAMPLES, 3))
@@ -186,11 +343,10 @@ def _resample(
 
 
 def _val_and_eer(distances: Doubles, same: NDArray[np.bool_]) -> tuple[float, float]:
-    """True accept rate at a false accept rate of 0.001, and the rate at which both errors are equal."""
+    """Return the true accept rate at FAR 0.001, and the equal error rate."""
     genuine, impostor = np.sort(distances[same]), np.sort(distances[~same])
     cut = impostor[min(len(impostor) - 1, math.floor(_FAR * len(impostor)))]
     val = np.searchsorted(genuine, cut, side="left") / len(genuine)
-    # At the k-th smallest of all distances the false rejects fall and the false accepts rise: they cross once.
     grid = np.concatenate([genuine, impostor])
     rejects = 1 - np.searchsorted(genuine, grid, side="right") / len(genuine)
     accepts = np.searchsorted(impostor, grid, side="right") / len(impostor)
