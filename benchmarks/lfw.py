@@ -1,12 +1,13 @@
-"""How right is a model on LFW, by whose protocol, with whose boxes? Prints JSON.
+"""Measure the accuracy of a model on LFW by several protocols and with several face detectors. Prints JSON.
 
     python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn yunet retail-0004]
 
-Every source of boxes cuts the 7,701 images; from the embeddings of the crops and their mirrors come the rows:
-davidsandberg's protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference boxes, that of
-bare pixels. A crop that several sources cut alike, to the last bit, is embedded once.
-`--keep FILE` takes over an earlier answer's rows for the other sources, so that a table can be made in parts, and
-`--cache FILE` keeps the embeddings, so that a run can be interrupted. How fast it is: benchmarks/pipeline.py.
+The 7,701 images are cut with the boxes of each source. The rows are davidsandberg's protocol on one image and on image
+and mirror, Open Model Zoo's, and, on the reference boxes, davidsandberg's on the pixels themselves as a baseline. Crops
+that several sources cut alike, to the last bit, are embedded once.
+`--keep FILE` takes the rows of the other sources from an earlier answer, `--cache FILE` stores the embeddings so that a
+run can be interrupted; both are refused if they were made with another model, device or inference precision. For speed
+see benchmarks/pipeline.py.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 
 from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
-from edgeface.recognize.metrics import Metric, pixel_distance
+from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
@@ -58,10 +60,11 @@ def main() -> None:
     pairs = read_pairs(DATA / "lfw" / "pairs.txt")
     files = find_images(DATA / "lfw" / "images", pairs.images)
     rows: list[dict[str, object]] = []
-    if options.keep:
-        kept = json.loads(options.keep.read_text())["rows"]
-        rows += [row for row in kept if row["faces"] not in options.faces]
     with Embedder.load(options.model, device=options.device, flip="concatenate") as embedder:
+        if options.keep:
+            kept = json.loads(options.keep.read_text())
+            require_same(kept.get("settings"), settings_of(embedder), source=options.keep)
+            rows += [row for row in kept["rows"] if row["faces"] not in options.faces]
         cache = Cache(embedder, options.cache)
         for name in options.faces:
             with faces(name, options.device) as (boxes, detector):
@@ -70,8 +73,27 @@ def main() -> None:
                 rows += [tell_row(title, name, each, cutter) for title, each in evaluations(vectors, pairs)]
                 if name == "reference":
                     rows.append(tell_row("facenet, pixels", name, pixel_baseline(cutter, pairs), cutter))
-    answer = {"benchmark": "lfw", "model": options.model.name, "rows": rows}
+        settings = settings_of(embedder)
+    answer = {"benchmark": "lfw", "model": options.model.name, "settings": settings, "rows": rows}
     print(json.dumps(answer, indent=2))
+
+
+def settings_of(embedder: Embedder) -> dict[str, object]:
+    """Everything that the embedding of a crop depends on."""
+    return {
+        "contract_id": embedder.contract.contract_id,
+        "execution_devices": list(embedder.execution.execution_devices),
+        "precision": embedder.execution.precision,
+        "openvino": ov.__version__,
+    }
+
+
+def require_same(stored: object, wanted: dict[str, object], *, source: Path) -> None:
+    """Refuse the results of other settings."""
+    if stored != wanted:
+        raise SystemExit(
+            f"{source}: expected results of {wanted}, found those of {stored}; leave the file out"
+        )
 
 
 class Cache:
@@ -82,8 +104,9 @@ class Cache:
         self._known: dict[bytes, np.ndarray] = {}
         if path and path.is_file():
             with np.load(path) as stored:
-                if str(stored["contract_id"]) == embedder.contract.contract_id:
-                    self._known = dict(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
+                known = json.loads(str(stored["settings"])) if "settings" in stored else None
+                require_same(known, settings_of(embedder), source=path)
+                self._known = dict(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
 
     def embed(self, cutter: FaceCutter, name: str) -> np.ndarray:
         """Embed what the cutter cuts: (N, D) float32, in its order."""
@@ -108,7 +131,7 @@ class Cache:
                     self._path,
                     digests=np.array([list(each) for each in self._known], np.uint8),
                     vectors=np.stack(list(self._known.values())),
-                    contract_id=self._embedder.contract.contract_id,
+                    settings=json.dumps(settings_of(self._embedder)),
                 )
         return np.stack([self._known[each] for each in digests])
 
@@ -144,14 +167,15 @@ def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evalua
 
 
 def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Evaluation:
-    """Score the distance of bare pixels of the same crops."""
+    """Score the root mean square difference of the pixels of the same crops."""
     distances = np.empty(len(pairs))
     for start in range(0, len(pairs), block):
         part = slice(start, start + block)
         first, second = (
             np.stack([cutter.crop(index) for index in side[part]]) for side in (pairs.first, pairs.second)
         )
-        distances[part] = pixel_distance(first, second)
+        difference = first.astype(np.float64) - second
+        distances[part] = np.sqrt((difference**2).mean(axis=(1, 2, 3))) / 255  # in [0, 1]
     return evaluate_distances(distances, pairs, protocol=ProtocolName.facenet, metric="pixel")
 
 

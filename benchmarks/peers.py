@@ -98,14 +98,13 @@ def calibration_crops(folder: Path) -> np.ndarray:
     """The crops that `edgeface quantize --calibration` cuts by default: (N, 160, 160, 3) uint8 BGR."""
     from edgeface.model.contract import Alignment
     from edgeface.quantize.calibration import gather
-    from edgeface.vision.crops import find_photos
     from edgeface.vision.load import load_detector
 
     class Recipe:  # what `gather` asks of a contract
         alignment, input_size = Alignment("mtcnn-box-margin", 32), (160, 160)
 
     with load_detector("mtcnn") as detector:
-        return gather(find_photos([folder]), Recipe(), detector=detector).crops  # type: ignore[arg-type]
+        return gather(folder, Recipe(), detector=detector).crops  # type: ignore[arg-type]
 
 
 def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:

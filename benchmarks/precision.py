@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
 
-from edgeface.quantize.timing import Timed, best_streams, time_in_turn
+from edgeface.bench.run.rounds import ModelTiming, best_streams, measure_in_turn
+from edgeface.quantize.pareto import timing_ratios
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", "../shared/data"))
 
@@ -60,7 +60,7 @@ def main() -> None:
             streams = dict.fromkeys(models, options.streams)
         else:
             streams = best_streams(models, sorted({1, cores}))  # the CPU takes no more streams than cores
-        timed = time_in_turn(models, rounds=options.rounds, seconds=options.seconds, streams=streams)
+        timed = measure_in_turn(models, rounds=options.rounds, seconds=options.seconds, streams=streams)
         figures = {name: compared(timed["fp32"], each) for name, each in timed.items() if name != "fp32"}
         for name, path in models.items():
             if name != "fp32":
@@ -88,31 +88,20 @@ def quantized(ir: Path, calibration: Path, path: Path) -> Path:
     from edgeface.model.contract import ModelContract
     from edgeface.quantize.calibration import gather, to_inputs
     from edgeface.quantize.compress import QuantizationRecipe, compress
-    from edgeface.quantize.fusing import fuse
-    from edgeface.vision.crops import find_photos
     from edgeface.vision.load import load_detector
 
     model = ov.Core().read_model(ir)
     contract = ModelContract.read_from(model)
     with load_detector("mtcnn") as detector:
-        crops = gather(find_photos([calibration]), contract, detector=detector).crops
-    made = fuse(compress(model, to_inputs(crops, contract), QuantizationRecipe()))
+        crops = gather(calibration, contract, detector=detector).crops
+    made = compress(model, to_inputs(crops, contract), QuantizationRecipe())
     ov.save_model(made, path, compress_to_fp16=False)
     return path
 
 
-def compared(fp32: Timed, other: Timed) -> dict[str, float]:
+def compared(fp32: ModelTiming, other: ModelTiming) -> dict[str, float]:
     """Medians of the ratios within a round."""
-
-    def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-        return round(statistics.median(x / y for x, y in zip(a, b, strict=True)), 4)
-
-    return {
-        "throughput_ratio": ratio(fp32.together.milliseconds, other.together.milliseconds),
-        "latency_ratio": ratio(other.alone.milliseconds, fp32.alone.milliseconds),
-        "cpu_time_ratio": ratio(other.together.cpu_milliseconds, fp32.together.cpu_milliseconds),
-        "latency_cpu_time_ratio": ratio(other.alone.cpu_milliseconds, fp32.alone.cpu_milliseconds),
-    }
+    return {f"{name}_ratio": round(ratio, 4) for name, ratio in timing_ratios(other, fp32).items()}
 
 
 def file_bytes(ir: Path) -> int:

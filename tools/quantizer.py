@@ -71,14 +71,11 @@ def _quantize(entry: zoo.ModelEntry, *, options: argparse.Namespace) -> None:
 
 def _quantize_once(source: Path, folder: Path, photographs: Path) -> Path:
     # these load OpenVINO, which --print_all and --dry_run need not wait for
-    from edgeface.quantize import QuantizationRecipe, gather, open_parent, quantize
-    from edgeface.vision.crops import find_photos
+    from edgeface.quantize import quantize
     from edgeface.vision.load import load_detector
 
-    _, contract = open_parent(source, folder, QuantizationRecipe())
     with load_detector("mtcnn") as detector:
-        known = gather(find_photos([photographs]), contract, detector=detector)
-    outcome = quantize(source, folder, known)
+        outcome = quantize(source, folder, photographs, detector=detector)
     if outcome.ir is None:
         raise NegativeResult(f"{source}: refused: {'; '.join(outcome.reasons)}")
     return outcome.ir

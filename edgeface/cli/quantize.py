@@ -163,13 +163,8 @@ def quantize(
     json: JsonOption = False,
 ) -> None:
     """Make an IR smaller and faster; write it only if accuracy holds."""
-    from edgeface.quantize import (
-        QuantizationLimits,
-        QuantizationRecipe,
-        quantize_detector,
-        quantize_photos,
-        read_labelled,
-    )
+    from edgeface.quantize import QuantizationLimits, QuantizationRecipe, quantize_detector, read_labelled
+    from edgeface.quantize import quantize as run
     from edgeface.vision.crops import find_photos
 
     recipe = QuantizationRecipe(
@@ -206,7 +201,7 @@ def quantize(
             None if listed is None else read_labelled(listed, images, detector=faces.detector, seed=seed)
             for listed in (None if validate == "none" else validate, recalibrate)
         )
-        report = quantize_photos(
+        outcome = run(
             Path(model),
             output_dir,
             calibration,
@@ -216,9 +211,10 @@ def quantize(
             pairs=pairs,
             recalibrate=thresholds,
             search=search,
+            hints=True,
             progress=progress,
         )
-    _finish(report.to_dict(), json=json)
+    _finish(outcome.to_dict(), json=json)
 
 
 def _finish(answer: dict[str, Any], *, json: bool) -> None:
@@ -327,15 +323,11 @@ def pareto(
     ],
     precision: Annotated[
         list[_Precision] | None,
-        typer.Option(
-            help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False
-        ),
+        typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
     ] = None,
     subset: SubsetOption = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds of timing.")] = 7,
-    seconds: Annotated[
-        float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")
-    ] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")] = 1.0,
     seed: SeedOption = 0,
     boxes: BoxesOption = None,
     crops: CropsOption = False,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgeface.quantize.gate import QuantizationLimits
     from edgeface.quantize.pareto import Pareto, measure_pareto
     from edgeface.quantize.pareto_report import write_pareto
-    from edgeface.quantize.quantizer import Outcome, open_parent, quantize, quantize_photos
+    from edgeface.quantize.quantizer import Outcome, open_parent, quantize
     from edgeface.quantize.verification import LabelledPairs, read_labelled
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "open_parent",
     "quantize",
     "quantize_detector",
-    "quantize_photos",
     "read_labelled",
     "write_pareto",
 ]
@@ -41,7 +40,7 @@ __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluati
         "gate": ("QuantizationLimits",),
         "pareto": ("Pareto", "measure_pareto"),
         "pareto_report": ("write_pareto",),
-        "quantizer": ("Outcome", "open_parent", "quantize", "quantize_photos"),
+        "quantizer": ("Outcome", "open_parent", "quantize"),
         "verification": ("LabelledPairs", "read_labelled"),
     },
 )

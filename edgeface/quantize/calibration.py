@@ -18,7 +18,7 @@ from edgeface.model.opset import ops
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.vision.align import align
-from edgeface.vision.crops import Photo, detect_photos
+from edgeface.vision.crops import Photo, detect_photos, find_photos
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
 
@@ -78,7 +78,7 @@ class CalibrationSet:
 
 
 def gather(
-    photos: Sequence[Photo],
+    photos: Sequence[Photo] | Path,
     contract: ModelContract,
     *,
     subset: int = 300,
@@ -91,7 +91,7 @@ def gather(
     Parameters
     ----------
     photos
-        Photos with faces; of several faces the one of `Faces.largest` is cut.
+        Photos with faces, or their folder; of several faces the one of `Faces.largest` is cut.
     contract
         Contract of the model; it decides alignment and size.
     subset
@@ -108,6 +108,8 @@ def gather(
     InputError
         If there are fewer than two photos.
     """
+    if isinstance(photos, Path):
+        photos = find_photos([photos])
     if len(photos) < 2:
         raise InputError(
             f"calibration: expected at least 2 photos, one to calibrate with and one to judge, found {len(photos)}"

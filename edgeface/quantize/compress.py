@@ -6,7 +6,7 @@ Efficient Integer-Arithmetic-Only Inference", CVPR 2018). The recipe decides whi
 biases are corrected.
 
 The range of activations is the least and the greatest value of any calibration image. NNCF's default, the mean of the
-images' extremes, clips unusual faces: on 100 held-out faces FaceNet's minimum cosine is 0.994 with the default and 0.996
+images' extremes, clips unusual faces: FaceNet's minimum cosine on 100 held-out faces is 0.994 with the default, 0.996
 with this, the 1st percentile 0.995 and 0.997.
 
 Weights alone are rounded symmetrically, also unlike NNCF's default: FaceNet's mean cosine is then 0.9998, and 0.9978
@@ -216,7 +216,9 @@ def check_recipe(model: ov.Model, recipe: QuantizationRecipe) -> None:
         _nncf_version()
     known = {op.get_friendly_name() for op in model.get_ops()}
     if unknown := sorted(set(recipe.ignored) - known):
-        raise InputError(f"layers kept in floating point: the model has no operation {', '.join(unknown[:5])}")
+        raise InputError(
+            f"layers kept in floating point: the model has no operation {', '.join(unknown[:5])}"
+        )
 
 
 def tail_of(model: ov.Model) -> tuple[str, ...]:

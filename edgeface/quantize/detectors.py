@@ -1,8 +1,8 @@
-"""A detector and photographs in; its networks in 8 bits out, if boxes and landmarks stay where they were.
+"""Quantize the networks of a face detector, and write them only if boxes and landmarks agree with FP32's.
 
-A detector has no contract, and its networks see what the ones before them let through. So it runs as it is on the
-calibration photographs while every batch that reaches a network is kept; the networks are quantized on those, put
-into another instance of the same detector, and the two are compared on photographs that were held out.
+Each network of a detector sees what the networks before it let through. So the detector runs in FP32 on the calibration
+photos while the batches that reach each network are recorded. The networks are quantized on these batches, and the
+quantized detector is compared with the FP32 one on held-out photos.
 """
 
 from __future__ import annotations
@@ -21,47 +21,152 @@ from edgeface.convert.ir import publish_ir
 from edgeface.errors import ConversionError, ImageError, InputError
 from edgeface.files import output_errors, staging_folder, stopwatch
 from edgeface.model.contract import Alignment
-from edgeface.quantize.agreement import Agreement, judge_agreement, measure_agreement
-from edgeface.quantize.calibration import CalibrationSet as Calibration
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.calibration import CalibrationSet
 from edgeface.quantize.calibration_checks import find_flaws
-from edgeface.quantize.compress import Progress, check_recipe, compress
-from edgeface.quantize.compress import QuantizationRecipe as Recipe
+from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
 from edgeface.vision.align import align
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.load import DetectorName, load_detector
 from edgeface.vision.mtcnn_nets import build_net, load_weights
 from edgeface.vision.networks import read_network
+from edgeface.vision.nms import overlaps
 
-__all__ = ["DetectorOutcome", "quantize_detector"]
+__all__ = ["Agreement", "DetectorOutcome", "judge_agreement", "measure_agreement", "quantize_detector"]
 
 _FACE = Alignment("mtcnn-box-margin", 0)
 _BATCHES = 300
-"""Batches kept a network, at most."""
+"""Greatest number of batches recorded for each network."""
 _MOST_VALUES = 1 << 27
-"""Values of all batches kept a network, at most: half a gigabyte."""
+"""Greatest number of values recorded for each network: half a gigabyte."""
+_IOU = 0.5
+_RECALL, _PRECISION, _LANDMARKS = 0.98, 0.95, 0.02
+"""Least recall and precision, and greatest median distance of landmarks in sides of the face."""
+_FEW = 50
+"""Number of faces of which one is as much as the share that may be lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Agreement of a compressed detector with the FP32 one.
+
+    Attributes
+    ----------
+    photos, faces
+        Number of photos, and of faces that the FP32 detector found in them.
+    recall
+        Share of these faces that the compressed detector finds, at an intersection over union of 0.5.
+    precision
+        Share of the compressed detector's faces that the FP32 detector finds.
+    median_iou
+        Median intersection over union of the faces that both find.
+    landmark_pixels, landmark_sides
+        Median distance of a landmark from FP32's, in pixels and in square roots of the face's area; NaN if there are no
+        landmarks.
+    """
+
+    photos: int
+    faces: int
+    recall: float
+    precision: float
+    median_iou: float
+    landmark_pixels: float
+    landmark_sides: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; NaN becomes None."""
+        stored = dataclasses.asdict(self)
+        return {name: None if value != value else value for name, value in stored.items()}
+
+
+def measure_agreement(expected: Sequence[Faces], found: Sequence[Faces]) -> Agreement:
+    """Compare the results of two detectors, one `Faces` a photo from each.
+
+    Faces are matched one to one in each photo, the pair of greatest overlap first.
+
+    Raises
+    ------
+    InputError
+        If `expected` has no face.
+    """
+    faces, others = sum(map(len, expected)), sum(map(len, found))
+    if not faces:
+        raise InputError(
+            "detector: expected photos with faces to compare on, but the FP32 detector found no face"
+        )
+    shared, distances, sides = [], [], []
+    for before, after in zip(expected, found, strict=True):
+        for row, column, overlap in _match(before, after):
+            shared.append(overlap)
+            distance = np.linalg.norm(before.landmarks[row] - after.landmarks[column], axis=1)
+            distances.append(distance)
+            width, height = before.boxes[row, 2:] - before.boxes[row, :2]
+            sides.append(distance / np.sqrt(width * height))
+    known = bool(distances) and bool(np.isfinite(distances).all())
+    return Agreement(
+        photos=len(expected),
+        faces=faces,
+        recall=len(shared) / faces,
+        precision=len(shared) / others if others else 0.0,
+        median_iou=float(np.median(shared)) if shared else 0.0,
+        landmark_pixels=float(np.median(distances)) if known else float("nan"),
+        landmark_sides=float(np.median(sides)) if known else float("nan"),
+    )
+
+
+def judge_agreement(agreement: Agreement) -> tuple[str, ...]:
+    """Return the reasons to refuse a compressed detector; empty if it is accepted."""
+    reasons = []
+    more = "" if agreement.faces >= _FEW else "; a single face decides among so few: use more photos"
+    if agreement.recall < _RECALL:
+        reasons.append(
+            f"recall: expected at least {_RECALL:g} of FP32's {agreement.faces} faces, found "
+            f"{agreement.recall:.4f}{more}"
+        )
+    if agreement.precision < _PRECISION:
+        reasons.append(
+            f"precision: expected at least {_PRECISION:g} of the faces to be FP32's too, found "
+            f"{agreement.precision:.4f}{more}"
+        )
+    if agreement.landmark_sides > _LANDMARKS:
+        reasons.append(
+            f"landmarks: expected a median distance from FP32's of at most {_LANDMARKS:g} sides of the face, found "
+            f"{agreement.landmark_sides:.4f}"
+        )
+    return tuple(reasons)
+
+
+def _match(before: Faces, after: Faces) -> list[tuple[int, int, float]]:
+    overlap = overlaps(before.boxes, after.boxes)
+    matched = []
+    while overlap.size and overlap.max() >= _IOU:
+        row, column = np.unravel_index(np.argmax(overlap), overlap.shape)
+        matched.append((int(row), int(column), float(overlap[row, column])))
+        overlap[row], overlap[:, column] = -1, -1
+    return matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorOutcome:
-    """What became of one detector.
+    """Result of quantizing one detector; true if the networks were written, false if they were refused.
 
     Attributes
     ----------
     name
-        Which one.
+        Name of the detector.
     files
-        The quantized networks; empty if they were refused, and then nothing was written.
+        IRs of the quantized networks; empty if they were refused, and then nothing was written.
     agreement
-        With FP32, on photographs that were held out; None if the photographs were not fit to calibrate with.
+        Agreement with FP32 on held-out photos; None if the photos were not usable for calibration.
     reasons
         Why it was refused; empty if it passed.
     calibration_sha256
-        Over the batches that each network was calibrated with.
+        SHA-256 of the batches that the networks were calibrated with.
     settings
-        How.
+        Recipe as text.
     bytes_before, bytes_after
-        Of all .bin files together; 0 where nothing was quantized.
+        Total sizes of the .bin files; 0 if nothing was quantized.
     seconds
         Wall time.
     """
@@ -76,15 +181,13 @@ class DetectorOutcome:
     bytes_after: int
     seconds: float
 
-    @property
-    def passed(self) -> bool:
-        """Whether the networks were written."""
+    def __bool__(self) -> bool:
         return not self.reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the answer of `edgeface quantize --as`."""
+        """Return JSON types: the answer of `edgeface quantize --as`."""
         return {
-            "passed": self.passed,
+            "passed": bool(self),
             "detector": self.name,
             "files": [str(path) for path in self.files],
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
@@ -102,36 +205,35 @@ def quantize_detector(
     output: Path,
     photos: Sequence[Path],
     *,
-    recipe: Recipe | None = None,
+    recipe: QuantizationRecipe | None = None,
     landmarks_model: Path | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> DetectorOutcome:
-    """Quantize every network of a detector, and write them only if it finds the same faces.
+    """Quantize all networks of a detector and write them only if it finds the same faces.
 
     Parameters
     ----------
     name, model, landmarks_model
-        As `load_detector` takes them.
+        See `load_detector`.
     output
-        Folder for the IRs: pnet.xml, rnet.xml and onet.xml, or the model's own name.
+        Folder for the IRs: pnet.xml, rnet.xml and onet.xml, or the file name of the model.
     photos
-        With faces; a fifth of them judges, the others calibrate.
+        Photos with faces; a fifth is held out, the others calibrate.
     recipe
-        How; `Recipe.subset` counts photographs.
+        How to compress; `QuantizationRecipe.subset` counts photos.
     progress
-        Called with what is going on.
+        Called as the work proceeds.
 
     Raises
     ------
     InputError
-        If fewer than five photographs can be read, or no face is found in those that judge.
+        If fewer than five photos can be read, or the held-out photos show no face.
     OutputError
         If the folder cannot be written.
     EdgeFaceError
-        As `load_detector` and `compress`.
+        See `load_detector` and `compress`.
     """
-    tell: Progress = progress or (lambda what, done, total: None)
-    recipe = recipe or Recipe()
+    recipe = recipe or QuantizationRecipe()
     networks = _networks(name, model, landmarks_model)
     for network in networks.values():
         check_recipe(network, recipe)
@@ -142,7 +244,7 @@ def quantize_detector(
     recorder = _Recorder()
     with stopwatch() as elapsed, staging_folder(output) as staging:
         with load_detector(name, model=model, landmarks_model=landmarks_model) as before:
-            tell("FP32 faces", 0, 0)
+            progress(Progress("FP32 faces", 0))
             expected = before.detect(judging)
         with load_detector(
             name, model=model, landmarks_model=landmarks_model, observe=recorder.keep
@@ -150,7 +252,7 @@ def quantize_detector(
             seen = []
             for done, image in enumerate(calibrating, start=1):
                 seen += observed.detect([image])
-                tell("faces", done, len(calibrating))
+                progress(Progress("faces", done, len(calibrating), unit="photos"))
         outcome = DetectorOutcome(
             name=name,
             files=(),
@@ -171,11 +273,11 @@ def quantize_detector(
             for label in quantized
         }
         half = recipe.method == "fp16"
-        tried = staging / "tried"  # OpenVINO maps the files it reads: they are not written again
+        tried = staging / "tried"  # OpenVINO maps the files that it reads, so they cannot be overwritten
         tried.mkdir()
         bytes_before = sum(_save(network, tried / "fp32.xml") for network in networks.values())
         bytes_after = sum(_save(quantized[label], tried / f"{label}.xml", half=half) for label in staged)
-        tell("quantized faces", 0, 0)
+        progress(Progress("quantized faces", 0))
         with load_detector(
             name,
             model=tried if name == "mtcnn" else tried / "model.xml",
@@ -209,10 +311,10 @@ def quantize_detector(
 def _compress(
     networks: Mapping[str, ov.Model],
     records: Mapping[str, Sequence[np.ndarray]],
-    recipe: Recipe,
-    progress: Progress | None,
+    recipe: QuantizationRecipe,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, ov.Model], str]:
-    """Compress each network on the batches that reached it; also give the SHA-256 over all of them."""
+    """Compress each network on its recorded batches; also return the SHA-256 of all batches."""
     digest, made = hashlib.sha256(), {}
     for label, network in networks.items():
         batches = records.get(label, ())
@@ -224,14 +326,14 @@ def _compress(
 
 
 def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
-    """Say what is wrong with photographs by the faces in them, one each: `find_flaws`."""
+    """Check the photos with `find_flaws`, by the largest face of each."""
     crops = [
         align(image, faces.boxes[best], faces.landmarks[best], _FACE, (96, 96))
         for image, faces in zip(images, found, strict=True)
         if len(faces)
         for best in [faces.largest(image.shape[:2])]
     ]
-    known = Calibration(
+    known = CalibrationSet(
         crops=np.stack(crops) if crops else np.empty((0, 96, 96, 3), np.uint8),
         held_out=np.empty((0, 96, 96, 3), np.uint8),
         names=(),
@@ -241,7 +343,7 @@ def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
 
 
 class _Recorder:
-    """Keeps a copy of the batches that reach each network, up to a limit."""
+    """Records the batches that reach each network, up to a limit."""
 
     def __init__(self) -> None:
         self.batches: dict[str, list[np.ndarray]] = {}
@@ -252,15 +354,15 @@ class _Recorder:
             kept.append(np.array(batch, np.float32))
 
 
-def _split(photos: Sequence[Path], recipe: Recipe) -> tuple[list[Image], list[Image]]:
+def _split(photos: Sequence[Path], recipe: QuantizationRecipe) -> tuple[list[Image], list[Image]]:
     readable = []
     for path in sorted(photos):
         try:
             readable.append(read_image(path))
         except ImageError:
-            continue  # a folder of photographs may hold other files
+            continue  # a folder of photos may hold other files
     if len(readable) < 5:
-        raise InputError(f"calibration: expected at least 5 photographs with faces, found {len(readable)}")
+        raise InputError(f"calibration: expected at least 5 photos with faces, found {len(readable)}")
     order = np.random.default_rng(recipe.seed).permutation(len(readable))
     judges = max(1, len(readable) // 5)
     shuffled = [readable[index] for index in order]
@@ -272,7 +374,7 @@ def _networks(name: DetectorName, model: Path | None, landmarks_model: Path | No
         weights = load_weights(model)
         return {label: build_net(label, weights) for label in ("pnet", "rnet", "onet")}
     if model is None:
-        raise InputError(f"detector {name}: expected the path of its model, found none")
+        raise InputError(f"detector {name}: give the path of its model")
     networks = {"model": read_network(model)}
     if name == "retail-0004" and landmarks_model is not None:
         networks["landmarks"] = read_network(landmarks_model)
@@ -280,7 +382,7 @@ def _networks(name: DetectorName, model: Path | None, landmarks_model: Path | No
 
 
 def _save(network: ov.Model, path: Path, *, half: bool = False) -> int:
-    """Write an IR; return the bytes of its .bin."""
+    """Write an IR and return the size of its .bin."""
     with output_errors(path):
         try:
             ov.save_model(network, path, compress_to_fp16=half)

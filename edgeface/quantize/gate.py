@@ -80,10 +80,6 @@ class Fidelity:
     shortest: float
     longest: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return dataclasses.asdict(self)
-
 
 def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
     """Compare the embeddings of two models, (N, D) each, N at least 1, row by row.
@@ -125,7 +121,9 @@ def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
     )
 
 
-def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits) -> tuple[str, ...]:
+def judge_fidelity(
+    fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits
+) -> tuple[str, ...]:
     """Return the reasons to refuse a model by its embeddings of held-out faces; empty if it is accepted."""
     reasons = []
     if not fidelity.min_cosine >= limits.min_cosine:  # NaN is refused too
@@ -204,14 +202,7 @@ class HintResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return {
-            "device": self.device,
-            "hint": self.hint,
-            "available": self.fidelity is not None,
-            "fidelity": self.fidelity.to_dict() if self.fidelity else None,
-            "why_not": self.why_not,
-            "reasons": list(self.reasons),
-        }
+        return dataclasses.asdict(self) | {"available": self.fidelity is not None}
 
 
 def measure_hints(

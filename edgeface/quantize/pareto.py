@@ -41,8 +41,8 @@ from edgeface.quantize.quantizer import quantize
 from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.runtime import Embedder, default_plan
 from edgeface.runtime.devices import read_property
-from edgeface.vision.crops import find_photos
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
+from edgeface.vision.load import load_detector
 
 __all__ = [
     "FP32",
@@ -171,8 +171,8 @@ class Pareto:
                     "contract_id": row.contract_id,
                     "file_bytes": row.file_bytes,
                     "accuracy": row.accuracy,
-                    "verification": row.verification and row.verification.to_dict(),
-                    "fidelity": row.fidelity and row.fidelity.to_dict(),
+                    "verification": row.verification and dataclasses.asdict(row.verification),
+                    "fidelity": row.fidelity and dataclasses.asdict(row.fidelity),
                     **row.timing.to_dict(),
                     "ratios": self.ratios(row),
                     "optimal": row.optimal,
@@ -210,7 +210,7 @@ def measure_pareto(
     output
         Folder for the compressed IRs, each in a folder named after its method. They are not checked against limits.
     calibration
-        Crops for this contract, see `gather`, or a folder of photos. Their faces are found by `detector`, or by MTCNN if
+        Crops for this contract, see `gather`, or a folder of photos, in which `detector` finds the faces, or MTCNN if
         there are `boxes`, which are those of the pairs.
     images, pairs
         Labelled pairs, and the folder that their names are relative to.
@@ -243,7 +243,17 @@ def measure_pareto(
     files = find_images(images, pairs.images)
     recipe = recipe or QuantizationRecipe()
     if isinstance(calibration, Path):
-        calibration = _gather(ir, calibration, recipe, boxes, detector, device, progress)
+        with contextlib.ExitStack() as stack:
+            finder = detector if boxes is None else stack.enter_context(load_detector("mtcnn", device=device))
+            contract = ModelContract.read_from(read_ir(ir), source=str(ir))
+            calibration = gather(
+                calibration,
+                contract,
+                subset=recipe.subset,
+                detector=finder,
+                seed=recipe.seed,
+                progress=progress,
+            )
     models = {FP32: ir}
     fidelities: dict[str, Fidelity] = {}
     for method in dict.fromkeys(methods):
@@ -317,6 +327,7 @@ def timing_ratios(timing: ModelTiming, base: ModelTiming) -> dict[str, float]:
         "latency": ratio(timing.alone.milliseconds, base.alone.milliseconds),
         "throughput": ratio(base.loaded.milliseconds, timing.loaded.milliseconds),
         "cpu_time": ratio(timing.loaded.cpu_milliseconds, base.loaded.cpu_milliseconds),
+        "latency_cpu_time": ratio(timing.alone.cpu_milliseconds, base.alone.cpu_milliseconds),
     }
 
 
@@ -365,26 +376,6 @@ def _by_accuracy(verification: VerificationChange) -> int:
     if abs(drop) <= SAME_ACCURACY + 1e-12 and verification.p_value >= _SIGNIFICANT:
         return 0
     return -int(np.sign(drop))
-
-
-def _gather(
-    ir: Path,
-    photos: Path,
-    recipe: QuantizationRecipe,
-    boxes: Boxes | None,
-    detector: Detector | None,
-    device: str,
-    progress: ProgressCallback,
-) -> CalibrationSet:
-    """Cut the calibration crops from a folder of photos."""
-    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
-    found = find_photos([photos])
-    with contextlib.ExitStack() as stack:
-        if boxes is not None:
-            detector = stack.enter_context(load_detector("mtcnn", device=device))
-        return gather(
-            found, contract, subset=recipe.subset, detector=detector, seed=recipe.seed, progress=progress
-        )
 
 
 def _compress(

@@ -190,7 +190,9 @@ def _accuracy(value: float) -> str:
 
 
 def _sentence(row: Row, objective: Objective, value: float) -> str:
-    state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
+    state = (
+        "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
+    )
     return f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ from edgeface.quantize.gate import (
 from edgeface.quantize.sensitivity import groups_of, rank, revert
 from edgeface.quantize.verification import LabelledPairs, VerificationChange, judge_verification
 from edgeface.recognize.threshold import save_thresholds
-from edgeface.vision.crops import find_photos
-from edgeface.vision.detector import Detector, load_detector
+from edgeface.vision.detector import Detector
+from edgeface.vision.load import load_detector
 
-__all__ = ["Outcome", "QuantizationReport", "Trial", "open_parent", "quantize", "quantize_photos"]
+__all__ = ["Outcome", "Trial", "open_parent", "quantize"]
 
 _FEW_FACES = 32
 """Held-out faces for measurements that are repeated often: the ranking of layers and the precisions of devices."""
@@ -65,7 +66,7 @@ class Trial:
         Size of the .bin file.
     fidelity
         Agreement with FP32 on held-out faces.
-    verifications
+    verification
         Verification on labelled pairs; empty if there are none, or if the faces were enough to refuse the model.
     reasons
         Why it is refused; empty if it is accepted.
@@ -75,25 +76,14 @@ class Trial:
     share_in_float: float
     bytes: int
     fidelity: Fidelity
-    verifications: tuple[VerificationChange, ...]
+    verification: tuple[VerificationChange, ...]
     reasons: tuple[str, ...]
 
     def __bool__(self) -> bool:
         return not self.reasons
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return {
-            "in_float": list(self.in_float),
-            "share_in_float": self.share_in_float,
-            "bytes": self.bytes,
-            "fidelity": self.fidelity.to_dict(),
-            "verification": [each.to_dict() for each in self.verifications],
-            "reasons": list(self.reasons),
-        }
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
     """Result of quantizing one model; true if an IR was written, false if it was refused.
 
@@ -105,11 +95,17 @@ class Outcome:
         Contract of `ir`, or of the parent if it was refused.
     recipe
         Recipe, with the number of images that were used.
+    calibration
+        Crops that were used.
     reasons
         Why it was refused; empty if it passed.
     trials
         All measured models in order; the last one is `ir`. More than one if the search put layers back into floating
         point.
+    hints
+        Agreement of lower inference precisions with FP32, on every device.
+    thresholds
+        File of the thresholds calibrated for `ir`; None if none were.
     bytes_before, bytes_after
         Sizes of the .bin files; the second is 0 if it was refused.
     seconds
@@ -119,18 +115,22 @@ class Outcome:
     ir: Path | None
     contract: ModelContract
     recipe: QuantizationRecipe
+    calibration: CalibrationSet
     reasons: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = ()
+    hints: tuple[HintResult, ...] = ()
+    thresholds: Path | None = None
     bytes_before: int
-    bytes_after: int
+    bytes_after: int = 0
     seconds: tuple[float, float]
 
     def __bool__(self) -> bool:
         return self.ir is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        last = self.trials[-1].to_dict() if self.trials else {"fidelity": None, "verification": []}
+        """Return JSON types: the answer of `edgeface quantize`."""
+        trials = [dataclasses.asdict(each) for each in self.trials]
+        last = trials[-1] if trials else {"fidelity": None, "verification": []}
         lineage = self.contract.lineage
         return {
             "passed": bool(self),
@@ -142,53 +142,23 @@ class Outcome:
             "reasons": list(self.reasons),
             "fidelity": last["fidelity"],
             "verification": last["verification"],
-            "trials": [each.to_dict() for each in self.trials],
+            "trials": trials,
             "bytes": {
                 "before": self.bytes_before,
                 "after": self.bytes_after or None,
                 "ratio": self.bytes_after / self.bytes_before if self.bytes_after else None,
             },
             "seconds": {"compression": round(self.seconds[0], 3), "all": round(self.seconds[1], 3)},
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class QuantizationReport:
-    """Result of `quantize_photos`; true if an IR was written.
-
-    Attributes
-    ----------
-    outcome
-        The IR, or the reasons why there is none.
-    calibration
-        Crops that were used.
-    hints
-        Agreement of lower inference precisions with FP32, on every device.
-    thresholds
-        File of the thresholds that were calibrated for the IR; None if none were.
-    """
-
-    outcome: Outcome
-    calibration: CalibrationSet
-    hints: tuple[HintResult, ...]
-    thresholds: Path | None
-
-    def __bool__(self) -> bool:
-        return bool(self.outcome)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types: the answer of `edgeface quantize`."""
-        return self.outcome.to_dict() | {
-            "calibration": self.calibration.to_dict() | {"seed": self.outcome.recipe.seed},
+            "calibration": self.calibration.to_dict() | {"seed": self.recipe.seed},
             "hints": [each.to_dict() for each in self.hints],
             "thresholds": None if self.thresholds is None else str(self.thresholds),
         }
 
 
-def quantize_photos(
+def quantize(
     ir: Path,
     output: Path,
-    photos: Path,
+    calibration: CalibrationSet | Path,
     *,
     recipe: QuantizationRecipe | None = None,
     limits: QuantizationLimits | None = None,
@@ -196,75 +166,7 @@ def quantize_photos(
     pairs: LabelledPairs | None = None,
     recalibrate: LabelledPairs | None = None,
     search: int = 4,
-    progress: ProgressCallback = ignore_progress,
-) -> QuantizationReport:
-    """Quantize an IR with a folder of photos, measure lower inference precisions, and calibrate thresholds.
-
-    Parameters
-    ----------
-    ir, output, recipe, limits, pairs, search
-        See `quantize`.
-    photos
-        Folder of photos of faces.
-    detector
-        Finds the faces; None if the photos are aligned crops.
-    recalibrate
-        Labelled pairs for thresholds of the new IR, which are written beside it.
-    progress
-        Called as the work proceeds.
-
-    Raises
-    ------
-    EdgeFaceError
-        See `quantize`.
-    """
-    recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
-    parent, contract = open_parent(ir, output, recipe)
-    found = find_photos([photos])
-    calibration = gather(
-        found, contract, subset=recipe.subset, detector=detector, seed=recipe.seed, progress=progress
-    )
-    options: dict[str, Any] = {"recipe": recipe, "limits": limits, "pairs": pairs, "search": search}
-    if detector is None:  # nothing has looked for faces in the crops yet
-        with load_detector("mtcnn") as checker:
-            outcome = quantize(ir, output, calibration, detector=checker, progress=progress, **options)
-    else:
-        outcome = quantize(ir, output, calibration, progress=progress, **options)
-    faces = to_inputs(calibration.held_out[:_FEW_FACES], contract)
-    hints = [
-        each
-        for device in ov.Core().available_devices
-        for each in measure_hints(parent, faces, contract, limits, device=device)
-    ]
-    thresholds = None
-    if outcome.ir is not None and recalibrate is not None:
-        calibrated = calibrate_model(
-            recalibrate.images,
-            recalibrate.pairs,
-            outcome.ir,
-            fars=(0.01, 0.001),
-            boxes=recalibrate.boxes,
-            detector=recalibrate.detector,
-            created_from=recalibrate.source,
-            progress=progress,
-        )
-        thresholds = outcome.ir.with_suffix(".thresholds.json")
-        save_thresholds(thresholds, calibrated.thresholds)
-    return QuantizationReport(
-        outcome=outcome, calibration=calibration, hints=tuple(hints), thresholds=thresholds
-    )
-
-
-def quantize(
-    ir: Path,
-    output: Path,
-    calibration: CalibrationSet,
-    *,
-    recipe: QuantizationRecipe | None = None,
-    limits: QuantizationLimits | None = None,
-    pairs: LabelledPairs | None = None,
-    detector: Detector | None = None,
-    search: int = 4,
+    hints: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Outcome:
     """Compress an IR and write the result only if it keeps the limits.
@@ -276,16 +178,20 @@ def quantize(
     output
         Folder for the compressed IR, which keeps its file name; not the folder of `ir`.
     calibration
-        Crops for the contract of `ir`; see `gather`.
+        Folder of photos of faces, or crops for the contract of `ir`; see `gather`.
     recipe, limits
         How to compress, and what it may cost.
+    detector
+        Finds the faces in a folder of photos; None if the photos are aligned crops, which MTCNN then checks for faces.
     pairs
         Labelled pairs on which verification is compared, in addition to the held-out faces.
-    detector
-        Looks for faces in a calibration set that was made of crops.
+    recalibrate
+        Labelled pairs to calibrate thresholds for the new IR, which are written beside it.
     search
-        Greatest number of groups of layers that are put back into floating point, the most sensitive first, if the model
-        is refused.
+        Greatest number of groups of layers to put back into floating point if the model is refused, the most sensitive
+        first.
+    hints
+        Whether to measure lower inference precisions on all devices too.
     progress
         Called as the work proceeds.
 
@@ -302,67 +208,42 @@ def quantize(
         See `compress` and `save_ir`.
     """
     recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
-    parent, contract = open_parent(ir, output, recipe)
-    with stopwatch() as elapsed:
-        refused = Outcome(
+    with stopwatch() as elapsed, contextlib.ExitStack() as stack:
+        parent, contract = open_parent(ir, output, recipe)
+        checker = None
+        if isinstance(calibration, Path):
+            calibration = gather(
+                calibration,
+                contract,
+                subset=recipe.subset,
+                detector=detector,
+                seed=recipe.seed,
+                progress=progress,
+            )
+            checker = detector or stack.enter_context(load_detector("mtcnn"))
+        outcome = Outcome(
             ir=None,
             contract=contract,
             recipe=recipe,
-            reasons=tuple(flaw.reason for flaw in find_flaws(calibration, detector=detector)),
-            trials=(),
+            calibration=calibration,
+            reasons=tuple(flaw.reason for flaw in find_flaws(calibration, detector=checker)),
             bytes_before=ir.with_suffix(".bin").stat().st_size,
-            bytes_after=0,
             seconds=(0.0, elapsed()),
         )
-        if refused.reasons:
-            return refused
-        if not len(calibration.held_out):
-            raise InputError("calibration: expected held-out faces to judge the model, but there are none")
-        used = calibration.crops[: recipe.subset]
-        inputs = to_inputs(used, contract) if recipe.needs_images else []
-        recipe = dataclasses.replace(recipe, subset=len(used))
-        digest = dataclasses.replace(calibration, crops=used).digest if recipe.needs_images else ""
-        compressed = compress(parent, inputs, recipe, progress=progress)
-        compression = elapsed()
-        faces = to_inputs(calibration.held_out, contract)
-        progress(Progress("FP32 embeddings", 0))
-        expected = embed(parent, faces)
-        trials: list[Trial] = []
-        with staging_folder(output) as staging:
-            for kept, model in _candidates(compressed, parent, faces, expected, recipe, search, progress):
-                progress(Progress("compressed embeddings", 0))
-                lineage = Lineage(
-                    parent_id=contract.contract_id,
-                    method=recipe.method,
-                    settings=dataclasses.replace(recipe, ignored=kept).settings,
-                    calibration_sha256=digest,
-                    mean_cosine=0.0,
-                    p01_cosine=0.0,
-                    min_cosine=0.0,
-                )
-                child = dataclasses.replace(contract, precision=_PRECISIONS[recipe.method], lineage=lineage)
-                staged, child = save_ir(model, staging, child)
-                trial = _try(staged, child, kept, faces, expected, ir, pairs, limits, parent, progress)
-                trials.append(trial)
-                if trial:
-                    staged, child = save_ir(model, staging, _measured(child, lineage, trial))
-                    final = publish_ir(staged, output)
-                    return dataclasses.replace(
-                        refused,
-                        ir=final,
-                        contract=child,
-                        recipe=recipe,
-                        trials=tuple(trials),
-                        bytes_after=final.with_suffix(".bin").stat().st_size,
-                        seconds=(compression, elapsed()),
-                    )
-        return dataclasses.replace(
-            refused,
-            recipe=recipe,
-            reasons=trials[0].reasons,
-            trials=tuple(trials),
-            seconds=(compression, elapsed()),
-        )
+        if not outcome.reasons:
+            outcome = _search(outcome, ir, output, parent, limits, pairs, search, progress)
+        if hints:
+            faces = to_inputs(calibration.held_out[:_FEW_FACES], contract)
+            found = [
+                each
+                for device in ov.Core().available_devices
+                for each in measure_hints(parent, faces, contract, limits, device=device)
+            ]
+            outcome = dataclasses.replace(outcome, hints=tuple(found))
+        if outcome.ir is not None and recalibrate is not None:
+            thresholds = _recalibrate(outcome.ir, recalibrate, progress)
+            outcome = dataclasses.replace(outcome, thresholds=thresholds)
+        return dataclasses.replace(outcome, seconds=(outcome.seconds[0], elapsed()))
 
 
 def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.Model, ModelContract]:
@@ -398,6 +279,81 @@ def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.
     return parent, contract
 
 
+def _search(
+    outcome: Outcome,
+    ir: Path,
+    output: Path,
+    parent: ov.Model,
+    limits: QuantizationLimits,
+    pairs: LabelledPairs | None,
+    search: int,
+    progress: ProgressCallback,
+) -> Outcome:
+    """Compress, and put layers back into floating point until a trial keeps the limits; publish that one."""
+    contract, calibration = outcome.contract, outcome.calibration
+    if not len(calibration.held_out):
+        raise InputError("calibration: expected held-out faces to judge the model, but there are none")
+    used = calibration.crops[: outcome.recipe.subset]
+    recipe = dataclasses.replace(outcome.recipe, subset=len(used))
+    inputs = to_inputs(used, contract) if recipe.needs_images else []
+    digest = dataclasses.replace(calibration, crops=used).digest if recipe.needs_images else ""
+    with stopwatch() as elapsed:
+        compressed = compress(parent, inputs, recipe, progress=progress)
+        outcome = dataclasses.replace(outcome, recipe=recipe, seconds=(elapsed(), 0.0))
+    faces = to_inputs(calibration.held_out, contract)
+    progress(Progress("FP32 embeddings", 0))
+    expected = embed(parent, faces)
+    layers = {name for group in groups_of(parent) for name in group}
+    trials: list[Trial] = []
+    with staging_folder(output) as staging:
+        for kept, model in _candidates(compressed, parent, faces, expected, recipe, search, progress):
+            progress(Progress("compressed embeddings", 0))
+            lineage = Lineage(
+                parent_id=contract.contract_id,
+                method=recipe.method,
+                settings=dataclasses.replace(recipe, ignored=kept).settings,
+                calibration_sha256=digest,
+                mean_cosine=0.0,
+                p01_cosine=0.0,
+                min_cosine=0.0,
+            )
+            child = dataclasses.replace(contract, precision=_PRECISIONS[recipe.method], lineage=lineage)
+            staged, child = save_ir(model, staging, child)
+            fidelity = measure_fidelity(
+                expected, embed(read_ir(staged), faces)
+            )  # of the file, as it was written
+            reasons = judge_fidelity(fidelity, child, limits)
+            verification: tuple[VerificationChange, ...] = ()
+            if not reasons and pairs is not None:
+                verification = pairs.compare(ir, staged, progress=progress)
+                reasons = judge_verification(verification, limits)
+            trials.append(
+                Trial(
+                    in_float=kept,
+                    share_in_float=len(layers & set(kept)) / len(layers) if layers else 0.0,
+                    bytes=staged.with_suffix(".bin").stat().st_size,
+                    fidelity=fidelity,
+                    verification=verification,
+                    reasons=reasons,
+                )
+            )
+            if trials[-1]:
+                measured = dataclasses.replace(
+                    lineage,
+                    mean_cosine=fidelity.mean_cosine,
+                    p01_cosine=fidelity.p01_cosine,
+                    min_cosine=fidelity.min_cosine,
+                    accuracy_drop=max((each.accuracy.drop for each in verification), default=None),
+                )
+                staged, child = save_ir(model, staging, dataclasses.replace(child, lineage=measured))
+                final = publish_ir(staged, output)
+                size = final.with_suffix(".bin").stat().st_size
+                return dataclasses.replace(
+                    outcome, ir=final, contract=child, trials=tuple(trials), bytes_after=size
+                )
+    return dataclasses.replace(outcome, reasons=trials[0].reasons, trials=tuple(trials))
+
+
 def _candidates(
     compressed: ov.Model,
     parent: ov.Model,
@@ -421,44 +377,18 @@ def _candidates(
         yield kept, revert(compressed, parent, kept)
 
 
-def _try(
-    staged: Path,
-    child: ModelContract,
-    kept: tuple[str, ...],
-    faces: list[NDArray[np.float32]],
-    expected: NDArray[np.float32],
-    ir: Path,
-    pairs: LabelledPairs | None,
-    limits: QuantizationLimits,
-    parent: ov.Model,
-    progress: ProgressCallback,
-) -> Trial:
-    """Measure the written file, not the model in memory."""
-    fidelity = measure_fidelity(expected, embed(read_ir(staged), faces))
-    reasons = judge_fidelity(fidelity, child, limits)
-    verifications: tuple[VerificationChange, ...] = ()
-    if not reasons and pairs is not None:
-        verifications = pairs.compare(ir, staged, progress=progress)
-        reasons = judge_verification(verifications, limits)
-    layers = {name for group in groups_of(parent) for name in group}
-    return Trial(
-        in_float=kept,
-        share_in_float=len(layers & set(kept)) / len(layers) if layers else 0.0,
-        bytes=staged.with_suffix(".bin").stat().st_size,
-        fidelity=fidelity,
-        verifications=verifications,
-        reasons=reasons,
+def _recalibrate(ir: Path, labelled: LabelledPairs, progress: ProgressCallback) -> Path:
+    """Calibrate thresholds for an IR and write them beside it."""
+    calibrated = calibrate_model(
+        labelled.images,
+        labelled.pairs,
+        ir,
+        fars=(0.01, 0.001),
+        boxes=labelled.boxes,
+        detector=labelled.detector,
+        created_from=labelled.source,
+        progress=progress,
     )
-
-
-def _measured(child: ModelContract, lineage: Lineage, trial: Trial) -> ModelContract:
-    """Put what was measured into the contract."""
-    drops = [each.accuracy.drop for each in trial.verifications]
-    measured = dataclasses.replace(
-        lineage,
-        mean_cosine=trial.fidelity.mean_cosine,
-        p01_cosine=trial.fidelity.p01_cosine,
-        min_cosine=trial.fidelity.min_cosine,
-        accuracy_drop=max(drops) if drops else None,
-    )
-    return dataclasses.replace(child, lineage=measured)
+    path = ir.with_suffix(".thresholds.json")
+    save_thresholds(path, calibrated.thresholds)
+    return path

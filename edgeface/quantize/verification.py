@@ -1,15 +1,14 @@
 """Compare the verification accuracy of two models on the same labelled pairs, with paired intervals.
 
 Both models judge the same pairs, so their errors are correlated and the difference is known better than either rate.
-Intervals come from resampling pairs, with both models' answers, within each fold (Efron and Tibshirani, "An Introduction
-to the Bootstrap", 1993, chapters 8 and 13). Accuracy is also tested by McNemar's exact test (McNemar, Psychometrika 12,
-1947; Dietterich, Neural Computation 10, 1998). Pairs that share a person are treated as independent, as in all published
-intervals on LFW; the true intervals are somewhat wider.
+Intervals come from resampling pairs, with both models' answers, within each fold (Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapters 8 and 13). Accuracy is also tested by McNemar's exact test (McNemar,
+Psychometrika 12, 1947; Dietterich, Neural Computation 10, 1998). Pairs that share a person are treated as independent,
+as in all published intervals on LFW; the true intervals are somewhat wider.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
@@ -108,13 +107,6 @@ class VerificationChange:
     lost: int
     won: int
     p_value: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        stored = dataclasses.asdict(self)
-        for name in ("accuracy", "val", "eer"):
-            stored[name]["interval"] = list(stored[name]["interval"])
-        return stored
 
 
 def compare_verification(
@@ -274,8 +266,8 @@ def read_labelled(
     Parameters
     ----------
     listed
-        A list in the format of LFW's pairs.txt, or ``lfw``: LFW's own list and images in the folder that the environment
-        variable EDGEFACE_DATA names, with the reference boxes if they are there.
+        A list in the format of LFW's pairs.txt, or ``lfw``: LFW's own list and images in the folder that the
+        environment variable EDGEFACE_DATA names, with the reference boxes if they are there.
     images
         Folder of the images; optional for ``lfw``.
     detector

@@ -21,7 +21,6 @@ __all__ = [
     "cosine_similarity",
     "paired",
     "pairwise",
-    "pixel_distance",
     "squared_l2",
 ]
 
@@ -106,34 +105,6 @@ def squared_l2(a: Floats, b: Floats) -> Doubles:
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return np.asarray(np.einsum("...d,...d->...", difference, difference))
-
-
-def pixel_distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Doubles:
-    """Root mean square difference of two pictures' pixels, in [0, 1]: a baseline that no one should use.
-
-    It compares light, pose and background as much as faces; it is here to show what an embedding is worth.
-
-    Parameters
-    ----------
-    a, b : (N, H, W, C) uint8
-        Crops in the same alignment.
-
-    Returns
-    -------
-    (N,) float64
-        sqrt(mean((a - b)^2)) / 255.
-
-    Raises
-    ------
-    InputError
-        If the shapes differ, or the pixels are not uint8.
-    """
-    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise InputError(
-            f"expected two arrays (N, H, W, C) uint8 of one shape, found {a.shape} {a.dtype} and {b.shape} {b.dtype}"
-        )
-    left, right = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    return np.sqrt(_in_blocks(squared_l2, left, right) / left.shape[1]) / 255.0
 
 
 def paired(metric: Metric, a: Floats, b: Floats) -> Doubles:

@@ -40,7 +40,7 @@ def test_pictures_of_nobody_are_refused_with_exit_code_1_and_no_ir(folder: Path)
     answer = json.loads(done.stdout)
     assert done.returncode == 1
     assert answer["passed"] is False
-    assert "a face in nearly every picture, found none in 24 of 24" in answer["reasons"][0]
+    assert "a face in nearly every photo, but 24 of 24 have none" in answer["reasons"][0]
     assert "refused: calibration set" in done.stderr
     assert not (folder / "out").exists()
 
@@ -52,15 +52,15 @@ def test_a_pairs_list_without_its_images_is_wrong_use(folder: Path) -> None:
     )  # fmt: skip
 
     assert done.returncode == 2
-    assert "--images: expected the folder" in done.stderr
+    assert "needs the folder of its images; give it with --images" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--recalibrate", "pairs.txt"], "--images: expected the folder"),
+        (["--recalibrate", "pairs.txt"], "give it with --images"),
         (["--recalibrate", "pairs.txt", "--images", "."], "pairs.txt"),
-        (["--keep", "nowhere"], "the model has none called nowhere"),
+        (["--keep", "nowhere"], "the model has no operation nowhere"),
         (["-o", "/dev/null/out"], "cannot write /dev/null/out"),
         (["-o", "parent"], "would replace its parent"),
         (["--as", "mtcnn", "--validate", "lfw"], "leave --validate"),

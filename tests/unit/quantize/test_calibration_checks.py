@@ -73,7 +73,7 @@ def test_photographs_without_faces_are_told() -> None:
 
     (flaw,) = find_flaws(a_set(skin_crops(40), without_face=missing))
     assert (flaw.count, flaw.of) == (15, 55)
-    assert "a face in nearly every picture" in flaw.reason
+    assert "a face in nearly every photo" in flaw.reason
 
 
 def test_a_set_of_nothing_but_missing_faces_is_told() -> None:

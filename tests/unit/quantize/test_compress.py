@@ -15,9 +15,15 @@ from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 
 from edgeface.errors import ConversionError, InputError
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize.compress import QuantizationRecipe, compress
-from edgeface.quantize.fidelity import cosines, embed
-from edgeface.quantize.structure import is_transformer, residuals_of, tail_of
+from edgeface.progress import Progress
+from edgeface.quantize.compress import (
+    QuantizationRecipe,
+    compress,
+    is_transformer,
+    residuals_of,
+    tail_of,
+)
+from edgeface.quantize.gate import cosines, embed
 
 try:
     from openvino import opset13 as ops
@@ -174,7 +180,7 @@ def test_nncfs_accuracy_control_puts_back_only_what_the_cosine_needs() -> None:
 
 
 def test_what_cannot_be_done_is_named() -> None:
-    with pytest.raises(InputError, match="none called nowhere"):
+    with pytest.raises(InputError, match="no operation nowhere"):
         compress(tiny_net(), inputs(), QuantizationRecipe(ignored=("nowhere",)))
     with pytest.raises(InputError, match="at least one image"):
         compress(tiny_net(), [], QuantizationRecipe())
@@ -185,13 +191,13 @@ def test_what_cannot_be_done_is_named() -> None:
 
 
 def test_progress_counts_every_calibration_input() -> None:
-    told: list[tuple[str, int, int]] = []
-    compress(tiny_net(), inputs(5), QuantizationRecipe(), progress=lambda *each: told.append(each))
+    told: list[Progress] = []
+    compress(tiny_net(), inputs(5), QuantizationRecipe(), progress=told.append)
 
-    assert [each for each in told if each[0] == "calibration"][:5] == [
-        ("calibration", n, 5) for n in range(1, 6)
+    assert [each for each in told if each.stage == "calibration"][:5] == [
+        Progress("calibration", n, 5, "images") for n in range(1, 6)
     ]
-    assert told[-1][0] == "bias correction"
+    assert told[-1].stage == "bias correction"
 
 
 def test_nncf_prints_nothing_and_reports_to_nobody() -> None:

@@ -1,15 +1,18 @@
-"""Paired statistics against SciPy, closed forms and what is known of made-up models."""
+"""Paired statistics against closed forms and what is known of made-up models."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
+from edgeface.errors import InputError, MissingError
 from edgeface.evaluate.lfw import EvaluationSettings
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import ProtocolName
-from edgeface.quantize.verification import VerificationChange, compare_verification, mcnemar
+from edgeface.quantize.verification import VerificationChange, compare_verification, mcnemar, read_labelled
 from edgeface.recognize.metrics import Metric
 
 PLAIN = EvaluationSettings(Metric.squared_l2, flip=False, subtract_mean=False)
@@ -49,8 +52,9 @@ def compare(before: np.ndarray, after: np.ndarray, pairs: Pairs, **options: obje
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (0, 1), (2, 15), (7, 7), (40, 22), (300, 260)])
-def test_mcnemar_is_scipys_binomial_test(lost: int, won: int) -> None:
-    expected = binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0
+def test_mcnemar_is_twice_the_binomial_tail(lost: int, won: int) -> None:
+    tail = sum(math.comb(lost + won, k) for k in range(min(lost, won) + 1)) / 2 ** (lost + won)
+    expected = min(1.0, 2 * tail)
 
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9)
 
@@ -108,3 +112,18 @@ def test_the_seed_decides() -> None:
 
     assert first == again
     assert first.eer.interval != other.eer.interval
+
+
+def test_lfw_is_looked_for_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEFACE_DATA", raising=False)
+    with pytest.raises(MissingError, match="the variable unset"):
+        read_labelled("lfw")
+    monkeypatch.setenv("EDGEFACE_DATA", str(tmp_path))
+    with pytest.raises(MissingError, match=r"no pairs\.txt in .*lfw"):
+        read_labelled("lfw")
+    (tmp_path / "lfw" / "images" / "A").mkdir(parents=True)
+    (tmp_path / "lfw" / "pairs.txt").write_text("1\t1\nA\t1\t2\nA\t1\tB\t1\n")
+    with pytest.raises(InputError, match="3 of 3 are missing"):
+        read_labelled("lfw")
+    with pytest.raises(InputError, match="give it with --images"):
+        read_labelled(tmp_path / "lfw" / "pairs.txt")

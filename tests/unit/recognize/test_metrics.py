@@ -95,17 +95,3 @@ def test_embeddings_of_two_lengths_never_meet() -> None:
         paired(Metric.cosine, random_vectors(2, seed=0), random_vectors(2, seed=0, length=128))
     with pytest.raises(ContractError):
         pairwise(Metric.cosine, random_vectors(2, seed=0), random_vectors(3, seed=0, length=128))
-
-
-def test_pixel_distance_is_the_root_mean_square_of_grey_levels() -> None:
-    black, white = np.zeros((2, 4, 6, 3), np.uint8), np.full((2, 4, 6, 3), 255, np.uint8)
-    white[1, :2] = 0
-    np.testing.assert_allclose(metrics.pixel_distance(black, white), [1, np.sqrt(0.5)])
-
-
-def test_pictures_that_do_not_pair_are_refused() -> None:
-    crops = np.zeros((3, 4, 4, 3), np.uint8)
-    assert metrics.pixel_distance(crops, crops + np.uint8(255)).tolist() == [1, 1, 1]
-    for other in (crops[:2], crops[:, :2], crops.astype(np.float32)):
-        with pytest.raises(InputError, match=r"expected two arrays \(N, H, W, C\) uint8 of one shape"):
-            metrics.pixel_distance(crops, other)

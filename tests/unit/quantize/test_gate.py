@@ -10,8 +10,8 @@ from tiny_net import skin_crops, write_tiny_net
 from edgeface.errors import DeviceError
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import QuantizationLimits, hints
-from edgeface.quantize.hints import measure_hints
+from edgeface.quantize import QuantizationLimits, gate
+from edgeface.quantize.gate import measure_hints
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +41,35 @@ def test_every_hint_is_measured_or_said_not_to_be_offered(parent: ov.Model, inpu
 def test_what_is_offered_is_held_to_the_gate(
     parent: ov.Model, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hints, "_CAPABILITIES", {"f32": "FP32"})  # every CPU offers it
+    monkeypatch.setattr(gate, "_CAPABILITIES", {"f32": "FP32"})  # every CPU offers it
     contract = ModelContract.read_from(parent)
 
     (good,) = measure_hints(parent, inputs, contract, QuantizationLimits(min_cosine=0.9999))
     assert good.fidelity is not None
     assert good.fidelity.min_cosine == pytest.approx(1, abs=1e-6)
     assert good.reasons == ()
+    assert good
 
-    embed = hints.embed
+    embed = gate.embed
     monkeypatch.setattr(
-        hints, "embed", lambda *a, **k: embed(*a, **k)[::-1] if k.get("hint") else embed(*a, **k)
+        gate, "embed", lambda *a, **k: embed(*a, **k)[::-1] if k.get("hint") else embed(*a, **k)
     )
     (bad,) = measure_hints(parent, inputs, contract, QuantizationLimits(min_cosine=0.9999))
     assert "cosine against FP32" in bad.reasons[0]
+    assert not bad
 
 
 def test_a_driver_that_fails_is_quoted_and_ends_nothing(
     parent: ov.Model, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hints, "_CAPABILITIES", {"f32": "FP32"})
+    monkeypatch.setattr(gate, "_CAPABILITIES", {"f32": "FP32"})
     wrong = [np.zeros((1, 3, 4, 5, 6), np.float32)]  # OpenVINO refuses the shape, as a driver would the model
 
     (found,) = measure_hints(parent, wrong, ModelContract.read_from(parent), QuantizationLimits())
 
     assert found.fidelity is None
     assert "cannot run this model" in found.why_not
+    assert not found
 
 
 def test_an_absent_device_is_named(parent: ov.Model, inputs: list[np.ndarray]) -> None:

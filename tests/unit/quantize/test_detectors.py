@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeface.errors import InputError
-from edgeface.quantize.agreement import judge_agreement, measure_agreement
+from edgeface.quantize.detectors import DetectorOutcome, judge_agreement, measure_agreement
 from edgeface.vision.detector import Faces
 
 
@@ -65,5 +65,22 @@ def test_landmarks_that_no_detector_finds_are_not_judged() -> None:
 
 
 def test_nothing_to_compare_on_is_wrong_use() -> None:
-    with pytest.raises(InputError, match="photographs with faces"):
+    with pytest.raises(InputError, match="photos with faces"):
         measure_agreement([faces()], [faces()])
+
+
+@pytest.mark.parametrize("reasons", [(), ("recall: expected more",)])
+def test_an_outcome_is_true_only_if_the_networks_were_written(reasons: tuple[str, ...]) -> None:
+    outcome = DetectorOutcome(
+        name="mtcnn",
+        files=(),
+        agreement=None,
+        reasons=reasons,
+        calibration_sha256="",
+        settings="",
+        bytes_before=0,
+        bytes_after=0,
+        seconds=0.0,
+    )
+
+    assert bool(outcome) is outcome.to_dict()["passed"] is (not reasons)
