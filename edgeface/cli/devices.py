@@ -1,4 +1,4 @@
-"""`edgeface devices` and `edgeface doctor`: what can run models on this machine, and what stands in the way."""
+"""The commands `edgeface devices` and `edgeface doctor`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def register(app: typer.Typer) -> None:
 
 
 def devices(*, as_json: JsonOption = False) -> None:
-    """List the devices that can run models, and say why others are absent.
+    """List the devices that can run models, and say why others are missing.
 
     Example: edgeface devices --json
     """
-    from edgeface.runtime.devices import list_devices, missing_devices
+    from edgeface.runtime.devices import list_devices
+    from edgeface.runtime.probe import missing_devices
 
-    present, missing = list_devices(), missing_devices()
+    present = list_devices()
+    missing = missing_devices([device.name for device in present])
     if as_json:
         emit_json({"devices": [d.to_dict() for d in present], "missing": [m.to_dict() for m in missing]})
         return
@@ -43,9 +45,9 @@ def devices(*, as_json: JsonOption = False) -> None:
         stdout.print(f"[bold]{device.name}[/bold]  {escape(device.full_name)}")
         stdout.print(table)
     for absent in missing:
-        stdout.print(f"[bold]{absent.name}[/bold]  [yellow]not here[/yellow]")
+        stdout.print(f"[bold]{absent.name}[/bold]  [yellow]missing[/yellow]")
         for cause in absent.causes:
-            stdout.print(f"  {escape(cause.reason)}\n    cure: {escape(cause.cure)}", soft_wrap=True)
+            stdout.print(f"  {escape(cause.reason)}\n    remedy: {escape(cause.remedy)}", soft_wrap=True)
 
 
 def doctor(*, as_json: JsonOption = False) -> None:
@@ -61,10 +63,10 @@ def doctor(*, as_json: JsonOption = False) -> None:
     else:
         table = Table.grid(padding=(0, 2))
         for check in diagnosis.checks:
-            cure = f"\n[dim]cure: {escape(check.cure)}[/dim]" if check.cure else ""
-            table.add_row(_SIGNS[check.status], check.name, escape(check.found) + cure)
+            remedy = f"\n[dim]remedy: {escape(check.remedy)}[/dim]" if check.remedy else ""
+            table.add_row(_SIGNS[check.status], check.name, escape(check.found) + remedy)
         stdout.print(table)
-        where = ", ".join(diagnosis.runs_on)
-        stdout.print(f"models run here, on {where}" if where else "[red]no model can run here[/red]")
+        devices = ", ".join(diagnosis.runs_on)
+        stdout.print(f"models run here, on {devices}" if devices else "[red]no model can run here[/red]")
     if not diagnosis.runs_on:
         raise typer.Exit(3)

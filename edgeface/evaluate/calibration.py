@@ -14,7 +14,7 @@ from edgeface.evaluate.protocol import pair_scores
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, calibrate, require_rates
-from edgeface.runtime.flip import Flip
+from edgeface.runtime.adapter import Flip
 from edgeface.vision.detector import Detector
 
 __all__ = ["ThresholdCalibration", "calibrate_model"]

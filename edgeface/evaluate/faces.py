@@ -18,8 +18,8 @@ from edgeface.files import stopwatch
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.table import read_npz
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.runtime.adapter import Flip
 from edgeface.runtime.embedder import Embedder
-from edgeface.runtime.flip import Flip
 from edgeface.runtime.plan import ExecutionReport
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector

@@ -22,7 +22,7 @@ from edgeface.evaluate.openset import (
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.open_set import require_fpir
-from edgeface.runtime.flip import Flip
+from edgeface.runtime.adapter import Flip
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 

@@ -1,11 +1,11 @@
-"""An image format and a contract in, a model that takes such images as they are out.
+"""Adapt a model to the caller's images: type, colour, layout, size and mirroring become part of the graph.
 
-The difference in type, colour, layout and size becomes part of the graph, so that nothing is left to do per
-image in Python. Values are 0-255 in every dtype.
+Nothing is left to do per image in Python. Values are 0-255 in every dtype.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,13 +21,28 @@ try:
 except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset13 as ops
 
-__all__ = ["ColorOrder", "Dtype", "ImageFormat", "ImageLayout", "Resize", "adapt"]
+__all__ = [
+    "ColorOrder",
+    "Dtype",
+    "Flip",
+    "ImageFormat",
+    "ImageLayout",
+    "Resize",
+    "adapt",
+    "flip_contract",
+    "with_mirror",
+]
 
 ImageLayout = Literal["NHWC", "NCHW"]
 ColorOrder = Literal["BGR", "RGB", "GRAY", "BGRX", "RGBX", "NV12", "I420"]
 Dtype = Literal["u8", "f16", "f32"]
 Resize = Literal["linear", "antialias"]
+Flip = Literal["average", "concatenate"]
+"""How the embedding of a face and that of its mirror image are combined. ``concatenate``: one behind the other, twice
+as long and not normalised again, as davidsandberg/facenet's evaluation does (`src/validate_on_lfw.py`, `evaluate`).
+``average``: their mean, normalised again if the contract's embeddings are; comparable with plain embeddings."""
 
+_NORM_EPSILON = 1e-10  # of TensorFlow's l2_normalize in FaceNet
 _CHANNELS = {"BGR": 3, "RGB": 3, "GRAY": 1, "BGRX": 4, "RGBX": 4, "NV12": 1, "I420": 1}
 _PLANAR_YUV = ("NV12", "I420")
 _NUMPY: dict[str, np.dtype[Any]] = {
@@ -50,7 +65,7 @@ _ALGORITHMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFormat:
-    """What the caller's images are; the default is a crop as OpenCV holds it.
+    """Format of the caller's images; the default is a crop as OpenCV holds it.
 
     Attributes
     ----------
@@ -58,15 +73,15 @@ class ImageFormat:
         ``NHWC`` or ``NCHW``. NV12 and I420 are NHWC only: their one plane has no channels to move.
     color
         Channel order. The fourth channel of ``BGRX`` and ``RGBX`` is ignored. ``GRAY`` becomes three equal
-        channels. ``NV12`` and ``I420`` are one plane of (H * 3/2, W, 1), limited-range BT.601, as cameras and
-        video decoders give it and as OpenCV reads it.
+        channels. ``NV12`` and ``I420`` are one plane of (H * 3/2, W, 1), limited-range BT.601, as cameras and video
+        decoders return it.
     dtype
         ``u8``, ``f16`` or ``f32``; 0-255 in each.
     size
         (height, width) in pixels of the images; None: exactly the contract's; ``any``: each image its own.
         NV12 and I420 need even numbers.
     resize
-        How images of another size reach the contract's, in float32 and without rounding.
+        How images are resized to the contract's size, in float32 and without rounding.
         ``linear``: four neighbours, half-pixel centres, edges repeated; `cv2.INTER_LINEAR` on float32.
         ``antialias``: a triangle as wide as the reduction, `PIL.Image.BILINEAR` on mode F; less aliasing from
         large images, about fifteen times the cost on a CPU.
@@ -95,7 +110,7 @@ class ImageFormat:
             _require_size(self.size, even=self.color in _PLANAR_YUV)
 
     def image_shape(self, contract: ModelContract) -> tuple[int, int, int]:
-        """Shape of one image, -1 where it is free."""
+        """Return the shape of one image, -1 where it is free."""
         size = self.size or contract.input_size
         height, width = (-1, -1) if size == "any" else size
         if self.color in _PLANAR_YUV and height > 0:
@@ -104,7 +119,7 @@ class ImageFormat:
         return (height, width, channels) if self.layout == "NHWC" else (channels, height, width)
 
     def batch_shape(self, n: int, contract: ModelContract) -> tuple[int, int, int, int]:
-        """Shape of `n` images in one tensor, -1 where it is free."""
+        """Return the shape of `n` images in one tensor, -1 where it is free."""
         return (n, *self.image_shape(contract))
 
     def check(self, array: np.ndarray, contract: ModelContract) -> None:
@@ -136,7 +151,7 @@ class ImageFormat:
     ) -> ContractError:
         wanted = f"expected {what} of {_shape_text(expected)} {_NUMPY[self.dtype].name} {self.color}"
         if not isinstance(array, np.ndarray):
-            why = "; cv2.imread and VideoCapture.read give None when there is nothing to read"
+            why = "; cv2.imread and VideoCapture.read return None when they cannot read an image"
             return ContractError(
                 f"{wanted} as a numpy array, found {type(array).__name__}{why if array is None else ''}"
             )
@@ -155,9 +170,9 @@ class ImageFormat:
     def _advice(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], expected: tuple[int, ...], contract: ModelContract
     ) -> str:
-        """The `ImageFormat` that would take such an array, or what to change about the array."""
+        """Say which `ImageFormat` would fit such an array, or what to change about the array."""
         if len(shape) == len(expected) - 1 and _CHANNELS[self.color] == 1 and shape == expected[:-1]:
-            return "give it its channel axis: image[..., np.newaxis]"
+            return "add the channel axis: image[..., np.newaxis]"
         name = next((name for name, known in _NUMPY.items() if known == dtype), None)
         image = shape[len(expected) - 3 :]
         if name is None or len(shape) != len(expected):
@@ -177,15 +192,15 @@ class ImageFormat:
 def adapt(
     model: ov.Model, contract: ModelContract, image_format: ImageFormat, *, batch: int | None
 ) -> ov.Model:
-    """Build the way from the caller's images to the model's input into the graph.
+    """Add the conversion from the caller's images to the model's input to the graph.
 
-    The steps run in an order that is part of the result's definition: (1) YUV to colour, or the fourth channel
+    The order of the steps defines the result: (1) YUV to colour, or the fourth channel
     dropped, in the image's own dtype (f16 YUV in float32); (2) conversion to float32; (3) resize; (4) channel
     order, and GRAY to three channels; (5) layout. Resizing follows (1) because a plane with subsampled chroma
     cannot be resized, and (2) because rounding to u8 would cost up to half a level; it precedes (4), which
     commutes with it, because the model's small image is cheaper to permute than the caller's large one.
 
-    Without a resize every format but YUV is exact: the bare IR gets the same numbers. YUV differs from OpenCV's
+    Without a resize every format except YUV is exact. YUV differs from OpenCV's
     conversion by at most one level in u8 and half a level in f16 and f32; luma below 16, which no camera sends,
     is extrapolated here and clamped there. A linear resize differs from OpenCV's on float32 by less than 0.005.
 
@@ -194,9 +209,9 @@ def adapt(
     model : openvino.Model
         The IR as it was read. It is not changed.
     contract
-        What its input takes.
+        Contract of the model.
     image_format
-        What the caller has.
+        Format of the caller's images.
     batch
         Static batch size, or None for a dynamic one.
 
@@ -238,6 +253,43 @@ def adapt(
         tensor.set_shape(list(image_format.batch_shape(-1 if batch is None else batch, contract)))
     _add_steps(entry.preprocess(), contract, image_format)
     return processor.build()
+
+
+def with_mirror(model: ov.Model, contract: ModelContract, flip: Flip) -> ov.Model:
+    """Return a clone of a model that also embeds every mirror image; inputs and outputs keep their names."""
+    mirrored = model.clone()
+    port = mirrored.input(contract.input_name)
+    consumers = port.get_target_inputs()
+    axis = contract.layout.index("W")
+    width = contract.input_size[1]
+    backwards = ops.constant(np.arange(width - 1, -1, -1, dtype=np.int32))
+    mirror = ops.gather(port, backwards, ops.constant(axis, np.int32))
+    both = ops.concat([port, mirror], 0)
+    for consumer in consumers:
+        consumer.replace_source_output(both.output(0))
+
+    result = mirrored.output(contract.output_name).get_node()
+    embeddings = result.input_value(0)
+    names = embeddings.get_names()
+    halves = ops.split(embeddings, ops.constant(0, np.int32), 2)
+    if flip == "concatenate":
+        joined = ops.concat([halves.output(0), halves.output(1)], 1)
+    else:
+        joined = ops.multiply(ops.add(halves.output(0), halves.output(1)), ops.constant(np.float32(0.5)))
+        if contract.normalized:
+            joined = ops.normalize_l2(joined, ops.constant(np.array([1], np.int64)), _NORM_EPSILON, "max")
+    embeddings.set_names(set())
+    joined.output(0).set_names(names)
+    result.input(0).replace_source_output(joined.output(0))
+    mirrored.validate_nodes_and_infer_types()
+    return mirrored
+
+
+def flip_contract(contract: ModelContract, flip: Flip | None) -> ModelContract:
+    """Return the contract of the combined embeddings; concatenated ones have another `contract_id`."""
+    if flip != "concatenate":
+        return contract
+    return dataclasses.replace(contract, embedding_dim=2 * contract.embedding_dim, normalized=False)
 
 
 def _set_batch(model: ov.Model, contract: ModelContract, batch: int) -> None:

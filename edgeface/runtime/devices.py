@@ -1,28 +1,26 @@
-"""A device name as people write it in, what OpenVINO calls it out; and what OpenVINO sees on this machine."""
+"""List the devices of this machine, and resolve device names to those that OpenVINO can use."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import openvino as ov
+import psutil
 
 from edgeface.errors import DeviceError, InputError
-from edgeface.runtime.probe import MissingDevice, missing_devices
+from edgeface.runtime.probe import missing_devices
 
 __all__ = [
     "DeviceCore",
     "DeviceInfo",
-    "MissingDevice",
     "ResolvedDevice",
     "list_devices",
-    "missing_devices",
     "physical_name",
     "resolve_device",
     "shared_core",
@@ -46,7 +44,7 @@ def shared_core() -> ov.Core:
 
 
 class DeviceCore(Protocol):
-    """The part of `openvino.Core` that is asked here; tests describe absent hardware with it."""
+    """The part of `openvino.Core` that is used here; tests describe absent hardware with it."""
 
     available_devices: list[str]
 
@@ -63,7 +61,7 @@ class DeviceInfo:
     name
         OpenVINO's name: ``CPU``, ``GPU``, ``GPU.1``, ``NPU``.
     full_name
-        What the maker calls it.
+        The maker's name.
     kind
         ``integrated`` or ``discrete``; None for a CPU, and where the driver does not say.
     capabilities
@@ -71,9 +69,9 @@ class DeviceInfo:
     streams
         (fewest, most) streams; None for a device without streams.
     architecture, driver
-        As the plugin reports them; None where it does not. Only the NPU's knows its driver.
+        As reported by the plugin, or None. Only the NPU plugin reports its driver.
     memory_bytes
-        Of the device; of the machine for a CPU; None where unknown.
+        Memory of the device, for a CPU of the machine; None: unknown.
     """
 
     name: str
@@ -86,27 +84,26 @@ class DeviceInfo:
     memory_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Convert to JSON types."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDevice:
-    """What a device name came to on this machine.
+    """A device name, resolved on this machine.
 
     Attributes
     ----------
     requested
-        The name as it was written.
+        The name that the caller gave.
     device
-        What `openvino.Core.compile_model` is given.
+        The name for `openvino.Core.compile_model`.
     notes
-        One sentence for everything that was translated, left out or replaced; also logged.
+        One sentence for each part that was translated, left out or replaced; also logged.
     config
-        Properties that the translation needs, such as the hint that makes AUTO what MULTI was.
+        OpenVINO properties that belong to the translation, such as the hint that replaces MULTI.
     fallback
-        Whether a device of the caller's fallback list, or a later one of an AUTO list, stands in for the
-        device that was asked for first.
+        Whether a fallback device, or a later device of an AUTO list, replaces the requested one.
     """
 
     requested: str
@@ -125,7 +122,7 @@ def list_devices(core: DeviceCore | None = None) -> list[DeviceInfo]:
 def split_device(device: str) -> tuple[str | None, tuple[str, ...]]:
     """Split ``AUTO:GPU,CPU`` into ``("AUTO", ("GPU", "CPU"))`` and ``GPU.1`` into ``(None, ("GPU.1",))``.
 
-    The number in ``BATCH:CPU(4)`` is left out; devices that AUTO is told to avoid (``-GPU``) stay in the list.
+    The number in ``BATCH:CPU(4)`` is left out; devices that AUTO must avoid (``-GPU``) stay in the list.
     """
     virtual, colon, rest = device.partition(":")
     if not colon and virtual not in _VIRTUAL:
@@ -136,7 +133,7 @@ def split_device(device: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def physical_name(device: str, present: Sequence[str]) -> str | None:
-    """Name under which OpenVINO lists this device (``GPU`` may be listed as ``GPU.0``), or None if absent."""
+    """Return the name under which OpenVINO lists a device (``GPU.0`` for ``GPU``), or None if it is absent."""
     same = (device, f"{device}.0", device.removesuffix(".0"))
     return next((name for name in same if name in present), None)
 
@@ -144,12 +141,12 @@ def physical_name(device: str, present: Sequence[str]) -> str | None:
 def resolve_device(
     text: str, *, fallback: Sequence[str] = (), core: DeviceCore | None = None
 ) -> ResolvedDevice:
-    """Turn a device name as people write it into what this machine can run.
+    """Resolve a device name to one that this machine can run.
 
-    ``iGPU`` and ``dGPU`` are the integrated and the discrete one of several GPUs. ``MYRIAD``, ``VPU`` and
-    ``HDDL`` mean the NPU. ``MULTI:A,B`` becomes ``AUTO:A,B`` with the hint CUMULATIVE_THROUGHPUT. A list
-    behind AUTO is an order of preference, so absent devices are left out of it and said; every device behind
-    HETERO, BATCH and MULTI is needed. Case does not matter.
+    ``iGPU`` and ``dGPU`` are the integrated and the discrete one of several GPUs. ``MYRIAD``, ``VPU`` and ``HDDL``
+    mean the NPU. ``MULTI:A,B`` becomes ``AUTO:A,B`` with the hint CUMULATIVE_THROUGHPUT. The list of AUTO is an order
+    of preference: absent devices are left out and reported. HETERO, BATCH and MULTI need every device of their list.
+    Case does not matter.
 
     Parameters
     ----------
@@ -159,15 +156,14 @@ def resolve_device(
     fallback
         Names to try in this order when `text` is absent. Empty: an absent device is an error.
     core : openvino.Core
-        Asked for what is present.
+        Used to list the devices.
 
     Raises
     ------
     InputError
         If the name is not one of the above.
     DeviceError
-        If the device is absent and no fallback is present; says what is there, why the device is not, and
-        what would bring it.
+        If the device and every fallback are absent; the message says why, what to do, and which devices there are.
     """
     core = core or ov.Core()
     refusals: list[DeviceError] = []
@@ -235,7 +231,7 @@ def _resolve(text: str, core: DeviceCore) -> ResolvedDevice:
 
 
 def _resolve_one(device: str, core: DeviceCore) -> tuple[str, tuple[str, ...]]:
-    """OpenVINO's name of one physical device that is present, and what there is to say about it."""
+    """Return OpenVINO's name of a present physical device, and notes about it."""
     present = core.available_devices
     if device in _GPU_KINDS:
         kind = _GPU_KINDS[device]
@@ -243,7 +239,7 @@ def _resolve_one(device: str, core: DeviceCore) -> tuple[str, tuple[str, ...]]:
             return name, ()
         raise _absent(f"no {kind} GPU", "GPU", core)
     if device in _RETIRED:
-        history = f"{device}: the Myriad VPU ended with OpenVINO 2022.3 LTS, and NPU is what follows it"
+        history = f"{device}: support ended with OpenVINO 2022.3 LTS; the NPU replaces it"
         if name := physical_name("NPU", present):
             return name, (f"{history}; {name} is used",)
         raise _absent(f"{history}; no NPU", "NPU", core)
@@ -257,19 +253,20 @@ def _resolve_one(device: str, core: DeviceCore) -> tuple[str, tuple[str, ...]]:
 def _unknown(text: str) -> InputError:
     return InputError(
         f"device: expected CPU, GPU, GPU.1, iGPU, dGPU, NPU, AUTO, AUTO:GPU,CPU, HETERO:GPU,CPU, BATCH:GPU(8) "
-        f"or MULTI:GPU,CPU, found {text!r}; 'edgeface devices' lists what is here"
+        f"or MULTI:GPU,CPU, found {text!r}; 'edgeface devices' lists the devices of this machine"
     )
 
 
 def _absent(what: str, device: str, core: DeviceCore) -> DeviceError:
     family = device.partition(".")[0]
-    missing = next((item for item in missing_devices(core=core) if item.name == family), None)
-    why = f": {missing.reason}; {missing.cure}" if missing else ""
-    return DeviceError(f"{what} here{why}; OpenVINO found {', '.join(core.available_devices) or 'no device'}")
+    present = core.available_devices
+    missing = next((item for item in missing_devices(present) if item.name == family), None)
+    why = f": {missing.reason}; {missing.remedy}" if missing else ""
+    return DeviceError(f"{what} here{why}; OpenVINO found {', '.join(present) or 'no device'}")
 
 
 def read_property(core: DeviceCore, device: str, name: str) -> Any:
-    """Read a device's property, or None if the device does not have it."""
+    """Read a device's property; None if the device does not have it."""
     if name not in core.get_property(device, "SUPPORTED_PROPERTIES"):
         return None  # asking anyway raises, with a text that differs from plugin to plugin
     return core.get_property(device, name)
@@ -289,7 +286,7 @@ def _describe(core: DeviceCore, device: str) -> DeviceInfo:
     driver = read("NPU_DRIVER_VERSION")
     memory = read("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
     if device == "CPU":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = psutil.virtual_memory().total
     return DeviceInfo(
         name=device,
         full_name=str(read("FULL_DEVICE_NAME") or device).strip(),

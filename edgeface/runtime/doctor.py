@@ -1,4 +1,4 @@
-"""A machine in, checks out: can it run models, how well, and what would make it run better."""
+"""Check whether and how well this machine runs models, and what would make it run better."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
+import psutil
 
+from edgeface.model.opset import ops
 from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
-from edgeface.runtime.probe import in_container, missing_devices
-
-try:
-    from openvino import opset13 as ops
-except ImportError:  # OpenVINO 2024
-    from openvino.runtime import opset13 as ops
+from edgeface.runtime.probe import in_container, missing_devices, read_text
 
 __all__ = ["Check", "Diagnosis", "Status", "examine", "trouble_on"]
 
@@ -41,58 +38,57 @@ _FLAGS = {
     "BF16": ("avx512_bf16",),
     "AMX": ("amx_tile", "amx_int8", "amx_bf16"),
 }
-"""What OpenVINO's CPU plugin makes use of, and the words for it in /proc/cpuinfo."""
+"""Instructions that OpenVINO's CPU plugin uses, and their flags in /proc/cpuinfo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes
     ----------
     name
-        What was looked at.
+        What was checked.
     status
-        ``ok``; ``note``: it works, and something would make it better or is worth knowing; ``problem``: it
-        keeps models from running, on this device or at all.
+        ``ok``; ``note``: it works, and could be better; ``problem``: models cannot run, on this device or at all.
     found
         What is there.
-    cure
-        What to do about it; empty where there is nothing to do.
+    remedy
+        What to do about it; may be empty.
     """
 
     name: str
     status: Status
     found: str
-    cure: str = ""
+    remedy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
-        return dataclasses.asdict(self)
+        """Convert to JSON types; `cure` repeats `remedy` under its former name."""
+        return {**dataclasses.asdict(self), "cure": self.remedy}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `examine` found.
+    """Result of `examine`.
 
     Attributes
     ----------
     runs_on
-        Devices on which a small model ran and gave the right numbers; empty: nothing can run here.
+        Devices on which a small model gave the right numbers; empty: no model can run here.
     checks
-        Everything that was looked at.
+        All checks.
     """
 
     runs_on: tuple[str, ...]
     checks: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Convert to JSON types."""
         return {"runs_on": list(self.runs_on), "checks": [check.to_dict() for check in self.checks]}
 
 
 def trouble_on(device: str) -> str | None:
-    """Run one small product on a device; None if the numbers are right, otherwise what went wrong."""
+    """Run a small matrix product on a device; return what went wrong, or None."""
     row = ops.parameter([1, 4], ov.Type.f32)
     model = ov.Model([ops.matmul(row, np.eye(4, dtype=np.float32) * 3, False, False)], [row])
     given = np.arange(4, dtype=np.float32)[np.newaxis]
@@ -109,24 +105,24 @@ def examine(
     core: DeviceCore | None = None,
     try_out: Callable[[str], str | None] = trouble_on,
 ) -> Diagnosis:
-    """Look at everything that decides whether and how well models run here.
+    """Check everything that decides whether and how well models run here.
 
     Parameters
     ----------
     root
-        Where the file system begins; tests give a made-up one.
+        Root of the file system, for limits of containers and devices; tests pass a made-up one.
     core : openvino.Core
-        Asked for the devices.
+        Used to list the devices.
     try_out
-        Runs something on a device and says what went wrong, or None.
+        Runs something on a device; returns what went wrong, or None.
     """
     core = core or ov.Core()
     devices = [_device(device, try_out(device.name)) for device in list_devices(core)]
-    absent = missing_devices(root=root, core=core)
+    absent = missing_devices(core.available_devices, root=root)
     checks = (
         _openvino(ov.__version__),
         *devices,
-        *(Check(item.name, "note", f"not here: {item.reason}", item.cure) for item in absent),
+        *(Check(item.name, "note", f"not here: {item.reason}", item.remedy) for item in absent),
         _instructions(root),
         _memory(root),
         _cpu_limit(root),
@@ -145,15 +141,15 @@ def _openvino(version: str) -> Check:
 
 def _device(device: DeviceInfo, trouble: str | None) -> Check:
     if trouble:
-        cure = "pip install --force-reinstall openvino" if device.name == "CPU" else "update its driver"
-        return Check(device.name, "problem", f"{device.full_name}: {trouble}", cure)
+        remedy = "pip install --force-reinstall openvino" if device.name == "CPU" else "update its driver"
+        return Check(device.name, "problem", f"{device.full_name}: {trouble}", remedy)
     return Check(device.name, "ok", f"{device.full_name}; a small model ran and gave the right numbers")
 
 
 def _instructions(root: Path) -> Check:
     if platform.machine() not in ("x86_64", "AMD64"):
         return Check("CPU instructions", "ok", platform.machine())
-    line = re.search(r"^flags\s*:(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    line = re.search(r"^flags\s*:(.*)$", read_text(root / "proc/cpuinfo"), re.MULTILINE)
     if line is None:
         return Check("CPU instructions", "note", "unknown: no flags in /proc/cpuinfo")
     flags = set(line[1].split())
@@ -168,11 +164,8 @@ def _instructions(root: Path) -> Check:
 
 
 def _memory(root: Path) -> Check:
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    total = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    if available is None or total is None:
-        return Check("memory", "note", "unknown: no /proc/meminfo")
-    left, most = int(available[1]) << 10, int(total[1]) << 10
+    memory = psutil.virtual_memory()
+    left, most = memory.available, memory.total
     found = f"{_gib(left)} of {_gib(most)} available"
     limit = _cgroup_number(root, "memory.max", "memory/memory.limit_in_bytes")
     if limit is not None and limit < most:
@@ -190,19 +183,17 @@ def _cpu_limit(root: Path) -> Check:
     quota = _cpu_quota(root)
     if quota is not None and quota < usable:
         # OpenVINO sizes its thread pool by affinity; threads beyond the quota are throttled, not refused.
-        cure = f"give plans threads={max(1, int(quota))}, or pin the container with --cpuset-cpus"
-        return Check("CPU limit", "note", f"{found}; the cgroup allows {quota:g} CPUs of time", cure)
+        remedy = f"give plans threads={max(1, int(quota))}, or pin the container with --cpuset-cpus"
+        return Check("CPU limit", "note", f"{found}; the cgroup allows {quota:g} CPUs of time", remedy)
     return Check("CPU limit", "ok", f"{found}; no cgroup limit below that")
 
 
 def _extras() -> list[Check]:
-    """One check an optional extra, from the installed package's own metadata."""
+    """Check every optional extra, from the metadata of the installed package."""
     try:
         metadata = importlib.metadata.metadata("edgeface")
     except importlib.metadata.PackageNotFoundError:
-        return [
-            Check("extras", "note", "unknown: edgeface runs from a folder", "pip install -e . installs it")
-        ]
+        return [Check("extras", "note", "unknown: edgeface is not installed", "pip install -e .")]
     needs: dict[str, list[str]] = {name: [] for name in metadata.get_all("Provides-Extra") or ()}
     for requirement in metadata.get_all("Requires-Dist") or ():
         if found := re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w.-]+)['\"]", requirement):
@@ -212,8 +203,8 @@ def _extras() -> list[Check]:
         absent = [package for package in packages if not _installed(package)]
         name = f"extra {extra}"
         if absent:
-            cure = f"pip install 'edgeface[{extra}]', if you need it"
-            checks.append(Check(name, "note", f"not installed: {', '.join(absent)}", cure))
+            remedy = f"pip install 'edgeface[{extra}]', if you need it"
+            checks.append(Check(name, "note", f"not installed: {', '.join(absent)}", remedy))
         else:
             checks.append(Check(name, "ok", f"installed: {', '.join(packages)}"))
     return checks
@@ -229,26 +220,19 @@ def _installed(package: str) -> bool:
 
 def _cgroup_number(root: Path, version_2: str, version_1: str) -> int | None:
     for name in (version_2, version_1):
-        text = _text(root / "sys/fs/cgroup" / name)
+        text = read_text(root / "sys/fs/cgroup" / name)
         if text.isdigit():
             return int(text)
     return None
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """CPUs of time that the cgroup allows (quota / period), or None without a limit."""
-    quota, _, period = _text(root / "sys/fs/cgroup/cpu.max").partition(" ")
+    """Read the cgroup's limit of CPU time in CPUs (quota / period), or None."""
+    quota, _, period = read_text(root / "sys/fs/cgroup/cpu.max").partition(" ")
     if not period:
-        quota = _text(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _text(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
+        quota = read_text(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = read_text(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _gib(size: int) -> str:

@@ -1,10 +1,11 @@
-"""An IR in, face crops to embeddings out: the contract checked, the adapter compiled in, an engine behind it."""
+"""Load an IR and compute embeddings of face crops: contract checked, adapter compiled in, on an engine or a pool."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,28 +16,99 @@ from typing import TypeVar
 import numpy as np
 import openvino as ov
 
-from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError
+from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
+from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract
-from edgeface.runtime.adapter import ImageFormat, adapt
+from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.runtime.adapter import Flip, ImageFormat, adapt, flip_contract, with_mirror
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
+from edgeface.runtime.encryption import is_sealed, open_ir
 from edgeface.runtime.engine import Engine
-from edgeface.runtime.flip import Flip, flip_contract, with_mirror
 from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution
 from edgeface.runtime.pool import Pool, Retirement
 from edgeface.runtime.schedule import reason_of
 from edgeface.runtime.serving import Policy, Serving
-from edgeface.runtime.source import Source, read_source
 
-__all__ = ["Embedder", "share_threads"]
+__all__ = ["Embedder"]
 
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _IR:
+    """A model that was read, its contract, and the digests that identify both.
+
+    Attributes
+    ----------
+    path
+        Path of the .xml or of the sealed file.
+    model : openvino.Model
+        As it was read; it must not be changed.
+    digest
+        SHA-256 of the .xml.
+    weights
+        Path of the .bin; None if it is sealed.
+    weights_digest
+        Computes the SHA-256 of the weights.
+    """
+
+    path: Path
+    model: ov.Model
+    contract: ModelContract
+    digest: str
+    weights: Path | None
+    weights_digest: Callable[[], str]
+
+    @property
+    def identity(self) -> str:
+        """Text that identifies the model, for the key of a cache."""
+        return json.dumps([self.digest, self.contract.to_dict()], sort_keys=True)
+
+    def verify(self) -> None:
+        """Raise `ModelFormatError` unless the weights are those of the contract."""
+        check_weights(self.path, self.contract, self.weights_digest())
+
+
+def _read(path: Path, *, core: ov.Core, key: bytes | None = None) -> _IR:
+    """Read an IR, sealed or not; see `Embedder.load` for the errors."""
+    try:
+        if is_sealed(path) or (key is not None and path.suffix != ".xml"):
+            if key is None:
+                raise InputError(f"{path}: this model is encrypted; pass its key")
+            xml, content = open_ir(path, key)
+            model, digest = core.read_model(xml, content), hashlib.sha256(content).hexdigest
+            return _loaded(path, xml, model, None, digest)
+        model = read_ir(path, core=core)
+        weights = path.with_suffix(".bin")
+        return _loaded(path, path.read_bytes(), model, weights, lambda: sha256_of(weights))
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}"
+        ) from error
+    except RuntimeError as error:
+        raise ModelFormatError(
+            f"{path}: decrypted, but this OpenVINO cannot read the IR in it; convert the model again and encrypt it"
+        ) from error
+
+
+def _loaded(
+    path: Path, xml: bytes, model: ov.Model, weights: Path | None, weights_digest: Callable[[], str]
+) -> _IR:
+    return _IR(
+        path=path,
+        model=model,
+        contract=ModelContract.read_from(model, source=str(path)),
+        digest=hashlib.sha256(xml).hexdigest(),
+        weights=weights,
+        weights_digest=weights_digest,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Recipe:
-    """Everything that turns an IR into a running engine, so that `swap` can do it again."""
+    """All options of `Embedder.load`, so that `swap` can load again."""
 
     plans: tuple[tuple[DevicePlan, ResolvedDevice], ...]
     image_format: ImageFormat
@@ -47,8 +119,8 @@ class _Recipe:
     policy: Policy
     on_event: Callable[[Retirement], None] | None
 
-    def run(self, source: Source, key: bytes | None) -> _Generation:
-        """Compile for every plan, while the weights' digest is computed beside it."""
+    def run(self, source: _IR, key: bytes | None) -> _Generation:
+        """Compile for every plan while another thread computes the weights' digest."""
         engines: list[Engine] = []
         reports: list[ExecutionReport] = []
         with ThreadPoolExecutor(1) as beside:
@@ -62,20 +134,19 @@ class _Recipe:
             except BaseException:
                 for engine in engines:
                     engine.close(drain=False)
-                verified.result()  # damaged weights explain more than what a device says about them
+                verified.result()  # damaged weights explain more than the device's error
                 raise
         pooled = len(engines) > 1 or self.on_event is not None
         serving = Pool(engines, policy=self.policy, on_event=self.on_event) if pooled else engines[0]
         return _Generation(serving, source.contract, tuple(reports))
 
     def _engine(
-        self, source: Source, plan: DevicePlan, resolved: ResolvedDevice, key: bytes | None
+        self, source: _IR, plan: DevicePlan, resolved: ResolvedDevice, key: bytes | None
     ) -> tuple[Engine, ExecutionReport]:
         core, config = shared_core(), plan.compile_config()
         config.pop("CACHE_DIR", None)
-        folder = self.cache_dir or plan.cache_dir
-        # What was encrypted in the IR must not lie open in the cache.
-        cache = ModelCache(folder, limit=self.cache_limit, key=key) if folder else None
+        # The cache of an encrypted model is encrypted too.
+        cache = ModelCache(self.cache_dir, limit=self.cache_limit, key=key) if self.cache_dir else None
         buckets = (1,) if self.image_format.size == "any" else plan.batch_buckets
         compiled: dict[int, ov.CompiledModel] = {}
         cached = []
@@ -105,14 +176,14 @@ class _Recipe:
         )
         return engine, dataclasses.replace(report, loaded_from_cache=all(cached))
 
-    def _adapted(self, source: Source, batch: int) -> ov.Model:
+    def _adapted(self, source: _IR, batch: int) -> ov.Model:
         model = source.model if self.flip is None else with_mirror(source.model, source.contract, self.flip)
         return adapt(model, source.contract, self.image_format, batch=batch)
 
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """One IR at work, from the load or the swap that brought it to the next."""
+    """A loaded IR, from one load or swap to the next."""
 
     serving: Serving
     contract: ModelContract
@@ -120,17 +191,17 @@ class _Generation:
 
 
 class Embedder(Serving):
-    """Face crops in, embeddings out, from any thread. Made by `load`; a context manager.
+    """Compute embeddings of face crops, from any thread. Made by `load`; a context manager.
 
     Attributes
     ----------
     contract
-        Of the embeddings that come out. It is the IR's, but for ``flip="concatenate"``, which gives embeddings
-        of twice the length, not normalised, and so another `contract_id`.
+        Contract of the embeddings. It is the IR's, except for ``flip="concatenate"``, which doubles the length, does
+        not normalise, and so has another `contract_id`.
     image_format
-        What `embed` and `submit` take.
+        Format of the images for `embed` and `submit`.
     flip
-        Whether each crop's mirror image is embedded too.
+        How each crop's mirror image is used; None: not at all.
     """
 
     def __init__(self, recipe: _Recipe, generation: _Generation) -> None:
@@ -165,28 +236,28 @@ class Embedder(Serving):
         Parameters
         ----------
         ir
-            The .xml with its .bin beside it, or what `encrypt_ir` made of them.
+            The .xml with its .bin beside it, or a file of `encrypt_ir`.
         device
-            As `resolve_device` takes it. Not used if there is a plan.
+            As for `resolve_device`. Not used if there is a plan.
         fallback
-            Devices to take when `device`, or a plan's, is absent. Empty: that is an error.
+            Devices to use when `device`, or a plan's, is absent. Empty: an absent device is an error.
         plan
-            How the device is to run the model, or the file that says it, such as one of ``edgeface bench sweep``;
-            several: a `Pool` over all of them.
+            How the device shall run the model, or a plan file, such as one of ``edgeface bench sweep``. Several:
+            a `Pool` over all of them.
         image_format
-            What the crops are; None: as OpenCV holds them, of the contract's size.
+            Format of the crops; None: as OpenCV holds them, of the contract's size.
         flip
             Whether each crop's mirror image is embedded too, in the same pass; see `Flip`.
         cache_dir
-            Where compiled models are kept; None: where the plan says, or nowhere.
+            Folder of compiled models; None: no cache.
         cache_limit
-            Bytes that the folder may hold.
+            Most bytes in the folder.
         key
-            For a sealed IR. What its compiled form leaves in the cache is then encrypted too.
+            Key of a sealed IR. Its compiled form in the cache is then encrypted too.
         queue_depth, policy
             As for `Engine`, per plan.
         on_event
-            Called when one of several plans is given up.
+            Called when one of several plans is retired.
 
         Raises
         ------
@@ -199,11 +270,11 @@ class Embedder(Serving):
         DeviceError
             If the device is absent, or cannot compile the model.
         InferenceError
-            If the device compiles the model and then cannot make its infer requests.
+            If the device compiles the model but cannot make its infer requests.
         """
         core = shared_core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
-            reading = beside.submit(read_source, Path(ir), core=core, key=key)
+            reading = beside.submit(_read, Path(ir), core=core, key=key)
             if isinstance(plan, (str, Path)):
                 plan = DevicePlan.read(Path(plan))
             if plan is None:
@@ -214,7 +285,7 @@ class Embedder(Serving):
                 plans = tuple(_resolved(each, fallback) for each in listed)
             source = reading.result()
         if not plans:
-            raise InputError("plan: expected at least one, found none")
+            raise InputError("plan: expected at least one plan, found an empty list")
         recipe = _Recipe(
             plans=plans,
             image_format=image_format or ImageFormat(),
@@ -229,17 +300,17 @@ class Embedder(Serving):
 
     @property
     def executions(self) -> tuple[ExecutionReport, ...]:
-        """What executes, read back from the compiled model, for every plan."""
+        """Report for every plan of what executes, read back from the compiled model."""
         return self._generations[-1].reports
 
     @property
     def execution(self) -> ExecutionReport:
-        """What executes, of the first plan."""
+        """Report of what executes the first plan."""
         return self.executions[0]
 
     @property
     def capacity(self) -> int:
-        """Requests that can be accepted and unanswered at one time."""
+        """Most requests that can be outstanding."""
         return self._generations[-1].serving.capacity
 
     def embed(self, crops: np.ndarray | Sequence[np.ndarray], *, deadline: float | None = None) -> np.ndarray:
@@ -248,9 +319,9 @@ class Embedder(Serving):
         Parameters
         ----------
         crops : one (H, W, C), several (N, H, W, C), or a sequence of the first; as `image_format` says
-            Aligned the way `contract.alignment` says.
+            Aligned as `contract.alignment` says.
         deadline
-            Seconds for each crop, from when it is accepted.
+            Seconds for each crop, from its submission.
 
         Returns
         -------
@@ -262,7 +333,7 @@ class Embedder(Serving):
         ContractError
             If a crop's shape, dtype or memory layout is not what `image_format` says.
         RequestError
-            If a crop was not answered: `InferenceError`, `DeadlineExceeded`, `EngineClosed`.
+            If a crop got no result: `InferenceError`, `DeadlineExceeded`, `EngineClosed`.
         """
         if isinstance(crops, np.ndarray):
             if crops.ndim == 3:
@@ -279,7 +350,7 @@ class Embedder(Serving):
         policy: Policy | None = None,
         copy: bool = True,
     ) -> Future[np.ndarray]:
-        """Accept one crop; the future's result is its embedding, (D,) float32. See `Engine.submit`."""
+        """Queue one crop; the future's result is its embedding, (D,) float32. See `Engine.submit`."""
         self.image_format.check(array, self.contract)
         return self._ask(lambda serving: serving.submit(array, deadline=deadline, policy=policy, copy=copy))
 
@@ -289,7 +360,7 @@ class Embedder(Serving):
         return self._ask(lambda serving: serving.infer(array, deadline=deadline))
 
     def _ask(self, question: Callable[[Serving], _Answer]) -> _Answer:
-        """Ask the generation that serves; the next one, if a swap closes this one in between."""
+        """Ask the current generation; the next one if a swap closes it meanwhile."""
         while True:
             generation = self._generations[-1]
             try:
@@ -299,25 +370,25 @@ class Embedder(Serving):
                     raise  # closed for good
 
     def swap(self, ir: Path | str, *, key: bytes | None = None) -> None:
-        """Go on with another IR of the same contract, without losing a request.
+        """Replace the IR by another one of the same contract, without losing a request.
 
-        The new one is loaded beside the old one, takes what comes from then on, and the old one finishes what it
-        has; this returns when it has. On an error the old one serves on.
+        The new IR is loaded beside the old one and gets all new requests. This returns when the old one has finished
+        its requests. On an error the old one stays in use.
 
         Raises
         ------
         ContractError
-            If the new IR's `contract_id` is another: its embeddings could not be compared with those so far.
+            If the new IR has another `contract_id`: its embeddings could not be compared with those so far.
         EdgeFaceError
             As `load`.
         """
         with self._swapping:
-            source = read_source(Path(ir), core=shared_core(), key=key)
+            source = _read(Path(ir), core=shared_core(), key=key)
             old = self._generations[-1]
             if source.contract.contract_id != old.contract.contract_id:
                 raise ContractError(
                     f"{source.path}: expected contract_id {old.contract.contract_id}, which is being served, found "
-                    f"{source.contract.contract_id}: its embeddings mean something else; load it beside this one"
+                    f"{source.contract.contract_id}: embeddings of the two do not compare; load it as a second Embedder"
                 )
             new = self._recipe.run(source, key)
             with self._lock:
@@ -328,50 +399,14 @@ class Embedder(Serving):
                 self._generations.remove(old)
 
     def counters(self) -> Counters:
-        """What has happened so far, over all swaps."""
+        """Return the counters over all swaps."""
         with self._lock:
             return sum((each.serving.counters() for each in self._generations), self._past)
 
     def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
-        """Accept nothing more, resolve every future, and release the device; see `Engine.close`."""
+        """Accept no more requests, resolve every future, and release the device; see `Engine.close`."""
         for generation in reversed(list(self._generations)):
             generation.serving.close(drain=drain, timeout=timeout)
-
-
-def share_threads(
-    plans: Sequence[DevicePlan], *, weights: Sequence[float] | None = None, total: int | None = None
-) -> tuple[DevicePlan, ...]:
-    """Divide the CPU's threads among models that run side by side, so that they do not fight for cores.
-
-    Parameters
-    ----------
-    plans
-        One for each model. Those on other devices are returned as they are.
-    weights
-        What each model needs in proportion to the others, for example its GFLOPs; None: the same.
-    total
-        Threads to divide; None: the cores that this process may use.
-
-    Returns
-    -------
-    tuple of DevicePlan
-        In the same order. Every model gets at least one thread; the sum is `total` if there are as many.
-    """
-    weights = [1.0] * len(plans) if weights is None else list(weights)
-    if len(weights) != len(plans) or any(weight <= 0 for weight in weights):
-        raise InputError(f"weights: expected {len(plans)} positive numbers, found {weights}")
-    total = total or len(os.sched_getaffinity(0))
-    on_cpu = [i for i, plan in enumerate(plans) if "CPU" in plan.device]
-    # Largest remainder: whole parts first, then one more to those that were cut the most.
-    exact = {i: total * weights[i] / sum(weights[j] for j in on_cpu) for i in on_cpu}
-    threads = {i: max(1, int(exact[i])) for i in on_cpu}
-    for i in sorted(on_cpu, key=lambda i: int(exact[i]) - exact[i]):
-        if sum(threads.values()) < total:
-            threads[i] += 1
-    return tuple(
-        dataclasses.replace(plan, threads=threads[i]) if i in threads else plan
-        for i, plan in enumerate(plans)
-    )
 
 
 def _resolved(plan: DevicePlan, fallback: Sequence[str]) -> tuple[DevicePlan, ResolvedDevice]:

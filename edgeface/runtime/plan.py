@@ -1,4 +1,4 @@
-"""How one device is to run a model, as data; and, read back from the compiled model, how it does run it."""
+"""How a device shall run a model, as data, and a report of how it does run it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "InferencePrecision",
     "default_plan",
     "describe_execution",
+    "share_threads",
 ]
 
 _log = logging.getLogger(__name__)
@@ -36,32 +38,27 @@ _BUCKETS = (1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
-    """How one device is to run a model.
-
-    None leaves a choice to the device.
+    """How a device shall run a model. None leaves a choice to the device.
 
     Attributes
     ----------
     device
-        OpenVINO's device name, as `resolve_device` gives it.
+        OpenVINO's device name, as `resolve_device` returns it.
     precision
-        What the arithmetic runs in, whatever the weights are stored in. ``f32`` also asks for ACCURACY mode:
-        numbers that repeat from device to device.
+        Inference precision, whatever the precision of the stored weights. ``f32`` also sets ACCURACY mode: numbers
+        that repeat from device to device.
     hint
-        What OpenVINO tunes streams and requests for. CUMULATIVE_THROUGHPUT runs on all devices of an AUTO
-        list at once.
+        What OpenVINO tunes streams and requests for. CUMULATIVE_THROUGHPUT uses all devices of an AUTO list at once.
     streams
-        Requests that execute at the same time. The NPU has none.
+        Number of parallel streams. An NPU has none.
     requests
-        Infer requests in flight; None takes the compiled model's optimal number.
+        Infer requests in flight; None: the compiled model's optimal number.
     batch_buckets
         Static batch sizes to compile, ascending; a batch is padded to the next one.
     threads
         CPU threads over all streams.
-    cache_dir
-        Where compiled models are kept.
     extra
-        Further OpenVINO properties; they win over what the fields above give.
+        Further OpenVINO properties; they override the fields above.
     """
 
     device: str
@@ -71,7 +68,6 @@ class DevicePlan:
     requests: int | None = None
     batch_buckets: tuple[int, ...] = (1,)
     threads: int | None = None
-    cache_dir: Path | None = None
     extra: Mapping[str, PropertyValue] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +98,7 @@ class DevicePlan:
             )
 
     def compile_config(self) -> dict[str, Any]:
-        """Properties for `openvino.Core.compile_model`."""
+        """Return the properties for `openvino.Core.compile_model`."""
         wanted = {
             "PERFORMANCE_HINT": self.hint,
             "PERFORMANCE_HINT_NUM_REQUESTS": self.requests,
@@ -110,28 +106,24 @@ class DevicePlan:
             "INFERENCE_NUM_THREADS": self.threads,
             "INFERENCE_PRECISION_HINT": self.precision,
             "EXECUTION_MODE_HINT": "ACCURACY" if self.precision == "f32" else None,
-            "CACHE_DIR": None if self.cache_dir is None else str(self.cache_dir),
         }
         return {name: value for name, value in wanted.items() if value is not None} | dict(self.extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Convert to JSON types."""
         stored = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        stored["batch_buckets"] = list(self.batch_buckets)
-        stored["cache_dir"] = None if self.cache_dir is None else str(self.cache_dir)
-        stored["extra"] = dict(self.extra)
-        return stored
+        return {**stored, "batch_buckets": list(self.batch_buckets), "extra": dict(self.extra)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], *, source: str = "plan") -> DevicePlan:
-        """Rebuild what `to_dict` wrote; only `device` is required.
+        """Rebuild a plan from `to_dict`; only `device` is required.
 
         Parameters
         ----------
         stored
-            A mapping of JSON types.
+            A mapping of JSON types. Plans written by earlier versions also have `cache_dir`, which must be null.
         source
-            How messages call the file.
+            Name of the file in messages.
 
         Raises
         ------
@@ -141,14 +133,15 @@ class DevicePlan:
         if not isinstance(stored, Mapping):
             raise InputError(f"{source}: expected an object with a device plan, found {stored!r}")
         known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(stored.keys() - known):
+        values = dict(stored)
+        if values.pop("cache_dir", None) is not None:
+            raise InputError(f"{source}: expected no cache_dir; pass it to Embedder.load instead")
+        if unknown := sorted(values.keys() - known):
             raise InputError(
                 f"{source}: expected only the fields {', '.join(sorted(known))}, found {', '.join(unknown)} too"
             )
-        values = dict(stored)
         for name, kind, what in (
             ("device", str, "text"),
-            ("cache_dir", str | None, "text"),
             ("batch_buckets", list, "a list of numbers"),
             ("extra", Mapping, "an object"),
         ):
@@ -156,8 +149,6 @@ class DevicePlan:
                 value = values.get(name)
                 if not isinstance(value, kind):
                     raise InputError(f"{source}: {name}: expected {what}, found {value!r}")
-        if values.get("cache_dir") is not None:
-            values["cache_dir"] = Path(values["cache_dir"])
         if "batch_buckets" in values:
             values["batch_buckets"] = tuple(values["batch_buckets"])
         try:
@@ -167,7 +158,7 @@ class DevicePlan:
 
     @classmethod
     def read(cls, path: Path) -> DevicePlan:
-        """Read a plan file, the JSON form of `to_dict`.
+        """Read a plan from a JSON file.
 
         Raises
         ------
@@ -179,31 +170,19 @@ class DevicePlan:
         except OSError as error:
             raise InputError(f"{path}: cannot read the device plan: {error.strerror}") from error
         except ValueError as error:
-            raise InputError(
-                f"{path}: expected a device plan in JSON, found something else: {error}"
-            ) from error
+            raise InputError(f"{path}: expected a device plan in JSON, {error}") from error
         return cls.from_dict(stored, source=str(path))
 
 
-def default_plan(
-    device: str | ResolvedDevice,
-    *,
-    hint: Hint | None = "THROUGHPUT",
-    precision: InferencePrecision | None = None,
-    streams: int | None = None,
-    requests: int | None = None,
-    threads: int | None = None,
-    batch_buckets: Sequence[int] | None = None,
-    cache_dir: Path | None = None,
-) -> DevicePlan:
-    """Give the plan that suits a device: streams of batch 1 on a CPU, static batch buckets on GPU and NPU.
+def default_plan(device: str | ResolvedDevice, **changes: Any) -> DevicePlan:
+    """Make a plan for a device: streams of batch 1 on a CPU, static batch sizes on GPU and NPU.
 
     Parameters
     ----------
     device
-        A name as OpenVINO knows it, or what `resolve_device` made of one; the latter's properties are kept.
-    hint, precision, streams, requests, threads, batch_buckets, cache_dir
-        As in `DevicePlan`; what is given replaces the default.
+        OpenVINO's name, or a result of `resolve_device`, whose properties are kept.
+    **changes
+        Fields of `DevicePlan`, which replace the defaults.
 
     Raises
     ------
@@ -213,45 +192,72 @@ def default_plan(
     extra: dict[str, PropertyValue] = {}
     if isinstance(device, ResolvedDevice):
         extra = dict(device.config)
-        hint = extra.pop("PERFORMANCE_HINT", hint)  # type: ignore[assignment]
         device = device.device
     virtual, members = split_device(device)
-    # BATCH gathers batches by itself. A bare AUTO has not chosen yet, and batch 1 runs everywhere.
+    # BATCH collects batches by itself. AUTO without a list has not chosen yet, and batch 1 runs everywhere.
     accelerated = virtual != "BATCH" and bool(members) and members[0].startswith(("GPU", "NPU"))
-    default = _BUCKETS if accelerated else (1,)
-    return DevicePlan(
-        device=device,
-        precision=precision,
-        hint=hint,
-        streams=streams,
-        requests=requests,
-        batch_buckets=default if batch_buckets is None else tuple(batch_buckets),
-        threads=threads,
-        cache_dir=cache_dir,
-        extra=extra,
+    options = {"hint": "THROUGHPUT", "batch_buckets": _BUCKETS if accelerated else (1,), **changes}
+    if "PERFORMANCE_HINT" in extra:
+        options["hint"] = extra.pop("PERFORMANCE_HINT")
+    return DevicePlan(device=device, extra={**extra, **options.pop("extra", {})}, **options)
+
+
+def share_threads(
+    plans: Sequence[DevicePlan], *, weights: Sequence[float] | None = None, total: int | None = None
+) -> tuple[DevicePlan, ...]:
+    """Divide the CPU's threads among models that run side by side, so that they do not compete for cores.
+
+    Parameters
+    ----------
+    plans
+        One for each model. Plans for other devices are returned unchanged.
+    weights
+        Relative demand of each model, for example its GFLOPs; None: equal.
+    total
+        Threads to divide; None: the cores that this process may use.
+
+    Returns
+    -------
+    tuple of DevicePlan
+        In the same order. Every model gets at least one thread. The sum is `total` unless there are more models.
+    """
+    weights = [1.0] * len(plans) if weights is None else list(weights)
+    if len(weights) != len(plans) or any(weight <= 0 for weight in weights):
+        raise InputError(f"weights: expected {len(plans)} positive numbers, found {weights}")
+    total = total or len(os.sched_getaffinity(0))
+    on_cpu = [i for i, plan in enumerate(plans) if "CPU" in plan.device]
+    # Largest remainder: whole parts first, then one more to those that were cut the most.
+    exact = {i: total * weights[i] / sum(weights[j] for j in on_cpu) for i in on_cpu}
+    threads = {i: max(1, int(exact[i])) for i in on_cpu}
+    for i in sorted(on_cpu, key=lambda i: int(exact[i]) - exact[i]):
+        if sum(threads.values()) < total:
+            threads[i] += 1
+    return tuple(
+        dataclasses.replace(plan, threads=threads[i]) if i in threads else plan
+        for i, plan in enumerate(plans)
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionReport:
-    """What executes a model, read back from the compiled model. None: the plugin does not say.
+    """What executes a model, read back from the compiled model. None: the plugin does not report it.
 
     Attributes
     ----------
     requested_device
-        The name as the caller wrote it.
+        The name that the caller gave.
     execution_devices, full_names
-        What executes, by OpenVINO's name and by the maker's.
+        The devices that execute, by OpenVINO's and by the maker's name.
     precision
-        The arithmetic: ``f32``, ``bf16``, ``f16``; ``dynamic``: each operation in its own type.
+        Inference precision: ``f32``, ``bf16``, ``f16``; ``dynamic``: each operation in its own type.
     streams, optimal_requests, threads
         As compiled.
     loaded_from_cache
         Whether compilation was skipped.
     fallback
-        Whether what executes is not what was asked for.
+        Whether another device than the requested one executes.
     notes
-        One sentence for everything that differs from the request; also logged.
+        One sentence for each difference from the request; also logged.
     """
 
     requested_device: str
@@ -266,7 +272,7 @@ class ExecutionReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Convert to JSON types."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
 
@@ -277,18 +283,18 @@ def describe_execution(
     resolved: ResolvedDevice | None = None,
     core: DeviceCore | None = None,
 ) -> ExecutionReport:
-    """Read back what executes a compiled model, and log a warning where it is not what was asked for.
+    """Report what executes a compiled model, and log a warning where it differs from the plan.
 
     Parameters
     ----------
     compiled : openvino.CompiledModel
-        What to ask.
+        The model.
     plan
-        What it was compiled with.
+        The plan that it was compiled with.
     resolved
-        What `resolve_device` made of the caller's words; its notes and its fallback join the report.
+        Result of `resolve_device`; its notes and its fallback are added to the report.
     core : openvino.Core
-        Asked for the devices' full names.
+        Used for the devices' full names.
     """
     core = core or ov.Core()
     raw = tuple(_read(compiled, "EXECUTION_DEVICES") or ())
@@ -303,8 +309,8 @@ def describe_execution(
 
     notes: list[str] = []
     if any(name.startswith("(") for name in raw):
-        # AUTO's own notation for a device that stands in until compilation for the chosen one has finished.
-        notes.append(f"{', '.join(executing)} serves while the model is compiled for {plan.device}")
+        # AUTO's notation for a device that runs the model until compilation for the chosen one has finished.
+        notes.append(f"{', '.join(executing)} runs the model while it is compiled for {plan.device}")
     precision = _type_name(read("INFERENCE_PRECISION_HINT"))
     threads, streams = read("INFERENCE_NUM_THREADS"), read("NUM_STREAMS")
     differs = _not_asked_for(plan, executing)
@@ -316,7 +322,7 @@ def describe_execution(
         ("threads", plan.threads, threads),
     ):
         if wanted is not None and found is not None and wanted != found:
-            notes.append(f"{what}: {wanted} was asked for, {plan.device} runs with {found}")
+            notes.append(f"{what}: {wanted} was requested, {plan.device} uses {found}")
     for note in notes:
         _log.warning("%s", note)
     return ExecutionReport(
@@ -334,16 +340,16 @@ def describe_execution(
 
 
 def _not_asked_for(plan: DevicePlan, executing: Sequence[str]) -> str | None:
-    """One sentence if devices execute that the plan did not want, or wanted ones do not."""
+    """Return a sentence if the executing devices are not the plan's."""
     virtual, members = split_device(plan.device)
     wanted = [name for name in members if not name.startswith("-")]
     if virtual == "AUTO" and plan.hint != "CUMULATIVE_THROUGHPUT":
-        wanted = wanted[:1]  # the rest of the list is what to do when the first one cannot
+        wanted = wanted[:1]  # the others replace the first one if it is absent
     absent = [name for name in wanted if not any(_same(name, other) for other in executing)]
     strange = [name for name in executing if wanted and not any(_same(other, name) for other in wanted)]
     if not executing or not (absent or strange):
         return None
-    return f"{plan.device} was asked for, {', '.join(executing)} executes"
+    return f"{plan.device} was requested, {', '.join(executing)} executes"
 
 
 def _same(wanted: str, executing: str) -> bool:
@@ -351,7 +357,7 @@ def _same(wanted: str, executing: str) -> bool:
 
 
 def _read(compiled: ov.CompiledModel, name: str) -> Any:
-    # BATCH answers for its device without listing the property as supported, so trying is the only way.
+    # BATCH returns its device's property without listing it as supported: try and see.
     try:
         return compiled.get_property(name)
     except RuntimeError:

@@ -1,20 +1,15 @@
-"""A machine's file system in, why OpenVINO does not see its GPU or NPU out, each reason with its cure."""
+"""Find out why OpenVINO does not see a GPU or an NPU, and what to do about it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import openvino as ov
-
-if TYPE_CHECKING:
-    from edgeface.runtime.devices import DeviceCore
-
-__all__ = ["Cause", "MissingDevice", "can_load", "can_open", "in_container", "missing_devices"]
+__all__ = ["Cause", "MissingDevice", "can_load", "can_open", "in_container", "missing_devices", "read_text"]
 
 _INTEL = "0x8086"
 _NPU = "https://github.com/intel/linux-npu-driver/releases"
@@ -22,30 +17,22 @@ _NPU = "https://github.com/intel/linux-npu-driver/releases"
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One thing that keeps a device away.
-
-    Attributes
-    ----------
-    reason
-        What was found.
-    cure
-        What to do about it: a command, or where to read on.
-    """
+    """One reason why a device is missing, and its remedy: a command, or where to read on."""
 
     reason: str
-    cure: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
 class MissingDevice:
-    """A device that OpenVINO could use and does not see.
+    """A device that OpenVINO supports and does not see.
 
     Attributes
     ----------
     name
         ``GPU`` or ``NPU``.
     causes
-        Everything that stands in the way, in the order in which to deal with it; never empty.
+        All causes, in the order in which to deal with them; never empty.
     """
 
     name: str
@@ -57,17 +44,17 @@ class MissingDevice:
         return "; ".join(cause.reason for cause in self.causes)
 
     @property
-    def cure(self) -> str:
-        """All cures in one line."""
-        return "; then ".join(dict.fromkeys(cause.cure for cause in self.causes))
+    def remedy(self) -> str:
+        """All remedies in one line."""
+        return "; then ".join(dict.fromkeys(cause.remedy for cause in self.causes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and causes as JSON types."""
-        return {"name": self.name, "causes": [{"reason": c.reason, "cure": c.cure} for c in self.causes]}
+        """Convert to JSON types; `cure` repeats `remedy` under its former name."""
+        return {"name": self.name, "causes": [{**asdict(c), "cure": c.remedy} for c in self.causes]}
 
 
 def can_load(library: str) -> bool:
-    """Whether the dynamic linker finds a shared library."""
+    """Check whether the dynamic linker finds a shared library."""
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -76,13 +63,13 @@ def can_load(library: str) -> bool:
 
 
 def can_open(device: Path) -> bool:
-    """Whether this user may read and write a device file."""
+    """Check whether this user may read and write a device file."""
     return os.access(device, os.R_OK | os.W_OK)
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What one kind of device needs on Linux, from the bus up to the library."""
+    """What a kind of device needs on Linux, from the bus to the library."""
 
     name: str
     pci_class: str
@@ -90,7 +77,7 @@ class _Family:
     no_driver: Cause
     no_node: Cause
     libraries: tuple[tuple[tuple[str, ...], Cause], ...]
-    """Names that mean the same library, and what it means when none of them is found."""
+    """Alternative names of each library, and the cause if none of them is found."""
 
 
 # PCI base class 03 is a display controller, 12 a processing accelerator (PCI Code and ID Assignment, 1.11).
@@ -145,43 +132,40 @@ _FAMILIES = (
 
 
 def missing_devices(
+    present: Sequence[str],
     *,
     root: Path = Path("/"),
     load: Callable[[str], bool] = can_load,
     may_open: Callable[[Path], bool] = can_open,
-    core: DeviceCore | None = None,
 ) -> list[MissingDevice]:
-    """Say why OpenVINO does not see a GPU or an NPU, and what would bring it.
+    """Explain why OpenVINO does not see a GPU or an NPU.
 
     Parameters
     ----------
+    present
+        OpenVINO's names of the devices that it sees; these are not missing.
     root
-        Where the file system begins; tests give a made-up one.
+        Root of the file system; tests pass a made-up one.
     load
-        Whether the dynamic linker finds a library of this name.
+        Checks whether the dynamic linker finds a library of this name.
     may_open
-        Whether this user may read and write a device file.
-    core : openvino.Core
-        Asked for what is present; devices it lists are not missing.
+        Checks whether this user may read and write a device file.
     """
-    present = {name.partition(".")[0] for name in (core or ov.Core()).available_devices}
+    families = {name.partition(".")[0] for name in present}
     return [
         MissingDevice(family.name, tuple(_causes(family, root, load, may_open)))
         for family in _FAMILIES
-        if family.name not in present
+        if family.name not in families
     ]
 
 
 def in_container(root: Path = Path("/")) -> bool:
-    """Whether this process runs inside a container."""
+    """Check whether this process runs inside a container."""
     if any(
         (root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/secrets/kubernetes.io")
     ):
         return True
-    try:
-        groups = (root / "proc/1/cgroup").read_text()
-    except OSError:
-        return False
+    groups = read_text(root / "proc/1/cgroup")
     return any(engine in groups for engine in ("docker", "kubepods", "containerd", "libpod", "lxc"))
 
 
@@ -190,7 +174,7 @@ def _causes(
 ) -> Iterator[Cause]:
     nodes = sorted(root.glob(family.nodes))
     devices = sorted(root.glob("sys/bus/pci/devices/*"))
-    # Some sandboxes hide the bus and still pass device files through.
+    # Some sandboxes hide the bus and still pass device files.
     if not any(_is_intel(device, family.pci_class) for device in devices) and (devices or not nodes):
         yield Cause(f"no Intel {family.name} on the PCI bus", "run on another device")
         return
@@ -213,16 +197,17 @@ def _causes(
             yield cause
     if not found:
         yield Cause(
-            f"everything the Intel {family.name} needs seems to be there, yet OpenVINO does not list it",
-            "look at 'dmesg | grep -iE \"i915|xe|vpu\"' and, for a GPU, at 'clinfo -l'",
+            f"everything that the Intel {family.name} needs is there, but OpenVINO does not list it",
+            "check 'dmesg | grep -iE \"i915|xe|vpu\"' and, for a GPU, 'clinfo -l'",
         )
 
 
 def _is_intel(device: Path, pci_class: str) -> bool:
-    return _text(device / "vendor") == _INTEL and _text(device / "class").startswith(pci_class)
+    return read_text(device / "vendor") == _INTEL and read_text(device / "class").startswith(pci_class)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a small text file; an unreadable one is empty."""
     try:
         return path.read_text().strip()
     except OSError:

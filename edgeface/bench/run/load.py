@@ -159,8 +159,8 @@ def _without_paths(extra: Mapping[str, Any]) -> dict[str, Any]:
 def _plan(settings: Settings, resolved: ResolvedDevice) -> DevicePlan:
     plan = default_plan(
         resolved,
-        hint=settings.hint,  # type: ignore[arg-type]  # the plan checks these
-        precision=settings.precision,  # type: ignore[arg-type]
+        hint=settings.hint,
+        precision=settings.precision,
         streams=settings.streams,
         requests=settings.requests,
         threads=settings.threads,

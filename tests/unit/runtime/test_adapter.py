@@ -316,13 +316,13 @@ FACENET = a_contract(input_size=(160, 160))
             ImageFormat(color="GRAY"),
             np.zeros((160, 160), np.uint8),
             "expected one image of (160, 160, 1) uint8 GRAY, found (160, 160) uint8; "
-            "give it its channel axis: image[..., np.newaxis]",
+            "add the channel axis: image[..., np.newaxis]",
         ),
         (
             ImageFormat(color="NV12"),
             np.zeros((240, 160), np.uint8),
             "expected one image of (240, 160, 1) uint8 NV12, found (240, 160) uint8; "
-            "give it its channel axis: image[..., np.newaxis]",
+            "add the channel axis: image[..., np.newaxis]",
         ),
         (
             ImageFormat(size="any"),
@@ -356,7 +356,7 @@ FACENET = a_contract(input_size=(160, 160))
             ImageFormat(),
             None,
             "expected one image of (160, 160, 3) uint8 BGR as a numpy array, found NoneType; "
-            "cv2.imread and VideoCapture.read give None when there is nothing to read",
+            "cv2.imread and VideoCapture.read return None when they cannot read an image",
         ),
     ],
 )

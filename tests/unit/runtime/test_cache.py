@@ -83,13 +83,6 @@ def test_everything_that_changes_the_compiled_model_is_another_entry(ir, small_i
     assert len(list(tmp_path.glob("*.blob"))) == 5
 
 
-def test_plans_folder_is_used(ir, crop, tmp_path):
-    plan = DevicePlan(device="CPU", cache_dir=tmp_path)
-    for hit in (False, True):
-        with Embedder.load(ir, plan=plan) as embedder:
-            assert embedder.execution.loaded_from_cache is hit
-
-
 @pytest.mark.parametrize("damage", ["middle", "truncated", "empty", "tiny", "text", "folder"])
 def test_damaged_entry_is_said_and_compiled_again(ir, crop, tmp_path, caplog, damage):
     expected, _ = load(ir, tmp_path, crop)
@@ -184,13 +177,11 @@ def test_device_that_cannot_export_is_compiled_each_time(ir, crop, tmp_path, cap
 
 def test_encrypted_entries_are_useless_with_another_key(ir, crop, tmp_path, core):
     from edgeface.runtime import ModelCache
-    from edgeface.runtime.embedder import _core
 
     model = core.read_model(ir)
     model.reshape([1, 3, 12, 16])
     caches = [ModelCache(tmp_path, key=bytes([n]) * 16) for n in (1, 2)]
     results = [
-        cache.compile(_core(), lambda: model, "CPU", {}, identity="m")[1]
-        for cache in (*caches, *caches[::-1])
+        cache.compile(core, lambda: model, "CPU", {}, identity="m")[1] for cache in (*caches, *caches[::-1])
     ]
     assert results == [False, False, True, False], "each key replaces what it cannot read"

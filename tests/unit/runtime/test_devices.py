@@ -12,8 +12,8 @@ import pytest
 
 from edgeface.cli.app import main
 from edgeface.errors import DeviceError, InputError
-from edgeface.runtime.devices import list_devices, missing_devices, resolve_device, split_device
-from edgeface.runtime.probe import Cause, can_load
+from edgeface.runtime.devices import list_devices, resolve_device, split_device
+from edgeface.runtime.probe import Cause, can_load, missing_devices
 
 try:
     from openvino import opset8 as ops
@@ -122,10 +122,10 @@ def test_the_old_vpu_is_the_npu_now_and_that_is_said(text, caplog):
     resolved = resolve_device(text, core=LAPTOP)
     assert resolved.device == "NPU"
     assert resolved.notes == (
-        f"{text}: the Myriad VPU ended with OpenVINO 2022.3 LTS, and NPU is what follows it; NPU is used",
+        f"{text}: support ended with OpenVINO 2022.3 LTS; the NPU replaces it; NPU is used",
     )
     assert caplog.messages == list(resolved.notes)
-    with pytest.raises(DeviceError, match=r"ended with OpenVINO 2022\.3 LTS, and NPU .* no NPU here"):
+    with pytest.raises(DeviceError, match=r"ended with OpenVINO 2022\.3 LTS; the NPU .* no NPU here"):
         resolve_device(text, core=CPU_ONLY)
 
 
@@ -216,13 +216,13 @@ def a_machine(root: Path, *files: str, container: bool = False, gpu: bool = Fals
 
 
 def causes_of(root: Path, name: str, *, libraries: bool = True, may_open: bool = True) -> list[Cause]:
-    missing = missing_devices(root=root, load=lambda _: libraries, may_open=lambda _: may_open, core=CPU_ONLY)
+    missing = missing_devices(["CPU"], root=root, load=lambda _: libraries, may_open=lambda _: may_open)
     return list(next(item for item in missing if item.name == name).causes)
 
 
 def test_devices_that_are_there_are_not_missing(tmp_path):
-    assert missing_devices(root=tmp_path, core=LAPTOP) == []
-    assert [item.name for item in missing_devices(root=tmp_path, core=WORKSTATION)] == ["NPU"]
+    assert missing_devices(LAPTOP.available_devices, root=tmp_path) == []
+    assert [item.name for item in missing_devices(WORKSTATION.available_devices, root=tmp_path)] == ["NPU"]
 
 
 @pytest.mark.parametrize("name", ["GPU", "NPU"])
@@ -242,14 +242,14 @@ def test_another_makers_card_is_no_intel_gpu(tmp_path):
 def test_a_container_without_the_device_file_is_told_how_to_be_started(tmp_path, name, folder):
     cause = causes_of(a_machine(tmp_path, container=True, gpu=True, npu=True), name)[0]
     assert cause.reason == f"an Intel {name} is on the bus, but this container has no {folder}"
-    assert f"--device {folder} --group-add" in cause.cure
+    assert f"--device {folder} --group-add" in cause.remedy
 
 
 @pytest.mark.parametrize(("name", "driver"), [("GPU", "i915"), ("NPU", "intel_vpu")])
 def test_a_host_without_the_device_file_lacks_the_kernel_driver(tmp_path, name, driver):
     cause = causes_of(a_machine(tmp_path, gpu=True, npu=True), name)[0]
     assert "its kernel driver is not loaded" in cause.reason
-    assert f"modprobe {driver}" in cause.cure
+    assert f"modprobe {driver}" in cause.remedy
 
 
 @pytest.mark.parametrize(("name", "node"), [("GPU", "dev/dri/renderD128"), ("NPU", "dev/accel/accel0")])
@@ -258,10 +258,10 @@ def test_a_device_file_that_may_not_be_opened_needs_its_group(tmp_path, name, no
     [cause] = causes_of(root, name, may_open=False)
     path = root / node
     assert cause.reason == f"this user may not open /{node}, which belongs to the group {path.group()}"
-    assert cause.cure == f"sudo usermod -aG {path.group()} $USER, and log in again"
+    assert cause.remedy == f"sudo usermod -aG {path.group()} $USER, and log in again"
     (root / ".dockerenv").touch()
     [cause] = causes_of(root, name, may_open=False)
-    assert cause.cure == f"start the container with --group-add {path.stat().st_gid}"
+    assert cause.remedy == f"start the container with --group-add {path.stat().st_gid}"
 
 
 def test_a_device_file_in_a_sandbox_that_hides_the_bus_is_followed_up(tmp_path):
@@ -273,8 +273,8 @@ def test_missing_libraries_are_named_each_with_its_package(tmp_path):
     root = a_machine(tmp_path, "dev/dri/renderD128", "dev/accel/accel0", gpu=True, npu=True)
     loader, driver = causes_of(root, "GPU", libraries=False)
     assert "libOpenCL.so.1" in loader.reason
-    assert loader.cure == "apt install ocl-icd-libopencl1"
-    assert driver.cure == "apt install intel-opencl-icd"
+    assert loader.remedy == "apt install ocl-icd-libopencl1"
+    assert driver.remedy == "apt install intel-opencl-icd"
     loader, driver = causes_of(root, "NPU", libraries=False)
     assert "libze_loader.so.1" in loader.reason
     assert "the NPU driver is not installed" in driver.reason
@@ -283,7 +283,7 @@ def test_missing_libraries_are_named_each_with_its_package(tmp_path):
 def test_a_machine_that_has_everything_is_pointed_to_its_kernel_log(tmp_path):
     root = a_machine(tmp_path, "dev/dri/renderD128", "etc/OpenCL/vendors/intel.icd", gpu=True)
     [cause] = causes_of(root, "GPU")
-    assert "yet OpenVINO does not list it" in cause.reason
+    assert "but OpenVINO does not list it" in cause.reason
 
 
 def test_the_dynamic_linker_is_asked_for_libraries():

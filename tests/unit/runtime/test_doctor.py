@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_device_that_fails_is_a_problem_with_its_reason(tmp_path):
     )
 
 
-def test_absent_devices_are_notes_with_reason_and_cure(tmp_path):
+def test_absent_devices_are_notes_with_reason_and_remedy(tmp_path):
     assert check("GPU", tmp_path) == Check(
         "GPU", "note", "not here: no Intel GPU on the PCI bus", "run on another device"
     )
@@ -72,17 +73,21 @@ def test_instructions_that_matter_are_named(tmp_path, monkeypatch, flags, status
     a_machine(tmp_path, proc__cpuinfo=f"processor\t: 0\nflags\t\t: fpu {flags} ht\n")
     instructions = check("CPU instructions", tmp_path)
     assert (instructions.status, instructions.found) == (status, found)
-    assert bool(instructions.cure) == (status == "note")
+    assert bool(instructions.remedy) == (status == "note")
 
 
-MEMORY = "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:    8388608 kB\n"
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = SimpleNamespace(total=16 << 30, available=8 << 30)
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: described)
 
 
+@pytest.mark.usefixtures("memory")
 def test_memory_is_read_from_the_machine(tmp_path):
-    a_machine(tmp_path, proc__meminfo=MEMORY)
     assert check("memory", tmp_path) == Check("memory", "ok", "8.0 GiB of 16.0 GiB available")
 
 
+@pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize(
     ("limit", "used"),
     [
@@ -92,16 +97,16 @@ def test_memory_is_read_from_the_machine(tmp_path):
     ids=["cgroup 2", "cgroup 1"],
 )
 def test_a_cgroup_that_leaves_too_little_memory_is_noted(tmp_path, limit, used):
-    a_machine(tmp_path, proc__meminfo=MEMORY, **{limit: f"{1 << 30}\n", used: f"{1 << 29}\n"})
-    memory = check("memory", tmp_path)
-    assert memory.status == "note"
-    assert memory.found == "8.0 GiB of 16.0 GiB available; cgroup limit 1.0 GiB, 0.5 GiB of it used"
+    a_machine(tmp_path, **{limit: f"{1 << 30}\n", used: f"{1 << 29}\n"})
+    found = check("memory", tmp_path)
+    assert found.status == "note"
+    assert found.found == "8.0 GiB of 16.0 GiB available; cgroup limit 1.0 GiB, 0.5 GiB of it used"
 
 
+@pytest.mark.usefixtures("memory")
 def test_a_cgroup_without_a_limit_limits_nothing(tmp_path):
     a_machine(
         tmp_path,
-        proc__meminfo=MEMORY,
         **{"sys__fs__cgroup__memory.max": "max\n", "sys__fs__cgroup__cpu.max": "max 100000\n"},
     )
     assert check("memory", tmp_path).found == "8.0 GiB of 16.0 GiB available"
@@ -123,7 +128,7 @@ def test_a_cpu_quota_below_the_usable_cores_asks_for_fewer_threads(tmp_path, fil
     limit = check("CPU limit", a_machine(tmp_path, **files))
     assert limit.status == "note"
     assert limit.found.endswith("the cgroup allows 0.5 CPUs of time")
-    assert limit.cure.startswith("give plans threads=1")
+    assert limit.remedy.startswith("give plans threads=1")
 
 
 def test_a_machine_without_proc_is_examined_all_the_same(tmp_path):
