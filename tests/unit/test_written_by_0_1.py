@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from edgeface.runtime.flip import flip_contract
 
 from edgeface import zoo
 from edgeface.bench.compare.comparable import read_side
@@ -37,6 +36,7 @@ from edgeface.model.ir_file import read_ir
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Threshold, load_thresholds, verify
 from edgeface.runtime import DevicePlan, Embedder
+from edgeface.runtime.adapter import flip_contract
 
 pytestmark = pytest.mark.timeout(120)
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "0_1"
