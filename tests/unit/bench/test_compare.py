@@ -43,6 +43,7 @@ def repeated(request: pytest.FixtureRequest) -> tuple[list[Comparison], list[Com
     return same, slower
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_thing_differ_in_at_most_5_percent_of_200_comparisons(repeated) -> None:
     same, _ = repeated
     wrong = sum(set(verdicts(each).values()) != {"no difference shown"} for each in same)
@@ -50,6 +51,7 @@ def test_two_runs_of_the_same_thing_differ_in_at_most_5_percent_of_200_compariso
     assert sum(judge(each, 0.05).outcome == "failed" for each in same) <= 0.05 * REPETITIONS
 
 
+@pytest.mark.slow
 def test_a_slowdown_of_5_percent_is_found_in_at_least_90_percent_of_200_comparisons(repeated) -> None:
     _, slower = repeated
     assert sum(verdicts(each)["p50"] == "worse" for each in slower) >= 0.9 * REPETITIONS

@@ -19,6 +19,7 @@ from edgeface.errors import DeviceError, InputError
 from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, Embedder
 
+pytestmark = pytest.mark.slow
 SHORT = DEFAULTS.model_copy(
     update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05}
 )
@@ -42,7 +43,6 @@ def swept(ir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Pa
     return run(ir, folder)[0], folder
 
 
-@pytest.mark.slow
 def test_every_combination_is_measured_alone_and_under_load(swept: tuple[Sweep, Path]) -> None:
     found, folder = swept
     assert list(found.results) == [
@@ -59,7 +59,6 @@ def test_every_combination_is_measured_alone_and_under_load(swept: tuple[Sweep, 
         assert result.throughput_fps > 0
 
 
-@pytest.mark.slow
 def test_the_best_plans_load_and_embed(swept: tuple[Sweep, Path], ir: Path) -> None:
     found, folder = swept
     alone = {k: v.latency_ms["p90"] for k, v in found.results.items() if k.endswith("single-stream")}
@@ -82,7 +81,6 @@ def test_a_plan_file_that_is_none_is_named(ir: Path, tmp_path: Path) -> None:
         Embedder.load(ir, plan=tmp_path / "plan.json")
 
 
-@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_is_half_written_is(
     swept: tuple[Sweep, Path], ir: Path
 ) -> None:
@@ -99,14 +97,12 @@ def test_what_is_done_is_not_done_again_and_what_is_half_written_is(
     assert all(BenchmarkResult.read(folder / name) == after.results[name] for name in names)
 
 
-@pytest.mark.slow
 def test_axes_may_grow(swept: tuple[Sweep, Path], ir: Path) -> None:
     _, folder = swept
     _, steps = run(ir, folder, Axes(hints=("LATENCY", None), batches=(1,)))
     assert [step.found for step in steps] == [True, True, False, False]
 
 
-@pytest.mark.slow
 def test_other_settings_or_another_model_are_not_mixed_in(
     swept: tuple[Sweep, Path], ir: Path, tmp_path: Path
 ) -> None:
@@ -177,7 +173,6 @@ def test_combinations_that_contradict_themselves_are_skipped_with_the_reason(
     assert "AUTO" in reasons["CPU_cumulative_throughput_f32_streams-2_requests-2_batch-1"]
 
 
-@pytest.mark.slow
 def test_ctrl_c_drops_the_run_it_met_and_keeps_those_before(
     ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +192,6 @@ def test_ctrl_c_drops_the_run_it_met_and_keeps_those_before(
     assert [step.found for step in steps] == [True, True] + [False] * 6
 
 
-@pytest.mark.slow
 def test_a_sweep_is_json(swept: tuple[Sweep, Path]) -> None:
     stored = swept[0].to_dict()
     assert json.loads(json.dumps(stored)) == stored

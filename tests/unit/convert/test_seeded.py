@@ -68,6 +68,7 @@ def test_a_seed_makes_the_same_bytes_each_time(weights: dict[str, np.ndarray], t
     assert write_graph(again, tmp_path / "second.pb", seeded=True).read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_seeded_graph_says_so_and_another_does_not(
     weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path
 ) -> None:

@@ -309,7 +309,7 @@ def test_a_limit_on_file_sizes_is_said_and_loses_nothing(tmp_path: Path) -> None
     """In a process of its own, because such a limit cannot be raised again."""
     program = f"""
 import resource, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from unit.gallery.conformance import templates
 from edgeface.errors import OutputError
@@ -405,7 +405,7 @@ def test_two_processes_that_enrol_at_once_lose_nothing(tmp_path: Path) -> None:
     SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY).close()
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from unit.gallery.conformance import templates
 from edgeface.gallery.store.sqlite import SqliteStore
