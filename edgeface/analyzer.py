@@ -21,8 +21,8 @@ from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.pipeline.observation import Face, from_left, largest_face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.recognize.identify import Identification, Identifier, Verdict
+from edgeface.recognize.index import PersonRule
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
-from edgeface.recognize.people import PersonRule
 from edgeface.recognize.threshold import Threshold, choose_threshold
 from edgeface.recognize.verification import Verification, verify
 from edgeface.runtime.embedder import Embedder

@@ -71,7 +71,7 @@ def identify(
     json: JsonOption = False,
 ) -> None:
     """Identify the faces of photos among the people of a gallery. Exit code 1: no face was recognised."""
-    from edgeface.recognize.people import PersonRule
+    from edgeface.recognize.index import PersonRule
     from edgeface.vision.quality import QualityGate
     from edgeface.vision.source import find_files
 

@@ -1,4 +1,4 @@
-"""Faces of one frame and the next frame in, where those faces are now out, for a hundredth of a detection's cost."""
+"""Follow faces from one frame to the next by optical flow, at a hundredth of the cost of a detection."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from edgeface.vision.image import Image
 __all__ = ["FaceFlow"]
 
 _GRID = 7
-"""Points a side that are followed in every box."""
+"""Points on each side of the grid that is followed in a box."""
 _MARGIN = 0.15
-"""Share of the box left out on each side: its corners show what is behind the head."""
+"""Share of the box left out on each side: its corners show the background."""
 _LONGEST_SIDE = 960
-"""Frames are followed at most at this size: subpixel flow on it is finer than a detector's jitter on the whole."""
+"""Frames are reduced to this size: subpixel flow on it is finer than a detector's jitter."""
 _WINDOW, _LEVELS = (15, 15), 3
-"""Of Lucas-Kanade: reaches motions of about 60 pixels of the reduced frame."""
+"""Lucas-Kanade's window and pyramid levels: they reach about 60 pixels of the reduced frame."""
 _LARGEST_RETURN = 1.0
-"""Pixels of the reduced frame by which a point may miss its start when it is followed back."""
+"""Largest error, in pixels of the reduced frame, of a point that is followed forward and back."""
 _FEWEST = _GRID * _GRID // 4
-"""Points that must return for the face to be believed."""
+"""Points that must return for a face to count as followed."""
 
 
 class FaceFlow:
     """Follows faces from one frame to the next by optical flow.
 
     Median Flow (Kalal, Mikolajczyk and Matas, "Forward-backward error", ICPR 2010): a grid of points is followed
-    forward and back by pyramidal Lucas-Kanade, those that do not return are dropped, and so is the worse half;
-    the rest moves box and landmarks by the similarity that fits them best. Errors add up, so detect again every
-    few frames.
+    forward and back by pyramidal Lucas-Kanade, points that do not return and the worse half are dropped, and the
+    others move box and landmarks by the similarity that fits them best. Errors add up: detect again every few
+    frames.
 
     Not safe to use from several threads at a time.
     """
@@ -42,16 +42,16 @@ class FaceFlow:
         self._before: NDArray[np.uint8] | None = None
 
     def see(self, image: Image) -> None:
-        """Take a frame to follow from."""
+        """Store the frame to follow from."""
         self._before = _reduce(image)
 
     def follow(self, image: Image, faces: Faces) -> tuple[Faces, NDArray[np.intp]]:
-        """Find the faces of the last frame in this one, which becomes the last.
+        """Find the faces of the last frame in this one, which is stored then.
 
         Parameters
         ----------
         image : (H, W, 3) uint8, BGR
-            Of the size of the last one; if it is not, nothing can be followed.
+            Of the size of the last one; otherwise no face is followed.
         faces
             In pixels of the last frame.
 
@@ -60,7 +60,7 @@ class FaceFlow:
         faces
             Those that were followed, in pixels of this frame, scores as they were.
         indices : (K,) int
-            Which they are.
+            Their indices in the given faces.
         """
         before, after = self._before, _reduce(image)
         self._before = after
@@ -88,7 +88,7 @@ def _move(
     there: NDArray[np.float32],
     errors: NDArray[np.float32],
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Box and landmarks moved as the points that returned did; None if too few of them did."""
+    """Move box and landmarks as the points that returned; None if too few did."""
     good = np.flatnonzero(np.isfinite(errors))
     if len(good) < _FEWEST:
         return None
@@ -107,7 +107,7 @@ def _move(
 
 
 def _grids(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points in every box, (N, _GRID ** 2, 2)."""
+    """Place a grid of points in every box: (N, _GRID ** 2, 2)."""
     steps = np.linspace(_MARGIN, 1 - _MARGIN, _GRID)
     unit = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     return (boxes[:, None, :2] + unit * (boxes[:, None, 2:] - boxes[:, None, :2])).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Embeddings of many pictures in, one .npz or .parquet that says what they are of out, and back."""
+"""Store the embeddings of many photos in a .npz or .parquet file that says how they were made."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ _DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, MemoryError),
     *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
-"""What numpy, zipfile and pyarrow raise on damaged files."""
+"""Errors of numpy, zipfile and pyarrow on damaged files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EmbeddingTable:
-    """One row a face.
+    """Embeddings with one row for each face.
 
     Attributes
     ----------
     vectors : (N, D) float32
         Embeddings.
     paths : (N,) str
-        The picture's file.
+        Files of the photos.
     modified : (N,) int64
-        When that file was last changed, nanoseconds since 1970, as it was embedded.
+        Modification time of that file when it was embedded, nanoseconds since 1970.
     faces : (N,) int32
-        Number of the face in the picture, from 0, left to right by the box's x0.
+        Number of the face in the photo, from 0, left to right by the box's x0.
     boxes : (N, 4) float32
-        x0, y0, x1, y1 in pixels of the picture.
+        x0, y0, x1, y1 in pixels of the photo.
     scores : (N,) float32
-        The detector's.
+        Detection scores.
     contract_id
-        Of all the embeddings.
+        Contract of all embeddings.
     settings
-        How the faces were found, for people and for comparison.
+        JSON of `Pipeline.settings`: tables of equal settings may be joined and reused.
     """
 
     vectors: NDArray[np.float32]
@@ -84,40 +84,38 @@ class EmbeddingTable:
         return Embeddings(self.vectors, self.contract_id)
 
     def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> EmbeddingTable:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the order given."""
         return dataclasses.replace(
             self, **{name: getattr(self, name)[rows] for name in ("vectors", *_COLUMNS)}
         )
 
     @classmethod
     def join(cls, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
-        """Put tables of one contract and one way of finding faces below each other.
+        """Concatenate tables of one contract and equal settings.
 
         Raises
         ------
         ContractError
             If they are of different contracts.
         InputError
-            If their faces were found in different ways.
+            If their settings differ.
         """
         require_same_contract(*(table.contract_id for table in tables), what="embedding tables")
         if len(settings := {table.settings for table in tables}) != 1:
-            raise InputError(f"embedding tables: expected one way of finding faces, found {sorted(settings)}")
-        columns = ("vectors", *_COLUMNS)
-        return tables[0]._with(
-            {name: np.concatenate([getattr(table, name) for table in tables]) for name in columns}
-        )
-
-    def _with(self, columns: dict[str, Any]) -> EmbeddingTable:
-        return dataclasses.replace(self, **columns)
+            raise InputError(f"embedding tables: expected equal settings, found {sorted(settings)}")
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(table, name) for table in tables])
+            for name in ("vectors", *_COLUMNS)
+        }
+        return dataclasses.replace(tables[0], **columns)
 
     def save(self, path: Path) -> None:
-        """Write a .npz, or a .parquet whose metadata has `contract_id` and `settings`, whole or not at all.
+        """Write a .npz, or a .parquet whose metadata has `contract_id` and `settings`, atomically.
 
         Raises
         ------
         InputError
-            If the suffix is another.
+            If the suffix is neither.
         ExtraNotInstalledError
             If pyarrow is needed and absent.
         OutputError
@@ -139,7 +137,7 @@ class EmbeddingTable:
         Raises
         ------
         InputError
-            If it is not there, damaged, or something else.
+            If it does not exist, is damaged, or holds something else.
         """
         require_format(path)
         try:
@@ -158,12 +156,12 @@ class EmbeddingTable:
 
 
 def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a .npz, which runs no code that may be in it.
+    """Read all arrays of a .npz, without pickle.
 
     Raises
     ------
     InputError
-        If it is not there, damaged or no .npz; it says what was expected.
+        If it does not exist, is damaged or no .npz; the text says what was expected.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -173,7 +171,7 @@ def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
 
 
 def require_format(path: Path) -> None:
-    """Refuse a suffix that cannot be written, and .parquet where pyarrow is not installed, before any work."""
+    """Raise unless the suffix can be written: .npz, or .parquet if pyarrow is installed."""
     if path.suffix not in _SUFFIXES:
         raise InputError(
             f"{path}: expected a name that ends in {' or '.join(_SUFFIXES)}, found {path.suffix!r}"

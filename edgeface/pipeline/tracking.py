@@ -1,4 +1,4 @@
-"""Faces frame by frame in, the same faces with an id that stays with each person out."""
+"""Track faces from frame to frame, and choose when to embed a track."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from edgeface.errors import InputError
 from edgeface.vision.detector import Faces
@@ -19,26 +20,26 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """One person's face in the frame of the last `Tracker.update`.
+    """One tracked face in the frame of the last `Tracker.update`.
 
     Attributes
     ----------
     id
-        From 1; never given again by the same tracker.
+        From 1; never used again by the same tracker.
     box : (4,) float32
         x0, y0, x1, y1 in pixels, where it was seen.
     landmarks : (5, 2) float32
         As in `Faces.landmarks`.
     score
-        Of its last detection.
+        Detection score, 0 to 1, of its last detection.
     hits
-        In how many updates it was seen.
+        Updates that saw it.
     born, seen
-        Seconds: the timestamps of its first and its last update.
+        Timestamps of its first and last update, in seconds.
     velocity : (2,) float32
-        Of the box's centre, pixels a second, smoothed.
+        Smoothed velocity of the box's centre, in pixels a second.
     confirmed
-        Whether it was seen often enough to be believed; a false detection rarely comes twice in one place.
+        Whether it was seen often enough; a false detection rarely comes twice in one place.
     """
 
     id: int
@@ -53,23 +54,22 @@ class Track:
 
 
 class Tracker:
-    """Keeps faces apart from frame to frame: overlap with where each was expected, assigned as a whole.
+    """Gives each face an id that stays the same from frame to frame.
 
     The scheme of SORT (Bewley et al., "Simple online and realtime tracking", ICIP 2016): predict each track at
-    constant velocity, match boxes by the assignment with the largest total overlap, start a track for what is
-    left over. A smoothed velocity stands in for its Kalman filter: detections are precise to a pixel or two, so
-    that positions need no filtering.
+    constant velocity, match boxes by the assignment with the largest total overlap, start a track for each box
+    without a match. A smoothed velocity replaces its Kalman filter: detections are precise to a pixel or two.
 
     Not safe to use from several threads at a time.
 
     Parameters
     ----------
     min_overlap
-        Least intersection over union of a face and a prediction that can be the same person (SORT: 0.3).
+        Lowest intersection over union of a face and a prediction that match (SORT: 0.3).
     min_hits
-        Updates that see a new track before it is confirmed; unconfirmed, it dies when it is missed once.
+        Updates that must see a track to confirm it. An unconfirmed track ends when one update misses it.
     max_gap
-        Seconds that a confirmed track may be unseen and still be found again.
+        Seconds after which a confirmed track that is not seen ends.
     """
 
     def __init__(self, *, min_overlap: float = 0.3, min_hits: int = 2, max_gap: float = 1.0) -> None:
@@ -85,11 +85,11 @@ class Tracker:
 
     @property
     def alive(self) -> frozenset[int]:
-        """Ids of all tracks that may be seen again, in sight or not."""
+        """Ids of all tracks that may be seen again."""
         return frozenset(track.id for track in self._tracks)
 
     def update(self, faces: Faces, timestamp: float) -> list[Track]:
-        """Take in what a detector found in the next frame.
+        """Match the faces of the next frame with the tracks.
 
         Parameters
         ----------
@@ -125,9 +125,9 @@ class Tracker:
         return seen
 
     def follow(self, ids: list[int], moved: Faces, timestamp: float) -> list[Track]:
-        """Move tracks to where they were followed to without detection, as `edgeface.pipeline.flow` does.
+        """Move tracks to where optical flow followed them, without detection; see `edgeface.pipeline.flow`.
 
-        Following proves nothing new: it confirms no track, and one that is not followed waits to be detected.
+        This confirms no track. A track that was not followed waits to be detected.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class Tracker:
         return followed
 
     def clear(self) -> None:
-        """Forget all tracks, as at the start of another video; ids go on."""
+        """Forget all tracks, as before another video; ids continue."""
         self._tracks, self._now = [], -math.inf
 
     def _advance(self, timestamp: float) -> None:
@@ -190,20 +190,19 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingPolicy:
-    """When a track is worth the work of an embedding.
+    """When to embed a track.
 
-    The first crop that can be had is embedded; a later one replaces it only if it is clearly better, and only a
-    few times: embeddings of one track say little that the best of them does not.
+    The first usable crop is embedded. A later one replaces it only if its quality is clearly higher, and only a few
+    times: the best embedding of a track says nearly all that the others do.
 
     Attributes
     ----------
     improvement
-        How many times the quality of the best crop so far a new one must have.
+        Factor by which the quality of a new crop must exceed that of the best one so far.
     most
-        Embeddings of one track, `refresh` aside.
+        Embeddings of one track, those of `refresh` not counted.
     refresh
-        Seconds after which a track is embedded again whatever its quality, should two people ever have swapped
-        ids; None: never.
+        Seconds after which a track is embedded again at any quality, in case two people swapped ids; None: never.
     """
 
     improvement: float = 1.2
@@ -218,16 +217,16 @@ class EmbeddingPolicy:
             )
 
     def wants(self, quality: float, *, best: float | None, count: int, age: float) -> bool:
-        """Whether to embed a crop.
+        """Return whether to embed a crop.
 
         Parameters
         ----------
         quality
-            Of the crop at hand: `Quality.score`.
+            `Quality.score` of the crop.
         best
-            Of the crop embedded last; None: there is none.
+            That of the crop embedded last, if any.
         count
-            Embeddings made of the track.
+            Embeddings of the track so far.
         age
             Seconds since the last of them.
         """
@@ -239,9 +238,6 @@ class EmbeddingPolicy:
 def assign(likeness: NDArray[np.floating]) -> list[tuple[int, int]]:
     """Pair rows with columns so that the sum of likeness is largest.
 
-    The Hungarian method with potentials, O(n^2 m): each row in turn is added along the cheapest augmenting path
-    (Jonker and Volgenant, Computing 38, 1987, without its initialisation).
-
     Parameters
     ----------
     likeness : (N, M) float
@@ -252,32 +248,8 @@ def assign(likeness: NDArray[np.floating]) -> list[tuple[int, int]]:
     list of (row, column)
         By ascending row; each row and column at most once.
     """
-    if likeness.shape[0] > likeness.shape[1]:
-        return sorted((row, column) for column, row in assign(likeness.T))
-    rows, columns = likeness.shape
-    cost = -np.asarray(likeness, np.float64)
-    row_price, column_price = np.zeros(rows), np.zeros(columns + 1)
-    owner = np.full(columns + 1, -1)  # row of each column; the last column is where a new row starts from
-    for row in range(rows):
-        owner[columns], column = row, columns
-        reach, came_from = np.full(columns, np.inf), np.full(columns, columns)
-        done = np.zeros(columns + 1, bool)
-        while owner[column] >= 0:
-            done[column] = True
-            at = owner[column]
-            through = cost[at] - row_price[at] - column_price[:columns]
-            better = ~done[:columns] & (through < reach)
-            reach[better], came_from[better] = through[better], column
-            following = int(np.argmin(np.where(done[:columns], np.inf, reach)))
-            step = reach[following]
-            row_price[owner[done]] += step
-            column_price[done] -= step
-            reach[~done[:columns]] -= step
-            column = following
-        while column != columns:
-            owner[column] = owner[came_from[column]]
-            column = int(came_from[column])
-    pairs = sorted((int(owner[column]), column) for column in range(columns) if owner[column] >= 0)
+    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return [(row, column) for row, column in pairs if likeness[row, column] > 0]
 
 

@@ -1,4 +1,4 @@
-"""Embeddings in, decisions out: metrics, thresholds that know their false accept rate, and verification."""
+"""Decide by embeddings: compare, calibrate thresholds, verify, identify and cluster."""
 
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.metrics import Metric, paired, pairwise

@@ -46,7 +46,7 @@ Labels = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """Who is with whom.
+    """Clusters of faces.
 
     Attributes
     ----------
@@ -64,11 +64,11 @@ class Clusters:
 
     @property
     def count(self) -> int:
-        """How many clusters there are."""
+        """Number of clusters."""
         return int(self.labels.max(initial=NO_CLUSTER)) + 1
 
     def members(self, label: int) -> Labels:
-        """Rows of one cluster, or with `NO_CLUSTER` of those in none."""
+        """Return the rows of one cluster, or with `NO_CLUSTER` those in none."""
         return np.flatnonzero(self.labels == label)
 
 
@@ -100,7 +100,7 @@ def dbscan(embeddings: Embeddings, threshold: Threshold | float, *, min_samples:
     ContractError
         If the threshold belongs to another contract.
     InputError
-        If the threshold is no similarity, or `min_samples` is not positive.
+        If the threshold is not from -1 to 1, or `min_samples` is not positive.
     """
     if min_samples < 1:
         raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
@@ -123,8 +123,8 @@ def chinese_whispers(
     """Cluster a graph by local majority (Biemann, TextGraphs 2006): the usual choice for photo collections.
 
     Every face begins alone. In each round every face, in random order, joins the cluster that its neighbours weigh
-    most for, by the sum of their similarities; of equals it takes the earliest. It ends when nothing moves, or
-    after 100 rounds. It does not chain as `dbscan` does: a few false neighbours are outvoted.
+    most for, by the sum of their similarities; of equals it takes the earliest. It ends when no face changes its
+    cluster, or after 100 rounds. It does not chain as `dbscan` does: a few false neighbours are outvoted.
 
     Parameters
     ----------
@@ -133,16 +133,16 @@ def chinese_whispers(
     threshold
         Calibrated for the same contract with metric cosine, or a cosine similarity.
     min_samples
-        Smaller clusters are dissolved: their faces are nobody's.
+        Smaller clusters are dissolved: their faces are in no cluster.
     seed
-        Of the order; the same gives the same clusters.
+        Seed of the order; the same seed gives the same clusters.
 
     Raises
     ------
     ContractError
         If the threshold belongs to another contract.
     InputError
-        If the threshold is no similarity, or `min_samples` is not positive.
+        If the threshold is not from -1 to 1, or `min_samples` is not positive.
     """
     if min_samples < 1:
         raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
@@ -193,7 +193,7 @@ def _neighbours(vectors: NDArray[np.float32], threshold: float) -> _Graph:
         scores = unit[start : start + height] @ unit.T
         scores[
             np.arange(len(scores)), np.arange(start, start + len(scores))
-        ] = -np.inf  # nobody's own neighbour
+        ] = -np.inf  # no face is its own neighbour
         row, other = np.nonzero(scores > threshold)
         rows.append((row + start).astype(np.int32))
         others.append(other.astype(np.int32))

@@ -1,4 +1,4 @@
-"""Faces and a gallery's index in, who they are out, or that they are nobody, or that another look is needed."""
+"""Identify faces among the people of a gallery."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from edgeface.errors import InputError
 from edgeface.model.embedding import Embedding, require_same_contract
-from edgeface.recognize.assignment import assign
-from edgeface.recognize.index import Index
+from edgeface.recognize.index import Index, PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold
-from edgeface.recognize.people import PersonRule, pair_scores, rank_people
 
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
 
-__all__ = ["Identification", "Identifier", "TrackIdentifier", "Verdict"]
+__all__ = ["Identification", "Identifier", "TrackIdentifier", "Verdict", "assign"]
 
 
 class Verdict(str, Enum):
-    """What is answered to: who is this?"""
+    """Outcome of an identification."""
 
     accepted = "accepted"
     unknown = "unknown"
@@ -44,11 +43,11 @@ class Identification:
         ``inconclusive``: one does, but the next person's is too close, or too few photos were seen; take another
         photo. ``unusable``: the face has no embedding; `face.reasons` say why.
     person_id
-        The person that this face was assigned; None: there is none above the threshold who is not another face's.
+        Person that this face was assigned; None if no score exceeds the threshold, or that person is another face's.
     score
         Of `person_id`; without one, of the most similar person. None: the gallery is empty.
     runner_up_id, runner_up_score
-        The most similar other person who is no other face's; None: there is none.
+        The most similar other person who is no other face's, if any.
     looks
         Photos that were used.
     threshold
@@ -56,7 +55,8 @@ class Identification:
     rule
         How a person's score is computed from templates.
     person, runner_up
-        Names of `person_id` and `runner_up_id`; None if they were not looked up.
+        Names of `person_id` and `runner_up_id`, of the same generation of the gallery as the scores; None without
+        one, and if the index knows no names.
     face
         What was identified; None where embeddings were.
     """
@@ -114,18 +114,18 @@ class Identification:
 
 
 class Identifier:
-    """Says who faces are, by one index, threshold and rule.
+    """Identifies faces by one index, threshold and rule.
 
     Parameters
     ----------
     index
         Of the gallery.
     threshold
-        Of its contract; see `SearchThreshold.note` for whether it suits the gallery's size.
+        Of the same contract; see `SearchThreshold.note` for whether it suits the gallery's size.
     rule
-        How people are scored. None: ``max``.
+        How a person's score is computed. None: ``max``.
     margin
-        How far the next person must be behind, in cosine; otherwise the answer is to ask again.
+        How far, in cosine, the next person's score must be below; otherwise the verdict is inconclusive.
 
     Raises
     ------
@@ -145,7 +145,7 @@ class Identifier:
         self.rule = rule or PersonRule()
 
     def identify(self, probe: Embedding) -> Identification:
-        """Who one face is.
+        """Identify one face.
 
         Raises
         ------
@@ -155,87 +155,74 @@ class Identifier:
         return self.identify_frame([probe])[0]
 
     def identify_frame(self, probes: Sequence[Embedding]) -> list[Identification]:
-        """Who the faces of one picture are: nobody is there twice.
+        """Identify the faces of one photo; no person is there twice.
 
         Of all ways to give each face at most one person above the threshold, and each person at most one face, the
-        one with the largest sum of what scores exceed the threshold by.
+        one is chosen whose scores exceed the threshold by the largest sum.
 
         Parameters
         ----------
         probes
-            One a face; there may be more of them than people.
+            One for each face; there may be more of them than people.
 
         Raises
         ------
         ContractError
             If a probe is of another contract.
         """
-        return self._identify([[probe] for probe in probes])
+        return self.identify_looks([[probe] for probe in probes])
 
     def identify_looks(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
-        """As `identify_frame`, with several pictures of each face; a person's score is the mean over them.
+        """Identify faces as `identify_frame`, by several photos of each; a person's score is the mean over them.
 
-        A stranger whose mean is above the threshold was above it in at least one picture, so the FPIR is at most that
-        of one picture times their number, and in practice below that of one: a mean strays less.
+        An impostor whose mean is above the threshold was above it in at least one photo. So the FPIR is at most that
+        of one photo times their number, and in practice below that of one: a mean varies less.
 
         Parameters
         ----------
         looks
-            For each face its pictures, at least one.
+            For each face its photos, at least one.
 
         Raises
         ------
         ContractError
             If a probe is of another contract.
         InputError
-            If a face has no picture.
+            If a face has no photo.
         """
         if not all(looks):
-            raise InputError("identification: expected at least one picture of each face, found none")
-        return self._identify(looks)
-
-    def _identify(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
+            raise InputError("identification: expected at least one photo of each face, found none")
         if not looks:
             return []
-        with self.index.snapshot() as index:
-            return self._identify_in(index, looks)
-
-    def _identify_in(self, index: Index, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
-        """Search, compare again, and read names, all in one generation of the gallery."""
-        # In a best choice every face has one of its own first F people: at most F - 1 of those are others'. One more
-        # is the runner-up. Of several pictures, the first people of each are looked at.
-        count = len(looks) + 1
-        seen = [
-            rank_people(index, probe, count=count, rule=self.rule).person_ids
-            for probes in looks
-            for probe in probes
-        ]
-        people = np.unique(np.concatenate(seen))
-        scores = np.stack([pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks])
-        chosen = assign(scores - self.threshold.value)
-        return [
-            self._named(
-                index,
-                self._decide(people, scores[face], int(chosen[face]), np.delete(chosen, face), len(probes)),
+        with self.index.snapshot() as index:  # search, second comparison and names are of one generation
+            # In a best choice every face has one of its own first F people: at most F - 1 of those are others'. One
+            # more is the runner-up. Of several photos, the first people of each are looked at.
+            count = len(looks) + 1
+            seen = [
+                rank_people(index, probe, count=count, rule=self.rule).person_ids
+                for probes in looks
+                for probe in probes
+            ]
+            people = np.unique(np.concatenate(seen))
+            scores = np.stack(
+                [pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks]
             )
-            for face, probes in enumerate(looks)
-        ]
-
-    @staticmethod
-    def _named(index: Index, answer: Identification) -> Identification:
-        person, runner_up = (
-            None if each is None else index.name_of(each) for each in (answer.person_id, answer.runner_up_id)
-        )
-        return replace(answer, person=person, runner_up=runner_up)
+            chosen = assign(scores - self.threshold.value)
+            return [
+                self._decide(index, people, scores[face], chosen, face, len(probes))
+                for face, probes in enumerate(looks)
+            ]
 
     def _decide(
         self,
+        index: Index,
         people: NDArray[np.int64],
         scores: NDArray[np.float64],
-        chosen: int,
-        taken: NDArray[np.intp],
+        assigned: NDArray[np.intp],
+        face: int,
         looks: int,
     ) -> Identification:
+        chosen, taken = int(assigned[face]), np.delete(assigned, face)
         free = np.isfinite(scores)
         free[taken[taken >= 0]] = False
         order = [row for row in np.lexsort((people, -scores)).tolist() if free[row]]
@@ -244,29 +231,53 @@ class Identifier:
         verdict = Verdict.unknown if chosen < 0 else Verdict.accepted
         if chosen >= 0 and second >= 0 and scores[first] - scores[second] < self.margin:
             verdict = Verdict.inconclusive
+        person_id = int(people[chosen]) if chosen >= 0 else None
+        runner_up_id = int(people[second]) if second >= 0 else None
         return Identification(
             verdict=verdict,
-            person_id=int(people[chosen]) if chosen >= 0 else None,
+            person_id=person_id,
             score=float(scores[first]) if first >= 0 else None,
-            runner_up_id=int(people[second]) if second >= 0 else None,
+            runner_up_id=runner_up_id,
             runner_up_score=float(scores[second]) if second >= 0 else None,
             looks=looks,
             threshold=self.threshold,
             rule=self.rule,
+            person=None if person_id is None else index.name_of(person_id),
+            runner_up=None if runner_up_id is None else index.name_of(runner_up_id),
         )
 
 
+def assign(gains: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Choose pairs of faces and people with the largest sum of gains.
+
+    Parameters
+    ----------
+    gains : (F, P) float
+        Gain of each pair. A pair whose gain is not positive is never chosen.
+
+    Returns
+    -------
+    (F,) intp
+        Person of each face, -1 for none; no person twice.
+    """
+    useful = np.maximum(gains, 0.0)
+    faces, people = linear_sum_assignment(useful, maximize=True)
+    chosen = np.full(len(useful), -1, np.intp)
+    chosen[faces] = np.where(useful[faces, people] > 0, people, -1)
+    return chosen
+
+
 class TrackIdentifier:
-    """Says who the tracks of a film are, by their last pictures together; from one thread.
+    """Identifies the tracks of a video by the last photos of each; use it from one thread.
 
     Parameters
     ----------
     identifier
-        That compares.
+        Compares the faces.
     looks
-        How many pictures of a track are kept.
+        How many photos of a track to keep.
     needed
-        Before so many were seen, nobody is accepted: the answer is to ask again.
+        Photos before which the verdict is inconclusive and not accepted.
 
     Raises
     ------
@@ -283,14 +294,14 @@ class TrackIdentifier:
     def update(
         self, faces: Mapping[int, Embedding], *, alive: Collection[int] | None = None
     ) -> dict[int, Identification]:
-        """Take the faces of a frame, and say who they are.
+        """Take the faces of a frame, and identify them.
 
         Parameters
         ----------
         faces
-            By track, as in `edgeface.pipeline.observation.Face`. The same vector again is no new picture.
+            By track id, as `edgeface.pipeline.pipeline.Pipeline.run` gives them. A repeated vector is no new photo.
         alive
-            Tracks that may come back; others are forgotten. None: all that were ever seen.
+            Tracks that may be seen again; others are forgotten. None: all that were ever seen.
 
         Returns
         -------
@@ -300,7 +311,7 @@ class TrackIdentifier:
         Raises
         ------
         ContractError
-            If an embedding is of another contract; then nothing was taken.
+            If an embedding is of another contract; then none was taken.
         """
         for face in faces.values():
             require_same_contract(self._identifier.index.contract_id, face.contract_id, what="tracks")
@@ -312,9 +323,9 @@ class TrackIdentifier:
             if not looks or not np.array_equal(looks[-1].vector, face.vector):
                 looks.append(face)
         found = self._identifier.identify_looks([list(self._tracks[track]) for track in faces])
-        return {track: self._patient(answer) for track, answer in zip(faces, found, strict=True)}
-
-    def _patient(self, answer: Identification) -> Identification:
-        if answer.verdict is not Verdict.accepted or answer.looks >= self._needed:
-            return answer
-        return replace(answer, verdict=Verdict.inconclusive)
+        return {
+            track: replace(answer, verdict=Verdict.inconclusive)
+            if answer and answer.looks < self._needed
+            else answer
+            for track, answer in zip(faces, found, strict=True)
+        }

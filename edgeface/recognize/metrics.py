@@ -1,6 +1,6 @@
-"""Two sets of embeddings in, how far apart they are out; exact, vectorised, and bounded in memory.
+"""Compare embeddings, vectorised and in bounded memory.
 
-Everything is computed in float64: the embeddings are float32, and a distance near 0 is where decisions go wrong.
+Scores are computed in float64: float32 is too coarse for distances near 0.
 """
 
 from __future__ import annotations

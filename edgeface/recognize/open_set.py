@@ -1,7 +1,7 @@
-"""How often a stranger may be taken for somebody in, the score above which somebody is somebody out.
+"""Choose a search threshold for a target FPIR.
 
 FPIR (false positive identification rate; ISO/IEC 19795-1, NIST FRTE 1:N): of the searches for people who are not
-enrolled, the share that returns anybody at or above the threshold. It grows with the gallery.
+enrolled, the share that returns a person above the threshold. It grows with the gallery.
 """
 
 from __future__ import annotations
@@ -38,28 +38,27 @@ USUAL_FPIR = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchThreshold:
-    """Where the scores of searches are cut.
+    """Threshold of searches in a gallery.
 
     Attributes
     ----------
     value
-        Cosine similarity; accepted is what is above it.
+        Cosine similarity; higher scores are accepted.
     contract_id
-        Of the embeddings; it is valid for no other.
+        Contract of the embeddings; the threshold is valid for no other.
     fpir
-        That was asked for; None if the score was given by hand.
+        Target rate; None if the value was given by hand.
     gallery_size
-        Comparisons a search: templates enrolled. A larger gallery has a higher FPIR.
+        Comparisons of a search: templates enrolled. A larger gallery has a higher FPIR.
     basis
         ``pairs``: from a verification threshold, assuming that comparisons are independent. ``probes``: from
-        searches for people who were not enrolled. ``hand``: somebody chose it.
+        searches for people who were not enrolled. ``hand``: given by hand.
     expected_fpir
-        What the data show: for ``pairs`` the formula at the observed FAR, for ``probes`` the share observed, for
-        ``hand`` None.
+        For ``pairs`` the formula at the observed FAR, for ``probes`` the observed share, for ``hand`` None.
     fpir_interval
-        Clopper-Pearson, at the basis' confidence; carried through the formula for ``pairs``.
+        Clopper-Pearson interval at the basis' confidence; carried through the formula for ``pairs``.
     supported
-        Whether there were pairs or probes enough to say anything about `fpir`.
+        Whether there were enough pairs or probes to say anything about `fpir`.
     """
 
     value: float
@@ -73,12 +72,12 @@ class SearchThreshold:
 
     @classmethod
     def by_hand(cls, value: float, *, contract_id: str, gallery_size: int) -> SearchThreshold:
-        """A cosine similarity that somebody chose, and whose FPIR nobody measured.
+        """Make a threshold from a cosine similarity whose FPIR was never measured.
 
         Raises
         ------
         InputError
-            If it is not from -1 to 1.
+            If the value is not from -1 to 1.
         """
         if not -1.0 <= value <= 1.0:
             raise InputError(f"threshold: expected a cosine similarity from -1 to 1, found {value:g}")
@@ -94,11 +93,11 @@ class SearchThreshold:
         )
 
     def accepts(self, score: float) -> bool:
-        """Whether somebody of this score is somebody."""
+        """Whether the score exceeds the threshold."""
         return score > self.value
 
     def note(self, gallery_size: int) -> str:
-        """What speaks against using it for a gallery of this size, in words; empty if nothing does."""
+        """Return what speaks against using it for a gallery of this size, in words; empty if nothing does."""
         if self.fpir is None:
             return (
                 "the threshold was given by hand: its false positive identification rate was never measured"
@@ -106,7 +105,7 @@ class SearchThreshold:
         if gallery_size > self.gallery_size:
             return (
                 f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "
-                "strangers are accepted more often than was asked for"
+                "people who are not enrolled are accepted more often than the target"
             )
         if not self.supported:
             return (
@@ -160,21 +159,15 @@ def choose_search_threshold(
 
 
 def require_fpir(fpir: float) -> None:
-    """Refuse what is no rate that can be asked for, before any work.
-
-    Raises
-    ------
-    InputError
-        If it is not between 0 and 1.
-    """
+    """Raise `InputError` unless a target FPIR is between 0 and 1."""
     if not 0.0 < fpir < 1.0:
         raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir:g}")
 
 
 def fpir_of_far(far: float, comparisons: int) -> float:
-    """FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
+    """Compute the FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
 
-    It assumes that the comparisons of one search are independent. They are not: somebody who looks like one enrolled
+    It assumes that the comparisons of one search are independent. They are not: a person who looks like one enrolled
     person looks like others of the same age, sex and origin too, so that false positives come in clusters and the
     true FPIR is lower than this for most people and higher for some. Several templates of one person are much alike,
     which lowers it further: counting templates errs on the safe side. `threshold_from_probes` assumes nothing.
@@ -185,6 +178,11 @@ def fpir_of_far(far: float, comparisons: int) -> float:
         False accept rate of one comparison, in [0, 1].
     comparisons
         N, from 1.
+
+    Examples
+    --------
+    >>> round(fpir_of_far(1e-4, 100), 4)
+    0.01
     """
     if not 0.0 <= far <= 1.0 or comparisons < 1:
         raise InputError(
@@ -194,7 +192,7 @@ def fpir_of_far(far: float, comparisons: int) -> float:
 
 
 def far_for_fpir(fpir: float, comparisons: int) -> float:
-    """The FAR at which `fpir_of_far` is this: ``1 - (1 - FPIR)^(1/N)``."""
+    """Compute the FAR at which `fpir_of_far` is this FPIR: ``1 - (1 - FPIR)^(1/N)``."""
     require_fpir(fpir)
     if comparisons < 1:
         raise InputError(f"FPIR: expected 1 comparison a search or more, found {comparisons}")
@@ -209,23 +207,23 @@ def threshold_from_pairs(
     Parameters
     ----------
     thresholds
-        As `calibrate` made them, of one contract, of any metric.
+        Of `calibrate`, for one contract, of any metric.
     fpir
-        Wanted.
+        Target.
     gallery_size
         Templates that a probe will be compared with.
 
     Returns
     -------
     SearchThreshold
-        From the most permissive one whose FAR is low enough.
+        From the most permissive threshold whose FAR is low enough.
 
     Raises
     ------
     ContractError
         If they are of several contracts.
     InputError
-        If none is strict enough; it says which FAR to calibrate.
+        If none is strict enough; the text says which FAR to calibrate.
     """
     require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
     far = far_for_fpir(fpir, gallery_size)
@@ -260,25 +258,25 @@ def threshold_from_probes(
     contract_id: str,
     confidence: float = 0.95,
 ) -> SearchThreshold:
-    """The most permissive threshold that keeps the FPIR on searches for people who are not enrolled.
+    """Find the most permissive threshold that keeps a target FPIR on searches for people who are not enrolled.
 
     Parameters
     ----------
     best_scores : (N,) float
-        The score of the most similar person, by the rule that will be used, one for each search.
+        Score of the most similar person, one for each search, by the rule that will be used.
     fpir
-        Wanted.
+        Target.
     gallery_size
         Templates that were enrolled.
     contract_id
-        Of the embeddings.
+        Contract of the embeddings.
     confidence
-        Of the interval, which assumes that the probes are independent: one of each person.
+        Of the interval, which assumes independent probes: one of each person.
 
     Raises
     ------
     InputError
-        If there are no scores, or they are not finite, or the rate is not between 0 and 1.
+        If there are no scores, they are not finite, or the rate is not between 0 and 1.
     """
     scores = np.sort(np.asarray(best_scores, np.float64).ravel())[::-1]
     if not scores.size or not np.isfinite(scores).all():

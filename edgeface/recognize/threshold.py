@@ -1,4 +1,4 @@
-"""Scores of labelled pairs in, thresholds at wanted false accept rates out, with what is known about them."""
+"""Calibrate, store and choose verification thresholds with measured false accept rates."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Threshold:
-    """Where one contract's scores are cut, and what that was measured to mean.
+    """Threshold of verification for one contract and metric, and its measured error rates.
 
     Attributes
     ----------
     value
-        On the metric's own scale. Accepted is what is strictly better: below it for a distance, above it for
-        a similarity.
+        On the metric's own scale. Strictly better scores are accepted: below it for a distance, above it for a
+        similarity.
     metric
-        That the scores must be computed by.
+        Metric of the scores.
     contract_id
-        Of the embeddings it was calibrated on; it is valid for no other.
+        Contract of the embeddings it was calibrated on; it is valid for no other.
     far
-        False accept rate that was asked for; None if the value was given by hand.
+        Target false accept rate; None if the value was given by hand.
     false_accepts, impostors
-        Impostor pairs accepted at `value`, of how many.
+        Impostor pairs accepted at `value`, and all impostor pairs.
     false_rejects, genuines
-        Genuine pairs rejected at `value`, of how many.
+        Genuine pairs rejected at `value`, and all genuine pairs.
     far_interval, frr_interval
         Clopper-Pearson intervals at `confidence`. They assume independent pairs; all pairs of a few people
         are not, and the true intervals are wider then.
     confidence
-        Of the two intervals.
+        Of both intervals.
     created_from
-        The data, for the record.
+        Description of the data.
     """
 
     value: float
@@ -158,7 +158,7 @@ class Threshold:
 
     @property
     def cosine(self) -> float:
-        """The same cut on unit vectors, as a cosine similarity: |a - b|^2 = 2 - 2 cos."""
+        """The same threshold for unit vectors as a cosine similarity: |a - b|^2 = 2 - 2 cos."""
         if self.metric is Metric.cosine:
             return self.value
         if self.metric is Metric.cosine_distance:
@@ -168,11 +168,11 @@ class Threshold:
         return math.cos(math.pi * self.value)
 
     def accepts(self, score: float) -> bool:
-        """Whether a score of this metric means the same person."""
+        """Whether a score of this metric is accepted as the same person."""
         return score > self.value if self.metric.is_similarity else score < self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types, and what follows from them."""
+        """Return all fields, and the rates that follow from them, as JSON types."""
         stored = dataclasses.asdict(self)
         stored |= {key: list(stored[key]) for key in ("far_interval", "frr_interval")}
         stored["metric"] = self.metric.value
@@ -188,7 +188,7 @@ class Threshold:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Threshold:
-        """Rebuild what `to_dict` wrote.
+        """Read what `to_dict` wrote.
 
         Raises
         ------
@@ -219,33 +219,39 @@ def calibrate(
     confidence: float = 0.95,
     created_from: str = "",
 ) -> tuple[Threshold, ...]:
-    """Find, for each wanted false accept rate, the most permissive threshold that keeps it on these scores.
+    """Find, for each target false accept rate, the most permissive threshold that keeps it on these scores.
 
     Parameters
     ----------
     genuine, impostor : (G,), (I,) float
         Scores of pairs of one person and of two, on the metric's own scale.
     fars
-        Wanted rates, each in (0, 1).
+        Target rates, each in (0, 1).
     contract_id
-        Of the embeddings.
+        Contract of the embeddings.
     metric
-        That made the scores.
+        Metric of the scores.
     confidence
         Of the intervals.
     created_from
-        What the data were.
+        Description of the data.
 
     Returns
     -------
     tuple of Threshold
-        In the order of `fars`. A rate that the data cannot support still gets a threshold (the score of the
-        most similar impostors); it says so in `supported` and `note`.
+        In the order of `fars`. A rate that the data do not support gets a threshold too (the score of the most
+        similar impostors); see its `supported` and `note`.
 
     Raises
     ------
     InputError
-        If there are no scores of a kind, or they are not finite, or a rate or `confidence` is not in (0, 1).
+        If there are no scores of a kind, they are not finite, or a rate or `confidence` is not in (0, 1).
+
+    Examples
+    --------
+    >>> impostor = np.linspace(-0.2, 0.5, 1000)
+    >>> calibrate(np.array([0.7, 0.8]), impostor, fars=[0.01], contract_id="id", metric=Metric.cosine)
+    (Threshold(cosine > 0.4930, FAR 0.01, contract id),)
     """
     require_rates(fars)
     if not 0.0 < confidence < 1.0:
@@ -278,19 +284,13 @@ def calibrate(
 
 
 def require_rates(fars: Sequence[float]) -> None:
-    """Refuse false accept rates that are none, before the work whose errors they would be rates of.
-
-    Raises
-    ------
-    InputError
-        If there are none, or one is not in (0, 1).
-    """
+    """Raise `InputError` unless there are target false accept rates, all in (0, 1)."""
     if not fars or not all(0.0 < far < 1.0 for far in fars):
         raise InputError(f"false accept rates: expected numbers between 0 and 1, found {list(fars)}")
 
 
 def save_thresholds(path: Path, thresholds: Sequence[Threshold]) -> None:
-    """Write thresholds of one contract and one metric as JSON, whole or not at all.
+    """Write thresholds of one contract and one metric as JSON, atomically.
 
     Raises
     ------
@@ -317,7 +317,7 @@ def load_thresholds(path: Path) -> tuple[Threshold, ...]:
     Raises
     ------
     InputError
-        If the file is not there, not JSON or not thresholds.
+        If the file does not exist, or holds no thresholds.
     ContractError
         If its thresholds are of different contracts.
     """
@@ -340,14 +340,14 @@ def load_thresholds(path: Path) -> tuple[Threshold, ...]:
 
 
 def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
-    """Pick the threshold that was calibrated for this false accept rate.
+    """Return the threshold that was calibrated for this false accept rate.
 
     Raises
     ------
     ContractError
         If they are of different contracts.
     InputError
-        If there is none.
+        If none was.
     """
     known = tuple(thresholds)
     rates = {each.far: each for each in known if each.far is not None}
@@ -432,12 +432,9 @@ def choose_threshold(
 
 
 def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:
-    """Refuse a threshold of another model, and say so where that is the one this model was compressed from.
+    """Raise `ContractError` unless a threshold was calibrated for this model.
 
-    Raises
-    ------
-    ContractError
-        If the threshold's `contract_id` is not the contract's.
+    The text says so if it was calibrated for the model that this one was compressed from.
     """
     if threshold.contract_id == contract.contract_id:
         return
@@ -454,7 +451,7 @@ def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> Non
 def _sorted_distances(kind: str, scores: NDArray[Any], metric: Metric) -> NDArray[np.float64]:
     doubles = np.asarray(scores, np.float64).ravel()
     if not doubles.size:
-        raise InputError(f"calibration needs {kind} pairs; expected at least one, found none")
+        raise InputError(f"calibration: expected at least one score of {kind} pairs, found 0")
     if not np.isfinite(doubles).all():
         raise InputError(f"{kind} scores: expected finite numbers, found NaN or infinity")
     return np.sort(metric.as_distance(doubles))
@@ -491,13 +488,13 @@ _PARSERS: dict[str, Any] = {
 
 
 _FOLDER = Path(__file__).with_name("thresholds")
-"""One file of `save_thresholds` for each contract, named by its id; `created_from` in each says how it was made."""
+"""One file of `save_thresholds` for each contract, named by its id; `created_from` says what it was made of."""
 
 
 def shipped_thresholds(contract_id: str) -> tuple[Threshold, ...]:
-    """Thresholds of published models as published; empty for every other contract.
+    """Return the thresholds that ship for a published model, as published; empty for every other contract.
 
-    A threshold never holds for another contract: another precision, alignment or colour order moves the scores.
+    A threshold holds for no other contract: another precision, alignment or colour order moves the scores.
     """
     path = _FOLDER / f"{contract_id}.json"
     return load_thresholds(path) if contract_id.isalnum() and path.is_file() else ()

@@ -37,8 +37,8 @@ from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, thresho
 from edgeface.recognize import verification as match
 from edgeface.recognize.cluster import chinese_whispers, dbscan
 from edgeface.recognize.identify import Identifier, TrackIdentifier
+from edgeface.recognize.index import PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold, threshold_from_pairs
-from edgeface.recognize.people import PersonRule, pair_scores, rank_people
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|PendingEmbedding|FaceObservation|Index|MemoryIndex"
