@@ -61,26 +61,25 @@ def detect(
     min_size: MinSizeOption = 20,
     threshold: ThresholdOption = None,
     draw: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write pictures with the faces marked.")
+        Path | None, typer.Option(metavar="DIR", help="Write marked with the faces marked.")
     ] = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
     """Find faces: boxes, five landmarks and scores, in pixels of each image."""
-    from edgeface.vision.crops import PictureFolder, detect_photos, find_photos, list_some
-    from edgeface.vision.draw import draw_faces
+    from edgeface.vision.crops import ImageFolder, detect_photos, draw_faces, find_photos, list_some
 
     photos = find_photos(images, output=draw)
-    pictures = PictureFolder(draw, photos) if draw else None
+    marked = ImageFolder(draw, photos) if draw else None
     failures: dict[Path, str] = {}
     answers: list[dict[str, Any]] = []
     with load_detector(
         detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
     ) as model:
         for found in detect_photos(photos, model, failures=failures):
-            if pictures:
+            if marked:
                 try:
-                    pictures.write(found.photo, draw_faces(found.image, found.faces))
+                    marked.write(found.photo, draw_faces(found.image, found.faces))
                 except OutputError:
                     raise
                 except InputError as error:

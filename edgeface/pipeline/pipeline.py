@@ -160,7 +160,7 @@ class Pipeline:
         Parameters
         ----------
         frames
-            A `Source`, or any iterable.
+            A `FrameSource`, or any iterable.
 
         Yields
         ------

@@ -1,1 +1,1 @@
-"""Photographs and frames in, faces and aligned crops out."""
+"""Read photos and frames, detect faces, and align and measure them."""

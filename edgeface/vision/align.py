@@ -1,4 +1,4 @@
-"""A face in a picture in, the crop that a model was trained on out."""
+"""Align a face: cut the crop that a model was trained on out of a photo."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, InputError
 from edgeface.model.contract import Alignment
-from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
-__all__ = ["align", "align_many", "crop_box", "fit_similarity"]
+__all__ = ["align", "crop_box", "fit_similarity"]
 
 Points = NDArray[np.floating]
 
@@ -39,25 +38,23 @@ _OUTER_EYES_AND_NOSE = [36, 45, 33]
 """dlib's numbers of the points of `_OPENFACE_68`."""
 
 _FLATTEST = 0.01
-"""Smallest area of a usable triangle of landmarks, in units of its longest side squared. It is 0.29 in the
-template; below this the crop is a smear of a few columns of pixels."""
+"""Smallest area of a usable triangle of landmarks, in units of its longest side squared (0.29 in the template)."""
 
 
 def align(
     image: Image, box: Points | None, landmarks: Points | None, alignment: Alignment, size: tuple[int, int]
 ) -> Image:
-    """Cut one face out of a picture the way a model's contract says.
+    """Cut one face out of a photo as a model's contract says.
 
     Parameters
     ----------
     image : (H, W, 3) uint8, BGR
-        The picture; for the recipe ``none``, the crop itself.
+        The photo; for the recipe ``none``, the crop itself.
     box : (4,) float
-        x0, y0, x1, y1 in its pixels; only the box recipes look at it.
+        x0, y0, x1, y1 in pixels; used by the box recipes only.
     landmarks : (5, 2) float
-        As in `Faces.landmarks`; only the landmark recipes look at them. ``outer-eyes-nose-96`` also takes
-        dlib's 68 points, and does then exactly what OpenFace does; from five it uses the centres of the eyes
-        and the tip of the nose, at their places in the same template.
+        As in `Faces.landmarks`; used by the landmark recipes only. ``outer-eyes-nose-96`` also takes dlib's 68
+        points, and then equals OpenFace's alignment; of five it uses the centres of the eyes and the tip of the nose.
     alignment
         Recipe and margin: ``contract.alignment``.
     size
@@ -66,12 +63,12 @@ def align(
     Returns
     -------
     (height, width, 3) uint8, BGR
-        Box recipes never reach outside the picture; landmark recipes do, and find black there.
+        Box recipes are clipped to the photo; outside of it landmark recipes see black.
 
     Raises
     ------
     FaceError
-        If the box or the landmarks are missing, not finite, without extent, or outside the picture.
+        If the box or the landmarks are missing, not finite, without extent, or outside the photo.
     InputError
         If `size` does not fit the recipe.
     """
@@ -95,18 +92,10 @@ def align(
     return np.asarray(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR), np.uint8)
 
 
-def align_many(image: Image, faces: Faces, alignment: Alignment, size: tuple[int, int]) -> Image:
-    """Cut every face out of one picture: (N, height, width, 3) uint8 BGR, in the order of `faces`. See `align`."""
-    crops = np.empty((len(faces), *size, 3), np.uint8)
-    for crop, box, landmarks in zip(crops, faces.boxes, faces.landmarks, strict=True):
-        crop[:] = align(image, box, landmarks, alignment, size)
-    return crops
-
-
 def crop_box(
     image: Image, box: Points | None, alignment: Alignment, size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Grow a detector's box by the margin of a box recipe and clip it to the picture.
+    """Grow a detector's box by the margin of a box recipe and clip it to the photo.
 
     Returns
     -------
@@ -116,7 +105,7 @@ def crop_box(
     Raises
     ------
     FaceError
-        If the box is missing, not finite, without extent, or outside the picture.
+        If the box is missing, not finite, without extent, or outside the photo.
     """
     if box is None or np.shape(box) != (4,) or not np.isfinite(box).all():
         raise FaceError(f"expected a box of four finite numbers x0, y0, x1, y1, found {box}")
@@ -137,7 +126,7 @@ def crop_box(
     high = np.minimum(corners[1] + grow, limits).astype(int)
     if (high <= low).any():
         raise FaceError(
-            f"expected a box inside the picture of {limits[0]}x{limits[1]} pixels, found {_text(box)}"
+            f"expected a box inside the photo of {limits[0]}x{limits[1]} pixels, found {_text(box)}"
         )
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
@@ -162,7 +151,7 @@ def fit_similarity(source: Points, target: Points) -> Points:
     Raises
     ------
     FaceError
-        If all source points are one.
+        If all source points are the same.
     """
     z, w = (np.asarray(points, np.float64) @ [1, 1j] for points in (source, target))
     centred = z - z.mean()
@@ -175,7 +164,7 @@ def fit_similarity(source: Points, target: Points) -> Points:
 
 
 def _fit_affine(source: Points, target: Points) -> Points:
-    """The affine map of three points onto three, (2, 3) float64."""
+    """Fit the affine map of three points onto three: (2, 3) float64."""
     sides = np.diff(source, axis=0, append=source[:1])
     area = abs(sides[0, 0] * sides[1, 1] - sides[0, 1] * sides[1, 0]) / 2
     if area <= _FLATTEST * np.square(sides).sum(axis=1).max():
@@ -196,7 +185,7 @@ def _check_landmarks(image: Image, landmarks: Points | None, alignment: Alignmen
     counts = (5, 68) if alignment.recipe == "outer-eyes-nose-96" else (5,)
     expected = f"{alignment.recipe}: expected {' or '.join(map(str, counts))} landmarks"
     if landmarks is None or np.isnan(landmarks).all():
-        raise FaceError(f"{expected}, found none; choose a detector that finds them")
+        raise FaceError(f"{expected}, found none; use a detector with landmarks")
     if np.ndim(landmarks) != 2 or np.shape(landmarks) not in [(count, 2) for count in counts]:
         raise FaceError(f"{expected}, found an array of shape {np.shape(landmarks)}")
     if not np.isfinite(landmarks).all():
@@ -204,7 +193,7 @@ def _check_landmarks(image: Image, landmarks: Points | None, alignment: Alignmen
     points = np.asarray(landmarks, np.float64)
     height, width = image.shape[:2]
     if not ((points >= 0) & (points < [width, height])).all(axis=1).any():
-        raise FaceError(f"{expected} inside the picture of {width}x{height} pixels, found {_text(points)}")
+        raise FaceError(f"{expected} inside the photo of {width}x{height} pixels, found {_text(points)}")
     return points
 
 

@@ -1,4 +1,4 @@
-"""Folders of photographs in, faces or aligned crops out, in batches that fit into memory."""
+"""Detect and align the faces of many photos, in batches that fit into memory, and write the results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.files import write_atomically
@@ -20,24 +21,28 @@ from edgeface.vision.source import find_files
 __all__ = [
     "CropReport",
     "Detection",
+    "ImageFolder",
     "Photo",
-    "PictureFolder",
     "align_photos",
     "detect_photos",
+    "draw_faces",
     "find_photos",
     "list_some",
     "write_png",
 ]
 
 _BATCH, _BATCH_PIXELS = 32, 1 << 24
-"""Images, and pixels of all of them, that are held at a time."""
+"""Most photos, and pixels of all of them, in memory at a time."""
 _SOME = 5
-"""Failures that one message names."""
+"""Most failures that a message names."""
+_GREEN, _WHITE, _BLACK = (80, 200, 60), (255, 255, 255), (20, 20, 20)
+_FRACTION = 16
+"""With `shift=4` OpenCV draws at sixteenths of a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A file, and its path below the place that was asked for, under which results are kept."""
+    """A file, and its path below the folder that was searched, which names its results."""
 
     path: Path
     relative: Path
@@ -54,27 +59,26 @@ class Detection:
 
 @dataclass(slots=True)
 class CropReport:
-    """What `align_photos` did: crops written, and the reason for every photo that has none."""
+    """Result of `align_photos`: the crops written, and the reason for each photo without one."""
 
     written: list[Path] = field(default_factory=list)
     failures: dict[Path, str] = field(default_factory=dict)
 
 
 def find_photos(places: Sequence[str | Path], *, output: Path | None = None) -> list[Photo]:
-    """Find the images that files, folders and shell patterns name, each once.
+    """Find the photos that files, folders and shell patterns name, each once.
 
     Parameters
     ----------
     places
-        To search.
+        Files, folders and patterns.
     output
-        Where results will be written. If it lies inside a folder that is searched, what is in it was written by an
-        earlier run, and is no photo.
+        Where results will be written. Files below it are results of earlier runs and are left out.
 
     Raises
     ------
     InputError
-        If a place names nothing.
+        If a place has no photo.
     """
     photos: dict[Path, Photo] = {}
     written = output.resolve() if output else None
@@ -84,21 +88,21 @@ def find_photos(places: Sequence[str | Path], *, output: Path | None = None) -> 
         if is_folder and written and root.resolve() in written.parents:
             found = [path for path in found if written not in path.resolve().parents]
         if not found:
-            raise InputError(f"{place}: expected photos beside those in {output}, found none")
+            raise InputError(f"{place}: expected photos outside {output}, which holds results, found none")
         for path in found:
             photos.setdefault(path, Photo(path, path.relative_to(root) if is_folder else Path(path.name)))
     return list(photos.values())
 
 
-class PictureFolder:
-    """Keeps pictures made of photos, by the photos' names, and never over a photo or over each other.
+class ImageFolder:
+    """Writes images under the names of the photos that they were made from; never over a photo or another result.
 
     Parameters
     ----------
     root
-        The folder; made when the first picture is written.
+        The folder; made when the first image is written.
     photos
-        That must not be overwritten.
+        Photos that must not be overwritten.
     """
 
     def __init__(self, root: Path, photos: Iterable[Photo]) -> None:
@@ -107,25 +111,22 @@ class PictureFolder:
         self._written: set[Path] = set()
 
     def write(self, photo: Photo, image: Image) -> Path:
-        """Write the picture made of a photo as PNG, whole or not at all.
-
-        Returns
-        -------
-        Path
-            Where it is: below the folder as the photo is below the place that was searched.
+        """Write the image made from a photo as PNG, below the folder as the photo is below the place searched.
 
         Raises
         ------
         InputError
-            If a photo is there already, or the picture of another one.
+            If a photo, or the result of another photo, has that name.
         OutputError
             If it cannot be written.
         """
         target = self._root / photo.relative.with_suffix(".png")
         if target in self._written:
-            raise InputError(f"another photo's picture is already called {target}")
+            raise InputError(f"{target}: the result of another photo has this name")
         if target.resolve() in self._photos:
-            raise InputError(f"{target} is a photo, which is not overwritten; choose another output folder")
+            raise InputError(
+                f"{target}: this is a photo and is not overwritten; choose another output folder"
+            )
         write_png(target, image)
         self._written.add(target)
         return target
@@ -134,7 +135,7 @@ class PictureFolder:
 def detect_photos(
     photos: Iterable[Photo], detector: Detector, *, failures: dict[Path, str]
 ) -> Iterator[Detection]:
-    """Detect faces in every photo that can be read, in order; the others go into `failures` with the reason."""
+    """Detect faces in every photo that can be read, in order; the reasons of the others go into `failures`."""
     for batch in _read_batches(photos, failures):
         faces = detector.detect([image for _, image in batch])
         for (photo, image), found in zip(batch, faces, strict=True):
@@ -144,17 +145,14 @@ def detect_photos(
 def align_photos(
     photos: Sequence[Photo], output: Path, detector: Detector, alignment: Alignment, size: tuple[int, int]
 ) -> Iterator[CropReport]:
-    """Write the aligned face of every photo below `output` as PNG, and yield the report after each.
-
-    Where a photo has several faces it is the one of `Faces.largest`. What `PictureFolder` refuses to write is a
-    failure.
+    """Write the aligned `Faces.largest` of every photo below `output` as PNG, and yield the report after each photo.
 
     Raises
     ------
     OutputError
         If a crop cannot be written.
     """
-    report, folder = CropReport(), PictureFolder(output, photos)
+    report, folder = CropReport(), ImageFolder(output, photos)
     for detection in detect_photos(photos, detector, failures=report.failures):
         image, faces = detection.image, detection.faces
         try:
@@ -169,7 +167,7 @@ def align_photos(
 
 
 def write_png(path: Path, image: Image) -> None:
-    """Write an image whole or not at all.
+    """Write an image as PNG, completely or not at all.
 
     Raises
     ------
@@ -184,9 +182,37 @@ def write_png(path: Path, image: Image) -> None:
 
 
 def list_some(failures: Mapping[Path, str]) -> str:
-    """The first of many failures, for an error's one line."""
+    """Name the first of many failures in one line."""
     named = "; ".join(f"{path}: {why}" for path, why in islice(failures.items(), _SOME))
     return named + (f"; and {len(failures) - _SOME:,} more" if len(failures) > _SOME else "")
+
+
+def draw_faces(image: Image, faces: Faces) -> Image:
+    """Draw boxes, landmarks and scores on a copy of an image; line width grows with the image's size."""
+    canvas = image.copy()
+    width = max(1, round(max(image.shape[:2]) / 500))
+    for box, landmarks, score in zip(faces.boxes, faces.landmarks, faces.scores, strict=True):
+        x0, y0, x1, y1 = (round(float(value)) for value in box)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), _BLACK, width + 2, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), _GREEN, width, cv2.LINE_AA)
+        radius = float(np.clip((x1 - x0) / 50, 1.5, 3 * width))
+        for point in landmarks[np.isfinite(landmarks).all(axis=1)]:
+            x, y = (round(float(value) * _FRACTION) for value in point)
+            for color, grow in ((_BLACK, 1.0), (_WHITE, 0.0)):
+                size = round((radius + grow) * _FRACTION)
+                cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, shift=4)
+        _label(canvas, f"{score:.2f}", (x0, y0), width)
+    return canvas
+
+
+def _label(canvas: Image, text: str, corner: tuple[int, int], width: int) -> None:
+    """Write text above a box, or inside it if there is no room above."""
+    scale = 0.4 + 0.1 * width
+    (wide, high), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, width)
+    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - wide - 4)))
+    y = corner[1] - below - 2 if corner[1] > high + below + 4 else max(corner[1], 0) + high + below
+    cv2.rectangle(canvas, (x, y - high - 3), (x + wide + 4, y + below), _GREEN, cv2.FILLED)
+    cv2.putText(canvas, text, (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, scale, _BLACK, width, cv2.LINE_AA)
 
 
 def _read_batches(photos: Iterable[Photo], failures: dict[Path, str]) -> Iterator[list[tuple[Photo, Image]]]:

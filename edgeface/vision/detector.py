@@ -27,10 +27,10 @@ class Faces:
     boxes : (N, 4) float32
         x0, y0, x1, y1. A box may reach beyond the image.
     landmarks : (N, 5, 2) float32
-        x, y of the left eye, right eye, tip of the nose, left and right corner of the mouth. Left is left *in
-        the image*: the first eye is the person's right one. NaN where the detector has no landmarks.
+        x, y of the left eye, right eye, tip of the nose, left and right corner of the mouth. Left means left *in
+        the image*: the first eye is the person's right eye. NaN if the detector has no landmarks.
     scores : (N,) float32
-        0 to 1. Scores of different detectors do not compare.
+        0 to 1. Scores of different detectors cannot be compared.
     """
 
     boxes: NDArray[np.float32]
@@ -49,22 +49,22 @@ class Faces:
 
     @classmethod
     def empty(cls) -> Faces:
-        """No faces."""
+        """Return no faces."""
         return cls(np.empty((0, 4), np.float32), np.empty((0, 5, 2), np.float32), np.empty(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: Index) -> Faces:
-        """Select as numpy does; a single index gives the faces of that one."""
+        """Select faces as numpy does; a single index selects one face."""
         if isinstance(index, int | np.integer):
             index = [range(len(self))[index]]
         return Faces(self.boxes[index], self.landmarks[index], self.scores[index])
 
     def largest(self, image_size: tuple[int, int]) -> int:
-        """Index of the face that the picture is about.
+        """Choose the main face of a photo: large and near the centre.
 
-        The largest ``area - 2 * d ** 2`` where d is the distance of the box's centre from the image's
+        It has the largest ``area - 2 * d ** 2``, where d is the distance of the box's centre from the photo's
         (davidsandberg/facenet, `src/align/align_dataset_mtcnn.py`).
 
         Parameters
@@ -72,13 +72,24 @@ class Faces:
         image_size
             (height, width) in pixels: ``image.shape[:2]``.
 
+        Returns
+        -------
+        int
+            Index of the face.
+
         Raises
         ------
         FaceError
             If there are no faces.
+
+        Examples
+        --------
+        >>> boxes = np.array([[0, 0, 60, 60], [105, 105, 145, 145]], np.float32)
+        >>> Faces(boxes, np.zeros((2, 5, 2), np.float32), np.ones(2, np.float32)).largest((250, 250))
+        1
         """
         if not len(self):
-            raise FaceError("expected at least one face, found none")
+            raise FaceError("expected at least one face, found no faces")
         boxes = self.boxes.astype(np.float64)
         sides = boxes[:, 2:] - boxes[:, :2]
         offsets = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.array(image_size[::-1]) / 2
@@ -86,11 +97,11 @@ class Faces:
 
 
 class Detector(Protocol):
-    """Finds faces. Made by `load_detector`; a context manager; safe to call from several threads."""
+    """Detects faces. Made by `load_detector`; a context manager; safe to call from several threads."""
 
     @property
     def name(self) -> str:
-        """What `load_detector` calls it."""
+        """Name for `load_detector`."""
 
     @property
     def settings(self) -> dict[str, str | int | float | None]:
@@ -107,7 +118,7 @@ class Detector(Protocol):
         """
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
-        """Find the faces of every image; the images may differ in size, but equal sizes are faster.
+        """Detect the faces of every image. Images may differ in size; equal sizes are faster.
 
         Parameters
         ----------
@@ -122,11 +133,13 @@ class Detector(Protocol):
         Raises
         ------
         InputError
-            If an image is of another shape or type.
+            If an image has another shape or type.
+        EngineClosed
+            If the detector was closed.
         """
 
     def close(self) -> None:
-        """Give back the models' memory. Detecting afterwards is an error; closing again is not."""
+        """Free the networks. `detect` then raises `EngineClosed`; closing again does nothing."""
 
     def __enter__(self) -> Detector: ...
 

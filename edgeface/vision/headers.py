@@ -1,7 +1,6 @@
-"""An encoded image's bytes in, its size and orientation out, without decoding a pixel.
+"""Read the size and orientation of an encoded image, and check that it is complete, without decoding it.
 
-OpenCV trusts a header before it allocates, and turns a truncated JPEG into a half-gray picture without a
-word. The few lines a format here say how large a picture claims to be, and whether its bytes are all there.
+OpenCV allocates what a header asks for, and decodes a truncated JPEG to a half-gray image without an error.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from edgeface.errors import ImageError
 
-__all__ = ["Header", "read_header"]
+__all__ = ["ImageHeader", "read_header"]
 
 _ORIENTATION_TAG = 0x0112
 """EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
@@ -23,8 +22,7 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
 """A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
 _JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
 _MOST_SCANS = 100
-"""A progressive JPEG has about ten. Every scan goes over the whole picture again, so that a small file of
-thousands would keep its decoder busy for hours."""
+"""A progressive JPEG has about ten. Each scan covers the whole image: thousands would take hours to decode."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_UNCOMPRESSED = (0, 3)
@@ -32,17 +30,17 @@ _BMP_UNCOMPRESSED = (0, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What an image says about itself.
+class ImageHeader:
+    """The header of an image file.
 
     Attributes
     ----------
     format
-        ``JPEG``, ``PNG``, ``WebP`` or ``BMP``, by its first bytes and never by a file's name.
+        ``JPEG``, ``PNG``, ``WebP`` or ``BMP``, from the first bytes, not from the file's name.
     width, height
         Pixels, as stored: before the orientation is applied.
     orientation
-        EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+        EXIF orientation, 1 to 8; 1 if it is absent or invalid.
     """
 
     format: str
@@ -51,13 +49,13 @@ class Header:
     orientation: int = 1
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> ImageHeader:
     """Read the header of a JPEG, PNG, WebP or BMP, and check that the bytes are complete.
 
     Raises
     ------
     ImageError
-        If it is none of the four, or truncated, or its structure is damaged.
+        If it has another format, is truncated, or its structure is damaged.
     """
     if not data:
         raise ImageError("expected an image, found 0 bytes")
@@ -75,15 +73,15 @@ def read_header(data: bytes) -> Header:
     raise ImageError(f"expected a JPEG, PNG, WebP or BMP image, found bytes that begin with {data[:4]!r}")
 
 
-def _read_jpeg(data: bytes) -> Header:
+def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
     orientation, scans, position = 1, 0, 2
     while match := _JPEG_MARKER.search(data, position):
         marker, position = match[1][0], match.end()
         if marker == _JPEG_END:
             if size is None or not scans:
-                raise ImageError("damaged JPEG: it ends before any picture")
-            return Header("JPEG", size[1], size[0], orientation)
+                raise ImageError("damaged JPEG: it has no image data")
+            return ImageHeader("JPEG", size[1], size[0], orientation)
         (length,) = struct.unpack_from(">H", data, position)
         if marker in _JPEG_FRAMES and size is None:
             size = struct.unpack_from(">HH", data, position + 3)
@@ -97,7 +95,7 @@ def _read_jpeg(data: bytes) -> Header:
     raise ImageError("truncated JPEG: its end marker is missing")
 
 
-def _read_png(data: bytes) -> Header:
+def _read_png(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
     orientation, has_data = 1, False
     for kind, body in _png_chunks(data):
@@ -110,8 +108,8 @@ def _read_png(data: bytes) -> Header:
         elif kind == b"eXIf":
             orientation = _orientation(body)
     if size is None or not has_data:
-        raise ImageError("damaged PNG: it ends before any picture")
-    return Header("PNG", *size, orientation)
+        raise ImageError("damaged PNG: it has no image data")
+    return ImageHeader("PNG", *size, orientation)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -127,7 +125,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end + 4
 
 
-def _read_webp(data: bytes) -> Header:
+def _read_webp(data: bytes) -> ImageHeader:
     (stated,) = struct.unpack_from("<I", data, 4)
     if len(data) < stated + 8:
         raise ImageError(f"truncated WebP: expected {stated + 8} bytes, found {len(data)}")
@@ -142,12 +140,12 @@ def _read_webp(data: bytes) -> Header:
             size = _webp_size(kind, body)
         position += 8 + length + length % 2
     if size is None:
-        raise ImageError("damaged WebP: it ends before any picture")
-    return Header("WebP", *size, orientation)
+        raise ImageError("damaged WebP: it has no image data")
+    return ImageHeader("WebP", *size, orientation)
 
 
 def _webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
-    """Width and height in a VP8X, VP8 or VP8L chunk (RFC 9649, sections 2.5 to 2.7); None in any other."""
+    """Read width and height of a VP8X, VP8 or VP8L chunk (RFC 9649, sections 2.5 to 2.7); None for other chunks."""
     if kind == b"VP8X":
         return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
     if kind == b"VP8 ":
@@ -159,7 +157,7 @@ def _webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _read_bmp(data: bytes) -> Header:
+def _read_bmp(data: bytes) -> ImageHeader:
     pixels, header_size = struct.unpack_from("<II", data, 10)
     if header_size == 12:  # the OS/2 form
         width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
@@ -170,11 +168,11 @@ def _read_bmp(data: bytes) -> Header:
     needed = pixels + (width * depth + 31) // 32 * 4 * height
     if compression in _BMP_UNCOMPRESSED and len(data) < needed:
         raise ImageError(f"truncated BMP: expected {needed} bytes, found {len(data)}")
-    return Header("BMP", width, height)
+    return ImageHeader("BMP", width, height)
 
 
 def _orientation(exif: bytes) -> int:
-    """Orientation in a TIFF-shaped EXIF block; 1 where it is absent or damaged, as every viewer does."""
+    """Read the orientation from an EXIF block; 1 if it is absent or damaged."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1
@@ -190,7 +188,7 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-_FORMATS: tuple[tuple[bytes, int, Callable[[bytes], Header]], ...] = (
+_FORMATS: tuple[tuple[bytes, int, Callable[[bytes], ImageHeader]], ...] = (
     (b"\xff\xd8\xff", 0, _read_jpeg),
     (_PNG_SIGNATURE, 0, _read_png),
     (b"WEBP", 8, _read_webp),

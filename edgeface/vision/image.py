@@ -1,4 +1,4 @@
-"""A file, its bytes or an array in, one (H, W, 3) uint8 BGR picture out: the only way that images come in."""
+"""Read an image from a file, bytes or an array as (H, W, 3) uint8 BGR; all images are read here."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Image = NDArray[np.uint8]
 """(H, W, 3), BGR, 0-255."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"})
-"""Endings, in lower case, by which folders are searched; what a file is, its bytes say."""
+"""Lower-case endings of images in folders. The format of a file is read from its bytes."""
 
 _UPRIGHT = {2: "m", 3: "mf", 4: "f", 5: "t", 6: "tm", 7: "tmf", 8: "tf"}
-"""EXIF orientation -> steps that set it upright: t(ranspose), m(irror), f(lip upside down)."""
+"""EXIF orientation -> steps that make it upright: t(ranspose), m(irror), f(lip upside down)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What an image may cost, checked before anything is decoded.
+    """Limits of an image, checked before it is decoded.
 
     Attributes
     ----------
     max_bytes
-        Of the encoded file.
+        Bytes of the encoded file.
     max_pixels
         Width times height. Decoding needs up to 8 bytes a pixel (16 bits, four channels).
     """
@@ -48,18 +48,18 @@ _DEFAULT_LIMITS = ImageLimits()
 
 
 def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
-    """Read one picture.
+    """Read one image.
 
-    JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP and BMP. EXIF orientation is applied, 16 bits
-    become 8 by division by 257, gray becomes three equal channels, and transparency is laid over white.
+    Formats: JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP and BMP. EXIF orientation is applied, 16
+    bits become 8 by division by 257, gray becomes three equal channels, and transparency is laid over white.
 
     Parameters
     ----------
     source
-        A file, the bytes of one, or pixels: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or
-        uint16. An (H, W, 3) uint8 array is returned as it is, not copied.
+        A file, its bytes, or pixels: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or
+        uint16. An (H, W, 3) uint8 array is returned without a copy.
     limits
-        What it may cost.
+        Largest file and image to accept.
 
     Returns
     -------
@@ -68,9 +68,8 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
     Raises
     ------
     ImageError
-        If there is no such file, it is no image, is truncated or damaged, or exceeds the limits. The message
-        begins with the file's path. A JPEG has no checksum: flipped bits that leave its structure intact
-        show in the picture and cannot be noticed.
+        If there is no such file, or it is not an image, truncated, damaged or above the limits. The message begins
+        with the file's path. JPEG has no checksum: changed bits that keep the structure intact go unnoticed.
     """
     try:
         if isinstance(source, np.ndarray):
@@ -103,8 +102,7 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
     header = read_header(data)
     _check_pixels(header.width, header.height, limits)
     try:
-        # Unchanged, because every other flag drops transparency and how orientation is treated differs
-        # between formats and versions of OpenCV.
+        # Every other flag drops transparency, and treats orientation differently in each format and version.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"damaged {header.format}: OpenCV cannot decode it: {error.err}") from error
@@ -122,7 +120,7 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageError(
             f"expected at most {limits.max_pixels:,} pixels, found {width}x{height}; "
-            "scale the picture down, or raise ImageLimits.max_pixels"
+            "scale the image down, or raise ImageLimits.max_pixels"
         )
 
 

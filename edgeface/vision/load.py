@@ -70,7 +70,7 @@ def load_detector(
     if name not in get_args(DetectorName):
         raise InputError(f"detector: expected one of {', '.join(get_args(DetectorName))}, found {name!r}")
     if model is None:
-        raise InputError(f"detector {name}: expected the path of its model, found none")
+        raise InputError(f"detector {name}: its model is missing; pass the path as model=")
     if name == "yunet":
         return YuNet(model, device=device, min_size=min_size, threshold=threshold, observe=observe)
     return RetailSSD(

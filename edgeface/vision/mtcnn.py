@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.mtcnn_nets import find_weights, load_nets
 from edgeface.vision.networks import NetworkDetector, Observer, check_images
 from edgeface.vision.nms import nms
-from edgeface.vision.picture import Album, Picture
 
 __all__ = ["MTCNN"]
 
@@ -31,27 +31,27 @@ Ints = NDArray[np.intp]
 _CELL, _STRIDE = 12, 2
 """Side of P-Net's window in pixels, and its step."""
 _FACTOR = 0.709
-"""From one scale of the pyramid to the next: about the square root of a half."""
+"""From one scale of the pyramid to the next: about the square root of 1/2."""
 _THRESHOLDS = (0.6, 0.7, 0.7)
 """Lowest probability of a face in P-, R- and O-Net."""
 _LOWEST_LOGIT = math.log(_THRESHOLDS[0] / (1 - _THRESHOLDS[0]))
-"""The first of them as P-Net tells it."""
+"""The first of them as a logit, which is P-Net's output."""
 _NMS_SCALE, _NMS = 0.5, 0.7
 """Largest overlap within one scale, and everywhere else."""
 
 _REQUEST_PIXELS = 1 << 16
-"""Pictures of one scale share a request up to this many pixels; so do as many boxes as `_LARGEST_BATCH` says. More
-would save calls, but what the layers hand on would no longer stay in a core's cache: a tenth slower."""
+"""Most pixels of the images of one scale in a request; `_LARGEST_BATCH` limits the boxes. With larger requests the
+layers' results leave the core's cache, which costs a tenth of the speed."""
 _SHARE, _SHARE_PIXELS = 16, 1 << 22
-"""Images, and pixels of them, that go through the cascade together: bounds the tables of sums at about 50 MB."""
+"""Most images, and pixels, that go through the cascade together: limits the tables of sums to about 50 MB."""
 _LARGEST_BATCH = {"rnet": 32, "onet": 8}
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One scale of some images of an album, and their places among all images."""
+    """One scale of some images of a batch, and their indices among all images."""
 
-    album: Album
+    batch: AreaBatch
     part: slice
     images: Ints
     number: int
@@ -134,13 +134,13 @@ class MTCNN(NetworkDetector):
         return list(itertools.chain.from_iterable(self._threads.map(self._detect, parts)))
 
     def _detect(self, images: Sequence[Image]) -> list[Faces]:
-        pictures = [Picture(image) for image in images]
-        return self._decide(pictures, self._refine(pictures, self._propose(pictures)))
+        areas = [AreaImage(image) for image in images]
+        return self._decide(areas, self._refine(areas, self._propose(areas)))
 
-    def _propose(self, pictures: Sequence[Picture]) -> _Candidates:
+    def _propose(self, images: Sequence[AreaImage]) -> _Candidates:
         """P-Net on every scale of every image."""
-        levels = _levels(pictures, self._min_size)
-        outputs = self._run("pnet", (level.album.shrink(level.part, *level.size) for level in levels))
+        levels = _levels(images, self._min_size)
+        outputs = self._run("pnet", (level.batch.shrink(level.part, *level.size) for level in levels))
         parts = [_read_maps(level, maps) for level, (maps,) in zip(levels, outputs, strict=True)]
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
@@ -151,18 +151,18 @@ class MTCNN(NetworkDetector):
         boxes = _shift(boxes[kept], shifts[kept], pixel=0)
         return _Candidates(_square(boxes), owners[kept])
 
-    def _refine(self, pictures: Sequence[Picture], candidates: _Candidates) -> _Candidates:
+    def _refine(self, images: Sequence[AreaImage], candidates: _Candidates) -> _Candidates:
         """R-Net on every candidate."""
-        candidates, scores, shifts, _ = self._judge("rnet", 24, pictures, candidates)
+        candidates, scores, shifts, _ = self._judge("rnet", 24, images, candidates)
         passed = np.flatnonzero(scores > _THRESHOLDS[1])
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         kept = nms(candidates.boxes, scores, _NMS, groups=candidates.owners, pixel=1)
         boxes = _shift(candidates.boxes[kept], shifts[kept], pixel=1)
         return _Candidates(_square(boxes), candidates.owners[kept])
 
-    def _decide(self, pictures: Sequence[Picture], candidates: _Candidates) -> list[Faces]:
+    def _decide(self, images: Sequence[AreaImage], candidates: _Candidates) -> list[Faces]:
         """O-Net on what is left."""
-        candidates, scores, shifts, points = self._judge("onet", 48, pictures, candidates)
+        candidates, scores, shifts, points = self._judge("onet", 48, images, candidates)
         passed = np.flatnonzero(scores > self._threshold)
         candidates, scores, shifts = candidates[passed], scores[passed], shifts[passed]
         corners, sides = candidates.boxes[:, :2], candidates.boxes[:, 2:] - candidates.boxes[:, :2] + 1
@@ -171,7 +171,7 @@ class MTCNN(NetworkDetector):
         boxes = _shift(candidates.boxes, shifts, pixel=1)
         owners = candidates.owners
         kept = nms(boxes, scores, _NMS, groups=owners, relative_to="smaller", pixel=1)
-        bounds = np.searchsorted(owners[kept], np.arange(1, len(pictures)))
+        bounds = np.searchsorted(owners[kept], np.arange(1, len(images)))
         return [
             Faces(
                 boxes[part].astype(np.float32),
@@ -182,7 +182,7 @@ class MTCNN(NetworkDetector):
         ]
 
     def _judge(
-        self, name: str, side: int, pictures: Sequence[Picture], candidates: _Candidates
+        self, name: str, side: int, images: Sequence[AreaImage], candidates: _Candidates
     ) -> tuple[_Candidates, Floats, Floats, Floats]:
         """Run a network on every box: probabilities (K,), regressions (K, 4), landmarks (K, 0 or 10).
 
@@ -194,7 +194,7 @@ class MTCNN(NetworkDetector):
         outputs = self._run(
             name,
             (
-                _cut(pictures, candidates[np.arange(start, min(start + largest, total))], side)
+                _cut(images, candidates[np.arange(start, min(start + largest, total))], side)
                 for start in range(0, total, largest)
             ),
         )
@@ -204,14 +204,14 @@ class MTCNN(NetworkDetector):
         return candidates, _probability(found[:, 0]), found[:, 1:5], found[:, 5:]
 
 
-def _levels(pictures: Sequence[Picture], min_size: int) -> list[_Level]:
-    """What P-Net has to look at: the largest scale first, images of one size together."""
+def _levels(images: Sequence[AreaImage], min_size: int) -> list[_Level]:
+    """List the scales for P-Net: the largest first, images of one size together."""
     same_size: dict[tuple[int, int], list[int]] = {}
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(images):
         same_size.setdefault(picture.size, []).append(index)
     levels = []
     for (width, height), indices in same_size.items():
-        album = Album([pictures[index] for index in indices])
+        batch = AreaBatch([images[index] for index in indices])
         number, first = 0, _CELL / min_size
         side = min(height, width) * first
         while side >= _CELL:
@@ -219,14 +219,14 @@ def _levels(pictures: Sequence[Picture], min_size: int) -> list[_Level]:
             size = int(np.ceil(height * scale)), int(np.ceil(width * scale))
             share = max(1, _REQUEST_PIXELS // (size[0] * size[1]))
             parts = [slice(start, start + share) for start in range(0, len(indices), share)]
-            levels += [_Level(album, part, np.array(indices[part]), number, scale, size) for part in parts]
+            levels += [_Level(batch, part, np.array(indices[part]), number, scale, size) for part in parts]
             number += 1
             side *= _FACTOR
     return levels
 
 
 def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ...]:
-    """Boxes, scores, regressions, images and level numbers of the cells of P-Net's maps that may be faces."""
+    """Read boxes, scores, regressions, images and level numbers of the cells of P-Net's maps that may be faces."""
     image, x, y = np.nonzero(maps[:, 0].transpose(0, 2, 1) >= _LOWEST_LOGIT)
     cells = np.stack([x, y], axis=1) * _STRIDE
     boxes = np.fix(np.concatenate([cells + 1, cells + _CELL], axis=1) / level.scale)
@@ -243,7 +243,7 @@ def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ..
     )
 
 
-def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDArray[np.float32]:
+def _cut(images: Sequence[AreaImage], candidates: _Candidates, side: int) -> NDArray[np.float32]:
     """Cut out and resize every box.
 
     The batch is filled up to the next of a few sizes, four from each power of two to the next: a network prepares
@@ -254,24 +254,24 @@ def _cut(pictures: Sequence[Picture], candidates: _Candidates, side: int) -> NDA
     boxes = (candidates.boxes.astype(np.intp) - (1, 1, 0, 0)).tolist()
     # One call of OpenCV a box: boxes have all sizes, and nothing else averages areas as the reference did.
     for into, owner, box in zip(batch, candidates.owners.tolist(), boxes, strict=False):
-        pictures[owner].cut(*box, into)
+        images[owner].cut(*box, into)
     return batch
 
 
 def _probability(logit: NDArray[np.floating]) -> Floats:
-    """In single precision, as the reference has it: near 1 different logits are equally probable, and are ties."""
+    """Compute in single precision, as the reference does: near 1 different logits give equal probabilities."""
     odds_against = np.exp(-np.maximum(logit.astype(np.float32), np.float32(-80)))
     return np.asarray(np.float32(1) / (np.float32(1) + odds_against), np.float64)
 
 
 def _shift(boxes: Floats, shifts: np.ndarray, *, pixel: int) -> Floats:
-    """Move each corner by a regression in units of the box's sides; the reference counts them both ways."""
+    """Move each corner by a regression in units of the box's sides, which include `pixel` or not."""
     sides = boxes[:, 2:] - boxes[:, :2] + pixel
     return np.asarray(boxes + shifts * np.tile(sides, 2))
 
 
 def _square(boxes: Floats) -> Floats:
-    """Grow the shorter side about the centre, and round towards zero."""
+    """Grow the shorter side around the centre, and round towards zero."""
     sides = boxes[:, 2:] - boxes[:, :2]
     longest = sides.max(axis=1, keepdims=True, initial=0)
     low = boxes[:, :2] + sides * 0.5 - longest * 0.5

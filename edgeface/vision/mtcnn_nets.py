@@ -1,7 +1,7 @@
-"""MTCNN's published weights in, its three networks as OpenVINO models out.
+"""Build MTCNN's three networks as OpenVINO models from its published weights.
 
 Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convolutional Networks", 2016. The
-weights were trained on transposed RGB pictures; here kernels are turned instead, to take upright BGR ones.
+weights were trained on transposed RGB images; here the kernels are transposed instead, for upright BGR images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
 from edgeface.vision.networks import read_network
 
-__all__ = ["Layer", "NetName", "Weights", "build_net", "find_weights", "load_nets", "load_weights"]
+__all__ = ["NetLayer", "NetName", "Weights", "build_net", "find_weights", "load_nets", "load_weights"]
 
 NetName = Literal["pnet", "rnet", "onet"]
 _NAMES: tuple[NetName, ...] = ("pnet", "rnet", "onet")
@@ -34,7 +34,7 @@ _HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "onet": ("conv6-2", "conv6-3", "conv6-1"),
     }
 )
-"""The output layers by their names in det*.npz: box regression, (landmarks,) face or not."""
+"""Names of the output layers in det*.npz: box regression, (landmarks,) face or not."""
 
 _POOLS: Mapping[str, tuple[tuple[int, str] | None, ...]] = MappingProxyType(
     {
@@ -53,16 +53,16 @@ _SIDES: Mapping[str, int] = MappingProxyType({"pnet": -1, "rnet": 24, "onet": 48
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """A convolution; dense layers are convolutions over all that is left of the picture.
+class NetLayer:
+    """A convolution; a dense layer is a convolution over the whole remaining image.
 
     Attributes
     ----------
     kernel : (out, in, height, width) float32
-        For upright pictures; the first layer's inputs are in the order B, G, R.
+        For upright images; the first layer's inputs are in the order B, G, R.
     bias : (out,) float32
     slope : (out,) float32 or None
-        Of the PReLU that follows; None for the heads.
+        Slope of the following PReLU; None for the heads.
     """
 
     kernel: Array
@@ -70,7 +70,7 @@ class Layer:
     slope: Array | None
 
 
-Weights = Mapping[NetName, Sequence[Layer]]
+Weights = Mapping[NetName, Sequence[NetLayer]]
 """Hidden layers in order, then the heads as in `_HEADS`."""
 
 
@@ -109,15 +109,15 @@ def load_weights(folder: Path | None = None) -> Weights:
     Parameters
     ----------
     folder
-        With det1.npz, det2.npz and det3.npz, the arrays of davidsandberg's det*.npy. By default the same
-        weights are taken from the `mtcnn` package.
+        Folder of det1.npz, det2.npz and det3.npz, the arrays of davidsandberg's det*.npy; None: the same weights
+        from the `mtcnn` package.
 
     Raises
     ------
     MissingError
-        If they are not there.
+        If a file is missing.
     ModelFormatError
-        If they are not MTCNN's.
+        If the arrays are not MTCNN's.
     """
     return MappingProxyType(
         {name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in _NAMES}
@@ -161,29 +161,29 @@ def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
     return ov.Model([ops.result(found)], [image], name)
 
 
-def _with_raw_input(layer: Layer) -> Layer:
-    """Fold the standardisation into the first layer, which has no padding: the same sums, without a pass."""
+def _with_raw_input(layer: NetLayer) -> NetLayer:
+    """Fold the standardisation into the first layer, which has no padding."""
     shift = layer.kernel.sum(axis=(1, 2, 3), dtype=np.float64) * _MEAN * _SCALE
-    return Layer(layer.kernel * np.float32(_SCALE), (layer.bias - shift).astype(np.float32), layer.slope)
+    return NetLayer(layer.kernel * np.float32(_SCALE), (layer.bias - shift).astype(np.float32), layer.slope)
 
 
-def _join_heads(heads: Sequence[Layer]) -> Layer:
-    """One layer instead of two or three; the softmax over two classes needs but the difference of their logits."""
+def _join_heads(heads: Sequence[NetLayer]) -> NetLayer:
+    """Join the heads into one layer. A softmax over two classes needs only the difference of their logits."""
     *regressions, classes = heads
-    logit = Layer(classes.kernel[1:] - classes.kernel[:1], classes.bias[1:] - classes.bias[:1], None)
+    logit = NetLayer(classes.kernel[1:] - classes.kernel[:1], classes.bias[1:] - classes.bias[:1], None)
     joined = [logit, *regressions]
-    return Layer(
+    return NetLayer(
         np.concatenate([each.kernel for each in joined]), np.concatenate([each.bias for each in joined]), None
     )
 
 
-def _convolve(x: Any, layer: Layer) -> Any:
+def _convolve(x: Any, layer: NetLayer) -> Any:
     product = ops.convolution(x, layer.kernel, [1, 1], [0, 0], [0, 0], [1, 1])
     return ops.add(product, layer.bias.reshape(1, -1, 1, 1))
 
 
-def _multiply(x: Any, layer: Layer) -> Any:
-    """A convolution over all that is left of the picture, as a product of matrices: several times as fast."""
+def _multiply(x: Any, layer: NetLayer) -> Any:
+    """Apply a dense layer as a matrix product, several times as fast as a convolution."""
     product = ops.matmul(x, layer.kernel.reshape(len(layer.bias), -1), False, True)
     return ops.add(product, layer.bias.reshape(1, -1))
 
@@ -197,12 +197,12 @@ def _wheel_file(name: NetName) -> Path:
     path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
     if not path.is_file():
         raise MissingError(
-            f"{path}: expected the weights of mtcnn 1.0.0, found none; pip install mtcnn==1.0.0"
+            f"{path}: the weights of mtcnn 1.0.0 are missing; install them with: pip install mtcnn==1.0.0"
         )
     return path
 
 
-def _read_wheel(name: NetName) -> Sequence[Layer]:
+def _read_wheel(name: NetName) -> Sequence[NetLayer]:
     """Read layers from the `mtcnn` wheel: a flat list of arrays, upright kernels (height, width, in, out)."""
     path = _wheel_file(name)
     import joblib  # the package itself is not imported: that would ask for TensorFlow
@@ -215,8 +215,8 @@ def _read_wheel(name: NetName) -> Sequence[Layer]:
     return _layers(name, [*hidden, *heads], transposed=False, source=path)
 
 
-def _read_npz(name: NetName, folder: Path) -> Sequence[Layer]:
-    """Layers from det*.npz: arrays by name, kernels (width, height, in, out) for transposed pictures."""
+def _read_npz(name: NetName, folder: Path) -> Sequence[NetLayer]:
+    """Read layers from det*.npz: arrays by name, kernels (width, height, in, out) for transposed images."""
     path = folder / f"det{list(_HEADS).index(name) + 1}.npz"
     if not path.is_file():
         raise MissingError(f"{path}: expected MTCNN's weights, found no file")
@@ -235,8 +235,8 @@ def _read_npz(name: NetName, folder: Path) -> Sequence[Layer]:
 
 def _layers(
     name: NetName, arrays: Sequence[Sequence[Any]], *, transposed: bool, source: Path
-) -> Sequence[Layer]:
-    layers: list[Layer] = []
+) -> Sequence[NetLayer]:
+    layers: list[NetLayer] = []
     hidden = len(_POOLS[name])
     try:
         for index, (kernel, bias, slope) in enumerate(arrays):
@@ -247,7 +247,9 @@ def _layers(
             kernel = kernel.transpose(3, 2, 1, 0) if sideways else kernel.transpose(3, 2, 0, 1)
             if index == 0:
                 kernel = kernel[:, ::-1]  # trained on RGB, fed BGR
-            layers.append(Layer(np.ascontiguousarray(kernel), bias, None if slope is None else slope.ravel()))
+            layers.append(
+                NetLayer(np.ascontiguousarray(kernel), bias, None if slope is None else slope.ravel())
+            )
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelFormatError(f"{source}: these are not MTCNN's weights: {error}") from error
     return layers

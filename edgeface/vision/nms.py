@@ -1,4 +1,4 @@
-"""Overlapping boxes in, the best of each cluster out."""
+"""Non-maximum suppression: keep the best of overlapping boxes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 __all__ = ["nms", "overlaps"]
 
 _BLOCK = 128
-"""Boxes decided at a time, of however many groups: the size at which numpy's overhead and needless comparisons
-cost least together. It bounds the memory of crowded pictures and changes no result."""
+"""Boxes per block. This size balances numpy's overhead and needless comparisons, bounds the memory of crowded images,
+and changes no result."""
 _LATER = np.triu(np.ones((_BLOCK, _BLOCK), bool), 1)
-"""Which boxes come after which: made once, as are the numbers below, since this runs dozens of times an image."""
+"""Which boxes of a block come after which."""
 _LEAST_AREA = float(np.finfo(np.float32).tiny)
 
 
@@ -33,14 +33,14 @@ def nms(
     boxes : (N, 4) float
         x0, y0, x1, y1.
     scores : (N,) float
-        Higher is better; of equal ones the later box is better, on every machine. (MTCNN's reference leaves that
-        to numpy's unstable sort: hence most of what `benchmarks/detectors.py agree` lists.)
+        Higher is better; of equal scores the later box is better. (MTCNN's reference leaves that to an unstable sort,
+        which causes most differences that `benchmarks/detectors.py agree` lists.)
     threshold
         Largest overlap that a box may have with a better one and stay.
     groups : (N,) int
         Boxes of different groups do not suppress each other.
     relative_to
-        What the intersection is divided by: the union, or the smaller of the two areas.
+        Divisor of the intersection: the union, or the smaller of the two areas.
     pixel
         Added to every side: 1 where x1 and y1 are the last pixel inside, as in MTCNN.
 
@@ -76,7 +76,7 @@ def overlaps(
     relative_to: Literal["union", "smaller"] = "union",
     pixel: float = 0,
 ) -> NDArray[np.floating]:
-    """Overlap of every box of `a` (M, 4) with every box of `b` (N, 4): (M, N), 0 to 1. See `nms`."""
+    """Compute the overlap of every box of `a` (M, 4) with every box of `b` (N, 4): (M, N), 0 to 1. See `nms`."""
     ax0, ay0, ax1, ay1 = a.T[:, :, None]
     bx0, by0, bx1, by1 = b.T[:, None, :]
     # In place, as fresh memory for (M, N) costs more than what is computed in it.
@@ -98,7 +98,7 @@ def overlaps(
 
 
 def _greedy(suppresses: NDArray[np.bool_], keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which boxes greedy suppression keeps, where row i says which worse boxes box i would drop.
+    """Return which boxes greedy suppression keeps; row i says which worse boxes box i suppresses.
 
     All start as `keep` says; each round drops whatever a kept box suppresses. After round n the first n boxes
     are final, so the fixed point is the greedy answer, reached after as many rounds as the longest chain of

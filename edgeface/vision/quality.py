@@ -1,4 +1,4 @@
-"""A face in a picture in, how well it can be recognised out: measured, and held to limits with reasons."""
+"""Measure how well a face can be recognised, and check it against limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeface.model.contract import Alignment
 from edgeface.vision.align import crop_box
 from edgeface.vision.image import Image
 
-__all__ = ["Quality", "QualityGate", "Reason", "Verdict", "estimate_pose", "measure_quality"]
+__all__ = ["Quality", "QualityGate", "QualityVerdict", "Reason", "estimate_pose", "measure_quality"]
 
 Points = NDArray[np.floating]
 
@@ -21,7 +21,7 @@ _SIDE = 112
 """Side in pixels of the crop that sharpness, exposure and occlusion are measured on."""
 _BOX = Alignment("mtcnn-box-margin", 0)
 _NOISE = 1.0
-"""Sigma in pixels of the Gaussian before the Laplacian: grain and rounding would pass for sharpness."""
+"""Sigma in pixels of the Gaussian before the Laplacian; without it noise counts as sharpness."""
 
 _NAMES = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")
 _FACE_MODEL = np.array(
@@ -41,7 +41,7 @@ _DARK, _BRIGHT = 10, 245
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What was measured of one face.
+    """Measurements of one face.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Quality:
     sharpness
         Variance of the Laplacian (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000)
         over that of the gray values, in a crop of 112 x 112, slightly smoothed: no unit, falls with blur and
-        enlargement, and does not depend on how light the picture is.
+        enlargement, and does not depend on brightness.
     yaw, pitch, roll
         Degrees, see `estimate_pose`; NaN without landmarks.
     brightness
@@ -62,10 +62,9 @@ class Quality:
     clipped
         Share of the pixels that are nearly black or nearly white.
     inside
-        Share of the box that lies in the picture.
+        Share of the box inside the photo.
     covered
-        Landmarks around which there is nothing to see: hints that a hand, a mask, dark glasses or the edge of
-        the picture hides them.
+        Landmarks with flat surroundings, which may be hidden by a hand, a mask, dark glasses or the photo's edge.
     """
 
     box_side: float
@@ -97,7 +96,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a face was refused: what was measured, the limit, and what to do about it."""
+    """Why a face was rejected: measurement, limit, and advice."""
 
     measure: str
     measured: float
@@ -111,18 +110,22 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a face is fit to be recognised; if not, every reason."""
+class QualityVerdict:
+    """Whether a face passes a `QualityGate`, and if not, every reason."""
 
     ok: bool
     reasons: tuple[Reason, ...]
 
+    def __bool__(self) -> bool:
+        """Whether the face passes."""
+        return self.ok
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityGate:
-    """Limits that a face has to keep.
+    """Limits of the quality of a face.
 
-    By default 97 of a hundred faces of LFW pass. What was not measured, for want of landmarks, is not refused.
+    With the defaults 97 % of the faces of LFW pass. Measurements that need absent landmarks are not checked.
 
     Attributes
     ----------
@@ -160,8 +163,8 @@ class QualityGate:
                     f"quality gate: {field.name}: expected 0 or more, found {getattr(self, field.name)}"
                 )
 
-    def check(self, quality: Quality) -> Verdict:
-        """Hold a face to the limits."""
+    def check(self, quality: Quality) -> QualityVerdict:
+        """Check a face against the limits."""
         measures = {"yaw": abs(quality.yaw), "pitch": abs(quality.pitch), "roll": abs(quality.roll)}
         measures["covered"] = len(quality.covered)
         reasons = []
@@ -173,12 +176,12 @@ class QualityGate:
                 if measure == "covered":
                     advice = f"show {' and '.join(quality.covered)}, or {advice}"
                 reasons.append(Reason(measure, float(measured), float(limit), advice))
-        return Verdict(not reasons, tuple(reasons))
+        return QualityVerdict(not reasons, tuple(reasons))
 
 
 _ADVICE = {
-    "min_box_side": "come closer, or use a picture of more pixels",
-    "min_eye_distance": "come closer, or use a picture of more pixels",
+    "min_box_side": "move closer, or use a photo with more pixels",
+    "min_eye_distance": "move closer, or use a photo with more pixels",
     "min_sharpness": "hold still, clean or focus the lens, or shorten the exposure",
     "max_yaw": "turn the face to the camera",
     "max_pitch": "raise or lower the face, or the camera, to one height",
@@ -187,7 +190,7 @@ _ADVICE = {
     "max_brightness": "take light away, or shorten the exposure",
     "min_contrast": "take away haze, glare or light from behind",
     "max_clipped": "even out the light: parts of the face are black or white",
-    "min_inside": "bring the whole face into the picture",
+    "min_inside": "bring the whole face into the photo",
     "max_covered": "take off what hides the face",
 }
 
@@ -198,16 +201,16 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
     Parameters
     ----------
     image : (H, W, 3) uint8, BGR
-        The picture.
+        The photo.
     box : (4,) float
         x0, y0, x1, y1 in its pixels.
     landmarks : (5, 2) float
-        As in `Faces.landmarks`; None or NaN: not known.
+        As in `Faces.landmarks`; None or NaN: unknown.
 
     Raises
     ------
     FaceError
-        If the box has no extent or lies outside the picture.
+        If the box has no extent or lies outside the photo.
     """
     gray = _gray_crop(image, box)
     known = landmarks is not None and bool(np.isfinite(landmarks).all())
@@ -233,7 +236,7 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
 
 
 def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
-    """Estimate how a head is turned from its five landmarks.
+    """Estimate the head pose from five landmarks.
 
     Scaled orthography: the affine map from the mean face to the landmarks by least squares, then the nearest
     scaled rotation (the first step of POSIT: DeMenthon and Davis, "Model-based object pose in 25 lines of code",
@@ -247,8 +250,8 @@ def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
     Returns
     -------
     yaw, pitch, roll
-        Degrees: positive when the nose points to the right of the picture, when it points down, and when the
-        head is turned clockwise in the picture.
+        Degrees: positive if the nose points to the right of the photo, if it points down, and if the head is
+        rotated clockwise in the photo.
 
     Raises
     ------
@@ -291,7 +294,7 @@ def _try_pose(points: Points) -> tuple[float, float, float]:
 
 
 def _covered(gray: NDArray[np.uint8], points: Points, contrast: float) -> tuple[str, ...]:
-    """Landmarks whose surroundings are flat, or beyond the crop."""
+    """Name the landmarks with flat surroundings, or outside the crop."""
     return tuple(
         name
         for name, (x, y) in zip(_NAMES, np.rint(points).astype(int).tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Folders, globs, videos, cameras and network streams in, frames with times out, read ahead by one thread."""
+"""Read frames from photos, folders, videos, cameras and network streams, ahead of the consumer in one thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +23,12 @@ import numpy as np
 from edgeface.errors import ImageError, InputError, MissingError
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
-__all__ = ["VIDEO_SUFFIXES", "Backoff", "Capture", "Frame", "Source", "find_files", "open_source"]
+__all__ = ["VIDEO_SUFFIXES", "Backoff", "Frame", "FrameSource", "find_files", "open_source"]
 
 _log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".ts"})
-"""Endings, in lower case, that are opened as videos."""
+"""Lower-case endings that are opened as videos."""
 
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
 _SECRET = re.compile(r"(user|login|pass|pwd)\w*=[^&;/]*[&;]?", re.IGNORECASE)
@@ -38,17 +38,17 @@ _NETWORK_TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture of a source.
+    """One frame of a source.
 
     Attributes
     ----------
     image : (H, W, 3) uint8, BGR
         The pixels.
     index
-        From 0; live sources skip the numbers of frames that came too fast.
+        From 0; live sources skip the numbers of dropped frames.
     timestamp
-        Seconds, rising. Videos: the time in the film. Live sources: monotonic seconds since it was opened, when
-        the frame arrived. Pictures: their number.
+        Seconds, rising. Videos: time from the beginning. Live sources: monotonic time from opening to the frame's
+        arrival. Photos: their number.
     source
         The file, or the address of the camera, without user and password.
     """
@@ -59,33 +59,21 @@ class Frame:
     source: str
 
 
-class Capture(Protocol):
-    """What is used of `cv2.VideoCapture`."""
-
-    def read(self) -> tuple[bool, Any]:
-        """Whether there was a frame, and it."""
-
-    def get(self, prop: int, /) -> float:
-        """A property."""
-
-    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
-        """Whether frames can be read."""
-
-    def release(self) -> None:
-        """Close."""
+Opener = Callable[[str | int], Any]
+"""Opens a camera, an address or a video: returns an object with `cv2.VideoCapture`'s read, get, isOpened, release."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long to wait before a live source is opened again.
+    """Delays before a live source is opened again.
 
     Attributes
     ----------
     first, longest
-        Seconds; each wait is twice the last, and shortened at random by up to a half, so that many kiosks do
-        not come back to one camera at one time.
+        Seconds; each delay is twice the last one, shortened at random by up to a half, so that many kiosks do not
+        open one camera at the same time.
     attempts
-        Failures in a row after which it is an error; None: never give up.
+        Failures in a row that are an error; None: never give up.
     """
 
     first: float = 0.5
@@ -99,7 +87,7 @@ class Backoff:
             )
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after this many failures in a row."""
+        """Return the delay in seconds after this many failures in a row."""
         return min(self.longest, self.first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
 
 
@@ -109,30 +97,29 @@ def open_source(
     capacity: int = 4,
     backoff: Backoff | None = None,
     on_bad: Callable[[Path, ImageError], None] | None = None,
-    open_capture: Callable[[str | int], Capture] | None = None,
-) -> Source:
+    open_capture: Opener | None = None,
+) -> FrameSource:
     """Open a source of frames.
 
     Parameters
     ----------
     source
-        A picture, a folder (searched with its subfolders), a pattern such as ``photos/*.jpg``, a list of picture
-        files; a video file; a camera's number, which text may be and a `Path` is not; or an address such as
-        ``rtsp://``.
+        A photo, a folder (searched with its subfolders), a pattern such as ``photos/*.jpg``, a list of photos; a
+        video file; a camera's number, as int or text; or an address such as ``rtsp://``.
     capacity
         Frames read ahead of the consumer.
     backoff
-        For cameras and addresses.
+        Delays for cameras and addresses.
     on_bad
-        Called, in the reader's thread, with each picture that cannot be read; None: that ends the source with
-        its error.
+        Called, in the reader's thread, with each photo that cannot be read and its error; None: the error ends the
+        source.
     open_capture
-        Opens cameras, addresses and videos in place of `cv2.VideoCapture`.
+        Used instead of `cv2.VideoCapture`.
 
     Raises
     ------
     InputError
-        If there is nothing to read at such a place.
+        If there is nothing to read.
     """
     opener = open_capture or _open_capture
     if isinstance(source, str) and source.isdecimal():
@@ -141,21 +128,21 @@ def open_source(
         raise InputError(f"camera {source}: expected a number from 0")
     if isinstance(source, int) or (isinstance(source, str) and source.lower().startswith(_STREAMS)):
         target, retry = source, backoff or Backoff()
-        return Source(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
+        return FrameSource(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
     if not isinstance(source, str | Path):
         files = list(source)
     elif (files := find_files(source))[0].suffix.lower() in VIDEO_SUFFIXES:  # then it is the only one
-        return Source(lambda stop: _video(files[0], opener), live=False, capacity=capacity)
-    return Source(lambda stop: _pictures(files, on_bad), live=False, capacity=capacity)
+        return FrameSource(lambda stop: _video(files[0], opener), live=False, capacity=capacity)
+    return FrameSource(lambda stop: _photos(files, on_bad), live=False, capacity=capacity)
 
 
 def find_files(place: str | Path) -> list[Path]:
-    """List the picture files of a folder or a pattern, sorted; a file, whatever it is, is a list of itself.
+    """List the photos of a folder or a pattern, sorted; for any file, that file.
 
     Raises
     ------
     InputError
-        If there is none.
+        If no file is found.
     """
     path = Path(place)
     try:
@@ -170,18 +157,17 @@ def find_files(place: str | Path) -> list[Path]:
         ) from error
     if not files:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        what = f"pictures ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"
+        what = f"photos ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"
         raise InputError(f"{place}: expected {what}, found none")
     return files
 
 
-class Source:
+class FrameSource:
     """Frames from one thread that reads ahead; made by `open_source`.
 
-    Iterate over it once, in one thread. Of files every frame comes, and reading waits for the consumer; of live
-    sources the newest, and what the consumer was too slow for is dropped. An error of the reader is raised in
-    place of the frame that it cost. The thread ends with the source: at `close`, at the end of a `with` block,
-    or when the source is forgotten.
+    Iterate over it once, in one thread. Files give every frame, and reading waits for the consumer. Live sources give
+    the newest frame and drop those that the consumer was too slow for. An error of the reader is raised in place of
+    the frame. The thread ends with the source: at `close`, at the end of a `with` block, or without references.
     """
 
     def __init__(
@@ -213,12 +199,12 @@ class Source:
         return frame
 
     def close(self, *, timeout: float = _NETWORK_TIMEOUT + 1.0) -> None:
-        """Stop reading, from any thread; whoever waits for a frame gets the end instead.
+        """Stop reading, from any thread. An iteration that waits for a frame ends.
 
         Parameters
         ----------
         timeout
-            Seconds to wait for the thread, which may be inside OpenCV. It ends when OpenCV returns.
+            Seconds to wait for the thread, which ends when OpenCV returns.
         """
         self._box.close()
         if threading.current_thread() is not self._thread:
@@ -226,7 +212,7 @@ class Source:
             if self._thread.is_alive():
                 _log.warning("a source is still inside OpenCV %.1f s after it was closed", timeout)
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> FrameSource:
         return self
 
     def __exit__(
@@ -262,7 +248,7 @@ class _Mailbox:
             self._changed.notify_all()
 
     def take(self) -> Frame | None:
-        """The next frame; None at the end."""
+        """Return the next frame, or None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set())
             if self.stop.is_set():
@@ -297,7 +283,7 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
         box.end(error)
 
 
-def _pictures(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] | None) -> Iterator[Frame]:
+def _photos(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] | None) -> Iterator[Frame]:
     for index, path in enumerate(files):
         try:
             image = read_image(path)
@@ -309,7 +295,7 @@ def _pictures(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] 
         yield Frame(image, index, float(index), str(path))
 
 
-def _video(path: Path, opener: Callable[[str | int], Capture]) -> Iterator[Frame]:
+def _video(path: Path, opener: Opener) -> Iterator[Frame]:
     capture = opener(str(path))
     try:
         rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
@@ -319,7 +305,7 @@ def _video(path: Path, opener: Callable[[str | int], Capture]) -> Iterator[Frame
             if not ok:
                 break
             at = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            # Files without times in them tell 0 for ever; the frame rate tells the time then.
+            # Files without times report 0 for every frame; the frame rate gives the time then.
             timestamp = (
                 at if at > last else last + (1 / rate if rate > 0 else 1 / 25) if index else max(at, 0.0)
             )
@@ -331,10 +317,8 @@ def _video(path: Path, opener: Callable[[str | int], Capture]) -> Iterator[Frame
         capture.release()
 
 
-def _live(
-    target: str | int, opener: Callable[[str | int], Capture], backoff: Backoff, stop: threading.Event
-) -> Iterator[Frame]:
-    """Frames as they arrive; when they stop, close, wait and open again."""
+def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.Event) -> Iterator[Frame]:
+    """Yield frames as they arrive. When they stop, close, wait and open again."""
     name = f"camera {target}" if isinstance(target, int) else _without_password(target)
     started, failures, index = time.monotonic(), 0, 0
     while not stop.is_set():
@@ -352,7 +336,7 @@ def _live(
         failures += 1
         if backoff.attempts is not None and failures >= backoff.attempts:
             raise MissingError(
-                f"{name}: expected frames, found none in {failures} attempts; check that it is there, switched on "
+                f"{name}: no frames in {failures} attempts; check that it is connected, switched on "
                 "and not in use by another program"
             )
         if stop.is_set():
@@ -362,7 +346,7 @@ def _live(
         stop.wait(delay)
 
 
-def _open_capture(target: str | int) -> Capture:
+def _open_capture(target: str | int) -> Any:
     if isinstance(target, int) or not target.lower().startswith(_STREAMS):
         return cv2.VideoCapture(target)
     milliseconds = int(_NETWORK_TIMEOUT * 1000)
@@ -371,14 +355,14 @@ def _open_capture(target: str | int) -> Capture:
 
 
 def _as_image(image: Any, name: str) -> Image:
-    """Infrared cameras give one channel, and capture cards four."""
+    """Convert a frame: infrared cameras have one channel, capture cards four."""
     if not isinstance(image, np.ndarray):
         raise ImageError(f"{name}: expected a frame, found {type(image).__name__}")
     return read_image(image)
 
 
 def _without_password(address: str) -> str:
-    """Scheme, host and path. Cameras take passwords before the host, after a question mark, or as key=value."""
+    """Remove passwords from an address: before the host, in the query, or as key=value."""
     scheme, _, rest = address.partition("://")
     host, slash, path = rest.partition("?")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{_SECRET.sub('', path)}"

@@ -43,22 +43,13 @@ PROGRAMS = {"openvino-dev"}  # `mo`, which benchmarks/legacy_mo.py runs
 
 CIRCLES: set[tuple[str, ...]] = {
     ("edgeface.cli.gallery", "edgeface.cli.gallery_enrol", "edgeface.cli.gallery_files"),
-    ("edgeface.runtime.devices", "edgeface.runtime.probe"),
-    ("edgeface.vision.detector", "edgeface.vision.mtcnn", "edgeface.vision.ssd", "edgeface.vision.yunet"),
 }
 SHARED_NAMES: set[str] = {
     "Axes",
     "Connection",
-    "Header",
-    "Layer",
-    "Pool",
     "Server",
-    "Source",
-    "Verdict",
 }
-UNUSED: set[str] = {
-    "psutil",
-}
+UNUSED: set[str] = set()
 
 
 def module_of(path: Path) -> str:

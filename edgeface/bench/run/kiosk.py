@@ -17,7 +17,7 @@ from edgeface.errors import InputError
 from edgeface.files import sha256_of
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.stats import summarize
-from edgeface.vision.source import Frame, Source
+from edgeface.vision.source import Frame, FrameSource
 
 __all__ = ["Film", "run_kiosk"]
 
@@ -59,13 +59,13 @@ class Film:
             raise InputError(f"{path}: expected a video with a frame rate, found something else")
         return cls(path=path, rate=rate, frames=frames)
 
-    def play(self, *, seconds: float) -> Source:
+    def play(self, *, seconds: float) -> FrameSource:
         """Play it, from the beginning again where it ends, as a camera would deliver it.
 
         Frames are decoded ahead of their time, and each is handed over when it is due. One that still waits when
         the next is due is dropped. Their timestamps are the monotonic seconds at which they were due.
         """
-        return Source(lambda stop: self._frames(stop, seconds), live=True, capacity=1)
+        return FrameSource(lambda stop: self._frames(stop, seconds), live=True, capacity=1)
 
     def _frames(self, stop: threading.Event, seconds: float) -> Iterator[Frame]:
         count = max(1, round(seconds * self.rate))

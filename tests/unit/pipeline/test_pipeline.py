@@ -111,7 +111,7 @@ def test_the_gate_keeps_a_face_from_being_embedded_and_says_why(embedder: Embedd
     pipeline = Pipeline(SquareDetector(), embedder, gate=QualityGate(min_box_side=80))
     (face,) = pipeline.process(draw((0, 10, 20)))
     assert face.embedding is None
-    assert "box side: expected at least 80, found 60; come closer" in face.reasons[0]
+    assert "box side: expected at least 80, found 60; move closer" in face.reasons[0]
     assert embedder.counters().submitted == 0
 
 
@@ -129,7 +129,7 @@ def test_a_face_outside_the_picture_has_reasons_and_harms_no_other(embedder: Emb
     assert good.embedding is not None
     assert lost.embedding is None
     assert lost.quality is None
-    assert "expected a box inside the picture" in lost.reasons[0]
+    assert "expected a box inside the photo" in lost.reasons[0]
 
 
 def test_without_a_detector_every_picture_is_an_aligned_crop(embedder: Embedder) -> None:

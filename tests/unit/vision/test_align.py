@@ -11,8 +11,7 @@ from profiles import examples
 
 from edgeface.errors import FaceError, InputError
 from edgeface.model.contract import Alignment
-from edgeface.vision.align import _ARCFACE, align, align_many, crop_box, fit_similarity
-from edgeface.vision.detector import Faces
+from edgeface.vision.align import _ARCFACE, align, crop_box, fit_similarity
 
 LANDMARKS = np.array([[105.8, 109.8], [147.9, 112.6], [121.4, 139.1], [106.1, 155.6], [144.4, 156.3]])
 BOX = np.array([80.0, 70, 170, 180])
@@ -119,16 +118,6 @@ def test_box_crops_are_the_resized_box(picture: np.ndarray):
     assert align(picture, None, None, Alignment("none"), (250, 250)).tolist() == picture.tolist()
 
 
-def test_many_faces_are_cut_in_order(picture: np.ndarray):
-    boxes = np.stack([BOX, BOX + 20]).astype(np.float32)
-    landmarks = np.stack([LANDMARKS, LANDMARKS + 20]).astype(np.float32)
-    faces = Faces(boxes, landmarks, np.array([0.9, 0.8], np.float32))
-    crops = align_many(picture, faces, FIVE_POINTS, (112, 112))
-    assert crops.shape == (2, 112, 112, 3)
-    assert np.array_equal(crops[1], align(picture, boxes[1], landmarks[1], FIVE_POINTS, (112, 112)))
-    assert align_many(picture, Faces.empty(), FIVE_POINTS, (112, 112)).shape == (0, 112, 112, 3)
-
-
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -137,8 +126,8 @@ def test_many_faces_are_cut_in_order(picture: np.ndarray):
         (np.array([np.nan, 2, 3, 4]), "four finite numbers"),
         (np.array([50.0, 50, 50, 90]), "x0 < x1"),
         (np.array([90.0, 50, 50, 90]), "x0 < x1"),
-        (np.array([400.0, 400, 500, 500]), "inside the picture of 250x250"),
-        (np.array([-90.0, 10, -40, 60]), "inside the picture"),
+        (np.array([400.0, 400, 500, 500]), "inside the photo of 250x250"),
+        (np.array([-90.0, 10, -40, 60]), "inside the photo"),
     ],
 )
 def test_boxes_that_hold_no_face_are_named(picture: np.ndarray, box: np.ndarray | None, message: str):
@@ -150,12 +139,12 @@ def test_boxes_that_hold_no_face_are_named(picture: np.ndarray, box: np.ndarray 
 @pytest.mark.parametrize(
     ("landmarks", "message"),
     [
-        (None, "found none; choose a detector"),
-        (np.full((5, 2), np.nan), "found none; choose a detector"),
+        (None, "found none; use a detector"),
+        (np.full((5, 2), np.nan), "found none; use a detector"),
         (np.where(np.eye(5, 2), np.inf, LANDMARKS), "finite"),
         (LANDMARKS[:3], r"shape \(3, 2\)"),
         (LANDMARKS.ravel(), r"shape \(10,\)"),
-        (LANDMARKS + 300, "inside the picture"),
+        (LANDMARKS + 300, "inside the photo"),
         (np.full((5, 2), 100.0), "apart|triangle"),
     ],
 )

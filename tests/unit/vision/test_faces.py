@@ -43,7 +43,7 @@ def test_the_largest_face_is_the_one_of_area_less_twice_the_squared_offset():
 
 
 def test_no_faces_have_no_largest():
-    with pytest.raises(FaceError, match="found none"):
+    with pytest.raises(FaceError, match="found no faces"):
         Faces.empty().largest((10, 10))
 
 
@@ -58,7 +58,7 @@ def test_arrays_of_another_shape_or_type_are_refused():
     ("options", "error", "message"),
     [
         ({"name": "haar"}, InputError, "expected one of mtcnn, yunet, retail-0004, found 'haar'"),
-        ({"name": "yunet"}, InputError, "path of its model"),
+        ({"name": "yunet"}, InputError, "its model is missing"),
         ({"name": "yunet", "model": Path("absent.onnx")}, MissingError, "absent.onnx"),
         ({"name": "mtcnn", "model": Path("absent")}, MissingError, r"det1\.npz"),
         ({"name": "mtcnn", "landmarks_model": Path("x")}, InputError, "belongs to retail-0004"),

@@ -110,7 +110,7 @@ def test_every_reason_says_measured_limit_and_advice(picture: np.ndarray) -> Non
     assert not verdict.ok
     assert [each.measure for each in verdict.reasons] == ["box_side", "yaw", "brightness", "clipped"]
     assert str(verdict.reasons[0]) == (
-        "box side: expected at least 32, found 20; come closer, or use a picture of more pixels"
+        "box side: expected at least 32, found 20; move closer, or use a picture of more pixels"
     )
     assert "yaw: expected at most 60, found 70" in str(verdict.reasons[1])
 

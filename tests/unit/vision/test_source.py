@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ImageError, InputError, MissingError
-from edgeface.vision.source import Backoff, Frame, Source, find_files, open_source
+from edgeface.vision.source import Backoff, Frame, FrameSource, find_files, open_source
 
 pytestmark = pytest.mark.timeout(20)
 QUICK = Backoff(first=0.001, longest=0.004)
@@ -117,7 +117,7 @@ def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
             ahead.append(index)
             yield Frame(np.zeros((1, 1, 3), np.uint8), index, float(index), "made")
 
-    with Source(read, live=False, capacity=3) as frames:
+    with FrameSource(read, live=False, capacity=3) as frames:
         wait_until(lambda: len(ahead) == 4)  # three wait, one is in hand
         time.sleep(0.05)
         assert len(ahead) == 4
@@ -156,7 +156,7 @@ def test_after_the_last_attempt_the_consumer_is_told() -> None:
     source = open_source(7, open_capture=script, backoff=Backoff(first=0.001, longest=0.002, attempts=3))
     with (
         source as frames,
-        pytest.raises(MissingError, match="camera 7: expected frames, found none in 3 attempts"),
+        pytest.raises(MissingError, match="camera 7: no frames in 3 attempts"),
     ):
         next(frames)
     assert script.opened == script.released == 3
@@ -201,7 +201,7 @@ def test_an_unforeseen_error_of_the_reader_reaches_the_consumer() -> None:
         yield Frame(np.zeros((1, 1, 3), np.uint8), 0, 0.0, "made")
         raise ZeroDivisionError("driver")
 
-    with Source(read, live=False) as frames:
+    with FrameSource(read, live=False) as frames:
         next(frames)
         with pytest.raises(ZeroDivisionError, match="driver"):
             next(frames)

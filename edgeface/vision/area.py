@@ -1,4 +1,4 @@
-"""Images in, averages of all of each or of a part of it out, as OpenCV's INTER_AREA computes them."""
+"""Reduce images, and boxes in them, by averaging areas as OpenCV's INTER_AREA does, quickly for many sizes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from edgeface.vision.image import Image
 
-__all__ = ["Album", "Picture"]
+__all__ = ["AreaBatch", "AreaImage"]
 
 _FLOAT_SIZE = 1 << 20
-"""Larger images (about 600 x 600) are not copied as floats: four times the memory for a quarter of the time."""
+"""Larger images (about 600 x 600) are not copied as floats: four times the memory saves a quarter of the time."""
 _LOOK_UP, _CALLS = 18, 1 << 13
-"""How many pixels OpenCV averages while one cell is looked up in the table of sums, and during a look-up's numpy
-calls. So it pays for small averages of large images, the more so for several images at a time."""
+"""Pixels that OpenCV averages in the time of one look-up in the table of sums, and of the look-up's numpy calls. The
+table is faster for small results of large images, and for several images at a time."""
 _LARGEST = (1 << 31) // 255
-"""Pixels whose sum is sure to fit into 32 bits."""
+"""Most pixels whose sum fits into 32 bits."""
 
 
-class Picture:
-    """An image of which many averages are asked for.
+class AreaImage:
+    """An image that is reduced many times.
 
     Parameters
     ----------
@@ -65,43 +65,42 @@ class Picture:
         cv2.resize(part, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
 
 
-class Album:
-    """Pictures of one size, of which small versions are asked for.
+class AreaBatch:
+    """Images of one size that are reduced together.
 
     Parameters
     ----------
-    pictures
+    images
         At least one; not copied.
     """
 
-    __slots__ = ("_pictures", "_sums", "size")
+    __slots__ = ("_images", "_sums", "size")
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Sequence[AreaImage]) -> None:
+        self._images = images
         self._sums: NDArray[np.int32] | None = None
-        self.size = pictures[0].size
+        self.size = images[0].size
 
     def shrink(self, part: slice, height: int, width: int) -> NDArray[np.float32]:
-        """Average some of the pictures: (N, height, width, 3), whole numbers as of images of bytes."""
-        pictures, pixels = self._pictures[part], self.size[0] * self.size[1]
-        if _LOOK_UP * height * width + _CALLS // len(pictures) <= pixels <= _LARGEST:
+        """Reduce some of the images: (N, height, width, 3), rounded to whole numbers."""
+        images, pixels = self._images[part], self.size[0] * self.size[1]
+        if _LOOK_UP * height * width + _CALLS // len(images) <= pixels <= _LARGEST:
             small = self._look_up(part, height, width).astype(np.float32)
         else:
-            small = np.empty((len(pictures), height, width, 3), np.float32)
-            for picture, into in zip(pictures, small, strict=True):
-                picture.shrink(into)
+            small = np.empty((len(images), height, width, 3), np.float32)
+            for image, into in zip(images, small, strict=True):
+                image.shrink(into)
         return np.rint(small, out=small)
 
     def _look_up(self, part: slice, height: int, width: int) -> NDArray[np.float64]:
-        """Differences of the sums at the corners of every cell.
+        """Average cells by differences of sums at their corners.
 
-        Between pixels a table of sums is bilinear, as a pixel is the same all over (Crow, "Summed-area tables for
-        texture mapping", 1984).
+        Between pixels a table of sums is bilinear (Crow, "Summed-area tables for texture mapping", 1984).
         """
         if self._sums is None:
-            self._sums = np.empty((len(self._pictures), self.size[1] + 1, self.size[0] + 1, 3), np.int32)
-            for picture, sums in zip(self._pictures, self._sums, strict=True):
-                cv2.integral(picture.image, sum=sums)
+            self._sums = np.empty((len(self._images), self.size[1] + 1, self.size[0] + 1, 3), np.int32)
+            for image, sums in zip(self._images, self._sums, strict=True):
+                cv2.integral(image.image, sum=sums)
         row = self._sums.shape[2]
         tables = self._sums[part].reshape(-1, self._sums.shape[1] * row, 3)
         (y, below), (x, right) = _edges(self.size[1], height), _edges(self.size[0], width)
@@ -120,7 +119,7 @@ class Album:
 
 
 def _edges(length: int, cells: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Where cells begin and end on a side of pixels: the pixel, and how far into it."""
+    """Return where cells begin and end on a side: the pixel, and the position inside it."""
     places = np.arange(cells + 1, dtype=np.float64) * (length / cells)
     pixels = np.minimum(places.astype(np.intp), length - 1)
     return pixels, np.asarray(places - pixels)

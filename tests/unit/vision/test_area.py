@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.vision.picture import Album, Picture
+from edgeface.vision.area import AreaBatch, AreaImage
 
 
 def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -19,7 +19,7 @@ def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_shrunk_pictures_are_opencv_s(image: tuple[int, int], scale: float, part: slice):
     pixels = [_image(*image, seed) for seed in range(5)]
     size = int(np.ceil(image[0] * scale)), int(np.ceil(image[1] * scale))
-    small = Album([Picture(each) for each in pixels]).shrink(part, *size)
+    small = AreaBatch([AreaImage(each) for each in pixels]).shrink(part, *size)
     expected = np.stack([cv2.resize(each, size[::-1], interpolation=cv2.INTER_AREA) for each in pixels[part]])
     off = small != expected
     assert small.dtype == np.float32
@@ -35,7 +35,7 @@ def test_what_is_cut_beyond_the_picture_is_black(height: int, box: tuple[int, in
     pixels = _image(height, 310 if height == 300 else 700)
     x0, y0, x1, y1 = box
     into = np.empty((24, 24, 3), np.float32)
-    Picture(pixels).cut(*box, into)
+    AreaImage(pixels).cut(*box, into)
     framed = cv2.copyMakeBorder(pixels, 500, 500, 500, 500, cv2.BORDER_CONSTANT)
     part = framed[y0 + 500 : y1 + 500, x0 + 500 : x1 + 500].astype(np.float32)
     assert np.allclose(into, cv2.resize(part, (24, 24), interpolation=cv2.INTER_AREA), atol=1e-3)
