@@ -1,31 +1,31 @@
-"""Everything that edgeface raises on purpose: one tree, each class with the exit code it means.
+"""Define the errors that edgeface raises on purpose, each with the exit code of the command line.
 
 ::
 
     EdgeFaceError                    4  an internal failure
     ├── RequestError                 4  a running engine did not answer a request
-    │   ├── InferenceError              the device failed while it computed
-    │   ├── DeadlineExceeded            the answer was not there in time; a TimeoutError too
-    │   ├── Overloaded                  the queue was full and the policy was not to wait
-    │   └── EngineClosed                closed, or inherited by a forked child
-    ├── NegativeResult               1  the answer is no: a gate failed, a match was refused
-    │   └── EnrolmentRefused            a face that is somebody else's already, or no picture that is fit
+    │   ├── InferenceError              the device failed during the inference
+    │   ├── DeadlineExceeded            no answer by the deadline; a TimeoutError too
+    │   ├── Overloaded                  the queue was full, and the policy is not to wait
+    │   └── EngineClosed                the engine is closed, or belongs to the parent process
+    ├── NegativeResult               1  the answer is no: a check failed, a match was refused
+    │   └── EnrolmentRefused            the face is another person's, or no photo is good enough
     ├── InputError                   2  wrong use or bad input
-    │   ├── ModelFormatError            a model file is not what it should be
+    │   ├── ModelFormatError            a model file is damaged or of another format
     │   ├── ConversionError             a model was read but cannot become a correct IR
     │   ├── ContractError               an IR, array or embedding does not fit a contract
     │   ├── CatalogError                a model_zoo.yml or model.yml is malformed
     │   ├── ChecksumError               bytes differ from what was published or recorded
     │   ├── ArchiveError                an archive is unsafe or damaged
-    │   ├── ImageError                  a picture is truncated, damaged, too large or no picture
-    │   ├── FaceError                   there is no face, or not one that can be aligned
-    │   ├── GalleryError                no gallery, or one that cannot do what is asked
-    │   │   ├── GalleryKeyError         the key is another one, missing, or no key
-    │   │   ├── GalleryDamagedError     a gallery's bytes are not those that were written
-    │   │   ├── GalleryBusyError        somebody else kept it locked for too long; a TimeoutError too
-    │   │   └── GalleryServerError      the server that keeps it cannot be reached, or went away
-    │   └── OutputError                 the result cannot be written where it was asked for
-    └── MissingError                 3  something needed is not there
+    │   ├── ImageError                  a photo is truncated, damaged, too large or no image
+    │   ├── FaceError                   no face was found, or it cannot be aligned
+    │   ├── GalleryError                the gallery does not exist, or cannot do this
+    │   │   ├── GalleryKeyError         the gallery's key is wrong, missing or malformed
+    │   │   ├── GalleryDamagedError     the gallery's bytes are not those that were written
+    │   │   ├── GalleryBusyError        another process holds the gallery's lock; a TimeoutError too
+    │   │   └── GalleryServerError      the gallery's server cannot be reached; a ConnectionError too
+    │   └── OutputError                 the output cannot be written
+    └── MissingError                 3  something needed is missing
         ├── ModelNotFoundError          no such model in the zoo, or not downloaded
         ├── DownloadError               no source delivered the file
         ├── ExtraNotInstalledError      an optional dependency is not installed
@@ -50,7 +50,7 @@ class EdgeFaceError(Exception):
     Attributes
     ----------
     expected, found, remedy : str or None
-        What was needed, what was there instead, and what to do next.
+        What was needed, what was found instead, and what to do next.
     path : path-like or None
         The file or folder that the error is about.
 
@@ -87,13 +87,13 @@ class EdgeFaceError(Exception):
 
 
 class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its answer is no
-    """The work was done and the answer is no: a gate failed, a comparison was lost."""
+    """The work was done and the answer is no, e.g. a check failed."""
 
     exit_code = 1
 
 
 class EnrolmentRefused(NegativeResult):
-    """Nobody was enrolled: the face is that of somebody else who is, or no picture was fit."""
+    """No one was enrolled: the face belongs to another enrolled person, or no photo is good enough."""
 
 
 class RequestError(EdgeFaceError):
@@ -101,14 +101,14 @@ class RequestError(EdgeFaceError):
 
 
 class InferenceError(RequestError):
-    """The device failed while it computed this request."""
+    """The device failed during this request's inference."""
 
 
 class DeadlineExceeded(RequestError, TimeoutError):  # noqa: N818 - names what happened, as gRPC does
-    """The answer was not there by the request's deadline."""
+    """There was no answer by the request's deadline."""
 
 
-class Overloaded(RequestError):  # noqa: N818 - the engine is well; there is too much of it wanted
+class Overloaded(RequestError):  # noqa: N818 - demand exceeds capacity; the engine itself is healthy
     """The queue was full: this request was rejected, or a newer one took its place."""
 
 
@@ -127,7 +127,7 @@ class ModelFormatError(InputError):
 
 
 class ConversionError(InputError):
-    """A model was read, but cannot be turned into an IR that is known to be right."""
+    """A model was read, but cannot be converted into a correct IR."""
 
 
 class ContractError(InputError):
@@ -143,43 +143,43 @@ class ChecksumError(InputError):
 
 
 class ArchiveError(InputError):
-    """An archive is damaged, or would write outside its folder, or is too large."""
+    """An archive is damaged, too large, or would write outside its folder."""
 
 
 class ImageError(InputError):
-    """A picture is truncated, damaged, too large, or no picture at all."""
+    """A photo is truncated, damaged, too large, or no image."""
 
 
 class FaceError(InputError):
-    """There is no face where one was expected, or its box or landmarks cannot be aligned."""
+    """No face was found where one was expected, or its box or landmarks cannot be aligned."""
 
 
 class GalleryError(InputError):
-    """There is no gallery, no such person in it, or it cannot do what is asked of it."""
+    """The gallery does not exist, has no such person, or cannot do what is asked."""
 
 
 class GalleryKeyError(GalleryError):
-    """The key is another one than the gallery was encrypted with, is missing, or is no key."""
+    """The key is not the one that the gallery was encrypted with, is missing, or is malformed."""
 
 
 class GalleryDamagedError(GalleryError):
-    """Bytes of a gallery are not those that were written, or not where they were written."""
+    """Bytes of a gallery were changed or moved after they were written."""
 
 
 class GalleryBusyError(GalleryError, TimeoutError):
-    """Another process kept the gallery locked for longer than was agreed to wait."""
+    """Another process kept the gallery locked for longer than the time-out."""
 
 
 class GalleryServerError(GalleryError, ConnectionError):
-    """The server that keeps a gallery cannot be reached, or the connection to it was lost."""
+    """The gallery's server cannot be reached, or the connection to it was lost."""
 
 
 class OutputError(InputError):
-    """The result cannot be written where it was asked for: no space, no permission."""
+    """The output cannot be written: no space, no permission, or a path that is no folder."""
 
 
 class MissingError(EdgeFaceError):
-    """Something needed is not there."""
+    """Something needed is missing: a model, a device, a package."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""A package's exports and their modules in, a `__getattr__` (PEP 562) that imports each on first use out."""
+"""Build a module `__getattr__` (PEP 562) that imports exports on first use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["exports"]
 
 
 def exports(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package whose parts are not all needed by all who import it.
+    """Build the `__getattr__` of a package whose parts are imported on first use.
 
     Parameters
     ----------
     package
-        Its `__name__`.
+        The package's `__name__`.
     modules
-        Names by the submodule that defines them. No name may be that of a submodule: importing one puts it where
-        the name should be.
+        Exported names by the submodule that defines them. No export may have the name of a submodule, because
+        importing the submodule would hide it.
     """
     homes = {name: module for module, names in modules.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""`edgeface convert`, `adopt` and `inspect`."""
+"""Run `edgeface convert`, `adopt` and `inspect`."""
 
 from __future__ import annotations
 
@@ -63,22 +63,23 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    precision: Annotated[_Precision, typer.Option(help="Of the stored weights.")] = _Precision.fp32,
-    layout: Annotated[_Layout, typer.Option(help="Of the IR's input.")] = _Layout.nchw,
+    precision: Annotated[_Precision, typer.Option(help="Precision of the stored weights.")] = _Precision.fp32,
+    layout: Annotated[_Layout, typer.Option(help="Layout of the IR's input.")] = _Layout.nchw,
     color: Annotated[_Color, typer.Option(help="Channel order of the IR's input.")] = _Color.bgr,
-    batch: Annotated[str, typer.Option(help="A number, or 'dynamic'.")] = "dynamic",
+    batch: Annotated[str, typer.Option(help="Batch size, or 'dynamic'.")] = "dynamic",
     name: Annotated[
-        str | None, typer.Option(help="Name of the IR; a zoo name also picks that model's preprocessing.")
+        str | None, typer.Option(help="Name of the IR; a zoo name also selects that model's preprocessing.")
     ] = None,
     parity: Annotated[
-        bool, typer.Option("--parity", help="Compare with TensorFlow (extra 'parity') or with --golden.")
+        bool,
+        typer.Option("--parity", help="Compare the IR with TensorFlow (extra 'parity') or with --golden."),
     ] = False,
     golden: Annotated[
-        Path | None, typer.Option(help=".npz of RGB images and expected embeddings; implies --parity.")
+        Path | None, typer.Option(help="File (.npz) of RGB images and expected embeddings; implies --parity.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Convert a published model into an OpenVINO IR that carries its contract."""
+    """Convert a published model into an OpenVINO IR with a contract."""
     from edgeface.convert import check_parity
     from edgeface.convert import convert as run
 
@@ -97,18 +98,18 @@ def convert(
 
 
 def adopt(
-    ir: Annotated[Path, typer.Argument(help="The .xml of an IR that another tool made.")],
-    name: Annotated[str, typer.Option(help="Zoo name of the model that it is.", show_default=False)],
+    ir: Annotated[Path, typer.Argument(help="IR (.xml) made by another tool.")],
+    name: Annotated[str, typer.Option(help="Zoo name of the model.", show_default=False)],
     output_dir: OutputDir,
     golden: Annotated[
         Path | None,
         typer.Option(
-            help=".npz of RGB images and that model's embeddings; default: $EDGEFACE_DATA/NAME/golden.npz."
+            help="File (.npz) of RGB images and that model's embeddings; by default $EDGEFACE_DATA/NAME/golden.npz."
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Give an IR from elsewhere its contract, after checking layout and colours by what it computes."""
+    """Add a contract to an IR of another tool, after measuring its layout and colour order."""
     from edgeface.convert import adopt as run
 
     with _tidy_when_terminated():
@@ -117,18 +118,16 @@ def adopt(
 
 
 def inspect(
-    ir: Annotated[Path, typer.Argument(help="The .xml of an IR with a contract.")], json: JsonOption = False
+    ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract.")], json: JsonOption = False
 ) -> None:
-    """Show an IR's contract, the work of one face, parameters and file sizes."""
+    """Show an IR's contract, its work for one face, its parameters and its file sizes."""
     import openvino as ov
 
-    from edgeface.files import sha256_of
     from edgeface.model.flops import count_work
-    from edgeface.model.ir_file import check_weights, read_ir
+    from edgeface.model.ir_file import check_weights, read_contract
 
-    model = read_ir(ir)
-    contract = ModelContract.read_from(model, source=str(ir))
-    check_weights(ir, contract, sha256_of(ir.with_suffix(".bin")))
+    model, contract = read_contract(ir)
+    check_weights(ir, contract)
     work = count_work(model)
     answer: dict[str, Any] = {
         "contract": {"contract_id": contract.contract_id, **contract.to_dict()},
@@ -154,7 +153,7 @@ def inspect(
 
 @contextlib.contextmanager
 def _tidy_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that temporary files go before the process does."""
+    """Let SIGTERM end the block as Ctrl-C does, so that temporary files are removed."""
 
     def unwind(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -220,7 +219,7 @@ def _parity_table(report: Any) -> Table:
 
 def _warn_if_seeded(contract: ModelContract) -> None:
     if contract.provenance == "seeded":
-        stderr.print("[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises nobody.")
+        stderr.print("[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one.")
 
 
 def _parse_batch(text: str) -> int | None:
@@ -236,7 +235,7 @@ def _default_golden(name: str) -> Path:
     path = Path(folder, name, "golden.npz") if folder else None
     if path is None or not path.is_file():
         raise MissingError(
-            f"adopting {name} needs golden images and embeddings of that model; give them with --golden FILE.npz, "
+            f"adopting {name} needs golden images and embeddings of that model; pass --golden FILE.npz, "
             f"or set EDGEFACE_DATA to a folder that has {name}/golden.npz"
         )
     return path

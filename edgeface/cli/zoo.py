@@ -236,13 +236,13 @@ def default(
     Example: edgeface zoo default facenet-20180408-102900
     """
     from edgeface.convert import convert
-    from edgeface.zoo.default import read_contract
+    from edgeface.model.ir_file import read_contract
 
     store = zoo.ModelStore(cache)
     if model is not None:
         zoo.set_default_model(model, store=store, catalog=zoo.load_catalog(catalog))
     ir = zoo.default_model(store=store, convert=convert)
-    contract = read_contract(ir)
+    _, contract = read_contract(ir)
     if as_json:
         return emit_json({"model": contract.name, "ir": str(ir), "contract_id": contract.contract_id})
     stdout.print(f"{contract.name} ({contract.contract_id}): {escape(str(ir))}", soft_wrap=True)

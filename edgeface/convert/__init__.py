@@ -1,4 +1,4 @@
-"""Source models in, checked IRs with a contract out."""
+"""Convert published models into IRs with a contract, and check them."""
 
 from typing import TYPE_CHECKING
 

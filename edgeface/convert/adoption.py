@@ -1,8 +1,8 @@
-"""An IR that another tool made in, the same IR with a contract out, once its answers say what it takes.
+"""Add a contract to an IR that another tool made, after measuring what input it expects.
 
-Layout and colour order of a foreign IR are written nowhere that can be trusted: Open Model Zoo's 2021 FaceNet is
-NCHW and BGR, `mo`'s of 2024 is NHWC and FP16, `ovc`'s wants standardised RGB. Each reading of its input is tried on
-golden images, and exactly one has to give the golden embeddings.
+Layout and colour order of such an IR are not recorded reliably: Open Model Zoo's 2021 FaceNet is NCHW and BGR,
+`mo`'s of 2024 is NHWC and FP16, `ovc`'s expects standardised RGB. Each reading of its input is tried on golden images,
+and exactly one has to give the golden embeddings.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from edgeface.zoo.catalog import Catalog, load_catalog
 __all__ = ["adopt"]
 
 MIN_COSINE = 0.999
-"""FP16 weights stay above 0.9999; swapped colours, a wrong range or another checkpoint fall far below."""
+"""FP16 weights stay above 0.9999; swapped colours, a wrong range or another checkpoint are far below."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One way to understand a foreign IR's input, and how well it explains the golden embeddings."""
+    """One reading of an IR's input, and how close its embeddings are to the golden ones."""
 
     color: Color
     raw: bool
@@ -67,7 +67,7 @@ def adopt(
     golden: Path,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
-    """Give a contract to an IR that was converted elsewhere.
+    """Add a contract to an IR that was converted elsewhere.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def adopt(
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``; the given files stay as they are.
     name
-        Zoo entry that the IR is said to be.
+        Zoo name of the model.
     golden
         .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32 of that model.
     catalog
@@ -85,11 +85,11 @@ def adopt(
     Raises
     ------
     ModelFormatError, ConversionError
-        If the file is no readable IR of one image in and one embedding out.
+        If the file is no readable IR with one image as input and one embedding as output.
     InputError
         If the golden images have another size than the IR's input.
     NegativeResult
-        If no reading of its input gives the golden embeddings, or several do.
+        If no reading of its input gives the golden embeddings, or more than one does.
     """
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         recipe = recipe_of((catalog or load_catalog())[name])
@@ -153,7 +153,7 @@ def adopt(
 
 
 def _layout_of(model: ov.Model, recipe: Recipe, ir: Path) -> Layout:
-    """Where the three channels are; at 160x160 the shape leaves no doubt."""
+    """Return where the three channels are, which the shape says."""
     shape = [axis.get_length() for axis in list(model.input(0).get_partial_shape())[1:]]
     height, width = recipe.size
     if shape == [3, height, width]:
@@ -181,7 +181,7 @@ def _read_input(
         raise NegativeResult(
             f"{ir}: expected exactly one reading of its {layout} input to give the golden embeddings of "
             f"{recipe.name} (cosine at least {MIN_COSINE}), found {len(fitting)} ({tried}); "
-            "it is another model, or its preprocessing is"
+            "this is another model, or its preprocessing differs"
         )
     return fitting[0]
 
@@ -211,7 +211,7 @@ def _try_reading(
 def _free_the_batch(
     model: ov.Model, layout: Layout, reading: _Reading, recipe: Recipe, images: Images, expected: Embeddings
 ) -> ov.Model:
-    """Make the batch dynamic where the graph allows it; some old IRs have it in a Reshape's constant."""
+    """Make the batch dynamic where the graph allows it; some old IRs fix it in a Reshape's constant."""
     free = model.clone()
     shape = free.input(0).get_partial_shape()
     if shape[0].is_dynamic:

@@ -1,4 +1,4 @@
-"""A TensorFlow checkpoint's files in, its variables as arrays out, without TensorFlow.
+"""Read the variables of a TensorFlow checkpoint, without TensorFlow.
 
 A checkpoint `prefix` is a sorted string table `prefix.index` (LevelDB's format, without compression) that maps
 variable names to BundleEntry messages, and raw little-endian values in `prefix.data-NNNNN-of-NNNNN`
@@ -29,14 +29,14 @@ _BLOCK_TRAILER_BYTES = 5  # compression type, masked CRC-32C
 
 
 def find_checkpoint(folder: Path, *, stem: str = "") -> Path:
-    """Prefix of the newest checkpoint in a folder: what TensorFlow's ``checkpoint`` file names, else the highest step.
+    """Return the prefix of a folder's newest checkpoint: the one that ``checkpoint`` names, else the last.
 
     Parameters
     ----------
     folder
-        Where the checkpoints are; several models may share it.
+        Folder of the checkpoints; several models may share it.
     stem
-        What the name of the wanted one starts with.
+        Start of the checkpoint's name.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def find_checkpoint(folder: Path, *, stem: str = "") -> Path:
 
 
 def shard_paths(prefix: Path) -> list[Path]:
-    """Every file of a checkpoint: the index, then the data shards in order."""
+    """Return every file of a checkpoint: the index, then the data shards in order."""
     shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
     return [prefix.with_name(prefix.name + ".index"), *shards]
 
@@ -123,7 +123,7 @@ def _read_table(content: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
     magic = struct.unpack("<Q", content[-8:])[0] if len(content) >= _FOOTER_BYTES else None
     if magic != _TABLE_MAGIC:
         raise ModelFormatError(
-            f"{path}: expected a TensorFlow checkpoint index, found none; it is truncated or damaged"
+            f"{path}: expected a TensorFlow checkpoint index, found no index; it is truncated or damaged"
         )
     try:
         footer = content[-_FOOTER_BYTES:]

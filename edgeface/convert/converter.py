@@ -1,6 +1,6 @@
-"""A zoo name or a path in, a checked IR with its contract out.
+"""Convert a published model into an IR with a contract.
 
-Nothing appears in the output folder before the IR was read back in a fresh process and held to what it promises.
+Nothing appears in the output folder before the IR was read back and checked in a fresh process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["DEFAULT_RECIPE", "ConversionResult", "Recipe", "convert", "recipe_of
 log = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = "facenet-20180408-102900"
-"""Zoo entry whose preprocessing and alignment a FaceNet of the user's own gets, unless its name says otherwise."""
+"""Zoo entry whose preprocessing and alignment a FaceNet from a file gets, unless its name is a zoo name."""
 
 INPUT_NAMES = ("image_batch/placeholder_port_0", "image_batch")
 OUTPUT_NAMES = ("embeddings", "InceptionResnetV1/Bottleneck/BatchNorm/Reshape_1/Normalize")
@@ -56,20 +56,20 @@ _OTHER_FRAMEWORKS = {
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """What a conversion made.
+    """Result of a conversion.
 
     Attributes
     ----------
     ir
         The .xml; the .bin lies beside it.
     contract
-        The contract inside it.
+        The IR's contract.
     seconds
         Wall time until the IR was written and checked, without the parity comparison.
     inputs, outputs
         Names and shapes as OpenVINO prints them.
     parity
-        The comparison with the source model, where one was asked for.
+        The comparison with the source model, if requested.
     """
 
     ir: Path
@@ -94,38 +94,38 @@ def convert(
     store: ModelStore | None = None,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
-    """Convert a model and prove the result.
+    """Convert a model and check the result.
 
     Parameters
     ----------
     model
-        Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel. A zoo name wins over a file
-        or folder of that name in the working directory, which ``./name`` means.
+        Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel. For a file or folder in the
+        working directory whose name is a zoo name, write ``./name``.
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
         IR becomes the default model; only an IR with the default layout, colour and batch goes there.
     precision
-        Of the stored weights.
+        Precision of the stored weights.
     layout, color
-        Of the IR's input, float32 0-255.
+        Layout and channel order of the IR's input, float32 0-255.
     batch
         Static batch; None leaves it dynamic.
     name
         Name of the IR. A zoo name also picks that entry's preprocessing and alignment.
     provenance
-        What is known of the weights; by default what the graph says, and ``published`` for a zoo name or a file
-        whose digest the zoo knows.
+        Provenance of the weights; by default ``seeded`` where the graph says so, ``published`` for a zoo name or
+        a file whose digest the zoo knows, else ``unknown``.
     parity
         Called with (source path, IR path); a report that did not pass fails the conversion.
     store, catalog
-        Where zoo names are looked up.
+        The store and the catalog for zoo names.
 
     Raises
     ------
     ModelNotFoundError
         If a zoo name is unknown or not downloaded, or a path does not exist.
     ModelFormatError, ConversionError, OutputError
-        If the source is bad, the IR fails a check, or it cannot be written. The folder is then as it was.
+        If the source is bad, the IR fails a check, or it cannot be written. The folder is then unchanged.
     NegativeResult
         If the IR does not compute what the source model computes.
     """
@@ -193,7 +193,7 @@ _PRECISIONS: dict[str, Precision] = {"fp32": "FP32", "fp16": "FP16"}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the zoo knows of how an embedding model wants its faces; units as in `ModelContract`."""
+    """What a contract needs to know about an embedding model beyond its file; units as in `ModelContract`."""
 
     name: str
     framework: str
@@ -204,7 +204,7 @@ class Recipe:
     alignment: Alignment
 
     def contract_fields(self) -> dict[str, Any]:
-        """The contract's fields that follow from the recipe."""
+        """Return the contract's fields that follow from the recipe."""
         return {
             "framework": self.framework,
             "input_size": self.size,
@@ -218,7 +218,7 @@ class Recipe:
 
 
 def recipe_of(entry: ModelEntry) -> Recipe:
-    """The recipe of a zoo entry.
+    """Return the recipe of a zoo entry.
 
     Raises
     ------

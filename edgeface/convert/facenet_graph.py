@@ -1,6 +1,6 @@
-"""Weights by TensorFlow name, or a seed, in; the original training-and-inference graph of FaceNet out.
+"""Write FaceNet's original training-and-inference graph (.pb) from weights or from a seed.
 
-The offline stand-in for the published file. The frozen GraphDef has what the released ones have: the input
+It replaces the published file where there is no network. The frozen GraphDef has what the released ones have: the input
 queue, `phase_train` conditions in Switch/Merge form around two batch norms and their moving averages a layer, a
 conditional dropout, and `label_batch`. It needs no TensorFlow to write, and TensorFlow runs it both ways.
 
@@ -20,9 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.graph_writer import Conditional, GraphWriter
 from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
-from edgeface.convert.messages import DT_BOOL, DT_FLOAT, DT_INT32, DT_INT64, SEEDED_MARK
+from edgeface.convert.messages import (
+    DT_BOOL,
+    DT_FLOAT,
+    DT_INT32,
+    DT_INT64,
+    SEEDED_MARK,
+    GraphDef,
+    array_to_tensor,
+    set_shape,
+)
 from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.files import write_atomically
@@ -104,7 +112,94 @@ def build_graph(
     return writer.graph
 
 
-class _FaceNetWriter(GraphWriter):
+class _GraphWriter:
+    """Appends nodes to a GraphDef; a tensor is its name."""
+
+    def __init__(self) -> None:
+        self.graph = GraphDef()
+        self.graph.versions.producer = 24  # TensorFlow 1.7
+
+    def constant(self, name: str, value: Any, *controls: str) -> str:
+        """Append a constant and return its name."""
+        node = self.graph.node.add(name=name, op="Const")
+        node.input.extend(controls)
+        array_to_tensor(np.asarray(value), node.attr["value"].tensor)
+        node.attr["dtype"].type = node.attr["value"].tensor.dtype
+        return name
+
+    def node(self, name: str, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append an operation with its attributes and return its name."""
+        node = self.graph.node.add(name=name, op=op)
+        node.input.extend(inputs)
+        for key, value in attributes.items():
+            _set_attribute(node.attr[key], key, value)
+        return name
+
+
+class _Conditional:
+    """`tf.cond(phase_train, ...)` of TensorFlow 1: a Switch for each tensor and branch, and Merges."""
+
+    def __init__(self, writer: _GraphWriter, path: str) -> None:
+        self._writer, self._path = writer, path
+        self._switches: dict[tuple[str, bool], str] = {}
+        self._merges = 0
+        switch = writer.node(f"{path}/Switch", "Switch", "phase_train", "phase_train", T=DT_BOOL)
+        self._pivot = writer.node(f"{path}/switch_t", "Identity", f"{switch}:1", T=DT_BOOL)
+        writer.node(f"{path}/switch_f", "Identity", switch, T=DT_BOOL)
+        self._predicate = writer.node(f"{path}/pred_id", "Identity", "phase_train", T=DT_BOOL)
+
+    def when_true(self, tensor: str) -> str:
+        """Return a tensor as the true branch sees it."""
+        return f"{self._switch(tensor, branch=True)}:1"
+
+    def when_false(self, tensor: str) -> str:
+        """Return a tensor as the false branch sees it."""
+        return self._switch(tensor, branch=False)
+
+    def constant_when_true(self, name: str, value: Any) -> str:
+        """Append a constant of the true branch."""
+        return self._writer.constant(f"{self._path}/{name}", value, f"^{self._pivot}")
+
+    def merge(self, when_false: str, when_true: str) -> str:
+        """Append the Merge that passes on the branch that was computed."""
+        name = f"{self._path}/Merge" + (f"_{self._merges}" if self._merges else "")
+        self._merges += 1
+        return self._writer.node(name, "Merge", when_false, when_true, N=2, T=DT_FLOAT)
+
+    def _switch(self, tensor: str, *, branch: bool) -> str:
+        key = (tensor, branch)
+        if key not in self._switches:
+            name = f"{self._path}/Switch_{len(self._switches) + 1}"
+            self._switches[key] = self._writer.node(name, "Switch", tensor, self._predicate, T=DT_FLOAT)
+        return self._switches[key]
+
+
+_TYPES = frozenset({"T", "U", "Tidx", "Tshape", "dtype", "out_type"})
+
+
+def _set_attribute(attribute: Any, key: str, value: Any) -> None:
+    if key in _TYPES:
+        attribute.type = value
+    elif key == "component_types":
+        attribute.list.type.extend(value)
+    elif key == "shape":
+        set_shape(attribute.shape, value)
+    elif key == "shapes":
+        for shape in value:
+            set_shape(attribute.list.shape.add(), shape)
+    elif isinstance(value, bool):
+        attribute.b = value
+    elif isinstance(value, int):
+        attribute.i = value
+    elif isinstance(value, float):
+        attribute.f = value
+    elif isinstance(value, bytes):
+        attribute.s = value
+    else:
+        attribute.list.i.extend(value)
+
+
+class _FaceNetWriter(_GraphWriter):
     """Interprets the layers as TensorFlow nodes; a tensor is its name."""
 
     def __init__(self, weights: Mapping[str, NDArray[Any]], batch_norm: BatchNormOp) -> None:
@@ -231,7 +326,7 @@ class _FaceNetWriter(GraphWriter):
         beta = self._variable(f"{path}/beta", (channels,))
         mean = self._variable(f"{path}/moving_mean", (channels,))
         variance = self._variable(f"{path}/moving_variance", (channels,))
-        cond = Conditional(self, f"{path}/cond")
+        cond = _Conditional(self, f"{path}/cond")
         nothing = [cond.constant_when_true(f"Const_{index}", np.zeros(0, np.float32)) for index in range(2)]
         training = self._fused_batch_norm(
             f"{path}/cond/{self._batch_norm}",
@@ -250,7 +345,7 @@ class _FaceNetWriter(GraphWriter):
 
     def _moving_average_update(self, path: str, y: str, batch_statistics: Mapping[str, str]) -> str:
         """`variable -= (variable - statistic) * (1 - decay)` while training; frozen, an AssignSub is a Sub."""
-        cond = Conditional(self, f"{path}/cond_1")
+        cond = _Conditional(self, f"{path}/cond_1")
         updates = []
         for index, (variable, statistic) in enumerate(batch_statistics.items()):
             average = f"{path}/cond_1/AssignMovingAvg_{index}"
@@ -274,7 +369,7 @@ class _FaceNetWriter(GraphWriter):
 
     def _conditional_dropout(self, path: str, x: str) -> str:
         """`tf.cond(phase_train, dropout, identity)`."""
-        cond = Conditional(self, f"{path}/cond")
+        cond = _Conditional(self, f"{path}/cond")
         active = cond.when_true(x)
         keep = cond.constant_when_true("dropout/keep_prob", np.float32(DROPOUT_KEEP))
         shape = self.node(f"{path}/cond/dropout/Shape", "Shape", active, T=DT_FLOAT, out_type=DT_INT32)
@@ -348,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgeface.convert.facenet_graph", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, help=".npz keyed by TensorFlow variable name")
-    source.add_argument("--seed", type=int, help="random weights that tell images apart and recognise nobody")
+    source.add_argument("--seed", type=int, help="random weights that tell images apart and recognise no one")
     parser.add_argument("--embedding-size", type=int, default=512, help="with --seed (default: 512)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .pb to write")
     options = parser.parse_args(arguments)
@@ -361,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeFaceError as error:
         sys.stderr.write(f"facenet_graph: {error}\n")
         return error.exit_code
-    kind = "published-form weights" if options.weights else "SEEDED weights: this model recognises nobody"
+    kind = "published-form weights" if options.weights else "SEEDED weights: this model recognises no one"
     sys.stderr.write(f"{options.output}: {options.output.stat().st_size:,} bytes, {kind}\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""A TensorFlow GraphDef with training and inference in one in, the inference graph alone out.
+"""Extract the inference graph from a TensorFlow GraphDef that also holds training.
 
 Pruning is by meaning. Starting from the wanted output, each tensor is resolved: a Switch whose predicate is
 known passes one side on and kills the other, a Merge is its live input, variables become the constants that the
@@ -73,7 +73,7 @@ class Inference:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a model file, naming what it is when it is no model at all.
+    """Read a model file; say what it is if it is no model.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelFormatError(f"{path}: expected a model file, found none: {error.strerror}") from error
+        raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
     if not content:
         raise ModelFormatError(f"{path}: expected a model, found an empty file; download it again")
     start = content[:64].lstrip().lower()
@@ -120,7 +120,7 @@ def prune(
     variables: Mapping[str, NDArray[Any]],
     source: str,
 ) -> Inference:
-    """Keep what computes `output` from `input`, and nothing that only training needs.
+    """Return the graph that computes `output` from `input`, without what only training needs.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def prune(
     variables
         Values of variables by name, for a graph that is not frozen.
     source
-        How messages call the file.
+        The file's name in messages.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def prune(
 
 @dataclass(slots=True)
 class _Resolver:
-    """What every tensor is once the predicates are known. None is a tensor that is never computed."""
+    """Resolves each tensor with the known predicates; None stands for a tensor that is never computed."""
 
     nodes: Mapping[str, Any]
     input: str
@@ -338,7 +338,7 @@ def _topological(resolver: _Resolver, root: str) -> list[str]:
 
 
 def _large_constant(name: str, resolver: _Resolver) -> NDArray[np.float32] | None:
-    """The value of a node if it is a constant of enough floats to be worth keeping apart."""
+    """Return the value of a node if it is a large float constant, which is kept apart; else None."""
     value = resolver.constants.get(name)
     node = resolver.nodes.get(name)
     if value is None and name != resolver.input and node is not None and node.op == "Const":
@@ -369,7 +369,7 @@ def _copy_node(target: Any, name: str, resolver: _Resolver) -> None:
 
 
 def _flag(node: Any, name: str, *, default: bool) -> bool:
-    """Return a boolean attribute; TensorFlow may leave out one that has its default value."""
+    """Return a boolean attribute, which TensorFlow may leave out if it has its default value."""
     return bool(node.attr[name].b) if name in node.attr else default
 
 

@@ -1,4 +1,4 @@
-"""Inception-ResNet-v1 described once, for anything that can interpret its layers.
+"""Describe the layers of Inception-ResNet-v1 once, for several interpreters.
 
 The architecture is davidsandberg/facenet's `src/models/inception_resnet_v1.py`: 132 convolutions (111 with batch
 norm, 21 residual ones with a bias), one fully connected layer, 23.5 million values. `walk` hands the layers, in
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Interpreter(Protocol[T]):
-    """What a layer means; `T` is whatever stands for a tensor of (N, H, W, C)."""
+    """The meaning of each layer; `T` stands for a tensor of (N, H, W, C)."""
 
     def convolution(
         self,
@@ -57,7 +57,7 @@ def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
     net
         The interpreter.
     x
-        Whatever stands for the (N, 160, 160, 3) input, RGB, standardised.
+        What stands for the (N, 160, 160, 3) input, RGB, standardised.
     embedding_size
         Length of the embedding, 512 for the published models.
     """

@@ -1,7 +1,7 @@
-"""A raw OpenVINO model and its recipe in; an IR with preprocessing, names and contract on disk out, checked.
+"""Make an IR of a raw OpenVINO model: preprocessing, names, contract, files, and a check in a fresh process.
 
-What the checks promise about every IR that edgeface writes: one input, one output, no `If`, static height, width
-and channels, unit-length rows if the contract says so, and the same answer the first time as every time after.
+Every IR that edgeface writes has one input, one output, no `If`, static height, width and channels, unit-length
+rows if the contract says so, and gives the same answer the first time as every time after.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,30 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
-from edgeface.errors import ConversionError, OutputError
+from edgeface.errors import ConversionError, EdgeFaceError, OutputError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Color, Layout, ModelContract
+from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.model.opset import ops
 
 __all__ = [
     "FreshProcessCheck",
     "adapt_input",
+    "check_inference",
     "check_structure",
     "fold_constants",
     "name_ports",
     "prepend_preprocessing",
     "publish_ir",
     "random_images",
+    "run_check",
     "save_ir",
 ]
+
+
+BATCHES = (1, 2, 5)
+TOLERANCE = 1e-5
+"""Largest difference between two runs of the same FP32 network; summation order may change with the batch."""
 
 
 def fold_constants(model: ov.Model) -> None:
@@ -65,7 +74,7 @@ def adapt_input(
     model
         Its one input is (?, H, W, 3) or (?, H, W, 3) behind a transpose, RGB, ``(x - mean) / scale``.
     layout, color
-        Of the new input, float32 0-255.
+        Layout and channel order of the new input, float32 0-255.
     mean, scale
         Per channel in RGB order, in units of the raw value.
     size
@@ -133,7 +142,7 @@ def _fold_into_first_convolution(
 
 
 def _unpadded_kernels(convolution: Any) -> NDArray[Any] | None:
-    """Constant kernels (out, in, height, width) of a convolution without padding, or None if it is no such."""
+    """Return constant kernels (out, in, height, width) of a convolution without padding; None for other nodes."""
     if convolution.get_type_name() != "Convolution":
         return None
     attributes = convolution.get_attributes()
@@ -172,11 +181,11 @@ def prepend_preprocessing(
     model
         Takes `model_layout` and `model_color`, standardised.
     layout, color
-        Of the new input, float32 0-255.
+        Layout and channel order of the new input, float32 0-255.
     mean, scale
         Per channel in RGB order, in units of the raw value.
     model_layout, model_color
-        Of the input as it is now.
+        Layout and channel order of the present input.
     """
     if model_color == "BGR":
         mean, scale = mean[::-1], scale[::-1]
@@ -202,12 +211,12 @@ def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str]
 
 
 def check_structure(model: ov.Model, *, source: str) -> None:
-    """Refuse a model that is not one image in, one embedding out.
+    """Refuse a model that does not have one image as input and one embedding as output.
 
     Raises
     ------
     ConversionError
-        Naming each thing that was expected and found.
+        With each property that was expected and found.
     """
     problems = []
     if len(model.inputs) != 1:
@@ -244,11 +253,11 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
     with output_errors(path):
         try:
             ov.save_model(model, path, compress_to_fp16=contract.precision == "FP16")
-        except RuntimeError as error:  # OpenVINO says only that it failed; the file system says why
+        except RuntimeError as error:  # OpenVINO gives no reason; the file system does
             _probe(path, 1 << 20)
             reason = str(error).strip().splitlines()[-1:]
             raise OutputError(f"{path}: OpenVINO could not write the IR: {' '.join(reason)}") from error
-        _probe(path, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk and says nothing
+        _probe(path, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk without an error
         weights = path.with_suffix(".bin")
         contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
         xml = path.read_bytes()  # not as text: its encoding is not the user's locale
@@ -257,7 +266,7 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
 
 
 def _probe(path: Path, size: int) -> None:
-    """Raise the `OSError` of a file system that does not take `size` bytes more beside `path`."""
+    """Raise the `OSError` of a file system that has no room for `size` more bytes beside `path`."""
     probe = path.with_suffix(".probe")  # as long a name as the one that failed
     probe.write_bytes(bytes(size))
     probe.unlink()
@@ -267,10 +276,10 @@ _TO_BE_MEASURED = hashlib.sha256(b"edgeface: digest of the .bin, known once it i
 
 
 def publish_ir(staged: Path, output_dir: Path) -> Path:
-    """Move a finished IR out of its staging folder; return where its .xml is now.
+    """Move a finished IR out of its staging folder; return the path of its .xml.
 
-    The old .xml goes first: should the machine stop in between, there is no IR rather than half of two. It comes
-    back if the new one cannot be put in its place.
+    The old .xml is moved away first: if the machine stops in between, there is no IR rather than half of two. It
+    is moved back if the new one cannot take its place.
     """
     final, replaced = output_dir / staged.name, staged.with_suffix(".replaced")
     for path in (final, final.with_suffix(".bin")):
@@ -290,9 +299,9 @@ def publish_ir(staged: Path, output_dir: Path) -> Path:
 
 
 class FreshProcessCheck:
-    """Reads an IR back in a process that has run nothing before, and holds it to every promise of this module.
+    """Reads an IR back in a process that has run nothing before, and checks every property of this module.
 
-    The process starts with the block, so that it is ready by the time the IR is written::
+    The process starts with the block, so that it is ready when the IR is written::
 
         with FreshProcessCheck() as check:
             path, contract = save_ir(...)
@@ -317,7 +326,7 @@ class FreshProcessCheck:
                 pipe.close()
 
     def _check(self, path: Path) -> None:
-        """Raise `ConversionError` with the first promise that the IR breaks."""
+        """Raise `ConversionError` with the first check that the IR fails."""
         try:
             _, stderr = self._process.communicate(os.fsencode(path), timeout=_CHECK_SECONDS)
         except subprocess.TimeoutExpired:
@@ -333,13 +342,70 @@ class FreshProcessCheck:
 _CHECK_SECONDS = 600
 _RUN_CHECK = (
     # `import openvino` forks a process that reports to its makers. It can outlive a check that is killed, and
-    # whoever waits for the check's stderr to end waits for it.
-    "sys.modules['openvino_telemetry'] = None; from edgeface.convert.check import main; sys.exit(main())"
+    # keeps the check's stderr open.
+    "sys.modules['openvino_telemetry'] = None; from edgeface.convert.ir import run_check; sys.exit(run_check())"
 )
 
 
+def check_inference(path: Path) -> None:
+    """Compare the first inference at each batch size with a later one of the same images.
+
+    Meant for a process that has run nothing: the fault it looks for (converted FaceNets whose first inferences
+    were silently wrong) shows only there.
+
+    Raises
+    ------
+    ConversionError
+        If they differ, are not finite, or lack unit length although the contract promises it.
+    ModelFormatError
+        If the IR cannot be read, or its .bin is not the one that the contract names.
+    """
+    model = read_ir(path)
+    check_structure(model, source=str(path))
+    contract = ModelContract.read_from(model, source=str(path))
+    static = model.input(0).get_partial_shape()[0]
+    batches = BATCHES if static.is_dynamic else (static.get_length(),)
+    with ThreadPoolExecutor(1) as beside:
+        weights = beside.submit(sha256_of, path.with_suffix(".bin"))
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        check_weights(path, contract, weights.result())
+    request = compiled.create_infer_request()
+    images = random_images(contract, max(batches))
+    first = {batch: request.infer({0: images[:batch]})[0].copy() for batch in batches}
+    again = request.infer({0: images})[0]
+    for batch in batches:
+        if first[batch].shape != (batch, contract.embedding_dim):
+            raise ConversionError(
+                f"expected embeddings of {(batch, contract.embedding_dim)}, found {first[batch].shape}"
+            )
+        difference = float(np.abs(first[batch] - again[:batch]).max())
+        if not difference <= TOLERANCE:  # also catches NaN
+            raise ConversionError(
+                f"the first inference at batch {batch} differs from a later one by {difference:.3g}"
+            )
+    lengths = np.linalg.norm(again, axis=1)
+    if contract.normalized and not np.allclose(lengths, 1, atol=1e-3):
+        raise ConversionError(
+            f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}"
+        )
+
+
+def run_check() -> int:
+    """Check the IR whose path comes on stdin; print on stderr why it failed, and return the exit code."""
+    ov.Core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin while the IR is still being made
+    path = os.fsdecode(sys.stdin.buffer.read())
+    if not path:
+        return 0  # the conversion failed before there was an IR
+    try:
+        check_inference(Path(path))
+    except EdgeFaceError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
 def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:
-    """Seeded raw images in the contract's layout and range, float32."""
+    """Return seeded raw images in the contract's layout and range, float32."""
     low, high = contract.value_range
     generator = np.random.default_rng(batch)
     return generator.uniform(low, high, contract.input_shape(batch)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""TensorFlow's protobuf messages, as far as conversion needs them, without TensorFlow.
+"""Define TensorFlow's protobuf messages as far as conversion needs them, without TensorFlow.
 
 Field numbers and types are those of tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto
 and tensorflow/core/protobuf/{meta_graph,saved_model,tensor_bundle}.proto. Fields that are not named here survive
@@ -56,7 +56,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 DT_FLOAT, DT_INT32, DT_STRING, DT_INT64, DT_BOOL = 1, 3, 7, 9, 10
 
 SEEDED_MARK = "edgeface_seeded_weights"
-"""A NoOp of this name in a graph says that its weights are random and recognise nobody."""
+"""Name of a NoOp that marks a graph of random weights, which is useless for recognition."""
 
 _VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
 

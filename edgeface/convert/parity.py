@@ -1,4 +1,4 @@
-"""A source model (or golden vectors) and its IR in, how far their embeddings lie apart out."""
+"""Compare the embeddings of an IR with those of its source model, or with golden vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract
 
 __all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
 
@@ -26,7 +26,7 @@ Images = NDArray[np.uint8]
 Embeddings = NDArray[np.floating[Any]]
 
 MAX_ABS_DIFFERENCE = 1e-5
-"""Of unit-length FP32 embeddings; TensorFlow and OpenVINO differ by about 2e-7 (summation order)."""
+"""Limit for unit-length FP32 embeddings; TensorFlow and OpenVINO differ by about 2e-7 (summation order)."""
 MIN_COSINE: dict[Precision, float] = {"FP32": 0.999999, "FP16": 0.9999, "INT8": 0.97}
 
 
@@ -37,9 +37,9 @@ class ParityReport:
     Attributes
     ----------
     against
-        What was compared with, such as ``TensorFlow 2.21.0``.
+        Origin of the expected embeddings, such as ``TensorFlow 2.21.0``.
     images
-        How many.
+        Number of images.
     max_abs_diff
         Largest difference of one component.
     min_cosine, mean_cosine
@@ -62,14 +62,14 @@ class ParityReport:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The comparison in one line."""
         return (
             f"{self.images} images against {self.against}: max |diff| {self.max_abs_diff:.2e}, "
             f"cosine min {self.min_cosine:.8f}, mean {self.mean_cosine:.8f}: {self.verdict}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types, with the verdict."""
+        """Return the report as JSON types, with the verdict."""
         return {**dataclasses.asdict(self), "verdict": self.verdict}
 
 
@@ -90,7 +90,7 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
     ExtraNotInstalledError
         If there is neither TensorFlow nor a golden file.
     """
-    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
+    _, contract = read_contract(ir)
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
     _require_size(images, contract, golden or ir)
     if importlib.util.find_spec("tensorflow") is not None:
@@ -167,7 +167,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     ir
         The .xml.
     images : (N, H, W, 3) uint8, RGB, 0-255
-        Whatever layout and colour order the IR takes.
+        They are reordered to the layout and colour order of the IR.
 
     Returns
     -------
@@ -178,8 +178,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     InputError
         If the images are not of the contract's size.
     """
-    model = read_ir(ir)
-    contract = ModelContract.read_from(model, source=str(ir))
+    model, contract = read_contract(ir)
     _require_size(images, contract, ir)
     return run_model(model, to_input(images, layout=contract.layout, color=contract.color))
 
@@ -211,7 +210,7 @@ def _require_size(images: Images, contract: ModelContract, source: Path) -> None
 
 
 def _random_crops(contract: ModelContract, count: int = 8) -> Images:
-    """Seeded RGB images, coarse enough that embeddings of them differ."""
+    """Return seeded RGB images, coarse enough that their embeddings differ."""
     height, width = contract.input_size
     coarse = np.random.default_rng(0).integers(
         0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8

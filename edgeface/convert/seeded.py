@@ -1,7 +1,7 @@
-"""A seed in, weights of an Inception-ResNet-v1 that tells images apart out.
+"""Make weights from a seed for an Inception-ResNet-v1 that tells images apart.
 
-Random weights alone map every image to nearly the same embedding (cosine 0.9999), and a test on them passes
-whatever the code does. Here every layer's batch norm statistics are those that random images really have there,
+Random weights alone map every image to nearly the same embedding (cosine 0.9999), so that a test on them cannot
+fail. Here every layer's batch norm statistics are those that random images really have there,
 so that signals neither vanish nor drown in what all images share.
 """
 

@@ -1,4 +1,4 @@
-"""A TensorFlow file or folder in, a raw OpenVINO model of its inference graph out.
+"""Read a TensorFlow model and turn its inference graph into a raw OpenVINO model.
 
 Takes a frozen `.pb`, a `.meta` or checkpoint folder, and a SavedModel. Variables become constants and training
 is pruned before OpenVINO's TensorFlow frontend sees the graph: the frontend alone takes several times as long,
@@ -54,7 +54,7 @@ _FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summar
 
 @dataclass(frozen=True, slots=True)
 class TensorFlowModel:
-    """A raw OpenVINO model and where it came from.
+    """A raw OpenVINO model and its source.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class TensorFlowModel:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where a TensorFlow graph is fed and read.
+    """The input and output nodes of a TensorFlow graph.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _GraphSource:
     graph: Any
     variables: Mapping[str, NDArray[Any]]
     sha256: str
@@ -115,7 +115,7 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     ModelFormatError
         If the file is damaged or no TensorFlow model.
     ConversionError
-        If it is one, but not of one image in and one embedding out.
+        If it does not have one image as input and one embedding as output.
     """
     source = _read_source(path)
     names = {node.name: node for node in source.graph.node}
@@ -142,7 +142,7 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
 
 
 def ports_of(path: Path) -> Ports:
-    """Where the graph of a TensorFlow file or folder is fed and read.
+    """Find the input and output nodes of a TensorFlow file or folder.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def ports_of(path: Path) -> Ports:
 
 
 def checkpoint_of(path: Path) -> tuple[Path, Path] | None:
-    """The .meta and the checkpoint prefix that a path stands for, or None if it is no checkpoint."""
+    """Return the .meta and the checkpoint prefix of a path, or None if it is no checkpoint."""
     if path.suffix == ".meta":
         beside = path.with_suffix("")
         has_same_name = beside.with_name(beside.name + ".index").is_file()
@@ -165,7 +165,7 @@ def checkpoint_of(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _read_source(path: Path) -> _Source:
+def _read_source(path: Path) -> _GraphSource:
     if path.name == "saved_model.pb" or (path / "saved_model.pb").is_file():
         return _read_saved_model(path if path.is_dir() else path.parent)
     if checkpoint := checkpoint_of(path):
@@ -184,11 +184,11 @@ def _read_source(path: Path) -> _Source:
         raise ModelFormatError(
             f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?"
         )
-    return _Source(graph, {}, hashlib.sha256(content).hexdigest())
+    return _GraphSource(graph, {}, hashlib.sha256(content).hexdigest())
 
 
 def _meta_of(prefix: Path, metas: Sequence[Path]) -> Path:
-    """The .meta of a checkpoint; the released FaceNets call them model-X.meta and model-X.ckpt-90."""
+    """Return the .meta of a checkpoint; the released FaceNets have model-X.meta and model-X.ckpt-90."""
     same = [meta for meta in metas if prefix.name.startswith(meta.stem)]
     if not same:
         raise ModelFormatError(
@@ -197,24 +197,24 @@ def _meta_of(prefix: Path, metas: Sequence[Path]) -> Path:
     return max(same, key=lambda meta: len(meta.stem))
 
 
-def _read_checkpoint_source(meta: Path, prefix: Path) -> _Source:
+def _read_checkpoint_source(meta: Path, prefix: Path) -> _GraphSource:
     graph = parse_message(MetaGraphDef, read_bytes(meta), meta).graph_def
     if not graph.node:
         raise ModelFormatError(f"{meta}: expected a TensorFlow MetaGraphDef, found one without nodes")
-    return _Source(graph, read_checkpoint(prefix), _digest_of([meta, *shard_paths(prefix)]))
+    return _GraphSource(graph, read_checkpoint(prefix), _digest_of([meta, *shard_paths(prefix)]))
 
 
-def _read_saved_model(folder: Path) -> _Source:
+def _read_saved_model(folder: Path) -> _GraphSource:
     path = folder / "saved_model.pb"
     saved = parse_message(SavedModel, read_bytes(path), path)
     if len(saved.meta_graphs) < 1:
-        raise ModelFormatError(f"{path}: expected a SavedModel with a graph, found none")
+        raise ModelFormatError(f"{path}: expected a SavedModel with a graph, found no graph")
     meta = saved.meta_graphs[0]
     prefix = folder / "variables" / "variables"
     has_variables = prefix.with_name("variables.index").is_file()
     files = [path, *(shard_paths(prefix) if has_variables else [])]
     signature = meta.signature_def.get("serving_default")
-    return _Source(
+    return _GraphSource(
         meta.graph_def, read_checkpoint(prefix) if has_variables else {}, _digest_of(files), signature
     )
 
@@ -293,14 +293,14 @@ def _shared_constant(value: NDArray[np.float32]) -> Any:
 
 
 def _declared_shape(node: Any) -> list[int]:
-    """Shape that a placeholder gives itself, -1 where it is dynamic; empty for any other node."""
+    """Return a placeholder's declared shape, -1 where it is dynamic; empty for any other node."""
     if node is None or node.op not in _PLACEHOLDERS or "shape" not in node.attr:
         return []
     return [dim.size for dim in node.attr["shape"].shape.dim]
 
 
 def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) -> None:
-    """Refuse a model for images of another size; a network without dense layers would run, and be wrong."""
+    """Refuse a model for images of another size; a network without dense layers would run and be wrong."""
     wanted = (*size, 3)
     if len(declared) == 4 and any(
         found not in (-1, expected) for found, expected in zip(declared[1:], wanted, strict=True)
@@ -312,7 +312,7 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
         )
 
 
-def _load_functions(path: Path, source: _Source, size: tuple[int, int]) -> TensorFlowModel:
+def _load_functions(path: Path, source: _GraphSource, size: tuple[int, int]) -> TensorFlowModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
     model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:

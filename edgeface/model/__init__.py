@@ -1,1 +1,1 @@
-"""What an IR is: contract, lineage, embeddings, and how much work the model is."""
+"""Describe an IR: its contract, its files, and the work of one inference."""

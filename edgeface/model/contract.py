@@ -1,7 +1,7 @@
-"""A contract in, rt_info strings out, and back: what an IR expects, what it gives, and its identity.
+"""Describe what an IR expects, what it returns, and its identity; store that inside the IR.
 
-The contract travels inside the IR. Embeddings, galleries, thresholds and benchmark results carry its
-`contract_id`; two of them with different ids are never compared.
+Embeddings, galleries, thresholds and benchmark results carry the `contract_id`; two of them with different ids
+are never compared.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
-from edgeface.model.lineage import Lineage
 
-__all__ = ["CONTRACT_VERSION", "Alignment", "ModelContract"]
+__all__ = ["CONTRACT_VERSION", "Alignment", "Lineage", "Method", "ModelContract"]
 
 CONTRACT_VERSION = 1
-"""Version of the stored form. A reader refuses a newer one: it may mean something it cannot know."""
+"""Version of the stored form. A newer one is refused, because its meaning is unknown."""
 
 RT_INFO_KEY = "edgeface"
 MODEL_API_KEY = "model_info"
@@ -38,11 +37,14 @@ Layout = Literal["NCHW", "NHWC"]
 Color = Literal["BGR", "RGB"]
 Precision = Literal["FP32", "FP16", "INT8"]
 Provenance = Literal["published", "seeded", "unknown"]
+Method = Literal["int8-mixed", "int8-performance", "weights", "fp16"]
+
+_MEASURED = ("mean_cosine", "p01_cosine", "min_cosine", "accuracy_drop")
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How a face is cut out of a photograph before this model sees it.
+    """How a crop is cut out of a photo for this model.
 
     Attributes
     ----------
@@ -53,7 +55,7 @@ class Alignment:
         (facenet-pytorch, `mtcnn.py`).
         ``five-point-112`` and ``five-point-96x112``: similarity transform of five landmarks onto a template.
         ``outer-eyes-nose-96``: affine transform of outer eye corners and nose (OpenFace).
-        ``none``: the caller's crop is used as it is.
+        ``none``: the caller's crop is used unchanged.
     margin
         Pixels, for the two box recipes; 0 otherwise.
     """
@@ -68,29 +70,95 @@ class Alignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """How a compressed IR was made from its parent, and how much accuracy that cost.
+
+    Attributes
+    ----------
+    parent_id
+        `contract_id` of the IR that was compressed.
+    method
+        ``int8-mixed`` and ``int8-performance``: weights and activations in 8 bits, by NNCF's two presets;
+        ``weights``: weights alone in 8 bits; ``fp16``: weights alone in half precision.
+    settings
+        Everything else that the numbers depend on, as text: NNCF's version, the number of calibration images,
+        bias correction, the layers left in floating point.
+    calibration_sha256
+        SHA-256 over the calibration crops in their order; empty where the method needs none.
+    mean_cosine, p01_cosine, min_cosine
+        Cosine between the embeddings and the parent's on held-out faces: mean, 1st percentile, lowest.
+    accuracy_drop
+        Verification accuracy of the parent on labelled pairs, minus this IR's, as a fraction; None where it was
+        not measured.
+    """
+
+    parent_id: str
+    method: Method
+    settings: str
+    calibration_sha256: str
+    mean_cosine: float
+    p01_cosine: float
+    min_cosine: float
+    accuracy_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_member("lineage: method", self.method, Method)
+        _require_hexadecimal("lineage: parent_id", self.parent_id, 16)
+        if self.calibration_sha256:
+            _require_hexadecimal("lineage: calibration_sha256", self.calibration_sha256, 64)
+        for name in _MEASURED:
+            value = getattr(self, name)
+            if value is None and name == "accuracy_drop":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ContractError(f"lineage: {name}: expected a finite number, found {value!r}")
+            object.__setattr__(self, name, float(value))
+
+    def identity(self) -> dict[str, str]:
+        """Return the fields that the IR's numbers depend on: all but the measured ones."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MEASURED}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Lineage:
+        """Rebuild what `dataclasses.asdict` gave.
+
+        Raises
+        ------
+        TypeError
+            If a field is missing, unknown, or text where a number belongs.
+        """
+        if not isinstance(stored, Mapping):
+            raise TypeError(f"expected the fields of a lineage, found {stored!r}")
+        for name in ("parent_id", "method", "settings", "calibration_sha256"):
+            if not isinstance(stored.get(name), str):
+                raise TypeError(f"lineage: {name}: expected text, found {stored.get(name)!r}")
+        return cls(**stored)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelContract:
-    """What one IR expects and gives back.
+    """What one IR expects and what it returns.
 
     Attributes
     ----------
     name
-        The model's name in the zoo, or the one it was given when it was converted.
+        The model's name in the zoo, or the name given at conversion.
     framework
-        Where it came from: ``tf``, ``onnx``, ``pytorch``, ``keras``, ``openvino``.
+        Framework of the source model: ``tf``, ``onnx``, ``pytorch``, ``keras``, ``openvino``.
     source_sha256
-        SHA-256 of the source the weights were read from, 64 hexadecimal digits.
+        SHA-256 of the source model, 64 hexadecimal digits.
     provenance
-        ``published``: digest or weights known to be the published ones; ``seeded``: random weights that
-        recognise nobody; ``unknown``: a file of the user's own.
+        ``published``: digest or weights known to be the published ones; ``seeded``: random weights, useless for
+        recognition; ``unknown``: a file of the user's own.
     input_name, output_name
         Tensor names in the IR.
     input_size
         (height, width) in pixels.
     layout, color, value_range
-        What the IR's input takes: ``NCHW`` or ``NHWC``, ``BGR`` or ``RGB``, lowest and highest raw value.
+        The IR's input: ``NCHW`` or ``NHWC``, ``BGR`` or ``RGB``, lowest and highest raw value.
     mean, scale
-        Per channel, in the order the network was trained in (RGB for FaceNet). For the record: they are
-        folded into the IR, which computes ``(x - mean) / scale`` itself.
+        Per channel, in the channel order of the training (RGB for FaceNet). For the record: they are folded into
+        the IR, which computes ``(x - mean) / scale`` itself.
     embedding_dim
         Length of one embedding.
     metric
@@ -98,15 +166,15 @@ class ModelContract:
     normalized
         Whether rows leave the IR with unit length.
     alignment
-        The recipe for the crop.
+        How the crop is made.
     precision
-        Of the stored weights.
+        Precision of the stored weights.
     converter_version, openvino_version
-        What made the file. They do not enter `contract_id`.
+        Versions of edgeface and OpenVINO that wrote the file. They do not enter `contract_id`.
     weights_sha256
-        SHA-256 of the IR's .bin, by which a damaged or exchanged one is noticed; empty before it is written.
+        SHA-256 of the IR's .bin, to detect a damaged or exchanged one; empty before it is written.
     lineage
-        Of what a compressed IR was made, and what that cost; None for one that was converted.
+        The parent of a compressed IR; None for a converted one.
     """
 
     name: str
@@ -137,9 +205,9 @@ class ModelContract:
         _require_member("color", self.color, Color)
         _require_member("metric", self.metric, Literal["cosine"])
         _require_member("precision", self.precision, Precision)
-        _require_digest("source_sha256", self.source_sha256)
+        _require_hexadecimal("source_sha256", self.source_sha256, 64)
         if self.weights_sha256:
-            _require_digest("weights_sha256", self.weights_sha256)
+            _require_hexadecimal("weights_sha256", self.weights_sha256, 64)
         # One value has one form, or the same contract would have two ids: 127 and 127.0 differ in JSON.
         for name, length in {"input_size": 2, "value_range": 2, "mean": 3, "scale": 3}.items():
             number = int if name == "input_size" else float
@@ -156,11 +224,11 @@ class ModelContract:
 
     @property
     def contract_id(self) -> str:
-        """Sixteen hexadecimal digits over everything that changes the numbers.
+        """Hash over everything that changes the numbers, as 16 hexadecimal digits.
 
-        Names and the versions of the tools that wrote the file stay out: converting the same weights again
-        with a newer OpenVINO keeps every enrolled gallery valid. Quantizing again with another NNCF does not:
-        it may round elsewhere.
+        Names and the versions of the tools that wrote the file are left out: converting the same weights again
+        with a newer OpenVINO keeps every gallery valid. Quantizing again with another NNCF does not, because it
+        may round differently.
         """
         stored = self.to_dict()
         if self.lineage is not None:
@@ -171,15 +239,15 @@ class ModelContract:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Shape of the IR's input for this many faces."""
+        """Return the shape of the IR's input for this many faces."""
         height, width = self.input_size
         return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types, without `contract_id`; no `lineage` if there is none."""
+        """Return every field as JSON types, without `contract_id`, and without `lineage` if it is None."""
         stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         if self.lineage is None:
-            del stored["lineage"]  # an edgeface that knows none reads the contract too, and the id stays
+            del stored["lineage"]  # older versions of edgeface read the contract too, and the id stays
         return stored
 
     @classmethod
@@ -213,7 +281,7 @@ class ModelContract:
         stored = {"contract_version": str(CONTRACT_VERSION), "contract_id": self.contract_id}
         for name, value in self.to_dict().items():
             stored[name] = value if isinstance(value, str) else json.dumps(value)
-        model.set_rt_info(stored, RT_INFO_KEY)  # all at once: nothing of another contract is left behind
+        model.set_rt_info(stored, RT_INFO_KEY)  # all at once, which removes what another contract left
         for key, text in {
             "model_name": self.name,
             "resize_type": "standard",
@@ -232,7 +300,7 @@ class ModelContract:
         model
             The openvino.Model.
         source
-            How messages call the file.
+            The file's name in messages.
 
         Raises
         ------
@@ -242,7 +310,7 @@ class ModelContract:
         if not model.has_rt_info([RT_INFO_KEY, "contract_version"]):
             raise ContractError(
                 f"{source}: expected an IR with an edgeface contract, found none; convert the model with "
-                "'edgeface convert', or give an existing IR its contract with 'edgeface adopt'"
+                "'edgeface convert', or add a contract to the IR with 'edgeface adopt'"
             )
 
         def text(name: str) -> str:
@@ -291,7 +359,7 @@ _OUTSIDE_THE_ID = (
 
 
 _OPTIONAL = frozenset({"lineage"})
-"""Fields that older contracts, and those of converted IRs, do not have."""
+"""Fields that a stored contract may lack."""
 
 
 def _require_member(what: str, value: object, allowed: Any) -> None:
@@ -299,9 +367,9 @@ def _require_member(what: str, value: object, allowed: Any) -> None:
         raise ContractError(f"{what}: expected one of {', '.join(get_args(allowed))}, found {value!r}")
 
 
-def _require_digest(what: str, value: str) -> None:
-    if len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise ContractError(f"{what}: expected 64 lower-case hexadecimal digits, found {value!r}")
+def _require_hexadecimal(what: str, value: str, digits: int) -> None:
+    if len(value) != digits or set(value) - set("0123456789abcdef"):
+        raise ContractError(f"{what}: expected {digits} lower-case hexadecimal digits, found {value!r}")
 
 
 def _parse_str(value: Any) -> str:
@@ -342,4 +410,4 @@ _PARSERS: Mapping[str, Any] = types.MappingProxyType(
         "lineage": Lineage.from_dict,
     }
 )
-"""Fields that are stored as JSON rather than as plain text, and how each is read."""
+"""Parsers of the fields that are stored as JSON rather than as plain text."""

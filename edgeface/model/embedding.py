@@ -1,4 +1,4 @@
-"""Vectors and the contract that made them, kept together so that two kinds never meet."""
+"""Keep embeddings together with the contract that they were computed with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Embedding", "Embeddings", "require_same_contract"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """One face.
+    """The embedding of one face.
 
     Attributes
     ----------
     vector : (D,) float32
         Read-only.
     contract_id
-        Of the `ModelContract` whose IR computed it.
+        `contract_id` of the IR that computed it.
     """
 
     vector: NDArray[np.float32]
@@ -34,14 +34,14 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
-    """Faces embedded by one contract.
+    """Embeddings of several faces, computed with one contract.
 
     Attributes
     ----------
     vectors : (N, D) float32
         Read-only.
     contract_id
-        Of the `ModelContract` whose IR computed them.
+        `contract_id` of the IR that computed them.
     """
 
     vectors: NDArray[np.float32]
@@ -58,7 +58,7 @@ class Embeddings:
 
 
 def require_same_contract(*contract_ids: str, what: str) -> None:
-    """Refuse to bring together what different contracts made.
+    """Refuse to compare what different contracts made.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def require_same_contract(*contract_ids: str, what: str) -> None:
     """
     if len(set(contract_ids)) > 1:
         raise ContractError(
-            f"{what}: expected one contract_id, found {', '.join(contract_ids)}; their numbers do not compare: "
-            "embed both with the same IR, and calibrate the threshold with it"
+            f"{what}: expected one contract_id, found {', '.join(contract_ids)}; embeddings of different models "
+            "cannot be compared: embed both with the same IR, and calibrate the threshold with it"
         )
 
 

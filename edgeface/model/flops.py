@@ -1,4 +1,4 @@
-"""How much work a model is: an ``openvino.Model`` comes in, FLOPs, MACs, parameters and bytes a layer go out.
+"""Count the FLOPs, MACs, parameters and bytes of a model and of each of its layers.
 
 Two ways of counting arithmetic, always reported under their names:
 
@@ -155,16 +155,6 @@ class Work:
         return sum(layer.flops_omz for layer in self.layers) / 1e9
 
     @property
-    def giops_mac2(self) -> float:
-        """The part of `gflops_mac2` that is on 8-bit operands."""
-        return 2 * self.int8_macs / 1e9
-
-    @property
-    def giops_omz(self) -> float:
-        """The part of `gflops_omz` that is on 8-bit operands."""
-        return sum(layer.flops_omz for layer in self.layers if layer.int8) / 1e9
-
-    @property
     def parameters(self) -> int:
         """Values that the IR stores as weights."""
         return sum(layer.parameters for layer in self.layers)
@@ -263,7 +253,7 @@ def _cost(node: Node) -> Cost | Reason:
 def _activation_bytes(node: Node, constant: set[str]) -> int:
     sources = zip(node.inputs(), sources_of(node), strict=True)
     read = sum(stored_bytes(port) for port, source in sources if source.get_name() not in constant)
-    # Nobody computes an output that nobody reads, such as MaxPool's indices.
+    # An output that is not read is not computed, such as MaxPool's indices.
     return read + sum(stored_bytes(port) for port in node.outputs() if port.get_target_inputs())
 
 

@@ -1,4 +1,4 @@
-"""An IR's path in, its model out, or one clear error; and proof that the weights beside it are the right ones."""
+"""Read an IR and its contract, and check that the weights are those that the contract names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import openvino as ov
 
 from edgeface.errors import ModelFormatError
+from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract
 
-__all__ = ["check_weights", "read_ir"]
+__all__ = ["check_weights", "read_contract", "read_ir"]
 
 
 def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
@@ -18,9 +19,9 @@ def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
     Parameters
     ----------
     path
-        Of the .xml; its .bin lies beside it.
+        Path of the .xml; its .bin lies beside it.
     core
-        That will compile it; by default one of its own.
+        The Core that will compile it; by default a new one.
 
     Raises
     ------
@@ -39,22 +40,41 @@ def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
     except RuntimeError as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelFormatError(
-            f"{path}: expected an IR, found something that OpenVINO cannot read: the .xml is damaged, or "
+            f"{path}: expected an IR, found a file that OpenVINO cannot read: the .xml is damaged, or "
             f"{weights.name} is shorter than it should be ({reason[-1]}); convert the model again"
         ) from error
 
 
-def check_weights(path: Path, contract: ModelContract, found: str) -> None:
+def read_contract(path: Path, *, core: ov.Core | None = None) -> tuple[ov.Model, ModelContract]:
+    """Read an IR and the contract in it.
+
+    Parameters
+    ----------
+    path, core
+        As for `read_ir`.
+
+    Raises
+    ------
+    ModelFormatError
+        As `read_ir` does.
+    ContractError
+        If the IR has no contract, or one of a newer version.
+    """
+    model = read_ir(path, core=core)
+    return model, ModelContract.read_from(model, source=str(path))
+
+
+def check_weights(path: Path, contract: ModelContract, found: str | None = None) -> None:
     """Refuse weights that are not those that the contract was written for.
 
     Parameters
     ----------
     path
-        Of the IR, for the message.
+        Path of the IR.
     contract
-        What the IR says about itself. One that was never saved names no weights, and takes any.
+        Its contract. A contract without a digest accepts any weights.
     found
-        SHA-256 of the weights as they are now.
+        SHA-256 of the weights, where it is known already; by default that of the .bin is computed.
 
     Raises
     ------
@@ -62,7 +82,10 @@ def check_weights(path: Path, contract: ModelContract, found: str) -> None:
         If they were damaged or exchanged.
     """
     expected = contract.weights_sha256
-    if expected and found != expected:
+    if not expected:
+        return
+    found = found or sha256_of(path.with_suffix(".bin"))
+    if found != expected:
         raise ModelFormatError(
             f"{path}: expected weights of SHA-256 {expected[:16]}..., found {found[:16]}...: "
             f"{path.with_suffix('.bin').name} is damaged or belongs to another IR; convert the model again"

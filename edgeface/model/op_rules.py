@@ -1,4 +1,4 @@
-"""What one operation costs: an OpenVINO node comes in, its MACs and Open Model Zoo FLOPs go out.
+"""Compute the MACs and Open Model Zoo FLOPs of one OpenVINO operation.
 
 Open Model Zoo's published GFLOPs were computed by openvinotoolkit/model_analyzer. Its rules live in
 ``model_analyzer/layer_provider.py`` (operations with a formula) and ``model_analyzer/uncounted_layers.py``
@@ -52,7 +52,7 @@ def in_shape(node: Node, port: int) -> list[int]:
 def out_shape(node: Node) -> list[int]:
     """Static shape of the first output, in elements.
 
-    model_analyzer adds up all outputs, which doubles a MaxPool-8 for the indices that nobody computes.
+    model_analyzer adds up all outputs, which doubles a MaxPool-8 for the indices that are not computed.
     """
     return [int(extent) for extent in node.output(0).get_shape()]
 
@@ -208,7 +208,7 @@ DATA_DEPENDENT = kinds(
     """DetectionOutput NonMaxSuppression MulticlassNms MatrixNms Proposal NonZero Unique
     ExperimentalDetectronDetectionOutput ExperimentalDetectronGenerateProposalsSingleImage"""
 )
-"""Operations whose work depends on values as well as shapes: nobody knows how many boxes survive."""
+"""Operations whose work depends on values as well as shapes, such as the number of boxes that survive."""
 
 
 def _table() -> dict[str, Rule]:

@@ -1,4 +1,4 @@
-"""What is constant, what is 8-bit, and which layer owns which parameters: nodes in, names and sums out."""
+"""Find which nodes are constant or 8-bit, and which layer owns which parameters."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class ParameterLedger:
         return sum(prod(leaf.get_output_shape(0)) for leaf in leaves)
 
     def bytes(self, node: Node) -> int:
-        """Add up the stored bytes of those values and of what rescales them."""
+        """Add up the stored bytes of those values and of their scales."""
         return sum(stored_bytes(leaf.output(0)) for leaf in self._new_leaves(node, values_only=False))
 
     def omz(self, node: Node) -> int:

@@ -1,4 +1,4 @@
-"""What has to be said about OpenVINO's Python binding in one place: names that moved, and one trap."""
+"""Import OpenVINO's operations under one name for all releases, and work around a deadlock of its binding."""
 
 import numpy as np
 import openvino as ov
@@ -12,6 +12,6 @@ except ImportError:  # the floor release, 2024.6
 
 __all__ = ["Constant", "ops"]
 
-# The binding looks up numpy's types at the first array it meets, and two threads that do so at the same time wait for
-# each other for ever (seen with 2026.4.1). Modules are imported by one thread at a time, so it is done here.
+# The binding looks up numpy's types at the first array, and two threads that do so at the same time deadlock (seen
+# with 2026.4.1). Modules are imported by one thread at a time, so the look-up is done here.
 ov.Tensor(np.zeros(1, np.float32), shared_memory=True).get_element_type().to_dtype()

@@ -29,7 +29,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError, ExtraNotInstalledError, InputError
-from edgeface.model.lineage import Method
+from edgeface.model.contract import Method
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.gate import cosines, embed
 

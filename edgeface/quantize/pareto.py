@@ -30,9 +30,8 @@ from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import ProtocolName
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Method, ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.model.lineage import Method
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import CalibrationSet, gather
 from edgeface.quantize.compress import QuantizationRecipe

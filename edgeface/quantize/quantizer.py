@@ -17,9 +17,8 @@ from edgeface.convert.ir import check_structure, publish_ir, save_ir
 from edgeface.errors import InputError
 from edgeface.evaluate.calibration import calibrate_model
 from edgeface.files import sha256_of, staging_folder, stopwatch
-from edgeface.model.contract import ModelContract, Precision
+from edgeface.model.contract import Lineage, ModelContract, Precision
 from edgeface.model.ir_file import check_weights, read_ir
-from edgeface.model.lineage import Lineage
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import CalibrationSet, gather, to_inputs
 from edgeface.quantize.calibration_checks import find_flaws

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from edgeface.errors import InputError, ModelNotFoundError
 from edgeface.files import staging_folder
-from edgeface.model.contract import ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder, writing
 
@@ -18,7 +17,6 @@ __all__ = [
     "default_model",
     "has_default",
     "keep_ir",
-    "read_contract",
     "record_first_default",
     "set_default_model",
 ]
@@ -127,17 +125,6 @@ def set_default_model(
     _records(store).update({"ir": str(path.resolve()), "model": None})
 
 
-def read_contract(ir: Path) -> ModelContract:
-    """Read the contract of an IR (.xml).
-
-    Raises
-    ------
-    ModelFormatError, ContractError
-        If it is no IR, or has no contract.
-    """
-    return ModelContract.read_from(read_ir(ir), source=str(ir))
-
-
 def has_default(*, store: ModelStore | None = None) -> bool:
     """Whether a default model has been set."""
     return bool(_records(store or ModelStore()).read())
@@ -161,7 +148,7 @@ def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
         If it is no IR, has no contract, or the store cannot be written.
     """
     store = store or ModelStore()
-    contract = read_contract(ir)
+    _, contract = read_contract(ir)
     target = store.ir_path(contract.name, precision=contract.precision)
     with (
         store.locked(f"convert-{contract.name}"),

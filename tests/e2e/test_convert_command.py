@@ -187,6 +187,26 @@ def test_seeded_weights_are_announced_on_stderr(run: Callable[..., Answer], tmp_
     assert "SEEDED WEIGHTS" in run("inspect", ir).err
 
 
+def test_without_an_output_folder_the_ir_goes_into_the_store_and_the_first_one_becomes_the_default(
+    run: Callable[..., Answer], pb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    seeded = tiny_facenet()
+    seeded.node(SEEDED_MARK, "NoOp")
+    assert run("convert", seeded.write(tmp_path / "seeded.pb")).code == 0
+    assert run("zoo", "default").code == 3  # random weights are no default
+
+    answer = run("convert", pb, "--json")
+
+    assert answer.code == 0, answer.err
+    ir = tmp_path / "cache" / "irs" / "tiny" / "fp32" / "tiny.xml"
+    assert Path(json.loads(answer.out)["ir"]) == ir
+    assert run("convert", pb, "--name", "second").code == 0
+    assert json.loads(run("zoo", "default", "--json").out)["ir"] == str(ir)
+    refused = run("convert", pb, "--color", "rgb")
+    assert (refused.code, "--output-dir" in refused.line) == (2, True)
+
+
 def test_a_model_is_named_after_its_folder_however_that_is_written(
     run: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -702,4 +722,4 @@ def test_adopting_needs_golden_vectors(
     answer = run("adopt", tmp_path / "x.xml", "--name", "facenet-20180408-102900", "-o", tmp_path / "out")
 
     assert answer.code == 3
-    assert "give them with --golden FILE.npz" in answer.line
+    assert "pass --golden FILE.npz" in answer.line

@@ -13,10 +13,10 @@ import pytest
 from tiny_graphs import EMBEDDING, dense_weights, tiny_expected, tiny_facenet
 
 from edgeface.convert import convert
-from edgeface.convert.check import check_inference
 from edgeface.convert.ir import (
     FreshProcessCheck,
     adapt_input,
+    check_inference,
     check_structure,
     name_ports,
     publish_ir,

@@ -157,7 +157,7 @@ def test_the_command_says_that_weights_are_seeded(
 
     assert main(["--seed", "7", "-o", str(tmp_path / "x.pb")]) == 0
 
-    assert "SEEDED weights: this model recognises nobody" in capsys.readouterr().err
+    assert "SEEDED weights: this model recognises no one" in capsys.readouterr().err
 
 
 def test_weights_read_from_a_file_are_those_that_were_saved(

@@ -15,8 +15,7 @@ from profiles import examples
 
 from edgeface.errors import ContractError
 from edgeface.model import contract as module
-from edgeface.model.contract import CONTRACT_VERSION, Alignment, ModelContract
-from edgeface.model.lineage import Lineage, Method
+from edgeface.model.contract import CONTRACT_VERSION, Alignment, Lineage, Method, ModelContract
 
 try:
     from openvino import opset8 as ops

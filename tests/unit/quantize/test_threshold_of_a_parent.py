@@ -10,9 +10,8 @@ import pytest
 from tiny_net import write_tiny_net
 
 from edgeface.errors import ContractError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Lineage, ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.model.lineage import Lineage
 from edgeface.recognize import Metric, Threshold, calibrate
 from edgeface.recognize.threshold import require_calibrated_for
 
