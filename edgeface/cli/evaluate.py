@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+import edgeface
 from edgeface.cli.faces import (
     BoxesOption,
     ChosenDetectorOption,
@@ -21,9 +22,9 @@ from edgeface.cli.faces import (
     FlipOption,
     ImagesOption,
     LandmarksModelOption,
-    ModelOption,
     find_faces,
 )
+from edgeface.cli.options import ModelOption
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
 from edgeface.files import staging_folder
 
@@ -64,8 +65,8 @@ def lfw(
     pairs: Annotated[
         Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
     ],
-    model: ModelOption,
     output_dir: OutputOption,
+    model: ModelOption = None,
     protocol: Annotated[
         _Protocol, typer.Option(help="Evaluation protocol: davidsandberg/facenet's or Open Model Zoo's.")
     ] = _Protocol.facenet,
@@ -107,7 +108,7 @@ def lfw(
         result = evaluate_model(
             images,
             listed,
-            model,
+            edgeface.find_model(model),
             protocol=ProtocolName(protocol.value),
             metric=Metric(metric.value) if metric else None,
             flip=flip,
@@ -124,8 +125,8 @@ def lfw(
 
 def identification(
     images: ImagesOption,
-    model: ModelOption,
     output_dir: OutputOption,
+    model: ModelOption = None,
     fpir: Annotated[
         list[float],
         typer.Option("--fpir", help="Target false positive identification rate; may be given several times."),
@@ -150,7 +151,7 @@ def identification(
     ):
         result = evaluate_identification(
             images,
-            model,
+            edgeface.find_model(model),
             fpirs=fpir,
             seed=seed,
             flip=None if flip is FlipName.none else flip.value,

@@ -25,7 +25,7 @@ Fork, threads, NUMA
 OpenVINO's threads do not survive `os.fork`. In the child every inherited engine raises `EngineClosed`, and nothing of
 it is destroyed, because destruction would wait for threads that do not exist. Load the model in the child, or start
 the child with ``spawn``. All methods may be called from any thread. Free-threaded Python and several NUMA nodes are
-untested (docs/runtime.md).
+untested (docs/running.md).
 """
 
 from __future__ import annotations
