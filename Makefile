@@ -59,3 +59,22 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-omz edgeface-demo
+
+.PHONY: docs release
+
+# The pages of docs/ into site/. Strict: a dead link or an unknown name fails. They need no network to be read.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@! grep -rnE '<(script|link|img)[^>]*(src|href)="?https?://' site --include='*.html'
+
+# Builds the wheel into dist/, installs it into a new environment outside of this clone, and runs the demo there.
+release: $(VENV)/bin/python
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	away=$$(mktemp -d) && trap 'rm -rf "$$away"' EXIT && \
+	$(PYTHON) -m venv "$$away/venv" && \
+	"$$away/venv/bin/python" -m pip install --quiet "$$(echo $(CURDIR)/dist/edgeface-*.whl)[demo]" && \
+	cd "$$away" && export EDGEFACE_CACHE="$$away/cache" && unset PYTHONPATH && \
+	venv/bin/edgeface demo --output-dir demo && \
+	venv/bin/python -c 'import edgeface; print(edgeface.load().contract)'
+	@echo "released: $$(echo dist/*.whl)"
