@@ -1,0 +1,40 @@
+"""Say who is in a video or before a camera: python examples/video_loop.py VIDEO_OR_CAMERA GALLERY.
+
+Faces are tracked: a face is embedded a few times and not in every frame, and a person is recognised by the last
+photos of a track together. The gallery may change while this runs.
+"""
+
+import sys
+from pathlib import Path
+
+import edgeface
+from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.pipeline.tracking import Tracker
+from edgeface.recognize.identify import Identifier, TrackIdentifier
+from edgeface.recognize.open_set import choose_search_threshold
+from edgeface.runtime import Embedder
+from edgeface.vision.quality import QualityGate
+from edgeface.vision.source import open_source
+
+video, gallery = sys.argv[1:3]
+with (
+    Embedder.load(edgeface.find_model()) as embedder,
+    edgeface.load_detector(min_size=40) as detector,
+    SqliteStore(Path(gallery), key=None) as people,
+    open_source(video) as frames,
+):
+    index = LiveIndex(people)
+    threshold = choose_search_threshold(None, embedder.contract, gallery_size=max(1, len(index)))
+    tracks = TrackIdentifier(Identifier(index, threshold, margin=0.05))
+    tracker = Tracker()
+    pipeline = Pipeline(detector, embedder, tracker=tracker, gate=QualityGate())
+    said: dict[int, str] = {}
+    for frame, faces in pipeline.run(frames):
+        embeddings = {face.track_id: face.embedding for face in faces if face.embedding and face.track_id}
+        for track, answer in tracks.update(embeddings, alive=tracker.alive).items():
+            who = (answer.person or "?") if answer else answer.verdict.value
+            if said.get(track) != who:
+                said[track] = who
+                print(f"{frame.timestamp:6.2f} s  track {track}: {who}", flush=True)
