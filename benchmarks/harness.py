@@ -28,10 +28,10 @@ import openvino as ov
 from openvino.tools.benchmark.benchmark import Benchmark
 
 from edgeface.bench import BenchmarkResult, read_any
-from edgeface.bench.run.benchmark_model import read_subject
-from edgeface.bench.run.load_generator import Limits
+from edgeface.bench.run.benchmark_model import read_benchmark_model
+from edgeface.bench.run.load import OpenVinoTarget, random_inputs
+from edgeface.bench.run.load_generator import RunLimits
 from edgeface.bench.run.scenarios import offline, single_stream
-from edgeface.bench.run.target import OpenVinoTarget, random_inputs
 
 ROWS = ("offline", "single-stream", "offline-slices", "single-stream-slices", "overhead")
 LIMITS = {"agreement": 0.03, "overhead": 0.01}
@@ -129,8 +129,8 @@ def slices(scenario: str, ir: Path, device: str, pairs: int) -> dict[str, Any]:
     """The two programs' loops in turn, a second each, on one compiled model."""
     core = ov.Core()
     hint = "THROUGHPUT" if scenario == "offline" else "LATENCY"
-    subject = read_subject(ir, core=core, batch=1)
-    compiled = core.compile_model(subject.model, device, {"PERFORMANCE_HINT": hint})
+    benchmark_model = read_benchmark_model(ir, core=core, batch=1)
+    compiled = core.compile_model(benchmark_model.model, device, {"PERFORMANCE_HINT": hint})
     requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if scenario == "offline" else 1
     inputs = random_inputs(compiled, seed=0)
     target = OpenVinoTarget(compiled, requests=requests, inputs=inputs, items=1)
@@ -139,7 +139,7 @@ def slices(scenario: str, ir: Path, device: str, pairs: int) -> dict[str, Any]:
     for request in pool:
         for index, array in enumerate(inputs):
             request.get_input_tensor(index).data[...] = array
-    limits = Limits(duration_s=1.0, min_count=1, max_duration_s=1.0)
+    limits = RunLimits(duration_s=1.0, min_count=1, max_duration_s=1.0)
 
     def theirs() -> float:
         if scenario == "offline":
@@ -181,7 +181,7 @@ def overhead(ir: Path, device: str, rounds: int, seconds: int) -> dict[str, Any]
     for run in runs:
         assert run.samples is not None
         shares.append(float(1 - run.samples.latencies_ms.sum() / 1e3 / run.samples.ends_s.max()))
-    limits = Limits(duration_s=1.0, min_count=1, max_duration_s=2.0)
+    limits = RunLimits(duration_s=1.0, min_count=1, max_duration_s=2.0)
     idle = {
         load.__name__: float(np.median(gaps(load(Idle(), limits).starts_ns)))
         for load in (single_stream, offline)

@@ -115,16 +115,16 @@ def why(models: Mapping[str, Path]) -> dict[str, Any]:
     from edgeface.bench.machine.reading import known
     from edgeface.bench.run.executed import time_layers
     from edgeface.bench.run.load import load
-    from edgeface.bench.schema import Settings
+    from edgeface.bench.schema import RunSettings
 
     peak = measure_peak(precisions=("f32", "i8"), threads=1)
     attained = {each: peak.gflops_per_second(each) for each in ("f32", "i8")}
     kernels: dict[str, Any] = {}
     for name, path in models.items():
-        asked = Settings(scenario="single-stream", device="CPU", threads=1, batch=1)
+        asked = RunSettings(scenario="single-stream", device="CPU", threads=1, batch=1)
         with load(path, asked, core=ov.Core()) as loaded:
             layers = known(time_layers(*loaded.profiled(), inferences=40)) or ()
-            macs = {each.name: each.macs for each in loaded.subject.work.layers}
+            macs = {each.name: each.macs for each in loaded.benchmark_model.work.layers}
         table: dict[str, dict[str, float]] = {}
         for layer in layers:
             row = table.setdefault(f"{layer.kind} {layer.kernel}", {"layers": 0, "ms": 0.0, "gops": 0.0})

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeface import stats
-from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.run.samples import Samples
+from edgeface.bench.result import BenchmarkResult, Samples
 
 
 def made_result(

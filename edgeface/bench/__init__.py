@@ -5,7 +5,7 @@ from edgeface.lazy import exports
 __all__ = [
     "BenchmarkResult",
     "Extras",
-    "Settings",
+    "RunSettings",
     "benchmark",
     "measure_peak",
     "read_any",

@@ -19,13 +19,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Part(Frozen):
+class ResultPart(Frozen):
     """Of a result; its numbers are numbers."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class ModelInfo(Part):
+class ModelInfo(ResultPart):
     """What was measured. None: not known, as in what was imported.
 
     Attributes
@@ -71,7 +71,7 @@ class ModelInfo(Part):
     uncounted: tuple[str, ...] = ()
 
 
-class Settings(Part):
+class RunSettings(ResultPart):
     """What was asked for. None: left to the device or to the harness.
 
     Attributes
@@ -118,7 +118,7 @@ class Settings(Part):
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
-class Execution(Part):
+class Execution(ResultPart):
     """What really ran, read back from the compiled model. None: the device does not say.
 
     Attributes
@@ -145,7 +145,7 @@ class Execution(Part):
     notes: tuple[str, ...] = ()
 
 
-class Layer(Part):
+class LayerTiming(ResultPart):
     """One layer as it executed, measured in a pass of its own: one inference of a batch at a time, on all threads.
 
     Attributes
@@ -174,7 +174,7 @@ class Layer(Part):
     precision: str | None
 
 
-class EarlyStopping(Part):
+class EarlyStopping(ResultPart):
     """MLPerf Inference's rule for a percentile: `edgeface.stats.early_stopping`.
 
     Attributes
@@ -192,7 +192,7 @@ class EarlyStopping(Part):
     estimate_ms: Positive | None
 
 
-class Validity(Part):
+class Validity(ResultPart):
     """Whether the run was long enough for what it says.
 
     Attributes
@@ -217,7 +217,7 @@ class Validity(Part):
     early_stopping: EarlyStopping | None
 
 
-class ServerTry(Part):
+class ServerTrial(ResultPart):
     """One offered rate.
 
     Attributes
@@ -244,7 +244,7 @@ class ServerTry(Part):
     ended_early: bool = False
 
 
-class Server(Part):
+class ServerResult(ResultPart):
     """The highest rate of Poisson arrivals that meets a bound.
 
     Attributes
@@ -260,10 +260,10 @@ class Server(Part):
     bound_ms: Positive
     percentile: Annotated[float, Field(gt=0, lt=100)]
     rate: Positive | None
-    tries: tuple[ServerTry, ...]
+    tries: tuple[ServerTrial, ...]
 
 
-class MultiStream(Part):
+class MultiStreamResult(ResultPart):
     """Queries of several samples; latency is that of a whole query.
 
     Attributes
@@ -275,7 +275,7 @@ class MultiStream(Part):
     samples_per_query: Annotated[int, Field(ge=1)]
 
 
-class Kiosk(Part):
+class KioskResult(ResultPart):
     """A video at its own frame rate through detection, tracking and recognition.
 
     Attributes

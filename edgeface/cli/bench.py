@@ -172,7 +172,7 @@ def run(
     """
     from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes
     from edgeface.bench.run.runner import Extras, benchmark
-    from edgeface.bench.schema import Settings
+    from edgeface.bench.schema import RunSettings
     from edgeface.cli.bench_table import show
     from edgeface.files import staging_folder
     from edgeface.runtime import DevicePlan
@@ -192,7 +192,7 @@ def run(
     if output_dir is not None:
         with staging_folder(output_dir):  # an error now costs less than one after the measurement
             pass
-    settings = Settings(
+    settings = RunSettings(
         scenario=scenario.value,
         device=device or "CPU",
         hint=_hint(hint, scenario),
@@ -266,9 +266,9 @@ def _kiosk(
         return
     if video is None:
         raise InputError("--scenario kiosk: expected a film in --video, found none")
-    from edgeface.bench.run.kiosk import Film
+    from edgeface.bench.run.kiosk import VideoFile
 
-    film = Film.open(video)
+    film = VideoFile.open(video)
     name = detector or DetectorName.mtcnn
     with load_detector(name, detector_model, landmarks_model, device=device) as loaded:
         yield dataclasses.replace(extras, film=film, detector=loaded)

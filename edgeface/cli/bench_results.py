@@ -163,10 +163,10 @@ def sweep(
     """
     from edgeface.bench.run.benchmark_model import parse_shapes
     from edgeface.bench.run.runner import DEFAULTS
-    from edgeface.bench.run.sweep import Axes, Step
+    from edgeface.bench.run.sweep import SweepAxes, SweepStep
     from edgeface.bench.run.sweep import sweep as run_sweep
 
-    axes = Axes(
+    axes = SweepAxes(
         devices=devices.split(),
         precisions=[None if word == "default" else word for word in _words(precisions)],
         hints=[None if word in ("none", "default") else word.upper() for word in _words(hints)],
@@ -182,7 +182,7 @@ def sweep(
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal, refresh_per_second=1) as bars:
         task = bars.add_task("sweep", total=None)
 
-        def tell(step: Step) -> None:
+        def tell(step: SweepStep) -> None:
             bars.update(task, description=escape(step.name), completed=step.number - 1, total=step.total)
 
         found = run_sweep(

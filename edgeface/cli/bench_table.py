@@ -9,7 +9,9 @@ from rich.table import Table
 from edgeface.bench.result import BenchmarkResult
 from edgeface.stats import Interval
 
-__all__ = ["show"]
+__all__ = [
+    "show",
+]
 
 
 def show(result: BenchmarkResult, console: Console) -> None:

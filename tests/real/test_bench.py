@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeface.bench import BenchmarkResult, Extras, benchmark, read_any
-from edgeface.bench.run.kiosk import Film
+from edgeface.bench.run.kiosk import VideoFile
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.vision.load import load_detector
 
@@ -73,7 +73,7 @@ def test_a_kiosk_identifies_the_people_of_a_real_film(real_ir: Path, data: Path)
     run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0, "max_duration_s": 3.0})
     with load_detector("mtcnn", min_size=80) as detector:
         extras = Extras(
-            peak=False, layers=False, film=Film.open(data / "video" / "faces.mp4"), detector=detector
+            peak=False, layers=False, film=VideoFile.open(data / "video" / "faces.mp4"), detector=detector
         )
         result = benchmark(real_ir, run, extras=extras)
     kiosk = result.kiosk

@@ -20,7 +20,7 @@ from edgeface.bench.compare.comparable import read_side
 from edgeface.bench.compare.imported import read_any
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.runner import DEFAULTS
-from edgeface.bench.run.sweep import Axes, Step, sweep
+from edgeface.bench.run.sweep import SweepAxes, SweepStep, sweep
 from edgeface.cli import main
 from edgeface.convert.parity import embed_with_ir, load_golden
 from edgeface.errors import ContractError, GalleryKeyError, ModelFormatError
@@ -434,11 +434,11 @@ def test_a_sweep_goes_on_where_it_stopped(work: Path) -> None:
     short = DEFAULTS.model_copy(
         update={"duration_s": 0.02, "min_count": 5, "max_duration_s": 0.05, "warm_up_s": 0.01}
     )
-    steps: list[Step] = []
+    steps: list[SweepStep] = []
     found = sweep(
         work / "models" / "tiny.xml",
         folder,
-        axes=Axes(hints=("LATENCY",), batches=(1, 2)),
+        axes=SweepAxes(hints=("LATENCY",), batches=(1, 2)),
         settings=short,
         peak=False,
         on_step=steps.append,

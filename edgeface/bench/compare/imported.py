@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
-from edgeface.bench.schema import Execution, ModelInfo, Settings
+from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
 from edgeface.stats import LatencyKey
 
-__all__ = ["read_any", "read_benchmark_app"]
+__all__ = [
+    "read_any",
+    "read_benchmark_app",
+]
 
 _SECTIONS = {"configuration_setup", "execution_results"}
 _LATENCIES: Mapping[LatencyKey, tuple[str, ...]] = {
@@ -112,7 +115,7 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
             inputs={},
         ),
         environment=None,
-        settings=Settings(
+        settings=RunSettings(
             scenario="single-stream" if setup.text("API", "api") == "sync" else "offline",
             device=device,
             hint=_hint(options),

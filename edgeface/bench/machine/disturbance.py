@@ -1,7 +1,7 @@
-"""A run watched while it goes on, a verdict out: did something else on the machine get in its way?
+"""Watch the machine during a run and decide whether something else disturbed it.
 
-The limits, and why they are where they are. Two results are compared to a few per cent, so whatever may move a
-median by one per cent is told.
+Results are compared to a few per cent, so whatever may move a median by one per cent is reported; the limits below
+follow from that.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from edgeface.bench.machine.reading import Fact, Frozen, Unknown, known
-from edgeface.bench.machine.snapshot import Moment, Stretch, observe, stretch
+from edgeface.bench.machine.reading import Frozen, Unknown, known
+from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval, take_snapshot
 
 __all__ = ["Disturbance", "Watch", "judge", "watch"]
 
 STEAL_SHARE = 0.01
-"""Of the CPU time of a whole run, given to other virtual machines: as much as a median may move."""
+"""Share of a run's CPU time that the hypervisor may give to other machines: as much as a median may move."""
 
 OTHER_CPUS = 0.25
-"""CPUs that everybody else kept busy over a whole run. A desktop's background stays below, one busy core is far
+"""CPUs that other processes may keep busy over a whole run. A desktop's background stays below, one busy core is far
 above; below it, a scheduler with a free core has room for both."""
 
 BURST_CPUS = 0.5
 BURST_SECONDS = 1.0
-"""The same for a stretch of the run at least so long: short ones move a 99th percentile and no median."""
+"""The same for a part of the run of at least this length: short bursts move a 99th percentile and no median."""
 
 TICK_ERROR = 0.01
-"""/proc/stat counts CPU time by ticks and a process's own by the clock; they differ by up to this part of the
-run's own CPU time, which is therefore not held against the others."""
+"""/proc/stat counts CPU time by ticks and a process's own by the clock; they differ by up to this share of the run's
+own CPU time, which is therefore not attributed to other processes."""
 
 FREQUENCY_SHARE = 0.9
-"""The slow quarter of a busy run may not fall below this part of its fast quarter. Turbo steps between
-neighbouring samples are smaller; a processor that runs into its long-term power limit loses more."""
+"""The slow quarter of a busy run may not fall below this share of its fast quarter. Turbo steps between neighbouring
+samples are smaller; a processor that reaches its long-term power limit loses more."""
 
 QUOTA_SHARE = 0.01
 STALL_SHARE = 0.01
-"""Of a run's time, spent waiting for the control group's CPU quota, and for memory."""
+"""Shares of a run's time spent waiting for the control group's CPU quota, and for memory."""
 
 TEMPERATURE_MARGIN = 2.0
 """Degrees below a sensor's limit: controllers hold the temperature just under it."""
 
 STOPPED_SECONDS = 2.0
-"""A sample that comes later than this was held up by something: a stopped process, a suspended machine."""
+"""A sample that is later than this was delayed: the process was stopped or the machine suspended."""
 
 _INTERVAL = 0.5
 _MOST_COST = 0.01
@@ -60,61 +60,64 @@ class Disturbance(Frozen):
     Attributes
     ----------
     disturbed
-        Whether there is a reason to think so.
+        Whether there is a reason to think so; also the truth value.
     reasons
         One clause each, with the figure and its limit.
     unwatched
-        What could not be watched on this machine, and why; a run is not cleared of it.
+        What could not be watched on this machine, and why; a run may have been disturbed by it.
     """
 
     disturbed: bool
     reasons: tuple[str, ...]
     unwatched: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return self.disturbed
+
 
 @dataclass(slots=True)
 class Watch:
-    """What `watch` gives: empty until its block has ended.
+    """Samples that `watch` takes; complete when its block has ended.
 
     Attributes
     ----------
-    moments
-        Samples in order of time, the first before the block and the last after it.
+    snapshots
+        In order of time, the first before the block and the last after it.
     """
 
-    moments: list[Moment] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
 
     @property
     def verdict(self) -> Disturbance:
         """Whether the block was disturbed, by the samples so far."""
-        return judge(self.moments)
+        return judge(self.snapshots)
 
 
 @contextmanager
 def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Watch]:
     """Sample the machine while a block runs.
 
-    A thread of this process reads /proc and /sys, some 2 ms of CPU time each time; where that takes longer, it
-    samples less often, so that watching takes at most one per cent of one CPU.
+    A thread of this process reads the counters, some 2 ms of CPU time each time; where that takes longer, it samples
+    less often, so that watching takes at most one per cent of one CPU.
 
     Parameters
     ----------
     root
-        Where the file system begins; tests give a made-up one.
+        Root of the file system; tests use a made-up one.
     interval
         Seconds between samples.
 
     Yields
     ------
     Watch
-        Its `moments` grow; `verdict` means something once the block has ended.
+        Its `snapshots` grow; `verdict` is valid once the block has ended.
     """
     watched = Watch()
-    cost = _sample(watched.moments, root)
+    cost = _sample(watched.snapshots, root)
     ended = threading.Event()
     thread = threading.Thread(
         target=_sample_until,
-        args=(ended, watched.moments, root, interval, cost),
+        args=(ended, watched.snapshots, root, interval, cost),
         name="edgeface-bench-watch",
         daemon=True,
     )
@@ -124,30 +127,30 @@ def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Wa
     finally:
         ended.set()
         thread.join()
-        _sample(watched.moments, root)
+        _sample(watched.snapshots, root)
 
 
-def _sample(moments: list[Moment], root: Path) -> float:
-    """Take a sample and tell the CPU seconds that it took."""
+def _sample(snapshots: list[Snapshot], root: Path) -> float:
+    """Take a sample and return the CPU seconds that it took."""
     started = time.thread_time()
-    moments.append(observe(root))
+    snapshots.append(take_snapshot(root))
     return time.thread_time() - started
 
 
 def _sample_until(
-    ended: threading.Event, moments: list[Moment], root: Path, interval: float, cost: float
+    ended: threading.Event, snapshots: list[Snapshot], root: Path, interval: float, cost: float
 ) -> None:
-    # The least cost is that of looking; what other samples took longer is a disturbance, and no reason to look away.
+    # The lowest cost is that of sampling; a sample that took longer was disturbed, which is no reason to sample less.
     while not ended.wait(max(interval, cost / _MOST_COST)):
-        cost = min(cost, _sample(moments, root))
+        cost = min(cost, _sample(snapshots, root))
 
 
-def judge(moments: Sequence[Moment]) -> Disturbance:
-    """Judge a run by samples taken during it.
+def judge(snapshots: Sequence[Snapshot]) -> Disturbance:
+    """Decide whether a run was disturbed.
 
     Parameters
     ----------
-    moments
+    snapshots
         In order of time, the first before the run and the last after it.
 
     Returns
@@ -155,31 +158,41 @@ def judge(moments: Sequence[Moment]) -> Disturbance:
     Disturbance
         Not disturbed, with everything unwatched, where there are fewer than two samples.
     """
-    if len(moments) < 2:
+    if len(snapshots) < 2:
         return Disturbance(disturbed=False, reasons=(), unwatched=("everything: there is no second sample",))
-    whole = stretch(moments)
+    whole = summarize_interval(snapshots)
     reasons = (
         *_stolen(whole),
-        *_others(whole, moments),
-        *_slowed(whole, moments),
+        *_others(whole, snapshots),
+        *_slowed(whole, snapshots),
         *_waited(whole),
-        *_hot(moments[-1], whole),
-        *_stopped(moments),
+        *_hot(snapshots[-1], whole),
+        *_stopped(snapshots),
     )
-    return Disturbance(disturbed=bool(reasons), reasons=reasons, unwatched=_unwatched(whole))
+    watched = {
+        "steal time": whole.steal_share,
+        "other processes": whole.other_cpus,
+        "frequency": whole.frequency_mhz,
+        "thermal throttling": whole.throttled,
+        "CPU quota": whole.quota_throttled_s,
+        "memory pressure": whole.memory_stall_s,
+        "temperature": whole.temperature_c,
+    }
+    unwatched = tuple(f"{name}: {each}" for name, each in watched.items() if isinstance(each, Unknown))
+    return Disturbance(disturbed=bool(reasons), reasons=reasons, unwatched=unwatched)
 
 
-def _stolen(whole: Stretch) -> Iterator[str]:
+def _stolen(whole: IntervalStats) -> Iterator[str]:
     share = known(whole.steal_share)
     if share is not None and share > STEAL_SHARE:
         yield f"the hypervisor gave {share:.1%} of the CPU time to others (more than {STEAL_SHARE:.0%})"
 
 
-def _others(whole: Stretch, moments: Sequence[Moment]) -> Iterator[str]:
+def _others(whole: IntervalStats, snapshots: Sequence[Snapshot]) -> Iterator[str]:
     if (mean := _excess(whole)) > OTHER_CPUS:
         yield f"other processes kept {known(whole.other_cpus):.2f} CPUs busy (more than {OTHER_CPUS})"
         return
-    bursts = [part for part in _parts(moments) if _excess(part) > BURST_CPUS]
+    bursts = [part for part in _parts(snapshots) if _excess(part) > BURST_CPUS]
     if bursts:
         worst = max(bursts, key=_excess)
         yield (
@@ -188,28 +201,29 @@ def _others(whole: Stretch, moments: Sequence[Moment]) -> Iterator[str]:
         )
 
 
-def _excess(part: Stretch) -> float:
-    """CPUs of others that the error of counting does not explain."""
+def _excess(part: IntervalStats) -> float:
+    """Return the CPUs of other processes, less the error of counting."""
     return (known(part.other_cpus) or 0.0) - TICK_ERROR * (known(part.own_cpus) or 0.0)
 
 
-def _parts(moments: Sequence[Moment]) -> Iterator[Stretch]:
-    """Cut a run into stretches of at least `BURST_SECONDS`, what is left over at the end left out."""
+def _parts(snapshots: Sequence[Snapshot]) -> Iterator[IntervalStats]:
+    """Divide a run into parts of at least `BURST_SECONDS`; the remainder at the end is left out."""
     start = 0
-    for index, moment in enumerate(moments):
-        if moment.clock_s - moments[start].clock_s >= BURST_SECONDS:
-            yield stretch((moments[start], moment))
+    for index, snapshot in enumerate(snapshots):
+        if snapshot.clock_s - snapshots[start].clock_s >= BURST_SECONDS:
+            yield summarize_interval((snapshots[start], snapshot))
             start = index
 
 
-def _slowed(whole: Stretch, moments: Sequence[Moment]) -> Iterator[str]:
+def _slowed(whole: IntervalStats, snapshots: Sequence[Snapshot]) -> Iterator[str]:
     if count := known(whole.throttled):
-        yield f"the processor was slowed down for heat {count} times"
-    # An idle processor is slow by right, so only samples after busy stretches are compared.
+        yield f"the processor was throttled for heat {count} times"
+    # An idle processor is slow by design, so only samples after busy parts are compared.
     fastest = sorted(
         max(mhz)
-        for before, after in pairwise(moments)
-        if (mhz := known(after.frequency_mhz)) and (known(stretch((before, after)).own_cpus) or 0.0) > 0.5
+        for before, after in pairwise(snapshots)
+        if (mhz := known(after.frequency_mhz))
+        and (known(summarize_interval((before, after)).own_cpus) or 0.0) > 0.5
     )
     if len(fastest) >= 4:
         quarter = len(fastest) // 4
@@ -220,7 +234,7 @@ def _slowed(whole: Stretch, moments: Sequence[Moment]) -> Iterator[str]:
             )
 
 
-def _waited(whole: Stretch) -> Iterator[str]:
+def _waited(whole: IntervalStats) -> Iterator[str]:
     for amount, limit, what in (
         (whole.quota_throttled_s, QUOTA_SHARE, "waited for the container's CPU quota"),
         (whole.memory_stall_s, STALL_SHARE, "had tasks waiting for memory"),
@@ -230,28 +244,15 @@ def _waited(whole: Stretch) -> Iterator[str]:
             yield f"the run {what} for {seconds:.2f} s of {whole.seconds:.1f} s (more than {limit:.0%})"
 
 
-def _hot(last: Moment, whole: Stretch) -> Iterator[str]:
+def _hot(last: Snapshot, whole: IntervalStats) -> Iterator[str]:
     limits = known(last.temperature_limit_c) or {}
     for sensor, degrees in (known(whole.temperature_c) or {}).items():
         if sensor in limits and degrees > limits[sensor] - TEMPERATURE_MARGIN:
             yield f"{sensor} reached {degrees:.0f} degrees Celsius; its limit is {limits[sensor]:.0f}"
 
 
-def _stopped(moments: Sequence[Moment]) -> Iterator[str]:
-    gaps = [after.clock_s - before.clock_s for before, after in pairwise(moments)]
+def _stopped(snapshots: Sequence[Snapshot]) -> Iterator[str]:
+    gaps = [after.clock_s - before.clock_s for before, after in pairwise(snapshots)]
     usual = statistics.median(gaps)
     if len(gaps) > 2 and max(gaps) > usual + STOPPED_SECONDS:
-        yield f"this process or the machine stood still for {max(gaps) - usual:.1f} s"
-
-
-def _unwatched(whole: Stretch) -> tuple[str, ...]:
-    facts: tuple[tuple[str, Fact[object]], ...] = (
-        ("steal time", whole.steal_share),
-        ("other processes", whole.other_cpus),
-        ("frequency", whole.frequency_mhz),
-        ("thermal throttling", whole.throttled),
-        ("CPU quota", whole.quota_throttled_s),
-        ("memory pressure", whole.memory_stall_s),
-        ("temperature", whole.temperature_c),
-    )
-    return tuple(f"{name}: {fact}" for name, fact in facts if isinstance(fact, Unknown))
+        yield f"this process or the machine was stopped for {max(gaps) - usual:.1f} s"

@@ -1,4 +1,4 @@
-"""A machine in, what a benchmark result has to say about it out; no host name, user name or path unless asked."""
+"""Describe the machine and the software of a benchmark result; no host name, user name or path unless asked for."""
 
 from __future__ import annotations
 
@@ -12,26 +12,13 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.machine.container import Container, read_container
-from edgeface.bench.machine.hardware import Machine, read_machine
-from edgeface.bench.machine.proc import absent
-from edgeface.bench.machine.reading import Fact, Frozen
-from edgeface.bench.machine.snapshot import Moment, Stretch, observe, stretch
-from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
+from edgeface.bench.machine.hardware import Container, Machine, read_container, read_machine
+from edgeface.bench.machine.reading import Frozen, Reading, absent
+from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval
+from edgeface.runtime.devices import DeviceCore, list_devices
 from edgeface.version import __version__
 
-__all__ = [
-    "Container",
-    "Device",
-    "Environment",
-    "Identity",
-    "Machine",
-    "Moment",
-    "Software",
-    "Stretch",
-    "observe",
-    "read_environment",
-]
+__all__ = ["Device", "Environment", "Identity", "Software", "read_environment"]
 
 
 class Device(Frozen):
@@ -49,21 +36,13 @@ class Device(Frozen):
 
     name: str
     full_name: str
-    architecture: Fact[str]
-    driver: Fact[str]
+    architecture: Reading[str]
+    driver: Reading[str]
     capabilities: tuple[str, ...]
 
 
 class Software(Frozen):
-    """What computes.
-
-    Attributes
-    ----------
-    edgeface, openvino, python, numpy
-        Versions.
-    devices
-        Everything that OpenVINO sees.
-    """
+    """Versions of edgeface, OpenVINO, Python and NumPy, and every device that OpenVINO sees."""
 
     edgeface: str
     openvino: str
@@ -73,10 +52,10 @@ class Software(Frozen):
 
 
 class Identity(Frozen):
-    """Who and where; only in a result where it was asked for."""
+    """Host, user, working folder and command line; only in a result where they were asked for."""
 
     host: str
-    user: Fact[str]
+    user: Reading[str]
     folder: str
     command: tuple[str, ...]
 
@@ -89,7 +68,7 @@ class Environment(Frozen):
     machine, container, software
         What does not change during a run.
     start, end
-        The machine before and after.
+        The machine's counters before and after the run.
     during
         What happened between them.
     identity
@@ -99,33 +78,44 @@ class Environment(Frozen):
     machine: Machine
     container: Container
     software: Software
-    start: Moment
-    end: Moment
-    during: Stretch
+    start: Snapshot
+    end: Snapshot
+    during: IntervalStats
     identity: Identity | None = None
 
 
 def read_environment(
-    moments: Sequence[Moment],
+    snapshots: Sequence[Snapshot],
     *,
     core: DeviceCore | None = None,
     root: Path = Path("/"),
     identify: bool = False,
 ) -> Environment:
-    """Describe everything around a benchmark that has just been run.
+    """Describe the environment of a benchmark that has just been run.
 
     Parameters
     ----------
-    moments
-        Of the run, in order of time, two at least: `observe` before and after, or the moments of
+    snapshots
+        Taken before, during and after the run, in order of time, at least two: see
         :func:`edgeface.bench.machine.disturbance.watch`.
     core : openvino.Core
-        Asked for the devices.
+        Lists the devices.
     root
-        Where the file system begins; tests give a made-up one.
+        Root of the file system; tests use a made-up one.
     identify
-        Whether to tell the host's name, the user's, the working folder and the command line.
+        Whether to store the host's name, the user's, the working folder and the command line.
     """
+    silent = absent("the plugin does not tell")
+    devices = tuple(
+        Device(
+            name=info.name,
+            full_name=info.full_name,
+            architecture=info.architecture or silent,
+            driver=info.driver or silent,
+            capabilities=info.capabilities,
+        )
+        for info in list_devices(core)
+    )
     return Environment(
         machine=read_machine(root),
         container=read_container(root),
@@ -134,28 +124,17 @@ def read_environment(
             openvino=ov.__version__,
             python=platform.python_version(),
             numpy=np.__version__,
-            devices=tuple(_device(info) for info in list_devices(core)),
+            devices=devices,
         ),
-        start=moments[0],
-        end=moments[-1],
-        during=stretch(moments),
+        start=snapshots[0],
+        end=snapshots[-1],
+        during=summarize_interval(snapshots),
         identity=_identity() if identify else None,
     )
 
 
-def _device(info: DeviceInfo) -> Device:
-    silent = absent("the plugin does not tell")
-    return Device(
-        name=info.name,
-        full_name=info.full_name,
-        architecture=info.architecture or silent,
-        driver=info.driver or silent,
-        capabilities=info.capabilities,
-    )
-
-
 def _identity() -> Identity:
-    user: Fact[str]
+    user: Reading[str]
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user number without a name

@@ -1,12 +1,19 @@
-"""/proc and /sys in, what a benchmark says of the CPU and the memory out; also caches, which set sizes of tests."""
+"""Describe the CPU, the memory and what a container may use of them."""
 
 from __future__ import annotations
 
 import platform
 import re
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-from edgeface.bench.machine.proc import (
+import psutil
+
+from edgeface.bench.machine.reading import (
+    Frozen,
+    Reading,
+    Unknown,
     absent,
     cpu_folders,
     damaged,
@@ -14,12 +21,23 @@ from edgeface.bench.machine.proc import (
     fields,
     integer,
     is_folder,
+    known,
     quiet_text,
     read_text,
+    sense,
 )
-from edgeface.bench.machine.reading import Fact, Frozen, Unknown
+from edgeface.runtime.probe import in_container
 
-__all__ = ["Machine", "last_cache_bytes", "read_machine"]
+__all__ = [
+    "Container",
+    "Machine",
+    "last_cache_bytes",
+    "quota_throttled_seconds",
+    "read_container",
+    "read_machine",
+]
+
+N = TypeVar("N", int, float)
 
 _FLAGS = (
     # x86: what OpenVINO's CPU plugin chooses its kernels by.
@@ -30,23 +48,26 @@ _FLAGS = (
     *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_GROUPS = "sys/fs/cgroup"
+_NO_LIMIT = 1 << 60
+"""Version 1 writes "no limit" as the largest number of pages that fits, which differs between page sizes."""
 
 
 class Machine(Frozen):
-    """What does not change while a benchmark runs.
+    """Properties of a machine that do not change during a benchmark.
 
     Attributes
     ----------
     architecture
         As the kernel names it: ``x86_64``, ``aarch64``.
     cpu_model
-        The maker's name of the CPU; of the board where the CPU has none.
+        The maker's name of the CPU, or of the board where the CPU has none.
     sockets, cores, threads
         Physical packages, physical cores and logical CPUs of the whole machine.
     flags
-        The instruction sets that OpenVINO makes use of, in the kernel's words (``avx2``, ``avx512_vnni``).
+        The instruction sets that OpenVINO uses, in the kernel's words (``avx2``, ``avx512_vnni``).
     cache_bytes
-        Of one cache at each level, keyed ``L1d``, ``L2``, ``L3``; instruction caches are left out.
+        Size of one data or unified cache of each level, keyed ``L1d``, ``L2``, ``L3``.
     memory_bytes
         All memory that the kernel manages.
     hypervisor
@@ -56,108 +77,182 @@ class Machine(Frozen):
     """
 
     architecture: str
-    cpu_model: Fact[str]
-    sockets: Fact[int]
-    cores: Fact[int]
-    threads: Fact[int]
-    flags: Fact[tuple[str, ...]]
-    cache_bytes: Fact[dict[str, int]]
-    memory_bytes: Fact[int]
-    hypervisor: Fact[bool]
-    kernel: Fact[str]
+    cpu_model: Reading[str]
+    sockets: Reading[int]
+    cores: Reading[int]
+    threads: Reading[int]
+    flags: Reading[tuple[str, ...]]
+    cache_bytes: Reading[dict[str, int]]
+    memory_bytes: Reading[int]
+    hypervisor: Reading[bool]
+    kernel: Reading[str]
+
+
+class Container(Frozen):
+    """What this process may use of the machine.
+
+    Attributes
+    ----------
+    inside
+        Whether this process runs in a container.
+    cgroup
+        Version of the control groups that limits were read from: 1 or 2.
+    cpu_limit
+        CPU time in CPUs, the lowest limit of all groups around this process; None: no limit.
+    memory_limit_bytes
+        The same for memory.
+    affinity
+        Logical CPUs that this process may run on.
+    """
+
+    inside: bool
+    cgroup: Reading[int]
+    cpu_limit: Reading[float | None]
+    memory_limit_bytes: Reading[int | None]
+    affinity: Reading[tuple[int, ...]]
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
-    """Describe the machine; never raises, whatever the files hold."""
-    found = read_text(root, "proc/cpuinfo")
-    cpus = _processors("" if isinstance(found, Unknown) else found)
-    why = found if isinstance(found, Unknown) else damaged("proc/cpuinfo")
-    flags = _words(cpus, "flags", "Features")
-    sockets, cores, threads = _topology(root, cpus, why)
-    kernel = read_text(root, "proc/sys/kernel/osrelease")
+    """Describe the machine; never raises, whatever the files contain."""
+    text = read_text(root, "proc/cpuinfo")
+    # One block for each CPU; on ARM the last block describes the board.
+    blocks = re.split(r"\n\s*\n", known(text) or "")
+    cpus = [block for each in blocks if (block := dict(fields(each)))]
+    why = text if isinstance(text, Unknown) else damaged("proc/cpuinfo")
+    features = _first(cpus, "flags", "Features")
+    flags = None if features is None else features.split()
+    # ARM's /proc/cpuinfo has numbers for the CPU; the device tree has the board's name.
+    board = quiet_text(root, "sys/firmware/devicetree/base/model") or _first(cpus, "Model", "Hardware")
+    numbers = [f"{key} {value}" for key in ("CPU implementer", "CPU part") if (value := _first(cpus, key))]
+    packages = {
+        quiet_text(root, f"{folder}/topology/physical_package_id") for folder in cpu_folders(root)
+    } - {""} or {cpu["physical id"] for cpu in cpus if "physical id" in cpu}
+    hypervisor: Reading[bool] = absent("this CPU has no flag for virtual machines")
+    if flags is None:
+        hypervisor = why
+    elif _first(cpus, "flags") is not None:
+        hypervisor = "hypervisor" in flags
     return Machine(
         architecture=platform.machine(),
-        cpu_model=_model(root, cpus, why),
-        sockets=sockets,
-        cores=cores,
-        threads=threads,
+        cpu_model=_first(cpus, "model name") or board or ", ".join(numbers) or why,
+        sockets=len(packages) or why,
+        cores=sense(lambda: psutil.cpu_count(logical=False), "the number of cores"),
+        threads=sense(lambda: psutil.cpu_count(), "the number of logical CPUs"),
         flags=why if flags is None else tuple(flag for flag in _FLAGS if flag in flags),
         cache_bytes=_caches(root),
-        memory_bytes=_memory(root),
-        hypervisor=_hypervisor(cpus, flags, why),
-        kernel=kernel or damaged("proc/sys/kernel/osrelease"),
+        memory_bytes=sense(lambda: psutil.virtual_memory().total, "the size of the memory"),
+        hypervisor=hypervisor,
+        kernel=platform.release() or absent("the kernel does not tell its release"),
     )
 
 
 def last_cache_bytes(machine: Machine) -> int:
-    """Bytes of the largest cache, 0 where it is not known."""
-    return 0 if isinstance(machine.cache_bytes, Unknown) else max(machine.cache_bytes.values(), default=0)
-
-
-def _processors(text: str) -> list[dict[str, str]]:
-    """One dictionary a block of /proc/cpuinfo; on ARM the last block describes the board."""
-    blocks = [dict(fields(block)) for block in re.split(r"\n\s*\n", text)]
-    return [block for block in blocks if block]
+    """Return the size of the largest cache, 0 where it is not known."""
+    return max((known(machine.cache_bytes) or {}).values(), default=0)
 
 
 def _first(cpus: list[dict[str, str]], *keys: str) -> str | None:
     return next((cpu[key] for key in keys for cpu in cpus if cpu.get(key)), None)
 
 
-def _words(cpus: list[dict[str, str]], *keys: str) -> list[str] | None:
-    line = _first(cpus, *keys)
-    return None if line is None else line.split()
-
-
-def _model(root: Path, cpus: list[dict[str, str]], why: Unknown) -> Fact[str]:
-    # ARM's /proc/cpuinfo has numbers for the CPU; the device tree has the board's name.
-    board = quiet_text(root, "sys/firmware/devicetree/base/model") or _first(cpus, "Model", "Hardware")
-    numbers = [f"{key} {value}" for key in ("CPU implementer", "CPU part") if (value := _first(cpus, key))]
-    return _first(cpus, "model name") or board or ", ".join(numbers) or why
-
-
-def _hypervisor(cpus: list[dict[str, str]], flags: list[str] | None, why: Unknown) -> Fact[bool]:
-    if flags is None:
-        return why
-    if _first(cpus, "flags") is None:
-        return absent("this CPU has no flag for virtual machines")
-    return "hypervisor" in flags
-
-
-def _topology(root: Path, cpus: list[dict[str, str]], why: Unknown) -> tuple[Fact[int], Fact[int], Fact[int]]:
-    """Count sockets, cores and logical CPUs; /sys first, because ARM's /proc/cpuinfo has no topology."""
-    folders = [folder for folder in cpu_folders(root) if is_folder(root, f"{folder}/topology")]
-    siblings = {quiet_text(root, f"{folder}/topology/thread_siblings_list") for folder in folders} - {""}
-    packages = {quiet_text(root, f"{folder}/topology/physical_package_id") for folder in folders} - {""}
-    if siblings and packages:
-        return len(packages), len(siblings), len(folders)
-    threads = sum("processor" in cpu for cpu in cpus)
-    packages = {cpu["physical id"] for cpu in cpus if "physical id" in cpu}
-    places = {(cpu.get("physical id"), cpu["core id"]) for cpu in cpus if "core id" in cpu}
-    return len(packages) or why, len(places) or why, threads or why
-
-
-def _caches(root: Path) -> Fact[dict[str, int]]:
+def _caches(root: Path) -> Reading[dict[str, int]]:
     sizes: dict[str, int] = {}
     for folder in entries(root, "sys/devices/system/cpu/cpu[0-9]*/cache/index[0-9]*"):
-        level, kind = quiet_text(root, f"{folder}/level"), quiet_text(root, f"{folder}/type")
-        size = _size(quiet_text(root, f"{folder}/size"))
-        if integer(level) is not None and kind in ("Data", "Unified") and size:
-            name = f"L{integer(level)}{'d' if kind == 'Data' else ''}"
+        level, kind = integer(quiet_text(root, f"{folder}/level")), quiet_text(root, f"{folder}/type")
+        size = re.fullmatch(r"(\d{1,12})([KMG]?)", quiet_text(root, f"{folder}/size"), re.ASCII)
+        if level is not None and kind in ("Data", "Unified") and size and int(size[1]):
+            name = f"L{level}{'d' if kind == 'Data' else ''}"
             # Cores of two kinds have caches of two sizes; the larger one counts.
-            sizes[name] = max(size, sizes.get(name, 0))
+            sizes[name] = max(int(size[1]) * _UNITS[size[2]], sizes.get(name, 0))
     return dict(sorted(sizes.items())) or absent("/sys/devices/system/cpu/cpu0/cache tells no sizes")
 
 
-def _size(text: str) -> int | None:
-    """Bytes of ``512K``."""
-    match = re.fullmatch(r"(\d{1,12})([KMG]?)", text, re.ASCII)
-    return int(match[1]) * _UNITS[match[2]] if match else None
+def read_container(root: Path = Path("/")) -> Container:
+    """Describe what this process may use; never raises, whatever the files contain."""
+    version: Reading[int] = absent("/sys/fs/cgroup is not mounted")
+    if quiet_text(root, f"{_GROUPS}/cgroup.controllers"):
+        version = 2
+    elif any(is_folder(root, f"{_GROUPS}/{name}") for name in ("memory", "cpu", "cpu,cpuacct")):
+        version = 1
+    try:
+        inside = in_container(root)
+    except UnicodeDecodeError:  # a group's name in another encoding; container engines use ASCII
+        inside = False
+    affinity: Reading[tuple[int, ...]] = sense(
+        lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity"
+    )
+    if isinstance(version, Unknown):
+        return Container(
+            inside=inside, cgroup=version, cpu_limit=version, memory_limit_bytes=version, affinity=affinity
+        )
+    return Container(
+        inside=inside,
+        cgroup=version,
+        cpu_limit=_least(root, "cpu", _cpus_v2 if version == 2 else _cpus_v1),
+        memory_limit_bytes=_least(root, "memory", _memory_v2 if version == 2 else _memory_v1),
+        affinity=affinity,
+    )
 
 
-def _memory(root: Path) -> Fact[int]:
-    text = read_text(root, "proc/meminfo")
-    if isinstance(text, Unknown):
-        return text
-    kilobytes = integer(dict(fields(text)).get("MemTotal", "").removesuffix("kB"))
-    return damaged("proc/meminfo") if kilobytes is None else kilobytes << 10
+def quota_throttled_seconds(root: Path = Path("/")) -> Reading[float]:
+    """Return the seconds that this process's control group was throttled because its CPU quota was used up."""
+    for folder in _folders(root, "cpu"):
+        for line in quiet_text(root, f"{folder}/cpu.stat").splitlines():
+            key, _, number = line.partition(" ")
+            per_second = {"throttled_usec": 1e6, "throttled_time": 1e9}.get(key)
+            value = integer(number)
+            if per_second and value is not None:
+                return value / per_second
+    return absent("no cpu.stat of this process's control group tells throttled time")
+
+
+def _folders(root: Path, controller: str) -> Iterator[str]:
+    """Yield the folders of this process's control group and of all groups around it, the innermost first.
+
+    Inside a container without a cgroup namespace /proc/self/cgroup has the host's path, of which only the end is
+    mounted; folders that are not there are skipped.
+    """
+    for line in quiet_text(root, "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounts = (controllers, controller) if controllers else ("",)
+        group = PurePosixPath("/" + path.strip("/"))
+        if ".." in group.parts:
+            continue  # outside of what this namespace shows
+        for level in (group, *group.parents):
+            for mount in dict.fromkeys(mounts):
+                folder = "/".join(part for part in (_GROUPS, mount, str(level).strip("/")) if part)
+                if is_folder(root, folder):
+                    yield folder
+
+
+def _least(root: Path, controller: str, read: Callable[[Path, str], N | None]) -> N | None:
+    limits = [read(root, folder) for folder in _folders(root, controller)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _cpus_v2(root: Path, folder: str) -> float | None:
+    quota, _, period = quiet_text(root, f"{folder}/cpu.max").partition(" ")
+    return _share(quota, period)
+
+
+def _cpus_v1(root: Path, folder: str) -> float | None:
+    quota = quiet_text(root, f"{folder}/cpu.cfs_quota_us")
+    return _share(quota, quiet_text(root, f"{folder}/cpu.cfs_period_us"))
+
+
+def _share(quota: str, period: str) -> float | None:
+    """Divide the quota by the period; ``max`` and -1 mean no limit."""
+    used, each = integer(quota), integer(period)
+    return used / each if used is not None and each is not None and used > 0 and each > 0 else None
+
+
+def _memory_v2(root: Path, folder: str) -> int | None:
+    return integer(quiet_text(root, f"{folder}/memory.max"))
+
+
+def _memory_v1(root: Path, folder: str) -> int | None:
+    limit = integer(quiet_text(root, f"{folder}/memory.limit_in_bytes"))
+    return None if limit is None or limit >= _NO_LIMIT else limit

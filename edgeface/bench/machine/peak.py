@@ -1,19 +1,22 @@
-"""A device in, what it can attain at most out: operations a second by precision, bytes a second from memory."""
+"""Measure what a device attains at most: operations per second by precision, bytes per second from memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import openvino as ov
 
-from edgeface.bench.machine.bandwidth import Bandwidth, array_bytes, measure_bandwidth
-from edgeface.bench.machine.counters import memory_available
 from edgeface.bench.machine.hardware import last_cache_bytes, read_machine
 from edgeface.bench.machine.products import (
-    Compiled,
+    CompiledProduct,
     Form,
     Precision,
     Product,
@@ -21,11 +24,25 @@ from edgeface.bench.machine.products import (
     compile_product,
     measure_product,
 )
-from edgeface.bench.machine.reading import Fact, Frozen, Unknown, known
+from edgeface.bench.machine.reading import Frozen, Reading, Unknown, known
+from edgeface.bench.machine.snapshot import memory_available
+from edgeface.bench.run.executed import EIGHT_BIT, ExecutedLayer, assign_work
 from edgeface.errors import InputError
+from edgeface.model.flops import Work
+from edgeface.model.opset import ops
 from edgeface.runtime.devices import read_property, resolve_device, split_device
 
-__all__ = ["PRECISIONS", "Bandwidth", "Peak", "Precision", "Product", "measure_peak"]
+__all__ = [
+    "PRECISIONS",
+    "Bandwidth",
+    "Peak",
+    "Precision",
+    "Product",
+    "array_bytes",
+    "attainable_seconds",
+    "measure_bandwidth",
+    "measure_peak",
+]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "f16", "i8")
 
@@ -33,9 +50,42 @@ _ROUNDS = 3
 _FORMS: tuple[Form, ...] = ("MatMul", "Convolution")
 _SIZES = (512, 1024, 2048, 4096, 8192)
 
+_CACHES = 4
+"""Size of an array over the last cache: at most a quarter is left in the cache from the last pass (STREAM's rule)."""
+_LEAST, _MOST = 64 << 20, 1 << 30
+_ROWS = 1024
+"""OpenVINO divides the first dimension of an operation among its threads."""
+
+
+class Bandwidth(Frozen):
+    """Memory bandwidth.
+
+    Bytes are counted as in McCalpin's STREAM: each byte read or written once, although a store that does not bypass
+    the cache also reads.
+
+    Attributes
+    ----------
+    gb_per_second
+        10^9 bytes per second, the better of copy and triad.
+    copy_gb_per_second
+        a = b by ``memcpy``, in threads of this process.
+    triad_gb_per_second
+        a = b + s c by OpenVINO, as in layers that only add and scale.
+    bytes
+        Size of one array.
+    threads
+        Number of threads.
+    """
+
+    gb_per_second: float
+    copy_gb_per_second: float
+    triad_gb_per_second: float
+    bytes: int
+    threads: int
+
 
 class Peak(Frozen):
-    """What a device attained with nothing in its way.
+    """What a device attained without other load.
 
     Attributes
     ----------
@@ -46,24 +96,24 @@ class Peak(Frozen):
     streams, threads
         That it was measured with.
     products
-        By precision; for one that is not to be had, why.
+        Fastest matrix product by precision, or why the device does not have that precision.
     bandwidth
         Of the memory that the device works on.
     seconds
-        That the measurement took.
+        Duration of the measurement.
     """
 
     device: str
     full_name: str
     openvino: str
     streams: int
-    threads: Fact[int]
-    products: dict[Precision, Fact[Product]]
-    bandwidth: Fact[Bandwidth]
+    threads: Reading[int]
+    products: dict[Precision, Reading[Product]]
+    bandwidth: Reading[Bandwidth]
     seconds: float
 
     def gflops_per_second(self, precision: str) -> float | None:
-        """10^9 operations a second attainable in a precision, or None where it was not measured."""
+        """Return 10^9 operations per second attainable in a precision, or None where it was not measured."""
         product = self.products.get(precision)  # type: ignore[call-overload]
         return None if product is None or isinstance(product, Unknown) else product.gflops_per_second
 
@@ -78,39 +128,40 @@ def measure_peak(
     core: ov.Core | None = None,
     root: Path = Path("/"),
 ) -> Peak:
-    """Measure what a device attains at most: takes some 2 s a precision and 1 s for the memory.
+    """Measure what a device attains at most; takes some 2 s per precision and 1 s for the memory.
 
-    Every precision is multiplied as a matrix product and as a 1x1 convolution, which is one too, in squares that
-    grow as long as one takes less than `seconds` / 6; they take turns, and the best median counts. Memory is
-    streamed on the CPU only: what would be measured of another device is its bus.
+    Square matrices are multiplied in every precision, as a matrix product and as a 1x1 convolution, which is one too.
+    Sizes grow while one product takes less than `seconds` / 6; they take turns, and the best median counts. Memory
+    bandwidth is measured on the CPU only: that of another device would be its bus's.
 
     Parameters
     ----------
     device
-        As people write it.
+        Device name as the user writes it.
     precisions
-        To try; one that the device executes as another is named with its reason.
+        Precisions to try; the result says why one is missing.
     streams
-        Products that run side by side.
+        Products that run in parallel.
     threads
-        Of the CPU, for all streams together; None: as many as OpenVINO takes.
+        CPU threads for all streams together; None: OpenVINO's choice.
     seconds
-        Of one shape in one round.
+        Duration of one shape in one round.
     core : openvino.Core
         Compiles and runs.
     root
-        Where the file system begins, for the size of the caches.
+        Root of the file system, for the size of the caches.
 
     Raises
     ------
     InputError
-        If a number is not positive, or a name is not a device's.
+        If a number is not positive, or the device's name is invalid.
     DeviceError
         If the device is absent.
     """
     if streams < 1 or (threads is not None and threads < 1) or seconds <= 0:
         raise InputError(
-            f"a peak needs at least one stream and one thread and some time, not {streams}, {threads}, {seconds}"
+            "measuring a peak requires positive streams, threads and seconds, "
+            f"found {streams}, {threads}, {seconds}"
         )
     started = time.perf_counter()
     core = core or ov.Core()
@@ -128,6 +179,12 @@ def measure_peak(
         for precision in precisions
     }
     used = _threads(core, name, config)
+    bandwidth: Reading[Bandwidth] = Unknown(
+        unknown=f"not measured: memory is streamed on the CPU only, not on {name}"
+    )
+    if name == "CPU":
+        size = array_bytes(last_cache_bytes(read_machine(root)), known(memory_available()) or 1 << 30)
+        bandwidth = measure_bandwidth(core, size=size, threads=known(used) or os.cpu_count() or 1)
     return Peak(
         device=name,
         full_name=str(read_property(core, name, "FULL_DEVICE_NAME") or name).strip(),
@@ -135,17 +192,15 @@ def measure_peak(
         streams=streams,
         threads=used,
         products=products,
-        bandwidth=_bandwidth(core, used, root)
-        if name == "CPU"
-        else Unknown(unknown=f"not measured: memory is streamed on the CPU only, not on {name}"),
+        bandwidth=bandwidth,
         seconds=time.perf_counter() - started,
     )
 
 
 def _fastest(
     core: ov.Core, device: str, precision: Precision, config: dict[str, int], *, streams: int, seconds: float
-) -> Fact[Product]:
-    measured: list[tuple[Compiled, list[float]]] = []
+) -> Reading[Product]:
+    measured: list[tuple[CompiledProduct, list[float]]] = []
     for form in _FORMS:
         for size in _SIZES:
             compiled = compile_product(core, device, precision, form, (size, size, size), config)
@@ -163,7 +218,7 @@ def _fastest(
     return best(measured, streams=streams)
 
 
-def _threads(core: ov.Core, device: str, config: dict[str, int]) -> Fact[int]:
+def _threads(core: ov.Core, device: str, config: dict[str, int]) -> Reading[int]:
     compiled = compile_product(core, device, "f32", "MatMul", (16, 16, 16), config)
     if isinstance(compiled, Unknown):
         return compiled
@@ -173,8 +228,124 @@ def _threads(core: ov.Core, device: str, config: dict[str, int]) -> Fact[int]:
         return Unknown(unknown=f"{device} has no threads of the CPU")
 
 
-def _bandwidth(core: ov.Core, threads: Fact[int], root: Path) -> Bandwidth:
-    available = known(memory_available(root)) or 1 << 30
-    size = array_bytes(last_cache_bytes(read_machine(root)), available)
-    used = known(threads) or os.cpu_count() or 1
-    return measure_bandwidth(core, size=size, threads=used)
+def array_bytes(last_cache: int, available: int) -> int:
+    """Return the size of one array: several times the last cache; three arrays take at most half of the free memory."""
+    wanted = min(max(_CACHES * last_cache, _LEAST), _MOST, max(available // 6, 1 << 20))
+    return wanted // (4 * _ROWS) * (4 * _ROWS)
+
+
+def measure_bandwidth(core: ov.Core, *, size: int, threads: int, passes: int = 7) -> Bandwidth:
+    """Measure memory bandwidth.
+
+    Parameters
+    ----------
+    core : openvino.Core
+        Runs the triad on the CPU.
+    size
+        Bytes of one array, see `array_bytes`.
+    threads
+        Number of threads.
+    passes
+        Passes of which the median is taken, after one that warms up.
+    """
+    copy = 2 * size / _copy_seconds(size, threads, passes) / 1e9
+    triad = 3 * size / _triad_seconds(core, size, threads, passes) / 1e9
+    return Bandwidth(
+        gb_per_second=max(copy, triad),
+        copy_gb_per_second=copy,
+        triad_gb_per_second=triad,
+        bytes=size,
+        threads=threads,
+    )
+
+
+def _copy_seconds(size: int, threads: int, passes: int) -> float:
+    # ones, not zeros: pages of zeros are one and the same page until they are written to.
+    source, target = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    barrier = threading.Barrier(threads + 1)
+
+    def run(to: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> None:
+        for _ in range(passes + 1):
+            barrier.wait()
+            np.copyto(to, of)
+            barrier.wait()
+
+    workers = [threading.Thread(target=_unless_broken, args=(run, *part), daemon=True) for part in parts]
+    for worker in workers:
+        worker.start()
+
+    def one_pass() -> None:
+        barrier.wait()
+        barrier.wait()
+
+    try:
+        return _median_seconds(one_pass, passes)
+    finally:
+        barrier.abort()  # after Ctrl-C the workers would wait for ever, and keep the arrays
+        for worker in workers:
+            worker.join()
+
+
+def _unless_broken(run: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(threading.BrokenBarrierError):
+        run(*arguments)
+
+
+def _triad_seconds(core: ov.Core, size: int, threads: int, passes: int) -> float:
+    shape = [_ROWS, size // 4 // _ROWS]
+    b, c = ops.parameter(shape, np.float32), ops.parameter(shape, np.float32)
+    model = ov.Model([ops.add(b, ops.multiply(c, ops.constant(np.float32(3))))], [b, c], "triad")
+    config = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    arrays = [np.ones(shape, np.float32) for _ in range(3)]
+    for port, array in enumerate(arrays[:2]):
+        request.set_input_tensor(port, ov.Tensor(array, shared_memory=True))
+    request.set_output_tensor(ov.Tensor(arrays[2], shared_memory=True))
+    return _median_seconds(request.infer, passes)
+
+
+def _median_seconds(run: Callable[[], Any], passes: int) -> float:
+    run()
+    times = []
+    for _ in range(passes):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def attainable_seconds(
+    work: Work, peak: Peak, executed: Sequence[ExecutedLayer] = (), *, precision: str | None
+) -> float | None:
+    """Return the least time for the model's products, each at the peak of the precision that it executes in.
+
+    Parameters
+    ----------
+    work, peak
+        Of the model and of the machine.
+    executed
+        Layers as executed, for the precision of each product; without them products run in 8 bits where the model
+        asks for it.
+    precision
+        Precision of all other products.
+
+    Returns
+    -------
+    float or None
+        Seconds for one inference; None: the peak of a precision that is needed is not known.
+    """
+    given, _ = assign_work(work, executed)
+    precisions = {
+        part.name: layer.precision for layer, parts in zip(executed, given, strict=True) for part in parts
+    }
+    seconds = 0.0
+    for layer in work.layers:
+        if not layer.macs:
+            continue
+        found = precisions.get(layer.name) or ("i8" if layer.int8 and not executed else precision or "f32")
+        attained = peak.gflops_per_second("i8" if found in EIGHT_BIT else found)
+        if attained is None:
+            return None
+        seconds += layer.flops_mac2 / (attained * 1e9)
+    return seconds or None

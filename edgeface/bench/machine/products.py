@@ -1,4 +1,4 @@
-"""A device and a precision in, how fast it multiplies matrices out."""
+"""Measure how fast a device multiplies matrices in one precision."""
 
 from __future__ import annotations
 
@@ -14,40 +14,47 @@ from typing import Any, Literal
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.machine.reading import Fact, Frozen, Unknown
-from edgeface.bench.run.executed import executed_layers
+from edgeface.bench.machine.reading import Frozen, Reading, Unknown
+from edgeface.bench.run.executed import EIGHT_BIT, executed_layers
 from edgeface.model.opset import ops
 
-__all__ = ["Compiled", "Form", "Precision", "Product", "Shape", "best", "compile_product", "measure_product"]
+__all__ = [
+    "CompiledProduct",
+    "Form",
+    "Precision",
+    "Product",
+    "Shape",
+    "best",
+    "compile_product",
+    "measure_product",
+]
 
 Precision = Literal["f32", "bf16", "f16", "i8"]
 Shape = tuple[int, int, int]
 """(m, k, n) of [m, k] x [k, n]."""
 Form = Literal["MatMul", "Convolution"]
-"""How the product is put: a 1x1 convolution of k channels into n over m pixels is one too, and the runtime may have
-a faster kernel for it (AVX2 without VNNI, 8 bits: 313 against 120 GOP/s)."""
+"""Form of the product: a 1x1 convolution of k channels into n over m pixels is one too, and the runtime may have a
+faster kernel for it (AVX2 without VNNI, 8 bits: 313 against 120 GOP/s)."""
 
-_EIGHT_BIT = ("i8", "u8")
 _FEWEST = 3
-"""Products a measurement, however long they take."""
+"""Fewest products of a measurement, however long they take."""
 
 
 class Product(Frozen):
-    """The fastest matrix product that was found in one precision.
+    """The fastest matrix product in one precision.
 
     Attributes
     ----------
     gflops_per_second
-        10^9 operations a second, 2 x MAC, sustained by all streams; integer operations for ``i8``.
+        10^9 operations per second, 2 x MAC, sustained by all streams; integer operations for ``i8``.
     executed
-        What the device really multiplies in, read back from the compiled model; ``u8`` for ``i8``, whose first
-        operand has no sign.
+        Precision read back from the compiled model; ``u8`` for ``i8``, whose first operand is unsigned.
     kernel
         The runtime's name of the implementation.
     form, shape
-        How it was put, and (m, k, n) of [m, k] x [k, n].
+        See `Form`, and (m, k, n) of [m, k] x [k, n].
     milliseconds
-        Median time of one product, by the runtime's own profile: without changes of layout around it.
+        Median time of one product, by the runtime's own profile, without layout changes around it.
     """
 
     gflops_per_second: float
@@ -59,8 +66,8 @@ class Product(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """A compiled matrix product, and what the runtime made of it.
+class CompiledProduct:
+    """A compiled matrix product as the runtime executes it.
 
     Attributes
     ----------
@@ -82,17 +89,17 @@ class Compiled:
 
 def compile_product(
     core: ov.Core, device: str, precision: Precision, form: Form, shape: Shape, config: Mapping[str, Any]
-) -> Fact[Compiled]:
-    """Compile a product with constant weights, as a network has them.
+) -> Reading[CompiledProduct]:
+    """Compile a product with constant weights, as in a network.
 
     Parameters
     ----------
     core : openvino.Core
         Compiles it.
     device
-        As OpenVINO names it.
+        OpenVINO's name.
     precision
-        To be multiplied in.
+        Precision to multiply in.
     form, shape
         As in `Product`.
     config
@@ -100,8 +107,8 @@ def compile_product(
 
     Returns
     -------
-    Compiled
-        Or why this device does not multiply in this precision: what really executes is read back.
+    CompiledProduct
+        Or why this device does not multiply in this precision: what executes is read back.
     """
     hint = {} if precision == "i8" else {"INFERENCE_PRECISION_HINT": precision}
     try:
@@ -112,27 +119,27 @@ def compile_product(
     layers = executed_layers(compiled)
     if isinstance(layers, Unknown):
         return layers
-    # Next to the product there may be changes of layout; it alone reads the weights.
+    # There may be layout changes beside the product; only the product reads the weights.
     product = max(layers, key=lambda layer: layer.weight_bytes, default=None)
     if product is None or product.weight_bytes == 0:
         return Unknown(unknown=f"{device} shows no matrix product in its executed graph")
-    wanted = _EIGHT_BIT if precision == "i8" else (precision,)
+    wanted = EIGHT_BIT if precision == "i8" else (precision,)
     if product.precision not in wanted:
         return Unknown(unknown=f"not available here: {device} executes {precision} as {product.precision}")
-    return Compiled(compiled, product.name, form, shape, product.precision, product.kernel)
+    return CompiledProduct(compiled, product.name, form, shape, product.precision, product.kernel)
 
 
-def measure_product(compiled: Compiled, *, streams: int, seconds: float) -> list[float]:
-    """Multiply again and again, in every stream at once.
+def measure_product(compiled: CompiledProduct, *, streams: int, seconds: float) -> list[float]:
+    """Multiply repeatedly, in all streams in parallel.
 
     Parameters
     ----------
     compiled
-        What to run.
+        The product to run.
     streams
-        Infer requests that run side by side.
+        Number of infer requests that run in parallel.
     seconds
-        How long.
+        Duration.
 
     Returns
     -------
@@ -156,7 +163,7 @@ def measure_product(compiled: Compiled, *, streams: int, seconds: float) -> list
                 elapsed = time.perf_counter() - started
                 found.append(_layer_seconds(request, compiled.layer) or elapsed)
         except RuntimeError:
-            barrier.abort()  # or the other streams would wait for ever
+            barrier.abort()  # or the other streams would wait forever
             raise
         return found
 
@@ -164,8 +171,8 @@ def measure_product(compiled: Compiled, *, streams: int, seconds: float) -> list
         return [value for found in pool.map(run, requests) for value in found]
 
 
-def best(measured: Iterable[tuple[Compiled, list[float]]], *, streams: int) -> Product:
-    """Pick the product with the highest median speed."""
+def best(measured: Iterable[tuple[CompiledProduct, list[float]]], *, streams: int) -> Product:
+    """Return the product with the highest median speed."""
     products = []
     for compiled, times in measured:
         seconds = statistics.median(times)
@@ -182,12 +189,12 @@ def best(measured: Iterable[tuple[Compiled, list[float]]], *, streams: int) -> P
 
 
 def _layer_seconds(request: Any, name: str) -> float:
-    """Time of one layer in the last inference; 0 where the plugin does not tell."""
+    """Return the time of one layer in the last inference; 0 where the plugin does not tell."""
     times = (layer.real_time for layer in request.get_profiling_info() if layer.node_name == name)
     return float(sum(time.total_seconds() for time in times))
 
 
-def _operand(compiled: Compiled) -> np.ndarray[Any, Any]:
+def _operand(compiled: CompiledProduct) -> np.ndarray[Any, Any]:
     port = compiled.model.input(0)
     random = np.random.default_rng(0)
     shape = tuple(port.get_shape())
@@ -197,7 +204,7 @@ def _operand(compiled: Compiled) -> np.ndarray[Any, Any]:
 
 
 def _product(precision: Precision, form: Form, shape: Shape) -> ov.Model:
-    """[m, k] x [k, n]; for ``i8`` of u8 and i8 values with a scale, requantized to u8 as between two layers."""
+    """Build [m, k] x [k, n]; for ``i8`` of u8 and i8 values with a scale, requantized to u8 as between two layers."""
     m, k, n = shape
     height = 1 << (m.bit_length() // 2)  # sides of m pixels that differ by a factor of 2 at most
     left = [m, k] if form == "MatMul" else [1, k, height, m // height]

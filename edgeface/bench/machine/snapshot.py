@@ -1,7 +1,8 @@
-"""The machine in, its counters at one instant out; and moments in, what happened between them out."""
+"""Read the machine's counters at one instant, and compute what happened between several instants."""
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -10,18 +11,44 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgeface.bench.machine import counters
-from edgeface.bench.machine.container import quota_throttled_seconds
-from edgeface.bench.machine.energy import joules, read_energy, read_ranges
-from edgeface.bench.machine.proc import absent
-from edgeface.bench.machine.reading import Fact, Frozen, Unknown, known
-from edgeface.bench.machine.temperature import read_temperatures
+import psutil
 
-__all__ = ["Moment", "Stretch", "observe", "stretch"]
+from edgeface.bench.machine.hardware import quota_throttled_seconds
+from edgeface.bench.machine.reading import (
+    Frozen,
+    Reading,
+    Unknown,
+    absent,
+    cpu_folders,
+    damaged,
+    entries,
+    fields,
+    integer,
+    known,
+    quiet_text,
+    read_integer,
+    read_text,
+    sense,
+)
+
+__all__ = [
+    "IntervalStats",
+    "Snapshot",
+    "joules",
+    "memory_available",
+    "summarize_interval",
+    "take_snapshot",
+]
+
+_ZONES = "sys/class/powercap/intel-rapl:*"
+"""AMD's driver uses the same name. ``intel-rapl-mmio`` repeats the package and is left out."""
+
+_MOST_WATTS = 1000.0
+"""More than any package draws: a counter cannot have wrapped twice in range / this many seconds."""
 
 
-class Moment(Frozen):
-    """The machine at one instant; several of them make a `Stretch`.
+class Snapshot(Frozen):
+    """The machine's counters at one instant; several of them give `IntervalStats`.
 
     Attributes
     ----------
@@ -30,18 +57,18 @@ class Moment(Frozen):
     clock_s
         Monotonic seconds; only differences mean anything.
     cpu_s
-        Seconds that all logical CPUs together have spent since boot, keyed ``busy`` (this machine's own
-        work), ``idle`` (waiting for disks included) and ``steal`` (given to other machines by the hypervisor).
+        Seconds since boot, summed over logical CPUs: ``busy`` (this machine's own work), ``idle`` (waiting for
+        disks included) and ``steal`` (taken by the hypervisor for other machines).
     own_cpu_s
-        CPU seconds of this process and its children, dead and alive.
+        CPU seconds of this process and its descendants, dead and alive.
     frequency_mhz
-        Of every logical CPU.
+        Frequencies of the logical CPUs.
     governor
-        Frequency governors in use, in alphabetical order; usually one.
+        Frequency governors in use, in alphabetical order.
     throttle_count
-        Times that cores and packages were slowed down for heat since boot, added up over logical CPUs.
+        Number of thermal throttling events since boot, summed over logical CPUs.
     quota_throttled_s
-        Seconds that the control group was kept waiting because its CPU time was used up.
+        Seconds that the control group was throttled because its CPU quota was used up.
     load_1m
         Load average of one minute.
     memory_available_bytes
@@ -51,41 +78,41 @@ class Moment(Frozen):
     energy_uj, energy_range_uj
         RAPL's counters in microjoules by zone (``package-0``), and where each of them starts again from 0.
     temperature_c, temperature_limit_c
-        Degrees Celsius by sensor, and where it says that the hardware slows down or is in danger.
+        Degrees Celsius by sensor, and the limit at which the hardware is slowed down or at risk.
     """
 
     utc: str
     clock_s: float
-    cpu_s: Fact[dict[str, float]]
-    own_cpu_s: Fact[float]
-    frequency_mhz: Fact[tuple[float, ...]]
-    governor: Fact[tuple[str, ...]]
-    throttle_count: Fact[int]
-    quota_throttled_s: Fact[float]
-    load_1m: Fact[float]
-    memory_available_bytes: Fact[int]
-    memory_stall_s: Fact[float]
-    energy_uj: Fact[dict[str, int]]
-    energy_range_uj: Fact[dict[str, int]]
-    temperature_c: Fact[dict[str, float]]
-    temperature_limit_c: Fact[dict[str, float]]
+    cpu_s: Reading[dict[str, float]]
+    own_cpu_s: Reading[float]
+    frequency_mhz: Reading[tuple[float, ...]]
+    governor: Reading[tuple[str, ...]]
+    throttle_count: Reading[int]
+    quota_throttled_s: Reading[float]
+    load_1m: Reading[float]
+    memory_available_bytes: Reading[int]
+    memory_stall_s: Reading[float]
+    energy_uj: Reading[dict[str, int]]
+    energy_range_uj: Reading[dict[str, int]]
+    temperature_c: Reading[dict[str, float]]
+    temperature_limit_c: Reading[dict[str, float]]
 
 
-class Stretch(Frozen):
-    """What happened from the first of several moments to the last.
+class IntervalStats(Frozen):
+    """What happened from the first of several snapshots to the last.
 
     Attributes
     ----------
     seconds
         Wall time.
     busy_share, steal_share
-        Of the CPU time of all logical CPUs, 0 to 1.
+        Shares of the CPU time of all logical CPUs, 0 to 1.
     own_cpus, other_cpus
-        CPUs kept busy on average by this process and its children, and by everybody else in this machine.
+        CPUs kept busy on average by this process and its descendants, and by all other processes.
     frequency_mhz
-        (lowest, median, highest) of all moments and CPUs.
+        (lowest, median, highest) of all snapshots and CPUs.
     throttled
-        Times that cores and packages were slowed down for heat, added up over logical CPUs.
+        Number of thermal throttling events, summed over logical CPUs.
     quota_throttled_s
         Seconds that the control group waited for CPU time.
     memory_stall_s
@@ -93,66 +120,208 @@ class Stretch(Frozen):
     energy_j, power_w
         Joules and mean watts by zone.
     temperature_c
-        Highest of all moments, by sensor.
+        Highest temperature of all snapshots, by sensor.
     """
 
     seconds: float
-    busy_share: Fact[float]
-    steal_share: Fact[float]
-    own_cpus: Fact[float]
-    other_cpus: Fact[float]
-    frequency_mhz: Fact[tuple[float, float, float]]
-    throttled: Fact[int]
-    quota_throttled_s: Fact[float]
-    memory_stall_s: Fact[float]
-    energy_j: Fact[dict[str, float]]
-    power_w: Fact[dict[str, float]]
-    temperature_c: Fact[dict[str, float]]
+    busy_share: Reading[float]
+    steal_share: Reading[float]
+    own_cpus: Reading[float]
+    other_cpus: Reading[float]
+    frequency_mhz: Reading[tuple[float, float, float]]
+    throttled: Reading[int]
+    quota_throttled_s: Reading[float]
+    memory_stall_s: Reading[float]
+    energy_j: Reading[dict[str, float]]
+    power_w: Reading[dict[str, float]]
+    temperature_c: Reading[dict[str, float]]
 
 
-def observe(root: Path = Path("/")) -> Moment:
-    """Read every counter now; never raises, whatever the files hold."""
-    temperatures, limits = read_temperatures(root)
-    return Moment(
+def take_snapshot(root: Path = Path("/")) -> Snapshot:
+    """Read every counter now; never raises, whatever the files contain."""
+    temperatures, limits = _temperatures(root)
+    governors = {quiet_text(root, f"{folder}/cpufreq/scaling_governor") for folder in cpu_folders(root)}
+    return Snapshot(
         utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         clock_s=time.monotonic(),
-        cpu_s=counters.cpu_seconds(root),
-        own_cpu_s=counters.own_cpu_seconds(root),
-        frequency_mhz=counters.frequencies(root),
-        governor=counters.governors(root),
-        throttle_count=counters.throttle_count(root),
+        cpu_s=sense(_cpu_seconds, "CPU times"),
+        own_cpu_s=sense(_own_cpu_seconds, "this process's CPU time"),
+        frequency_mhz=_frequencies(root),
+        governor=tuple(sorted(governors - {""}))
+        or absent("there is no /sys/devices/system/cpu/cpu*/cpufreq"),
+        throttle_count=_throttle_count(root),
         quota_throttled_s=quota_throttled_seconds(root),
-        load_1m=counters.load_average(root),
-        memory_available_bytes=counters.memory_available(root),
-        memory_stall_s=counters.memory_stall(root),
-        energy_uj=read_energy(root),
-        energy_range_uj=read_ranges(root),
+        load_1m=sense(lambda: psutil.getloadavg()[0], "the load average"),
+        memory_available_bytes=memory_available(),
+        memory_stall_s=_memory_stall(root),
+        energy_uj=_energy_counters(root),
+        energy_range_uj=_by_zone(root, "max_energy_range_uj")
+        or absent("/sys/class/powercap has no intel-rapl zone"),
         temperature_c=temperatures,
         temperature_limit_c=limits,
     )
 
 
-def stretch(moments: Sequence[Moment]) -> Stretch:
-    """Sum up what happened; the more moments, the surer it is that no counter wrapped twice.
+def memory_available() -> Reading[int]:
+    """Return the bytes of memory that can be used without swapping."""
+    return sense(lambda: psutil.virtual_memory().available, "the available memory")
+
+
+def _cpu_seconds() -> dict[str, float]:
+    # Guests are part of user (proc(5)).
+    times = psutil.cpu_times()
+    busy = times.user + times.nice + times.system + times.irq + times.softirq
+    return {"busy": busy, "idle": times.idle + times.iowait, "steal": times.steal}
+
+
+def _own_cpu_seconds() -> float:
+    process, total = psutil.Process(), 0.0
+    for each in (process, *process.children(recursive=True)):
+        try:
+            total += sum(each.cpu_times()[:4])  # user and system, its own and of its dead children
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _frequencies(root: Path) -> Reading[tuple[float, ...]]:
+    if not entries(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        lines = fields(quiet_text(root, "proc/cpuinfo"))
+        if any(key == "flags" and "hypervisor" in value.split() for key, value in lines):
+            return absent("a virtual machine is shown the nominal frequency only")
+    nothing = "neither cpufreq nor /proc/cpuinfo tells the frequency"
+    found = sense(lambda: tuple(each.current for each in psutil.cpu_freq(percpu=True)), "frequencies")
+    return (known(found) or absent(nothing)) if not isinstance(found, Unknown) else found
+
+
+def _throttle_count(root: Path) -> Reading[int]:
+    counts = [
+        value
+        for folder in cpu_folders(root)
+        for kind in ("core", "package")
+        if (value := integer(quiet_text(root, f"{folder}/thermal_throttle/{kind}_throttle_count")))
+        is not None
+    ]
+    return sum(counts) if counts else absent("this CPU or its virtual machine counts no thermal throttling")
+
+
+def _memory_stall(root: Path) -> Reading[float]:
+    text = read_text(root, "proc/pressure/memory")
+    if isinstance(text, Unknown):
+        return text
+    match = re.search(r"^some .*\btotal=(\d{1,20})$", text, re.MULTILINE | re.ASCII)
+    return int(match[1]) / 1e6 if match else damaged("proc/pressure/memory")
+
+
+def _temperatures(root: Path) -> tuple[Reading[dict[str, float]], Reading[dict[str, float]]]:
+    """Return degrees Celsius by sensor, and the limits of those sensors that have one.
+
+    A limit is where the hardware is slowed down, or where it is at risk if the sensor tells only that.
+    """
+    nothing = absent("neither /sys/class/hwmon nor /sys/class/thermal has a temperature")
+    found: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    # From a passive trip point on the kernel slows the hardware down; psutil reads only critical ones.
+    passive = {
+        quiet_text(root, f"{path.rpartition('/')[0]}/type"): known(
+            read_integer(root, path.removesuffix("_type") + "_temp")
+        )
+        for path in entries(root, "sys/class/thermal/thermal_zone*/trip_point_*_type")
+        if quiet_text(root, path) == "passive"
+    }
+    sensors = sense(lambda: psutil.sensors_temperatures(), "temperatures")
+    for chip, readings in ({} if isinstance(sensors, Unknown) else sensors).items():
+        for each in readings:
+            name = unique = f"{chip} {each.label}".strip()
+            number = 2
+            # Drivers write 0 or nonsense where a sensor is not connected or has no limit.
+            if not 0 < each.current < 200:
+                continue
+            while unique in found:
+                unique, number = f"{name} ({number})", number + 1
+            found[unique] = each.current
+            limit = (passive.get(chip) or 0) / 1000 or each.high or each.critical
+            if limit and 0 < limit < 200:
+                limits[unique] = limit
+    return found or nothing, limits or absent("no temperature sensor tells its limit")
+
+
+def _energy_counters(root: Path) -> Reading[dict[str, int]]:
+    """Return microjoules by zone: ``package-0``, ``package-0/dram``.
+
+    Zones that this user may not read are left out; the reason is given where none is left. Source of format
+    and units: Linux, Documentation/power/powercap/powercap.rst.
+    """
+    if zones := _by_zone(root, "energy_uj"):
+        return zones
+    folders = entries(root, _ZONES)
+    reason = read_integer(root, f"{folders[0]}/energy_uj") if folders else None
+    if isinstance(reason, Unknown) and "may not read" in reason.unknown:
+        # Closed to users since CVE-2020-8694, which read secrets off the power.
+        return absent("only root may read energy_uj; sudo chmod a+r /sys/class/powercap/*/energy_uj")
+    return reason if isinstance(reason, Unknown) else absent("/sys/class/powercap has no intel-rapl zone")
+
+
+def _by_zone(root: Path, file: str) -> dict[str, int]:
+    """Read one file of every zone, keyed by the zone's name below its parents': intel-rapl:0:1 is in intel-rapl:0."""
+    zones: dict[str, int] = {}
+    for folder in entries(root, _ZONES):
+        parent, _, name = folder.rpartition("/")
+        numbers = name.split(":")
+        above = [":".join(numbers[:depth]) for depth in range(2, len(numbers) + 1)]
+        value = known(read_integer(root, f"{folder}/{file}"))
+        if value is not None:
+            zones["/".join(quiet_text(root, f"{parent}/{each}/name") or each for each in above)] = value
+    return zones
+
+
+def joules(before: int, after: int, *, wraps_at: int | None, seconds: float) -> Reading[float]:
+    """Compute the energy between two readings of one counter.
 
     Parameters
     ----------
-    moments
-        In order of time, two at least.
+    before, after
+        Microjoules.
+    wraps_at
+        The counter's range in microjoules; None where it is not known.
+    seconds
+        Time between the readings.
     """
-    first, last = moments[0], moments[-1]
+    if wraps_at is None or wraps_at <= 0:
+        return (
+            (after - before) / 1e6
+            if after >= before
+            else absent("an energy counter of unknown range wrapped")
+        )
+    if seconds > wraps_at / 1e6 / _MOST_WATTS:
+        return absent(
+            f"an energy counter may have wrapped more than once in {seconds:.0f} s between readings"
+        )
+    # The counter also shows its range itself, so the next value after it is 0.
+    return (after - before) % (wraps_at + 1) / 1e6 if after < before else (after - before) / 1e6
+
+
+def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
+    """Summarize what happened; many snapshots make it certain that no counter wrapped twice.
+
+    Parameters
+    ----------
+    snapshots
+        In order of time, at least two.
+    """
+    first, last = snapshots[0], snapshots[-1]
     seconds = last.clock_s - first.clock_s
-    shares = _shares(first.cpu_s, last.cpu_s)
+    spent = _spent(first.cpu_s, last.cpu_s)
     own = _per_second(_increase(first.own_cpu_s, last.own_cpu_s), seconds)
-    busy = _per_second(_busy(first.cpu_s, last.cpu_s), seconds)
-    energy = _energy(moments)
-    frequencies = [mhz for moment in moments for mhz in known(moment.frequency_mhz) or ()]
-    return Stretch(
+    busy = _per_second(spent if isinstance(spent, Unknown) else spent["busy"], seconds)
+    energy = _energy(snapshots)
+    frequencies = [mhz for each in snapshots for mhz in known(each.frequency_mhz) or ()]
+    return IntervalStats(
         seconds=seconds,
-        busy_share=shares if isinstance(shares, Unknown) else shares["busy"],
-        steal_share=shares if isinstance(shares, Unknown) else shares["steal"],
+        busy_share=_share(spent, "busy"),
+        steal_share=_share(spent, "steal"),
         own_cpus=own,
-        other_cpus=_difference(busy, own),
+        other_cpus=_increase(own, busy),
         frequency_mhz=(min(frequencies), statistics.median(frequencies), max(frequencies))
         if frequencies
         else _reason(first.frequency_mhz),
@@ -165,49 +334,42 @@ def stretch(moments: Sequence[Moment]) -> Stretch:
         else {zone: value / seconds for zone, value in energy.items()}
         if seconds > 0
         else absent("no time passed"),
-        temperature_c=_highest(moments),
+        temperature_c=_highest(snapshots),
     )
 
 
-def _increase(before: Fact[float], after: Fact[float]) -> Fact[Any]:
-    """How far a counter went up; a child that nobody waited for takes its CPU time back, which counts as none."""
+def _increase(before: Reading[float], after: Reading[float]) -> Reading[Any]:
+    """Return by how much a counter increased; a decrease, as when a child's CPU time is lost, counts as 0."""
     if isinstance(before, Unknown):
         return before
     return after if isinstance(after, Unknown) else max(after - before, 0)
 
 
-def _difference(total: Fact[float], part: Fact[float]) -> Fact[float]:
-    return _increase(part, total)
-
-
-def _per_second(amount: Fact[float], seconds: float) -> Fact[float]:
+def _per_second(amount: Reading[float], seconds: float) -> Reading[float]:
     if isinstance(amount, Unknown):
         return amount
     return amount / seconds if seconds > 0 else absent("no time passed")
 
 
-def _busy(before: Fact[dict[str, float]], after: Fact[dict[str, float]]) -> Fact[float]:
-    if isinstance(before, Unknown):
-        return before
-    return after if isinstance(after, Unknown) else max(after["busy"] - before["busy"], 0.0)
-
-
-def _shares(before: Fact[dict[str, float]], after: Fact[dict[str, float]]) -> Fact[dict[str, float]]:
-    """Parts of all CPU time; a counter that ran backwards, as iowait may, counts as none."""
+def _spent(before: Reading[dict[str, float]], after: Reading[dict[str, float]]) -> Reading[dict[str, float]]:
+    """Return CPU seconds by kind; a counter that ran backwards, as iowait may, counts as 0."""
     if isinstance(before, Unknown):
         return before
     if isinstance(after, Unknown):
         return after
-    spent = {kind: max(after[kind] - before[kind], 0.0) for kind in after}
+    return {kind: max(after[kind] - before[kind], 0.0) for kind in after}
+
+
+def _share(spent: Reading[dict[str, float]], kind: str) -> Reading[float]:
+    if isinstance(spent, Unknown):
+        return spent
     total = sum(spent.values())
-    return (
-        {kind: value / total for kind, value in spent.items()} if total > 0 else absent("no CPU time passed")
-    )
+    return spent[kind] / total if total > 0 else absent("no CPU time passed")
 
 
-def _energy(moments: Sequence[Moment]) -> Fact[dict[str, float]]:
+def _energy(snapshots: Sequence[Snapshot]) -> Reading[dict[str, float]]:
     total: dict[str, float] = {}
-    for before, after in pairwise(moments):
+    for before, after in pairwise(snapshots):
         old, new = before.energy_uj, after.energy_uj
         if isinstance(old, Unknown):
             return old
@@ -223,13 +385,13 @@ def _energy(moments: Sequence[Moment]) -> Fact[dict[str, float]]:
     return dict(sorted(total.items())) or absent("no energy counter was readable all the time")
 
 
-def _highest(moments: Sequence[Moment]) -> Fact[dict[str, float]]:
+def _highest(snapshots: Sequence[Snapshot]) -> Reading[dict[str, float]]:
     highest: dict[str, float] = {}
-    for moment in moments:
-        for sensor, degrees in (known(moment.temperature_c) or {}).items():
+    for each in snapshots:
+        for sensor, degrees in (known(each.temperature_c) or {}).items():
             highest[sensor] = max(degrees, highest.get(sensor, degrees))
-    return highest or _reason(moments[0].temperature_c)
+    return highest or _reason(snapshots[0].temperature_c)
 
 
-def _reason(fact: Fact[Any]) -> Unknown:
-    return fact if isinstance(fact, Unknown) else absent("it was not readable all the time")
+def _reason(reading: Reading[Any]) -> Unknown:
+    return reading if isinstance(reading, Unknown) else absent("it was not readable all the time")

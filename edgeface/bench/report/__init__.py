@@ -6,15 +6,20 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeface.bench.compare.comparable import Side
+from edgeface.bench.compare.comparable import ReportEntry, Side, read_entries
 from edgeface.bench.compare.comparison import FEWEST_RUNS, Comparison, compare
-from edgeface.bench.report.entry import Entry, read_entries
 from edgeface.bench.report.page import write_html
 from edgeface.bench.report.tables import as_csv, as_markdown
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 
-__all__ = ["SUFFIXES", "Entry", "read_entries", "require_suffix", "write_report"]
+__all__ = [
+    "SUFFIXES",
+    "ReportEntry",
+    "read_entries",
+    "require_suffix",
+    "write_report",
+]
 
 SUFFIXES = (".html", ".md", ".csv")
 
@@ -22,7 +27,7 @@ _MOST_COMPARED = 8
 """Candidates that a report compares with its first result; more are a sweep."""
 
 
-def write_report(entries: Sequence[Entry], path: Path) -> None:
+def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
     """Write a report.
 
     Parameters
@@ -66,7 +71,7 @@ def require_suffix(path: Path) -> None:
         raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
 
 
-def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:
+def _comparisons(entries: Sequence[ReportEntry]) -> list[Comparison]:
     sides = _sides(entries)
     if len(sides) > _MOST_COMPARED + 1:
         return []
@@ -80,7 +85,7 @@ def _comparisons(entries: Sequence[Entry]) -> list[Comparison]:
     return found
 
 
-def _sides(entries: Sequence[Entry]) -> list[Side]:
+def _sides(entries: Sequence[ReportEntry]) -> list[Side]:
     sides: list[Side] = []
     for folder, group in itertools.groupby(entries, key=lambda entry: entry.folder):
         found = list(group)

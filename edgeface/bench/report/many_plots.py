@@ -7,12 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeface.bench.compare.comparable import ReportEntry
 from edgeface.bench.compare.comparison import Comparison, Difference
-from edgeface.bench.report.entry import Entry
 from edgeface.bench.schema import Scenario
 from edgeface.drawing import Axes, Plot, categories, linear, percent, rounded
 
-__all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]
+__all__ = [
+    "comparison_plots",
+    "heat_maps",
+    "of_scenario",
+    "throughput_plot",
+]
 
 _ROW = 22.0
 """Height of a row of a plot whose rows are results."""
@@ -26,7 +31,7 @@ _AXES = ("batch", "streams", "requests", "threads", "hint", "precision", "device
 """What a sweep varies, in the order in which it is given an axis of its own."""
 
 
-def throughput_plot(entries: Sequence[Entry]) -> Plot | None:
+def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
     """Items a second of each result, with intervals; None for a single one."""
     shown = [each for each in entries if each.result.throughput_fps]
     if len(shown) < 2:
@@ -111,7 +116,7 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
     )
 
 
-def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
+def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
     """Throughput and median latency over the two settings that vary most; nothing unless there is such a grid."""
     values = {axis: _distinct([_setting(each, axis) for each in entries]) for axis in _AXES}
     varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[
@@ -132,13 +137,13 @@ def heat_maps(entries: Sequence[Entry]) -> list[Plot]:
     ]
 
 
-def of_scenario(entries: Sequence[Entry], scenario: Scenario) -> Sequence[Entry]:
+def of_scenario(entries: Sequence[ReportEntry], scenario: Scenario) -> Sequence[ReportEntry]:
     """Those results whose latency or throughput is meant; all if none is of that scenario."""
     return [each for each in entries if each.result.settings.scenario == scenario] or entries
 
 
 def _heat_map(
-    entries: Sequence[Entry],
+    entries: Sequence[ReportEntry],
     values: dict[str, list[str]],
     across: str,
     up: str,
@@ -183,7 +188,7 @@ def _heat_map(
     )
 
 
-def _setting(entry: Entry, name: str) -> str:
+def _setting(entry: ReportEntry, name: str) -> str:
     value = getattr(entry.result.settings, name)
     return "default" if value is None else value.lower() if name == "hint" else str(value)
 

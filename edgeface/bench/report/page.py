@@ -8,16 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeface.bench.compare.comparable import ReportEntry
 from edgeface.bench.compare.comparison import Comparison
-from edgeface.bench.report.entry import Entry
-from edgeface.bench.report.facts import Rows, environment_rows, model_rows, settings_rows
-from edgeface.bench.report.layer_plots import LayerRow, roofline_plot, top_layers
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, of_scenario, throughput_plot
-from edgeface.bench.report.run_plots import run_plots
-from edgeface.bench.report.tables import interval_words, slowdown_words
+from edgeface.bench.report.run_plots import LayerRow, roofline_plot, run_plots, top_layers
+from edgeface.bench.report.tables import (
+    Rows,
+    environment_rows,
+    interval_words,
+    model_rows,
+    settings_rows,
+    slowdown_words,
+)
 from edgeface.drawing import Plot, rounded, write_page
 
-__all__ = ["write_html"]
+__all__ = [
+    "write_html",
+]
 
 _FULL = 6
 """Results that are shown in full: of a sweep, those with the best latency and the best throughput."""
@@ -30,7 +37,7 @@ _MOST_ROWS = 24
 class _Section:
     """What is shown of one result."""
 
-    entry: Entry
+    entry: ReportEntry
     plots: list[Plot]
     layers: list[LayerRow]
     model: Rows
@@ -38,7 +45,7 @@ class _Section:
     environment: Rows
 
 
-def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path: Path) -> None:
+def write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison], path: Path) -> None:
     """Write the page.
 
     Raises
@@ -65,7 +72,7 @@ def write_html(entries: Sequence[Entry], comparisons: Sequence[Comparison], path
     )
 
 
-def _section(entry: Entry) -> _Section:
+def _section(entry: ReportEntry) -> _Section:
     result = entry.result
     roofline = roofline_plot(result)
     return _Section(
@@ -87,7 +94,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _in_full(entries: Sequence[Entry]) -> list[Entry]:
+def _in_full(entries: Sequence[ReportEntry]) -> list[ReportEntry]:
     if len(entries) <= _FULL:
         return list(entries)
     fastest = min(

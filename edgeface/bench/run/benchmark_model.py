@@ -19,7 +19,13 @@ from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
 from edgeface.runtime.schedule import reason_of
 
-__all__ = ["Shapes", "Subject", "parse_image_format", "parse_shapes", "read_subject"]
+__all__ = [
+    "BenchmarkModel",
+    "Shapes",
+    "parse_image_format",
+    "parse_shapes",
+    "read_benchmark_model",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Static shape by the name of an input; the name ``""`` is the only input's."""
@@ -30,7 +36,7 @@ _FLOATING = {"f64": "FP64", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class BenchmarkModel:
     """What is measured.
 
     Attributes
@@ -57,14 +63,14 @@ class Subject:
     batch: int
 
 
-def read_subject(
+def read_benchmark_model(
     path: Path,
     *,
     core: ov.Core,
     batch: int | None = None,
     shapes: Shapes | None = None,
     image_format: ImageFormat | None = None,
-) -> Subject:
+) -> BenchmarkModel:
     """Read a model and make it static.
 
     Parameters
@@ -129,7 +135,7 @@ def read_subject(
         inputs={_name(port): tuple(int(side) for side in port.shape) for port in model.inputs},
         uncounted=tuple(sorted({f"{each.kind}: {each.reason}" for each in bare.uncounted})),
     )
-    return Subject(path=path, model=model, info=info, work=work, contract=contract, batch=bare.batch)
+    return BenchmarkModel(path=path, model=model, info=info, work=work, contract=contract, batch=bare.batch)
 
 
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""A compiled model in, the operations that the runtime made of it out: fused, reordered, in their own precisions."""
+"""Read which layers a compiled model executes, how long each takes, and which operations it computes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.machine.reading import Fact, Unknown
+from edgeface.bench.machine.reading import Reading, Unknown
+from edgeface.bench.schema import LayerTiming
 from edgeface.errors import InputError
 from edgeface.model.flops import LayerWork, Work
 
-__all__ = ["ExecutedLayer", "assign_work", "executed_layers", "time_layers"]
+__all__ = [
+    "ExecutedLayer",
+    "assign_work",
+    "describe_layers",
+    "executed_layers",
+    "has_eight_bit",
+    "time_layers",
+]
 
 _CONSTANT = ("Const", "Constant")
 _ENDS = ("Input", "Parameter", "Output", "Result")
 _WARM_UP = 2
+EIGHT_BIT = ("i8", "u8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +62,7 @@ class ExecutedLayer:
     milliseconds: float = 0.0
 
 
-def executed_layers(compiled: ov.CompiledModel) -> Fact[tuple[ExecutedLayer, ...]]:
+def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, ...]]:
     """Read the runtime's own graph.
 
     Parameters
@@ -101,13 +110,13 @@ def executed_layers(compiled: ov.CompiledModel) -> Fact[tuple[ExecutedLayer, ...
 
 def time_layers(
     compiled: ov.CompiledModel, inputs: Sequence[Any], *, inferences: int = 20
-) -> Fact[tuple[ExecutedLayer, ...]]:
+) -> Reading[tuple[ExecutedLayer, ...]]:
     """Time every executed layer.
 
     Parameters
     ----------
     compiled : openvino.CompiledModel
-        Compiled with ``{"PERF_COUNT": True}`` and static shapes.
+        CompiledProduct with ``{"PERF_COUNT": True}`` and static shapes.
     inputs : sequence of ndarray
         One a model input, in their order.
     inferences
@@ -204,3 +213,42 @@ def _stored(port: Any) -> int:
         return 0
     bits: int = prod(shape.to_shape()) * port.get_element_type().bitwidth
     return ceil(bits / 8)
+
+
+def describe_layers(
+    executed: Sequence[ExecutedLayer], work: Work, *, inferences: int
+) -> tuple[LayerTiming, ...]:
+    """Give every executed layer the operations of what was fused into it.
+
+    Parameters
+    ----------
+    executed
+        As `edgeface.bench.run.executed.time_layers` found them.
+    work
+        Of the same model.
+    inferences
+        That the times are medians of.
+    """
+    given, _ = assign_work(work, executed)
+    return tuple(
+        LayerTiming(
+            name=layer.name,
+            kind=layer.kind,
+            exec_type=layer.kernel,
+            ms=layer.milliseconds,
+            count=inferences,
+            gflops=sum(part.flops_omz for part in parts) / 1e9 if layer.operations else None,
+            bytes=layer.bytes,
+            precision=layer.precision or None,
+        )
+        for layer, parts in zip(executed, given, strict=True)
+    )
+
+
+def has_eight_bit(executed: Sequence[ExecutedLayer], work: Work) -> bool:
+    """Whether products were made in 8 bits."""
+    given, _ = assign_work(work, executed)
+    return any(
+        layer.precision in EIGHT_BIT and any(part.macs for part in parts)
+        for layer, parts in zip(executed, given, strict=True)
+    )

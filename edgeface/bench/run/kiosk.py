@@ -12,18 +12,21 @@ import cv2
 import numpy as np
 
 from edgeface.bench.run.load_generator import Progress, Recording, measuring
-from edgeface.bench.schema import Kiosk
+from edgeface.bench.schema import KioskResult
 from edgeface.errors import InputError
 from edgeface.files import sha256_of
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.stats import summarize
 from edgeface.vision.source import Frame, FrameSource
 
-__all__ = ["Film", "run_kiosk"]
+__all__ = [
+    "VideoFile",
+    "run_kiosk",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Film:
+class VideoFile:
     """A video that is played at its own speed.
 
     Attributes
@@ -41,7 +44,7 @@ class Film:
     frames: int
 
     @classmethod
-    def open(cls, path: Path) -> Film:
+    def open(cls, path: Path) -> VideoFile:
         """Read what a video says about itself.
 
         Raises
@@ -92,8 +95,8 @@ class Film:
 
 
 def run_kiosk(
-    film: Film, pipeline: Pipeline, *, seconds: float, progress: Progress | None = None
-) -> tuple[Kiosk, Recording]:
+    film: VideoFile, pipeline: Pipeline, *, seconds: float, progress: Progress | None = None
+) -> tuple[KioskResult, Recording]:
     """Show a film to a pipeline at its own frame rate.
 
     Parameters
@@ -116,10 +119,10 @@ def run_kiosk(
     first_seen: dict[int, float] = {}
     identified: dict[int, float] = {}
     faces = last = 0
-    with measuring() as tape, film.play(seconds=seconds) as source:
+    with measuring() as recorder, film.play(seconds=seconds) as source:
         for frame, found in pipeline.run(source):
             now = time.perf_counter_ns()
-            tape.rows.append((round(frame.timestamp * 1e9), now))
+            recorder.rows.append((round(frame.timestamp * 1e9), now))
             faces, last = faces + len(found), frame.index + 1
             for face in found:
                 if face.track_id is None:
@@ -128,13 +131,13 @@ def run_kiosk(
                 if face.embedding is not None:
                     identified.setdefault(face.track_id, now * 1e-9)
             if progress is not None:
-                progress(min(1.0, (frame.index + 1) / due_frames), len(tape.rows))
-            if tape.interrupted:
+                progress(min(1.0, (frame.index + 1) / due_frames), len(recorder.rows))
+            if recorder.interrupted:
                 break
-    recording = tape.recording(1)
+    recording = recorder.recording(1)
     waits = np.array([1e3 * (at - first_seen[track]) for track, at in identified.items()])
     shown = last if recording.interrupted else due_frames
-    kiosk = Kiosk(
+    kiosk = KioskResult(
         frame_rate=film.rate,
         frames=shown,
         dropped=max(0, shown - len(recording)),

@@ -1,40 +1,46 @@
-"""A model file and settings in, something that can be timed and what really runs it out."""
+"""Compile a model as the settings ask, and run inferences that a scenario can time."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.run.benchmark_model import Shapes, Subject, read_subject
-from edgeface.bench.run.target import EmbedderTarget, OpenVinoTarget, Target, random_inputs
-from edgeface.bench.schema import Execution, Settings
-from edgeface.errors import DeviceError, InputError
+from edgeface.bench.run.benchmark_model import BenchmarkModel, Shapes, read_benchmark_model
+from edgeface.bench.schema import Execution, RunSettings
+from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
 from edgeface.runtime.devices import ResolvedDevice, resolve_device
 from edgeface.runtime.plan import describe_execution
 from edgeface.runtime.schedule import reason_of
 
-__all__ = ["Loaded", "load"]
-
+__all__ = [
+    "EmbedderTarget",
+    "LoadedModel",
+    "OpenVinoTarget",
+    "Target",
+    "load",
+    "random_inputs",
+]
 
 _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A compiled model; a context manager that releases it.
 
     Attributes
     ----------
-    subject
+    benchmark_model
         The model.
     settings
         With the plan's in place of those that the caller gave, and the batch.
@@ -48,8 +54,8 @@ class Loaded:
         None unless end to end.
     """
 
-    subject: Subject
-    settings: Settings
+    benchmark_model: BenchmarkModel
+    settings: RunSettings
     target: Target
     execution: Execution
     device: str
@@ -60,10 +66,10 @@ class Loaded:
     def profiled(self) -> tuple[ov.CompiledModel, Sequence[np.ndarray]]:
         """Compile the model again, to time its layers one inference at a time on all threads; and make its inputs."""
         plan = dataclasses.replace(self.plan, hint="LATENCY", streams=None, requests=None)
-        compiled = _compile(self.core, self.subject, plan, {"PERF_COUNT": True})
+        compiled = _compile(self.core, self.benchmark_model, plan, {"PERF_COUNT": True})
         return compiled, random_inputs(compiled, seed=self.settings.seed or 0)
 
-    def __enter__(self) -> Loaded:
+    def __enter__(self) -> LoadedModel:
         return self
 
     def __exit__(
@@ -75,13 +81,13 @@ class Loaded:
 
 def load(
     model: Path,
-    settings: Settings,
+    settings: RunSettings,
     *,
     core: ov.Core,
     plan: DevicePlan | None = None,
     shapes: Shapes | None = None,
     image_format: ImageFormat | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """Read and compile.
 
     Parameters
@@ -119,17 +125,22 @@ def load(
         raise InputError(
             f"batch: expected 1 end to end, where the plan's buckets gather batches, found {batch}; leave it out"
         )
-    subject = read_subject(model, core=core, batch=batch, shapes=shapes, image_format=image_format)
+    benchmark_model = read_benchmark_model(
+        model, core=core, batch=batch, shapes=shapes, image_format=image_format
+    )
     settings = settings.model_copy(
-        update={"batch": subject.batch, "input_format": _words(image_format) if image_format else None}
+        update={
+            "batch": benchmark_model.batch,
+            "input_format": _words(image_format) if image_format else None,
+        }
     )
     embedder: Embedder | None = None
     target: Target
     if settings.end_to_end:
-        embedder, target, report = _embedder(subject, plan, image_format or ImageFormat(), settings)
+        embedder, target, report = _embedder(benchmark_model, plan, image_format or ImageFormat(), settings)
         pinned = None
     else:
-        compiled = _compile(core, subject, plan, {})
+        compiled = _compile(core, benchmark_model, plan, {})
         report = describe_execution(compiled, plan, resolved=resolved, core=core)
         pinned = _pinned(compiled)
         alone = settings.scenario == "single-stream"
@@ -137,10 +148,10 @@ def load(
             compiled,
             requests=1 if alone else plan.requests or report.optimal_requests or 1,
             inputs=random_inputs(compiled, seed=settings.seed or 0),
-            items=subject.batch,
+            items=benchmark_model.batch,
         )
-    return Loaded(
-        subject=subject,
+    return LoadedModel(
+        benchmark_model=benchmark_model,
         settings=settings,
         target=target,
         execution=_execution(report, target, pinned),
@@ -156,7 +167,7 @@ def _without_paths(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if not (isinstance(value, str) and os.sep in value)}
 
 
-def _plan(settings: Settings, resolved: ResolvedDevice) -> DevicePlan:
+def _plan(settings: RunSettings, resolved: ResolvedDevice) -> DevicePlan:
     plan = default_plan(
         resolved,
         hint=settings.hint,
@@ -169,24 +180,26 @@ def _plan(settings: Settings, resolved: ResolvedDevice) -> DevicePlan:
     return dataclasses.replace(plan, extra={**plan.extra, **settings.extra})
 
 
-def _compile(core: ov.Core, subject: Subject, plan: DevicePlan, more: dict[str, Any]) -> ov.CompiledModel:
+def _compile(
+    core: ov.Core, benchmark_model: BenchmarkModel, plan: DevicePlan, more: dict[str, Any]
+) -> ov.CompiledModel:
     config = plan.compile_config() | more
     config.pop("CACHE_DIR", None)
     try:
-        return core.compile_model(subject.model, plan.device, config)
+        return core.compile_model(benchmark_model.model, plan.device, config)
     except RuntimeError as error:
         raise DeviceError(
-            f"{subject.path}: {plan.device} cannot compile this model: {reason_of(error)}"
+            f"{benchmark_model.path}: {plan.device} cannot compile this model: {reason_of(error)}"
         ) from error
 
 
 def _embedder(
-    subject: Subject, plan: DevicePlan, image_format: ImageFormat, settings: Settings
+    benchmark_model: BenchmarkModel, plan: DevicePlan, image_format: ImageFormat, settings: RunSettings
 ) -> tuple[Embedder, EmbedderTarget, ExecutionReport]:
-    assert subject.contract is not None  # an image format needs one
-    embedder = Embedder.load(subject.path, plan=plan, image_format=image_format)
+    assert benchmark_model.contract is not None  # an image format needs one
+    embedder = Embedder.load(benchmark_model.path, plan=plan, image_format=image_format)
     random = np.random.default_rng(settings.seed or 0)
-    crop = random.integers(0, 256, image_format.image_shape(subject.contract)).astype(
+    crop = random.integers(0, 256, image_format.image_shape(benchmark_model.contract)).astype(
         _DTYPES[image_format.dtype]
     )
     report = embedder.execution
@@ -221,3 +234,151 @@ def _words(image_format: ImageFormat) -> str:
     size = image_format.size
     shown = "" if size is None else f" {size}" if isinstance(size, str) else f" {size[1]}x{size[0]}"
     return f"{image_format.dtype} {image_format.layout} {image_format.color}{shown}"
+
+
+Done = Callable[[int], None]
+
+
+class Target(Protocol):
+    """What is measured.
+
+    Attributes
+    ----------
+    slots
+        Inferences that may be under way at one time.
+    items
+        Of one inference: its batch.
+    """
+
+    slots: int
+    items: int
+
+    def infer(self) -> None:
+        """Make one inference in this thread, and wait for it."""
+
+    def listen(self, done: Done) -> None:
+        """Have `done(slot)` called, in any thread, whenever an inference of `start` is complete."""
+
+    def start(self, slot: int) -> None:
+        """Begin an inference in a slot, from 0, that has none under way."""
+
+    def failure(self) -> Exception | None:
+        """Why an inference will never be complete; asked when one is overdue."""
+
+
+class OpenVinoTarget:
+    """Infer requests whose inputs are filled once, as benchmark_app has them: no copies, in or out.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        What is measured.
+    requests
+        Infer requests.
+    inputs
+        One array for each input; every request gets a copy.
+    items
+        Of one inference.
+    """
+
+    def __init__(
+        self, compiled: ov.CompiledModel, *, requests: int, inputs: Sequence[np.ndarray], items: int
+    ) -> None:
+        self.slots, self.items = requests, items
+        self._requests = [compiled.create_infer_request() for _ in range(requests)]
+        for request in self._requests:
+            for index, array in enumerate(inputs):
+                request.get_input_tensor(index).data[...] = array
+
+    def infer(self) -> None:
+        """Compute in this thread; outputs are looked at in place."""
+        self._requests[0].infer(share_outputs=True)
+
+    def listen(self, done: Done) -> None:
+        """Set the callback of every request."""
+        for slot, request in enumerate(self._requests):
+            request.set_callback(done, slot)
+
+    def start(self, slot: int) -> None:
+        """Start a request as it is."""
+        self._requests[slot].start_async()
+
+    def failure(self) -> Exception | None:
+        """Ask every request: OpenVINO calls no callback after an error."""
+        for request in self._requests:
+            try:
+                request.wait_for(0)
+            except RuntimeError as error:
+                return InferenceError(f"inference failed: {reason_of(error)}")
+        return None
+
+
+class EmbedderTarget:
+    """An `edgeface.runtime.Embedder`: a crop goes in and an embedding comes out of every inference.
+
+    Parameters
+    ----------
+    embedder
+        What is measured; not closed by this.
+    crop
+        As its `image_format` says.
+    slots
+        Crops that may be under way at one time, those in its queue included.
+    """
+
+    items = 1
+
+    def __init__(self, embedder: Embedder, crop: np.ndarray, *, slots: int) -> None:
+        self.slots = slots
+        self._embedder, self._crop = embedder, crop
+        self._done: Done = lambda slot: None
+        self._failed: Exception | None = None
+
+    def infer(self) -> None:
+        """Embed one crop and wait."""
+        self._embedder.infer(self._crop)
+
+    def listen(self, done: Done) -> None:
+        """Remember whom to call."""
+        self._done = done
+
+    def start(self, slot: int) -> None:
+        """Submit one crop."""
+        self._embedder.submit(self._crop).add_done_callback(lambda future: self._finish(future, slot))
+
+    def failure(self) -> Exception | None:
+        """What the first failed future said."""
+        return self._failed
+
+    def _finish(self, future: Future[np.ndarray], slot: int) -> None:
+        if (error := future.exception()) is None:
+            self._done(slot)
+        elif isinstance(error, Exception):
+            self._failed = error
+
+
+def random_inputs(model: Any, *, seed: int) -> list[np.ndarray]:
+    """Make one array for each input of a static model.
+
+    Pictures, which are inputs of four dimensions with one or three channels, get whole numbers of 0-255; other
+    floating-point inputs 0 to 1; integers and booleans 0 and 1, which are indices into anything.
+
+    Parameters
+    ----------
+    model : openvino.Model or openvino.CompiledModel
+        With static shapes.
+    seed
+        Of the generator.
+    """
+    random = np.random.default_rng(seed)
+    return [_random(port, random) for port in model.inputs]
+
+
+def _random(port: Any, random: np.random.Generator) -> np.ndarray:
+    shape, dtype = tuple(port.shape), np.dtype(port.element_type.to_dtype())
+    picture = len(shape) == 4 and bool({1, 3} & {shape[1], shape[3]})
+    if picture and (dtype.kind == "f" or dtype == np.uint8):
+        return random.integers(0, 256, shape).astype(dtype)
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)

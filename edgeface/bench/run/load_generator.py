@@ -19,9 +19,17 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.bench.run.target import Target
+from edgeface.bench.run.load import Target
 
-__all__ = ["Limits", "Progress", "Recording", "Slots", "Stopper", "Tape", "measuring"]
+__all__ = [
+    "Progress",
+    "Recorder",
+    "Recording",
+    "RunLimits",
+    "Slots",
+    "Stopper",
+    "measuring",
+]
 
 Progress = Callable[[float, int], None]
 """Called now and then with the share of the way that is done and the number of queries so far."""
@@ -33,7 +41,7 @@ _TELL = 200_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RunLimits:
     """How long to measure: until duration and count are both reached, and never longer than the longest.
 
     Attributes
@@ -88,7 +96,7 @@ class Recording:
         return len(self) * self.items / self.wall_s if self.wall_s > 0 else 0.0
 
 
-class Tape:
+class Recorder:
     """Where starts and ends are written while it is measured.
 
     Attributes
@@ -127,8 +135,8 @@ class Tape:
 
 
 @contextlib.contextmanager
-def measuring() -> Iterator[Tape]:
-    """Yield a tape to write on. Ctrl-C is noted on it, for the loop to end by itself; a second one is raised.
+def measuring() -> Iterator[Recorder]:
+    """Yield a recorder to write on. Ctrl-C is noted on it, for the loop to end by itself; a second one is raised.
 
     Raises
     ------
@@ -138,20 +146,20 @@ def measuring() -> Iterator[Tape]:
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
-    tape = Tape()
+    recorder = Recorder()
     try:
-        with _noting_interrupts(tape):
-            yield tape
+        with _noting_interrupts(recorder):
+            yield recorder
     finally:
-        tape.end()
+        recorder.end()
         if enabled:
             gc.enable()
-    if tape.interrupted and not tape.rows:
+    if recorder.interrupted and not recorder.rows:
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _noting_interrupts(tape: Tape) -> Iterator[None]:
+def _noting_interrupts(recorder: Recorder) -> Iterator[None]:
     """Keep Ctrl-C from striking between the taking of a slot and its start, where a slot would be lost."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
@@ -159,7 +167,7 @@ def _noting_interrupts(tape: Tape) -> Iterator[None]:
         return
 
     def note(number: int, frame: object) -> None:
-        tape.interrupted = True
+        recorder.interrupted = True
         signal.signal(signal.SIGINT, usual)
 
     signal.signal(signal.SIGINT, note)
@@ -178,12 +186,12 @@ class Stopper:
         When.
     progress
         Whom to tell.
-    tape
+    recorder
         Ends with it if it was interrupted.
     """
 
-    def __init__(self, limits: Limits, progress: Progress | None, tape: Tape) -> None:
-        self._tape, began = tape, tape.began
+    def __init__(self, limits: RunLimits, progress: Progress | None, recorder: Recorder) -> None:
+        self._tape, began = recorder, recorder.began
         self._least = began + int(limits.duration_s * 1e9)
         self._most = began + int(max(limits.max_duration_s, limits.duration_s) * 1e9)
         self._count, self._began = limits.min_count, began

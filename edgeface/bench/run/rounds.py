@@ -11,18 +11,24 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.run.load import Loaded, load
-from edgeface.bench.run.load_generator import Limits, Recording
+from edgeface.bench.run.load import LoadedModel, load
+from edgeface.bench.run.load_generator import Recording, RunLimits
 from edgeface.bench.run.scenarios import offline, single_stream
-from edgeface.bench.schema import Settings
+from edgeface.bench.schema import RunSettings
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 
-__all__ = ["ModelTiming", "ScenarioTiming", "best_streams", "compare_rounds", "measure_in_turn"]
+__all__ = [
+    "ModelTiming",
+    "ScenarioTiming",
+    "best_streams",
+    "compare_rounds",
+    "measure_in_turn",
+]
 
 _LEAST, _LONGEST = 3, 60.0
 """Fewest queries of one model in one round, unless they take longer than this many seconds."""
 
-_WARM_UP = Limits(duration_s=0.3, min_count=_LEAST, max_duration_s=_LONGEST)
+_WARM_UP = RunLimits(duration_s=0.3, min_count=_LEAST, max_duration_s=_LONGEST)
 
 _Turn = tuple[str, bool]
 """A model's name, and whether it runs the Offline scenario (else SingleStream)."""
@@ -143,7 +149,7 @@ def measure_in_turn(
             name: stack.enter_context(_load(core, path, device, loaded=True, streams=wanted.get(name)))
             for name, path in models.items()
         }
-        turns: dict[_Turn, Loaded] = {(name, False): each for name, each in alone.items()}
+        turns: dict[_Turn, LoadedModel] = {(name, False): each for name, each in alone.items()}
         turns |= {(name, True): each for name, each in loaded.items()}
         recorded = _take_turns(turns, rounds, seconds, progress)
     return {
@@ -166,7 +172,7 @@ def best_streams(
     found: dict[str, int] = {}
     for name, path in models.items():
         with contextlib.ExitStack() as stack:
-            turns: dict[_Turn, Loaded] = {
+            turns: dict[_Turn, LoadedModel] = {
                 (str(choice), True): stack.enter_context(
                     _load(core, path, device, loaded=True, streams=choice)
                 )
@@ -195,8 +201,8 @@ def compare_rounds(first: Sequence[float], second: Sequence[float]) -> int:
 
 def _load(
     core: ov.Core, path: Path, device: str, *, loaded: bool = False, streams: int | None = None
-) -> Loaded:
-    settings = Settings(
+) -> LoadedModel:
+    settings = RunSettings(
         scenario="offline" if loaded else "single-stream",
         device=device,
         hint="THROUGHPUT" if loaded else "LATENCY",
@@ -207,13 +213,13 @@ def _load(
 
 
 def _take_turns(
-    turns: Mapping[_Turn, Loaded], rounds: int, seconds: float, progress: ProgressCallback
+    turns: Mapping[_Turn, LoadedModel], rounds: int, seconds: float, progress: ProgressCallback
 ) -> dict[_Turn, list[Recording]]:
     """Run every turn in every round, after one warm-up turn each."""
     recorded: dict[_Turn, list[Recording]] = {key: [] for key in turns}
     for key, loaded in turns.items():
         _run(key, loaded, _WARM_UP)
-    limits = Limits(duration_s=seconds, min_count=_LEAST, max_duration_s=_LONGEST + seconds)
+    limits = RunLimits(duration_s=seconds, min_count=_LEAST, max_duration_s=_LONGEST + seconds)
     for number in range(rounds):
         order = list(turns) if number % 2 == 0 else list(turns)[::-1]
         for place, key in enumerate(order):
@@ -222,7 +228,7 @@ def _take_turns(
     return recorded
 
 
-def _run(key: _Turn, loaded: Loaded, limits: Limits) -> Recording:
+def _run(key: _Turn, loaded: LoadedModel, limits: RunLimits) -> Recording:
     recording = (offline if key[1] else single_stream)(loaded.target, limits)
     if recording.interrupted:
         raise KeyboardInterrupt

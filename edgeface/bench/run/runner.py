@@ -14,27 +14,38 @@ import openvino as ov
 
 from edgeface.bench.machine.disturbance import watch
 from edgeface.bench.machine.environment import read_environment
-from edgeface.bench.machine.peak import Peak, measure_peak
+from edgeface.bench.machine.peak import Peak, attainable_seconds, measure_peak
 from edgeface.bench.machine.reading import Unknown
-from edgeface.bench.result import BenchmarkResult
+from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.run.benchmark_model import Shapes
-from edgeface.bench.run.executed import ExecutedLayer, time_layers
-from edgeface.bench.run.kiosk import Film, run_kiosk
-from edgeface.bench.run.layers import attainable_seconds, describe_layers, has_eight_bit
-from edgeface.bench.run.load import Loaded, load
-from edgeface.bench.run.load_generator import Limits, Progress, Recording
-from edgeface.bench.run.samples import Samples
+from edgeface.bench.run.executed import (
+    ExecutedLayer,
+    describe_layers,
+    has_eight_bit,
+    time_layers,
+)
+from edgeface.bench.run.kiosk import VideoFile, run_kiosk
+from edgeface.bench.run.load import LoadedModel, load
+from edgeface.bench.run.load_generator import Progress, Recording, RunLimits
 from edgeface.bench.run.scenarios import (
     PERCENTILES,
+    find_rate,
+    is_stationary,
     minimum_count,
     multi_stream,
     offline,
     single_stream,
     warm_up,
 )
-from edgeface.bench.run.server import find_rate
-from edgeface.bench.run.stationarity import is_stationary
-from edgeface.bench.schema import EarlyStopping, Execution, Kiosk, MultiStream, Server, Settings, Validity
+from edgeface.bench.schema import (
+    EarlyStopping,
+    Execution,
+    KioskResult,
+    MultiStreamResult,
+    RunSettings,
+    ServerResult,
+    Validity,
+)
 from edgeface.errors import InputError
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
@@ -43,11 +54,16 @@ from edgeface.stats import early_stopping_estimate, queries_needed, rate_interva
 from edgeface.version import __version__
 from edgeface.vision.detector import Detector
 
-__all__ = ["DEFAULTS", "Extras", "Stage", "benchmark"]
+__all__ = [
+    "DEFAULTS",
+    "Extras",
+    "Stage",
+    "benchmark",
+]
 
 _log = logging.getLogger(__name__)
 
-DEFAULTS = Settings(
+DEFAULTS = RunSettings(
     scenario="single-stream", device="CPU", seed=0, duration_s=20.0, max_duration_s=120.0, warm_up_s=10.0
 )
 """What a run does unless told otherwise."""
@@ -81,7 +97,7 @@ class Extras:
     bound_ms, percentile
         Of the Server scenario: the bound must be given, the percentile is 99 unless it is.
     samples_per_query
-        Of MultiStream; None: 8.
+        Of MultiStreamResult; None: 8.
     film, detector
         Of the kiosk; the detector is not closed.
     peak
@@ -98,7 +114,7 @@ class Extras:
     bound_ms: float | None = None
     percentile: float | None = None
     samples_per_query: int | None = None
-    film: Film | None = None
+    film: VideoFile | None = None
     detector: Detector | None = None
     peak: Peak | bool = True
     layers: bool = True
@@ -110,9 +126,9 @@ class _Measured:
     """What a scenario came to."""
 
     recording: Recording
-    server: Server | None = None
-    multi_stream: MultiStream | None = None
-    kiosk: Kiosk | None = None
+    server: ServerResult | None = None
+    multi_stream: MultiStreamResult | None = None
+    kiosk: KioskResult | None = None
 
 
 @dataclass(slots=True)
@@ -127,7 +143,7 @@ class _Explained:
 
 
 def benchmark(
-    model: Path, settings: Settings = DEFAULTS, *, extras: Extras | None = None, stage: Stage | None = None
+    model: Path, settings: RunSettings = DEFAULTS, *, extras: Extras | None = None, stage: Stage | None = None
 ) -> BenchmarkResult:
     """Run one benchmark.
 
@@ -173,12 +189,12 @@ def benchmark(
         with watch() as watched:
             measured = _measure(loaded, settings, extras, begin("measure"))
         explained = _explain(loaded, extras, begin, interrupted=measured.recording.interrupted)
-        environment = read_environment(watched.moments, core=core, identify=extras.identify)
+        environment = read_environment(watched.snapshots, core=core, identify=extras.identify)
     recording, disturbances = measured.recording, (*watched.verdict.reasons, *explained.disturbances)
     result = BenchmarkResult(
         created=created,
         edgeface=__version__,
-        model=loaded.subject.info,
+        model=loaded.benchmark_model.info,
         environment=environment,
         settings=loaded.settings,
         execution=_execution(loaded, explained),
@@ -186,7 +202,7 @@ def benchmark(
         latency_ms={},
         throughput_fps=None,
         peak=explained.peak,
-        layers=describe_layers(explained.layers, loaded.subject.work, inferences=_PROFILED),
+        layers=describe_layers(explained.layers, loaded.benchmark_model.work, inferences=_PROFILED),
         server=measured.server,
         multi_stream=measured.multi_stream,
         kiosk=measured.kiosk,
@@ -199,9 +215,9 @@ def benchmark(
     return result.model_copy(update=_figures(loaded, measured, explained)) if len(recording) else result
 
 
-def _figures(loaded: Loaded, measured: _Measured, explained: _Explained) -> dict[str, Any]:
+def _figures(loaded: LoadedModel, measured: _Measured, explained: _Explained) -> dict[str, Any]:
     """Everything that is computed from the samples."""
-    recording, subject = measured.recording, loaded.subject
+    recording, benchmark_model = measured.recording, loaded.benchmark_model
     items = recording.items
     estimates, intervals = summarize(recording.latencies_ms)
     throughput = recording.items_per_second
@@ -210,24 +226,26 @@ def _figures(loaded: Loaded, measured: _Measured, explained: _Explained) -> dict
         "latency_interval_ms": intervals,
         "throughput_fps": throughput,
         "cpu_ms": 1e3 * recording.cpu_s / (len(recording) * items),
-        "gflops": subject.info.gflops,
+        "gflops": benchmark_model.info.gflops,
     }
     if measured.kiosk is not None:  # a frame is not an inference of this model
         return figures
     low, high = rate_interval(recording.ends_s)
     figures["throughput_interval"] = (low and low * items, high and high * items)
-    if subject.info.gflops is not None:
-        figures["gflops_per_second"] = subject.info.gflops * throughput
+    if benchmark_model.info.gflops is not None:
+        figures["gflops_per_second"] = benchmark_model.info.gflops * throughput
     if explained.peak is not None:
         precision = loaded.execution.precision
-        least = attainable_seconds(subject.work, explained.peak, explained.layers, precision=precision)
-        figures["efficiency"] = least and least / subject.batch * throughput
+        least = attainable_seconds(
+            benchmark_model.work, explained.peak, explained.layers, precision=precision
+        )
+        figures["efficiency"] = least and least / benchmark_model.batch * throughput
     return figures
 
 
-def _execution(loaded: Loaded, explained: _Explained) -> Execution:
+def _execution(loaded: LoadedModel, explained: _Explained) -> Execution:
     execution = loaded.execution
-    eight = "+i8" if has_eight_bit(explained.layers, loaded.subject.work) else ""
+    eight = "+i8" if has_eight_bit(explained.layers, loaded.benchmark_model.work) else ""
     return execution.model_copy(
         update={
             "precision": execution.precision and execution.precision + eight,
@@ -236,7 +254,7 @@ def _execution(loaded: Loaded, explained: _Explained) -> Execution:
     )
 
 
-def _complete(settings: Settings, extras: Extras) -> Settings:
+def _complete(settings: RunSettings, extras: Extras) -> RunSettings:
     """Fill in defaults, and refuse what does not go together."""
     scenario = settings.scenario
     for owner, names in _BELONGS.items():
@@ -273,9 +291,11 @@ def _complete(settings: Settings, extras: Extras) -> Settings:
     return settings.model_copy(update={"end_to_end": settings.end_to_end or scenario == "kiosk"})
 
 
-def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progress | None) -> _Measured:
+def _measure(
+    loaded: LoadedModel, settings: RunSettings, extras: Extras, progress: Progress | None
+) -> _Measured:
     assert settings.duration_s is not None and settings.min_count is not None  # noqa: PT018
-    limits = Limits(
+    limits = RunLimits(
         duration_s=settings.duration_s,
         min_count=settings.min_count,
         max_duration_s=settings.max_duration_s or settings.duration_s,
@@ -287,7 +307,9 @@ def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progr
         return _Measured(recording=offline(target, limits, progress))
     if settings.scenario == "multi-stream":
         recording = multi_stream(target, limits, progress, samples=extras.samples_per_query or 8)
-        return _Measured(recording=recording, multi_stream=MultiStream(samples_per_query=recording.items))
+        return _Measured(
+            recording=recording, multi_stream=MultiStreamResult(samples_per_query=recording.items)
+        )
     if settings.scenario == "server":
         assert extras.bound_ms is not None
         server, recording = find_rate(
@@ -305,7 +327,7 @@ def _measure(loaded: Loaded, settings: Settings, extras: Extras, progress: Progr
     return _Measured(recording=recording, kiosk=kiosk)
 
 
-def _explain(loaded: Loaded, extras: Extras, stage: Stage, *, interrupted: bool) -> _Explained:
+def _explain(loaded: LoadedModel, extras: Extras, stage: Stage, *, interrupted: bool) -> _Explained:
     """Time the layers and measure the peak, each by itself, so that neither has a share in the measurement."""
     explained = _Explained(interrupted=interrupted)
     if interrupted:
@@ -335,7 +357,7 @@ def _explain(loaded: Loaded, extras: Extras, stage: Stage, *, interrupted: bool)
 
 
 def _validity(
-    recording: Recording, settings: Settings, extras: Extras, warmth: tuple[float, bool]
+    recording: Recording, settings: RunSettings, extras: Extras, warmth: tuple[float, bool]
 ) -> Validity:
     scenario, latencies = settings.scenario, recording.latencies_ms
     percentile = extras.percentile or PERCENTILES.get(scenario)

@@ -20,15 +20,21 @@ from edgeface.bench.machine.hardware import read_machine
 from edgeface.bench.machine.peak import Peak
 from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
-from edgeface.bench.run.benchmark_model import Shapes, read_subject
+from edgeface.bench.run.benchmark_model import Shapes, read_benchmark_model
 from edgeface.bench.run.runner import DEFAULTS, Extras, Stage, benchmark
-from edgeface.bench.schema import ModelInfo, Scenario, Settings
+from edgeface.bench.schema import ModelInfo, RunSettings, Scenario
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.files import write_atomically
 from edgeface.runtime import DevicePlan
 from edgeface.runtime.devices import DeviceInfo, list_devices, resolve_device, split_device
 
-__all__ = ["Axes", "Left", "Step", "Sweep", "sweep"]
+__all__ = [
+    "SkippedRun",
+    "Sweep",
+    "SweepAxes",
+    "SweepStep",
+    "sweep",
+]
 
 SETTINGS_NAME = "sweep.json"
 """What a folder's results have in common."""
@@ -38,7 +44,7 @@ _SCHEMA = "edgeface.sweep/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Axes:
+class SweepAxes:
     """What is combined with what; None: left to the device.
 
     Attributes
@@ -56,7 +62,7 @@ class Axes:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SweepStep:
     """One run that is about to begin, or was found done: its name, and how many of how many it is."""
 
     name: str
@@ -66,7 +72,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class SkippedRun:
     """A configuration that was not measured, and why."""
 
     name: str
@@ -92,9 +98,9 @@ class Sweep:
     """
 
     results: dict[str, BenchmarkResult]
-    skipped: tuple[Left, ...]
-    failed: tuple[Left, ...]
-    absent: tuple[Left, ...]
+    skipped: tuple[SkippedRun, ...]
+    failed: tuple[SkippedRun, ...]
+    absent: tuple[SkippedRun, ...]
     best: dict[str, tuple[str, Path]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,8 +133,8 @@ class _Found:
 
     results: dict[str, BenchmarkResult] = field(default_factory=dict)
     plans: dict[str, DevicePlan] = field(default_factory=dict)
-    skipped: list[Left] = field(default_factory=list)
-    failed: list[Left] = field(default_factory=list)
+    skipped: list[SkippedRun] = field(default_factory=list)
+    failed: list[SkippedRun] = field(default_factory=list)
     peaks: dict[str, Peak] = field(default_factory=dict)
 
 
@@ -136,11 +142,11 @@ def sweep(
     model: Path,
     folder: Path,
     *,
-    axes: Axes | None = None,
-    settings: Settings = DEFAULTS,
+    axes: SweepAxes | None = None,
+    settings: RunSettings = DEFAULTS,
     shapes: Shapes | None = None,
     peak: bool = True,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[SweepStep], None] = lambda step: None,
     stage: Stage | None = None,
 ) -> Sweep:
     """Measure every combination, and write the plans that are best for latency and for throughput.
@@ -175,9 +181,9 @@ def sweep(
     KeyboardInterrupt
         On Ctrl-C; the run that was interrupted is dropped, those before it stay.
     """
-    axes = axes or Axes()
+    axes = axes or SweepAxes()
     core = ov.Core()
-    _keep_settings(folder, read_subject(model, core=core, shapes=shapes).info, settings)
+    _keep_settings(folder, read_benchmark_model(model, core=core, shapes=shapes).info, settings)
     present, absent = _present(axes.devices, core)
     if not present:
         raise DeviceError("; ".join(each.reason for each in absent))
@@ -187,12 +193,12 @@ def sweep(
     for name, options in _combinations(present, axes):
         plan, reason = _plan(options, capabilities)
         if plan is None:
-            found.skipped.append(Left(name, reason))
+            found.skipped.append(SkippedRun(name, reason))
         else:
             runs += [(f"{name}/{scenario}", plan, scenario) for scenario in SCENARIOS]
     for number, (name, plan, scenario) in enumerate(runs, 1):
         known = _read(folder / name)
-        on_step(Step(name, number, len(runs), known is not None))
+        on_step(SweepStep(name, number, len(runs), known is not None))
         asked = settings.model_copy(update=_settings(plan, scenario))
         extras = Extras(shapes=shapes, peak=found.peaks.get(plan.device, peak), layers=False)
         result = known or _measure(model, asked, name, found, extras=extras, stage=stage)
@@ -219,22 +225,22 @@ def sweep(
 
 
 def _measure(
-    model: Path, asked: Settings, name: str, found: _Found, *, extras: Extras, stage: Stage | None
+    model: Path, asked: RunSettings, name: str, found: _Found, *, extras: Extras, stage: Stage | None
 ) -> BenchmarkResult | None:
     try:
         result = benchmark(model, asked, extras=extras, stage=stage)
     except InputError as error:
-        found.skipped.append(Left(name, str(error)))
+        found.skipped.append(SkippedRun(name, str(error)))
         return None
     except (DeviceError, InferenceError) as error:
-        found.failed.append(Left(name, str(error)))
+        found.failed.append(SkippedRun(name, str(error)))
         return None
     if result.partial:
         raise KeyboardInterrupt
     return result
 
 
-def _present(devices: Sequence[str], core: ov.Core) -> tuple[dict[str, str], list[Left]]:
+def _present(devices: Sequence[str], core: ov.Core) -> tuple[dict[str, str], list[SkippedRun]]:
     """Names as they were given, with OpenVINO's; and those that are not there."""
     present: dict[str, str] = {}
     absent = []
@@ -242,11 +248,11 @@ def _present(devices: Sequence[str], core: ov.Core) -> tuple[dict[str, str], lis
         try:
             present[device] = resolve_device(device, core=core).device
         except DeviceError as error:
-            absent.append(Left(device, str(error)))
+            absent.append(SkippedRun(device, str(error)))
     return present, absent
 
 
-def _combinations(devices: dict[str, str], axes: Axes) -> list[tuple[str, dict[str, Any]]]:
+def _combinations(devices: dict[str, str], axes: SweepAxes) -> list[tuple[str, dict[str, Any]]]:
     combined = []
     for device, hint, precision, streams, requests, batch in itertools.product(
         devices, axes.hints, axes.precisions, axes.streams, axes.requests, axes.batches
@@ -295,7 +301,7 @@ def _settings(plan: DevicePlan, scenario: Scenario) -> dict[str, Any]:
     return {**asked, "scenario": scenario, "batch": plan.batch_buckets[0]}
 
 
-def _keep_settings(folder: Path, model: ModelInfo, settings: Settings) -> None:
+def _keep_settings(folder: Path, model: ModelInfo, settings: RunSettings) -> None:
     """Write what all results of the folder share, or refuse if it holds those of something else."""
     lengths = ("duration_s", "min_count", "max_duration_s", "warm_up_s", "seed")
     cpu = read_machine().cpu_model

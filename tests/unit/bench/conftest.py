@@ -17,7 +17,7 @@ class Service:
     Parameters
     ----------
     slots, items
-        As `edgeface.bench.run.target.Target` has them.
+        As `edgeface.bench.run.load.Target` has them.
     fail_at, interrupt_at
         The inference, from 0, that never completes, and the one at whose start Ctrl-C comes.
     """

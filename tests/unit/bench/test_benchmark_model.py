@@ -10,7 +10,7 @@ import openvino as ov
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes, read_subject
+from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes, read_benchmark_model
 from edgeface.errors import ContractError, EdgeFaceError, InputError, ModelFormatError
 from edgeface.model.opset import ops
 from edgeface.runtime import ImageFormat
@@ -33,35 +33,39 @@ def test_work_is_that_of_one_item_whatever_the_batch(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [-1, 3, 10, 20])
     macs = 10 * 20 * 4 * 3
     for batch in (None, 1, 5):
-        subject = read_subject(path, core=CORE, batch=batch)
-        assert subject.info.gflops_mac2 == pytest.approx(2 * macs / 1e9)
-        assert subject.batch == (batch or 1)
-        assert subject.info.inputs == {"image": (batch or 1, 3, 10, 20)}
-    assert subject.info.parameters == 12
-    assert subject.info.name == "conv"
-    assert (subject.info.format, subject.info.precision, subject.info.contract_id) == ("ir", "FP32", None)
+        benchmark_model = read_benchmark_model(path, core=CORE, batch=batch)
+        assert benchmark_model.info.gflops_mac2 == pytest.approx(2 * macs / 1e9)
+        assert benchmark_model.batch == (batch or 1)
+        assert benchmark_model.info.inputs == {"image": (batch or 1, 3, 10, 20)}
+    assert benchmark_model.info.parameters == 12
+    assert benchmark_model.info.name == "conv"
+    assert (
+        benchmark_model.info.format,
+        benchmark_model.info.precision,
+        benchmark_model.info.contract_id,
+    ) == ("ir", "FP32", None)
     digest = hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes())
-    assert subject.info.digest == digest.hexdigest()
+    assert benchmark_model.info.digest == digest.hexdigest()
 
 
 def test_a_fixed_batch_is_kept_unless_another_is_asked_for(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [2, 3, 8, 8])
-    assert read_subject(path, core=CORE).batch == 2
-    assert read_subject(path, core=CORE, batch=3).batch == 3
+    assert read_benchmark_model(path, core=CORE).batch == 2
+    assert read_benchmark_model(path, core=CORE, batch=3).batch == 3
 
 
 def test_half_precision_weights_are_told(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [1, 3, 8, 8], kernels=64, f16=True)
-    assert read_subject(path, core=CORE).info.precision == "FP16"
+    assert read_benchmark_model(path, core=CORE).info.precision == "FP16"
 
 
 def test_dynamic_sizes_need_a_shape_and_take_it(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [-1, 3, -1, -1])
     with pytest.raises(InputError, match=r"--shape 'image\[1,3,224,224\]'"):
-        read_subject(path, core=CORE)
+        read_benchmark_model(path, core=CORE)
     for shapes in ({"image": (1, 3, 6, 7)}, {"": (1, 3, 6, 7)}):
-        subject = read_subject(path, core=CORE, shapes=shapes, batch=2)
-        assert subject.info.inputs == {"image": (2, 3, 6, 7)}
+        benchmark_model = read_benchmark_model(path, core=CORE, shapes=shapes, batch=2)
+        assert benchmark_model.info.inputs == {"image": (2, 3, 6, 7)}
 
 
 @pytest.mark.parametrize(
@@ -76,21 +80,21 @@ def test_shapes_that_do_not_fit_are_named(
 ) -> None:
     path = write_convolution(tmp_path / "conv.xml", [-1, 3, 8, 8])
     with pytest.raises(InputError, match=message):
-        read_subject(path, core=CORE, shapes=shapes)
+        read_benchmark_model(path, core=CORE, shapes=shapes)
 
 
 def test_a_contract_names_the_model_and_allows_image_formats(tmp_path: Path) -> None:
     path = write_tiny_ir(tmp_path)
-    subject = read_subject(path, core=CORE, image_format=ImageFormat(size=(48, 64)), batch=2)
-    assert subject.contract is not None
-    assert subject.info.contract_id == subject.contract.contract_id
-    assert subject.info.inputs == {"image": (2, 48, 64, 3)}
-    bare = read_subject(path, core=CORE, batch=2)
-    assert subject.info.gflops == bare.info.gflops  # the model's own, without the adapter's
-    assert subject.work.gflops_omz > bare.work.gflops_omz
+    benchmark_model = read_benchmark_model(path, core=CORE, image_format=ImageFormat(size=(48, 64)), batch=2)
+    assert benchmark_model.contract is not None
+    assert benchmark_model.info.contract_id == benchmark_model.contract.contract_id
+    assert benchmark_model.info.inputs == {"image": (2, 48, 64, 3)}
+    bare = read_benchmark_model(path, core=CORE, batch=2)
+    assert benchmark_model.info.gflops == bare.info.gflops  # the model's own, without the adapter's
+    assert benchmark_model.work.gflops_omz > bare.work.gflops_omz
     plain = write_convolution(tmp_path / "conv.xml", [1, 3, 8, 8])
     with pytest.raises(ContractError, match="edgeface adopt"):
-        read_subject(plain, core=CORE, image_format=ImageFormat())
+        read_benchmark_model(plain, core=CORE, image_format=ImageFormat())
 
 
 @pytest.mark.parametrize(
@@ -108,14 +112,14 @@ def test_what_is_no_model_is_named(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
-        read_subject(tmp_path / name, core=CORE)
+        read_benchmark_model(tmp_path / name, core=CORE)
 
 
 def test_a_truncated_ir_is_named(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [1, 3, 8, 8])
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelFormatError, match=r"conv\.xml: OpenVINO cannot read this model"):
-        read_subject(path, core=CORE)
+        read_benchmark_model(path, core=CORE)
 
 
 def test_shapes_are_read_as_benchmark_app_has_them() -> None:

@@ -10,9 +10,17 @@ import pytest
 import scipy.stats
 from made_results import latencies, made_result
 
-from edgeface.bench.compare import ratio_interval as effect
 from edgeface.bench.compare.comparable import Side, read_side
-from edgeface.bench.compare.comparison import Comparison, compare, judge
+from edgeface.bench.compare.comparison import (
+    Comparison,
+    compare,
+    judge,
+    middle,
+    of_latency,
+    of_pairs,
+    of_runs,
+    ratio,
+)
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.errors import InputError
 
@@ -64,10 +72,10 @@ def test_intervals_hold_the_true_ratio_at_their_rate() -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         first, second = (
-            effect.of_latency(latencies("correlated", rng, 400) * scale, 0.5, confidence=0.95)
+            of_latency(latencies("correlated", rng, 400) * scale, 0.5, confidence=0.95)
             for scale in (1.0, 1.1)
         )
-        low, high = effect.ratio(first, second).interval
+        low, high = ratio(first, second).interval
         held += low <= 1.1 <= high
     assert held >= 0.95 * 300 - 3 * np.sqrt(300 * 0.95 * 0.05)
 
@@ -98,10 +106,10 @@ def test_repeated_runs_are_compared_as_scipy_does() -> None:
     rng = np.random.default_rng(1)
     first, second = rng.lognormal(3, 0.1, 4), rng.lognormal(3.1, 0.2, 4)
     expected = scipy.stats.ttest_rel(np.log(second), np.log(first)).confidence_interval(0.9)
-    found = effect.of_pairs(first, second, confidence=0.9)
+    found = of_pairs(first, second, confidence=0.9)
     np.testing.assert_allclose(np.log(found.interval), expected, rtol=1e-6)
-    assert found.value == pytest.approx(effect.middle(second) / effect.middle(first))
-    spread = effect.of_runs(first, [*second, *second], confidence=0.9).interval
+    assert found.value == pytest.approx(middle(second) / middle(first))
+    spread = of_runs(first, [*second, *second], confidence=0.9).interval
     # Welch's degrees of freedom are rounded down, so that the interval is never narrower than scipy's.
     expected = scipy.stats.ttest_ind(np.log([*second, *second]), np.log(first), equal_var=False)
     low, high = expected.confidence_interval(0.9)

@@ -19,13 +19,13 @@ from profiles import examples
 from edgeface.bench.machine import disturbance
 from edgeface.bench.machine.disturbance import Disturbance, judge, watch
 from edgeface.bench.machine.reading import Unknown, known
-from edgeface.bench.machine.snapshot import Moment, observe, stretch
+from edgeface.bench.machine.snapshot import Snapshot, summarize_interval, take_snapshot
 
-QUIET = observe()
+QUIET = take_snapshot()
 CPUS = 4
 
 
-def samples(count: int, change: Callable[[int], dict[str, Any]], *, seconds: float = 0.5) -> list[Moment]:
+def samples(count: int, change: Callable[[int], dict[str, Any]], *, seconds: float = 0.5) -> list[Snapshot]:
     """Samples of a machine of 4 CPUs on which only the run works, on one of them; `change` by sample number."""
     made = []
     for number in range(count):
@@ -130,7 +130,7 @@ def test_a_processor_that_slows_down_while_the_run_waits_is_not() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda n: {"throttle_count": 7 + (n > 5)}, "the processor was slowed down for heat 1 times"),
+        (lambda n: {"throttle_count": 7 + (n > 5)}, "the processor was throttled for heat 1 times"),
         (
             lambda n: {"quota_throttled_s": 3.0 + 0.1 * n},
             "the run waited for the container's CPU quota for 2.00 s of 10.0 s (more than 1%)",
@@ -145,7 +145,7 @@ def test_a_processor_that_slows_down_while_the_run_waits_is_not() -> None:
         ),
         (
             lambda n: {"clock_s": 1000.0 + 0.5 * n + (30 if n > 9 else 0)},
-            "this process or the machine stood still for 30.0 s",
+            "this process or the machine was stopped for 30.0 s",
         ),
     ],
 )
@@ -200,7 +200,7 @@ def watched(seconds: float) -> tuple[Disturbance, float]:
     """Verdict on a run that sleeps, and the CPUs that others kept busy during it."""
     with watch(interval=0.1) as run:
         time.sleep(seconds)
-    return run.verdict, known(stretch(run.moments).other_cpus) or 0.0
+    return run.verdict, known(summarize_interval(run.snapshots).other_cpus) or 0.0
 
 
 @pytest.mark.alone
@@ -228,22 +228,22 @@ def test_a_child_that_burns_a_core_is_the_runs_own_work() -> None:
     finally:
         child.kill()
         child.wait()
-    own = (known(run.moments[-1].own_cpu_s) or 0.0) - (known(run.moments[0].own_cpu_s) or 0.0)
+    own = (known(run.snapshots[-1].own_cpu_s) or 0.0) - (known(run.snapshots[0].own_cpu_s) or 0.0)
     # Some of the child's time was spent before the first sample: starting an interpreter.
     assert own > 0.5 * spent > 0
 
 
 @pytest.mark.alone
 def test_samples_come_at_the_interval_and_both_ends_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cheap(root: Path) -> Moment:
+    def cheap(root: Path) -> Snapshot:
         return QUIET.model_copy(update={"clock_s": time.monotonic()})
 
     # On a machine at its limit the real one is dear, and samples are further apart.
-    monkeypatch.setattr(disturbance, "observe", cheap)
+    monkeypatch.setattr(disturbance, "take_snapshot", cheap)
     before = time.monotonic()
     with watch(interval=0.05) as run:
         time.sleep(0.5)
-    clocks = [moment.clock_s for moment in run.moments]
+    clocks = [moment.clock_s for moment in run.snapshots]
     assert clocks == sorted(clocks)
     assert before <= clocks[0]
     assert clocks[-1] - clocks[0] >= 0.5
@@ -252,20 +252,20 @@ def test_samples_come_at_the_interval_and_both_ends_are_there(monkeypatch: pytes
 
 @pytest.mark.alone
 def test_watching_slows_down_where_looking_is_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
-    def expensive(root: Path) -> Moment:
+    def expensive(root: Path) -> Snapshot:
         end = time.thread_time() + 0.01
         while time.thread_time() < end:
             pass
         return QUIET
 
-    monkeypatch.setattr(disturbance, "observe", expensive)
+    monkeypatch.setattr(disturbance, "take_snapshot", expensive)
     with watch(interval=0.01) as run:
         time.sleep(0.6)
     # 10 ms at one per cent: once a second. Without the limit there would be 30 samples.
-    assert len(run.moments) <= 4
+    assert len(run.snapshots) <= 4
 
 
 def test_the_last_sample_is_taken_when_the_run_fails() -> None:
     with pytest.raises(ZeroDivisionError), watch() as run:
         _ = 1 / 0
-    assert len(run.moments) == 2
+    assert len(run.snapshots) == 2

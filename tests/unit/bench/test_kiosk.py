@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.run.kiosk import Film, run_kiosk
+from edgeface.bench.run.kiosk import VideoFile, run_kiosk
 from edgeface.errors import InputError
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(120)
 RATE, FRAMES = 20.0, 8
 
 
@@ -39,26 +39,26 @@ class OneFace:
 
 
 @pytest.fixture
-def film(tmp_path: Path) -> Film:
+def film(tmp_path: Path) -> VideoFile:
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), RATE, (160, 120))
     random = np.random.default_rng(0)
     for _ in range(FRAMES):
         writer.write(random.integers(0, 256, (120, 160, 3)).astype(np.uint8))
     writer.release()
-    return Film.open(path)
+    return VideoFile.open(path)
 
 
-def test_a_film_tells_its_rate_and_length(film: Film, tmp_path: Path) -> None:
+def test_a_film_tells_its_rate_and_length(film: VideoFile, tmp_path: Path) -> None:
     assert film.rate == RATE
     assert film.frames == FRAMES
     (tmp_path / "no.avi").write_bytes(b"no film")
     for path in (tmp_path / "no.avi", tmp_path / "absent.avi"):
         with pytest.raises(InputError, match="expected a video with a frame rate"):
-            Film.open(path)
+            VideoFile.open(path)
 
 
-def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film: Film) -> None:
+def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film: VideoFile) -> None:
     count = 2 * FRAMES + 3
     with film.play(seconds=count / RATE) as source:
         seen = [(frame.index, frame.timestamp, time.perf_counter()) for frame in source]
@@ -71,7 +71,7 @@ def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film:
 
 
 @pytest.mark.slow
-def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(film: Film, tmp_path: Path) -> None:
+def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(film: VideoFile, tmp_path: Path) -> None:
     told: list[float] = []
     with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
         slow = Pipeline(OneFace(2.5 / RATE), embedder, tracker=Tracker(), prefetch=1)  # type: ignore[arg-type]

@@ -12,20 +12,21 @@ from made_results import LAYERS, PEAK, latencies, made_result
 
 from edgeface.bench.compare.comparable import Side
 from edgeface.bench.compare.comparison import compare
-from edgeface.bench.report import Entry, read_entries, write_report
-from edgeface.bench.report.layer_plots import roofline_plot, top_layers
+from edgeface.bench.report import ReportEntry, read_entries, write_report
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot
-from edgeface.bench.report.run_plots import run_plots
+from edgeface.bench.report.run_plots import roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import COLUMNS
 from edgeface.errors import InputError
 
 SERIES = latencies("outliers", np.random.default_rng(0), 800)
 
 
-def entries() -> list[Entry]:
+def entries() -> list[ReportEntry]:
     return [
-        Entry("plain", made_result(SERIES, efficiency=0.41, layers=LAYERS, peak=PEAK)),
-        Entry('a|b, "c"\n*d*', made_result(SERIES * 1.3, disturbed=True, disturbances=["x|y"], partial=True)),
+        ReportEntry("plain", made_result(SERIES, efficiency=0.41, layers=LAYERS, peak=PEAK)),
+        ReportEntry(
+            'a|b, "c"\n*d*', made_result(SERIES * 1.3, disturbed=True, disturbances=["x|y"], partial=True)
+        ),
     ]
 
 
@@ -74,7 +75,10 @@ def test_markdown_tables_keep_their_cells_whatever_the_names(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_compared_is_reported_without_a_comparison(tmp_path: Path) -> None:
-    others = [Entry("a", made_result(SERIES)), Entry("b", made_result(SERIES, settings={"batch": 4}))]
+    others = [
+        ReportEntry("a", made_result(SERIES)),
+        ReportEntry("b", made_result(SERIES, settings={"batch": 4})),
+    ]
     for suffix in ("html", "md"):
         write_report(others, tmp_path / f"r.{suffix}")
         text = (tmp_path / f"r.{suffix}").read_text()
@@ -97,7 +101,7 @@ def test_what_cannot_be_compared_is_reported_without_a_comparison(tmp_path: Path
     ],
 )
 def test_a_page_is_made_of_what_there_is(parts: dict, tmp_path: Path) -> None:
-    write_report([Entry("a", made_result(SERIES, **parts))], tmp_path / "r.html")
+    write_report([ReportEntry("a", made_result(SERIES, **parts))], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == (0 if "samples" in parts else 4)
     assert ("Partial." in page) == ("partial" in parts)
@@ -145,7 +149,7 @@ def test_the_slowest_layers_come_first() -> None:
 
 def test_a_heat_map_has_a_cell_a_setting_and_marks_the_best() -> None:
     grid = [
-        Entry(
+        ReportEntry(
             f"s{s}b{b}",
             made_result(SERIES[:50] / s, settings={"streams": s, "batch": b, "scenario": "offline"}),
         )
@@ -165,7 +169,7 @@ def test_a_heat_map_has_a_cell_a_setting_and_marks_the_best() -> None:
 
 def test_rows_are_named_by_what_tells_them_apart() -> None:
     named = [
-        Entry(name, made_result(SERIES[:50]))
+        ReportEntry(name, made_result(SERIES[:50]))
         for name in ("CPU_throughput_streams-1/offline", "CPU_throughput_streams-2/offline")
     ]
     assert [mark.words for mark in throughput_plot(named).frame.y.marks] == [
@@ -197,7 +201,7 @@ def test_other_suffixes_and_no_results_are_refused(tmp_path: Path) -> None:
 def test_doubts_keep_their_capitals_and_what_is_absent_has_no_unit(tmp_path: Path) -> None:
     made = made_result(SERIES, disturbed=True, disturbances=["other processes kept 1.52 CPUs busy"])
     short = made.model_copy(update={"latency_ms": {"p50": 5.0}, "latency_interval_ms": {}})
-    write_report([Entry("a", made), Entry("b", short)], tmp_path / "r.html")
+    write_report([ReportEntry("a", made), ReportEntry("b", short)], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "It was disturbed: other processes kept 1.52 CPUs busy" in page
     assert "5.000 ms" in page
@@ -205,11 +209,11 @@ def test_doubts_keep_their_capitals_and_what_is_absent_has_no_unit(tmp_path: Pat
 
 
 def test_of_a_sweep_the_latency_alone_and_the_throughput_under_load_are_shown_in_full(tmp_path: Path) -> None:
-    def made(number: int, scenario: str) -> Entry:
+    def made(number: int, scenario: str) -> ReportEntry:
         # Under load the times of a request are shorter here, as those of several streams on a busy machine may be.
         series = SERIES[:50] * (1 + number / 10) * (0.5 if scenario == "offline" else 1)
         settings = {"streams": 1 + number, "batch": 1 + number % 2, "scenario": scenario}
-        return Entry(f"{number}/{scenario}", made_result(series, settings=settings))
+        return ReportEntry(f"{number}/{scenario}", made_result(series, settings=settings))
 
     found = [made(number, scenario) for number in range(4) for scenario in ("single-stream", "offline")]
     write_report(found, tmp_path / "r.html")
@@ -217,9 +221,9 @@ def test_of_a_sweep_the_latency_alone_and_the_throughput_under_load_are_shown_in
 
 
 def test_results_of_several_models_are_no_sweep() -> None:
-    def grid(digests: str) -> list[Entry]:
+    def grid(digests: str) -> list[ReportEntry]:
         return [
-            Entry(
+            ReportEntry(
                 f"{index}",
                 made_result(
                     SERIES[:50],
@@ -271,5 +275,5 @@ def test_every_rate_that_a_server_was_tried_at_is_told(tmp_path: Path) -> None:
     ]
     server = {"bound_ms": 80.0, "percentile": 99.0, "rate": 15.0, "tries": tries}
     made = made_result(SERIES, settings={"scenario": "server"}, server=server)
-    write_report([Entry("a", made)], tmp_path / "r.html")
+    write_report([ReportEntry("a", made)], tmp_path / "r.html")
     assert "15.0/s met, 60.0 ms; 25.0/s not met, 100 ms" in (tmp_path / "r.html").read_text()

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgeface.bench.result import SCHEMA, BenchmarkResult, upgrade
-from edgeface.bench.run.samples import Samples
-from edgeface.bench.schema import Execution, ModelInfo, Settings
+from edgeface.bench.result import SCHEMA, BenchmarkResult, Samples, upgrade
+from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError, OutputError
 
 
@@ -42,7 +41,7 @@ def result() -> BenchmarkResult:
             inputs={"image": (1, 3, 32, 32)},
         ),
         environment=None,
-        settings=Settings(scenario="single-stream", device="CPU"),
+        settings=RunSettings(scenario="single-stream", device="CPU"),
         execution=Execution(
             devices=("CPU",),
             full_names=("A CPU",),

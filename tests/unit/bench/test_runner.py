@@ -15,11 +15,11 @@ from tiny_ir import write_tiny_ir
 
 from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.run.load_generator import Limits
+from edgeface.bench.run.load import OpenVinoTarget, random_inputs
+from edgeface.bench.run.load_generator import RunLimits
 from edgeface.bench.run.runner import DEFAULTS, Extras, benchmark
 from edgeface.bench.run.scenarios import offline, single_stream
-from edgeface.bench.run.target import OpenVinoTarget, random_inputs
-from edgeface.bench.schema import Settings
+from edgeface.bench.schema import RunSettings
 from edgeface.errors import ContractError, DeviceError, InferenceError, InputError
 from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, ImageFormat
@@ -30,7 +30,7 @@ PLAIN = Extras(peak=False)
 OLD = ov.__version__.startswith("2024")
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> RunSettings:
     return DEFAULTS.model_copy(update={**QUICK, **changes})
 
 
@@ -251,4 +251,4 @@ def test_an_inference_that_fails_is_raised_although_openvino_calls_nobody(load: 
     compiled = ov.Core().compile_model(model, "CPU")
     target = OpenVinoTarget(compiled, requests=2, inputs=[np.zeros(4, np.float32)], items=1)
     with pytest.raises((InferenceError, RuntimeError), match="overheated"):
-        load(target, Limits(duration_s=30.0, min_count=1, max_duration_s=30.0))
+        load(target, RunLimits(duration_s=30.0, min_count=1, max_duration_s=30.0))

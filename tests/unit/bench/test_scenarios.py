@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeface.bench.run.load_generator import Limits, Recording, measuring
+from edgeface.bench.run.load_generator import Recording, RunLimits, measuring
 from edgeface.bench.run.scenarios import minimum_count, multi_stream, offline, single_stream, warm_up
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 LOADS = [single_stream, multi_stream, offline]
-SHORT = Limits(duration_s=0.05, min_count=5, max_duration_s=60.0)
+SHORT = RunLimits(duration_s=0.05, min_count=5, max_duration_s=60.0)
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -24,7 +24,7 @@ def test_both_duration_and_count_are_reached(
     service: Any, load: Callable[..., Recording], duration_s: float, min_count: int
 ) -> None:
     recording = load(
-        service(0.002, slots=2), Limits(duration_s=duration_s, min_count=min_count, max_duration_s=60.0)
+        service(0.002, slots=2), RunLimits(duration_s=duration_s, min_count=min_count, max_duration_s=60.0)
     )
     assert recording.wall_s >= duration_s
     assert len(recording) >= min_count
@@ -35,7 +35,7 @@ def test_both_duration_and_count_are_reached(
 def test_the_longest_duration_ends_a_run_that_misses_its_count(
     service: Any, load: Callable[..., Recording]
 ) -> None:
-    recording = load(service(0.002, slots=2), Limits(duration_s=0.05, min_count=10**9, max_duration_s=0.1))
+    recording = load(service(0.002, slots=2), RunLimits(duration_s=0.05, min_count=10**9, max_duration_s=0.1))
     assert 0 < len(recording) < 10**9
 
 
@@ -49,7 +49,7 @@ def test_single_stream_has_no_time_between_its_queries(service: Any) -> None:
 
 def test_offline_keeps_every_slot_busy(service: Any) -> None:
     target = service(0.002, slots=4, items=3)
-    recording = offline(target, Limits(duration_s=0.1, min_count=40, max_duration_s=60.0))
+    recording = offline(target, RunLimits(duration_s=0.1, min_count=40, max_duration_s=60.0))
     assert target.most_at_once == 4
     assert len(recording) == target.started
     assert recording.items_per_second == pytest.approx(3 * len(recording) / recording.wall_s)
@@ -69,7 +69,7 @@ def test_a_multi_stream_query_lasts_until_its_last_sample(service: Any) -> None:
 @pytest.mark.parametrize("load", LOADS)
 def test_ctrl_c_keeps_what_was_measured(service: Any, load: Callable[..., Recording]) -> None:
     target = service(0.001, slots=2, interrupt_at=48)
-    recording = load(target, Limits(duration_s=60.0, min_count=1, max_duration_s=60.0))
+    recording = load(target, RunLimits(duration_s=60.0, min_count=1, max_duration_s=60.0))
     assert recording.interrupted
     # What is under way is finished: the query of the 49th inference, and in multi-stream the rest of its samples.
     assert len(recording) == (56 // 8 if load is multi_stream else 49)
@@ -78,10 +78,10 @@ def test_ctrl_c_keeps_what_was_measured(service: Any, load: Callable[..., Record
 
 
 def interrupt_twice() -> None:
-    with measuring() as tape:
-        tape.rows.append((0, 1))
+    with measuring() as recorder:
+        recorder.rows.append((0, 1))
         signal.raise_signal(signal.SIGINT)
-        assert tape.interrupted
+        assert recorder.interrupted
         signal.raise_signal(signal.SIGINT)
 
 
@@ -125,7 +125,7 @@ def test_progress_goes_up_to_the_end(service: Any) -> None:
     told: list[tuple[float, int]] = []
     single_stream(
         service(0.001),
-        Limits(duration_s=0.7, min_count=1, max_duration_s=60.0),
+        RunLimits(duration_s=0.7, min_count=1, max_duration_s=60.0),
         lambda *each: told.append(each),
     )
     assert len(told) >= 2

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgeface.bench.run.load_generator import Limits
-from edgeface.bench.run.scenarios import single_stream
-from edgeface.bench.run.server import find_rate, poisson_arrivals, serve
+from edgeface.bench.run.load_generator import RunLimits
+from edgeface.bench.run.scenarios import find_rate, poisson_arrivals, serve, single_stream
 from edgeface.errors import InputError
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]
@@ -54,7 +53,7 @@ def test_above_capacity_latencies_grow_without_bound(service: Any) -> None:
     assert fit.slope > 0.8
     assert fit.rvalue > 0.95
     # The same service asked by somebody who waits for every answer looks well: that is what would be reported.
-    polite = single_stream(service(SERVICE_S), Limits(duration_s=0.3, min_count=1, max_duration_s=60.0))
+    polite = single_stream(service(SERVICE_S), RunLimits(duration_s=0.3, min_count=1, max_duration_s=60.0))
     assert np.median(polite.latencies_ms) < quarters[3] / 10
 
 
@@ -80,7 +79,7 @@ def test_a_hopeless_rate_is_given_up_early(service: Any) -> None:
 
 @pytest.mark.slow
 def test_the_rate_that_is_found_meets_the_bound_and_higher_ones_did_not(service: Any) -> None:
-    limits = Limits(duration_s=0.3, min_count=100, max_duration_s=60.0)
+    limits = RunLimits(duration_s=0.3, min_count=100, max_duration_s=60.0)
     told: list[float] = []
     server, recording = find_rate(
         service(SERVICE_S),
@@ -103,7 +102,7 @@ def test_the_rate_that_is_found_meets_the_bound_and_higher_ones_did_not(service:
 
 @pytest.mark.slow
 def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
-    limits = Limits(duration_s=0.05, min_count=64, max_duration_s=1.0)
+    limits = RunLimits(duration_s=0.05, min_count=64, max_duration_s=1.0)
     server, recording = find_rate(service(SERVICE_S), limits, bound_ms=1.0, percentile=90.0, seed=0)
     assert server.rate is None
     assert all(each.ended_early for each in server.tries)
@@ -113,14 +112,14 @@ def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
 @pytest.mark.slow
 def test_a_target_too_slow_to_be_judged_is_refused_and_not_called_a_failure(service: Any) -> None:
     # At 99 % a bound is met with 459 queries of which none exceeds it (0.99^459 < 0.01), and not with fewer.
-    limits = Limits(duration_s=0.1, min_count=1, max_duration_s=459 / (1.2 * CAPACITY))
+    limits = RunLimits(duration_s=0.1, min_count=1, max_duration_s=459 / (1.2 * CAPACITY))
     with pytest.raises(InputError, match="expected 459 queries within"):
         find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=99.0, seed=0)
 
 
 @pytest.mark.slow
 def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: Any) -> None:
-    limits = Limits(duration_s=0.1, min_count=1, max_duration_s=0.9)
+    limits = RunLimits(duration_s=0.1, min_count=1, max_duration_s=0.9)
     server, _ = find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=90.0, seed=0)
     assert min(each.count for each in server.tries) >= 44  # 0.9^44 < 0.01
     assert server.rate is not None
@@ -130,7 +129,7 @@ def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: 
 def test_ctrl_c_within_the_search_keeps_the_best_so_far(service: Any) -> None:
     # Poisson arrivals begin when the capacity is known, which takes two seconds of `offline`.
     target = service(SERVICE_S)
-    limits = Limits(duration_s=0.1, min_count=64, max_duration_s=60.0)
+    limits = RunLimits(duration_s=0.1, min_count=64, max_duration_s=60.0)
 
     def interrupt(share: float, count: int) -> None:
         if share > 0.4:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from edgeface.bench.run.stationarity import is_settled, is_stationary
+from edgeface.bench.run.scenarios import is_settled, is_stationary
 
 RUNS = 200
 

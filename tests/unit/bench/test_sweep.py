@@ -14,7 +14,7 @@ from tiny_ir import write_tiny_ir
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run import sweep as module
 from edgeface.bench.run.runner import DEFAULTS
-from edgeface.bench.run.sweep import Axes, Step, Sweep, sweep
+from edgeface.bench.run.sweep import Sweep, SweepAxes, SweepStep, sweep
 from edgeface.errors import DeviceError, InputError
 from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, Embedder
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 SHORT = DEFAULTS.model_copy(
     update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05}
 )
-AXES = Axes(hints=("LATENCY", "THROUGHPUT"), batches=(1, 2))
+AXES = SweepAxes(hints=("LATENCY", "THROUGHPUT"), batches=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_ir(tmp_path_factory.mktemp("model"))
 
 
-def run(ir: Path, folder: Path, axes: Axes = AXES, **options) -> tuple[Sweep, list[Step]]:
-    steps: list[Step] = []
+def run(ir: Path, folder: Path, axes: SweepAxes = AXES, **options) -> tuple[Sweep, list[SweepStep]]:
+    steps: list[SweepStep] = []
     options = {"settings": SHORT, "peak": False, **options}
     return sweep(ir, folder, axes=axes, on_step=steps.append, **options), steps
 
@@ -99,7 +99,7 @@ def test_what_is_done_is_not_done_again_and_what_is_half_written_is(
 
 def test_axes_may_grow(swept: tuple[Sweep, Path], ir: Path) -> None:
     _, folder = swept
-    _, steps = run(ir, folder, Axes(hints=("LATENCY", None), batches=(1,)))
+    _, steps = run(ir, folder, SweepAxes(hints=("LATENCY", None), batches=(1,)))
     assert [step.found for step in steps] == [True, True, False, False]
 
 
@@ -120,7 +120,7 @@ def test_other_settings_or_another_model_are_not_mixed_in(
 
 @pytest.mark.parametrize("name", ["cpu", "openvino", "inputs"])
 def test_a_sweep_of_another_machine_is_not_gone_on_with(ir: Path, tmp_path: Path, name: str) -> None:
-    axes = Axes(hints=("LATENCY",))
+    axes = SweepAxes(hints=("LATENCY",))
     run(ir, tmp_path, axes)
     stored = json.loads((tmp_path / "sweep.json").read_text())
     older = {key: value for key, value in stored.items() if key != name}
@@ -134,7 +134,7 @@ def test_a_sweep_of_another_machine_is_not_gone_on_with(ir: Path, tmp_path: Path
 def test_a_model_of_any_size_is_swept_at_the_one_that_is_given(tmp_path: Path) -> None:
     image = ops.parameter([1, 3, -1, -1], np.float32, name="image")
     ov.save_model(ov.Model([ops.relu(image)], [image], "any"), tmp_path / "any.xml")
-    axes = Axes(hints=("LATENCY",), batches=(None,))
+    axes = SweepAxes(hints=("LATENCY",), batches=(None,))
     with pytest.raises(InputError, match="give it a size"):
         run(tmp_path / "any.xml", tmp_path / "sweep", axes)
     found, _ = run(tmp_path / "any.xml", tmp_path / "sweep", axes, shapes={"": (1, 3, 8, 16)})
@@ -144,19 +144,19 @@ def test_a_model_of_any_size_is_swept_at_the_one_that_is_given(tmp_path: Path) -
 
 
 def test_an_absent_device_is_reported_and_nothing_takes_its_place(ir: Path, tmp_path: Path) -> None:
-    found, _ = run(ir, tmp_path / "both", Axes(devices=("NPU", "CPU"), hints=("LATENCY",)))
+    found, _ = run(ir, tmp_path / "both", SweepAxes(devices=("NPU", "CPU"), hints=("LATENCY",)))
     (absent,) = found.absent
     assert absent.name == "NPU"
     assert "NPU" in absent.reason
     assert {result.settings.device for result in found.results.values()} == {"CPU"}
     with pytest.raises(DeviceError, match="NPU"):
-        run(ir, tmp_path / "none", Axes(devices=("NPU",)))
+        run(ir, tmp_path / "none", SweepAxes(devices=("NPU",)))
 
 
 def test_combinations_that_contradict_themselves_are_skipped_with_the_reason(
     ir: Path, tmp_path: Path
 ) -> None:
-    axes = Axes(
+    axes = SweepAxes(
         hints=("LATENCY", "CUMULATIVE_THROUGHPUT"), streams=(2, 100_000), requests=(1, 2), precisions=("f32",)
     )
     found, _ = run(ir, tmp_path, axes)
