@@ -1,23 +1,16 @@
-"""How fast is it, and how much of what it could be: work, scenarios, statistics, environment, results."""
+"""Measure how fast a model is: load scenarios, statistics, environment, comparison and reports."""
 
 from edgeface.lazy import exports
 
-__all__ = [
-    "BenchmarkResult",
-    "Extras",
-    "RunSettings",
-    "benchmark",
-    "measure_peak",
-    "read_any",
-]
+__all__ = ["BenchmarkResult", "RunSettings", "ScenarioOptions", "benchmark", "measure_peak", "read_any"]
 
 __getattr__ = exports(
     __name__,
     {
         "compare.imported": ("read_any",),
-        "schema": ("Settings",),
+        "schema": ("RunSettings",),
         "machine.peak": ("measure_peak",),
         "result": ("BenchmarkResult",),
-        "run.runner": ("Extras", "benchmark"),
+        "run.runner": ("ScenarioOptions", "benchmark"),
     },
 )

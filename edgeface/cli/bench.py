@@ -1,4 +1,4 @@
-"""`edgeface bench run`, and the place of the commands about its results."""
+"""`edgeface bench run`, and the group of commands about its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgeface.cli import bench_results
 from edgeface.cli.faces import (
@@ -20,11 +19,12 @@ from edgeface.cli.faces import (
     LandmarksModelOption,
     load_detector,
 )
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeface.bench.run.runner import Extras, Stage
+    from edgeface.bench.run.kiosk import VideoFile
+    from edgeface.vision.detector import Detector
 
 
 class _Scenario(str, enum.Enum):
@@ -51,7 +51,7 @@ class _Precision(str, enum.Enum):
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(
-        help="Measure how fast a model is, and compare and report what was measured.", no_args_is_help=True
+        help="Measure how fast a model is; compare and report the results.", no_args_is_help=True
     )
     group.command(
         "run", epilog="Example: edgeface bench run facenet.xml --scenario offline -o results/offline"
@@ -60,146 +60,118 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="bench")
 
 
+def _option(*names: str, **details: Any) -> Any:
+    return typer.Option(*names, show_default=False, **details)
+
+
 def run(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)
     ],
     output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir", "-o", help="Folder for result.json, with every sample.", show_default=False
-        ),
+        Path | None, _option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
     scenario: Annotated[
-        _Scenario,
-        typer.Option("--scenario", "-s", help="Kind of load, after MLPerf Inference; kiosk: a video."),
+        _Scenario, typer.Option("--scenario", "-s", help="Load scenario of MLPerf Inference; kiosk: a video.")
     ] = _Scenario.single_stream,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", "-d", help="OpenVINO device.  [default: CPU]", show_default=False),
-    ] = None,
+    device: Annotated[str | None, _option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
         _Hint | None,
-        typer.Option(help="What the device tunes for. Default: latency for single-stream, else throughput."),
+        typer.Option(help="Performance hint. Default: latency for single-stream, else throughput."),
     ] = None,
-    precision: Annotated[
-        _Precision | None, typer.Option(help="Of the arithmetic.", show_default=False)
-    ] = None,
-    streams: Annotated[
-        int | None, typer.Option(min=1, help="That execute at one time.", show_default=False)
-    ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Infer requests.", show_default=False)] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.", show_default=False)] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", "-b", min=1, help="Items of one inference.", show_default=False)
-    ] = None,
+    precision: Annotated[_Precision | None, _option(help="Inference precision.")] = None,
+    streams: Annotated[int | None, _option(min=1, help="Number of parallel streams.")] = None,
+    requests: Annotated[int | None, _option(min=1, help="Number of infer requests.")] = None,
+    threads: Annotated[int | None, _option(min=1, help="CPU threads.")] = None,
+    batch: Annotated[int | None, _option("--batch", "-b", min=1, help="Batch size.")] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            help="Device plan in JSON, in place of --device, --hint, --precision, --streams, --requests, --threads.",
-            show_default=False,
+        _option(
+            help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."
         ),
     ] = None,
     shape: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[1,3,H,W]", help="Of inputs that are dynamic, or that should be others."),
+        str | None, typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.")
     ] = None,
     duration: Annotated[
-        float, typer.Option("--duration", "-t", min=0.001, help="Seconds to measure at least.")
+        float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")
     ] = 20.0,
     max_duration: Annotated[
         float | None,
-        typer.Option(
-            min=0.001,
-            help="Seconds after which the count no longer matters.  [default: 120, or --duration if longer]",
-            show_default=False,
-        ),
+        _option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]"),
     ] = None,
     min_count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Queries at least. Default: what MLPerf's early stopping needs, 64 for single-stream."
+            min=1,
+            help="Minimum number of queries. Default: as MLPerf's early stopping needs, 64 for single-stream.",
         ),
     ] = None,
-    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for stable times at most.")] = 10.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of inputs and arrivals.")] = 0,
+    warm_up: Annotated[
+        float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of inputs and arrivals.")] = 0,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Through edgeface's Embedder, with the copies in and out.")
+        bool,
+        typer.Option("--end-to-end", help="Run through edgeface's Embedder, copies in and out included."),
     ] = False,
     input_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS", help="Images that the model takes: 'u8 NHWC BGR 640x480'.", show_default=False
-        ),
+        str | None, _option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
     ] = None,
     bound: Annotated[
-        float | None,
-        typer.Option("--bound-ms", min=0.001, help="server: latency that must be met.", show_default=False),
+        float | None, _option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")
     ] = None,
     percentile: Annotated[
         float | None,
-        typer.Option(
-            min=1.0,
-            max=99.99,
-            help="server: share of the queries that must meet it.  [default: 99]",
-            show_default=False,
-        ),
+        _option(min=1.0, max=99.99, help="server: per cent of the queries within the bound.  [default: 99]"),
     ] = None,
     samples_per_query: Annotated[
-        int | None,
-        typer.Option(min=1, help="multi-stream: as many side by side.  [default: 8]", show_default=False),
+        int | None, _option(min=1, help="multi-stream: samples of a query.  [default: 8]")
     ] = None,
-    video: Annotated[
-        Path | None, typer.Option(help="kiosk: the film, played at its own frame rate.", show_default=False)
-    ] = None,
+    video: Annotated[Path | None, _option(help="kiosk: video, played at its own frame rate.")] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
     peak: Annotated[
-        bool, typer.Option("--peak/--no-peak", help="Measure what the device attains, for the efficiency.")
+        bool, typer.Option("--peak/--no-peak", help="Measure the device's peak, to compute the efficiency.")
     ] = True,
     layers: Annotated[
-        bool, typer.Option("--layers/--no-layers", help="Time the layers, in a pass of their own.")
+        bool, typer.Option("--layers/--no-layers", help="Time the layers, in a separate pass.")
     ] = True,
     identify: Annotated[
         bool, typer.Option("--identify", help="Store host, user, folder and command line in the result.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure a model: latency, throughput, GFLOP/s, efficiency, and whether something disturbed it.
+    """Measure latency, throughput, GFLOP/s and efficiency of a model, and whether something disturbed the run.
 
     Ctrl-C keeps what was measured, marked as partial, and exits with 130.
     """
     from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes
-    from edgeface.bench.run.runner import Extras, benchmark
+    from edgeface.bench.run.runner import ScenarioOptions, benchmark
     from edgeface.bench.schema import RunSettings
     from edgeface.cli.bench_table import show
     from edgeface.files import staging_folder
     from edgeface.runtime import DevicePlan
 
-    chosen = {
+    planned = {
         "device": device,
-        "hint": hint,
-        "precision": precision,
+        "hint": hint and hint.value,
+        "precision": precision and precision.value,
         "streams": streams,
         "requests": requests,
+        "threads": threads,
     }
-    doubled = [name for name, value in {**chosen, "threads": threads}.items() if value is not None]
-    if plan is not None and doubled:
-        raise InputError(
-            f"--plan: expected no --{doubled[0]} beside it, for the plan says that; leave one out"
-        )
+    if plan is not None and (doubled := [name for name, value in planned.items() if value is not None]):
+        raise InputError(f"--plan replaces --{doubled[0]}: give one of them")
     if output_dir is not None:
         with staging_folder(output_dir):  # an error now costs less than one after the measurement
             pass
+    if hint is None:
+        hint = _Hint.latency if scenario is _Scenario.single_stream else _Hint.throughput
     settings = RunSettings(
+        **planned | {"device": device or "CPU", "hint": None if hint is _Hint.none else hint.value.upper()},
         scenario=scenario.value,
-        device=device or "CPU",
-        hint=_hint(hint, scenario),
-        precision=precision and precision.value,
-        streams=streams,
-        requests=requests,
-        threads=threads,
         batch=batch,
         end_to_end=end_to_end,
         seed=seed,
@@ -208,25 +180,29 @@ def run(
         max_duration_s=max_duration,
         warm_up_s=warm_up,
     )
-    extras = Extras(
-        plan=DevicePlan.read(plan) if plan else None,
-        shapes=parse_shapes(shape) if shape else None,
-        image_format=parse_image_format(input_format) if input_format else None,
-        bound_ms=bound,
-        percentile=percentile,
-        samples_per_query=samples_per_query,
-        peak=peak,
-        layers=layers,
-        identify=identify,
-    )
-    with (
-        _kiosk(extras, scenario, video, detector, detector_model, landmarks_model, device or "CPU") as extras,
-        _stages() as stage,
-    ):
-        result = benchmark(model, settings, extras=extras, stage=stage)
-    try:  # first of all: whoever reads along may have gone, and a full disk keeps nobody from reading
+    needed = _kiosk(scenario, video, detector, detector_model, landmarks_model, device or "CPU")
+    with needed as (shown, finder), progress_bars(refresh_per_second=2) as progress:
+        result = benchmark(
+            model,
+            settings,
+            options=ScenarioOptions(
+                bound_ms=bound,
+                percentile=percentile,
+                samples_per_query=samples_per_query,
+                video=shown,
+                detector=finder,
+            ),
+            plan=DevicePlan.read(plan) if plan else None,
+            shapes=parse_shapes(shape) if shape else None,
+            image_format=parse_image_format(input_format) if input_format else None,
+            peak=peak,
+            layers=layers,
+            identify=identify,
+            progress=progress,
+        )
+    try:  # written before it is printed: a reader that has gone must not lose the result
         written = None if output_dir is None else result.write(output_dir)
-    finally:
+    finally:  # and printed even if the disk is full
         if not json:
             show(result, stdout)
     if json:
@@ -238,63 +214,26 @@ def run(
         raise typer.Exit(130)
 
 
-def _hint(hint: _Hint | None, scenario: _Scenario) -> str | None:
-    if hint is None:
-        hint = _Hint.latency if scenario is _Scenario.single_stream else _Hint.throughput
-    return None if hint is _Hint.none else hint.value.upper()
-
-
 @contextlib.contextmanager
 def _kiosk(
-    extras: Extras,
     scenario: _Scenario,
     video: Path | None,
     detector: DetectorName | None,
     detector_model: Path | None,
     landmarks_model: Path | None,
     device: str,
-) -> Iterator[Extras]:
-    """Add the film and the detector that a kiosk needs, and nothing else may have."""
-    import dataclasses
-
+) -> Iterator[tuple[VideoFile | None, Detector | None]]:
+    """Yield the video and the detector of the kiosk scenario; refuse them in any other."""
     if scenario is not _Scenario.kiosk:
         if given := video or detector or detector_model or landmarks_model:
-            raise InputError(
-                f"{given}: video and detector belong to --scenario kiosk; add it, or leave them out"
-            )
-        yield extras
+            raise InputError(f"{given}: video and detector options require --scenario kiosk")
+        yield None, None
         return
     if video is None:
-        raise InputError("--scenario kiosk: expected a film in --video, found none")
+        raise InputError("--scenario kiosk requires --video FILE")
     from edgeface.bench.run.kiosk import VideoFile
 
-    film = VideoFile.open(video)
+    shown = VideoFile.open(video)
     name = detector or DetectorName.mtcnn
     with load_detector(name, detector_model, landmarks_model, device=device) as loaded:
-        yield dataclasses.replace(extras, film=film, detector=loaded)
-
-
-@contextlib.contextmanager
-def _stages() -> Iterator[Stage]:
-    """Yield what draws a bar a stage on a terminal; seldom, for drawing takes time from what is measured."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=stderr, transient=True, refresh_per_second=2, disable=not stderr.is_terminal
-    ) as bars:
-
-        def stage(name: str) -> Any:
-            for task in bars.task_ids:
-                bars.remove_task(task)
-            task = bars.add_task(name, total=None, count="")
-
-            def tell(share: float, count: int) -> None:
-                bars.update(task, total=1.0, completed=share, count=f"{count:,} queries")
-
-            return tell
-
-        yield stage
+        yield shown, loaded

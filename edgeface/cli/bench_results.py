@@ -1,22 +1,17 @@
-"""`edgeface bench compare`, `report` and `sweep`: what becomes of results; `edgeface.cli.bench` adds them."""
+"""`edgeface bench compare`, `report` and `sweep`; `edgeface.cli.bench` adds them to its group."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
-
-if TYPE_CHECKING:
-    from edgeface.bench.compare.comparison import Comparison, Gate
-    from edgeface.bench.run.sweep import Sweep
+from edgeface.progress import Progress
 
 
 def add_to(group: typer.Typer) -> None:
@@ -35,28 +30,31 @@ def compare(
         Path,
         typer.Argument(help="A result, its folder, a folder of repeated runs, or a report of benchmark_app."),
     ],
-    candidates: Annotated[list[Path], typer.Argument(help="What is compared with it.", show_default=False)],
+    candidates: Annotated[
+        list[Path], typer.Argument(help="Results to compare with the baseline.", show_default=False)
+    ],
     across_models: Annotated[
-        bool, typer.Option("--across-models", help="Also compare results of different models.")
+        bool, typer.Option("--across-models", help="Allow results of different models.")
     ] = False,
     fail_on_regression: Annotated[
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="Exit 1 if a candidate is shown to be slower, and by this much is not excluded: 5%.",
+            help="Exit with 1 if a candidate is slower and a slowdown of PERCENT (5%) is not excluded.",
             show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what is better, worse, or not shown to differ, and how surely.
+    """Compare results: what is better, worse, or not shown to differ.
 
-    All verdicts together are right in 95 % of the cases in which nothing differs. Give folders of three or more
-    alternating runs each to have what varies between runs in the intervals.
+    All verdicts together are correct in 95 % of the cases in which nothing differs. To include the variation between
+    runs in the intervals, give folders of three or more alternating runs each.
     """
     from edgeface.bench.compare.comparable import read_side
     from edgeface.bench.compare.comparison import compare as compare_sides
     from edgeface.bench.compare.comparison import judge
+    from edgeface.cli.bench_table import comparison_table, gate_words
 
     limit = None if fail_on_regression is None else _share(fail_on_regression)
     first = read_side(baseline)
@@ -75,17 +73,15 @@ def compare(
             }
         )
     else:
-        with contextlib.suppress(BrokenPipeError):  # a reader who has gone does not make a regression pass
+        with contextlib.suppress(BrokenPipeError):  # the exit code must not depend on the reader
             for each in found:
-                stdout.print(_table(each))
+                stdout.print(comparison_table(each))
                 for name, old, new in each.settings:
                     stdout.print(f"  {escape(name)}: {escape(old)} / {escape(new)}", soft_wrap=True)
-    failed = False
     for each, gate in zip(found, gates, strict=True):
         if gate is not None:
-            stderr.print(escape(_gate_words(each, gate)), soft_wrap=True)
-            failed |= gate.outcome == "failed"
-    if failed:
+            stderr.print(escape(gate_words(each, gate)), soft_wrap=True)
+    if any(gate is not None and gate.outcome == "failed" for gate in gates):
         raise typer.Exit(NegativeResult.exit_code)
 
 
@@ -104,8 +100,9 @@ def report(
     ],
     json: JsonOption = False,
 ) -> None:
-    """Write one self-contained page of tables and plots, or the tables as Markdown or CSV."""
-    from edgeface.bench.report import read_entries, require_suffix, write_report
+    """Write results as one self-contained HTML page of tables and plots, or as tables in Markdown or CSV."""
+    from edgeface.bench.compare.comparable import read_entries
+    from edgeface.bench.report.page import require_suffix, write_report
 
     for path in output:
         require_suffix(path)
@@ -125,46 +122,50 @@ def sweep(
         typer.Option(
             "--output-dir",
             "-o",
-            help="Folder; one that holds a part of the sweep is gone on with.",
+            help="Output folder. An unfinished sweep there is resumed.",
             show_default=False,
         ),
     ],
     devices: Annotated[
-        str, typer.Option(help="Separated by blanks, for AUTO:GPU,CPU is one; the other lists by commas.")
+        str,
+        typer.Option(help="Devices, separated by spaces, e.g. 'CPU AUTO:GPU,CPU'. Other lists use commas."),
     ] = "CPU",
-    precisions: Annotated[str, typer.Option(help="f32, f16, bf16, or default.")] = "default",
+    precisions: Annotated[
+        str, typer.Option(help="Inference precisions: f32, f16, bf16 or default.")
+    ] = "default",
     hints: Annotated[
-        str, typer.Option(help="latency, throughput, cumulative_throughput, or none.")
+        str, typer.Option(help="Performance hints: latency, throughput, cumulative_throughput or none.")
     ] = "latency,throughput",
-    streams: Annotated[str, typer.Option(help="Numbers, or default.")] = "default",
-    requests: Annotated[str, typer.Option(help="Numbers, or default.")] = "default",
-    batches: Annotated[str, typer.Option(help="Numbers.")] = "1",
+    streams: Annotated[str, typer.Option(help="Numbers of parallel streams, or default.")] = "default",
+    requests: Annotated[str, typer.Option(help="Numbers of infer requests, or default.")] = "default",
+    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1",
     duration: Annotated[
-        float, typer.Option("--duration", "-t", min=0.001, help="Seconds of each run at least.")
+        float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration of each run, seconds.")
     ] = 20.0,
-    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for stable times at most.")] = 10.0,
+    warm_up: Annotated[
+        float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")
+    ] = 10.0,
     shape: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[1,3,H,W]",
-            help="Of inputs that are dynamic, or that should be others.",
+            help="Input shapes, if dynamic or to be changed.",
             show_default=False,
         ),
     ] = None,
-    peak: Annotated[
-        bool, typer.Option("--peak/--no-peak", help="Measure what each device attains, once.")
-    ] = True,
+    peak: Annotated[bool, typer.Option("--peak/--no-peak", help="Measure each device's peak, once.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Measure every combination of settings, and write the best plans for latency and for throughput.
 
-    Each is measured alone and under full load. latency.json and throughput.json are plans that
-    Embedder.load(..., plan=FILE) and bench run --plan take. Interrupted, it goes on where it stopped.
+    latency.json and throughput.json are plans for Embedder.load(..., plan=FILE) and bench run --plan. An interrupted
+    sweep is resumed by the same command.
     """
     from edgeface.bench.run.benchmark_model import parse_shapes
     from edgeface.bench.run.runner import DEFAULTS
     from edgeface.bench.run.sweep import SweepAxes, SweepStep
     from edgeface.bench.run.sweep import sweep as run_sweep
+    from edgeface.cli.bench_table import sweep_table
 
     axes = SweepAxes(
         devices=devices.split(),
@@ -178,12 +179,10 @@ def sweep(
     settings = DEFAULTS.model_copy(
         update={"duration_s": duration, "max_duration_s": longest, "warm_up_s": warm_up}
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, refresh_per_second=1) as bars:
-        task = bars.add_task("sweep", total=None)
+    with progress_bars(refresh_per_second=1) as progress:
 
         def tell(step: SweepStep) -> None:
-            bars.update(task, description=escape(step.name), completed=step.number - 1, total=step.total)
+            progress(Progress("sweep", step.number - 1, step.total, "runs"))
 
         found = run_sweep(
             model,
@@ -194,7 +193,6 @@ def sweep(
             peak=peak,
             on_step=tell,
         )
-        bars.update(task, completed=len(found.results))
     for kind in ("absent", "failed", "skipped"):
         for left in getattr(found, kind):
             stderr.print(
@@ -202,7 +200,7 @@ def sweep(
             )
     if json:
         return emit_json(found.to_dict())
-    stdout.print(_sweep_table(found))
+    stdout.print(sweep_table(found))
     for what, (name, path) in found.best.items():
         doubt = "; it was disturbed" if found.results[name].disturbed else ""
         stdout.print(f"best {what}: {escape(name)}{doubt}; plan in {escape(str(path))}", soft_wrap=True)
@@ -223,32 +221,6 @@ def _numbers(option: str, text: str) -> list[int | None]:
     return [None if word == "default" else int(word) for word in words]
 
 
-def _sweep_table(found: Sweep) -> Table:
-    from edgeface.bench.result import BenchmarkResult
-    from edgeface.drawing import rounded
-
-    table = Table(Column("settings", overflow="fold"), "p50 ms alone", "p90 ms alone", "items/s loaded", "")
-    rows: dict[str, dict[str, BenchmarkResult]] = {}
-    for name, result in found.results.items():
-        configuration, _, scenario = name.rpartition("/")
-        rows.setdefault(configuration, {})[scenario] = result
-    best = {name: f"best {what}" for what, (name, _) in found.best.items()}
-    parts = {configuration: configuration.split("_") for configuration in rows}
-    shared = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
-    for configuration, results in rows.items():
-        alone, loaded = results.get("single-stream"), results.get("offline")
-        notes = [words for name, words in best.items() if name.rpartition("/")[0] == configuration]
-        notes += ["disturbed"] * any(result.disturbed for result in results.values())
-        table.add_row(
-            escape(" ".join(part for part in parts[configuration] if part not in shared)),
-            rounded(alone.latency_ms.get("p50") if alone else None),
-            rounded(alone.latency_ms.get("p90") if alone else None),
-            rounded(loaded.throughput_fps if loaded else None),
-            ", ".join(notes),
-        )
-    return table
-
-
 def _share(text: str) -> float:
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -257,39 +229,3 @@ def _share(text: str) -> float:
     if not 0 <= share < 1:
         raise InputError(f"--fail-on-regression: expected a percentage such as 5% (or 0.05), found {text!r}")
     return share
-
-
-def _table(found: Comparison) -> Table:
-    from edgeface.bench.report.tables import slowdown_words
-    from edgeface.drawing import rounded
-
-    table = Table(
-        "metric", escape(found.baseline), escape(found.candidate), "slower by",
-        f"{100 * found.confidence:.4g} % interval", "verdict",
-        title=f"{found.scenario}, {found.method}", title_justify="left",
-    )  # fmt: skip
-    colors = {"worse": "bold red", "better": "bold green", "no difference shown": "default"}
-    for each in found.differences:
-        by, bounds = slowdown_words(each.slowdown, each.interval)
-        note = f" ({each.note})" if each.note else ""
-        table.add_row(
-            each.metric,
-            f"{rounded(each.baseline)} {each.unit}",
-            f"{rounded(each.candidate)} {each.unit}",
-            by,
-            bounds,
-            f"[{colors[each.verdict]}]{each.verdict}[/]{note}",
-        )
-    return table
-
-
-def _gate_words(found: Comparison, gate: Gate) -> str:
-    limit = f"{100 * gate.limit:g} %"
-    if gate.outcome == "failed":
-        return f"{found.candidate}: FAILED: {', '.join(gate.failed)} slower, and by {limit} or more is not excluded"
-    if gate.outcome == "unsure":
-        return (
-            f"{found.candidate}: not shown to be slower, but {limit} is not excluded for {', '.join(gate.unsure)}: "
-            "the runs are too short or too noisy; run longer, or repeat them"
-        )
-    return f"{found.candidate}: passed, a slowdown of {limit} is excluded"

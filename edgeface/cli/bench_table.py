@@ -1,17 +1,23 @@
-"""A benchmark result in, what a person wants to know of it out, on a console."""
+"""Print benchmark results, comparisons and sweeps on a console."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
+from edgeface.bench.report.tables import slowdown_words
 from edgeface.bench.result import BenchmarkResult
-from edgeface.stats import Interval
+from edgeface.drawing import rounded
 
-__all__ = [
-    "show",
-]
+if TYPE_CHECKING:
+    from edgeface.bench.compare.comparison import Comparison, Gate
+    from edgeface.bench.run.sweep import Sweep
+    from edgeface.stats import Interval
+
+__all__ = ["comparison_table", "gate_words", "show", "sweep_table"]
 
 
 def show(result: BenchmarkResult, console: Console) -> None:
@@ -51,34 +57,30 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
         if value is not None:
             rows.append((what, _figure(value), unit))
 
-    if result.kiosk is None:
+    if (kiosk := result.kiosk) is None:
         add("throughput", result.throughput_fps, "items/s" + _within(result.throughput_interval))
-        add("work", result.gflops, "GFLOPs an item, Open Model Zoo's way")
+        add("work", result.gflops, "GFLOPs per item, as Open Model Zoo counts")
         add("speed", result.gflops_per_second, "GFLOP/s")
         if result.efficiency is not None:
             rows.append(("efficiency", f"{100 * result.efficiency:.1f}", "% of the attainable peak"))
     else:
-        kiosk = result.kiosk
         share = kiosk.dropped / kiosk.frames if kiosk.frames else 0.0
-        add("frames shown", kiosk.frames, f"at {_figure(kiosk.frame_rate)} a second")
+        add("frames shown", kiosk.frames, f"at {_figure(kiosk.frame_rate)} per second")
         add("frames dropped", kiosk.dropped, f"({100 * share:.1f} %)")
         add("faces seen", kiosk.faces, f"of {kiosk.identities} identified tracks")
         for key in ("p50", "p90", "max"):
             add(f"time to identity {key}", kiosk.time_to_identity_ms.get(key), "ms")
-    add("CPU time", result.cpu_ms, "ms an item")
+    add("CPU time", result.cpu_ms, "ms per item")
     if (server := result.server) is not None:
         bound = f"with {_figure(server.percentile)} % within {_figure(server.bound_ms)} ms"
-        rows.append(
-            (
-                "highest rate",
-                "none" if server.rate is None else _figure(server.rate),
-                f"queries/s {bound}, of {len(server.tries)} tried",
-            )
-        )
+        rate = "none" if server.rate is None else _figure(server.rate)
+        rows.append(("highest rate", rate, f"queries/s {bound}, of {len(server.tries)} tried"))
     if (validity := result.validity) is not None and (early := validity.early_stopping) is not None:
-        what = f"ms is p{_figure(early.percentile)} at most, with 99 % confidence"
-        if early.estimate_ms is not None:
-            rows.append(("MLPerf estimate", _figure(early.estimate_ms), what))
+        add(
+            "MLPerf estimate",
+            early.estimate_ms,
+            f"ms, upper bound of p{_figure(early.percentile)} with 99 % confidence",
+        )
     return rows
 
 
@@ -86,17 +88,17 @@ def _doubts(result: BenchmarkResult) -> list[str]:
     doubts = [f"disturbed: {reason}" for reason in result.disturbances]
     doubts += [f"note: {note}" for note in result.execution.notes]
     if result.partial:
-        doubts.append("partial: it was interrupted")
+        doubts.append("partial: the run was interrupted")
     validity = result.validity
     if validity is None:
         return doubts
     if not validity.warmed_up:
-        doubts.append(f"times were not stable yet after {validity.warm_up_s:.1f} s of warm-up")
+        doubts.append(f"latencies were not stable yet after {validity.warm_up_s:.1f} s of warm-up")
     if validity.stationary is False:
-        doubts.append("times drifted: the second half of the run differs from the first")
+        doubts.append("latencies drifted: the second half of the run differs from the first")
     if not validity.count_met:
         doubts.append(
-            f"fewer queries than the {result.settings.min_count} wanted; measure for longer: --max-duration"
+            f"fewer queries than the minimum of {result.settings.min_count}; measure longer: --max-duration"
         )
     return doubts
 
@@ -109,7 +111,66 @@ def _within(interval: Interval | None) -> str:
 
 
 def _figure(value: float) -> str:
-    """Four digits that count; whole numbers whole."""
+    """Format with four significant digits; whole numbers in full."""
     if value == round(value):
         return f"{value:,.0f}"
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Build a table with one row for each metric."""
+    table = Table(
+        "metric", escape(found.baseline), escape(found.candidate), "slower by",
+        f"{100 * found.confidence:.4g} % interval", "verdict",
+        title=f"{found.scenario}, {found.method}", title_justify="left",
+    )  # fmt: skip
+    colors = {"worse": "bold red", "better": "bold green", "no difference shown": "default"}
+    for each in found.differences:
+        by, bounds = slowdown_words(each.slowdown, each.interval)
+        note = f" ({each.note})" if each.note else ""
+        table.add_row(
+            each.metric,
+            f"{rounded(each.baseline)} {each.unit}",
+            f"{rounded(each.candidate)} {each.unit}",
+            by,
+            bounds,
+            f"[{colors[each.verdict]}]{each.verdict}[/]{note}",
+        )
+    return table
+
+
+def gate_words(found: Comparison, gate: Gate) -> str:
+    """Say whether a candidate passed the gate, and why."""
+    limit = f"{100 * gate.limit:g} %"
+    if gate.outcome == "failed":
+        return f"{found.candidate}: FAILED: {', '.join(gate.failed)} slower, and by {limit} or more is not excluded"
+    if gate.outcome == "unsure":
+        return (
+            f"{found.candidate}: not shown to be slower, but {limit} is not excluded for {', '.join(gate.unsure)}: "
+            "the runs are too short or too noisy; run longer, or repeat them"
+        )
+    return f"{found.candidate}: passed, a slowdown of {limit} is excluded"
+
+
+def sweep_table(found: Sweep) -> Table:
+    """Build a table with one row for each combination; the parts of a name that all share are left out."""
+    table = Table(Column("settings", overflow="fold"), "p50 ms alone", "p90 ms alone", "items/s loaded", "")
+    rows: dict[str, dict[str, BenchmarkResult]] = {}
+    for name, result in found.results.items():
+        configuration, _, scenario = name.rpartition("/")
+        rows.setdefault(configuration, {})[scenario] = result
+    best = {name: f"best {what}" for what, (name, _) in found.best.items()}
+    parts = {configuration: configuration.split("_") for configuration in rows}
+    shared = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    for configuration, results in rows.items():
+        alone, loaded = results.get("single-stream"), results.get("offline")
+        notes = [words for name, words in best.items() if name.rpartition("/")[0] == configuration]
+        notes += ["disturbed"] * any(result.disturbed for result in results.values())
+        table.add_row(
+            escape(" ".join(part for part in parts[configuration] if part not in shared)),
+            rounded(alone.latency_ms.get("p50") if alone else None),
+            rounded(alone.latency_ms.get("p90") if alone else None),
+            rounded(loaded.throughput_fps if loaded else None),
+            ", ".join(notes),
+        )
+    return table

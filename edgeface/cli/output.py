@@ -49,7 +49,7 @@ def counting(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[ProgressCallback]:
+def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallback]:
     """Yield the callback that draws a bar for each stage on a terminal; elsewhere it draws nothing."""
     from rich.progress import (
         BarColumn,
@@ -69,7 +69,12 @@ def progress_bars() -> Iterator[ProgressCallback]:
     )
     shown = stderr.is_terminal
     with Bars(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr, disable=not shown
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=not shown,
+        refresh_per_second=refresh_per_second,
     ) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeface.bench import BenchmarkResult, Extras, benchmark, read_any
+from edgeface.bench import BenchmarkResult, ScenarioOptions, benchmark, read_any
 from edgeface.bench.run.kiosk import VideoFile
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.vision.load import load_detector
@@ -21,7 +21,7 @@ QUICK = DEFAULTS.model_copy(
 
 @pytest.mark.slow
 def test_facenet_has_the_published_work(real_ir: Path) -> None:
-    result = benchmark(real_ir, QUICK, extras=Extras(peak=False))
+    result = benchmark(real_ir, QUICK, peak=False)
     assert result.gflops == pytest.approx(2.846, rel=0.005)
     assert result.model.parameters == pytest.approx(23.469e6, rel=0.005)
     assert result.model.contract_id
@@ -32,8 +32,8 @@ def test_facenet_has_the_published_work(real_ir: Path) -> None:
 
 
 def test_an_onnx_file_is_measured_at_the_size_that_it_is_given(data: Path) -> None:
-    extras = Extras(peak=False, layers=False, shapes={"": (1, 3, 64, 96)})
-    result = benchmark(data / "yunet" / "yunet_n_dynamic.onnx", QUICK, extras=extras)
+    model, shapes = data / "yunet" / "yunet_n_dynamic.onnx", {"": (1, 3, 64, 96)}
+    result = benchmark(model, QUICK, shapes=shapes, peak=False, layers=False)
     assert (result.model.format, result.model.contract_id) == ("onnx", None)
     assert result.model.inputs == {"input": (1, 3, 64, 96)}
     assert result.latency_ms["p50"] > 0
@@ -69,13 +69,12 @@ def test_benchmark_apps_own_report_is_read(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_kiosk_identifies_the_people_of_a_real_film(real_ir: Path, data: Path) -> None:
+def test_a_kiosk_identifies_the_people_of_a_real_video(real_ir: Path, data: Path) -> None:
     run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0, "max_duration_s": 3.0})
     with load_detector("mtcnn", min_size=80) as detector:
-        extras = Extras(
-            peak=False, layers=False, film=VideoFile.open(data / "video" / "faces.mp4"), detector=detector
-        )
-        result = benchmark(real_ir, run, extras=extras)
+        video = VideoFile.open(data / "video" / "faces.mp4")
+        options = ScenarioOptions(video=video, detector=detector)
+        result = benchmark(real_ir, run, options=options, peak=False, layers=False)
     kiosk = result.kiosk
     assert kiosk is not None
     assert (kiosk.frame_rate, kiosk.frames) == (25.0, 75)

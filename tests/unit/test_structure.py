@@ -45,9 +45,7 @@ CIRCLES: set[tuple[str, ...]] = {
     ("edgeface.cli.gallery", "edgeface.cli.gallery_enrol", "edgeface.cli.gallery_files"),
 }
 SHARED_NAMES: set[str] = {
-    "Axes",
     "Connection",
-    "Server",
 }
 UNUSED: set[str] = set()
 

@@ -1,19 +1,23 @@
-"""Results and their comparisons in, one self-contained HTML page out: no network, no script, plots as inline SVG."""
+"""Write a report: one self-contained HTML page with inline SVG plots and no script, or tables in Markdown or CSV."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edgeface.bench.compare.comparable import ReportEntry
-from edgeface.bench.compare.comparison import Comparison
+from edgeface.bench.compare.comparable import ReportEntry, Side
+from edgeface.bench.compare.comparison import FEWEST_RUNS, Comparison, compare
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, of_scenario, throughput_plot
 from edgeface.bench.report.run_plots import LayerRow, roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import (
     Rows,
+    as_csv,
+    as_markdown,
     environment_rows,
     interval_words,
     model_rows,
@@ -21,21 +25,26 @@ from edgeface.bench.report.tables import (
     slowdown_words,
 )
 from edgeface.drawing import Plot, rounded, write_page
+from edgeface.errors import InputError
+from edgeface.files import write_atomically
 
-__all__ = [
-    "write_html",
-]
+__all__ = ["SUFFIXES", "require_suffix", "write_report"]
+
+SUFFIXES = (".html", ".md", ".csv")
 
 _FULL = 6
-"""Results that are shown in full: of a sweep, those with the best latency and the best throughput."""
+"""Most results that are all shown in full; of more, those with the best latency and the best throughput are."""
 
 _MOST_ROWS = 24
-"""Results whose throughputs are drawn as bars."""
+"""Most results whose throughputs are drawn as bars."""
+
+_MOST_COMPARED = 8
+"""Most candidates that a report compares with its first result; more are a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """What is shown of one result."""
+    """Content of the section of one result."""
 
     entry: ReportEntry
     plots: list[Plot]
@@ -45,14 +54,65 @@ class _Section:
     environment: Rows
 
 
-def write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison], path: Path) -> None:
-    """Write the page.
+def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
+    """Write a report.
+
+    Parameters
+    ----------
+    entries
+        At least one. If there are few, the others are compared with the first where they measure the same thing. A
+        folder of three runs or more of one configuration is compared as a whole.
+    path
+        Its suffix, one of `SUFFIXES`, selects the format.
 
     Raises
     ------
+    InputError
+        If there are no entries, or the suffix is another.
     OutputError
         If it cannot be written.
     """
+    if not entries:
+        raise InputError("a report requires at least one result")
+    require_suffix(path)
+    if path.suffix == ".html":
+        return _write_html(entries, _comparisons(entries), path)
+    text = as_csv(entries) if path.suffix == ".csv" else as_markdown(entries, _comparisons(entries))
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def require_suffix(path: Path) -> None:
+    """Refuse a name whose suffix selects no format.
+
+    Raises
+    ------
+    InputError
+        If its suffix is none of `SUFFIXES`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+
+
+def _comparisons(entries: Sequence[ReportEntry]) -> list[Comparison]:
+    sides: list[Side] = []
+    for folder, group in itertools.groupby(entries, key=lambda entry: entry.folder):
+        found = list(group)
+        alike = {(entry.result.model.digest, entry.result.settings.model_dump_json()) for entry in found}
+        if folder and len(alike) == 1 and len(found) >= FEWEST_RUNS:
+            sides.append(Side(folder, tuple(sorted((e.result for e in found), key=lambda run: run.created))))
+        else:
+            sides += [Side(entry.name, (entry.result,)) for entry in found]
+    if len(sides) > _MOST_COMPARED + 1:
+        return []
+    comparisons = []
+    for other in sides[1:]:
+        with contextlib.suppress(InputError):  # they measure different things; the tables show both
+            comparisons.append(compare(sides[0], other, across_models=True))
+    return comparisons
+
+
+def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison], path: Path) -> None:
     overview = heat_maps(entries)
     rates = throughput_plot(entries)
     if rates and not overview and len(entries) <= _MOST_ROWS:
@@ -90,7 +150,7 @@ def _milliseconds(value: float | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Begin with a capital, and leave the others as they are."""
+    """Capitalize the first letter only."""
     return text[:1].upper() + text[1:]
 
 

@@ -1,4 +1,4 @@
-"""A video and a pipeline in, what a visitor at a kiosk would have met with out: frames dropped, time to identity."""
+"""Play a video at its own frame rate through a pipeline: frames dropped, and time to identity."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgeface.bench.run.load_generator import Progress, Recording, measuring
+from edgeface.bench.run.load_generator import Recording, measured_share, measuring
 from edgeface.bench.schema import KioskResult
 from edgeface.errors import InputError
 from edgeface.files import sha256_of
 from edgeface.pipeline.pipeline import Pipeline
+from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import summarize
 from edgeface.vision.source import Frame, FrameSource
 
@@ -27,16 +28,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFile:
-    """A video that is played at its own speed.
+    """A video file that can be played at its own frame rate.
 
     Attributes
     ----------
     path
-        Of the file.
+        Path of the file.
     rate
-        Frames a second.
+        Frames per second.
     frames
-        As the file tells; it may be wrong by a few.
+        Number of frames by the file's header, which may be wrong by a few.
     """
 
     path: Path
@@ -45,12 +46,12 @@ class VideoFile:
 
     @classmethod
     def open(cls, path: Path) -> VideoFile:
-        """Read what a video says about itself.
+        """Read the frame rate and the length of a video.
 
         Raises
         ------
         InputError
-            If it is no video, or has no frame rate.
+            If it is not a video, or has no frame rate.
         """
         capture = cv2.VideoCapture(str(path))
         try:
@@ -59,14 +60,14 @@ class VideoFile:
         finally:
             capture.release()
         if not path.is_file() or not rate > 0 or frames < 1:
-            raise InputError(f"{path}: expected a video with a frame rate, found something else")
+            raise InputError(f"{path} is not a video with a frame rate")
         return cls(path=path, rate=rate, frames=frames)
 
     def play(self, *, seconds: float) -> FrameSource:
-        """Play it, from the beginning again where it ends, as a camera would deliver it.
+        """Deliver its frames as a camera would; the video repeats when it ends.
 
-        Frames are decoded ahead of their time, and each is handed over when it is due. One that still waits when
-        the next is due is dropped. Their timestamps are the monotonic seconds at which they were due.
+        Frames are decoded in advance, and each is delivered when it is due. One that still waits when the next is
+        due is dropped. Timestamps are the monotonic seconds at which frames were due.
         """
         return FrameSource(lambda stop: self._frames(stop, seconds), live=True, capacity=1)
 
@@ -89,37 +90,35 @@ class VideoFile:
             finally:
                 capture.release()
             if number == first:
-                raise InputError(
-                    f"{self.path}: expected a video, found a file that OpenCV cannot decode a frame of"
-                )
+                raise InputError(f"{self.path}: OpenCV cannot decode a frame of this video")
 
 
 def run_kiosk(
-    film: VideoFile, pipeline: Pipeline, *, seconds: float, progress: Progress | None = None
+    video: VideoFile, pipeline: Pipeline, *, seconds: float, progress: ProgressCallback = ignore_progress
 ) -> tuple[KioskResult, Recording]:
-    """Show a film to a pipeline at its own frame rate.
+    """Play a video to a pipeline at its own frame rate.
 
     Parameters
     ----------
-    film
-        What is shown.
+    video
+        Played repeatedly for as long as `seconds`.
     pipeline
-        With a tracker, and ``prefetch=1``: every frame that it takes beyond the one it works on grows old in it.
+        With a tracker, and ``prefetch=1``: frames that it takes in advance would wait in it.
     seconds
-        How long; the film begins anew where it ends.
+        Duration.
     progress
-        Told the share that is done.
+        Called after every frame.
 
     Returns
     -------
     kiosk, recording
         A query is a frame that was processed; it starts when the frame was due.
     """
-    due_frames = max(1, round(seconds * film.rate))
+    due_frames = max(1, round(seconds * video.rate))
     first_seen: dict[int, float] = {}
     identified: dict[int, float] = {}
     faces = last = 0
-    with measuring() as recorder, film.play(seconds=seconds) as source:
+    with measuring() as recorder, video.play(seconds=seconds) as source:
         for frame, found in pipeline.run(source):
             now = time.perf_counter_ns()
             recorder.rows.append((round(frame.timestamp * 1e9), now))
@@ -130,20 +129,19 @@ def run_kiosk(
                 first_seen.setdefault(face.track_id, frame.timestamp)
                 if face.embedding is not None:
                     identified.setdefault(face.track_id, now * 1e-9)
-            if progress is not None:
-                progress(min(1.0, (frame.index + 1) / due_frames), len(recorder.rows))
+            progress(measured_share((frame.index + 1) / due_frames))
             if recorder.interrupted:
                 break
     recording = recorder.recording(1)
     waits = np.array([1e3 * (at - first_seen[track]) for track, at in identified.items()])
     shown = last if recording.interrupted else due_frames
     kiosk = KioskResult(
-        frame_rate=film.rate,
+        frame_rate=video.rate,
         frames=shown,
         dropped=max(0, shown - len(recording)),
         faces=faces,
         identities=len(identified),
         time_to_identity_ms=summarize(waits)[0] if len(waits) else {},
-        video_digest=sha256_of(film.path),
+        video_digest=sha256_of(video.path),
     )
     return kiosk, recording

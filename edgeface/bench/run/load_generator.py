@@ -1,8 +1,8 @@
-"""A target in, the start and the end of every query out: the loop that all scenarios share.
+"""Start inferences and record the start and the end of every query: what all scenarios share.
 
-One thread, the caller's, decides and starts; completions are stamped in the device's threads. Times are those of
-`time.perf_counter_ns`, which is monotonic. The garbage collector rests meanwhile, and Ctrl-C is noted and not raised,
-so that what was measured is whole whenever it comes.
+One thread, the caller's, decides and starts; completions are timestamped in the device's threads by
+`time.perf_counter_ns`, which is monotonic. The garbage collector is off meanwhile, and Ctrl-C is noted instead of
+raised, so that what was measured is complete.
 """
 
 from __future__ import annotations
@@ -20,36 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.bench.run.load import Target
+from edgeface.progress import Progress, ProgressCallback
 
-__all__ = [
-    "Progress",
-    "Recorder",
-    "Recording",
-    "RunLimits",
-    "Slots",
-    "Stopper",
-    "measuring",
-]
-
-Progress = Callable[[float, int], None]
-"""Called now and then with the share of the way that is done and the number of queries so far."""
+__all__ = ["Recorder", "Recording", "RunLimits", "Slots", "Stopper", "measured_share", "measuring"]
 
 _OVERDUE = 1.0
 """Seconds without a completion after which the target is asked for a failure."""
-_TELL = 200_000_000
-"""Nanoseconds between two calls of a `Progress`."""
+TELL_NS = 200_000_000
+"""Nanoseconds between two reports of progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """How long to measure: until duration and count are both reached, and never longer than the longest.
+    """How long to measure: until `duration_s` and `min_count` are both reached, at most `max_duration_s`.
 
     Attributes
     ----------
-    duration_s, min_count
-        Seconds, queries.
-    max_duration_s
+    duration_s, max_duration_s
         Seconds.
+    min_count
+        Queries.
     """
 
     duration_s: float
@@ -64,13 +54,13 @@ class Recording:
     Attributes
     ----------
     starts_ns : (N,) int64
-        Nanoseconds from the beginning; ascending.
+        Nanoseconds from the start of the measurement, ascending.
     latencies_ms : (N,) float64
         Milliseconds.
     items
-        Of one query.
+        Items of one query.
     wall_s, cpu_s
-        From the beginning to the last completion; CPU time of all threads of the process.
+        From the start to the last completion; CPU time of all threads of the process.
     interrupted
         Whether Ctrl-C ended it.
     """
@@ -87,24 +77,24 @@ class Recording:
 
     @property
     def ends_s(self) -> NDArray[np.float64]:
-        """Seconds from the beginning to each completion."""
+        """Seconds from the start of the measurement to each completion."""
         return self.starts_ns * 1e-9 + self.latencies_ms * 1e-3
 
     @property
     def items_per_second(self) -> float:
-        """Throughput, the filling and the emptying of the target included."""
+        """Throughput; filling and emptying the target is included."""
         return len(self) * self.items / self.wall_s if self.wall_s > 0 else 0.0
 
 
 class Recorder:
-    """Where starts and ends are written while it is measured.
+    """Collects starts and ends during a measurement.
 
     Attributes
     ----------
     rows
         (start, end) of every completed query, nanoseconds of the monotonic clock.
     interrupted
-        Whether Ctrl-C has come; whoever writes then stops.
+        Whether Ctrl-C was pressed; the loop that measures must then end.
     began
         Nanoseconds of the monotonic clock.
     """
@@ -121,7 +111,7 @@ class Recorder:
         self._cpu_end = time.process_time()
 
     def recording(self, items: int) -> Recording:
-        """Sort what was written."""
+        """Return what was collected, sorted by start."""
         times = np.array(sorted(self.rows), np.int64).reshape(-1, 2)
         last = int(times[:, 1].max()) if len(times) else self.began
         return Recording(
@@ -136,12 +126,12 @@ class Recorder:
 
 @contextlib.contextmanager
 def measuring() -> Iterator[Recorder]:
-    """Yield a recorder to write on. Ctrl-C is noted on it, for the loop to end by itself; a second one is raised.
+    """Yield a recorder. The first Ctrl-C sets its `interrupted`; a second one is raised.
 
     Raises
     ------
     KeyboardInterrupt
-        At the end, if it was interrupted before anything was written.
+        At the end, if it was interrupted before anything was recorded.
     """
     enabled = gc.isenabled()
     gc.collect()
@@ -160,7 +150,7 @@ def measuring() -> Iterator[Recorder]:
 
 @contextlib.contextmanager
 def _noting_interrupts(recorder: Recorder) -> Iterator[None]:
-    """Keep Ctrl-C from striking between the taking of a slot and its start, where a slot would be lost."""
+    """Prevent Ctrl-C between taking a slot and starting it, where the slot would be lost."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -177,45 +167,49 @@ def _noting_interrupts(recorder: Recorder) -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
 
 
+def measured_share(share: float) -> Progress:
+    """Build the report of a measurement that is `share` (0 to 1) done."""
+    return Progress("measure", 100 * min(1.0, share), 100, "%")
+
+
 class Stopper:
-    """Says when to stop, and tells how far it is.
+    """Decides when a measurement ends, and reports progress.
 
     Parameters
     ----------
     limits
-        When.
+        When to end.
     progress
-        Whom to tell.
+        Called every 0.2 s.
     recorder
-        Ends with it if it was interrupted.
+        Ends the measurement if it was interrupted.
     """
 
-    def __init__(self, limits: RunLimits, progress: Progress | None, recorder: Recorder) -> None:
-        self._tape, began = recorder, recorder.began
+    def __init__(self, limits: RunLimits, progress: ProgressCallback, recorder: Recorder) -> None:
+        self._recorder, began = recorder, recorder.began
         self._least = began + int(limits.duration_s * 1e9)
         self._most = began + int(max(limits.max_duration_s, limits.duration_s) * 1e9)
         self._count, self._began = limits.min_count, began
         self._progress, self._tell_at = progress, began
 
     def __call__(self, now: int, count: int) -> bool:
-        """Whether it is enough."""
-        if self._progress is not None and now >= self._tell_at:
-            self._tell_at = now + _TELL
-            share = min((now - self._began) / max(self._least - self._began, 1), count / max(self._count, 1))
-            self._progress(
-                min(1.0, max(share, (now - self._began) / max(self._most - self._began, 1))), count
-            )
+        """Whether to end now, after `count` queries."""
+        if now >= self._tell_at:
+            self._tell_at = now + TELL_NS
+            passed = now - self._began
+            share = min(passed / max(self._least - self._began, 1), count / max(self._count, 1))
+            self._progress(measured_share(max(share, passed / max(self._most - self._began, 1))))
         enough = now >= self._least and count >= self._count
-        return enough or now >= self._most or self._tape.interrupted
+        return enough or now >= self._most or self._recorder.interrupted
 
 
 class Slots:
-    """The slots of a target: which are free, and the stamp at each completion.
+    """Keeps track of the free slots of a target, and timestamps completions.
 
     Parameters
     ----------
     target
-        Listens to it.
+        Its completions are listened to.
     completed
         Called in the device's thread with the slot and the nanoseconds of the completion; must be quick.
     """
@@ -237,7 +231,7 @@ class Slots:
         Raises
         ------
         Exception
-            What the target's inferences fail with.
+            The error of the target's inferences.
         """
         while True:
             try:
@@ -247,7 +241,7 @@ class Slots:
                     raise failure from None
 
     def start(self, slot: int) -> None:
-        """Begin an inference."""
+        """Start an inference."""
         try:
             self._target.start(slot)
         except BaseException:

@@ -1,4 +1,4 @@
-"""A model file and settings in, a result out: compiled, warmed up, measured while the machine is watched, explained."""
+"""Run a benchmark: compile the model, warm it up, measure it while the machine is watched, explain the figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgeface.bench.run.executed import (
 )
 from edgeface.bench.run.kiosk import VideoFile, run_kiosk
 from edgeface.bench.run.load import LoadedModel, load
-from edgeface.bench.run.load_generator import Progress, Recording, RunLimits
+from edgeface.bench.run.load_generator import Recording, RunLimits
 from edgeface.bench.run.scenarios import (
     PERCENTILES,
     find_rate,
@@ -49,6 +49,7 @@ from edgeface.bench.schema import (
 from edgeface.errors import InputError
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime import DevicePlan, ImageFormat
 from edgeface.stats import early_stopping_estimate, queries_needed, rate_interval, summarize
 from edgeface.version import __version__
@@ -56,8 +57,7 @@ from edgeface.vision.detector import Detector
 
 __all__ = [
     "DEFAULTS",
-    "Extras",
-    "Stage",
+    "ScenarioOptions",
     "benchmark",
 ]
 
@@ -66,64 +66,45 @@ _log = logging.getLogger(__name__)
 DEFAULTS = RunSettings(
     scenario="single-stream", device="CPU", seed=0, duration_s=20.0, max_duration_s=120.0, warm_up_s=10.0
 )
-"""What a run does unless told otherwise."""
+"""Settings of a run unless others are given."""
+
+_PROFILED = 20
+"""Inferences of the pass that times the layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioOptions:
+    """Options that only one scenario takes; None where the scenario is another.
+
+    Attributes
+    ----------
+    bound_ms, percentile
+        Server: `percentile` per cent of the queries must be answered within `bound_ms`. The bound is required; the
+        percentile is 99 unless given.
+    samples_per_query
+        MultiStream; None: 8.
+    video, detector
+        Kiosk; both are required. The detector is not closed.
+    """
+
+    bound_ms: float | None = None
+    percentile: float | None = None
+    samples_per_query: int | None = None
+    video: VideoFile | None = None
+    detector: Detector | None = None
+
 
 _BELONGS: Mapping[str, tuple[str, ...]] = {
     "server": ("bound_ms", "percentile"),
     "multi-stream": ("samples_per_query",),
-    "kiosk": ("film", "detector"),
+    "kiosk": ("video", "detector"),
 }
-"""Fields of `Extras` that one scenario takes, and no other may have."""
-
-_PROFILED = 20
-"""Inferences of the profile."""
-
-Stage = Callable[[str], Progress | None]
-"""Called with the name of each stage that begins; may answer with what is to be told how far it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extras:
-    """What only some runs need.
-
-    Attributes
-    ----------
-    plan
-        In place of the settings' device, hint, precision, streams, requests and threads.
-    shapes
-        Of inputs that are dynamic.
-    image_format
-        What images the model is to take; needs a contract.
-    bound_ms, percentile
-        Of the Server scenario: the bound must be given, the percentile is 99 unless it is.
-    samples_per_query
-        Of MultiStreamResult; None: 8.
-    film, detector
-        Of the kiosk; the detector is not closed.
-    peak
-        What the device attains, if it is known; else whether to measure it.
-    layers
-        Whether to time the layers, in a pass of their own.
-    identify
-        Whether to tell host, user, folder and command line.
-    """
-
-    plan: DevicePlan | None = None
-    shapes: Shapes | None = None
-    image_format: ImageFormat | None = None
-    bound_ms: float | None = None
-    percentile: float | None = None
-    samples_per_query: int | None = None
-    film: VideoFile | None = None
-    detector: Detector | None = None
-    peak: Peak | bool = True
-    layers: bool = True
-    identify: bool = False
+"""Fields of `ScenarioOptions` by the scenario that takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Measured:
-    """What a scenario came to."""
+    """What a scenario measured."""
 
     recording: Recording
     server: ServerResult | None = None
@@ -133,7 +114,7 @@ class _Measured:
 
 @dataclass(slots=True)
 class _Explained:
-    """What was found out after the measurement, as far as it got."""
+    """What was measured afterwards to explain the figures, as far as it got."""
 
     layers: tuple[ExecutedLayer, ...] = ()
     peak: Peak | None = None
@@ -143,54 +124,76 @@ class _Explained:
 
 
 def benchmark(
-    model: Path, settings: RunSettings = DEFAULTS, *, extras: Extras | None = None, stage: Stage | None = None
+    model: Path,
+    settings: RunSettings = DEFAULTS,
+    *,
+    options: ScenarioOptions | None = None,
+    plan: DevicePlan | None = None,
+    shapes: Shapes | None = None,
+    image_format: ImageFormat | None = None,
+    peak: Peak | bool = True,
+    layers: bool = True,
+    identify: bool = False,
+    progress: ProgressCallback = ignore_progress,
 ) -> BenchmarkResult:
     """Run one benchmark.
 
-    Ctrl-C during the measurement ends it and gives what was measured, marked as partial; before that, it is raised.
+    Ctrl-C during the measurement ends it and returns what was measured, marked as partial; before that, it is raised.
 
     Parameters
     ----------
     model
         An .xml with its .bin beside it, or an .onnx.
     settings
-        What to measure; None in a field of `DEFAULTS` that has a value there takes that.
-    extras
-        What only some runs need.
-    stage
-        Told what is being done.
+        What to measure. Where `DEFAULTS` has a value, None stands for it.
+    options
+        Options of the scenario.
+    plan
+        Replaces device, hint, precision, streams, requests and threads of the settings.
+    shapes
+        Shapes of dynamic inputs.
+    image_format
+        Images that the model is to take; requires a contract.
+    peak
+        What the device attains, if that is known; else whether to measure it.
+    layers
+        Whether to time the layers, in a pass of their own.
+    identify
+        Whether to store host, user, folder and command line in the result.
+    progress
+        Called when each stage begins, and during the measurement.
 
     Raises
     ------
     InputError
         If the model or the settings are wrong, or contradict each other.
     DeviceError
-        If the device is absent or cannot compile the model; nothing else is taken in its place.
+        If the device is absent or cannot compile the model; no other device replaces it.
     InferenceError
         If the device fails.
     """
-    extras, tell = extras or Extras(), stage or (lambda name: None)
+    options = options or ScenarioOptions()
 
-    def begin(name: str) -> Progress | None:
-        _log.info("%s: %s", model.name, name)
-        return tell(name)
+    def begin(stage: str) -> None:
+        _log.info("%s: %s", model.name, stage)
+        progress(Progress(stage, 0))
 
-    settings = _complete(settings, extras)
+    settings = _complete(settings, options, image_format)
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     core = ov.Core()
     begin("load")
-    loaded = load(
-        model, settings, core=core, plan=extras.plan, shapes=extras.shapes, image_format=extras.image_format
-    )
-    with loaded:
+    with load(model, settings, core=core, plan=plan, shapes=shapes, image_format=image_format) as loaded:
         begin("warm up")
         alone = settings.scenario in ("single-stream", "kiosk")
         warmth = warm_up(loaded.target, alone=alone, longest_s=settings.warm_up_s or 0.0)
         with watch() as watched:
-            measured = _measure(loaded, settings, extras, begin("measure"))
-        explained = _explain(loaded, extras, begin, interrupted=measured.recording.interrupted)
-        environment = read_environment(watched.snapshots, core=core, identify=extras.identify)
-    recording, disturbances = measured.recording, (*watched.verdict.reasons, *explained.disturbances)
+            begin("measure")
+            measured = _measure(loaded, settings, options, progress)
+        explained = _Explained(interrupted=measured.recording.interrupted)
+        if not explained.interrupted:
+            _explain(explained, loaded, begin, peak=peak, layers=layers)
+        environment = read_environment(watched.snapshots, core=core, identify=identify)
+    recording, verdict = measured.recording, watched.verdict
     result = BenchmarkResult(
         created=created,
         edgeface=__version__,
@@ -198,7 +201,7 @@ def benchmark(
         environment=environment,
         settings=loaded.settings,
         execution=_execution(loaded, explained),
-        validity=_validity(recording, loaded.settings, extras, warmth),
+        validity=_validity(recording, loaded.settings, options, warmth),
         latency_ms={},
         throughput_fps=None,
         peak=explained.peak,
@@ -206,9 +209,9 @@ def benchmark(
         server=measured.server,
         multi_stream=measured.multi_stream,
         kiosk=measured.kiosk,
-        disturbed=bool(disturbances),
-        disturbances=disturbances,
-        unwatched=watched.verdict.unwatched,
+        disturbed=bool(verdict.reasons or explained.disturbances),
+        disturbances=(*verdict.reasons, *explained.disturbances),
+        unwatched=verdict.unwatched,
         partial=recording.interrupted or explained.interrupted,
         samples=Samples.pack(recording.starts_ns, recording.latencies_ms, items=recording.items),
     )
@@ -216,7 +219,7 @@ def benchmark(
 
 
 def _figures(loaded: LoadedModel, measured: _Measured, explained: _Explained) -> dict[str, Any]:
-    """Everything that is computed from the samples."""
+    """Compute the figures of the result from the samples."""
     recording, benchmark_model = measured.recording, loaded.benchmark_model
     items = recording.items
     estimates, intervals = summarize(recording.latencies_ms)
@@ -254,113 +257,118 @@ def _execution(loaded: LoadedModel, explained: _Explained) -> Execution:
     )
 
 
-def _complete(settings: RunSettings, extras: Extras) -> RunSettings:
-    """Fill in defaults, and refuse what does not go together."""
+def _complete(
+    settings: RunSettings, options: ScenarioOptions, image_format: ImageFormat | None
+) -> RunSettings:
+    """Fill in defaults, and refuse options that contradict each other."""
     scenario = settings.scenario
     for owner, names in _BELONGS.items():
-        strange = [name for name in names if owner != scenario and getattr(extras, name) is not None]
+        strange = [name for name in names if owner != scenario and getattr(options, name) is not None]
         if strange:
             raise InputError(
-                f"{scenario}: expected no {strange[0].replace('_', ' ')}, which is of the scenario {owner}; choose "
-                "that, or leave it out"
+                f"the {scenario} scenario takes no {strange[0].replace('_', ' ')}: that is an option of the scenario "
+                f"{owner}"
             )
-    given = {name: getattr(DEFAULTS, name) for name in ("seed", "duration_s", "warm_up_s")}
-    missing = {name: value for name, value in given.items() if getattr(settings, name) is None}
+    changes = {
+        name: getattr(DEFAULTS, name)
+        for name in ("seed", "duration_s", "warm_up_s")
+        if getattr(settings, name) is None
+    }
     if settings.min_count is None:
-        missing["min_count"] = minimum_count(scenario, extras.percentile)
-    settings = settings.model_copy(update=missing)
+        changes["min_count"] = minimum_count(scenario, options.percentile)
+    settings = settings.model_copy(update=changes)
     least, most = settings.duration_s or 0.0, settings.max_duration_s
     if most is None:
         settings = settings.model_copy(update={"max_duration_s": max(least, DEFAULTS.max_duration_s or 0.0)})
     elif most < least:
+        raise InputError(f"the maximum duration must be at least the duration, {least:g} s, found {most:g} s")
+    if scenario == "server" and not options.bound_ms:
+        raise InputError("the server scenario requires a latency bound in milliseconds")
+    if options.percentile is not None and not 0 < options.percentile < 100:
+        raise InputError(f"the percentile must be between 0 and 100, found {options.percentile}")
+    if scenario == "kiosk" and (options.video is None or options.detector is None):
+        raise InputError("the kiosk scenario requires a video and a detector")
+    if scenario == "kiosk" and (image_format or settings.batch not in (None, 1)):
         raise InputError(
-            f"expected a longest duration of at least the duration, {least:g} s, found {most:g} s"
+            "the kiosk scenario makes its own crops, one at a time: it takes no input format or batch"
         )
-    if scenario == "server" and not extras.bound_ms:
-        raise InputError("server: expected a bound on the latency in milliseconds, found none")
-    if extras.percentile is not None and not 0 < extras.percentile < 100:
-        raise InputError(f"server: expected a percentile between 0 and 100, found {extras.percentile}")
-    if scenario == "kiosk" and (extras.film is None or extras.detector is None):
-        raise InputError("kiosk: expected a video and a detector, found none")
-    if scenario == "kiosk" and (extras.image_format or settings.batch not in (None, 1)):
-        raise InputError(
-            "kiosk: the pipeline makes its own crops, one at a time; leave input format and batch out"
-        )
-    if extras.samples_per_query is not None and extras.samples_per_query < 1:
-        raise InputError(f"multi-stream: expected 1 sample a query or more, found {extras.samples_per_query}")
+    if options.samples_per_query is not None and options.samples_per_query < 1:
+        raise InputError(f"samples per query must be 1 or more, found {options.samples_per_query}")
     return settings.model_copy(update={"end_to_end": settings.end_to_end or scenario == "kiosk"})
 
 
 def _measure(
-    loaded: LoadedModel, settings: RunSettings, extras: Extras, progress: Progress | None
+    loaded: LoadedModel, settings: RunSettings, options: ScenarioOptions, progress: ProgressCallback
 ) -> _Measured:
-    assert settings.duration_s is not None and settings.min_count is not None  # noqa: PT018
+    least, target = settings.duration_s or 0.0, loaded.target
     limits = RunLimits(
-        duration_s=settings.duration_s,
-        min_count=settings.min_count,
-        max_duration_s=settings.max_duration_s or settings.duration_s,
+        duration_s=least,
+        min_count=settings.min_count or 0,
+        max_duration_s=settings.max_duration_s or least,
     )
-    target = loaded.target
     if settings.scenario == "single-stream":
         return _Measured(recording=single_stream(target, limits, progress))
     if settings.scenario == "offline":
         return _Measured(recording=offline(target, limits, progress))
     if settings.scenario == "multi-stream":
-        recording = multi_stream(target, limits, progress, samples=extras.samples_per_query or 8)
+        recording = multi_stream(target, limits, progress, samples=options.samples_per_query or 8)
         return _Measured(
             recording=recording, multi_stream=MultiStreamResult(samples_per_query=recording.items)
         )
     if settings.scenario == "server":
-        assert extras.bound_ms is not None
+        assert options.bound_ms is not None
         server, recording = find_rate(
             target,
             limits,
-            bound_ms=extras.bound_ms,
-            percentile=extras.percentile or PERCENTILES["server"],
+            bound_ms=options.bound_ms,
+            percentile=options.percentile or PERCENTILES["server"],
             seed=settings.seed or 0,
             progress=progress,
         )
         return _Measured(recording=recording, server=server)
-    assert extras.film is not None and loaded.embedder is not None  # noqa: PT018
-    pipeline = Pipeline(extras.detector, loaded.embedder, tracker=Tracker(), prefetch=1)
-    kiosk, recording = run_kiosk(extras.film, pipeline, seconds=settings.duration_s, progress=progress)
+    assert options.video is not None and loaded.embedder is not None  # noqa: PT018
+    pipeline = Pipeline(options.detector, loaded.embedder, tracker=Tracker(), prefetch=1)
+    kiosk, recording = run_kiosk(options.video, pipeline, seconds=least, progress=progress)
     return _Measured(recording=recording, kiosk=kiosk)
 
 
-def _explain(loaded: LoadedModel, extras: Extras, stage: Stage, *, interrupted: bool) -> _Explained:
-    """Time the layers and measure the peak, each by itself, so that neither has a share in the measurement."""
-    explained = _Explained(interrupted=interrupted)
-    if interrupted:
-        return explained
+def _explain(
+    explained: _Explained,
+    loaded: LoadedModel,
+    begin: Callable[[str], None],
+    *,
+    peak: Peak | bool,
+    layers: bool,
+) -> None:
+    """Time the layers and measure the peak, each by itself, so that neither affects the measurement."""
     try:
-        if extras.layers:
-            stage("time layers")
+        if layers:
+            begin("time layers")
             compiled, inputs = loaded.profiled()
             found = time_layers(compiled, inputs, inferences=_PROFILED)
             if isinstance(found, Unknown):
                 explained.notes.append(f"layers: {found}")
             else:
                 explained.layers = found
-        if extras.peak is True:
-            stage("measure the peak")
+        if peak is True:
+            begin("measure the peak")
             with watch() as watched:
                 explained.peak = measure_peak(loaded.device, core=loaded.core)
             # A peak that is too low makes the efficiency too high.
             explained.disturbances = tuple(
                 f"while the peak was measured, {reason}" for reason in watched.verdict.reasons
             )
-        elif extras.peak:
-            explained.peak = extras.peak
+        elif peak:
+            explained.peak = peak
     except KeyboardInterrupt:
         explained.interrupted = True
-    return explained
 
 
 def _validity(
-    recording: Recording, settings: RunSettings, extras: Extras, warmth: tuple[float, bool]
+    recording: Recording, settings: RunSettings, options: ScenarioOptions, warmth: tuple[float, bool]
 ) -> Validity:
     scenario, latencies = settings.scenario, recording.latencies_ms
-    percentile = extras.percentile or PERCENTILES.get(scenario)
+    percentile = options.percentile or PERCENTILES.get(scenario)
     early = None
     if percentile is not None:
         early = EarlyStopping(

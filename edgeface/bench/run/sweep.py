@@ -1,7 +1,8 @@
-"""A model and lists of settings in, a result for every combination that makes sense and the best plans out.
+"""Measure every combination of settings, and write the best plans for latency and for throughput.
 
-Each configuration is measured alone (``single-stream``: latency) and under full load (``offline``: throughput). Its
-results are files, so that a sweep that was interrupted goes on where it stopped.
+Each combination is measured in the SingleStream scenario (latency) and in the Offline scenario (throughput). Every
+result is a file, so that an interrupted sweep is resumed. A result is reused only if everything that it depends on is
+the same: `_dependencies` for all runs of a folder, the fields of `DevicePlan` and the scenario for each run.
 """
 
 from __future__ import annotations
@@ -16,41 +17,37 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.machine.hardware import read_machine
+from edgeface.bench.machine.hardware import read_container, read_machine
 from edgeface.bench.machine.peak import Peak
-from edgeface.bench.machine.reading import Unknown
+from edgeface.bench.machine.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.bench.run.benchmark_model import Shapes, read_benchmark_model
-from edgeface.bench.run.runner import DEFAULTS, Extras, Stage, benchmark
+from edgeface.bench.run.runner import DEFAULTS, benchmark
 from edgeface.bench.schema import ModelInfo, RunSettings, Scenario
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.files import write_atomically
 from edgeface.runtime import DevicePlan
 from edgeface.runtime.devices import DeviceInfo, list_devices, resolve_device, split_device
 
-__all__ = [
-    "SkippedRun",
-    "Sweep",
-    "SweepAxes",
-    "SweepStep",
-    "sweep",
-]
+__all__ = ["SkippedRun", "Sweep", "SweepAxes", "SweepStep", "sweep"]
 
 SETTINGS_NAME = "sweep.json"
-"""What a folder's results have in common."""
+"""File with what all results of a folder depend on."""
 
 SCENARIOS: tuple[Scenario, Scenario] = ("single-stream", "offline")
 _SCHEMA = "edgeface.sweep/1"
+_PLANNED = ("device", "hint", "precision", "streams", "requests")
+"""Fields of `DevicePlan` that a result records, beside its batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepAxes:
-    """What is combined with what; None: left to the device.
+    """Values to combine; None leaves the choice to the device.
 
     Attributes
     ----------
     devices, hints, precisions, streams, requests, batches
-        As in `edgeface.runtime.DevicePlan`; a batch is a static one.
+        As in `edgeface.runtime.DevicePlan`; batches are static.
     """
 
     devices: Sequence[str] = ("CPU",)
@@ -63,7 +60,7 @@ class SweepAxes:
 
 @dataclass(frozen=True, slots=True)
 class SweepStep:
-    """One run that is about to begin, or was found done: its name, and how many of how many it is."""
+    """One run that is about to begin (`found` is False) or is reused: its name and number of how many."""
 
     name: str
     number: int
@@ -73,7 +70,7 @@ class SweepStep:
 
 @dataclass(frozen=True, slots=True)
 class SkippedRun:
-    """A configuration that was not measured, and why."""
+    """A combination that was not measured, and why."""
 
     name: str
     reason: str
@@ -81,7 +78,7 @@ class SkippedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What came of it.
+    """Results of a sweep.
 
     Attributes
     ----------
@@ -90,11 +87,11 @@ class Sweep:
     skipped
         Combinations that contradict themselves or the device.
     failed
-        Those that the device could not run.
+        Combinations that the device could not run.
     absent
-        Devices that are not there, and what is.
+        Devices that are not available.
     best
-        For ``latency`` and ``throughput``: the name of the result that is best, and the plan file that was written.
+        For ``latency`` and ``throughput``: the name of the best result, and the plan file that was written.
     """
 
     results: dict[str, BenchmarkResult]
@@ -104,7 +101,7 @@ class Sweep:
     best: dict[str, tuple[str, Path]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; of each result only its figures."""
+        """Return JSON types; of each result only its figures."""
         return {
             "results": {
                 name: {
@@ -116,12 +113,8 @@ class Sweep:
                 for name, result in self.results.items()
             },
             **{
-                kind: [{"name": each.name, "reason": each.reason} for each in listed]
-                for kind, listed in (
-                    ("skipped", self.skipped),
-                    ("failed", self.failed),
-                    ("absent", self.absent),
-                )
+                kind: [{"name": each.name, "reason": each.reason} for each in getattr(self, kind)]
+                for kind in ("skipped", "failed", "absent")
             },
             "best": {what: {"result": name, "plan": str(path)} for what, (name, path) in self.best.items()},
         }
@@ -129,8 +122,6 @@ class Sweep:
 
 @dataclass(slots=True)
 class _Found:
-    """What a sweep has so far."""
-
     results: dict[str, BenchmarkResult] = field(default_factory=dict)
     plans: dict[str, DevicePlan] = field(default_factory=dict)
     skipped: list[SkippedRun] = field(default_factory=list)
@@ -147,48 +138,48 @@ def sweep(
     shapes: Shapes | None = None,
     peak: bool = True,
     on_step: Callable[[SweepStep], None] = lambda step: None,
-    stage: Stage | None = None,
 ) -> Sweep:
-    """Measure every combination, and write the plans that are best for latency and for throughput.
+    """Measure every combination, and write the plans with the best latency and the best throughput.
 
     Parameters
     ----------
     model
         An .xml with its .bin beside it, or an .onnx.
     folder
-        Receives a folder a run, `SETTINGS_NAME`, ``latency.json`` and ``throughput.json``. Runs that it holds
-        whole are not made again.
+        Receives a folder for each run, ``sweep.json``, ``latency.json`` and ``throughput.json``. Complete runs in it
+        are reused.
     axes
-        What is combined.
+        Values to combine.
     settings
         Durations, counts and seed of each run.
     shapes
-        Of inputs that are dynamic.
+        Shapes of dynamic inputs.
     peak
         Whether to measure what each device attains, once.
-    on_step, stage
-        Told before each run, and of its stages.
+    on_step
+        Called before each run.
 
     Raises
     ------
     InputError
-        If the folder is that of a sweep of another model, machine, OpenVINO or of other durations, or no
-        combination can be measured.
+        If the folder holds a sweep of another model, machine, OpenVINO or of other settings, or no combination can
+        be measured.
     DeviceError
-        If none of the devices is there.
+        If none of the devices is available.
     OutputError
         If a result cannot be written.
     KeyboardInterrupt
-        On Ctrl-C; the run that was interrupted is dropped, those before it stay.
+        On Ctrl-C; the interrupted run is dropped, earlier ones are kept.
     """
     axes = axes or SweepAxes()
     core = ov.Core()
-    _keep_settings(folder, read_benchmark_model(model, core=core, shapes=shapes).info, settings)
+    info = read_benchmark_model(model, core=core, shapes=shapes).info
+    _require_same(folder, _dependencies(info, settings, peak=peak))
     present, absent = _present(axes.devices, core)
     if not present:
         raise DeviceError("; ".join(each.reason for each in absent))
     found = _Found()
-    capabilities = {info.name: info for info in list_devices(core)}
+    capabilities = {each.name: each for each in list_devices(core)}
     runs: list[tuple[str, DevicePlan, Scenario]] = []
     for name, options in _combinations(present, axes):
         plan, reason = _plan(options, capabilities)
@@ -197,14 +188,27 @@ def sweep(
         else:
             runs += [(f"{name}/{scenario}", plan, scenario) for scenario in SCENARIOS]
     for number, (name, plan, scenario) in enumerate(runs, 1):
-        known = _read(folder / name)
-        on_step(SweepStep(name, number, len(runs), known is not None))
-        asked = settings.model_copy(update=_settings(plan, scenario))
-        extras = Extras(shapes=shapes, peak=found.peaks.get(plan.device, peak), layers=False)
-        result = known or _measure(model, asked, name, found, extras=extras, stage=stage)
+        result = _read(folder / name, plan, scenario)
+        on_step(SweepStep(name, number, len(runs), result is not None))
         if result is None:
-            continue
-        if known is None:
+            own = {"scenario": scenario, "batch": plan.batch_buckets[0]}
+            own |= {each: getattr(plan, each) for each in _PLANNED}
+            try:
+                result = benchmark(
+                    model,
+                    settings.model_copy(update=own),
+                    shapes=shapes,
+                    peak=found.peaks.get(plan.device, peak),
+                    layers=False,
+                )
+            except InputError as error:
+                found.skipped.append(SkippedRun(name, str(error)))
+                continue
+            except (DeviceError, InferenceError) as error:
+                found.failed.append(SkippedRun(name, str(error)))
+                continue
+            if result.partial:
+                raise KeyboardInterrupt
             result.write(folder / name)
         found.results[name] = result
         found.plans[name] = plan
@@ -212,9 +216,7 @@ def sweep(
             found.peaks[plan.device] = result.peak
     if not found.results:
         left = [*found.skipped, *found.failed]
-        raise InputError(
-            f"{model}: expected a combination that can be measured, found none: {left[0].reason}"
-        )
+        raise InputError(f"{model}: no combination can be measured: {left[0].reason}")
     return Sweep(
         results=found.results,
         skipped=tuple(found.skipped),
@@ -224,24 +226,8 @@ def sweep(
     )
 
 
-def _measure(
-    model: Path, asked: RunSettings, name: str, found: _Found, *, extras: Extras, stage: Stage | None
-) -> BenchmarkResult | None:
-    try:
-        result = benchmark(model, asked, extras=extras, stage=stage)
-    except InputError as error:
-        found.skipped.append(SkippedRun(name, str(error)))
-        return None
-    except (DeviceError, InferenceError) as error:
-        found.failed.append(SkippedRun(name, str(error)))
-        return None
-    if result.partial:
-        raise KeyboardInterrupt
-    return result
-
-
 def _present(devices: Sequence[str], core: ov.Core) -> tuple[dict[str, str], list[SkippedRun]]:
-    """Names as they were given, with OpenVINO's; and those that are not there."""
+    """Return OpenVINO's names of the devices that are available, by the names as given, and the others."""
     present: dict[str, str] = {}
     absent = []
     for device in devices:
@@ -273,7 +259,7 @@ def _combinations(devices: dict[str, str], axes: SweepAxes) -> list[tuple[str, d
 
 
 def _plan(options: dict[str, Any], infos: dict[str, DeviceInfo]) -> tuple[DevicePlan | None, str]:
-    """The plan of a combination; None with the reason if it contradicts itself or its device."""
+    """Return the plan of a combination, or None and the reason if it contradicts itself or its device."""
     try:
         plan = DevicePlan(**options)
     except InputError as error:
@@ -287,84 +273,83 @@ def _plan(options: dict[str, Any], infos: dict[str, DeviceInfo]) -> tuple[Device
     if plan.precision is not None:
         needed = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[plan.precision]
         if needed not in info.capabilities:
-            return (
-                None,
-                f"{info.name} does not compute in {plan.precision}: it has {', '.join(info.capabilities)}",
-            )
+            has = ", ".join(info.capabilities)
+            return None, f"{info.name} does not compute in {plan.precision}: it has {has}"
     if plan.streams is not None and info.streams is not None and plan.streams > info.streams[1]:
         return None, f"{info.name} has at most {info.streams[1]} streams"
     return plan, ""
 
 
-def _settings(plan: DevicePlan, scenario: Scenario) -> dict[str, Any]:
-    asked = {name: getattr(plan, name) for name in ("device", "hint", "precision", "streams", "requests")}
-    return {**asked, "scenario": scenario, "batch": plan.batch_buckets[0]}
-
-
-def _keep_settings(folder: Path, model: ModelInfo, settings: RunSettings) -> None:
-    """Write what all results of the folder share, or refuse if it holds those of something else."""
-    lengths = ("duration_s", "min_count", "max_duration_s", "warm_up_s", "seed")
-    cpu = read_machine().cpu_model
-    wanted = {
+def _dependencies(model: ModelInfo, settings: RunSettings, *, peak: bool) -> dict[str, Any]:
+    """Return everything that all results of a sweep depend on."""
+    container = read_container()
+    lengths = ("duration_s", "min_count", "max_duration_s", "warm_up_s", "seed", "end_to_end", "extra")
+    return {
         "schema": _SCHEMA,
         "model": model.digest,
         "inputs": {name: list(shape) for name, shape in model.inputs.items()},
-        "cpu": None if isinstance(cpu, Unknown) else cpu,
+        "cpu": known(read_machine().cpu_model),
+        "cpus": len(known(container.affinity) or ()),
+        "cpu_limit": known(container.cpu_limit),
         "openvino": ov.__version__,
+        "threads": settings.threads,
+        "peak": peak,
         **{name: getattr(settings, name) for name in lengths},
     }
+
+
+def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
+    """Write what all results of the folder depend on, or refuse if it holds results of something else."""
     path = folder / SETTINGS_NAME
-    stored: object = None
-    if path.is_file():
-        with contextlib.suppress(OSError, ValueError):
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise InputError(
-                f"{path}: expected the settings of a sweep, found something else; choose another folder"
-            )
-        differ = [
-            f"{name} {stored.get(name)}, not {wanted[name]}"
-            for name in wanted
-            if stored.get(name, wanted[name]) != wanted[name]  # sweeps of older versions say less
-        ]
-        if differ:
-            raise InputError(
-                f"{folder}: holds a sweep of {'; '.join(differ)}: results of both cannot stand side by side; choose "
-                "another folder, or remove this one"
-            )
+    if not path.is_file():
+        with write_atomically(path) as staged:
+            staged.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         return
-    with write_atomically(path) as staged:
-        staged.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    stored: object = None
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} does not hold the settings of a sweep; choose another folder")
+    differ = [
+        f"{name} {stored[name]}, not {value}"
+        for name, value in wanted.items()
+        if stored.get(name, value) != value  # older versions store less
+    ]
+    if differ:
+        raise InputError(
+            f"{folder} holds a sweep of {'; '.join(differ)}: its results cannot be compared with these; choose "
+            "another folder, or remove this one"
+        )
 
 
-def _read(folder: Path) -> BenchmarkResult | None:
-    """The result of a run that was finished before; None if there is none, or if it is damaged."""
+def _read(folder: Path, plan: DevicePlan, scenario: Scenario) -> BenchmarkResult | None:
+    """Return the result of an earlier run; None if there is none, or if it is damaged, partial or of other settings."""
     if not (folder / FILE_NAME).is_file():
         return None
     try:
         result = BenchmarkResult.read(folder)
     except InputError:
         return None
-    return None if result.partial else result
+    settings = result.settings
+    same = (settings.scenario, settings.batch) == (scenario, plan.batch_buckets[0]) and all(
+        getattr(settings, name) == getattr(plan, name) for name in _PLANNED
+    )
+    return result if same and not result.partial else None
 
 
 def _write_best(folder: Path, found: _Found) -> dict[str, tuple[str, Path]]:
-    """Write the plans of the lowest 90th percentile, as MLPerf judges SingleStream, and of the highest throughput."""
+    """Write the plans of the lowest 90th percentile, MLPerf's for SingleStream, and of the highest throughput."""
 
     def of(scenario: Scenario) -> list[str]:
         return [name for name, result in found.results.items() if result.settings.scenario == scenario]
 
-    def latency(name: str) -> float:
-        return found.results[name].latency_ms.get("p90", float("inf"))
-
-    def throughput(name: str) -> float:
-        return found.results[name].throughput_fps or 0.0
-
     chosen = {}
     if alone := of("single-stream"):
-        chosen["latency"] = min(alone, key=latency)
+        chosen["latency"] = min(
+            alone, key=lambda name: found.results[name].latency_ms.get("p90", float("inf"))
+        )
     if loaded := of("offline"):
-        chosen["throughput"] = max(loaded, key=throughput)
+        chosen["throughput"] = max(loaded, key=lambda name: found.results[name].throughput_fps or 0.0)
     best = {}
     for what, name in chosen.items():
         path = folder / f"{what}.json"

@@ -1,4 +1,4 @@
-"""A film at its own frame rate: frames come when they are due, and those that come too fast are dropped."""
+"""A video at its own frame rate: frames come when they are due, and those that come too fast are dropped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RATE, FRAMES = 20.0, 8
 
 
 class OneFace:
-    """Finds a face in the middle of every picture, after some time."""
+    """Finds a face in the middle of every frame, after some time."""
 
     name = "one"
 
@@ -39,8 +39,8 @@ class OneFace:
 
 
 @pytest.fixture
-def film(tmp_path: Path) -> VideoFile:
-    path = tmp_path / "film.avi"
+def video(tmp_path: Path) -> VideoFile:
+    path = tmp_path / "video.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), RATE, (160, 120))
     random = np.random.default_rng(0)
     for _ in range(FRAMES):
@@ -49,18 +49,18 @@ def film(tmp_path: Path) -> VideoFile:
     return VideoFile.open(path)
 
 
-def test_a_film_tells_its_rate_and_length(film: VideoFile, tmp_path: Path) -> None:
-    assert film.rate == RATE
-    assert film.frames == FRAMES
-    (tmp_path / "no.avi").write_bytes(b"no film")
+def test_a_video_tells_its_rate_and_length(video: VideoFile, tmp_path: Path) -> None:
+    assert video.rate == RATE
+    assert video.frames == FRAMES
+    (tmp_path / "no.avi").write_bytes(b"no video")
     for path in (tmp_path / "no.avi", tmp_path / "absent.avi"):
-        with pytest.raises(InputError, match="expected a video with a frame rate"):
+        with pytest.raises(InputError, match="not a video with a frame rate"):
             VideoFile.open(path)
 
 
-def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film: VideoFile) -> None:
+def test_frames_come_no_earlier_than_they_are_due_and_the_video_repeats(video: VideoFile) -> None:
     count = 2 * FRAMES + 3
-    with film.play(seconds=count / RATE) as source:
+    with video.play(seconds=count / RATE) as source:
         seen = [(frame.index, frame.timestamp, time.perf_counter()) for frame in source]
     indices = [index for index, _, _ in seen]
     assert indices == sorted(indices)
@@ -71,11 +71,11 @@ def test_frames_come_no_earlier_than_they_are_due_and_the_film_begins_anew(film:
 
 
 @pytest.mark.slow
-def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(film: VideoFile, tmp_path: Path) -> None:
+def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(video: VideoFile, tmp_path: Path) -> None:
     told: list[float] = []
     with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
         slow = Pipeline(OneFace(2.5 / RATE), embedder, tracker=Tracker(), prefetch=1)  # type: ignore[arg-type]
-        kiosk, recording = run_kiosk(film, slow, seconds=2.0, progress=lambda share, _: told.append(share))
+        kiosk, recording = run_kiosk(video, slow, seconds=2.0, progress=lambda each: told.append(each.done))
     assert kiosk.frames == 40
     assert kiosk.dropped == 40 - len(recording)
     assert kiosk.dropped >= 15  # it can take two of five

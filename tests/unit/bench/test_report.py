@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from made_results import LAYERS, PEAK, latencies, made_result
 
-from edgeface.bench.compare.comparable import Side
+from edgeface.bench.compare.comparable import ReportEntry, Side, read_entries
 from edgeface.bench.compare.comparison import compare
-from edgeface.bench.report import ReportEntry, read_entries, write_report
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throughput_plot
+from edgeface.bench.report.page import write_report
 from edgeface.bench.report.run_plots import roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import COLUMNS
 from edgeface.errors import InputError

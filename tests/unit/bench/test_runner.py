@@ -17,16 +17,16 @@ from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.load import OpenVinoTarget, random_inputs
 from edgeface.bench.run.load_generator import RunLimits
-from edgeface.bench.run.runner import DEFAULTS, Extras, benchmark
+from edgeface.bench.run.runner import DEFAULTS, ScenarioOptions, benchmark
 from edgeface.bench.run.scenarios import offline, single_stream
 from edgeface.bench.schema import RunSettings
 from edgeface.errors import ContractError, DeviceError, InferenceError, InputError
 from edgeface.model.opset import ops
+from edgeface.progress import Progress, ProgressCallback
 from edgeface.runtime import DevicePlan, ImageFormat
 
 pytestmark = pytest.mark.timeout(180)
 QUICK = {"duration_s": 0.1, "max_duration_s": 0.3, "min_count": 5, "warm_up_s": 0.05}
-PLAIN = Extras(peak=False)
 OLD = ov.__version__.startswith("2024")
 
 
@@ -46,9 +46,8 @@ def test_every_scenario_gives_a_result_that_can_be_read_again(
     ir: Path, scenario: Any, end_to_end: bool
 ) -> None:
     own = {"bound_ms": 1000.0, "percentile": 90.0} if scenario == "server" else {}
-    extras = Extras(peak=False, layers=False, **own)
     run = settings(scenario=scenario, end_to_end=end_to_end, hint="THROUGHPUT", requests=3)
-    result = benchmark(ir, run, extras=extras)
+    result = benchmark(ir, run, options=ScenarioOptions(**own), peak=False, layers=False)
     assert BenchmarkResult.from_dict(result.to_dict()) == result
     samples = result.samples
     assert samples is not None
@@ -80,7 +79,7 @@ def test_every_scenario_gives_a_result_that_can_be_read_again(
 
 
 def test_layers_are_timed_in_a_pass_of_their_own(ir: Path) -> None:
-    result = benchmark(ir, settings(), extras=PLAIN)
+    result = benchmark(ir, settings(), peak=False)
     assert result.layers
     assert all(layer.ms > 0 and layer.count > 0 for layer in result.layers)
     assert result.peak is None
@@ -91,8 +90,8 @@ def test_a_plan_takes_the_place_of_the_settings(ir: Path) -> None:
     plan = DevicePlan(
         device="CPU", streams=1, requests=3, batch_buckets=(1, 4), extra={"ENABLE_CPU_PINNING": False}
     )
-    extras = Extras(peak=False, layers=False, plan=plan)
-    result = benchmark(ir, settings(scenario="offline", hint="THROUGHPUT", streams=2), extras=extras)
+    run = settings(scenario="offline", hint="THROUGHPUT", streams=2)
+    result = benchmark(ir, run, plan=plan, peak=False, layers=False)
     assert (result.settings.hint, result.settings.streams, result.settings.batch) == (None, 1, 4)
     assert (result.execution.streams, result.execution.requests) == (1, 3)
     assert result.execution.affinity is not None
@@ -103,28 +102,33 @@ def test_a_plan_takes_the_place_of_the_settings(ir: Path) -> None:
 
 
 def test_an_image_format_is_measured_in_the_graph(ir: Path) -> None:
-    extras = Extras(peak=False, layers=False, image_format=ImageFormat(color="RGB", size=(48, 64)))
-    result = benchmark(ir, settings(batch=2), extras=extras)
+    images = ImageFormat(color="RGB", size=(48, 64))
+    result = benchmark(ir, settings(batch=2), image_format=images, peak=False, layers=False)
     assert result.settings.input_format == "u8 NHWC RGB 64x48"
     assert result.model.inputs == {"image": (2, 48, 64, 3)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "extras", "error", "message"),
+    ("changes", "options", "error", "message"),
     [
-        ({"scenario": "server"}, {}, InputError, "expected a bound on the latency"),
+        ({"scenario": "server"}, {}, InputError, "requires a latency bound"),
         ({"scenario": "server"}, {"bound_ms": 5.0, "percentile": 100.0}, InputError, "between 0 and 100"),
         (
             {},
             {"bound_ms": 5.0},
             InputError,
-            "single-stream: expected no bound ms, which is of the scenario server",
+            "the single-stream scenario takes no bound ms: that is an option of the scenario server",
         ),
         ({"scenario": "offline"}, {"samples_per_query": 4}, InputError, "of the scenario multi-stream"),
         ({"scenario": "server"}, {"bound_ms": 5.0, "samples_per_query": 4}, InputError, "multi-stream"),
         ({"duration_s": 2.0, "max_duration_s": 1.0}, {}, InputError, "at least the duration, 2 s, found 1 s"),
-        ({"scenario": "kiosk"}, {}, InputError, "expected a video and a detector"),
-        ({"scenario": "multi-stream"}, {"samples_per_query": 0}, InputError, "1 sample a query or more"),
+        ({"scenario": "kiosk"}, {}, InputError, "requires a video and a detector"),
+        (
+            {"scenario": "multi-stream"},
+            {"samples_per_query": 0},
+            InputError,
+            "samples per query must be 1 or more",
+        ),
         ({"end_to_end": True, "batch": 4}, {}, InputError, "expected 1 end to end"),
         ({"end_to_end": True}, {"image_format": ImageFormat(size="any")}, InputError, "found 'any'"),
         ({"device": "NPU"}, {}, DeviceError, "no NPU here"),
@@ -133,10 +137,12 @@ def test_an_image_format_is_measured_in_the_graph(ir: Path) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    ir: Path, changes: dict[str, Any], extras: dict[str, Any], error: type[Exception], message: str
+    ir: Path, changes: dict[str, Any], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    images = options.get("image_format")
+    scenario = ScenarioOptions(**{name: each for name, each in options.items() if name != "image_format"})
     with pytest.raises(error, match=message):
-        benchmark(ir, settings(**changes), extras=Extras(peak=False, layers=False, **extras))
+        benchmark(ir, settings(**changes), options=scenario, image_format=images, peak=False, layers=False)
 
 
 @pytest.mark.alone
@@ -144,11 +150,11 @@ def test_what_does_not_go_together_is_refused(
 def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_high(ir: Path) -> None:
     with contextlib.ExitStack() as stack:
 
-        def stage(name: str) -> None:
-            if name == "measure the peak":
+        def burn(progress: Progress) -> None:
+            if progress.stage == "measure the peak":
                 stack.enter_context(burning_core())
 
-        result = benchmark(ir, settings(), extras=Extras(layers=False), stage=stage)
+        result = benchmark(ir, settings(), layers=False, progress=burn)
     assert result.peak is not None
     assert result.disturbed
     assert any(
@@ -157,15 +163,19 @@ def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_
     )
 
 
+def interrupt(stage: str) -> ProgressCallback:
+    """Press Ctrl-C in a stage; when some queries are answered if that is the measurement."""
+
+    def press(progress: Progress) -> None:
+        if progress.stage == stage and (stage != "measure" or progress.done > 0.1):
+            signal.raise_signal(signal.SIGINT)
+
+    return press
+
+
 def test_a_longer_duration_moves_the_longest_unless_that_is_given(ir: Path) -> None:
     run = settings(duration_s=130.0, max_duration_s=None, min_count=1)
-    told: list[str] = []
-
-    def stage(name: str) -> Any:
-        told.append(name)
-        return lambda share, count: count > 3 and signal.raise_signal(signal.SIGINT)
-
-    result = benchmark(ir, run, extras=Extras(peak=False, layers=False), stage=stage)
+    result = benchmark(ir, run, peak=False, layers=False, progress=interrupt("measure"))
     assert result.settings.max_duration_s == 130.0
 
 
@@ -173,24 +183,17 @@ def test_end_to_end_needs_a_contract(tmp_path: Path) -> None:
     image = ops.parameter([1, 3, 8, 8], np.float32, name="image")
     ov.save_model(ov.Model([ops.relu(image)], [image], "plain"), tmp_path / "plain.xml")
     with pytest.raises(ContractError, match="need a model with a contract"):
-        benchmark(tmp_path / "plain.xml", settings(end_to_end=True), extras=PLAIN)
+        benchmark(tmp_path / "plain.xml", settings(end_to_end=True), peak=False)
 
 
 @pytest.mark.parametrize("when", ["measure", "time layers", "warm up"])
 def test_ctrl_c_keeps_what_there_is(ir: Path, when: str) -> None:
-    def stage(name: str) -> Any:
-        if name == when != "measure":
-            signal.raise_signal(signal.SIGINT)
-        return lambda share, count: count > 3 and signal.raise_signal(signal.SIGINT)
-
-    extras = Extras(peak=False, layers=True)
     run = settings(duration_s=60.0 if when == "measure" else 0.1, max_duration_s=60.0)
     if when == "warm up":
         with pytest.raises(KeyboardInterrupt):
-            benchmark(ir, run, extras=extras, stage=stage)
+            benchmark(ir, run, peak=False, progress=interrupt(when))
         return
-    tell = stage if when == "measure" else lambda name: stage(name) and None
-    result = benchmark(ir, run, extras=extras, stage=tell)
+    result = benchmark(ir, run, peak=False, progress=interrupt(when))
     assert result.partial
     assert result.layers == ()
     assert result.samples is not None

@@ -122,15 +122,15 @@ def test_an_inference_that_fails_is_raised_and_not_waited_for(
 
 
 def test_progress_goes_up_to_the_end(service: Any) -> None:
-    told: list[tuple[float, int]] = []
+    told: list[float] = []
     single_stream(
         service(0.001),
         RunLimits(duration_s=0.7, min_count=1, max_duration_s=60.0),
-        lambda *each: told.append(each),
+        lambda each: told.append(each.done),
     )
     assert len(told) >= 2
     assert sorted(told) == told
-    assert all(0 <= share <= 1 for share, _ in told)
+    assert all(0 <= share <= 100 for share in told)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from scipy import stats
 from edgeface.bench.run.load_generator import RunLimits
 from edgeface.bench.run.scenarios import find_rate, poisson_arrivals, serve, single_stream
 from edgeface.errors import InputError
+from edgeface.progress import Progress
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]
 SERVICE_S = 0.002
@@ -87,7 +88,7 @@ def test_the_rate_that_is_found_meets_the_bound_and_higher_ones_did_not(service:
         bound_ms=200.0,
         percentile=90.0,
         seed=0,
-        progress=lambda share, _: told.append(share),
+        progress=lambda each: told.append(each.done),
     )
     assert server.rate is not None
     assert 0 < server.rate < CAPACITY
@@ -113,7 +114,7 @@ def test_a_bound_below_the_service_time_is_met_by_no_rate(service: Any) -> None:
 def test_a_target_too_slow_to_be_judged_is_refused_and_not_called_a_failure(service: Any) -> None:
     # At 99 % a bound is met with 459 queries of which none exceeds it (0.99^459 < 0.01), and not with fewer.
     limits = RunLimits(duration_s=0.1, min_count=1, max_duration_s=459 / (1.2 * CAPACITY))
-    with pytest.raises(InputError, match="expected 459 queries within"):
+    with pytest.raises(InputError, match="needs 459 queries within"):
         find_rate(service(SERVICE_S), limits, bound_ms=1e4, percentile=99.0, seed=0)
 
 
@@ -131,8 +132,8 @@ def test_ctrl_c_within_the_search_keeps_the_best_so_far(service: Any) -> None:
     target = service(SERVICE_S)
     limits = RunLimits(duration_s=0.1, min_count=64, max_duration_s=60.0)
 
-    def interrupt(share: float, count: int) -> None:
-        if share > 0.4:
+    def interrupt(progress: Progress) -> None:
+        if progress.done > 40:
             signal.raise_signal(signal.SIGINT)
 
     server, recording = find_rate(target, limits, bound_ms=500.0, percentile=90.0, seed=0, progress=interrupt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -108,17 +109,83 @@ def test_other_settings_or_another_model_are_not_mixed_in(
 ) -> None:
     _, folder = swept
     with pytest.raises(
-        InputError, match=r"holds a sweep of duration_s 0.05, not 1.0: .* choose another folder"
+        InputError, match=r"holds a sweep of duration_s 0.05, not 0.2: .* choose another folder"
     ):
-        run(ir, folder, settings=SHORT.model_copy(update={"duration_s": 1.0}))
+        run(ir, folder, settings=SHORT.model_copy(update={"duration_s": 0.2}))
     with pytest.raises(InputError, match=r"holds a sweep of model [0-9a-f]{64}, not [0-9a-f]{64}"):
         run(write_tiny_ir(tmp_path / "other", name="other", source="b"), folder)
     (tmp_path / "sweep.json").write_text("[]")
-    with pytest.raises(InputError, match="expected the settings of a sweep"):
+    with pytest.raises(InputError, match="does not hold the settings of a sweep"):
         run(ir, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cpu", "openvino", "inputs"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"duration_s": 0.06},
+        {"min_count": 21},
+        {"max_duration_s": 0.6},
+        {"warm_up_s": 0.06},
+        {"seed": 1},
+        {"threads": 1},
+        {"end_to_end": True},
+        {"extra": {"ENABLE_CPU_PINNING": False}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_sweep_with_another_setting_is_not_resumed(
+    swept: tuple[Sweep, Path], ir: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"holds a sweep of {next(iter(change))} "):
+        run(ir, swept[1], settings=SHORT.model_copy(update=change))
+
+
+def test_a_sweep_with_or_without_peaks_is_not_resumed_as_the_other(
+    swept: tuple[Sweep, Path], ir: Path
+) -> None:
+    with pytest.raises(InputError, match="holds a sweep of peak False, not True"):
+        run(ir, swept[1], peak=True)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"devices": ("AUTO:CPU",)},
+        {"hints": (None,)},
+        {"precisions": ("f32",)},
+        {"streams": (1,)},
+        {"requests": (2,)},
+        {"batches": (3,)},
+    ],
+    ids=lambda axes: next(iter(axes)),
+)
+def test_a_value_of_an_axis_that_was_not_measured_is_measured(
+    swept: tuple[Sweep, Path], ir: Path, axes: dict[str, Any]
+) -> None:
+    given = {"hints": ("LATENCY",), "batches": (1,)} | axes
+    found, steps = run(ir, swept[1], SweepAxes(**given))
+    assert [step.found for step in steps] == [False, False]
+    again, steps = run(ir, swept[1], SweepAxes(**given))
+    assert [step.found for step in steps] == [True, True]
+    assert again.results == found.results
+
+
+@pytest.mark.parametrize("name", ["hint", "precision", "streams", "requests", "batch", "scenario", "device"])
+def test_a_result_of_other_settings_in_the_folder_of_a_run_is_measured_again(
+    ir: Path, tmp_path: Path, name: str
+) -> None:
+    axes = SweepAxes(hints=("LATENCY",))
+    run(ir, tmp_path, axes)
+    path = next(tmp_path.rglob("single-stream/result.json"))
+    stored = json.loads(path.read_text())
+    other = {"hint": "THROUGHPUT", "precision": "bf16", "scenario": "multi-stream", "device": "AUTO"}
+    stored["settings"][name] = other.get(name, 7)
+    path.write_text(json.dumps(stored))
+    _, steps = run(ir, tmp_path, axes)
+    assert [step.found for step in steps] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpus", "cpu_limit", "openvino", "inputs"])
 def test_a_sweep_of_another_machine_is_not_gone_on_with(ir: Path, tmp_path: Path, name: str) -> None:
     axes = SweepAxes(hints=("LATENCY",))
     run(ir, tmp_path, axes)
