@@ -39,7 +39,12 @@ TOOLS = {
     "types-pyyaml",
     "types-psutil",
 }
-PROGRAMS = {"openvino-dev"}  # `mo`, which benchmarks/legacy_mo.py runs
+PROGRAMS = {
+    "openvino-dev",
+    "mkdocs",
+    "mkdocs-material",
+    "mkdocstrings",
+}  # `mo`, for benchmarks/legacy_mo.py; `make docs`
 
 CIRCLES: set[tuple[str, ...]] = {
     ("edgeface.cli.gallery", "edgeface.cli.gallery_enrol", "edgeface.cli.gallery_files"),
