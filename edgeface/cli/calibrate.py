@@ -72,7 +72,7 @@ def calibrate(
     json: JsonOption = False,
 ) -> None:
     """Find thresholds at wanted false accept rates, and say how sure they are."""
-    from edgeface.evaluate.calibration import calibrate_model
+    from edgeface.evaluate.lfw import calibrate_model
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates, save_thresholds

@@ -1,9 +1,15 @@
 """Measure the accuracy of a model: published protocols, curves, threshold calibration and reports."""
 
-from edgeface.evaluate.calibration import ThresholdCalibration, calibrate_model
 from edgeface.evaluate.faces import Boxes, Embedded, FaceCutter, embed_images, find_images, load_boxes
 from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_identification
-from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings, Result, evaluate_model
+from edgeface.evaluate.lfw import (
+    DEFAULTS,
+    EvaluationSettings,
+    Result,
+    ThresholdCalibration,
+    calibrate_model,
+    evaluate_model,
+)
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.evaluate.report import write_identification_report, write_report, write_results

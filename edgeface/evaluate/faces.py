@@ -289,14 +289,12 @@ def embed_images(
 
     Parameters
     ----------
-    files, names
-        The images, and their names in `boxes` and in the list of failures.
+    files, names, boxes, detector
+        See `FaceCutter`.
     model
         IR with a contract.
     flip
         How the embedding of the mirror image is used, if at all.
-    boxes, detector
-        See `FaceCutter`.
     device
         OpenVINO device.
     progress

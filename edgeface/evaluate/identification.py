@@ -1,35 +1,248 @@
-"""Evaluate 1:N identification of a model in an open set, on a folder of photos of each person."""
+"""Evaluate 1:N identification in an open set, with the error rates of NIST FRTE.
+
+A *mated* probe shows an enrolled person, a *non-mated* probe a person who is not enrolled. With N people enrolled, at
+threshold T (Grother, Ngan, Hanaoka, *Face Recognition Technology Evaluation, Part 2: Identification*, NISTIR 8271,
+section "Metrics"):
+
+FPIR(N, T)
+    share of the non-mated probes whose best candidate scores above T;
+FNIR(N, R, T)
+    share of the mated probes whose own person is not among the best R candidates or scores at most T.
+
+Rank-1 is ``1 - FNIR(N, 1, -inf)``, the closed-set hit rate. Identification is FNIR with R = 1. NIST accepts scores at
+or above T; edgeface accepts scores strictly above T. A tie between the own person and another one counts as an error.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeface.errors import InputError
 from edgeface.evaluate.faces import Boxes, Embedded, embed_images
-from edgeface.evaluate.openset import (
-    FPIRS,
-    RANKS,
-    Operating,
-    Searches,
-    Split,
-    operate_at,
-    search,
-    split_people,
-)
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.progress import ProgressCallback, ignore_progress
-from edgeface.recognize.open_set import require_fpir
+from edgeface.recognize.metrics import Metric, pairwise
+from edgeface.recognize.open_set import SearchThreshold, require_fpir, threshold_from_probes
 from edgeface.runtime.adapter import Flip
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 
-__all__ = ["PROTOCOL", "IdentificationEvaluation", "evaluate_identification"]
+__all__ = [
+    "FPIRS",
+    "PROTOCOL",
+    "RANKS",
+    "IdentificationEvaluation",
+    "Operating",
+    "Searches",
+    "Split",
+    "evaluate_identification",
+    "operate_at",
+    "search",
+    "split_people",
+]
 
 PROTOCOL = "open-set-1"
 """Name of the protocol (`split_people`, one enrolled image a person, cosine similarity)."""
+
+FPIRS = (0.01, 0.001, 0.1)
+"""Default target false positive identification rates."""
+
+RANKS = (1, 5, 10, 20)
+
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+_BLOCK = 512
+"""Probes that are compared with all enrolled people at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Enrolled images and probes, as rows of the embeddings.
+
+    Attributes
+    ----------
+    people : (N,) intp
+        Person of each row.
+    enrolled : (P,) intp
+        One row of each person who has several, ordered by person.
+    mated : (M,) intp
+        The other rows of these people.
+    nonmated : (U,) intp
+        Rows of people who have only one.
+    """
+
+    people: Rows
+    enrolled: Rows
+    mated: Rows
+    nonmated: Rows
+
+
+def split_people(people: Rows, names: Sequence[str], *, seed: int = 0) -> Split:
+    """Enrol one image of each person who has several; people with one image are not enrolled.
+
+    The enrolled image depends only on the seed and the person's name (SHA-256), not on other people or on the version
+    of a random generator.
+
+    Parameters
+    ----------
+    people : (N,) intp
+        Person of each row, an index into `names`; ascending.
+    names
+        Names of the people.
+    seed
+        Seed of the choice of the enrolled images.
+
+    Raises
+    ------
+    InputError
+        If no person or every person has several images.
+    """
+    labels, starts, counts = np.unique(people, return_index=True, return_counts=True)
+    several = counts > 1
+    if not several.any() or several.all():
+        raise InputError(
+            f"expected people with several images, to enrol, and people with one, not to enrol; found "
+            f"{int(several.sum())} of the former and {int((~several).sum())} of the latter"
+        )
+    enrolled = np.array(
+        [
+            start + _draw(names[label], count, seed)
+            for label, start, count in zip(labels[several], starts[several], counts[several], strict=True)
+        ],
+        np.intp,
+    )
+    known = np.isin(people, labels[several])
+    known[enrolled] = False
+    return Split(people, enrolled, np.flatnonzero(known), starts[~several].astype(np.intp))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Searches:
+    """Results of searching the gallery with every probe.
+
+    Attributes
+    ----------
+    mate_score, mate_rank : (M,)
+        For each mated probe: score of its own person, and number of people who score at least as high, itself included.
+    candidate, candidate_score : (U,)
+        For each non-mated probe: its best candidate, an index into ``Split.enrolled``, and its score.
+    """
+
+    mate_score: Doubles
+    mate_rank: Rows
+    candidate: Rows
+    candidate_score: Doubles
+
+    def hit_rate(self, rank: int) -> float:
+        """Return the share of mated probes whose own person is among the best `rank` candidates (the CMC curve)."""
+        return float(np.mean(self.mate_rank <= rank))
+
+    def fpir(self, threshold: float) -> float:
+        """Return the share of non-mated probes whose best candidate scores above the threshold."""
+        return float(np.mean(self.candidate_score > threshold))
+
+    def fnir(self, threshold: float, *, rank: int = 1) -> float:
+        """Return the share of mated probes whose own person is not among the best `rank` or scores too low."""
+        return float(np.mean(~((self.mate_rank <= rank) & (self.mate_score > threshold))))
+
+    def det(self) -> tuple[Doubles, Doubles]:
+        """Return FPIR and FNIR (rank 1) at the score of every non-mated probe, thresholds descending."""
+        thresholds = np.unique(self.candidate_score)[::-1]
+        accepted = np.searchsorted(np.sort(self.candidate_score), thresholds, side="right")
+        fpir = 1.0 - accepted / len(self.candidate_score)
+        found = np.sort(self.mate_score[self.mate_rank == 1])
+        missed = len(self.mate_score) - len(found) + np.searchsorted(found, thresholds, side="right")
+        return fpir, missed / len(self.mate_score)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operating:
+    """Error rates at the threshold for one target FPIR, with 95 % Clopper-Pearson intervals.
+
+    The intervals assume independent probes. Several probes of one person are not independent, so the true intervals are
+    a little wider.
+
+    Attributes
+    ----------
+    threshold
+        Target FPIR, measured FPIR and threshold.
+    fnir, fnir_interval
+        FNIR at that threshold.
+    """
+
+    threshold: SearchThreshold
+    fnir: float
+    fnir_interval: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "wanted": self.threshold.fpir,
+            "threshold": self.threshold.value,
+            "fpir": self.threshold.expected_fpir,
+            "fpir_interval": list(self.threshold.fpir_interval),
+            "fnir": self.fnir,
+            "fnir_interval": list(self.fnir_interval),
+            "supported": self.threshold.supported,
+        }
+
+
+def search(vectors: NDArray[np.float32], split: Split) -> Searches:
+    """Compare every probe with all enrolled people by cosine similarity, in float64.
+
+    `vectors` are (N, D) float32, with rows as in ``split.people``.
+
+    Raises
+    ------
+    InputError
+        If an embedding is all zeros.
+    """
+    gallery = vectors[split.enrolled]
+    own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
+    mate_score = np.empty(len(split.mated))
+    mate_rank = np.empty(len(split.mated), np.intp)
+    for block in _blocks(len(split.mated)):
+        scores = pairwise(Metric.cosine, vectors[split.mated[block]], gallery)
+        mate_score[block] = scores[np.arange(len(scores)), own[block]]
+        mate_rank[block] = (scores >= mate_score[block, None]).sum(axis=1)
+    candidate_score = np.empty(len(split.nonmated))
+    candidate = np.empty(len(split.nonmated), np.intp)
+    for block in _blocks(len(split.nonmated)):
+        scores = pairwise(Metric.cosine, vectors[split.nonmated[block]], gallery)
+        candidate[block] = scores.argmax(axis=1)
+        candidate_score[block] = scores.max(axis=1)
+    return Searches(mate_score, mate_rank, candidate, candidate_score)
+
+
+def operate_at(searches: Searches, fpir: float, *, gallery_size: int, contract_id: str) -> Operating:
+    """Measure the error rates at the threshold for a target FPIR in (0, 1).
+
+    Parameters
+    ----------
+    searches
+        Results of all searches.
+    fpir
+        Target.
+    gallery_size
+        Number of people enrolled, with one template each.
+    contract_id
+        Contract of the embeddings.
+    """
+    threshold = threshold_from_probes(
+        searches.candidate_score, fpir=fpir, gallery_size=gallery_size, contract_id=contract_id
+    )
+    missed, mated = searches.fnir(threshold.value), len(searches.mate_score)
+    return Operating(
+        threshold=threshold, fnir=missed, fnir_interval=clopper_pearson(round(missed * mated), mated)
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -109,22 +322,14 @@ def evaluate_identification(
     ----------
     images
         Folder that holds one folder a person.
-    model
-        IR with a contract.
     fpirs
         Target false positive identification rates, each in (0, 1).
     seed
         Seed of the choice of the enrolled images.
     flip
         How mirror images are used.
-    boxes, detector
-        See `edgeface.evaluate.FaceCutter`.
-    faces
-        What finds the faces, as text for the report.
-    device
-        OpenVINO device.
-    progress
-        Called after every image.
+    model, boxes, detector, faces, device, progress
+        See `edgeface.evaluate.evaluate_model`.
 
     Raises
     ------
@@ -167,3 +372,12 @@ def evaluate_identification(
         flip=flip,
         faces=faces,
     )
+
+
+def _draw(name: str, count: int, seed: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % int(count)
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, count, _BLOCK)]

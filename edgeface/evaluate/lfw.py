@@ -1,4 +1,4 @@
-"""Evaluate a model on labelled pairs such as LFW's."""
+"""Evaluate a model on labelled pairs such as LFW's, and calibrate its thresholds on others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgeface.evaluate.faces import Boxes, Embedded, embed_images, find_images
 from edgeface.evaluate.pairs import Pairs
-from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate, split
+from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate, pair_scores, split
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
-from edgeface.recognize.threshold import require_rates
+from edgeface.recognize.threshold import Threshold, calibrate, require_rates
+from edgeface.runtime.adapter import Flip
 from edgeface.vision.detector import Detector
 
-__all__ = ["DEFAULTS", "EvaluationSettings", "Result", "evaluate_model"]
+__all__ = [
+    "DEFAULTS",
+    "EvaluationSettings",
+    "Result",
+    "ThresholdCalibration",
+    "calibrate_model",
+    "evaluate_model",
+]
 
 
 class EvaluationSettings(NamedTuple):
@@ -149,3 +159,81 @@ def evaluate_model(
         fars=fars,
     )
     return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip, faces=faces)
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdCalibration:
+    """Calibrated thresholds.
+
+    Attributes
+    ----------
+    thresholds
+        One for each target false accept rate.
+    failures
+        Images without a face; their pairs were left out.
+    """
+
+    thresholds: tuple[Threshold, ...]
+    failures: tuple[str, ...]
+
+
+def calibrate_model(
+    images: Path,
+    pairs: Pairs,
+    model: Path,
+    *,
+    fars: Sequence[float],
+    metric: Metric = Metric.cosine,
+    flip: Flip | None = None,
+    boxes: Boxes | None = None,
+    detector: Detector | None = None,
+    device: str = "CPU",
+    created_from: str = "",
+    progress: ProgressCallback = ignore_progress,
+) -> ThresholdCalibration:
+    """Embed the images of labelled pairs and choose the thresholds for target false accept rates.
+
+    Parameters
+    ----------
+    images, boxes, detector, device, progress
+        See `evaluate_model`.
+    pairs
+        Pairs of people that the model will not be evaluated on.
+    model
+        IR with a contract; the thresholds are valid for its `contract_id` only.
+    fars
+        Target false accept rates, each in (0, 1).
+    metric, flip
+        Metric, and use of mirror images; both must be the same when the thresholds are used.
+    created_from
+        Description of the data, stored in the thresholds.
+
+    Raises
+    ------
+    InputError
+        If images are missing or broken, no pair of a kind is left, or a rate is not in (0, 1).
+    """
+    require_rates(fars)  # before minutes of work
+    embedded = embed_images(
+        find_images(images, pairs.images),
+        pairs.images,
+        model,
+        flip=flip,
+        boxes=boxes,
+        detector=detector,
+        device=device,
+        progress=progress,
+    )
+    failures = embedded.cutter.failures
+    scores = pair_scores(embedded.vectors, pairs, metric)
+    failed = np.isin(pairs.images, failures)
+    usable = ~(failed[pairs.first] | failed[pairs.second])
+    thresholds = calibrate(
+        scores[usable & pairs.same],
+        scores[usable & ~pairs.same],
+        fars=fars,
+        contract_id=embedded.contract.contract_id,
+        metric=metric,
+        created_from=created_from,
+    )
+    return ThresholdCalibration(thresholds, tuple(failures))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgeface.drawing import Axes, Plot, linear, logarithmic, percent, probit
 from edgeface.drawing.axes import Doubles
-from edgeface.evaluate.openset import Searches
+from edgeface.evaluate.identification import Searches
 from edgeface.evaluate.protocol import Roc
 
 __all__ = ["cmc_plot", "det_plot", "histogram_plot", "identification_plot", "roc_plot", "scores_plot"]

@@ -29,15 +29,7 @@ _MOST_FACELESS, _MOST_EMPTY, _MOST_SWAPPED, _MOST_REPEATED = 0.1, 0.05, 0.05, 0.
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """A reason to refuse a calibration set.
-
-    Attributes
-    ----------
-    reason
-        What was expected, what was found, and what to do.
-    count, of
-        Number of bad images, and of images checked.
-    """
+    """A reason to refuse a calibration set, with the number of bad images and of images checked."""
 
     reason: str
     count: int
@@ -45,19 +37,9 @@ class Flaw:
 
 
 def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None) -> tuple[Flaw, ...]:
-    """Check a calibration set.
+    """Check a calibration set; the result is empty if it is usable.
 
-    Parameters
-    ----------
-    calibration
-        Crops, and the photos without a face.
-    detector
-        Looks for a face in each crop if the set was made of crops; None skips this check.
-
-    Returns
-    -------
-    tuple of Flaw
-        Empty if the set is usable.
+    If the set was made of crops, `detector` looks for a face in each of them; None skips this check.
     """
     crops = np.concatenate([calibration.crops, calibration.held_out])
     faceless, looked_at = len(calibration.without_face), len(crops) + len(calibration.without_face)

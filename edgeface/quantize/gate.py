@@ -143,18 +143,9 @@ def judge_fidelity(
 def embed(
     model: ov.Model, inputs: list[NDArray[np.float32]], *, device: str = "CPU", hint: str = "f32"
 ) -> NDArray[np.float32]:
-    """Run a model with one output on inputs of batch 1: (N, D) float32.
+    """Run a model with one output on inputs of batch 1, as `to_inputs` makes them: (N, D) float32.
 
-    Parameters
-    ----------
-    model
-        Embedding model.
-    inputs
-        Arrays as `to_inputs` makes them.
-    device
-        OpenVINO device.
-    hint
-        Inference precision of what is computed in floating point: ``f32``, ``bf16`` or ``f16``.
+    `hint` is the inference precision of what is computed in floating point: ``f32``, ``bf16`` or ``f16``.
     """
     static = model.clone()
     static.reshape(list(inputs[0].shape))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface.convert.ir import check_structure, publish_ir, save_ir
 from edgeface.errors import InputError
-from edgeface.evaluate.calibration import calibrate_model
+from edgeface.evaluate.lfw import calibrate_model
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Lineage, ModelContract, Precision
 from edgeface.model.ir_file import check_weights, read_ir

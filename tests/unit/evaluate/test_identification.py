@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from edgeface.errors import InputError
-from edgeface.evaluate.openset import FPIRS, Searches, Split, operate_at, search, split_people
+from edgeface.evaluate.identification import FPIRS, Searches, Split, operate_at, search, split_people
 
 NAMES = tuple(f"P{number:03d}" for number in range(60))
 
@@ -103,7 +103,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, owners = crowd(2)
     split = split_people(owners, NAMES)
     whole = search(vectors, split)
-    monkeypatch.setattr("edgeface.evaluate.openset._BLOCK", 7)
+    monkeypatch.setattr("edgeface.evaluate.identification._BLOCK", 7)
     parts = search(vectors, split)
     np.testing.assert_array_equal(whole.mate_rank, parts.mate_rank)
     np.testing.assert_allclose(whole.candidate_score, parts.candidate_score, atol=1e-15)
