@@ -1,10 +1,9 @@
-"""A model to compile in, the compiled model out, from disk if it was compiled before.
+"""Keep compiled models on disk, so that a model is compiled only once.
 
-OpenVINO's own cache (CACHE_DIR, measured on 2026.4.1) loads a file whose middle is damaged and computes with what
-it finds there, is never pruned, and may fail to load when the disk is full. So the compiled models are exported and
-imported here: written whole or not at all, verified before they are used, the least recently used removed above a
-size limit, encrypted if there is a key. Nothing that goes wrong with the cache keeps a model from being loaded; it
-is said in the log. Devices that cannot export (AUTO, BATCH) are compiled each time.
+OpenVINO's own cache (CACHE_DIR, measured on 2026.4.1) computes with files whose middle is damaged, is never pruned,
+and may fail to load when the disk is full. This cache exports and imports compiled models itself: written completely
+or not at all, verified before use, the least recently used removed above a size limit, encrypted with a key. A
+failure of the cache is logged and the model compiled. AUTO and BATCH cannot export and are compiled each time.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["ModelCache"]
 _log = logging.getLogger(__name__)
 
 _CHECKSUM = 4
-"""Bytes of CRC-32 behind the content: it is against accidents; against people there is the key."""
+"""Bytes of CRC-32 after the content. It detects accidents; only a key detects forgery."""
 
 
 class ModelCache:
@@ -43,9 +42,9 @@ class ModelCache:
     folder
         Made when first needed.
     limit
-        Bytes that the folder may hold.
+        Most bytes in the folder.
     key
-        16, 24 or 32 bytes: encrypt what is stored, with AES-GCM.
+        16, 24 or 32 bytes, to encrypt the entries with AES-GCM; None: plain.
     """
 
     def __init__(self, folder: Path, *, limit: int = 2 << 30, key: bytes | None = None) -> None:
@@ -68,21 +67,21 @@ class ModelCache:
         Parameters
         ----------
         core : openvino.Core
-            What compiles.
+            Compiles and imports.
         build
             Makes the model; called only if there is no entry.
         device, config
             As for `openvino.Core.compile_model`.
         identity
-            Says everything about the model that `device`, `config`, the machine and OpenVINO's version do not.
+            Text that identifies the model; device, config, machine and OpenVINO's version are added here.
         weights
-            The .bin that the model was read from. Where the device can, the entry then refers to it instead of
-            repeating it: for FaceNet 0.5 MB instead of 94 MB. Whoever calls verifies the file.
+            The .bin of the model. If the device can, the entry refers to it instead of repeating it: for FaceNet
+            0.5 MB instead of 94 MB. The caller verifies the file.
 
         Returns
         -------
         (openvino.CompiledModel, bool)
-            The bool says whether it came from the cache.
+            True if it came from the cache.
         """
         machine = (
             ov.__version__,
@@ -103,7 +102,7 @@ class ModelCache:
         return compiled, False
 
     def prune(self, *, keep: Path | None = None) -> None:
-        """Remove the least recently used entries until the rest is within the limit."""
+        """Remove the least recently used entries until the folder is within the limit."""
         entries = []
         for path in self.folder.glob("*.blob"):
             try:
@@ -123,7 +122,7 @@ class ModelCache:
     ) -> ov.CompiledModel | None:
         try:
             content = self._read(path)
-            os.utime(path)  # what pruning goes by
+            os.utime(path)  # the time of use, for pruning
             return _import(core, content, device, config)
         except FileNotFoundError:
             return None
@@ -132,7 +131,7 @@ class ModelCache:
             return None
 
     def _read(self, path: Path) -> ov.Tensor:
-        """The verified content of an entry, in memory that OpenVINO owns: the compiled model goes on using it."""
+        """Read and verify an entry, into memory that OpenVINO owns: the compiled model continues to use it."""
         if self._key is not None:
             opened = unseal(path.read_bytes(), key=self._key, kind="compiled model", source=str(path))
             return ov.Tensor(np.frombuffer(opened, np.uint8))
@@ -140,7 +139,7 @@ class ModelCache:
             content = ov.Tensor(ov.Type.u8, [max(0, os.fstat(file.fileno()).st_size - _CHECKSUM)])
             file.readinto(content.data)
             if _checksum(content.data) != file.read():
-                raise ValueError("its bytes are not what was written")
+                raise ValueError("its checksum is wrong")
         return content
 
     def _store(self, compiled: ov.CompiledModel, path: Path) -> None:
@@ -173,7 +172,7 @@ def _import(core: ov.Core, content: ov.Tensor, device: str, config: dict[str, An
 
 
 def _can_refer(core: ov.Core, device: str) -> bool:
-    """Whether the device exports a compiled model without its weights; the CPU of 2026 does, that of 2024 not."""
+    """Check whether the device exports a compiled model without weights: the CPU plugin of 2026 does, 2024's not."""
     try:
         return "WEIGHTS_PATH" in core.get_property(device, "SUPPORTED_PROPERTIES")
     except RuntimeError:
@@ -181,7 +180,7 @@ def _can_refer(core: ov.Core, device: str) -> bool:
 
 
 def _full_name(core: ov.Core, device: str) -> str:
-    """The makers' names of the devices: code compiled for one processor must not run on another."""
+    """Join the makers' names of the devices: code compiled for one processor must not run on another."""
     names = []
     for name in core.available_devices:
         if name in device or ":" in device:

@@ -1,4 +1,4 @@
-"""Events of an engine in, numbers that an operator watches out."""
+"""Count requests and their latency, for monitoring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 __all__ = ["Counters", "LatencyHistogram", "Outcome", "Tally"]
 
 Outcome = Literal["done", "failed", "dropped", "cancelled", "expired", "abandoned"]
-"""How a request ended; `abandoned`: the engine was closed before its turn."""
+"""How a request ended. `abandoned`: the engine was closed first."""
 
 _PER_OCTAVE = 4
 _LOWEST = 1e-5
@@ -19,12 +19,12 @@ _BUCKETS = 25 * _PER_OCTAVE  # 10 microseconds to 5.6 minutes, each bucket 19 % 
 
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
-    """Seconds from submission to result, in log-spaced buckets.
+    """Histogram of latency, from submission to result, in log-spaced buckets.
 
     Attributes
     ----------
-    counts : one whole number a bucket
-        Bucket `i` holds latencies up to `upper_bound(i)`; the last one also all longer ones.
+    counts
+        Requests per bucket. Bucket `i` holds latencies up to `upper_bound(i)`, the last one all longer ones too.
     total_seconds
         Sum of all latencies.
     """
@@ -34,14 +34,11 @@ class LatencyHistogram:
 
     @staticmethod
     def upper_bound(bucket: int) -> float:
-        """Seconds at which a bucket ends."""
+        """Return the upper bound of a bucket in seconds."""
         return float(_LOWEST * 2 ** ((bucket + 1) / _PER_OCTAVE))
 
     def quantile(self, q: float) -> float:
-        """Seconds within which the fraction `q` of requests was answered, rounded up to its bucket's end.
-
-        NaN when nothing was measured.
-        """
+        """Return the latency quantile `q` in seconds, rounded up to its bucket's bound; NaN without requests."""
         wanted = q * sum(self.counts)
         seen = 0
         for bucket, count in enumerate(self.counts):
@@ -57,7 +54,7 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What has happened to an engine's requests at one moment.
+    """Counts of an engine's requests.
 
     ``submitted == done + failed + dropped + cancelled + expired + abandoned + queued + running`` always holds.
 
@@ -66,14 +63,14 @@ class Counters:
     submitted
         Requests that were accepted.
     rejected
-        Refusals: the queue was full and the policy was ``reject``. `amap` tries again after one.
+        Requests that were refused: the queue was full and the policy was ``reject``. `amap` retries them.
     done, failed, dropped, cancelled, expired, abandoned
-        How accepted requests ended: with a result, an error of the device, replaced by a newer one, cancelled
-        by the caller, past their deadline, left over when the engine was closed.
+        How accepted requests ended: with a result, an error of the device, replaced by a newer one, cancelled by the
+        caller, past the deadline, unfinished when the engine was closed.
     queued, running
-        Requests that wait, and that the device works on.
+        Requests that wait, and that the device computes.
     latency
-        Of the requests that ended with a result.
+        Latency of the requests that ended with a result.
     """
 
     submitted: int = 0
@@ -93,7 +90,7 @@ class Counters:
         return Counters(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every count, and the latency's median, 95th and 99th percentile in milliseconds, as JSON types."""
+        """Convert to JSON types, with the latency's 50th, 95th and 99th percentile in milliseconds."""
         stored = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del stored["latency"]
         for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
@@ -103,7 +100,7 @@ class Counters:
 
 
 class Tally:
-    """The running sums behind `Counters`. Not thread-safe: its owner updates it under its own lock."""
+    """The sums behind `Counters`. Not thread-safe: the owner's lock protects it."""
 
     def __init__(self) -> None:
         self.rejected = 0
@@ -118,7 +115,7 @@ class Tally:
         self._latencies[min(bucket, _BUCKETS - 1)] += 1
 
     def snapshot(self, *, queued: int, running: int) -> Counters:
-        """The sums now. What was submitted is what has ended and what has not, so the two always agree."""
+        """Return the counters. `submitted` is computed from the others, so they always agree."""
         return Counters(
             submitted=sum(self.ended.values()) + queued + running,
             rejected=self.rejected,

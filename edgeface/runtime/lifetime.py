@@ -1,4 +1,4 @@
-"""An engine in, a thread that looks after it out; and what happens to engines at exit and in a forked child."""
+"""Supervise engines in a thread each, close them at exit, and disable them in a forked child."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["Supervised", "look_after", "on_done"]
 _log = logging.getLogger(__name__)
 
 _EXIT_PATIENCE = 5.0
-"""Seconds that the interpreter's exit waits for the devices."""
+"""Most seconds that the interpreter's exit waits for the devices."""
 
 
 class Supervised(Protocol):
-    """What an engine offers to its supervisor."""
+    """The part of an engine that its supervisor uses."""
 
     name: str
 
     @property
     def closed(self) -> bool:
-        """Whether everything is resolved and released."""
+        """Whether every future is resolved and the device released."""
 
     def tick(self) -> float | None:
-        """See to what is due; return seconds until the next look, None: when the bell rings."""
+        """Process failures and deadlines. Return the delay until the next check, or None to wait for a wake-up."""
 
     def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
         """Stop."""
 
     def disown(self) -> None:
-        """Refuse from now on: this is a forked child."""
+        """Refuse requests from now on: this is a forked child."""
 
 
 _engines: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -49,7 +49,7 @@ _exiting = threading.Event()
 def look_after(
     engine: Supervised, reference: Callable[[], Supervised | None], bell: SimpleQueue[None]
 ) -> None:
-    """Start an engine's supervisor: a thread that holds it only while it works, and ends with it."""
+    """Start an engine's supervisor thread, which refers to the engine only while it checks it, and ends with it."""
     _engines.add(engine)
     thread = threading.Thread(
         target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True
@@ -59,7 +59,7 @@ def look_after(
 
 
 def on_done(find: Callable[[], tuple[Any, Any] | None]) -> None:
-    """OpenVINO's callback. It refers to the engine weakly: OpenVINO holds it where no collector looks."""
+    """Handle OpenVINO's callback. It refers to the engine weakly, because OpenVINO's reference is never collected."""
     try:
         if found := find():
             engine, slot = found
@@ -86,8 +86,8 @@ def _supervise(reference: Callable[[], Supervised | None], bell: SimpleQueue[Non
 def _close_all() -> None:
     for engine in list(_engines):
         engine.close(drain=False, timeout=_EXIT_PATIENCE)
-    # A daemon thread that returns from OpenVINO into an interpreter that is shutting down aborts the process, so
-    # those that finish are awaited, and one whose device hangs does not look at it again.
+    # A daemon thread that returns from OpenVINO while the interpreter shuts down aborts the process. So threads that
+    # finish are awaited, and a thread whose device hangs does not check it again.
     _exiting.set()
     patience = time.monotonic() + 1.0
     for supervisor in list(_supervisors):

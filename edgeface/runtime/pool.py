@@ -1,8 +1,7 @@
-"""Several engines in, one out: each array goes where it is expected to be finished first.
+"""Serve from several engines: each request goes to the engine that should finish it first.
 
-An engine that fails is given up once another one has answered the request it failed on: the request was good, so
-the engine is not. A request that fails twice is at fault itself. Nothing is lost either way: what a retired engine
-had accepted is given to the others.
+An engine that fails is retired when another engine computes the request it failed on. A request that fails twice is
+itself the cause, and no engine is retired. The requests of a retired engine go to the others; none is lost.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ __all__ = ["Member", "Pool", "Retirement"]
 _log = logging.getLogger(__name__)
 
 _WEIGHT = 0.2
-"""Of the newest measurement in the moving average of an engine's seconds a request."""
+"""Weight of the newest measurement in the moving average of an engine's seconds per request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retirement:
-    """An engine was given up.
+    """An engine was retired.
 
     Attributes
     ----------
     name
-        Of the engine.
+        Name of the engine.
     error
-        What it failed with.
+        The error that it failed with.
     remaining
-        Names of the engines that serve on.
+        Names of the engines still in use.
     """
 
     name: str
@@ -59,18 +58,18 @@ class Retirement:
 
 
 class Member:
-    """What a pool knows about one of its engines. Changed under the pool's lock.
+    """A pool's record of one of its engines. Changed under the pool's lock.
 
     Attributes
     ----------
     engine
         The engine.
     retired
-        Whether it was given up.
+        Whether the pool no longer uses it.
     suspected
-        Requests that failed here and have not been answered elsewhere yet.
+        Requests that failed here and have no result from another engine yet.
     seconds
-        Moving average of what it takes for one request; None before the first.
+        Moving average of the seconds per request; None before the first.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -81,20 +80,20 @@ class Member:
         self._heard = time.monotonic()
 
     def expected(self, default: float) -> float:
-        """Seconds until one more request would be finished; no less than it has been silent with work to do."""
+        """Estimate the seconds for one more request; at least the time since its last result while it has work."""
         outstanding = self.engine.outstanding
         silent = time.monotonic() - self._heard if outstanding else 0.0
         return max(silent, self._rounds(outstanding + 1) * (self.seconds or default))
 
     def begin(self) -> int:
-        """Note that it is given a request; return how many are then outstanding."""
+        """Record that it gets a request; return the number then outstanding."""
         outstanding = self.engine.outstanding
         if not outstanding:
             self._heard = time.monotonic()
         return outstanding + 1
 
     def learn(self, seconds: float, *, ahead: int) -> None:
-        """Take in what a request took that was accepted as number `ahead` of those outstanding."""
+        """Record the duration of a request that was number `ahead` of those outstanding."""
         self._heard = time.monotonic()
         sample = seconds / self._rounds(ahead)
         self.seconds = sample if self.seconds is None else (1 - _WEIGHT) * self.seconds + _WEIGHT * sample
@@ -104,7 +103,7 @@ class Member:
 
 
 class Pool(Serving):
-    """Serves from several engines, which must give the same results for the same array.
+    """Several engines that give the same results for the same array, used as one.
 
     Parameters
     ----------
@@ -113,7 +112,7 @@ class Pool(Serving):
     policy
         What `submit` does when every queue is full.
     on_event
-        Called when an engine is retired, in a thread of OpenVINO or of the engine; it is logged too.
+        Called when an engine is retired, in a thread of OpenVINO or of the engine. A retirement is also logged.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Pool(Serving):
         on_event: Callable[[Retirement], None] | None = None,
     ) -> None:
         if not engines:
-            raise InputError("pool: expected at least one engine, found none")
+            raise InputError("pool: expected at least one engine, found an empty list")
         self.members = tuple(Member(engine) for engine in engines)
         self._policy: Policy = policy
         self._on_event = on_event
@@ -137,7 +136,7 @@ class Pool(Serving):
 
     @property
     def capacity(self) -> int:
-        """Requests that can be accepted and unanswered at one time, over all engines."""
+        """Most requests that can be outstanding, over all engines."""
         return sum(member.engine.capacity for member in self.members if not member.retired)
 
     def submit(
@@ -148,7 +147,7 @@ class Pool(Serving):
         policy: Policy | None = None,
         copy: bool = True,
     ) -> Future[Any]:
-        """Accept one array; as `Engine.submit`, but an array to be overwritten is always copied, for the retry."""
+        """Queue one array as `Engine.submit` does; with `copy` the array is always copied, for a retry."""
         end = None if deadline is None else time.monotonic() + deadline
         job = _PoolJob(self, array.copy() if copy else array, end)
         with self._lock:
@@ -163,7 +162,7 @@ class Pool(Serving):
         return job
 
     def counters(self) -> Counters:
-        """What has happened so far; a request that was retried counts once."""
+        """Return the counters so far; a retried request counts once."""
         running = sum(member.engine.counters().running for member in self.members)
         with self._lock:
             running = min(running, len(self._open))
@@ -187,12 +186,12 @@ class Pool(Serving):
             job.inner.cancel()
 
     def _place(self, job: _PoolJob, policy: Policy | None) -> None:
-        """Give a job to the engine that should finish it first; policy None: it was accepted before."""
+        """Give a job to the engine that should finish it first. Policy None: it was accepted before."""
         while True:
             finished = self._finished
             candidates = self._candidates(job)
             if policy is None or policy == "block":
-                # Waiting for room at the first may well be faster than the queue of the next.
+                # Waiting for room at the first may be faster than the queue of the next.
                 candidates = candidates[:1]
             if any(self._try(member, job, policy and "reject") for member in candidates):
                 return
@@ -207,7 +206,7 @@ class Pool(Serving):
         with self._lock:
             live = [m for m in self.members if not m.retired and m is not job.failed_at]
             if self._closing or not live:
-                raise EngineClosed("pool: expected an open engine, found none")
+                raise EngineClosed("pool: every engine is closed or retired")
             default = min((m.seconds for m in live if m.seconds), default=1.0)
             return sorted(live, key=lambda m: (m.suspected > 0, m.expected(default)))
 
@@ -222,7 +221,7 @@ class Pool(Serving):
                 self._room.wait(min(patience, RECHECK))
 
     def _try(self, member: Member, job: _PoolJob, policy: Policy | None) -> bool:
-        """Give a job to this engine; False if it is full, or closed behind the pool's back."""
+        """Give a job to this engine; return False if it is full or was closed by others."""
         array, started, ahead = job.array, time.monotonic(), member.begin()
         if array is None:  # cancelled meanwhile
             return True
@@ -246,7 +245,7 @@ class Pool(Serving):
         return True
 
     def _take(self, job: _PoolJob, member: Member, started: float, ahead: int, inner: Future[Any]) -> None:
-        """In the engine's thread: hand a result or an error on, or try again elsewhere."""
+        """Pass on a result or an error, or retry with another engine; runs in the engine's thread."""
         error = None if inner.cancelled() else inner.exception()
         with self._lock:
             if error is None and not inner.cancelled():
@@ -283,7 +282,7 @@ class Pool(Serving):
         return True
 
     def _judge(self, job: _PoolJob, *, answered: bool) -> None:
-        """A job that failed once has ended: clear or retire the engine that it failed at."""
+        """Clear or retire the engine that a job failed at, once the job has ended."""
         with self._lock:
             member, job.failed_at = job.failed_at, None
             if member is None:
@@ -295,9 +294,12 @@ class Pool(Serving):
             remaining = tuple(m.engine.name for m in self.members if not m.retired)
         assert job.failure is not None
         _log.warning(
-            "%s failed and is retired; %s serve on: %s", member.engine.name, ", ".join(remaining), job.failure
+            "%s failed and is retired; remaining: %s: %s",
+            member.engine.name,
+            ", ".join(remaining),
+            job.failure,
         )
-        member.engine.close(drain=False, timeout=0.0)  # what is on the device is computed again elsewhere
+        member.engine.close(drain=False, timeout=0.0)  # its requests are computed again by others
         if self._on_event is not None:
             try:
                 self._on_event(Retirement(member.engine.name, job.failure, remaining))
@@ -316,7 +318,7 @@ class Pool(Serving):
 
 
 class _PoolJob(Job):
-    """A request over all its attempts."""
+    """A request with all its attempts."""
 
     inner: Future[Any] | None = None
     failed_at: Member | None = None

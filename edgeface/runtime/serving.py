@@ -1,4 +1,4 @@
-"""What an engine, a pool of engines and an embedder have in common: `submit` in, streams of results out."""
+"""Base of engine, pool and embedder: `map`, `amap` and `infer` on top of `submit`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["RECHECK", "Policy", "Serving", "in_done_callback", "may_not_wait", "refuse_waiting"]
 
 Policy = Literal["block", "drop-oldest", "reject"]
-"""What `submit` does when the queue is full: wait for room, let the newest replace the oldest, or refuse."""
+"""What `submit` does when the queue is full: wait for room, replace the oldest request, or refuse the new one."""
 
 RECHECK = 0.5
-"""Seconds after which somebody who waits for room looks again, in case an interrupted thread took the news."""
+"""Seconds after which a thread that waits for room checks again, in case another one missed its wake-up."""
 
 in_done_callback = threading.local()
-"""Its attribute `active` is true while this thread, which is the device's, runs callbacks of a future."""
+"""`active` is true while this thread, which is the device's, runs callbacks of a future."""
 
 
 def may_not_wait() -> bool:
-    """Whether waiting here for a result would stop the thread that has to produce it."""
+    """Check whether waiting here would stop the thread that has to produce the result."""
     return getattr(in_done_callback, "active", False)
 
 
@@ -43,12 +43,12 @@ def refuse_waiting() -> None:
 
 
 class Serving(ABC):
-    """Something that answers one array with one future, from any thread."""
+    """Computes one result per array, from any thread."""
 
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Requests that can be accepted and unanswered at one time: on the device and in the queue."""
+        """Most requests that can be outstanding: on the device and in the queue."""
 
     @abstractmethod
     def submit(
@@ -59,16 +59,16 @@ class Serving(ABC):
         policy: Policy | None = None,
         copy: bool = True,
     ) -> Future[Any]:
-        """Accept one array; see `Engine.submit`."""
+        """Queue one array and return a future; see `Engine.submit`."""
 
     def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
-        """Answer one array and wait; it must not be changed meanwhile."""
+        """Compute one array and wait. The array must not change meanwhile."""
         refuse_waiting()
         return self.submit(array, deadline=deadline, policy="block", copy=False).result()
 
     @abstractmethod
     def counters(self) -> Counters:
-        """What has happened so far."""
+        """Return the counters so far."""
 
     @abstractmethod
     def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
@@ -77,22 +77,22 @@ class Serving(ABC):
     def map(self, arrays: Iterable[np.ndarray], *, deadline: float | None = None) -> Iterator[Any]:
         """Yield one result for each array, in order.
 
-        At most `capacity` arrays are taken in advance, and only while results are read: a consumer that stops
-        reading stops the producer. A result that is ready is yielded before the next array is asked for, so a
-        camera that is slower than the device sees no more delay than its own. Closing the generator, an error,
-        or Ctrl-C cancels what is outstanding. When the queue is full it waits, whatever the policy.
+        At most `capacity` arrays are read ahead, and only while results are consumed. A finished result is yielded
+        before the next array is requested, so a camera that is slower than the device adds no delay. Closing the
+        generator, an error, or Ctrl-C cancels outstanding requests. When the queue is full it waits, whatever the
+        policy.
 
         Parameters
         ----------
         arrays
-            Each may be overwritten as soon as the next one is asked for.
+            Each may be overwritten as soon as the next one is requested.
         deadline
             Seconds for each request.
 
         Raises
         ------
         RequestError
-            In place of the first result that failed.
+            In place of the first failed result.
         """
         return self._stream(arrays, deadline=deadline, copy=True)
 
@@ -124,7 +124,7 @@ class Serving(ABC):
                             window.append(self.submit(array, deadline=deadline, policy="reject"))
                             break
                         except Overloaded:
-                            if not window:  # others fill the queue; there is nothing of ours to wait for
+                            if not window:  # others fill the queue; no own request to wait for
                                 await asyncio.sleep(0.001)
                                 continue
                     yield await _await(window)
@@ -144,7 +144,7 @@ class Serving(ABC):
 
 
 def _wait(window: deque[Future[Any]]) -> Any:
-    """The oldest future's result. It stays in the window, to be cancelled, until the result is there."""
+    """Return the oldest future's result. Until then it stays in the window, to be cancelled."""
     if not window[0].done():
         refuse_waiting()
     result = window[0].result()

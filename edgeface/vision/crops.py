@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.files import write_atomically
 from edgeface.model.contract import Alignment
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image, read_image
@@ -55,6 +57,23 @@ class Detection:
     photo: Photo
     image: Image
     faces: Faces
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON types, without pixels: path, width, height, and box, landmarks and score of each face."""
+        height, width = self.image.shape[:2]
+        faces = [
+            {
+                "box": np.round(box.astype(float), 2).tolist(),
+                "landmarks": np.round(points.astype(float), 2).tolist()
+                if np.isfinite(points).all()
+                else None,
+                "score": round(float(score), 6),
+            }
+            for box, points, score in zip(
+                self.faces.boxes, self.faces.landmarks, self.faces.scores, strict=True
+            )
+        ]
+        return {"path": str(self.photo.path), "width": width, "height": height, "faces": faces}
 
 
 @dataclass(slots=True)
@@ -133,19 +152,49 @@ class ImageFolder:
 
 
 def detect_photos(
-    photos: Iterable[Photo], detector: Detector, *, failures: dict[Path, str]
+    photos: Iterable[Photo],
+    detector: Detector,
+    *,
+    failures: dict[Path, str],
+    drawn: ImageFolder | None = None,
 ) -> Iterator[Detection]:
-    """Detect faces in every photo that can be read, in order; the reasons of the others go into `failures`."""
+    """Detect faces in every photo that can be read, in order.
+
+    Parameters
+    ----------
+    photos, detector
+        What to detect with.
+    failures
+        Gets the reason for each photo that cannot be read, or whose drawing `drawn` refuses.
+    drawn
+        Gets a copy of each photo with its faces marked.
+
+    Raises
+    ------
+    OutputError
+        If a drawing cannot be written.
+    """
     for batch in _read_batches(photos, failures):
         faces = detector.detect([image for _, image in batch])
         for (photo, image), found in zip(batch, faces, strict=True):
+            if drawn:
+                try:
+                    drawn.write(photo, draw_faces(image, found))
+                except InputError as error:
+                    failures[photo.path] = str(error)
             yield Detection(photo, image, found)
 
 
 def align_photos(
-    photos: Sequence[Photo], output: Path, detector: Detector, alignment: Alignment, size: tuple[int, int]
-) -> Iterator[CropReport]:
-    """Write the aligned `Faces.largest` of every photo below `output` as PNG, and yield the report after each photo.
+    photos: Sequence[Photo],
+    output: Path,
+    detector: Detector,
+    alignment: Alignment,
+    size: tuple[int, int],
+    *,
+    progress: ProgressCallback = ignore_progress,
+) -> CropReport:
+    """Write the aligned `Faces.largest` of every photo below `output` as PNG.
 
     Raises
     ------
@@ -159,11 +208,10 @@ def align_photos(
             chosen = faces.largest(image.shape[:2])
             crop = align(image, faces.boxes[chosen], faces.landmarks[chosen], alignment, size)
             report.written.append(folder.write(detection.photo, crop))
-        except OutputError:
-            raise
         except InputError as error:
             report.failures[detection.photo.path] = str(error)
-        yield report
+        progress(Progress("aligning", len(report.written) + len(report.failures), len(photos), "photos"))
+    return report
 
 
 def write_png(path: Path, image: Image) -> None:

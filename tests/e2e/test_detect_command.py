@@ -123,7 +123,7 @@ def test_two_photos_of_one_name_do_not_overwrite_each_other(data, options, capsy
     assert main(["align", str(place), "-o", str(tmp_path / "out"), *options, "--json"]) == 0
     found = answer(capsys)
     assert found["written"] == 1
-    assert "already called" in found["failures"][0]["error"]
+    assert "another photo has this name" in found["failures"][0]["error"]
 
 
 @pytest.fixture
@@ -142,14 +142,14 @@ def test_drawn_pictures_of_one_name_do_not_overwrite_each_other(two_albums, opti
     found = answer(capsys)
     assert [len(image["faces"]) for image in found["images"]] == [2, 2]
     assert [Path(failure["path"]).parent.name for failure in found["failures"]] == ["two"]
-    assert "another photo's picture is already called" in found["failures"][0]["error"]
+    assert "another photo has this name" in found["failures"][0]["error"]
 
 
 def test_no_photograph_is_ever_overwritten(two_albums, options, capsys):
     photo = two_albums / "one" / "x.png"
     before = photo.read_bytes()
     assert main(["detect", str(photo.parent), *options, "--draw", str(photo.parent), "--json"]) == 0
-    assert "is a photo, which is not overwritten" in answer(capsys)["failures"][0]["error"]
+    assert "this is a photo and is not overwritten" in answer(capsys)["failures"][0]["error"]
     assert main(["align", str(photo.parent), "-o", str(photo.parent), *options]) == 2
     assert "expected a folder apart from the photographs" in capsys.readouterr().err
     assert main(["align", str(two_albums), "-o", str(photo.parent), *options, "--json"]) == 0

@@ -103,7 +103,7 @@ def public_classes() -> list[type]:
 DECISIONS = {"matched", "known", "passed", "ok", "intact", "proved", "accepted"}
 """Attributes that answer yes or no to the question that the class is about."""
 
-WAITING = {"ParityReport", "DetectorOutcome", "Outcome", "Erasure"}
+WAITING = {"ParityReport", "DetectorOutcome", "Outcome", "Verdict", "Erasure"}
 """Get theirs next."""
 
 

@@ -107,10 +107,11 @@ def test_every_reason_says_measured_limit_and_advice(picture: np.ndarray) -> Non
         measure_quality(picture, BOX, POINTS), box_side=20, yaw=-70, brightness=12, clipped=0.9
     )
     verdict = QualityGate().check(bad)
+    assert not verdict
     assert not verdict.ok
     assert [each.measure for each in verdict.reasons] == ["box_side", "yaw", "brightness", "clipped"]
     assert str(verdict.reasons[0]) == (
-        "box side: expected at least 32, found 20; move closer, or use a picture of more pixels"
+        "box side: expected at least 32, found 20; move closer, or use a photo with more pixels"
     )
     assert "yaw: expected at most 60, found 70" in str(verdict.reasons[1])
 
