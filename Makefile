@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 # One stamp a set of extras, so that asking for more of them installs them.
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo quick test nightly lint clean
+.PHONY: demo quick test nightly lint docs release clean
 
 demo: EXTRAS = demo
 demo: $(VENV)/.installed-demo
@@ -39,7 +39,7 @@ test: $(STAMP)
 	$(RUN)
 
 # What takes minutes: all of the data, and ten times the examples.
-nightly: PROFILE = nightly
+nightly: PROFILE = nightly --timeout=1800
 nightly: MARKS = nightly or hypothesis
 nightly: $(STAMP)
 	$(RUN)
@@ -59,8 +59,6 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-omz edgeface-demo
-
-.PHONY: docs release
 
 # The pages of docs/ into site/. Strict: a dead link or an unknown name fails. They need no network to be read.
 docs: $(VENV)/.installed-docs
