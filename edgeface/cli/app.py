@@ -1,4 +1,4 @@
-"""Arguments in, exit code out: collects the command groups and turns errors into one line."""
+"""Run a command: collect the command groups, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _COMMANDS = {
     "identify": ("identify",),
     "bench": ("bench",),
 }
-"""The commands of each module here. Only the module that is asked for is imported: it keeps every command quick."""
+"""Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 
 _UsageError: Any = typer.BadParameter.__base__
-"""click's, which some releases of typer carry a copy of."""
+"""click's class, of which some releases of typer carry a copy."""
 
 
-class _ReaderGone(Exception):  # noqa: N818 - nobody's error
-    """Whoever read stdout has closed it."""
+class _ReaderGone(Exception):  # noqa: N818 - not an error
+    """The reader of stdout has closed it."""
 
 
 class _Commands(typer.core.TyperGroup):
-    """Lets Ctrl-C and closed pipes through to `main`; typer would end with 130 and 1, and not a word."""
+    """Lets Ctrl-C and closed pipes through to `main`; typer would exit with 130 and 1 without a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -61,7 +61,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Write a log to stderr.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
@@ -75,7 +75,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="edgeface",
         cls=_Commands,
-        help="Published face models in, proven OpenVINO IR out, a runtime that is fast, exact and hard to misuse.",
+        help="Face recognition on OpenVINO: convert published models, verify, identify, evaluate and benchmark.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -107,14 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
         sys.stderr.write(usage + "\n")
-        message = error.format_message() or "expected a command, found none"
+        message = error.format_message() or "expected a command"
         return _fail(message, kind="UsageError", code=2, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except _ReaderGone:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody reads on: no traceback at exit
+        )  # no traceback at exit
         return 0
     except Exception as error:
         traceback.print_exc()

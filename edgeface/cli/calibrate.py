@@ -1,4 +1,4 @@
-"""`edgeface calibrate`."""
+"""The command `edgeface calibrate`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import (
-    BoxesOption,
-    ChosenDetectorOption,
-    CropsOption,
-    DetectorModelOption,
-    DeviceOption,
     FarsOption,
     FlipName,
     FlipOption,
     ImagesOption,
-    LandmarksModelOption,
+    LabelledOptions,
     ModelOption,
-    find_faces,
+    with_options,
 )
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.files import staging_folder
@@ -43,46 +38,42 @@ def register(app: typer.Typer) -> None:
     """Add this module's command."""
     app.command(
         epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
-    )(calibrate)
+    )(with_options(calibrate))
 
 
 def calibrate(
     images: ImagesOption,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSON file for the thresholds.", show_default=False)
+        Path, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)
     ],
+    *,
     model: ModelOption = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
-            help="Labelled pairs in the form of LFW's pairs.txt. Default: every pair of the images, "
-            "which then lie in one folder a person.",
+            help="Labelled pairs in the format of LFW's pairs.txt. Default: all pairs of the photos, which then lie "
+            "in one folder for each person.",
             show_default=False,
         ),
     ] = None,
     far: FarsOption = [0.01, 0.001],  # noqa: B006 - typer only reads it
-    metric: Annotated[_Metric, typer.Option(help="That faces will be compared by.")] = _Metric.cosine,
+    metric: Annotated[_Metric, typer.Option(help="Metric of the scores.")] = _Metric.cosine,
     flip: FlipOption = FlipName.none,
-    boxes: BoxesOption = None,
-    crops: CropsOption = False,
-    detector: ChosenDetectorOption = None,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
+    options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
-    """Find thresholds at wanted false accept rates, and say how sure they are."""
+    """Calibrate verification thresholds for target false accept rates on labelled photos."""
     from edgeface.evaluate.lfw import calibrate_model
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates, save_thresholds
 
     require_rates(far)
-    with staging_folder(output.parent):  # a folder that cannot be written is told before minutes of work
+    with staging_folder(output.parent):  # a folder that cannot be written is refused before minutes of work
         pass
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with (
-        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        options.open() as faces,
         progress_bars() as progress,
     ):
         found = calibrate_model(
@@ -94,7 +85,7 @@ def calibrate(
             flip=None if flip is FlipName.none else flip.value,
             boxes=faces.boxes,
             detector=faces.detector,
-            device=device,
+            device=options.device,
             created_from=f"{pairs or images}, {len(listed.images)} images, {faces.words}",
             progress=progress,
         )
@@ -105,7 +96,7 @@ def calibrate(
     if found.failures:
         named = escape(", ".join(found.failures[:5]))
         stderr.print(
-            f"no face found in {len(found.failures)} images, whose pairs were left out: "
+            f"no face found in {len(found.failures)} photos; their pairs were left out: "
             f"{named}{', ...' * (len(found.failures) > 5)}",
             soft_wrap=True,
         )
@@ -125,7 +116,7 @@ def calibrate(
 def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:
     first = thresholds[0]
     table = Table(
-        "FAR wanted", "threshold", "FAR met, 95 % interval", "FRR, 95 % interval", title=first.contract_id
+        "target FAR", "threshold", "FAR, 95 % interval", "FRR, 95 % interval", title=first.contract_id
     )
     for each in thresholds:
         (low, high), (least, most) = each.far_interval, each.frr_interval

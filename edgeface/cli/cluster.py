@@ -8,20 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeface.cli.options import (
-    CropsOption,
-    DetectorModelOption,
-    DetectorName,
-    DetectorOption,
-    DeviceOption,
-    FarOption,
-    LandmarksModelOption,
-    MinSizeOption,
-    ModelOption,
-    ThresholdOption,
-    load_analyzer,
-    parse_threshold,
-)
+from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.output import (
     JsonOption,
     StrictOption,
@@ -43,7 +30,9 @@ class _Method(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(epilog="Example: edgeface cluster photos -o people --link")(cluster)
+    app.command(epilog="Example: edgeface cluster photos -o people --link")(
+        with_options(cluster, min_size=40)
+    )
 
 
 def cluster(
@@ -52,7 +41,7 @@ def cluster(
         Path,
         typer.Option("--output-dir", "-o", help="Gets people/0001, people/0002, ...", show_default=False),
     ],
-    model: ModelOption = None,
+    *,
     method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
     threshold: ThresholdOption = None,
     far: FarOption = None,
@@ -61,16 +50,11 @@ def cluster(
     ] = 2,
     seed: Annotated[int, typer.Option(help="Seed of chinese-whispers.")] = 0,
     link: Annotated[bool, typer.Option("--link", help="Link to the photos instead of copying them.")] = False,
-    crops: CropsOption = False,
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    min_size: MinSizeOption = 40,
+    options: AnalyzerOptions,
     gate: Annotated[
         bool,
         typer.Option("--gate/--no-gate", help="Leave out faces too blurred, dark or turned to compare."),
     ] = True,
-    device: DeviceOption = "CPU",
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -78,18 +62,7 @@ def cluster(
     from edgeface.recognize.cluster import cluster_folder
     from edgeface.vision.quality import QualityGate
 
-    with (
-        load_analyzer(
-            model,
-            device,
-            crops=crops,
-            detector=detector,
-            detector_model=detector_model,
-            landmarks_model=landmarks_model,
-            min_size=min_size,
-        ) as app,
-        progress_bars() as progress,
-    ):
+    with options.load() as app, progress_bars() as progress:
         result = cluster_folder(
             folder,
             output_dir,

@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeface.cli.options import (
-    CropsOption,
-    DetectorModelOption,
-    DetectorName,
-    DetectorOption,
-    DeviceOption,
-    FarOption,
-    LandmarksModelOption,
-    MinSizeOption,
-    ModelOption,
-    ThresholdOption,
-    load_analyzer,
-    parse_threshold,
-)
+from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.output import (
     JsonOption,
     StrictOption,
@@ -46,8 +33,8 @@ class _Faces(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(epilog="Example: edgeface embed photos/ -o photos.npz")(embed)
-    app.command(epilog="Example: edgeface verify passport.jpg door.jpg --far 0.001")(verify)
+    app.command(epilog="Example: edgeface embed photos/ -o photos.npz")(with_options(embed))
+    app.command(epilog="Example: edgeface verify passport.jpg door.jpg --far 0.001")(with_options(verify))
 
 
 def embed(
@@ -56,16 +43,11 @@ def embed(
         Path,
         typer.Option("--output", "-o", help="A .npz, or a .parquet (extra 'parquet').", show_default=False),
     ],
-    model: ModelOption = None,
+    *,
     faces: Annotated[
         _Faces, typer.Option(help="Faces to embed of each photo: the largest, or all.")
     ] = _Faces.largest,
-    crops: CropsOption = False,
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    min_size: MinSizeOption = 20,
-    device: DeviceOption = "CPU",
+    options: AnalyzerOptions,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -74,18 +56,7 @@ def embed(
     from edgeface.pipeline.table import require_format
 
     require_format(output)
-    with (
-        load_analyzer(
-            model,
-            device,
-            crops=crops,
-            detector=detector,
-            detector_model=detector_model,
-            landmarks_model=landmarks_model,
-            min_size=min_size,
-        ) as app,
-        progress_bars() as progress,
-    ):
+    with options.load() as app, progress_bars() as progress:
         result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
     if json:
         emit_json(
@@ -110,27 +81,16 @@ def embed(
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="A photo.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another photo.")],
-    model: ModelOption = None,
+    *,
     threshold: ThresholdOption = None,
     far: FarOption = None,
     face_a: Annotated[int | None, typer.Option(min=1, help="Face of A to compare, from the left.")] = None,
     face_b: Annotated[int | None, typer.Option(min=1, help="Face of B to compare, from the left.")] = None,
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    min_size: MinSizeOption = 20,
-    device: DeviceOption = "CPU",
+    options: AnalyzerOptions,
     json: JsonOption = False,
 ) -> None:
     """Decide whether two photos show the same person. Exit code 0: the same person, 1: different people."""
-    with load_analyzer(
-        model,
-        device,
-        detector=detector,
-        detector_model=detector_model,
-        landmarks_model=landmarks_model,
-        min_size=min_size,
-    ) as app:
+    with options.load() as app:
         result = app.verify(a, b, far=far, threshold=parse_threshold(threshold), face_a=face_a, face_b=face_b)
     assert result.face_a is not None
     assert result.face_b is not None

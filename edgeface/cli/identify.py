@@ -9,20 +9,7 @@ import typer
 from rich.markup import escape
 
 from edgeface.cli.gallery import KeyOption, open_gallery
-from edgeface.cli.options import (
-    CropsOption,
-    DetectorModelOption,
-    DetectorName,
-    DetectorOption,
-    DeviceOption,
-    LandmarksModelOption,
-    MinSizeOption,
-    ModelOption,
-    NoGateOption,
-    ThresholdOption,
-    load_analyzer,
-    parse_threshold,
-)
+from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
 from edgeface.errors import ImageError, NegativeResult
 
@@ -36,13 +23,15 @@ _WORDS = {"accepted": "", "unknown": "unknown", "inconclusive": "inconclusive, t
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(epilog="Example: edgeface identify door.jpg --gallery people.gallery --fpir 0.001")(identify)
+    app.command(epilog="Example: edgeface identify door.jpg --gallery people.gallery --fpir 0.001")(
+        with_options(identify)
+    )
 
 
 def identify(
     images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or shell patterns.")],
     gallery: Annotated[Path, typer.Option("--gallery", "-g", help="The gallery's file.", show_default=False)],
-    model: ModelOption = None,
+    *,
     fpir: Annotated[
         float | None,
         typer.Option(
@@ -60,12 +49,7 @@ def identify(
         float, typer.Option(min=0, help="How far, in cosine, the next person's score must be below.")
     ] = 0.05,
     no_gate: NoGateOption = False,
-    crops: CropsOption = False,
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    min_size: MinSizeOption = 20,
-    device: DeviceOption = "CPU",
+    options: AnalyzerOptions,
     key: KeyOption = None,
     strict: StrictOption = False,
     json: JsonOption = False,
@@ -79,15 +63,7 @@ def identify(
     scored = PersonRule.parse(rule)
     failures: dict[Path, str] = {}
     found: dict[Path, list[Identification]] = {}
-    with load_analyzer(
-        model,
-        device,
-        crops=crops,
-        detector=detector,
-        detector_model=detector_model,
-        landmarks_model=landmarks_model,
-        min_size=min_size,
-    ) as app:
+    with options.load() as app:
         contract_id = app.contract.contract_id
         with open_gallery(gallery, key, contract_id=contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))

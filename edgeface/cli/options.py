@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -19,12 +23,14 @@ if TYPE_CHECKING:
     from edgeface.vision.detector import Detector
 
 __all__ = [
+    "AnalyzerOptions",
     "BoxesOption",
     "ChosenDetectorOption",
     "CropsOption",
     "DetectorModelOption",
     "DetectorName",
     "DetectorOption",
+    "DetectorOptions",
     "DeviceOption",
     "FaceSource",
     "FarOption",
@@ -32,15 +38,16 @@ __all__ = [
     "FlipName",
     "FlipOption",
     "ImagesOption",
+    "LabelledOptions",
     "LandmarksModelOption",
     "MinSizeOption",
     "ModelOption",
     "NoGateOption",
     "ThresholdOption",
     "find_faces",
-    "load_analyzer",
     "load_detector",
     "parse_threshold",
+    "with_options",
 ]
 
 
@@ -130,25 +137,136 @@ def parse_threshold(text: str | None) -> float | Path | None:
     return value
 
 
-def load_analyzer(
-    model: Path | None,
-    device: str,
-    *,
-    crops: bool = False,
-    detector: DetectorName,
-    detector_model: Path | None,
-    landmarks_model: Path | None,
-    min_size: int,
-) -> FaceAnalyzer:
-    """Load the model and the detector that the options name."""
-    return edgeface.load(
-        model,
-        device=device,
-        detector=None if crops else detector.value,
-        detector_model=detector_model,
-        landmarks_model=landmarks_model,
-        min_size=min_size,
-    )
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """Options of a command that finds faces."""
+
+    detector: DetectorOption = DetectorName.mtcnn
+    detector_model: DetectorModelOption = None
+    landmarks_model: LandmarksModelOption = None
+    min_size: MinSizeOption = 20
+    device: DeviceOption = "CPU"
+
+    def load_detector(self, **options: Any) -> Detector:
+        """Load the detector."""
+        return edgeface.load_detector(
+            self.detector.value,
+            device=self.device,
+            model=self.detector_model,
+            landmarks_model=self.landmarks_model,
+            min_size=self.min_size,
+            **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzerOptions(DetectorOptions):
+    """Options of a command that finds and embeds faces."""
+
+    model: ModelOption = None
+    crops: CropsOption = False
+
+    def load(self) -> FaceAnalyzer:
+        """Load the model and the detector."""
+        return edgeface.load(
+            self.model,
+            device=self.device,
+            detector=None if self.crops else self.detector.value,
+            detector_model=self.detector_model,
+            landmarks_model=self.landmarks_model,
+            min_size=self.min_size,
+        )
+
+
+class FaceSource(NamedTuple):
+    """Source of the faces of a folder: boxes found earlier, a detector, or neither for aligned crops."""
+
+    boxes: Boxes | None
+    detector: Detector | None
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledOptions:
+    """Options of a command about labelled photos."""
+
+    boxes: BoxesOption = None
+    crops: CropsOption = False
+    detector: ChosenDetectorOption = None
+    detector_model: DetectorModelOption = None
+    landmarks_model: LandmarksModelOption = None
+    device: DeviceOption = "CPU"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[FaceSource]:
+        """Yield the source of faces.
+
+        Raises
+        ------
+        InputError
+            If more than one of boxes, crops and a detector is asked for.
+        """
+        chosen = self.detector or self.detector_model or self.landmarks_model
+        if (self.boxes is not None) + self.crops + bool(chosen) > 1:
+            raise InputError(
+                "expected one of --boxes (found earlier), --crops (aligned already) and a detector, found several; "
+                "leave the others out"
+            )
+        if self.boxes is not None:
+            from edgeface.evaluate.faces import load_boxes
+
+            yield FaceSource(load_boxes(self.boxes), None, f"boxes of {self.boxes.name}")
+        elif self.crops:
+            yield FaceSource(None, None, "images used as aligned crops")
+        else:
+            name = self.detector or DetectorName.mtcnn
+            with edgeface.load_detector(
+                name.value,
+                device=self.device,
+                model=self.detector_model,
+                landmarks_model=self.landmarks_model,
+            ) as loaded:
+                yield FaceSource(None, loaded, name.value)
+
+
+def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """Replace the command's parameter of a class of options by the options that are the fields of that class.
+
+    Parameters
+    ----------
+    command
+        With one parameter annotated by a dataclass of this module.
+    defaults
+        Of options, where they differ from the class.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    group, kind = next((name, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint))
+    assert isinstance(kind, type)
+    annotations = get_type_hints(kind, include_extras=True)
+    options = [
+        Parameter(
+            each.name,
+            Parameter.KEYWORD_ONLY,
+            default=defaults.get(each.name, each.default),
+            annotation=annotations[each.name],
+        )
+        for each in dataclasses.fields(kind)
+    ]
+    own = [
+        each.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[each.name])
+        for each in inspect.signature(command).parameters.values()
+    ]
+    place = [each.name for each in own].index(group)
+
+    def run(**values: Any) -> None:
+        given = {each.name: values.pop(each.name) for each in options}
+        command(**values, **{group: kind(**given)})
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    parameters = [*own[:place], *options, *own[place + 1 :]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 def load_detector(
@@ -160,15 +278,6 @@ def load_detector(
     )
 
 
-class FaceSource(NamedTuple):
-    """Source of the faces of a folder: boxes found earlier, a detector, or neither for aligned crops."""
-
-    boxes: Boxes | None
-    detector: Detector | None
-    words: str
-
-
-@contextlib.contextmanager
 def find_faces(
     boxes: Path | None,
     crops: bool,
@@ -177,28 +286,13 @@ def find_faces(
     landmarks_model: Path | None,
     *,
     device: str,
-) -> Iterator[FaceSource]:
-    """Yield the source of faces that the options of a command about labelled photos name.
-
-    Raises
-    ------
-    InputError
-        If more than one of boxes, crops and a detector is asked for.
-    """
-    if (boxes is not None or crops) and (
-        (boxes is not None and crops) or detector or detector_model or landmarks_model
-    ):
-        raise InputError(
-            "expected one of --boxes (found earlier), --crops (aligned already) and a detector, found several; "
-            "leave the others out"
-        )
-    if boxes is not None:
-        from edgeface.evaluate.faces import load_boxes
-
-        yield FaceSource(load_boxes(boxes), None, f"boxes of {boxes.name}")
-    elif crops:
-        yield FaceSource(None, None, "images used as aligned crops")
-    else:
-        name = detector or DetectorName.mtcnn
-        with load_detector(name, detector_model, landmarks_model, device=device) as loaded:
-            yield FaceSource(None, loaded, name.value)
+) -> contextlib.AbstractContextManager[FaceSource]:
+    """Yield the source of faces that the options of a command about labelled photos name."""
+    return LabelledOptions(
+        boxes=boxes,
+        crops=crops,
+        detector=detector,
+        detector_model=detector_model,
+        landmarks_model=landmarks_model,
+        device=device,
+    ).open()

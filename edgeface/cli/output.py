@@ -1,4 +1,4 @@
-"""A command's answer in, text for people or one JSON object for machines out."""
+"""Print a command's result, as text or as one JSON object, and its progress."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from edgeface.progress import Progress, ProgressCallback
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any picture failed.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any photo failed.")]
 
 
 class _Console(Console):
-    """Leaves a reader who has gone to `edgeface.cli.app.main`; rich exits with 1, which here means "no"."""
+    """Leaves closed pipes to `edgeface.cli.app.main`; rich would exit with 1, which here means "no"."""
 
     def on_broken_pipe(self) -> None:
         raise  # what rich has just caught
@@ -89,12 +89,12 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
 
 
 def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
-    """Files that failed, and why, for a command's JSON."""
+    """List the files that failed, and why, for a command's JSON."""
     return [{"path": str(path), "error": reason} for path, reason in failures.items()]
 
 
 def finish(failures: Mapping[Path, str], *, strict: bool) -> None:
-    """Say what failed; that is the command's own failure only with --strict."""
+    """Print what failed to stderr; exit with 1 if anything did and --strict was given."""
     for path, reason in failures.items():
         stderr.print(f"{path}: {reason}", markup=False, soft_wrap=True)
     if failures and strict:
