@@ -43,9 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     images: ImagesOption,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)],
     *,
     model: ModelOption = None,
     pairs: Annotated[

@@ -24,12 +24,15 @@ __all__ = ["Identification", "Identifier", "TrackIdentifier", "Verdict", "assign
 
 
 class Verdict(str, Enum):
-    """Outcome of an identification."""
+    """Outcome of an identification; true if it is ``accepted``."""
 
     accepted = "accepted"
     unknown = "unknown"
     inconclusive = "inconclusive"
     unusable = "unusable"
+
+    def __bool__(self) -> bool:
+        return self is Verdict.accepted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -236,7 +236,7 @@ def test_calibrate_writes_thresholds_that_carry_the_contract(work: Path, tmp_pat
     assert likely["frr"] < 0.2
     assert not unlikely["supported"]
     assert "needs at least 30,000 impostor pairs" in done.stderr
-    assert "no face found in 1 images, whose pairs were left out: P00/P00_0001.png" in done.stderr
+    assert "no face found in 1 photos; their pairs were left out: P00/P00_0001.png" in done.stderr
     assert answer["thresholds"] == stored["thresholds"]
     assert answer["failures"] == ["P00/P00_0001.png"]
 

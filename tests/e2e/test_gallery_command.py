@@ -176,7 +176,7 @@ def test_a_gallery_without_a_key_must_be_asked_for(work: Path, capsys: pytest.Ca
 
 def test_no_command_at_all_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
-    assert "edgeface: expected a command, found none" in capsys.readouterr().err
+    assert "edgeface: expected a command" in capsys.readouterr().err
 
 
 def test_the_key_of_the_environment_is_used(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

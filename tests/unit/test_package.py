@@ -116,4 +116,4 @@ def test_every_class_that_is_a_decision_is_true_or_false_by_it() -> None:
         if answers and kind.__name__ not in WAITING:
             assert "__bool__" in own, f"{kind.__module__}.{kind.__name__}: has {answers}, and is always true"
             decisions.add(kind.__name__)
-    assert decisions >= {"Verification", "Identification"}
+    assert decisions >= {"Verification", "Identification", "Verdict", "QualityVerdict"}

@@ -233,6 +233,10 @@ def test_accepted_unknown_and_inconclusive(make: type) -> None:
     }
 
 
+def test_of_all_verdicts_only_accepted_is_true() -> None:
+    assert [verdict for verdict in Verdict if verdict] == [Verdict.accepted]
+
+
 def test_an_empty_gallery_knows_nobody() -> None:
     who = Identifier(ExactIndex(block(THREE[:0].reshape(0, 4), [])), cut(0.5))
     answer = who.identify(face(1, 0, 0, 0))
