@@ -121,7 +121,7 @@ class DemoResult:
             "ir": str(self.conversion.ir),
             "contract_id": contract.contract_id,
             "conversion_seconds": round(self.conversion.seconds, 3),
-            "parity": parity.to_dict() if parity else None,
+            "parity": parity.to_dict() if parity is not None else None,
             "pairs": [
                 {"relation": each.relation, "similarity": round(each.similarity, 6)} for each in self.compared
             ],

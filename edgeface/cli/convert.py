@@ -178,12 +178,12 @@ def _show_conversion(result: Any, *, json: bool) -> None:
                 "seconds": round(result.seconds, 3),
                 "inputs": result.inputs,
                 "outputs": result.outputs,
-                "parity": result.parity.to_dict() if result.parity else None,
+                "parity": result.parity.to_dict() if result.parity is not None else None,
                 "provenance": result.contract.provenance,
             }
         )
     stdout.print(_contract_table(result.contract))
-    if result.parity:
+    if result.parity is not None:
         stdout.print(_parity_table(result.parity))
     stdout.print(
         f"{result.ir} written and checked in {result.seconds:.1f} s", markup=False, soft_wrap=True

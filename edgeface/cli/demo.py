@@ -63,7 +63,7 @@ def _lines(result: DemoResult) -> Iterator[str]:
         yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one. No weights in:"
         yield from (f"          {escape(line)}" for line in result.source.tried)
     yield f"contract  {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
-    yield f"parity    {parity.summary if parity else 'not compared: no TensorFlow, no golden vectors'}"
+    yield f"parity    {parity.summary if parity is not None else 'not compared: no TensorFlow, no golden vectors'}"
     if result.separation and not seeded:
         same, different = result.separation
         yield f"faces     same-person pairs at least {same:.2f} similar, two-person pairs at most {different:.2f}"

@@ -55,6 +55,9 @@ class ParityReport:
     mean_cosine: float
     passed: bool
 
+    def __bool__(self) -> bool:
+        return self.passed
+
     @property
     def verdict(self) -> str:
         """``same`` or ``different``."""

@@ -100,6 +100,9 @@ class FileCheck:
         """Whether the bytes are those that were published or recorded."""
         return self.found == self.expected
 
+    def __bool__(self) -> bool:
+        return self.intact
+
 
 class JsonRecords:
     """A small JSON object in a file that several processes may update."""
