@@ -328,10 +328,7 @@ def show_license(entry: zoo.ModelEntry, store: zoo.ModelStore) -> None:
 def agree_to_license(entry: zoo.ModelEntry, store: zoo.ModelStore, *, accept: bool) -> None:
     """Show a licence the first time; on a terminal, ask once whether it is accepted.
 
-    Raises
-    ------
-    InputError
-        If it is not accepted on a terminal.
+    Raises InputError if it is not accepted on a terminal.
     """
     show_license(entry, store)
     if store.license_state(entry) == "accepted":

@@ -60,12 +60,7 @@ class _Reading:
 
 
 def adopt(
-    ir: Path,
-    output_dir: Path,
-    *,
-    name: str,
-    golden: Path,
-    catalog: Catalog | None = None,
+    ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catalog | None = None
 ) -> ConversionResult:
     """Add a contract to an IR that was converted elsewhere.
 

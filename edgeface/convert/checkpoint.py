@@ -38,10 +38,7 @@ def find_checkpoint(folder: Path, *, stem: str = "") -> Path:
     stem
         Start of the checkpoint's name.
 
-    Raises
-    ------
-    ModelFormatError
-        If the folder holds no such ``.index`` file.
+    Raises ModelFormatError if the folder holds no such ``.index`` file.
     """
     names = [path.name.removesuffix(".index") for path in folder.glob("*.index")]
     prefixes = {name: folder / name for name in names if name.startswith(stem)}
@@ -74,12 +71,8 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     dict
         Arrays by TensorFlow variable name, memory-mapped from the data shards.
 
-    Raises
-    ------
-    ModelFormatError
-        If a file is missing, truncated or damaged.
-    NotSupportedError
-        If the index is compressed or a variable is stored in slices.
+    Raises ModelFormatError if a file is missing, truncated or damaged; NotSupportedError if the index is
+    compressed or a variable is stored in slices.
     """
     index = prefix.with_name(prefix.name + ".index")
     entries = dict(_read_table(read_bytes(index), index))

@@ -220,12 +220,8 @@ class Recipe:
 def recipe_of(entry: ModelEntry) -> Recipe:
     """Return the recipe of a zoo entry.
 
-    Raises
-    ------
-    InputError
-        If the entry is no embedding model.
-    NotSupportedError
-        If edgeface cannot convert its framework yet.
+    Raises InputError if the entry is no embedding model; NotSupportedError if edgeface cannot convert its
+    framework yet.
     """
     preprocessing, embedding = entry.preprocessing, entry.embedding
     if preprocessing is None or embedding is None or preprocessing.size is None:

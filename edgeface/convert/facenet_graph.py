@@ -48,10 +48,7 @@ BatchNormOp = Literal["FusedBatchNorm", "FusedBatchNormV3"]
 def read_weights(path: Path) -> dict[str, NDArray[Any]]:
     """Read an .npz of arrays keyed by TensorFlow variable name.
 
-    Raises
-    ------
-    InputError
-        If the file is no .npz.
+    Raises InputError if the file is no .npz.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -78,10 +75,7 @@ def write_graph(weights: Mapping[str, NDArray[Any]], path: Path, *, seeded: bool
 
 
 def build_graph(
-    weights: Mapping[str, NDArray[Any]],
-    *,
-    batch_norm: BatchNormOp = "FusedBatchNormV3",
-    queue: bool = True,
+    weights: Mapping[str, NDArray[Any]], *, batch_norm: BatchNormOp = "FusedBatchNormV3", queue: bool = True
 ) -> Any:
     """Build the GraphDef.
 
@@ -94,10 +88,7 @@ def build_graph(
     queue
         With the input queue; else `image_batch` is a plain placeholder.
 
-    Raises
-    ------
-    InputError
-        If a weight is missing, superfluous, or of the wrong shape.
+    Raises InputError if a weight is missing, superfluous, or of the wrong shape.
     """
     bottleneck = weights.get(f"{SCOPE}/Bottleneck/weights")
     if bottleneck is None:

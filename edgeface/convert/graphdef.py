@@ -75,10 +75,8 @@ class Inference:
 def read_bytes(path: Path) -> bytes:
     """Read a model file; say what it is if it is no model.
 
-    Raises
-    ------
-    ModelFormatError
-        If the file is absent, empty, a Git LFS pointer, an HTML page, an archive or a text graph.
+    Raises ModelFormatError if the file is absent, empty, a Git LFS pointer, an HTML page, an archive or a
+    text graph.
     """
     try:
         content = path.read_bytes()
@@ -96,10 +94,7 @@ def read_bytes(path: Path) -> bytes:
 def parse_message(message_type: Any, content: bytes, path: Path) -> Any:
     """Parse a protobuf message that `read_bytes` read.
 
-    Raises
-    ------
-    ModelFormatError
-        If the bytes are truncated or no message of this type.
+    Raises ModelFormatError if the bytes are truncated or no message of this type.
     """
     try:
         return message_type.FromString(content)
@@ -139,11 +134,8 @@ def prune(
     source
         The file's name in messages.
 
-    Raises
-    ------
-    ConversionError
-        If the output needs another placeholder, an unknown variable, a node that is not in the graph, a loop, or
-        a batch norm that is still in training mode.
+    Raises ConversionError if the output needs another placeholder, an unknown variable, a node that is not in
+    the graph, a loop, or a batch norm that is still in training mode.
     """
     resolver = _Resolver({node.name: node for node in graph.node}, input, known, variables, source)
     root = resolver.resolve(output)

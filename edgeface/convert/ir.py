@@ -82,10 +82,7 @@ def adapt_input(
     batch
         Static batch, or None to leave it dynamic.
 
-    Raises
-    ------
-    ConversionError
-        If the model cannot take images of that size.
+    Raises ConversionError if the model cannot take images of that size.
     """
     wanted = [-1 if batch is None else batch, *size, 3]
     try:
@@ -213,10 +210,7 @@ def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str]
 def check_structure(model: ov.Model, *, source: str) -> None:
     """Refuse a model that does not have one image as input and one embedding as output.
 
-    Raises
-    ------
-    ConversionError
-        With each property that was expected and found.
+    Raises ConversionError with each property that was expected and found.
     """
     problems = []
     if len(model.inputs) != 1:
@@ -243,10 +237,7 @@ def check_structure(model: ov.Model, *, source: str) -> None:
 def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Path, ModelContract]:
     """Write ``<name>.xml`` and ``<name>.bin``; return the .xml and the contract that it holds.
 
-    Raises
-    ------
-    OutputError
-        If the folder is full or cannot be written to.
+    Raises OutputError if the folder is full or cannot be written to.
     """
     dataclasses.replace(contract, weights_sha256=_TO_BE_MEASURED).write_to(model)
     path = folder / f"{contract.name}.xml"
@@ -353,12 +344,8 @@ def check_inference(path: Path) -> None:
     Meant for a process that has run nothing: the fault it looks for (converted FaceNets whose first inferences
     were silently wrong) shows only there.
 
-    Raises
-    ------
-    ConversionError
-        If they differ, are not finite, or lack unit length although the contract promises it.
-    ModelFormatError
-        If the IR cannot be read, or its .bin is not the one that the contract names.
+    Raises ConversionError if they differ, are not finite, or lack unit length although the contract promises
+    it; ModelFormatError if the IR cannot be read, or its .bin is not the one that the contract names.
     """
     model = read_ir(path)
     check_structure(model, source=str(path))

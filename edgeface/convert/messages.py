@@ -114,10 +114,7 @@ BundleEntry: Any = _MESSAGES["BundleEntry"]
 def tensor_to_array(tensor: Any) -> NDArray[Any]:
     """Decode a TensorProto of numbers or booleans.
 
-    Raises
-    ------
-    ValueError
-        If its type is none of `DTYPES`, or if it holds fewer bytes than its shape needs.
+    Raises ValueError if its type is none of `DTYPES`, or if it holds fewer bytes than its shape needs.
     """
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:

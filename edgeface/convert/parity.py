@@ -108,10 +108,7 @@ def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> Parit
 def compare(expected: Embeddings, found: Embeddings, *, against: str, precision: Precision) -> ParityReport:
     """Compare two (N, D) arrays of embeddings row by row.
 
-    Raises
-    ------
-    InputError
-        If their shapes differ.
+    Raises InputError if their shapes differ.
     """
     if expected.shape != found.shape:
         raise InputError(f"parity: expected embeddings of shape {expected.shape}, found {found.shape}")
@@ -134,10 +131,7 @@ def compare(expected: Embeddings, found: Embeddings, *, against: str, precision:
 def load_golden(path: Path) -> tuple[Images, Embeddings]:
     """Read golden vectors.
 
-    Raises
-    ------
-    InputError
-        If the file is no .npz with ``images`` and ``embeddings`` of matching length.
+    Raises InputError if the file is no .npz with ``images`` and ``embeddings`` of matching length.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -176,10 +170,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     -------
     (N, D) float32
 
-    Raises
-    ------
-    InputError
-        If the images are not of the contract's size.
+    Raises InputError if the images are not of the contract's size.
     """
     model, contract = read_contract(ir)
     _require_size(images, contract, ir)

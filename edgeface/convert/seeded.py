@@ -32,10 +32,7 @@ def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[An
         float32 arrays under the published TensorFlow variable names; kernels are HWIO. Weights are drawn after
         He et al. 2015 (arXiv 1502.01852); moving means and variances are measured on random images.
 
-    Raises
-    ------
-    InputError
-        If the seed is negative, or there is no output.
+    Raises InputError if the seed is negative, or there is no output.
     """
     if seed < 0 or embedding_size < 1:
         raise InputError(

@@ -110,12 +110,8 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     size
         (height, width) of the images, in pixels.
 
-    Raises
-    ------
-    ModelFormatError
-        If the file is damaged or no TensorFlow model.
-    ConversionError
-        If it does not have one image as input and one embedding as output.
+    Raises ModelFormatError if the file is damaged or no TensorFlow model; ConversionError if it does not have
+    one image as input and one embedding as output.
     """
     source = _read_source(path)
     names = {node.name: node for node in source.graph.node}
@@ -144,10 +140,7 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
 def ports_of(path: Path) -> Ports:
     """Find the input and output nodes of a TensorFlow file or folder.
 
-    Raises
-    ------
-    ModelFormatError, ConversionError
-        As `load_tensorflow`.
+    Raises ModelFormatError, ConversionError as `load_tensorflow`.
     """
     source = _read_source(path)
     return _find_ports(path, {node.name: node for node in source.graph.node}, source.signature)

@@ -46,10 +46,7 @@ class Catalog(Mapping[str, ModelEntry]):
     def __getitem__(self, name: str) -> ModelEntry:
         """Return one entry.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If there is none of this name; the message suggests similar ones.
+        Raises ModelNotFoundError if there is none of this name; the message suggests similar ones.
         """
         try:
             return self._entries[name]
@@ -68,10 +65,7 @@ class Catalog(Mapping[str, ModelEntry]):
     def match(self, patterns: str) -> list[ModelEntry]:
         """Return entries whose names match any of comma-separated shell patterns, in the catalog's order.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If one of the patterns matches nothing.
+        Raises ModelNotFoundError if one of the patterns matches nothing.
         """
         wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
         for pattern in wanted or [patterns]:
@@ -219,10 +213,7 @@ class Document:
     data
         The content.
 
-    Raises
-    ------
-    CatalogError
-        If the text is no YAML, or has a key twice in one mapping.
+    Raises CatalogError if the text is no YAML, or has a key twice in one mapping.
     """
 
     def __init__(self, text: str, *, name: str) -> None:
@@ -247,10 +238,7 @@ class Document:
     def read(cls, path: Path) -> Document:
         """Read a file.
 
-        Raises
-        ------
-        CatalogError
-            If it cannot be read, is not UTF-8 or YAML, or has a key twice in one mapping.
+        Raises CatalogError if it cannot be read, is not UTF-8 or YAML, or has a key twice in one mapping.
         """
         try:
             if path.stat().st_size > _LARGEST:

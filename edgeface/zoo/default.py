@@ -25,11 +25,7 @@ FIRST_CHOICE = "facenet-20180408-102900"
 """Zoo model that is the default while none has been set, if it is in the store."""
 
 
-def default_model(
-    *,
-    store: ModelStore | None = None,
-    convert: Callable[..., object] | None = None,
-) -> Path:
+def default_model(*, store: ModelStore | None = None, convert: Callable[..., object] | None = None) -> Path:
     """Return the .xml of the default model.
 
     Parameters
@@ -142,18 +138,13 @@ def record_first_default(ir: Path, *, store: ModelStore | None = None) -> bool:
 def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
     """Copy an IR that has a contract into the model store; return the .xml there.
 
-    Raises
-    ------
-    ModelFormatError, ContractError, OutputError
-        If it is no IR, has no contract, or the store cannot be written.
+    Raises ModelFormatError, ContractError, OutputError if it is no IR, has no contract, or the store cannot
+    be written.
     """
     store = store or ModelStore()
     _, contract = read_contract(ir)
     target = store.ir_path(contract.name, precision=contract.precision)
-    with (
-        store.locked(f"convert-{contract.name}"),
-        staging_folder(target.parent.parent) as staging,
-    ):
+    with store.locked(f"convert-{contract.name}"), staging_folder(target.parent.parent) as staging:
         new = staging / target.parent.name
         with writing(new):
             new.mkdir()

@@ -42,10 +42,8 @@ _DIGEST_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
 def relative_path(text: str) -> str:
     """Check that a path stays inside its folder.
 
-    Raises
-    ------
-    ValueError
-        If it is absolute, empty, leads to a parent, or has a backslash, colon or control character.
+    Raises ValueError if it is absolute, empty, leads to a parent, or has a backslash, colon or control
+    character.
     """
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f]", text):

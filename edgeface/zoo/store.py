@@ -31,14 +31,7 @@ from typing import Any, Literal
 import platformdirs
 
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError, OutputError
-from edgeface.files import (
-    digests_of,
-    locked,
-    output_errors,
-    sha256_of,
-    staging_folder,
-    write_atomically,
-)
+from edgeface.files import digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
@@ -113,10 +106,7 @@ class JsonRecords:
     def read(self) -> dict[str, Any]:
         """Return the whole object; an absent file is an empty one.
 
-        Raises
-        ------
-        OutputError
-            If the file cannot be read or holds no JSON object.
+        Raises OutputError if the file cannot be read or holds no JSON object.
         """
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
@@ -177,10 +167,7 @@ class ModelStore:
     def add_blob(self, entry: ModelEntry, file: ModelFile, path: Path, *, sha256: str, source: str) -> Blob:
         """Move checked bytes from `path` into the store and record them.
 
-        Raises
-        ------
-        OutputError
-            If the store cannot be written.
+        Raises OutputError if the store cannot be written.
         """
         target = self.blob_path(sha256)
         blob = Blob(sha256, path.stat().st_size, source, file.trust_on_first_use, _now())
@@ -200,10 +187,8 @@ class ModelStore:
     def model_dir(self, entry: ModelEntry) -> Path:
         """Return the folder that holds a downloaded model's files.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If it is not downloaded, or was downloaded for an entry that has changed since.
+        Raises ModelNotFoundError if it is not downloaded, or was downloaded for an entry that has changed
+        since.
         """
         folder = self.root / "models" / entry.name
         fingerprint = self._fingerprint(entry)
@@ -224,10 +209,7 @@ class ModelStore:
     def source_path(self, entry: ModelEntry) -> Path:
         """Return the file or folder that the converter reads.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If the model is not downloaded, or its entry does not say what to convert.
+        Raises ModelNotFoundError if the model is not downloaded, or its entry does not say what to convert.
         """
         if entry.conversion is None:
             raise ModelNotFoundError(f"model {entry.name!r}: its entry has no conversion.source; add one")
@@ -247,18 +229,11 @@ class ModelStore:
     def materialise(self, entry: ModelEntry) -> Path:
         """Build a model's folder from its blobs: link, unpack, replace. It appears only when complete.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If a blob is missing.
-        ArchiveError, ChecksumError, OutputError
-            If an archive is unsafe, its content is not what was published, or the store cannot be written.
+        Raises ModelNotFoundError if a blob is missing; ArchiveError, ChecksumError, OutputError if an archive
+        is unsafe, its content is not what was published, or the store cannot be written.
         """
         folder = self.root / "models" / entry.name
-        with (
-            self.locked(entry.name),
-            staging_folder(folder.parent) as outer,
-        ):
+        with self.locked(entry.name), staging_folder(folder.parent) as outer:
             staging = outer / entry.name
             for file in entry.files:
                 blob = self.blob(entry, file)
@@ -283,10 +258,7 @@ class ModelStore:
     def verify(self, entry: ModelEntry) -> list[FileCheck]:
         """Compare every byte of a downloaded model with the published or recorded digests.
 
-        Raises
-        ------
-        ModelNotFoundError
-            If it is not downloaded at all.
+        Raises ModelNotFoundError if it is not downloaded at all.
         """
         folder = self.model_dir(entry)
         checks, seen = [], set()
@@ -315,10 +287,8 @@ class ModelStore:
         precisions
             Of a ready IR, only the files in folders of these names (``FP16``); by default all.
 
-        Raises
-        ------
-        ModelNotFoundError, OutputError
-            If the model is not downloaded, or the folder cannot be written.
+        Raises ModelNotFoundError, OutputError if the model is not downloaded, or the folder cannot be
+        written.
         """
         source = self.model_dir(entry)
         for name in self._marker(source)["files"]:

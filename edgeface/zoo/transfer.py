@@ -149,10 +149,7 @@ class WebLocation:
         timeout
             Seconds without a byte.
 
-        Raises
-        ------
-        SourceFault
-            If the source does not deliver the file.
+        Raises SourceFault if the source does not deliver the file.
         """
         headers = {}
         if offset:
