@@ -45,20 +45,18 @@ MOVING_AVERAGE_DECAY = 0.995
 BatchNormOp = Literal["FusedBatchNorm", "FusedBatchNormV3"]
 
 
-def read_weights(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an .npz of arrays keyed by TensorFlow variable name.
+def read_weights(path: Path, *, what: str = "TensorFlow variables") -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz, for weights keyed by TensorFlow variable name.
 
-    Raises InputError if the file is no .npz.
+    Raises InputError if the file is no .npz; the message says that `what` was expected in it.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: expected an .npz of TensorFlow variables, found something else: {error}"
-        ) from error
+        raise InputError(f"{path}: expected an .npz with {what}: {error}") from error
     except (AttributeError, TypeError) as error:  # a bare .npy array is no context manager
-        raise InputError(f"{path}: expected an .npz of TensorFlow variables, found a single array") from error
+        raise InputError(f"{path}: expected an .npz with {what}, found one array") from error
 
 
 def write_graph(weights: Mapping[str, NDArray[Any]], path: Path, *, seeded: bool = False) -> Path:

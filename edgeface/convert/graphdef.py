@@ -55,21 +55,12 @@ _NOT_A_MODEL = (
 class Inference:
     """The graph that computes one output from one input, every variable a constant.
 
-    Attributes
-    ----------
-    graph
-        GraphDef without control inputs, Switch, Merge or variables.
-    weights
-        Large float constants by node name; in the graph a Placeholder of their shape stands for each. What reads
-        the graph need not copy a hundred megabytes it does not look at.
-    input, output
-        Names of the image's Placeholder and of the output node.
+    Large float constants are in `weights`, by node name; in the graph a Placeholder of their shape stands for each, so
+    that its readers need not copy a hundred megabytes.
     """
 
-    graph: Any
+    graph: Any  # GraphDef without control inputs, Switch, Merge or variables
     weights: dict[str, NDArray[np.float32]]
-    input: str
-    output: str
 
 
 def read_bytes(path: Path) -> bytes:
@@ -158,7 +149,7 @@ def prune(
         raise ConversionError(
             f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model"
         )
-    return Inference(graph=live, weights=weights, input=input, output=_split(root)[0])
+    return Inference(graph=live, weights=weights)
 
 
 @dataclass(slots=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgeface.convert.facenet_graph import read_weights
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
@@ -133,15 +132,12 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
 
     Raises InputError if the file is no .npz with ``images`` and ``embeddings`` of matching length.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images, embeddings = stored["images"], stored["embeddings"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings': {error}") from error
-    except (AttributeError, TypeError) as error:  # a bare .npy array is no context manager
+    stored = read_weights(path, what="'images' and 'embeddings'")
+    if missing := {"images", "embeddings"} - stored.keys():
         raise InputError(
-            f"{path}: expected an .npz with 'images' and 'embeddings', found one array"
-        ) from error
+            f"{path}: expected an .npz with 'images' and 'embeddings', found no {min(missing)!r}"
+        )
+    images, embeddings = stored["images"], stored["embeddings"]
     if (
         images.ndim != 4
         or images.shape[3] != 3

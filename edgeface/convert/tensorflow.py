@@ -54,38 +54,18 @@ _FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summar
 
 @dataclass(frozen=True, slots=True)
 class TensorFlowModel:
-    """A raw OpenVINO model and its source.
+    """A raw OpenVINO model and its source."""
 
-    Attributes
-    ----------
-    model
-        openvino.Model with one input (?, H, W, 3) float32 and one output (?, D).
-    sha256
-        Digest of the source: of the .pb, or over the digests and names of a checkpoint's files.
-    seeded
-        Whether the graph says that its weights are random.
-    input, output
-        Names of the TensorFlow nodes.
-    """
-
-    model: ov.Model
-    sha256: str
-    seeded: bool
-    input: str
+    model: ov.Model  # one input (?, H, W, 3) float32 and one output (?, D)
+    sha256: str  # of the .pb, or over the digests and names of a checkpoint's files
+    seeded: bool  # whether the graph says that its weights are random
+    input: str  # names of the TensorFlow nodes
     output: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The input and output nodes of a TensorFlow graph.
-
-    Attributes
-    ----------
-    input, output
-        Names of the image and the embedding node.
-    training
-        Boolean placeholders that are False for inference.
-    """
+    """Names of a TensorFlow graph's image node, embedding node, and boolean placeholders that training sets."""
 
     input: str
     output: str

@@ -15,7 +15,7 @@ from typing import IO, Literal, NamedTuple, TypeVar
 from edgeface.errors import ArchiveError
 from edgeface.zoo.schema import relative_path
 
-__all__ = ["UnpackLimits", "unpack"]
+__all__ = ["unpack"]
 
 Format = Literal["zip", "tar", "gztar"]
 _T = TypeVar("_T")
@@ -32,25 +32,11 @@ _DAMAGED = (
 """What zipfile and tarfile raise for archives that are cut, altered or of a kind they do not know."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnpackLimits:
-    """How large an archive may become.
-
-    Attributes
-    ----------
-    total_bytes
-        Bytes of all unpacked files; the largest download of the zoo unpacks to under 300 MB.
-    files
-        Number of files and folders.
-    ratio
-        Unpacked bytes for each byte of the archive. Weights hardly compress, and text by less than 20; a zip
-        bomb reaches 1000. Archives that unpack to fewer than `ratio_floor` bytes are let through.
-    """
-
-    total_bytes: int = 8 << 30
-    files: int = 20_000
-    ratio: int = 200
-    ratio_floor: int = 16 << 20
+# An archive may not become larger: the largest download of the zoo unpacks to under 300 MB. Weights hardly compress,
+# and text by less than 20; a zip bomb reaches 1000. What stays below the floor is let through whatever its ratio.
+LARGEST_TOTAL = 8 << 30
+MOST_FILES = 20_000
+LARGEST_RATIO, RATIO_FLOOR = 200, 16 << 20
 
 
 class _Member(NamedTuple):
@@ -59,29 +45,16 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(archive: Path, folder: Path, *, format: Format, limits: UnpackLimits = UnpackLimits()) -> None:
+def unpack(archive: Path, folder: Path, *, format: Format) -> None:
     """Unpack `archive` into `folder`, which the caller made for this and removes when this fails.
 
-    Parameters
-    ----------
-    archive
-        Neither its names nor its sizes nor its types are trusted.
-    folder
-        A temporary folder; files that are already in it are never overwritten.
-    format
-        ``zip``, ``tar``, or ``gztar`` (a gzip-compressed tar), as Open Model Zoo names them.
-    limits
-        How large it may become.
+    Neither its names nor its sizes nor its types are trusted, and files that are already there are not overwritten.
+    `format` is ``zip``, ``tar``, or ``gztar`` (a gzip-compressed tar), as Open Model Zoo names them.
 
-    Raises
-    ------
-    ArchiveError
-        If the archive is damaged, encrypted, too large, or names an absolute path, a parent, a link, a
-        device, or a file twice.
-    OSError
-        If the folder cannot be written.
+    Raises ArchiveError if the archive is damaged, encrypted, too large, or names an absolute path, a parent, a link,
+    a device, or a file twice; OSError if the folder cannot be written.
     """
-    unpacking = _Unpacking(archive, folder, limits)
+    unpacking = _Unpacking(archive, folder)
     members = _zip_members(archive) if format == "zip" else _tar_members(archive, format)
     try:
         for member in members:
@@ -96,7 +69,6 @@ class _Unpacking:
 
     archive: Path
     folder: Path
-    limits: UnpackLimits
     bytes: int = 0
     names: set[PurePosixPath] = field(default_factory=set)
 
@@ -105,8 +77,8 @@ class _Unpacking:
             path = PurePosixPath(relative_path(member.name))
         except ValueError as error:
             raise ArchiveError(f"{self.archive}: {error}, found {member.name!r}") from None
-        if len(self.names) == self.limits.files:
-            raise ArchiveError(f"{self.archive}: expected at most {self.limits.files:,} files, found more")
+        if len(self.names) == MOST_FILES:
+            raise ArchiveError(f"{self.archive}: expected at most {MOST_FILES:,} files, found more")
         if path in self.names:
             raise ArchiveError(f"{self.archive}: expected each file once, found {path} twice")
         self.names.add(path)
@@ -131,15 +103,14 @@ class _Unpacking:
 
     def _count(self, count: int) -> None:
         self.bytes += count
-        limits = self.limits
-        if self.bytes > limits.total_bytes:
+        if self.bytes > LARGEST_TOTAL:
             raise ArchiveError(
-                f"{self.archive}: expected at most {limits.total_bytes:,} bytes unpacked, found more"
+                f"{self.archive}: expected at most {LARGEST_TOTAL:,} bytes unpacked, found more"
             )
         packed = max(self.archive.stat().st_size, 1)
-        if self.bytes > max(limits.ratio_floor, limits.ratio * packed):
+        if self.bytes > max(RATIO_FLOOR, LARGEST_RATIO * packed):
             raise ArchiveError(
-                f"{self.archive}: {packed:,} bytes unpack to more than {limits.ratio} times as many: "
+                f"{self.archive}: {packed:,} bytes unpack to more than {LARGEST_RATIO} times as many: "
                 "refused as a decompression bomb"
             )
 

@@ -35,16 +35,8 @@ _LARGEST_PAGE = 1 << 20
 class SourceFault(Exception):  # noqa: N818 - it never leaves this package
     """One attempt at one source failed.
 
-    Attributes
-    ----------
-    retry
-        Whether the same source may deliver next time.
-    wait
-        Seconds that the server asked to wait before that.
-    restart
-        Whether what was received so far is useless.
-    checksum
-        Whether the bytes arrived and are the wrong ones.
+    `retry` says whether the same source may deliver next time, `wait` the seconds that the server asked to wait before
+    that, `restart` whether what was received so far is useless, `checksum` whether the wrong bytes arrived.
     """
 
     def __init__(
@@ -62,22 +54,13 @@ class SourceFault(Exception):  # noqa: N818 - it never leaves this package
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An open file.
+    """An open file: its bytes from `offset` on.
 
-    Attributes
-    ----------
-    chunks
-        Its bytes from `offset` on; reading them raises `SourceFault` if the source breaks off.
-    offset
-        Position of the first byte; 0 although more was asked for if the source cannot resume or the file has
-        changed.
-    total
-        Bytes of the whole file; None if the source does not say.
-    validator
-        What identifies this version of the file to the source; None if it has no such thing.
+    `offset` is 0 although more was asked for if the source cannot resume or the file has changed. `total` is the size
+    of the whole file, and `validator` identifies this version of it; None if the source does not say.
     """
 
-    chunks: Iterator[bytes]
+    chunks: Iterator[bytes]  # raises SourceFault if the source breaks off
     offset: int
     total: int | None
     validator: str | None
@@ -117,17 +100,7 @@ class FolderLocation:
 
 @dataclass(frozen=True, slots=True)
 class WebLocation:
-    """A file at an address.
-
-    Attributes
-    ----------
-    url
-        The address.
-    name
-        Name for messages; by default the address.
-    confirms
-        Whether a page may come first that asks to confirm, as Google Drive's for large files.
-    """
+    """A file at an address; with `confirms`, a page may come first that asks to confirm (Google Drive)."""
 
     url: str
     name: str = ""
@@ -140,16 +113,8 @@ class WebLocation:
     def open(self, offset: int, *, validator: str | None, timeout: float) -> Iterator[Reply]:
         """Start reading at `offset`, or at 0 if the file is no longer the one that `validator` identifies.
 
-        Parameters
-        ----------
-        offset
-            Bytes that are there already.
-        validator
-            From the `Reply` that delivered them.
-        timeout
-            Seconds without a byte.
-
-        Raises SourceFault if the source does not deliver the file.
+        `validator` is that of the `Reply` which delivered the bytes before `offset`; `timeout` is in seconds without a
+        byte. Raises SourceFault if the source does not deliver the file.
         """
         headers = {}
         if offset:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from edgeface.errors import ArchiveError
-from edgeface.zoo.archive import UnpackLimits, unpack
+from edgeface.zoo import archive
+from edgeface.zoo.archive import unpack
 
 
 def make_zip(path: Path, members: dict[str, bytes], **modes: int) -> Path:
@@ -108,13 +109,18 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, folder: Path
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 17 << 20
 
 
-def test_the_limits_on_bytes_and_files_hold(tmp_path: Path, folder: Path) -> None:
-    archive = make_zip(tmp_path / "a.zip", {f"{number}": b"12345" for number in range(5)})
+def test_the_limits_on_bytes_and_files_hold(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_zip(tmp_path / "a.zip", {f"{number}": b"12345" for number in range(5)})
+    monkeypatch.setattr(archive, "LARGEST_TOTAL", 12)
     with pytest.raises(ArchiveError, match="at most 12 bytes"):
-        unpack(archive, folder, format="zip", limits=UnpackLimits(total_bytes=12))
+        unpack(path, folder, format="zip")
+    monkeypatch.undo()
+    monkeypatch.setattr(archive, "MOST_FILES", 3)
     (other := tmp_path / "other").mkdir()
     with pytest.raises(ArchiveError, match="at most 3 files"):
-        unpack(archive, other, format="zip", limits=UnpackLimits(files=3))
+        unpack(path, other, format="zip")
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path, folder: Path) -> None:
