@@ -56,34 +56,34 @@ class BenchmarkResult(ResultPart):
     schema
         `SCHEMA`.
     created
-        When it began: ISO 8601, UTC.
+        Start of the run: ISO 8601, UTC.
     edgeface
-        Version that measured; None: something else did, see `source`.
+        Version of edgeface; None: another program measured, see `source`.
     source
-        ``edgeface``, or the program that an imported report is of.
+        ``edgeface``, or the program that wrote an imported report.
     latency_ms, latency_interval_ms
-        Of a query, with 95 % confidence intervals of the percentiles and of the mean.
+        Latency of a query, with 95 % confidence intervals of the percentiles and of the mean.
     throughput_fps, throughput_interval
-        Items a second.
+        Items per second.
     cpu_ms
-        CPU time of the process for one item, all threads.
+        CPU time of the process per item, all threads.
     gflops
-        10^9 operations an item, Open Model Zoo's way; `gflops_per_second` is that times the throughput.
+        10^9 operations per item, as Open Model Zoo counts; `gflops_per_second` is that times the throughput.
     efficiency
-        2 x MAC x throughput over the attainable peak of the precision that executed: the peak is one of matrix
+        2 x MAC x throughput over the attainable peak of the precision that executed. The peak is that of matrix
         products, so only they count.
     environment, peak
-        None: not known, as in what was imported; `peak` also if it was not to be measured.
+        None: not known, as in an imported report; `peak` also if it was not measured.
     layers
-        In execution order; empty if they were not asked for.
+        In order of execution; empty if they were not timed.
     disturbed, disturbances
-        Whether something else had a share in the figures, and what.
+        Whether something else affected the figures, and what.
     unwatched
-        What could not be watched for it on this machine, and why.
+        What could not be watched on this machine, and why.
     partial
-        Whether it was interrupted.
+        Whether the run was interrupted.
     samples
-        None: the source has none.
+        None: an imported report has none.
     """
 
     schema_: Literal["edgeface.bench/1"] = Field(default=SCHEMA, alias="schema")
@@ -115,16 +115,16 @@ class BenchmarkResult(ResultPart):
     samples: Samples | None = None
 
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
-        """Every field as JSON types; without the raw samples if asked."""
+        """Return every field as JSON types, with the raw samples unless `samples` is False."""
         return self.model_dump(mode="json", by_alias=True, exclude=None if samples else {"samples"})
 
     def write(self, folder: Path) -> Path:
-        """Write folder/result.json, whole or not at all.
+        """Write folder/result.json atomically.
 
         Raises
         ------
         OutputError
-            If it cannot be written there.
+            If it cannot be written.
         """
         path = folder / FILE_NAME
         with write_atomically(path) as staged:
@@ -133,39 +133,39 @@ class BenchmarkResult(ResultPart):
 
     @classmethod
     def read(cls, path: Path) -> BenchmarkResult:
-        """Read a result.json, or the one in a folder; of this version or an older one.
+        """Read a result.json, or the one in a folder, of this schema version or an older one.
 
         Raises
         ------
         InputError
-            If there is none, or it is no result, or one of a newer version.
+            If the file is absent, is not a result, or has a newer schema version.
         """
         file = path / FILE_NAME if path.is_dir() else path
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(
-                f"{file}: expected the {FILE_NAME} of a 'bench run -o DIR': {error.strerror}"
+                f"cannot read {file}: {error.strerror}; results are written by 'edgeface bench run -o DIR'"
             ) from error
         except ValueError as error:
-            raise InputError(f"{file}: expected a result in JSON, found something else: {error}") from error
+            raise InputError(f"{file} is not a result in JSON: {error}") from error
         return cls.from_dict(document, source=str(file))
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], *, source: str = "result") -> BenchmarkResult:
-        """Check what `to_dict` gave, of this version or an older one.
+        """Build a result from what `to_dict` returned, of this schema version or an older one.
 
         Parameters
         ----------
         document
             A mapping of JSON types.
         source
-            How messages call the file.
+            Name of the file in error messages.
 
         Raises
         ------
         InputError
-            If it is no result, or one of a newer version; names the first field that is wrong.
+            If it is not a result, or has a newer schema version; names the first field that is wrong.
         """
         try:
             return cls.model_validate(upgrade(document, source=source))
@@ -175,7 +175,7 @@ class BenchmarkResult(ResultPart):
             where = ".".join(map(str, first["loc"])) or "the document"
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             if first["type"] == "missing":
-                what = "expected this field, found none"
+                what = "this field is missing"
             else:
                 found = repr(first["input"])
                 what = (
@@ -186,10 +186,10 @@ class BenchmarkResult(ResultPart):
 
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-"""A document of one version in, that of the next out."""
+"""Converts a document to the next schema version."""
 
 _MIGRATIONS: Mapping[int, Migration] = {}
-"""By the version that each starts from."""
+"""By the version that each converts from."""
 
 
 def upgrade(
@@ -204,16 +204,16 @@ def upgrade(
     Parameters
     ----------
     document
-        With its version under ``schema``. It is not changed.
+        With its version under ``schema``; not modified.
     source
-        How messages call the file.
+        Name of the file in error messages.
     schema, migrations
-        The version that is wanted, and the steps to it.
+        Version to convert to, and the steps to it.
 
     Raises
     ------
     InputError
-        If it has no version, or one that is newer or was never written.
+        If its version is missing, newer or unknown.
     """
     name, _, current = schema.partition("/")
     found = document.get("schema") if isinstance(document, Mapping) else None
@@ -227,7 +227,7 @@ def upgrade(
         )
     steps = range(version, wanted)
     if any(step not in migrations for step in steps):
-        raise InputError(f"{source}: expected {schema}, found {found}, a version that never was")
+        raise InputError(f"{source}: expected {schema}, found {found}, an unknown version")
     upgraded = dict(document)
     for step in steps:
         upgraded = {**migrations[step](upgraded), "schema": f"{name}/{step + 1}"}
@@ -235,24 +235,23 @@ def upgrade(
 
 
 _LARGEST = 1 << 27
-"""Samples that a file may hold: two days at a thousand a second, and far less than memory."""
+"""Most samples in a file: two days at a thousand per second, and far less than memory."""
 
 
 class Samples(Frozen):
-    """Every query that was measured, in the order of their starts.
+    """Every query that was measured, in order of start.
 
     Attributes
     ----------
     count : int
-        Queries.
+        Number of queries.
     items : int
-        Inferred items of one query: the batch, or the samples of a MultiStreamResult query.
+        Items of one query: the batch, or the samples of a MultiStream query.
     start_ns : str
         Nanoseconds from the start of the measurement to the start of each query, for the Server scenario to its
         scheduled arrival: differences from one to the next, int64 little-endian, zlib, base64.
     latency_ms : str
-        Milliseconds from there to its completion: float32 little-endian, zlib, base64. Milliseconds in float32
-        are good to a ten-millionth.
+        Milliseconds from there to its completion: float32 little-endian (relative error 10^-7), zlib, base64.
     """
 
     count: Annotated[int, Field(ge=0, le=_LARGEST)]
@@ -264,9 +263,9 @@ class Samples(Frozen):
     def _check(self) -> Samples:
         latencies = self.latencies_ms
         if not np.isfinite(latencies).all() or (latencies < 0).any():
-            raise ValueError("expected latencies of 0 or more, found others")
+            raise ValueError("latencies must be finite and 0 or more")
         if (np.diff(self.starts_ns) < 0).any():
-            raise ValueError("expected queries in the order of their starts, found another")
+            raise ValueError("queries must be in order of start")
         return self
 
     @classmethod
@@ -282,7 +281,7 @@ class Samples(Frozen):
         latencies_ms : (N,) float
             In the same order.
         items
-            Of one query.
+            Items of one query.
         """
         order = np.argsort(starts_ns, kind="stable")
         starts = np.asarray(starts_ns, np.int64)[order]
@@ -320,7 +319,7 @@ def _unpacked(text: str, dtype: str, count: int) -> NDArray[np.generic]:
         # One byte more than announced is enough to know that there is too much, however much there is.
         content = inflate.decompress(base64.b64decode(text, validate=True), size + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
-        raise ValueError(f"expected compressed samples, found something else: {error}") from error
+        raise ValueError(f"not compressed samples: {error}") from error
     if len(content) != size or (size and not inflate.eof):
         raise ValueError(f"expected {count} samples, found {'more' if len(content) > size else 'fewer'}")
     return np.frombuffer(content, dtype)

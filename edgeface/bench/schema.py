@@ -1,4 +1,4 @@
-"""The parts of a result: what ran, how it was asked to and how it did, and what each scenario adds."""
+"""Define the parts of a benchmark result: model, settings, execution, and what each scenario adds."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from edgeface.bench.machine.reading import Frozen
 from edgeface.stats import LatencyKey
 
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk"]
-LATENCY_KEYS: tuple[LatencyKey, ...] = ("p50", "p90", "p95", "p99", "p99.9", "mean", "min", "max")
-"""Ends of a 95 % confidence interval; None: there are too few samples to bound it on that side."""
-
 Positive = Annotated[float, Field(ge=0)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(gt=0, lt=100)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ResultPart(Frozen):
-    """Of a result; its numbers are numbers."""
+    """Base of the parts of a result; numbers are finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ModelInfo(ResultPart):
-    """What was measured. None: not known, as in what was imported.
+    """The model that was measured. None: not known, as in an imported report.
 
     Attributes
     ----------
@@ -37,21 +35,19 @@ class ModelInfo(ResultPart):
     digest
         SHA-256 over the bytes of the .xml and then the .bin, or of the .onnx.
     format
-        Of the file.
+        Format of the file.
     precision
         What most of the MACs are stored as: ``FP32``, ``FP16``, ``INT8``; the contract's, if there is one.
     parameters
-        Values that the file stores as weights.
-    gflops
-        10^9 operations for one item, in Open Model Zoo's way of counting.
-    gflops_mac2
-        The same, 2 x MAC.
+        Number of weights in the file.
+    gflops, gflops_mac2
+        10^9 operations per item, as Open Model Zoo counts and as 2 x MAC.
     int8_share
         Share of the MACs that the IR asks for in 8 bits.
     weight_bytes, activation_bytes
-        As `edgeface.model.flops.Work` says; activations of one item.
+        See `edgeface.model.flops.Work`; activations of one item.
     inputs
-        Shape of each input as it was executed, with the batch.
+        Shape of each input as executed, with the batch.
     uncounted
         Kinds of operations that `gflops` leaves out.
     """
@@ -72,7 +68,7 @@ class ModelInfo(ResultPart):
 
 
 class RunSettings(ResultPart):
-    """What was asked for. None: left to the device or to the harness.
+    """What was asked for. None: the device or `edgeface.bench.run.runner.DEFAULTS` decides.
 
     Attributes
     ----------
@@ -80,24 +76,22 @@ class RunSettings(ResultPart):
         See `edgeface.bench.run.scenarios`.
     device
         As the caller wrote it.
-    hint, precision, streams, requests, threads
-        As in `edgeface.runtime.DevicePlan`.
+    hint, precision, streams, requests, threads, extra
+        See `edgeface.runtime.DevicePlan`.
     batch
-        Items of one inference; None: the model's own, or 1.
+        Batch size; None: the model's own, or 1.
     input_format
-        What images the model was given, as words; None: what the model itself takes.
+        Image format that the model was given, in words; None: the model's own input.
     end_to_end
-        Whether images went through `edgeface.runtime.Embedder`, copies in and out included.
+        Whether crops went through `edgeface.runtime.Embedder`, copies in and out included.
     seed
-        Of inputs and arrivals.
+        Random seed of inputs and arrivals.
     duration_s, min_count
-        Both were to be reached.
+        Minimum duration and number of queries; both have to be reached.
     max_duration_s
-        At which a run ends in any case.
+        Maximum duration, even if the number of queries is not reached.
     warm_up_s
-        At most this long it was waited for times to become stable.
-    extra
-        Further OpenVINO properties.
+        Maximum time to wait for stable latencies.
     """
 
     scenario: Scenario
@@ -119,20 +113,20 @@ class RunSettings(ResultPart):
 
 
 class Execution(ResultPart):
-    """What really ran, read back from the compiled model. None: the device does not say.
+    """What ran, read back from the compiled model. None: the device does not tell.
 
     Attributes
     ----------
     devices, full_names
-        By OpenVINO's name and by the maker's.
+        OpenVINO's names and the makers'.
     precision
-        Of the arithmetic: ``f32``, ``bf16``, ``f16``; with ``+i8`` where layers were seen to execute in 8 bits.
+        Inference precision: ``f32``, ``bf16``, ``f16``; with ``+i8`` where layers executed in 8 bits.
     streams, requests, threads
-        As compiled, and the infer requests that were in flight.
+        As compiled, and the infer requests in flight.
     affinity
-        Whether threads were pinned to cores; and the cores that the process might use.
+        Whether threads were pinned to cores, and the cores that the process may use.
     notes
-        What differs from `Settings`.
+        What differs from `RunSettings`.
     """
 
     devices: tuple[str, ...]
@@ -146,22 +140,20 @@ class Execution(ResultPart):
 
 
 class LayerTiming(ResultPart):
-    """One layer as it executed, measured in a pass of its own: one inference of a batch at a time, on all threads.
+    """One layer as executed, measured in a separate pass: one inference at a time, on all threads.
 
     Attributes
     ----------
     name, kind, exec_type
         The runtime's names of the layer, its type and its kernel.
     ms
-        Median wall time.
-    count
-        Inferences that the median is of.
+        Median wall time of `count` inferences.
     gflops
-        10^9 operations of what was fused into it, Open Model Zoo's way; None: the layer is the runtime's own.
+        10^9 operations, fused ones included, as Open Model Zoo counts; None: a layer that the runtime added.
     bytes
         Weights and activations that it reads and writes, in the types that the runtime stores them in.
     precision
-        Of its arithmetic.
+        Inference precision.
     """
 
     name: str
@@ -175,36 +167,36 @@ class LayerTiming(ResultPart):
 
 
 class EarlyStopping(ResultPart):
-    """MLPerf Inference's rule for a percentile: `edgeface.stats.early_stopping`.
+    """MLPerf Inference's early-stopping rule for a percentile: `edgeface.stats.early_stopping_estimate`.
 
     Attributes
     ----------
     percentile
         0 to 100.
     needed
-        Queries below which nothing can be said.
+        Fewest queries for an estimate.
     estimate_ms
-        With 99 % confidence the percentile is not above it; None: too few queries.
+        Upper bound of the percentile with 99 % confidence; None: too few queries.
     """
 
-    percentile: Annotated[float, Field(gt=0, lt=100)]
+    percentile: Percent
     needed: Whole
     estimate_ms: Positive | None
 
 
 class Validity(ResultPart):
-    """Whether the run was long enough for what it says.
+    """Whether the run was long enough and stable.
 
     Attributes
     ----------
     duration_met, count_met
-        Minimum duration and count.
+        Whether the minimum duration and number of queries were reached.
     warm_up_s
-        How long it was warmed up.
+        Duration of the warm-up.
     warmed_up
-        Whether times were stable when measuring began.
+        Whether latencies were stable when the measurement began.
     stationary
-        Whether they stayed so; None: too few samples to tell.
+        Whether they stayed stable; None: too few samples to tell.
     early_stopping
         Of the scenario's percentile.
     """
@@ -218,22 +210,20 @@ class Validity(ResultPart):
 
 
 class ServerTrial(ResultPart):
-    """One offered rate.
+    """One rate that was offered.
 
     Attributes
     ----------
-    rate
-        Queries a second that were scheduled.
-    achieved
-        Queries a second that were completed.
+    rate, achieved
+        Queries per second that were scheduled, and that were completed.
     count
-        Queries.
+        Number of queries.
     latency_ms
         At the percentile, from the scheduled arrival.
     met
-        Whether it is within the bound by the early-stopping rule, that is with 99 % confidence.
+        Whether it is within the bound with 99 % confidence (early-stopping rule).
     ended_early
-        Whether it was given up because the bound could not be met any more.
+        Whether the trial ended because the bound could not be met any more.
     """
 
     rate: Positive
@@ -245,32 +235,24 @@ class ServerTrial(ResultPart):
 
 
 class ServerResult(ResultPart):
-    """The highest rate of Poisson arrivals that meets a bound.
+    """The highest rate of Poisson arrivals at which `percentile` per cent of the queries are within `bound_ms`.
 
     Attributes
     ----------
-    bound_ms, percentile
-        What must hold: `percentile` per cent of the queries within `bound_ms`.
     rate
-        Queries a second; None: no rate that was tried met it.
+        Queries per second; None: no rate met the bound.
     tries
-        In the order in which they were made.
+        Trials in their order.
     """
 
     bound_ms: Positive
-    percentile: Annotated[float, Field(gt=0, lt=100)]
+    percentile: Percent
     rate: Positive | None
     tries: tuple[ServerTrial, ...]
 
 
 class MultiStreamResult(ResultPart):
-    """Queries of several samples; latency is that of a whole query.
-
-    Attributes
-    ----------
-    samples_per_query
-        MLPerf's is 8.
-    """
+    """Queries of several samples (MLPerf's have 8); latency is that of a whole query."""
 
     samples_per_query: Annotated[int, Field(ge=1)]
 
@@ -281,15 +263,15 @@ class KioskResult(ResultPart):
     Attributes
     ----------
     frame_rate
-        Of the video, frames a second.
+        Frames per second of the video.
     frames, dropped
-        That were due, and those that came while an earlier one was still waiting.
+        Frames that were due, and those dropped because an earlier one was still waiting.
     faces
-        Sights of a face in frames that were processed.
+        Faces found in all frames that were processed.
     identities
         Tracks that got an embedding.
     time_to_identity_ms
-        From the moment a track's first frame was due to its first embedding; latency of a frame is `latency_ms`.
+        From the time a track's first frame was due to its first embedding; the latency of a frame is `latency_ms`.
     video_digest
         SHA-256 of the file.
     """

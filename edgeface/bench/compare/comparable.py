@@ -23,45 +23,33 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two things that are compared.
-
-    Attributes
-    ----------
-    name
-        What it is called: its file or folder.
-    runs
-        Runs of one configuration, in the order in which they were made.
-    """
+    """One side of a comparison: runs of one configuration, in order of time, under the name of their file or folder."""
 
     name: str
     runs: tuple[BenchmarkResult, ...]
 
     @property
     def first(self) -> BenchmarkResult:
-        """The run that says for all what was measured."""
+        """The first run; all have the same model and settings."""
         return self.runs[0]
 
 
 def read_side(path: Path) -> Side:
-    """Read a result file, a run's folder, a folder with the folders of repeated runs in it, or benchmark_app's report.
+    """Read a result file, a run's folder, a folder of repeated runs, or benchmark_app's report.
 
     Raises
     ------
     InputError
-        If there is no result, or if those below a folder are not all of one configuration.
+        If there is no result, or if those below a folder are of several configurations.
     """
-    files = [path]
-    if path.is_dir() and not (path / FILE_NAME).is_file():
-        files = sorted(path.rglob(FILE_NAME))
-        if not files:
-            raise InputError(f"{path}: expected a {FILE_NAME}, or folders with one in each, found none")
+    files = _files_below(path) or [path]
     read = sorted(((read_any(file), file) for file in files), key=lambda each: each[0].created)
     first = read[0][0]
     for run, file in read[1:]:
         if (run.model.digest, run.settings) != (first.model.digest, first.settings):
             raise InputError(
-                f"{path}: expected repeated runs of one model with the same settings, found others in {file}; "
-                "compare them as two sides"
+                f"{path} must hold runs of one model with the same settings, but {file} differs; compare them as "
+                "two sides"
             )
     name = path.parent.name if path.name == FILE_NAME else path.stem if path.is_file() else path.name
     return Side(name or str(path), tuple(run for run, _ in read))
@@ -70,19 +58,19 @@ def read_side(path: Path) -> Side:
 def require_comparable(
     baseline: Side, candidate: Side, *, across_models: bool
 ) -> tuple[tuple[tuple[str, str, str], ...], tuple[str, ...]]:
-    """Refuse what measures different things; say what was set differently, and what makes it doubtful.
+    """Refuse results that measure different things; list differences of settings, and reasons for doubt.
 
     Returns
     -------
     differences
-        Name, the baseline's and the candidate's, of settings and of what executed.
+        Settings and execution: name, the baseline's value, the candidate's value.
     warnings
-        Sentences.
+        Reasons for doubt, as sentences.
 
     Raises
     ------
     InputError
-        If scenario, batch or what the scenario was given differ; or the model, unless `across_models`.
+        If scenario, batch or options of the scenario differ; or the model, unless `across_models`.
     """
     old, new = baseline.first, candidate.first
     for what, first, second in _essentials(old, new):
@@ -99,13 +87,13 @@ def require_comparable(
     if not same and not across_models:
         raise InputError(
             f"{baseline.name}, {candidate.name}: expected the same model, found {_identity(old)} and "
-            f"{_identity(new)}; to compare them all the same, add --across-models"
+            f"{_identity(new)}; to compare different models, add --across-models"
         )
     warnings = [] if same else [f"different models: {_identity(old)} and {_identity(new)}"]
     if same and None in (old.model.digest, new.model.digest):
-        warnings.append("one of the results does not say which model file it is of")
+        warnings.append("one of the results does not name its model file")
     if old.settings.end_to_end != new.settings.end_to_end:
-        warnings.append("one of them includes the copies in and out (end to end), the other does not")
+        warnings.append("only one of them includes the copies in and out (end to end)")
     if (first := _machine(old)) != (second := _machine(new)):
         warnings.append(f"different machines: {first} and {second}")
     for side in (baseline, candidate):
@@ -116,19 +104,19 @@ def require_comparable(
 
 
 def doubts(run: BenchmarkResult) -> list[str]:
-    """Say what makes the figures of one run doubtful."""
+    """List the reasons why the figures of one run are doubtful."""
     found = []
     if run.partial:
         found.append("it was interrupted and is partial")
     if run.disturbed:
-        found.append(f"it was disturbed: {'; '.join(run.disturbances) or 'it does not say by what'}")
+        found.append(f"it was disturbed: {'; '.join(run.disturbances) or 'the reason is not known'}")
     if run.validity is not None:
         if not run.validity.warmed_up:
-            found.append("times were not stable yet when measuring began")
+            found.append("latencies were not stable yet when the measurement began")
         if run.validity.stationary is False:
-            found.append("times changed while it was measured")
+            found.append("latencies drifted during the measurement")
         if not run.partial and not run.validity.count_met:
-            found.append("it has fewer queries than the scenario asks for")
+            found.append("it has fewer queries than the scenario requires")
     return found
 
 
@@ -152,7 +140,7 @@ def _settings(old: BenchmarkResult, new: BenchmarkResult) -> Iterator[tuple[str,
 
 
 def _said(run: BenchmarkResult) -> dict[str, str]:
-    """What may explain a difference, as words."""
+    """Return everything that may explain a difference, as text."""
     environment = run.environment
     said: dict[str, object] = {
         "model": _identity(run),
@@ -184,7 +172,7 @@ def _machine(run: BenchmarkResult) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ReportEntry:
-    """A result under the name that a report gives it, and the folder of several that it was found in."""
+    """A result under its name in a report, and the folder of several results that it was found in."""
 
     name: str
     result: BenchmarkResult
@@ -192,24 +180,21 @@ class ReportEntry:
 
     @property
     def doubts(self) -> list[str]:
-        """What makes its figures doubtful."""
+        """Reasons why its figures are doubtful."""
         return doubts(self.result)
 
 
 def read_entries(paths: Sequence[Path]) -> list[ReportEntry]:
-    """Read result files, runs' folders and folders of those, in that order; names are told apart.
+    """Read result files, runs' folders and folders of those, in that order; equal names are numbered.
 
     Raises
     ------
     InputError
-        If one of them is no result, or a folder holds none.
+        If one of them is not a result, or a folder holds no result.
     """
     found: list[tuple[str, Path, str]] = []
     for path in paths:
-        if path.is_dir() and not (path / FILE_NAME).is_file():
-            files = sorted(path.rglob(FILE_NAME))
-            if not files:
-                raise InputError(f"{path}: expected a {FILE_NAME}, or folders with one in each, found none")
+        if files := _files_below(path):
             folder = path.name or str(path)
             inside = [(str(file.parent.relative_to(path)), file) for file in files]
             found += [(f"{folder}/{name}" if len(paths) > 1 else name, file, folder) for name, file in inside]
@@ -225,3 +210,13 @@ def read_entries(paths: Sequence[Path]) -> list[ReportEntry]:
         )
         entries.append(ReportEntry(name if number == 1 else f"{name} ({number})", read_any(file), within))
     return entries
+
+
+def _files_below(path: Path) -> list[Path]:
+    """Return the results of a folder of runs; an empty list for a file or the folder of one run."""
+    if not path.is_dir() or (path / FILE_NAME).is_file():
+        return []
+    files = sorted(path.rglob(FILE_NAME))
+    if not files:
+        raise InputError(f"{path} holds no {FILE_NAME}, nor folders with one")
+    return files

@@ -21,6 +21,7 @@ from edgeface.bench.compare.comparable import Side, require_comparable
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.schema import Scenario
 from edgeface.errors import InputError
+from edgeface.stats import Interval
 
 __all__ = [
     "FEWEST_RUNS",
@@ -28,7 +29,6 @@ __all__ = [
     "Difference",
     "Estimate",
     "Gate",
-    "Ratio",
     "compare",
     "judge",
     "middle",
@@ -43,36 +43,36 @@ Verdict = Literal["better", "worse", "no difference shown"]
 Outcome = Literal["passed", "failed", "unsure"]
 
 CONFIDENCE = 0.95
-"""That all verdicts of a comparison are right where there is no difference."""
+"""Probability that all verdicts of a comparison are correct where there is no difference."""
 
 FEWEST_RUNS = 3
-"""Of each side, for what varies between runs to be in the intervals."""
+"""Fewest runs of each side whose variation between runs can be estimated."""
 
 _LATENCIES = ("p50", "p90", "p99")
 _METRICS: dict[Scenario, tuple[str, ...]] = {
     "single-stream": (*_LATENCIES, "throughput"),
     "multi-stream": (*_LATENCIES, "throughput"),
-    "offline": ("throughput",),  # its latencies are those of a queue that it fills itself
-    "server": ("rate",),  # its latencies are those at the rate that was found
+    "offline": ("throughput",),  # its latencies include a queue that it fills itself
+    "server": ("rate",),  # its latencies are those at that rate
     "kiosk": _LATENCIES,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One figure of both.
+    """One metric of both sides.
 
     Attributes
     ----------
     metric, unit
-        ``p50``, ``p90``, ``p99`` in ``ms``; ``throughput`` or, of the Server scenario, ``rate`` in ``items/s``.
+        ``p50``, ``p90``, ``p99`` in ``ms``; ``throughput`` or, in the Server scenario, ``rate`` in ``items/s``.
     baseline, candidate
-        The figures; of repeated runs their geometric mean.
+        The figures; geometric means of repeated runs.
     slowdown
-        How much longer the candidate takes for the same, as a share: 0.05 is 5 % longer, below 0 is faster. Of a
-        throughput it is that of the time for an item.
+        How much longer the candidate takes, as a share: 0.05 is 5 % longer, below 0 is faster. For a throughput, of
+        the time per item.
     interval
-        That the slowdown lies in; None: not bounded on that side.
+        Confidence interval of the slowdown; None: not bounded on that side.
     verdict
         ``worse`` if all of the interval is above 0, ``better`` if all of it is below.
     note
@@ -84,31 +84,31 @@ class Difference:
     baseline: float
     candidate: float
     slowdown: float
-    interval: tuple[float | None, float | None]
+    interval: Interval
     verdict: Verdict
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What was found.
+    """Result of a comparison.
 
     Attributes
     ----------
     baseline, candidate
         Names of the sides.
     scenario
-        Of both.
+        Scenario of both.
     method
         ``one run each``, ``3 runs each, paired`` or ``3 and 5 runs``.
     confidence
-        Of each interval.
+        Confidence of each interval.
     differences
-        One a metric.
+        One for each metric.
     settings
-        What was set or executed differently: name, baseline's, candidate's.
+        What was set or executed differently: name, baseline's value, candidate's value.
     warnings
-        What makes the comparison doubtful.
+        Reasons for doubt.
     """
 
     baseline: str
@@ -121,7 +121,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Return every field as JSON types."""
         stored = dataclasses.asdict(self)
         stored["differences"] = [
             {**each, "interval": list(each["interval"])} for each in stored["differences"]
@@ -135,16 +135,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Whether a candidate may pass.
+    """Whether a candidate passes; False if it failed, as the exit code of ``bench compare``.
 
     Attributes
     ----------
     limit
-        The slowdown that is too much, as a share.
+        Slowdown that is too much, as a share.
     outcome
-        Of the worst metric.
+        Outcome of the worst metric.
     failed, unsure
-        Metrics that are.
+        Metrics with these outcomes.
     """
 
     limit: float
@@ -152,8 +152,11 @@ class Gate:
     failed: tuple[str, ...]
     unsure: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return self.outcome != "failed"
+
     def to_dict(self) -> dict[str, Any]:
-        """Every field as JSON types."""
+        """Return every field as JSON types."""
         return {**dataclasses.asdict(self), "failed": list(self.failed), "unsure": list(self.unsure)}
 
 
@@ -165,12 +168,12 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
     baseline, candidate
         One run each, or at least three each.
     across_models
-        Whether they may be of different models.
+        Allow different models.
 
     Raises
     ------
     InputError
-        If they measure different things, or there are numbers of runs that cannot be compared.
+        If they measure different things, or have two runs, from which variation cannot be estimated.
     """
     settings, warnings = require_comparable(baseline, candidate, across_models=across_models)
     runs = len(baseline.runs), len(candidate.runs)
@@ -178,14 +181,14 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
     if not single and min(runs) < FEWEST_RUNS:
         raise InputError(
             f"{baseline.name}, {candidate.name}: expected one run each, or at least {FEWEST_RUNS} each, "
-            f"found {runs[0]} and {runs[1]}; what varies between runs cannot be told from two"
+            f"found {runs[0]} and {runs[1]}"
         )
     scenario = baseline.first.settings.scenario
     every = [*baseline.runs, *candidate.runs]
     metrics = [each for each in _METRICS[scenario] if all(_figure(each, run) for run in every)]
     if not metrics:
         raise InputError(
-            f"{baseline.name}, {candidate.name}: expected {' or '.join(_METRICS[scenario])} in both, found none"
+            f"{baseline.name}, {candidate.name}: both must have {' or '.join(_METRICS[scenario])}"
         )
     confidence = 1 - (1 - CONFIDENCE) / len(metrics)
     paired = not single and _alternate(baseline.runs, candidate.runs)
@@ -198,7 +201,7 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
     if single:
         method = "one run each"
         warnings += (
-            "one run each: what varies from one run to the next is not in the intervals; for that, give folders of "
+            "one run each: the intervals do not include variation between runs; for that, give folders of "
             f"{FEWEST_RUNS} or more alternating runs",
         )
     else:
@@ -216,19 +219,19 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
 
 
 def judge(comparison: Comparison, limit: float) -> Gate:
-    """Say whether a candidate is slower by too much.
+    """Decide whether a candidate is slower by too much.
 
     A metric fails if the candidate is shown to be slower (the whole interval is above 0) and a slowdown of `limit`
     or more is not excluded (the interval reaches it). So two runs of the same thing fail in at most 5 % of all
-    cases, the rate of wrong verdicts, and a true slowdown of `limit` fails as often as it is shown at all. A metric
-    passes if its interval ends below `limit`. Otherwise the runs were too short or too noisy: unsure.
+    cases, and a true slowdown of `limit` fails as often as it is shown at all. A metric passes if its interval ends
+    below `limit`. Otherwise the outcome is unsure: the runs were too short or too noisy.
 
     Parameters
     ----------
     comparison
-        What was found.
+        The comparison.
     limit
-        As a share: 0.05.
+        Slowdown as a share: 0.05.
 
     Raises
     ------
@@ -238,8 +241,7 @@ def judge(comparison: Comparison, limit: float) -> Gate:
     bounded = [each for each in comparison.differences if each.interval != (None, None)]
     if not bounded:
         raise InputError(
-            f"{comparison.candidate}: expected an interval to judge by, found none: "
-            f"{comparison.differences[0].note}"
+            f"{comparison.candidate} cannot be judged without an interval: {comparison.differences[0].note}"
         )
     failed: list[str] = []
     unsure: list[str] = []
@@ -257,7 +259,7 @@ def _one_run(
 ) -> Difference:
     old, new = _figure(metric, baseline), _figure(metric, candidate)
     if metric == "rate":
-        return _difference(metric, old, new, None, "a rate that was searched for has no samples")
+        return _difference(metric, old, new, None, "the rate comes from a search and has no samples")
     if baseline.samples is None or candidate.samples is None:
         return _difference(metric, old, new, None, "there are no raw samples")
     if metric == "throughput":
@@ -290,11 +292,13 @@ def _several_runs(
     return _difference(metric, middle(old), middle(new), found, "")
 
 
-def _difference(metric: str, baseline: float, candidate: float, found: Ratio | None, note: str) -> Difference:
+def _difference(
+    metric: str, baseline: float, candidate: float, found: Estimate | None, note: str
+) -> Difference:
     rate = metric in ("throughput", "rate")
     value = candidate / baseline if found is None else found.value
     low, high = (None, None) if found is None else found.interval
-    if rate:  # of the time for an item, so that more is worse everywhere
+    if rate:  # of the time per item, so that more is worse everywhere
         value, low, high = 1 / value, high and 1 / high, low and 1 / low
     interval = (None if low is None else low - 1, None if high is None else high - 1)
     verdict: Verdict = "no difference shown"
@@ -315,7 +319,7 @@ def _difference(metric: str, baseline: float, candidate: float, found: Ratio | N
 
 
 def _figure(metric: str, run: BenchmarkResult) -> float:
-    """The figure of a run; 0 if it has none."""
+    """Return the metric of a run; 0 if it has none."""
     if metric == "rate":
         value = run.server.rate if run.server else None
     elif metric == "throughput":
@@ -335,23 +339,12 @@ def _alternate(baseline: Sequence[BenchmarkResult], candidate: Sequence[Benchmar
     return distinct and all(first != second for first, second in zip(sides[::2], sides[1::2], strict=True))
 
 
-Bounds = tuple[float | None, float | None]
-
-
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A positive number and the interval that it lies in; None: not bounded on that side."""
+    """A positive number with its confidence interval; None: not bounded on that side."""
 
     value: float
-    interval: Bounds
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """How many times as large the second of two is; 1 is no difference."""
-
-    value: float
-    interval: Bounds
+    interval: Interval
 
 
 def of_latency(latencies: np.ndarray, share: float, *, confidence: float) -> Estimate:
@@ -362,38 +355,35 @@ def of_latency(latencies: np.ndarray, share: float, *, confidence: float) -> Est
     latencies : (N,) float
         In the order in which they were measured.
     share
-        0.5 for the median.
+        Percentile as a share: 0.5 for the median.
     confidence
-        Of the interval.
+        Confidence of the interval.
     """
     value = float(np.sort(latencies)[stats.rank(len(latencies), share) - 1])
     return Estimate(value, stats.percentile_interval(latencies, share, confidence=confidence))
 
 
 def of_rate(ends: np.ndarray, *, confidence: float) -> Estimate:
-    """Estimate completions a second from their times, (N,) seconds from the start of the measurement."""
+    """Estimate completions per second from their times, (N,) seconds from the start of the measurement."""
     return Estimate(len(ends) / float(ends.max()), stats.rate_interval(ends, confidence=confidence))
 
 
-def ratio(first: Estimate, second: Estimate) -> Ratio:
-    """Say how many times as large the second is.
+def ratio(first: Estimate, second: Estimate) -> Estimate:
+    """Estimate how many times as large the second is.
 
-    Of two independent estimates with intervals, the interval of their difference takes the distance to each nearer
-    end in the worst direction: d - sqrt((b - low_b)^2 + (high_a - a)^2) to d + sqrt((high_b - b)^2 + (a - low_a)^2)
-    (MOVER: Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702). Here of logarithms.
+    The interval of the difference of two independent estimates combines the distances to their ends:
+    d - sqrt((b - low_b)^2 + (high_a - a)^2) to d + sqrt((high_b - b)^2 + (a - low_a)^2)
+    (MOVER: Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702). Applied to logarithms.
     """
     a, b = math.log(first.value), math.log(second.value)
     (low_a, high_a), (low_b, high_b) = _logs(first.interval), _logs(second.interval)
     low = None if low_b is None or high_a is None else math.exp(b - a - math.hypot(b - low_b, high_a - a))
     high = None if high_b is None or low_a is None else math.exp(b - a + math.hypot(high_b - b, a - low_a))
-    return Ratio(math.exp(b - a), (low, high))
+    return Estimate(math.exp(b - a), (low, high))
 
 
-def of_runs(first: Sequence[float], second: Sequence[float], *, confidence: float) -> Ratio:
-    """Compare figures of repeated runs, at least three each, by their geometric means.
-
-    Welch's t of the logarithms: what varies from run to run is in the interval.
-    """
+def of_runs(first: Sequence[float], second: Sequence[float], *, confidence: float) -> Estimate:
+    """Compare repeated runs, at least three each, by their geometric means: Welch's t of the logarithms."""
     a, b = np.log(first), np.log(second)
     spread_a, spread_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     spread = spread_a + spread_b
@@ -403,11 +393,10 @@ def of_runs(first: Sequence[float], second: Sequence[float], *, confidence: floa
     return _around(float(b.mean() - a.mean()), math.sqrt(spread), freedom, confidence)
 
 
-def of_pairs(first: Sequence[float], second: Sequence[float], *, confidence: float) -> Ratio:
-    """Compare figures of runs that alternated, at least three pairs, pair by pair.
+def of_pairs(first: Sequence[float], second: Sequence[float], *, confidence: float) -> Estimate:
+    """Compare alternating runs, at least three pairs, pair by pair: Student's t of the logarithms of their ratios.
 
-    Student's t of the logarithms of their ratios: what changed slowly while they ran is in both of a pair, and
-    does not count.
+    Slow changes of the machine affect both runs of a pair, so they cancel.
     """
     differences = np.log(second) - np.log(first)
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
@@ -415,15 +404,15 @@ def of_pairs(first: Sequence[float], second: Sequence[float], *, confidence: flo
 
 
 def middle(figures: Sequence[float]) -> float:
-    """Geometric mean."""
+    """Return the geometric mean."""
     return math.exp(float(np.log(figures).mean()))
 
 
-def _around(middle: float, error: float, freedom: int, confidence: float) -> Ratio:
+def _around(middle: float, error: float, freedom: int, confidence: float) -> Estimate:
     half = stats.student_t(freedom, confidence) * error
-    return Ratio(math.exp(middle), (math.exp(middle - half), math.exp(middle + half)))
+    return Estimate(math.exp(middle), (math.exp(middle - half), math.exp(middle + half)))
 
 
-def _logs(interval: Bounds) -> Bounds:
+def _logs(interval: Interval) -> Interval:
     low, high = interval
     return (None if low is None or low <= 0 else math.log(low), None if high is None else math.log(high))

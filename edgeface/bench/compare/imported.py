@@ -1,4 +1,4 @@
-"""A report of benchmark_app in, a result to compare with out; what the report does not tell stays unknown.
+"""Read reports of benchmark_app as results; what a report does not contain stays unknown.
 
 benchmark_app writes such reports with ``-report_type no_counters -json_stats -report_folder DIR``. The Python and
 the C++ program name the same things differently; both are read. The Python one rounds to hundredths of a millisecond.
@@ -37,13 +37,13 @@ def read_any(path: Path) -> BenchmarkResult:
     Raises
     ------
     InputError
-        If it is none of these.
+        If it is something else.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return BenchmarkResult.read(path)  # it says what is wrong
+        return BenchmarkResult.read(path)  # raises with the reason
     if isinstance(document, dict) and document.keys() >= _SECTIONS:
         return read_benchmark_app(file)
     return BenchmarkResult.from_dict(document, source=str(file))
@@ -55,36 +55,33 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
     Returns
     -------
     BenchmarkResult
-        Of the scenario ``single-stream`` where the report tells the API ``sync``, else ``offline``. It has neither
-        samples nor intervals nor environment; `created` is when the file was last changed, to the second.
+        Scenario ``single-stream`` where the report has the API ``sync``, else ``offline``. It has no samples,
+        intervals or environment; `created` is when the file was last changed, to the second.
 
     Raises
     ------
     InputError
-        If it is no such report, or one of a run that failed.
+        If it is not such a report, or the run failed.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         changed = path.stat().st_mtime
     except OSError as error:
-        raise InputError(f"{path}: expected a JSON report of benchmark_app: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(
-            f"{path}: expected a JSON report of benchmark_app, found no JSON: {error}"
-        ) from error
+        raise InputError(f"{path} is not a JSON report of benchmark_app: {error}") from error
     if not isinstance(document, dict) or not document.keys() >= _SECTIONS:
         raise InputError(
-            f"{path}: expected a JSON report of benchmark_app (-report_type no_counters -json_stats), found something "
-            "else"
+            f"{path} is not a JSON report of benchmark_app (-report_type no_counters -json_stats)"
         )
     options = _Section(document.get("cmd_options", {}), path)
     setup = _Section(document["configuration_setup"], path)
     found = _Section(document["execution_results"], path)
     if reason := found.text("error"):
-        raise InputError(f"{path}: expected a finished run of benchmark_app, found one that failed: {reason}")
+        raise InputError(f"{path}: this run of benchmark_app failed: {reason}")
     throughput = found.number("throughput")
     if throughput is None:
-        raise InputError(f"{path}: execution_results: expected a throughput, found none")
+        raise InputError(f"{path}: execution_results has no throughput")
     device = setup.text("target device", "target_device") or "CPU"
     model = Path(options.text("-m", "--path_to_model", "m") or setup.text("topology") or "unknown")
     latencies = {key: found.number(*names) for key, names in _LATENCIES.items()}
@@ -140,7 +137,7 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
 
 
 class _Section:
-    """One section of a report, whose values are texts in Python's and numbers in C++'s."""
+    """One section of a report; values are texts in the Python program's and numbers in the C++ program's."""
 
     def __init__(self, values: Any, path: Path) -> None:
         if not isinstance(values, dict):
@@ -148,13 +145,13 @@ class _Section:
         self._values, self._path = values, path
 
     def text(self, *names: str) -> str | None:
-        """The first of these that is there."""
+        """Return the first of these names that has a value."""
         return next(
             (str(self._values[name]) for name in names if self._values.get(name) not in (None, "")), None
         )
 
     def number(self, *names: str) -> float | None:
-        """The same as a number of 0 or more."""
+        """Return the same as a number of 0 or more."""
         text = self.text(*names)
         if text is None or text == "None":
             return None
@@ -167,7 +164,7 @@ class _Section:
         return value
 
     def whole(self, *names: str) -> int | None:
-        """The same as a whole number."""
+        """Return the same as a whole number."""
         value = self.number(*names)
         return None if value is None else int(value)
 

@@ -1,4 +1,4 @@
-"""Several results in, the plots that set them side by side out: throughput, heat map of a sweep, comparison."""
+"""Plot several results together: throughput, heat maps of a sweep, comparisons."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = [
 ]
 
 _ROW = 22.0
-"""Height of a row of a plot whose rows are results."""
+"""Height of a row that shows one result."""
 _NAME = 20
-"""Characters of a name that fit in front of a row."""
+"""Characters of a name that fit before a row."""
 
 _WIDEST = 1.0
-"""Slowdown that intervals are drawn up to unless a result is slower: one that bounds nothing leaves no room else."""
+"""Largest slowdown on the axis unless a result is slower; wider intervals are cut off."""
 
 _AXES = ("batch", "streams", "requests", "threads", "hint", "precision", "device")
-"""What a sweep varies, in the order in which it is given an axis of its own."""
+"""Settings that a sweep varies, in order of preference for an axis."""
 
 
 def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
-    """Items a second of each result, with intervals; None for a single one."""
+    """Plot items per second of each result, with intervals; None for a single result."""
     shown = [each for each in entries if each.result.throughput_fps]
     if len(shown) < 2:
         return None
@@ -43,7 +43,7 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
         for each, rate in zip(shown, rates, strict=True)
     ]
     frame = Axes(
-        linear("items a second", 0, max(ends) * 1.15),
+        linear("items per second", 0, max(ends) * 1.15),
         categories("", _short([each.name for each in shown])),
         height=_ROW * len(shown) + 8,
         left=136.0,
@@ -51,7 +51,7 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
     )
     shapes, words = [], []
     for row, (each, rate) in enumerate(zip(shown, rates, strict=True)):
-        shapes.append(frame.bar(row, rate, "fill", title=f"{each.name}: {rounded(rate)} items a second"))
+        shapes.append(frame.bar(row, rate, "fill", title=f"{each.name}: {rounded(rate)} items per second"))
         low, high = each.result.throughput_interval or (None, None)
         if low is not None and high is not None:
             shapes.append(frame.whiskers(row, low, high, "mark"))
@@ -62,7 +62,7 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
 
 
 def comparison_plots(comparisons: Sequence[Comparison]) -> list[Plot]:
-    """Slowdowns with their intervals: of one candidate by metric, of several a plot a metric."""
+    """Plot slowdowns with their intervals: by metric for one candidate, one plot per metric for several."""
     if len(comparisons) == 1:
         (only,) = comparisons
         rows = [(each.metric, each) for each in only.differences]
@@ -117,7 +117,7 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
 
 
 def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
-    """Throughput and median latency over the two settings that vary most; nothing unless there is such a grid."""
+    """Plot throughput and median latency over the two settings that vary most, if two vary."""
     values = {axis: _distinct([_setting(each, axis) for each in entries]) for axis in _AXES}
     varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[
         :2
@@ -130,7 +130,7 @@ def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
     return [
         plot
         for plot in (
-            _heat_map(loaded, values, across, up, "Throughput (items a second)", latency=False),
+            _heat_map(loaded, values, across, up, "Throughput (items per second)", latency=False),
             _heat_map(alone, values, across, up, "Median latency (ms)", latency=True),
         )
         if plot
@@ -138,7 +138,7 @@ def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
 
 
 def of_scenario(entries: Sequence[ReportEntry], scenario: Scenario) -> Sequence[ReportEntry]:
-    """Those results whose latency or throughput is meant; all if none is of that scenario."""
+    """Return the results of a scenario; all if there are none."""
     return [each for each in entries if each.result.settings.scenario == scenario] or entries
 
 
@@ -200,7 +200,7 @@ def _distinct(values: list[str]) -> list[str]:
 
 
 def _short(names: list[str]) -> list[str]:
-    """Names without the words in front that all have in common, cut where they are still too long."""
+    """Remove the leading words that all names share, and shorten what is still too long."""
     words = [re.split(r"(?<=[_/ ])", name) for name in names]
     shared = 0
     while len(names) > 1 and all(len(each) > shared + 1 for each in words):

@@ -24,16 +24,16 @@ __all__ = [
 
 _BINS = 60
 _POINTS = 300
-"""Most points or columns along a time axis."""
+"""Most points along a time axis."""
 _MARKED: tuple[LatencyKey, ...] = ("p50", "p90", "p99")
 _ANCHORS: tuple[Anchor, ...] = ("end", "start", "start")
-"""Of their names, which would else lie on each other."""
+"""Anchors of their labels, which would otherwise overlap."""
 _SHOWN = 0.995
-"""Percentile at which the histogram ends at the latest, or outliers would leave no room for the rest."""
+"""Share of the queries that the histogram shows at most; outliers would leave no room for the rest."""
 
 
 def run_plots(result: BenchmarkResult) -> list[Plot]:
-    """Everything that the raw samples show; nothing if there are fewer than two."""
+    """Plot the raw samples, if there are at least two."""
     if result.samples is None or result.samples.count < 2:
         return []
     return [
@@ -123,7 +123,7 @@ def _throughput(result: BenchmarkResult, samples: Samples) -> Plot:
     rates = np.histogram(ends, edges)[0] * samples.items / np.diff(edges)
     frame = Axes(
         linear("time (s)", 0, float(edges[-1])),
-        linear("items a second", 0, float(rates.max()) * 1.15, wanted=4),
+        linear("items per second", 0, float(rates.max()) * 1.15, wanted=4),
     )
     shapes: list[Shape] = [frame.columns(edges, rates, "fill")]
     words: list[Words] = []
@@ -143,7 +143,7 @@ def _throughput(result: BenchmarkResult, samples: Samples) -> Plot:
 
 
 def _latency_axis(latencies: Doubles) -> Axis:
-    """From a little below the shortest to the longest; of ratios where the longest is far away."""
+    """Build an axis from a little below the shortest to the longest; logarithmic if they are far apart."""
     low, high = float(latencies.min()), float(latencies.max())
     if low > 0 and high > 4 * low:
         return logarithmic("latency (ms)", low * 0.9, high * 1.05)
@@ -155,7 +155,7 @@ _TOP = 12
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """A layer in the table: `share` of the time of all layers, `rate` in GFLOP/s."""
+    """A row of the layer table: `share` of the time of all layers, `rate` in GFLOP/s."""
 
     layer: LayerTiming
     share: float
@@ -163,17 +163,17 @@ class LayerRow:
 
 
 def top_layers(result: BenchmarkResult) -> list[LayerRow]:
-    """The layers that take the most time, longest first."""
+    """Return the layers that take the most time, longest first."""
     total = sum(layer.ms for layer in result.layers) or 1.0
     longest = sorted(result.layers, key=lambda layer: -layer.ms)[:_TOP]
     return [LayerRow(layer, layer.ms / total, _rate(layer)) for layer in longest]
 
 
 def roofline_plot(result: BenchmarkResult) -> Plot | None:
-    """Each layer's GFLOP/s over its operations a byte, below what the machine attains.
+    """Plot each layer's GFLOP/s over its operations per byte, below what the machine attains.
 
     Williams, Waterman and Patterson, "Roofline", CACM 52 (2009), 65-76. The area of a dot is its share of the time.
-    None if there are no layers with work, or no peak.
+    None if no layer has work, or the peak is not known.
     """
     layers = [layer for layer in result.layers if layer.gflops and layer.bytes and layer.ms > 0]
     bandwidth = known(result.peak.bandwidth) if result.peak else None
@@ -187,7 +187,7 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
     ridge = top / slope
     frame = Axes(
         logarithmic(
-            "operations a byte",
+            "operations per byte",
             min(float(intensities.min()) / 1.5, ridge / 10),
             max(float(intensities.max()), ridge) * 3,
         ),
@@ -205,7 +205,7 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
         radius = max(2.0, 40 * (layer.ms / total / np.pi) ** 0.5)
         title = (
             f"{layer.name}: {layer.kind}, {rounded(layer.ms, 3)} ms, {rounded(rate, 3)} GFLOP/s, "
-            f"{rounded(intensity, 3)} operations a byte"
+            f"{rounded(intensity, 3)} operations per byte"
         )
         shapes += frame.dots([intensity], [rate], "dot", radius=round(radius, 1), titles=[title])
     return Plot(
@@ -213,21 +213,21 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
         frame,
         tuple(shapes),
         tuple(words),
-        legend=(("dot", "a layer; its area is its share of the time"), ("cut", "attainable, measured here")),
-        note=f"Below the slope memory sets the limit, {rounded(slope, 3)} GB/s; a layer whose data stay in the cache "
-        "may lie above it.",
+        legend=(("dot", "a layer; area: share of the time"), ("cut", "attainable, measured here")),
+        note=f"On the slope the memory is the limit, {rounded(slope, 3)} GB/s; a layer whose data stay in the "
+        "cache may be above it.",
     )
 
 
 def _ends(frame: Axes) -> tuple[float, float]:
-    """Values at the two ends of the x axis: its scale is linear in the logarithm."""
+    """Return the values at the two ends of the x axis, whose scale is linear in the logarithm."""
     at_one, at_ten = frame.x.scale(np.array([1.0, 10.0]))
     decade = float(at_ten - at_one)
     return 10 ** (-float(at_one) / decade), 10 ** ((1 - float(at_one)) / decade)
 
 
 def _roofs(peak: Peak, layers: list[LayerTiming]) -> dict[str, float]:
-    """Attainable GFLOP/s of the precisions that layers executed in; of all, if none of those was measured."""
+    """Return the attainable GFLOP/s of the precisions that layers executed in; of all if none of those is known."""
     found: dict[str, float] = {
         name: rate for name in map(str, peak.products) if (rate := peak.gflops_per_second(name)) is not None
     }

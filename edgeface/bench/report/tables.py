@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 Row = tuple[str, str, bool]
-"""Name, words, and whether they are known."""
+"""Name, text, and whether the value is known."""
 Rows = list[Row]
 
 
 def model_rows(result: BenchmarkResult) -> Rows:
-    """What was measured."""
+    """Describe the model."""
     model = result.model
     rows = [
         _row("Contract", model.contract_id or "none: the model has no edgeface contract"),
@@ -43,7 +43,7 @@ def model_rows(result: BenchmarkResult) -> Rows:
         _row("Inputs", "; ".join(f"{name} {list(shape)}" for name, shape in model.inputs.items())),
     ]
     if model.gflops is not None:
-        work = f"{rounded(model.gflops)} GFLOPs an item (Open Model Zoo's way)"
+        work = f"{rounded(model.gflops)} GFLOPs per item (as Open Model Zoo counts)"
         if model.gflops_mac2 is not None:
             work += f", {rounded(model.gflops_mac2)} as 2 x MAC"
         if model.int8_share:
@@ -57,7 +57,7 @@ def model_rows(result: BenchmarkResult) -> Rows:
 
 
 def settings_rows(result: BenchmarkResult) -> Rows:
-    """What was asked for, and what really ran."""
+    """Describe the requested settings and what executed."""
     settings, execution = result.settings, result.execution
     asked = {
         name: getattr(settings, name)
@@ -93,9 +93,7 @@ def settings_rows(result: BenchmarkResult) -> Rows:
             fewer = f"too few queries for p{early.percentile:g}: {early.needed:,} are needed"
             rows.append(_row("MLPerf rule", fewer if early.estimate_ms is None else found))
     if (server := result.server) is not None:
-        met = (
-            "none of the rates met it" if server.rate is None else f"{rounded(server.rate)} queries a second"
-        )
+        met = "no rate met it" if server.rate is None else f"{rounded(server.rate)} queries per second"
         rows.append(_row("Server", f"p{server.percentile:g} within {rounded(server.bound_ms)} ms: {met}"))
         tries = [
             f"{rounded(each.rate, 3)}/s {'met' if each.met else 'not met'}, {rounded(each.latency_ms, 3)} ms"
@@ -106,7 +104,7 @@ def settings_rows(result: BenchmarkResult) -> Rows:
         rows.append(
             _row(
                 "Kiosk",
-                f"{kiosk.frames:,} frames at {kiosk.frame_rate:g} a second, {kiosk.dropped:,} dropped; "
+                f"{kiosk.frames:,} frames at {kiosk.frame_rate:g} per second, {kiosk.dropped:,} dropped; "
                 f"{kiosk.identities:,} identities, median {rounded(kiosk.time_to_identity_ms.get('p50'))} ms each",
             )
         )
@@ -118,7 +116,7 @@ def settings_rows(result: BenchmarkResult) -> Rows:
 
 
 def environment_rows(result: BenchmarkResult) -> Rows:
-    """The machine, before and while it was measured; what could not be read, and why."""
+    """Describe the machine before and during the run; what could not be read has a reason."""
     if result.environment is None:
         return [("Machine", f"not recorded by {result.source}", False)]
     return [*_machine_rows(result.environment), *_during_rows(result.environment)]
@@ -174,12 +172,12 @@ def _during_rows(environment: Environment) -> Rows:
         ),
         _row("Governor", start.governor),
         _row(
-            "Slowed for heat",
+            "Thermal throttling",
             during.throttled if isinstance(during.throttled, Unknown) else f"{during.throttled} times",
         ),
-        _row("Stolen", _share(during.steal_share)),
+        _row("Steal time", _share(during.steal_share)),
         _row(
-            "Others' load",
+            "Load of others",
             during.other_cpus if isinstance(during.other_cpus, Unknown) else f"{during.other_cpus:.2f} CPUs",
         ),
         _row("Own load", f"{during.own_cpus:.2f} CPUs over {during.seconds:.0f} s"),
@@ -244,12 +242,11 @@ COLUMNS = (
     "min_ms", "max_ms", "throughput_fps", "throughput_fps_low", "throughput_fps_high", "cpu_ms", "gflops",
     "gflops_per_second", "efficiency", "server_rate", "queries", "disturbed", "partial",
 )  # fmt: skip
-"""Of the CSV form, one row a result. Numbers are written so that reading them back gives the same; an empty cell
-is one that is not known."""
+"""Columns of the CSV. Numbers are written with full precision; an unknown value is an empty cell."""
 
 
 def as_csv(entries: Sequence[ReportEntry]) -> str:
-    """One row a result, under `COLUMNS`."""
+    """Build the CSV: one row per result, under `COLUMNS`."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -303,7 +300,7 @@ def _csv_row(entry: ReportEntry) -> dict[str, object]:
 
 
 def as_markdown(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison]) -> str:
-    """Tables of the results, of the comparisons, and of each result's percentiles."""
+    """Build Markdown: tables of the results, of the comparisons, and of each result's percentiles."""
     lines = ["# Benchmark", ""]
     lines += _table(
         ("result", "model", "scenario", "device", "p50 ms", "p99 ms", "items/s", "GFLOP/s", "of peak", ""),
@@ -371,21 +368,21 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its cell nor starts a tag or a style."""
+    """Escape text so that it neither ends its cell nor starts a tag or a style."""
     for mark in "\\|<>*_`[]":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
 
 
 def interval_words(interval: tuple[float | None, float | None] | None) -> str:
-    """``12.3 to 14.5``; a side that is not bounded is a dash."""
+    """Format an interval: ``12.3 to 14.5``; an unbounded side is a dash."""
     if interval is None or interval == (None, None):
         return "-"
     return f"{rounded(interval[0])} to {rounded(interval[1])}"
 
 
 def slowdown_words(slowdown: float, interval: tuple[float | None, float | None]) -> tuple[str, str]:
-    """``+4.9 %`` and ``+4.1 % to +5.6 %``."""
+    """Format a slowdown and its interval: ``+4.9 %`` and ``+4.1 % to +5.6 %``."""
     low, high = ("" if end is None else f"{100 * end:+.1f} %" for end in interval)
     words = (
         f"{low} to {high}"

@@ -1,4 +1,4 @@
-"""A model file in, the static model that is measured and what it is out: any IR, any ONNX file, faces or not."""
+"""Read a model file, make it static, and describe it: any IR or ONNX file, of a face model or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Static shape by the name of an input; the name ``""`` is the only input's."""
+"""Static shape by input name; the name ``""`` stands for the only input."""
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _FORMATS: Mapping[str, Literal["ir", "onnx"]] = {".xml": "ir", ".onnx": "onnx"}
@@ -37,22 +37,22 @@ _FLOATING = {"f64": "FP64", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkModel:
-    """What is measured.
+    """A model to measure.
 
     Attributes
     ----------
     path
-        Of the file.
+        Path of the file.
     model : openvino.Model
-        Static, with the adapter of an image format in it.
+        Static, with the adapter of the image format.
     info
-        For the result.
+        Description for the result.
     work
-        Of `model`, for a whole batch.
+        Work of `model` for a whole batch.
     contract
-        None: it has none.
+        None: the model has no contract.
     batch
-        Items of one inference.
+        Batch size.
     """
 
     path: Path
@@ -82,18 +82,18 @@ def read_benchmark_model(
     batch
         None: the model's own, or 1 where that is dynamic.
     shapes
-        Of inputs, in place of what the model says.
+        Input shapes that replace the model's own.
     image_format
-        What images it is to take; needs a contract.
+        Images that it is to take; requires a contract.
 
     Raises
     ------
     InputError
-        If there is no such file, a dimension other than the batch stays dynamic, or the shapes do not fit.
+        If the file is absent, a dimension other than the batch stays dynamic, or the shapes do not fit.
     ModelFormatError
         If OpenVINO cannot read it.
     ContractError
-        If its contract is damaged, or there is none and an image format was given.
+        If its contract is damaged, or missing although an image format was given.
     """
     form = _FORMATS.get(path.suffix.lower())
     if form is None:
@@ -113,11 +113,11 @@ def read_benchmark_model(
     if image_format is not None:
         if contract is None:
             raise ContractError(
-                f"{path}: images need a model with a contract, found none; leave --input-format and --end-to-end out, "
+                f"{path} has no contract, which an input format requires; leave --input-format and --end-to-end out, "
                 "or give the model a contract with 'edgeface adopt'"
             )
         if image_format.size == "any":
-            raise InputError("input format: expected a size, found 'any'; say which, such as 640x480")
+            raise InputError("the input format requires a size such as 640x480, found 'any'")
         model = adapt(model, contract, image_format, batch=bare.batch)
         work = count_work(model)
     info = ModelInfo(
@@ -139,12 +139,12 @@ def read_benchmark_model(
 
 
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """Read shapes as benchmark_app takes them: ``[1,3,224,224]`` or ``image[1,3,224,224],sizes[1,2]``.
+    """Parse shapes in the form of benchmark_app: ``[1,3,224,224]`` or ``image[1,3,224,224],sizes[1,2]``.
 
     Raises
     ------
     InputError
-        If it is something else.
+        If the text has another form.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     rest = text.strip()
@@ -159,12 +159,12 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def parse_image_format(text: str) -> ImageFormat:
-    """Read what images are in words, in any order: ``u8 NHWC BGR 640x480``; what is not said is the default.
+    """Parse an image format, words in any order: ``u8 NHWC BGR 640x480``; missing words take the default.
 
     Raises
     ------
     InputError
-        If a word is none of a dtype, a layout, a colour order, a size (width x height) and a way to resize.
+        If a word is not a dtype, a layout, a colour order, a size (width x height) or a resize mode.
     """
     fields: dict[str, Any] = {}
     for word in text.split():
@@ -187,7 +187,7 @@ def parse_image_format(text: str) -> ImageFormat:
 
 
 def _make_static(model: Any, path: Path, batch: int | None, shapes: Shapes) -> None:
-    """Set what was asked for, then every dynamic batch."""
+    """Set the requested shapes, then every dynamic batch."""
     if batch is not None and batch < 1:
         raise InputError(f"batch: expected 1 or more, found {batch}")
     wanted: dict[int, Any] = {}
@@ -231,7 +231,7 @@ def _digest(files: list[Path]) -> str:
 
 
 def _precision(model: Any, work: Work) -> str | None:
-    """What most bytes of floating-point constants are stored as; INT8 where most products are."""
+    """Return the type of most floating-point constants by bytes; INT8 if most multiplications are in 8 bits."""
     if 2 * work.int8_macs > work.macs:
         return "INT8"
     stored: dict[str, int] = {}

@@ -16,6 +16,7 @@ from edgeface.errors import InputError
 from edgeface.model.flops import LayerWork, Work
 
 __all__ = [
+    "EIGHT_BIT",
     "ExecutedLayer",
     "assign_work",
     "describe_layers",
@@ -24,10 +25,10 @@ __all__ = [
     "time_layers",
 ]
 
+EIGHT_BIT = ("i8", "u8")
 _CONSTANT = ("Const", "Constant")
 _ENDS = ("Input", "Parameter", "Output", "Result")
 _WARM_UP = 2
-EIGHT_BIT = ("i8", "u8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +38,19 @@ class ExecutedLayer:
     Attributes
     ----------
     name, kind
-        As the runtime names them.
+        The runtime's names.
     operations
-        Names of the model's operations that it computes; empty for a change of layout that it added.
+        Names of the model's operations that it computes; empty for a layout change that the runtime added.
     precision
-        Of its arithmetic: ``f32``, ``u8``; empty where the plugin does not tell.
+        Inference precision: ``f32``, ``u8``; empty where the plugin does not tell.
     kernel
         The runtime's name of the implementation: ``brgconv_avx2_f32``.
     bytes
         Weights, inputs and outputs in the types that the runtime stores them in.
     weight_bytes
-        The part of them that is constant.
+        The constant part of them.
     milliseconds
-        Median of the measured inferences; 0 where it was not measured or takes no time.
+        Median over the measured inferences; 0 where it was not measured or takes no time.
     """
 
     name: str
@@ -68,12 +69,12 @@ def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, 
     Parameters
     ----------
     compiled : openvino.CompiledModel
-        With static shapes; what is dynamic counts no bytes.
+        With static shapes; dynamic ones count no bytes.
 
     Returns
     -------
     tuple of ExecutedLayer
-        In order of execution, inputs, constants and outputs left out; or why the plugin shows no graph.
+        In order of execution, without inputs, constants and outputs; or why the plugin shows no graph.
     """
     try:
         nodes = compiled.get_runtime_model().get_ordered_ops()
@@ -93,7 +94,6 @@ def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, 
         weights = sum(
             _stored(port) for port, name in zip(node.inputs(), sources, strict=True) if name in constant
         )
-        moved = sum(_stored(port) for port in (*node.inputs(), *node.outputs()))
         layers.append(
             ExecutedLayer(
                 name=node.get_friendly_name(),
@@ -101,7 +101,7 @@ def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, 
                 operations=tuple(filter(None, info.get("originalLayersNames", "").split(","))),
                 precision=info.get("runtimePrecision", "").lower(),
                 kernel=info.get("primitiveType", ""),
-                bytes=moved,
+                bytes=sum(_stored(port) for port in (*node.inputs(), *node.outputs())),
                 weight_bytes=weights,
             )
         )
@@ -116,16 +116,16 @@ def time_layers(
     Parameters
     ----------
     compiled : openvino.CompiledModel
-        CompiledProduct with ``{"PERF_COUNT": True}`` and static shapes.
+        Compiled with ``{"PERF_COUNT": True}`` and static shapes.
     inputs : sequence of ndarray
-        One a model input, in their order.
+        One per model input, in their order.
     inferences
-        How many to take the median of, one after the other.
+        Number of inferences to take the median of, one at a time.
 
     Returns
     -------
     tuple of ExecutedLayer
-        In order of execution; or why there are no times. OpenVINO tells whole microseconds.
+        In order of execution; or why there are no times. OpenVINO reports whole microseconds.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def time_layers(
             if layer.status.name == "EXECUTED":
                 times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e3)
     if not any(map(sum, times.values())):
-        raise InputError("this compiled model tells no times; compile it with {'PERF_COUNT': True}")
+        raise InputError("this compiled model reports no times; compile it with {'PERF_COUNT': True}")
     return tuple(
         replace(layer, milliseconds=statistics.median(times[layer.name])) if layer.name in times else layer
         for layer in layers
@@ -157,23 +157,23 @@ def assign_work(
 ) -> tuple[tuple[tuple[LayerWork, ...], ...], tuple[str, ...]]:
     """Find the executed layer that computes each of the model's operations.
 
-    It is looked for among the operations that each executed layer names as its own; where several name it,
-    because the runtime split it, it counts for the one that takes longest. One that none names and that
-    multiplies nothing was fused into what it reads, as the ReLUs of an 8-bit model are.
+    It is the executed layer that names the operation as its own; where the runtime split an operation, the part that
+    takes longest. An operation without multiplications that no layer names was fused into its input, as the ReLUs of
+    8-bit models are.
 
     Parameters
     ----------
     work
-        Of the model as it was compiled.
+        Work of the model as it was compiled.
     executed
-        What it was compiled to.
+        Layers that it was compiled to.
 
     Returns
     -------
     given : tuple of tuple of LayerWork
-        One for each executed layer, in its order.
+        For each executed layer, in its order.
     unmatched : tuple of str
-        Names of operations that cost something and belong to no executed layer.
+        Names of operations with work that belong to no executed layer.
     """
     homes: dict[str, int] = {}
     for index, layer in enumerate(executed):
@@ -194,41 +194,10 @@ def assign_work(
     return tuple(map(tuple, given)), tuple(unmatched)
 
 
-def _profile(request: ov.InferRequest) -> list[Any]:
-    """Profile of the last inference; some plugins refuse and some tell zeros where it was not asked for."""
-    try:
-        return list(request.get_profiling_info())
-    except RuntimeError:
-        return []
-
-
-def _text(value: Any) -> str:
-    """A value of rt_info, which 2024 and 2026 wrap differently."""
-    return str(value.astype(str)) if hasattr(value, "astype") else str(getattr(value, "value", value))
-
-
-def _stored(port: Any) -> int:
-    shape = port.get_partial_shape()
-    if shape.is_dynamic:
-        return 0
-    bits: int = prod(shape.to_shape()) * port.get_element_type().bitwidth
-    return ceil(bits / 8)
-
-
 def describe_layers(
     executed: Sequence[ExecutedLayer], work: Work, *, inferences: int
 ) -> tuple[LayerTiming, ...]:
-    """Give every executed layer the operations of what was fused into it.
-
-    Parameters
-    ----------
-    executed
-        As `edgeface.bench.run.executed.time_layers` found them.
-    work
-        Of the same model.
-    inferences
-        That the times are medians of.
-    """
+    """Build the result's layers from executed layers, timed over `inferences`, and the work of the same model."""
     given, _ = assign_work(work, executed)
     return tuple(
         LayerTiming(
@@ -246,9 +215,30 @@ def describe_layers(
 
 
 def has_eight_bit(executed: Sequence[ExecutedLayer], work: Work) -> bool:
-    """Whether products were made in 8 bits."""
+    """Whether a layer with multiplications executed in 8 bits."""
     given, _ = assign_work(work, executed)
     return any(
         layer.precision in EIGHT_BIT and any(part.macs for part in parts)
         for layer, parts in zip(executed, given, strict=True)
     )
+
+
+def _profile(request: ov.InferRequest) -> list[Any]:
+    """Return the profile of the last inference; some plugins refuse, and some report zeros, without PERF_COUNT."""
+    try:
+        return list(request.get_profiling_info())
+    except RuntimeError:
+        return []
+
+
+def _text(value: Any) -> str:
+    """Return a value of rt_info, which 2024 and 2026 wrap differently."""
+    return str(value.astype(str)) if hasattr(value, "astype") else str(getattr(value, "value", value))
+
+
+def _stored(port: Any) -> int:
+    shape = port.get_partial_shape()
+    if shape.is_dynamic:
+        return 0
+    bits: int = prod(shape.to_shape()) * port.get_element_type().bitwidth
+    return ceil(bits / 8)

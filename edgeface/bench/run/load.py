@@ -41,15 +41,15 @@ class LoadedModel:
     Attributes
     ----------
     benchmark_model
-        The model.
+        The model that was read.
     settings
-        With the plan's in place of those that the caller gave, and the batch.
+        Settings to record: those of the caller, the plan's device options and the batch.
     target
-        What is timed.
+        Runs the inferences.
     execution
-        What runs, read back.
+        What executes, read back.
     device
-        As OpenVINO knows it.
+        OpenVINO's name.
     embedder
         None unless end to end.
     """
@@ -64,7 +64,7 @@ class LoadedModel:
     plan: DevicePlan
 
     def profiled(self) -> tuple[ov.CompiledModel, Sequence[np.ndarray]]:
-        """Compile the model again, to time its layers one inference at a time on all threads; and make its inputs."""
+        """Compile the model again to time its layers, one inference at a time on all threads, and make its inputs."""
         plan = dataclasses.replace(self.plan, hint="LATENCY", streams=None, requests=None)
         compiled = _compile(self.core, self.benchmark_model, plan, {"PERF_COUNT": True})
         return compiled, random_inputs(compiled, seed=self.settings.seed or 0)
@@ -88,20 +88,20 @@ def load(
     shapes: Shapes | None = None,
     image_format: ImageFormat | None = None,
 ) -> LoadedModel:
-    """Read and compile.
+    """Read a model and compile it.
 
     Parameters
     ----------
     model
         An .xml with its .bin beside it, or an .onnx.
     settings
-        What was asked for.
+        Requested settings.
     core : openvino.Core
         Compiles.
     plan
-        In place of the settings' device, hint, precision, streams, requests and threads.
+        Replaces device, hint, precision, streams, requests and threads of the settings.
     shapes, image_format
-        As `read_subject` takes them.
+        See `read_benchmark_model`.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def load(
         image_format = ImageFormat()
     if settings.end_to_end and batch not in (None, 1):
         raise InputError(
-            f"batch: expected 1 end to end, where the plan's buckets gather batches, found {batch}; leave it out"
+            f"end to end the batch must be 1, found {batch}: the plan's buckets gather batches; leave --batch out"
         )
     benchmark_model = read_benchmark_model(
         model, core=core, batch=batch, shapes=shapes, image_format=image_format
@@ -163,7 +163,7 @@ def load(
 
 
 def _without_paths(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result tells of further properties: no folder, such as that of the cache."""
+    """Return the properties to record: no folder, such as that of the cache."""
     return {name: value for name, value in extra.items() if not (isinstance(value, str) and os.sep in value)}
 
 
@@ -203,7 +203,7 @@ def _embedder(
         _DTYPES[image_format.dtype]
     )
     report = embedder.execution
-    # What is queued takes the place of what is ready without waiting for this thread.
+    # Queued crops start without waiting for this thread.
     together = 2 * (plan.requests or report.optimal_requests or 1) * plan.batch_buckets[-1]
     return embedder, EmbedderTarget(embedder, crop, slots=together), report
 
@@ -240,45 +240,45 @@ Done = Callable[[int], None]
 
 
 class Target(Protocol):
-    """What is measured.
+    """What a scenario runs.
 
     Attributes
     ----------
     slots
-        Inferences that may be under way at one time.
+        Number of inferences that may run at the same time.
     items
-        Of one inference: its batch.
+        Items of one inference: its batch.
     """
 
     slots: int
     items: int
 
     def infer(self) -> None:
-        """Make one inference in this thread, and wait for it."""
+        """Run one inference in this thread, and wait for it."""
 
     def listen(self, done: Done) -> None:
-        """Have `done(slot)` called, in any thread, whenever an inference of `start` is complete."""
+        """Register `done(slot)`, which is called in any thread when an inference of `start` is complete."""
 
     def start(self, slot: int) -> None:
-        """Begin an inference in a slot, from 0, that has none under way."""
+        """Start an inference in a free slot, from 0."""
 
     def failure(self) -> Exception | None:
-        """Why an inference will never be complete; asked when one is overdue."""
+        """Return the error of an inference that will never complete; asked when one is overdue."""
 
 
 class OpenVinoTarget:
-    """Infer requests whose inputs are filled once, as benchmark_app has them: no copies, in or out.
+    """Infer requests whose inputs are filled once, as in benchmark_app: no copies in or out.
 
     Parameters
     ----------
     compiled : openvino.CompiledModel
-        What is measured.
+        The model.
     requests
-        Infer requests.
+        Number of infer requests.
     inputs
         One array for each input; every request gets a copy.
     items
-        Of one inference.
+        Items of one inference.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class OpenVinoTarget:
                 request.get_input_tensor(index).data[...] = array
 
     def infer(self) -> None:
-        """Compute in this thread; outputs are looked at in place."""
+        """Run the first request in this thread; outputs are not copied."""
         self._requests[0].infer(share_outputs=True)
 
     def listen(self, done: Done) -> None:
@@ -300,7 +300,7 @@ class OpenVinoTarget:
             request.set_callback(done, slot)
 
     def start(self, slot: int) -> None:
-        """Start a request as it is."""
+        """Start a request with its inputs unchanged."""
         self._requests[slot].start_async()
 
     def failure(self) -> Exception | None:
@@ -314,16 +314,16 @@ class OpenVinoTarget:
 
 
 class EmbedderTarget:
-    """An `edgeface.runtime.Embedder`: a crop goes in and an embedding comes out of every inference.
+    """An `edgeface.runtime.Embedder` that embeds one crop per inference, copies in and out included.
 
     Parameters
     ----------
     embedder
-        What is measured; not closed by this.
+        Not closed by this object.
     crop
-        As its `image_format` says.
+        In its `image_format`.
     slots
-        Crops that may be under way at one time, those in its queue included.
+        Number of crops in flight, queued ones included.
     """
 
     items = 1
@@ -339,7 +339,7 @@ class EmbedderTarget:
         self._embedder.infer(self._crop)
 
     def listen(self, done: Done) -> None:
-        """Remember whom to call."""
+        """Register the callback."""
         self._done = done
 
     def start(self, slot: int) -> None:
@@ -347,7 +347,7 @@ class EmbedderTarget:
         self._embedder.submit(self._crop).add_done_callback(lambda future: self._finish(future, slot))
 
     def failure(self) -> Exception | None:
-        """What the first failed future said."""
+        """Return the error of a failed future."""
         return self._failed
 
     def _finish(self, future: Future[np.ndarray], slot: int) -> None:
@@ -358,17 +358,17 @@ class EmbedderTarget:
 
 
 def random_inputs(model: Any, *, seed: int) -> list[np.ndarray]:
-    """Make one array for each input of a static model.
+    """Make one random array for each input of a static model.
 
-    Pictures, which are inputs of four dimensions with one or three channels, get whole numbers of 0-255; other
-    floating-point inputs 0 to 1; integers and booleans 0 and 1, which are indices into anything.
+    Images, that is, inputs of four dimensions with one or three channels, get whole numbers of 0-255; other
+    floating-point inputs 0 to 1; integers and booleans 0 and 1, which are valid indices.
 
     Parameters
     ----------
     model : openvino.Model or openvino.CompiledModel
         With static shapes.
     seed
-        Of the generator.
+        Seed of the random generator.
     """
     random = np.random.default_rng(seed)
     return [_random(port, random) for port in model.inputs]
@@ -376,8 +376,8 @@ def random_inputs(model: Any, *, seed: int) -> list[np.ndarray]:
 
 def _random(port: Any, random: np.random.Generator) -> np.ndarray:
     shape, dtype = tuple(port.shape), np.dtype(port.element_type.to_dtype())
-    picture = len(shape) == 4 and bool({1, 3} & {shape[1], shape[3]})
-    if picture and (dtype.kind == "f" or dtype == np.uint8):
+    image = len(shape) == 4 and bool({1, 3} & {shape[1], shape[3]})
+    if image and (dtype.kind == "f" or dtype == np.uint8):
         return random.integers(0, 256, shape).astype(dtype)
     if dtype.kind == "f":
         return random.random(shape).astype(dtype)

@@ -98,7 +98,7 @@ def test_a_few_samples_show_nothing() -> None:
     found = compare(one(np.full(5, 10.0) + np.arange(5)), one(np.full(5, 20.0) + np.arange(5), "b"))
     assert set(verdicts(found).values()) == {"no difference shown"}
     assert {each.note for each in found.differences} == {"too few independent samples"}
-    with pytest.raises(InputError, match="expected an interval to judge by, found none: too few independent"):
+    with pytest.raises(InputError, match="cannot be judged without an interval: too few independent"):
         judge(found, 0.05)
 
 
@@ -212,7 +212,7 @@ def test_server_compares_the_rate_and_offline_the_throughput() -> None:
     )
     (rate,) = found.differences
     assert (rate.metric, rate.verdict, rate.slowdown) == ("rate", "no difference shown", pytest.approx(0.5))
-    assert rate.note == "a rate that was searched for has no samples"
+    assert rate.note == "the rate comes from a search and has no samples"
     offline = {"scenario": "offline"}
     found = compare(one(series, settings=offline), one(series * 2, "b", settings=offline))
     assert [each.metric for each in found.differences] == ["throughput"]
@@ -239,12 +239,10 @@ def test_sides_are_files_folders_and_folders_of_runs(tmp_path: Path) -> None:
     assert read_side(tmp_path / "runs" / "0").name == "0"
     assert read_side(tmp_path / "runs" / "0" / "result.json").name == "0"
     made_result(series, settings={"batch": 2}).write(tmp_path / "runs" / "3")
-    with pytest.raises(
-        InputError, match=r"same settings, found others in .*3/result.json|others in .*result.json"
-    ):
+    with pytest.raises(InputError, match=r"same settings, but .*result.json differs"):
         read_side(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="holds no result"):
         read_side(tmp_path / "empty")
 
 

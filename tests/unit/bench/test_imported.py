@@ -97,8 +97,11 @@ def test_a_result_of_ours_is_read_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("report", "message"),
     [
-        ({**PYTHON, "execution_results": {"error": "no device"}}, "one that failed: no device"),
-        ({**PYTHON, "execution_results": {}}, "expected a throughput, found none"),
+        (
+            {**PYTHON, "execution_results": {"error": "no device"}},
+            "this run of benchmark_app failed: no device",
+        ),
+        ({**PYTHON, "execution_results": {}}, "has no throughput"),
         (
             {**PYTHON, "execution_results": {"throughput": "fast"}},
             "expected a number of 0 or more, found 'fast'",
@@ -119,9 +122,9 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path, report: Any, message: st
 def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(InputError, match="expected a"):
+    with pytest.raises(InputError, match=r"is not a result|expected a benchmark result"):
         read_any(path)
-    with pytest.raises(InputError, match="expected a JSON report of benchmark_app"):
+    with pytest.raises(InputError, match="is not a JSON report of benchmark_app"):
         read_benchmark_app(path)
     with pytest.raises(InputError, match="No such file"):
         read_any(tmp_path / "absent.json")

@@ -187,7 +187,7 @@ def test_names_come_from_folders_and_are_told_apart(tmp_path: Path) -> None:
     assert [entry.name for entry in found] == ["run", "run (2)", f"{root}/x/run", f"{root}/y/run"]
     assert [entry.name for entry in read_entries([tmp_path])] == ["x/run", "y/run"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="holds no result"):
         read_entries([tmp_path / "empty"])
 
 
