@@ -74,5 +74,5 @@ release: $(VENV)/bin/python
 	"$$away/venv/bin/python" -m pip install --quiet "$$(echo $(CURDIR)/dist/edgeface-*.whl)[demo]" && \
 	cd "$$away" && export EDGEFACE_CACHE="$$away/cache" && unset PYTHONPATH && \
 	venv/bin/edgeface demo --output-dir demo && \
-	venv/bin/python -c 'import edgeface; print(edgeface.load().contract)'
+	venv/bin/python -c 'import edgeface, skimage; a = skimage.data.astronaut()[..., ::-1]; print(edgeface.verify(a, a))'
 	@echo "released: $$(echo dist/*.whl)"

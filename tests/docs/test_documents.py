@@ -41,6 +41,8 @@ def test_every_command_in_the_text_exists(page: Path) -> None:
 
 @by_page
 def test_every_dotted_name_in_the_text_exists(page: Path) -> None:
+    for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.M):
+        _resolve(name)
     for code in documents.inline_code(page):
         if re.fullmatch(r"edgeface(\.\w+)+", code) and not code.endswith((".py", ".xml", ".db")):
             _resolve(code)
