@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import GalleryError, GalleryKeyError
+from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
-from edgeface.gallery.store.erase import files_of
-from edgeface.gallery.store.secret_search import Searcher
+from edgeface.gallery.store.erase import Searcher, files_of
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
 
@@ -140,7 +140,7 @@ def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
         for turn in range(10_000):
             target = MODELS[(MODELS.index(model) + 1 + turn) % 2]
             say("rebuilding", target)
-            assert not store.rebuild(Model(target)).remains  # type: ignore[arg-type]
+            assert not rebuild(store, Model(target)).remains  # type: ignore[arg-type]
             say("rebuilt", target)
 
 

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.gallery.index import ApproximateIndex, ExactIndex, Index
-from edgeface.gallery.index.parallel import available_cores
+from edgeface.gallery.index.exact import available_cores
 from edgeface.gallery.records import NewTemplate, TemplateBlock
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding, Embeddings

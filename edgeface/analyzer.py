@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.store.protocol import Store
+from edgeface.gallery.store.protocol import GalleryStore
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.pipeline.observation import Face, from_left, largest_face
@@ -141,7 +141,7 @@ class FaceAnalyzer:
 
     def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
         self._embedder, self._detector = embedder, detector
-        self._index: tuple[Store, LiveIndex] | None = None
+        self._index: tuple[GalleryStore, LiveIndex] | None = None
 
     @property
     def contract(self) -> ModelContract:
@@ -282,7 +282,7 @@ class FaceAnalyzer:
     def identify(
         self,
         photo: PhotoLike,
-        gallery: str | Path | Store,
+        gallery: str | Path | GalleryStore,
         *,
         fpir: float | None = None,
         threshold: SearchThreshold | Threshold | float | Path | None = None,
@@ -356,7 +356,7 @@ class FaceAnalyzer:
 
     def search_threshold(
         self,
-        gallery: str | Path | Store,
+        gallery: str | Path | GalleryStore,
         *,
         fpir: float | None = None,
         threshold: Threshold | float | Path | None = None,
@@ -442,15 +442,14 @@ class FaceAnalyzer:
         return pipeline.embed(image, faces[index])
 
     @contextlib.contextmanager
-    def _opened(self, gallery: str | Path | Store) -> Iterator[LiveIndex]:
+    def _opened(self, gallery: str | Path | GalleryStore) -> Iterator[LiveIndex]:
         contract_id = self.contract.contract_id
         if isinstance(gallery, (str, Path)):
-            from edgeface.gallery.keys import KEY_VARIABLE, read_key
+            from edgeface.gallery.keys import find_key
             from edgeface.gallery.store.sqlite import SqliteStore
 
             path = Path(gallery)
-            key = read_key(f"env:{KEY_VARIABLE}", beside=path) if KEY_VARIABLE in os.environ else None
-            with SqliteStore(path, key=key, contract_id=contract_id) as store:
+            with SqliteStore(path, key=find_key(None, beside=path), contract_id=contract_id) as store:
                 yield LiveIndex(store)
             return
         if self._index is None or self._index[0] is not gallery:

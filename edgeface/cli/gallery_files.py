@@ -1,4 +1,4 @@
-"""`edgeface gallery export|import|rebuild|rekey|check`: what is done to a gallery as a whole."""
+"""The commands `edgeface gallery export|import|rebuild|rekey|check`, for a gallery as a whole."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from typing import Annotated
 
 import typer
 
-from edgeface.cli.faces import DeviceOption
-from edgeface.cli.gallery import (
+from edgeface.cli.gallery_options import (
+    ExportKeyOption,
+    ForceOption,
     GalleryArgument,
     KeyOption,
+    NewKeyOption,
+    RulesOption,
     UnencryptedOption,
     choose_key,
-    fetch_key,
+    fail_on,
     open_gallery,
 )
-from edgeface.cli.gallery_enrol import ForceOption, ThresholdOption, choose_rules
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.errors import InputError, NegativeResult
+from edgeface.cli.options import DeviceOption
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.errors import InputError
 from edgeface.files import output_errors
 
 __all__ = ["register"]
-
-ExportKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--export-key",
-        metavar="file:PATH|env:NAME|command:WORDS",
-        help="Key of the export; by default the gallery's.",
-        show_default=False,
-    ),
-]
 
 
 def register(group: typer.Typer) -> None:
@@ -54,7 +47,8 @@ def export(
     unencrypted: UnencryptedOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write everybody into one checksummed file, encrypted as the gallery is."""
+    """Write all people into one checksummed file, encrypted as the gallery is."""
+    from edgeface.gallery.keys import find_key
     from edgeface.gallery.transfer import export_gallery
 
     with output_errors(output):
@@ -65,7 +59,7 @@ def export(
         seal_with = (
             choose_key(export_key, gallery, unencrypted=True)
             if plain
-            else fetch_key(export_key or key, gallery)
+            else find_key(export_key or key, beside=gallery)
         )
         done = export_gallery(store, output, key=seal_with)
     if json:
@@ -73,7 +67,7 @@ def export(
         return
     how = "encrypted" if done.encrypted else "not encrypted"
     stdout.print(
-        f"{output}: {done.people} people, {done.templates} templates, {done.images} pictures, {done.bytes:,} bytes, "
+        f"{output}: {done.people} people, {done.templates} templates, {done.images} images, {done.bytes:,} bytes, "
         f"{how}",
         markup=False,
         soft_wrap=True,
@@ -82,16 +76,20 @@ def export(
 
 def import_(
     gallery: GalleryArgument,
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What 'edgeface gallery export' wrote.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File that 'edgeface gallery export' wrote.")
+    ],
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
-    threshold: ThresholdOption = None,
+    threshold: RulesOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Add everybody from an export, or, if one is refused, nobody."""
+    """Add all people of an export, or, if one is refused, none."""
+    from edgeface.cipher import is_sealed
+    from edgeface.gallery.enrolment import EnrolRules
+    from edgeface.gallery.keys import find_key
     from edgeface.gallery.transfer import import_gallery
-    from edgeface.runtime.encryption import is_sealed
 
     try:
         sealed = is_sealed(source)
@@ -101,11 +99,10 @@ def import_(
         done = import_gallery(
             store,
             source,
-            key=fetch_key(export_key or key, gallery) if export_key or sealed else None,
-            rules=choose_rules(threshold, store.info.contract_id),
+            key=find_key(export_key or key, beside=gallery) if export_key or sealed else None,
+            rules=EnrolRules.choose(threshold, store.info.contract_id),
             force=force,
         )
-        store.load()  # keeps what was added in a file beside it: the next one to open the gallery need not wait
     if json:
         emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
         return
@@ -122,26 +119,29 @@ def rebuild(
         Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)
     ],
     drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="Leave out templates of which no usable picture was kept.")
+        bool, typer.Option("--drop-missing", help="Remove templates without a usable image.")
     ] = False,
     same_alignment: Annotated[
-        bool, typer.Option("--same-alignment", help="Kept crops are aligned as the new model wants them.")
+        bool,
+        typer.Option(
+            "--same-alignment", help="Use kept aligned crops: the new model needs the same alignment."
+        ),
     ] = False,
     device: DeviceOption = "CPU",
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Embed the kept pictures with another model. Run it again, and it goes on where it was interrupted."""
-    from edgeface.cli.output import counting
+    """Embed the kept images with another model. An interrupted rebuild is resumed by the same command."""
+    from edgeface.gallery.rebuild import rebuild as run
     from edgeface.runtime import Embedder
 
     with (
         open_gallery(gallery, key) as store,
         Embedder.load(model, device=device) as embedder,
-        counting("embedding", unit="templates") as progress,
+        progress_bars() as progress,
     ):
-        done = store.rebuild(
-            embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress
+        done = run(
+            store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress
         )
     if json:
         emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
@@ -153,23 +153,18 @@ def rebuild(
             soft_wrap=True,
         )
     for name in done.without_templates:
-        stderr.print(f"{name}: no template is left; enrol again", markup=False)
+        stderr.print(f"{name}: no template is left; enrol this person again", markup=False)
     _finish(done.remains)
 
 
 def rekey(
     gallery: GalleryArgument,
     key: KeyOption = None,
-    new_key: Annotated[
-        str | None,
-        typer.Option(
-            "--new-key", metavar="file:PATH|env:NAME|command:WORDS", help="The other key.", show_default=False
-        ),
-    ] = None,
+    new_key: NewKeyOption = None,
     unencrypted: UnencryptedOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Seal everything with another key, the first one, or none, and search the files for what the old one sealed."""
+    """Encrypt with another key, the first one, or none, and search the files for rows under the old key."""
     if new_key is None and not unencrypted:
         raise InputError("expected --new-key or --unencrypted, found neither; nothing was changed")
     with open_gallery(gallery, key) as store:
@@ -183,7 +178,7 @@ def rekey(
 
 
 def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = False) -> None:
-    """Read everything, and finish what was interrupted. Exit code 1: something is damaged."""
+    """Check every row, and finish what was interrupted. Exit code 1: something is damaged."""
     with open_gallery(gallery, key) as store:
         done = store.check()
     if json:
@@ -193,12 +188,10 @@ def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = Fa
         stdout.print(f"{gallery}: {counted} are whole", markup=False, soft_wrap=True)
     for problem in done.problems:
         stderr.print(problem, markup=False, soft_wrap=True)
-    if done.problems:
-        raise typer.Exit(NegativeResult.exit_code)
+    fail_on(done.problems)
 
 
 def _finish(remains: tuple[str, ...]) -> None:
     for place in remains:
         stderr.print(f"old bytes are still there: {place}", markup=False)
-    if remains:
-        raise typer.Exit(NegativeResult.exit_code)
+    fail_on(remains)

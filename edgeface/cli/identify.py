@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from edgeface.cli.gallery import KeyOption, open_gallery
+from edgeface.cli.gallery_options import KeyOption, open_gallery
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
 from edgeface.errors import ImageError, NegativeResult

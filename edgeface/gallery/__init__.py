@@ -1,25 +1,72 @@
-"""People and their embeddings kept for years: encrypted, bound to one contract, and forgotten for good when asked."""
+"""People and their embeddings, kept for years: encrypted, bound to one contract, and erased for good on request."""
 
-from edgeface.gallery.records import (
-    Changes,
-    Erasure,
-    GalleryInfo,
-    KeptImage,
-    NewTemplate,
-    Person,
-    Template,
-    TemplateBlock,
-)
-from edgeface.gallery.store.protocol import Store
+from typing import TYPE_CHECKING
+
+from edgeface.lazy import exports
+
+if TYPE_CHECKING:
+    from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
+    from edgeface.gallery.enrolment_images import FolderEnrolment, enrol_folder
+    from edgeface.gallery.index.live import GallerySnapshot, LiveIndex
+    from edgeface.gallery.keys import find_key, read_key
+    from edgeface.gallery.opening import create_gallery, open_gallery
+    from edgeface.gallery.records import (
+        Changes,
+        Erasure,
+        GalleryInfo,
+        KeptImage,
+        NewTemplate,
+        Person,
+        Template,
+        TemplateBlock,
+    )
+    from edgeface.gallery.store.protocol import GalleryStore
+    from edgeface.gallery.transfer import export_gallery, import_gallery
 
 __all__ = [
     "Changes",
+    "EnrolRules",
+    "Enrolment",
     "Erasure",
+    "FolderEnrolment",
     "GalleryInfo",
+    "GallerySnapshot",
+    "GalleryStore",
     "KeptImage",
+    "LiveIndex",
     "NewTemplate",
     "Person",
-    "Store",
     "Template",
     "TemplateBlock",
+    "create_gallery",
+    "enrol",
+    "enrol_folder",
+    "export_gallery",
+    "find_key",
+    "import_gallery",
+    "open_gallery",
+    "read_key",
 ]
+
+__getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
+    __name__,
+    {
+        "enrolment": ("EnrolRules", "Enrolment", "enrol"),
+        "enrolment_images": ("FolderEnrolment", "enrol_folder"),
+        "index.live": ("GallerySnapshot", "LiveIndex"),
+        "keys": ("find_key", "read_key"),
+        "opening": ("create_gallery", "open_gallery"),
+        "records": (
+            "Changes",
+            "Erasure",
+            "GalleryInfo",
+            "KeptImage",
+            "NewTemplate",
+            "Person",
+            "Template",
+            "TemplateBlock",
+        ),
+        "store.protocol": ("GalleryStore",),
+        "transfer": ("export_gallery", "import_gallery"),
+    },
+)

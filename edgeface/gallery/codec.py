@@ -1,4 +1,4 @@
-"""Records in, the bytes of their rows out, and back."""
+"""Encode records as the bytes of their rows, and decode them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.records import GalleryInfo, KeptImage
 
 __all__ = [
-    "Header",
+    "GalleryHeader",
     "PersonBody",
     "TemplateBody",
     "decode_image",
@@ -31,8 +31,8 @@ _IMAGE = struct.Struct("<?14f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """What a gallery is bound to, as it is stored; readable without a key.
+class GalleryHeader:
+    """What a gallery is bound to, as stored; readable without a key.
 
     `key_id` is empty without encryption; the rest is as in `GalleryInfo`.
     """
@@ -47,16 +47,16 @@ class Header:
     keeps_images: bool
 
     def encode(self) -> str:
-        """One form for one content: what is authenticated."""
+        """Write as JSON, in one form for one content, which is authenticated."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True)
 
     @classmethod
-    def decode(cls, text: str) -> Header:
-        """Rebuild what `encode` wrote; whoever calls it has checked that it did."""
+    def decode(cls, text: str) -> GalleryHeader:
+        """Read what `encode` wrote; the caller has checked that it did."""
         return cls(**json.loads(text))
 
     def info(self, schema_version: int) -> GalleryInfo:
-        """As a user of the store sees it."""
+        """Return what users of a store see."""
         return GalleryInfo(
             gallery_id=self.gallery_id,
             contract_id=self.contract_id,
@@ -70,13 +70,13 @@ class Header:
         )
 
     def place(self, table: str, *identity: object) -> bytes:
-        """Name one row, for `Vault.seal`: gallery, contract, table, and the values that identify the row."""
+        """Name one row, for `Cipher.seal`: gallery, contract, table, and the values that identify the row."""
         return f"{self.gallery_id}:{self.contract_id}:{table}:{':'.join(map(str, identity))}".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class PersonBody:
-    """Everything about a person but the id: JSON, UTF-8."""
+    """A person without the id: JSON, UTF-8."""
 
     name: str
     labels: tuple[str, ...]
@@ -84,7 +84,7 @@ class PersonBody:
     created: datetime
 
     def encode(self) -> bytes:
-        """As bytes."""
+        """Return the bytes of the row."""
         stored = {
             "name": self.name,
             "labels": self.labels,
@@ -95,7 +95,7 @@ class PersonBody:
 
     @classmethod
     def decode(cls, body: bytes) -> PersonBody:
-        """Rebuild what `encode` wrote."""
+        """Read what `encode` wrote."""
         stored = json.loads(body.decode("utf-8", "surrogatepass"))
         return cls(
             stored["name"],
@@ -107,7 +107,7 @@ class PersonBody:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TemplateBody:
-    """Everything about a template but the ids: quality, time, digest, then the vector, little-endian."""
+    """A template without the ids: quality, time, digest, then the vector, little-endian."""
 
     vector: NDArray[np.float32]
     quality: float
@@ -115,14 +115,14 @@ class TemplateBody:
     created: datetime
 
     def encode(self) -> bytes:
-        """As bytes."""
+        """Return the bytes of the row."""
         microseconds = (self.created - _EPOCH) // _MICROSECOND
         digest = bytes.fromhex(self.source_sha256)
         return _TEMPLATE.pack(self.quality, microseconds, digest) + self.vector.astype("<f4").tobytes()
 
     @classmethod
     def decode(cls, body: bytes, dim: int) -> TemplateBody:
-        """Rebuild what `encode` wrote."""
+        """Read what `encode` wrote."""
         quality, microseconds, digest = _TEMPLATE.unpack_from(body)
         return cls(
             vectors_of([body], dim)[0],
@@ -132,12 +132,12 @@ class TemplateBody:
         )
 
     def with_vector(self, vector: NDArray[np.float32]) -> TemplateBody:
-        """The same template as another model sees it."""
+        """Return the same template with the embedding of another model."""
         return replace(self, vector=vector)
 
 
 def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
-    """Only the vectors of template bodies: (N, dim) float32, read-only.
+    """Decode only the vectors of template bodies: (N, dim) float32, read-only.
 
     Raises
     ------
@@ -154,13 +154,13 @@ def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
 
 
 def encode_image(image: KeptImage) -> bytes:
-    """A kept image as bytes: whether it is aligned, box, landmarks, then the file's own."""
+    """Encode a kept image: whether it is aligned, box, landmarks, then the PNG file."""
     numbers = (*map(float, image.box), *map(float, np.ravel(image.landmarks)))
     return _IMAGE.pack(image.aligned, *numbers) + image.png
 
 
 def decode_image(body: bytes) -> KeptImage:
-    """Rebuild what `encode_image` wrote."""
+    """Decode what `encode_image` wrote."""
     aligned, *numbers = _IMAGE.unpack_from(body)
     values = np.array(numbers, np.float32)
     return KeptImage(

@@ -1,40 +1,279 @@
-"""Picture files in, templates to enrol out, or why a picture is not fit."""
+"""Enrol people from photos, folders of photos, or tables of embeddings."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from edgeface.errors import ImageError
+from edgeface.errors import EnrolmentRefused, ImageError, InputError
+from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
+from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate
+from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.model.embedding import require_same_contract
+from edgeface.pipeline.observation import largest_face
 from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.table import EmbeddingTable
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.image import Image, ImageLimits, read_image
-from edgeface.vision.source import Frame
+from edgeface.vision.source import Frame, find_files
 
-__all__ = ["Portrait", "cut_out", "portraits"]
+__all__ = [
+    "EnrolmentImage",
+    "FolderEnrolment",
+    "PersonEnrolment",
+    "are_tables",
+    "cut_out",
+    "enrol_folder",
+    "enrolment_images",
+]
 
+_TABLES = (".npz", ".parquet")
 _AROUND = 0.6
 """Of the box's sides: how much is kept around it. Recipes that align by landmarks reach up to half a side beyond."""
 _PIXELS_AROUND = 32
-"""At least: recipes by box add a margin in pixels of the picture."""
+"""At least: recipes by box add a margin in pixels of the photo."""
+
+_Templates = tuple[str, list[tuple[str, NewTemplate]]]
+"""A person's name, and the file and the template of each photo."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonEnrolment:
+    """One person that `enrol_folder` enrolled.
+
+    Attributes
+    ----------
+    enrolment
+        What was done.
+    sources
+        Photo of each template that was given, in the order that `Disagreement` counts by.
+    """
+
+    enrolment: Enrolment
+    sources: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        done = self.enrolment
+        return {
+            **done.person.to_dict(),
+            "new_person": done.created,
+            "new_templates": list(done.template_ids),
+            "already": done.already,
+            "lookalikes": [
+                {"id": each.person.id, "name": each.person.name, "similarity": each.similarity}
+                for each in done.lookalikes
+            ],
+            "disagreements": [
+                {
+                    "new": self.sources[each.new],
+                    "other": self.sources[each.other] if isinstance(each.other, int) else None,
+                    "template": None if isinstance(each.other, int) else each.other.id,
+                    "similarity": each.similarity,
+                }
+                for each in done.disagreements
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderEnrolment:
+    """What `enrol_folder` did; true if no person was refused.
+
+    Attributes
+    ----------
+    enrolled
+        In the order of their first photos.
+    not_enrolled
+        Names of people who were refused, and why.
+    refused
+        Photos that could not be used, and why.
+    """
+
+    enrolled: tuple[PersonEnrolment, ...]
+    not_enrolled: Mapping[str, str]
+    refused: Mapping[Path, str]
+
+    def __bool__(self) -> bool:
+        return not self.not_enrolled
+
+    def __repr__(self) -> str:
+        return (
+            f"FolderEnrolment({len(self.enrolled)} enrolled, {len(self.not_enrolled)} not enrolled, "
+            f"{len(self.refused)} photos refused)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "enrolled": [each.to_dict() for each in self.enrolled],
+            "not_enrolled": [{"name": name, "error": why} for name, why in self.not_enrolled.items()],
+            "refused": [{"path": str(path), "error": why} for path, why in self.refused.items()],
+        }
+
+
+def enrol_folder(
+    store: GalleryStore,
+    paths: Sequence[str | Path],
+    *,
+    rules: EnrolRules,
+    pipeline: Pipeline | None = None,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    largest: bool = False,
+    force: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> FolderEnrolment:
+    """Enrol the people of photos, each in a transaction of its own; a refused person does not stop the others.
+
+    Parameters
+    ----------
+    store
+        The gallery.
+    paths
+        Photos, shell patterns, folders with one folder of photos for each person; or tables of `embed_folder`
+        (.npz, .parquet), whose photos lie in such folders.
+    rules
+        Of the gallery's contract; see `EnrolRules.choose`.
+    pipeline
+        Finds and embeds the faces; with a gate, it refuses bad photos. Not needed for tables.
+    name
+        Of the person in all photos; None: the name of each photo's folder.
+    labels, metadata
+        Replace those of each person; None: keep them.
+    largest
+        Take the largest of several faces in a photo. Otherwise such a photo is refused.
+    force
+        Enrol faces that other people are enrolled with.
+    progress
+        Called after each photo, with the stage "enrolling".
+
+    Raises
+    ------
+    InputError
+        If there are no files, a photo lies in no person's folder, or photos are given without a pipeline.
+    ContractError
+        If pipeline, rules or a table are of another contract than the gallery.
+
+    Examples
+    --------
+    >>> done = enrol_folder(store, ["people/"], rules=rules, pipeline=pipeline)  # doctest: +SKIP
+    >>> done  # doctest: +SKIP
+    FolderEnrolment(12 enrolled, 1 not enrolled, 3 photos refused)
+    """
+    places = _people_of(paths, name)
+    refused: dict[Path, str] = {}
+    if all(path.suffix in _TABLES for _, path in places):
+        people = _from_tables([path for _, path in places], name)
+    elif pipeline is None:
+        raise InputError(
+            "enrolment: expected a model to embed the photos with, found none; give the gallery's IR"
+        )
+    else:
+        require_same_contract(store.info.contract_id, pipeline.contract.contract_id, what="gallery and model")
+        keep = store.info.keeps_images
+        people = _from_photos(places, pipeline, refused, progress, keep_images=keep, largest=largest)
+    index, enrolled, not_enrolled = LiveIndex(store), list[PersonEnrolment](), dict[str, str]()
+    with contextlib.closing(people):
+        for person, found in people:
+            sources, templates = tuple(source for source, _ in found), [each for _, each in found]
+            try:
+                done = enrol(
+                    store,
+                    person,
+                    templates,
+                    rules=rules,
+                    index=index,
+                    labels=labels,
+                    metadata=metadata,
+                    force=force,
+                )
+            except EnrolmentRefused as error:
+                not_enrolled[person] = str(error)
+            else:
+                enrolled.append(PersonEnrolment(enrolment=done, sources=sources))
+    store.load()  # writes the cache: the next one to open the gallery need not wait
+    return FolderEnrolment(enrolled=tuple(enrolled), not_enrolled=not_enrolled, refused=refused)
+
+
+def are_tables(paths: Sequence[str | Path]) -> bool:
+    """Return whether paths name tables of embeddings only, for which `enrol_folder` needs no pipeline."""
+    return all(Path(path).suffix in _TABLES for path in paths)
+
+
+def _people_of(paths: Sequence[str | Path], name: str | None) -> list[tuple[str, Path]]:
+    """Return every file and its person; files of one person together, in the order of the first ones."""
+    people: dict[str, list[Path]] = {}
+    for place in paths:
+        folder = Path(place) if Path(place).is_dir() else None
+        for path in find_files(str(place)):
+            if name is None and path.parent == folder:
+                raise InputError(
+                    f"{path}: expected folders of one person each in {place}, found a photo; name the person with "
+                    "--name"
+                )
+            people.setdefault(name or path.parent.name, []).append(path)
+    return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]
+
+
+def _from_tables(tables: Sequence[Path], name: str | None) -> Generator[_Templates, None, None]:
+    for path in tables:
+        table = EmbeddingTable.load(path)
+        people: dict[str, list[tuple[str, NewTemplate]]] = {}
+        for row, photo in enumerate(table.paths.tolist()):
+            person = name or Path(photo).parent.name
+            people.setdefault(person, []).append((photo, NewTemplate(embedding=table.embeddings[row])))
+        yield from people.items()
+
+
+def _from_photos(
+    places: Sequence[tuple[str, Path]],
+    pipeline: Pipeline,
+    refused: dict[Path, str],
+    progress: ProgressCallback,
+    *,
+    keep_images: bool,
+    largest: bool,
+) -> Generator[_Templates, None, None]:
+    images = enrolment_images(
+        [path for _, path in places], pipeline, keep_images=keep_images, largest=largest
+    )
+    with contextlib.closing(images):
+        numbered = zip(itertools.count(1), places, images, strict=False)
+        for person, group in itertools.groupby(numbered, key=lambda item: item[1][0]):
+            templates = []
+            for number, _, image in group:
+                progress(Progress("enrolling", number, len(places), "photos"))
+                if image.template is None:
+                    refused[image.path] = image.refusal
+                else:
+                    templates.append((str(image.path), image.template))
+            yield person, templates
+
+
+# Photos
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Portrait:
-    """One picture.
+class EnrolmentImage:
+    """One photo, and the template that was made from it.
 
     Attributes
     ----------
     path
         Its file.
     template
-        None if it is not fit.
+        None if the photo cannot be used.
     refusal
         Why not.
     """
@@ -44,31 +283,30 @@ class Portrait:
     refusal: str = ""
 
 
-def portraits(
-    files: Sequence[Path], pipeline: Pipeline, *, crops: bool, keep_images: bool, largest: bool = False
-) -> Generator[Portrait, None, None]:
-    """Make a template of the face in each picture.
+def enrolment_images(
+    files: Sequence[Path], pipeline: Pipeline, *, keep_images: bool, largest: bool = False
+) -> Generator[EnrolmentImage, None, None]:
+    """Make a template from the face in each photo.
 
     Parameters
     ----------
     files
-        Pictures of one face each.
+        Photos of one face each.
     pipeline
-        Finds all faces, holds them to its quality gate, and embeds them.
-    crops
-        Whether the pictures are aligned crops and the pipeline has no detector.
+        Finds all faces, applies its quality gate, and embeds them. Without a detector, photos are aligned crops.
     keep_images
-        Whether to keep the part of the picture that shows the face.
+        Whether to keep the part of the photo that shows the face.
     largest
-        Of several faces take the largest one. Otherwise such a picture is refused: nobody said who is meant.
+        Take the largest of several faces. Otherwise such a photo is refused.
 
     Yields
     ------
-    Portrait
+    EnrolmentImage
         One for each file, in order.
     """
     digests: dict[int, str] = {}
     failed: dict[int, str] = {}
+    aligned = pipeline.settings["detector"] is None
 
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(files):
@@ -86,54 +324,48 @@ def portraits(
     with contextlib.closing(pipeline.run(frames())) as answers:
         for frame, faces in answers:
             for index in range(next_index, frame.index):
-                yield Portrait(path=files[index], refusal=failed[index])
+                yield EnrolmentImage(path=files[index], refusal=failed[index])
             next_index = frame.index + 1
             refusal, face = _choose(faces, frame.image, largest=largest)
             if face is None or face.embedding is None:
-                yield Portrait(path=files[frame.index], refusal=refusal)
+                yield EnrolmentImage(path=files[frame.index], refusal=refusal)
                 continue
             template = NewTemplate(
                 embedding=face.embedding,
                 quality=float("nan") if face.quality is None else face.quality.score,
                 source_sha256=digests.pop(frame.index),
-                image=cut_out(frame.image, face, aligned=crops) if keep_images else None,
+                image=cut_out(frame.image, face, aligned=aligned) if keep_images else None,
             )
-            yield Portrait(path=files[frame.index], template=template)
+            yield EnrolmentImage(path=files[frame.index], template=template)
     for index in range(next_index, len(files)):
-        yield Portrait(path=files[index], refusal=failed[index])
+        yield EnrolmentImage(path=files[index], refusal=failed[index])
 
 
 def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str, Face | None]:
+    """Return the face of a photo, and why it cannot be used."""
     if not faces:
-        return "expected a face, found none; use a picture with a larger or clearer face", None
+        return "expected a face, found none; use a photo with a larger or clearer face", None
     if len(faces) > 1 and not largest:
         return (
-            f"expected one face, found {len(faces)}; use a picture of one person, or take the largest face of each "
-            "with --largest",
+            f"expected one face, found {len(faces)}; use a photo of one person, or take the largest face of each with "
+            "--largest",
             None,
         )
-    height, width = image.shape[:2]
-
-    def prominence(face: Face) -> float:  # as `Faces.largest`, by the facenet rule
-        x0, y0, x1, y1 = map(float, face.box)
-        away = ((x0 + x1) / 2 - width / 2) ** 2 + ((y0 + y1) / 2 - height / 2) ** 2
-        return float((x1 - x0) * (y1 - y0) - 2 * away)
-
-    face = max(faces, key=prominence)
+    face = faces[largest_face(faces, (image.shape[0], image.shape[1]))]
     return "; ".join(face.reasons), face
 
 
 def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:
-    """Keep the part of a picture from which any recipe can align this face, pixel by pixel.
+    """Keep the part of a photo from which any recipe can align this face, pixel by pixel.
 
     Parameters
     ----------
     image : (H, W, 3) uint8, BGR
-        The picture.
+        The photo.
     face
         Found in it.
     aligned
-        Whether the picture is a crop that was aligned already: all of it is kept.
+        Whether the photo is an aligned crop: all of it is kept.
 
     Raises
     ------
@@ -148,7 +380,9 @@ def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:
     offset = np.array([0, 0] if aligned else [left, top], np.float32)
     encoded, png = cv2.imencode(".png", part)
     if not encoded:
-        raise ImageError("gallery: expected a picture that can be kept, found one that cannot be encoded")
+        raise ImageError(
+            "gallery: expected an image that can be kept, found one that cannot be encoded as PNG"
+        )
     return KeptImage(
         png=png.tobytes(),
         box=(face.box.reshape(2, 2) - offset).reshape(4).astype(np.float32),

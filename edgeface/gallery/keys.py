@@ -1,4 +1,4 @@
-"""Where a key is kept in, its 32 bytes out; and a look at whether it lies beside what it locks."""
+"""Fetch the key of a gallery from a file, the environment or a program, and refuse keys that are kept unsafely."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ import stat
 import subprocess
 from pathlib import Path
 
+from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
 
-__all__ = ["KEY_BYTES", "KEY_VARIABLE", "read_key"]
-
-KEY_BYTES = 32
-"""AES-256."""
+__all__ = ["KEY_VARIABLE", "find_key", "read_key"]
 
 KEY_VARIABLE = "EDGEFACE_GALLERY_KEY"
-"""Environment variable that commands look into when no key is named."""
+"""Environment variable that holds the key when no other place is named."""
 
 _COMMAND_SECONDS = 60.0
 _HOW = "32 random bytes, or 64 hexadecimal digits as 'openssl rand -hex 32' prints them"
 _log = logging.getLogger(__name__)
 
 
-def read_key(source: str, *, beside: Path) -> bytes:
+def find_key(source: str | None, *, beside: Path) -> bytes | None:
+    """Fetch the key that is named, else the one in `KEY_VARIABLE`, else none; see `read_key`."""
+    if source is None and KEY_VARIABLE in os.environ:
+        source = f"env:{KEY_VARIABLE}"
+    return None if source is None else read_key(source, beside=beside)
+
+
+def read_key(source: str, *, beside: Path | None) -> bytes:
     """Fetch a key.
 
     Parameters
@@ -34,8 +39,8 @@ def read_key(source: str, *, beside: Path) -> bytes:
         ``file:PATH``; ``env:NAME``, an environment variable; or ``command:WORDS``, a program that prints the key,
         such as the client of a secret store. It is started without a shell.
     beside
-        The gallery. A key file in its folder is refused: whoever takes the disk would have both. So is one among
-        what is derived from it, because `forget` empties that folder.
+        The gallery. A key file in its folder is refused, because a thief of the folder would have both. So is one in
+        its cache, because `forget` empties that folder. None: the gallery is on a server.
 
     Returns
     -------
@@ -45,7 +50,7 @@ def read_key(source: str, *, beside: Path) -> bytes:
     Raises
     ------
     GalleryKeyError
-        If there is no key there, it is no key, or it lies beside the gallery.
+        If there is no key, it is malformed, or it lies beside the gallery.
     """
     kind, _, where = source.partition(":")
     if kind == "file" and where:
@@ -64,12 +69,11 @@ def read_key(source: str, *, beside: Path) -> bytes:
     )
 
 
-def _read_file(path: Path, beside: Path) -> bytes:
-    folder, gallery = path.resolve().parent, beside.resolve()
-    if folder == gallery.parent or folder.is_relative_to(gallery.with_name(gallery.name + ".index")):
+def _read_file(path: Path, beside: Path | None) -> bytes:
+    if beside is not None and _lies_beside(path.resolve().parent, beside.resolve()):
         raise GalleryKeyError(
             f"{path}: expected the key in another place than the gallery {beside}, found it in the same folder, where "
-            "whoever takes one takes both; move it to another medium or a secret store"
+            "both can be taken together; move it to another medium or a secret store"
         )
     try:
         mode = path.stat().st_mode
@@ -82,6 +86,10 @@ def _read_file(path: Path, beside: Path) -> bytes:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         _log.warning("%s: this key can be read by other users of the machine; chmod 600 it", path)
     return content
+
+
+def _lies_beside(folder: Path, gallery: Path) -> bool:
+    return folder == gallery.parent or folder.is_relative_to(gallery.with_name(gallery.name + ".index"))
 
 
 def _run(command: str) -> bytes:
@@ -102,7 +110,7 @@ def _run(command: str) -> bytes:
 
 
 def _parse(content: bytes, source: str) -> bytes:
-    """The bytes themselves, or their hexadecimal digits; a message never shows them."""
+    """Read the bytes themselves, or their hexadecimal digits; a message never shows them."""
     if len(content) == KEY_BYTES:
         if content.isascii() and content.decode().isprintable():  # of random bytes one in 10^14 times
             raise GalleryKeyError(

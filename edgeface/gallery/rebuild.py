@@ -1,104 +1,71 @@
-"""A gallery that kept its images and another model in, the same people as that model sees them out.
+"""Embed the kept images of a gallery with another model, and bring the gallery to its contract.
 
 New embeddings are staged in the gallery's own file, some at a time, and take the place of the old ones in one
-transaction when all are there: until then the gallery works as before, and an interrupted rebuild goes on where it
-was.
+transaction when all are there: until then the gallery works as before, and an interrupted rebuild is resumed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, GalleryDamagedError, GalleryError, ImageError
-from edgeface.gallery.codec import Header, TemplateBody
-from edgeface.gallery.records import KeptImage, NewTemplate, unit_vector
-from edgeface.gallery.store.database import Database
-from edgeface.gallery.store.erase import delete_templates, prove, scrub
-from edgeface.gallery.store.rekey import reseal
-from edgeface.gallery.store.rows import Rows
+from edgeface.gallery.codec import GalleryHeader, TemplateBody
+from edgeface.gallery.records import KeptImage, NewTemplate, Rebuilding, unit_vector
+from edgeface.gallery.store.rows import SEALED_TABLES
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.store.tables import delete_templates
 from edgeface.model.contract import Alignment
 from edgeface.model.embedding import Embedding
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime import Embedder
 from edgeface.vision.align import align
 from edgeface.vision.image import Image, read_image
 
-__all__ = ["Rebuilding", "rebuild"]
+__all__ = ["rebuild"]
 
-_TOGETHER = 32
+_BATCH_SIZE = 32
 """Templates of one transaction: what an interruption costs at most."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of templates done, and of all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilding:
-    """What `rebuild` did.
-
-    Attributes
-    ----------
-    contract_id
-        Of the gallery now.
-    embedded, reused
-        Templates that were embedded now, and by an earlier run that was interrupted.
-    dropped
-        Templates of which no usable image was kept.
-    without_templates
-        Names of people who have none left, and have to be enrolled again.
-    remains
-        Where an old row was found in the files afterwards; empty, or the erasure failed.
-    """
-
-    contract_id: str
-    embedded: int
-    reused: int
-    dropped: int
-    without_templates: tuple[str, ...]
-    remains: tuple[str, ...]
 
 
 def rebuild(
-    database: Database,
-    rows: Rows,
+    store: SqliteStore,
     embedder: Embedder,
     *,
     drop_missing: bool = False,
     same_alignment: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Rebuilding:
-    """Bring a gallery to the embedder's contract.
+    """Bring a gallery to the embedder's contract. Other processes must open it again.
 
     Parameters
     ----------
-    database, rows
+    store
         The gallery.
     embedder
         Of the new model, loaded with the default image format.
     drop_missing
-        Templates of which no usable image was kept go; otherwise they are an error. Those that others enrol
-        meanwhile have images, and are embedded too.
+        Remove templates without a usable image; otherwise they are an error. Templates that others enrol meanwhile
+        have images, and are embedded too.
     same_alignment
-        Kept crops that were aligned already fit the new model too; otherwise they are not usable.
+        Use kept crops that were aligned already: they fit the new model too. Otherwise they are not usable.
     progress
-        Called after each few.
+        Called after each batch, with the stage "embedding".
 
     Raises
     ------
     GalleryError
         If the gallery has this contract already, or images are missing.
     """
-    contract = embedder.contract
+    contract, database = embedder.contract, store.database
     if contract.contract_id == database.header.contract_id:
         raise GalleryError(
-            f"{database.path}: expected another model than the gallery's, found its own: contract "
+            f"{database.where}: expected another model than the gallery's, found its own: contract "
             f"{contract.contract_id}; there is nothing to do"
         )
     header = dataclasses.replace(
@@ -108,7 +75,7 @@ def rebuild(
         metric=contract.metric,
         model=contract.name,
     )
-    work = _Work(database, rows, header, same_alignment=same_alignment, drop_missing=drop_missing)
+    work = _Work(store, header, same_alignment=same_alignment, drop_missing=drop_missing)
     todo, reused = work.begin()
     done = 0
     while True:
@@ -117,8 +84,7 @@ def rebuild(
             if crops:
                 work.stage(list(crops), embedder.embed(np.stack(list(crops.values()))))
             done += len(crops)
-            if progress:
-                progress(reused + done, reused + len(todo))
+            progress(Progress("embedding", reused + done, reused + len(todo), "templates"))
         if (finished := work.finish()) is not None:
             dropped, lonely, remains = finished
             return Rebuilding(
@@ -137,14 +103,15 @@ class _Work:
     """One gallery on its way to another header."""
 
     def __init__(
-        self, database: Database, rows: Rows, header: Header, *, same_alignment: bool, drop_missing: bool
+        self, store: SqliteStore, header: GalleryHeader, *, same_alignment: bool, drop_missing: bool
     ) -> None:
-        self._database, self._rows, self._header = database, rows, header
+        self._store, self._header = store, header
+        self._database, self._rows = store.database, store.rows
         self._same_alignment, self._drop_missing = same_alignment, drop_missing
         self._unfit: set[int] = set()
 
     def begin(self) -> tuple[list[int], int]:
-        """Templates that are to be embedded, and how many have been."""
+        """Return the templates that are to be embedded, and how many have been."""
         with self._database.writing() as connection:
             if connection.execute(
                 "DELETE FROM staged WHERE contract_id <> ?", (self._header.contract_id,)
@@ -157,7 +124,7 @@ class _Work:
             return sorted(todo), len(staged)
 
     def crops(self, template_ids: list[int], embedder: Embedder) -> dict[int, Image]:
-        """Aligned faces of those templates that were not forgotten meanwhile."""
+        """Return aligned faces of those templates that were not forgotten meanwhile."""
         crops = {}
         for template_id in template_ids:
             with self._database.reading() as connection:
@@ -169,7 +136,7 @@ class _Work:
             except (FaceError, ImageError) as error:
                 if not self._drop_missing:
                     raise GalleryError(
-                        f"{self._database.path}: template {template_id}: {error}; --drop-missing leaves out templates "
+                        f"{self._database.where}: template {template_id}: {error}; --drop-missing leaves out templates "
                         "like this, and what was embedded so far is kept"
                     ) from error
                 self._unfit.add(template_id)
@@ -199,7 +166,7 @@ class _Work:
         Returns
         -------
         (int, tuple of str, tuple of str) or None
-            How many were dropped, names of people without templates, remains. None: somebody was enrolled meanwhile.
+            How many were dropped, names of people without templates, remains. None: a template was added meanwhile.
         """
         with self._database.writing() as connection:
             staged = self._staged(connection)
@@ -226,30 +193,29 @@ class _Work:
                 body = TemplateBody.decode(content, self._database.header.dim).with_vector(vector)
                 return (*identity[:2], generation), body.encode()
 
-            old = reseal(
-                connection, self._database, self._rows, self._header, self._database.vault, change=change
+            old = self._rows.rekey(
+                connection, self._header, self._database.cipher, tables=SEALED_TABLES, change=change
             )
             connection.execute("DELETE FROM staged")
             connection.execute("UPDATE gallery SET known_since = ?", (generation,))
-        self._database.adopt(self._header, self._database.vault)
-        scrub(self._database)
-        _, _, remains = prove(self._database, self._rows, old)
+        self._database.adopt(self._header, self._database.cipher)
+        _, _, remains = self._store.prove(old)
         return len(dropped), lonely, remains
 
-    def _staged_vector(self, connection: sqlite3.Connection, template_id: int) -> NDArray[np.float32]:
+    def _staged_vector(self, connection: Any, template_id: int) -> NDArray[np.float32]:
         for identity, stored in self._rows.sealed(connection, "staged", "WHERE template_id = ?", template_id):
             content = self._rows.open("staged", identity, stored)
             return np.frombuffer(content, "<f4").astype(np.float32, copy=False)
         raise GalleryDamagedError(f"gallery: expected a new embedding of template {template_id}, found none")
 
-    def _all(self, connection: sqlite3.Connection) -> set[int]:
+    def _all(self, connection: Any) -> set[int]:
         return {row[0] for row in connection.execute("SELECT id FROM templates")}
 
-    def _staged(self, connection: sqlite3.Connection) -> set[int]:
+    def _staged(self, connection: Any) -> set[int]:
         return {row[0] for row in connection.execute("SELECT template_id FROM staged")}
 
-    def _usable(self, connection: sqlite3.Connection, among: set[int]) -> set[int]:
-        """Those of some templates that have an image from which they can be embedded, as far as is known."""
+    def _usable(self, connection: Any, among: set[int]) -> set[int]:
+        """Return those of some templates that have a usable image, as far as is known."""
         usable = set()
         for template_id in among - self._unfit:
             image = self._rows.image(connection, template_id)
@@ -257,11 +223,11 @@ class _Work:
                 usable.add(template_id)
         return usable
 
-    def _require_all(self, connection: sqlite3.Connection, usable: set[int]) -> None:
+    def _require_all(self, connection: Any, usable: set[int]) -> None:
         missing = sorted(self._all(connection) - usable)
         if missing:
             raise GalleryError(
-                f"{self._database.path}: expected a kept image of every template, found none that can be used of "
+                f"{self._database.where}: expected a kept image of every template, found none that can be used of "
                 f"{len(missing)}; --drop-missing leaves those templates out, and --same-alignment uses crops that were "
                 "aligned when they were enrolled"
             )
@@ -277,5 +243,5 @@ def _crop(image: KeptImage, embedder: Embedder) -> Image:
 
 def _chunks(ids: Iterable[int]) -> Iterator[list[int]]:
     remaining = iter(ids)
-    while chunk := list(itertools.islice(remaining, _TOGETHER)):
+    while chunk := list(itertools.islice(remaining, _BATCH_SIZE)):
         yield chunk

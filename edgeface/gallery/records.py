@@ -1,7 +1,8 @@
-"""People and their templates as a store takes them and gives them back: values, without a place where they are kept."""
+"""Values that a gallery takes and returns: people, templates, and what was done to them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,14 @@ from edgeface.model.embedding import Embedding
 
 __all__ = [
     "Changes",
+    "CheckReport",
     "Erasure",
     "GalleryInfo",
     "KeptImage",
     "NewTemplate",
     "Person",
+    "Rebuilding",
+    "Rekeying",
     "Template",
     "TemplateBlock",
     "check_labels",
@@ -33,11 +37,11 @@ __all__ = [
 
 _NAME_LENGTH = 200
 _UNIT = 1e-5
-"""How far from 1 a length may be that counts as 1: float32 leaves 1e-7, and what is stored is kept bit by bit."""
+"""How far from 1 a length may be that counts as 1; such an embedding is stored bit by bit. Float32 leaves 1e-7."""
 
 
 def now() -> datetime:
-    """The time, in UTC, to the microsecond."""
+    """Return the time, in UTC, to the microsecond."""
     return datetime.now(timezone.utc)
 
 
@@ -62,7 +66,7 @@ class GalleryInfo:
     encrypted
         Whether names, metadata, embeddings and images are unreadable without a key.
     keeps_images
-        Whether the part of a picture that shows the face is kept, which `rebuild` needs.
+        Whether the part of a photo that shows the face is kept, which `rebuild` needs.
     schema_version
         Of the file or the tables.
     """
@@ -77,10 +81,14 @@ class GalleryInfo:
     keeps_images: bool
     schema_version: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**dataclasses.asdict(self), "created": self.created.isoformat()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Somebody who is enrolled.
+    """A person who is enrolled.
 
     Attributes
     ----------
@@ -105,21 +113,32 @@ class Person:
     created: datetime
     template_count: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "labels": list(self.labels),
+            "metadata": dict(self.metadata),
+            "created": self.created.isoformat(),
+            "template_count": self.template_count,
+        }
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class KeptImage:
-    """The part of a picture that shows one face, large enough to be aligned again by any recipe.
+    """The part of a photo that shows one face, large enough to be aligned again by any recipe.
 
     Attributes
     ----------
     png
-        The pixels, BGR when decoded by OpenCV, lossless.
+        The pixels as a PNG file; (H, W, 3) uint8, BGR when decoded by OpenCV.
     box : (4,) float32
         x0, y0, x1, y1 of the face in these pixels.
     landmarks : (5, 2) float32
         As in `edgeface.vision.detector.Faces`; NaN where they are not known.
     aligned
-        Whether it is a crop that was aligned already.
+        Whether it is an aligned crop.
     """
 
     png: bytes
@@ -139,7 +158,7 @@ class NewTemplate:
     quality
         `edgeface.vision.quality.Quality.score`, 0 to 1; NaN: not known.
     source_sha256
-        Of the picture's file, 64 hexadecimal digits; empty: not known.
+        Of the photo's file, 64 hexadecimal digits; empty: not known.
     created
         UTC.
     image
@@ -178,7 +197,7 @@ class Template:
     quality, source_sha256, created
         As in `NewTemplate`.
     has_image
-        Whether its picture was kept.
+        Whether its image was kept.
     """
 
     id: int
@@ -189,17 +208,27 @@ class Template:
     created: datetime
     has_image: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, without the embedding."""
+        return {
+            "id": self.id,
+            "quality": None if np.isnan(self.quality) else self.quality,
+            "source_sha256": self.source_sha256 or None,
+            "created": self.created.isoformat(),
+            "has_image": self.has_image,
+        }
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TemplateBlock:
-    """Embeddings as a search wants them.
+    """Templates in arrays, for search.
 
     Attributes
     ----------
     ids : (N,) int64
         Of the templates, rising.
     person_ids : (N,) int64
-        Whose each is.
+        Of the person of each.
     vectors : (N, D) float32
         Unit length; read-only.
     contract_id
@@ -220,16 +249,16 @@ class TemplateBlock:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Changes:
-    """What an index that knows an earlier generation has to do.
+    """What happened to the templates since a generation.
 
     Attributes
     ----------
     generation
-        That it then knows.
+        Of the gallery with these changes.
     removed : (M,) int64
-        Ids of templates that are gone; some may be unknown to it.
+        Ids of templates that are gone; some may have come and gone in between.
     added
-        Templates that are there now and were not.
+        Templates that are new.
     """
 
     generation: int
@@ -239,12 +268,12 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """What `forget` did, and what it looked for afterwards.
+    """What `forget` did, and whether the files prove it.
 
     Attributes
     ----------
     person_id
-        Whose data it was.
+        Of the person.
     templates, images
         How many were erased.
     generation
@@ -252,9 +281,9 @@ class Erasure:
     searched
         Files that were read from the first byte to the last, and their sizes.
     needles
-        Pieces of names, embeddings and images that were looked for.
+        Pieces of names, embeddings and images that were searched for.
     remains
-        Where one was found: empty, or the erasure failed.
+        Where one was found; empty unless the erasure failed.
     """
 
     person_id: int
@@ -265,14 +294,82 @@ class Erasure:
     needles: int
     remains: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return not self.remains
+
     @property
     def proved(self) -> bool:
-        """Whether files were searched, and nothing was found in them."""
+        """Whether files were searched, and nothing was found."""
         return bool(self.searched) and not self.remains
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rekeying:
+    """What `rekey` did.
+
+    Attributes
+    ----------
+    key_id
+        Of the new key; empty without encryption.
+    rows
+        How many were sealed anew.
+    searched, remains
+        As in `Erasure`: files that were searched for rows as they were stored before, and where one was found.
+    """
+
+    key_id: str
+    rows: int
+    searched: Mapping[str, int]
+    remains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilding:
+    """What `rebuild` did.
+
+    Attributes
+    ----------
+    contract_id
+        Of the gallery now.
+    embedded, reused
+        Templates that were embedded now, and by an earlier run that was interrupted.
+    dropped
+        Templates without a usable image.
+    without_templates
+        Names of people who have no template left, and have to be enrolled again.
+    remains
+        Where an old row was found in the files afterwards; empty unless the erasure failed.
+    """
+
+    contract_id: str
+    embedded: int
+    reused: int
+    dropped: int
+    without_templates: tuple[str, ...]
+    remains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What `check` found.
+
+    Attributes
+    ----------
+    rows
+        How many rows of each table were opened and are what was written.
+    problems
+        One line each; empty if the gallery is whole.
+    """
+
+    rows: Mapping[str, int]
+    problems: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+
 def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]:
-    """The embedding as this gallery stores it: (D,) float32 of length 1.
+    """Return the embedding as this gallery stores it: (D,) float32 of length 1.
 
     Raises
     ------
@@ -295,12 +392,12 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
 
 
 def check_name(name: str) -> str:
-    """A name in its one form: Unicode NFC, without spaces around it.
+    """Normalize a name: Unicode NFC, without spaces around it.
 
     Raises
     ------
     GalleryError
-        If nothing is left of it, it is longer than 200 characters, or has control characters.
+        If it is empty, longer than 200 characters, or has control characters.
     """
     tidy = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(tidy) <= _NAME_LENGTH or any(unicodedata.category(c) in ("Cc", "Cs") for c in tidy):
@@ -311,12 +408,12 @@ def check_name(name: str) -> str:
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels in their one form: each as `check_name` makes it, once, sorted."""
+    """Normalize labels: each as by `check_name`, once, sorted."""
     return tuple(sorted({check_name(label) for label in labels}))
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of metadata, as it will come back from JSON.
+    """Copy metadata as JSON will give it back.
 
     Raises
     ------

@@ -1,10 +1,33 @@
-"""A gallery in, a file that can be read elsewhere out, and back into another gallery: all of it or nothing."""
+"""Export a gallery to one checksummed file that other programs can read, and import it into another gallery.
+
+The file is a ZIP without compression:
+
+    gallery.json     format ``edgeface-gallery``, version, contract_id, dim, metric, model, created, number of people
+                     and of templates
+    people.json      a list of {name, labels, metadata, created}
+    templates.json   a list of {person: number in people.json, quality or null, source_sha256, created, image: name in
+                     the ZIP or null, box, landmarks (null where they are not known), aligned}
+    vectors.npy      (N, D) float32, row n of template n
+    images/N.png     images that were kept
+    SHA256SUMS       digest and name of every other file, as sha256sum reads it
+
+With a key the ZIP is sealed by `edgeface.cipher.seal` as kind ``gallery-export``. Its header names the contract, an
+id of the export and the id that `KeyedCipher` derives from that and the key, which tells another key from damage.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import hmac
 import io
 import json
 import math
+import os
+import struct
+import uuid
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,19 +36,24 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import ArchiveError
-from edgeface.gallery.archive import json_bytes, pack, unpack
-from edgeface.gallery.enrol import EnrolRules, enrol
-from edgeface.gallery.index import LiveIndex
+from edgeface.cipher import KeyedCipher, header_of, is_sealed, seal, unseal
+from edgeface.errors import ArchiveError, ChecksumError, GalleryKeyError, ModelFormatError
+from edgeface.files import write_atomically
+from edgeface.gallery.enrolment import EnrolRules, enrol
+from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
-from edgeface.gallery.store.protocol import Store
+from edgeface.gallery.store.protocol import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 
-__all__ = ["Export", "Import", "export_gallery", "import_gallery"]
+__all__ = ["Export", "Import", "export_gallery", "import_gallery", "pack", "unpack"]
 
-_FORMAT, _VERSION = "edgeface-gallery", 1
+_FORMAT, _VERSION, _KIND, _SUMS = "edgeface-gallery", 1, "gallery-export", "SHA256SUMS"
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError)
-"""What reading values raises that are not of the kind expected; anybody may have written them."""
+"""What reading values of the wrong kind raises: an export may have been written by anyone."""
+_MALFORMED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, LookupError, ValueError, RuntimeError, OverflowError),
+    EOFError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +76,8 @@ class Import:
     already: int
 
 
-def export_gallery(store: Store, path: Path, *, key: bytes | None) -> Export:
-    """Write everybody into one file, whole or not at all.
+def export_gallery(store: GalleryStore, path: Path, *, key: bytes | None) -> Export:
+    """Write all people into one file, whole or not at all.
 
     Parameters
     ----------
@@ -58,16 +86,16 @@ def export_gallery(store: Store, path: Path, *, key: bytes | None) -> Export:
     path
         The file.
     key
-        To seal it with; None: whoever has the file can read it, which is why there is no default.
+        To encrypt it with; None: anyone who has the file can read it, which is why there is no default.
 
     Raises
     ------
     OutputError
         If it cannot be written.
     InputError
-        If it is too large to be sealed: 2 GiB.
+        If it is too large to be encrypted: 2 GiB.
     """
-    with store.writing():  # one state, and nobody else's
+    with store.reading():  # of one generation
         people = store.people()
         parts, templates, images = _parts(store, people)
     size = pack(path, parts, key=key, contract_id=store.info.contract_id)
@@ -76,7 +104,7 @@ def export_gallery(store: Store, path: Path, *, key: bytes | None) -> Export:
     )
 
 
-def _parts(store: Store, people: Sequence[Person]) -> tuple[dict[str, bytes], int, int]:
+def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, bytes], int, int]:
     info = store.info
     parts: dict[str, bytes] = {}
     vectors: list[np.ndarray] = []
@@ -114,8 +142,8 @@ def _parts(store: Store, people: Sequence[Person]) -> tuple[dict[str, bytes], in
         "templates": len(listed),
     }
     images = len(parts)
-    parts["gallery.json"] = json_bytes(described)
-    parts["people.json"] = json_bytes(
+    parts["gallery.json"] = _json_bytes(described)
+    parts["people.json"] = _json_bytes(
         [
             {
                 "name": person.name,
@@ -126,18 +154,18 @@ def _parts(store: Store, people: Sequence[Person]) -> tuple[dict[str, bytes], in
             for person in people
         ]
     )
-    parts["templates.json"] = json_bytes(listed)
+    parts["templates.json"] = _json_bytes(listed)
     parts["vectors.npy"] = matrix.getvalue()
     return parts, len(listed), images
 
 
 def import_gallery(
-    store: Store, path: Path, *, key: bytes | None, rules: EnrolRules, force: bool = False
+    store: GalleryStore, path: Path, *, key: bytes | None, rules: EnrolRules, force: bool = False
 ) -> Import:
-    """Add everybody from an export: all of them, or nobody.
+    """Add all people of an export, or, if one is refused, none.
 
-    Who is there by name gets the templates that are missing, and keeps labels and metadata; a face that is somebody
-    else's is refused as by `enrol`. Images are left out where the gallery keeps none.
+    A person of a known name gets the missing templates, and keeps labels and metadata; a face that is another
+    person's is refused as by `enrol`. Images are left out where the gallery keeps none.
 
     Parameters
     ----------
@@ -146,7 +174,7 @@ def import_gallery(
     path
         What `export_gallery` wrote.
     key
-        It was sealed with, or None.
+        That the export is encrypted with, or None.
     rules, force
         As for `enrol`.
 
@@ -155,11 +183,11 @@ def import_gallery(
     ContractError
         If it is of another contract.
     GalleryKeyError
-        If it is sealed and the key is missing or another one, or is not sealed and a key was given.
+        If it is encrypted and the key is missing or another one, or is not encrypted and a key was given.
     ArchiveError, ChecksumError
         If it is something else, or damaged.
     EnrolmentRefused
-        If somebody in it is enrolled under another name.
+        If a person in it is enrolled under another name.
     """
     parts = unpack(path, key)
     described, people, listed = _described(path, parts)
@@ -180,9 +208,8 @@ def import_gallery(
     before = len(store.people())
     added = already = 0
     with store.writing():
-        index = LiveIndex(
-            store
-        )  # of those who were there: an export's own people have passed these rules before
+        # Of those who are enrolled already: the people of an export have passed these rules before.
+        index = LiveIndex(store)
         for (name, labels, metadata), templates in zip(names, grouped, strict=True):
             if not templates:
                 if store.find(name) is None:
@@ -201,11 +228,12 @@ def import_gallery(
             )
             added, already = added + len(done.template_ids), already + done.already
         total = len(store.people())
+    store.load()  # writes the cache: the next one to open the gallery need not wait
     return Import(people=total - before, templates=added, already=already)
 
 
 def _without_nan(landmarks: np.ndarray) -> list[list[float | None]]:
-    """As JSON has them: it has no NaN."""
+    """Replace NaN, which JSON does not have."""
     return [[None if math.isnan(value) else value for value in point] for point in landmarks.tolist()]
 
 
@@ -249,3 +277,89 @@ def _described(
     if not isinstance(people, list) or not isinstance(listed, list):
         raise ArchiveError(f"{path}: expected lists of people and templates, found something else")
     return described, people, listed
+
+
+# The file
+
+
+def _json_bytes(value: object) -> bytes:
+    """Write a value as the text of one of the files."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def pack(path: Path, parts: dict[str, bytes], *, key: bytes | None, contract_id: str) -> int:
+    """Write files and their digests as one, whole or not at all; return its size in bytes."""
+    content = _zip(parts)
+    if key is not None:
+        export_id = uuid.uuid4().hex
+        key_id = KeyedCipher(key, export_id).key_id
+        header = {"kind": _KIND, "contract_id": contract_id, "export_id": export_id, "key_id": key_id}
+        content = seal(content, key=key, header=header)
+    with write_atomically(path) as partial, partial.open("wb") as file:
+        with contextlib.suppress(PermissionError):  # a file system without modes
+            partial.chmod(0o600)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(content)
+
+
+def _zip(parts: dict[str, bytes]) -> bytes:
+    sums = "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(parts.items())
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
+        for name, part in [*sorted(parts.items()), (_SUMS, sums.encode())]:
+            file.writestr(name, part)
+    return content.getvalue()
+
+
+def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
+    """Read and check what `pack` wrote; it raises what `import_gallery` does."""
+    try:
+        sealed = is_sealed(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArchiveError(f"{path}: expected an export of a gallery, found: {error.strerror}") from error
+    if sealed != (key is not None):
+        what = "an encrypted export and no key" if sealed else "a key and an export that is not encrypted"
+        raise GalleryKeyError(f"{path}: expected an encrypted export with its key, or neither; found {what}")
+    if key is not None:
+        try:
+            content = unseal(content, key=key, kind=_KIND, source=str(path))
+        except ModelFormatError as error:
+            if _is_of(content, key):
+                raise ArchiveError(
+                    f"{path}: expected what was written with this key, found other bytes: the file is damaged; export "
+                    "again"
+                ) from error
+            raise GalleryKeyError(str(error)) from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            if (said := sum(each.file_size for each in file.infolist())) > len(content):
+                raise ArchiveError(
+                    f"{path}: expected an export, which is not compressed, found {said:,} bytes in {len(content):,}"
+                )
+            parts = {name: file.read(name) for name in file.namelist()}
+        sums = dict(line.split("  ", 1)[::-1] for line in parts.pop(_SUMS).decode().splitlines())
+    except _MALFORMED_ZIP as error:
+        raise ArchiveError(
+            f"{path}: expected an export of a gallery, found a damaged file: {error!r}"
+        ) from error
+    found = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    if found != sums:
+        wrong = sorted(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))
+        raise ChecksumError(
+            f"{path}: expected the bytes that {_SUMS} names, found others in {', '.join(wrong)}"
+        )
+    return parts
+
+
+def _is_of(sealed: bytes, key: bytes) -> bool:
+    """Return whether the header of an export that does not open names this key."""
+    try:
+        header = header_of(sealed)
+        return hmac.compare_digest(header["key_id"], KeyedCipher(key, header["export_id"]).key_id)
+    except (ModelFormatError, KeyError, TypeError, AttributeError, ValueError):
+        return False

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino as ov
 
+from edgeface.cipher import seal, unseal
 from edgeface.errors import EdgeFaceError
 from edgeface.files import write_atomically
-from edgeface.runtime.encryption import seal, unseal
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

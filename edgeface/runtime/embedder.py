@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 import openvino as ov
 
+from edgeface.cipher import is_sealed
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract
@@ -24,7 +25,7 @@ from edgeface.runtime.adapter import Flip, ImageFormat, adapt, flip_contract, wi
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
-from edgeface.runtime.encryption import is_sealed, open_ir
+from edgeface.runtime.encryption import open_ir
 from edgeface.runtime.engine import Engine
 from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution
 from edgeface.runtime.pool import Pool, Retirement

@@ -27,7 +27,7 @@ def _run(*words: str | Path, expected: int = 0) -> str:
 def gallery(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The people of the documents, enrolled."""
     import edgeface
-    from edgeface.gallery.enrol import EnrolRules, enrol
+    from edgeface.gallery.enrolment import EnrolRules, enrol
     from edgeface.gallery.records import NewTemplate
     from edgeface.gallery.store.sqlite import SqliteStore
 

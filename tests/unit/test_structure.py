@@ -46,12 +46,8 @@ PROGRAMS = {
     "mkdocstrings",
 }  # `mo`, for benchmarks/legacy_mo.py; `make docs`
 
-CIRCLES: set[tuple[str, ...]] = {
-    ("edgeface.cli.gallery", "edgeface.cli.gallery_enrol", "edgeface.cli.gallery_files"),
-}
-SHARED_NAMES: set[str] = {
-    "Connection",
-}
+CIRCLES: set[tuple[str, ...]] = set()
+SHARED_NAMES: set[str] = set()
 UNUSED: set[str] = set()
 
 

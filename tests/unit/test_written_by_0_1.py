@@ -26,8 +26,9 @@ from edgeface.convert.parity import embed_with_ir, load_golden
 from edgeface.errors import ContractError, GalleryKeyError, ModelFormatError
 from edgeface.evaluate.faces import load_boxes
 from edgeface.evaluate.pairs import read_pairs
-from edgeface.gallery.enrol import EnrolRules
+from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import import_gallery
 from edgeface.model.contract import ModelContract
@@ -231,14 +232,15 @@ def test_an_encrypted_gallery_refuses_another_key_and_none(work: Path) -> None:
 def test_the_templates_beside_a_gallery_are_read_and_not_only_tolerated(
     work: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeface.gallery.store import matrix
+    from edgeface.gallery.store import sqlite
 
     read = []
-    derived = matrix.read_templates
-    monkeypatch.setattr(matrix, "read_templates", lambda *words: read.append(derived(*words)) or read[-1])
+    derived = sqlite.read_templates
+    monkeypatch.setattr(sqlite, "read_templates", lambda *words: read.append(derived(*words)) or read[-1])
     with SqliteStore(work / "galleries" / f"{name}.gallery", key=KEYS[name]) as store:
         block = store.load()
-        (rows,) = store.templates()
+        with store.database.reading() as connection:
+            rows = store.rows.block(connection)
     assert read[0] is not None
     assert read[0].generation == EXPECTED["galleries"][name]["generation"]
     for field in ("ids", "person_ids", "vectors"):
@@ -272,7 +274,7 @@ def test_a_gallery_of_schema_version_1_is_brought_up_to_date(work: Path) -> None
 def test_an_interrupted_rebuild_goes_on(work: Path) -> None:
     path = work / "galleries" / "interrupted.gallery"
     with Embedder.load(work / "models" / "next.xml") as embedder, SqliteStore(path, key=KEY) as store:
-        done = store.rebuild(embedder)
+        done = rebuild(store, embedder)
         assert (done.reused, done.embedded, done.dropped, done.remains) == (2, 1, 0, ())
         assert store.info.contract_id == embedder.contract.contract_id
 

@@ -1,9 +1,9 @@
-"""Templates in memory, and the most similar ones to a probe: exact or approximate, in step with a gallery."""
+"""Search the templates of a gallery: exactly or approximately, in memory, in step with a store."""
 
 from edgeface.gallery.index.approximate import ApproximateIndex
-from edgeface.gallery.index.base import MemoryIndex
 from edgeface.gallery.index.exact import ExactIndex
-from edgeface.gallery.index.follow import GallerySnapshot, LiveIndex, follow
+from edgeface.gallery.index.live import GallerySnapshot, LiveIndex, follow
+from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.recognize.index import Hits, Index
 
 __all__ = [

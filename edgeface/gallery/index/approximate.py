@@ -1,4 +1,4 @@
-"""Templates in, an index out that looks at a few of them only: a graph of neighbours, by usearch (extra ``index``)."""
+"""Approximate search in a graph of neighbours, by usearch (extra ``index``)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ExtraNotInstalledError, InputError
-from edgeface.gallery.index.base import MemoryIndex
-from edgeface.gallery.index.exact import ExactIndex
-from edgeface.gallery.index.parallel import available_cores
-from edgeface.gallery.index.table import Table
+from edgeface.gallery.index.exact import ExactIndex, available_cores
+from edgeface.gallery.index.memory import MemoryIndex, Table
 from edgeface.gallery.records import TemplateBlock
 from edgeface.model.embedding import Embeddings
 
@@ -26,16 +24,15 @@ class ApproximateIndex(MemoryIndex):
     """Searches a hierarchical graph of neighbours (HNSW, Malkov and Yashunin 2018, arXiv 1603.09320).
 
     It may miss the best template; what it finds is compared exactly, so its scores are those of `ExactIndex`. The
-    graph lies in memory only and is built when the index is made: minutes for some 100,000 templates. Worth it where
-    an exact search in int8 takes longer than one may: `recall` says what it misses on one's own faces,
-    `benchmarks/gallery.py` measures all of it on made ones. A template that is removed stays in the graph as a way to
-    others, never as an answer, until half of the graph is such and it is built anew: whoever must not keep it in
-    memory either makes a new index.
+    graph lies in memory only and is built when the index is made: minutes for some 100,000 templates. Use it where
+    an exact search in int8 takes too long: `recall` measures what it misses on your own faces,
+    `benchmarks/gallery.py` on made ones. A template that is removed stays in the graph as a way to others, never as
+    an answer, until half of the graph is such and it is built anew. To remove it from memory too, make a new index.
 
     Parameters
     ----------
     block
-        To begin with.
+        Its first templates.
     storage
         Of the vectors in the graph: ``int8``, which is built in half the time, or ``float16``. The float32 vectors
         are kept beside it.
@@ -44,12 +41,12 @@ class ApproximateIndex(MemoryIndex):
     expansion_add, expansion_search
         Nodes kept in view while adding and searching (efConstruction, ef); more find better, and take time.
     threads
-        For building and for batches; None: as many as cores may be used.
+        For building and for batches; None: one for each core that this process may use.
 
     Raises
     ------
     ContractError
-        If the rows are not of unit length, or a template comes twice.
+        If the rows are not of unit length, or an id comes twice.
     ExtraNotInstalledError
         If usearch is not installed.
     InputError
@@ -80,20 +77,15 @@ class ApproximateIndex(MemoryIndex):
         self._threads = threads or available_cores()
         super().__init__(block)
 
-    @property
-    def graph_bytes(self) -> int:
-        """Memory of the graph; the float32 vectors come on top."""
-        return int(self._graph.memory_usage)
-
     def recall(self, probes: Embeddings, *, k: int = 1) -> float:
-        """How many of the exact `k` best templates a search finds, as a share: what this graph costs on these faces.
+        """Measure the share of the exact `k` best templates that a search finds on these faces.
 
         It compares every probe with every template, once.
 
         Parameters
         ----------
         probes
-            Like those to come, and not the templates themselves, which are found too easily.
+            Like those to be searched later; not the templates themselves, which are found too easily.
         k
             As in `search`.
 

@@ -1,8 +1,7 @@
-"""A gallery's templates in, a file that opens in a fraction of a second out; it can always be made again.
+"""The cache of a gallery's file: all templates, ready to be loaded in a fraction of a second.
 
-Everything that is derived from a gallery's file lies in the folder ``NAME.index`` beside it, and is only written
-while nobody can write to the gallery: so `forget`, which empties the folder, leaves nothing behind it. The templates'
-file is
+It lies in the folder ``NAME.index`` beside the gallery, can always be made again, and is only written inside a write
+transaction: so `forget`, which empties the folder, leaves nothing behind. The templates' file is
 
     ``EDGEFTPL`` · length of the header, 4 bytes little-endian · header, JSON · BLAKE2b digest of all that, 16 bytes ·
     zeros up to a multiple of 4,096 · ids, int64 · person ids, int64 · vectors, float32
@@ -18,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import mmap
 import os
 import shutil
@@ -30,24 +28,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import GalleryDamagedError, OutputError
+from edgeface.cipher import OVERHEAD, Cipher
+from edgeface.errors import GalleryDamagedError
 from edgeface.files import output_errors, write_atomically
-from edgeface.gallery.codec import Header
+from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import Changes, TemplateBlock
-from edgeface.gallery.store.cipher import Vault
 from edgeface.model.embedding import require_same_contract
 
 __all__ = [
     "apply_changes",
-    "clear_derived",
-    "derived_folder",
-    "make_derived_folder",
+    "cache_folder",
+    "clear_cache",
+    "make_cache_folder",
     "read_templates",
-    "try_to_write",
     "write_templates",
 ]
-
-_log = logging.getLogger(__name__)
 
 _MAGIC = b"EDGEFTPL"
 _START = struct.Struct("<8sI")
@@ -55,25 +50,23 @@ _DIGEST = 16
 _ALIGNMENT = 4096
 _MESSAGE = 1 << 20
 """Content of one message. Larger ones are not allocated from memory that was in use before: 2.5 times as slow."""
-_OVERHEAD = 28
-"""Nonce and tag of one message."""
 
 
-def derived_folder(gallery: Path) -> Path:
-    """Where what is derived from a gallery's file lies."""
+def cache_folder(gallery: Path) -> Path:
+    """Return the folder of a gallery's cache."""
     return gallery.with_name(gallery.name + ".index")
 
 
-def clear_derived(gallery: Path) -> None:
-    """Remove all of it, and what interrupted writers left of it."""
-    folder = derived_folder(gallery)
+def clear_cache(gallery: Path) -> None:
+    """Remove the cache, and what interrupted writers left of it."""
+    folder = cache_folder(gallery)
     with output_errors(folder), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
 
-def make_derived_folder(gallery: Path) -> Path:
-    """Make the folder, open to whom the gallery is open and to nobody else."""
-    folder = derived_folder(gallery)
+def make_cache_folder(gallery: Path) -> Path:
+    """Make the folder, readable for those who may read the gallery."""
+    folder = cache_folder(gallery)
     with output_errors(folder):
         if not folder.exists():
             mode = gallery.stat().st_mode & 0o777
@@ -84,11 +77,11 @@ def make_derived_folder(gallery: Path) -> Path:
 
 
 def _file(gallery: Path) -> Path:
-    return derived_folder(gallery) / "templates.bin"
+    return cache_folder(gallery) / "templates.bin"
 
 
-def write_templates(gallery: Path, header: Header, vault: Vault, block: TemplateBlock) -> None:
-    """Write a block that is current, while nobody can write to the gallery; whole or not at all.
+def write_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, block: TemplateBlock) -> None:
+    """Write a current block, inside a write transaction of the gallery; whole or not at all.
 
     Raises
     ------
@@ -103,29 +96,29 @@ def write_templates(gallery: Path, header: Header, vault: Vault, block: Template
         "gallery": header.encode(),
         "generation": block.generation,
         "rows": len(block),
-        "sha256": "" if vault.key_id else _sha256(parts),
+        "sha256": "" if cipher.key_id else _sha256(parts),
     }
     text = json.dumps(stored, sort_keys=True).encode()
     start = _START.pack(_MAGIC, len(text)) + text
     start += hashlib.blake2b(start, digest_size=_DIGEST).digest()
     start += bytes(-len(start) % _ALIGNMENT)
-    make_derived_folder(gallery)
+    make_cache_folder(gallery)
     with write_atomically(_file(gallery)) as partial, output_errors(partial), partial.open("wb") as file:
         file.write(start)
-        for part in _sealed(parts, vault, text) if vault.key_id else parts:
+        for part in _sealed(parts, cipher, text) if cipher.key_id else parts:
             file.write(part)
 
 
-def read_templates(gallery: Path, header: Header, vault: Vault) -> TemplateBlock | None:
-    """Read what `write_templates` wrote for this very gallery; None if there is nothing that can be trusted."""
+def read_templates(gallery: Path, header: GalleryHeader, cipher: Cipher) -> TemplateBlock | None:
+    """Read what `write_templates` wrote for this gallery; None if there is nothing that can be trusted."""
     try:
         with _file(gallery).open("rb") as file:
-            return _read(file, header, vault)
+            return _read(file, header, cipher)
     except (OSError, ValueError, KeyError, struct.error, GalleryDamagedError):
         return None  # it is only a copy: the gallery's file is read instead, and tells what is damaged
 
 
-def _read(file: Any, header: Header, vault: Vault) -> TemplateBlock | None:
+def _read(file: Any, header: GalleryHeader, cipher: Cipher) -> TemplateBlock | None:
     magic, length = _START.unpack(start := file.read(_START.size))
     text = file.read(length)
     digest = hashlib.blake2b(start + text, digest_size=_DIGEST).digest()
@@ -138,9 +131,9 @@ def _read(file: Any, header: Header, vault: Vault) -> TemplateBlock | None:
     begin = file.tell() + -file.tell() % _ALIGNMENT
     size = rows * (16 + 4 * dim)
     content: Any
-    if vault.key_id:
+    if cipher.key_id:
         file.seek(begin)
-        content = _unsealed(file, size, vault, text)
+        content = _unsealed(file, size, cipher, text)
     else:
         if os.fstat(file.fileno()).st_size != begin + size or not size:
             return None
@@ -161,18 +154,18 @@ def _read(file: Any, header: Header, vault: Vault) -> TemplateBlock | None:
     )
 
 
-def _sealed(parts: list[memoryview], vault: Vault, text: bytes) -> Iterator[bytes]:
-    """Encrypt what follows the header in messages of one size, whatever array a byte belongs to."""
+def _sealed(parts: list[memoryview], cipher: Cipher, text: bytes) -> Iterator[bytes]:
+    """Yield what follows the header as encrypted messages of one size."""
     content = b"".join(parts)
     for number, begin in enumerate(range(0, len(content), _MESSAGE)):
-        yield vault.seal(content[begin : begin + _MESSAGE], _place(text, number))
+        yield cipher.seal(content[begin : begin + _MESSAGE], _place(text, number))
 
 
-def _unsealed(file: Any, size: int, vault: Vault, text: bytes) -> bytearray:
+def _unsealed(file: Any, size: int, cipher: Cipher, text: bytes) -> bytearray:
     content = bytearray(size)
     for number, begin in enumerate(range(0, size, _MESSAGE)):
         length = min(_MESSAGE, size - begin)
-        content[begin : begin + length] = vault.open(file.read(length + _OVERHEAD), _place(text, number))
+        content[begin : begin + length] = cipher.open(file.read(length + OVERHEAD), _place(text, number))
     if file.read(1):
         raise GalleryDamagedError("templates: expected the end of the file, found more")
     return content
@@ -195,7 +188,7 @@ def _sha256(parts: list[memoryview]) -> str:
 
 
 def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
-    """Bring a block to a later generation; the arrays are new if anything changed.
+    """Bring a block to a later generation. The arrays are new if anything changed.
 
     Raises
     ------
@@ -213,11 +206,3 @@ def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
         columns[name] = np.concatenate([old if kept is None else old[kept], getattr(added, name)])
         columns[name].setflags(write=False)
     return TemplateBlock(**columns, contract_id=block.contract_id, generation=changes.generation)
-
-
-def try_to_write(gallery: Path, header: Header, vault: Vault, block: TemplateBlock) -> None:
-    """Write if there is room and permission; a gallery without this file is slower to open, and no less right."""
-    try:
-        write_templates(gallery, header, vault, block)
-    except OutputError as error:
-        _log.info("%s; the gallery is read without this file", error)

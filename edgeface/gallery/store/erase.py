@@ -1,100 +1,46 @@
-"""A gallery in which something was deleted in, a file without a byte of it out, and the proof."""
+"""Erase for good what was deleted from a gallery's file, and prove it.
+
+The file is rewritten, and then searched from the first byte to the last, as are the WAL and the cache. Out of reach are
+copies and exports, and what the medium keeps of blocks that the file system has given up: encrypt the gallery, or the
+disk.
+"""
 
 from __future__ import annotations
 
-import sqlite3
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import GalleryBusyError, GalleryDamagedError
 from edgeface.gallery.codec import PersonBody
-from edgeface.gallery.records import Erasure
-from edgeface.gallery.store.cache import clear_derived, derived_folder
-from edgeface.gallery.store.database import Database
+from edgeface.gallery.store.cache import cache_folder, clear_cache
 from edgeface.gallery.store.rows import SEALED_TABLES, Rows
-from edgeface.gallery.store.secret_search import Searcher
+from edgeface.gallery.store.sqlite_database import SqliteDatabase
 
-__all__ = ["delete_templates", "files_of", "forget", "prove", "scrub"]
+__all__ = ["Searcher", "files_of", "overwrite", "prove", "secrets_of", "truncate_wal"]
 
 _PAUSE = 0.02
 
 
-def forget(database: Database, rows: Rows, person_id: int, template_ids: Sequence[int] | None) -> Erasure:
-    """Delete somebody, or some templates, scrub the file and search it; see `Store.forget`."""
-    if database.in_transaction:
-        raise GalleryError("forget: expected to be outside of writing(): it cannot be undone")
-    with database.writing() as connection:
-        rows.require_person(connection, person_id)
-        ids = _ids_to_forget(connection, person_id, template_ids)
-        secrets = list(_secrets(connection, database, rows, person_id, ids, whole=template_ids is None))
-        generation = database.wrote()
-        images = delete_templates(connection, ids, generation)
-        if template_ids is None:
-            connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
-        connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
-    scrub(database)
-    searched, needles, remains = prove(database, rows, secrets)
-    return Erasure(
-        person_id=person_id,
-        templates=len(ids),
-        images=images,
-        generation=generation,
-        searched=searched,
-        needles=needles,
-        remains=remains,
-    )
-
-
-def _ids_to_forget(connection: sqlite3.Connection, person_id: int, wanted: Sequence[int] | None) -> list[int]:
-    rows = connection.execute("SELECT id FROM templates WHERE person_id = ? ORDER BY id", (person_id,))
-    theirs = [row[0] for row in rows]
-    if foreign := sorted(set(wanted or ()) - set(theirs)):
-        raise GalleryError(
-            f"forget: expected templates of person {person_id}, found others: {', '.join(map(str, foreign))}"
-        )
-    return theirs if wanted is None else sorted(set(wanted))
-
-
-def delete_templates(connection: sqlite3.Connection, ids: Sequence[int], generation: int) -> int:
-    """Delete templates and their images, and log it for indexes; how many images there were."""
-    images = 0
-    for template_id in ids:
-        images += connection.execute("DELETE FROM images WHERE template_id = ?", (template_id,)).rowcount
-        connection.execute("DELETE FROM templates WHERE id = ?", (template_id,))
-        connection.execute("INSERT INTO removals VALUES (?, ?)", (template_id, generation))
-    return images
-
-
-def scrub(database: Database) -> None:
-    """Finish every erasure that was begun: overwrite, rewrite, and let nothing old stay in the WAL or beside it.
+def overwrite(database: SqliteDatabase) -> None:
+    """Rewrite the file, and let nothing old stay in the WAL or in the cache.
 
     SQLite overwrites what it deletes, but copies of a row that it moved earlier can lie in unused parts of other
     pages: `VACUUM` writes every page anew. The WAL holds pages as they were until it is truncated.
-
-    Raises
-    ------
-    GalleryBusyError
-        If somebody reads an old state for too long. The next call, or whoever opens the gallery, goes on.
-    OutputError
-        If there is no room: a gallery is rewritten through its WAL.
     """
-    with database.reading():
-        due = database.state("unscrubbed")
-    if not due:
-        return
-    with database.writing():  # nobody writes derived files meanwhile
-        clear_derived(database.path)
+    with database.writing():  # the cache is written by writers only
+        clear_cache(database.path)
     database.outside("VACUUM")
-    _truncate_wal(database)
-    # Another erasure may have begun after the VACUUM: it has a later number.
-    with database.writing() as connection:
-        connection.execute("UPDATE gallery SET unscrubbed = 0 WHERE unscrubbed = ?", (due,))
-    _truncate_wal(database)
+    truncate_wal(database)
 
 
-def _truncate_wal(database: Database) -> None:
-    """Wait for readers, as SQLite does, and for whoever else writes the WAL into the file, as it does not."""
+def truncate_wal(database: SqliteDatabase) -> None:
+    """Wait for readers, as SQLite does, and for others who write the WAL into the file, as SQLite does not."""
     deadline = time.monotonic() + database.timeout
     while database.outside("PRAGMA wal_checkpoint(TRUNCATE)")[0]:
         if time.monotonic() < deadline:
@@ -106,16 +52,15 @@ def _truncate_wal(database: Database) -> None:
         )
 
 
-def _secrets(
-    connection: sqlite3.Connection,
-    database: Database,
+def secrets_of(
+    connection: Any,
     rows: Rows,
     person_id: int,
     template_ids: Sequence[int],
     *,
     whole: bool,
 ) -> Iterator[bytes]:
-    """Everything that must not be found afterwards: readable, and as it is stored."""
+    """Yield everything that must not be found after an erasure: readable, and as it is stored."""
     wanted = {("people", "id", person_id)} if whole else set()
     for template_id in template_ids:
         wanted |= {("templates", "id", template_id)}
@@ -125,28 +70,26 @@ def _secrets(
             yield stored
             try:
                 yield (content := rows.open(table, identity, stored))
-            except GalleryDamagedError:  # nobody can read it, and it goes all the same
+            except GalleryDamagedError:  # unreadable, and erased all the same
                 continue
             if table == "people":
                 name = PersonBody.decode(content).name
                 yield name.encode("utf-8", "surrogatepass")
-                yield Rows.mark_name(
-                    database.vault, name
-                )  # whoever guesses the name could confirm it by this
+                yield Rows.mark_name(rows.cipher, name)  # a guess of the name could be confirmed by it
 
 
 def files_of(gallery: Path) -> list[Path]:
-    """The gallery's file, what SQLite keeps beside it, and what is derived from it."""
+    """List the gallery's file, what SQLite keeps beside it, and its cache."""
     beside = [gallery.with_name(gallery.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
-    return [path for path in [*beside, *sorted(derived_folder(gallery).rglob("*"))] if path.is_file()]
+    return [path for path in [*beside, *sorted(cache_folder(gallery).rglob("*"))] if path.is_file()]
 
 
 def prove(
-    database: Database, rows: Rows, secrets: Sequence[bytes]
+    database: SqliteDatabase, rows: Rows, secrets: Sequence[bytes]
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
     """Search every byte of every file for pieces of what was erased.
 
-    A piece that somebody who is still enrolled has too (one picture of two people, one label) is none.
+    A piece that a person who is still enrolled has too (one photo of two people, one label) does not count.
 
     Returns
     -------
@@ -173,8 +116,85 @@ def prove(
     return searched, needles, tuple(f"{name} at byte {offset}" for name, offset in remains)
 
 
-def _still_stored(connection: sqlite3.Connection, rows: Rows, database: Database) -> Iterator[bytes]:
+def _still_stored(connection: Any, rows: Rows, database: SqliteDatabase) -> Iterator[bytes]:
     yield database.header.encode().encode()
     for table in SEALED_TABLES:
         for identity, stored in rows.sealed(connection, table):
             yield from (stored, rows.open(table, identity, stored))
+
+
+# The search for secrets
+
+_WINDOW = 16
+_DIFFERENT = 8
+_SHORTEST = 6
+"""Bytes. Three, in 200 MB of random ones, are found twelve times by chance; six, never."""
+_SEGMENT = 1 << 24
+_TABLE_BITS = 24
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, near 2^64 / golden ratio (Knuth, The Art of Computer Programming 3, 6.4)."""
+
+
+class Searcher:
+    """Secrets, prepared for the search of many files.
+
+    A secret of 31 bytes or more is found by any 31 consecutive bytes of it, wherever they lie: every 16-byte window of
+    every secret is compared with the 16 bytes at every multiple of 16 of the file. Windows of fewer than eight
+    different values, such as zeros and a counter, lie everywhere and are left out. Shorter secrets are searched whole.
+
+    Parameters
+    ----------
+    secrets
+        Byte strings. Those shorter than six bytes are left out: they occur by chance.
+    """
+
+    def __init__(self, secrets: Iterable[bytes]) -> None:
+        windows, self._short = [np.empty((0, 2), np.uint64)], set[bytes]()
+        for secret in secrets:
+            if len(secret) >= 2 * _WINDOW - 1:
+                windows.append(_windows(secret))
+            elif len(secret) >= _SHORTEST:
+                self._short.add(secret)
+        found = np.unique(np.concatenate(windows), axis=0)
+        self._firsts = found[:, 0]  # sorted, because `unique` sorts rows by their first column first
+        self._windows = {row.tobytes() for row in found}
+        self._table = np.zeros(1 << _TABLE_BITS, bool)
+        self._table[_slots(self._firsts)] = True
+
+    @property
+    def needles(self) -> int:
+        """Number of different pieces."""
+        return len(self._windows) + len(self._short)
+
+    def search(self, descriptor: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset in an open file of each piece that is there, and the piece."""
+        overlap = max([_WINDOW, *map(len, self._short)])
+        start, tail = 0, b""
+        while segment := os.pread(descriptor, _SEGMENT, start):
+            usable = len(segment) - len(segment) % _WINDOW
+            for row, index in self._aligned(segment[:usable]):
+                yield start + index * _WINDOW, row
+            text = tail + segment
+            for needle in self._short:
+                if (at := text.find(needle)) >= 0:
+                    yield start - len(tail) + at, needle
+            start, tail = start + len(segment), text[-overlap:]
+
+    def _aligned(self, segment: bytes) -> Iterator[tuple[bytes, int]]:
+        rows = np.frombuffer(segment, np.uint64).reshape(-1, 2)
+        for index in np.flatnonzero(self._table[_slots(rows[:, 0])]).tolist():
+            row = rows[index].tobytes()
+            if row in self._windows:
+                yield row, index
+
+
+def _windows(content: bytes) -> NDArray[np.uint64]:
+    """Return every 16-byte window of a content that has enough different values, as two numbers."""
+    octets = np.frombuffer(content, np.uint8)
+    windows = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(octets, _WINDOW))
+    different = 1 + np.count_nonzero(np.diff(np.sort(windows, axis=1), axis=1), axis=1)
+    return np.asarray(windows[different >= _DIFFERENT].view(np.uint64))
+
+
+def _slots(firsts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return np.asarray((firsts * _MULTIPLIER) >> np.uint64(64 - _TABLE_BITS), np.uint64)

@@ -1,8 +1,8 @@
-"""What every place that keeps a gallery can do: one file of SQLite, or a PostgreSQL server shared by many kiosks."""
+"""What every gallery store can do: one file of SQLite, or a PostgreSQL server that many kiosks share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -21,17 +21,16 @@ from edgeface.gallery.records import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Store"]
+__all__ = ["GalleryStore"]
 
 
 @runtime_checkable
-class Store(Protocol):
+class GalleryStore(Protocol):
     """People and their templates, bound to one contract.
 
     Every write is one transaction: when the call returns it is durable, when it raises nothing has changed. It
     raises `generation` by one (inside `writing`, the whole block by one). Ids of people and templates are
-    positive and never used twice, also after `forget`. A store may be used from several threads, one at a time
-    inside.
+    positive and never used twice, also after `forget`. A store may be used from several threads; they take turns.
 
     Every method may raise `GalleryError` and its children, and `OutputError` where it cannot write.
     """
@@ -41,7 +40,7 @@ class Store(Protocol):
         """What the gallery is bound to."""
 
     def generation(self) -> int:
-        """Number of the last commit, by whichever process: an index that knows another one is stale."""
+        """Return the number of the last commit, by any process. An index of another number is out of date."""
 
     def reading(self) -> AbstractContextManager[None]:
         """Make several reads see one generation, whatever others write meanwhile.
@@ -50,14 +49,14 @@ class Store(Protocol):
         """
 
     def writing(self) -> AbstractContextManager[None]:
-        """Make several calls one transaction, in which nobody else writes; calls inside see what they wrote.
+        """Make several calls one transaction without other writers; calls inside see what they wrote.
 
-        Blocks may be nested; the outermost commits. An exception that leaves it undoes all of it.
+        Blocks may be nested; the outermost commits. An exception that leaves a block undoes all of it.
 
         Raises
         ------
         GalleryBusyError
-            If another process writes for longer than was agreed to wait.
+            If another process writes for longer than the store's timeout.
         """
 
     def add_person(
@@ -68,12 +67,12 @@ class Store(Protocol):
         metadata: Mapping[str, Any] | None = None,
         templates: Sequence[NewTemplate] = (),
     ) -> Person:
-        """Add somebody who is not there yet.
+        """Add a person.
 
         Raises
         ------
         GalleryError
-            If somebody has this name already.
+            If another person has this name.
         ContractError
             If an embedding is of another contract.
         """
@@ -89,61 +88,55 @@ class Store(Protocol):
         """Replace what is given, and keep what is None."""
 
     def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
-        """Store more embeddings of somebody; their ids, rising, in the order given.
+        """Store more embeddings of a person. Return their ids, rising, in the order given.
 
         Raises
         ------
         ContractError
             If an embedding is of another contract.
         GalleryError
-            If nobody has this id, or an image is given that the gallery does not keep.
+            If there is no person of this id, or an image is given that the gallery does not keep.
         """
 
     def person(self, person_id: int) -> Person:
-        """Somebody by id; `GalleryError` if there is nobody."""
+        """Return a person by id; `GalleryError` if there is none."""
 
     def find(self, name: str) -> Person | None:
-        """Somebody by name, compared in the form of `check_name`."""
+        """Return a person by name, compared in the form of `check_name`."""
 
     def people(self, *, label: str | None = None) -> tuple[Person, ...]:
-        """Everybody, or those who have a label; by rising id."""
+        """Return all people, or those who have a label, by rising id."""
 
     def templates_of(self, person_id: int) -> tuple[Template, ...]:
-        """Somebody's templates, by rising id."""
+        """Return a person's templates, by rising id."""
 
     def image_of(self, template_id: int) -> KeptImage | None:
-        """The picture that a template was made of, if it was kept."""
-
-    def templates(self, *, rows: int = 16384) -> Iterator[TemplateBlock]:
-        """Yield every template by rising id, in blocks of at most so many; all of one generation.
-
-        The store may be used, and written to, while the blocks are read.
-        """
+        """Return the image that a template was made from, if it was kept."""
 
     def load(self) -> TemplateBlock:
-        """All templates in one block, as quickly as the store can: from a file beside it, if that is current.
+        """Return all templates in one block, by rising id, from the store's cache if that is current.
 
-        Inside `writing`, after a write, it has what was written and a generation that nothing ever has: it may yet be
-        undone. So has `changes_since`.
+        Inside `writing`, after a write, the block has what was written and a generation that no commit ever has: it
+        may yet be undone. The same holds for `changes_since`.
         """
 
     def changes_since(self, generation: int) -> Changes | None:
-        """What happened to the templates after a generation; None if that is no longer known: call `load`."""
+        """Return what happened to the templates after a generation; None if that is unknown: call `load`."""
 
     def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
-        """Erase somebody, or some of somebody's templates, for good; not inside `writing`.
+        """Erase a person, or some templates of a person, for good; not inside `writing`.
 
         Raises
         ------
         GalleryError
-            If nobody has this id, a template is not theirs, or it was called inside `writing`.
+            If there is no person of this id, a template is not theirs, or it was called inside `writing`.
         """
 
     def close(self) -> None:
         """Let go of the file or the server; a second call does nothing."""
 
     def __enter__(self) -> Self:
-        """The store itself."""
+        """Return the store itself."""
 
     def __exit__(
         self,
@@ -151,4 +144,4 @@ class Store(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Close the store."""

@@ -1,19 +1,19 @@
-"""Records in, rows of a gallery's tables out, and back; inside a transaction that somebody else began."""
+"""Rows of a gallery's tables: read, written and sealed inside a transaction that the caller began."""
 
 from __future__ import annotations
 
 import itertools
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.cipher import Cipher
 from edgeface.errors import GalleryDamagedError, GalleryError
 from edgeface.gallery.codec import (
-    Header,
+    GalleryHeader,
     PersonBody,
     TemplateBody,
     decode_image,
@@ -28,7 +28,6 @@ from edgeface.gallery.records import (
     TemplateBlock,
     unit_vector,
 )
-from edgeface.gallery.store.cipher import Vault
 from edgeface.gallery.store.database import Database
 from edgeface.model.embedding import Embedding
 
@@ -45,48 +44,60 @@ SEALED_TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Tables with a sealed `body`, and the columns that are authenticated with it; the first one is the key. A template is
 sealed with whose it is and since when, so that neither can be changed."""
 
+Change = Callable[[str, tuple[Any, ...], bytes], tuple[tuple[Any, ...], bytes]]
+"""From table, identity and content of a row to its new identity and content."""
+
+_BLOCK_ROWS = 16384
+_REKEY_ROWS = 512
+_PIECE = 31
+"""The last bytes of a stored row, which are unlike all others because its tag is among them."""
+_HIGHEST_ID = (
+    "SELECT coalesce(max(id), 0) FROM (SELECT id FROM people UNION ALL SELECT id FROM templates "
+    "UNION ALL SELECT template_id FROM removals) AS given"
+)
 _PEOPLE = "SELECT id, body, (SELECT count(*) FROM templates WHERE person_id = people.id) FROM people"
 
 
 class Rows:
-    """The rows of a gallery, sealed by its vault.
+    """The rows of a gallery.
 
     Parameters
     ----------
     database
-        Whose header and vault are asked for anew each time: they change when the gallery is given another key.
+        Its header and cipher are read at each use: they change when the gallery is given another key.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @property
-    def _header(self) -> Header:
+    def _header(self) -> GalleryHeader:
         return self._database.header
 
     @property
-    def _vault(self) -> Vault:
-        return self._database.vault
+    def cipher(self) -> Cipher:
+        """What the rows are sealed with."""
+        return self._database.cipher
 
     # Sealed rows of any table
 
     def seal(self, table: str, identity: tuple[Any, ...], content: bytes) -> bytes:
-        """What is stored in a row's `body`."""
-        return self._vault.seal(content, self._header.place(table, *identity))
+        """Return what is stored in a row's `body`."""
+        return self.cipher.seal(content, self._header.place(table, *identity))
 
     def open(self, table: str, identity: tuple[Any, ...], stored: bytes) -> bytes:
-        """What was sealed for this row."""
-        return self._vault.open(stored, self._header.place(table, *identity))
+        """Return what was sealed for this row."""
+        return self.cipher.open(stored, self._header.place(table, *identity))
 
     def sealed(
         self,
-        connection: sqlite3.Connection,
+        connection: Any,
         table: str,
         where: str = "",
         *values: Any,
         limit: int = -1,
     ) -> Iterator[tuple[tuple[Any, ...], bytes]]:
-        """Identity and stored body of a table's rows, by rising key."""
+        """Yield identity and stored body of a table's rows, by rising key."""
         columns = SEALED_TABLES[table]
         query = f"SELECT {', '.join(columns)}, body FROM {table} {where} ORDER BY {columns[0]} LIMIT ?"
         for *identity, stored in connection.execute(query, (*values, limit)):
@@ -94,50 +105,51 @@ class Rows:
 
     # People
 
-    def people(self, connection: sqlite3.Connection) -> Iterator[Person]:
-        """Everybody, by rising id."""
+    def people(self, connection: Any) -> Iterator[Person]:
+        """Yield all people, by rising id."""
         for row in connection.execute(f"{_PEOPLE} ORDER BY id"):
             yield self._person(*row)
 
-    def person(self, connection: sqlite3.Connection, person_id: int) -> Person:
-        """Somebody, or `GalleryError`."""
+    def person(self, connection: Any, person_id: int) -> Person:
+        """Return a person; `GalleryError` if there is none of this id."""
         self.require_person(connection, person_id)
         return self._person(*connection.execute(f"{_PEOPLE} WHERE id = ?", (person_id,)).fetchone())
 
-    def require_person(self, connection: sqlite3.Connection, person_id: int) -> None:
-        """Refuse an id that nobody has; a damaged row is somebody."""
+    def require_person(self, connection: Any, person_id: int) -> None:
+        """Raise `GalleryError` if there is no person of this id; a damaged row counts as one."""
         if connection.execute("SELECT 1 FROM people WHERE id = ?", (person_id,)).fetchone() is None:
             raise GalleryError(
-                f"gallery: expected a person, found nobody of id {person_id}; edgeface gallery list shows who is there"
+                f"gallery: expected the id of a person, found {person_id}, which no person has; edgeface gallery list "
+                "shows who is enrolled"
             )
 
-    def find(self, connection: sqlite3.Connection, name: str) -> Person | None:
-        """Somebody of this name, in the form of `check_name`."""
+    def find(self, connection: Any, name: str) -> Person | None:
+        """Return the person of this name, which has the form of `check_name`."""
         row = connection.execute(
-            f"{_PEOPLE} WHERE name_mark = ?", (self.mark_name(self._vault, name),)
+            f"{_PEOPLE} WHERE name_mark = ?", (self.mark_name(self.cipher, name),)
         ).fetchone()
         if row is None:
             return None
         person = self._person(*row)
         if person.name != name:
             raise GalleryDamagedError(
-                f"gallery: the mark of another name was put at person {person.id}; restore the file from a copy"
+                f"gallery: the mark of another name was put at person {person.id}; restore the gallery from a copy"
             )
         return person
 
     @staticmethod
-    def mark_name(vault: Vault, name: str) -> bytes:
-        """By which a name is found without being readable."""
-        return vault.mark(b"name:" + name.encode("utf-8", "surrogatepass"))
+    def mark_name(cipher: Cipher, name: str) -> bytes:
+        """Return the mark by which a name is found without being readable."""
+        return cipher.mark(b"name:" + name.encode("utf-8", "surrogatepass"))
 
-    def put_person(self, connection: sqlite3.Connection, person_id: int, body: PersonBody) -> None:
+    def put_person(self, connection: Any, person_id: int, body: PersonBody) -> None:
         """Add or replace a person's row."""
         connection.execute(
             "INSERT INTO people (id, name_mark, body) VALUES (?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET name_mark = excluded.name_mark, body = excluded.body",
             (
                 person_id,
-                self.mark_name(self._vault, body.name),
+                self.mark_name(self.cipher, body.name),
                 self.seal("people", (person_id,), body.encode()),
             ),
         )
@@ -157,12 +169,12 @@ class Rows:
 
     def add_templates(
         self,
-        connection: sqlite3.Connection,
+        connection: Any,
         person_id: int,
         templates: Sequence[NewTemplate],
         generation: int,
     ) -> tuple[int, ...]:
-        """Store templates that `check` accepted; their ids."""
+        """Store templates that `check` accepted; return their ids."""
         ids = self._database.take_ids(len(templates))
         info = self._header.info(0)
         for template_id, new in zip(ids, templates, strict=True):
@@ -180,18 +192,18 @@ class Rows:
         return tuple(ids)
 
     def check(self, templates: Sequence[NewTemplate]) -> None:
-        """Refuse what does not belong into this gallery, before anything is written."""
+        """Refuse templates that do not belong into this gallery, before anything is written."""
         info = self._header.info(0)
         for new in templates:
             unit_vector(new, info)
             if new.image is not None and not info.keeps_images:
                 raise GalleryError(
-                    "gallery: this gallery keeps no images, and one was given; make a gallery with --keep-images, or "
-                    "leave it out"
+                    "gallery: this gallery keeps no images, and one was given; leave it out, or make a gallery with "
+                    "--keep-images"
                 )
 
-    def templates_of(self, connection: sqlite3.Connection, person_id: int) -> Iterator[Template]:
-        """Somebody's, by rising id."""
+    def templates_of(self, connection: Any, person_id: int) -> Iterator[Template]:
+        """Yield a person's templates, by rising id."""
         with_image = {
             row[0]
             for row in connection.execute(
@@ -211,37 +223,103 @@ class Rows:
                 has_image=identity[0] in with_image,
             )
 
-    def image(self, connection: sqlite3.Connection, template_id: int) -> KeptImage | None:
-        """The picture of a template, if it was kept."""
+    def image(self, connection: Any, template_id: int) -> KeptImage | None:
+        """Return the kept image of a template, or None."""
         for identity, stored in self.sealed(connection, "images", "WHERE template_id = ?", template_id):
             return decode_image(self.open("images", identity, stored))
         return None
 
     # Many templates
 
-    def blocks(
-        self, connection: sqlite3.Connection, *, rows: int, after: int = -1
-    ) -> Iterator[TemplateBlock]:
-        """Templates that came after a generation, by rising id, at most so many at a time."""
-        (generation,) = connection.execute("SELECT generation FROM gallery").fetchone()
-        where, values = ("", ()) if after < 0 else ("WHERE generation > ?", (after,))
+    def block(self, connection: Any, where: str = "", *values: Any) -> TemplateBlock:
+        """Return the templates for which a condition holds, by rising id."""
         found = self.sealed(connection, "templates", where, *values)
-        while chunk := list(itertools.islice(found, rows)):
-            yield self._block(chunk, generation)
-
-    def _block(self, rows: Sequence[tuple[tuple[Any, ...], bytes]], generation: int) -> TemplateBlock:
-        bodies = [self.open("templates", identity, stored) for identity, stored in rows]
+        blocks = []
+        while chunk := list(itertools.islice(found, _BLOCK_ROWS)):
+            blocks.append(self._decoded(chunk))
+        parts = list(zip(*(blocks or [self._decoded([])]), strict=True))
         return block_of(
-            np.array([identity[0] for identity, _ in rows], np.int64),
-            np.array([identity[1] for identity, _ in rows], np.int64),
-            vectors_of(bodies, self._header.dim),
+            *(np.concatenate(part) for part in parts),
             contract_id=self._header.contract_id,
-            generation=generation,
+            generation=self._database.state("generation"),
         )
 
-    def empty(self, generation: int) -> TemplateBlock:
-        """No templates."""
-        return self._block([], generation)
+    def _decoded(self, rows: Sequence[tuple[tuple[Any, ...], bytes]]) -> tuple[NDArray[Any], ...]:
+        bodies = [self.open("templates", identity, stored) for identity, stored in rows]
+        ids, person_ids = (np.array([identity[n] for identity, _ in rows], np.int64) for n in (0, 1))
+        return ids, person_ids, vectors_of(bodies, self._header.dim)
+
+    # All rows
+
+    def rekey(
+        self,
+        connection: Any,
+        header: GalleryHeader,
+        cipher: Cipher,
+        *,
+        tables: Iterable[str],
+        change: Change | None = None,
+    ) -> list[bytes]:
+        """Seal every row for another header and cipher; the caller adopts them after the commit.
+
+        Returns
+        -------
+        list of bytes
+            A piece of each row as it was stored, which must not be found afterwards.
+        """
+        generation = self._database.wrote()
+        pieces = []
+        for table in tables:
+            for identity, stored in self._chunked(connection, table):
+                pieces.append(stored[-_PIECE:])
+                content = self.open(table, identity, stored)
+                new, content = (identity, content) if change is None else change(table, identity, content)
+                values: dict[str, Any] = dict(zip(SEALED_TABLES[table], new, strict=True))
+                values["body"] = cipher.seal(content, header.place(table, *new))
+                if table == "people":
+                    values["name_mark"] = self.mark_name(cipher, PersonBody.decode(content).name)
+                settings = ", ".join(f"{column} = ?" for column in values)
+                key = SEALED_TABLES[table][0]
+                connection.execute(
+                    f"UPDATE {table} SET {settings} WHERE {key} = ?", (*values.values(), identity[0])
+                )
+        self._database.replace_header(header, cipher)
+        connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
+        return pieces
+
+    def _chunked(self, connection: Any, table: str) -> Iterator[tuple[tuple[Any, ...], bytes]]:
+        """Yield rows by rising key, some at a time: an open statement must not see what is replaced."""
+        key, last = SEALED_TABLES[table][0], -1
+        while chunk := list(self.sealed(connection, table, f"WHERE {key} > ?", last, limit=_REKEY_ROWS)):
+            yield from chunk
+            last = chunk[-1][0][0]
+
+    def problems(self, connection: Any, tables: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield a table's name and "" for each row that is whole, and a sentence for each problem."""
+        (highest,) = connection.execute(_HIGHEST_ID).fetchone()
+        if highest >= (next_id := self._database.state("next_id")):
+            yield "", f"the next number to be given is {next_id}, and {highest} was given already"
+        for table in tables:
+            for identity, stored in self.sealed(connection, table):
+                try:
+                    content = self.open(table, identity, stored)
+                except GalleryDamagedError as error:
+                    yield table, str(error)
+                    continue
+                yield table, ""
+                if table == "templates":
+                    vector = TemplateBody.decode(content, self._header.dim).vector
+                    length = np.linalg.norm(vector.astype(float))
+                    if not abs(length - 1) < 1e-3:
+                        yield table, f"template {identity[0]}: expected length 1, found {length:.6g}"
+                if table == "people":
+                    mark = self.mark_name(self.cipher, PersonBody.decode(content).name)
+                    query = "SELECT 1 FROM people WHERE id = ? AND name_mark = ?"
+                    if not connection.execute(query, (identity[0], mark)).fetchone():
+                        yield (
+                            table,
+                            f"person {identity[0]}: cannot be found by name, the mark is another one's",
+                        )
 
 
 def block_of(
@@ -250,7 +328,7 @@ def block_of(
     vectors: NDArray[np.float32],
     **bound: Any,
 ) -> TemplateBlock:
-    """A block whose arrays nobody can write to."""
+    """Make a block of read-only arrays."""
     for array in (ids, person_ids, vectors):
         array.setflags(write=False)
     return TemplateBlock(ids=ids, person_ids=person_ids, vectors=vectors, **bound)

@@ -1,42 +1,29 @@
-"""A gallery in one file: `Store` on SQLite."""
+"""A gallery in one file: `GalleryStore` on SQLite."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from edgeface.errors import GalleryBusyError, GalleryError, OutputError
-from edgeface.gallery.codec import Header
-from edgeface.gallery.records import (
-    Erasure,
-    now,
-)
-from edgeface.gallery.store.cache import make_derived_folder
-from edgeface.gallery.store.check import CheckReport, check
-from edgeface.gallery.store.cipher import make_vault
-from edgeface.gallery.store.create import create_database
-from edgeface.gallery.store.database import Database
-from edgeface.gallery.store.erase import forget, scrub
-from edgeface.gallery.store.matrix import Matrix
-from edgeface.gallery.store.rekey import Rekeying, rekey
-from edgeface.gallery.store.rows import Rows
+from edgeface.errors import GalleryBusyError, OutputError
+from edgeface.gallery.records import Rekeying, TemplateBlock
+from edgeface.gallery.store.cache import read_templates, write_templates
+from edgeface.gallery.store.database import new_header
+from edgeface.gallery.store.erase import overwrite, prove, secrets_of, truncate_wal
+from edgeface.gallery.store.sqlite_database import SqliteDatabase, create_database
 from edgeface.gallery.store.tables import TableStore
-
-if TYPE_CHECKING:
-    from edgeface.gallery.rebuild import Progress, Rebuilding
-    from edgeface.runtime import Embedder
 
 __all__ = ["SqliteStore"]
 
 _log = logging.getLogger(__name__)
 
+_MOST_PROBLEMS = 100
+
 
 class SqliteStore(TableStore):
-    """A gallery's file, open: a `Store`. See `Database` for what it raises when it is opened.
+    """A gallery's file, open: a `GalleryStore`.
 
     Parameters
     ----------
@@ -45,23 +32,31 @@ class SqliteStore(TableStore):
     key
         The 32 bytes it was made with, None if it was made without: see `read_key`.
     contract_id
-        That it must be of; None: whatever it is of.
+        Expected contract; None: any.
     timeout
         Seconds to wait for another process that writes.
+
+    Raises
+    ------
+    GalleryKeyError, GalleryDamagedError, ContractError, GalleryError, OutputError
+        If it cannot be opened, with the reason.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "people.gallery"
+    ...     with SqliteStore.create(path, contract_id="0123456789abcdef", dim=4, key=None) as store:
+    ...         store.add_person("Ada").name, store.generation()
+    ('Ada', 2)
     """
 
-    _database: Database
+    database: SqliteDatabase
 
     def __init__(
         self, path: Path, *, key: bytes | None = None, contract_id: str | None = None, timeout: float = 30.0
     ) -> None:
-        database = Database(path, key=key, contract_id=contract_id, timeout=timeout)
-        rows = Rows(database)
-        super().__init__(database, rows, Matrix(database, rows))
-        try:
-            scrub(self._database)
-        except (GalleryBusyError, OutputError) as error:
-            _log.warning("%s: an erasure that was interrupted is still unfinished: %s", path, error)
+        super().__init__(SqliteDatabase(path, key=key, contract_id=contract_id, timeout=timeout))
 
     @classmethod
     def create(
@@ -75,7 +70,7 @@ class SqliteStore(TableStore):
         keep_images: bool = False,
         timeout: float = 30.0,
     ) -> SqliteStore:
-        """Make a gallery with nobody in it, and open it.
+        """Make a gallery without people, and open it.
 
         Parameters
         ----------
@@ -84,12 +79,12 @@ class SqliteStore(TableStore):
         contract_id, dim
             Of the model whose embeddings it will hold.
         key
-            32 bytes. None: whoever has the file can read names, metadata, embeddings and images; this is why there
+            32 bytes. None: anyone who has the file can read names, metadata, embeddings and images; this is why there
             is no default.
         model
             Its name, for people; readable without the key.
         keep_images
-            Whether it keeps the part of each picture that shows the face, which `rebuild` needs.
+            Whether it keeps the part of each photo that shows the face, which `rebuild` needs.
         timeout
             As for opening.
 
@@ -100,86 +95,72 @@ class SqliteStore(TableStore):
         GalleryKeyError
             If the key has another length.
         """
-        if dim < 1 or not contract_id:
-            raise GalleryError(
-                f"gallery: expected a contract and its dimension, found {contract_id!r}, {dim}"
-            )
-        gallery_id = uuid.uuid4().hex
-        vault = make_vault(key, gallery_id)
-        header = Header(
-            gallery_id=gallery_id,
-            contract_id=contract_id,
-            dim=dim,
-            metric="cosine",
-            model=model,
-            created=now().isoformat(),
-            key_id=vault.key_id,
-            keeps_images=keep_images,
+        header, cipher = new_header(
+            contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images
         )
-        create_database(path, header, vault)
+        create_database(path, header, cipher)
         return cls(path, key=key, contract_id=contract_id, timeout=timeout)
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self._database.path
+        return self.database.path
 
-    @contextlib.contextmanager
-    def derived(self, generation: int) -> Iterator[Path | None]:
-        """Hold off all writers, and yield the folder for files that are derived from this generation.
+    # The cache
 
-        `forget` and `rekey` empty the folder. What is kept there must not be readable where the gallery is encrypted.
+    def _read_cache(self) -> TemplateBlock | None:
+        return read_templates(self.path, self.database.header, self.database.cipher)
 
-        Yields
-        ------
-        Path or None
-            None: the gallery has changed since; write nothing.
-        """
-        with self._database.writing():
-            current = self._database.state("generation") == generation
-            yield make_derived_folder(self.path) if current else None
+    def _write_cache(self, block: TemplateBlock) -> None:
+        """Write it, unless another process writes, which makes it out of date anyway, or there is no room."""
+        try:
+            with self.database.writing():
+                if self.database.state("generation") == block.generation:
+                    write_templates(self.path, self.database.header, self.database.cipher, block)
+        except (GalleryBusyError, OutputError) as error:
+            _log.info("%s; the gallery is loaded without a cache", error)
 
-    # The end
+    # Erasure, another key, another model
 
-    def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
-        """Erase somebody, or some templates, for good, and prove it; see `Store.forget`.
+    def scrub(self) -> bool:
+        """Finish every erasure that was begun; see `TableStore.scrub`."""
+        if done := super().scrub():
+            truncate_wal(self.database)
+        return done
 
-        The file is rewritten, and then searched from the first byte to the last, as are the WAL and everything in the
-        derived folder. Beyond reach are copies and exports, and what the medium keeps of blocks that the file system
-        has given up: encrypt the gallery, or the disk.
+    def _overwrite(self) -> None:
+        overwrite(self.database)
+
+    def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
+        self.scrub()
+        return prove(self.database, self.rows, secrets)
+
+    def _secrets(
+        self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool
+    ) -> Iterable[bytes]:
+        return secrets_of(connection, self.rows, person_id, ids, whole=whole)
+
+    def rekey(self, key: bytes | None) -> Rekeying:
+        """Seal everything with another key, the first one, or none, in one transaction.
+
+        No state has some rows under the old key and some under the new. An interruption before the commit leaves
+        everything as it was; one after it leaves only the erasure of the old bytes to the next opening. It takes room
+        for the gallery's size again, in the WAL. Other processes must open the gallery again.
 
         Raises
         ------
-        GalleryBusyError, OutputError
-            If others read for too long or there is no room: the person is deleted then, the erasure is not finished,
-            and the next who opens the gallery goes on.
+        GalleryError
+            If it is this key already, or inside `writing`.
+        GalleryDamagedError
+            If a row is damaged: nothing is changed.
+        OutputError
+            If there is no room: nothing is changed.
         """
-        return forget(self._database, self._rows, person_id, template_ids)
+        return self._rekey(key)
 
-    def rekey(self, key: bytes | None) -> Rekeying:
-        """Seal everything with another key, or with none; see `reseal.rekey`. Other processes must open it again."""
-        return rekey(self._database, self._rows, key)
-
-    def rebuild(
-        self,
-        embedder: Embedder,
-        *,
-        drop_missing: bool = False,
-        same_alignment: bool = False,
-        progress: Progress | None = None,
-    ) -> Rebuilding:
-        """Bring the gallery to another model; see `rebuild.rebuild`. Other processes must open it again."""
-        from edgeface.gallery.rebuild import rebuild  # OpenVINO, which nothing else here needs
-
-        return rebuild(
-            self._database,
-            self._rows,
-            embedder,
-            drop_missing=drop_missing,
-            same_alignment=same_alignment,
-            progress=progress,
-        )
-
-    def check(self) -> CheckReport:
-        """Finish what was interrupted and read everything; see `check.check`."""
-        return check(self._database, self._rows)
+    def _structure_problems(self, connection: Any) -> Iterator[tuple[str, str]]:
+        for (line,) in connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
+            if line != "ok":
+                yield "", f"the file's structure: {line}"
+        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+            yield "", f"row {row} of {table} belongs to a row of {parent} that is not there"

@@ -1,20 +1,30 @@
-"""Transactions on a gallery's tables in, what every `Store` does with people and templates out."""
+"""What the stores on SQLite and on PostgreSQL have in common: people and templates in sealed rows of tables."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import itertools
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeface.errors import GalleryError
-from edgeface.gallery.codec import PersonBody
+import numpy as np
+
+from edgeface.cipher import make_cipher
+from edgeface.errors import GalleryBusyError, GalleryError, OutputError
+from edgeface.gallery.codec import GalleryHeader, PersonBody
 from edgeface.gallery.records import (
     Changes,
+    CheckReport,
+    Erasure,
     GalleryInfo,
     KeptImage,
     NewTemplate,
     Person,
+    Rekeying,
     Template,
     TemplateBlock,
     check_labels,
@@ -22,50 +32,85 @@ from edgeface.gallery.records import (
     check_name,
     now,
 )
-from edgeface.gallery.store.matrix import Matrix
-from edgeface.gallery.store.rows import Rows
+from edgeface.gallery.store.cache import apply_changes
+from edgeface.gallery.store.database import Database
+from edgeface.gallery.store.rows import SEALED_TABLES, Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["TableStore"]
+__all__ = ["TableStore", "delete_templates"]
+
+_log = logging.getLogger(__name__)
+
+_UNCOMMITTED = -1
+_CACHED_ROWS = 2048
+"""The cache is written when it saves the reading of so many templates."""
+_MOST_PROBLEMS = 100
 
 
-class TableStore:
-    """People and templates in sealed rows, wherever the tables are; a child says where, and how they are erased.
+class TableStore(ABC):
+    """A `GalleryStore` on the tables of a `Database`; a child says where they are, and how they are erased.
 
-    Parameters
+    Attributes
     ----------
-    database
-        `gallery.database.Database`, or what does the same on a server.
-    rows, matrix
-        Of that database.
+    tables
+        Those with sealed rows.
+    database, rows
+        For what belongs to this package: they write what nothing checks.
     """
 
-    def __init__(self, database: Any, rows: Rows, matrix: Matrix) -> None:
-        self._database, self._rows, self._matrix = database, rows, matrix
+    tables: ClassVar[tuple[str, ...]] = tuple(SEALED_TABLES)
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.rows = database, Rows(database)
+        try:
+            self.scrub()
+        except (GalleryBusyError, OutputError) as error:
+            _log.warning("%s: an erasure that was interrupted is still unfinished: %s", database.where, error)
+
+    # What depends on where the tables are
+
+    @abstractmethod
+    def _overwrite(self) -> None:
+        """Rewrite what holds deleted rows, so that nothing is left of them; outside of transactions."""
+
+    @abstractmethod
+    def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
+        """Finish an erasure, and search for secrets: `searched`, `needles` and `remains` of an `Erasure`."""
+
+    def _read_cache(self) -> TemplateBlock | None:
+        """Read templates that were kept to be loaded fast; None if there are none that can be trusted."""
+        return None
+
+    def _write_cache(self, block: TemplateBlock) -> None:
+        """Keep templates to be loaded fast, if there is such a place."""
+        return
+
+    def _structure_problems(self, connection: Any) -> Iterable[tuple[str, str]]:
+        """Check what lies below the rows."""
+        return ()
 
     @property
     def info(self) -> GalleryInfo:
         """What the gallery is bound to."""
-        info: GalleryInfo = self._database.header.info(self._database.version)
-        return info
+        return self.database.header.info(self.database.version)
 
     def generation(self) -> int:
-        """Number of the last commit; see `Store.generation`."""
-        with self._database.reading():
-            return int(self._database.state("generation"))
+        """Return the number of the last commit; see `GalleryStore.generation`."""
+        with self.database.reading():
+            return self.database.state("generation")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Several reads of one generation; see `Store.reading`."""
-        with self._database.reading():
+        """Make several reads see one generation; see `GalleryStore.reading`."""
+        with self.database.reading():
             yield
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Several calls as one transaction; see `Store.writing`."""
-        with self._database.writing():
+        """Make several calls one transaction; see `GalleryStore.writing`."""
+        with self.database.writing():
             yield
 
     # People
@@ -78,16 +123,16 @@ class TableStore:
         metadata: Mapping[str, Any] | None = None,
         templates: Sequence[NewTemplate] = (),
     ) -> Person:
-        """Add somebody; see `Store.add_person`."""
+        """Add a person; see `GalleryStore.add_person`."""
         body = PersonBody(check_name(name), check_labels(labels), check_metadata(metadata), now())
-        self._rows.check(templates)
-        with self._database.writing() as connection:
+        self.rows.check(templates)
+        with self.database.writing() as connection:
             self._require_free(connection, body.name)
-            generation = self._database.wrote()
-            (person_id,) = self._database.take_ids(1)
-            self._rows.put_person(connection, person_id, body)
+            generation = self.database.wrote()
+            (person_id,) = self.database.take_ids(1)
+            self.rows.put_person(connection, person_id, body)
             self._add_templates(connection, person_id, templates, generation)
-            return self._rows.person(connection, person_id)
+            return self.rows.person(connection, person_id)
 
     def update_person(
         self,
@@ -97,9 +142,9 @@ class TableStore:
         labels: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Person:
-        """Replace what is given; see `Store.update_person`."""
-        with self._database.writing() as connection:
-            old = self._rows.person(connection, person_id)
+        """Replace what is given; see `GalleryStore.update_person`."""
+        with self.database.writing() as connection:
+            old = self.rows.person(connection, person_id)
             body = PersonBody(
                 old.name if name is None else check_name(name),
                 old.labels if labels is None else check_labels(labels),
@@ -108,78 +153,201 @@ class TableStore:
             )
             if body.name != old.name:
                 self._require_free(connection, body.name)
-            self._database.wrote()
-            self._rows.put_person(connection, person_id, body)
-            return self._rows.person(connection, person_id)
+            self.database.wrote()
+            self.rows.put_person(connection, person_id, body)
+            return self.rows.person(connection, person_id)
 
     def _require_free(self, connection: Any, name: str) -> None:
-        if self._rows.find(connection, name) is not None:
+        if self.rows.find(connection, name) is not None:
             raise GalleryError(
-                f"gallery: expected a new name, found somebody named {name!r}; add templates to that person, or tell "
+                f"gallery: expected a new name, found a person named {name!r}; add templates to that person, or tell "
                 "the two apart by their names"
             )
 
     def person(self, person_id: int) -> Person:
-        """Somebody by id."""
-        with self._database.reading() as connection:
-            return self._rows.person(connection, person_id)
+        """Return a person by id; see `GalleryStore.person`."""
+        with self.database.reading() as connection:
+            return self.rows.person(connection, person_id)
 
     def find(self, name: str) -> Person | None:
-        """Somebody by name."""
-        with self._database.reading() as connection:
-            return self._rows.find(connection, check_name(name))
+        """Return a person by name; see `GalleryStore.find`."""
+        with self.database.reading() as connection:
+            return self.rows.find(connection, check_name(name))
 
     def people(self, *, label: str | None = None) -> tuple[Person, ...]:
-        """Everybody, or those who have a label; by rising id."""
+        """Return all people, or those who have a label, by rising id."""
         wanted = None if label is None else check_name(label)
-        with self._database.reading() as connection:
-            found = self._rows.people(connection)
+        with self.database.reading() as connection:
+            found = self.rows.people(connection)
             return tuple(person for person in found if wanted is None or wanted in person.labels)
 
     # Templates
 
     def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
-        """Store more embeddings of somebody; see `Store.add_templates`."""
-        self._rows.check(templates)
-        with self._database.writing() as connection:
-            self._rows.require_person(connection, person_id)
+        """Store more embeddings of a person; see `GalleryStore.add_templates`."""
+        self.rows.check(templates)
+        with self.database.writing() as connection:
+            self.rows.require_person(connection, person_id)
             if not templates:
                 return ()
-            return self._add_templates(connection, person_id, templates, self._database.wrote())
+            return self._add_templates(connection, person_id, templates, self.database.wrote())
 
     def templates_of(self, person_id: int) -> tuple[Template, ...]:
-        """Somebody's templates, by rising id."""
-        with self._database.reading() as connection:
-            self._rows.require_person(connection, person_id)
-            return tuple(self._rows.templates_of(connection, person_id))
+        """Return a person's templates, by rising id."""
+        with self.database.reading() as connection:
+            self.rows.require_person(connection, person_id)
+            return tuple(self.rows.templates_of(connection, person_id))
 
     def image_of(self, template_id: int) -> KeptImage | None:
-        """The picture that a template was made of, if it was kept."""
-        with self._database.reading() as connection:
-            return self._rows.image(connection, template_id)
-
-    def templates(self, *, rows: int = 16384) -> Iterator[TemplateBlock]:
-        """Every template in blocks of one generation; see `Store.templates`."""
-        return self._matrix.blocks(rows)
+        """Return the image that a template was made from, if it was kept."""
+        with self.database.reading() as connection:
+            return self.rows.image(connection, template_id)
 
     def load(self) -> TemplateBlock:
-        """All templates; see `Store.load`."""
-        return self._matrix.load()
+        """Return all templates in one block; see `GalleryStore.load`."""
+        within = self.database.in_transaction
+        with self.database.reading() as connection:
+            known = self._read_cache()
+            changes = None if known is None else self._changes(connection, known.generation)
+            if known is None or changes is None:
+                block = self.rows.block(connection)
+                read = len(block)
+            else:
+                block, read = apply_changes(known, changes), len(changes.added) + len(changes.removed)
+            block = dataclasses.replace(block, generation=self._current())
+        if read >= _CACHED_ROWS and not within:
+            self._write_cache(block)
+        return block
 
     def changes_since(self, generation: int) -> Changes | None:
-        """What happened after a generation; see `Store.changes_since`."""
-        return self._matrix.changes_since(generation)
+        """Return what happened after a generation; see `GalleryStore.changes_since`."""
+        with self.database.reading() as connection:
+            return self._changes(connection, generation)
+
+    def _changes(self, connection: Any, generation: int) -> Changes | None:
+        if not self.database.state("known_since") <= generation <= self.database.state("generation"):
+            return None
+        removed = connection.execute(
+            "SELECT template_id FROM removals WHERE generation > ? ORDER BY template_id", (generation,)
+        )
+        return Changes(
+            generation=self._current(),
+            removed=np.array([row[0] for row in removed], np.int64),
+            added=self.rows.block(connection, "WHERE generation > ?", generation),
+        )
+
+    def _current(self) -> int:
+        """Return the generation that is read now; what may yet be undone has none, so that it is read again."""
+        return _UNCOMMITTED if self.database.uncommitted else self.database.state("generation")
 
     def _add_templates(
         self, connection: Any, person_id: int, templates: Sequence[NewTemplate], generation: int
     ) -> tuple[int, ...]:
-        return self._rows.add_templates(connection, person_id, templates, generation)
+        return self.rows.add_templates(connection, person_id, templates, generation)
+
+    # Erasure, another key, check
+
+    def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
+        """Erase a person, or some templates, for good; see `GalleryStore.forget`."""
+        if self.database.in_transaction:
+            raise GalleryError("forget: expected a call outside of writing(), because it cannot be undone")
+        with self.database.writing() as connection:
+            self.rows.require_person(connection, person_id)
+            ids = _ids_to_forget(connection, person_id, template_ids)
+            secrets = list(self._secrets(connection, person_id, ids, whole=template_ids is None))
+            generation = self.database.wrote()
+            images = delete_templates(connection, ids, generation)
+            if template_ids is None:
+                connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
+            connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
+        searched, needles, remains = self.prove(secrets)
+        return Erasure(
+            person_id=person_id,
+            templates=len(ids),
+            images=images,
+            generation=generation,
+            searched=searched,
+            needles=needles,
+            remains=remains,
+        )
+
+    def _secrets(
+        self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool
+    ) -> Iterable[bytes]:
+        """Yield what must not be found after these templates, or the whole person, were erased."""
+        return ()
+
+    def scrub(self) -> bool:
+        """Finish every erasure that was begun; return whether there was one.
+
+        Raises
+        ------
+        GalleryBusyError
+            If another process reads an old state for too long. The next call, or the next opening, goes on.
+        OutputError
+            If there is no room to rewrite the tables.
+        """
+        with self.database.reading():
+            due = self.database.state("unscrubbed")
+        if not due:
+            return False
+        self._overwrite()
+        # Another erasure may have begun meanwhile: it has a later number.
+        with self.database.writing() as connection:
+            connection.execute("UPDATE gallery SET unscrubbed = 0 WHERE unscrubbed = ?", (due,))
+        return True
+
+    def _rekey(
+        self,
+        key: bytes | None,
+        *,
+        also: Callable[[Any, GalleryHeader], None] = lambda connection, header: None,
+        adopted: Callable[[], None] = lambda: None,
+    ) -> Rekeying:
+        """Seal every row anew; `also` is called in the transaction, `adopted` when it was committed."""
+        database = self.database
+        if database.in_transaction:
+            raise GalleryError("rekey: expected a call outside of writing(), found one inside")
+        cipher = make_cipher(key, database.header.gallery_id)
+        if cipher.key_id == database.header.key_id:
+            raise GalleryError(
+                f"{database.where}: expected another key, found the one that it has: {cipher.key_id!r}"
+            )
+        header = dataclasses.replace(database.header, key_id=cipher.key_id)
+        with database.writing() as connection:
+            also(connection, header)
+            pieces = self.rows.rekey(connection, header, cipher, tables=self.tables)
+        database.adopt(header, cipher)
+        adopted()
+        searched, _, remains = self.prove(pieces)
+        return Rekeying(key_id=cipher.key_id, rows=len(pieces), searched=searched, remains=remains)
+
+    def check(self) -> CheckReport:
+        """Finish what was interrupted, then read everything: the structure, and every row in its place.
+
+        Raises
+        ------
+        GalleryBusyError
+            If an erasure is unfinished and cannot be finished, because others read.
+        """
+        self.scrub()
+        counts, problems = dict.fromkeys(SEALED_TABLES, 0), []
+        with self.database.reading() as connection:
+            found = itertools.chain(
+                self._structure_problems(connection), self.rows.problems(connection, self.tables)
+            )
+            for table, problem in found:
+                if problem:
+                    problems.append(problem)
+                else:
+                    counts[table] += 1
+        return CheckReport(rows=counts, problems=tuple(problems[:_MOST_PROBLEMS]))
 
     # The end
 
     def close(self) -> None:
-        """Let go of what keeps it; a second call does nothing."""
-        self._database.close()
+        """Close the gallery; a second call does nothing."""
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,3 +359,23 @@ class TableStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _ids_to_forget(connection: Any, person_id: int, wanted: Sequence[int] | None) -> list[int]:
+    rows = connection.execute("SELECT id FROM templates WHERE person_id = ? ORDER BY id", (person_id,))
+    theirs = [row[0] for row in rows]
+    if foreign := sorted(set(wanted or ()) - set(theirs)):
+        raise GalleryError(
+            f"forget: expected templates of person {person_id}, found others: {', '.join(map(str, foreign))}"
+        )
+    return theirs if wanted is None else sorted(set(wanted))
+
+
+def delete_templates(connection: Any, ids: Sequence[int], generation: int) -> int:
+    """Delete templates and their images, and record it for indexes; return how many images there were."""
+    images = 0
+    for template_id in ids:
+        images += connection.execute("DELETE FROM images WHERE template_id = ?", (template_id,)).rowcount
+        connection.execute("DELETE FROM templates WHERE id = ?", (template_id,))
+        connection.execute("INSERT INTO removals VALUES (?, ?)", (template_id, generation))
+    return images

@@ -22,11 +22,10 @@ from edgeface.errors import (
     GalleryKeyError,
     MissingError,
 )
-from edgeface.gallery.archive import pack, unpack
-from edgeface.gallery.enrol import EnrolRules, enrol
+from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.records import KeptImage
 from edgeface.gallery.store.sqlite import SqliteStore
-from edgeface.gallery.transfer import export_gallery, import_gallery
+from edgeface.gallery.transfer import export_gallery, import_gallery, pack, unpack
 from edgeface.recognize.metrics import Metric, pairwise
 from edgeface.recognize.threshold import calibrate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sqlite3
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 from unit.gallery.conformance import CONTRACT, DIM, kept, template, vectors
 
 from edgeface.errors import GalleryBusyError
-from edgeface.gallery.store import matrix
-from edgeface.gallery.store.cache import derived_folder, read_templates, write_templates
-from edgeface.gallery.store.secret_search import Searcher
+from edgeface.gallery.store import tables
+from edgeface.gallery.store.cache import cache_folder, read_templates, write_templates
+from edgeface.gallery.store.erase import Searcher
 from edgeface.gallery.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -104,7 +105,7 @@ def test_a_picture_that_somebody_else_has_too_is_no_remainder(tmp_path: Path) ->
 
 def test_what_is_left_is_found_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof can fail: here nothing is rewritten, and the WAL keeps what was deleted."""
-    monkeypatch.setattr("edgeface.gallery.store.erase.scrub", lambda database: None)
+    monkeypatch.setattr(SqliteStore, "scrub", lambda store: False)
     with make(tmp_path / "g", None, people=2) as store:
         done = store.forget(store.find(f"{NAME} 1").id)
         assert not done.proved
@@ -116,7 +117,7 @@ def test_an_erasure_that_was_interrupted_is_finished_by_whoever_opens_next(
 ) -> None:
     store = make(tmp_path / "g", None, people=3)
     with monkeypatch.context() as patched:
-        patched.setattr("edgeface.gallery.store.erase.scrub", lambda database: None)
+        patched.setattr(SqliteStore, "scrub", lambda store: False)
         store.forget(store.find(f"{NAME} 1").id)
     assert any(secret in everything(tmp_path) for secret in secrets_of(1))
     with SqliteStore(tmp_path / "g"):
@@ -151,14 +152,14 @@ def test_a_writer_who_does_not_end_is_waited_for_and_then_named(tmp_path: Path) 
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "_WORTH_A_FILE", 1)
+    monkeypatch.setattr(tables, "_CACHED_ROWS", 1)
 
 
 @pytest.mark.usefixtures("_small")
 def test_the_derived_file_is_used_followed_and_sealed(tmp_path: Path, key: bytes | None) -> None:
     with make(tmp_path / "g", key) as store:
         first = store.load()
-        file = derived_folder(tmp_path / "g") / "templates.bin"
+        file = cache_folder(tmp_path / "g") / "templates.bin"
         written = file.read_bytes()
         assert (first.vectors.tobytes() in written) is (key is None)
         again = store.load()
@@ -178,8 +179,8 @@ def test_a_derived_file_that_is_damaged_or_foreign_is_read_over(tmp_path: Path, 
     with make(tmp_path / "g", key) as store, make(tmp_path / "h", key) as other:
         expected = store.load()
         other.load()
-        file = derived_folder(tmp_path / "g") / "templates.bin"
-        original, foreign = file.read_bytes(), (derived_folder(tmp_path / "h") / "templates.bin").read_bytes()
+        file = cache_folder(tmp_path / "g") / "templates.bin"
+        original, foreign = file.read_bytes(), (cache_folder(tmp_path / "h") / "templates.bin").read_bytes()
         dice = np.random.default_rng(5)
         versions = [b"", original[:100], original[:-1], original + b"x", foreign]
         for position in [*range(0, 60), *dice.integers(0, len(original), 60).tolist()]:
@@ -199,20 +200,22 @@ def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(
 ) -> None:
     with make(tmp_path / "g", key) as store:
         stale = store.load()
-        folder = derived_folder(tmp_path / "g")
+        folder = cache_folder(tmp_path / "g")
         (folder / "other.index").write_bytes(stale.vectors.tobytes())  # what another index left there
         (folder / ".edgeface-killed").mkdir()
         (folder / ".edgeface-killed" / "templates.bin").write_bytes(stale.vectors.tobytes())
         done = store.forget(store.find(f"{NAME} 2").id)
         assert done.proved
         assert not folder.exists()
-        with store.derived(stale.generation) as place:
-            assert place is None
-        with store.derived(store.generation()) as place:
-            assert place == folder
+        store._write_cache(stale)
+        assert not folder.exists()
+        store._write_cache(dataclasses.replace(stale, generation=store.generation()))
+        assert folder.exists()
 
 
-def test_nobody_writes_while_something_is_derived(tmp_path: Path) -> None:
+def test_no_writer_comes_between_while_the_cache_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with make(tmp_path / "g", None, people=2) as store, SqliteStore(tmp_path / "g") as other:
         order = []
 
@@ -220,13 +223,19 @@ def test_nobody_writes_while_something_is_derived(tmp_path: Path) -> None:
             other.forget(1)
             order.append("forgotten")
 
-        with store.derived(store.generation()):
-            thread = threading.Thread(target=forget)
+        thread = threading.Thread(target=forget)
+
+        def write(*what: object) -> None:
             thread.start()
             thread.join(0.3)
-            order.append("derived")
+            write_templates(*what)
+            order.append("written")
+
+        monkeypatch.setattr("edgeface.gallery.store.sqlite.write_templates", write)
+        store._write_cache(store.load())
         thread.join(30)
-        assert order == ["derived", "forgotten"]
+        assert order == ["written", "forgotten"]
+        assert not cache_folder(tmp_path / "g").exists()
 
 
 def test_a_large_matrix_is_sealed_in_several_messages(
@@ -235,16 +244,16 @@ def test_a_large_matrix_is_sealed_in_several_messages(
     monkeypatch.setattr("edgeface.gallery.store.cache._MESSAGE", 100)
     with make(tmp_path / "g", KEY) as store:
         block = store.load()
-        header, vault = store._database.header, store._database.vault
-        write_templates(tmp_path / "g", header, vault, block)
-        found = read_templates(tmp_path / "g", header, vault)
+        header, cipher = store.database.header, store.database.cipher
+        write_templates(tmp_path / "g", header, cipher, block)
+        found = read_templates(tmp_path / "g", header, cipher)
         np.testing.assert_array_equal(found.vectors, block.vectors)
-        file = derived_folder(tmp_path / "g") / "templates.bin"
+        file = cache_folder(tmp_path / "g") / "templates.bin"
         content = file.read_bytes()
         begin = 4096
         first, second = content[begin : begin + 128], content[begin + 128 : begin + 256]
         file.write_bytes(content[:begin] + second + first + content[begin + 256 :])
-        assert read_templates(tmp_path / "g", header, vault) is None
+        assert read_templates(tmp_path / "g", header, cipher) is None
 
 
 # Other processes
@@ -301,7 +310,7 @@ def test_a_gallery_by_another_name_is_erased_where_it_is(tmp_path: Path) -> None
         store.load()
         assert [path.name for path in tmp_path.iterdir() if "index" in path.name] == []
     with SqliteStore(folder / "g") as store:
-        assert derived_folder(folder / "g").is_dir()
+        assert cache_folder(folder / "g").is_dir()
         assert store.forget(store.find(f"{NAME} 1").id).proved
     with SqliteStore(tmp_path / "link") as store:
         assert {"g", "g-wal"} <= set(store.forget(store.find(f"{NAME} 2").id).searched)

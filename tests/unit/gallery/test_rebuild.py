@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from tiny_ir import TINY_SIZE, write_tiny_ir
 from unit.gallery.conformance import template, templates
 
 from edgeface.errors import ContractError, GalleryError
-from edgeface.gallery.enrolment_images import portraits
+from edgeface.gallery.enrolment_images import enrolment_images
+from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
@@ -30,6 +32,7 @@ class OneFace:
     """Finds as many faces as it is told to, always in one place."""
 
     name = "fixed"
+    settings: ClassVar[dict[str, str]] = {"name": "fixed"}
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
@@ -74,7 +77,7 @@ def fill(
         store = SqliteStore.create(
             path, contract_id=contract.contract_id, dim=3, key=KEY, keep_images=keep_images
         )
-        found = list(portraits(photos, Pipeline(OneFace(), embedder), crops=False, keep_images=keep_images))
+        found = list(enrolment_images(photos, Pipeline(OneFace(), embedder), keep_images=keep_images))
     for number, each in enumerate(found):
         if each.template:
             store.add_person(f"p{number}", templates=[each.template])
@@ -103,7 +106,7 @@ def test_a_picture_of_several_or_of_no_faces_or_of_bad_ones_is_refused(
 
         def refusal(count: int, *, largest: bool = False, gate: QualityGate | None = None) -> str:
             pipeline = Pipeline(OneFace(count), embedder, gate=gate)
-            (found,) = portraits(photos[:1], pipeline, crops=False, keep_images=False, largest=largest)
+            (found,) = enrolment_images(photos[:1], pipeline, keep_images=False, largest=largest)
             assert (found.template is None) is bool(found.refusal)
             return found.refusal
 
@@ -121,10 +124,10 @@ def test_a_rebuilt_gallery_equals_one_that_was_enrolled_with_the_new_model(
     expected, _ = fill(tmp_path / "h", irs[1], photos)
     before, generation = store.load(), store.generation()
     with Embedder.load(irs[1]) as embedder:
-        done = store.rebuild(embedder)
+        done = rebuild(store, embedder)
         assert (done.embedded, done.reused, done.dropped, done.remains) == (40, 0, 0, ())
         with pytest.raises(GalleryError, match="nothing to do"):
-            store.rebuild(embedder)
+            rebuild(store, embedder)
     assert store.info.contract_id == expected.info.contract_id == done.contract_id
     np.testing.assert_allclose(store.load().vectors, expected.load().vectors, atol=1e-6)
     assert np.abs(store.load().vectors - before.vectors).max() > 1e-3
@@ -144,12 +147,12 @@ def test_an_interrupted_rebuild_goes_on_and_the_gallery_works_meanwhile(
 ) -> None:
     store, _ = fill(tmp_path / "g", irs[0], photos)
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(_: object) -> None:
         raise Interrupted
 
     with Embedder.load(irs[1]) as embedder:
         with pytest.raises(Interrupted):
-            store.rebuild(embedder, progress=interrupt)
+            rebuild(store, embedder, progress=interrupt)
         old = store.info.contract_id
         assert old != embedder.contract.contract_id
         store.forget(store.find("p0").id)
@@ -157,8 +160,8 @@ def test_an_interrupted_rebuild_goes_on_and_the_gallery_works_meanwhile(
             "late", templates=[NewTemplate(embedding=Embedding(np.ones(3, np.float32), old))]
         )
         with pytest.raises(GalleryError, match="expected a kept image"):
-            store.rebuild(embedder)
-        done = store.rebuild(embedder, drop_missing=True)
+            rebuild(store, embedder)
+        done = rebuild(store, embedder, drop_missing=True)
     assert (done.embedded, done.reused, done.dropped, done.without_templates) == (8, 31, 1, ("late",))
     assert store.person(late.id).template_count == 0
     assert len(store.load()) == 39
@@ -170,16 +173,16 @@ def test_who_is_enrolled_while_a_rebuild_runs_is_embedded_and_not_dropped(
 ) -> None:
     store, _ = fill(tmp_path / "g", irs[0], photos[:3])
     with Embedder.load(irs[0]) as embedder:
-        (late,) = portraits(photos[3:4], Pipeline(OneFace(), embedder), crops=False, keep_images=True)
+        (late,) = enrolment_images(photos[3:4], Pipeline(OneFace(), embedder), keep_images=True)
     enrolled = []
 
-    def enrol(done: int, total: int) -> None:
+    def enrol(_: object) -> None:
         if not enrolled:
             with SqliteStore(tmp_path / "g", key=KEY) as other:
                 enrolled.append(other.add_person("late", templates=[late.template]).id)
 
     with Embedder.load(irs[1]) as embedder:
-        done = store.rebuild(embedder, drop_missing=True, progress=enrol)
+        done = rebuild(store, embedder, drop_missing=True, progress=enrol)
     assert (done.embedded, done.reused, done.dropped, done.without_templates) == (4, 0, 0, ())
     assert store.person(enrolled[0]).template_count == 1
     store.close()
@@ -197,8 +200,8 @@ def test_a_kept_picture_that_cannot_be_used_is_named_and_left_out_when_asked(
     bad = store.templates_of(store.find("bad 0").id)[0].id
     with Embedder.load(irs[1]) as embedder:
         with pytest.raises(GalleryError, match=f"template {bad}: .*--drop-missing"):
-            store.rebuild(embedder)
-        done = store.rebuild(embedder, drop_missing=True)
+            rebuild(store, embedder)
+        done = rebuild(store, embedder, drop_missing=True)
     assert (done.embedded, done.dropped, done.without_templates) == (2, 2, ("bad 0", "bad 1"))
     store.close()
 
@@ -209,13 +212,13 @@ def test_a_rebuild_on_the_way_to_one_model_starts_anew_for_another(
     store, _ = fill(tmp_path / "g", irs[0], photos)
     (tmp_path / "third").mkdir()
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(_: object) -> None:
         raise Interrupted
 
     with Embedder.load(irs[1]) as embedder, pytest.raises(Interrupted):
-        store.rebuild(embedder, progress=interrupt)
+        rebuild(store, embedder, progress=interrupt)
     with Embedder.load(write_tiny_ir(tmp_path / "third", source="c", margin=4)) as embedder:
-        assert store.rebuild(embedder).reused == 0
+        assert rebuild(store, embedder).reused == 0
     store.close()
 
 
@@ -225,15 +228,15 @@ def test_crops_are_used_again_only_when_somebody_says_that_they_fit(
     path = tmp_path / "crop.png"
     cv2.imwrite(str(path), np.full((TINY_SIZE, TINY_SIZE, 3), (10, 200, 90), np.uint8))
     with Embedder.load(irs[0]) as embedder:
-        (found,) = portraits([path], Pipeline(None, embedder), crops=True, keep_images=True)
+        (found,) = enrolment_images([path], Pipeline(None, embedder), keep_images=True)
         contract_id = embedder.contract.contract_id
     assert np.isnan(found.template.quality)
     store = SqliteStore.create(tmp_path / "g", contract_id=contract_id, dim=3, key=KEY, keep_images=True)
     store.add_person("Ada", templates=[found.template])
     with Embedder.load(irs[1]) as embedder:
         with pytest.raises(GalleryError, match="--same-alignment"):
-            store.rebuild(embedder)
-        assert store.rebuild(embedder, same_alignment=True).embedded == 1
+            rebuild(store, embedder)
+        assert rebuild(store, embedder, same_alignment=True).embedded == 1
     expected = np.array([10, 200, 90]) / np.linalg.norm([10, 200, 90])
     np.testing.assert_allclose(store.load().vectors[0], expected, atol=1e-4)
     store.close()
@@ -245,7 +248,7 @@ def test_embeddings_of_the_earlier_model_are_refused_after_a_rebuild(
     store, _ = fill(tmp_path / "g", irs[0], photos[:2])
     old = store.info.contract_id
     with SqliteStore(tmp_path / "g", key=KEY) as other, Embedder.load(irs[1]) as embedder:
-        store.rebuild(embedder)
+        rebuild(store, embedder)
         with pytest.raises(GalleryError, match="open it again"):
             other.load()
     row = np.array([1, 0, 0], np.float32)

@@ -21,10 +21,10 @@ from unit.gallery.conformance import (
     vectors,
 )
 
+from edgeface.cipher import KeyedCipher
 from edgeface.errors import ContractError, EdgeFaceError, GalleryDamagedError, GalleryKeyError
 from edgeface.gallery.keys import read_key
-from edgeface.gallery.store.cipher import SealedVault
-from edgeface.gallery.store.secret_search import Searcher
+from edgeface.gallery.store.erase import Searcher
 from edgeface.gallery.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -154,7 +154,7 @@ def test_rows_that_were_swapped_or_given_to_somebody_else_are_noticed(gallery: P
 
 
 def test_a_header_that_was_edited_is_noticed_with_and_without_its_digest(gallery: Path) -> None:
-    from edgeface.gallery.store.cipher import PlainVault
+    from edgeface.cipher import PlainCipher
     from edgeface.gallery.store.database import mark_header
 
     connection = sqlite3.connect(gallery, isolation_level=None)
@@ -163,7 +163,7 @@ def test_a_header_that_was_edited_is_noticed_with_and_without_its_digest(gallery
     connection.execute("UPDATE gallery SET header = ?", (forged,))
     with pytest.raises(GalleryDamagedError, match="not what was written"):
         SqliteStore(gallery, key=KEY)
-    connection.execute("UPDATE gallery SET header_mark = ?", (mark_header(forged, PlainVault()),))
+    connection.execute("UPDATE gallery SET header_mark = ?", (mark_header(forged, PlainCipher()),))
     with pytest.raises(GalleryDamagedError, match="forged"):
         SqliteStore(gallery, key=KEY)
 
@@ -180,7 +180,7 @@ def test_rows_of_a_gallery_with_the_same_key_do_not_open_in_another(tmp_path: Pa
 
 
 def test_two_sealings_of_one_content_differ_and_open_only_in_their_place() -> None:
-    vault = SealedVault(KEY, "g")
+    vault = KeyedCipher(KEY, "g")
     first, second = vault.seal(b"content", b"g:c:people:1"), vault.seal(b"content", b"g:c:people:1")
     assert first != second
     assert vault.open(first, b"g:c:people:1") == b"content"
@@ -222,7 +222,6 @@ def test_a_process_that_holds_the_gallery_open_notices_that_it_was_rekeyed(galle
             second.people,
             second.load,
             lambda: second.add_person("a"),
-            lambda: list(second.templates()),
         ):
             with pytest.raises(EdgeFaceError, match="open it again"):
                 call()
@@ -327,7 +326,7 @@ def test_the_search_finds_any_31_bytes_of_a_secret_wherever_they_lie(tmp_path: P
 def test_the_search_finds_short_secrets_across_its_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.gallery.store.secret_search._SEGMENT", 64)
+    monkeypatch.setattr("edgeface.gallery.store.erase._SEGMENT", 64)
     searcher = Searcher([NAME[:9].encode()])
     for at in range(0, 200):
         content = bytearray(os.urandom(256))

@@ -25,10 +25,11 @@ from unit.gallery.postgres import test_postgres
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError
-from edgeface.gallery.enrol import EnrolRules, enrol
+from edgeface.gallery.enrolment import EnrolRules, enrol
+from edgeface.gallery.enrolment_images import enrol_folder
 from edgeface.gallery.index import ApproximateIndex, ExactIndex, GallerySnapshot, LiveIndex, follow
 from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
-from edgeface.gallery.store import cache as derived
+from edgeface.gallery.store import cache
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import export_gallery, import_gallery
 from edgeface.model.contract import ModelContract
@@ -42,7 +43,8 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|PendingEmbedding|FaceObservation|Index|MemoryIndex"
-    r"|LiveIndex|GallerySnapshot|Store|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules|Identifier)\b"
+    r"|LiveIndex|GallerySnapshot|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules"
+    r"|Identifier)\b"
 )
 """Types that hold embeddings, or belong to one contract."""
 
@@ -62,7 +64,7 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
             if inspect.isfunction(thing):
                 yield name, thing
             elif inspect.isclass(thing):
-                for member, value in vars(thing).items():
+                for member, value in list(vars(thing).items()):
                     function = getattr(value, "__func__", value)
                     if inspect.isfunction(function) and (member == "__init__" or not member.startswith("_")):
                         yield f"{name}.{member}", function
@@ -120,8 +122,8 @@ def ours(tmp_path: Path) -> Iterator[SimpleNamespace]:
             index=ExactIndex(block(CONTRACT)),
             identifier=Identifier(ExactIndex(block(CONTRACT)), cut(CONTRACT)),
             rules=EnrolRules(duplicate_above=0.9, agree_above=0.1, contract_id=CONTRACT),
-            header=store._database.header,
-            vault=store._database.vault,
+            header=store.database.header,
+            cipher=store.database.cipher,
         )
 
 
@@ -134,6 +136,11 @@ def import_theirs(ours: SimpleNamespace) -> None:
         theirs.add_person("Grace", templates=[ours.template])
         export_gallery(theirs, ours.folder / "export", key=None)
     import_gallery(ours.store, ours.folder / "export", key=None, rules=ours.rules)
+
+
+def enrol_their_table(ours: SimpleNamespace) -> None:
+    table(OTHER_CONTRACT).save(ours.folder / "theirs.npz")
+    enrol_folder(ours.store, [ours.folder / "theirs.npz"], rules=ours.rules, name="Grace")
 
 
 def enrol_theirs(ours: SimpleNamespace) -> None:
@@ -168,17 +175,17 @@ def analyze(ours: SimpleNamespace, ask: Callable[[FaceAnalyzer, np.ndarray], obj
 REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
     "dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
-    "apply_changes": lambda o: derived.apply_changes(block(CONTRACT), o.changes),
-    "try_to_write": lambda o: derived.try_to_write(o.store.path, o.header, o.vault, block(OTHER_CONTRACT)),
-    "write_templates": lambda o: derived.write_templates(
-        o.store.path, o.header, o.vault, block(OTHER_CONTRACT)
+    "apply_changes": lambda o: cache.apply_changes(block(CONTRACT), o.changes),
+    "write_templates": lambda o: cache.write_templates(
+        o.store.path, o.header, o.cipher, block(OTHER_CONTRACT)
     ),
     "EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
         [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
     "enrol": enrol_theirs,
+    "enrol_folder": enrol_their_table,
     "unit_vector": lambda o: unit_vector(o.template, o.store.info),
-    "Rows.check": lambda o: o.store._rows.check([o.template]),
+    "Rows.check": lambda o: o.store.rows.check([o.template]),
     "TableStore.add_person": lambda o: o.store.add_person("Grace", templates=[o.template]),
     "TableStore.add_templates": lambda o: o.store.add_templates(o.person, [o.template]),
     "import_gallery": import_theirs,
@@ -237,14 +244,15 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Operating.__init__": _ONE,
     "BulkResult.__init__": _ONE,
     "Disagreement.__init__": _ONE,
-    "Portrait.__init__": _ONE,
+    "EnrolmentImage.__init__": _ONE,
     "cut_out": "looks at the face's box, not at its embedding",
     "Changes.__init__": _ONE,
     "NewTemplate.__init__": _ONE,
     "Template.__init__": _ONE,
     "Rows.add_templates": _UNBOUND,
-    "Store.add_person": _PROTOCOL,
-    "Store.add_templates": _PROTOCOL,
+    "GalleryStore.add_person": _PROTOCOL,
+    "GalleryStore.add_templates": _PROTOCOL,
+    "rebuild": "brings the gallery to the embedder's contract, which is what it is for",
     "export_gallery": _ONE,
     "Identification.__init__": _ONE,
     "TrackIdentifier.__init__": _ONE,

@@ -14,8 +14,7 @@ from unit.gallery.index.conftest import ID, block_of, brute_force, unit_rows
 
 from edgeface.errors import ContractError, ExtraNotInstalledError, InputError
 from edgeface.gallery.index import ExactIndex
-from edgeface.gallery.index.kernels import kernel_for
-from edgeface.gallery.index.select import contenders
+from edgeface.gallery.index.exact import contenders, kernel_for
 from edgeface.model.embedding import Embedding, Embeddings
 
 STORAGES = ["float32", "float16", "int8"]

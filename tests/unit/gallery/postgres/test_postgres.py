@@ -34,7 +34,7 @@ from edgeface.errors import (
     OutputError,
 )
 from edgeface.gallery.index import ExactIndex, Index, LiveIndex
-from edgeface.gallery.store.check import CheckReport
+from edgeface.gallery.records import CheckReport
 from edgeface.model.embedding import Embedding, Embeddings
 
 KEY = bytes(range(32))
@@ -154,7 +154,7 @@ OTHER_KEY = bytes(range(1, 33))
 def test_rekey_changes_the_key_and_nothing_else(
     pgvector: Any, gallery: str, old: bytes | None, new: bytes | None
 ) -> None:
-    from edgeface.gallery.store.postgres import PostgresIndex
+    from edgeface.gallery.index.postgres import PostgresIndex
 
     row = vectors(1, seed=4003)[0]
     with (
@@ -165,7 +165,7 @@ def test_rekey_changes_the_key_and_nothing_else(
         people, block = store.people(), store.load()
         pgvector.sql("CHECKPOINT")
         assert pgvector.holds(row.tobytes()[:16]) is (old is None)
-        assert store.rekey(new) == 5
+        assert store.rekey(new).rows == 5
         assert store.people() == people
         np.testing.assert_array_equal(store.load().vectors, block.vectors)
         with pytest.raises(GalleryError, match="the one that it has"):
@@ -211,7 +211,7 @@ def test_a_rekey_that_meets_a_damaged_row_changes_nothing(pgvector: Any, gallery
 def test_the_server_finds_what_an_exact_index_finds(
     pgvector: Any, gallery: str, kind: str, graph: bool
 ) -> None:
-    from edgeface.gallery.store.postgres import PostgresIndex
+    from edgeface.gallery.index.postgres import PostgresIndex
 
     with create(pgvector.url, gallery, searched_as=kind) as store:
         for number in range(30):
@@ -239,7 +239,7 @@ def test_the_server_finds_what_an_exact_index_finds(
 
 
 def test_the_server_is_not_asked_for_what_does_not_belong(pgvector: Any, gallery: str) -> None:
-    from edgeface.gallery.store.postgres import PostgresIndex
+    from edgeface.gallery.index.postgres import PostgresIndex
 
     with create(pgvector.url, gallery) as store:
         index = PostgresIndex(store)
@@ -262,7 +262,7 @@ def test_the_server_is_not_asked_for_what_does_not_belong(pgvector: Any, gallery
 
 
 def test_an_encrypted_gallery_is_searched_by_the_client(cluster: Any, gallery: str) -> None:
-    from edgeface.gallery.store.postgres import PostgresIndex
+    from edgeface.gallery.index.postgres import PostgresIndex
 
     with create(cluster.url, gallery, key=KEY) as store, open_store(cluster.url, gallery, key=KEY) as kiosk:
         with pytest.raises(NotSupportedError, match="LiveIndex"):
@@ -311,7 +311,7 @@ def test_a_connection_lost_while_writing_changes_nothing(cluster: Any, gallery: 
 def test_a_block_that_stands_still_for_too_long_is_undone_and_that_is_said(
     cluster: Any, gallery: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.gallery.store.postgres.server._IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("edgeface.gallery.store.postgres.database._IDLE_SECONDS", 0.2)
     with create(cluster.url, gallery, key=KEY) as store:
 
         def stand_still() -> None:

@@ -1,4 +1,4 @@
-"""A probe in, the most similar templates of a gallery out, found by the server: pgvector (extra ``postgres``)."""
+"""Search a gallery on a PostgreSQL server by its extension pgvector (extra ``postgres``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError, NotSupportedError
-from edgeface.gallery.index import ExactIndex, Hits
+from edgeface.gallery.index.exact import ExactIndex
 from edgeface.gallery.records import TemplateBlock
 from edgeface.gallery.store.postgres.store import PostgresStore, vector_text
 from edgeface.model.embedding import Embedding, Embeddings
+from edgeface.recognize.index import Hits
 
 __all__ = ["PostgresIndex"]
 
@@ -49,7 +50,7 @@ class PostgresIndex:
             )
         if not 1 <= expansion <= _MAX_EXPANSION:
             raise InputError(f"expansion: expected 1 to {_MAX_EXPANSION}, found {expansion}")
-        self._store, self._server, self._expansion = store, store.server, expansion
+        self._store, self._database, self._expansion = store, store.database, expansion
 
     @property
     def contract_id(self) -> str:
@@ -62,11 +63,11 @@ class PostgresIndex:
         return self._store.generation()
 
     def __len__(self) -> int:
-        with self._server.reading() as connection:
+        with self._database.reading() as connection:
             return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
-        """The `k` most similar templates, or all if there are fewer.
+        """Return the `k` most similar templates, or all if there are fewer.
 
         Raises
         ------
@@ -78,25 +79,25 @@ class PostgresIndex:
         return self._search([probe], k)[0]
 
     def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
-        """The same for several probes, of one state of the gallery."""
+        """Search for several probes, in one generation of the gallery."""
         self._guard().search_batch(probes, k=k)
         return self._search([probes[row] for row in range(len(probes))], k)
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
-        """Every template of these people; somebody who is not there has none."""
+        """Compare with every template of these people; an unknown person has none."""
         self._guard().search(probe)
-        with self._server.reading() as connection:
+        with self._database.reading() as connection:
             found = self._store.fetch(connection, "person_id = ANY(?)", [int(each) for each in person_ids])
         return ExactIndex(found, threads=1).compare(probe, person_ids)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[PostgresIndex]:
         """Search, compare and names in one repeatable-read transaction; see `Index.snapshot`."""
-        with self._server.reading():
+        with self._database.reading():
             yield self
 
     def name_of(self, person_id: int) -> str:
-        """Name of a person."""
+        """Return the name of a person."""
         return self._store.person(person_id).name
 
     def _search(self, probes: Sequence[Embedding], k: int) -> list[Hits]:
@@ -104,7 +105,7 @@ class PostgresIndex:
             self._guard().search(probe, k=k)
         query = f"SELECT template_id FROM vectors ORDER BY embedding <#> ?::text::{self._store.searched_as} LIMIT ?"
         wanted, hits = k + _SPARE, []
-        with self._server.reading() as connection:
+        with self._database.reading() as connection:
             if connection.execute("SELECT to_regclass('vectors_graph')").fetchone()[0] is not None:
                 view = min(_MAX_EXPANSION, max(self._expansion, wanted))
                 connection.execute("SELECT set_config('hnsw.ef_search', ?, true)", (str(view),))
@@ -119,7 +120,7 @@ class PostgresIndex:
         return hits
 
     def _guard(self) -> ExactIndex:
-        """An index that holds nothing, and refuses what does not belong."""
+        """Make an empty index, which refuses what does not belong to this contract."""
         info = self._store.info
         nothing = np.empty(0, np.int64)
         return ExactIndex(

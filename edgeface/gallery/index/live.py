@@ -1,4 +1,4 @@
-"""A store in, an index that is in step with it out, at every search."""
+"""Search a gallery that others write to: an index that follows its store, and answers from one generation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from edgeface.errors import ContractError
-from edgeface.gallery.index.base import MemoryIndex
 from edgeface.gallery.index.exact import ExactIndex
+from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.gallery.records import TemplateBlock
-from edgeface.gallery.store.protocol import Store
+from edgeface.gallery.store.protocol import GalleryStore
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
 
@@ -20,15 +20,15 @@ __all__ = ["GallerySnapshot", "LiveIndex", "follow"]
 _log = logging.getLogger(__name__)
 
 
-def follow(index: MemoryIndex, store: Store) -> bool:
-    """Bring an index in step with its store; whatever is in doubt, it is filled again.
+def follow(index: MemoryIndex, store: GalleryStore) -> bool:
+    """Bring an index in step with its store; it is filled again if what changed is not known.
 
     Parameters
     ----------
     index
-        Made from this very store.
+        Made from this store.
     store
-        That it follows.
+        What to follow.
 
     Returns
     -------
@@ -57,13 +57,13 @@ def follow(index: MemoryIndex, store: Store) -> bool:
 
 
 class LiveIndex:
-    """An `Index` that looks, before every search, whether its store has changed.
+    """An `Index` that follows its store: it catches up before every search.
 
     Parameters
     ----------
     store
-        That it follows; not closed by it. Its contract must stay the same: after a rebuild with another model,
-        make a new one.
+        What to follow; it is not closed. Its contract must stay the same: after a rebuild with another model, make a
+        new index.
     make
         Makes the index of the store's templates.
 
@@ -73,7 +73,9 @@ class LiveIndex:
         If the store cannot be read.
     """
 
-    def __init__(self, store: Store, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
+    def __init__(
+        self, store: GalleryStore, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex
+    ) -> None:
         self._store = store
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()
@@ -86,7 +88,7 @@ class LiveIndex:
 
     @property
     def generation(self) -> int:
-        """That it was last in step with."""
+        """Of the store when it last caught up."""
         return self._index.generation
 
     def __len__(self) -> int:
@@ -147,7 +149,7 @@ class GallerySnapshot:
     It is of that generation inside that block only.
     """
 
-    def __init__(self, index: MemoryIndex, store: Store) -> None:
+    def __init__(self, index: MemoryIndex, store: GalleryStore) -> None:
         self._index, self._store = index, store
 
     @property

@@ -1,36 +1,38 @@
-"""A name and embeddings in, a person who is enrolled out: unless the face is somebody else's who is there already."""
+"""Enrol a person by embeddings, unless another person with this face is enrolled already."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeface.errors import EnrolmentRefused, InputError, MissingError
-from edgeface.gallery.index import Index, LiveIndex
+from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
-from edgeface.gallery.store.protocol import Store
+from edgeface.gallery.store.protocol import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
-from edgeface.recognize.threshold import Threshold, shipped_thresholds
+from edgeface.recognize.index import Index
+from edgeface.recognize.threshold import Threshold, load_thresholds, shipped_thresholds
 
 __all__ = ["Disagreement", "EnrolRules", "Enrolment", "Lookalike", "enrol"]
 
 _OTHERS = 10
-"""Templates of other people that are looked at for each new one."""
+"""Templates of other people that each new one is compared with."""
 
 _DUPLICATE_FAR = 1e-4 * (1 + 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolRules:
-    """What is too similar, and what is not similar enough.
+    """Limits of similarity for enrolment.
 
     Attributes
     ----------
     duplicate_above
-        Cosine similarity above which somebody else's template is taken for the same face.
+        Cosine similarity above which another person's template is taken for the same face.
     agree_above
         Cosine similarity above which two templates are taken for one person's.
     contract_id
@@ -48,12 +50,12 @@ class EnrolRules:
 
     @classmethod
     def from_thresholds(cls, thresholds: Sequence[Threshold]) -> EnrolRules:
-        """Take one threshold to tell people apart, and the most permissive to compare one's templates.
+        """Take one threshold to tell people apart, and the most permissive to compare templates of one person.
 
-        A new face is compared with everybody: at a false accept rate of 1e-4 one of a thousand people is refused
-        wrongly with a chance of about a tenth, and then enrolled by force; at 1e-2 nearly everybody would be. At
-        much lower rates the same person is too often not recognised under another name. So it is the threshold of
-        1e-4, or the most permissive below it, or, where all are above, the strictest.
+        A new face is compared with all people: at a FAR of 1e-4 it is refused wrongly with a chance of about a tenth
+        in a gallery of a thousand, and then enrolled by force; at 1e-2 nearly every face would be. At much lower
+        rates the same person is too often not recognised under another name. So it is the threshold of 1e-4, or
+        the most permissive below it, or, where all are above, the strictest.
 
         Raises
         ------
@@ -75,7 +77,7 @@ class EnrolRules:
 
     @classmethod
     def shipped(cls, contract_id: str) -> EnrolRules:
-        """Rules of a published model.
+        """Return the rules of a published model.
 
         Raises
         ------
@@ -85,16 +87,42 @@ class EnrolRules:
         thresholds = shipped_thresholds(contract_id)
         if not thresholds:
             raise MissingError(
-                f"enrolment: no threshold is known for contract {contract_id}, so nobody can say who is already there. "
+                f"enrolment: no threshold is known for contract {contract_id}, which tells who is enrolled already. "
                 "Calibrate: edgeface calibrate --images PEOPLE --model IR --far 0.01 --far 0.0001 -o thresholds.json; "
                 "then give it with --threshold thresholds.json"
             )
         return cls.from_thresholds(thresholds)
 
+    @classmethod
+    def choose(cls, given: str | float | Path | None, contract_id: str) -> EnrolRules:
+        """Return the rules that a user names.
+
+        Parameters
+        ----------
+        given
+            A file of `save_thresholds`; a cosine similarity, also as text, for both limits; None: `shipped`.
+        contract_id
+            Of the gallery.
+
+        Raises
+        ------
+        MissingError
+            If nothing is given and no thresholds ship for this contract.
+        InputError
+            If it is no file of thresholds, and no similarity.
+        """
+        if given is None:
+            return cls.shipped(contract_id)
+        try:
+            value = float(given)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return cls.from_thresholds(load_thresholds(Path(given)))  # type: ignore[arg-type]
+        return cls(duplicate_above=value, agree_above=value, contract_id=contract_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookalike:
-    """Somebody else who is enrolled and whose face this is, as far as the model can tell."""
+    """Another enrolled person whose face this is, by the rules; `similarity` is a cosine."""
 
     person: Person
     similarity: float
@@ -102,7 +130,7 @@ class Lookalike:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """Two pictures of one person that the model would not take for one: numbers of new templates, or stored ones."""
+    """Two templates of one person that do not agree: numbers of new ones, or a new and a stored one."""
 
     new: int
     other: int | Template
@@ -118,15 +146,15 @@ class Enrolment:
     person
         As stored now.
     created
-        Whether nobody had this name before.
+        Whether the person is new.
     template_ids
-        That were added.
+        Of the templates that were added.
     already
-        How many of the templates this person had already.
+        How many of the given templates this person had already.
     lookalikes
-        Other people with this face, in spite of whom somebody was enrolled by force; most similar first.
+        Other people with this face, in spite of whom the person was enrolled by force; most similar first.
     disagreements
-        What should be looked at: a wrong picture, or a bad one.
+        Pairs to be looked at: one of the photos is of another person, or bad.
     """
 
     person: Person
@@ -138,7 +166,7 @@ class Enrolment:
 
 
 def enrol(
-    store: Store,
+    store: GalleryStore,
     name: str,
     templates: Sequence[NewTemplate],
     *,
@@ -148,10 +176,10 @@ def enrol(
     metadata: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Enrolment:
-    """Add templates to whoever has this name, or to a new person.
+    """Add templates to the person of this name, or to a new person.
 
-    Looking and writing are one transaction: two processes cannot enrol one face under two names. What is there
-    already, by the digest of its picture or by its embedding, is not added again.
+    The search for other people and the write are one transaction: two processes cannot enrol one face under two
+    names. A template that is stored already, by the digest of its photo or by its embedding, is not added again.
 
     Parameters
     ----------
@@ -164,23 +192,23 @@ def enrol(
     rules
         Of the gallery's contract.
     index
-        Of this store; None: one is made. Make a `LiveIndex` once when many people are enrolled.
+        Of this store; None: one is made. Make one `LiveIndex` to enrol many people.
     labels, metadata
-        Replace those of a person who is there; None: keep them.
+        Replace those of a known person; None: keep them.
     force
-        Enrol a face that is somebody else's already.
+        Enrol a face that another person is enrolled with.
 
     Raises
     ------
     ContractError
         If a template or the rules are of another contract than the gallery.
     EnrolmentRefused
-        If the face is somebody else's, or there are no templates; nothing is changed.
+        If the face is another person's, or there are no templates; nothing is changed.
     """
     require_same_contract(store.info.contract_id, rules.contract_id, what="gallery and rules of enrolment")
     if not templates:
         raise EnrolmentRefused(
-            f"{name}: expected at least one usable picture, found none; nobody was enrolled"
+            f"{name}: expected at least one usable photo, found none; the person was not enrolled"
         )
     name = check_name(name)
     vectors = np.stack([unit_vector(each, store.info) for each in templates])
@@ -213,7 +241,7 @@ def enrol(
 
 
 def _lookalikes(
-    store: Store, index: Index, vectors: np.ndarray, person: Person | None, rules: EnrolRules
+    store: GalleryStore, index: Index, vectors: np.ndarray, person: Person | None, rules: EnrolRules
 ) -> tuple[Lookalike, ...]:
     best: dict[int, float] = {}
     own = 0 if person is None else person.id
@@ -231,15 +259,15 @@ def _lookalikes(
 def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> str:
     others = ", ".join(f"{each.person.name!r} (similarity {each.similarity:.3f})" for each in lookalikes)
     return (
-        f"{name}: expected a face that nobody else is enrolled with, found that of {others}; add the pictures to that "
-        "person, forget one of the two, or enrol both with --force"
+        f"{name}: expected a face that no other person is enrolled with, found that of {others}; add the photos to "
+        "that person, forget one of the two, or enrol both with --force"
     )
 
 
 def _not_yet_there(
     templates: Sequence[NewTemplate], vectors: np.ndarray, mine: Sequence[Template]
 ) -> list[int]:
-    """Rows to add: of pictures that were not enrolled, each once."""
+    """Return the rows to add: templates that are not stored yet, each once."""
     digests = {each.source_sha256 for each in mine} - {""}
     stored = {each.embedding.vector.tobytes() for each in mine}
     new = []

@@ -1,0 +1,94 @@
+"""Options of the commands about a gallery, and the gallery and keys that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeface.errors import GalleryKeyError, InputError, NegativeResult
+
+if TYPE_CHECKING:
+    from edgeface.gallery.store.sqlite import SqliteStore
+
+__all__ = [
+    "ForceOption",
+    "GalleryArgument",
+    "KeyOption",
+    "NewKeyOption",
+    "RulesOption",
+    "UnencryptedOption",
+    "choose_key",
+    "fail_on",
+    "open_gallery",
+]
+
+_KEY = "file:PATH|env:NAME|command:WORDS"
+
+GalleryArgument = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's file.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar=_KEY,
+        help="Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY.",
+        show_default=False,
+    ),
+]
+UnencryptedOption = Annotated[
+    bool, typer.Option("--unencrypted", help="Let anyone who has the file read names and embeddings.")
+]
+ExportKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--export-key", metavar=_KEY, help="Key of the export. Default: the gallery's.", show_default=False
+    ),
+]
+NewKeyOption = Annotated[
+    str | None, typer.Option("--new-key", metavar=_KEY, help="The new key.", show_default=False)
+]
+RulesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--threshold",
+        metavar="FILE|VALUE",
+        help="File that 'edgeface calibrate' wrote, or the cosine similarity above which two faces are the same "
+        "person's. Default: shipped with the model.",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Enrol a face that another person is enrolled with.")
+]
+
+
+def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:
+    """Open a gallery's file with the key that an option names."""
+    from edgeface.gallery.keys import find_key
+    from edgeface.gallery.store.sqlite import SqliteStore
+
+    return SqliteStore(path, key=find_key(key, beside=path), contract_id=contract_id)
+
+
+def choose_key(key: str | None, gallery: Path, *, unencrypted: bool) -> bytes | None:
+    """Return the key to encrypt with; None only with --unencrypted."""
+    from edgeface.gallery.keys import find_key
+
+    if unencrypted:
+        if key is not None:
+            raise InputError("expected a key or --unencrypted, found both; leave one out")
+        return None
+    found = find_key(key, beside=gallery)
+    if found is None:
+        raise GalleryKeyError(
+            "expected a key, found none; make one outside the gallery's folder: openssl rand -hex 32 > KEYFILE && "
+            "chmod 600 KEYFILE; give it with --key file:KEYFILE, or pass --unencrypted"
+        )
+    return found
+
+
+def fail_on(problems: Any) -> None:
+    """Exit with 1 if there are problems."""
+    if problems:
+        raise typer.Exit(NegativeResult.exit_code)

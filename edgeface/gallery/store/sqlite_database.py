@@ -1,0 +1,448 @@
+"""A gallery's SQLite file: its tables and versions, its creation, and durable transactions on it.
+
+WAL mode with `synchronous=FULL`: a commit is on the disk when it returns. Deleted rows are overwritten
+(`secure_delete`), and nothing of a gallery goes to temporary files (`temp_store=MEMORY`).
+
+A version of the schema is `PRAGMA user_version`. Each step of `_STEPS` is one transaction, so an interruption leaves a
+file of one version or of the next. A file of a later version than this program's is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from edgeface.cipher import Cipher
+from edgeface.errors import (
+    EdgeFaceError,
+    GalleryBusyError,
+    GalleryDamagedError,
+    GalleryError,
+    OutputError,
+)
+from edgeface.files import free_bytes, output_errors, staging_folder
+from edgeface.gallery.codec import GalleryHeader
+from edgeface.gallery.store.database import Database, mark_header
+
+__all__ = [
+    "APPLICATION_ID",
+    "SCHEMA_VERSION",
+    "SqliteDatabase",
+    "create_database",
+    "create_tables",
+    "migrate",
+    "sqlite_errors",
+]
+
+# Tables and versions
+
+SCHEMA_VERSION = 2
+
+APPLICATION_ID = 0x45464741
+"""``EFGA`` in the file's header (`PRAGMA application_id`): tells a gallery from other databases."""
+
+_PAGE_SIZE = 16384
+"""Bytes: seven templates of 512 values a page. In 4,096 one would fit, and half of the file would be empty."""
+
+_TABLES_1 = """
+CREATE TABLE gallery (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    header TEXT NOT NULL,                 -- JSON: what it is bound to
+    header_mark BLOB NOT NULL,            -- digest without the key, then with it
+    generation INTEGER NOT NULL,          -- of the last commit
+    next_id INTEGER NOT NULL              -- for people and templates; never falls
+);
+CREATE TABLE people (
+    id INTEGER PRIMARY KEY,
+    name_mark BLOB NOT NULL UNIQUE,       -- keyed digest of the name
+    body BLOB NOT NULL
+);
+CREATE TABLE templates (
+    id INTEGER PRIMARY KEY,
+    person_id INTEGER NOT NULL REFERENCES people (id),
+    generation INTEGER NOT NULL,          -- whose commit it came with
+    body BLOB NOT NULL
+);
+CREATE INDEX templates_person ON templates (person_id);
+CREATE INDEX templates_generation ON templates (generation);
+CREATE TABLE images (
+    template_id INTEGER PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
+    body BLOB NOT NULL
+);
+"""
+
+_TABLES_2 = """
+CREATE TABLE removals (
+    template_id INTEGER PRIMARY KEY,      -- a number, and nothing of what it was
+    generation INTEGER NOT NULL
+);
+CREATE INDEX removals_generation ON removals (generation);
+CREATE TABLE staged (
+    template_id INTEGER PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
+    contract_id TEXT NOT NULL,            -- of the model that the gallery is on its way to
+    body BLOB NOT NULL
+);
+ALTER TABLE gallery ADD COLUMN known_since INTEGER NOT NULL DEFAULT 0;  -- removals are complete from here on
+ALTER TABLE gallery ADD COLUMN unscrubbed INTEGER NOT NULL DEFAULT 0;   -- generation of an unfinished erasure
+"""
+
+
+def _script(connection: sqlite3.Connection, script: str) -> None:
+    """Run statements inside the open transaction; `executescript` would commit it."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+
+
+def _to_2(connection: sqlite3.Connection) -> None:
+    """Record removals, and what a rebuild and an erasure have still to do; earlier removals are not known."""
+    _script(connection, _TABLES_2)
+    connection.execute("UPDATE gallery SET known_since = generation")
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2})
+"""What turns a file of one version into one of the next."""
+
+
+def create_tables(connection: sqlite3.Connection, *, version: int = SCHEMA_VERSION) -> None:
+    """Make the empty tables of a version, inside the open transaction."""
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    _script(connection, _TABLES_1)
+    for step in range(1, version):
+        _STEPS[step](connection)
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a file to this version; a second process that wants to do so waits, and then finds nothing to do."""
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version >= SCHEMA_VERSION:
+                return
+            _STEPS[version](connection)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+        except BaseException:
+            connection.rollback()
+            raise
+        finally:
+            if connection.in_transaction:
+                connection.commit()
+
+
+# Errors
+
+_BUSY = ("is locked", "locking protocol")
+_SPACE = "disk is full"
+_UNWRITABLE = {
+    "readonly database": "it is on a read-only file system, or another user's; copy it to where it can be written",
+    "unable to open": "expected a file, in a folder that this user may write to",
+    "disk I/O error": "the medium fails, a limit on file sizes was met (ulimit -f), or it was taken away",
+}
+
+
+@contextlib.contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises about a gallery's file into one clear error."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translate(path, str(error)) from error
+
+
+def _translate(path: Path, said: str) -> EdgeFaceError:
+    """Choose the error by SQLite's text: Python 3.10 does not give its codes."""
+    if any(words in said for words in _BUSY):
+        return GalleryBusyError(
+            f"{path}: another process writes to this gallery and did not finish in time; nothing was changed here; try "
+            "again, or wait longer (timeout)"
+        )
+    if _SPACE in said:
+        return OutputError(
+            f"{path}: no space left ({free_bytes(path):,} bytes are free there); what was being written is undone, "
+            "everything before is kept; free some space"
+        )
+    for words, advice in _UNWRITABLE.items():
+        if words in said:
+            return OutputError(
+                f"{path}: cannot be written or read: {said}; nothing that was stored is lost; {advice}"
+            )
+    return GalleryDamagedError(
+        f"{path}: expected a gallery written by edgeface, found a file that is damaged or something else: {said}; "
+        "restore it from a copy or an export"
+    )
+
+
+# Creation
+
+_BESIDE = ("-wal", "-shm", "-journal", ".index")
+"""Endings of what lies beside a gallery. SQLite would write what an earlier one left there into the new one."""
+
+
+def create_database(path: Path, header: GalleryHeader, cipher: Cipher) -> None:
+    """Make a gallery without people, whole or not at all.
+
+    Only its owner may read it (mode 0600), and SQLite gives what it keeps beside it the same mode.
+
+    Raises
+    ------
+    OutputError
+        If something is there already, or the folder cannot be written to.
+    """
+    with output_errors(path):
+        if path.exists():
+            raise OutputError(f"{path}: expected no file there yet, found one; choose another name")
+        for suffix in _BESIDE:
+            if (left := path.with_name(path.name + suffix)).exists():
+                raise OutputError(
+                    f"{path}: expected nothing there of an earlier gallery, found {left.name}; bring back the gallery "
+                    "that it belongs to, remove it, or choose another name"
+                )
+    with staging_folder(path.parent) as staging, sqlite_errors(path):
+        staged = staging / path.name
+        connection = sqlite3.connect(staged, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise OutputError(
+                    f"{path}: expected a disk of this machine, on which SQLite can keep a WAL, found one on which it "
+                    f"falls back to {mode!r}; choose another folder, or PostgreSQL for a gallery of several machines"
+                )
+            connection.execute("BEGIN IMMEDIATE")
+            create_tables(connection)
+            text = header.encode()
+            connection.execute(
+                "INSERT INTO gallery (one, header, header_mark, generation, next_id) VALUES (1, ?, ?, 1, 1)",
+                (text, mark_header(text, cipher)),
+            )
+            connection.commit()
+        finally:
+            connection.close()
+        with output_errors(path):
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                staged.chmod(0o600)
+            _link(staged, path)
+            _sync_folder(path.parent)
+
+
+def _link(staged: Path, path: Path) -> None:
+    """Give a finished file its name, and never take the name from another."""
+    try:
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links, such as that of a USB stick
+            path.touch(mode=0o600, exist_ok=False)
+            staged.replace(path)
+    except FileExistsError:
+        raise OutputError(f"{path}: expected no file there yet, found one; choose another name") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Connections, and descriptors that cost no lock
+#
+# POSIX takes every lock that a process has on a file from it as soon as it closes any descriptor of that file
+# (fcntl(2)). SQLite keeps processes apart by such locks: without them the next process that closes the gallery takes
+# itself for the last one and deletes the WAL, in which this one then goes on to acknowledge what is never seen again
+# (sqlite.org/howtocorrupt.html, 2.2). So a descriptor that is opened here stays open until this process has closed
+# its last connection to the gallery.
+
+_Identity = tuple[int, int]
+"""Of a file: its device and inode."""
+
+
+@dataclass(slots=True)
+class _Held:
+    connections: int = 0
+    descriptors: dict[_Identity, int] = field(default_factory=dict)
+
+
+_lock = threading.Lock()
+_held: dict[_Identity, _Held] = {}
+
+
+class _Connection(sqlite3.Connection):
+    """A connection to a gallery; the last one of a process closes what `descriptor` opened."""
+
+    gallery: _Identity | None = None
+
+    def descriptor(self, file: Path) -> int:
+        """Return a descriptor of one of the gallery's files, for `os.pread`; the caller must not close it."""
+        if self.gallery is None:
+            raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+        with _lock:
+            descriptors = _held[self.gallery].descriptors
+            identity = _identity(file)
+            if identity not in descriptors:
+                descriptors[identity] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return descriptors[identity]
+
+    def close(self) -> None:
+        """Close the connection, and then, never before, the descriptors."""
+        super().close()
+        gallery, self.gallery = self.gallery, None
+        if gallery is not None:
+            _release(gallery)
+
+
+def _connect(path: Path, *, uri: str, timeout: float) -> _Connection:
+    with _lock:
+        gallery = _identity(path)
+        _held.setdefault(gallery, _Held()).connections += 1
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, factory=_Connection, timeout=timeout, isolation_level=None, check_same_thread=False
+        )
+    except BaseException:
+        _release(gallery)
+        raise
+    connection.gallery = gallery
+    return connection
+
+
+def _release(gallery: _Identity) -> None:
+    with _lock:
+        held = _held[gallery]
+        held.connections -= 1
+        if not held.connections:
+            for descriptor in _held.pop(gallery).descriptors.values():
+                os.close(descriptor)
+
+
+def _identity(file: Path) -> _Identity:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+_PRAGMAS = (
+    "synchronous = FULL",
+    "secure_delete = ON",
+    "foreign_keys = ON",
+    "temp_store = MEMORY",
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
+)
+
+
+def _resolved(path: Path) -> Path:
+    """Return the one name of a gallery, which its WAL, its cache and the search for secrets go by."""
+    try:
+        real = path.resolve()
+        found = real.is_file()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        raise GalleryError(f"{path}: expected a gallery that this user may read, found: {error}") from error
+    if not found:
+        raise GalleryError(
+            f"{path}: expected a gallery, found no file; make one: edgeface gallery create {path} --model IR"
+        )
+    return real
+
+
+class SqliteDatabase(Database):
+    """One connection to a gallery's file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        32 bytes, or None for a gallery that is not encrypted.
+    contract_id
+        Expected contract; None: any.
+    timeout
+        Seconds to wait for another process that writes.
+
+    Raises
+    ------
+    GalleryKeyError, GalleryDamagedError, ContractError, GalleryError, OutputError
+        If it cannot be opened, with the reason.
+    """
+
+    def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
+        self.path = path = _resolved(path)
+        super().__init__(str(path), timeout=timeout)
+        with sqlite_errors(path):
+            self._connection: _Connection = self._connect()
+            try:
+                version = self._version()
+                row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
+                self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
+                if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
+                    migrate(self._connection)
+                self.version = SCHEMA_VERSION
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _connect(self) -> _Connection:
+        mode = "rw"
+        if os.statvfs(self.path).f_flag & os.ST_RDONLY:
+            mode = "ro&immutable=1"
+            wal = self.path.with_name(self.path.name + "-wal")
+            if wal.exists() and wal.stat().st_size:
+                raise OutputError(
+                    f"{self.path}: was not closed after its last writes, which are in {wal.name}, and is on a "
+                    "read-only file system; copy both files to where they can be written"
+                )
+        connection = _connect(self.path, uri=f"{self.path.as_uri()}?mode={mode}", timeout=self.timeout)
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _version(self) -> int:
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise GalleryDamagedError(
+                f"{self.path}: expected a gallery written by edgeface, found another SQLite database, or a damaged one"
+            )
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise GalleryError(
+                f"{self.path}: expected a gallery of version 1 to {SCHEMA_VERSION}, found version {version}; update "
+                "edgeface"
+            )
+        return int(version)
+
+    def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:
+        return sqlite_errors(self.path)
+
+    def _begin(self, *, write: bool) -> Any:
+        self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        return self._connection
+
+    def _roll_back(self) -> None:
+        # None is open where SQLite undid it itself, as when the disk is full.
+        if self._connection is not None and self._connection.in_transaction:
+            with sqlite_errors(self.path):
+                self._connection.execute("ROLLBACK")
+
+    def descriptor(self, file: Path) -> int:
+        """Return a descriptor of one of the gallery's files, for `os.pread`; only this class may close it."""
+        # Without the lock another thread's block that is just beginning or ending would be taken for a broken one.
+        with self._lock:
+            descriptor: int = self._usable().descriptor(file)
+            return descriptor

@@ -1,0 +1,112 @@
+"""Enrolling whole folders and tables, and opening galleries by one function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts import sample_contract
+from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
+
+import edgeface.gallery
+from edgeface.errors import ContractError, GalleryKeyError, InputError, MissingError
+from edgeface.gallery import EnrolRules, create_gallery, enrol_folder, open_gallery
+from edgeface.gallery.enrolment_images import are_tables
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.pipeline.table import EmbeddingTable
+
+RULES = EnrolRules(duplicate_above=0.9, agree_above=0.1, contract_id=CONTRACT)
+
+
+def save_table(path: Path, rows: np.ndarray, photos: list[str], contract_id: str = CONTRACT) -> Path:
+    count = len(rows)
+    EmbeddingTable(
+        vectors=rows,
+        paths=np.array(photos),
+        modified=np.zeros(count, np.int64),
+        faces=np.zeros(count, np.int32),
+        boxes=np.zeros((count, 4), np.float32),
+        scores=np.ones(count, np.float32),
+        contract_id=contract_id,
+        settings="",
+    ).save(path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None) as opened:
+        yield opened
+
+
+def test_people_of_a_table_are_enrolled_or_refused_one_by_one(store: SqliteStore, tmp_path: Path) -> None:
+    rows = np.concatenate([vectors(3), vectors(1)])  # the last one is the first face again
+    photos = ["in/Ada/1.jpg", "in/Ada/2.jpg", "in/Grace/1.jpg", "in/Linus/1.jpg"]
+    path = save_table(tmp_path / "all.npz", rows, photos)
+    done = enrol_folder(store, [path], rules=RULES, labels=["staff"])
+    assert [each.enrolment.person.name for each in done.enrolled] == ["Ada", "Grace"]
+    assert list(done.not_enrolled) == ["Linus"]
+    assert not done
+    assert repr(done) == "FolderEnrolment(2 enrolled, 1 not enrolled, 0 photos refused)"
+    assert all(person.labels == ("staff",) for person in store.people())
+    ada = done.to_dict()["enrolled"][0]
+    assert (ada["name"], ada["new_person"], len(ada["new_templates"]), ada["already"]) == ("Ada", True, 2, 0)
+    assert {each["new"] for each in ada["disagreements"]} <= {"in/Ada/2.jpg"}
+    again = enrol_folder(store, [path], rules=RULES)
+    assert [each.enrolment.already for each in again.enrolled] == [2, 1]
+    forced = enrol_folder(store, [path], rules=RULES, force=True)
+    assert forced
+    assert forced.to_dict()["enrolled"][2]["lookalikes"][0]["name"] == "Ada"
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(store: SqliteStore, tmp_path: Path) -> None:
+    alien = save_table(tmp_path / "alien.npz", vectors(1), ["in/Ada/1.jpg"], OTHER_CONTRACT)
+    photo = tmp_path / "Ada" / "1.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"")
+    with pytest.raises(ContractError, match=OTHER_CONTRACT):
+        enrol_folder(store, [alien], rules=RULES)
+    with pytest.raises(InputError, match="expected a model"):
+        enrol_folder(store, [photo], rules=RULES)
+    with pytest.raises(InputError, match="folders of one person each"):
+        enrol_folder(store, [photo.parent], rules=RULES)
+    assert store.people() == ()
+    assert are_tables([alien])
+    assert not are_tables([alien, photo])
+
+
+def test_rules_are_chosen_by_a_number_a_file_or_the_contract(tmp_path: Path) -> None:
+    assert (
+        EnrolRules.choose("0.5", CONTRACT).agree_above == EnrolRules.choose(0.5, CONTRACT).agree_above == 0.5
+    )
+    with pytest.raises(MissingError, match=CONTRACT):
+        EnrolRules.choose(None, CONTRACT)
+    with pytest.raises(InputError):
+        EnrolRules.choose(tmp_path / "none.json", CONTRACT)
+
+
+def test_a_gallery_is_created_and_opened_by_one_function_each(tmp_path: Path) -> None:
+    contract, key = sample_contract(), tmp_path / "keys" / "key"
+    key.parent.mkdir()
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    path = tmp_path / "galleries" / "people"
+    path.parent.mkdir()
+    with create_gallery(path, contract=contract, key=f"file:{key}", keep_images=True) as store:
+        info = store.info
+        assert (info.contract_id, info.dim) == (contract.contract_id, contract.embedding_dim)
+        assert (info.encrypted, info.keeps_images) == (True, True)
+    with open_gallery(str(path), key=bytes.fromhex("ab" * 32), contract_id=contract.contract_id) as store:
+        assert store.info == info
+    with pytest.raises(GalleryKeyError):
+        open_gallery(path)
+    with pytest.raises(InputError, match="leave name out"):
+        open_gallery(path, name="people")
+    with pytest.raises(InputError, match="give name="):
+        open_gallery("postgresql://nowhere/db")
+
+
+def test_the_package_exports_what_it_names() -> None:
+    for name in edgeface.gallery.__all__:
+        assert getattr(edgeface.gallery, name) is not None
