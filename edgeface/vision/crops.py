@@ -180,6 +180,8 @@ def detect_photos(
             if drawn:
                 try:
                     drawn.write(photo, draw_faces(image, found))
+                except OutputError:  # also an InputError
+                    raise
                 except InputError as error:
                     failures[photo.path] = str(error)
             yield Detection(photo, image, found)
@@ -208,6 +210,8 @@ def align_photos(
             chosen = faces.largest(image.shape[:2])
             crop = align(image, faces.boxes[chosen], faces.landmarks[chosen], alignment, size)
             report.written.append(folder.write(detection.photo, crop))
+        except OutputError:
+            raise
         except InputError as error:
             report.failures[detection.photo.path] = str(error)
         progress(Progress("aligning", len(report.written) + len(report.failures), len(photos), "photos"))
