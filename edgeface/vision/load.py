@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Literal
 
 from edgeface.errors import InputError
 from edgeface.vision.detector import Detector
 from edgeface.vision.mtcnn import MTCNN
-from edgeface.vision.networks import Observer
+from edgeface.vision.networks import NetworkDetector, Observer
 from edgeface.vision.ssd import RetailSSD
 from edgeface.vision.yunet import YuNet
 
@@ -65,19 +67,13 @@ def load_detector(
         raise InputError(f"threshold: expected 0 to 1, found {threshold}")
     if landmarks_model is not None and name != "retail-0004":
         raise InputError(f"landmarks_model belongs to retail-0004; {name} finds landmarks without it")
-    if name == "mtcnn":
-        return MTCNN(device=device, weights=model, min_size=min_size, threshold=threshold, observe=observe)
-    if name not in get_args(DetectorName):
-        raise InputError(f"detector: expected one of {', '.join(get_args(DetectorName))}, found {name!r}")
-    if model is None:
-        raise InputError(f"detector {name}: its model is missing; pass the path as model=")
-    if name == "yunet":
-        return YuNet(model, device=device, min_size=min_size, threshold=threshold, observe=observe)
-    return RetailSSD(
-        model,
-        landmarks_model=landmarks_model,
-        device=device,
-        min_size=min_size,
-        threshold=threshold,
-        observe=observe,
+    if name not in _DETECTORS:
+        raise InputError(f"detector: expected one of {', '.join(_DETECTORS)}, found {name!r}")
+    return _DETECTORS[name](
+        model, landmarks_model, device=device, min_size=min_size, threshold=threshold, observe=observe
     )
+
+
+_DETECTORS: Mapping[str, type[NetworkDetector]] = MappingProxyType(
+    {kind.name: kind for kind in (MTCNN, YuNet, RetailSSD)}
+)

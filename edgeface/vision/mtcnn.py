@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.mtcnn_nets import find_weights, load_nets
-from edgeface.vision.networks import NetworkDetector, Observer, check_images
+from edgeface.vision.mtcnn_nets import load_nets
+from edgeface.vision.networks import NetworkDetector, check_images
 from edgeface.vision.nms import nms
 
 __all__ = ["MTCNN"]
@@ -79,43 +81,23 @@ class MTCNN(NetworkDetector):
     """The default detector. See `edgeface.vision.detector.Detector` for `detect`.
 
     Boxes and landmarks are the reference's numbers. The reference counts pixels from 1, and everything that was
-    trained with it uses its boxes as if they counted from 0; so does this detector.
-
-    Parameters
-    ----------
-    device
-        An OpenVINO device that supports dynamic shapes: images may have any size.
-    weights
-        Folder of det1.npz, det2.npz and det3.npz, or of pnet.xml, rnet.xml and onet.xml as
-        `edgeface quantize mtcnn --as mtcnn` writes them; None: the weights of the `mtcnn` package.
-    min_size
-        Smallest face to find, in pixels. Time grows with its inverse square.
-    threshold
-        Lowest probability of a face in O-Net, 0 to 1; None: 0.7.
-    observe
-        See `load_detector`; the networks are called ``pnet``, ``rnet`` and ``onet``.
+    trained with it uses its boxes as if they counted from 0; so does this detector. The device must support dynamic
+    shapes. `min_size` also sets the smallest scale: time grows with its inverse square. The model is a folder of
+    det1.npz, det2.npz and det3.npz, or of pnet.xml, rnet.xml and onet.xml as `edgeface quantize mtcnn --as mtcnn`
+    writes them; None: the weights of the `mtcnn` package. The networks are called ``pnet``, ``rnet`` and ``onet``.
     """
 
     name = "mtcnn"
+    default_threshold = _THRESHOLDS[2]
 
-    def __init__(
-        self,
-        *,
-        device: str = "CPU",
-        weights: Path | None = None,
-        min_size: int = 20,
-        threshold: float | None = None,
-        observe: Observer | None = None,
-    ) -> None:
-        super().__init__(
-            load_nets(weights),
-            device=device,
-            min_size=min_size,
-            threshold=_THRESHOLDS[2] if threshold is None else threshold,
-            files=find_weights(weights),
-            observe=observe,
-        )
+    def __init__(self, model: Path | None = None, landmarks_model: None = None, **options: Any) -> None:
+        super().__init__(model, landmarks_model, **options)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
+
+    def _read(
+        self, model: Path | None, landmarks_model: Path | None
+    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+        return load_nets(model)
 
     def close(self) -> None:
         """See `Detector.close`."""

@@ -21,7 +21,7 @@ from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
 from edgeface.vision.networks import read_network
 
-__all__ = ["NetLayer", "NetName", "Weights", "build_net", "find_weights", "load_nets", "load_weights"]
+__all__ = ["NetLayer", "NetName", "Weights", "build_net", "load_nets", "load_weights"]
 
 NetName = Literal["pnet", "rnet", "onet"]
 _NAMES: tuple[NetName, ...] = ("pnet", "rnet", "onet")
@@ -74,8 +74,13 @@ Weights = Mapping[NetName, Sequence[NetLayer]]
 """Hidden layers in order, then the heads as in `_HEADS`."""
 
 
-def load_nets(folder: Path | None = None) -> Mapping[NetName, ov.Model]:
-    """Load the three networks: pnet.xml, rnet.xml and onet.xml of a folder that has them, else built from weights.
+def load_nets(folder: Path | None = None) -> tuple[Mapping[NetName, ov.Model], Sequence[Path]]:
+    """Load the three networks, from a folder's pnet.xml, rnet.xml and onet.xml, else built from weights.
+
+    Returns
+    -------
+    networks, files
+        The networks by name, and the three files that were read.
 
     Raises
     ------
@@ -83,24 +88,14 @@ def load_nets(folder: Path | None = None) -> Mapping[NetName, ov.Model]:
         As `load_weights`, or if one of the three IRs is missing or damaged.
     """
     if folder is not None and (folder / "pnet.xml").is_file():
-        return MappingProxyType({name: read_network(folder / f"{name}.xml") for name in _NAMES})
+        files = [folder / f"{name}.xml" for name in _NAMES]
+        return dict(zip(_NAMES, map(read_network, files), strict=True)), files
     weights = load_weights(folder)
-    return MappingProxyType({name: build_net(name, weights) for name in _NAMES})
-
-
-def find_weights(folder: Path | None = None) -> Sequence[Path]:
-    """Locate the three files that `load_nets` reads for the same `folder`: .xml, .npz or the wheel's .lz4.
-
-    Raises
-    ------
-    MissingError
-        If `folder` is None and the `mtcnn` package is not installed.
-    """
     if folder is None:
-        return [_wheel_file(name) for name in _NAMES]
-    if (folder / "pnet.xml").is_file():
-        return [folder / f"{name}.xml" for name in _NAMES]
-    return [folder / f"det{number}.npz" for number in (1, 2, 3)]
+        files = [_wheel_file(name) for name in _NAMES]
+    else:
+        files = [folder / f"det{number}.npz" for number in (1, 2, 3)]
+    return {name: build_net(name, weights) for name in _NAMES}, files
 
 
 def load_weights(folder: Path | None = None) -> Weights:

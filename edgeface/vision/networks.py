@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import openvino as ov
@@ -15,6 +16,7 @@ from edgeface.errors import InputError, MissingError, ModelFormatError
 from edgeface.runtime.engine import compile_engine
 from edgeface.runtime.plan import DevicePlan
 from edgeface.runtime.schedule import Outputs
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
 if TYPE_CHECKING:
@@ -29,52 +31,44 @@ _REQUESTS = 4
 """Infer requests for each network. On a CPU two streams serve them."""
 
 
-class NetworkDetector:
-    """Base of the detectors: compiles the networks, runs them, closes them; a context manager.
+class NetworkDetector(ABC):
+    """Base of the detectors: compiles the networks, runs them, closes them. For the options see `load_detector`."""
 
-    Parameters
-    ----------
-    networks
-        By name; each has one input.
-    device
-        An OpenVINO device.
-    min_size, threshold
-        As in `load_detector`.
-    files
-        Files that the networks were read from, in the order of `Detector.settings`: of the detector, and of its
-        landmarks model if it has one.
-    observe
-        Called with every batch before it is computed, in the thread that made it.
-
-    Raises
-    ------
-    DeviceError
-        If the device is absent or cannot compile a network.
-    """
-
-    name: str
+    name: ClassVar[str]
+    default_threshold: ClassVar[float]
 
     def __init__(
         self,
-        networks: Mapping[Any, ov.Model],
+        model: Path | None,
+        landmarks_model: Path | None = None,
         *,
-        device: str,
-        min_size: int,
-        threshold: float,
-        files: Sequence[Path],
-        landmarks_file: Path | None = None,
+        device: str = "CPU",
+        min_size: int = 20,
+        threshold: float | None = None,
         observe: Observer | None = None,
     ) -> None:
-        self._min_size, self._threshold, self._observe = min_size, threshold, observe
+        networks, files = self._read(model, landmarks_model)
+        self._min_size, self._observe = min_size, observe
+        self._threshold = self.default_threshold if threshold is None else threshold
         self._digests = {
             "model": _digest(files),
-            "landmarks_model": None if landmarks_file is None else _digest([landmarks_file]),
+            "landmarks_model": None if landmarks_model is None else _digest([landmarks_model]),
         }
         # FP32 even where the device would choose bfloat16: boxes must not depend on the machine.
         plan = DevicePlan(device=device, precision="f32", streams=2 if device == "CPU" else None)
         self._engines = {
             label: compile_engine(network, plan, requests=_REQUESTS) for label, network in networks.items()
         }
+
+    @abstractmethod
+    def _read(
+        self, model: Path | None, landmarks_model: Path | None
+    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+        """Read and check the networks, by name, and list the files of `model`."""
+
+    @abstractmethod
+    def detect(self, images: Sequence[Image]) -> list[Faces]:
+        """See `Detector.detect`."""
 
     @property
     def settings(self) -> dict[str, str | int | float | None]:
@@ -84,14 +78,8 @@ class NetworkDetector:
     def _run(self, label: str, batches: Iterable[np.ndarray]) -> list[Outputs]:
         """Compute batches on one network; see `Engine.run_batches`."""
         if self._observe is not None:
-            batches = self._observed(label, batches, self._observe)
+            batches = _observed(label, batches, self._observe)
         return self._engines[label].run_batches(batches)
-
-    @staticmethod
-    def _observed(label: str, batches: Iterable[np.ndarray], observe: Observer) -> Iterator[np.ndarray]:
-        for batch in batches:
-            observe(label, batch)
-            yield batch
 
     def close(self) -> None:
         """See `Detector.close`."""
@@ -107,16 +95,26 @@ class NetworkDetector:
         self.close()
 
 
-def read_network(path: Path) -> ov.Model:
+def _observed(label: str, batches: Iterable[np.ndarray], observe: Observer) -> Iterator[np.ndarray]:
+    for batch in batches:
+        observe(label, batch)
+        yield batch
+
+
+def read_network(path: Path | None) -> ov.Model:
     """Read an .onnx or .xml.
 
     Raises
     ------
+    InputError
+        If there is no path.
     MissingError
         If there is no such file.
     ModelFormatError
         If OpenVINO cannot read it.
     """
+    if path is None:
+        raise InputError("this detector's model is missing; pass its path as model=")
     if not path.is_file():
         raise MissingError(f"{path}: expected a detector's model, found no file")
     try:

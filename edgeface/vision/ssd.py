@@ -6,8 +6,9 @@ The second one is landmarks-regression-retail-0009. Both are described in Open M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,62 +17,33 @@ import openvino as ov
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.networks import NetworkDetector, Observer, check_images, read_network
+from edgeface.vision.networks import NetworkDetector, check_images, read_network
 
 __all__ = ["RetailSSD"]
 
 _SIDE, _LANDMARKS_SIDE = 300, 48
-_THRESHOLD = 0.5
-"""Lowest confidence (Open Model Zoo, `demos/common/python/models/ssd.py`)."""
 
 
 class RetailSSD(NetworkDetector):
     """See `edgeface.vision.detector.Detector` for `detect`.
 
-    The whole image is resized to 300 x 300, so faces smaller than about a fifteenth of its side are not found. Boxes
-    are clipped to the image.
-
-    Parameters
-    ----------
-    model
-        face-detection-retail-0004.xml.
-    landmarks_model
-        landmarks-regression-retail-0009.xml; without it landmarks are NaN.
-    device
-        An OpenVINO device.
-    min_size
-        Smallest face to report: shorter side of its box in pixels.
-    threshold
-        Lowest confidence, 0 to 1; None: 0.5.
-    observe
-        See `load_detector`; the networks are called ``model`` and ``landmarks``.
+    The whole image is resized to 300 x 300, so faces smaller than about a fifteenth of its side are not found; those
+    smaller than `min_size` are left out. Boxes are clipped to the image. The model is face-detection-retail-0004.xml,
+    the landmarks model landmarks-regression-retail-0009.xml, without which landmarks are NaN. The networks are called
+    ``model`` and ``landmarks``.
     """
 
     name = "retail-0004"
+    default_threshold = 0.5  # Open Model Zoo, `demos/common/python/models/ssd.py`
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        landmarks_model: Path | None = None,
-        device: str = "CPU",
-        min_size: int = 20,
-        threshold: float | None = None,
-        observe: Observer | None = None,
-    ) -> None:
-        networks = {"model": _read(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7])}
+    def _read(
+        self, model: Path | None, landmarks_model: Path | None
+    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+        networks = {"model": _read_shaped(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7])}
         if landmarks_model is not None:
             given = [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE]
-            networks["landmarks"] = _read(landmarks_model, given, [1, 10, 1, 1])
-        super().__init__(
-            networks,
-            device=device,
-            min_size=min_size,
-            threshold=_THRESHOLD if threshold is None else threshold,
-            files=[model],
-            landmarks_file=landmarks_model,
-            observe=observe,
-        )
+            networks["landmarks"] = _read_shaped(landmarks_model, given, [1, 10, 1, 1])
+        return networks, [model] if model else []
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images are computed concurrently, and so are the landmarks of all faces."""
@@ -112,7 +84,7 @@ class RetailSSD(NetworkDetector):
         return np.asarray(low + relative * (high - low), np.float32)
 
 
-def _read(path: Path, given: list[int], wanted: list[int]) -> ov.Model:
+def _read_shaped(path: Path | None, given: list[int], wanted: list[int]) -> ov.Model:
     network = read_network(path)
     found = [
         list(port.partial_shape.to_shape()) if port.partial_shape.is_static else None

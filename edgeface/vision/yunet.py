@@ -6,23 +6,25 @@ Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine Intellige
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import openvino as ov
 
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.networks import NetworkDetector, Observer, check_images, read_network
+from edgeface.vision.networks import NetworkDetector, check_images, read_network
 from edgeface.vision.nms import nms
 
 __all__ = ["YuNet"]
 
 _STRIDES = (8, 16, 32)
-_THRESHOLD, _NMS = 0.7, 0.3
-"""Lowest score and largest overlap; OpenCV's defaults are 0.9, which loses small faces, and 0.3."""
+_NMS = 0.3
+"""Largest overlap, as in OpenCV."""
 _LONGEST_SIDE = 640
 """Larger images are scaled down to this. YuNet finds faces of 10 to 300 pixels; of a larger one it finds a part."""
 
@@ -30,31 +32,16 @@ _LONGEST_SIDE = 640
 class YuNet(NetworkDetector):
     """See `edgeface.vision.detector.Detector` for `detect`.
 
-    Parameters
-    ----------
-    model
-        yunet_n_dynamic.onnx, or an export of another fixed size.
-    device
-        An OpenVINO device.
-    min_size
-        Smallest face to report: shorter side of its box in pixels.
-    threshold
-        Lowest score, 0 to 1; None: 0.7.
-    observe
-        See `load_detector`; the network is called ``model``.
+    The model is yunet_n_dynamic.onnx, or an export with another fixed size; its network is called ``model``. Of the
+    faces that it finds, those smaller than `min_size` are left out.
     """
 
     name = "yunet"
+    default_threshold = 0.7  # OpenCV's 0.9 loses small faces
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        device: str = "CPU",
-        min_size: int = 20,
-        threshold: float | None = None,
-        observe: Observer | None = None,
-    ) -> None:
+    def _read(
+        self, model: Path | None, landmarks_model: Path | None
+    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
         network = read_network(model)
         names = {name for output in network.outputs for name in output.names}
         expected = {f"{head}_{stride}" for head in ("cls", "obj", "bbox", "kps") for stride in _STRIDES}
@@ -68,14 +55,7 @@ class YuNet(NetworkDetector):
             next(i for i, output in enumerate(network.outputs) if name in output.names)
             for name in (f"{head}_{stride}" for stride in _STRIDES for head in ("cls", "obj", "bbox", "kps"))
         ]
-        super().__init__(
-            {"model": network},
-            device=device,
-            min_size=min_size,
-            threshold=_THRESHOLD if threshold is None else threshold,
-            files=[model],
-            observe=observe,
-        )
+        return {"model": network}, [model] if model else []
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
         """See `Detector.detect`. Images are computed concurrently, each at its own size."""

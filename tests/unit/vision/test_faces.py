@@ -58,7 +58,7 @@ def test_arrays_of_another_shape_or_type_are_refused():
     ("options", "error", "message"),
     [
         ({"name": "haar"}, InputError, "expected one of mtcnn, yunet, retail-0004, found 'haar'"),
-        ({"name": "yunet"}, InputError, "its model is missing"),
+        ({"name": "yunet"}, InputError, "model is missing; pass its path"),
         ({"name": "yunet", "model": Path("absent.onnx")}, MissingError, "absent.onnx"),
         ({"name": "mtcnn", "model": Path("absent")}, MissingError, r"det1\.npz"),
         ({"name": "mtcnn", "landmarks_model": Path("x")}, InputError, "belongs to retail-0004"),
