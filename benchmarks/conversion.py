@@ -1,4 +1,4 @@
-"""How long does a conversion take, against OpenVINO's plain Frontend route? Prints JSON.
+"""Time a conversion against OpenVINO's plain Frontend route. Prints JSON.
 
     python benchmarks/conversion.py [--pb FILE] [--weights FILE.npz] [--rounds 5]
 

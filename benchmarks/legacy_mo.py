@@ -1,10 +1,10 @@
-"""Does Model Optimizer's IR compute what ours computes, and how long did each take? Prints JSON.
+"""Compare Model Optimizer's IR with ours: embeddings and conversion time. Prints JSON.
 
     python benchmarks/legacy_mo.py [--weights FILE.npz] [--golden FILE.npz]
 
 Runs in an environment with the extra `omz` (openvino-dev 2024.6.0, the last release that has `mo`), such as the one
 that .ci/run makes in .venv-omz. `mo` writes NHWC FP16 with preprocessing folded in as Open Model Zoo's arguments say;
-ours is converted to FP16 too. Both embed golden.npz. Then `edgeface adopt` gives mo's IR its contract.
+ours is converted to FP16 too. Both embed golden.npz. Then `edgeface adopt` adds a contract to mo's IR.
 """
 
 from __future__ import annotations

@@ -48,19 +48,7 @@ _ASTRONAUT_FACE = (66, 186, 163, 283)
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """What to convert, and where it was found.
-
-    Attributes
-    ----------
-    model
-        Zoo name or path.
-    origin
-        Where the weights are from, for people.
-    provenance
-        Provenance of the weights.
-    tried
-        Places that had none, each with the reason.
-    """
+    """A zoo name or path to convert, where its weights are from, and the places that had none, with the reasons."""
 
     model: str | Path
     origin: str
@@ -202,18 +190,9 @@ def find_weights(
 ) -> WeightsSource:
     """Find weights in the store, at a mirror, in the data folder or at the publisher; else make seeded ones.
 
-    Parameters
-    ----------
-    folder
-        Receives a graph that has to be built from weights.
-    data
-        Folder with ``facenet-20180408-102900/weights.npz``, or None.
-    mirror
-        Address or folder to download from; by default EDGEFACE_MIRROR.
-    offline
-        Do not ask the publisher.
-    say, progress
-        Called with a line of text, and with the progress of a download.
+    A graph that has to be built from weights goes into `folder`. `data` may have
+    ``facenet-20180408-102900/weights.npz``. `mirror` is an address or folder, by default EDGEFACE_MIRROR. With
+    `offline` the publisher is not asked. `say` is called with a line of text at a time.
     """
     entry, store = load_catalog()[MODEL], ModelStore()
     mirror = mirror or os.environ.get("EDGEFACE_MIRROR")

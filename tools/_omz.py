@@ -1,4 +1,4 @@
-"""What the four tools share: Open Model Zoo's flags for choosing models, and errors as exit codes."""
+"""Parse Open Model Zoo's flags for choosing models, and turn errors into exit codes, for the four tools."""
 
 from __future__ import annotations
 

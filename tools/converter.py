@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Open Model Zoo's converter flags in; IRs at <output_dir>/public/<model>/<precision>/<model>.xml out.
+"""Convert models with Open Model Zoo's flags, to <output_dir>/public/<model>/<precision>/<model>.xml.
 
-Sources are looked for where `downloader.py` put them under `--download_dir`, then in edgeface's cache.
+Sources are searched where `downloader.py` put them under `--download_dir`, then in edgeface's cache.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Open Model Zoo's downloader flags in; models in its folder layout out, fetched by `edgeface.zoo`.
+"""Download models with Open Model Zoo's flags, into its folder layout.
 
 Files go to <output_dir>/public/<model>/ (ready IRs: <output_dir>/intel/<model>/<precision>/). They come through
 edgeface's cache, which is also `--cache_dir`; a second run therefore downloads nothing.

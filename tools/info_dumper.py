@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Open Model Zoo's info_dumper flags in; the same JSON about each chosen model out."""
+"""Describe models as JSON, with Open Model Zoo's flags and keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Open Model Zoo's quantizer flags in; IRs at <output_dir>/<subdirectory>/FP32-INT8/<model>.xml out, each gated.
+"""Quantize IRs with Open Model Zoo's flags, to <output_dir>/<subdirectory>/FP32-INT8/<model>.xml.
 
-IRs are looked for where `converter.py` put them under `--model_dir`. A model that loses accuracy is not written.
+IRs are searched where `converter.py` put them under `--model_dir`. A model that loses accuracy is not written.
 """
 
 from __future__ import annotations

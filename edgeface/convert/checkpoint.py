@@ -29,14 +29,9 @@ _BLOCK_TRAILER_BYTES = 5  # compression type, masked CRC-32C
 
 
 def find_checkpoint(folder: Path, *, stem: str = "") -> Path:
-    """Return the prefix of a folder's newest checkpoint: the one that ``checkpoint`` names, else the last.
+    """Return the prefix of a folder's newest checkpoint: the one named in ``checkpoint``, else the last step.
 
-    Parameters
-    ----------
-    folder
-        Folder of the checkpoints; several models may share it.
-    stem
-        Start of the checkpoint's name.
+    `stem` is the start of its name, for a folder with checkpoints of several models.
 
     Raises ModelFormatError if the folder holds no such ``.index`` file.
     """
@@ -64,12 +59,7 @@ def shard_paths(prefix: Path) -> list[Path]:
 
 
 def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
-    """Read every numeric variable of a checkpoint.
-
-    Returns
-    -------
-    dict
-        Arrays by TensorFlow variable name, memory-mapped from the data shards.
+    """Read every numeric variable of a checkpoint, by TensorFlow name, memory-mapped from the data shards.
 
     Raises ModelFormatError if a file is missing, truncated or damaged; NotSupportedError if the index is
     compressed or a variable is stored in slices.

@@ -75,16 +75,10 @@ def write_graph(weights: Mapping[str, NDArray[Any]], path: Path, *, seeded: bool
 def build_graph(
     weights: Mapping[str, NDArray[Any]], *, batch_norm: BatchNormOp = "FusedBatchNormV3", queue: bool = True
 ) -> Any:
-    """Build the GraphDef.
+    """Build the GraphDef of float32 weights by TensorFlow name; kernels HWIO, batch norm without gamma.
 
-    Parameters
-    ----------
-    weights
-        float32 arrays by TensorFlow variable name; kernels HWIO, batch norm without gamma.
-    batch_norm
-        Operation of the released files (TensorFlow 1.7) or of today's TensorFlow.
-    queue
-        With the input queue; else `image_batch` is a plain placeholder.
+    `batch_norm` is the operation of the released files (TensorFlow 1.7) or of today's TensorFlow. Without `queue`,
+    `image_batch` is a plain placeholder.
 
     Raises InputError if a weight is missing, superfluous, or of the wrong shape.
     """

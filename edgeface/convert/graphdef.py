@@ -108,22 +108,9 @@ def prune(
 ) -> Inference:
     """Return the graph that computes `output` from `input`, without what only training needs.
 
-    Parameters
-    ----------
-    graph
-        GraphDef; it is consumed.
-    input
-        Node that becomes the one Placeholder, whatever computed it before.
-    output
-        Node whose first output is wanted.
-    shape
-        Of the input; -1 where it is dynamic.
-    known
-        Values of boolean placeholders, such as ``{"phase_train": False}``.
-    variables
-        Values of variables by name, for a graph that is not frozen.
-    source
-        The file's name in messages.
+    `graph` is a GraphDef and is consumed. `input` becomes the one Placeholder, of `shape` (-1 where it is dynamic).
+    `known` has the values of boolean placeholders, such as ``{"phase_train": False}``, and `variables` those of
+    variables, for a graph that is not frozen. `source` is the file's name in messages.
 
     Raises ConversionError if the output needs another placeholder, an unknown variable, a node that is not in
     the graph, a loop, or a batch norm that is still in training mode.

@@ -52,14 +52,7 @@ class Interpreter(Protocol[T]):
 def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
     """Hand every layer to an interpreter.
 
-    Parameters
-    ----------
-    net
-        The interpreter.
-    x
-        What stands for the (N, 160, 160, 3) input, RGB, standardised.
-    embedding_size
-        Length of the embedding, 512 for the published models.
+    `x` stands for the (N, 160, 160, 3) input, RGB, standardised; `embedding_size` is 512 for the published models.
     """
     x = net.convolution("Conv2d_1a_3x3", x, 32, (3, 3), stride=2, padding="VALID")
     x = net.convolution("Conv2d_2a_3x3", x, 32, (3, 3), padding="VALID")

@@ -67,20 +67,10 @@ def adapt_input(
     size: tuple[int, int],
     batch: int | None,
 ) -> ov.Model:
-    """Make a model of standardised RGB images take raw images of the wanted layout and colour order.
+    """Make a model of standardised RGB images take raw images (float32 0-255) of this layout and colour order.
 
-    Parameters
-    ----------
-    model
-        Its one input is (?, H, W, 3) or (?, H, W, 3) behind a transpose, RGB, ``(x - mean) / scale``.
-    layout, color
-        Layout and channel order of the new input, float32 0-255.
-    mean, scale
-        Per channel in RGB order, in units of the raw value.
-    size
-        (height, width) in pixels.
-    batch
-        Static batch, or None to leave it dynamic.
+    The model's one input is (?, H, W, 3), or (?, 3, H, W) behind a transpose, and expects ``(x - mean) / scale``, per
+    channel in RGB order, in units of the raw value. `size` is (height, width) in pixels; a `batch` of None is dynamic.
 
     Raises ConversionError if the model cannot take images of that size.
     """
@@ -173,16 +163,8 @@ def prepend_preprocessing(
 ) -> ov.Model:
     """Put layout, colour order and ``(x - mean) / scale`` in front of a model of standardised images.
 
-    Parameters
-    ----------
-    model
-        Takes `model_layout` and `model_color`, standardised.
-    layout, color
-        Layout and channel order of the new input, float32 0-255.
-    mean, scale
-        Per channel in RGB order, in units of the raw value.
-    model_layout, model_color
-        Layout and channel order of the present input.
+    `layout` and `color` are those of the new input (float32 0-255), `model_layout` and `model_color` those of the
+    present one. `mean` and `scale` are per channel in RGB order, in units of the raw value.
     """
     if model_color == "BGR":
         mean, scale = mean[::-1], scale[::-1]

@@ -155,18 +155,8 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
 def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     """Embed aligned crops with an IR that has a contract, in FP32 on the CPU.
 
-    Parameters
-    ----------
-    ir
-        The .xml.
-    images : (N, H, W, 3) uint8, RGB, 0-255
-        They are reordered to the layout and colour order of the IR.
-
-    Returns
-    -------
-    (N, D) float32
-
-    Raises InputError if the images are not of the contract's size.
+    The images are (N, H, W, 3) uint8, RGB, 0-255, and reordered to the layout and colour order of the IR; the result
+    is (N, D) float32. Raises InputError if the images are not of the contract's size.
     """
     model, contract = read_contract(ir)
     _require_size(images, contract, ir)

@@ -24,14 +24,9 @@ _CONTRASTS = (1.0, 1.0, 0.5, 0.15)
 
 
 def seeded_weights(seed: int, embedding_size: int = 512) -> dict[str, NDArray[Any]]:
-    """Make weights from a seed.
+    """Make float32 weights by published TensorFlow variable name, from a seed; kernels are HWIO.
 
-    Returns
-    -------
-    dict
-        float32 arrays under the published TensorFlow variable names; kernels are HWIO. Weights are drawn after
-        He et al. 2015 (arXiv 1502.01852); moving means and variances are measured on random images.
-
+    Weights are drawn after He et al. 2015 (arXiv 1502.01852); moving means and variances are measured on random images.
     Raises InputError if the seed is negative, or there is no output.
     """
     if seed < 0 or embedding_size < 1:

@@ -81,14 +81,9 @@ class _GraphSource:
 
 
 def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
-    """Read a TensorFlow model and keep its inference graph.
+    """Read a TensorFlow model (.pb, .meta, checkpoint folder, SavedModel) and keep its inference graph.
 
-    Parameters
-    ----------
-    path
-        Frozen .pb, .meta, checkpoint folder, saved_model.pb or SavedModel folder.
-    size
-        (height, width) of the images, in pixels.
+    `size` is (height, width) of the images, in pixels.
 
     Raises ModelFormatError if the file is damaged or no TensorFlow model; ConversionError if it does not have
     one image as input and one embedding as output.

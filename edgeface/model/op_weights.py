@@ -50,17 +50,8 @@ def stored_bytes(port: Any) -> int:
 def constant_nodes(nodes: Iterable[Node]) -> set[str]:
     """Name the nodes that need no input of the model: computed once when it is compiled, they are no work.
 
-    Weights behind a decompression Convert or a FakeQuantize are such, and so is arithmetic on shapes.
-
-    Parameters
-    ----------
-    nodes : iterable of openvino.Node
-        In topological order, all inputs of the model static.
-
-    Returns
-    -------
-    set of str
-        Unique names (``node.get_name()``, not the friendly name).
+    Weights behind a decompression Convert or a FakeQuantize are such, and so is arithmetic on shapes. `nodes` are in
+    topological order, and all inputs of the model static. Names are those of ``node.get_name()``, which are unique.
     """
     constant: set[str] = set()
     for node in nodes:
@@ -74,17 +65,7 @@ def constant_nodes(nodes: Iterable[Node]) -> set[str]:
 def eight_bit_nodes(nodes: Iterable[Node], constant: set[str]) -> set[str]:
     """Name the nodes whose values are 8-bit numbers, possibly already rescaled to floating point.
 
-    Parameters
-    ----------
-    nodes : iterable of openvino.Node
-        In topological order.
-    constant : set of str
-        What :func:`constant_nodes` found.
-
-    Returns
-    -------
-    set of str
-        Unique names.
+    `nodes` are in topological order; `constant` is the result of :func:`constant_nodes`.
     """
     eight_bit: set[str] = set()
     for node in nodes:
@@ -104,13 +85,7 @@ def eight_bit_nodes(nodes: Iterable[Node], constant: set[str]) -> set[str]:
 
 
 class ParameterLedger:
-    """Gives each constant to the first layer that asks, so that layers add up to the model.
-
-    Parameters
-    ----------
-    constant : set of str
-        What :func:`constant_nodes` found.
-    """
+    """Gives each constant to the first layer that asks, so that layers add up to the model."""
 
     def __init__(self, constant: set[str]) -> None:
         self._constant = constant

@@ -199,19 +199,7 @@ def _mapping(document: Document, at: Sequence[str | int], value: Any) -> dict[st
 
 
 class Document:
-    """One YAML file, read with the safe loader, in which no key may occur twice.
-
-    Parameters
-    ----------
-    text
-        The YAML.
-    name
-        The file's name in messages.
-
-    Attributes
-    ----------
-    data
-        The content.
+    """One YAML file, read with the safe loader, in which no key may occur twice; `name` is its name in messages.
 
     Raises CatalogError if the text is no YAML, or has a key twice in one mapping.
     """

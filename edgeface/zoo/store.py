@@ -278,17 +278,11 @@ class ModelStore:
         return checks
 
     def export(self, entry: ModelEntry, folder: Path, *, precisions: Collection[str] | None = None) -> None:
-        """Copy a downloaded model's files into a folder of the user's own.
+        """Copy a downloaded model's files into a folder, which is made if absent, replacing files of the same names.
 
-        Parameters
-        ----------
-        entry, folder
-            The folder is made if it is missing; files of the same names in it are replaced.
-        precisions
-            Of a ready IR, only the files in folders of these names (``FP16``); by default all.
+        With `precisions`, only the files of a ready IR in folders of these names (``FP16``).
 
-        Raises ModelNotFoundError, OutputError if the model is not downloaded, or the folder cannot be
-        written.
+        Raises ModelNotFoundError if the model is not downloaded; OutputError if the folder cannot be written.
         """
         source = self.model_dir(entry)
         for name in self._marker(source)["files"]:
