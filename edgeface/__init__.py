@@ -18,37 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if "openvino" not in sys.modules:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-from edgeface.errors import (
-    ArchiveError,
-    CatalogError,
-    ChecksumError,
-    ContractError,
-    ConversionError,
-    DeadlineExceeded,
-    DeviceError,
-    DownloadError,
-    EdgeFaceError,
-    EngineClosed,
-    EnrolmentRefused,
-    ExtraNotInstalledError,
-    FaceError,
-    GalleryBusyError,
-    GalleryDamagedError,
-    GalleryError,
-    GalleryKeyError,
-    GalleryServerError,
-    ImageError,
-    InferenceError,
-    InputError,
-    MissingError,
-    ModelFormatError,
-    ModelNotFoundError,
-    NegativeResult,
-    NotSupportedError,
-    OutputError,
-    Overloaded,
-    RequestError,
-)
+from edgeface import errors
+from edgeface.errors import *  # noqa: F403 - every error, as `errors.__all__` lists them
+from edgeface.errors import ModelNotFoundError
 from edgeface.lazy import exports
 from edgeface.version import __version__
 
@@ -67,44 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alignment",
-    "ArchiveError",
-    "CatalogError",
-    "ChecksumError",
-    "ContractError",
-    "ConversionError",
-    "DeadlineExceeded",
-    "DeviceError",
-    "DownloadError",
-    "EdgeFaceError",
     "Embedding",
     "Embeddings",
-    "EngineClosed",
-    "EnrolmentRefused",
-    "ExtraNotInstalledError",
     "Face",
     "FaceAnalyzer",
-    "FaceError",
-    "GalleryBusyError",
-    "GalleryDamagedError",
-    "GalleryError",
-    "GalleryKeyError",
-    "GalleryServerError",
     "Identification",
-    "ImageError",
-    "InferenceError",
-    "InputError",
     "Metric",
-    "MissingError",
     "ModelContract",
-    "ModelFormatError",
-    "ModelNotFoundError",
-    "NegativeResult",
-    "NotSupportedError",
-    "OutputError",
-    "Overloaded",
     "Quality",
     "QualityGate",
-    "RequestError",
     "SearchThreshold",
     "Threshold",
     "Verdict",
@@ -115,6 +58,7 @@ __all__ = [
     "load_detector",
     "verify",
 ]
+__all__ += errors.__all__
 
 __getattr__ = exports(  # importing edgeface loads neither OpenVINO nor OpenCV
     __name__,

@@ -40,6 +40,38 @@ from __future__ import annotations
 from os import PathLike
 from typing import ClassVar
 
+__all__ = [
+    "ArchiveError",
+    "CatalogError",
+    "ChecksumError",
+    "ContractError",
+    "ConversionError",
+    "DeadlineExceeded",
+    "DeviceError",
+    "DownloadError",
+    "EdgeFaceError",
+    "EngineClosed",
+    "EnrolmentRefused",
+    "ExtraNotInstalledError",
+    "FaceError",
+    "GalleryBusyError",
+    "GalleryDamagedError",
+    "GalleryError",
+    "GalleryKeyError",
+    "GalleryServerError",
+    "ImageError",
+    "InferenceError",
+    "InputError",
+    "MissingError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NegativeResult",
+    "NotSupportedError",
+    "OutputError",
+    "Overloaded",
+    "RequestError",
+]
+
 
 class EdgeFaceError(Exception):
     """Base of every error that edgeface raises on purpose.

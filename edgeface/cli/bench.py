@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from edgeface.cli import bench_results
-from edgeface.cli.faces import (
+from edgeface.cli.options import (
     ChosenDetectorOption,
     DetectorModelOption,
     DetectorName,

@@ -8,15 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeface.cli.options import (
-    DetectorModelOption,
-    DetectorName,
-    DetectorOption,
-    DeviceOption,
-    LandmarksModelOption,
-    MinSizeOption,
-    load_detector,
-)
+from edgeface.cli.options import DetectorOptions, with_options
 from edgeface.cli.output import (
     JsonOption,
     StrictOption,
@@ -58,17 +50,15 @@ _ThresholdOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(epilog="Example: edgeface detect photos/ --draw marked --json")(detect)
-    app.command(epilog="Example: edgeface align lfw -o lfw_160 --recipe mtcnn-box-margin --margin 32")(align)
+    app.command(epilog="Example: edgeface detect photos/ --draw marked --json")(with_options(detect))
+    app.command(epilog="Example: edgeface align lfw -o lfw_160 --recipe mtcnn-box-margin --margin 32")(
+        with_options(align)
+    )
 
 
 def detect(
     images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or patterns.")],
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
-    min_size: MinSizeOption = 20,
+    options: DetectorOptions,
     threshold: _ThresholdOption = None,
     draw: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for copies with the faces marked.")
@@ -83,9 +73,7 @@ def detect(
     drawn = ImageFolder(draw, photos) if draw else None
     failures: dict[Path, str] = {}
     answers: list[dict[str, Any]] = []
-    with load_detector(
-        detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
-    ) as model:
+    with options.load_detector(threshold=threshold) as model:
         for found in detect_photos(photos, model, failures=failures, drawn=drawn):
             answers.append(found.to_dict())
             if not json:
@@ -93,7 +81,9 @@ def detect(
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if json:
-        emit_json({"detector": detector.value, "images": answers, "failures": list_failures(failures)})
+        emit_json(
+            {"detector": options.detector.value, "images": answers, "failures": list_failures(failures)}
+        )
     finish(failures, strict=strict)
 
 
@@ -105,6 +95,7 @@ def align(
         Path,
         typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False),
     ],
+    *,
     recipe: Annotated[_Recipe, typer.Option(help="Alignment of the model.")] = _Recipe.mtcnn_box_margin,
     margin: Annotated[
         int | None,
@@ -113,11 +104,7 @@ def align(
     size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Size of the crops. Default: the recipe's.")
     ] = None,
-    detector: DetectorOption = DetectorName.mtcnn,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
-    min_size: MinSizeOption = 20,
+    options: DetectorOptions,
     threshold: _ThresholdOption = None,
     strict: StrictOption = False,
     json: JsonOption = False,
@@ -136,9 +123,7 @@ def align(
     crop_size = _parse_size(size) if size else _SIZES[recipe]
     photos = find_photos([folder], output=output_dir)
     with (
-        load_detector(
-            detector, detector_model, landmarks_model, device=device, min_size=min_size, threshold=threshold
-        ) as model,
+        options.load_detector(threshold=threshold) as model,
         progress_bars() as progress,
     ):
         report = align_photos(photos, output_dir, model, alignment, crop_size, progress=progress)

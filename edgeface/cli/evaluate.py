@@ -11,20 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 import edgeface
-from edgeface.cli.faces import (
-    BoxesOption,
-    ChosenDetectorOption,
-    CropsOption,
-    DetectorModelOption,
-    DeviceOption,
+from edgeface.cli.options import (
     FarsOption,
     FlipName,
     FlipOption,
     ImagesOption,
-    LandmarksModelOption,
-    find_faces,
+    LabelledOptions,
+    ModelOption,
+    with_options,
 )
-from edgeface.cli.options import ModelOption
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
 from edgeface.files import staging_folder
 
@@ -53,10 +48,10 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure the accuracy of a model by published protocols.", no_args_is_help=True)
     group.command(
         epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result"
-    )(lfw)
+    )(with_options(lfw))
     group.command(
         epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result"
-    )(identification)
+    )(with_options(identification))
     app.add_typer(group, name="evaluate")
 
 
@@ -66,6 +61,7 @@ def lfw(
         Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
     ],
     output_dir: OutputOption,
+    *,
     model: ModelOption = None,
     protocol: Annotated[
         _Protocol, typer.Option(help="Evaluation protocol: davidsandberg/facenet's or Open Model Zoo's.")
@@ -87,12 +83,7 @@ def lfw(
         ),
     ] = None,
     far: FarsOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
-    boxes: BoxesOption = None,
-    crops: CropsOption = False,
-    detector: ChosenDetectorOption = None,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
+    options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
     """Evaluate verification on labelled pairs, LFW's or a list of the same format."""
@@ -102,7 +93,7 @@ def lfw(
     listed = read_pairs(pairs)
     _require_folder(output_dir)
     with (
-        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        options.open() as faces,
         progress_bars() as progress,
     ):
         result = evaluate_model(
@@ -117,7 +108,7 @@ def lfw(
             boxes=faces.boxes,
             detector=faces.detector,
             faces=faces.words,
-            device=device,
+            device=options.device,
             progress=progress,
         )
         _finish(result, output_dir, _evaluation_table, json=json)
@@ -126,6 +117,7 @@ def lfw(
 def identification(
     images: ImagesOption,
     output_dir: OutputOption,
+    *,
     model: ModelOption = None,
     fpir: Annotated[
         list[float],
@@ -133,12 +125,7 @@ def identification(
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
     seed: Annotated[int, typer.Option(help="Seed of the choice of enrolled images.")] = 0,
     flip: FlipOption = FlipName.none,
-    boxes: BoxesOption = None,
-    crops: CropsOption = False,
-    detector: ChosenDetectorOption = None,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
+    options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
     """Evaluate 1:N identification in an open set: people with one image are not enrolled."""
@@ -146,7 +133,7 @@ def identification(
 
     _require_folder(output_dir)
     with (
-        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        options.open() as faces,
         progress_bars() as progress,
     ):
         result = evaluate_identification(
@@ -158,7 +145,7 @@ def identification(
             boxes=faces.boxes,
             detector=faces.detector,
             faces=faces.words,
-            device=device,
+            device=options.device,
             progress=progress,
         )
         _finish(result, output_dir, _identification_table, json=json)

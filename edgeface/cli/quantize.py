@@ -10,15 +10,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgeface.cli.faces import (
-    BoxesOption,
+from edgeface.cli.options import (
     ChosenDetectorOption,
     CropsOption,
     DetectorModelOption,
     DetectorName,
-    DeviceOption,
+    LabelledOptions,
     LandmarksModelOption,
     find_faces,
+    with_options,
 )
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
     )(quantize)
     app.command(
         epilog="Example: edgeface pareto facenet.xml --calibration photos --images lfw --pairs pairs.txt -o pareto"
-    )(pareto)
+    )(with_options(pareto))
 
 
 def quantize(
@@ -321,6 +321,7 @@ def pareto(
             show_default=False,
         ),
     ],
+    *,
     precision: Annotated[
         list[_Precision] | None,
         typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
@@ -329,12 +330,7 @@ def pareto(
     rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds of timing.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")] = 1.0,
     seed: SeedOption = 0,
-    boxes: BoxesOption = None,
-    crops: CropsOption = False,
-    detector: ChosenDetectorOption = None,
-    detector_model: DetectorModelOption = None,
-    landmarks_model: LandmarksModelOption = None,
-    device: DeviceOption = "CPU",
+    options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
     """Compare precisions by accuracy, latency, throughput and size, and find the Pareto-optimal ones."""
@@ -345,7 +341,7 @@ def pareto(
     listed = read_pairs(pairs)
     with (
         progress_bars() as progress,
-        find_faces(boxes, crops, detector, detector_model, landmarks_model, device=device) as faces,
+        options.open() as faces,
     ):
         found = measure_pareto(
             model,
@@ -360,7 +356,7 @@ def pareto(
             recipe=QuantizationRecipe(subset=subset, seed=seed),
             rounds=rounds,
             seconds=seconds,
-            device=device,
+            device=options.device,
             progress=progress,
         )
     write_pareto(found, output_dir)
