@@ -28,7 +28,7 @@ NAMES = {
 RULE = (
     "A precision is optimal if no other dominates it, that is, is better in one respect and worse in none. Accuracy "
     f"counts as different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test is significant at 5 %, "
-    f"speed if one was faster in every round, size if it differs by more than {SAME_SIZE:.0%}."
+    f"speed if one was faster in every round, size if it differs by more than {100 * SAME_SIZE:g} %."
 )
 
 _CHARACTER, _LINE = 7.5, 18.0
