@@ -58,20 +58,11 @@ _FEWEST = 4
 
 
 def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyKey, Interval]]:
-    """Estimate percentiles, mean and extremes of latencies.
+    """Estimate percentiles, mean and extremes of latencies, (N,) float in the order of measurement, N at least 1.
 
-    Parameters
-    ----------
-    latencies : (N,) float
-        In the order in which they were measured, N at least 1.
-
-    Returns
-    -------
-    estimates
-        ``p50`` to ``p99.9``, ``mean``, ``min`` and ``max``. A percentile is an observed value: the smallest that at
-        least that share of the samples does not exceed, as in benchmark_app and MLPerf's load generator.
-    intervals
-        95 % confidence intervals of each percentile and of the mean; None where there are too few samples.
+    A percentile is an observed value: the smallest that at least that share of the samples does not exceed, as in
+    benchmark_app and MLPerf's load generator. The second dictionary has 95 % confidence intervals of each
+    percentile and of the mean; None where there are too few samples.
 
     Examples
     --------
@@ -114,27 +105,12 @@ def rank(count: int, share: float) -> int:
 def interval_ranks(
     count: int, share: float, *, effective: float | None = None, confidence: float = CONFIDENCE
 ) -> tuple[int | None, int | None]:
-    """Find the two order statistics that enclose a quantile, for any distribution.
+    """Find the ranks, from 1, of the two order statistics that enclose a quantile, for any distribution.
 
-    The number of samples below the quantile is binomial, so ranks l and u enclose it with probability
-    P(l <= B < u), B ~ Binomial(count, share): David and Nagaraja, Order Statistics, 3rd edition, section 7.1.
-    Each side leaves out at most half of the probability that is not covered.
-
-    Parameters
-    ----------
-    count
-        Number of samples.
-    share
-        Quantile: 0.99 for the 99th percentile.
-    effective
-        `effective_sample_size`: the ranks are computed for this many samples, then scaled to `count`. None: `count`.
-    confidence
-        Probability that the ranks enclose the quantile.
-
-    Returns
-    -------
-    (low, high)
-        Ranks from 1; None: even the extreme sample does not bound it with that confidence.
+    The number of samples below the quantile is binomial, so ranks l and u enclose it with probability P(l <= B <
+    u), B ~ Binomial(count, share): David and Nagaraja, Order Statistics, 3rd edition, section 7.1. Each side leaves
+    out at most half of the probability that is not covered; None: even the extreme sample does not bound it. With
+    an `effective_sample_size` ranks are computed for that many samples, then scaled to `count`.
     """
     independent = max(1, math.floor(count if effective is None else effective))
     tail = (1.0 - confidence) / 2.0
@@ -173,22 +149,11 @@ def mean_interval(series: Floats, *, confidence: float = CONFIDENCE) -> Interval
 
 
 def rate_interval(ends: Floats, *, confidence: float = CONFIDENCE) -> Interval:
-    """Bound a rate of completions by the method of batch means.
+    """Bound a rate, completions per second, by the method of batch means; no interval below 16 completions.
 
-    The durations of long batches of equally many completions are nearly independent, so 8 batches are used
-    (Law, Simulation Modeling and Analysis, 5th edition, section 9.5.3).
-
-    Parameters
-    ----------
-    ends : (N,) float
-        Seconds from the start of the measurement to each completion, in any order.
-    confidence
-        Share of the runs whose interval contains the true rate.
-
-    Returns
-    -------
-    (low, high)
-        Completions per second; None below 16 completions.
+    `ends`, (N,) float, are the seconds from the start of the measurement to each completion, in any order. The
+    durations of long batches of equally many completions are nearly independent, so 8 batches are used (Law,
+    Simulation Modeling and Analysis, 5th edition, section 9.5.3).
     """
     times = np.concatenate([[0.0], np.sort(ends)])
     size = (len(times) - 1) // _BATCHES
@@ -287,28 +252,16 @@ def student_t(freedom: int, confidence: float) -> float:
 
 
 def clopper_pearson(errors: int, trials: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Compute the exact two-sided confidence interval of a binomial rate.
+    """Compute the exact two-sided confidence interval of a binomial rate, in [0, 1].
 
     Clopper and Pearson, Biometrika 26 (1934), 404-413; the usual choice for error rates of biometric systems
-    because its coverage is never below `confidence`, not even at 0 errors. It assumes independent trials.
-
-    Parameters
-    ----------
-    errors, trials
-        0 <= errors <= trials, trials at least 1.
-    confidence
-        Share of the experiments whose interval contains the true rate.
-
-    Returns
-    -------
-    (low, high)
-        Rates in [0, 1]. At 0 errors in n trials `high` is near 3.7 / n for 95 %; the one-sided rule of three gives
-        3 / n.
+    because its coverage is never below `confidence`, not even at 0 errors. It assumes independent trials. At 0
+    errors in n trials the upper end is near 3.7 / n for 95 %; the one-sided rule of three gives 3 / n.
 
     Raises
     ------
     ValueError
-        If the counts are out of range.
+        Unless 0 <= errors <= trials and trials >= 1.
 
     Examples
     --------

@@ -33,13 +33,7 @@ from edgeface.errors import InputError
 from edgeface.files import write_atomically
 from edgeface.stats import Interval, LatencyKey
 
-__all__ = [
-    "FILE_NAME",
-    "SCHEMA",
-    "BenchmarkResult",
-    "Samples",
-    "upgrade",
-]
+__all__ = ["FILE_NAME", "SCHEMA", "BenchmarkResult", "Samples", "upgrade"]
 
 SCHEMA: Literal["edgeface.bench/1"] = "edgeface.bench/1"
 """Name and version of the document. A new version needs a step in `_MIGRATIONS`."""

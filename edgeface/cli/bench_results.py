@@ -148,9 +148,7 @@ def sweep(
     shape: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[1,3,H,W]",
-            help="Input shapes, if dynamic or to be changed.",
-            show_default=False,
+            metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.", show_default=False
         ),
     ] = None,
     peak: Annotated[bool, typer.Option("--peak/--no-peak", help="Measure each device's peak, once.")] = True,

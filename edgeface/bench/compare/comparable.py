@@ -11,14 +11,7 @@ from edgeface.bench.machine.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.errors import InputError
 
-__all__ = [
-    "ReportEntry",
-    "Side",
-    "doubts",
-    "read_entries",
-    "read_side",
-    "require_comparable",
-]
+__all__ = ["ReportEntry", "Side", "doubts", "read_entries", "read_side", "require_comparable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,14 +137,8 @@ class Comparison:
 class Gate:
     """Whether a candidate passes; False if it failed, as the exit code of ``bench compare``.
 
-    Attributes
-    ----------
-    limit
-        Slowdown that is too much, as a share.
-    outcome
-        Outcome of the worst metric.
-    failed, unsure
-        Metrics with these outcomes.
+    `limit` is the slowdown that is too much, as a share; `outcome` that of the worst metric; `failed` and `unsure`
+    are the metrics with these outcomes.
     """
 
     limit: float
@@ -348,17 +342,7 @@ class Estimate:
 
 
 def of_latency(latencies: np.ndarray, share: float, *, confidence: float) -> Estimate:
-    """Estimate a percentile of a series.
-
-    Parameters
-    ----------
-    latencies : (N,) float
-        In the order in which they were measured.
-    share
-        Percentile as a share: 0.5 for the median.
-    confidence
-        Confidence of the interval.
-    """
+    """Estimate a percentile, 0.5 for the median, of latencies, (N,) in the order in which they were measured."""
     value = float(np.sort(latencies)[stats.rank(len(latencies), share) - 1])
     return Estimate(value, stats.percentile_interval(latencies, share, confidence=confidence))
 

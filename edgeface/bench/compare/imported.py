@@ -17,10 +17,7 @@ from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
 from edgeface.stats import LatencyKey
 
-__all__ = [
-    "read_any",
-    "read_benchmark_app",
-]
+__all__ = ["read_any", "read_benchmark_app"]
 
 _SECTIONS = {"configuration_setup", "execution_results"}
 _LATENCIES: Mapping[LatencyKey, tuple[str, ...]] = {

@@ -77,13 +77,7 @@ class Disturbance(Frozen):
 
 @dataclass(slots=True)
 class Watch:
-    """Samples that `watch` takes; complete when its block has ended.
-
-    Attributes
-    ----------
-    snapshots
-        In order of time, the first before the block and the last after it.
-    """
+    """Samples that `watch` takes, in order of time; complete when its block has ended."""
 
     snapshots: list[Snapshot] = field(default_factory=list)
 
@@ -95,22 +89,10 @@ class Watch:
 
 @contextmanager
 def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Watch]:
-    """Sample the machine while a block runs.
+    """Sample the machine while a block runs, every `interval` seconds, at its start and at its end.
 
-    A thread of this process reads the counters, some 2 ms of CPU time each time; where that takes longer, it samples
-    less often, so that watching takes at most one per cent of one CPU.
-
-    Parameters
-    ----------
-    root
-        Root of the file system; tests use a made-up one.
-    interval
-        Seconds between samples.
-
-    Yields
-    ------
-    Watch
-        Its `snapshots` grow; `verdict` is valid once the block has ended.
+    A thread of this process reads the counters, some 2 ms of CPU time each time; where that takes longer, it
+    samples less often, so that watching takes at most one per cent of one CPU.
     """
     watched = Watch()
     cost = _sample(watched.snapshots, root)
@@ -146,17 +128,9 @@ def _sample_until(
 
 
 def judge(snapshots: Sequence[Snapshot]) -> Disturbance:
-    """Decide whether a run was disturbed.
+    """Decide from snapshots, in order of time, whether a run was disturbed.
 
-    Parameters
-    ----------
-    snapshots
-        In order of time, the first before the run and the last after it.
-
-    Returns
-    -------
-    Disturbance
-        Not disturbed, with everything unwatched, where there are fewer than two samples.
+    With fewer than two snapshots the run is not disturbed, and everything is unwatched.
     """
     if len(snapshots) < 2:
         return Disturbance(disturbed=False, reasons=(), unwatched=("everything: there is no second sample",))

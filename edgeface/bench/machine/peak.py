@@ -235,19 +235,7 @@ def array_bytes(last_cache: int, available: int) -> int:
 
 
 def measure_bandwidth(core: ov.Core, *, size: int, threads: int, passes: int = 7) -> Bandwidth:
-    """Measure memory bandwidth.
-
-    Parameters
-    ----------
-    core : openvino.Core
-        Runs the triad on the CPU.
-    size
-        Bytes of one array, see `array_bytes`.
-    threads
-        Number of threads.
-    passes
-        Passes of which the median is taken, after one that warms up.
-    """
+    """Measure memory bandwidth with arrays of `size` bytes; medians of `passes` passes, after one that warms up."""
     copy = 2 * size / _copy_seconds(size, threads, passes) / 1e9
     triad = 3 * size / _triad_seconds(core, size, threads, passes) / 1e9
     return Bandwidth(
@@ -318,22 +306,10 @@ def _median_seconds(run: Callable[[], Any], passes: int) -> float:
 def attainable_seconds(
     work: Work, peak: Peak, executed: Sequence[ExecutedLayer] = (), *, precision: str | None
 ) -> float | None:
-    """Return the least time for the model's products, each at the peak of the precision that it executes in.
+    """Return the least seconds for one inference: each product at the peak of the precision that it executes in.
 
-    Parameters
-    ----------
-    work, peak
-        Of the model and of the machine.
-    executed
-        Layers as executed, for the precision of each product; without them products run in 8 bits where the model
-        asks for it.
-    precision
-        Precision of all other products.
-
-    Returns
-    -------
-    float or None
-        Seconds for one inference; None: the peak of a precision that is needed is not known.
+    `executed` gives the precision of each product; without it products run in 8 bits where the model asks for it.
+    All others run in `precision`. None: the peak of a precision that is needed is not known.
     """
     given, _ = assign_work(work, executed)
     precisions = {

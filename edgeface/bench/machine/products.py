@@ -67,16 +67,9 @@ class Product(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class CompiledProduct:
-    """A compiled matrix product as the runtime executes it.
+    """A compiled matrix product as the runtime executes it: one input, constant weights.
 
-    Attributes
-    ----------
-    model : openvino.CompiledModel
-        One input, constant weights.
-    layer
-        Name of the executed product.
-    form, shape, executed, kernel
-        As in `Product`.
+    `layer` is the runtime's name of the product; the other fields are those of `Product`.
     """
 
     model: Any
@@ -90,25 +83,9 @@ class CompiledProduct:
 def compile_product(
     core: ov.Core, device: str, precision: Precision, form: Form, shape: Shape, config: Mapping[str, Any]
 ) -> Reading[CompiledProduct]:
-    """Compile a product with constant weights, as in a network.
+    """Compile a product with constant weights, as in a network, with the device properties `config`.
 
-    Parameters
-    ----------
-    core : openvino.Core
-        Compiles it.
-    device
-        OpenVINO's name.
-    precision
-        Precision to multiply in.
-    form, shape
-        As in `Product`.
-    config
-        Properties for the device, such as streams and threads.
-
-    Returns
-    -------
-    CompiledProduct
-        Or why this device does not multiply in this precision: what executes is read back.
+    Return why this device does not multiply in this precision if it does not: what executes is read back.
     """
     hint = {} if precision == "i8" else {"INFERENCE_PRECISION_HINT": precision}
     try:
@@ -130,21 +107,9 @@ def compile_product(
 
 
 def measure_product(compiled: CompiledProduct, *, streams: int, seconds: float) -> list[float]:
-    """Multiply repeatedly, in all streams in parallel.
+    """Multiply repeatedly for some seconds, in all streams in parallel.
 
-    Parameters
-    ----------
-    compiled
-        The product to run.
-    streams
-        Number of infer requests that run in parallel.
-    seconds
-        Duration.
-
-    Returns
-    -------
-    list of float
-        Seconds of each product; the first of each stream is left out.
+    Return the seconds of each product, without the first of each stream.
     """
     requests = [compiled.model.create_infer_request() for _ in range(streams)]
     for request in requests:

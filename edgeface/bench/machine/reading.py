@@ -15,12 +15,7 @@ from typing import TypeAlias, TypeVar
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-__all__ = [
-    "Frozen",
-    "Reading",
-    "Unknown",
-    "known",
-]
+__all__ = ["Frozen", "Reading", "Unknown", "known"]
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
@@ -31,14 +31,7 @@ from edgeface.bench.machine.reading import (
     sense,
 )
 
-__all__ = [
-    "IntervalStats",
-    "Snapshot",
-    "joules",
-    "memory_available",
-    "summarize_interval",
-    "take_snapshot",
-]
+__all__ = ["IntervalStats", "Snapshot", "joules", "memory_available", "summarize_interval", "take_snapshot"]
 
 _ZONES = "sys/class/powercap/intel-rapl:*"
 """AMD's driver uses the same name. ``intel-rapl-mmio`` repeats the package and is left out."""
@@ -189,9 +182,10 @@ def _frequencies(root: Path) -> Reading[tuple[float, ...]]:
         lines = fields(quiet_text(root, "proc/cpuinfo"))
         if any(key == "flags" and "hypervisor" in value.split() for key, value in lines):
             return absent("a virtual machine is shown the nominal frequency only")
-    nothing = "neither cpufreq nor /proc/cpuinfo tells the frequency"
-    found = sense(lambda: tuple(each.current for each in psutil.cpu_freq(percpu=True)), "frequencies")
-    return (known(found) or absent(nothing)) if not isinstance(found, Unknown) else found
+    current = sense(
+        lambda: tuple(each.current for each in psutil.cpu_freq(percpu=True) if each.current), "frequencies"
+    )
+    return current or absent("neither cpufreq nor /proc/cpuinfo tells the frequency")
 
 
 def _throttle_count(root: Path) -> Reading[int]:
@@ -247,10 +241,9 @@ def _temperatures(root: Path) -> tuple[Reading[dict[str, float]], Reading[dict[s
 
 
 def _energy_counters(root: Path) -> Reading[dict[str, int]]:
-    """Return microjoules by zone: ``package-0``, ``package-0/dram``.
+    """Return microjoules by zone, ``package-0``, ``package-0/dram``, without zones that this user may not read.
 
-    Zones that this user may not read are left out; the reason is given where none is left. Source of format
-    and units: Linux, Documentation/power/powercap/powercap.rst.
+    Source of format and units: Linux, Documentation/power/powercap/powercap.rst.
     """
     if zones := _by_zone(root, "energy_uj"):
         return zones
@@ -276,16 +269,9 @@ def _by_zone(root: Path, file: str) -> dict[str, int]:
 
 
 def joules(before: int, after: int, *, wraps_at: int | None, seconds: float) -> Reading[float]:
-    """Compute the energy between two readings of one counter.
+    """Compute the energy between two readings of a counter in microjoules, `seconds` apart.
 
-    Parameters
-    ----------
-    before, after
-        Microjoules.
-    wraps_at
-        The counter's range in microjoules; None where it is not known.
-    seconds
-        Time between the readings.
+    The counter restarts from 0 after `wraps_at`, its range; None where that is not known.
     """
     if wraps_at is None or wraps_at <= 0:
         return (
@@ -302,18 +288,15 @@ def joules(before: int, after: int, *, wraps_at: int | None, seconds: float) -> 
 
 
 def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
-    """Summarize what happened; many snapshots make it certain that no counter wrapped twice.
+    """Summarize what happened between at least two snapshots, in order of time.
 
-    Parameters
-    ----------
-    snapshots
-        In order of time, at least two.
+    Many snapshots make it certain that no energy counter wrapped twice.
     """
     first, last = snapshots[0], snapshots[-1]
     seconds = last.clock_s - first.clock_s
-    spent = _spent(first.cpu_s, last.cpu_s)
+    spent = _derive(_spent, first.cpu_s, last.cpu_s)
     own = _per_second(_increase(first.own_cpu_s, last.own_cpu_s), seconds)
-    busy = _per_second(spent if isinstance(spent, Unknown) else spent["busy"], seconds)
+    busy = _per_second(_derive(lambda by_kind: by_kind["busy"], spent), seconds)
     energy = _energy(snapshots)
     frequencies = [mhz for each in snapshots for mhz in known(each.frequency_mhz) or ()]
     return IntervalStats(
@@ -329,42 +312,44 @@ def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
         quota_throttled_s=_increase(first.quota_throttled_s, last.quota_throttled_s),
         memory_stall_s=_increase(first.memory_stall_s, last.memory_stall_s),
         energy_j=energy,
-        power_w=energy
-        if isinstance(energy, Unknown)
-        else {zone: value / seconds for zone, value in energy.items()}
-        if seconds > 0
-        else absent("no time passed"),
+        power_w=_derive(
+            lambda by_zone: (
+                {zone: value / seconds for zone, value in by_zone.items()}
+                if seconds > 0
+                else absent("no time passed")
+            ),
+            energy,
+        ),
         temperature_c=_highest(snapshots),
     )
 
 
+def _derive(compute: Callable[..., Any], *readings: Reading[Any]) -> Reading[Any]:
+    """Compute a value from readings, or return the reason why one of them is missing."""
+    missing = next((each for each in readings if isinstance(each, Unknown)), None)
+    return compute(*readings) if missing is None else missing
+
+
 def _increase(before: Reading[float], after: Reading[float]) -> Reading[Any]:
     """Return by how much a counter increased; a decrease, as when a child's CPU time is lost, counts as 0."""
-    if isinstance(before, Unknown):
-        return before
-    return after if isinstance(after, Unknown) else max(after - before, 0)
+    return _derive(lambda first, last: max(last - first, 0), before, after)
 
 
 def _per_second(amount: Reading[float], seconds: float) -> Reading[float]:
-    if isinstance(amount, Unknown):
-        return amount
-    return amount / seconds if seconds > 0 else absent("no time passed")
+    return _derive(lambda total: total / seconds if seconds > 0 else absent("no time passed"), amount)
 
 
-def _spent(before: Reading[dict[str, float]], after: Reading[dict[str, float]]) -> Reading[dict[str, float]]:
+def _spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """Return CPU seconds by kind; a counter that ran backwards, as iowait may, counts as 0."""
-    if isinstance(before, Unknown):
-        return before
-    if isinstance(after, Unknown):
-        return after
     return {kind: max(after[kind] - before[kind], 0.0) for kind in after}
 
 
 def _share(spent: Reading[dict[str, float]], kind: str) -> Reading[float]:
-    if isinstance(spent, Unknown):
-        return spent
-    total = sum(spent.values())
-    return spent[kind] / total if total > 0 else absent("no CPU time passed")
+    def share(seconds: dict[str, float]) -> Reading[float]:
+        total = sum(seconds.values())
+        return seconds[kind] / total if total > 0 else absent("no CPU time passed")
+
+    return _derive(share, spent)
 
 
 def _energy(snapshots: Sequence[Snapshot]) -> Reading[dict[str, float]]:

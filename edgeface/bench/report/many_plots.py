@@ -12,12 +12,7 @@ from edgeface.bench.compare.comparison import Comparison, Difference
 from edgeface.bench.schema import Scenario
 from edgeface.drawing import Axes, Plot, categories, linear, percent, rounded
 
-__all__ = [
-    "comparison_plots",
-    "heat_maps",
-    "of_scenario",
-    "throughput_plot",
-]
+__all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]
 
 _ROW = 22.0
 """Height of a row that shows one result."""

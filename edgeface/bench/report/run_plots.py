@@ -15,12 +15,7 @@ from edgeface.drawing.axes import Doubles
 from edgeface.drawing.plot import Anchor
 from edgeface.stats import QUANTILES, LatencyKey
 
-__all__ = [
-    "LayerRow",
-    "roofline_plot",
-    "run_plots",
-    "top_layers",
-]
+__all__ = ["LayerRow", "roofline_plot", "run_plots", "top_layers"]
 
 _BINS = 60
 _POINTS = 300

@@ -19,13 +19,7 @@ from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
 from edgeface.runtime.schedule import reason_of
 
-__all__ = [
-    "BenchmarkModel",
-    "Shapes",
-    "parse_image_format",
-    "parse_shapes",
-    "read_benchmark_model",
-]
+__all__ = ["BenchmarkModel", "Shapes", "parse_image_format", "parse_shapes", "read_benchmark_model"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Static shape by input name; the name ``""`` stands for the only input."""

@@ -64,17 +64,9 @@ class ExecutedLayer:
 
 
 def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, ...]]:
-    """Read the runtime's own graph.
+    """Read the runtime's own graph: its layers in order of execution, without inputs, constants and outputs.
 
-    Parameters
-    ----------
-    compiled : openvino.CompiledModel
-        With static shapes; dynamic ones count no bytes.
-
-    Returns
-    -------
-    tuple of ExecutedLayer
-        In order of execution, without inputs, constants and outputs; or why the plugin shows no graph.
+    Dynamic shapes count no bytes. Return the reason if the plugin shows no graph.
     """
     try:
         nodes = compiled.get_runtime_model().get_ordered_ops()
@@ -157,23 +149,10 @@ def assign_work(
 ) -> tuple[tuple[tuple[LayerWork, ...], ...], tuple[str, ...]]:
     """Find the executed layer that computes each of the model's operations.
 
-    It is the executed layer that names the operation as its own; where the runtime split an operation, the part that
-    takes longest. An operation without multiplications that no layer names was fused into its input, as the ReLUs of
-    8-bit models are.
-
-    Parameters
-    ----------
-    work
-        Work of the model as it was compiled.
-    executed
-        Layers that it was compiled to.
-
-    Returns
-    -------
-    given : tuple of tuple of LayerWork
-        For each executed layer, in its order.
-    unmatched : tuple of str
-        Names of operations with work that belong to no executed layer.
+    It is the executed layer that names the operation as its own; where the runtime split an operation, the part
+    that takes longest. An operation without multiplications that no layer names was fused into its input, as the
+    ReLUs of 8-bit models are. Return the operations of each executed layer, in its order, and the names of
+    operations with work that belong to none.
     """
     homes: dict[str, int] = {}
     for index, layer in enumerate(executed):

@@ -20,25 +20,12 @@ from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import summarize
 from edgeface.vision.source import Frame, FrameSource
 
-__all__ = [
-    "VideoFile",
-    "run_kiosk",
-]
+__all__ = ["VideoFile", "run_kiosk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFile:
-    """A video file that can be played at its own frame rate.
-
-    Attributes
-    ----------
-    path
-        Path of the file.
-    rate
-        Frames per second.
-    frames
-        Number of frames by the file's header, which may be wrong by a few.
-    """
+    """A video file at its own frame rate; `frames` is the length by its header, which may be wrong by a few."""
 
     path: Path
     rate: float
@@ -46,13 +33,7 @@ class VideoFile:
 
     @classmethod
     def open(cls, path: Path) -> VideoFile:
-        """Read the frame rate and the length of a video.
-
-        Raises
-        ------
-        InputError
-            If it is not a video, or has no frame rate.
-        """
+        """Read the frame rate and the length of a video; InputError if it is not a video, or has no frame rate."""
         capture = cv2.VideoCapture(str(path))
         try:
             rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
@@ -96,23 +77,10 @@ class VideoFile:
 def run_kiosk(
     video: VideoFile, pipeline: Pipeline, *, seconds: float, progress: ProgressCallback = ignore_progress
 ) -> tuple[KioskResult, Recording]:
-    """Play a video to a pipeline at its own frame rate.
+    """Play a video to a pipeline at its own frame rate, repeatedly, for some seconds.
 
-    Parameters
-    ----------
-    video
-        Played repeatedly for as long as `seconds`.
-    pipeline
-        With a tracker, and ``prefetch=1``: frames that it takes in advance would wait in it.
-    seconds
-        Duration.
-    progress
-        Called after every frame.
-
-    Returns
-    -------
-    kiosk, recording
-        A query is a frame that was processed; it starts when the frame was due.
+    The pipeline has a tracker and ``prefetch=1``: frames that it takes in advance would wait in it. A query of the
+    recording is a frame that was processed; it starts when the frame was due.
     """
     due_frames = max(1, round(seconds * video.rate))
     first_seen: dict[int, float] = {}

@@ -22,14 +22,7 @@ from edgeface.runtime.devices import ResolvedDevice, resolve_device
 from edgeface.runtime.plan import describe_execution
 from edgeface.runtime.schedule import reason_of
 
-__all__ = [
-    "EmbedderTarget",
-    "LoadedModel",
-    "OpenVinoTarget",
-    "Target",
-    "load",
-    "random_inputs",
-]
+__all__ = ["EmbedderTarget", "LoadedModel", "OpenVinoTarget", "Target", "load", "random_inputs"]
 
 _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 
@@ -240,15 +233,7 @@ Done = Callable[[int], None]
 
 
 class Target(Protocol):
-    """What a scenario runs.
-
-    Attributes
-    ----------
-    slots
-        Number of inferences that may run at the same time.
-    items
-        Items of one inference: its batch.
-    """
+    """What a scenario runs: at most `slots` inferences at the same time, each of `items` items (its batch)."""
 
     slots: int
     items: int
@@ -269,16 +254,8 @@ class Target(Protocol):
 class OpenVinoTarget:
     """Infer requests whose inputs are filled once, as in benchmark_app: no copies in or out.
 
-    Parameters
-    ----------
-    compiled : openvino.CompiledModel
-        The model.
-    requests
-        Number of infer requests.
-    inputs
-        One array for each input; every request gets a copy.
-    items
-        Items of one inference.
+    Each of the `requests` gets a copy of `inputs`, one array for each input of the model; an inference has `items`
+    items.
     """
 
     def __init__(
@@ -316,14 +293,8 @@ class OpenVinoTarget:
 class EmbedderTarget:
     """An `edgeface.runtime.Embedder` that embeds one crop per inference, copies in and out included.
 
-    Parameters
-    ----------
-    embedder
-        Not closed by this object.
-    crop
-        In its `image_format`.
-    slots
-        Number of crops in flight, queued ones included.
+    The embedder is not closed. The crop is in its `image_format`; `slots` crops are in flight, queued ones
+    included.
     """
 
     items = 1
@@ -358,17 +329,10 @@ class EmbedderTarget:
 
 
 def random_inputs(model: Any, *, seed: int) -> list[np.ndarray]:
-    """Make one random array for each input of a static model.
+    """Make one random array for each input of a model with static shapes.
 
     Images, that is, inputs of four dimensions with one or three channels, get whole numbers of 0-255; other
     floating-point inputs 0 to 1; integers and booleans 0 and 1, which are valid indices.
-
-    Parameters
-    ----------
-    model : openvino.Model or openvino.CompiledModel
-        With static shapes.
-    seed
-        Seed of the random generator.
     """
     random = np.random.default_rng(seed)
     return [_random(port, random) for port in model.inputs]

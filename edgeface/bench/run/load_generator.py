@@ -32,15 +32,7 @@ TELL_NS = 200_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """How long to measure: until `duration_s` and `min_count` are both reached, at most `max_duration_s`.
-
-    Attributes
-    ----------
-    duration_s, max_duration_s
-        Seconds.
-    min_count
-        Queries.
-    """
+    """How long to measure: until `duration_s` seconds and `min_count` queries, at most `max_duration_s` seconds."""
 
     duration_s: float
     min_count: int
@@ -49,20 +41,11 @@ class RunLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """What a scenario measured.
+    """Times of the queries that a scenario measured.
 
-    Attributes
-    ----------
-    starts_ns : (N,) int64
-        Nanoseconds from the start of the measurement, ascending.
-    latencies_ms : (N,) float64
-        Milliseconds.
-    items
-        Items of one query.
-    wall_s, cpu_s
-        From the start to the last completion; CPU time of all threads of the process.
-    interrupted
-        Whether Ctrl-C ended it.
+    `starts_ns`, (N,) int64, ascending, and `latencies_ms`, (N,) float64, count from the start of the measurement. A
+    query has `items` items. `wall_s` and `cpu_s` (all threads of the process) reach to the last completion.
+    `interrupted`: Ctrl-C ended it.
     """
 
     starts_ns: NDArray[np.int64]
@@ -87,16 +70,9 @@ class Recording:
 
 
 class Recorder:
-    """Collects starts and ends during a measurement.
+    """Collects (start, end) of every completed query in `rows`, nanoseconds of the monotonic clock.
 
-    Attributes
-    ----------
-    rows
-        (start, end) of every completed query, nanoseconds of the monotonic clock.
-    interrupted
-        Whether Ctrl-C was pressed; the loop that measures must then end.
-    began
-        Nanoseconds of the monotonic clock.
+    `interrupted` is set by Ctrl-C; the loop that measures must then end. `began` is the start, in the same clock.
     """
 
     def __init__(self) -> None:
@@ -128,10 +104,7 @@ class Recorder:
 def measuring() -> Iterator[Recorder]:
     """Yield a recorder. The first Ctrl-C sets its `interrupted`; a second one is raised.
 
-    Raises
-    ------
-    KeyboardInterrupt
-        At the end, if it was interrupted before anything was recorded.
+    At the end KeyboardInterrupt is raised if it was interrupted before anything was recorded.
     """
     enabled = gc.isenabled()
     gc.collect()
@@ -173,17 +146,7 @@ def measured_share(share: float) -> Progress:
 
 
 class Stopper:
-    """Decides when a measurement ends, and reports progress.
-
-    Parameters
-    ----------
-    limits
-        When to end.
-    progress
-        Called every 0.2 s.
-    recorder
-        Ends the measurement if it was interrupted.
-    """
+    """Decides when a measurement ends: by its limits or Ctrl-C; reports progress every 0.2 s."""
 
     def __init__(self, limits: RunLimits, progress: ProgressCallback, recorder: Recorder) -> None:
         self._recorder, began = recorder, recorder.began
@@ -206,12 +169,8 @@ class Stopper:
 class Slots:
     """Keeps track of the free slots of a target, and timestamps completions.
 
-    Parameters
-    ----------
-    target
-        Its completions are listened to.
-    completed
-        Called in the device's thread with the slot and the nanoseconds of the completion; must be quick.
+    `completed` is called in the device's thread with the slot and the nanoseconds of the completion; it must be
+    quick.
     """
 
     def __init__(self, target: Target, completed: Callable[[int, int], None]) -> None:
@@ -226,13 +185,7 @@ class Slots:
         self._freed.put(slot)
 
     def take(self) -> int:
-        """Wait for a free slot.
-
-        Raises
-        ------
-        Exception
-            The error of the target's inferences.
-        """
+        """Wait for a free slot; raise the error of the target's inferences if one fails."""
         while True:
             try:
                 return self._freed.get(timeout=_OVERDUE)

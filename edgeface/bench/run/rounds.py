@@ -17,13 +17,7 @@ from edgeface.bench.run.scenarios import offline, single_stream
 from edgeface.bench.schema import RunSettings
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 
-__all__ = [
-    "ModelTiming",
-    "ScenarioTiming",
-    "best_streams",
-    "compare_rounds",
-    "measure_in_turn",
-]
+__all__ = ["ModelTiming", "ScenarioTiming", "best_streams", "compare_rounds", "measure_in_turn"]
 
 _LEAST, _LONGEST = 3, 60.0
 """Fewest queries of one model in one round, unless they take longer than this many seconds."""
@@ -36,14 +30,10 @@ _Turn = tuple[str, bool]
 
 @dataclass(frozen=True, slots=True)
 class ScenarioTiming:
-    """Times of one model in one scenario, one value a round.
+    """Times of one model in one scenario, one value a round, milliseconds per image.
 
-    Attributes
-    ----------
-    milliseconds
-        Per image: the median latency, or the wall time of the round divided by its images.
-    cpu_milliseconds
-        CPU time per image, all threads.
+    `milliseconds` are the median latency, or the wall time of the round divided by its images; `cpu_milliseconds`
+    the CPU time of all threads.
     """
 
     milliseconds: tuple[float, ...]

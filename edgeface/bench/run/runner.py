@@ -18,12 +18,7 @@ from edgeface.bench.machine.peak import Peak, attainable_seconds, measure_peak
 from edgeface.bench.machine.reading import Unknown
 from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.run.benchmark_model import Shapes
-from edgeface.bench.run.executed import (
-    ExecutedLayer,
-    describe_layers,
-    has_eight_bit,
-    time_layers,
-)
+from edgeface.bench.run.executed import ExecutedLayer, describe_layers, has_eight_bit, time_layers
 from edgeface.bench.run.kiosk import VideoFile, run_kiosk
 from edgeface.bench.run.load import LoadedModel, load
 from edgeface.bench.run.load_generator import Recording, RunLimits
@@ -55,11 +50,7 @@ from edgeface.stats import early_stopping_estimate, queries_needed, rate_interva
 from edgeface.version import __version__
 from edgeface.vision.detector import Detector
 
-__all__ = [
-    "DEFAULTS",
-    "ScenarioOptions",
-    "benchmark",
-]
+__all__ = ["DEFAULTS", "ScenarioOptions", "benchmark"]
 
 _log = logging.getLogger(__name__)
 
@@ -302,9 +293,7 @@ def _measure(
 ) -> _Measured:
     least, target = settings.duration_s or 0.0, loaded.target
     limits = RunLimits(
-        duration_s=least,
-        min_count=settings.min_count or 0,
-        max_duration_s=settings.max_duration_s or least,
+        duration_s=least, min_count=settings.min_count or 0, max_duration_s=settings.max_duration_s or least
     )
     if settings.scenario == "single-stream":
         return _Measured(recording=single_stream(target, limits, progress))

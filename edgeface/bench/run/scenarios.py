@@ -97,14 +97,9 @@ def single_stream(
 def multi_stream(
     target: Target, limits: RunLimits, progress: ProgressCallback = ignore_progress, *, samples: int = 8
 ) -> Recording:
-    """Answer one query of several samples at a time.
+    """Answer one query of several samples at a time; MLPerf's has 8.
 
-    Parameters
-    ----------
-    target, limits, progress
-        What to run, how long, and whom to report to.
-    samples
-        Samples of a query; MLPerf's is 8. A last batch that they do not fill is completed and counted in full.
+    A last batch that the samples do not fill is completed and counted in full.
     """
     inferences, clock = math.ceil(samples / target.items), time.perf_counter_ns
     with measuring() as recorder:
@@ -141,26 +136,10 @@ def offline(target: Target, limits: RunLimits, progress: ProgressCallback = igno
 
 
 def warm_up(target: Target, *, alone: bool, longest_s: float) -> tuple[float, bool]:
-    """Run inferences until their times are stable.
+    """Run inferences, one at a time or in all slots, until their times are stable or `longest_s` have passed.
 
-    Parameters
-    ----------
-    target
-        What to run.
-    alone
-        One at a time, as in ``single-stream``; else all slots at once.
-    longest_s
-        Seconds after which to stop in any case.
-
-    Returns
-    -------
-    seconds, settled
-        Duration, and whether the last two windows agreed.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        On Ctrl-C: nothing has been measured yet.
+    Return the duration in seconds, and whether the last two windows agreed. Ctrl-C is raised: nothing has been
+    measured yet.
     """
     began, before = time.perf_counter(), None
     run = single_stream if alone else offline
@@ -217,21 +196,8 @@ def is_stationary(latencies: Floats) -> bool | None:
 def poisson_arrivals(rate: float, count: int, *, seed: int) -> NDArray[np.int64]:
     """Schedule arrivals of a Poisson process: independent, exponentially distributed gaps.
 
-    Another rate with the same seed has the same gaps, scaled, so that rates are compared by the same pattern.
-
-    Parameters
-    ----------
-    rate
-        Arrivals per second.
-    count
-        Number of arrivals.
-    seed
-        Seed of the random generator.
-
-    Returns
-    -------
-    (count,) int64
-        Nanoseconds from the start, ascending.
+    Return (count,) int64: nanoseconds from the start, ascending, for `rate` arrivals per second. Another rate with
+    the same seed has the same gaps, scaled, so that rates are compared by the same pattern.
     """
     gaps = np.random.default_rng(seed).exponential(1.0, count)
     return np.round(np.cumsum(gaps) / rate * 1e9).astype(np.int64)
@@ -245,23 +211,11 @@ def serve(
     bound_ms: float | None = None,
     allowed: int | None = None,
 ) -> Recording:
-    """Answer queries that arrive on schedule, in their order.
+    """Answer queries that arrive on the schedule of `poisson_arrivals`, in their order.
 
-    Parameters
-    ----------
-    target
-        What to run.
-    arrivals_ns
-        As `poisson_arrivals` returns them.
-    progress
-        Called every 0.2 s.
-    bound_ms, allowed
-        End once more than `allowed` queries have exceeded the bound: the rate cannot meet it any more.
-
-    Returns
-    -------
-    Recording
-        Its starts are the scheduled arrivals. Shorter than the schedule if it ended early or was interrupted.
+    It ends once more than `allowed` queries have exceeded `bound_ms`: the rate cannot meet the bound any more. The
+    starts of the recording are the scheduled arrivals; it is shorter than the schedule if it ended early or was
+    interrupted.
     """
     clock = time.perf_counter_ns
     count, over, seen = len(arrivals_ns), 0, 0
@@ -302,34 +256,14 @@ def find_rate(
     seed: int,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[ServerResult, Recording]:
-    """Find the highest rate at which a percentile of the latencies is within a bound, by bisection.
+    """Find the highest rate at which a percentile (0 to 100) of the latencies is within a bound, by bisection.
 
     A rate meets the bound if no more queries exceed it than MLPerf's early-stopping rule allows among so many, that
-    is, with 99 % confidence.
+    is, with 99 % confidence; the limits are those of each trial. The recording is of the highest rate that met the
+    bound; if none did, of the last that was tried.
 
-    Parameters
-    ----------
-    target
-        What to run.
-    limits
-        Limits of each trial.
-    bound_ms, percentile
-        Milliseconds; 0 to 100.
-    seed
-        Seed of the arrivals.
-    progress
-        Told the share of all trials that is done.
-
-    Returns
-    -------
-    server, recording
-        The recording is of the highest rate that met the bound; if none did, of the lowest that was tried.
-
-    Raises
-    ------
-    InputError
-        If the target is too slow to answer enough queries within the longest duration: no rate could be shown to
-        meet the bound.
+    InputError is raised if the target is too slow to answer enough queries within the longest duration: no rate
+    could be shown to meet the bound.
     """
     capacity = offline(target, RunLimits(duration_s=2.0, min_count=4 * target.slots, max_duration_s=20.0))
     if capacity.interrupted:

@@ -42,13 +42,7 @@ _PLANNED = ("device", "hint", "precision", "streams", "requests")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepAxes:
-    """Values to combine; None leaves the choice to the device.
-
-    Attributes
-    ----------
-    devices, hints, precisions, streams, requests, batches
-        As in `edgeface.runtime.DevicePlan`; batches are static.
-    """
+    """Values to combine, see `edgeface.runtime.DevicePlan`; batches are static. None: the device chooses."""
 
     devices: Sequence[str] = ("CPU",)
     hints: Sequence[str | None] = ("LATENCY", "THROUGHPUT")
@@ -80,18 +74,9 @@ class SkippedRun:
 class Sweep:
     """Results of a sweep.
 
-    Attributes
-    ----------
-    results
-        By the name of the folder below the sweep's, in the order of the axes.
-    skipped
-        Combinations that contradict themselves or the device.
-    failed
-        Combinations that the device could not run.
-    absent
-        Devices that are not available.
-    best
-        For ``latency`` and ``throughput``: the name of the best result, and the plan file that was written.
+    `results` are keyed by their folder below the sweep's, in the order of the axes. `skipped` combinations
+    contradict themselves or the device, `failed` ones could not run, `absent` devices are not available. `best`
+    has, for ``latency`` and ``throughput``, the name of the best result and the plan file that was written.
     """
 
     results: dict[str, BenchmarkResult]
