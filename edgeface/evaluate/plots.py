@@ -33,52 +33,38 @@ def det_plot(roc: Roc) -> Plot:
 
     Normally distributed scores give a straight line; it meets the diagonal at the equal error rate.
     """
-    low, high = _least_rate(roc) / 2, 0.5
-    frame = Axes(
-        probit("false accept rate", low, high, _DET_RATES, words=percent),
-        probit("false reject rate", low, high, _DET_RATES, words=percent),
-    )
-    inside = (roc.far <= high) & (1 - roc.tar <= high)
-    if not inside.any():  # the whole curve lies outside
-        inside[:] = True
-    far, frr = (np.clip(rates[inside], low, high) for rates in (roc.far, 1 - roc.tar))
-    return Plot("DET", frame, (frame.line([low, high], [low, high], "guide"), frame.line(far, frr, "curve")))
+    labels = ("false accept rate", "false reject rate")
+    return _det("DET", labels, roc.far, 1 - roc.tar, _least_rate(roc) / 2, 0.5)
+
+
+def identification_plot(searches: Searches) -> Plot:
+    """Draw FNIR over FPIR, both as normal deviates: the open-set DET curve."""
+    low = 0.5 / max(len(searches.candidate_score), len(searches.mate_score))
+    labels = ("false positive identification rate", "false negative identification rate")
+    return _det("DET, open set", labels, *searches.det(), low, 0.6)
 
 
 def histogram_plot(distances: Doubles, same: NDArray[np.bool_], threshold: float, *, metric: str) -> Plot:
     """Draw the histograms of the distances of genuine and impostor pairs, in 60 bins."""
     edges = np.linspace(min(0.0, float(distances.min())), float(distances.max()), _BINS + 1)
-    genuine, impostor = (np.histogram(distances[kind], edges)[0] / kind.sum() for kind in (same, ~same))
-    top = max(float(genuine.max()), float(impostor.max()))
-    frame = Axes(
-        linear(f"{metric} distance", float(edges[0]), float(edges[-1])),
-        linear("share of pairs", 0.0, top, wanted=4, words=percent),
-    )
-    return Plot(
-        "Distances",
-        frame,
-        (
-            frame.columns(edges, genuine, "good"),
-            frame.columns(edges, impostor, "bad"),
-            frame.upright(threshold, "cut"),
-        ),
-        legend=(("good", "genuine"), ("bad", "impostor"), ("cut", f"threshold {threshold:.3f}")),
+    return _histograms(
+        ("Distances", f"{metric} distance", "share of pairs"),
+        edges,
+        {"genuine": distances[same], "impostor": distances[~same]},
+        threshold,
     )
 
 
-def identification_plot(searches: Searches) -> Plot:
-    """Draw FNIR over FPIR, both as normal deviates: the open-set DET curve."""
-    fpir, fnir = searches.det()
-    low = 0.5 / max(len(searches.candidate_score), len(searches.mate_score))
-    frame = Axes(
-        probit("false positive identification rate", low, 0.6, _DET_RATES, words=percent),
-        probit("false negative identification rate", low, 0.6, _DET_RATES, words=percent),
+def scores_plot(searches: Searches, threshold: float) -> Plot:
+    """Draw the histograms of the scores of mated and non-mated probes, in 60 bins."""
+    own, other = searches.mate_score, searches.candidate_score
+    both = np.concatenate([own, other])
+    return _histograms(
+        ("Scores", "cosine similarity", "share of probes"),
+        np.linspace(float(both.min()), float(both.max()) + 1e-9, _BINS + 1),
+        {"mated, own person": own, "non-mated, best candidate": other},
+        threshold,
     )
-    inside = (fpir <= 0.6) & (fnir <= 0.6)
-    if not inside.any():  # the whole curve lies outside
-        inside[:] = True
-    curve = frame.line(np.clip(fpir[inside], low, 0.6), np.clip(fnir[inside], low, 0.6), "curve")
-    return Plot("DET, open set", frame, (frame.line([low, 0.6], [low, 0.6], "guide"), curve))
 
 
 def cmc_plot(searches: Searches) -> Plot:
@@ -93,32 +79,29 @@ def cmc_plot(searches: Searches) -> Plot:
     return Plot("CMC", frame, (frame.line(ranks, rates, "curve"),))
 
 
-def scores_plot(searches: Searches, threshold: float) -> Plot:
-    """Draw the histograms of the scores of mated and non-mated probes, in 60 bins."""
-    own, other = searches.mate_score, searches.candidate_score
-    both = np.concatenate([own, other])
-    edges = np.linspace(float(both.min()), float(both.max()) + 1e-9, _BINS + 1)
-    mated, nonmated = (np.histogram(kind, edges)[0] / len(kind) for kind in (own, other))
+def _det(title: str, labels: tuple[str, str], x: Doubles, y: Doubles, low: float, high: float) -> Plot:
+    across, up = (probit(label, low, high, _DET_RATES, words=percent) for label in labels)
+    frame = Axes(across, up)
+    inside = (x <= high) & (y <= high)
+    if not inside.any():  # the whole curve lies outside
+        inside[:] = True
+    curve = frame.line(np.clip(x[inside], low, high), np.clip(y[inside], low, high), "curve")
+    return Plot(title, frame, (frame.line([low, high], [low, high], "guide"), curve))
+
+
+def _histograms(
+    titles: tuple[str, str, str], edges: Doubles, kinds: dict[str, Doubles], threshold: float
+) -> Plot:
+    """Draw two histograms, the good kind first, as shares of their kind."""
+    shares = [np.histogram(values, edges)[0] / len(values) for values in kinds.values()]
+    title, x, y = titles
     frame = Axes(
-        linear("cosine similarity", float(edges[0]), float(edges[-1])),
-        linear(
-            "share of probes", 0.0, max(float(mated.max()), float(nonmated.max())), wanted=4, words=percent
-        ),
+        linear(x, float(edges[0]), float(edges[-1])),
+        linear(y, 0.0, float(max(share.max() for share in shares)), wanted=4, words=percent),
     )
-    return Plot(
-        "Scores",
-        frame,
-        (
-            frame.columns(edges, mated, "good"),
-            frame.columns(edges, nonmated, "bad"),
-            frame.upright(threshold, "cut"),
-        ),
-        legend=(
-            ("good", "mated, own person"),
-            ("bad", "non-mated, best candidate"),
-            ("cut", f"threshold {threshold:.3f}"),
-        ),
-    )
+    columns = [frame.columns(edges, share, kind) for share, kind in zip(shares, ("good", "bad"), strict=True)]
+    legend = [*zip(("good", "bad"), kinds, strict=True), ("cut", f"threshold {threshold:.3f}")]
+    return Plot(title, frame, (*columns, frame.upright(threshold, "cut")), legend=tuple(legend))
 
 
 def _least_rate(roc: Roc) -> float:
