@@ -113,13 +113,7 @@ class BenchmarkResult(ResultPart):
         return self.model_dump(mode="json", by_alias=True, exclude=None if samples else {"samples"})
 
     def write(self, folder: Path) -> Path:
-        """Write folder/result.json atomically.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
+        """Write folder/result.json atomically; OutputError if it cannot be written."""
         path = folder / FILE_NAME
         with write_atomically(path) as staged:
             staged.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -149,17 +143,8 @@ class BenchmarkResult(ResultPart):
     def from_dict(cls, document: Mapping[str, Any], *, source: str = "result") -> BenchmarkResult:
         """Build a result from what `to_dict` returned, of this schema version or an older one.
 
-        Parameters
-        ----------
-        document
-            A mapping of JSON types.
-        source
-            Name of the file in error messages.
-
-        Raises
-        ------
-        InputError
-            If it is not a result, or has a newer schema version; names the first field that is wrong.
+        `source` is the name of the file in error messages. InputError is raised if it is not a result, and names
+        the first field that is wrong.
         """
         try:
             return cls.model_validate(upgrade(document, source=source))
@@ -193,21 +178,10 @@ def upgrade(
     schema: str = SCHEMA,
     migrations: Mapping[int, Migration] = _MIGRATIONS,
 ) -> dict[str, Any]:
-    """Bring a document of an older version up to this one, step by step.
+    """Convert a document of an older schema version to the current one; the document is not modified.
 
-    Parameters
-    ----------
-    document
-        With its version under ``schema``; not modified.
-    source
-        Name of the file in error messages.
-    schema, migrations
-        Version to convert to, and the steps to it.
-
-    Raises
-    ------
-    InputError
-        If its version is missing, newer or unknown.
+    `source` is the name of the file in error messages, `schema` and `migrations` the version to convert to and the
+    steps to it. InputError is raised if the version is missing, newer or unknown.
     """
     name, _, current = schema.partition("/")
     found = document.get("schema") if isinstance(document, Mapping) else None
@@ -266,16 +240,10 @@ class Samples(Frozen):
     def pack(
         cls, starts_ns: NDArray[np.int64], latencies_ms: NDArray[np.floating], *, items: int = 1
     ) -> Samples:
-        """Sort by start and compress.
+        """Sort queries by their starts, and compress them.
 
-        Parameters
-        ----------
-        starts_ns : (N,) int64
-            From the start of the measurement.
-        latencies_ms : (N,) float
-            In the same order.
-        items
-            Items of one query.
+        `starts_ns`, (N,) int64, count from the start of the measurement; `latencies_ms`, (N,), are in the same
+        order; a query has `items` items.
         """
         order = np.argsort(starts_ns, kind="stable")
         starts = np.asarray(starts_ns, np.int64)[order]

@@ -30,10 +30,7 @@ class Side:
 def read_side(path: Path) -> Side:
     """Read a result file, a run's folder, a folder of repeated runs, or benchmark_app's report.
 
-    Raises
-    ------
-    InputError
-        If there is no result, or if those below a folder are of several configurations.
+    InputError is raised if there is no result, or if those below a folder are of several configurations.
     """
     files = _files_below(path) or [path]
     read = sorted(((read_any(file), file) for file in files), key=lambda each: each[0].created)
@@ -53,17 +50,9 @@ def require_comparable(
 ) -> tuple[tuple[tuple[str, str, str], ...], tuple[str, ...]]:
     """Refuse results that measure different things; list differences of settings, and reasons for doubt.
 
-    Returns
-    -------
-    differences
-        Settings and execution: name, the baseline's value, the candidate's value.
-    warnings
-        Reasons for doubt, as sentences.
-
-    Raises
-    ------
-    InputError
-        If scenario, batch or options of the scenario differ; or the model, unless `across_models`.
+    The first list has settings and execution: name, the baseline's value, the candidate's value; the second has
+    sentences. InputError is raised if scenario, batch or options of the scenario differ; or the model, unless
+    `across_models`.
     """
     old, new = baseline.first, candidate.first
     for what, first, second in _essentials(old, new):
@@ -180,10 +169,7 @@ class ReportEntry:
 def read_entries(paths: Sequence[Path]) -> list[ReportEntry]:
     """Read result files, runs' folders and folders of those, in that order; equal names are numbered.
 
-    Raises
-    ------
-    InputError
-        If one of them is not a result, or a folder holds no result.
+    InputError is raised if one of them is not a result, or a folder holds no result.
     """
     found: list[tuple[str, Path, str]] = []
     for path in paths:

@@ -29,13 +29,7 @@ _PERCENTILES: Mapping[str, LatencyKey] = {"50": "p50", "90": "p90", "95": "p95",
 
 
 def read_any(path: Path) -> BenchmarkResult:
-    """Read a result of edgeface, its folder, or a JSON report of benchmark_app.
-
-    Raises
-    ------
-    InputError
-        If it is something else.
-    """
+    """Read a result of edgeface, its folder, or a JSON report of benchmark_app; InputError if it is something else."""
     file = path / FILE_NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -47,18 +41,10 @@ def read_any(path: Path) -> BenchmarkResult:
 
 
 def read_benchmark_app(path: Path) -> BenchmarkResult:
-    """Read a JSON report of benchmark_app.
+    """Read a JSON report of benchmark_app; InputError if it is something else, or the run failed.
 
-    Returns
-    -------
-    BenchmarkResult
-        Scenario ``single-stream`` where the report has the API ``sync``, else ``offline``. It has no samples,
-        intervals or environment; `created` is when the file was last changed, to the second.
-
-    Raises
-    ------
-    InputError
-        If it is not such a report, or the run failed.
+    The scenario is ``single-stream`` where the report has the API ``sync``, else ``offline``. There are no samples,
+    intervals or environment; `created` is when the file was last changed, to the second.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -93,17 +93,9 @@ def read_environment(
 ) -> Environment:
     """Describe the environment of a benchmark that has just been run.
 
-    Parameters
-    ----------
-    snapshots
-        Taken before, during and after the run, in order of time, at least two: see
-        :func:`edgeface.bench.machine.disturbance.watch`.
-    core : openvino.Core
-        Lists the devices.
-    root
-        Root of the file system; tests use a made-up one.
-    identify
-        Whether to store the host's name, the user's, the working folder and the command line.
+    `snapshots` were taken before, during and after the run, in order of time, at least two: see
+    :func:`edgeface.bench.machine.disturbance.watch`. `core` lists the devices. With `identify` the host's name, the
+    user's, the working folder and the command line are stored.
     """
     silent = absent("the plugin does not tell")
     devices = tuple(

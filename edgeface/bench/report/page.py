@@ -55,15 +55,10 @@ class _Section:
 
 
 def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
-    """Write a report.
+    """Write a report in the format of the path's suffix, one of `SUFFIXES`.
 
-    Parameters
-    ----------
-    entries
-        At least one. If there are few, the others are compared with the first where they measure the same thing. A
-        folder of three runs or more of one configuration is compared as a whole.
-    path
-        Its suffix, one of `SUFFIXES`, selects the format.
+    If there are few entries, the others are compared with the first where they measure the same thing. A folder of
+    three runs or more of one configuration is compared as a whole.
 
     Raises
     ------
@@ -83,13 +78,7 @@ def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
 
 
 def require_suffix(path: Path) -> None:
-    """Refuse a name whose suffix selects no format.
-
-    Raises
-    ------
-    InputError
-        If its suffix is none of `SUFFIXES`.
-    """
+    """Refuse a name, by InputError, whose suffix is none of `SUFFIXES`."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
 

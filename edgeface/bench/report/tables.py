@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeface.bench.compare.comparable import ReportEntry
 from edgeface.bench.compare.comparison import Comparison
 from edgeface.bench.machine.environment import Environment
-from edgeface.bench.machine.reading import Unknown
+from edgeface.bench.machine.reading import Unknown, known
 from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import percent, rounded
 from edgeface.stats import QUANTILES
@@ -59,39 +59,34 @@ def model_rows(result: BenchmarkResult) -> Rows:
 def settings_rows(result: BenchmarkResult) -> Rows:
     """Describe the requested settings and what executed."""
     settings, execution = result.settings, result.execution
-    asked = {
-        name: getattr(settings, name)
-        for name in ("device", "hint", "precision", "streams", "requests", "threads", "batch", "input_format")
-    } | dict(settings.extra)
-    given = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+    names = ("device", "hint", "precision", "streams", "requests", "threads", "batch", "input_format")
+    asked = {name: getattr(settings, name) for name in names} | dict(settings.extra)
     ran = {name: getattr(execution, name) for name in ("precision", "streams", "requests", "threads")}
     rows = [
         _row("Scenario", settings.scenario + (", end to end" if settings.end_to_end else "")),
-        _row("Asked for", given),
+        _row("Asked for", _list({name: value for name, value in asked.items() if value is not None})),
         _row("Ran on", ", ".join(execution.full_names)),
-        _row(
-            "Ran as",
-            ", ".join(f"{name} {'unknown' if value is None else value}" for name, value in ran.items()),
-        ),
+        _row("Ran as", _list(ran, lambda value: "unknown" if value is None else value)),
     ]
     if execution.affinity:
         rows.append(_row("Affinity", execution.affinity))
     rows += [_row("Note", note) for note in execution.notes]
     if settings.duration_s is not None:
+        seed = "" if settings.seed is None else f", seed {settings.seed}"
         length = f"at least {settings.duration_s:g} s and {settings.min_count or 0:,} queries"
-        rows.append(_row("Length", length if settings.seed is None else f"{length}, seed {settings.seed}"))
+        rows.append(_row("Length", length + seed))
     if (validity := result.validity) is not None:
-        rows.append(
-            _row(
-                "Warm-up",
-                f"{validity.warm_up_s:.1f} s, {'stable' if validity.warmed_up else 'not stable yet'}",
-            )
-        )
-        early = validity.early_stopping
-        if early is not None:
+        stable = "stable" if validity.warmed_up else "not stable yet"
+        rows.append(_row("Warm-up", f"{validity.warm_up_s:.1f} s, {stable}"))
+        if (early := validity.early_stopping) is not None:
             found = f"p{early.percentile:g} at most {rounded(early.estimate_ms)} ms with 99 % confidence"
             fewer = f"too few queries for p{early.percentile:g}: {early.needed:,} are needed"
             rows.append(_row("MLPerf rule", fewer if early.estimate_ms is None else found))
+    return [*rows, *_scenario_rows(result)]
+
+
+def _scenario_rows(result: BenchmarkResult) -> Rows:
+    rows = []
     if (server := result.server) is not None:
         met = "no rate met it" if server.rate is None else f"{rounded(server.rate)} queries per second"
         rows.append(_row("Server", f"p{server.percentile:g} within {rounded(server.bound_ms)} ms: {met}"))
@@ -101,13 +96,9 @@ def settings_rows(result: BenchmarkResult) -> Rows:
         ]
         rows.append(_row("Rates tried", "; ".join(tries)))
     if (kiosk := result.kiosk) is not None:
-        rows.append(
-            _row(
-                "Kiosk",
-                f"{kiosk.frames:,} frames at {kiosk.frame_rate:g} per second, {kiosk.dropped:,} dropped; "
-                f"{kiosk.identities:,} identities, median {rounded(kiosk.time_to_identity_ms.get('p50'))} ms each",
-            )
-        )
+        shown = f"{kiosk.frames:,} frames at {kiosk.frame_rate:g} per second, {kiosk.dropped:,} dropped"
+        took = rounded(kiosk.time_to_identity_ms.get("p50"))
+        rows.append(_row("Kiosk", f"{shown}; {kiosk.identities:,} identities, median {took} ms each"))
     if result.peak is not None:
         products = {name: result.peak.gflops_per_second(name) for name in map(str, result.peak.products)}
         peaks = [f"{name} {rounded(rate, 3)} GFLOP/s" for name, rate in products.items() if rate is not None]
@@ -124,23 +115,14 @@ def environment_rows(result: BenchmarkResult) -> Rows:
 
 def _machine_rows(environment: Environment) -> Rows:
     machine, container, software = environment.machine, environment.container, environment.software
-    limit = container.cpu_limit
+    limit, sockets = container.cpu_limit, known(machine.sockets)
+    cores = f"{_text(machine.cores)} cores, {_text(machine.threads)} threads"
     rows = [
         _row("CPU", machine.cpu_model),
-        _row(
-            "Cores",
-            _join(
-                f"{_text(machine.cores)} cores, {_text(machine.threads)} threads", machine.sockets, "sockets"
-            ),
-        ),
+        _row("Cores", cores if sockets in (None, 1) else f"{cores}, {sockets} sockets"),
         _row("Instructions", machine.flags),
-        _row("Caches", _each(machine.cache_bytes, _bytes)),
-        _row(
-            "Memory",
-            machine.memory_bytes
-            if isinstance(machine.memory_bytes, Unknown)
-            else _bytes(machine.memory_bytes),
-        ),
+        _row("Caches", machine.cache_bytes, lambda sizes: _list(sizes, _bytes)),
+        _row("Memory", machine.memory_bytes, _bytes),
         _row("Virtual machine", machine.hypervisor),
         _row("Kernel", f"{machine.kernel}, {machine.architecture}"),
         _row(
@@ -162,40 +144,41 @@ def _machine_rows(environment: Environment) -> Rows:
 
 def _during_rows(environment: Environment) -> Rows:
     during, start, end = environment.during, environment.start, environment.end
-    frequency = during.frequency_mhz
     rows = [
         _row(
             "Frequency",
-            frequency
-            if isinstance(frequency, Unknown)
-            else f"{frequency[0]:.0f} to {frequency[2]:.0f} MHz, median {frequency[1]:.0f}",
+            during.frequency_mhz,
+            lambda mhz: f"{mhz[0]:.0f} to {mhz[2]:.0f} MHz, median {mhz[1]:.0f}",
         ),
         _row("Governor", start.governor),
+        _row("Thermal throttling", during.throttled, lambda count: f"{count} times"),
         _row(
-            "Thermal throttling",
-            during.throttled if isinstance(during.throttled, Unknown) else f"{during.throttled} times",
+            "Steal time",
+            during.steal_share,
+            lambda share: f"{percent(share, 2)} of the CPU time, by the hypervisor",
         ),
-        _row("Steal time", _share(during.steal_share)),
+        _row("Load of others", during.other_cpus, lambda cpus: f"{cpus:.2f} CPUs"),
+        _row("Own load", during.own_cpus, lambda cpus: f"{cpus:.2f} CPUs over {during.seconds:.0f} s"),
+        _row("Waited for memory", during.memory_stall_s, lambda seconds: f"{rounded(seconds, 2)} s"),
+        _row("Waited for quota", during.quota_throttled_s, lambda seconds: f"{rounded(seconds, 2)} s"),
+        _row("Power", during.power_w, lambda zones: _list(zones, lambda watts: f"{watts:.1f} W")),
         _row(
-            "Load of others",
-            during.other_cpus if isinstance(during.other_cpus, Unknown) else f"{during.other_cpus:.2f} CPUs",
+            "Temperature",
+            during.temperature_c,
+            lambda sensors: _list(sensors, lambda degrees: f"{degrees:.0f} °C"),
         ),
-        _row("Own load", f"{during.own_cpus:.2f} CPUs over {during.seconds:.0f} s"),
-        _row("Waited for memory", _seconds(during.memory_stall_s)),
-        _row("Waited for quota", _seconds(during.quota_throttled_s)),
-        _row("Power", _each(during.power_w, lambda watts: f"{watts:.1f} W")),
-        _row("Temperature", _each(during.temperature_c, lambda degrees: f"{degrees:.0f} °C")),
         _row("Measured", f"{start.utc} to {end.utc}"),
     ]
-    identity = environment.identity
-    if identity is not None:
+    if (identity := environment.identity) is not None:
         rows.append(_row("Where", f"{_text(identity.user)} on {identity.host}, {identity.folder}"))
         rows.append(_row("Command", " ".join(identity.command)))
     return rows
 
 
-def _row(name: str, value: object) -> Row:
-    return name, _text(value), not isinstance(value, Unknown) and value is not None
+def _row(name: str, value: Any, words: Callable[[Any], object] | None = None) -> Row:
+    """Build a row; `words` formats a value that is known."""
+    is_known = not isinstance(value, Unknown) and value is not None
+    return name, _text(words(value) if words and is_known else value), is_known
 
 
 def _text(value: object) -> str:
@@ -206,22 +189,8 @@ def _text(value: object) -> str:
     return "not known" if value is None else str(value)
 
 
-def _each(values: Mapping[str, Any] | Unknown, words: Any) -> object:
-    if isinstance(values, Unknown):
-        return values
+def _list(values: Mapping[str, Any], words: Callable[[Any], object] = str) -> str:
     return ", ".join(f"{name} {words(value)}" for name, value in values.items()) or "none"
-
-
-def _join(text: str, count: int | Unknown, what: str) -> str:
-    return text if isinstance(count, Unknown) or count == 1 else f"{text}, {count} {what}"
-
-
-def _share(value: float | Unknown) -> object:
-    return value if isinstance(value, Unknown) else f"{percent(value, 2)} of the CPU time, by the hypervisor"
-
-
-def _seconds(value: float | Unknown) -> object:
-    return value if isinstance(value, Unknown) else f"{rounded(value, 2)} s"
 
 
 def _bytes(count: int | None) -> str:

@@ -31,22 +31,10 @@ _FLOATING = {"f64": "FP64", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkModel:
-    """A model to measure.
+    """A model to measure: `model`, an openvino.Model, is static and contains the adapter of the image format.
 
-    Attributes
-    ----------
-    path
-        Path of the file.
-    model : openvino.Model
-        Static, with the adapter of the image format.
-    info
-        Description for the result.
-    work
-        Work of `model` for a whole batch.
-    contract
-        None: the model has no contract.
-    batch
-        Batch size.
+    `info` describes it for the result; `work` is that of `model` for a whole batch of `batch` items; `contract` is
+    None if the model has none.
     """
 
     path: Path
@@ -133,13 +121,7 @@ def read_benchmark_model(
 
 
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """Parse shapes in the form of benchmark_app: ``[1,3,224,224]`` or ``image[1,3,224,224],sizes[1,2]``.
-
-    Raises
-    ------
-    InputError
-        If the text has another form.
-    """
+    """Parse shapes in the form of benchmark_app: ``[1,3,224,224]`` or ``image[1,3,224,224],sizes[1,2]``."""
     shapes: dict[str, tuple[int, ...]] = {}
     rest = text.strip()
     while match := re.match(r"\s*([^\[\],\s]*)\s*\[\s*(\d+(?:\s*,\s*\d+)*|)\s*\]\s*(?:,|$)", rest):
@@ -153,13 +135,7 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def parse_image_format(text: str) -> ImageFormat:
-    """Parse an image format, words in any order: ``u8 NHWC BGR 640x480``; missing words take the default.
-
-    Raises
-    ------
-    InputError
-        If a word is not a dtype, a layout, a colour order, a size (width x height) or a resize mode.
-    """
+    """Parse an image format, words in any order: ``u8 NHWC BGR 640x480``; missing words take the default."""
     fields: dict[str, Any] = {}
     for word in text.split():
         if match := _SIZE.fullmatch(word.lower()):

@@ -31,20 +31,8 @@ _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 class LoadedModel:
     """A compiled model; a context manager that releases it.
 
-    Attributes
-    ----------
-    benchmark_model
-        The model that was read.
-    settings
-        Settings to record: those of the caller, the plan's device options and the batch.
-    target
-        Runs the inferences.
-    execution
-        What executes, read back.
-    device
-        OpenVINO's name.
-    embedder
-        None unless end to end.
+    `settings` are those to record: the caller's, with the plan's device options and the batch. `target` runs the
+    inferences, `execution` is read back, `device` is OpenVINO's name, `embedder` is None unless end to end.
     """
 
     benchmark_model: BenchmarkModel
@@ -81,20 +69,9 @@ def load(
     shapes: Shapes | None = None,
     image_format: ImageFormat | None = None,
 ) -> LoadedModel:
-    """Read a model and compile it.
+    """Read a model as `read_benchmark_model` does, and compile it.
 
-    Parameters
-    ----------
-    model
-        An .xml with its .bin beside it, or an .onnx.
-    settings
-        Requested settings.
-    core : openvino.Core
-        Compiles.
-    plan
-        Replaces device, hint, precision, streams, requests and threads of the settings.
-    shapes, image_format
-        See `read_benchmark_model`.
+    `plan` replaces device, hint, precision, streams, requests and threads of the settings.
 
     Raises
     ------
