@@ -31,6 +31,9 @@ class Embedding:
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", _checked(self.vector, dimensions=1))
 
+    def __repr__(self) -> str:
+        return f"Embedding({len(self.vector)} numbers, contract {self.contract_id})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
@@ -52,6 +55,10 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __repr__(self) -> str:
+        rows, numbers = self.vectors.shape
+        return f"Embeddings({rows} x {numbers} numbers, contract {self.contract_id})"
 
     def __getitem__(self, row: int) -> Embedding:
         return Embedding(self.vectors[row], self.contract_id)

@@ -223,6 +223,8 @@ def test_embed_takes_one_photo_or_many(app: FaceAnalyzer) -> None:
     assert many.vectors.argmax(axis=1).tolist() == [0, 1, 2]
     assert many.contract_id == one.contract_id == app.contract.contract_id
     assert app.embed([]).vectors.shape == (0, 3)
+    assert repr(one) == f"Embedding(3 numbers, contract {one.contract_id})"
+    assert repr(many) == f"Embeddings(3 x 3 numbers, contract {one.contract_id})"
 
 
 def test_align_cuts_what_the_model_sees(app: FaceAnalyzer) -> None:
