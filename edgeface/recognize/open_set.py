@@ -66,9 +66,9 @@ class SearchThreshold:
     fpir: float | None
     gallery_size: int
     basis: Literal["pairs", "probes", "hand"]
-    expected_fpir: float | None
-    fpir_interval: tuple[float, float]
-    supported: bool
+    expected_fpir: float | None = None
+    fpir_interval: tuple[float, float] = (0.0, 1.0)
+    supported: bool = False
 
     @classmethod
     def by_hand(cls, value: float, *, contract_id: str, gallery_size: int) -> SearchThreshold:
@@ -82,14 +82,7 @@ class SearchThreshold:
         if not -1.0 <= value <= 1.0:
             raise InputError(f"threshold: expected a cosine similarity from -1 to 1, found {value:g}")
         return cls(
-            value=value,
-            contract_id=contract_id,
-            fpir=None,
-            gallery_size=gallery_size,
-            basis="hand",
-            expected_fpir=None,
-            fpir_interval=(0.0, 1.0),
-            supported=False,
+            value=float(value), contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand"
         )
 
     def accepts(self, score: float) -> bool:

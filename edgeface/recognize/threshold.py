@@ -73,32 +73,23 @@ class Threshold:
     metric: Metric
     contract_id: str
     far: float | None
-    false_accepts: int
-    impostors: int
-    false_rejects: int
-    genuines: int
-    far_interval: tuple[float, float]
-    frr_interval: tuple[float, float]
-    confidence: float
+    false_accepts: int = 0
+    impostors: int = 0
+    false_rejects: int = 0
+    genuines: int = 0
+    far_interval: tuple[float, float] = (0.0, 1.0)
+    frr_interval: tuple[float, float] = (0.0, 1.0)
+    confidence: float = 0.95
     created_from: str = ""
 
     @classmethod
     def by_hand(cls, value: float, *, contract_id: str, metric: Metric = Metric.cosine) -> Threshold:
         """Make a threshold from a number whose false accept rate was never measured.
 
-        Parameters
-        ----------
-        value
-            On the metric's own scale; a cosine from -1 to 1.
-        contract_id
-            Of the embeddings that it will be used for.
-        metric
-            That the scores are computed by.
-
         Raises
         ------
         InputError
-            If the value is not on the metric's scale.
+            If the value is not on the metric's scale, for a cosine -1 to 1.
 
         Examples
         --------
@@ -110,19 +101,7 @@ class Threshold:
             raise InputError(
                 f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}"
             )
-        return cls(
-            value=float(value),
-            metric=metric,
-            contract_id=contract_id,
-            far=None,
-            false_accepts=0,
-            impostors=0,
-            false_rejects=0,
-            genuines=0,
-            far_interval=(0.0, 1.0),
-            frr_interval=(0.0, 1.0),
-            confidence=0.95,
-        )
+        return cls(value=float(value), metric=metric, contract_id=contract_id, far=None)
 
     @property
     def observed_far(self) -> float:
@@ -472,18 +451,11 @@ def _interval(stored: Any) -> tuple[float, float]:
 
 _DERIVED = ("observed_far", "frr", "supported", "note")
 _PARSERS: dict[str, Any] = {
-    "value": float,
     "metric": Metric,
-    "contract_id": str,
-    "far": float,
-    "false_accepts": int,
-    "impostors": int,
-    "false_rejects": int,
-    "genuines": int,
-    "far_interval": _interval,
-    "frr_interval": _interval,
-    "confidence": float,
-    "created_from": str,
+    **dict.fromkeys(("contract_id", "created_from"), str),
+    **dict.fromkeys(("value", "far", "confidence"), float),
+    **dict.fromkeys(("false_accepts", "impostors", "false_rejects", "genuines"), int),
+    **dict.fromkeys(("far_interval", "frr_interval"), _interval),
 }
 
 

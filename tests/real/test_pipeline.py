@@ -75,7 +75,7 @@ def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg") == 1
     captured = capsys.readouterr()
     assert (
-        "2 faces; took number 1 from the left, 66x88 at (52, 120). Choose another with --face-b N."
+        "2 faces; compared number 1 from the left, 66x88 at (52, 119). Choose another with --face-b N."
         in captured.err
     )
     assert captured.out.startswith("different people: cosine ")
