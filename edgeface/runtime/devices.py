@@ -123,6 +123,11 @@ def split_device(device: str) -> tuple[str | None, tuple[str, ...]]:
     """Split ``AUTO:GPU,CPU`` into ``("AUTO", ("GPU", "CPU"))`` and ``GPU.1`` into ``(None, ("GPU.1",))``.
 
     The number in ``BATCH:CPU(4)`` is left out; devices that AUTO must avoid (``-GPU``) stay in the list.
+
+    Examples
+    --------
+    >>> split_device("AUTO:GPU,CPU")
+    ('AUTO', ('GPU', 'CPU'))
     """
     virtual, colon, rest = device.partition(":")
     if not colon and virtual not in _VIRTUAL:

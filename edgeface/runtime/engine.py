@@ -214,6 +214,7 @@ class Engine(Serving):
             If the device failed.
         """
         self._check(array)
+        self._refuse_if_closed()  # before the lock, which may never be free in a forked child
         claim = _Claim()
         with self._lock:
             self._refuse_if_closed()
@@ -258,6 +259,7 @@ class Engine(Serving):
             If this is a callback, which must not wait.
         """
         refuse_waiting()
+        self._refuse_if_closed()
         claim, under_way, results = _Claim(), deque[Slot](), list[Outputs]()
         try:
             for batch in batches:

@@ -98,7 +98,13 @@ class DevicePlan:
             )
 
     def compile_config(self) -> dict[str, Any]:
-        """Return the properties for `openvino.Core.compile_model`."""
+        """Return the properties for `openvino.Core.compile_model`.
+
+        Examples
+        --------
+        >>> DevicePlan(device="CPU", hint="LATENCY", threads=2).compile_config()
+        {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_NUM_THREADS': 2}
+        """
         wanted = {
             "PERFORMANCE_HINT": self.hint,
             "PERFORMANCE_HINT_NUM_REQUESTS": self.requests,

@@ -48,6 +48,12 @@ def nms(
     -------
     (K,) int
         Indices of the boxes that stay: group by group in ascending order, best first in each.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]], float)
+    >>> nms(boxes, np.array([0.8, 0.9, 0.7]), 0.5).tolist()
+    [1, 2]
     """
     order = np.argsort(scores, kind="stable")[::-1]
     labels = np.zeros(len(order), np.intp) if groups is None else groups[order]

@@ -170,12 +170,13 @@ LOOPS = {
     "map": "for n, result in enumerate(engine.map(row(n) for n in range(10**9))):",
     "submit": "for n, result in ((n, engine.submit(row(n)).result(20)) for n in range(10**9)):",
     "infer": "for n, result in ((n, engine.infer(row(n))) for n in range(10**9)):",
+    "run_batches": "for n, result in ((n, engine.run_batches([row(n)[None]])[0][0][0]) for n in range(10**9)):",
 }
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
-    """Ctrl-C at any point of `submit`, `map` and `infer` leaves an engine that still has all its requests."""
+    """Ctrl-C at any point of `submit`, `map`, `infer` and `run_batches` leaves an engine that still has all its requests."""
     done = run(
         """
         engine = Engine(compiled, requests=2, queue_depth=4)
