@@ -176,7 +176,7 @@ LOOPS = {
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
-    """Ctrl-C at any point of `submit`, `map`, `infer` and `run_batches` leaves an engine that still has all its requests."""
+    """Ctrl-C at any point leaves an engine that still has all its requests."""
     done = run(
         """
         engine = Engine(compiled, requests=2, queue_depth=4)
