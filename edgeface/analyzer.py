@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.pipeline.observation import Face, from_left, largest_face

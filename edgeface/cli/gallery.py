@@ -11,33 +11,31 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgeface.cli import gallery_enrol, gallery_files
+from edgeface.cli import gallery_enrol, gallery_files  # noqa: F401 - they add commands to the group
 from edgeface.cli.gallery_options import (
     GalleryArgument,
     KeyOption,
     UnencryptedOption,
+    answer,
     choose_key,
-    fail_on,
+    group,
     open_gallery,
+    warn,
 )
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, stdout
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
-    from edgeface.gallery import Erasure, Person
+    from edgeface.gallery import Person
     from edgeface.gallery.store.sqlite import SqliteStore
 
-__all__ = ["group", "register"]
-
-group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
+__all__ = ["register"]
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
-    gallery_enrol.register(group)
-    gallery_files.register(group)
     app.add_typer(group, name="gallery")
 
 
@@ -86,15 +84,9 @@ def create(
         keep_images=keep_images,
     ) as store:
         info = store.info
-    if json:
-        emit_json({"gallery": str(gallery), **info.to_dict()})
-        return
     how = "encrypted" if info.encrypted else "not encrypted: anyone who has the file can read it"
-    stdout.print(
-        f"{gallery}: a gallery of {info.model}, contract {info.contract_id}, {how}",
-        markup=False,
-        soft_wrap=True,
-    )
+    text = f"{gallery}: a gallery of {info.model}, contract {info.contract_id}, {how}"
+    answer({"gallery": str(gallery), **info.to_dict()}, text, json=json)
 
 
 @group.command("list", epilog="Example: edgeface gallery list people.gallery --label staff --json")
@@ -110,16 +102,8 @@ def list_people(
     with open_gallery(gallery, key) as store:
         info, people = store.info, store.people(label=label)
     if json:
-        emit_json(
-            {
-                "gallery": str(gallery),
-                "contract_id": info.contract_id,
-                "model": info.model,
-                "encrypted": info.encrypted,
-                "keeps_images": info.keeps_images,
-                "people": [person.to_dict() for person in people],
-            }
-        )
+        told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
+        emit_json({"gallery": str(gallery), **told, "people": [person.to_dict() for person in people]})
         return
     table = Table("id", "name", "templates", "labels", "since", box=None, pad_edge=False, header_style="bold")
     for person in people:
@@ -176,11 +160,15 @@ def forget(
         what = f"{len(template)} of {person.template_count} templates" if template else "everything"
         _confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", yes=yes)
         done = store.forget(person.id, template_ids=template)
-    if json:
-        emit_json({**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved})
-    else:
-        _show_erasure(person, done)
-    fail_on(done.remains)
+    answer(
+        {**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved},
+        f"{person.name}: erased {done.templates} templates and {done.images} images; searched {len(done.searched)} "
+        f"files, {sum(done.searched.values()):,} bytes, for {done.needles:,} pieces",
+        json=json,
+    )
+    if done.remains:
+        advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
+        warn([*(f"still there: {place}" for place in done.remains), advice], fail=True)
 
 
 def _confirm(question: str, *, yes: bool) -> None:
@@ -189,16 +177,3 @@ def _confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise InputError("forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm")
     typer.confirm(question, abort=True, err=True)
-
-
-def _show_erasure(person: Person, done: Erasure) -> None:
-    stdout.print(
-        f"{person.name}: erased {done.templates} templates and {done.images} images; searched {len(done.searched)} "
-        f"files, {sum(done.searched.values()):,} bytes, for {done.needles:,} pieces",
-        markup=False,
-        soft_wrap=True,
-    )
-    for place in done.remains:
-        stderr.print(f"still there: {place}", markup=False)
-    if done.remains:
-        stderr.print("close other programs that have the gallery open, then run 'edgeface gallery check'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,27 +13,24 @@ from edgeface.cli.gallery_options import (
     GalleryArgument,
     KeyOption,
     RulesOption,
-    fail_on,
+    group,
     open_gallery,
+    warn,
 )
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, with_options
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeface.gallery.enrolment_images import PersonEnrolment
+    from edgeface.gallery import Enrolment
 
-__all__ = ["register"]
-
-
-def register(group: typer.Typer) -> None:
-    """Add this module's command."""
-    group.command(
-        epilog="Example: edgeface gallery enrol people.gallery ada1.jpg ada2.jpg --name 'Ada Lovelace' --model "
-        "facenet.xml"
-    )(with_options(enrol))
+__all__ = ["enrol"]
 
 
+@group.command(
+    epilog="Example: edgeface gallery enrol people.gallery ada1.jpg ada2.jpg --name 'Ada Lovelace'"
+)
+@with_options
 def enrol(
     gallery: GalleryArgument,
     paths: Annotated[
@@ -91,13 +89,18 @@ def enrol(
         )
     if json:
         emit_json({"gallery": str(gallery), **done.to_dict()})
-    for path, why in done.refused.items():
-        stderr.print(f"{path}: {why}", markup=False, soft_wrap=True)
+    warn(f"{path}: {why}" for path, why in done.refused.items())
     for each in done.enrolled:
-        _show(each, quiet=json)
-    for why in done.not_enrolled.values():
-        stderr.print(why, markup=False, soft_wrap=True)
-    fail_on(done.not_enrolled)
+        warn(_doubts(each))
+        if not json:
+            known = f", {each.already} known already" if each.already else ""
+            stdout.print(
+                f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new, "
+                f"{each.person.template_count} templates in all{known}",
+                markup=False,
+                soft_wrap=True,
+            )
+    warn(done.not_enrolled.values(), fail=True)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -107,24 +110,13 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _show(each: PersonEnrolment, *, quiet: bool) -> None:
-    done, name = each.enrolment, each.enrolment.person.name
-    for other in done.lookalikes:
-        words = f"{name}: enrolled by force, and looks like {other.person.name!r} (similarity {other.similarity:.3f})"
-        stderr.print(words, markup=False, soft_wrap=True)
+def _doubts(done: Enrolment) -> Iterator[str]:
+    name = done.person.name
+    for each in done.lookalikes:
+        yield f"{name}: enrolled by force, and looks like {each.person.name!r} (similarity {each.similarity:.3f})"
     for odd in done.disagreements:
-        second = each.sources[odd.other] if isinstance(odd.other, int) else f"template {odd.other.id}"
-        stderr.print(
-            f"{name}: {each.sources[odd.new]} and {second} do not look like one person (similarity "
-            f"{odd.similarity:.3f}); check them",
-            markup=False,
-            soft_wrap=True,
-        )
-    if not quiet:
-        known = f", {done.already} known already" if done.already else ""
-        stdout.print(
-            f"{name} (#{done.person.id}): {len(done.template_ids)} new, {done.person.template_count} templates in "
-            f"all{known}",
-            markup=False,
-            soft_wrap=True,
+        other = done.sources[odd.other] if isinstance(odd.other, int) else f"template {odd.other.id}"
+        yield (
+            f"{name}: {done.sources[odd.new]} and {other} do not look like one person (similarity "
+            f"{odd.similarity:.3f}); check them"
         )

@@ -16,29 +16,21 @@ from edgeface.cli.gallery_options import (
     NewKeyOption,
     RulesOption,
     UnencryptedOption,
+    answer,
     choose_key,
-    fail_on,
+    group,
     open_gallery,
+    warn,
 )
 from edgeface.cli.options import DeviceOption
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, progress_bars
 from edgeface.errors import InputError
 from edgeface.files import output_errors
 
-__all__ = ["register"]
+__all__ = ["check", "export", "import_", "rebuild", "rekey"]
 
 
-def register(group: typer.Typer) -> None:
-    """Add this module's commands."""
-    group.command("export", epilog="Example: edgeface gallery export people.gallery -o people.export")(export)
-    group.command("import", epilog="Example: edgeface gallery import kiosk2.gallery people.export")(import_)
-    group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")(rebuild)
-    group.command(
-        epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new"
-    )(rekey)
-    group.command(epilog="Example: edgeface gallery check people.gallery --json")(check)
-
-
+@group.command(epilog="Example: edgeface gallery export people.gallery -o people.export")
 def export(
     gallery: GalleryArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
@@ -55,25 +47,17 @@ def export(
         if output.exists():
             raise InputError(f"{output}: expected no file there yet, found one; choose another name")
     with open_gallery(gallery, key) as store:
-        plain = unencrypted or not (export_key or store.info.encrypted)
-        seal_with = (
-            choose_key(export_key, gallery, unencrypted=True)
-            if plain
-            else find_key(export_key or key, beside=gallery)
-        )
-        done = export_gallery(store, output, key=seal_with)
-    if json:
-        emit_json({"output": str(output), **dataclasses.asdict(done)})
-        return
+        if unencrypted or not (export_key or store.info.encrypted):
+            secret = choose_key(export_key, gallery, unencrypted=True)
+        else:
+            secret = find_key(export_key or key, beside=gallery)
+        done = export_gallery(store, output, key=secret)
+    text = f"{output}: {done.people} people, {done.templates} templates, {done.images} images, {done.bytes:,} bytes"
     how = "encrypted" if done.encrypted else "not encrypted"
-    stdout.print(
-        f"{output}: {done.people} people, {done.templates} templates, {done.images} images, {done.bytes:,} bytes, "
-        f"{how}",
-        markup=False,
-        soft_wrap=True,
-    )
+    answer({"output": str(output), **dataclasses.asdict(done)}, f"{text}, {how}", json=json)
 
 
+@group.command("import", epilog="Example: edgeface gallery import kiosk2.gallery people.export")
 def import_(
     gallery: GalleryArgument,
     source: Annotated[
@@ -103,16 +87,13 @@ def import_(
             rules=EnrolRules.choose(threshold, store.info.contract_id),
             force=force,
         )
-    if json:
-        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
-        return
-    stdout.print(
-        f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already",
-        markup=False,
-        soft_wrap=True,
+    text = (
+        f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already"
     )
+    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
 
 
+@group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")
 def rebuild(
     gallery: GalleryArgument,
     model: Annotated[
@@ -143,20 +124,18 @@ def rebuild(
         done = run(
             store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress
         )
-    if json:
-        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
-    else:
-        stdout.print(
-            f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
-            f"interrupted run, {done.dropped} dropped",
-            markup=False,
-            soft_wrap=True,
-        )
-    for name in done.without_templates:
-        stderr.print(f"{name}: no template is left; enrol this person again", markup=False)
-    _finish(done.remains)
+    text = (
+        f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
+    )
+    text += f"interrupted run, {done.dropped} dropped"
+    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    warn(f"{name}: no template is left; enrol this person again" for name in done.without_templates)
+    warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 
+@group.command(
+    epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new"
+)
 def rekey(
     gallery: GalleryArgument,
     key: KeyOption = None,
@@ -169,29 +148,21 @@ def rekey(
         raise InputError("expected --new-key or --unencrypted, found neither; nothing was changed")
     with open_gallery(gallery, key) as store:
         done = store.rekey(choose_key(new_key, gallery, unencrypted=unencrypted))
-    if json:
-        emit_json({"gallery": str(gallery), **dataclasses.asdict(done)})
-    else:
-        how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
-        stdout.print(f"{gallery}: {done.rows} rows, {how}", markup=False, soft_wrap=True)
-    _finish(done.remains)
+    how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
+    answer(
+        {"gallery": str(gallery), **dataclasses.asdict(done)},
+        f"{gallery}: {done.rows} rows, {how}",
+        json=json,
+    )
+    warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 
+@group.command(epilog="Example: edgeface gallery check people.gallery --json")
 def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = False) -> None:
     """Check every row, and finish what was interrupted. Exit code 1: something is damaged."""
     with open_gallery(gallery, key) as store:
         done = store.check()
-    if json:
-        emit_json({"gallery": str(gallery), "rows": done.rows, "problems": list(done.problems)})
-    else:
-        counted = ", ".join(f"{count} {table}" for table, count in done.rows.items())
-        stdout.print(f"{gallery}: {counted} are whole", markup=False, soft_wrap=True)
-    for problem in done.problems:
-        stderr.print(problem, markup=False, soft_wrap=True)
-    fail_on(done.problems)
-
-
-def _finish(remains: tuple[str, ...]) -> None:
-    for place in remains:
-        stderr.print(f"old bytes are still there: {place}", markup=False)
-    fail_on(remains)
+    counted = ", ".join(f"{count} {table}" for table, count in done.rows.items())
+    found = {"gallery": str(gallery), "rows": done.rows, "problems": list(done.problems)}
+    answer(found, f"{gallery}: {counted} are whole", json=json)
+    warn(done.problems, fail=True)

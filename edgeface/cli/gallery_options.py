@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeface.cli.output import emit_json, stderr, stdout
 from edgeface.errors import GalleryKeyError, InputError, NegativeResult
 
 if TYPE_CHECKING:
@@ -19,10 +21,14 @@ __all__ = [
     "NewKeyOption",
     "RulesOption",
     "UnencryptedOption",
+    "answer",
     "choose_key",
-    "fail_on",
+    "group",
     "open_gallery",
+    "warn",
 ]
+
+group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
 
 _KEY = "file:PATH|env:NAME|command:WORDS"
 
@@ -88,7 +94,18 @@ def choose_key(key: str | None, gallery: Path, *, unencrypted: bool) -> bytes | 
     return found
 
 
-def fail_on(problems: Any) -> None:
-    """Exit with 1 if there are problems."""
-    if problems:
+def answer(found: Mapping[str, Any], text: str, *, json: bool) -> None:
+    """Print a command's answer as one JSON object, or as text."""
+    if json:
+        emit_json(found)
+    else:
+        stdout.print(text, markup=False, soft_wrap=True)
+
+
+def warn(problems: Iterable[str], *, fail: bool = False) -> None:
+    """Print problems on stderr; with `fail`, exit with 1 if there are any."""
+    listed = list(problems)
+    for line in listed:
+        stderr.print(line, markup=False, soft_wrap=True)
+    if listed and fail:
         raise typer.Exit(NegativeResult.exit_code)

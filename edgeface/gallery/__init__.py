@@ -7,7 +7,7 @@ from edgeface.lazy import exports
 if TYPE_CHECKING:
     from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
     from edgeface.gallery.enrolment_images import FolderEnrolment, enrol_folder
-    from edgeface.gallery.index.live import GallerySnapshot, LiveIndex
+    from edgeface.gallery.index.live import LiveIndex
     from edgeface.gallery.keys import find_key, read_key
     from edgeface.gallery.opening import create_gallery, open_gallery
     from edgeface.gallery.records import (
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Template,
         TemplateBlock,
     )
-    from edgeface.gallery.store.protocol import GalleryStore
+    from edgeface.gallery.store.base import GalleryStore
     from edgeface.gallery.transfer import export_gallery, import_gallery
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Erasure",
     "FolderEnrolment",
     "GalleryInfo",
-    "GallerySnapshot",
     "GalleryStore",
     "KeptImage",
     "LiveIndex",
@@ -53,7 +52,7 @@ __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
     {
         "enrolment": ("EnrolRules", "Enrolment", "enrol"),
         "enrolment_images": ("FolderEnrolment", "enrol_folder"),
-        "index.live": ("GallerySnapshot", "LiveIndex"),
+        "index.live": ("LiveIndex",),
         "keys": ("find_key", "read_key"),
         "opening": ("create_gallery", "open_gallery"),
         "records": (
@@ -66,7 +65,7 @@ __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
             "Template",
             "TemplateBlock",
         ),
-        "store.protocol": ("GalleryStore",),
+        "store.base": ("GalleryStore",),
         "transfer": ("export_gallery", "import_gallery"),
     },
 )

@@ -12,7 +12,7 @@ import numpy as np
 from edgeface.errors import EnrolmentRefused, InputError, MissingError
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.index import Index
 from edgeface.recognize.threshold import Threshold, load_thresholds, shipped_thresholds
@@ -155,6 +155,8 @@ class Enrolment:
         Other people with this face, in spite of whom the person was enrolled by force; most similar first.
     disagreements
         Pairs to be looked at: one of the photos is of another person, or bad.
+    sources
+        Photo of each given template, by which `Disagreement` counts; empty where there are no files.
     """
 
     person: Person
@@ -163,6 +165,29 @@ class Enrolment:
     already: int
     lookalikes: tuple[Lookalike, ...]
     disagreements: tuple[Disagreement, ...]
+    sources: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; `sources` must name the photos."""
+        return {
+            **self.person.to_dict(),
+            "new_person": self.created,
+            "new_templates": list(self.template_ids),
+            "already": self.already,
+            "lookalikes": [
+                {"id": each.person.id, "name": each.person.name, "similarity": each.similarity}
+                for each in self.lookalikes
+            ],
+            "disagreements": [
+                {
+                    "new": self.sources[each.new],
+                    "other": self.sources[each.other] if isinstance(each.other, int) else None,
+                    "template": None if isinstance(each.other, int) else each.other.id,
+                    "similarity": each.similarity,
+                }
+                for each in self.disagreements
+            ],
+        }
 
 
 def enrol(

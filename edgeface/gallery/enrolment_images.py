@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from edgeface.errors import EnrolmentRefused, ImageError, InputError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import largest_face
 from edgeface.pipeline.pipeline import Face, Pipeline
@@ -29,7 +30,6 @@ from edgeface.vision.source import Frame, find_files
 __all__ = [
     "EnrolmentImage",
     "FolderEnrolment",
-    "PersonEnrolment",
     "are_tables",
     "cut_out",
     "enrol_folder",
@@ -47,45 +47,6 @@ _Templates = tuple[str, list[tuple[str, NewTemplate]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PersonEnrolment:
-    """One person that `enrol_folder` enrolled.
-
-    Attributes
-    ----------
-    enrolment
-        What was done.
-    sources
-        Photo of each template that was given, in the order that `Disagreement` counts by.
-    """
-
-    enrolment: Enrolment
-    sources: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        done = self.enrolment
-        return {
-            **done.person.to_dict(),
-            "new_person": done.created,
-            "new_templates": list(done.template_ids),
-            "already": done.already,
-            "lookalikes": [
-                {"id": each.person.id, "name": each.person.name, "similarity": each.similarity}
-                for each in done.lookalikes
-            ],
-            "disagreements": [
-                {
-                    "new": self.sources[each.new],
-                    "other": self.sources[each.other] if isinstance(each.other, int) else None,
-                    "template": None if isinstance(each.other, int) else each.other.id,
-                    "similarity": each.similarity,
-                }
-                for each in done.disagreements
-            ],
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FolderEnrolment:
     """What `enrol_folder` did; true if no person was refused.
 
@@ -99,7 +60,7 @@ class FolderEnrolment:
         Photos that could not be used, and why.
     """
 
-    enrolled: tuple[PersonEnrolment, ...]
+    enrolled: tuple[Enrolment, ...]
     not_enrolled: Mapping[str, str]
     refused: Mapping[Path, str]
 
@@ -183,7 +144,7 @@ def enrol_folder(
         require_same_contract(store.info.contract_id, pipeline.contract.contract_id, what="gallery and model")
         keep = store.info.keeps_images
         people = _from_photos(places, pipeline, refused, progress, keep_images=keep, largest=largest)
-    index, enrolled, not_enrolled = LiveIndex(store), list[PersonEnrolment](), dict[str, str]()
+    index, enrolled, not_enrolled = LiveIndex(store), list[Enrolment](), dict[str, str]()
     with contextlib.closing(people):
         for person, found in people:
             sources, templates = tuple(source for source, _ in found), [each for _, each in found]
@@ -201,7 +162,7 @@ def enrol_folder(
             except EnrolmentRefused as error:
                 not_enrolled[person] = str(error)
             else:
-                enrolled.append(PersonEnrolment(enrolment=done, sources=sources))
+                enrolled.append(dataclasses.replace(done, sources=sources))
     store.load()  # writes the cache: the next one to open the gallery need not wait
     return FolderEnrolment(enrolled=tuple(enrolled), not_enrolled=not_enrolled, refused=refused)
 

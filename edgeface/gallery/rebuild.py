@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from edgeface.errors import FaceError, GalleryDamagedError, GalleryError, ImageError
 from edgeface.gallery.codec import GalleryHeader, TemplateBody
 from edgeface.gallery.records import KeptImage, NewTemplate, Rebuilding, unit_vector
+from edgeface.gallery.store.base import delete_templates
 from edgeface.gallery.store.rows import SEALED_TABLES
 from edgeface.gallery.store.sqlite import SqliteStore
-from edgeface.gallery.store.tables import delete_templates
 from edgeface.model.contract import Alignment
 from edgeface.model.embedding import Embedding
 from edgeface.progress import Progress, ProgressCallback, ignore_progress

@@ -42,7 +42,7 @@ from edgeface.files import write_atomically
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 
 __all__ = ["Export", "Import", "export_gallery", "import_gallery", "pack", "unpack"]

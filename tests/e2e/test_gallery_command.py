@@ -205,7 +205,7 @@ def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.Ca
 def test_what_makes_a_gallery_quick_to_open_is_there_after_enrolment(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.gallery.store.tables._CACHED_ROWS", 1)
+    monkeypatch.setattr("edgeface.gallery.store.base._CACHED_ROWS", 1)
     for name in ("g", "h"):
         assert run("create", name, "--model", "tiny.xml", *KEY) == 0
     assert run("enrol", "g", "people", *ENROL, *KEY) == 0

@@ -2,14 +2,13 @@
 
 from edgeface.gallery.index.approximate import ApproximateIndex
 from edgeface.gallery.index.exact import ExactIndex
-from edgeface.gallery.index.live import GallerySnapshot, LiveIndex, follow
+from edgeface.gallery.index.live import LiveIndex, follow
 from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.recognize.index import Hits, Index
 
 __all__ = [
     "ApproximateIndex",
     "ExactIndex",
-    "GallerySnapshot",
     "Hits",
     "Index",
     "LiveIndex",

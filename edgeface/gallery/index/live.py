@@ -11,11 +11,11 @@ from edgeface.errors import ContractError
 from edgeface.gallery.index.exact import ExactIndex
 from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.gallery.records import TemplateBlock
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
 
-__all__ = ["GallerySnapshot", "LiveIndex", "follow"]
+__all__ = ["LiveIndex", "follow"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class LiveIndex:
         self._store = store
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()
+        self._held = 0  # how many blocks hold its generation
         self._index = make(store.load())
 
     @property
@@ -92,14 +93,15 @@ class LiveIndex:
         return self._index.generation
 
     def __len__(self) -> int:
-        with self.snapshot() as snapshot:
-            return len(snapshot)
+        with self.snapshot():
+            return len(self._index)
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[GallerySnapshot]:
+    def snapshot(self) -> Iterator[LiveIndex]:
         """Catch up with the store, and hold what it has now for all that one decision needs.
 
-        Other threads that use the same store or this index wait until the block ends; other processes do not.
+        Inside the block templates and names are of one generation, whoever writes meanwhile. Other threads that use
+        the same store or this index wait until the block ends; other processes do not.
 
         Raises
         ------
@@ -110,28 +112,34 @@ class LiveIndex:
         """
         # The store comes first, as it does inside `writing`: two threads never wait for each other.
         with self._store.reading(), self._lock:
-            if self._store.info.gallery_id != self._gallery_id:
-                raise ContractError(
-                    f"index: expected gallery {self._gallery_id}, found {self._store.info.gallery_id}; make a new index"
-                )
-            follow(self._index, self._store)
-            with self._index.snapshot() as index:
-                yield GallerySnapshot(index, self._store)
+            if not self._held:
+                if self._store.info.gallery_id != self._gallery_id:
+                    raise ContractError(
+                        f"index: expected gallery {self._gallery_id}, found {self._store.info.gallery_id}; make a new "
+                        "index"
+                    )
+                follow(self._index, self._store)
+            self._held += 1
+            try:
+                with self._index.snapshot():
+                    yield self
+            finally:
+                self._held -= 1
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """As `Index.search`, over the templates that the store has now."""
-        with self.snapshot() as snapshot:
-            return snapshot.search(probe, k=k)
+        with self.snapshot():
+            return self._index.search(probe, k=k)
 
     def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
         """As `Index.search_batch`, over the templates that the store has now."""
-        with self.snapshot() as snapshot:
-            return snapshot.search_batch(probes, k=k)
+        with self.snapshot():
+            return self._index.search_batch(probes, k=k)
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """As `Index.compare`, over the templates that the store has now."""
-        with self.snapshot() as snapshot:
-            return snapshot.compare(probe, person_ids)
+        with self.snapshot():
+            return self._index.compare(probe, person_ids)
 
     def name_of(self, person_id: int) -> str:
         """As `Index.name_of`, of the people that the store has now."""
@@ -139,53 +147,5 @@ class LiveIndex:
 
     def block(self) -> TemplateBlock:
         """As `MemoryIndex.block`, of the templates that the store has now."""
-        with self.snapshot() as snapshot:
-            return snapshot.block()
-
-
-class GallerySnapshot:
-    """An `Index` of one generation of a gallery, with its people: what `LiveIndex.snapshot` yields.
-
-    It is of that generation inside that block only.
-    """
-
-    def __init__(self, index: MemoryIndex, store: GalleryStore) -> None:
-        self._index, self._store = index, store
-
-    @property
-    def contract_id(self) -> str:
-        """Of every embedding in it."""
-        return self._index.contract_id
-
-    @property
-    def generation(self) -> int:
-        """Of templates and people alike."""
-        return self._index.generation
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def search(self, probe: Embedding, *, k: int = 1) -> Hits:
-        """As `Index.search`."""
-        return self._index.search(probe, k=k)
-
-    def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
-        """As `Index.search_batch`."""
-        return self._index.search_batch(probes, k=k)
-
-    def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
-        """As `Index.compare`."""
-        return self._index.compare(probe, person_ids)
-
-    def block(self) -> TemplateBlock:
-        """As `MemoryIndex.block`."""
-        return self._index.block()
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[GallerySnapshot]:
-        """The snapshot itself."""
-        yield self
-
-    def name_of(self, person_id: int) -> str:
-        """As `Index.name_of`."""
-        return self._store.person(person_id).name
+        with self.snapshot():
+            return self._index.block()

@@ -9,11 +9,11 @@ from typing import Any
 
 from edgeface.errors import GalleryBusyError, OutputError
 from edgeface.gallery.records import Rekeying, TemplateBlock
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.cache import read_templates, write_templates
 from edgeface.gallery.store.database import new_header
 from edgeface.gallery.store.erase import overwrite, prove, secrets_of, truncate_wal
 from edgeface.gallery.store.sqlite_database import SqliteDatabase, create_database
-from edgeface.gallery.store.tables import TableStore
 
 __all__ = ["SqliteStore"]
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _MOST_PROBLEMS = 100
 
 
-class SqliteStore(TableStore):
+class SqliteStore(GalleryStore):
     """A gallery's file, open: a `GalleryStore`.
 
     Parameters
@@ -123,7 +123,7 @@ class SqliteStore(TableStore):
     # Erasure, another key, another model
 
     def scrub(self) -> bool:
-        """Finish every erasure that was begun; see `TableStore.scrub`."""
+        """Finish every erasure that was begun; see `GalleryStore.scrub`."""
         if done := super().scrub():
             truncate_wal(self.database)
         return done

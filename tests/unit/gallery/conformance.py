@@ -28,7 +28,7 @@ import pytest
 from edgeface.errors import ContractError, EdgeFaceError, GalleryError
 from edgeface.gallery.index import ExactIndex, Hits, LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate
-from edgeface.gallery.store.protocol import GalleryStore
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding
 from edgeface.recognize.identify import Identifier
 from edgeface.recognize.open_set import SearchThreshold

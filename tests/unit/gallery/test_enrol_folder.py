@@ -45,7 +45,7 @@ def test_people_of_a_table_are_enrolled_or_refused_one_by_one(store: SqliteStore
     photos = ["in/Ada/1.jpg", "in/Ada/2.jpg", "in/Grace/1.jpg", "in/Linus/1.jpg"]
     path = save_table(tmp_path / "all.npz", rows, photos)
     done = enrol_folder(store, [path], rules=RULES, labels=["staff"])
-    assert [each.enrolment.person.name for each in done.enrolled] == ["Ada", "Grace"]
+    assert [each.person.name for each in done.enrolled] == ["Ada", "Grace"]
     assert list(done.not_enrolled) == ["Linus"]
     assert not done
     assert repr(done) == "FolderEnrolment(2 enrolled, 1 not enrolled, 0 photos refused)"
@@ -54,7 +54,7 @@ def test_people_of_a_table_are_enrolled_or_refused_one_by_one(store: SqliteStore
     assert (ada["name"], ada["new_person"], len(ada["new_templates"]), ada["already"]) == ("Ada", True, 2, 0)
     assert {each["new"] for each in ada["disagreements"]} <= {"in/Ada/2.jpg"}
     again = enrol_folder(store, [path], rules=RULES)
-    assert [each.enrolment.already for each in again.enrolled] == [2, 1]
+    assert [each.already for each in again.enrolled] == [2, 1]
     forced = enrol_folder(store, [path], rules=RULES, force=True)
     assert forced
     assert forced.to_dict()["enrolled"][2]["lookalikes"][0]["name"] == "Ada"

@@ -185,7 +185,7 @@ def test_a_disk_without_shared_memory_for_a_wal_is_refused(
 def test_only_the_owner_may_read_a_gallery_and_what_lies_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.gallery.store.tables._CACHED_ROWS", 1)
+    monkeypatch.setattr("edgeface.gallery.store.base._CACHED_ROWS", 1)
     with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None) as store:
         ada = store.add_person("Ada", templates=templates(3))
         store.load()

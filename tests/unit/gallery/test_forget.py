@@ -15,7 +15,7 @@ import pytest
 from unit.gallery.conformance import CONTRACT, DIM, kept, template, vectors
 
 from edgeface.errors import GalleryBusyError
-from edgeface.gallery.store import tables
+from edgeface.gallery.store import base
 from edgeface.gallery.store.cache import cache_folder, read_templates, write_templates
 from edgeface.gallery.store.erase import Searcher
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -152,7 +152,7 @@ def test_a_writer_who_does_not_end_is_waited_for_and_then_named(tmp_path: Path) 
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_CACHED_ROWS", 1)
+    monkeypatch.setattr(base, "_CACHED_ROWS", 1)
 
 
 @pytest.mark.usefixtures("_small")

@@ -27,7 +27,7 @@ from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.enrolment_images import enrol_folder
-from edgeface.gallery.index import ApproximateIndex, ExactIndex, GallerySnapshot, LiveIndex, follow
+from edgeface.gallery.index import ApproximateIndex, ExactIndex, LiveIndex, follow
 from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_vector
 from edgeface.gallery.store import cache
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -43,7 +43,7 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|PendingEmbedding|FaceObservation|Index|MemoryIndex"
-    r"|LiveIndex|GallerySnapshot|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules"
+    r"|LiveIndex|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules"
     r"|Identifier)\b"
 )
 """Types that hold embeddings, or belong to one contract."""
@@ -162,11 +162,6 @@ def live_after_another_model(ours: SimpleNamespace) -> None:
     len(live)
 
 
-def within(store: SqliteStore, search: Callable[[GallerySnapshot], object]) -> None:
-    with LiveIndex(store).snapshot() as snapshot:
-        search(snapshot)
-
-
 def analyze(ours: SimpleNamespace, ask: Callable[[FaceAnalyzer, np.ndarray], object]) -> None:
     with edgeface.load(write_tiny_ir(ours.folder), detector=None) as app:
         ask(app, np.full((32, 32, 3), 100, np.uint8))
@@ -186,8 +181,8 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "enrol_folder": enrol_their_table,
     "unit_vector": lambda o: unit_vector(o.template, o.store.info),
     "Rows.check": lambda o: o.store.rows.check([o.template]),
-    "TableStore.add_person": lambda o: o.store.add_person("Grace", templates=[o.template]),
-    "TableStore.add_templates": lambda o: o.store.add_templates(o.person, [o.template]),
+    "GalleryStore.add_person": lambda o: o.store.add_person("Grace", templates=[o.template]),
+    "GalleryStore.add_templates": lambda o: o.store.add_templates(o.person, [o.template]),
     "import_gallery": import_theirs,
     "Identifier.__init__": lambda o: Identifier(o.index, cut(OTHER_CONTRACT)),
     "Identifier.identify": lambda o: o.identifier.identify(o.alien),
@@ -200,9 +195,6 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "MemoryIndex.reset": lambda o: o.index.reset(block(OTHER_CONTRACT)),
     "MemoryIndex.search": lambda o: o.index.search(o.alien),
     "MemoryIndex.search_batch": lambda o: o.index.search_batch(o.aliens),
-    "GallerySnapshot.compare": lambda o: within(o.store, lambda index: index.compare(o.alien, [1])),
-    "GallerySnapshot.search": lambda o: within(o.store, lambda index: index.search(o.alien)),
-    "GallerySnapshot.search_batch": lambda o: within(o.store, lambda index: index.search_batch(o.aliens)),
     "LiveIndex.__init__": live_after_another_model,
     "LiveIndex.compare": lambda o: LiveIndex(o.store).compare(o.alien, [1]),
     "LiveIndex.search": lambda o: LiveIndex(o.store).search(o.alien),
@@ -250,8 +242,6 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "NewTemplate.__init__": _ONE,
     "Template.__init__": _ONE,
     "Rows.add_templates": _UNBOUND,
-    "GalleryStore.add_person": _PROTOCOL,
-    "GalleryStore.add_templates": _PROTOCOL,
     "rebuild": "brings the gallery to the embedder's contract, which is what it is for",
     "export_gallery": _ONE,
     "Identification.__init__": _ONE,
@@ -259,7 +249,6 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "ApproximateIndex.__init__": _ONE,
     "MemoryIndex.__init__": _ONE,
     "ExactIndex.__init__": _ONE,
-    "GallerySnapshot.__init__": _ONE,
     "Index.compare": _PROTOCOL,
     "Index.search": _PROTOCOL,
     "Index.search_batch": _PROTOCOL,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeface.errors import GalleryBusyError, NotSupportedError, OutputError
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import NewTemplate, Rekeying, TemplateBlock, unit_vector
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.database import mark_header, new_header
 from edgeface.gallery.store.postgres.database import (
     SCHEMA_VERSION,
@@ -24,14 +25,13 @@ from edgeface.gallery.store.postgres.database import (
     statements,
     vectors_statement,
 )
-from edgeface.gallery.store.tables import TableStore
 
 __all__ = ["PostgresStore"]
 
 _log = logging.getLogger(__name__)
 
 
-class PostgresStore(TableStore):
+class PostgresStore(GalleryStore):
     """A gallery on a server, open: a `GalleryStore`.
 
     See `PostgresDatabase` for parameters and what is raised when it is opened.

@@ -211,7 +211,7 @@ def test_an_index_is_filled_again_when_its_generation_is_unknown(store: Any, mak
 def test_a_gallery_in_the_clear_is_searched_where_it_is_mapped(
     key: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.gallery.store.tables._CACHED_ROWS", 1)
+    monkeypatch.setattr("edgeface.gallery.store.base._CACHED_ROWS", 1)
     rows = unit_rows(50, DIM)
     path = tmp_path / "mapped.gallery"
     with SqliteStore.create(path, contract_id=ID, dim=DIM, key=key) as store:

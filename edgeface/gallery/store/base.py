@@ -1,4 +1,4 @@
-"""What the stores on SQLite and on PostgreSQL have in common: people and templates in sealed rows of tables."""
+"""What a gallery does with people and templates, on SQLite and on PostgreSQL alike."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from edgeface.gallery.store.rows import SEALED_TABLES, Rows
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["TableStore", "delete_templates"]
+__all__ = ["GalleryStore", "delete_templates"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +49,15 @@ _CACHED_ROWS = 2048
 _MOST_PROBLEMS = 100
 
 
-class TableStore(ABC):
-    """A `GalleryStore` on the tables of a `Database`; a child says where they are, and how they are erased.
+class GalleryStore(ABC):
+    """People and their templates, bound to one contract, in the tables of a `Database`.
+
+    Every write is one transaction: when the call returns it is durable, when it raises nothing has changed. It
+    raises `generation` by one (inside `writing`, the whole block by one). Ids of people and templates are
+    positive and never used twice, also after `forget`. A store may be used from several threads; they take turns.
+
+    Every method may raise `GalleryError` and its children, and `OutputError` where it cannot write. A child says where
+    the tables are, and how they are erased.
 
     Attributes
     ----------
@@ -97,19 +104,30 @@ class TableStore(ABC):
         return self.database.header.info(self.database.version)
 
     def generation(self) -> int:
-        """Return the number of the last commit; see `GalleryStore.generation`."""
+        """Return the number of the last commit, by any process. An index of another number is out of date."""
         with self.database.reading():
             return self.database.state("generation")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Make several reads see one generation; see `GalleryStore.reading`."""
+        """Make several reads see one generation, whatever others write meanwhile.
+
+        Blocks may be nested, also in `writing`. Other threads that use this store wait until the block ends.
+        """
         with self.database.reading():
             yield
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Make several calls one transaction; see `GalleryStore.writing`."""
+        """Make several calls one transaction without other writers; calls inside see what they wrote.
+
+        Blocks may be nested; the outermost commits. An exception that leaves a block undoes all of it.
+
+        Raises
+        ------
+        GalleryBusyError
+            If another process writes for longer than the store's timeout.
+        """
         with self.database.writing():
             yield
 
@@ -123,7 +141,15 @@ class TableStore(ABC):
         metadata: Mapping[str, Any] | None = None,
         templates: Sequence[NewTemplate] = (),
     ) -> Person:
-        """Add a person; see `GalleryStore.add_person`."""
+        """Add a person.
+
+        Raises
+        ------
+        GalleryError
+            If another person has this name.
+        ContractError
+            If an embedding is of another contract.
+        """
         body = PersonBody(check_name(name), check_labels(labels), check_metadata(metadata), now())
         self.rows.check(templates)
         with self.database.writing() as connection:
@@ -142,7 +168,7 @@ class TableStore(ABC):
         labels: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Person:
-        """Replace what is given; see `GalleryStore.update_person`."""
+        """Replace what is given, and keep what is None."""
         with self.database.writing() as connection:
             old = self.rows.person(connection, person_id)
             body = PersonBody(
@@ -165,12 +191,12 @@ class TableStore(ABC):
             )
 
     def person(self, person_id: int) -> Person:
-        """Return a person by id; see `GalleryStore.person`."""
+        """Return a person by id; `GalleryError` if there is none."""
         with self.database.reading() as connection:
             return self.rows.person(connection, person_id)
 
     def find(self, name: str) -> Person | None:
-        """Return a person by name; see `GalleryStore.find`."""
+        """Return a person by name, compared in the form of `check_name`."""
         with self.database.reading() as connection:
             return self.rows.find(connection, check_name(name))
 
@@ -184,7 +210,15 @@ class TableStore(ABC):
     # Templates
 
     def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
-        """Store more embeddings of a person; see `GalleryStore.add_templates`."""
+        """Store more embeddings of a person. Return their ids, rising, in the order given.
+
+        Raises
+        ------
+        ContractError
+            If an embedding is of another contract.
+        GalleryError
+            If there is no person of this id, or an image is given that the gallery does not keep.
+        """
         self.rows.check(templates)
         with self.database.writing() as connection:
             self.rows.require_person(connection, person_id)
@@ -204,7 +238,11 @@ class TableStore(ABC):
             return self.rows.image(connection, template_id)
 
     def load(self) -> TemplateBlock:
-        """Return all templates in one block; see `GalleryStore.load`."""
+        """Return all templates in one block, by rising id, from the store's cache if that is current.
+
+        Inside `writing`, after a write, the block has what was written and a generation that no commit ever has: it
+        may yet be undone. The same holds for `changes_since`.
+        """
         within = self.database.in_transaction
         with self.database.reading() as connection:
             known = self._read_cache()
@@ -220,7 +258,7 @@ class TableStore(ABC):
         return block
 
     def changes_since(self, generation: int) -> Changes | None:
-        """Return what happened after a generation; see `GalleryStore.changes_since`."""
+        """Return what happened to the templates after a generation; None if that is unknown: call `load`."""
         with self.database.reading() as connection:
             return self._changes(connection, generation)
 
@@ -248,7 +286,13 @@ class TableStore(ABC):
     # Erasure, another key, check
 
     def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
-        """Erase a person, or some templates, for good; see `GalleryStore.forget`."""
+        """Erase a person, or some templates of a person, for good; not inside `writing`.
+
+        Raises
+        ------
+        GalleryError
+            If there is no person of this id, a template is not theirs, or it was called inside `writing`.
+        """
         if self.database.in_transaction:
             raise GalleryError("forget: expected a call outside of writing(), because it cannot be undone")
         with self.database.writing() as connection:
@@ -346,7 +390,7 @@ class TableStore(ABC):
     # The end
 
     def close(self) -> None:
-        """Close the gallery; a second call does nothing."""
+        """Let go of the file or the server; a second call does nothing."""
         self.database.close()
 
     def __enter__(self) -> Self:
