@@ -57,15 +57,11 @@ class GalleryHeader:
 
     def info(self, schema_version: int) -> GalleryInfo:
         """Return what users of a store see."""
+        stored = {name: getattr(self, name) for name in self.__slots__ if name not in ("created", "key_id")}
         return GalleryInfo(
-            gallery_id=self.gallery_id,
-            contract_id=self.contract_id,
-            dim=self.dim,
-            metric=self.metric,
-            model=self.model,
+            **stored,
             created=datetime.fromisoformat(self.created),
             encrypted=bool(self.key_id),
-            keeps_images=self.keeps_images,
             schema_version=schema_version,
         )
 

@@ -9,8 +9,7 @@ from edgeface.errors import InputError
 from edgeface.gallery.keys import read_key
 
 if TYPE_CHECKING:
-    from edgeface.gallery.store.postgres import PostgresStore
-    from edgeface.gallery.store.sqlite import SqliteStore
+    from edgeface.gallery.store.base import GalleryStore
     from edgeface.model.contract import ModelContract
 
 __all__ = ["create_gallery", "open_gallery"]
@@ -25,7 +24,7 @@ def open_gallery(
     key: bytes | str | None = None,
     contract_id: str | None = None,
     timeout: float = 30.0,
-) -> SqliteStore | PostgresStore:
+) -> GalleryStore:
     """Open a gallery: a file, or one on a PostgreSQL server.
 
     Parameters
@@ -44,11 +43,8 @@ def open_gallery(
 
     Raises
     ------
-    GalleryError
-        If there is no gallery, or it is of a later version; `GalleryKeyError`, `GalleryDamagedError` and
-        `GalleryServerError` name other reasons.
-    ContractError
-        If it is of another contract.
+    GalleryError, ContractError
+        If it cannot be opened; the class and the message say why.
 
     Examples
     --------
@@ -57,9 +53,7 @@ def open_gallery(
     ['Ada Lovelace', 'Grace Hopper']
     """
     kind, where = _store_of(place, name)
-    store: SqliteStore | PostgresStore = kind(
-        *where, key=_read(key, where), contract_id=contract_id, timeout=timeout
-    )
+    store: GalleryStore = kind(*where, key=_read(key, where), contract_id=contract_id, timeout=timeout)
     return store
 
 
@@ -70,7 +64,7 @@ def create_gallery(
     key: bytes | str | None,
     name: str | None = None,
     keep_images: bool = False,
-) -> SqliteStore | PostgresStore:
+) -> GalleryStore:
     """Create a gallery without people, and open it.
 
     Parameters
@@ -93,7 +87,7 @@ def create_gallery(
         If there is no key at the named place.
     """
     kind, where = _store_of(place, name)
-    store: SqliteStore | PostgresStore = kind.create(
+    store: GalleryStore = kind.create(
         *where,
         contract_id=contract.contract_id,
         dim=contract.embedding_dim,

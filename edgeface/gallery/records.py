@@ -268,7 +268,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """What `forget` did, and whether the files prove it.
+    """What `forget` did; true if the files prove it.
 
     Attributes
     ----------
@@ -295,7 +295,7 @@ class Erasure:
     remains: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return not self.remains
+        return self.proved
 
     @property
     def proved(self) -> bool:
@@ -351,7 +351,7 @@ class Rebuilding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What `check` found.
+    """What `check` found; true if the gallery is whole.
 
     Attributes
     ----------

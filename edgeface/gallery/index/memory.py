@@ -206,15 +206,7 @@ class MemoryIndex(ABC):
         return len(self._table)
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
-        """Return the `k` most similar templates, or all if there are fewer.
-
-        Raises
-        ------
-        ContractError
-            If the probe is of another contract or length.
-        InputError
-            If it has no direction, or `k` is not positive.
-        """
+        """Return the `k` most similar templates, or all if there are fewer; see `Index.search`."""
         unit = self._unit(probe.vector[np.newaxis], probe.contract_id)
         with self._lock:
             k = self._at_most(k)
@@ -222,13 +214,7 @@ class MemoryIndex(ABC):
             return exact_hits(self._table, rows, probe.vector, k)
 
     def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
-        """Search for several probes, at less cost than one by one.
-
-        Raises
-        ------
-        ContractError, InputError
-            As `search`.
-        """
+        """Search for several probes, at less cost than one by one; see `Index.search_batch`."""
         units = self._unit(probes.vectors, probes.contract_id)
         with self._lock:
             k = self._at_most(k)
@@ -239,13 +225,7 @@ class MemoryIndex(ABC):
             ]
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
-        """Compare with every template of these people; an unknown person has none.
-
-        Raises
-        ------
-        ContractError, InputError
-            As `search`.
-        """
+        """Compare with every template of these people; see `Index.compare`."""
         self._unit(probe.vector[np.newaxis], probe.contract_id)
         with self._lock:
             rows = np.flatnonzero(np.isin(self._table.person_ids, np.asarray(person_ids, np.int64)))

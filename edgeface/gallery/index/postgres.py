@@ -67,14 +67,9 @@ class PostgresIndex:
             return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
-        """Return the `k` most similar templates, or all if there are fewer.
+        """Return the `k` most similar templates, or all if there are fewer; see `Index.search`.
 
-        Raises
-        ------
-        ContractError, InputError
-            As `Index.search`.
-        GalleryServerError
-            If the server is away.
+        Raises `GalleryServerError` if the server cannot be reached.
         """
         return self._search([probe], k)[0]
 

@@ -359,24 +359,7 @@ def _resolved(path: Path) -> Path:
 
 
 class SqliteDatabase(Database):
-    """One connection to a gallery's file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    key
-        32 bytes, or None for a gallery that is not encrypted.
-    contract_id
-        Expected contract; None: any.
-    timeout
-        Seconds to wait for another process that writes.
-
-    Raises
-    ------
-    GalleryKeyError, GalleryDamagedError, ContractError, GalleryError, OutputError
-        If it cannot be opened, with the reason.
-    """
+    """One connection to a gallery's file; see `SqliteStore` for its parameters and errors."""
 
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
         self.path = path = _resolved(path)

@@ -82,15 +82,11 @@ class PostgresStore(GalleryStore):
         ----------
         url, name, timeout, patience
             As for opening.
-        contract_id, dim
-            Of the model whose embeddings it will hold.
+        contract_id, dim, model, keep_images
+            As for `SqliteStore.create`.
         key
             32 bytes. None: anyone who can read the tables, or a backup of them, can read names, metadata, embeddings
             and images; this is why there is no default.
-        model
-            Its name, for people; readable without the key.
-        keep_images
-            Whether it keeps the part of each photo that shows the face.
         searched_as
             Without a key: how pgvector stores embeddings for `PostgresIndex`. With one it is not used.
 
