@@ -165,7 +165,6 @@ def quantize(
     """Make an IR smaller and faster; write it only if accuracy holds."""
     from edgeface.quantize import QuantizationLimits, QuantizationRecipe, quantize_detector, read_labelled
     from edgeface.quantize import quantize as run
-    from edgeface.vision.crops import find_photos
 
     recipe = QuantizationRecipe(
         method=f"int8-{preset.value}" if mode is _Mode.int8 else mode.value,  # type: ignore[arg-type]
@@ -187,7 +186,7 @@ def quantize(
                 as_detector.value,
                 None if as_detector is DetectorName.mtcnn and model == "mtcnn" else Path(model),
                 output_dir,
-                [photo.path for photo in find_photos([calibration])],
+                calibration,
                 recipe=recipe,
                 landmarks_model=landmarks_model,
                 progress=progress,

@@ -26,6 +26,7 @@ from edgeface.quantize.calibration import CalibrationSet
 from edgeface.quantize.calibration_checks import find_flaws
 from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
 from edgeface.vision.align import align
+from edgeface.vision.crops import find_photos
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.load import DetectorName, load_detector
@@ -172,14 +173,14 @@ class DetectorOutcome:
     """
 
     name: str
-    files: tuple[Path, ...]
-    agreement: Agreement | None
-    reasons: tuple[str, ...]
-    calibration_sha256: str
     settings: str
-    bytes_before: int
-    bytes_after: int
-    seconds: float
+    reasons: tuple[str, ...]
+    files: tuple[Path, ...] = ()
+    agreement: Agreement | None = None
+    calibration_sha256: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    seconds: float = 0.0
 
     def __bool__(self) -> bool:
         return not self.reasons
@@ -203,7 +204,7 @@ def quantize_detector(
     name: DetectorName,
     model: Path | None,
     output: Path,
-    photos: Sequence[Path],
+    photos: Sequence[Path] | Path,
     *,
     recipe: QuantizationRecipe | None = None,
     landmarks_model: Path | None = None,
@@ -218,7 +219,7 @@ def quantize_detector(
     output
         Folder for the IRs: pnet.xml, rnet.xml and onet.xml, or the file name of the model.
     photos
-        Photos with faces; a fifth is held out, the others calibrate.
+        Photos with faces, or their folder; a fifth is held out, the others calibrate.
     recipe
         How to compress; `QuantizationRecipe.subset` counts photos.
     progress
@@ -239,6 +240,8 @@ def quantize_detector(
         check_recipe(network, recipe)
     if model is not None and output.resolve() == model.resolve().parent:
         raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")
+    if isinstance(photos, Path):
+        photos = [photo.path for photo in find_photos([photos])]
     calibrating, judging = _split(photos, recipe)
     recipe = dataclasses.replace(recipe, subset=len(calibrating))
     recorder = _Recorder()
@@ -255,13 +258,8 @@ def quantize_detector(
                 progress(Progress("faces", done, len(calibrating), unit="photos"))
         outcome = DetectorOutcome(
             name=name,
-            files=(),
-            agreement=None,
-            reasons=_flaws([*calibrating, *judging], [*seen, *expected]),
-            calibration_sha256="",
             settings=recipe.settings,
-            bytes_before=0,
-            bytes_after=0,
+            reasons=_flaws([*calibrating, *judging], [*seen, *expected]),
             seconds=elapsed(),
         )
         if outcome.reasons:

@@ -71,16 +71,6 @@ def test_nothing_to_compare_on_is_wrong_use() -> None:
 
 @pytest.mark.parametrize("reasons", [(), ("recall: expected more",)])
 def test_an_outcome_is_true_only_if_the_networks_were_written(reasons: tuple[str, ...]) -> None:
-    outcome = DetectorOutcome(
-        name="mtcnn",
-        files=(),
-        agreement=None,
-        reasons=reasons,
-        calibration_sha256="",
-        settings="",
-        bytes_before=0,
-        bytes_after=0,
-        seconds=0.0,
-    )
+    outcome = DetectorOutcome(name="mtcnn", settings="", reasons=reasons)
 
     assert bool(outcome) is outcome.to_dict()["passed"] is (not reasons)
