@@ -71,27 +71,29 @@ class DevicePlan:
     extra: Mapping[str, PropertyValue] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        named = isinstance(self.device, str) and bool(self.device)
+        _require(named, "device", "an OpenVINO device name", self.device)
         virtual, members = split_device(self.device)
-        _require(bool(self.device), "device", "an OpenVINO device name", self.device)
         _require_member("precision", self.precision, InferencePrecision)
         _require_member("hint", self.hint, Hint)
         for name in ("streams", "requests", "threads"):
             value = getattr(self, name)
             _require(value is None or (_is_whole(value) and value > 0), name, "a positive number", value)
         buckets = self.batch_buckets
-        ascending = all(low < high for low, high in itertools.pairwise(buckets))
-        _require(
-            bool(buckets) and all(_is_whole(size) and size > 0 for size in buckets) and ascending,
-            "batch_buckets",
-            "ascending positive numbers such as 1, 2, 4",
-            list(buckets),
+        ascending = (
+            isinstance(buckets, tuple)
+            and bool(buckets)
+            and all(_is_whole(size) and size > 0 for size in buckets)
+            and all(low < high for low, high in itertools.pairwise(buckets))
         )
+        _require(ascending, "batch_buckets", "ascending positive numbers such as 1, 2, 4", buckets)
         if self.hint == "CUMULATIVE_THROUGHPUT":
             _require(
                 virtual == "AUTO", "hint CUMULATIVE_THROUGHPUT", "a device AUTO or AUTO:...", self.device
             )
         if self.streams is not None and members[:1] == ("NPU",):
             _require(False, "streams", "None, for an NPU has no streams", self.streams)
+        _require(isinstance(self.extra, Mapping), "extra", "an object", self.extra)
         for name, value in self.extra.items():
             _require(
                 isinstance(value, PropertyValue), f"extra[{name!r}]", "text, a number or a boolean", value
@@ -146,19 +148,10 @@ class DevicePlan:
             raise InputError(
                 f"{source}: expected only the fields {', '.join(sorted(known))}, found {', '.join(unknown)} too"
             )
-        for name, kind, what in (
-            ("device", str, "text"),
-            ("batch_buckets", list, "a list of numbers"),
-            ("extra", Mapping, "an object"),
-        ):
-            if name in values or name == "device":
-                value = values.get(name)
-                if not isinstance(value, kind):
-                    raise InputError(f"{source}: {name}: expected {what}, found {value!r}")
-        if "batch_buckets" in values:
-            values["batch_buckets"] = tuple(values["batch_buckets"])
+        if isinstance(buckets := values.get("batch_buckets"), list):
+            values["batch_buckets"] = tuple(buckets)
         try:
-            return cls(**values)
+            return cls(**{"device": "", **values})
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
 
