@@ -177,7 +177,7 @@ def test_a_bundle_goes_from_one_cache_to_another(options: list[str], tmp_path: P
     assert main(["zoo", "verify", "tiny", *other]) == 0
 
 
-@pytest.mark.parametrize("command", ["list", "info", "download", "verify", "bundle", "import"])
+@pytest.mark.parametrize("command", ["list", "info", "download", "verify", "default", "bundle", "import"])
 def test_every_command_has_an_example_in_its_help(command: str, capsys: Capture) -> None:
     main(["zoo", command, "--help"])
     assert f"edgeface zoo {command}" in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
