@@ -101,8 +101,8 @@ def load(
     device
         OpenVINO device of the model and the detector, e.g. ``CPU``, ``GPU``, ``NPU`` or ``AUTO``.
     detector
-        Name of a detector, see `load_detector`; one that is loaded already, which is closed with the result; or
-        None: every photo is one aligned crop.
+        Name for `load_detector`; a loaded detector, which is closed with the result; or None: every photo is one
+        aligned crop.
     detector_model, landmarks_model, min_size
         For a detector given by name; see `load_detector`.
     flip
@@ -170,11 +170,6 @@ def verify(
     -------
     Verification
         True if both are of one person.
-
-    Raises
-    ------
-    EdgeFaceError
-        As `load` and `FaceAnalyzer.verify`.
 
     Examples
     --------

@@ -81,7 +81,7 @@ def read_photo(photo: PhotoLike) -> Image:
     ImageError
         If there is no such file, or it is no image, damaged or too large.
     InputError
-        If it is none of these types.
+        If it is of another type.
 
     Examples
     --------
@@ -134,9 +134,9 @@ class FaceAnalyzer:
     Parameters
     ----------
     embedder
-        Computes embeddings, of the default image format; closed with the analyzer.
+        Of the default image format; closed with the analyzer.
     detector
-        Finds faces; closed with the analyzer. None: every photo is one aligned crop.
+        Closed with the analyzer. None: every photo is one aligned crop.
     """
 
     def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
@@ -151,22 +151,9 @@ class FaceAnalyzer:
     def pipeline(
         self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None
     ) -> Pipeline:
-        """Return the pipeline of this analyzer for many photos; it must not outlive the analyzer.
-
-        Parameters
-        ----------
-        faces
-            Which faces of a photo to embed. ``largest``: the one that the photo is about.
-        gate
-            Faces below its limits are not embedded.
-        """
+        """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer."""
         return Pipeline(
-            self._detector,
-            self._embedder,
-            gate=gate,
-            faces=faces,
-            batch_size=_BATCH_SIZE,
-            prefetch=_PREFETCH,
+            self._detector, self._embedder, gate=gate, faces=faces, batch_size=_BATCH_SIZE, prefetch=_PREFETCH
         )
 
     def analyze(self, photo: PhotoLike, *, gate: QualityGate | None = None) -> list[Face]:
@@ -182,7 +169,7 @@ class FaceAnalyzer:
         Returns
         -------
         list of Face
-            From left to right; empty if there are none.
+            From left to right.
 
         Raises
         ------
@@ -214,11 +201,11 @@ class FaceAnalyzer:
         a, b
             See `PhotoLike`.
         far
-            False accept rate to decide by, one that a threshold was calibrated for; by default 0.001.
+            Target false accept rate, for which there must be a threshold; by default 0.001.
         threshold
             What decides; see `choose_threshold`. By default a threshold that ships with the model.
         face_a, face_b
-            Which face, counted from the left, from 1. None: the one that the photo is about, see `Faces.largest`.
+            Number of the face, from the left, from 1. None: the face that `Faces.largest` chooses.
 
         Returns
         -------
@@ -249,7 +236,7 @@ class FaceAnalyzer:
     @overload
     def embed(self, photos: list[Any] | tuple[Any, ...]) -> Embeddings: ...
     def embed(self, photos: PhotoLike | list[Any] | tuple[Any, ...]) -> Embedding | Embeddings:
-        """Embed the face that each photo is about; see `Faces.largest`.
+        """Embed one face of each photo, the one that `Faces.largest` chooses.
 
         Parameters
         ----------
@@ -361,33 +348,13 @@ class FaceAnalyzer:
         fpir: float | None = None,
         threshold: Threshold | float | Path | None = None,
     ) -> SearchThreshold:
-        """Choose the threshold that `identify` uses, for a gallery of the present size.
-
-        Parameters
-        ----------
-        gallery
-            As for `identify`.
-        fpir, threshold
-            See `choose_search_threshold`.
-
-        Raises
-        ------
-        InputError, ContractError, MissingError
-            As `choose_search_threshold`.
-        GalleryError
-            If the gallery cannot be opened.
-        """
+        """Choose the threshold that `identify` uses, for the gallery's size now; see `choose_search_threshold`."""
         with self._opened(gallery) as index:
             size = max(1, len(index))
         return choose_search_threshold(threshold, self.contract, fpir=fpir, gallery_size=size)
 
     def align(self, photo: PhotoLike) -> NDArray[np.uint8]:
         """Cut out all faces of a photo the way the model needs them.
-
-        Parameters
-        ----------
-        photo
-            See `PhotoLike`.
 
         Returns
         -------
@@ -429,7 +396,7 @@ class FaceAnalyzer:
         return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
 
     def _embed_one(self, photo: PhotoLike, number: int | None, option: str) -> Face:
-        """Embed the face of this number from the left, or the one that the photo is about."""
+        """Embed the face of this number from the left, or the one that `Faces.largest` chooses."""
         image, pipeline = read_photo(photo), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+import edgeface
 from edgeface.cli import bench_results
 from edgeface.cli.options import (
     ChosenDetectorOption,
     DetectorModelOption,
     DetectorName,
     LandmarksModelOption,
-    load_detector,
 )
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError
@@ -235,5 +235,7 @@ def _kiosk(
 
     shown = VideoFile.open(video)
     name = detector or DetectorName.mtcnn
-    with load_detector(name, detector_model, landmarks_model, device=device) as loaded:
+    with edgeface.load_detector(
+        name.value, device=device, model=detector_model, landmarks_model=landmarks_model
+    ) as loaded:
         yield shown, loaded

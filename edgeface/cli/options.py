@@ -44,8 +44,6 @@ __all__ = [
     "ModelOption",
     "NoGateOption",
     "ThresholdOption",
-    "find_faces",
-    "load_detector",
     "parse_threshold",
     "with_options",
 ]
@@ -267,32 +265,3 @@ def with_options(command: Callable[..., None], **defaults: Any) -> Callable[...,
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
-
-
-def load_detector(
-    name: DetectorName, model: Path | None, landmarks_model: Path | None, *, device: str, **options: Any
-) -> Detector:
-    """Load the detector that the options name."""
-    return edgeface.load_detector(
-        name.value, device=device, model=model, landmarks_model=landmarks_model, **options
-    )
-
-
-def find_faces(
-    boxes: Path | None,
-    crops: bool,
-    detector: DetectorName | None,
-    detector_model: Path | None,
-    landmarks_model: Path | None,
-    *,
-    device: str,
-) -> contextlib.AbstractContextManager[FaceSource]:
-    """Yield the source of faces that the options of a command about labelled photos name."""
-    return LabelledOptions(
-        boxes=boxes,
-        crops=crops,
-        detector=detector,
-        detector_model=detector_model,
-        landmarks_model=landmarks_model,
-        device=device,
-    ).open()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,17 +35,6 @@ stdout = _Console(highlight=False)
 def emit_json(answer: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command."""
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def counting(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what to call with how many of how many are done; a bar on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from edgeface.cli.options import (
     DetectorName,
     LabelledOptions,
     LandmarksModelOption,
-    find_faces,
     with_options,
 )
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
@@ -194,7 +193,9 @@ def quantize(
         return _finish(made.to_dict(), json=json)
     with (
         progress_bars() as progress,
-        find_faces(None, crops, detector, detector_model, landmarks_model, device="CPU") as faces,
+        LabelledOptions(
+            crops=crops, detector=detector, detector_model=detector_model, landmarks_model=landmarks_model
+        ).open() as faces,
     ):
         pairs, thresholds = (
             None if listed is None else read_labelled(listed, images, detector=faces.detector, seed=seed)

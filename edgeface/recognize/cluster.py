@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from edgeface.errors import ContractError, InputError
@@ -106,12 +106,13 @@ def dbscan(embeddings: Embeddings, threshold: Threshold | float, *, min_samples:
         raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
     value = _similarity(threshold, embeddings)
     graph = _neighbours(embeddings.vectors, value)
-    core = graph.degrees + 1 >= min_samples
-    component = _components(graph, core)
-    labels = np.where(core, component, len(core))
+    degrees = np.diff(graph.indptr)
+    rows, others = np.repeat(np.arange(len(degrees)), degrees), graph.indices
+    core = degrees + 1 >= min_samples
+    labels = np.where(core, _components(rows, others, core), len(core))
     # A border face takes the lowest component of its cores; a component is named by its first core.
-    inside = core[graph.others]
-    np.minimum.at(labels, graph.rows[inside], labels[graph.others[inside]])
+    inside = core[others]
+    np.minimum.at(labels, rows[inside], labels[others[inside]])
     return Clusters(
         _renumber(np.where(labels < len(core), labels, NO_CLUSTER)), embeddings.contract_id, value
     )
@@ -150,13 +151,13 @@ def chinese_whispers(
     graph = _neighbours(embeddings.vectors, value)
     labels = np.arange(len(embeddings))
     rng = np.random.default_rng(seed)
-    connected = np.flatnonzero(graph.degrees)
+    connected = np.flatnonzero(np.diff(graph.indptr))
     for _ in range(_ROUNDS):
         moved = False
         for row in rng.permutation(connected):
-            around = slice(graph.starts[row], graph.starts[row + 1])
-            candidates, votes = np.unique(labels[graph.others[around]], return_inverse=True)
-            winner = candidates[np.bincount(votes, graph.weights[around]).argmax()]
+            around = slice(graph.indptr[row], graph.indptr[row + 1])
+            candidates, votes = np.unique(labels[graph.indices[around]], return_inverse=True)
+            winner = candidates[np.bincount(votes, graph.data[around]).argmax()]
             moved |= winner != labels[row]
             labels[row] = winner
         if not moved:
@@ -167,52 +168,32 @@ def chinese_whispers(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Graph:
-    """Neighbours in compressed rows: those of face i are ``others[starts[i]:starts[i + 1]]``, rising, without i."""
-
-    starts: Labels
-    rows: NDArray[np.int32]
-    others: NDArray[np.int32]
-    weights: NDArray[np.float32]
-
-    @property
-    def degrees(self) -> Labels:
-        return np.diff(self.starts)
-
-
-def _neighbours(vectors: NDArray[np.float32], threshold: float) -> _Graph:
+def _neighbours(vectors: NDArray[np.float32], threshold: float) -> csr_matrix:
+    """Return similarities above the threshold, (N, N) float32, without those of faces to themselves."""
     count = len(vectors)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (lengths > 0).all():
         raise InputError("clustering: expected embeddings with a direction, found one of length 0")
     unit = vectors / lengths
-    rows, others, weights = [], [], []
+    rows, others = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    weights = [np.empty(0, np.float32)]
     height = max(1, _BLOCK_VALUES // max(1, count))
     for start in range(0, count, height):
         scores = unit[start : start + height] @ unit.T
-        scores[
-            np.arange(len(scores)), np.arange(start, start + len(scores))
-        ] = -np.inf  # no face is its own neighbour
+        np.fill_diagonal(scores[:, start:], -np.inf)
         row, other = np.nonzero(scores > threshold)
         rows.append((row + start).astype(np.int32))
         others.append(other.astype(np.int32))
         weights.append(scores[row, other])
-    row_of = np.concatenate(rows or [np.empty(0, np.int32)])
-    starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=count))]).astype(np.intp)
-    return _Graph(
-        starts,
-        row_of,
-        np.concatenate(others or [np.empty(0, np.int32)]),
-        np.concatenate(weights or [np.empty(0, np.float32)]),
-    )
+    pairs = np.concatenate(rows), np.concatenate(others)
+    return csr_matrix((np.concatenate(weights), pairs), shape=(count, count))
 
 
-def _components(graph: _Graph, core: NDArray[np.bool_]) -> Labels:
+def _components(rows: Labels, others: Labels, core: NDArray[np.bool_]) -> Labels:
     """Return the lowest row that each core is connected with through cores."""
-    inside = core[graph.rows] & core[graph.others]
-    here, there = graph.rows[inside], graph.others[inside]
-    edges = coo_matrix((np.ones(len(here), np.int8), (here, there)), shape=(len(core), len(core)))
+    inside = core[rows] & core[others]
+    pairs = rows[inside], others[inside]
+    edges = csr_matrix((np.ones(len(pairs[0]), np.int8), pairs), shape=(len(core), len(core)))
     _, labels = connected_components(edges, directed=False)
     _, lowest = np.unique(labels, return_index=True)
     return np.asarray(lowest[labels], np.intp)

@@ -31,6 +31,14 @@ _BLOCK_VALUES = 1 << 21
 """Values of one temporary array: 16 MiB of float64, whatever the size of the input."""
 
 
+_SCALES = {
+    "cosine": (-1.0, 1.0),
+    "cosine-distance": (0.0, 2.0),
+    "squared-l2": (0.0, 4.0),
+    "arccos": (0.0, 1.0),
+}
+
+
 class Metric(str, Enum):
     """How two embeddings are compared."""
 
@@ -47,9 +55,7 @@ class Metric(str, Enum):
     @property
     def scale(self) -> tuple[float, float]:
         """Lowest and highest score of unit vectors."""
-        return {"cosine": (-1.0, 1.0), "cosine-distance": (0.0, 2.0), "squared-l2": (0.0, 4.0)}.get(
-            self.value, (0.0, 1.0)
-        )
+        return _SCALES[self.value]
 
     @property
     def words(self) -> str:
