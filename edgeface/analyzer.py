@@ -226,8 +226,8 @@ class FaceAnalyzer:
         Verification(matched=True, cosine 0.8123 > 0.5701, far=0.0001)
         """
         decisive = choose_threshold(threshold, self.contract, far=far)
-        first = self._embed_one(a, face_a, "face_a")
-        second = self._embed_one(b, face_b, "face_b")
+        first = self._embed_one(a, face_a)
+        second = self._embed_one(b, face_b)
         answer = verify(_embedding(first, _name(a)), _embedding(second, _name(b)), decisive)
         return replace(answer, face_a=first, face_b=second)
 
@@ -256,7 +256,7 @@ class FaceAnalyzer:
             If a photo cannot be read, or has no usable face.
         """
         if not isinstance(photos, (list, tuple)):
-            return _embedding(self._embed_one(photos, None, ""), _name(photos))
+            return _embedding(self._embed_one(photos, None), _name(photos))
         frames = (Frame(read_photo(photo), i, float(i), _name(photo)) for i, photo in enumerate(photos))
         vectors = np.empty((len(photos), self.contract.embedding_dim), np.float32)
         with contextlib.closing(self.pipeline(faces="largest").run(frames)) as answers:
@@ -395,7 +395,7 @@ class FaceAnalyzer:
         detector = "crops" if self._detector is None else self._detector.name
         return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
 
-    def _embed_one(self, photo: PhotoLike, number: int | None, option: str) -> Face:
+    def _embed_one(self, photo: PhotoLike, number: int | None) -> Face:
         """Embed the face of this number from the left, or the one that `Faces.largest` chooses."""
         image, pipeline = read_photo(photo), self.pipeline()
         faces = from_left(pipeline.find(image))
@@ -403,7 +403,7 @@ class FaceAnalyzer:
             raise _no_face(_name(photo))
         if number is not None and not 1 <= number <= len(faces):
             raise InputError(
-                f"{option} {number}: expected 1 to {len(faces)}, the faces found in {_name(photo)}"
+                path=_name(photo), expected=f"a face number from 1 to {len(faces)}", found=str(number)
             )
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
         return pipeline.embed(image, faces[index])

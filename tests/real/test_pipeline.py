@@ -80,7 +80,7 @@ def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
     )
     assert captured.out.startswith("different people: cosine ")
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", "--face-b", "3") == 2
-    assert "--face-b 3: expected 1 to 2" in capsys.readouterr().err
+    assert "longoria-cooper.jpg: expected a face number from 1 to 2, found 3" in capsys.readouterr().err
 
 
 def test_the_threshold_shipped_for_the_published_weights_is_found_by_their_contract(

@@ -185,7 +185,7 @@ def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is
     assert not app.verify(draw(BLUE), crowd, threshold=0.9, face_b=3)
     assert app.verify(crowd, draw(GREEN), threshold=0.9, face_a=3)
     for number in (0, 4):
-        with pytest.raises(InputError, match=f"face_a {number}: expected 1 to 3, the faces found in photo"):
+        with pytest.raises(InputError, match=f"photo: expected a face number from 1 to 3, found {number}"):
             app.verify(crowd, crowd, threshold=0.9, face_a=number)
 
 
