@@ -6,14 +6,17 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests share tiny_graphs in any import mode
 import profiles  # noqa: F401  (registers the Hypothesis profiles)
 
 ROOT = Path(__file__).resolve().parent.parent
+MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
 DATA = Path(os.environ.get("EDGEFACE_DATA", ROOT.parent / "shared" / "data"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for whatever a shell runs in the background
@@ -37,9 +40,29 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def seeded_pb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """`made_once(name, make)`: what `make(folder)` made, once for all processes that run tests side by side."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def get(name: str, make: Callable[[Path], Path]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                done.write_text(str(make(folder)))
+            return Path(done.read_text())
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def seeded_pb(made_once: MadeOnce) -> Path:
     """A FaceNet graph of seeded weights and 128 outputs: what there is without the real data."""
     from edgeface.convert.facenet_graph import write_graph
     from edgeface.convert.seeded import seeded_weights
 
-    return write_graph(seeded_weights(1, 128), tmp_path_factory.mktemp("seeded") / "seeded.pb", seeded=True)
+    return made_once(
+        "seeded", lambda folder: write_graph(seeded_weights(1, 128), folder / "seeded.pb", seeded=True)
+    )

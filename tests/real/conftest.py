@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
 FACENET = "facenet-20180408-102900"
 
 
@@ -36,16 +38,18 @@ def weights(data: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def real_pb(weights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_pb(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     """The original training-and-inference graph with the published weights."""
     from edgeface.convert.facenet_graph import write_graph
 
-    return write_graph(weights, tmp_path_factory.mktemp("real") / f"{FACENET}.pb")
+    return made_once(
+        "real", lambda folder: write_graph(request.getfixturevalue("weights"), folder / f"{FACENET}.pb")
+    )
 
 
 @pytest.fixture(scope="session")
-def real_ir(real_pb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_ir(real_pb: Path, made_once: MadeOnce) -> Path:
     """That graph converted with the defaults: FP32, NCHW, BGR, dynamic batch. Tests only read it."""
     from edgeface.convert import convert
 
-    return convert(real_pb, tmp_path_factory.mktemp("ir")).ir
+    return made_once("ir", lambda folder: convert(real_pb, folder).ir)

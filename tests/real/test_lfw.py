@@ -18,7 +18,6 @@ from edgeface.recognize import Metric, calibrate
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
-FACENET = "facenet-20180408-102900"
 ONE_PAIR = 0.0051
 """What one pair is worth in a fold of 200."""
 
@@ -32,16 +31,11 @@ def pairs(data: Path) -> Pairs:
 
 
 @pytest.fixture(scope="module")
-def embedded(data: Path, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
-    from edgeface.convert import convert
-    from edgeface.convert.facenet_graph import read_weights, write_graph
-
-    folder = tmp_path_factory.mktemp("facenet")
-    graph = write_graph(read_weights(data / FACENET / "weights.npz"), folder / "facenet.pb")
+def embedded(data: Path, pairs: Pairs, real_ir: Path) -> Embedded:
     return embed_images(
         find_images(data / "lfw" / "images", pairs.images),
         pairs.images,
-        convert(graph, folder / "ir", precision="fp32").ir,
+        real_ir,
         flip="concatenate",
         boxes=load_boxes(data / "lfw" / "mtcnn_reference.npz"),
     )
