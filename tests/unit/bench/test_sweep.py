@@ -151,7 +151,7 @@ def test_a_sweep_with_or_without_peaks_is_not_resumed_as_the_other(
     "axes",
     [
         {"devices": ("AUTO:CPU",)},
-        {"hints": (None,)},
+        {"hints": (None,), "batches": (4,)},
         {"precisions": ("f32",)},
         {"streams": (1,)},
         {"requests": (2,)},
