@@ -235,40 +235,26 @@ def _finish(answer: dict[str, Any], *, json: bool) -> None:
 
 
 def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        (
-            "calibration",
-            f"{answer['calibration']['crops']} faces, {answer['calibration']['held_out']} held out",
-        )
-    ]
+    faces, size, seconds = answer["calibration"], answer["bytes"], answer["seconds"]
+    rows = [("calibration", f"{faces['crops']} faces, {faces['held_out']} held out")]
     for number, trial in enumerate(answer["trials"]):
-        found = trial["fidelity"]
         if number:
             kept = f"{trial['share_in_float']:.0%} of the layers with weights; {trial['bytes']:,} bytes"
             rows.append(("put back into floating point", kept))
-        rows += [
-            (
-                "cosine against FP32",
-                f"min {found['min_cosine']:.5f}, 1 % {found['p01_cosine']:.5f}, mean {found['mean_cosine']:.5f}",
-            ),
-            (
-                "change of pair distances",
-                f"max {found['max_distance_change']:.4f}, 99 % {found['p99_distance_change']:.4f}, "
-                f"mean {found['mean_distance_change']:.4f} (squared, 0 to 4)",
-            ),
-        ]
+        low, tail, mean = (trial["fidelity"][f"{name}_cosine"] for name in ("min", "p01", "mean"))
+        rows.append(("cosine against FP32", f"min {low:.5f}, 1 % {tail:.5f}, mean {mean:.5f}"))
+        top, tail, mean = (trial["fidelity"][f"{name}_distance_change"] for name in ("max", "p99", "mean"))
+        change = f"max {top:.4f}, 99 % {tail:.4f}, mean {mean:.4f} (squared, 0 to 4)"
+        rows.append(("change of pair distances", change))
         for each in trial["verification"]:
-            accuracy = each["accuracy"]
-            low, high = accuracy["interval"]
-            rows += [
-                (
-                    f"accuracy, {each['pairs']:,} pairs",
-                    f"{each['setting']}: {accuracy['before']:.4f} to {accuracy['after']:.4f}, "
-                    f"drop {accuracy['drop']:.4f} ({low:.4f} to {high:.4f})",
-                ),
-                ("VAL at FAR 0.001", f"{each['val']['before']:.4f} to {each['val']['after']:.4f}"),
-                ("EER", f"{each['eer']['before']:.4f} to {each['eer']['after']:.4f}"),
-            ]
+            changes = {
+                name: f"{each[name]['before']:.4f} to {each[name]['after']:.4f}"
+                for name in ("accuracy", "val", "eer")
+            }
+            (low, high), drop = each["accuracy"]["interval"], each["accuracy"]["drop"]
+            drop = f"{each['setting']}: {changes['accuracy']}, drop {drop:.4f} ({low:.4f} to {high:.4f})"
+            rows.append((f"accuracy, {each['pairs']:,} pairs", drop))
+            rows += [("VAL at FAR 0.001", changes["val"]), ("EER", changes["eer"])]
     for hint in answer["hints"]:
         told = hint["why_not"]
         if hint["available"]:
@@ -276,13 +262,9 @@ def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
             told = f"{hint['device']}: mean cosine {hint['fidelity']['mean_cosine']:.6f}, {verdict}"
         rows.append((f"{hint['hint']} inference", told))
     if answer["passed"]:
-        size = answer["bytes"]
-        rows += [
-            ("weights", f"{size['after']:,} of {size['before']:,} bytes ({size['ratio']:.3f})"),
-            ("contract", answer["contract_id"]),
-            ("thresholds", answer["thresholds"] or "those of the FP32 IR are not valid"),
-        ]
-    seconds = answer["seconds"]
+        weights = f"{size['after']:,} of {size['before']:,} bytes ({size['ratio']:.3f})"
+        thresholds = answer["thresholds"] or "those of the FP32 IR are not valid"
+        rows += [("weights", weights), ("contract", answer["contract_id"]), ("thresholds", thresholds)]
     return [*rows, ("time", f"{seconds['all']:.1f} s, compression {seconds['compression']:.1f} s")]
 
 

@@ -6,7 +6,6 @@ whose true share is at the limit is refused in fewer than one of two hundred cas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,36 +45,30 @@ def find_flaws(calibration: CalibrationSet, *, detector: Detector | None = None)
     if not calibration.detected and detector is not None:
         faceless, looked_at = sum(not len(faces) for faces in detector.detect(list(crops))), len(crops)
     colored, swapped = looks_swapped(crops)
+    repeated = len(crops) - len({crop.tobytes() for crop in crops})
+    checks = (
+        (
+            (faceless, looked_at, _MOST_FACELESS),
+            "a face in nearly every photo, but {share} have none; calibrate with photos like those in use",
+        ),
+        (
+            (int(looks_empty(crops).sum()), len(crops), _MOST_EMPTY),
+            "well exposed faces, found {share} black, white or without contrast; look at the photos",
+        ),
+        (
+            (int(swapped.sum()), int(colored.sum()), _MOST_SWAPPED),
+            "skin that is redder than blue, found the opposite in {share} coloured crops: red and blue were "
+            "exchanged when the photos were saved (OpenCV uses BGR, most other libraries RGB)",
+        ),
+        (
+            (repeated, len(crops), _MOST_REPEATED),
+            "different photos, found {share} that repeat others; calibrate with many people",
+        ),
+    )
     return tuple(
-        _flaws(
-            [
-                (
-                    faceless,
-                    looked_at,
-                    _MOST_FACELESS,
-                    "a face in nearly every photo, but {share} have none; calibrate with photos like those in use",
-                ),
-                (
-                    int(looks_empty(crops).sum()),
-                    len(crops),
-                    _MOST_EMPTY,
-                    "well exposed faces, found {share} black, white or without contrast; look at the photos",
-                ),
-                (
-                    int(swapped.sum()),
-                    int(colored.sum()),
-                    _MOST_SWAPPED,
-                    "skin that is redder than blue, found the opposite in {share} coloured crops: red and blue were "
-                    "exchanged when the photos were saved (OpenCV uses BGR, most other libraries RGB)",
-                ),
-                (
-                    len(crops) - len({crop.tobytes() for crop in crops}),
-                    len(crops),
-                    _MOST_REPEATED,
-                    "different photos, found {share} that repeat others; calibrate with many people",
-                ),
-            ]
-        )
+        Flaw(f"calibration set: expected {expected.format(share=f'{count} of {of}')}", count, of)
+        for (count, of, limit), expected in checks
+        if of and clopper_pearson(count, of, confidence=_CONFIDENCE)[0] > limit
     )
 
 
@@ -103,12 +96,3 @@ def looks_swapped(crops: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[
     blue, red = middle[..., 0].mean(axis=(1, 2)), middle[..., 2].mean(axis=(1, 2))
     colored = chroma >= _COLORLESS
     return np.asarray(colored), np.asarray(colored & (red < blue))
-
-
-def _flaws(checks: Sequence[tuple[int, int, float, str]]) -> list[Flaw]:
-    found = []
-    for count, of, limit, expected in checks:
-        if of and clopper_pearson(count, of, confidence=_CONFIDENCE)[0] > limit:
-            share = f"{count} of {of}"
-            found.append(Flaw(f"calibration set: expected {expected.format(share=share)}", count, of))
-    return found
