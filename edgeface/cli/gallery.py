@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edgeface.gallery.store.sqlite import SqliteStore
 
 __all__ = ["register"]
+
+_PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
 
@@ -105,7 +107,7 @@ def list_people(
         told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
         emit_json({"gallery": str(gallery), **told, "people": [person.to_dict() for person in people]})
         return
-    table = Table("id", "name", "templates", "labels", "since", box=None, pad_edge=False, header_style="bold")
+    table = Table("id", "name", "templates", "labels", "since", **_PLAIN)
     for person in people:
         since = f"{person.created:%Y-%m-%d %H:%M}"
         labels = escape(", ".join(person.labels))
@@ -132,9 +134,7 @@ def show(
         stdout.print(f"labels: {', '.join(person.labels)}", markup=False)
     for field, value in person.metadata.items():
         stdout.print(f"{field}: {value}", markup=False)
-    table = Table(
-        "template", "quality", "since", "photo", "kept", box=None, pad_edge=False, header_style="bold"
-    )
+    table = Table("template", "quality", "since", "photo", "kept", **_PLAIN)
     for each in templates:
         quality = "" if each.quality != each.quality else f"{each.quality:.2f}"
         kept = "yes" if each.has_image else "no"
@@ -158,7 +158,12 @@ def forget(
     with open_gallery(gallery, key) as store:
         person = _find_person(store, name)
         what = f"{len(template)} of {person.template_count} templates" if template else "everything"
-        _confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", yes=yes)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InputError(
+                    "forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm"
+                )
+            typer.confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", abort=True, err=True)
         done = store.forget(person.id, template_ids=template)
     answer(
         {**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved},
@@ -169,11 +174,3 @@ def forget(
     if done.remains:
         advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
         warn([*(f"still there: {place}" for place in done.remains), advice], fail=True)
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise InputError("forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm")
-    typer.confirm(question, abort=True, err=True)

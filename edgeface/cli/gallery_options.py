@@ -30,29 +30,25 @@ __all__ = [
 
 group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
 
-_KEY = "file:PATH|env:NAME|command:WORDS"
+
+def _key_option(flag: str, text: str) -> Any:
+    return typer.Option(flag, metavar="file:PATH|env:NAME|command:WORDS", help=text, show_default=False)
+
 
 GalleryArgument = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's file.")]
 KeyOption = Annotated[
     str | None,
-    typer.Option(
+    _key_option(
         "--key",
-        metavar=_KEY,
-        help="Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY.",
-        show_default=False,
+        "Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY.",
     ),
-]
-UnencryptedOption = Annotated[
-    bool, typer.Option("--unencrypted", help="Let anyone who has the file read names and embeddings.")
 ]
 ExportKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--export-key", metavar=_KEY, help="Key of the export. Default: the gallery's.", show_default=False
-    ),
+    str | None, _key_option("--export-key", "Key of the export. Default: the gallery's.")
 ]
-NewKeyOption = Annotated[
-    str | None, typer.Option("--new-key", metavar=_KEY, help="The new key.", show_default=False)
+NewKeyOption = Annotated[str | None, _key_option("--new-key", "The new key.")]
+UnencryptedOption = Annotated[
+    bool, typer.Option("--unencrypted", help="Let anyone who has the file read names and embeddings.")
 ]
 RulesOption = Annotated[
     str | None,

@@ -205,9 +205,9 @@ def import_gallery(
         ]
     except _MALFORMED as error:
         raise ArchiveError(f"{path}: expected an export of a gallery, found: {error!r}") from error
-    before = len(store.people())
     added = already = 0
     with store.writing():
+        before = len(store.people())
         # Of those who are enrolled already: the people of an export have passed these rules before.
         index = LiveIndex(store)
         for (name, labels, metadata), templates in zip(names, grouped, strict=True):

@@ -270,6 +270,29 @@ def test_searching_while_others_enrol_and_forget_is_never_wrong(store: Any) -> N
     assert len(live) == len(store.load())
 
 
+@pytest.mark.timeout(60)
+def test_a_search_while_writing_and_one_in_another_thread_do_not_wait_for_each_other(store: Any) -> None:
+    rows = unit_rows(42, DIM)
+    person = store.add_person("Ada", templates=templates(rows[:1]))
+    live, stop, found = LiveIndex(store), threading.Event(), list[int]()
+
+    def search() -> None:
+        while not stop.is_set():
+            found.append(len(live.search(Embedding(rows[0], ID), k=50)))
+
+    thread = threading.Thread(target=search, daemon=True)
+    thread.start()
+    for row in rows[1:]:
+        with store.writing():
+            assert live.search(Embedding(rows[0], ID)).person_ids.tolist() == [person.id]
+            store.add_templates(person.id, templates([row]))
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert found == sorted(found)
+    assert len(live) == len(rows)
+
+
 # Contracts
 
 
