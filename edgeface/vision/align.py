@@ -71,6 +71,12 @@ def align(
         If the box or the landmarks are missing, not finite, without extent, or outside the photo.
     InputError
         If `size` does not fit the recipe.
+
+    Examples
+    --------
+    >>> photo, box = np.zeros((250, 250, 3), np.uint8), np.array([80.0, 70, 170, 180])
+    >>> align(photo, box, None, Alignment("mtcnn-box-margin", 32), (160, 160)).shape
+    (160, 160, 3)
     """
     height, width = size
     if min(size) < 1:
