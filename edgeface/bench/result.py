@@ -108,6 +108,13 @@ class BenchmarkResult(ResultPart):
     partial: bool = False
     samples: Samples | None = None
 
+    def __repr__(self) -> str:
+        figures = {"p50": (self.latency_ms.get("p50"), " ms"), "throughput": (self.throughput_fps, "/s")}
+        shown = "".join(f", {name} {value:.4g}{unit}" for name, (value, unit) in figures.items() if value)
+        return (
+            f"BenchmarkResult({self.model.name}, {self.settings.scenario} on {self.settings.device}{shown})"
+        )
+
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
         """Return every field as JSON types, with the raw samples unless `samples` is False."""
         return self.model_dump(mode="json", by_alias=True, exclude=None if samples else {"samples"})

@@ -95,10 +95,6 @@ class Comparison:
 
     Attributes
     ----------
-    baseline, candidate
-        Names of the sides.
-    scenario
-        Scenario of both.
     method
         ``one run each``, ``3 runs each, paired`` or ``3 and 5 runs``.
     confidence
@@ -155,14 +151,7 @@ class Gate:
 
 
 def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> Comparison:
-    """Compare two sides.
-
-    Parameters
-    ----------
-    baseline, candidate
-        One run each, or at least three each.
-    across_models
-        Allow different models.
+    """Compare two sides: one run each, or at least three each; of different models only if `across_models`.
 
     Raises
     ------
@@ -213,24 +202,13 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
 
 
 def judge(comparison: Comparison, limit: float) -> Gate:
-    """Decide whether a candidate is slower by too much.
+    """Decide whether a candidate is slower by too much; `limit` is a share: 0.05.
 
     A metric fails if the candidate is shown to be slower (the whole interval is above 0) and a slowdown of `limit`
     or more is not excluded (the interval reaches it). So two runs of the same thing fail in at most 5 % of all
     cases, and a true slowdown of `limit` fails as often as it is shown at all. A metric passes if its interval ends
-    below `limit`. Otherwise the outcome is unsure: the runs were too short or too noisy.
-
-    Parameters
-    ----------
-    comparison
-        The comparison.
-    limit
-        Slowdown as a share: 0.05.
-
-    Raises
-    ------
-    InputError
-        If no metric has an interval.
+    below `limit`. Otherwise the outcome is unsure: the runs were too short or too noisy. InputError is raised if no
+    metric has an interval.
     """
     bounded = [each for each in comparison.differences if each.interval != (None, None)]
     if not bounded:

@@ -103,7 +103,7 @@ def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, 
 def time_layers(
     compiled: ov.CompiledModel, inputs: Sequence[Any], *, inferences: int = 20
 ) -> Reading[tuple[ExecutedLayer, ...]]:
-    """Time every executed layer.
+    """Time every executed layer: medians of `inferences`, one at a time; OpenVINO reports whole microseconds.
 
     Parameters
     ----------
@@ -112,12 +112,7 @@ def time_layers(
     inputs : sequence of ndarray
         One per model input, in their order.
     inferences
-        Number of inferences to take the median of, one at a time.
-
-    Returns
-    -------
-    tuple of ExecutedLayer
-        In order of execution; or why there are no times. OpenVINO reports whole microseconds.
+        Number of inferences.
 
     Raises
     ------

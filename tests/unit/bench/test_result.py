@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made_result
 from pydantic import ValidationError
 
 from edgeface.bench.result import SCHEMA, BenchmarkResult, Samples, upgrade
@@ -171,3 +172,8 @@ def test_an_absent_result_and_an_unwritable_folder_are_named(result: BenchmarkRe
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
         result.write(tmp_path / "file")
+
+
+def test_a_result_is_shown_in_one_line() -> None:
+    result = made_result(np.full(100, 25.0))
+    assert repr(result) == "BenchmarkResult(tiny, single-stream on CPU, p50 25 ms, throughput 40/s)"
