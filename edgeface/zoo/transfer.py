@@ -147,10 +147,13 @@ def _client(timeout: float) -> Iterator[httpx.Client]:
     import httpx  # here, because it takes a tenth of a second that only a download needs
 
     headers = {"User-Agent": f"edgeface/{__version__}", "Accept-Encoding": "identity"}
-    hooks = {"response": [_refuse_downgrade]}
     try:
         with httpx.Client(
-            follow_redirects=True, timeout=timeout, headers=headers, event_hooks=hooks
+            verify=ssl.create_default_context(),  # the system's certificates, and SSL_CERT_FILE
+            follow_redirects=True,
+            timeout=timeout,
+            headers=headers,
+            event_hooks={"response": [_refuse_downgrade]},
         ) as client:
             yield client
     except httpx.ConnectTimeout as error:

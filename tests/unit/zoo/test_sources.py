@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from faulty_server import CONTENT, QUICK, FaultyServer, dies_after, make_entry, make_file, page, tiny
 
 from edgeface import zoo
@@ -119,6 +127,41 @@ def test_a_redirect_from_https_to_http_is_not_followed(monkeypatch: pytest.Monke
     ):
         pass
     assert asked == ["https://example.org/a"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that no authority signed, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "server.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(secret + made.public_bytes(Encoding.PEM))
+    return path
+
+
+def test_a_certificate_has_to_be_one_that_the_system_trusts(
+    server: FaultyServer, store: zoo.ModelStore, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    server.url = server.url.replace("http:", "https:")
+    entry = tiny(server)
+    with pytest.raises(DownloadError, match="has no valid certificate"):
+        zoo.download(entry, store, policy=QUICK)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert zoo.download(entry, store, policy=QUICK).blobs[0].source == f"{server.url}/model.bin"
 
 
 def test_http_is_loaded_by_a_download_only() -> None:
