@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.keys import find_key
+from edgeface.gallery.opening import open_gallery
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
@@ -284,8 +286,8 @@ class FaceAnalyzer:
         photo
             See `PhotoLike`.
         gallery
-            File of a gallery, opened for this call with the key of EDGEFACE_GALLERY_KEY; or an open store, of which
-            an index is kept.
+            Place of a gallery as `open_gallery` takes it, opened for this call with the key of EDGEFACE_GALLERY_KEY;
+            or an open gallery, of which an index is kept.
         fpir
             Share of the people who are not enrolled that may be taken for someone who is; by default 0.01.
         threshold
@@ -410,18 +412,15 @@ class FaceAnalyzer:
 
     @contextlib.contextmanager
     def _opened(self, gallery: str | Path | GalleryStore) -> Iterator[LiveIndex]:
-        contract_id = self.contract.contract_id
         if isinstance(gallery, (str, Path)):
-            from edgeface.gallery.keys import find_key
-            from edgeface.gallery.store.sqlite import SqliteStore
-
-            path = Path(gallery)
-            with SqliteStore(path, key=find_key(None, beside=path), contract_id=contract_id) as store:
+            key = find_key(None, beside=Path(gallery))
+            with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:
                 yield LiveIndex(store)
             return
-        if self._index is None or self._index[0] is not gallery:
-            self._index = gallery, LiveIndex(gallery)
-        yield self._index[1]
+        held = self._index
+        if held is None or held[0] is not gallery:
+            held = self._index = gallery, LiveIndex(gallery)
+        yield held[1]
 
 
 def _name(photo: object) -> str:
