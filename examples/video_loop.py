@@ -5,11 +5,9 @@ photos of a track together. The gallery may change while this runs.
 """
 
 import sys
-from pathlib import Path
 
 import edgeface
-from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery import LiveIndex, open_gallery
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
 from edgeface.recognize.identify import Identifier, TrackIdentifier
@@ -22,7 +20,7 @@ video, gallery = sys.argv[1:3]
 with (
     Embedder.load(edgeface.find_model()) as embedder,
     edgeface.load_detector(min_size=40) as detector,
-    SqliteStore(Path(gallery), key=None) as people,
+    open_gallery(gallery) as people,
     open_source(video) as frames,
 ):
     index = LiveIndex(people)

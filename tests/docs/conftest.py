@@ -44,7 +44,7 @@ def desk(facenet: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
         "stranger.jpg": sorted((lfw / STRANGER[0]).glob("*.jpg"))[STRANGER[1]],
         "group.jpg": data / "photos" / "longoria-cooper.jpg",
         "video.mp4": video,
-        **{f"people/Ada Lovelace/{number}.jpg": path for number, path in enumerate(ada[3:6])},
+        **{f"people/Ada Lovelace/{number}.jpg": path for number, path in enumerate((ada[4], ada[8], ada[1]))},
         **{f"people/Grace Hopper/{number}.jpg": path for number, path in enumerate(grace[1:4])},
         **{f"photos/{path.name}": path for path in (*ada[:3], *grace[:3])},
         f"models/{FACENET}.xml": facenet,

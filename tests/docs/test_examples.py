@@ -27,21 +27,13 @@ def _run(*words: str | Path, expected: int = 0) -> str:
 def gallery(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The people of the documents, enrolled."""
     import edgeface
-    from edgeface.gallery.enrolment import EnrolRules, enrol
-    from edgeface.gallery.records import NewTemplate
-    from edgeface.gallery.store.sqlite import SqliteStore
+    from edgeface.gallery import EnrolRules, create_gallery, enrol_folder
 
     monkeypatch.chdir(desk)
     path = desk / "people.gallery"
-    with edgeface.load() as app:
-        contract = app.contract
-        rules = EnrolRules.shipped(contract.contract_id)
-        with SqliteStore.create(
-            path, contract_id=contract.contract_id, dim=contract.embedding_dim, key=None
-        ) as store:
-            for name in ("Ada Lovelace", "Grace Hopper"):
-                photos = sorted((desk / "people" / name).glob("*.jpg"))
-                enrol(store, name, [NewTemplate(embedding=app.embed(photo)) for photo in photos], rules=rules)
+    with edgeface.load() as app, create_gallery(path, contract=app.contract, key=None) as store:
+        rules = EnrolRules.shipped(app.contract.contract_id)
+        assert enrol_folder(store, ["people"], rules=rules, pipeline=app.pipeline())
     return path
 
 
