@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+import edgeface
 from edgeface.cli import gallery_enrol, gallery_files  # noqa: F401 - they add commands to the group
 from edgeface.cli.gallery_options import (
     GalleryArgument,
@@ -22,6 +22,7 @@ from edgeface.cli.gallery_options import (
     open_gallery,
     warn,
 )
+from edgeface.cli.options import ModelOption
 from edgeface.cli.output import JsonOption, emit_json, stdout
 from edgeface.errors import GalleryError, InputError
 
@@ -58,12 +59,7 @@ def _find_person(store: SqliteStore, name: str) -> Person:
 )
 def create(
     gallery: GalleryArgument,
-    model: Annotated[
-        Path,
-        typer.Option(
-            "--model", "-m", help="The .xml of the IR whose embeddings it will hold.", show_default=False
-        ),
-    ],
+    model: ModelOption = None,
     key: KeyOption = None,
     unencrypted: UnencryptedOption = False,
     keep_images: Annotated[
@@ -74,14 +70,13 @@ def create(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Create a gallery without people."""
+    """Create a gallery without people, for the embeddings of one model."""
     from edgeface.gallery.opening import create_gallery
-    from edgeface.model.contract import ModelContract
-    from edgeface.model.ir_file import read_ir
+    from edgeface.model.ir_file import read_contract
 
     with create_gallery(
         gallery,
-        contract=ModelContract.read_from(read_ir(model), source=str(model)),
+        contract=read_contract(edgeface.find_model(model))[1],
         key=choose_key(key, gallery, unencrypted=unencrypted),
         keep_images=keep_images,
     ) as store:
