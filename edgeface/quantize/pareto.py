@@ -82,12 +82,10 @@ class Row:
         The IR, and the size of its .xml and .bin.
     timing
         Latency and throughput.
-    fidelity
-        Agreement with FP32 on held-out faces; None for FP32.
     accuracy
         Verification accuracy on the labelled pairs.
-    verification
-        Comparison with FP32 on the same pairs; None for FP32.
+    fidelity, verification
+        Comparison with FP32 on held-out faces and on the labelled pairs; None for FP32.
     dominated_by
         Precisions that are better in at least one respect and worse in none; empty for a Pareto-optimal one.
     """
@@ -120,14 +118,10 @@ class Pareto:
         Measurements, FP32 first.
     pairs, protocol, faces
         Number of labelled pairs, protocol, and what found the faces.
-    device
-        Full name of the device.
-    openvino
-        Version.
-    rounds, seconds
-        Rounds of the timing, and duration of each measurement.
-    disturbance
-        Other load on the machine during the timing.
+    device, openvino
+        Full name of the device, and version of OpenVINO.
+    rounds, seconds, disturbance
+        Rounds of the timing, duration of each measurement, and other load on the machine meanwhile.
     """
 
     contract: ModelContract

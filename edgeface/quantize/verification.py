@@ -80,18 +80,12 @@ class VerificationChange:
 
     Attributes
     ----------
-    protocol
-        Protocol of the folds.
-    setting
-        Metric, mirror image and mean, as text.
-    pairs
-        Number of pairs.
+    protocol, setting, pairs
+        Protocol of the folds; metric, mirror image and mean, as text; number of pairs.
     accuracy
         Mean accuracy over the folds, each model at its own thresholds.
-    val
-        True accept rate at a false accept rate of 0.001.
-    eer
-        Equal error rate.
+    val, eer
+        True accept rate at a false accept rate of 0.001, and equal error rate.
     lost, won
         Pairs that only the FP32 model, and that only the compressed model decides correctly.
     p_value
