@@ -129,7 +129,7 @@ class DevicePlan:
         Parameters
         ----------
         stored
-            A mapping of JSON types. Plans written by earlier versions also have `cache_dir`, which must be null.
+            A mapping of JSON types. `cache_dir`, which plans of 0.1 have, is read as the property `CACHE_DIR`.
         source
             Name of the file in messages.
 
@@ -142,8 +142,10 @@ class DevicePlan:
             raise InputError(f"{source}: expected an object with a device plan, found {stored!r}")
         known = {item.name for item in dataclasses.fields(cls)}
         values = dict(stored)
-        if values.pop("cache_dir", None) is not None:
-            raise InputError(f"{source}: expected no cache_dir; pass it to Embedder.load instead")
+        if (folder := values.pop("cache_dir", None)) is not None and isinstance(
+            values.get("extra", {}), Mapping
+        ):
+            values["extra"] = {"CACHE_DIR": folder, **values.get("extra", {})}
         if unknown := sorted(values.keys() - known):
             raise InputError(
                 f"{source}: expected only the fields {', '.join(sorted(known))}, found {', '.join(unknown)} too"

@@ -73,7 +73,7 @@ def test_a_plan_file_is_used(work: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("identify", [False, True])
 def test_no_host_user_or_folder_is_told_unless_asked(work: Path, identify: bool) -> None:
-    plan = {"device": "CPU", "extra": {"CACHE_DIR": str(work / "b")}}
+    plan = {"device": "CPU", "cache_dir": str(work / "a"), "extra": {"CACHE_DIR": str(work / "b")}}
     (work / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "edgeface", "bench", "run", str(work / "tiny.xml"), *QUICK, "--json"]
     more = ["--plan", str(work / "plan.json"), "--end-to-end", "-o", str(work / "out")]

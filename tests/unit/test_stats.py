@@ -182,6 +182,7 @@ def truth(draw: object) -> tuple[dict[str, float], float]:
     return {key: known.ppf(share) for key, share in QUANTILES.items()}, known.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "count", "keys"),
     [
@@ -215,6 +216,7 @@ def covers(interval: tuple[float | None, float | None], value: float) -> bool:
     return (low is None or low <= value) and (high is None or value <= high)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["outliers", "boost", "drift"])
 def test_intervals_cover_as_nearly_as_a_run_can_tell_where_speed_itself_changes(kind: str) -> None:
     # Of the 740 queries of a run of the default length only 8 to 25 are independent here, so that their number is a

@@ -13,6 +13,7 @@ from edgeface.convert.seeded import seeded_weights
 from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import InputError
 
+pytestmark = pytest.mark.slow  # a whole FaceNet
 EMBEDDING = 128
 
 
@@ -35,7 +36,6 @@ def cosines(path: Path) -> np.ndarray:
     return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
 
 
-@pytest.mark.slow
 def test_different_images_lie_far_apart(
     weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path
 ) -> None:
@@ -43,7 +43,6 @@ def test_different_images_lie_far_apart(
         assert cosines(path).max() < 0.9
 
 
-@pytest.mark.slow
 def test_with_naive_random_weights_they_would_not(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     naive = {
@@ -58,7 +57,6 @@ def test_with_naive_random_weights_they_would_not(weights: dict[str, np.ndarray]
     assert cosines(write_graph(naive, tmp_path / "naive.pb")).min() > 0.99
 
 
-@pytest.mark.slow
 def test_a_seed_makes_the_same_bytes_each_time(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     again = seeded_weights(7, EMBEDDING)
 
@@ -68,7 +66,6 @@ def test_a_seed_makes_the_same_bytes_each_time(weights: dict[str, np.ndarray], t
     assert write_graph(again, tmp_path / "second.pb", seeded=True).read_bytes() == first
 
 
-@pytest.mark.slow
 def test_a_seeded_graph_says_so_and_another_does_not(
     weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path
 ) -> None:

@@ -83,9 +83,9 @@ def test_a_file_of_rubbish_gives_a_bounded_message() -> None:
 
 
 def test_a_file_of_nothing_but_problems_costs_no_more_memory_than_is_told() -> None:
-    raw = b"10\t300\n" + b"ab\n" * 50_000
+    raw = b"10\t300\n" + b"ab\n" * 20_000
     tracemalloc.start()
-    with pytest.raises(InputError, match="and 49900 more malformed rows"):
+    with pytest.raises(InputError, match="and 19900 more malformed rows"):
         parse_pairs(raw)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

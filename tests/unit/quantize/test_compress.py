@@ -108,6 +108,7 @@ def test_an_ignored_layer_stays_in_floating_point() -> None:
     assert weights_of(kept, "b").dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "bias"), [("int8-mixed", "accurate"), ("int8-performance", "none")])
 def test_every_preset_and_bias_correction_gives_a_model_that_is_close(preset: str, bias: str) -> None:
     made = compress(tiny_net(), inputs(), QuantizationRecipe(method=preset, bias_correction=bias))  # type: ignore[arg-type]
@@ -152,6 +153,7 @@ def attention_net() -> ov.Model:
     return ov.Model([ops.normalize_l2(made, np.array([1]), 1e-12, "add")], [image], "attention")
 
 
+@pytest.mark.slow
 def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
     made = compress(attention_net(), inputs(), QuantizationRecipe())
 
@@ -164,6 +166,7 @@ def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
     assert (embed(attention_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.95
 
 
+@pytest.mark.slow
 def test_nncfs_accuracy_control_puts_back_only_what_the_cosine_needs() -> None:
     expected = embed(tiny_net(), inputs())
     plain = cosines(expected, embed(compress(tiny_net(), inputs(), QuantizationRecipe()), inputs())).mean()
@@ -200,6 +203,7 @@ def test_progress_counts_every_calibration_input() -> None:
     assert told[-1].stage == "bias correction"
 
 
+@pytest.mark.slow
 def test_nncf_prints_nothing_and_reports_to_nobody() -> None:
     code = (
         "import logging; before = logging.getLoggerClass(); import edgeface, sys\n"

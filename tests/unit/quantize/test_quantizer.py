@@ -84,6 +84,7 @@ def test_what_is_refused_leaves_nothing_behind(ir: Path, calibration: Calibratio
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_search_puts_layers_back_until_the_limit_is_kept(
     ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_storage_passes_the_same_gate(
     assert ModelContract.read_from(read_ir(ir)) == contract  # the parent is as it was
 
 
+@pytest.mark.slow
 def test_labelled_pairs_are_scored_before_and_after(
     ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_only_an_fp32_parent_is_taken_and_never_replaced(
 # --- sensitivity ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_putting_every_layer_back_gives_the_parents_embeddings(ir: Path, calibration: CalibrationSet) -> None:
     from edgeface.quantize.compress import compress
 

@@ -23,6 +23,7 @@ def other(board):
     second.gate.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["CPU", "AUTO:CPU"], ["HETERO:CPU", "BATCH:CPU(4)"], ["CPU"]])
 def test_plans_give_every_request_its_own_result_in_order(double, row, names):
     with Pool([Engine(double(device=name), requests=2, name=name) for name in names]) as pool:

@@ -134,7 +134,7 @@ def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
         wait_until(lambda: frames.dropped >= 90)
         wait_until(lambda: script.released == 1)
         last = next(frames)
-    assert first.index == 0
+    assert first.index < 9  # 0, unless this thread was slower than the camera
     assert last.index == 99 == int(last.image[0, 0, 0])
     assert last.timestamp > first.timestamp
     assert frames.dropped == 98

@@ -148,6 +148,7 @@ def test_check_reads_every_row_and_says_what_is_damaged(cluster: Any, gallery: s
 OTHER_KEY = bytes(range(1, 33))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"]
 )
