@@ -36,7 +36,7 @@ USUAL_FPIR = 0.01
 """False positive identification rate where none is asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SearchThreshold:
     """Threshold of searches in a gallery.
 
@@ -84,6 +84,10 @@ class SearchThreshold:
         return cls(
             value=float(value), contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand"
         )
+
+    def __repr__(self) -> str:
+        rate = "by hand" if self.fpir is None else f"FPIR {self.fpir:g}"
+        return f"SearchThreshold(cosine > {self.value:.4f}, {rate}, {self.gallery_size:,} templates)"
 
     def accepts(self, score: float) -> bool:
         """Whether the score exceeds the threshold."""

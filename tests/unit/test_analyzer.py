@@ -268,7 +268,8 @@ def test_an_open_gallery_is_followed(app: FaceAnalyzer, gallery: Path) -> None:
         assert not app.identify(draw(RED), store, threshold=0.9, gate=None)[0]
         store.add_person("Red", templates=[NewTemplate(embedding=app.embed(draw(RED)))])
         assert app.identify(draw(RED), store, threshold=0.9, gate=None)[0].person == "Red"
-        assert app.search_threshold(store, threshold=0.9).gallery_size == 3
+        limit = app.search_threshold(store, threshold=0.9)
+        assert repr(limit) == "SearchThreshold(cosine > 0.9000, by hand, 3 templates)"
 
 
 def test_a_gallery_of_another_model_is_refused(app: FaceAnalyzer, tmp_path: Path) -> None:
