@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeface.errors import InputError
 from edgeface.gallery.keys import read_key
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from edgeface.model.contract import ModelContract
 
 __all__ = ["create_gallery", "open_gallery"]
-
-_SCHEMES = ("postgresql://", "postgres://")
 
 
 def open_gallery(
@@ -30,9 +28,9 @@ def open_gallery(
     Parameters
     ----------
     place
-        The file, or ``postgresql://user@host/database``.
+        The file, or the server's address: ``postgresql://user@host/database``.
     name
-        Of the gallery on that server.
+        Of the gallery on a server; None: `place` is a file.
     key
         The 32 bytes it was created with, or where they are kept, as `read_key` takes it: ``file:PATH``, ``env:NAME``
         or ``command:WORDS``. None: it is not encrypted.
@@ -52,9 +50,14 @@ def open_gallery(
     ...     [person.name for person in store.people()]
     ['Ada Lovelace', 'Grace Hopper']
     """
-    kind, where = _store_of(place, name)
-    store: GalleryStore = kind(*where, key=_read(key, where), contract_id=contract_id, timeout=timeout)
-    return store
+    if name is None:
+        from edgeface.gallery.store.sqlite import SqliteStore
+
+        path = _path(place)
+        return SqliteStore(path, key=_bytes(key, path), contract_id=contract_id, timeout=timeout)
+    from edgeface.gallery.store.postgres import PostgresStore
+
+    return PostgresStore(str(place), name, key=_bytes(key, None), contract_id=contract_id, timeout=timeout)
 
 
 def create_gallery(
@@ -86,34 +89,37 @@ def create_gallery(
     GalleryKeyError
         If there is no key at the named place.
     """
-    kind, where = _store_of(place, name)
-    store: GalleryStore = kind.create(
-        *where,
-        contract_id=contract.contract_id,
-        dim=contract.embedding_dim,
-        model=contract.name,
-        key=_read(key, where),
+    contract_id, dim, model = contract.contract_id, contract.embedding_dim, contract.name
+    if name is None:
+        from edgeface.gallery.store.sqlite import SqliteStore
+
+        path = _path(place)
+        return SqliteStore.create(
+            path,
+            contract_id=contract_id,
+            dim=dim,
+            key=_bytes(key, path),
+            model=model,
+            keep_images=keep_images,
+        )
+    from edgeface.gallery.store.postgres import PostgresStore
+
+    return PostgresStore.create(
+        str(place),
+        name,
+        contract_id=contract_id,
+        dim=dim,
+        key=_bytes(key, None),
+        model=model,
         keep_images=keep_images,
     )
-    return store
 
 
-def _store_of(place: str | Path, name: str | None) -> tuple[Any, tuple[Any, ...]]:
-    """Choose the store, and what names the gallery in it."""
-    if isinstance(place, str) and place.startswith(_SCHEMES):
-        from edgeface.gallery.store.postgres import PostgresStore
-
-        if name is None:
-            raise InputError("gallery: expected the name of a gallery on the server, found none; give name=")
-        return PostgresStore, (place, name)
-    if name is not None:
-        raise InputError(f"{place}: expected no name, because a file holds one gallery; leave name out")
-    from edgeface.gallery.store.sqlite import SqliteStore
-
-    return SqliteStore, (Path(place),)
+def _path(place: str | Path) -> Path:
+    if str(place).startswith(("postgresql:", "postgres:")):
+        raise InputError("gallery: expected the name of a gallery on the server, found none; give name=")
+    return Path(place)
 
 
-def _read(key: bytes | str | None, where: tuple[Any, ...]) -> bytes | None:
-    if not isinstance(key, str):
-        return key
-    return read_key(key, beside=where[0] if isinstance(where[0], Path) else None)
+def _bytes(key: bytes | str | None, beside: Path | None) -> bytes | None:
+    return read_key(key, beside=beside) if isinstance(key, str) else key

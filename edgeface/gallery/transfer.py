@@ -143,17 +143,8 @@ def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, byt
     }
     images = len(parts)
     parts["gallery.json"] = _json_bytes(described)
-    parts["people.json"] = _json_bytes(
-        [
-            {
-                "name": person.name,
-                "labels": person.labels,
-                "metadata": person.metadata,
-                "created": person.created.isoformat(),
-            }
-            for person in people
-        ]
-    )
+    told = ("name", "labels", "metadata", "created")
+    parts["people.json"] = _json_bytes([{name: person.to_dict()[name] for name in told} for person in people])
     parts["templates.json"] = _json_bytes(listed)
     parts["vectors.npy"] = matrix.getvalue()
     return parts, len(listed), images

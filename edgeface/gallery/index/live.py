@@ -100,7 +100,7 @@ class LiveIndex:
     def snapshot(self) -> Iterator[LiveIndex]:
         """Catch up with the store, and hold what it has now for all that one decision needs.
 
-        Inside the block templates and names are of one generation, whoever writes meanwhile. Other threads that use
+        Inside the block templates and names are of one generation, whatever others write. Other threads that use
         the same store or this index wait until the block ends; other processes do not.
 
         Raises

@@ -101,8 +101,6 @@ def test_a_gallery_is_created_and_opened_by_one_function_each(tmp_path: Path) ->
         assert store.info == info
     with pytest.raises(GalleryKeyError):
         open_gallery(path)
-    with pytest.raises(InputError, match="leave name out"):
-        open_gallery(path, name="people")
     with pytest.raises(InputError, match="give name="):
         open_gallery("postgresql://nowhere/db")
 

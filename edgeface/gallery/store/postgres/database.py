@@ -6,7 +6,7 @@ memory). An encrypted gallery has no such table: the server must not be able to 
 them either.
 
 One writer at a time: the gallery's only row is locked from the beginning of `writing` to its end. Readers see one state
-(``REPEATABLE READ``) and hold up nobody else.
+(``REPEATABLE READ``) and do not block others.
 
 A connection that was lost is made anew when the next outermost block begins, which is the only safe time. A block that
 it was lost in fails with `GalleryServerError`: nothing was changed, or, if it was lost while committing, the message

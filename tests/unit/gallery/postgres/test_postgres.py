@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts import sample_contract
 from unit.gallery.conformance import (
     CONTRACT,
     DIM,
@@ -33,6 +34,7 @@ from edgeface.errors import (
     NotSupportedError,
     OutputError,
 )
+from edgeface.gallery import create_gallery, open_gallery
 from edgeface.gallery.index import ExactIndex, Index, LiveIndex
 from edgeface.gallery.records import CheckReport
 from edgeface.model.embedding import Embedding, Embeddings
@@ -85,6 +87,17 @@ def test_a_wrong_key_another_contract_and_no_gallery_are_each_refused(cluster: A
     for wrong in ("", "A", "a;drop", "1a", "x" * 60):
         with pytest.raises(InputError, match="gallery name"):
             create(cluster.url, wrong, key=KEY)
+
+
+def test_a_gallery_on_a_server_is_created_and_opened_by_the_same_functions(
+    cluster: Any, gallery: str
+) -> None:
+    contract = sample_contract()
+    with create_gallery(cluster.url, name=gallery, contract=contract, key=KEY) as store:
+        info = store.info
+        assert (info.contract_id, info.encrypted) == (contract.contract_id, True)
+    with open_gallery(cluster.url, name=gallery, key=KEY, contract_id=contract.contract_id) as store:
+        assert store.info == info
 
 
 def test_an_encrypted_gallery_tells_the_server_nothing(cluster: Any, gallery: str) -> None:
