@@ -364,18 +364,23 @@ class SqliteDatabase(Database):
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
         self.path = path = _resolved(path)
         super().__init__(str(path), timeout=timeout)
-        with sqlite_errors(path):
-            self._connection: _Connection = self._connect()
-            try:
-                version = self._version()
-                row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
-                self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
-                if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
-                    migrate(self._connection)
-                self.version = SCHEMA_VERSION
-            except BaseException:
-                self._connection.close()
-                raise
+        try:
+            with sqlite_errors(path):
+                self._connection: _Connection = self._connect()
+                try:
+                    version = self._version()
+                    row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
+                    self._bind(
+                        *((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id
+                    )
+                    if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
+                        migrate(self._connection)
+                    self.version = SCHEMA_VERSION
+                except BaseException:
+                    self._connection.close()
+                    raise
+        except UnicodeDecodeError as error:  # of SQLite's message, which quotes damaged bytes of the schema
+            raise _translate(path, str(error)) from error
 
     def _connect(self) -> _Connection:
         mode = "rw"

@@ -131,6 +131,16 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path: Path, key: bytes
     assert refused > 100
 
 
+def test_a_damaged_schema_is_refused_even_where_its_bytes_are_no_text(tmp_path: Path) -> None:
+    path = make(tmp_path / "g", None)
+    original = path.read_bytes()
+    start = original.index(b"CREATE TABLE people")
+    for position in range(start, start + 40, 3):
+        path.write_bytes(original[:position] + b"\xa0" + original[position + 1 :])
+        with pytest.raises(GalleryDamagedError):
+            SqliteStore(path).people()
+
+
 def test_rows_that_were_swapped_or_given_to_somebody_else_are_noticed(gallery: Path) -> None:
     def tampered(statement: str) -> tuple[str, ...]:
         copy = gallery.with_name("copy")
