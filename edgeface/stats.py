@@ -8,6 +8,7 @@ use because that takes 0.2 s.
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import Literal
 
@@ -72,12 +73,10 @@ def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyK
     """
     ordered = np.sort(latencies)
     count = len(ordered)
-    estimates: dict[LatencyKey, float] = {
-        key: float(ordered[rank(count, share) - 1]) for key, share in QUANTILES.items()
-    }
+    estimates: dict[LatencyKey, float] = {k: float(ordered[rank(count, q) - 1]) for k, q in QUANTILES.items()}
     estimates |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
     intervals: dict[LatencyKey, Interval] = {
-        key: percentile_interval(latencies, share) for key, share in QUANTILES.items()
+        k: percentile_interval(latencies, q) for k, q in QUANTILES.items()
     }
     intervals["mean"] = mean_interval(latencies)
     return estimates, intervals
@@ -91,9 +90,8 @@ def percentile_interval(latencies: Floats, share: float, *, confidence: float = 
     if effective is None:
         return None, None
     low, high = interval_ranks(count, share, effective=effective, confidence=confidence)
-    return (
-        None if low is None else float(ordered[low - 1]),
-        None if high is None else float(ordered[high - 1]),
+    return None if low is None else float(ordered[low - 1]), None if high is None else float(
+        ordered[high - 1]
     )
 
 
@@ -181,13 +179,10 @@ def queries_needed(share: float, *, over: int = 1) -> int:
     With 1, the fewest for `early_stopping_estimate`: 64 for 0.9, 662 for 0.99, as in MLPerf. With 0, the fewest for
     which a bound can be met: 44 and 459.
     """
-    low, high = 1, 1
-    while allowed_over(high, share) < over:
-        low, high = high, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if allowed_over(middle, share) >= over else (middle + 1, high)
-    return high
+    enough = 1
+    while allowed_over(enough, share) < over:
+        enough *= 2
+    return bisect.bisect_left(range(enough + 1), over, lo=1, key=lambda count: allowed_over(count, share))
 
 
 def early_stopping_estimate(ordered: Floats, share: float) -> float | None:
@@ -225,8 +220,8 @@ def effective_sample_size(series: Floats, *, confidence: float = CONFIDENCE) -> 
     """Return how many independent samples would bound the mean of a series as tightly; None: too few.
 
     The smaller of two estimates: by autocorrelations (`independent_share`), and by the means of 8 batches, because
-    the former misses variation as slow as the series is long. Each is an estimate itself, so it is reduced by
-    (z / t)^2 with Student's t of its degrees of freedom (Korn and Graubard, Survey Methodology 24 (1998), 193-201).
+    the former misses variation as slow as the series is long. Each is reduced by (z / t)^2 with Student's t of its
+    degrees of freedom, being an estimate itself (Korn and Graubard, Survey Methodology 24 (1998), 193-201).
     """
     from scipy import special
 
