@@ -111,9 +111,9 @@ def file_bytes(ir: Path) -> int:
 
 def why(models: Mapping[str, Path]) -> dict[str, Any]:
     """What the processor attains in both precisions, and what each kernel made of it: one image, one thread."""
+    from edgeface.bench.machine.executed import time_layers
     from edgeface.bench.machine.peak import measure_peak
-    from edgeface.bench.machine.reading import known
-    from edgeface.bench.run.executed import time_layers
+    from edgeface.bench.reading import known
     from edgeface.bench.run.load import load
     from edgeface.bench.schema import RunSettings
 

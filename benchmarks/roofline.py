@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.bench.machine.peak import Peak, measure_peak
-from edgeface.bench.machine.reading import known
+from edgeface.bench.reading import known
 from edgeface.bench.run.runner import DEFAULTS, benchmark
 from edgeface.bench.schema import LayerTiming
 

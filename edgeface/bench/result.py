@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgeface.bench.machine.environment import Environment
 from edgeface.bench.machine.peak import Peak
-from edgeface.bench.machine.reading import Frozen
+from edgeface.bench.reading import Frozen
 from edgeface.bench.schema import (
     Execution,
     KioskResult,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from edgeface.bench.machine.reading import Frozen
+from edgeface.bench.reading import Frozen
 from edgeface.stats import LatencyKey
 
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeface.bench.compare.imported import read_any
-from edgeface.bench.machine.reading import known
+from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.errors import InputError
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from edgeface.bench.machine.reading import Frozen, Unknown, known
 from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval, take_snapshot
+from edgeface.bench.reading import Frozen, Unknown, known
 
 __all__ = ["Disturbance", "Watch", "judge", "watch"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import openvino as ov
 
 from edgeface.bench.machine.hardware import Container, Machine, read_container, read_machine
-from edgeface.bench.machine.reading import Frozen, Reading, absent
 from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval
+from edgeface.bench.reading import Frozen, Reading, absent
 from edgeface.runtime.devices import DeviceCore, list_devices
 from edgeface.version import __version__
 

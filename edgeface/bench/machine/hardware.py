@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import psutil
 
-from edgeface.bench.machine.reading import (
+from edgeface.bench.reading import (
     Frozen,
     Reading,
     Unknown,

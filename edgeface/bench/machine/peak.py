@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from edgeface.bench.machine.executed import EIGHT_BIT, ExecutedLayer, assign_work
 from edgeface.bench.machine.hardware import last_cache_bytes, read_machine
 from edgeface.bench.machine.products import (
     CompiledProduct,
@@ -24,9 +25,8 @@ from edgeface.bench.machine.products import (
     compile_product,
     measure_product,
 )
-from edgeface.bench.machine.reading import Frozen, Reading, Unknown, known
 from edgeface.bench.machine.snapshot import memory_available
-from edgeface.bench.run.executed import EIGHT_BIT, ExecutedLayer, assign_work
+from edgeface.bench.reading import Frozen, Reading, Unknown, known
 from edgeface.errors import InputError
 from edgeface.model.flops import Work
 from edgeface.model.opset import ops

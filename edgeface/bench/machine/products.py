@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import openvino as ov
 
-from edgeface.bench.machine.reading import Frozen, Reading, Unknown
-from edgeface.bench.run.executed import EIGHT_BIT, executed_layers
+from edgeface.bench.machine.executed import EIGHT_BIT, executed_layers
+from edgeface.bench.reading import Frozen, Reading, Unknown
 from edgeface.model.opset import ops
 
 __all__ = [

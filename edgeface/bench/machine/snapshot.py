@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from edgeface.bench.machine.hardware import quota_throttled_seconds
-from edgeface.bench.machine.reading import (
+from edgeface.bench.reading import (
     Frozen,
     Reading,
     Unknown,

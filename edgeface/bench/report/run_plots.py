@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeface.bench.machine.peak import Peak
-from edgeface.bench.machine.reading import known
+from edgeface.bench.reading import known
 from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.schema import LayerTiming
 from edgeface.drawing import Axes, Axis, Plot, Shape, Words, counted, linear, logarithmic, nines, rounded

@@ -10,7 +10,7 @@ from typing import Any
 from edgeface.bench.compare.comparable import ReportEntry
 from edgeface.bench.compare.comparison import Comparison
 from edgeface.bench.machine.environment import Environment
-from edgeface.bench.machine.reading import Unknown, known
+from edgeface.bench.reading import Unknown, known
 from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import percent, rounded
 from edgeface.stats import QUANTILES

@@ -14,11 +14,11 @@ import openvino as ov
 
 from edgeface.bench.machine.disturbance import watch
 from edgeface.bench.machine.environment import read_environment
+from edgeface.bench.machine.executed import ExecutedLayer, describe_layers, has_eight_bit, time_layers
 from edgeface.bench.machine.peak import Peak, attainable_seconds, measure_peak
-from edgeface.bench.machine.reading import Unknown
+from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.run.benchmark_model import Shapes
-from edgeface.bench.run.executed import ExecutedLayer, describe_layers, has_eight_bit, time_layers
 from edgeface.bench.run.kiosk import VideoFile, run_kiosk
 from edgeface.bench.run.load import LoadedModel, load
 from edgeface.bench.run.load_generator import Recording, RunLimits

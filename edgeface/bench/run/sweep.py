@@ -19,7 +19,7 @@ import openvino as ov
 
 from edgeface.bench.machine.hardware import read_container, read_machine
 from edgeface.bench.machine.peak import Peak
-from edgeface.bench.machine.reading import known
+from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.bench.run.benchmark_model import Shapes, read_benchmark_model
 from edgeface.bench.run.runner import DEFAULTS, benchmark

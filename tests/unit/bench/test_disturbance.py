@@ -18,8 +18,8 @@ from profiles import examples
 
 from edgeface.bench.machine import disturbance
 from edgeface.bench.machine.disturbance import Disturbance, judge, watch
-from edgeface.bench.machine.reading import Unknown, known
 from edgeface.bench.machine.snapshot import Snapshot, summarize_interval, take_snapshot
+from edgeface.bench.reading import Unknown, known
 
 QUIET = take_snapshot()
 CPUS = 4

@@ -20,8 +20,8 @@ from profiles import examples
 
 from edgeface.bench.machine.environment import Environment, read_environment
 from edgeface.bench.machine.hardware import last_cache_bytes, read_container, read_machine
-from edgeface.bench.machine.reading import Unknown, known
 from edgeface.bench.machine.snapshot import Snapshot, joules, summarize_interval, take_snapshot
+from edgeface.bench.reading import Unknown, known
 
 Files = dict[str, str]
 CPU = "sys/devices/system/cpu"

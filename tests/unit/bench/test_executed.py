@@ -9,10 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.bench.machine.peak import Peak, attainable_seconds
-from edgeface.bench.machine.products import Product
-from edgeface.bench.machine.reading import Unknown
-from edgeface.bench.run.executed import (
+from edgeface.bench.machine.executed import (
     ExecutedLayer,
     assign_work,
     describe_layers,
@@ -20,6 +17,9 @@ from edgeface.bench.run.executed import (
     has_eight_bit,
     time_layers,
 )
+from edgeface.bench.machine.peak import Peak, attainable_seconds
+from edgeface.bench.machine.products import Product
+from edgeface.bench.reading import Unknown
 from edgeface.errors import InputError
 from edgeface.model.flops import LayerWork, Work, count_work
 from edgeface.model.opset import ops

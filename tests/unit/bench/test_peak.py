@@ -12,7 +12,7 @@ import pytest
 
 from edgeface.bench.machine.peak import Peak, array_bytes, measure_bandwidth, measure_peak
 from edgeface.bench.machine.products import compile_product, measure_product
-from edgeface.bench.machine.reading import Unknown, known
+from edgeface.bench.reading import Unknown, known
 from edgeface.errors import DeviceError, InputError
 
 CORE = ov.Core()

@@ -13,7 +13,7 @@ import pytest
 from burning import burning_core
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.machine.reading import Unknown
+from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.load import OpenVinoTarget, random_inputs
 from edgeface.bench.run.load_generator import RunLimits

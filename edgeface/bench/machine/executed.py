@@ -10,7 +10,7 @@ from typing import Any
 
 import openvino as ov
 
-from edgeface.bench.machine.reading import Reading, Unknown
+from edgeface.bench.reading import Reading, Unknown
 from edgeface.bench.schema import LayerTiming
 from edgeface.errors import InputError
 from edgeface.model.flops import LayerWork, Work
