@@ -427,7 +427,10 @@ with SqliteStore(Path({str(tmp_path / "g")!r}), key=bytes(range(32))) as store:
 
 
 @pytest.mark.slow
-def test_eight_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten() -> None:
+@pytest.mark.parametrize(
+    "rounds", [8, pytest.param(80, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
+)
+def test_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten(rounds: int) -> None:
     import importlib.util
 
     path = Path(__file__).parents[3] / "benchmarks" / "durability.py"
@@ -435,6 +438,6 @@ def test_eight_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten() -> Non
     durability = importlib.util.module_from_spec(spec)
     sys.modules["durability"] = durability
     spec.loader.exec_module(durability)
-    answer = durability.run(8, seed=11, people=12, longest=0.1)
+    answer = durability.run(rounds, seed=11, people=12, longest=0.1)
     assert answer["problems"] == []
     assert sum(answer["acknowledged"].values()) > 0
