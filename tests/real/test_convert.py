@@ -407,7 +407,7 @@ def test_the_same_network_with_other_weights_is_refused_with_exit_1(
     output = capsys.readouterr()
     assert code == 1
     assert json.loads(output.out)["error"]["kind"] == "NegativeResult"
-    assert "it is another model, or its preprocessing is" in output.err
+    assert "this is another model, or its preprocessing differs" in output.err
     assert not (tmp_path / "out").exists()
 
 
