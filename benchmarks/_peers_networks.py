@@ -176,9 +176,7 @@ class _TorchNet:
 
         if name not in self._layers:
             folded = _fold(self._weights, f"{SCOPE}/{name}", normalized=normalized)
-            layer = torch.nn.Conv2d(
-                x.shape[1], channels, kernel, stride=stride, padding=_pads(kernel, stride, padding)
-            )
+            layer = torch.nn.Conv2d(x.shape[1], channels, kernel, stride=stride, padding=_pads(kernel, stride, padding))
             self._layers[name] = _filled(layer, folded)
         y = self._layers[name](x)
         return torch.relu_(y) if relu else y

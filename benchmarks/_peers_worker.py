@@ -102,15 +102,11 @@ class EdgefacePeer(Peer):
         buckets = tuple(sorted({1, setting.batch}))
         plan = default_plan("CPU", streams=setting.workers, threads=setting.threads, batch_buckets=buckets)
         self._embedder = Embedder.load(setting.model, plan=plan)
-        super().__init__(
-            f"OpenVINO {ov.__version__.split('-')[0]}", lambda crops: crops, self._embedder.embed
-        )
+        super().__init__(f"OpenVINO {ov.__version__.split('-')[0]}", lambda crops: crops, self._embedder.embed)
 
     def run(self, setting: Setting, crops: Crops, seconds: float) -> int:
         done, end = 0, time.perf_counter() + seconds
-        for _ in self._embedder.map(
-            itertools.takewhile(lambda _: time.perf_counter() < end, itertools.cycle(crops))
-        ):
+        for _ in self._embedder.map(itertools.takewhile(lambda _: time.perf_counter() < end, itertools.cycle(crops))):
             done += 1
         return done
 

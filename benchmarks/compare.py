@@ -28,13 +28,9 @@ KINDS = ("independent", "correlated", "persistent", "outliers", "boost", "drift"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=1000)
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of a run; 20 is the default of 'bench run'"
-    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a run; 20 is the default of 'bench run'")
     parser.add_argument("--median-ms", type=float, default=27.0, help="of a query; FaceNet on two cores")
     parser.add_argument("--slowdown", type=float, default=0.05)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -54,9 +50,7 @@ def main() -> None:
             first, second = (latencies(kind, rng, count, median=arguments.median_ms) for _ in range(2))
             baseline = side(first)
             same.update(found(compare(baseline, side(second)), arguments.slowdown))
-            slower.update(
-                found(compare(baseline, side(second * (1 + arguments.slowdown))), arguments.slowdown)
-            )
+            slower.update(found(compare(baseline, side(second * (1 + arguments.slowdown))), arguments.slowdown))
         for name, counted in (("same", same), ("slower", slower)):
             answer[name][kind] = {
                 key: round(counted[key] / arguments.repetitions, 4)

@@ -40,9 +40,7 @@ ov.save_model(frontend.convert(model), target, compress_to_fp16=False)
 """
 """The Frontend route of OpenVINO's own documentation: override inputs, freeze `phase_train`, convert."""
 
-_DEFAULT_WEIGHTS = Path(
-    os.environ.get("EDGEFACE_DATA", "../shared/data"), "facenet-20180408-102900", "weights.npz"
-)
+_DEFAULT_WEIGHTS = Path(os.environ.get("EDGEFACE_DATA", "../shared/data"), "facenet-20180408-102900", "weights.npz")
 
 
 def main() -> None:

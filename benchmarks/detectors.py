@@ -102,9 +102,7 @@ def compare_speed(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
         "ms_an_image": {name: round(value, 2) for name, value in times.items()},
         "cpu_ms_an_image": {name: round(statistics.median(values), 2) for name, values in cpu.items()},
         "times_faster": {
-            name: round(
-                statistics.median(a / b for a, b in zip(wall["tensorflow"], wall[name], strict=True)), 2
-            )
+            name: round(statistics.median(a / b for a, b in zip(wall["tensorflow"], wall[name], strict=True)), 2)
             for name in contenders
         },
         "load_average": os.getloadavg()[0],
@@ -119,9 +117,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", choices=("agree", "speed"))
     parser.add_argument("--images", type=int, help="how many LFW images; all for agree, 64 for speed")
     parser.add_argument("--rounds", type=int, default=5)

@@ -119,9 +119,7 @@ def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
         for person in range(first, first + 10_000):
             count = dice.randint(1, 4)
             say("enrolling", person, count)
-            store.add_person(
-                name_of(person), templates=[new_template(person, n, model) for n in range(count)]
-            )
+            store.add_person(name_of(person), templates=[new_template(person, n, model) for n in range(count)])
             say("enrolled", person, count)
     elif kind == "forget":
         people = list(store.people())
@@ -165,9 +163,7 @@ def bystand(path: Path) -> None:
 
 
 def new_template(person: int, number: int, model: str) -> NewTemplate:
-    return NewTemplate(
-        embedding=Embedding(vector_of(person, number, model), model), image=image_of(person, number)
-    )
+    return NewTemplate(embedding=Embedding(vector_of(person, number, model), model), image=image_of(person, number))
 
 
 def person_of(name: str) -> int:
@@ -375,14 +371,10 @@ def main() -> int:
     if sys.argv[1:2] == ["--bystand"]:
         bystand(Path(sys.argv[2]))
         return 0
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="galleries at a time, each with a share of the rounds"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="galleries at a time, each with a share of the rounds")
     options = parser.parse_args()
     answer = run_all(options.rounds, seed=options.seed, jobs=options.jobs)
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")

@@ -61,9 +61,7 @@ _KEY = bytes(range(32))
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["search", "recall", "open", "graph"], action="append")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--templates", type=int, default=100_000)
@@ -193,9 +191,7 @@ def recall(count: int, probes: int) -> Answer:
     """How often the first answer is the right one."""
     block = made(count)
     wanted, vectors = probes_of(block, probes)
-    vectors = np.concatenate(
-        [vectors, np.random.default_rng(2).standard_normal((200, _DIM), dtype=np.float32)]
-    )
+    vectors = np.concatenate([vectors, np.random.default_rng(2).standard_normal((200, _DIM), dtype=np.float32)])
     exact = ExactIndex(block)
     truth = np.array([hits.ids[0] for hits in exact.search_batch(Embeddings(vectors, _ID))])
     index = ExactIndex(block, storage="int8")
@@ -240,10 +236,7 @@ def opening(count: int, rounds: int) -> Answer:
                 started = time.perf_counter()
                 with store.writing():
                     for start in range(0, count, 3):
-                        rows = [
-                            NewTemplate(embedding=Embedding(row, _ID))
-                            for row in block.vectors[start : start + 3]
-                        ]
+                        rows = [NewTemplate(embedding=Embedding(row, _ID)) for row in block.vectors[start : start + 3]]
                         store.add_person(f"person {start}", templates=rows)
                 enrolled = time.perf_counter() - started
             taken = []
@@ -260,10 +253,7 @@ def opening(count: int, rounds: int) -> Answer:
                 "cpu_s": round(statistics.median(cpu for _, cpu in taken), 3),
                 "enrol_s": round(enrolled, 1),
             }
-    return {
-        "open_s": found["plain"]["wall_s"],
-        "open_encrypted_s": found["encrypted"]["wall_s"],
-    }, found
+    return {"open_s": found["plain"]["wall_s"], "open_encrypted_s": found["encrypted"]["wall_s"]}, found
 
 
 def graph(count: int, probes: int, *, like_faces: bool) -> Answer:

@@ -57,9 +57,7 @@ class Idle:
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, required=True, help="any IR with static shapes or a dynamic batch")
     parser.add_argument("--json", action="store_true", help="print JSON (always does; kept for uniformity)")
     parser.add_argument("--device", default="CPU")
@@ -67,9 +65,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=6, help="of each measurement")
     parser.add_argument("--slices", type=int, default=24, help="pairs of a second each, within one process")
     parser.add_argument("--only", choices=ROWS, action="append")
-    parser.add_argument(
-        "--merge", type=Path, help="JSON of an earlier run; its rows stay unless measured again"
-    )
+    parser.add_argument("--merge", type=Path, help="JSON of an earlier run; its rows stay unless measured again")
     options = parser.parse_args()
     answer: dict[str, Any] = json.loads(options.merge.read_text()) if options.merge else {}
     rows = answer.setdefault("rows", {})
@@ -82,11 +78,7 @@ def main() -> None:
             rows[row] = agreement(row, options.ir, options.device, options.rounds, options.seconds)
         print(f"{row}: {rows[row]['value']:+.4f}, must be {rows[row]['limit']}", file=sys.stderr)
     answer["holds"] = all(row["holds"] for row in rows.values())
-    answer["environment"] = {
-        "openvino": ov.__version__,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
-    }
+    answer["environment"] = {"openvino": ov.__version__, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
     print(json.dumps(answer, indent=2))
 
 
@@ -174,18 +166,13 @@ def slices(scenario: str, ir: Path, device: str, pairs: int) -> dict[str, Any]:
 def overhead(ir: Path, device: str, rounds: int, seconds: int) -> dict[str, Any]:
     """Share of a SingleStream run in which no inference is under way, and what the loops cost by themselves."""
     with tempfile.TemporaryDirectory(prefix="edgeface-bench-") as folder:
-        runs = [
-            edgeface(ir, device, "single-stream", "latency", seconds, Path(folder)) for _ in range(rounds)
-        ]
+        runs = [edgeface(ir, device, "single-stream", "latency", seconds, Path(folder)) for _ in range(rounds)]
     shares = []
     for run in runs:
         assert run.samples is not None
         shares.append(float(1 - run.samples.latencies_ms.sum() / 1e3 / run.samples.ends_s.max()))
     limits = RunLimits(duration_s=1.0, min_count=1, max_duration_s=2.0)
-    idle = {
-        load.__name__: float(np.median(gaps(load(Idle(), limits).starts_ns)))
-        for load in (single_stream, offline)
-    }
+    idle = {load.__name__: float(np.median(gaps(load(Idle(), limits).starts_ns))) for load in (single_stream, offline)}
     value = statistics.median(shares)
     latency = statistics.median(figure(run, "single-stream") for run in runs)
     worst = float(max(value, idle["offline"] / (1e3 * latency)))
@@ -211,31 +198,11 @@ def figure(result: BenchmarkResult, scenario: str) -> float:
     return value
 
 
-def benchmark_app(
-    ir: Path, device: str, hint: str, seconds: int, shape: str | None, folder: Path
-) -> BenchmarkResult:
+def benchmark_app(ir: Path, device: str, hint: str, seconds: int, shape: str | None, folder: Path) -> BenchmarkResult:
     """Run OpenVINO's own program, and read its report."""
-    command = [
-        str(Path(sys.executable).with_name("benchmark_app")),
-        "-m",
-        str(ir),
-        "-d",
-        device,
-        "-hint",
-        hint,
-    ]
-    command += [
-        "-t",
-        str(seconds),
-        "-report_type",
-        "no_counters",
-        "-json_stats",
-        "-report_folder",
-        str(folder),
-    ]
-    subprocess.run(
-        command + (["-shape", shape] if shape else []), check=True, capture_output=True, timeout=300
-    )
+    command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(ir), "-d", device, "-hint", hint]
+    command += ["-t", str(seconds), "-report_type", "no_counters", "-json_stats", "-report_folder", str(folder)]
+    subprocess.run(command + (["-shape", shape] if shape else []), check=True, capture_output=True, timeout=300)
     return read_any(folder / "benchmark_report.json")
 
 

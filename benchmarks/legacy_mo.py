@@ -40,17 +40,7 @@ def main() -> None:
         source = write_graph(read_weights(options.weights), folder / f"{NAME}.pb")
         mo_run = run(_mo_command(source, folder / "mo"), timeout=1800)
         our_run = run(
-            [
-                sys.executable,
-                "-m",
-                "edgeface",
-                "convert",
-                str(source),
-                "-o",
-                f"{folder}/ours",
-                "--precision",
-                "fp16",
-            ]
+            [sys.executable, "-m", "edgeface", "convert", str(source), "-o", f"{folder}/ours", "--precision", "fp16"]
         )
         adopted = adopt(folder / "mo" / f"{NAME}.xml", folder / "adopted", name=NAME, golden=options.golden)
         mo = embed_with_ir(adopted.ir, images)
@@ -68,9 +58,7 @@ def main() -> None:
                     "precision": adopted.contract.precision,
                 },
                 "mo_against_golden": compare(expected, mo, against="golden", precision="FP16").to_dict(),
-                "edgeface_against_golden": compare(
-                    expected, ours, against="golden", precision="FP16"
-                ).to_dict(),
+                "edgeface_against_golden": compare(expected, ours, against="golden", precision="FP16").to_dict(),
                 "edgeface_against_mo": compare(mo, ours, against="mo", precision="FP16").to_dict(),
             },
             indent=2,

@@ -48,9 +48,7 @@ MODELS = {
 
 def main() -> None:
     """Measure every row and print them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
     parser.add_argument("--device", default="CPU")
@@ -91,9 +89,7 @@ def settings_of(embedder: Embedder) -> dict[str, object]:
 def require_same(stored: object, wanted: dict[str, object], *, source: Path) -> None:
     """Refuse the results of other settings."""
     if stored != wanted:
-        raise SystemExit(
-            f"{source}: expected results of {wanted}, found those of {stored}; leave the file out"
-        )
+        raise SystemExit(f"{source}: expected results of {wanted}, found those of {stored}; leave the file out")
 
 
 class Cache:
@@ -150,20 +146,14 @@ def faces(name: str, device: str) -> Iterator[tuple[Boxes | None, Detector | Non
 def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:
     """Score one set of embeddings in every published way."""
     alone = vectors[:, : vectors.shape[1] // 2]  # the mirror's half stands behind it
-    yield (
-        "facenet, one image",
-        evaluate(alone, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2),
-    )
+    yield ("facenet, one image", evaluate(alone, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2))
     mirror = {
         "facenet, mirror": (ProtocolName.facenet, Metric.arccos),
         "facenet, mirror, cosine": (ProtocolName.facenet, Metric.cosine_distance),
         "omz, mirror": (ProtocolName.omz, Metric.arccos),
     }
     for title, (protocol, metric) in mirror.items():
-        yield (
-            title,
-            evaluate(vectors, pairs, protocol=protocol, metric=metric, subtract_mean=True),
-        )
+        yield (title, evaluate(vectors, pairs, protocol=protocol, metric=metric, subtract_mean=True))
 
 
 def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Evaluation:
@@ -171,9 +161,7 @@ def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Eva
     distances = np.empty(len(pairs))
     for start in range(0, len(pairs), block):
         part = slice(start, start + block)
-        first, second = (
-            np.stack([cutter.crop(index) for index in side[part]]) for side in (pairs.first, pairs.second)
-        )
+        first, second = (np.stack([cutter.crop(index) for index in side[part]]) for side in (pairs.first, pairs.second))
         difference = first.astype(np.float64) - second
         distances[part] = np.sqrt((difference**2).mean(axis=(1, 2, 3))) / 255  # in [0, 1]
     return evaluate_distances(distances, pairs, protocol=ProtocolName.facenet, metric="pixel")

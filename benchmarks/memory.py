@@ -29,9 +29,7 @@ except ImportError:  # OpenVINO 2024
 
 def main() -> None:
     """Run every line, or the one that a child is told."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, help="an IR with a contract, for the line `embedder`")
     parser.add_argument("--quick", action="store_true", help="a twentieth of everything")
     parser.add_argument("--line", choices=sorted(LINES), help=argparse.SUPPRESS)
@@ -44,10 +42,7 @@ def main() -> None:
         if line == "embedder" and options.ir is None:
             continue
         done = subprocess.run(
-            [sys.executable, __file__, "--line", line, *sys.argv[1:]],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
+            [sys.executable, __file__, "--line", line, *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True
         )
         report[line] = json.loads(done.stdout)
         print(line, report[line], file=sys.stderr)

@@ -18,12 +18,7 @@ Array = np.ndarray
 Net = Callable[[Array], list[Array]]
 
 _SPECS: dict[str, tuple[str, int | None, list[tuple[str, Any]], list[str]]] = {
-    "pnet": (
-        "det1.npz",
-        None,
-        [("PReLU1", (2, "SAME")), ("PReLU2", None), ("PReLU3", None)],
-        ["conv4-1", "conv4-2"],
-    ),
+    "pnet": ("det1.npz", None, [("PReLU1", (2, "SAME")), ("PReLU2", None), ("PReLU3", None)], ["conv4-1", "conv4-2"]),
     "rnet": (
         "det2.npz",
         24,

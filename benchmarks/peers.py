@@ -47,17 +47,13 @@ _BASE = "edgeface-int8"
 
 def main() -> None:
     """Do one step."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["prepare", "accuracy", "tune", "run"])
     parser.add_argument("--work", type=Path, required=True, help="folder for models and for what was found")
     parser.add_argument("--ir", type=Path, help="FP32 IR with a contract")
     parser.add_argument("--int8", type=Path, help="the same, quantized by edgeface")
     parser.add_argument("--calibration", type=Path, default=LFW / "calibration")
-    parser.add_argument(
-        "--folds", type=int, default=10, help="of LFW's ten that accuracy looks at, the first"
-    )
+    parser.add_argument("--folds", type=int, default=10, help="of LFW's ten that accuracy looks at, the first")
     parser.add_argument("--only", action="append", default=[], help="peer to tune again; the others stay")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one peer in one round")
@@ -131,9 +127,7 @@ def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:
         "edgeface-fp32": streams(ir),
         "onnxruntime": tried("onnxruntime", work / "facenet.onnx"),
         "onnxruntime-int8": [
-            setting
-            for kind in ("u8s8", "u8u8")
-            for setting in tried("onnxruntime", work / f"facenet-{kind}.onnx")
+            setting for kind in ("u8s8", "u8u8") for setting in tried("onnxruntime", work / f"facenet-{kind}.onnx")
         ],
         "tensorflow": tried("tensorflow", work / "facenet.pb", ("", "fed"))[:6],
         "pytorch": tried("pytorch", WEIGHTS),
@@ -159,17 +153,13 @@ def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
     }
     tuned = json.loads((work / "tune.json").read_text(encoding="utf-8"))
     models = {
-        name: load(Setting(**tuned[name]["best"]))
-        for name in ("edgeface-fp32", "edgeface-int8", "onnxruntime-int8")
+        name: load(Setting(**tuned[name]["best"])) for name in ("edgeface-fp32", "edgeface-int8", "onnxruntime-int8")
     }
     pairs = first_folds(read_pairs(LFW / "pairs.txt"), folds)
     with Embedder.load(ir) as embedder:
         contract = embedder.contract
     cutter = FaceCutter(
-        find_images(LFW / "images", pairs.images),
-        pairs.images,
-        contract,
-        boxes=load_boxes(LFW / "mtcnn_reference.npz"),
+        find_images(LFW / "images", pairs.images), pairs.images, contract, boxes=load_boxes(LFW / "mtcnn_reference.npz")
     )
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for number, block in enumerate(_blocks(cutter, 64)):
@@ -185,9 +175,7 @@ def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
         "folds": folds,
         "lfw": {
             name: {
-                **compare_verification(
-                    base, each, pairs, protocol=protocol, settings=DEFAULTS[protocol]
-                ).to_dict(),
+                **compare_verification(base, each, pairs, protocol=protocol, settings=DEFAULTS[protocol]).to_dict(),
                 "mean_cosine": float(np.mean(np.sum(base * each, axis=1))),
             }
             for name, each in stacked.items()
@@ -245,9 +233,7 @@ def tune(
 
 def run(work: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """Let all peers with their best settings work in turn; ratios are medians of those within a round."""
-    tuned, judged = (
-        json.loads((work / f"{step}.json").read_text(encoding="utf-8")) for step in ("tune", "accuracy")
-    )
+    tuned, judged = (json.loads((work / f"{step}.json").read_text(encoding="utf-8")) for step in ("tune", "accuracy"))
     with workers({name: Setting(**each["best"]) for name, each in tuned.items()}) as running:
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in running}
         for _ in range(rounds):
@@ -313,10 +299,7 @@ class Worker:
         print(seconds, file=self._process.stdin, flush=True)
         answer = self._answer()
         images = max(1, answer["images"])
-        return {
-            "images_per_second": images / answer["seconds"],
-            "cpu_ms": 1e3 * answer["cpu_seconds"] / images,
-        }
+        return {"images_per_second": images / answer["seconds"], "cpu_ms": 1e3 * answer["cpu_seconds"] / images}
 
     def close(self) -> None:
         """End it."""

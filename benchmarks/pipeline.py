@@ -64,9 +64,7 @@ Answers = list[list[Face]]
 
 def main() -> None:
     """Run what was asked for and print one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="FaceNet's IR with its contract")
     parser.add_argument("--frames", type=int, default=None, help="of the film; default: all")
     parser.add_argument("--images", type=int, default=64, help="of LFW, for each turn of the evaluation")

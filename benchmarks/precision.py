@@ -29,19 +29,12 @@ from edgeface.quantize.pareto import timing_ratios
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", "../shared/data"))
 
-AIMS = {
-    "throughput_ratio": ">= 2.0",
-    "latency_ratio": "<= 0.5",
-    "cpu_time_ratio": "",
-    "file_ratio": "<= 0.27",
-}
+AIMS = {"throughput_ratio": ">= 2.0", "latency_ratio": "<= 0.5", "cpu_time_ratio": "", "file_ratio": "<= 0.27"}
 
 
 def main() -> None:
     """Measure, explain, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, required=True, help="FP32 IR with a contract")
     parser.add_argument("--int8", type=Path, help="the same, quantized; else it is made here")
     parser.add_argument("--also", metavar="NAME=IR", action="append", default=[])
@@ -71,12 +64,7 @@ def main() -> None:
             "models": {name: each.to_dict() for name, each in timed.items()},
             "also": {name: each for name, each in figures.items() if name != "int8"},
             "why": why({name: models[name] for name in ("fp32", "int8")}),
-            "settings": {
-                "rounds": options.rounds,
-                "seconds": options.seconds,
-                "batch": 1,
-                "streams": streams,
-            },
+            "settings": {"rounds": options.rounds, "seconds": options.seconds, "batch": 1, "streams": streams},
             **environment(),
         }
     print_table(answer)
@@ -154,11 +142,7 @@ def environment() -> dict[str, Any]:
         versions["nncf"] = nncf.__version__
     except ModuleNotFoundError:
         pass
-    return {
-        "versions": versions,
-        "machine": read_machine().model_dump(mode="json"),
-        "load": os.getloadavg(),
-    }
+    return {"versions": versions, "machine": read_machine().model_dump(mode="json"), "load": os.getloadavg()}
 
 
 def print_table(answer: Mapping[str, Any]) -> None:

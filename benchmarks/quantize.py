@@ -40,25 +40,14 @@ def run(ir: Path, calibration: Path, folder: Path, extra: list[str]) -> dict[str
         "sha256": digests,
         "answer": {
             key: answer.get(key)
-            for key in (
-                "contract_id",
-                "method",
-                "settings",
-                "reasons",
-                "fidelity",
-                "bytes",
-                "seconds",
-                "calibration",
-            )
+            for key in ("contract_id", "method", "settings", "reasons", "fidelity", "bytes", "seconds", "calibration")
         },
     }
 
 
 def main() -> None:
     """Print one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=2)

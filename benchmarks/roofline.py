@@ -24,9 +24,7 @@ _SLOWEST = 15
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, required=True, help="an IR or an ONNX file")
     parser.add_argument("--json", action="store_true", help="print JSON (always does; kept for uniformity)")
     parser.add_argument("--device", default="CPU")
@@ -54,32 +52,21 @@ def main() -> None:
         "gflops_omz": result.model.gflops,
         "latency_ms": {key: result.latency_ms[key] for key in ("p50", "min")},
         "cpu_ms": result.cpu_ms,
-        "gflops_per_second": (result.model.gflops_mac2 or 0.0)
-        * options.batch
-        / result.latency_ms["p50"]
-        * 1e3,
+        "gflops_per_second": (result.model.gflops_mac2 or 0.0) * options.batch / result.latency_ms["p50"] * 1e3,
         "efficiency": result.efficiency,
         "peak": before.model_dump(mode="json"),
-        "peak_after": {
-            name: after.gflops_per_second(name) for name in after.products if after.gflops_per_second(name)
-        },
+        "peak_after": {name: after.gflops_per_second(name) for name in after.products if after.gflops_per_second(name)},
         "roofline": {
             "layers": len(points),
             "milliseconds": total,
-            "gflops_per_second": (result.model.gflops_mac2 or 0.0) * options.batch / total * 1e3
-            if total
-            else None,
+            "gflops_per_second": (result.model.gflops_mac2 or 0.0) * options.batch / total * 1e3 if total else None,
             "bound_ms": {
                 bound: sum(each["milliseconds"] for each in points if each["bound"] == bound)
                 for bound in ("compute", "memory")
             },
             "slowest": sorted(points, key=lambda each: -each["milliseconds"])[:_SLOWEST],
         },
-        "disturbance": {
-            "disturbed": result.disturbed,
-            "reasons": result.disturbances,
-            "unwatched": result.unwatched,
-        },
+        "disturbance": {"disturbed": result.disturbed, "reasons": result.disturbances, "unwatched": result.unwatched},
         "environment": None
         if result.environment is None
         else result.environment.model_dump(mode="json", exclude={"identity"}),

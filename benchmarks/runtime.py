@@ -51,21 +51,10 @@ class Row:
 
 ROWS = (
     Row("map_vs_benchmark_app", "wall", ">= 0.97", "map over 160x160 u8 BGR frames, FPS / benchmark_app's"),
-    Row(
-        "map_resize_vs_benchmark_app", "wall", ">= 0.93", "the same over 640x480 frames, resized in the graph"
-    ),
-    Row(
-        "embed_overhead_ms",
-        "wall",
-        "<= max(3 %, 0.5 ms)",
-        "embed of one crop above a bare InferRequest.infer",
-    ),
-    Row(
-        "engine_cpu_ratio", "cpu", "<= 1.25", "CPU a request / bare AsyncInferQueue's, one operation, depth 8"
-    ),
-    Row(
-        "warm_load_ratio", "wall", ">= 2", "load + one embed: cold model cache / warm, each in a new process"
-    ),
+    Row("map_resize_vs_benchmark_app", "wall", ">= 0.93", "the same over 640x480 frames, resized in the graph"),
+    Row("embed_overhead_ms", "wall", "<= max(3 %, 0.5 ms)", "embed of one crop above a bare InferRequest.infer"),
+    Row("engine_cpu_ratio", "cpu", "<= 1.25", "CPU a request / bare AsyncInferQueue's, one operation, depth 8"),
+    Row("warm_load_ratio", "wall", ">= 2", "load + one embed: cold model cache / warm, each in a new process"),
 )
 
 
@@ -79,16 +68,12 @@ class Cost:
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, required=True, help="an IR with a contract")
     parser.add_argument("--json", action="store_true", help="print JSON (always does; kept for uniformity)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each throughput measurement")
-    parser.add_argument(
-        "--quick", action="store_true", help="3 rounds of 2 s: whether it works, not how fast"
-    )
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 2 s: whether it works, not how fast")
     parser.add_argument("--only", choices=[row.key for row in ROWS], action="append")
     options = parser.parse_args()
     rounds, seconds = (3, 2.0) if options.quick else (options.rounds, options.seconds)
@@ -122,10 +107,7 @@ def throughput(ir: Path, rounds: int, seconds: float) -> dict[str, dict[str, obj
         "map_vs_benchmark_app": rng.integers(0, 256, (16, 160, 160, 3), np.uint8),
         "map_resize_vs_benchmark_app": rng.integers(0, 256, (16, 480, 640, 3), np.uint8),
     }
-    formats = {
-        "map_vs_benchmark_app": ImageFormat(),
-        "map_resize_vs_benchmark_app": ImageFormat(size=(480, 640)),
-    }
+    formats = {"map_vs_benchmark_app": ImageFormat(), "map_resize_vs_benchmark_app": ImageFormat(size=(480, 640))}
     embedders = {key: Embedder.load(ir, image_format=formats[key]) for key in frames}
     first = embedders["map_vs_benchmark_app"]
     height, width = first.contract.input_size
@@ -144,13 +126,7 @@ def throughput(ir: Path, rounds: int, seconds: float) -> dict[str, dict[str, obj
     }
     for key in frames:
         ratio = _ratios(measured["benchmark_app"], measured[key])
-        rows[key] = {
-            "value": ratio["wall"],
-            "judge": "wall",
-            "ratios": ratio,
-            **settings,
-            **_costs(measured[key]),
-        }
+        rows[key] = {"value": ratio["wall"], "judge": "wall", "ratios": ratio, **settings, **_costs(measured[key])}
     return rows
 
 
@@ -173,20 +149,11 @@ def benchmark_app(ir: Path, shape: tuple[int, ...], seconds: float) -> tuple[Cos
     """OpenVINO's own figure; its CPU time is taken from the line that says that measuring begins to its end."""
     command = [
         *(str(Path(sys.executable).with_name("benchmark_app")), "-m", str(ir), "-d", "CPU"),
-        *(
-            "-hint",
-            "throughput",
-            "-t",
-            str(max(1, round(seconds))),
-            "-shape",
-            str(list(shape)).replace(" ", ""),
-        ),
+        *("-hint", "throughput", "-t", str(max(1, round(seconds))), "-shape", str(list(shape)).replace(" ", "")),
     ]
     cpu = [0.0, 0.0]
     said: dict[str, str] = {}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "First inference took" in line:
@@ -199,10 +166,7 @@ def benchmark_app(ir: Path, shape: tuple[int, ...], seconds: float) -> tuple[Cos
     if process.returncode or "Throughput:" not in said:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     cost = Cost(1 / float(said["Throughput:"]), (cpu[1] - cpu[0]) / int(said["Count:"]))
-    return cost, {
-        "streams": said.get("NUM_STREAMS:"),
-        "requests": said.get("OPTIMAL_NUMBER_OF_INFER_REQUESTS:"),
-    }
+    return cost, {"streams": said.get("NUM_STREAMS:"), "requests": said.get("OPTIMAL_NUMBER_OF_INFER_REQUESTS:")}
 
 
 def latency(ir: Path, rounds: int, calls: int) -> dict[str, dict[str, object]]:
@@ -247,17 +211,13 @@ def engine_cpu(rounds: int, requests: int) -> dict[str, dict[str, object]]:
     """The engine, and an AsyncInferQueue whose callback copies the output, on one Relu of 16 numbers."""
     x = ops.parameter([1, 16], np.float32)
     core = ov.Core()
-    compiled = core.compile_model(
-        ov.Model([ops.relu(x)], [x], "relu"), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"}
-    )
+    compiled = core.compile_model(ov.Model([ops.relu(x)], [x], "relu"), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
     item = np.random.default_rng(0).standard_normal(16).astype(np.float32)
 
     with Engine(compiled, requests=_SMALL_REQUESTS) as engine:
 
         def ours() -> None:
-            window: deque[Future[np.ndarray]] = (
-                deque()
-            )  # answers are taken as they come; nobody keeps thousands
+            window: deque[Future[np.ndarray]] = deque()  # answers are taken as they come; nobody keeps thousands
             for _ in range(requests):
                 window.append(engine.submit(item))
                 if len(window) > _WINDOW:
@@ -318,11 +278,7 @@ def first_result(ir: Path, rounds: int) -> dict[str, dict[str, object]]:
     costs: dict[str, list[Cost]] = {"cold": [], "warm": [], "no_cache": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="edgeface-bench-") as folder:
-            for name, cache, hit in (
-                ("cold", folder, "False"),
-                ("warm", folder, "True"),
-                ("no_cache", "", "False"),
-            ):
+            for name, cache, hit in (("cold", folder, "False"), ("warm", folder, "True"), ("no_cache", "", "False")):
                 command = [sys.executable, "-c", _FIRST, str(ir), cache]
                 done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
                 wall, cpu, found = done.stdout.split()

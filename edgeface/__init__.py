@@ -138,11 +138,7 @@ def load(
     try:
         if isinstance(detector, str):
             finder: Detector | None = load_detector(
-                detector,
-                device=device,
-                model=detector_model,
-                landmarks_model=landmarks_model,
-                min_size=min_size,
+                detector, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=min_size
             )
         else:
             finder = detector
@@ -200,9 +196,7 @@ def find_model(model: str | Path | None = None) -> Path:
         from edgeface.zoo.default import default_model
     except ImportError as error:
         raise ModelNotFoundError(
-            expected=f"a model, or its path in {MODEL_VARIABLE}",
-            found="none",
-            remedy="name the .xml of an IR",
+            expected=f"a model, or its path in {MODEL_VARIABLE}", found="none", remedy="name the .xml of an IR"
         ) from error
 
     def convert(*arguments: Any, **options: Any) -> object:
@@ -249,12 +243,7 @@ def load_detector(
             "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
         )
     return run(
-        name,
-        device=device,
-        model=model,
-        landmarks_model=landmarks_model,
-        min_size=min_size,
-        threshold=threshold,
+        name, device=device, model=model, landmarks_model=landmarks_model, min_size=min_size, threshold=threshold
     )
 
 

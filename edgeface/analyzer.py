@@ -37,8 +37,6 @@ from edgeface.vision.source import Frame
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FaceAnalyzer", "PhotoLike", "PillowImage", "read_photo"]
-
 _BATCH_SIZE, _PREFETCH = 8, 2
 _GATE = QualityGate()
 _ORIENTATION = 0x0112
@@ -104,9 +102,7 @@ def read_photo(photo: PhotoLike) -> Image:
 def _read_pillow(photo: PillowImage) -> Image:
     mode = photo.mode
     if mode == "F":
-        raise ImageError(
-            "photo: expected 8 or 16 bits a channel, found a Pillow image of mode F; convert it first"
-        )
+        raise ImageError("photo: expected 8 or 16 bits a channel, found a Pillow image of mode F; convert it first")
     try:
         orientation = photo.getexif().get(_ORIENTATION, 1)
         image: Any = photo
@@ -150,9 +146,7 @@ class FaceAnalyzer:
         """What the model is, and how its input has to look."""
         return self._embedder.contract
 
-    def pipeline(
-        self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None
-    ) -> Pipeline:
+    def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
         """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer."""
         return Pipeline(
             self._detector, self._embedder, gate=gate, faces=faces, batch_size=_BATCH_SIZE, prefetch=_PREFETCH
@@ -328,9 +322,7 @@ class FaceAnalyzer:
                 )
             faces = self.analyze(photo, gate=gate)
             identifier = Identifier(index, threshold, rule=scored, margin=margin)
-            found = iter(
-                identifier.identify_frame([face.embedding for face in faces if face.embedding is not None])
-            )
+            found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
         unusable = Identification(
             verdict=Verdict.unusable,
             person_id=None,
@@ -404,9 +396,7 @@ class FaceAnalyzer:
         if not faces:
             raise _no_face(_name(photo))
         if number is not None and not 1 <= number <= len(faces):
-            raise InputError(
-                path=_name(photo), expected=f"a face number from 1 to {len(faces)}", found=str(number)
-            )
+            raise InputError(path=_name(photo), expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
         return pipeline.embed(image, faces[index])
 
@@ -429,9 +419,7 @@ def _name(photo: object) -> str:
 
 
 def _no_face(name: str) -> FaceError:
-    return FaceError(
-        path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face"
-    )
+    return FaceError(path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face")
 
 
 def _embedding(face: Face, name: str) -> Embedding:

@@ -35,20 +35,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edgeface.errors import GalleryDamagedError, GalleryKeyError, InputError, ModelFormatError
 
-__all__ = [
-    "KEY_BYTES",
-    "OVERHEAD",
-    "SEALED_VERSION",
-    "Cipher",
-    "KeyedCipher",
-    "PlainCipher",
-    "header_of",
-    "is_sealed",
-    "make_cipher",
-    "seal",
-    "unseal",
-]
-
 KEY_BYTES = 32
 """Length of a gallery's key: AES-256."""
 

@@ -33,8 +33,6 @@ from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.zoo import DownloadPolicy, ModelStore, download, load_catalog
 from edgeface.zoo.default import has_default, keep_ir, record_first_default
 
-__all__ = ["ComparedPair", "DemoResult", "DemoTiming", "WeightsSource", "find_weights", "run_demo"]
-
 Crop = NDArray[np.uint8]
 
 MODEL = "facenet-20180408-102900"
@@ -110,9 +108,7 @@ class DemoResult:
             "contract_id": contract.contract_id,
             "conversion_seconds": round(self.conversion.seconds, 3),
             "parity": parity.to_dict() if parity is not None else None,
-            "pairs": [
-                {"relation": each.relation, "similarity": round(each.similarity, 6)} for each in self.compared
-            ],
+            "pairs": [{"relation": each.relation, "similarity": round(each.similarity, 6)} for each in self.compared],
             "latency_ms": {"p50": round(self.timing.median_ms, 3), "p90": round(self.timing.p90_ms, 3)},
             "gflops": round(self.timing.gflops, 4),
             "gflops_per_second": round(self.timing.gflops_per_second, 1),
@@ -143,9 +139,7 @@ def run_demo(
         As in `find_weights`.
     """
     with tempfile.TemporaryDirectory(prefix="edgeface-demo-") as scratch:
-        source = find_weights(
-            Path(scratch), data=data, mirror=mirror, offline=offline, say=say, progress=progress
-        )
+        source = find_weights(Path(scratch), data=data, mirror=mirror, offline=offline, say=say, progress=progress)
         golden = data / MODEL / "golden.npz" if data and source.provenance == "published" else None
         golden = golden if golden and golden.is_file() else None
         can_compare = golden is not None or importlib.util.find_spec("tensorflow") is not None
@@ -242,9 +236,7 @@ def find_weights(
 def _compare(ir: Path, pairs: list[tuple[Crop, Crop, str]]) -> tuple[ComparedPair, ...]:
     embeddings = embed_with_ir(ir, np.stack([crop for a, b, _ in pairs for crop in (a, b)]))
     similarities = (embeddings[0::2] * embeddings[1::2]).sum(axis=1)
-    return tuple(
-        ComparedPair(*pair, similarity) for pair, similarity in zip(pairs, similarities.tolist(), strict=True)
-    )
+    return tuple(ComparedPair(*pair, similarity) for pair, similarity in zip(pairs, similarities.tolist(), strict=True))
 
 
 def _golden_pairs(data: Path | None) -> list[tuple[Crop, Crop, str]]:
@@ -255,8 +247,7 @@ def _golden_pairs(data: Path | None) -> list[tuple[Crop, Crop, str]]:
     with np.load(path) as stored:
         images = stored["images"]
     return [
-        (images[row], images[row + 1], "same person" if row < 16 else "different people")
-        for row in range(0, 24, 2)
+        (images[row], images[row + 1], "same person" if row < 16 else "different people") for row in range(0, 24, 2)
     ]
 
 

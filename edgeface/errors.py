@@ -109,9 +109,7 @@ class EdgeFaceError(Exception):
         self.path, self.expected, self.found, self.remedy = path, expected, found, remedy
         if not message:
             fact = ", ".join(
-                f"{word} {part}"
-                for word, part in (("expected", expected), ("found", found))
-                if part is not None
+                f"{word} {part}" for word, part in (("expected", expected), ("found", found)) if part is not None
             )
             message = "; ".join(part for part in (fact, remedy) if part)
             message = f"{path}: {message}" if path is not None else message

@@ -13,17 +13,6 @@ from pathlib import Path
 
 from edgeface.errors import OutputError
 
-__all__ = [
-    "digests_of",
-    "free_bytes",
-    "locked",
-    "output_errors",
-    "sha256_of",
-    "staging_folder",
-    "stopwatch",
-    "write_atomically",
-]
-
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "free some space within the quota, or choose another folder",

@@ -6,8 +6,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["exports"]
-
 
 def exports(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
     """Build the `__getattr__` of a package whose parts are imported on first use.

@@ -15,27 +15,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CONFIDENCE",
-    "QUANTILES",
-    "Interval",
-    "LatencyKey",
-    "allowed_over",
-    "clopper_pearson",
-    "early_stopping_estimate",
-    "effective_sample_size",
-    "independent_share",
-    "interval_ranks",
-    "mean_interval",
-    "percentile_interval",
-    "queries_needed",
-    "rank",
-    "rate_interval",
-    "student_t",
-    "summarize",
-    "trials_needed",
-]
-
 Floats = NDArray[np.floating]
 
 Interval = tuple[float | None, float | None]
@@ -75,9 +54,7 @@ def summarize(latencies: Floats) -> tuple[dict[LatencyKey, float], dict[LatencyK
     count = len(ordered)
     estimates: dict[LatencyKey, float] = {k: float(ordered[rank(count, q) - 1]) for k, q in QUANTILES.items()}
     estimates |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
-    intervals: dict[LatencyKey, Interval] = {
-        k: percentile_interval(latencies, q) for k, q in QUANTILES.items()
-    }
+    intervals: dict[LatencyKey, Interval] = {k: percentile_interval(latencies, q) for k, q in QUANTILES.items()}
     intervals["mean"] = mean_interval(latencies)
     return estimates, intervals
 
@@ -90,9 +67,7 @@ def percentile_interval(latencies: Floats, share: float, *, confidence: float = 
     if effective is None:
         return None, None
     low, high = interval_ranks(count, share, effective=effective, confidence=confidence)
-    return None if low is None else float(ordered[low - 1]), None if high is None else float(
-        ordered[high - 1]
-    )
+    return None if low is None else float(ordered[low - 1]), None if high is None else float(ordered[high - 1])
 
 
 def rank(count: int, share: float) -> int:

@@ -27,9 +27,7 @@ else:
 @contextmanager
 def burning_core() -> Iterator[None]:
     """Keep a core busy from a process that is no descendant of this one, since its parent is gone."""
-    started = subprocess.run(
-        [sys.executable, "-c", BURNER], capture_output=True, text=True, timeout=60, check=True
-    )
+    started = subprocess.run([sys.executable, "-c", BURNER], capture_output=True, text=True, timeout=60, check=True)
     pid = int(started.stdout)
     try:
         yield

@@ -63,6 +63,4 @@ def seeded_pb(made_once: MadeOnce) -> Path:
     from edgeface.convert.facenet_graph import write_graph
     from edgeface.convert.seeded import seeded_weights
 
-    return made_once(
-        "seeded", lambda folder: write_graph(seeded_weights(1, 128), folder / "seeded.pb", seeded=True)
-    )
+    return made_once("seeded", lambda folder: write_graph(seeded_weights(1, 128), folder / "seeded.pb", seeded=True))

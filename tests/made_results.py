@@ -10,16 +10,12 @@ from edgeface import stats
 from edgeface.bench.result import BenchmarkResult, Samples
 
 
-def made_result(
-    latencies: np.ndarray, *, created: str = "2026-01-01T00:00:00+00:00", **parts: Any
-) -> BenchmarkResult:
+def made_result(latencies: np.ndarray, *, created: str = "2026-01-01T00:00:00+00:00", **parts: Any) -> BenchmarkResult:
     """A result of queries one after the other; `parts` replaces fields, `settings` and `model` theirs."""
     ends = np.cumsum(latencies)
     starts = np.append(0, ends[:-1])
     ordered = np.sort(latencies)
-    estimates = {
-        key: float(ordered[stats.rank(len(ordered), share) - 1]) for key, share in stats.QUANTILES.items()
-    }
+    estimates = {key: float(ordered[stats.rank(len(ordered), share) - 1]) for key, share in stats.QUANTILES.items()}
     estimates |= {"mean": float(latencies.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
     rate = len(latencies) / ends[-1] * 1e3
     document = {

@@ -119,9 +119,7 @@ def write_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], *, endia
     for name in sorted(variables, key=str.encode):
         array = np.asarray(variables[name])
         raw = array.tobytes()
-        entry = BundleEntry(
-            dtype=numbers[array.dtype], offset=len(data), size=len(raw), crc32c=_masked_crc(raw)
-        )
+        entry = BundleEntry(dtype=numbers[array.dtype], offset=len(data), size=len(raw), crc32c=_masked_crc(raw))
         set_shape(entry.shape, array.shape)
         entries.append((name.encode(), entry.SerializeToString()))
         data += raw

@@ -24,9 +24,7 @@ def tiny_net(*, seed: int = 0) -> ov.Model:
     def convolve(x: ov.Output, name: str, out: int, inside: int, side: int) -> ov.Node:
         kernel = rng.normal(0, (2 / (inside * side * side)) ** 0.5, (out, inside, side, side))
         edge = side // 2
-        y = ops.convolution(
-            x, kernel.astype(np.float32), [1, 1], [edge, edge], [edge, edge], [1, 1], name=name
-        )
+        y = ops.convolution(x, kernel.astype(np.float32), [1, 1], [edge, edge], [edge, edge], [1, 1], name=name)
         return ops.relu(ops.add(y, rng.normal(0, 0.1, (1, out, 1, 1)).astype(np.float32)))
 
     image = ops.parameter([-1, 3, SIZE, SIZE], np.float32, name="image")

@@ -27,9 +27,7 @@ def parser(description: str, verb: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("--name", metavar="PAT[,PAT...]", help=f"{verb} models whose names match a pattern")
-    which.add_argument(
-        "--list", type=Path, metavar="FILE.LST", help=f"{verb} models that match a line of FILE"
-    )
+    which.add_argument("--list", type=Path, metavar="FILE.LST", help=f"{verb} models that match a line of FILE")
     which.add_argument("--all", action="store_true", help=f"{verb} every model")
     which.add_argument("--print_all", action="store_true", help="print the names of all models")
     return made
@@ -113,9 +111,7 @@ def run(made: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int]
 def _precisions(text: str) -> tuple[str, ...]:
     wanted = tuple(part.strip() for part in text.split(","))
     if unknown := [part for part in wanted if part not in PRECISIONS]:
-        raise argparse.ArgumentTypeError(
-            f"expected some of {', '.join(PRECISIONS)}, found {', '.join(unknown)}"
-        )
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PRECISIONS)}, found {', '.join(unknown)}")
     return wanted
 
 

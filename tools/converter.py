@@ -26,19 +26,12 @@ def _parser() -> argparse.ArgumentParser:
     made = _omz.parser("Convert downloaded models to OpenVINO IR.", "convert")
     _omz.add_precisions(made)
     made.add_argument(
-        "-d",
-        "--download_dir",
-        type=Path,
-        default=Path.cwd(),
-        metavar="DIR",
-        help="where downloader.py put models",
+        "-d", "--download_dir", type=Path, default=Path.cwd(), metavar="DIR", help="where downloader.py put models"
     )
     made.add_argument(
         "-o", "--output_dir", type=Path, metavar="DIR", help="where to put IRs; --download_dir by default"
     )
-    made.add_argument(
-        "--cache_dir", type=Path, metavar="DIR", help="edgeface's cache, searched after --download_dir"
-    )
+    made.add_argument("--cache_dir", type=Path, metavar="DIR", help="edgeface's cache, searched after --download_dir")
     made.add_argument("-j", "--jobs", type=_jobs, default=1, metavar="N", help="models at once, or 'auto'")
     _omz.add_dry_run(made)
     return made
@@ -63,9 +56,7 @@ def _convert(entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.M
         sys.stderr.write(f"converter.py: skipping {entry.name}: it is an IR already\n")
         return
     if entry.embedding is None:
-        raise NotSupportedError(
-            f"{entry.name}: detectors cannot be converted yet; expected a face embedding model"
-        )
+        raise NotSupportedError(f"{entry.name}: detectors cannot be converted yet; expected a face embedding model")
     for precision in options.precisions or sorted(_CONVERTIBLE):
         if precision not in _CONVERTIBLE:
             raise NotSupportedError(f"{entry.name}: {precision} cannot be made yet; expected FP32 or FP16")
@@ -78,11 +69,7 @@ def _convert(entry: zoo.ModelEntry, *, options: argparse.Namespace, store: zoo.M
 
 
 def _convert_once(
-    entry: zoo.ModelEntry,
-    folder: Path,
-    precision: Literal["fp32", "fp16"],
-    downloads: Path,
-    store: zoo.ModelStore,
+    entry: zoo.ModelEntry, folder: Path, precision: Literal["fp32", "fp16"], downloads: Path, store: zoo.ModelStore
 ) -> Path:
     # it loads OpenVINO, which --print_all and --dry_run need not wait for
     from edgeface.convert import convert

@@ -23,26 +23,13 @@ def _parser() -> argparse.ArgumentParser:
     made = _omz.parser("Download models.", "download")
     _omz.add_precisions(made)
     made.add_argument(
-        "-o",
-        "--output_dir",
-        type=Path,
-        default=Path.cwd(),
-        metavar="DIR",
-        help="where to put models; here by default",
+        "-o", "--output_dir", type=Path, default=Path.cwd(), metavar="DIR", help="where to put models; here by default"
     )
+    made.add_argument("--cache_dir", type=Path, metavar="DIR", help="edgeface's cache, where downloads are kept")
     made.add_argument(
-        "--cache_dir", type=Path, metavar="DIR", help="edgeface's cache, where downloads are kept"
+        "--num_attempts", type=_omz.positive, default=1, metavar="N", help="attempt each download up to N times"
     )
-    made.add_argument(
-        "--num_attempts",
-        type=_omz.positive,
-        default=1,
-        metavar="N",
-        help="attempt each download up to N times",
-    )
-    made.add_argument(
-        "--progress_format", choices=("text", "json"), default="text", help="json: lines on stdout"
-    )
+    made.add_argument("--progress_format", choices=("text", "json"), default="text", help="json: lines on stdout")
     made.add_argument("-j", "--jobs", type=_omz.positive, default=1, metavar="N", help="files at once")
     _omz.add_dry_run(made)
     return made

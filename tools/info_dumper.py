@@ -20,9 +20,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _info(entry: zoo.ModelEntry) -> dict[str, Any]:
-    inputs = [
-        {"name": tensor.name, "shape": tensor.shape, "layout": tensor.layout} for tensor in entry.input_info
-    ]
+    inputs = [{"name": tensor.name, "shape": tensor.shape, "layout": tensor.layout} for tensor in entry.input_info]
     return {
         "name": entry.name,
         "composite_model_name": None,

@@ -22,13 +22,9 @@ _MADE = "FP32-INT8"
 def _parser() -> argparse.ArgumentParser:
     made = _omz.parser("Quantize converted models to INT8.", "quantize")
     _omz.add_precisions(made)
-    made.add_argument(
-        "--model_dir", type=Path, default=Path.cwd(), metavar="DIR", help="where converter.py put IRs"
-    )
+    made.add_argument("--model_dir", type=Path, default=Path.cwd(), metavar="DIR", help="where converter.py put IRs")
     made.add_argument("--dataset_dir", type=Path, metavar="DIR", help="photographs to calibrate with")
-    made.add_argument(
-        "-o", "--output_dir", type=Path, metavar="DIR", help="where to put IRs; --model_dir by default"
-    )
+    made.add_argument("-o", "--output_dir", type=Path, metavar="DIR", help="where to put IRs; --model_dir by default")
     made.add_argument("--target_device", metavar="DEVICE", help="ignored: one IR serves CPU, GPU and NPU")
     made.add_argument("-p", "--python", metavar="PYTHON", help="ignored: NNCF runs in this Python")
     made.add_argument("--pot", metavar="SCRIPT", help="ignored: NNCF took the place of that toolkit")

@@ -15,8 +15,6 @@ from typing import TypeAlias, TypeVar
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Frozen", "Reading", "Unknown", "known"]
-
 T = TypeVar("T")
 
 _LARGEST = 2**64

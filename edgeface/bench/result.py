@@ -33,8 +33,6 @@ from edgeface.errors import InputError
 from edgeface.files import write_atomically
 from edgeface.stats import Interval, LatencyKey
 
-__all__ = ["FILE_NAME", "SCHEMA", "BenchmarkResult", "Samples", "upgrade"]
-
 SCHEMA: Literal["edgeface.bench/1"] = "edgeface.bench/1"
 """Name and version of the document. A new version needs a step in `_MIGRATIONS`."""
 
@@ -111,9 +109,7 @@ class BenchmarkResult(ResultPart):
     def __repr__(self) -> str:
         figures = {"p50": (self.latency_ms.get("p50"), " ms"), "throughput": (self.throughput_fps, "/s")}
         shown = "".join(f", {name} {value:.4g}{unit}" for name, (value, unit) in figures.items() if value)
-        return (
-            f"BenchmarkResult({self.model.name}, {self.settings.scenario} on {self.settings.device}{shown})"
-        )
+        return f"BenchmarkResult({self.model.name}, {self.settings.scenario} on {self.settings.device}{shown})"
 
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
         """Return every field as JSON types, with the raw samples unless `samples` is False."""
@@ -244,9 +240,7 @@ class Samples(Frozen):
         return self
 
     @classmethod
-    def pack(
-        cls, starts_ns: NDArray[np.int64], latencies_ms: NDArray[np.floating], *, items: int = 1
-    ) -> Samples:
+    def pack(cls, starts_ns: NDArray[np.int64], latencies_ms: NDArray[np.floating], *, items: int = 1) -> Samples:
         """Sort queries by their starts, and compress them.
 
         `starts_ns`, (N,) int64, count from the start of the measurement; `latencies_ms`, (N,), are in the same

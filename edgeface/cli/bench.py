@@ -13,12 +13,7 @@ from rich.markup import escape
 
 import edgeface
 from edgeface.cli import bench_results
-from edgeface.cli.options import (
-    ChosenDetectorOption,
-    DetectorModelOption,
-    DetectorName,
-    LandmarksModelOption,
-)
+from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError
 
@@ -50,12 +45,8 @@ class _Precision(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(
-        help="Measure how fast a model is; compare and report the results.", no_args_is_help=True
-    )
-    group.command(
-        "run", epilog="Example: edgeface bench run facenet.xml --scenario offline -o results/offline"
-    )(run)
+    group = typer.Typer(help="Measure how fast a model is; compare and report the results.", no_args_is_help=True)
+    group.command("run", epilog="Example: edgeface bench run facenet.xml --scenario offline -o results/offline")(run)
     bench_results.add_to(group)
     app.add_typer(group, name="bench")
 
@@ -65,9 +56,7 @@ def _option(*names: str, **details: Any) -> Any:
 
 
 def run(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)
-    ],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)],
     output_dir: Annotated[
         Path | None, _option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
@@ -76,8 +65,7 @@ def run(
     ] = _Scenario.single_stream,
     device: Annotated[str | None, _option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
-        _Hint | None,
-        typer.Option(help="Performance hint. Default: latency for single-stream, else throughput."),
+        _Hint | None, typer.Option(help="Performance hint. Default: latency for single-stream, else throughput.")
     ] = None,
     precision: Annotated[_Precision | None, _option(help="Inference precision.")] = None,
     streams: Annotated[int | None, _option(min=1, help="Number of parallel streams.")] = None,
@@ -86,34 +74,25 @@ def run(
     batch: Annotated[int | None, _option("--batch", "-b", min=1, help="Batch size.")] = None,
     plan: Annotated[
         Path | None,
-        _option(
-            help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."
-        ),
+        _option(help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.")
     ] = None,
-    duration: Annotated[
-        float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")
-    ] = 20.0,
+    duration: Annotated[float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")] = 20.0,
     max_duration: Annotated[
-        float | None,
-        _option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]"),
+        float | None, _option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]")
     ] = None,
     min_count: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Minimum number of queries. Default: as MLPerf's early stopping needs, 64 for single-stream.",
+            min=1, help="Minimum number of queries. Default: as MLPerf's early stopping needs, 64 for single-stream."
         ),
     ] = None,
-    warm_up: Annotated[
-        float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")
-    ] = 10.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of inputs and arrivals.")] = 0,
     end_to_end: Annotated[
-        bool,
-        typer.Option("--end-to-end", help="Run through edgeface's Embedder, copies in and out included."),
+        bool, typer.Option("--end-to-end", help="Run through edgeface's Embedder, copies in and out included.")
     ] = False,
     input_format: Annotated[
         str | None, _option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
@@ -135,9 +114,7 @@ def run(
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Measure the device's peak, to compute the efficiency.")
     ] = True,
-    layers: Annotated[
-        bool, typer.Option("--layers/--no-layers", help="Time the layers, in a separate pass.")
-    ] = True,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time the layers, in a separate pass.")] = True,
     identify: Annotated[
         bool, typer.Option("--identify", help="Store host, user, folder and command line in the result.")
     ] = False,
@@ -186,11 +163,7 @@ def run(
             model,
             settings,
             options=ScenarioOptions(
-                bound_ms=bound,
-                percentile=percentile,
-                samples_per_query=samples_per_query,
-                video=shown,
-                detector=finder,
+                bound_ms=bound, percentile=percentile, samples_per_query=samples_per_query, video=shown, detector=finder
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,

@@ -16,26 +16,21 @@ from edgeface.progress import Progress
 
 def add_to(group: typer.Typer) -> None:
     """Add this module's commands to the group ``bench``."""
-    group.command(
-        epilog="Example: edgeface bench compare results/before results/after --fail-on-regression 5%"
-    )(compare)
+    group.command(epilog="Example: edgeface bench compare results/before results/after --fail-on-regression 5%")(
+        compare
+    )
     group.command(epilog="Example: edgeface bench report results/* -o report.html")(report)
-    group.command(
-        epilog="Example: edgeface bench sweep facenet.xml --hints latency,throughput --batches 1,4 -o sweep"
-    )(sweep)
+    group.command(epilog="Example: edgeface bench sweep facenet.xml --hints latency,throughput --batches 1,4 -o sweep")(
+        sweep
+    )
 
 
 def compare(
     baseline: Annotated[
-        Path,
-        typer.Argument(help="A result, its folder, a folder of repeated runs, or a report of benchmark_app."),
+        Path, typer.Argument(help="A result, its folder, a folder of repeated runs, or a report of benchmark_app.")
     ],
-    candidates: Annotated[
-        list[Path], typer.Argument(help="Results to compare with the baseline.", show_default=False)
-    ],
-    across_models: Annotated[
-        bool, typer.Option("--across-models", help="Allow results of different models.")
-    ] = False,
+    candidates: Annotated[list[Path], typer.Argument(help="Results to compare with the baseline.", show_default=False)],
+    across_models: Annotated[bool, typer.Option("--across-models", help="Allow results of different models.")] = False,
     fail_on_regression: Annotated[
         str | None,
         typer.Option(
@@ -88,15 +83,11 @@ def compare(
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(
-            help="Results, their folders, folders of those, reports of benchmark_app.", show_default=False
-        ),
+        typer.Argument(help="Results, their folders, folders of those, reports of benchmark_app.", show_default=False),
     ],
     output: Annotated[
         list[Path],
-        typer.Option(
-            "--output", "-o", help="FILE.html, .md or .csv; may be given several times.", show_default=False
-        ),
+        typer.Option("--output", "-o", help="FILE.html, .md or .csv; may be given several times.", show_default=False),
     ],
     json: JsonOption = False,
 ) -> None:
@@ -120,19 +111,13 @@ def sweep(
     output_dir: Annotated[
         Path,
         typer.Option(
-            "--output-dir",
-            "-o",
-            help="Output folder. An unfinished sweep there is resumed.",
-            show_default=False,
+            "--output-dir", "-o", help="Output folder. An unfinished sweep there is resumed.", show_default=False
         ),
     ],
     devices: Annotated[
-        str,
-        typer.Option(help="Devices, separated by spaces, e.g. 'CPU AUTO:GPU,CPU'. Other lists use commas."),
+        str, typer.Option(help="Devices, separated by spaces, e.g. 'CPU AUTO:GPU,CPU'. Other lists use commas.")
     ] = "CPU",
-    precisions: Annotated[
-        str, typer.Option(help="Inference precisions: f32, f16, bf16 or default.")
-    ] = "default",
+    precisions: Annotated[str, typer.Option(help="Inference precisions: f32, f16, bf16 or default.")] = "default",
     hints: Annotated[
         str, typer.Option(help="Performance hints: latency, throughput, cumulative_throughput or none.")
     ] = "latency,throughput",
@@ -142,14 +127,10 @@ def sweep(
     duration: Annotated[
         float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration of each run, seconds.")
     ] = 20.0,
-    warm_up: Annotated[
-        float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")
-    ] = 10.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")] = 10.0,
     shape: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.", show_default=False
-        ),
+        typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.", show_default=False),
     ] = None,
     peak: Annotated[bool, typer.Option("--peak/--no-peak", help="Measure each device's peak, once.")] = True,
     json: JsonOption = False,
@@ -174,9 +155,7 @@ def sweep(
         batches=_numbers("--batches", batches),
     )
     longest = max(duration, DEFAULTS.max_duration_s or 0.0)
-    settings = DEFAULTS.model_copy(
-        update={"duration_s": duration, "max_duration_s": longest, "warm_up_s": warm_up}
-    )
+    settings = DEFAULTS.model_copy(update={"duration_s": duration, "max_duration_s": longest, "warm_up_s": warm_up})
     with progress_bars(refresh_per_second=1) as progress:
 
         def tell(step: SweepStep) -> None:
@@ -193,9 +172,7 @@ def sweep(
         )
     for kind in ("absent", "failed", "skipped"):
         for left in getattr(found, kind):
-            stderr.print(
-                f"[bold yellow]{kind}:[/] {escape(left.name)}: {escape(left.reason)}", soft_wrap=True
-            )
+            stderr.print(f"[bold yellow]{kind}:[/] {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
     if json:
         return emit_json(found.to_dict())
     stdout.print(sweep_table(found))
@@ -210,12 +187,8 @@ def _words(text: str) -> list[str]:
 
 def _numbers(option: str, text: str) -> list[int | None]:
     words = _words(text)
-    if not words or not all(
-        word == "default" or (word.isascii() and word.isdigit() and int(word)) for word in words
-    ):
-        raise InputError(
-            f"{option}: expected positive numbers separated by commas, or default, found {text!r}"
-        )
+    if not words or not all(word == "default" or (word.isascii() and word.isdigit() and int(word)) for word in words):
+        raise InputError(f"{option}: expected positive numbers separated by commas, or default, found {text!r}")
     return [None if word == "default" else int(word) for word in words]
 
 

@@ -17,16 +17,12 @@ if TYPE_CHECKING:
     from edgeface.bench.run.sweep import Sweep
     from edgeface.stats import Interval
 
-__all__ = ["comparison_table", "gate_words", "show", "sweep_table"]
-
 
 def show(result: BenchmarkResult, console: Console) -> None:
     """Print latency and throughput with their intervals, work, efficiency, and every reason for doubt."""
     settings, execution = result.settings, result.execution
     where = ", ".join(execution.full_names or execution.devices)
-    console.print(
-        f"[bold]{escape(result.model.name)}[/bold]  {settings.scenario}  on {escape(where)}", soft_wrap=True
-    )
+    console.print(f"[bold]{escape(result.model.name)}[/bold]  {settings.scenario}  on {escape(where)}", soft_wrap=True)
     ran = {
         "hint": settings.hint and settings.hint.lower(),
         "precision": execution.precision,
@@ -97,9 +93,7 @@ def _doubts(result: BenchmarkResult) -> list[str]:
     if validity.stationary is False:
         doubts.append("latencies drifted: the second half of the run differs from the first")
     if not validity.count_met:
-        doubts.append(
-            f"fewer queries than the minimum of {result.settings.min_count}; measure longer: --max-duration"
-        )
+        doubts.append(f"fewer queries than the minimum of {result.settings.min_count}; measure longer: --max-duration")
     return doubts
 
 

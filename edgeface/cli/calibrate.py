@@ -70,10 +70,7 @@ def calibrate(
     with staging_folder(output.parent):  # a folder that cannot be written is refused before minutes of work
         pass
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
-    with (
-        options.open() as faces,
-        progress_bars() as progress,
-    ):
+    with options.open() as faces, progress_bars() as progress:
         found = calibrate_model(
             images,
             listed,
@@ -113,9 +110,7 @@ def calibrate(
 
 def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:
     first = thresholds[0]
-    table = Table(
-        "target FAR", "threshold", "FAR, 95 % interval", "FRR, 95 % interval", title=first.contract_id
-    )
+    table = Table("target FAR", "threshold", "FAR, 95 % interval", "FRR, 95 % interval", title=first.contract_id)
     for each in thresholds:
         (low, high), (least, most) = each.far_interval, each.frr_interval
         sign = ">" if each.metric.is_similarity else "<"

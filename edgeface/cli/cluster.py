@@ -20,8 +20,6 @@ from edgeface.cli.output import (
     stdout,
 )
 
-__all__ = ["register"]
-
 
 class _Method(str, enum.Enum):
     chinese_whispers = "chinese-whispers"
@@ -30,16 +28,13 @@ class _Method(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(epilog="Example: edgeface cluster photos -o people --link")(
-        with_options(cluster, min_size=40)
-    )
+    app.command(epilog="Example: edgeface cluster photos -o people --link")(with_options(cluster, min_size=40))
 
 
 def cluster(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Photos, in any depth of folders.")],
     output_dir: Annotated[
-        Path,
-        typer.Option("--output-dir", "-o", help="Gets people/0001, people/0002, ...", show_default=False),
+        Path, typer.Option("--output-dir", "-o", help="Gets people/0001, people/0002, ...", show_default=False)
     ],
     *,
     method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
@@ -52,8 +47,7 @@ def cluster(
     link: Annotated[bool, typer.Option("--link", help="Link to the photos instead of copying them.")] = False,
     options: AnalyzerOptions,
     gate: Annotated[
-        bool,
-        typer.Option("--gate/--no-gate", help="Leave out faces too blurred, dark or turned to compare."),
+        bool, typer.Option("--gate/--no-gate", help="Leave out faces too blurred, dark or turned to compare.")
     ] = True,
     strict: StrictOption = False,
     json: JsonOption = False,

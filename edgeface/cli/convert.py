@@ -42,12 +42,8 @@ class _Color(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(
-        convert
-    )
-    app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(
-        adopt
-    )
+    app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(convert)
+    app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(adopt)
     app.command(epilog="Example: edgeface inspect models/facenet-20180408-102900.xml --json")(inspect)
 
 
@@ -71,8 +67,7 @@ def convert(
         str | None, typer.Option(help="Name of the IR; a zoo name also selects that model's preprocessing.")
     ] = None,
     parity: Annotated[
-        bool,
-        typer.Option("--parity", help="Compare the IR with TensorFlow (extra 'parity') or with --golden."),
+        bool, typer.Option("--parity", help="Compare the IR with TensorFlow (extra 'parity') or with --golden.")
     ] = False,
     golden: Annotated[
         Path | None, typer.Option(help="File (.npz) of RGB images and expected embeddings; implies --parity.")
@@ -117,9 +112,7 @@ def adopt(
     _show_conversion(result, json=json)
 
 
-def inspect(
-    ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract.")], json: JsonOption = False
-) -> None:
+def inspect(ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract.")], json: JsonOption = False) -> None:
     """Show an IR's contract, its work for one face, its parameters and its file sizes."""
     import openvino as ov
 
@@ -143,9 +136,7 @@ def inspect(
     table.add_row(
         "work of one face", f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
     )
-    table.add_row(
-        "parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)"
-    )
+    table.add_row("parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)")
     table.add_row("files", f".xml {answer['bytes']['xml']:,} bytes, .bin {answer['bytes']['bin']:,} bytes")
     stdout.print(table)
     _warn_if_seeded(contract)
@@ -196,14 +187,11 @@ def _contract_table(contract: ModelContract) -> Table:
     height, width = contract.input_size
     low, high = contract.value_range
     table.add_row(
-        "input",
-        f"{contract.input_name}: {contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}",
+        "input", f"{contract.input_name}: {contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
     )
     table.add_row("output", f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}")
     table.add_row("alignment", f"{contract.alignment.recipe}, margin {contract.alignment.margin}")
-    table.add_row(
-        "weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}..."
-    )
+    table.add_row("weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}...")
     table.add_row("made by", f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}")
     return table
 

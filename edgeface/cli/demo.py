@@ -21,18 +21,15 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Folder for the IR and the report.")
-    ] = Path("edgeface-demo"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the IR and the report.")] = Path(
+        "edgeface-demo"
+    ),
     data: Annotated[
-        Path | None,
-        typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.", show_default=False),
+        Path | None, typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.", show_default=False)
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option(
-            envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False
-        ),
+        typer.Option(envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the publisher.")] = False,
     json: JsonOption = False,
@@ -47,9 +44,7 @@ def demo(
         stderr.print(f"no data at {data}: continuing without", markup=False)
         data = None
     with progress_bars() as progress:
-        result = run_demo(
-            output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress
-        )
+        result = run_demo(output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress)
     if json:
         return emit_json(result.to_dict())
     for line in _lines(result):

@@ -9,19 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from edgeface.cli.options import DetectorOptions, with_options
-from edgeface.cli.output import (
-    JsonOption,
-    StrictOption,
-    emit_json,
-    finish,
-    list_failures,
-    progress_bars,
-    stdout,
-)
+from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, progress_bars, stdout
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.model.contract import Alignment
-
-__all__ = ["register"]
 
 
 class _Recipe(str, enum.Enum):
@@ -42,9 +32,7 @@ _SIZES = {
 
 _ThresholdOption = Annotated[
     float | None,
-    typer.Option(
-        "--threshold", min=0, max=1, help="Lowest score. Default: the detector's.", show_default=False
-    ),
+    typer.Option("--threshold", min=0, max=1, help="Lowest score. Default: the detector's.", show_default=False),
 ]
 
 
@@ -60,9 +48,7 @@ def detect(
     images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or patterns.")],
     options: DetectorOptions,
     threshold: _ThresholdOption = None,
-    draw: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for copies with the faces marked.")
-    ] = None,
+    draw: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for copies with the faces marked.")] = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -81,29 +67,19 @@ def detect(
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if json:
-        emit_json(
-            {"detector": options.detector.value, "images": answers, "failures": list_failures(failures)}
-        )
+        emit_json({"detector": options.detector.value, "images": answers, "failures": list_failures(failures)})
     finish(failures, strict=strict)
 
 
 def align(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")
-    ],
-    output_dir: Annotated[
-        Path,
-        typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False),
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False)],
     *,
     recipe: Annotated[_Recipe, typer.Option(help="Alignment of the model.")] = _Recipe.mtcnn_box_margin,
     margin: Annotated[
-        int | None,
-        typer.Option(min=0, help="Margin in pixels, for the box recipes. Default: 32.", show_default=False),
+        int | None, typer.Option(min=0, help="Margin in pixels, for the box recipes. Default: 32.", show_default=False)
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Size of the crops. Default: the recipe's.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the crops. Default: the recipe's.")] = None,
     options: DetectorOptions,
     threshold: _ThresholdOption = None,
     strict: StrictOption = False,
@@ -122,10 +98,7 @@ def align(
     alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
     crop_size = _parse_size(size) if size else _SIZES[recipe]
     photos = find_photos([folder], output=output_dir)
-    with (
-        options.load_detector(threshold=threshold) as model,
-        progress_bars() as progress,
-    ):
+    with options.load_detector(threshold=threshold) as model, progress_bars() as progress:
         report = align_photos(photos, output_dir, model, alignment, crop_size, progress=progress)
     if not report.written:
         raise FaceError(f"no photo gave a crop: {list_some(report.failures)}")

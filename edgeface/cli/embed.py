@@ -40,13 +40,10 @@ def register(app: typer.Typer) -> None:
 def embed(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders or shell patterns.")],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="A .npz, or a .parquet (extra 'parquet').", show_default=False),
+        Path, typer.Option("--output", "-o", help="A .npz, or a .parquet (extra 'parquet').", show_default=False)
     ],
     *,
-    faces: Annotated[
-        _Faces, typer.Option(help="Faces to embed of each photo: the largest, or all.")
-    ] = _Faces.largest,
+    faces: Annotated[_Faces, typer.Option(help="Faces to embed of each photo: the largest, or all.")] = _Faces.largest,
     options: AnalyzerOptions,
     strict: StrictOption = False,
     json: JsonOption = False,
@@ -71,9 +68,7 @@ def embed(
         )
     else:
         stdout.print(
-            f"{len(result.table)} embeddings of {result.files} files in {output}",
-            markup=False,
-            soft_wrap=True,
+            f"{len(result.table)} embeddings of {result.files} files in {output}", markup=False, soft_wrap=True
         )
     finish(result.failures, strict=strict)
 
@@ -126,8 +121,7 @@ def _show(result: Verification) -> None:
     rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}"
     relation = ">" if result.score > threshold.value else "<="
     stdout.print(
-        f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}",
-        soft_wrap=True,
+        f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}", soft_wrap=True
     )
     if threshold.note:
         stderr.print(threshold.note, markup=False, soft_wrap=True)

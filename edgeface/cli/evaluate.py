@@ -36,30 +36,25 @@ class _Distance(str, enum.Enum):
 
 
 OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output-dir", "-o", help="Folder for the JSON result and report.html.", show_default=False
-    ),
+    Path, typer.Option("--output-dir", "-o", help="Folder for the JSON result and report.html.", show_default=False)
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     group = typer.Typer(help="Measure the accuracy of a model by published protocols.", no_args_is_help=True)
-    group.command(
-        epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result"
-    )(with_options(lfw))
-    group.command(
-        epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result"
-    )(with_options(identification))
+    group.command(epilog="Example: edgeface evaluate lfw --images lfw --pairs pairs.txt --model facenet.xml -o result")(
+        with_options(lfw)
+    )
+    group.command(epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result")(
+        with_options(identification)
+    )
     app.add_typer(group, name="evaluate")
 
 
 def lfw(
     images: ImagesOption,
-    pairs: Annotated[
-        Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
-    ],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
     output_dir: OutputOption,
     *,
     model: ModelOption = None,
@@ -71,9 +66,7 @@ def lfw(
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option(
-            "--flip/--no-flip", help="Concatenate the mirror image's embedding. Default: only for omz."
-        ),
+        typer.Option("--flip/--no-flip", help="Concatenate the mirror image's embedding. Default: only for omz."),
     ] = None,
     subtract_mean: Annotated[
         bool | None,
@@ -92,10 +85,7 @@ def lfw(
 
     listed = read_pairs(pairs)
     _require_folder(output_dir)
-    with (
-        options.open() as faces,
-        progress_bars() as progress,
-    ):
+    with options.open() as faces, progress_bars() as progress:
         result = evaluate_model(
             images,
             listed,
@@ -132,10 +122,7 @@ def identification(
     from edgeface.evaluate import evaluate_identification
 
     _require_folder(output_dir)
-    with (
-        options.open() as faces,
-        progress_bars() as progress,
-    ):
+    with options.open() as faces, progress_bars() as progress:
         result = evaluate_identification(
             images,
             edgeface.find_model(model),
@@ -170,9 +157,7 @@ def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:
     accuracy = answer["accuracy"]
-    table = Table(
-        answer["protocol"], answer["metric"], title=escape(answer["model"]["name"]), title_justify="left"
-    )
+    table = Table(answer["protocol"], answer["metric"], title=escape(answer["model"]["name"]), title_justify="left")
     table.add_row("pairs", f"{answer['pairs']:,} of {answer['images']:,} images")
     table.add_row("accuracy", f"{accuracy['mean']:.4f} +- {accuracy['std']:.4f}")
     for far, val in answer["val"].items():
@@ -182,9 +167,7 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
     table.add_row("AUC, EER", f"{answer['auc']:.5f}, {answer['eer']:.4f}")
     table.add_row("threshold", f"{answer['threshold']:.3f}")
     table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")
-    table.add_row(
-        "speed", f"{answer['images_per_second']:.1f} images/s on {', '.join(answer['device_name'])}"
-    )
+    table.add_row("speed", f"{answer['images_per_second']:.1f} images/s on {', '.join(answer['device_name'])}")
     return table
 
 

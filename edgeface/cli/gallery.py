@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from edgeface.gallery import Person
     from edgeface.gallery.store.sqlite import SqliteStore
 
-__all__ = ["register"]
-
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
@@ -54,19 +52,14 @@ def _find_person(store: SqliteStore, name: str) -> Person:
     return person
 
 
-@group.command(
-    epilog="Example: edgeface gallery create people.gallery --model facenet.xml --key file:/run/secrets/key"
-)
+@group.command(epilog="Example: edgeface gallery create people.gallery --model facenet.xml --key file:/run/secrets/key")
 def create(
     gallery: GalleryArgument,
     model: ModelOption = None,
     key: KeyOption = None,
     unencrypted: UnencryptedOption = False,
     keep_images: Annotated[
-        bool,
-        typer.Option(
-            "--keep-images", help="Keep an image of each face, from which another model can embed it."
-        ),
+        bool, typer.Option("--keep-images", help="Keep an image of each face, from which another model can embed it.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -89,9 +82,7 @@ def create(
 @group.command("list", epilog="Example: edgeface gallery list people.gallery --label staff --json")
 def list_people(
     gallery: GalleryArgument,
-    label: Annotated[
-        str | None, typer.Option(help="Only people who have this label.", show_default=False)
-    ] = None,
+    label: Annotated[str | None, typer.Option(help="Only people who have this label.", show_default=False)] = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -111,12 +102,7 @@ def list_people(
 
 
 @group.command(epilog="Example: edgeface gallery show people.gallery 'Ada Lovelace'")
-def show(
-    gallery: GalleryArgument,
-    name: NameArgument,
-    key: KeyOption = None,
-    json: JsonOption = False,
-) -> None:
+def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, json: JsonOption = False) -> None:
     """Show a person and the person's templates."""
     with open_gallery(gallery, key) as store:
         person = _find_person(store, name)
@@ -142,8 +128,7 @@ def forget(
     gallery: GalleryArgument,
     name: NameArgument,
     template: Annotated[
-        list[int] | None,
-        typer.Option(help="Erase only this template. Repeatable.", show_default=False),
+        list[int] | None, typer.Option(help="Erase only this template. Repeatable.", show_default=False)
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     key: KeyOption = None,
@@ -155,9 +140,7 @@ def forget(
         what = f"{len(template)} of {person.template_count} templates" if template else "everything"
         if not yes:
             if not sys.stdin.isatty():
-                raise InputError(
-                    "forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm"
-                )
+                raise InputError("forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm")
             typer.confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", abort=True, err=True)
         done = store.forget(person.id, template_ids=template)
     answer(

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeface.cli.gallery_options import (
-    ForceOption,
-    GalleryArgument,
-    KeyOption,
-    RulesOption,
-    group,
-    open_gallery,
-    warn,
-)
+from edgeface.cli.gallery_options import ForceOption, GalleryArgument, KeyOption, RulesOption, group, open_gallery, warn
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, with_options
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
 from edgeface.errors import InputError
@@ -24,12 +16,8 @@ from edgeface.errors import InputError
 if TYPE_CHECKING:
     from edgeface.gallery import Enrolment
 
-__all__ = ["enrol"]
 
-
-@group.command(
-    epilog="Example: edgeface gallery enrol people.gallery ada1.jpg ada2.jpg --name 'Ada Lovelace'"
-)
+@group.command(epilog="Example: edgeface gallery enrol people.gallery ada1.jpg ada2.jpg --name 'Ada Lovelace'")
 @with_options
 def enrol(
     gallery: GalleryArgument,
@@ -44,19 +32,15 @@ def enrol(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the person in all photos. Default: the name of each photo's folder.",
-            show_default=False,
+            help="Name of the person in all photos. Default: the name of each photo's folder.", show_default=False
         ),
     ] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label. Repeatable.", show_default=False)] = None,
     meta: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Metadata. Repeatable.", show_default=False),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata. Repeatable.", show_default=False)
     ] = None,
     force: ForceOption = False,
-    largest: Annotated[
-        bool, typer.Option("--largest", help="Take the largest of several faces in a photo.")
-    ] = False,
+    largest: Annotated[bool, typer.Option("--largest", help="Take the largest of several faces in a photo.")] = False,
     threshold: RulesOption = None,
     no_gate: NoGateOption = False,
     options: AnalyzerOptions,

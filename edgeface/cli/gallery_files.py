@@ -27,8 +27,6 @@ from edgeface.cli.output import JsonOption, progress_bars
 from edgeface.errors import InputError
 from edgeface.files import output_errors
 
-__all__ = ["check", "export", "import_", "rebuild", "rekey"]
-
 
 @group.command(epilog="Example: edgeface gallery export people.gallery -o people.export")
 def export(
@@ -60,9 +58,7 @@ def export(
 @group.command("import", epilog="Example: edgeface gallery import kiosk2.gallery people.export")
 def import_(
     gallery: GalleryArgument,
-    source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="File that 'edgeface gallery export' wrote.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="File that 'edgeface gallery export' wrote.")],
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
     threshold: RulesOption = None,
@@ -87,26 +83,19 @@ def import_(
             rules=EnrolRules.choose(threshold, store.info.contract_id),
             force=force,
         )
-    text = (
-        f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already"
-    )
+    text = f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
 
 
 @group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")
 def rebuild(
     gallery: GalleryArgument,
-    model: Annotated[
-        Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)
-    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)],
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Remove templates without a usable image.")
     ] = False,
     same_alignment: Annotated[
-        bool,
-        typer.Option(
-            "--same-alignment", help="Use kept aligned crops: the new model needs the same alignment."
-        ),
+        bool, typer.Option("--same-alignment", help="Use kept aligned crops: the new model needs the same alignment.")
     ] = False,
     device: DeviceOption = "CPU",
     key: KeyOption = None,
@@ -121,21 +110,15 @@ def rebuild(
         Embedder.load(model, device=device) as embedder,
         progress_bars() as progress,
     ):
-        done = run(
-            store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress
-        )
-    text = (
-        f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
-    )
+        done = run(store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress)
+    text = f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
     text += f"interrupted run, {done.dropped} dropped"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: no template is left; enrol this person again" for name in done.without_templates)
     warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 
-@group.command(
-    epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new"
-)
+@group.command(epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new")
 def rekey(
     gallery: GalleryArgument,
     key: KeyOption = None,
@@ -149,11 +132,7 @@ def rekey(
     with open_gallery(gallery, key) as store:
         done = store.rekey(choose_key(new_key, gallery, unencrypted=unencrypted))
     how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
-    answer(
-        {"gallery": str(gallery), **dataclasses.asdict(done)},
-        f"{gallery}: {done.rows} rows, {how}",
-        json=json,
-    )
+    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, f"{gallery}: {done.rows} rows, {how}", json=json)
     warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 

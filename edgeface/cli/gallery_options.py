@@ -14,20 +14,6 @@ from edgeface.errors import GalleryKeyError, InputError, NegativeResult
 if TYPE_CHECKING:
     from edgeface.gallery.store.sqlite import SqliteStore
 
-__all__ = [
-    "ForceOption",
-    "GalleryArgument",
-    "KeyOption",
-    "NewKeyOption",
-    "RulesOption",
-    "UnencryptedOption",
-    "answer",
-    "choose_key",
-    "group",
-    "open_gallery",
-    "warn",
-]
-
 group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
 
 
@@ -39,13 +25,10 @@ GalleryArgument = Annotated[Path, typer.Argument(metavar="GALLERY", help="The ga
 KeyOption = Annotated[
     str | None,
     _key_option(
-        "--key",
-        "Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY.",
+        "--key", "Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY."
     ),
 ]
-ExportKeyOption = Annotated[
-    str | None, _key_option("--export-key", "Key of the export. Default: the gallery's.")
-]
+ExportKeyOption = Annotated[str | None, _key_option("--export-key", "Key of the export. Default: the gallery's.")]
 NewKeyOption = Annotated[str | None, _key_option("--new-key", "The new key.")]
 UnencryptedOption = Annotated[
     bool, typer.Option("--unencrypted", help="Let anyone who has the file read names and embeddings.")
@@ -60,9 +43,7 @@ RulesOption = Annotated[
         show_default=False,
     ),
 ]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Enrol a face that another person is enrolled with.")
-]
+ForceOption = Annotated[bool, typer.Option("--force", help="Enrol a face that another person is enrolled with.")]
 
 
 def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:

@@ -16,8 +16,6 @@ from edgeface.errors import ImageError, NegativeResult
 if TYPE_CHECKING:
     from edgeface.recognize.identify import Identification
 
-__all__ = ["register"]
-
 _WORDS = {"accepted": "", "unknown": "unknown", "inconclusive": "inconclusive, take another photo: "}
 
 
@@ -42,8 +40,7 @@ def identify(
     ] = None,
     threshold: ThresholdOption = None,
     rule: Annotated[
-        str,
-        typer.Option(metavar="max|mean-of-best-N", help="How a person's score is computed from templates."),
+        str, typer.Option(metavar="max|mean-of-best-N", help="How a person's score is computed from templates.")
     ] = "max",
     margin: Annotated[
         float, typer.Option(min=0, help="How far, in cosine, the next person's score must be below.")
@@ -119,17 +116,13 @@ def _describe(answer: Identification) -> dict[str, Any]:
 
 
 def _show(path: Path, answers: list[Identification]) -> None:
-    stdout.print(
-        f"{path}: {len(answers)} {'face' if len(answers) == 1 else 'faces'}", markup=False, soft_wrap=True
-    )
+    stdout.print(f"{path}: {len(answers)} {'face' if len(answers) == 1 else 'faces'}", markup=False, soft_wrap=True)
     for answer in answers:
         assert answer.face is not None
         x0, y0, x1, y1 = answer.face.box.tolist()
         place = f"{x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})"
         if answer.face.reasons:
-            stdout.print(
-                f"  {place}: unusable: {'; '.join(answer.face.reasons)}", markup=False, soft_wrap=True
-            )
+            stdout.print(f"  {place}: unusable: {'; '.join(answer.face.reasons)}", markup=False, soft_wrap=True)
             continue
         who = f"[bold]{escape(answer.person)}[/]" if answer.person else ""
         score = "the gallery is empty" if answer.score is None else f"{answer.score:.4f}"

@@ -22,32 +22,6 @@ if TYPE_CHECKING:
     from edgeface.evaluate.faces import Boxes
     from edgeface.vision.detector import Detector
 
-__all__ = [
-    "AnalyzerOptions",
-    "BoxesOption",
-    "ChosenDetectorOption",
-    "CropsOption",
-    "DetectorModelOption",
-    "DetectorName",
-    "DetectorOption",
-    "DetectorOptions",
-    "DeviceOption",
-    "FaceSource",
-    "FarOption",
-    "FarsOption",
-    "FlipName",
-    "FlipOption",
-    "ImagesOption",
-    "LabelledOptions",
-    "LandmarksModelOption",
-    "MinSizeOption",
-    "ModelOption",
-    "NoGateOption",
-    "ThresholdOption",
-    "parse_threshold",
-    "with_options",
-]
-
 
 class FlipName(str, enum.Enum):
     """Use of the mirror image of a face."""
@@ -78,13 +52,10 @@ DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO devi
 ImagesOption = Annotated[Path, typer.Option(help="Folder of photos: NAME/NAME_0001.jpg.", show_default=False)]
 CropsOption = Annotated[bool, typer.Option("--crops", help="The photos are aligned crops: detect nothing.")]
 BoxesOption = Annotated[
-    Path | None,
-    typer.Option(help=".npz of names, boxes and points from an earlier detection, instead of a detector."),
+    Path | None, typer.Option(help=".npz of names, boxes and points from an earlier detection, instead of a detector.")
 ]
 DetectorOption = Annotated[DetectorName, typer.Option("--detector", help="Face detector.")]
-ChosenDetectorOption = Annotated[
-    DetectorName | None, typer.Option("--detector", help="Face detector. Default: mtcnn.")
-]
+ChosenDetectorOption = Annotated[DetectorName | None, typer.Option("--detector", help="Face detector. Default: mtcnn.")]
 DetectorModelOption = Annotated[
     Path | None,
     typer.Option(
@@ -108,8 +79,7 @@ NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any 
 FlipOption = Annotated[FlipName, typer.Option(help="Use of the mirror image of each face.")]
 FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate. Repeatable.")]
 FarOption = Annotated[
-    float | None,
-    typer.Option(help="False accept rate to choose a threshold by. Default: 0.001.", show_default=False),
+    float | None, typer.Option(help="False accept rate to choose a threshold by. Default: 0.001.", show_default=False)
 ]
 ThresholdOption = Annotated[
     str | None,
@@ -219,10 +189,7 @@ class LabelledOptions:
         else:
             name = self.detector or DetectorName.mtcnn
             with edgeface.load_detector(
-                name.value,
-                device=self.device,
-                model=self.detector_model,
-                landmarks_model=self.landmarks_model,
+                name.value, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
             ) as loaded:
                 yield FaceSource(None, loaded, name.value)
 

@@ -40,22 +40,10 @@ def emit_json(answer: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallback]:
     """Yield the callback that draws a bar for each stage on a terminal; elsewhere it draws nothing."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
     shown = stderr.is_terminal
     with Bars(
         *columns,
@@ -69,9 +57,7 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
 
         def update(progress: Progress) -> None:
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(
-                    progress.stage, total=progress.total, unit=progress.unit
-                )
+                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, unit=progress.unit)
             bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
         yield update

@@ -59,8 +59,7 @@ class _Precision(str, enum.Enum):
 CalibrationOption = Annotated[
     Path,
     typer.Option(
-        help="Folder of photos of faces to calibrate with, of people who are not in the pairs.",
-        show_default=False,
+        help="Folder of photos of faces to calibrate with, of people who are not in the pairs.", show_default=False
     ),
 ]
 SubsetOption = Annotated[int, typer.Option(min=1, help="Greatest number of photos to calibrate with.")]
@@ -81,23 +80,18 @@ def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            help="The .xml of an FP32 IR with a contract; with --as, the detector's model, or 'mtcnn'.",
-            metavar="IR",
+            help="The .xml of an FP32 IR with a contract; with --as, the detector's model, or 'mtcnn'.", metavar="IR"
         ),
     ],
     calibration: CalibrationOption,
     output_dir: Annotated[
-        Path,
-        typer.Option(
-            "--output-dir", "-o", help="Folder for the IR, not that of the FP32 IR.", show_default=False
-        ),
+        Path, typer.Option("--output-dir", "-o", help="Folder for the IR, not that of the FP32 IR.", show_default=False)
     ],
     preset: Annotated[
         _Preset, typer.Option(help="Quantization of activations: mixed is asymmetric, performance symmetric.")
     ] = _Preset.mixed,
     mode: Annotated[
-        _Mode,
-        typer.Option(help="int8: weights and activations; weights: 8-bit weights only; fp16: FP16 storage."),
+        _Mode, typer.Option(help="int8: weights and activations; weights: 8-bit weights only; fp16: FP16 storage.")
     ] = _Mode.int8,
     subset: SubsetOption = 300,
     max_drop: Annotated[
@@ -128,12 +122,9 @@ def quantize(
         _Bias, typer.Option(help="Bias correction; 'accurate' takes about four times as long.")
     ] = _Bias.fast,
     half_range: Annotated[
-        _HalfRange,
-        typer.Option(help="Layers with 7-bit weights, so that CPUs without VNNI do not saturate."),
+        _HalfRange, typer.Option(help="Layers with 7-bit weights, so that CPUs without VNNI do not saturate.")
     ] = _HalfRange.all,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Layer that stays in floating point. Repeatable.")
-    ] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Layer that stays in floating point. Repeatable.")] = None,
     accuracy_control: Annotated[
         float | None,
         typer.Option(
@@ -145,10 +136,7 @@ def quantize(
         ),
     ] = None,
     search: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Groups of layers that may be put back into floating point to keep the limits."
-        ),
+        int, typer.Option(min=0, help="Groups of layers that may be put back into floating point to keep the limits.")
     ] = 4,
     seed: SeedOption = 0,
     crops: CropsOption = False,
@@ -248,8 +236,7 @@ def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("change of pair distances", change))
         for each in trial["verification"]:
             changes = {
-                name: f"{each[name]['before']:.4f} to {each[name]['after']:.4f}"
-                for name in ("accuracy", "val", "eer")
+                name: f"{each[name]['before']:.4f} to {each[name]['after']:.4f}" for name in ("accuracy", "val", "eer")
             }
             (low, high), drop = each["accuracy"]["interval"], each["accuracy"]["drop"]
             drop = f"{each['setting']}: {changes['accuracy']}, drop {drop:.4f} ({low:.4f} to {high:.4f})"
@@ -284,16 +271,13 @@ def _detector_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 def pareto(
     model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="The .xml of an FP32 IR with a contract.", show_default=False),
+        Path, typer.Argument(metavar="MODEL", help="The .xml of an FP32 IR with a contract.", show_default=False)
     ],
     calibration: CalibrationOption,
     images: Annotated[
         Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.", show_default=False)
     ],
-    pairs: Annotated[
-        Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)
-    ],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
     output_dir: Annotated[
         Path,
         typer.Option(
@@ -321,10 +305,7 @@ def pareto(
     from edgeface.quantize.pareto import METHODS
 
     listed = read_pairs(pairs)
-    with (
-        progress_bars() as progress,
-        options.open() as faces,
-    ):
+    with progress_bars() as progress, options.open() as faces:
         found = measure_pareto(
             model,
             output_dir,
@@ -343,9 +324,7 @@ def pareto(
         )
     write_pareto(found, output_dir)
     if found.disturbance.disturbed:
-        stderr.print(
-            f"timing disturbed: {'; '.join(found.disturbance.reasons)}", markup=False, soft_wrap=True
-        )
+        stderr.print(f"timing disturbed: {'; '.join(found.disturbance.reasons)}", markup=False, soft_wrap=True)
     if json:
         return emit_json(found.to_dict())
     stdout.print(_pareto_table(found))

@@ -19,9 +19,7 @@ from edgeface import zoo
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
 
-group = typer.Typer(
-    no_args_is_help=True, help="List, describe, download, verify and carry over published models."
-)
+group = typer.Typer(no_args_is_help=True, help="List, describe, download, verify and carry over published models.")
 
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Model names or shell patterns, separated by commas.")
@@ -43,9 +41,7 @@ CacheOption = Annotated[
         show_default=False,
     ),
 ]
-AcceptOption = Annotated[
-    bool, typer.Option("--accept-license", "-y", help="Accept the licences without a question.")
-]
+AcceptOption = Annotated[bool, typer.Option("--accept-license", "-y", help="Accept the licences without a question.")]
 
 
 class ProgressFormat(str, Enum):
@@ -66,9 +62,7 @@ def register(app: typer.Typer) -> None:
 
 
 @group.command("list")
-def list_models(
-    catalog: CatalogOption = None, cache: CacheOption = None, as_json: JsonOption = False
-) -> None:
+def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_json: JsonOption = False) -> None:
     """List the models of the catalog.
 
     Example: edgeface zoo list
@@ -89,9 +83,7 @@ def info(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Model name.")] = None,
     model_yml: Annotated[
         Path | None,
-        typer.Option(
-            "--from", metavar="FILE", help="Read an Open Model Zoo model.yml instead.", show_default=False
-        ),
+        typer.Option("--from", metavar="FILE", help="Read an Open Model Zoo model.yml instead.", show_default=False),
     ] = None,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
@@ -102,9 +94,7 @@ def info(
     Example: edgeface zoo info facenet-20180408-102900
     """
     if (name is None) == (model_yml is None):
-        raise InputError(
-            "expected either a model name or --from FILE; list the names with: edgeface zoo list"
-        )
+        raise InputError("expected either a model name or --from FILE; list the names with: edgeface zoo list")
     entry = zoo.load_catalog(catalog)[name] if name else zoo.load_model_yml(model_yml or Path())
     store = zoo.ModelStore(cache)
     answer = {**_brief(entry, store), **entry.model_dump(mode="json", by_alias=True, exclude_none=True)}
@@ -115,9 +105,7 @@ def info(
     }
     if as_json:
         return emit_json(answer)
-    for key, value in _facts(
-        entry, answer, recorded
-    ):  # unfolded, so that addresses and digests can be copied
+    for key, value in _facts(entry, answer, recorded):  # unfolded, so that addresses and digests can be copied
         stdout.print(f"[bold]{escape(key)}[/]  {escape(value)}", soft_wrap=True)
 
 
@@ -141,9 +129,7 @@ def download(
         float, typer.Option(min=0.1, help="Seconds without a byte before a connection counts as dead.")
     ] = _DEFAULT.timeout,
     accept: AcceptOption = False,
-    progress: Annotated[
-        ProgressFormat, typer.Option(help="json: one line an event, on stderr.")
-    ] = ProgressFormat.auto,
+    progress: Annotated[ProgressFormat, typer.Option(help="json: one line an event, on stderr.")] = ProgressFormat.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Download models. Interrupted downloads resume; files that are here and intact are kept.
@@ -174,10 +160,7 @@ def download(
 
 @group.command()
 def verify(
-    names: OptionalNames = None,
-    catalog: CatalogOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    names: OptionalNames = None, catalog: CatalogOption = None, cache: CacheOption = None, as_json: JsonOption = False
 ) -> None:
     """Compare every byte of downloaded models with the published or recorded digests.
 
@@ -195,8 +178,7 @@ def verify(
                 "intact": not damaged[name],
                 "checks": len(found),
                 "damaged": [
-                    {"path": str(each.path), "expected": each.expected, "found": each.found}
-                    for each in damaged[name]
+                    {"path": str(each.path), "expected": each.expected, "found": each.found} for each in damaged[name]
                 ],
             }
             for name, found in checks.items()
@@ -207,9 +189,7 @@ def verify(
         return
     for name, found in checks.items():
         bad = len(damaged[name])
-        stdout.print(
-            f"{name}: " + (f"{bad} of {len(found)} checks failed" if bad else f"intact, {len(found)} checks")
-        )
+        stdout.print(f"{name}: " + (f"{bad} of {len(found)} checks failed" if bad else f"intact, {len(found)} checks"))
     if not entries:
         stdout.print("no model is downloaded")
     if first is not None:
@@ -222,8 +202,7 @@ def verify(
 @group.command()
 def default(
     model: Annotated[
-        str | None,
-        typer.Argument(metavar="[NAME_OR_IR]", help="Model name, or .xml of an IR with a contract."),
+        str | None, typer.Argument(metavar="[NAME_OR_IR]", help="Model name, or .xml of an IR with a contract.")
     ] = None,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
@@ -266,9 +245,7 @@ def bundle(
 
 @group.command("import")
 def import_models(
-    archive: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Archive written by `edgeface zoo bundle`.")
-    ],
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="Archive written by `edgeface zoo bundle`.")],
     accept: AcceptOption = False,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
@@ -336,9 +313,7 @@ def agree_to_license(entry: zoo.ModelEntry, store: zoo.ModelStore, *, accept: bo
     if not accept and _is_interactive():
         stderr.print(f"Do you accept the licence of {entry.name}? \\[y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
-            raise InputError(
-                f"{entry.name}: its licence, {entry.license}, was not accepted; nothing was done"
-            )
+            raise InputError(f"{entry.name}: its licence, {entry.license}, was not accepted; nothing was done")
         accept = True
     if accept:
         store.record_license(entry, "accepted")
@@ -363,20 +338,10 @@ def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
 
 def _downloaded(entry: zoo.ModelEntry, result: zoo.Download) -> dict[str, Any]:
     files = [
-        {
-            "sha256": blob.sha256,
-            "size": blob.size,
-            "source": blob.source,
-            "trusted_on_first_use": blob.first_use,
-        }
+        {"sha256": blob.sha256, "size": blob.size, "source": blob.source, "trusted_on_first_use": blob.first_use}
         for blob in result.blobs
     ]
-    return {
-        "name": entry.name,
-        "folder": str(result.folder),
-        "already_there": result.already_there,
-        "files": files,
-    }
+    return {"name": entry.name, "folder": str(result.folder), "already_there": result.already_there, "files": files}
 
 
 def _print_bundle(verb: str, path: Path, manifest: zoo.Manifest, *, as_json: bool) -> None:
@@ -389,9 +354,7 @@ def _print_bundle(verb: str, path: Path, manifest: zoo.Manifest, *, as_json: boo
     stdout.print(f"{verb} {escape(str(path))} ({total:,} bytes): {names}", soft_wrap=True)
 
 
-def _facts(
-    entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zoo.Blob]
-) -> Iterator[tuple[str, str]]:
+def _facts(entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zoo.Blob]) -> Iterator[tuple[str, str]]:
     yield "name", entry.name
     yield "description", entry.description
     yield "task, framework", f"{entry.task_type}, {entry.framework}"

@@ -13,9 +13,5 @@ __all__ = ["ConversionResult", "ParityReport", "adopt", "check_parity", "convert
 
 __getattr__ = exports(  # the process that checks an IR needs none of these, and starts twice as fast
     __name__,
-    {
-        "adoption": ("adopt",),
-        "converter": ("ConversionResult", "convert"),
-        "parity": ("ParityReport", "check_parity"),
-    },
+    {"adoption": ("adopt",), "converter": ("ConversionResult", "convert"), "parity": ("ParityReport", "check_parity")},
 )

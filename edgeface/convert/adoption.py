@@ -24,23 +24,13 @@ from edgeface.convert.ir import (
     publish_ir,
     save_ir,
 )
-from edgeface.convert.parity import (
-    Embeddings,
-    Images,
-    compare,
-    embed_with_ir,
-    load_golden,
-    run_model,
-    to_input,
-)
+from edgeface.convert.parity import Embeddings, Images, compare, embed_with_ir, load_golden, run_model, to_input
 from edgeface.errors import ConversionError, InputError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_ir
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
-
-__all__ = ["adopt"]
 
 MIN_COSINE = 0.999
 """FP16 weights stay above 0.9999; swapped colours, a wrong range or another checkpoint are far below."""
@@ -59,9 +49,7 @@ class _Reading:
         return f"{self.color} {values}: cosine {self.min_cosine:.4f}"
 
 
-def adopt(
-    ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catalog | None = None
-) -> ConversionResult:
+def adopt(ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catalog | None = None) -> ConversionResult:
     """Add a contract to an IR that was converted elsewhere.
 
     Parameters
@@ -115,9 +103,7 @@ def adopt(
         contract = ModelContract(
             **recipe.contract_fields(),
             name=name,
-            source_sha256=hashlib.sha256(
-                (sha256_of(ir) + sha256_of(ir.with_suffix(".bin"))).encode()
-            ).hexdigest(),
+            source_sha256=hashlib.sha256((sha256_of(ir) + sha256_of(ir.with_suffix(".bin"))).encode()).hexdigest(),
             provenance="published",
             input_name=INPUT_NAMES[0],
             output_name=OUTPUT_NAMES[0],
@@ -131,9 +117,7 @@ def adopt(
         with staging_folder(output_dir) as staging:
             staged, contract = save_ir(model, staging, contract)
             check(staged)
-            report = compare(
-                expected, embed_with_ir(staged, images), against=golden.name, precision=contract.precision
-            )
+            report = compare(expected, embed_with_ir(staged, images), against=golden.name, precision=contract.precision)
             if report.min_cosine < MIN_COSINE:
                 raise ConversionError(f"{ir}: the adopted IR lost accuracy: {report.summary}")
             final = publish_ir(staged, output_dir)
@@ -155,9 +139,7 @@ def _layout_of(model: ov.Model, recipe: Recipe, ir: Path) -> Layout:
         return "NCHW"
     if shape == [height, width, 3]:
         return "NHWC"
-    raise ConversionError(
-        f"{ir}: expected an input of 3 x {height} x {width} or {height} x {width} x 3, found {shape}"
-    )
+    raise ConversionError(f"{ir}: expected an input of 3 x {height} x {width} or {height} x {width} x 3, found {shape}")
 
 
 def _read_input(
@@ -182,21 +164,13 @@ def _read_input(
 
 
 def _try_reading(
-    model: ov.Model,
-    layout: Layout,
-    color: Color,
-    raw: bool,
-    recipe: Recipe,
-    images: Images,
-    expected: Embeddings,
+    model: ov.Model, layout: Layout, color: Color, raw: bool, recipe: Recipe, images: Images, expected: Embeddings
 ) -> _Reading:
     batch = to_input(images, layout=layout, color=color)
     if not raw:
         axes = (1, 3, 1, 1) if layout == "NCHW" else (1, 1, 1, 3)
         order = slice(None, None, -1 if color == "BGR" else 1)
-        mean, scale = (
-            np.array(each[order], np.float32).reshape(axes) for each in (recipe.mean, recipe.scale)
-        )
+        mean, scale = (np.array(each[order], np.float32).reshape(axes) for each in (recipe.mean, recipe.scale))
         batch = (batch - mean) / scale
     found = run_model(model, batch)
     report = compare(expected, found, against="golden", precision="FP32")

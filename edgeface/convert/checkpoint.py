@@ -21,8 +21,6 @@ from edgeface.convert.graphdef import parse_message, read_bytes
 from edgeface.convert.messages import DTYPES, BundleEntry, BundleHeader
 from edgeface.errors import ModelFormatError, NotSupportedError
 
-__all__ = ["find_checkpoint", "read_checkpoint", "shard_paths"]
-
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
 _BLOCK_TRAILER_BYTES = 5  # compression type, masked CRC-32C
@@ -75,9 +73,7 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     ]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ModelFormatError(f"{prefix}: expected {', '.join(missing)} beside the index, found nothing")
-    memory = [
-        np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.zeros(0, np.uint8) for shard in shards
-    ]
+    memory = [np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.zeros(0, np.uint8) for shard in shards]
     variables = {}
     for key, value in entries.items():
         name, entry = key.decode(errors="replace"), parse_message(BundleEntry, value, index)

@@ -13,14 +13,7 @@ from typing import Any, Literal
 
 import openvino as ov
 
-from edgeface.convert.ir import (
-    FreshProcessCheck,
-    adapt_input,
-    check_structure,
-    name_ports,
-    publish_ir,
-    save_ir,
-)
+from edgeface.convert.ir import FreshProcessCheck, adapt_input, check_structure, name_ports, publish_ir, save_ir
 from edgeface.convert.parity import ParityReport
 from edgeface.convert.tensorflow import TensorFlowModel, load_tensorflow
 from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
@@ -31,8 +24,6 @@ from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.default import record_first_default
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore
-
-__all__ = ["DEFAULT_RECIPE", "ConversionResult", "Recipe", "convert", "recipe_of"]
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +161,7 @@ def convert(
             seconds = elapsed()
             report = parity(path, staged) if parity else None
             if report is not None and not report.passed:
-                raise NegativeResult(
-                    f"{path}: the IR does not compute what the model computes: {report.summary}"
-                )
+                raise NegativeResult(f"{path}: the IR does not compute what the model computes: {report.summary}")
             ir = publish_ir(staged, output_dir)
     if in_store and contract.provenance != "seeded":
         record_first_default(ir, store=store)
@@ -241,17 +230,9 @@ def recipe_of(entry: ModelEntry) -> Recipe:
     )
 
 
-def _to_ir(
-    source: TensorFlowModel, recipe: Recipe, *, layout: Layout, color: Color, batch: int | None
-) -> ov.Model:
+def _to_ir(source: TensorFlowModel, recipe: Recipe, *, layout: Layout, color: Color, batch: int | None) -> ov.Model:
     converted = adapt_input(
-        source.model,
-        layout=layout,
-        color=color,
-        mean=recipe.mean,
-        scale=recipe.scale,
-        size=recipe.size,
-        batch=batch,
+        source.model, layout=layout, color=color, mean=recipe.mean, scale=recipe.scale, size=recipe.size, batch=batch
     )
     name_ports(
         converted,
@@ -273,9 +254,7 @@ def _provenance_of(
     return "published" if entry is not None or source.sha256 in known else "unknown"
 
 
-def _find_source(
-    model: str | Path, store: ModelStore | None, catalog: Catalog
-) -> tuple[Path, ModelEntry | None]:
+def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
     path = Path(model)
     if isinstance(model, str) and model in catalog:  # also beside a folder of that name
         entry = catalog[model]

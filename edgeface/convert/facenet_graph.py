@@ -35,8 +35,6 @@ from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.files import write_atomically
 
-__all__ = ["build_graph", "read_weights", "write_graph"]
-
 DROPOUT_KEEP = 0.4
 """Of the released CASIA-WebFace model (its training command in davidsandberg's wiki)."""
 MOVING_AVERAGE_DECAY = 0.995
@@ -84,9 +82,7 @@ def build_graph(
     """
     bottleneck = weights.get(f"{SCOPE}/Bottleneck/weights")
     if bottleneck is None:
-        raise InputError(
-            f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays"
-        )
+        raise InputError(f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays")
     writer = _FaceNetWriter(weights, batch_norm)
     image = writer.inputs(queue=queue)
     walk(writer, image, int(bottleneck.shape[1]))
@@ -218,9 +214,7 @@ class _FaceNetWriter(_GraphWriter):
             image = self.node("image_batch", "Identity", "batch_join", T=DT_FLOAT)
             self.node("label_batch", "Identity", "batch_join:1", T=DT_INT64)
         else:
-            image = self.node(
-                "image_batch", "Placeholder", dtype=DT_FLOAT, shape=(-1, INPUT_SIZE, INPUT_SIZE, 3)
-            )
+            image = self.node("image_batch", "Placeholder", dtype=DT_FLOAT, shape=(-1, INPUT_SIZE, INPUT_SIZE, 3))
         image = self.node("input", "Identity", image, T=DT_FLOAT)
         self._channels[image] = 3
         return image
@@ -284,15 +278,11 @@ class _FaceNetWriter(_GraphWriter):
         path, channels = f"{SCOPE}/{name}", self._channels[x]
         pooled = self._pool(f"{path}/AvgPool_1a_8x8/AvgPool", "AvgPool", x, size=3, stride=3)
         flat_shape = self.constant(f"{path}/Flatten/shape", np.array([-1, channels], np.int32))
-        flat = self.node(
-            f"{path}/Flatten/Reshape", "Reshape", pooled, flat_shape, T=DT_FLOAT, Tshape=DT_INT32
-        )
+        flat = self.node(f"{path}/Flatten/Reshape", "Reshape", pooled, flat_shape, T=DT_FLOAT, Tshape=DT_INT32)
         dropped = self._conditional_dropout(f"{path}/Dropout", flat)
         path = f"{SCOPE}/Bottleneck"
         weights = self._variable(f"{path}/weights", (channels, embedding_size))
-        y = self.node(
-            f"{path}/MatMul", "MatMul", dropped, weights, T=DT_FLOAT, transpose_a=False, transpose_b=False
-        )
+        y = self.node(f"{path}/MatMul", "MatMul", dropped, weights, T=DT_FLOAT, transpose_a=False, transpose_b=False)
         # A fused batch norm takes images only: each embedding becomes an image of one pixel.
         pixel = self.constant(f"{path}/BatchNorm/shape", np.array([-1, 1, 1, embedding_size], np.int32))
         y = self.node(f"{path}/BatchNorm/Reshape", "Reshape", y, pixel, T=DT_FLOAT, Tshape=DT_INT32)
@@ -332,9 +322,7 @@ class _FaceNetWriter(_GraphWriter):
         updates = []
         for index, (variable, statistic) in enumerate(batch_statistics.items()):
             average = f"{path}/cond_1/AssignMovingAvg_{index}"
-            decay = cond.constant_when_true(
-                f"AssignMovingAvg_{index}/decay", np.float32(1 - MOVING_AVERAGE_DECAY)
-            )
+            decay = cond.constant_when_true(f"AssignMovingAvg_{index}/decay", np.float32(1 - MOVING_AVERAGE_DECAY))
             difference = self.node(
                 f"{average}/sub", "Sub", cond.when_true(variable), cond.when_true(statistic), T=DT_FLOAT
             )
@@ -342,11 +330,7 @@ class _FaceNetWriter(_GraphWriter):
             reference = cond.when_true(variable.removesuffix("/read"))
             updates.append(self.node(average, "Sub", reference, step, T=DT_FLOAT))
         forced = self.node(
-            f"{path}/cond_1/Identity",
-            "Identity",
-            cond.when_true(y),
-            *(f"^{update}" for update in updates),
-            T=DT_FLOAT,
+            f"{path}/cond_1/Identity", "Identity", cond.when_true(y), *(f"^{update}" for update in updates), T=DT_FLOAT
         )
         return cond.merge(cond.when_false(y), forced)
 
@@ -357,13 +341,7 @@ class _FaceNetWriter(_GraphWriter):
         keep = cond.constant_when_true("dropout/keep_prob", np.float32(DROPOUT_KEEP))
         shape = self.node(f"{path}/cond/dropout/Shape", "Shape", active, T=DT_FLOAT, out_type=DT_INT32)
         uniform = self.node(
-            f"{path}/cond/dropout/random_uniform",
-            "RandomUniform",
-            shape,
-            T=DT_INT32,
-            dtype=DT_FLOAT,
-            seed=0,
-            seed2=0,
+            f"{path}/cond/dropout/random_uniform", "RandomUniform", shape, T=DT_INT32, dtype=DT_FLOAT, seed=0, seed2=0
         )
         shifted = self.node(f"{path}/cond/dropout/add", "Add", keep, uniform, T=DT_FLOAT)
         mask = self.node(f"{path}/cond/dropout/Floor", "Floor", shifted, T=DT_FLOAT)

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, GraphDef, array_to_tensor, set_shape, tensor_to_array
 from edgeface.errors import ConversionError, ModelFormatError
 
-__all__ = ["Inference", "parse_message", "prune", "read_bytes"]
-
 _PASS_THROUGH = frozenset(
     {
         "CheckNumerics",
@@ -133,9 +131,7 @@ def prune(
         else:
             _copy_node(live.node.add(), name, resolver)
     if input not in (node.name for node in live.node):
-        raise ConversionError(
-            f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model"
-        )
+        raise ConversionError(f"{source}: {output!r} does not depend on {input!r}: this is no face embedding model")
     return Inference(graph=live, weights=weights)
 
 
@@ -165,9 +161,7 @@ class _Resolver:
                 open_tensors.discard(stack.pop())
                 continue
             if waiting in open_tensors:
-                raise ConversionError(
-                    f"{self.source}: the graph has a loop through {waiting!r}; no FaceNet has one"
-                )
+                raise ConversionError(f"{self.source}: the graph has a loop through {waiting!r}; no FaceNet has one")
             open_tensors.add(waiting)
             stack.append(waiting)
         return self._resolved[tensor]
@@ -282,9 +276,7 @@ class _Resolver:
         its predicate; nothing else tells them from the other branch's.
         """
         controls = [self.nodes.get(each[1:]) for each in self._node(name).input if each.startswith("^")]
-        guards = [
-            node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input
-        ]
+        guards = [node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input]
         return [each.removesuffix(":0") for each in guards if self._is_switch(_split(each)[0])]
 
     def _is_switch(self, name: str) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, TypeVar
 
-__all__ = ["BATCH_NORM_EPSILON", "INPUT_SIZE", "SCOPE", "Interpreter", "walk"]
-
 SCOPE = "InceptionResnetV1"
 INPUT_SIZE = 160
 BATCH_NORM_EPSILON = 0.001
@@ -99,9 +97,7 @@ def _block8(net: Interpreter[T], name: str, x: T, *, scale: float, relu: bool) -
     return _residual(net, name, x, [narrow, wide], channels=1792, scale=scale, relu=relu)
 
 
-def _residual(
-    net: Interpreter[T], name: str, x: T, branches: list[T], *, channels: int, scale: float, relu: bool
-) -> T:
+def _residual(net: Interpreter[T], name: str, x: T, branches: list[T], *, channels: int, scale: float, relu: bool) -> T:
     joined = net.concatenate(f"{name}/concat", branches)
     update = net.convolution(f"{name}/Conv2d_1x1", joined, channels, (1, 1), normalized=False, relu=False)
     return net.residual(name, x, update, scale, relu=relu)
@@ -112,9 +108,7 @@ def _reduction_a(net: Interpreter[T], name: str, x: T) -> T:
     deep = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 192, (1, 1))
     deep = net.convolution(f"{name}/Branch_1/Conv2d_0b_3x3", deep, 192, (3, 3))
     deep = net.convolution(f"{name}/Branch_1/Conv2d_1a_3x3", deep, 256, (3, 3), stride=2, padding="VALID")
-    return net.concatenate(
-        f"{name}/concat", [strided, deep, net.max_pool(f"{name}/Branch_2/MaxPool_1a_3x3", x)]
-    )
+    return net.concatenate(f"{name}/concat", [strided, deep, net.max_pool(f"{name}/Branch_2/MaxPool_1a_3x3", x)])
 
 
 def _reduction_b(net: Interpreter[T], name: str, x: T) -> T:

@@ -28,21 +28,6 @@ from edgeface.model.contract import Color, Layout, ModelContract
 from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.model.opset import ops
 
-__all__ = [
-    "FreshProcessCheck",
-    "adapt_input",
-    "check_inference",
-    "check_structure",
-    "fold_constants",
-    "name_ports",
-    "prepend_preprocessing",
-    "publish_ir",
-    "random_images",
-    "run_check",
-    "save_ir",
-]
-
-
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
 """Largest difference between two runs of the same FP32 network; summation order may change with the batch."""
@@ -50,9 +35,7 @@ TOLERANCE = 1e-5
 
 def fold_constants(model: ov.Model) -> None:
     """Fold batch norms and other constant arithmetic into the weights, in place."""
-    from openvino._offline_transformations import (
-        apply_moc_transformations,
-    )  # no public name for it in any release
+    from openvino._offline_transformations import apply_moc_transformations  # no public name for it in any release
 
     apply_moc_transformations(model, cf=True)
 
@@ -201,9 +184,7 @@ def check_structure(model: ov.Model, *, source: str) -> None:
     if len(model.outputs) != 1:
         problems.append(f"expected one output, found {len(model.outputs)}")
     if conditions := [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "If"]:
-        problems.append(
-            f"expected no condition, found {len(conditions)} If operations such as {conditions[0]!r}"
-        )
+        problems.append(f"expected no condition, found {len(conditions)} If operations such as {conditions[0]!r}")
     for port in model.inputs[:1]:
         shape = port.get_partial_shape()
         if len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
@@ -303,9 +284,7 @@ class FreshProcessCheck:
         try:
             _, stderr = self._process.communicate(os.fsencode(path), timeout=_CHECK_SECONDS)
         except subprocess.TimeoutExpired:
-            raise ConversionError(
-                f"the check of the saved IR did not end within {_CHECK_SECONDS} s"
-            ) from None
+            raise ConversionError(f"the check of the saved IR did not end within {_CHECK_SECONDS} s") from None
         if self._process.returncode != 0:
             lines = stderr.decode(errors="replace").strip().splitlines()
             reason = lines or [f"its process ended with {self._process.returncode}"]
@@ -349,14 +328,10 @@ def check_inference(path: Path) -> None:
             )
         difference = float(np.abs(first[batch] - again[:batch]).max())
         if not difference <= TOLERANCE:  # also catches NaN
-            raise ConversionError(
-                f"the first inference at batch {batch} differs from a later one by {difference:.3g}"
-            )
+            raise ConversionError(f"the first inference at batch {batch} differs from a later one by {difference:.3g}")
     lengths = np.linalg.norm(again, axis=1)
     if contract.normalized and not np.allclose(lengths, 1, atol=1e-3):
-        raise ConversionError(
-            f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}"
-        )
+        raise ConversionError(f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}")
 
 
 def run_check() -> int:

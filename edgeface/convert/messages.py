@@ -62,9 +62,7 @@ _VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9:
 
 
 def _build_messages() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="edgeface/tensorflow.proto", package=_PACKAGE, syntax="proto3"
-    )
+    file = descriptor_pb2.FileDescriptorProto(name="edgeface/tensorflow.proto", package=_PACKAGE, syntax="proto3")
     lines = [line.split() for line in _SCHEMA.strip().splitlines()]
     messages = {name: file.message_type.add(name=name) for name in dict.fromkeys(line[0] for line in lines)}
     for name, *fields in lines:
@@ -73,8 +71,7 @@ def _build_messages() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
-        for name in messages
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in messages
     }
 
 

@@ -19,8 +19,6 @@ from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_contract
 
-__all__ = ["ParityReport", "check_parity", "compare", "embed_with_ir", "load_golden", "run_model", "to_input"]
-
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.floating[Any]]
 
@@ -134,9 +132,7 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
     """
     stored = read_weights(path, what="'images' and 'embeddings'")
     if missing := {"images", "embeddings"} - stored.keys():
-        raise InputError(
-            f"{path}: expected an .npz with 'images' and 'embeddings', found no {min(missing)!r}"
-        )
+        raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings', found no {min(missing)!r}")
     images, embeddings = stored["images"], stored["embeddings"]
     if (
         images.ndim != 4
@@ -170,9 +166,7 @@ def run_model(model: ov.Model, batch: NDArray[np.float32]) -> Embeddings:
     step = len(batch) if size.is_dynamic else size.get_length()
     padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % step, axis=0)])
     request = compiled.create_infer_request()
-    rows = [
-        request.infer({0: padded[start : start + step]})[0].copy() for start in range(0, len(padded), step)
-    ]
+    rows = [request.infer({0: padded[start : start + step]})[0].copy() for start in range(0, len(padded), step)]
     return np.concatenate(rows)[: len(batch)]
 
 
@@ -192,9 +186,7 @@ def _require_size(images: Images, contract: ModelContract, source: Path) -> None
 def _random_crops(contract: ModelContract, count: int = 8) -> Images:
     """Return seeded RGB images, coarse enough that their embeddings differ."""
     height, width = contract.input_size
-    coarse = np.random.default_rng(0).integers(
-        0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8
-    )
+    coarse = np.random.default_rng(0).integers(0, 256, (count, -(-height // 16), -(-width // 16), 3), np.uint8)
     return coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
 
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
 from edgeface.errors import InputError
 
-__all__ = ["seeded_weights"]
-
 Array = NDArray[np.float32]
 _CELLS = (1, 2, 8, 32)
 """Pixels a side of one random colour, from fine noise to coarse blotches."""
@@ -78,9 +76,7 @@ class _Calibration:
         height, width = (x.shape[1] - kernel[0]) // stride + 1, (x.shape[2] - kernel[1]) // stride + 1
         for row in range(kernel[0]):
             for column in range(kernel[1]):
-                window = x[
-                    :, row : row + stride * height : stride, column : column + stride * width : stride, :
-                ]
+                window = x[:, row : row + stride * height : stride, column : column + stride * width : stride, :]
                 y = y + window @ weights[row, column]
         if normalized:
             y = self._normalize(name, y)
@@ -91,9 +87,7 @@ class _Calibration:
     def max_pool(self, name: str, x: Array) -> Array:
         size = (x.shape[1] - 3) // 2 + 1
         windows = [
-            x[:, row : row + 2 * size : 2, column : column + 2 * size : 2]
-            for row in range(3)
-            for column in range(3)
+            x[:, row : row + 2 * size : 2, column : column + 2 * size : 2] for row in range(3) for column in range(3)
         ]
         pooled: Array = np.maximum.reduce([window[:, :size, :size] for window in windows])
         return pooled

@@ -34,8 +34,6 @@ from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.opset import Constant
 
-__all__ = ["Ports", "TensorFlowModel", "checkpoint_of", "load_tensorflow", "ports_of"]
-
 _INPUTS = ("image_batch", "input", "input_1")
 _OUTPUT = "embeddings"
 _TRAINING_SWITCHES = ("phase_train", "is_training", "keras_learning_phase")
@@ -149,9 +147,7 @@ def _read_source(path: Path) -> _GraphSource:
     content = read_bytes(path)
     graph = parse_message(GraphDef, content, path)
     if not graph.node:
-        raise ModelFormatError(
-            f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?"
-        )
+        raise ModelFormatError(f"{path}: expected a TensorFlow graph, found one without nodes; is it really a .pb?")
     return _GraphSource(graph, {}, hashlib.sha256(content).hexdigest())
 
 
@@ -182,9 +178,7 @@ def _read_saved_model(folder: Path) -> _GraphSource:
     has_variables = prefix.with_name("variables.index").is_file()
     files = [path, *(shard_paths(prefix) if has_variables else [])]
     signature = meta.signature_def.get("serving_default")
-    return _GraphSource(
-        meta.graph_def, read_checkpoint(prefix) if has_variables else {}, _digest_of(files), signature
-    )
+    return _GraphSource(meta.graph_def, read_checkpoint(prefix) if has_variables else {}, _digest_of(files), signature)
 
 
 def _digest_of(files: Sequence[Path]) -> str:
@@ -303,6 +297,4 @@ def _convert_file(file: Path, path: Path) -> ov.Model:
     except (RuntimeError, *_FRONTEND_FAILURES) as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
         reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
-        raise ConversionError(
-            f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}"
-        ) from error
+        raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}") from error

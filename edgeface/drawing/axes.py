@@ -9,8 +9,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Axis", "Doubles", "Mark", "categories", "linear", "logarithmic", "nines", "probit"]
-
 Doubles = NDArray[np.float64]
 Wording = Callable[[float], str]
 

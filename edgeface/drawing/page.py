@@ -15,8 +15,6 @@ import jinja2
 
 from edgeface.files import write_atomically
 
-__all__ = ["counted", "percent", "rounded", "write_page"]
-
 
 def write_page(
     path: Path,

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 
 from edgeface.drawing.axes import Axis, Doubles
 
-__all__ = ["Anchor", "Axes", "Plot", "Shape", "Words"]
-
 Anchor = Literal["start", "middle", "end"]
 
 
@@ -157,14 +155,10 @@ class Axes:
         """Draw one cell of two axes of categories."""
         wide, high = self.width / len(self.x.marks), self.height / len(self.y.marks)
         left, top = float(self.across(column)) - wide / 2 + 1, float(self.down(row)) - high / 2 + 1
-        return Shape(
-            f"M{left:.1f} {top:.1f}h{wide - 2:.1f}v{high - 2:.1f}h{2 - wide:.1f}Z", kind, title, strength
-        )
+        return Shape(f"M{left:.1f} {top:.1f}h{wide - 2:.1f}v{high - 2:.1f}h{2 - wide:.1f}Z", kind, title, strength)
 
     def words(
         self, x: float, y: float, text: str, *, anchor: Anchor = "middle", kind: str = "", lift: float = 0.0
     ) -> Words:
         """Put text at a point, `lift` units above it."""
-        return Words(
-            round(float(self.across(x)), 1), round(float(self.down(y)) - lift, 1), text, anchor, kind
-        )
+        return Words(round(float(self.across(x)), 1), round(float(self.down(y)) - lift, 1), text, anchor, kind)

@@ -25,8 +25,6 @@ from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
-__all__ = ["Boxes", "Embedded", "FaceCutter", "embed_images", "find_images", "load_boxes"]
-
 _CENTRE: Final = np.array([65 / 250, 55 / 250, 185 / 250, 200 / 250])
 """Box that is cut where no face is found, as shares of width and height: where LFW's faces are, and where the reference
 detections put their one failure."""

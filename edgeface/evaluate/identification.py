@@ -34,20 +34,6 @@ from edgeface.runtime.adapter import Flip
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 
-__all__ = [
-    "FPIRS",
-    "PROTOCOL",
-    "RANKS",
-    "IdentificationEvaluation",
-    "Operating",
-    "Searches",
-    "Split",
-    "evaluate_identification",
-    "operate_at",
-    "search",
-    "split_people",
-]
-
 PROTOCOL = "open-set-1"
 """Name of the protocol (`split_people`, one enrolled image a person, cosine similarity)."""
 
@@ -240,9 +226,7 @@ def operate_at(searches: Searches, fpir: float, *, gallery_size: int, contract_i
         searches.candidate_score, fpir=fpir, gallery_size=gallery_size, contract_id=contract_id
     )
     missed, mated = searches.fnir(threshold.value), len(searches.mate_score)
-    return Operating(
-        threshold=threshold, fnir=missed, fnir_interval=clopper_pearson(round(missed * mated), mated)
-    )
+    return Operating(threshold=threshold, fnir=missed, fnir_interval=clopper_pearson(round(missed * mated), mated))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -359,12 +343,7 @@ def evaluate_identification(
         split=split,
         searches=searches,
         operating=tuple(
-            operate_at(
-                searches,
-                fpir,
-                gallery_size=len(split.enrolled),
-                contract_id=embedded.contract.contract_id,
-            )
+            operate_at(searches, fpir, gallery_size=len(split.enrolled), contract_id=embedded.contract.contract_id)
             for fpir in fpirs
         ),
         embedded=embedded,

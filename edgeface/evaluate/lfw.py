@@ -19,15 +19,6 @@ from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.adapter import Flip
 from edgeface.vision.detector import Detector
 
-__all__ = [
-    "DEFAULTS",
-    "EvaluationSettings",
-    "Result",
-    "ThresholdCalibration",
-    "calibrate_model",
-    "evaluate_model",
-]
-
 
 class EvaluationSettings(NamedTuple):
     """How embeddings are made and compared.

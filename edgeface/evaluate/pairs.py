@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from edgeface.errors import InputError
 from edgeface.vision.image import IMAGE_SUFFIXES
 
-__all__ = ["Pairs", "images_of_people", "pairs_from_folders", "parse_pairs", "read_pairs"]
-
 _MOST_BYTES = 64 << 20
 _MOST_LISTED = 100
 """Malformed rows that one message lists."""
@@ -57,14 +55,10 @@ def read_pairs(path: Path) -> Pairs:
     """
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
-            raise InputError(
-                f"{path}: expected a pairs list of at most {_MOST_BYTES:,} bytes, found {size:,}"
-            )
+            raise InputError(f"{path}: expected a pairs list of at most {_MOST_BYTES:,} bytes, found {size:,}")
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a readable pairs list, found: {error.strerror or error}"
-        ) from error
+        raise InputError(f"{path}: expected a readable pairs list, found: {error.strerror or error}") from error
     return parse_pairs(raw, source=str(path))
 
 
@@ -183,9 +177,7 @@ def images_of_people(root: Path) -> tuple[tuple[str, ...], NDArray[np.intp], tup
     return tuple(images), np.asarray(people, np.intp), tuple(names)
 
 
-def _draw_pairs(
-    starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, seed: int
-) -> NDArray[np.intp]:
+def _draw_pairs(starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, seed: int) -> NDArray[np.intp]:
     """Pair image i with all of ``starts[i]`` to ``ends[i] - 1``, or draw `most` of these pairs: (P, 2), ascending.
 
     Pairs are numbered, so that only the drawn ones take memory.
@@ -255,7 +247,7 @@ def _shown(line: bytes) -> str:
 
 def _collect(rows: list[tuple[str, str, bool]], *, folds: int) -> Pairs:
     index: dict[str, int] = {}
-    ends = np.array(
-        [[index.setdefault(image, len(index)) for image in row[:2]] for row in rows], np.intp
-    ).reshape(-1, 2)
+    ends = np.array([[index.setdefault(image, len(index)) for image in row[:2]] for row in rows], np.intp).reshape(
+        -1, 2
+    )
     return Pairs(tuple(index), ends[:, 0], ends[:, 1], np.array([row[2] for row in rows], np.bool_), folds)

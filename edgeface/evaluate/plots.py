@@ -10,8 +10,6 @@ from edgeface.drawing.axes import Doubles
 from edgeface.evaluate.identification import Searches
 from edgeface.evaluate.protocol import Roc
 
-__all__ = ["cmc_plot", "det_plot", "histogram_plot", "identification_plot", "roc_plot", "scores_plot"]
-
 _BINS = 60
 _DEEPEST_RANK = 100
 _DET_RATES = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.4)
@@ -72,10 +70,7 @@ def cmc_plot(searches: Searches) -> Plot:
     ranks = np.arange(1, _DEEPEST_RANK + 1)
     rates = np.array([searches.hit_rate(int(rank)) for rank in ranks])
     bottom = min(0.9, np.floor(float(rates[0]) * 10) / 10)
-    frame = Axes(
-        logarithmic("rank", 1, _DEEPEST_RANK),
-        linear("hit rate, closed set", bottom, 1, words=percent),
-    )
+    frame = Axes(logarithmic("rank", 1, _DEEPEST_RANK), linear("hit rate, closed set", bottom, 1, words=percent))
     return Plot("CMC", frame, (frame.line(ranks, rates, "curve"),))
 
 
@@ -89,9 +84,7 @@ def _det(title: str, labels: tuple[str, str], x: Doubles, y: Doubles, low: float
     return Plot(title, frame, (frame.line([low, high], [low, high], "guide"), curve))
 
 
-def _histograms(
-    titles: tuple[str, str, str], edges: Doubles, kinds: dict[str, Doubles], threshold: float
-) -> Plot:
+def _histograms(titles: tuple[str, str, str], edges: Doubles, kinds: dict[str, Doubles], threshold: float) -> Plot:
     """Draw two histograms, the good kind first, as shares of their kind."""
     shares = [np.histogram(values, edges)[0] / len(values) for values in kinds.values()]
     title, x, y = titles

@@ -23,20 +23,6 @@ from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.threshold import require_rates
 from edgeface.stats import trials_needed
 
-__all__ = [
-    "FARS",
-    "Evaluation",
-    "ProtocolName",
-    "Roc",
-    "Val",
-    "accept_rates",
-    "evaluate",
-    "evaluate_distances",
-    "exact_roc",
-    "pair_scores",
-    "split",
-]
-
 FARS = (0.1, 0.01, 0.001)
 """Default false accept rates at which VAL is reported."""
 
@@ -336,13 +322,9 @@ def evaluate(
     1.0
     """
     if len(vectors) != len(pairs.images):
-        raise ContractError(
-            f"expected {len(pairs.images)} embeddings, one for each image, found {len(vectors)}"
-        )
+        raise ContractError(f"expected {len(pairs.images)} embeddings, one for each image, found {len(vectors)}")
     if wrong := int((~np.isfinite(vectors).all(axis=1)).sum()):
-        raise ContractError(
-            f"expected finite embeddings, found NaN or infinity in {wrong}; the inference failed"
-        )
+        raise ContractError(f"expected finite embeddings, found NaN or infinity in {wrong}; the inference failed")
     if metric.is_similarity:
         raise InputError(
             f"expected a distance, found the similarity {metric.value!r}; "
@@ -351,8 +333,7 @@ def evaluate(
     folds = split(pairs, protocol)
     if subtract_mean:
         measured = [
-            _distances_without_mean(vectors, pairs, _others(folds, number), metric)
-            for number in range(len(folds))
+            _distances_without_mean(vectors, pairs, _others(folds, number), metric) for number in range(len(folds))
         ]
     else:
         measured = [pair_scores(vectors, pairs, metric)] * len(folds)
@@ -440,9 +421,7 @@ def _distances_without_mean(
     An image counts once for each training pair that it is in, as upstream concatenates both sides.
     """
     count = len(pairs.images)
-    times = np.bincount(pairs.first[train], minlength=count) + np.bincount(
-        pairs.second[train], minlength=count
-    )
+    times = np.bincount(pairs.first[train], minlength=count) + np.bincount(pairs.second[train], minlength=count)
     mean = times @ vectors.astype(np.float64) / times.sum()
     return pair_scores(vectors - mean, pairs, metric)
 

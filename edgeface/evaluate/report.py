@@ -19,8 +19,6 @@ from edgeface.evaluate.identification import IdentificationEvaluation
 from edgeface.evaluate.lfw import Result
 from edgeface.files import write_atomically
 
-__all__ = ["WorstPair", "worst_pairs", "write_identification_report", "write_report", "write_results"]
-
 _WORST = 10
 """Number of pairs of each kind that the report shows."""
 
@@ -91,11 +89,7 @@ def write_identification_report(result: IdentificationEvaluation, path: Path) ->
         template="identification.html.j2",
         result=result,
         answer=result.to_dict(),
-        plots=(
-            plots.scores_plot(searches, threshold),
-            plots.identification_plot(searches),
-            plots.cmc_plot(searches),
-        ),
+        plots=(plots.scores_plot(searches, threshold), plots.identification_plot(searches), plots.cmc_plot(searches)),
         missed=_show(names, cutter, split.mated, own, searches.mate_score, missed, lowest[:_WORST]),
         mistaken=_show(
             names,

@@ -15,15 +15,6 @@ from numpy.typing import NDArray
 from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.records import GalleryInfo, KeptImage
 
-__all__ = [
-    "GalleryHeader",
-    "PersonBody",
-    "TemplateBody",
-    "decode_image",
-    "encode_image",
-    "vectors_of",
-]
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _TEMPLATE = struct.Struct("<dq32s")
@@ -94,10 +85,7 @@ class PersonBody:
         """Read what `encode` wrote."""
         stored = json.loads(body.decode("utf-8", "surrogatepass"))
         return cls(
-            stored["name"],
-            tuple(stored["labels"]),
-            stored["metadata"],
-            datetime.fromisoformat(stored["created"]),
+            stored["name"], tuple(stored["labels"]), stored["metadata"], datetime.fromisoformat(stored["created"])
         )
 
 
@@ -159,6 +147,4 @@ def decode_image(body: bytes) -> KeptImage:
     """Decode what `encode_image` wrote."""
     aligned, *numbers = _IMAGE.unpack_from(body)
     values = np.array(numbers, np.float32)
-    return KeptImage(
-        png=body[_IMAGE.size :], box=values[:4], landmarks=values[4:].reshape(5, 2), aligned=aligned
-    )
+    return KeptImage(png=body[_IMAGE.size :], box=values[:4], landmarks=values[4:].reshape(5, 2), aligned=aligned)

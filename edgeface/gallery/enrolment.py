@@ -17,8 +17,6 @@ from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.index import Index
 from edgeface.recognize.threshold import Threshold, load_thresholds, shipped_thresholds
 
-__all__ = ["Disagreement", "EnrolRules", "Enrolment", "Lookalike", "enrol"]
-
 _OTHERS = 10
 """Templates of other people that each new one is compared with."""
 
@@ -232,9 +230,7 @@ def enrol(
     """
     require_same_contract(store.info.contract_id, rules.contract_id, what="gallery and rules of enrolment")
     if not templates:
-        raise EnrolmentRefused(
-            f"{name}: expected at least one usable photo, found none; the person was not enrolled"
-        )
+        raise EnrolmentRefused(f"{name}: expected at least one usable photo, found none; the person was not enrolled")
     name = check_name(name)
     vectors = np.stack([unit_vector(each, store.info) for each in templates])
     index = LiveIndex(store) if index is None else index
@@ -271,9 +267,7 @@ def _lookalikes(
     best: dict[int, float] = {}
     own = 0 if person is None else person.id
     for vector in vectors:
-        hits = index.search(
-            Embedding(vector, rules.contract_id), k=_OTHERS + (person.template_count if person else 0)
-        )
+        hits = index.search(Embedding(vector, rules.contract_id), k=_OTHERS + (person.template_count if person else 0))
         for person_id, score in zip(hits.person_ids.tolist(), hits.scores.tolist(), strict=True):
             if person_id != own and score > rules.duplicate_above:
                 best[person_id] = max(score, best.get(person_id, -1.0))
@@ -289,9 +283,7 @@ def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> str:
     )
 
 
-def _not_yet_there(
-    templates: Sequence[NewTemplate], vectors: np.ndarray, mine: Sequence[Template]
-) -> list[int]:
+def _not_yet_there(templates: Sequence[NewTemplate], vectors: np.ndarray, mine: Sequence[Template]) -> list[int]:
     """Return the rows to add: templates that are not stored yet, each once."""
     digests = {each.source_sha256 for each in mine} - {""}
     stored = {each.embedding.vector.tobytes() for each in mine}

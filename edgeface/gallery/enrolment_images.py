@@ -20,21 +20,12 @@ from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import require_same_contract
-from edgeface.pipeline.observation import largest_face
-from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.observation import Face, largest_face
+from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.source import Frame, find_files
-
-__all__ = [
-    "EnrolmentImage",
-    "FolderEnrolment",
-    "are_tables",
-    "cut_out",
-    "enrol_folder",
-    "enrolment_images",
-]
 
 _TABLES = (".npz", ".parquet")
 _AROUND = 0.6
@@ -137,9 +128,7 @@ def enrol_folder(
     if all(path.suffix in _TABLES for _, path in places):
         people = _from_tables([path for _, path in places], name)
     elif pipeline is None:
-        raise InputError(
-            "enrolment: expected a model to embed the photos with, found none; give the gallery's IR"
-        )
+        raise InputError("enrolment: expected a model to embed the photos with, found none; give the gallery's IR")
     else:
         require_same_contract(store.info.contract_id, pipeline.contract.contract_id, what="gallery and model")
         keep = store.info.keeps_images
@@ -150,14 +139,7 @@ def enrol_folder(
             sources, templates = tuple(source for source, _ in found), [each for _, each in found]
             try:
                 done = enrol(
-                    store,
-                    person,
-                    templates,
-                    rules=rules,
-                    index=index,
-                    labels=labels,
-                    metadata=metadata,
-                    force=force,
+                    store, person, templates, rules=rules, index=index, labels=labels, metadata=metadata, force=force
                 )
             except EnrolmentRefused as error:
                 not_enrolled[person] = str(error)
@@ -206,9 +188,7 @@ def _from_photos(
     keep_images: bool,
     largest: bool,
 ) -> Generator[_Templates, None, None]:
-    images = enrolment_images(
-        [path for _, path in places], pipeline, keep_images=keep_images, largest=largest
-    )
+    images = enrolment_images([path for _, path in places], pipeline, keep_images=keep_images, largest=largest)
     with contextlib.closing(images):
         numbered = zip(itertools.count(1), places, images, strict=False)
         for person, group in itertools.groupby(numbered, key=lambda item: item[1][0]):
@@ -341,9 +321,7 @@ def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:
     offset = np.array([0, 0] if aligned else [left, top], np.float32)
     encoded, png = cv2.imencode(".png", part)
     if not encoded:
-        raise ImageError(
-            "gallery: expected an image that can be kept, found one that cannot be encoded as PNG"
-        )
+        raise ImageError("gallery: expected an image that can be kept, found one that cannot be encoded as PNG")
     return KeptImage(
         png=png.tobytes(),
         box=(face.box.reshape(2, 2) - offset).reshape(4).astype(np.float32),

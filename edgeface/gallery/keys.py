@@ -13,8 +13,6 @@ from pathlib import Path
 from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
 
-__all__ = ["KEY_VARIABLE", "find_key", "read_key"]
-
 KEY_VARIABLE = "EDGEFACE_GALLERY_KEY"
 """Environment variable that holds the key when no other place is named."""
 

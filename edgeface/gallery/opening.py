@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from edgeface.gallery.store.base import GalleryStore
     from edgeface.model.contract import ModelContract
 
-__all__ = ["create_gallery", "open_gallery"]
-
 
 def open_gallery(
     place: str | Path,
@@ -95,23 +93,12 @@ def create_gallery(
 
         path = _path(place)
         return SqliteStore.create(
-            path,
-            contract_id=contract_id,
-            dim=dim,
-            key=_bytes(key, path),
-            model=model,
-            keep_images=keep_images,
+            path, contract_id=contract_id, dim=dim, key=_bytes(key, path), model=model, keep_images=keep_images
         )
     from edgeface.gallery.store.postgres import PostgresStore
 
     return PostgresStore.create(
-        str(place),
-        name,
-        contract_id=contract_id,
-        dim=dim,
-        key=_bytes(key, None),
-        model=model,
-        keep_images=keep_images,
+        str(place), name, contract_id=contract_id, dim=dim, key=_bytes(key, None), model=model, keep_images=keep_images
     )
 
 

@@ -27,8 +27,6 @@ from edgeface.runtime import Embedder
 from edgeface.vision.align import align
 from edgeface.vision.image import Image, read_image
 
-__all__ = ["rebuild"]
-
 _BATCH_SIZE = 32
 """Templates of one transaction: what an interruption costs at most."""
 
@@ -102,9 +100,7 @@ def rebuild(
 class _Work:
     """One gallery on its way to another header."""
 
-    def __init__(
-        self, store: SqliteStore, header: GalleryHeader, *, same_alignment: bool, drop_missing: bool
-    ) -> None:
+    def __init__(self, store: SqliteStore, header: GalleryHeader, *, same_alignment: bool, drop_missing: bool) -> None:
         self._store, self._header = store, header
         self._database, self._rows = store.database, store.rows
         self._same_alignment, self._drop_missing = same_alignment, drop_missing
@@ -113,9 +109,7 @@ class _Work:
     def begin(self) -> tuple[list[int], int]:
         """Return the templates that are to be embedded, and how many have been."""
         with self._database.writing() as connection:
-            if connection.execute(
-                "DELETE FROM staged WHERE contract_id <> ?", (self._header.contract_id,)
-            ).rowcount:
+            if connection.execute("DELETE FROM staged WHERE contract_id <> ?", (self._header.contract_id,)).rowcount:
                 self._database.wrote()
             staged = self._staged(connection)
             todo = self._usable(connection, self._all(connection) - staged)
@@ -153,11 +147,7 @@ class _Work:
                 connection.execute(
                     "INSERT OR REPLACE INTO staged (template_id, contract_id, body) "
                     "SELECT ?, ?, ? FROM templates WHERE id = ?",
-                    (
-                        *identity,
-                        self._rows.seal("staged", identity, vector.astype("<f4").tobytes()),
-                        template_id,
-                    ),
+                    (*identity, self._rows.seal("staged", identity, vector.astype("<f4").tobytes()), template_id),
                 )
 
     def finish(self) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
@@ -179,23 +169,17 @@ class _Work:
             dropped = sorted(without)
             delete_templates(connection, dropped, generation)
             lonely = tuple(
-                person.name
-                for person in self._rows.people(connection)
-                if not person.template_count and dropped
+                person.name for person in self._rows.people(connection) if not person.template_count and dropped
             )
 
-            def change(
-                table: str, identity: tuple[Any, ...], content: bytes
-            ) -> tuple[tuple[Any, ...], bytes]:
+            def change(table: str, identity: tuple[Any, ...], content: bytes) -> tuple[tuple[Any, ...], bytes]:
                 if table != "templates":
                     return identity, content
                 vector = self._staged_vector(connection, identity[0])
                 body = TemplateBody.decode(content, self._database.header.dim).with_vector(vector)
                 return (*identity[:2], generation), body.encode()
 
-            old = self._rows.rekey(
-                connection, self._header, self._database.cipher, tables=SEALED_TABLES, change=change
-            )
+            old = self._rows.rekey(connection, self._header, self._database.cipher, tables=SEALED_TABLES, change=change)
             connection.execute("DELETE FROM staged")
             connection.execute("UPDATE gallery SET known_since = ?", (generation,))
         self._database.adopt(self._header, self._database.cipher)

@@ -16,25 +16,6 @@ from numpy.typing import NDArray
 from edgeface.errors import ContractError, GalleryError
 from edgeface.model.embedding import Embedding
 
-__all__ = [
-    "Changes",
-    "CheckReport",
-    "Erasure",
-    "GalleryInfo",
-    "KeptImage",
-    "NewTemplate",
-    "Person",
-    "Rebuilding",
-    "Rekeying",
-    "Template",
-    "TemplateBlock",
-    "check_labels",
-    "check_metadata",
-    "check_name",
-    "now",
-    "unit_vector",
-]
-
 _NAME_LENGTH = 200
 _UNIT = 1e-5
 """How far from 1 a length may be that counts as 1; such an embedding is stored bit by bit. Float32 leaves 1e-7."""
@@ -174,9 +155,7 @@ class NewTemplate:
     def __post_init__(self) -> None:
         digest = self.source_sha256
         if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-            raise GalleryError(
-                f"source_sha256: expected 64 lower-case hexadecimal digits or none, found {digest!r}"
-            )
+            raise GalleryError(f"source_sha256: expected 64 lower-case hexadecimal digits or none, found {digest!r}")
         if not (np.isnan(self.quality) or 0 <= self.quality <= 1):
             raise GalleryError(f"quality: expected 0 to 1, or NaN for not known, found {self.quality}")
         if self.created.tzinfo is None:

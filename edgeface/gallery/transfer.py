@@ -45,8 +45,6 @@ from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 
-__all__ = ["Export", "Import", "export_gallery", "import_gallery", "pack", "unpack"]
-
 _FORMAT, _VERSION, _KIND, _SUMS = "edgeface-gallery", 1, "gallery-export", "SHA256SUMS"
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError)
 """What reading values of the wrong kind raises: an export may have been written by anyone."""
@@ -99,9 +97,7 @@ def export_gallery(store: GalleryStore, path: Path, *, key: bytes | None) -> Exp
         people = store.people()
         parts, templates, images = _parts(store, people)
     size = pack(path, parts, key=key, contract_id=store.info.contract_id)
-    return Export(
-        people=len(people), templates=templates, images=images, bytes=size, encrypted=key is not None
-    )
+    return Export(people=len(people), templates=templates, images=images, bytes=size, encrypted=key is not None)
 
 
 def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, bytes], int, int]:
@@ -252,9 +248,7 @@ def _described(
     path: Path, parts: dict[str, bytes]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     try:
-        described, people, listed = (
-            json.loads(parts[f"{name}.json"]) for name in ("gallery", "people", "templates")
-        )
+        described, people, listed = (json.loads(parts[f"{name}.json"]) for name in ("gallery", "people", "templates"))
         wrong = described["format"] != _FORMAT or described["version"] != _VERSION
         if not isinstance(described["contract_id"], str):
             raise TypeError("contract_id is no text")
@@ -296,9 +290,7 @@ def pack(path: Path, parts: dict[str, bytes], *, key: bytes | None, contract_id:
 
 
 def _zip(parts: dict[str, bytes]) -> bytes:
-    sums = "".join(
-        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(parts.items())
-    )
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(parts.items()))
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
         for name, part in [*sorted(parts.items()), (_SUMS, sums.encode())]:
@@ -335,15 +327,11 @@ def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
             parts = {name: file.read(name) for name in file.namelist()}
         sums = dict(line.split("  ", 1)[::-1] for line in parts.pop(_SUMS).decode().splitlines())
     except _MALFORMED_ZIP as error:
-        raise ArchiveError(
-            f"{path}: expected an export of a gallery, found a damaged file: {error!r}"
-        ) from error
+        raise ArchiveError(f"{path}: expected an export of a gallery, found a damaged file: {error!r}") from error
     found = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
     if found != sums:
         wrong = sorted(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))
-        raise ChecksumError(
-            f"{path}: expected the bytes that {_SUMS} names, found others in {', '.join(wrong)}"
-        )
+        raise ChecksumError(f"{path}: expected the bytes that {_SUMS} names, found others in {', '.join(wrong)}")
     return parts
 
 

@@ -17,8 +17,6 @@ from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
 
-__all__ = ["CONTRACT_VERSION", "Alignment", "Lineage", "Method", "ModelContract"]
-
 CONTRACT_VERSION = 1
 """Version of the stored form. A newer one is refused, because its meaning is unknown."""
 
@@ -26,12 +24,7 @@ RT_INFO_KEY = "edgeface"
 MODEL_API_KEY = "model_info"
 
 Recipe = Literal[
-    "mtcnn-box-margin",
-    "mtcnn-box-output-margin",
-    "five-point-112",
-    "five-point-96x112",
-    "outer-eyes-nose-96",
-    "none",
+    "mtcnn-box-margin", "mtcnn-box-output-margin", "five-point-112", "five-point-96x112", "outer-eyes-nose-96", "none"
 ]
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["BGR", "RGB"]
@@ -263,9 +256,7 @@ class ModelContract:
         if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
             raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
         if unknown := sorted(stored.keys() - known.keys()):
-            raise ContractError(
-                f"contract: unknown fields {', '.join(unknown)}; it was written by something else"
-            )
+            raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by something else")
         try:
             return cls(**{name: _PARSERS.get(name, _parse_str)(value) for name, value in stored.items()})
         except (TypeError, ValueError, KeyError) as error:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ContractError
 
-__all__ = ["Embedding", "Embeddings", "require_same_contract"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:

@@ -47,13 +47,7 @@ import openvino as ov
 
 from edgeface.errors import InputError
 from edgeface.model.op_rules import DATA_DEPENDENT, RULES, Cost, Node
-from edgeface.model.op_weights import (
-    ParameterLedger,
-    constant_nodes,
-    eight_bit_nodes,
-    sources_of,
-    stored_bytes,
-)
+from edgeface.model.op_weights import ParameterLedger, constant_nodes, eight_bit_nodes, sources_of, stored_bytes
 
 Reason = Literal["unknown operation", "unknown mode", "depends on the data", "dynamic shape"]
 

@@ -10,8 +10,6 @@ from edgeface.errors import ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract
 
-__all__ = ["check_weights", "read_contract", "read_ir"]
-
 
 def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
     """Read an IR.

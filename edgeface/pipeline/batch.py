@@ -18,14 +18,12 @@ import numpy as np
 from edgeface.errors import ImageError, InputError
 from edgeface.files import output_errors, staging_folder
 from edgeface.model.embedding import require_same_contract
-from edgeface.pipeline.observation import from_left
-from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.observation import Face, from_left
+from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.crops import list_some
 from edgeface.vision.source import find_files, open_source
-
-__all__ = ["BulkResult", "embed_files", "embed_folder"]
 
 _PART_SECONDS = 10.0
 """Work that an interruption can lose, at most."""
@@ -62,11 +60,7 @@ class BulkResult:
 
 
 def embed_folder(
-    places: Sequence[str | Path],
-    pipeline: Pipeline,
-    output: Path,
-    *,
-    progress: ProgressCallback = ignore_progress,
+    places: Sequence[str | Path], pipeline: Pipeline, output: Path, *, progress: ProgressCallback = ignore_progress
 ) -> BulkResult:
     """Embed the faces of the photos in files, folders and shell patterns; see `embed_files`.
 
@@ -81,11 +75,7 @@ def embed_folder(
 
 
 def embed_files(
-    files: Sequence[Path],
-    pipeline: Pipeline,
-    output: Path,
-    *,
-    progress: ProgressCallback = ignore_progress,
+    files: Sequence[Path], pipeline: Pipeline, output: Path, *, progress: ProgressCallback = ignore_progress
 ) -> BulkResult:
     """Embed the faces of photos into a table.
 
@@ -169,9 +159,7 @@ class _Rows:
             if path.is_file() and (table := self._load(path, pipeline.settings)):
                 self._tables.append(table)
         self._old = {
-            row
-            for table in self._tables
-            for row in zip(table.paths.tolist(), table.modified.tolist(), strict=True)
+            row for table in self._tables for row in zip(table.paths.tolist(), table.modified.tolist(), strict=True)
         }
         self._part = len(parts)
         self._new: list[tuple[Path, int, int, Face]] = []
@@ -202,9 +190,7 @@ class _Rows:
 
     def add(self, path: Path, modified: int, faces: Sequence[Face]) -> int:
         """Take the faces of a photo that have embeddings; return how many."""
-        found = [
-            (path, modified, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None
-        ]
+        found = [(path, modified, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None]
         self._new += found
         if time.monotonic() - self._saved > _PART_SECONDS:
             self._save_part()

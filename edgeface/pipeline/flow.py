@@ -11,8 +11,6 @@ from edgeface.vision.align import fit_similarity
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
-__all__ = ["FaceFlow"]
-
 _GRID = 7
 """Points on each side of the grid that is followed in a box."""
 _MARGIN = 0.15
@@ -82,11 +80,7 @@ class FaceFlow:
 
 
 def _move(
-    faces: Faces,
-    index: int,
-    start: NDArray[np.float32],
-    there: NDArray[np.float32],
-    errors: NDArray[np.float32],
+    faces: Faces, index: int, start: NDArray[np.float32], there: NDArray[np.float32], errors: NDArray[np.float32]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Move box and landmarks as the points that returned; None if too few did."""
     good = np.flatnonzero(np.isfinite(errors))
@@ -117,12 +111,7 @@ def _lucas_kanade(
     before: NDArray[np.uint8], after: NDArray[np.uint8], points: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     moved, found, _ = cv2.calcOpticalFlowPyrLK(
-        before,
-        after,
-        points.reshape(-1, 1, 2),
-        None,
-        winSize=_WINDOW,
-        maxLevel=_LEVELS,
+        before, after, points.reshape(-1, 1, 2), None, winSize=_WINDOW, maxLevel=_LEVELS
     )
     return moved.reshape(points.shape), found.reshape(points.shape[:2]) == 1
 

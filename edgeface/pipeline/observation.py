@@ -15,17 +15,6 @@ from edgeface.vision.detector import Faces
 from edgeface.vision.quality import Quality
 from edgeface.vision.source import Frame
 
-__all__ = [
-    "Face",
-    "FaceObservation",
-    "FrameGroup",
-    "PendingEmbedding",
-    "finish",
-    "from_left",
-    "group_frames",
-    "largest_face",
-]
-
 _GROUP_PIXELS = 1 << 23
 """Pixels that end a group of frames: bounds memory, and large frames gain nothing from batching."""
 

@@ -14,14 +14,7 @@ import numpy as np
 from edgeface.errors import ContractError, FaceError, InputError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.flow import FaceFlow
-from edgeface.pipeline.observation import (
-    Face,
-    FaceObservation,
-    FrameGroup,
-    PendingEmbedding,
-    finish,
-    group_frames,
-)
+from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, PendingEmbedding, finish, group_frames
 from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
@@ -30,8 +23,6 @@ from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
 from edgeface.vision.quality import QualityGate, measure_quality
 from edgeface.vision.source import Frame
-
-__all__ = ["Face", "Pipeline"]
 
 
 class Pipeline:
@@ -195,9 +186,7 @@ class Pipeline:
     def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
         """Detect, and hand every usable face to the embedder."""
         found = self._find(images)
-        return [
-            [self._embed(image, face) for face in faces] for image, faces in zip(images, found, strict=True)
-        ]
+        return [[self._embed(image, face) for face in faces] for image, faces in zip(images, found, strict=True)]
 
     def _find(self, images: Sequence[Image]) -> list[list[Face]]:
         if self._detector is None:
@@ -213,18 +202,12 @@ class Pipeline:
         if self._faces == "all":
             return found
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        return [
-            faces[faces.largest(size)] if len(faces) else faces
-            for faces, size in zip(found, sizes, strict=True)
-        ]
+        return [faces[faces.largest(size)] if len(faces) else faces for faces, size in zip(found, sizes, strict=True)]
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
         """Describe a detected face: its quality, and what the gate says to it."""
         face = Face(
-            box=faces.boxes[index],
-            landmarks=faces.landmarks[index],
-            score=float(faces.scores[index]),
-            quality=None,
+            box=faces.boxes[index], landmarks=faces.landmarks[index], score=float(faces.scores[index]), quality=None
         )
         try:
             quality = measure_quality(image, face.box, face.landmarks)

@@ -18,8 +18,6 @@ from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.files import write_atomically
 from edgeface.model.embedding import Embeddings, require_same_contract
 
-__all__ = ["EmbeddingTable", "read_npz", "require_format"]
-
 _COLUMNS: dict[str, type] = {
     "paths": np.str_,
     "modified": np.int64,
@@ -85,9 +83,7 @@ class EmbeddingTable:
 
     def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> EmbeddingTable:
         """Return some of the rows, in the order given."""
-        return dataclasses.replace(
-            self, **{name: getattr(self, name)[rows] for name in ("vectors", *_COLUMNS)}
-        )
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in ("vectors", *_COLUMNS)})
 
     @classmethod
     def join(cls, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
@@ -104,8 +100,7 @@ class EmbeddingTable:
         if len(settings := {table.settings for table in tables}) != 1:
             raise InputError(f"embedding tables: expected equal settings, found {sorted(settings)}")
         columns: dict[str, Any] = {
-            name: np.concatenate([getattr(table, name) for table in tables])
-            for name in ("vectors", *_COLUMNS)
+            name: np.concatenate([getattr(table, name) for table in tables]) for name in ("vectors", *_COLUMNS)
         }
         return dataclasses.replace(tables[0], **columns)
 
@@ -126,9 +121,7 @@ class EmbeddingTable:
             if path.suffix == ".parquet":
                 _write_parquet(self, partial)
             else:
-                np.savez(
-                    partial, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-                )
+                np.savez(partial, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> EmbeddingTable:
@@ -142,9 +135,7 @@ class EmbeddingTable:
         require_format(path)
         try:
             stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
-            columns: dict[str, Any] = {
-                name: np.asarray(stored[name], dtype) for name, dtype in _COLUMNS.items()
-            }
+            columns: dict[str, Any] = {name: np.asarray(stored[name], dtype) for name, dtype in _COLUMNS.items()}
             return cls(
                 vectors=np.asarray(stored["vectors"], np.float32),
                 contract_id=str(stored["contract_id"]),
@@ -173,9 +164,7 @@ def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
 def require_format(path: Path) -> None:
     """Raise unless the suffix can be written: .npz, or .parquet if pyarrow is installed."""
     if path.suffix not in _SUFFIXES:
-        raise InputError(
-            f"{path}: expected a name that ends in {' or '.join(_SUFFIXES)}, found {path.suffix!r}"
-        )
+        raise InputError(f"{path}: expected a name that ends in {' or '.join(_SUFFIXES)}, found {path.suffix!r}")
     if path.suffix == ".parquet":
         _import_pyarrow()
 
@@ -213,8 +202,6 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         stored[name] = table[name].to_numpy()
     for name in ("boxes", "vectors"):
         values = table[name].combine_chunks()
-        stored[name] = (
-            values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)
-        )
+        stored[name] = values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)
     metadata = table.schema.metadata or {}
     return stored | {key: metadata[key.encode()].decode() for key in ("contract_id", "settings")}

@@ -13,8 +13,6 @@ from edgeface.errors import InputError
 from edgeface.vision.detector import Faces
 from edgeface.vision.nms import overlaps
 
-__all__ = ["EmbeddingPolicy", "Track", "Tracker", "assign"]
-
 Floats = NDArray[np.float32]
 
 
@@ -268,9 +266,5 @@ def _move(track: Track, faces: Faces, face: int, timestamp: float) -> Track:
     first = track.seen == track.born
     velocity = measured if first else _MEMORY * track.velocity + (1 - _MEMORY) * measured
     return replace(
-        track,
-        box=box,
-        landmarks=faces.landmarks[face],
-        seen=timestamp,
-        velocity=velocity.astype(np.float32),
+        track, box=box, landmarks=faces.landmarks[face], seen=timestamp, velocity=velocity.astype(np.float32)
     )

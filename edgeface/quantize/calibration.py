@@ -22,8 +22,6 @@ from edgeface.vision.crops import Photo, detect_photos, find_photos
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
 
-__all__ = ["HELD_OUT", "CalibrationSet", "gather", "to_inputs"]
-
 HELD_OUT = 200
 """Greatest number of held-out crops."""
 _LEAST_HELD_OUT = 0.2

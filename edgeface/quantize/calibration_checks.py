@@ -15,8 +15,6 @@ from edgeface.quantize.calibration import CalibrationSet
 from edgeface.stats import clopper_pearson
 from edgeface.vision.detector import Detector
 
-__all__ = ["Flaw", "find_flaws", "looks_empty", "looks_swapped"]
-
 _CONFIDENCE = 0.99
 _DARKEST, _BRIGHTEST, _FLATTEST = 20.0, 235.0, 8.0
 """Limits of the mean grey value and of its standard deviation, 0-255. 3,012 crops of LFW have means from 46 to 185 and

@@ -33,19 +33,6 @@ from edgeface.model.contract import Method
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.gate import cosines, embed
 
-__all__ = [
-    "WEIGHTED",
-    "BiasCorrection",
-    "HalfRange",
-    "QuantizationRecipe",
-    "check_recipe",
-    "compress",
-    "is_constant",
-    "is_transformer",
-    "residuals_of",
-    "tail_of",
-]
-
 BiasCorrection = Literal["fast", "accurate", "none"]
 HalfRange = Literal["none", "first-layer", "all"]
 
@@ -176,9 +163,7 @@ def compress(
             if recipe.method == "weights":
                 progress(Progress("weights", 0))
                 made = nncf.compress_weights(
-                    model.clone(),
-                    mode=nncf.CompressWeightsMode.INT8_SYM,
-                    ignored_scope=_scope(nncf, recipe.ignored),
+                    model.clone(), mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=_scope(nncf, recipe.ignored)
                 )
             else:
                 made = _quantize(nncf, model, inputs[: recipe.subset], recipe, progress)
@@ -216,9 +201,7 @@ def check_recipe(model: ov.Model, recipe: QuantizationRecipe) -> None:
         _nncf_version()
     known = {op.get_friendly_name() for op in model.get_ops()}
     if unknown := sorted(set(recipe.ignored) - known):
-        raise InputError(
-            f"layers kept in floating point: the model has no operation {', '.join(unknown[:5])}"
-        )
+        raise InputError(f"layers kept in floating point: the model has no operation {', '.join(unknown[:5])}")
 
 
 def tail_of(model: ov.Model) -> tuple[str, ...]:
@@ -227,9 +210,7 @@ def tail_of(model: ov.Model) -> tuple[str, ...]:
     They take hardly any time, and 8 bits there change the output directly: FaceNet's embeddings had norms from 0.83 to
     1.17.
     """
-    ordered = [
-        op for op in model.get_ordered_ops() if op.get_type_name() not in ("Constant", "Parameter", "Result")
-    ]
+    ordered = [op for op in model.get_ordered_ops() if op.get_type_name() not in ("Constant", "Parameter", "Result")]
     weighted = [index for index, op in enumerate(ordered) if op.get_type_name() in WEIGHTED]
     return tuple(op.get_friendly_name() for op in ordered[weighted[-1] + 1 :]) if weighted else ()
 

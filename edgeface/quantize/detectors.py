@@ -34,8 +34,6 @@ from edgeface.vision.mtcnn_nets import build_net, load_weights
 from edgeface.vision.networks import read_network
 from edgeface.vision.nms import overlaps
 
-__all__ = ["Agreement", "DetectorOutcome", "judge_agreement", "measure_agreement", "quantize_detector"]
-
 _FACE = Alignment("mtcnn-box-margin", 0)
 _BATCHES = 300
 """Greatest number of batches recorded for each network."""
@@ -93,9 +91,7 @@ def measure_agreement(expected: Sequence[Faces], found: Sequence[Faces]) -> Agre
     """
     faces, others = sum(map(len, expected)), sum(map(len, found))
     if not faces:
-        raise InputError(
-            "detector: expected photos with faces to compare on, but the FP32 detector found no face"
-        )
+        raise InputError("detector: expected photos with faces to compare on, but the FP32 detector found no face")
     shared, distances, sides = [], [], []
     for before, after in zip(expected, found, strict=True):
         for row, column, overlap in _match(before, after):
@@ -249,9 +245,7 @@ def quantize_detector(
         with load_detector(name, model=model, landmarks_model=landmarks_model) as before:
             progress(Progress("FP32 faces", 0))
             expected = before.detect(judging)
-        with load_detector(
-            name, model=model, landmarks_model=landmarks_model, observe=recorder.keep
-        ) as observed:
+        with load_detector(name, model=model, landmarks_model=landmarks_model, observe=recorder.keep) as observed:
             seen = []
             for done, image in enumerate(calibrating, start=1):
                 seen += observed.detect([image])
@@ -266,10 +260,7 @@ def quantize_detector(
             return outcome
         quantized, digest = _compress(networks, recorder.batches, recipe, progress)
         names = {"model": model, "landmarks": landmarks_model}
-        staged = {
-            label: staging / f"{path.stem if (path := names.get(label)) else label}.xml"
-            for label in quantized
-        }
+        staged = {label: staging / f"{path.stem if (path := names.get(label)) else label}.xml" for label in quantized}
         half = recipe.method == "fp16"
         tried = staging / "tried"  # OpenVINO maps the files that it reads, so they cannot be overwritten
         tried.mkdir()

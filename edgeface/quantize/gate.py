@@ -13,17 +13,6 @@ from numpy.typing import NDArray
 from edgeface.errors import ConversionError, DeviceError, InputError
 from edgeface.model.contract import ModelContract
 
-__all__ = [
-    "Fidelity",
-    "HintResult",
-    "QuantizationLimits",
-    "cosines",
-    "embed",
-    "judge_fidelity",
-    "measure_fidelity",
-    "measure_hints",
-]
-
 _NORM_TOLERANCE = 1e-3
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 """Values of `INFERENCE_PRECISION_HINT`, and their names in `OPTIMIZATION_CAPABILITIES`."""
@@ -97,9 +86,7 @@ def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
     0.8
     """
     if expected.shape != found.shape or expected.ndim != 2 or not len(expected):
-        raise InputError(
-            f"fidelity: expected two arrays of one shape (N, D), found {expected.shape} and {found.shape}"
-        )
+        raise InputError(f"fidelity: expected two arrays of one shape (N, D), found {expected.shape} and {found.shape}")
     lengths = np.linalg.norm(found.astype(np.float64), axis=1)
     if not np.isfinite(found).all() or not lengths.all():
         raise ConversionError(
@@ -121,9 +108,7 @@ def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
     )
 
 
-def judge_fidelity(
-    fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits
-) -> tuple[str, ...]:
+def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits) -> tuple[str, ...]:
     """Return the reasons to refuse a model by its embeddings of held-out faces; empty if it is accepted."""
     reasons = []
     if not fidelity.min_cosine >= limits.min_cosine:  # NaN is refused too

@@ -43,18 +43,6 @@ from edgeface.runtime.devices import read_property
 from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
 
-__all__ = [
-    "FP32",
-    "METHODS",
-    "SAME_ACCURACY",
-    "SAME_SIZE",
-    "Pareto",
-    "Row",
-    "find_dominated",
-    "measure_pareto",
-    "timing_ratios",
-]
-
 FP32 = "fp32"
 METHODS: tuple[Method, ...] = ("fp16", "int8-mixed", "int8-performance", "weights")
 """Methods that FP32 is compared with by default: all of them."""
@@ -240,22 +228,13 @@ def measure_pareto(
             finder = detector if boxes is None else stack.enter_context(load_detector("mtcnn", device=device))
             contract = ModelContract.read_from(read_ir(ir), source=str(ir))
             calibration = gather(
-                calibration,
-                contract,
-                subset=recipe.subset,
-                detector=finder,
-                seed=recipe.seed,
-                progress=progress,
+                calibration, contract, subset=recipe.subset, detector=finder, seed=recipe.seed, progress=progress
             )
     models = {FP32: ir}
     fidelities: dict[str, Fidelity] = {}
     for method in dict.fromkeys(methods):
-        models[method], fidelities[method] = _compress(
-            ir, output / method, calibration, method, recipe, progress
-        )
-    contracts = {
-        name: ModelContract.read_from(read_ir(path), source=str(path)) for name, path in models.items()
-    }
+        models[method], fidelities[method] = _compress(ir, output / method, calibration, method, recipe, progress)
+    contracts = {name: ModelContract.read_from(read_ir(path), source=str(path)) for name, path in models.items()}
     cutter = FaceCutter(files, pairs.images, contracts[FP32], boxes=boxes, detector=detector)
     vectors = _embed_all(models, cutter, device, progress)
 
@@ -269,9 +248,7 @@ def measure_pareto(
     accuracies |= {method: verified[FP32, method].accuracy.after for method in methods}
     with watch() as watched:
         timed = measure_in_turn(models, rounds=rounds, seconds=seconds, device=device, progress=progress)
-    sizes = {
-        name: path.stat().st_size + path.with_suffix(".bin").stat().st_size for name, path in models.items()
-    }
+    sizes = {name: path.stat().st_size + path.with_suffix(".bin").stat().st_size for name, path in models.items()}
 
     def better(first: str, second: str) -> tuple[int, ...]:
         return (
@@ -324,9 +301,7 @@ def timing_ratios(timing: ModelTiming, base: ModelTiming) -> dict[str, float]:
     }
 
 
-def find_dominated(
-    names: Sequence[str], better: Callable[[str, str], Sequence[int]]
-) -> dict[str, tuple[str, ...]]:
+def find_dominated(names: Sequence[str], better: Callable[[str, str], Sequence[int]]) -> dict[str, tuple[str, ...]]:
     """Find the candidates that dominate each candidate.
 
     Parameters
@@ -402,8 +377,7 @@ def _embed_all(
     with contextlib.ExitStack() as stack:
         crops = stack.enter_context(contextlib.closing(iter(cutter)))
         embedders = {
-            name: stack.enter_context(Embedder.load(path, plan=default_plan(device)))
-            for name, path in models.items()
+            name: stack.enter_context(Embedder.load(path, plan=default_plan(device))) for name, path in models.items()
         }
         done = 0
         while block := list(itertools.islice(crops, _BLOCK)):

@@ -13,8 +13,6 @@ from edgeface.drawing import Axes, Plot, Shape, Words, counted, linear, write_pa
 from edgeface.files import write_atomically
 from edgeface.quantize.pareto import FP32, SAME_ACCURACY, SAME_SIZE, Pareto, Row
 
-__all__ = ["FILES", "NAMES", "accuracy_plot", "format_drop", "to_markdown", "write_pareto"]
-
 FILES = ("pareto.json", "pareto.md", "pareto.html")
 
 NAMES = {
@@ -121,18 +119,14 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     room = max(0.15 * (high - low), 0.0005)
     x = linear(objective.label, 0.0, 1.15 * max(values))
-    frame = Axes(
-        x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0
-    )
+    frame = Axes(x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0)
     words, leaders = _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies)
     shapes = [*leaders]
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:
             shapes.append(frame.line([value, value], list(span), "guide"))
         kind = "good" if row.optimal else "other"
-        shapes += frame.dots(
-            [value], [row.accuracy], kind, radius=6.0, titles=(_sentence(row, objective, value),)
-        )
+        shapes += frame.dots([value], [row.accuracy], kind, radius=6.0, titles=(_sentence(row, objective, value),))
     return Plot(
         objective.title,
         frame,
@@ -190,9 +184,7 @@ def _accuracy(value: float) -> str:
 
 
 def _sentence(row: Row, objective: Objective, value: float) -> str:
-    state = (
-        "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
-    )
+    state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
     return f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
 
 

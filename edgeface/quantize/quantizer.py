@@ -38,8 +38,6 @@ from edgeface.recognize.threshold import save_thresholds
 from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
 
-__all__ = ["Outcome", "Trial", "open_parent", "quantize"]
-
 _FEW_FACES = 32
 """Held-out faces for measurements that are repeated often: the ranking of layers and the precisions of devices."""
 
@@ -212,12 +210,7 @@ def quantize(
         checker = None
         if isinstance(calibration, Path):
             calibration = gather(
-                calibration,
-                contract,
-                subset=recipe.subset,
-                detector=detector,
-                seed=recipe.seed,
-                progress=progress,
+                calibration, contract, subset=recipe.subset, detector=detector, seed=recipe.seed, progress=progress
             )
             checker = detector or stack.enter_context(load_detector("mtcnn"))
         outcome = Outcome(
@@ -269,9 +262,7 @@ def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.
             "convert the model with --precision fp32"
         )
     if output.resolve() == ir.resolve().parent and ir.stem == contract.name:
-        raise InputError(
-            f"{output}: the compressed IR would replace its parent {ir.name}; choose another folder"
-        )
+        raise InputError(f"{output}: the compressed IR would replace its parent {ir.name}; choose another folder")
     check_recipe(parent, recipe)
     with staging_folder(output):
         pass
@@ -318,9 +309,7 @@ def _search(
             )
             child = dataclasses.replace(contract, precision=_PRECISIONS[recipe.method], lineage=lineage)
             staged, child = save_ir(model, staging, child)
-            fidelity = measure_fidelity(
-                expected, embed(read_ir(staged), faces)
-            )  # of the file, as it was written
+            fidelity = measure_fidelity(expected, embed(read_ir(staged), faces))  # of the file, as it was written
             reasons = judge_fidelity(fidelity, child, limits)
             verification: tuple[VerificationChange, ...] = ()
             if not reasons and pairs is not None:
@@ -347,9 +336,7 @@ def _search(
                 staged, child = save_ir(model, staging, dataclasses.replace(child, lineage=measured))
                 final = publish_ir(staged, output)
                 size = final.with_suffix(".bin").stat().st_size
-                return dataclasses.replace(
-                    outcome, ir=final, contract=child, trials=tuple(trials), bytes_after=size
-                )
+                return dataclasses.replace(outcome, ir=final, contract=child, trials=tuple(trials), bytes_after=size)
     return dataclasses.replace(outcome, reasons=trials[0].reasons, trials=tuple(trials))
 
 

@@ -18,8 +18,6 @@ from edgeface.model.opset import ops
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.compress import WEIGHTED, is_constant
 
-__all__ = ["GROUPS", "Group", "groups_of", "rank", "revert"]
-
 GROUPS = 12
 """Greatest number of groups of layers; ranking takes one short run for each."""
 
@@ -115,8 +113,7 @@ def _biases(op: Any) -> list[Any]:
     return [
         reader
         for reader in readers
-        if reader.get_type_name() == "Add"
-        and any(is_constant(port.get_node()) for port in reader.input_values())
+        if reader.get_type_name() == "Add" and any(is_constant(port.get_node()) for port in reader.input_values())
     ]
 
 

@@ -29,17 +29,6 @@ from edgeface.quantize.gate import QuantizationLimits
 from edgeface.recognize.metrics import Metric
 from edgeface.vision.detector import Detector
 
-__all__ = [
-    "SCORED",
-    "Change",
-    "LabelledPairs",
-    "VerificationChange",
-    "compare_verification",
-    "judge_verification",
-    "mcnemar",
-    "read_labelled",
-]
-
 SCORED = (
     (ProtocolName.facenet, DEFAULTS[ProtocolName.facenet]),
     (ProtocolName.facenet, EvaluationSettings(Metric.cosine_distance, flip=True, subtract_mean=True)),
@@ -172,9 +161,7 @@ def mcnemar(lost: int, won: int) -> float:
     return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
-def judge_verification(
-    changes: tuple[VerificationChange, ...], limits: QuantizationLimits
-) -> tuple[str, ...]:
+def judge_verification(changes: tuple[VerificationChange, ...], limits: QuantizationLimits) -> tuple[str, ...]:
     """Return the reasons to refuse a model by labelled pairs; empty if it is accepted."""
     return tuple(
         f"accuracy on {each.pairs:,} pairs ({each.protocol}, {each.setting}): expected a drop of at most "
@@ -295,12 +282,7 @@ def read_labelled(
     pairs = read_pairs(Path(listed))
     find_images(images, pairs.images)
     return LabelledPairs(
-        images=images,
-        pairs=pairs,
-        source=str(listed),
-        boxes=boxes,
-        detector=None if boxes else detector,
-        seed=seed,
+        images=images, pairs=pairs, source=str(listed), boxes=boxes, detector=None if boxes else detector, seed=seed
     )
 
 

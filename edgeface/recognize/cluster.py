@@ -28,8 +28,6 @@ from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, choose_threshold, known_thresholds
 from edgeface.vision.source import find_files
 
-__all__ = ["NO_CLUSTER", "ClusteredFolder", "Clusters", "chinese_whispers", "cluster_folder", "dbscan"]
-
 NO_CLUSTER = -1
 """Label of a face that belongs to no cluster."""
 
@@ -113,9 +111,7 @@ def dbscan(embeddings: Embeddings, threshold: Threshold | float, *, min_samples:
     # A border face takes the lowest component of its cores; a component is named by its first core.
     inside = core[others]
     np.minimum.at(labels, rows[inside], labels[others[inside]])
-    return Clusters(
-        _renumber(np.where(labels < len(core), labels, NO_CLUSTER)), embeddings.contract_id, value
-    )
+    return Clusters(_renumber(np.where(labels < len(core), labels, NO_CLUSTER)), embeddings.contract_id, value)
 
 
 def chinese_whispers(
@@ -329,9 +325,7 @@ def cluster_folder(
     known = _known_limits(threshold, far, pipeline.contract)
     # What an earlier run wrote is told by where it lies: it may be a link to a photo.
     written = people.resolve()
-    files = [
-        path for path in find_files(folder) if written not in (path.parent.resolve() / path.name).parents
-    ]
+    files = [path for path in find_files(folder) if written not in (path.parent.resolve() / path.name).parents]
     embedded = embed_files(files, pipeline, output_dir / "embeddings.npz", progress=progress)
     faces = embedded.table.embeddings
     limit = _choose_limit(known, len(faces))

@@ -20,8 +20,6 @@ from edgeface.recognize.open_set import SearchThreshold
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
 
-__all__ = ["Identification", "Identifier", "TrackIdentifier", "Verdict", "assign"]
-
 
 class Verdict(str, Enum):
     """Outcome of an identification; true if it is ``accepted``."""
@@ -207,9 +205,7 @@ class Identifier:
                 for probe in probes
             ]
             people = np.unique(np.concatenate(seen))
-            scores = np.stack(
-                [pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks]
-            )
+            scores = np.stack([pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks])
             chosen = assign(scores - self.threshold.value)
             return [
                 self._decide(index, people, scores[face], chosen, face, len(probes))
@@ -327,8 +323,6 @@ class TrackIdentifier:
                 looks.append(face)
         found = self._identifier.identify_looks([list(self._tracks[track]) for track in faces])
         return {
-            track: replace(answer, verdict=Verdict.inconclusive)
-            if answer and answer.looks < self._needed
-            else answer
+            track: replace(answer, verdict=Verdict.inconclusive) if answer and answer.looks < self._needed else answer
             for track, answer in zip(faces, found, strict=True)
         }

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from edgeface.errors import InputError
 from edgeface.model.embedding import Embedding, Embeddings
 
-__all__ = ["Hits", "Index", "PersonRule", "Ranking", "pair_scores", "rank_people", "scores_of_people"]
-
 _FIRST_LOOK = 16
 
 

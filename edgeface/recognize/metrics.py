@@ -14,16 +14,6 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError
 
-__all__ = [
-    "Metric",
-    "arccos_distance",
-    "cosine_distance",
-    "cosine_similarity",
-    "paired",
-    "pairwise",
-    "squared_l2",
-]
-
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 
@@ -31,12 +21,7 @@ _BLOCK_VALUES = 1 << 21
 """Values of one temporary array: 16 MiB of float64, whatever the size of the input."""
 
 
-_SCALES = {
-    "cosine": (-1.0, 1.0),
-    "cosine-distance": (0.0, 2.0),
-    "squared-l2": (0.0, 4.0),
-    "arccos": (0.0, 1.0),
-}
+_SCALES = {"cosine": (-1.0, 1.0), "cosine-distance": (0.0, 2.0), "squared-l2": (0.0, 4.0), "arccos": (0.0, 1.0)}
 
 
 class Metric(str, Enum):
@@ -168,9 +153,7 @@ def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
         If an angle is asked for and an embedding has none.
     """
     if np.ndim(a) != 2 or np.ndim(b) != 2 or np.shape(a)[1] != np.shape(b)[1]:
-        raise ContractError(
-            f"expected arrays (N, D) and (M, D) of one length D, found {np.shape(a)} and {np.shape(b)}"
-        )
+        raise ContractError(f"expected arrays (N, D) and (M, D) of one length D, found {np.shape(a)} and {np.shape(b)}")
     scores = np.empty((len(a), len(b)))
     squares = metric is Metric.squared_l2
     right = np.asarray(b, np.float64) if squares else _unit(b)

@@ -21,17 +21,6 @@ from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.threshold import Threshold, known_thresholds, require_calibrated_for
 from edgeface.stats import clopper_pearson, trials_needed
 
-__all__ = [
-    "USUAL_FPIR",
-    "SearchThreshold",
-    "choose_search_threshold",
-    "far_for_fpir",
-    "fpir_of_far",
-    "require_fpir",
-    "threshold_from_pairs",
-    "threshold_from_probes",
-]
-
 USUAL_FPIR = 0.01
 """False positive identification rate where none is asked for."""
 
@@ -81,9 +70,7 @@ class SearchThreshold:
         """
         if not -1.0 <= value <= 1.0:
             raise InputError(f"threshold: expected a cosine similarity from -1 to 1, found {value:g}")
-        return cls(
-            value=float(value), contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand"
-        )
+        return cls(value=float(value), contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand")
 
     def __repr__(self) -> str:
         rate = "by hand" if self.fpir is None else f"FPIR {self.fpir:g}"
@@ -96,27 +83,19 @@ class SearchThreshold:
     def note(self, gallery_size: int) -> str:
         """Return what speaks against using it for a gallery of this size, in words; empty if nothing does."""
         if self.fpir is None:
-            return (
-                "the threshold was given by hand: its false positive identification rate was never measured"
-            )
+            return "the threshold was given by hand: its false positive identification rate was never measured"
         if gallery_size > self.gallery_size:
             return (
                 f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "
                 "people who are not enrolled are accepted more often than the target"
             )
         if not self.supported:
-            return (
-                f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
-            )
+            return f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
         return ""
 
 
 def choose_search_threshold(
-    given: Threshold | float | Path | None,
-    contract: ModelContract,
-    *,
-    fpir: float | None = None,
-    gallery_size: int,
+    given: Threshold | float | Path | None, contract: ModelContract, *, fpir: float | None = None, gallery_size: int
 ) -> SearchThreshold:
     """Choose the threshold of searches for a model and a size of gallery.
 
@@ -143,9 +122,7 @@ def choose_search_threshold(
     """
     if isinstance(given, (float, int)):
         if fpir is not None:
-            raise InputError(
-                "fpir: a threshold given as a number was calibrated for no rate; leave one of them out"
-            )
+            raise InputError("fpir: a threshold given as a number was calibrated for no rate; leave one of them out")
         return SearchThreshold.by_hand(given, contract_id=contract.contract_id, gallery_size=gallery_size)
     fpir = USUAL_FPIR if fpir is None else fpir
     if isinstance(given, Threshold):
@@ -182,9 +159,7 @@ def fpir_of_far(far: float, comparisons: int) -> float:
     0.01
     """
     if not 0.0 <= far <= 1.0 or comparisons < 1:
-        raise InputError(
-            f"FAR: expected a rate from 0 to 1 and 1 comparison or more, found {far:g} and {comparisons}"
-        )
+        raise InputError(f"FAR: expected a rate from 0 to 1 and 1 comparison or more, found {far:g} and {comparisons}")
     return 1.0 if far == 1.0 else -math.expm1(comparisons * math.log1p(-far))
 
 
@@ -196,9 +171,7 @@ def far_for_fpir(fpir: float, comparisons: int) -> float:
     return -math.expm1(math.log1p(-fpir) / comparisons)
 
 
-def threshold_from_pairs(
-    thresholds: Sequence[Threshold], *, fpir: float, gallery_size: int
-) -> SearchThreshold:
+def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, gallery_size: int) -> SearchThreshold:
     """Choose among verification thresholds by the formula of `fpir_of_far`.
 
     Parameters

@@ -20,20 +20,6 @@ from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.metrics import Metric
 from edgeface.stats import clopper_pearson, trials_needed
 
-__all__ = [
-    "USUAL_FAR",
-    "Threshold",
-    "calibrate",
-    "choose_threshold",
-    "known_thresholds",
-    "load_thresholds",
-    "require_calibrated_for",
-    "require_rates",
-    "save_thresholds",
-    "shipped_thresholds",
-    "threshold_at",
-]
-
 USUAL_FAR = 1e-3
 """False accept rate where none is asked for."""
 
@@ -98,9 +84,7 @@ class Threshold:
         """
         low, high = metric.scale
         if not low <= value <= high:
-            raise InputError(
-                f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}"
-            )
+            raise InputError(f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}")
         return cls(value=float(value), metric=metric, contract_id=contract_id, far=None)
 
     @property
@@ -175,9 +159,7 @@ class Threshold:
             If a field is missing or of the wrong type.
         """
         try:
-            fields = {
-                field.name: _PARSERS[field.name](stored[field.name]) for field in dataclasses.fields(cls)
-            }
+            fields = {field.name: _PARSERS[field.name](stored[field.name]) for field in dataclasses.fields(cls)}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"threshold: a field is missing or has the wrong type: {error!r}") from error
         if not math.isfinite(fields["value"]) or min(fields["impostors"], fields["genuines"]) < 1:
@@ -337,9 +319,7 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
     return rates[far]
 
 
-def known_thresholds(
-    given: Path | None, contract: ModelContract, *, far: float = USUAL_FAR
-) -> tuple[Threshold, ...]:
+def known_thresholds(given: Path | None, contract: ModelContract, *, far: float = USUAL_FAR) -> tuple[Threshold, ...]:
     """Return the thresholds of a file, or those that ship with the model.
 
     Parameters

@@ -12,8 +12,6 @@ from edgeface.recognize.threshold import Threshold
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
 
-__all__ = ["Verification", "verify"]
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification:

@@ -21,18 +21,6 @@ try:
 except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset13 as ops
 
-__all__ = [
-    "ColorOrder",
-    "Dtype",
-    "Flip",
-    "ImageFormat",
-    "ImageLayout",
-    "Resize",
-    "adapt",
-    "flip_contract",
-    "with_mirror",
-]
-
 ImageLayout = Literal["NHWC", "NCHW"]
 ColorOrder = Literal["BGR", "RGB", "GRAY", "BGRX", "RGBX", "NV12", "I420"]
 Dtype = Literal["u8", "f16", "f32"]
@@ -45,11 +33,7 @@ as long and not normalised again, as davidsandberg/facenet's evaluation does (`s
 _NORM_EPSILON = 1e-10  # of TensorFlow's l2_normalize in FaceNet
 _CHANNELS = {"BGR": 3, "RGB": 3, "GRAY": 1, "BGRX": 4, "RGBX": 4, "NV12": 1, "I420": 1}
 _PLANAR_YUV = ("NV12", "I420")
-_NUMPY: dict[str, np.dtype[Any]] = {
-    "u8": np.dtype(np.uint8),
-    "f16": np.dtype(np.float16),
-    "f32": np.dtype(np.float32),
-}
+_NUMPY: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 _OPENVINO = {"u8": ov.Type.u8, "f16": ov.Type.f16, "f32": ov.Type.f32}
 _COLOR_FORMATS = {
     "BGR": ColorFormat.BGR,
@@ -57,10 +41,7 @@ _COLOR_FORMATS = {
     "NV12": ColorFormat.NV12_SINGLE_PLANE,
     "I420": ColorFormat.I420_SINGLE_PLANE,
 }
-_ALGORITHMS = {
-    "linear": ResizeAlgorithm.RESIZE_LINEAR,
-    "antialias": ResizeAlgorithm.RESIZE_BILINEAR_PILLOW,
-}
+_ALGORITHMS = {"linear": ResizeAlgorithm.RESIZE_LINEAR, "antialias": ResizeAlgorithm.RESIZE_BILINEAR_PILLOW}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +75,7 @@ class ImageFormat:
     resize: Resize = "linear"
 
     def __post_init__(self) -> None:
-        for what, allowed in (
-            ("layout", ImageLayout),
-            ("color", ColorOrder),
-            ("dtype", Dtype),
-            ("resize", Resize),
-        ):
+        for what, allowed in (("layout", ImageLayout), ("color", ColorOrder), ("dtype", Dtype), ("resize", Resize)):
             if (value := getattr(self, what)) not in get_args(allowed):
                 raise InputError(
                     f"image format: {what}: expected one of {', '.join(get_args(allowed))}, found {value!r}"
@@ -146,9 +122,7 @@ class ImageFormat:
                 return False
         return bool(array.flags.c_contiguous)
 
-    def _misfit(
-        self, array: Any, expected: tuple[int, ...], what: str, contract: ModelContract
-    ) -> ContractError:
+    def _misfit(self, array: Any, expected: tuple[int, ...], what: str, contract: ModelContract) -> ContractError:
         wanted = f"expected {what} of {_shape_text(expected)} {_NUMPY[self.dtype].name} {self.color}"
         if not isinstance(array, np.ndarray):
             why = "; cv2.imread and VideoCapture.read return None when they cannot read an image"
@@ -163,9 +137,7 @@ class ImageFormat:
                 f"{wanted} in one C-contiguous block, {found} with strides {array.strides}; "
                 "pass np.ascontiguousarray(image)"
             )
-        return ContractError(
-            f"{wanted}, {found}; {self._advice(array.shape, array.dtype, expected, contract)}"
-        )
+        return ContractError(f"{wanted}, {found}; {self._advice(array.shape, array.dtype, expected, contract)}")
 
     def _advice(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], expected: tuple[int, ...], contract: ModelContract
@@ -189,9 +161,7 @@ class ImageFormat:
         return f"if that is what it is, pass ImageFormat({given})"
 
 
-def adapt(
-    model: ov.Model, contract: ModelContract, image_format: ImageFormat, *, batch: int | None
-) -> ov.Model:
+def adapt(model: ov.Model, contract: ModelContract, image_format: ImageFormat, *, batch: int | None) -> ov.Model:
     """Add the conversion from the caller's images to the model's input to the graph.
 
     The order of the steps defines the result: (1) YUV to colour, or the fourth channel
@@ -337,9 +307,7 @@ def _require_size(size: tuple[int, int], *, even: bool) -> None:
     rule = "two even positive numbers" if even else "two positive numbers"
     whole = isinstance(size, tuple) and len(size) == 2 and all(type(side) is int for side in size)
     if not whole or min(size) < 1 or (even and (size[0] % 2 or size[1] % 2)):
-        raise InputError(
-            f"image format: size: expected {rule} (height, width), 'any' or None, found {size!r}"
-        )
+        raise InputError(f"image format: size: expected {rule} (height, width), 'any' or None, found {size!r}")
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

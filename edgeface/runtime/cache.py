@@ -26,8 +26,6 @@ from edgeface.files import write_atomically
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ModelCache"]
-
 _log = logging.getLogger(__name__)
 
 _CHECKSUM = 4
@@ -83,13 +81,7 @@ class ModelCache:
         (openvino.CompiledModel, bool)
             True if it came from the cache.
         """
-        machine = (
-            ov.__version__,
-            _full_name(core, device),
-            device,
-            sorted(config.items()),
-            self._key is None,
-        )
+        machine = (ov.__version__, _full_name(core, device), device, sorted(config.items()), self._key is None)
         path = self.folder / f"{hashlib.sha256(repr((identity, machine)).encode()).hexdigest()[:32]}.blob"
         config, references = dict(config), {}
         if weights is not None and _can_refer(core, device):
@@ -117,9 +109,7 @@ class ModelCache:
             total -= size
             _log.info("model cache: removed %s, the least recently used", path.name)
 
-    def _load(
-        self, core: ov.Core, path: Path, device: str, config: dict[str, Any]
-    ) -> ov.CompiledModel | None:
+    def _load(self, core: ov.Core, path: Path, device: str, config: dict[str, Any]) -> ov.CompiledModel | None:
         try:
             content = self._read(path)
             os.utime(path)  # the time of use, for pruning

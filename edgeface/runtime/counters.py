@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["Counters", "LatencyHistogram", "Outcome", "Tally"]
-
 Outcome = Literal["done", "failed", "dropped", "cancelled", "expired", "abandoned"]
 """How a request ended. `abandoned`: the engine was closed first."""
 

@@ -16,17 +16,6 @@ import psutil
 from edgeface.errors import DeviceError, InputError
 from edgeface.runtime.probe import missing_devices
 
-__all__ = [
-    "DeviceCore",
-    "DeviceInfo",
-    "ResolvedDevice",
-    "list_devices",
-    "physical_name",
-    "resolve_device",
-    "shared_core",
-    "split_device",
-]
-
 _log = logging.getLogger(__name__)
 
 _VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
@@ -143,9 +132,7 @@ def physical_name(device: str, present: Sequence[str]) -> str | None:
     return next((name for name in same if name in present), None)
 
 
-def resolve_device(
-    text: str, *, fallback: Sequence[str] = (), core: DeviceCore | None = None
-) -> ResolvedDevice:
+def resolve_device(text: str, *, fallback: Sequence[str] = (), core: DeviceCore | None = None) -> ResolvedDevice:
     """Resolve a device name to one that this machine can run.
 
     ``iGPU`` and ``dGPU`` are the integrated and the discrete one of several GPUs. ``MYRIAD``, ``VPU`` and ``HDDL``

@@ -20,8 +20,6 @@ from edgeface.model.opset import ops
 from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
 from edgeface.runtime.probe import in_container, missing_devices, read_text
 
-__all__ = ["Check", "Diagnosis", "Status", "examine", "trouble_on"]
-
 Status = Literal["ok", "note", "problem"]
 
 OPENVINO_FLOOR = (2024, 6, 0)
@@ -100,10 +98,7 @@ def trouble_on(device: str) -> str | None:
 
 
 def examine(
-    *,
-    root: Path = Path("/"),
-    core: DeviceCore | None = None,
-    try_out: Callable[[str], str | None] = trouble_on,
+    *, root: Path = Path("/"), core: DeviceCore | None = None, try_out: Callable[[str], str | None] = trouble_on
 ) -> Diagnosis:
     """Check everything that decides whether and how well models run here.
 

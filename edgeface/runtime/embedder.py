@@ -32,8 +32,6 @@ from edgeface.runtime.pool import Pool, Retirement
 from edgeface.runtime.schedule import reason_of
 from edgeface.runtime.serving import Policy, Serving
 
-__all__ = ["Embedder"]
-
 _Answer = TypeVar("_Answer")
 
 
@@ -85,18 +83,14 @@ def _read(path: Path, *, core: ov.Core, key: bytes | None = None) -> _IR:
         weights = path.with_suffix(".bin")
         return _loaded(path, path.read_bytes(), model, weights, lambda: sha256_of(weights))
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}"
-        ) from error
+        raise InputError(f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}") from error
     except RuntimeError as error:
         raise ModelFormatError(
             f"{path}: decrypted, but this OpenVINO cannot read the IR in it; convert the model again and encrypt it"
         ) from error
 
 
-def _loaded(
-    path: Path, xml: bytes, model: ov.Model, weights: Path | None, weights_digest: Callable[[], str]
-) -> _IR:
+def _loaded(path: Path, xml: bytes, model: ov.Model, weights: Path | None, weights_digest: Callable[[], str]) -> _IR:
     return _IR(
         path=path,
         model=model,
@@ -344,12 +338,7 @@ class Embedder(Serving):
         return np.stack(rows) if rows else np.empty((0, self.contract.embedding_dim), np.float32)
 
     def submit(
-        self,
-        array: np.ndarray,
-        *,
-        deadline: float | None = None,
-        policy: Policy | None = None,
-        copy: bool = True,
+        self, array: np.ndarray, *, deadline: float | None = None, policy: Policy | None = None, copy: bool = True
     ) -> Future[np.ndarray]:
         """Queue one crop; the future's result is its embedding, (D,) float32. See `Engine.submit`."""
         self.image_format.check(array, self.contract)
@@ -416,6 +405,4 @@ def _resolved(plan: DevicePlan, fallback: Sequence[str]) -> tuple[DevicePlan, Re
         return plan, resolved
     config = dict(resolved.config)
     hint = config.pop("PERFORMANCE_HINT", plan.hint)
-    return dataclasses.replace(
-        plan, device=resolved.device, hint=hint, extra={**config, **plan.extra}
-    ), resolved
+    return dataclasses.replace(plan, device=resolved.device, hint=hint, extra={**config, **plan.extra}), resolved

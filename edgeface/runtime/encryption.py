@@ -15,8 +15,6 @@ from edgeface.files import write_atomically
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 
-__all__ = ["encrypt_ir", "open_ir"]
-
 _LENGTH = struct.Struct("<Q")
 
 
@@ -45,9 +43,7 @@ def encrypt_ir(ir: Path, key: bytes, out: Path) -> Path:
     try:
         xml, weights = ir.read_bytes(), ir.with_suffix(".bin").read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{error.filename}: expected a readable file of an IR, found: {error.strerror}"
-        ) from error
+        raise InputError(f"{error.filename}: expected a readable file of an IR, found: {error.strerror}") from error
     header = {"kind": "ir", "contract_id": contract.contract_id, "weights_sha256": contract.weights_sha256}
     sealed = seal(_LENGTH.pack(len(xml)) + xml + weights, key=key, header=header)
     with write_atomically(out) as staging:

@@ -61,8 +61,6 @@ from edgeface.runtime.plan import DevicePlan
 from edgeface.runtime.schedule import Job, Outputs, Request, Schedule, Slot, reason_of
 from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait, refuse_waiting
 
-__all__ = ["Engine", "compile_engine"]
-
 _log = logging.getLogger(__name__)
 
 _POLL = 0.02
@@ -104,9 +102,7 @@ class Engine(Serving):
     ) -> None:
         models = dict(sorted((compiled if isinstance(compiled, Mapping) else _by_batch(compiled)).items()))
         first = next(iter(models.values()))
-        self._batch_shape = tuple(
-            -1 if side.is_dynamic else side.get_length() for side in first.input(0).partial_shape
-        )
+        self._batch_shape = tuple(-1 if side.is_dynamic else side.get_length() for side in first.input(0).partial_shape)
         count: int = requests or int(first.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.name = name
         batch = max(models)
@@ -129,9 +125,7 @@ class Engine(Serving):
         try:
             slots = [Slot(models, on_done, partial(_find, reference, number)) for number in range(count)]
         except RuntimeError as error:
-            raise InferenceError(
-                f"{name}: the device cannot make its infer requests: {reason_of(error)}"
-            ) from error
+            raise InferenceError(f"{name}: the device cannot make its infer requests: {reason_of(error)}") from error
         depth = queue_depth or max(8, 4 * count * batch)
         self._schedule = Schedule(name, slots, batch=batch, depth=depth, room=self._room)
         look_after(self, reference, self._bell)
@@ -152,12 +146,7 @@ class Engine(Serving):
         return self._parallel
 
     def submit(
-        self,
-        array: np.ndarray,
-        *,
-        deadline: float | None = None,
-        policy: Policy | None = None,
-        copy: bool = True,
+        self, array: np.ndarray, *, deadline: float | None = None, policy: Policy | None = None, copy: bool = True
     ) -> Future[Any]:
         """Queue one array and return a future.
 
@@ -320,9 +309,7 @@ class Engine(Serving):
         """Queue, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
         return self._accept(array, deadline, None, False)
 
-    def _accept(
-        self, array: np.ndarray, deadline: float | None, policy: Policy | None, copy: bool
-    ) -> Future[Any]:
+    def _accept(self, array: np.ndarray, deadline: float | None, policy: Policy | None, copy: bool) -> Future[Any]:
         self._check(array)
         job = Job(self, array, None if deadline is None else time.monotonic() + deadline)
         self._refuse_if_closed()
@@ -413,9 +400,7 @@ class Engine(Serving):
                 continue
             if policy == "reject":
                 self._schedule.tally.rejected += 1
-                raise Overloaded(
-                    f"{self.name}: {self._schedule.depth} requests wait already; submit fewer, or wait"
-                )
+                raise Overloaded(f"{self.name}: {self._schedule.depth} requests wait already; submit fewer, or wait")
             if may_not_wait():
                 raise Overloaded(
                     f"{self.name}: the queue is full, and a future's callback must not wait for room: it holds the "

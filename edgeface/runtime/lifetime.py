@@ -14,8 +14,6 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-__all__ = ["Supervised", "look_after", "on_done"]
-
 _log = logging.getLogger(__name__)
 
 _EXIT_PATIENCE = 5.0
@@ -46,14 +44,10 @@ _supervisors: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _exiting = threading.Event()
 
 
-def look_after(
-    engine: Supervised, reference: Callable[[], Supervised | None], bell: SimpleQueue[None]
-) -> None:
+def look_after(engine: Supervised, reference: Callable[[], Supervised | None], bell: SimpleQueue[None]) -> None:
     """Start an engine's supervisor thread, which refers to the engine only while it checks it, and ends with it."""
     _engines.add(engine)
-    thread = threading.Thread(
-        target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True
-    )
+    thread = threading.Thread(target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True)
     _supervisors.add(thread)
     thread.start()
 

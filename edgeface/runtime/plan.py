@@ -17,16 +17,6 @@ import openvino as ov
 from edgeface.errors import InputError
 from edgeface.runtime.devices import DeviceCore, ResolvedDevice, read_property, split_device
 
-__all__ = [
-    "DevicePlan",
-    "ExecutionReport",
-    "Hint",
-    "InferencePrecision",
-    "default_plan",
-    "describe_execution",
-    "share_threads",
-]
-
 _log = logging.getLogger(__name__)
 
 InferencePrecision = Literal["f32", "bf16", "f16"]
@@ -88,16 +78,12 @@ class DevicePlan:
         )
         _require(ascending, "batch_buckets", "ascending positive numbers such as 1, 2, 4", buckets)
         if self.hint == "CUMULATIVE_THROUGHPUT":
-            _require(
-                virtual == "AUTO", "hint CUMULATIVE_THROUGHPUT", "a device AUTO or AUTO:...", self.device
-            )
+            _require(virtual == "AUTO", "hint CUMULATIVE_THROUGHPUT", "a device AUTO or AUTO:...", self.device)
         if self.streams is not None and members[:1] == ("NPU",):
             _require(False, "streams", "None, for an NPU has no streams", self.streams)
         _require(isinstance(self.extra, Mapping), "extra", "an object", self.extra)
         for name, value in self.extra.items():
-            _require(
-                isinstance(value, PropertyValue), f"extra[{name!r}]", "text, a number or a boolean", value
-            )
+            _require(isinstance(value, PropertyValue), f"extra[{name!r}]", "text, a number or a boolean", value)
 
     def compile_config(self) -> dict[str, Any]:
         """Return the properties for `openvino.Core.compile_model`.
@@ -142,9 +128,7 @@ class DevicePlan:
             raise InputError(f"{source}: expected an object with a device plan, found {stored!r}")
         known = {item.name for item in dataclasses.fields(cls)}
         values = dict(stored)
-        if (folder := values.pop("cache_dir", None)) is not None and isinstance(
-            values.get("extra", {}), Mapping
-        ):
+        if (folder := values.pop("cache_dir", None)) is not None and isinstance(values.get("extra", {}), Mapping):
             values["extra"] = {"CACHE_DIR": folder, **values.get("extra", {})}
         if unknown := sorted(values.keys() - known):
             raise InputError(
@@ -234,8 +218,7 @@ def share_threads(
         if sum(threads.values()) < total:
             threads[i] += 1
     return tuple(
-        dataclasses.replace(plan, threads=threads[i]) if i in threads else plan
-        for i, plan in enumerate(plans)
+        dataclasses.replace(plan, threads=threads[i]) if i in threads else plan for i, plan in enumerate(plans)
     )
 
 

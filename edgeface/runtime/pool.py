@@ -17,20 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import (
-    DeadlineExceeded,
-    EngineClosed,
-    InferenceError,
-    InputError,
-    Overloaded,
-    RequestError,
-)
+from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, InputError, Overloaded, RequestError
 from edgeface.runtime.counters import Counters, Outcome, Tally
 from edgeface.runtime.engine import Engine
 from edgeface.runtime.schedule import Job
 from edgeface.runtime.serving import RECHECK, Policy, Serving, may_not_wait
-
-__all__ = ["Member", "Pool", "Retirement"]
 
 _log = logging.getLogger(__name__)
 
@@ -140,12 +131,7 @@ class Pool(Serving):
         return sum(member.engine.capacity for member in self.members if not member.retired)
 
     def submit(
-        self,
-        array: np.ndarray,
-        *,
-        deadline: float | None = None,
-        policy: Policy | None = None,
-        copy: bool = True,
+        self, array: np.ndarray, *, deadline: float | None = None, policy: Policy | None = None, copy: bool = True
     ) -> Future[Any]:
         """Queue one array as `Engine.submit` does; with `copy` the array is always copied, for a retry."""
         end = None if deadline is None else time.monotonic() + deadline
@@ -294,10 +280,7 @@ class Pool(Serving):
             remaining = tuple(m.engine.name for m in self.members if not m.retired)
         assert job.failure is not None
         _log.warning(
-            "%s failed and is retired; remaining: %s: %s",
-            member.engine.name,
-            ", ".join(remaining),
-            job.failure,
+            "%s failed and is retired; remaining: %s: %s", member.engine.name, ", ".join(remaining), job.failure
         )
         member.engine.close(drain=False, timeout=0.0)  # its requests are computed again by others
         if self._on_event is not None:

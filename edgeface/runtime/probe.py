@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Cause", "MissingDevice", "can_load", "can_open", "in_container", "missing_devices", "read_text"]
-
 _INTEL = "0x8086"
 _NPU = "https://github.com/intel/linux-npu-driver/releases"
 
@@ -161,9 +159,7 @@ def missing_devices(
 
 def in_container(root: Path = Path("/")) -> bool:
     """Check whether this process runs inside a container."""
-    if any(
-        (root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/secrets/kubernetes.io")
-    ):
+    if any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/secrets/kubernetes.io")):
         return True
     groups = read_text(root / "proc/1/cgroup")
     return any(engine in groups for engine in ("docker", "kubepods", "containerd", "libpod", "lxc"))

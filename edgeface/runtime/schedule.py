@@ -23,8 +23,6 @@ import edgeface.model.opset  # noqa: F401 - makes arrays safe to pass from sever
 from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, Overloaded, RequestError
 from edgeface.runtime.counters import Counters, Outcome, Tally
 
-__all__ = ["Job", "Outputs", "Request", "Schedule", "Slot", "reason_of"]
-
 Outputs = tuple[np.ndarray, ...]
 """One array for each output of a model, in the model's order."""
 
@@ -112,9 +110,7 @@ class Slot:
         Called with `token` in OpenVINO's thread when a result is there. Not called after an error, see `verdict`.
     """
 
-    def __init__(
-        self, compiled: Mapping[int, ov.CompiledModel], on_done: Callable[[Any], None], token: object
-    ) -> None:
+    def __init__(self, compiled: Mapping[int, ov.CompiledModel], on_done: Callable[[Any], None], token: object) -> None:
         self.jobs: Sequence[Request] = ()
         self.claim: Callable[[], object] | None = None
         self._compiled = compiled
@@ -202,9 +198,7 @@ class Slot:
     @property
     def at_rest(self) -> bool:
         """Whether every request's last run, including its callback, is over."""
-        if self.jobs or (
-            self._batch is not None and self._silent is not None and _verdict(self._silent) is None
-        ):
+        if self.jobs or (self._batch is not None and self._silent is not None and _verdict(self._silent) is None):
             return False
         return all(_verdict(request) is not None for request in self._requests.values())
 
@@ -235,9 +229,7 @@ class Schedule:
         Condition that threads wait on for room; its lock is the engine's.
     """
 
-    def __init__(
-        self, name: str, slots: Sequence[Slot], *, batch: int, depth: int, room: threading.Condition
-    ) -> None:
+    def __init__(self, name: str, slots: Sequence[Slot], *, batch: int, depth: int, room: threading.Condition) -> None:
         self.name = name
         self.slots = list(slots)
         self.depth = depth
@@ -343,9 +335,7 @@ class Schedule:
             if not isinstance(error, Exception):
                 raise
 
-    def end(
-        self, job: Request, outcome: Outcome, value: Any = None, error: RequestError | None = None
-    ) -> None:
+    def end(self, job: Request, outcome: Outcome, value: Any = None, error: RequestError | None = None) -> None:
         """End a job. Its future is resolved later, from `ended`, without the lock."""
         if self.count(job, outcome) and isinstance(job, Job):
             self.ended.append((job, value, error))

@@ -19,8 +19,6 @@ from edgeface.runtime.counters import Counters
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["RECHECK", "Policy", "Serving", "in_done_callback", "may_not_wait", "refuse_waiting"]
-
 Policy = Literal["block", "drop-oldest", "reject"]
 """What `submit` does when the queue is full: wait for room, replace the oldest request, or refuse the new one."""
 
@@ -52,12 +50,7 @@ class Serving(ABC):
 
     @abstractmethod
     def submit(
-        self,
-        array: np.ndarray,
-        *,
-        deadline: float | None = None,
-        policy: Policy | None = None,
-        copy: bool = True,
+        self, array: np.ndarray, *, deadline: float | None = None, policy: Policy | None = None, copy: bool = True
     ) -> Future[Any]:
         """Queue one array and return a future; see `Engine.submit`."""
 

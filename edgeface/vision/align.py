@@ -13,8 +13,6 @@ from edgeface.errors import FaceError, InputError
 from edgeface.model.contract import Alignment
 from edgeface.vision.image import Image
 
-__all__ = ["align", "crop_box", "fit_similarity"]
-
 Points = NDArray[np.floating]
 
 _ARCFACE = np.array(
@@ -123,17 +121,13 @@ def crop_box(
     if alignment.recipe == "mtcnn-box-output-margin":
         inside = np.array(size[::-1]) - alignment.margin
         if (inside <= 0).any():
-            raise InputError(
-                f"size: expected more than the margin of {alignment.margin} pixels, found {size}"
-            )
+            raise InputError(f"size: expected more than the margin of {alignment.margin} pixels, found {size}")
         grow *= sides / inside
     limits = np.array(image.shape[1::-1])
     low = np.maximum(corners[0] - grow, 0).astype(int)
     high = np.minimum(corners[1] + grow, limits).astype(int)
     if (high <= low).any():
-        raise FaceError(
-            f"expected a box inside the photo of {limits[0]}x{limits[1]} pixels, found {_text(box)}"
-        )
+        raise FaceError(f"expected a box inside the photo of {limits[0]}x{limits[1]} pixels, found {_text(box)}")
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 

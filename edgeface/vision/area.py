@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from edgeface.vision.image import Image
 
-__all__ = ["AreaBatch", "AreaImage"]
-
 _FLOAT_SIZE = 1 << 20
 """Larger images (about 600 x 600) are not copied as floats: four times the memory saves a quarter of the time."""
 _LOOK_UP, _CALLS = 18, 1 << 13

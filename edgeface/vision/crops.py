@@ -20,19 +20,6 @@ from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.source import find_files
 
-__all__ = [
-    "CropReport",
-    "Detection",
-    "ImageFolder",
-    "Photo",
-    "align_photos",
-    "detect_photos",
-    "draw_faces",
-    "find_photos",
-    "list_some",
-    "write_png",
-]
-
 _BATCH, _BATCH_PIXELS = 32, 1 << 24
 """Most photos, and pixels of all of them, in memory at a time."""
 _SOME = 5
@@ -64,14 +51,10 @@ class Detection:
         faces = [
             {
                 "box": np.round(box.astype(float), 2).tolist(),
-                "landmarks": np.round(points.astype(float), 2).tolist()
-                if np.isfinite(points).all()
-                else None,
+                "landmarks": np.round(points.astype(float), 2).tolist() if np.isfinite(points).all() else None,
                 "score": round(float(score), 6),
             }
-            for box, points, score in zip(
-                self.faces.boxes, self.faces.landmarks, self.faces.scores, strict=True
-            )
+            for box, points, score in zip(self.faces.boxes, self.faces.landmarks, self.faces.scores, strict=True)
         ]
         return {"path": str(self.photo.path), "width": width, "height": height, "faces": faces}
 
@@ -143,20 +126,14 @@ class ImageFolder:
         if target in self._written:
             raise InputError(f"{target}: the result of another photo has this name")
         if target.resolve() in self._photos:
-            raise InputError(
-                f"{target}: this is a photo and is not overwritten; choose another output folder"
-            )
+            raise InputError(f"{target}: this is a photo and is not overwritten; choose another output folder")
         write_png(target, image)
         self._written.add(target)
         return target
 
 
 def detect_photos(
-    photos: Iterable[Photo],
-    detector: Detector,
-    *,
-    failures: dict[Path, str],
-    drawn: ImageFolder | None = None,
+    photos: Iterable[Photo], detector: Detector, *, failures: dict[Path, str], drawn: ImageFolder | None = None
 ) -> Iterator[Detection]:
     """Detect faces in every photo that can be read, in order.
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from edgeface.errors import FaceError, InputError
 from edgeface.vision.image import Image
 
-__all__ = ["Detector", "Faces"]
-
 Index = int | slice | NDArray[np.integer] | NDArray[np.bool_] | list[int]
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from edgeface.errors import ImageError
 
-__all__ = ["ImageHeader", "read_header"]
-
 _ORIENTATION_TAG = 0x0112
 """EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
 

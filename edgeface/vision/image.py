@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from edgeface.errors import ImageError
 from edgeface.vision.headers import read_header
 
-__all__ = ["IMAGE_SUFFIXES", "Image", "ImageLimits", "read_image"]
-
 Image = NDArray[np.uint8]
 """(H, W, 3), BGR, 0-255."""
 
@@ -96,9 +94,7 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
 
 def _decode(data: bytes, limits: ImageLimits) -> Image:
     if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"expected at most {limits.max_bytes:,} bytes, found more; raise ImageLimits.max_bytes"
-        )
+        raise ImageError(f"expected at most {limits.max_bytes:,} bytes, found more; raise ImageLimits.max_bytes")
     header = read_header(data)
     _check_pixels(header.width, header.height, limits)
     try:

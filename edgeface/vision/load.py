@@ -14,8 +14,6 @@ from edgeface.vision.networks import NetworkDetector, Observer
 from edgeface.vision.ssd import RetailSSD
 from edgeface.vision.yunet import YuNet
 
-__all__ = ["DetectorName", "load_detector"]
-
 DetectorName = Literal["mtcnn", "yunet", "retail-0004"]
 
 

@@ -25,8 +25,6 @@ from edgeface.vision.mtcnn_nets import load_nets
 from edgeface.vision.networks import NetworkDetector, check_images
 from edgeface.vision.nms import nms
 
-__all__ = ["MTCNN"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
@@ -94,9 +92,7 @@ class MTCNN(NetworkDetector):
         super().__init__(model, landmarks_model, **options)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
 
-    def _read(
-        self, model: Path | None, landmarks_model: Path | None
-    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
         return load_nets(model)
 
     def close(self) -> None:
@@ -155,11 +151,7 @@ class MTCNN(NetworkDetector):
         kept = nms(boxes, scores, _NMS, groups=owners, relative_to="smaller", pixel=1)
         bounds = np.searchsorted(owners[kept], np.arange(1, len(images)))
         return [
-            Faces(
-                boxes[part].astype(np.float32),
-                landmarks[part].astype(np.float32),
-                scores[part].astype(np.float32),
-            )
+            Faces(boxes[part].astype(np.float32), landmarks[part].astype(np.float32), scores[part].astype(np.float32))
             for part in np.split(kept, bounds)
         ]
 
@@ -180,9 +172,7 @@ class MTCNN(NetworkDetector):
                 for start in range(0, total, largest)
             ),
         )
-        found = np.concatenate([found for (found,) in outputs] or [np.empty((0, 15))])[:total].astype(
-            np.float64
-        )
+        found = np.concatenate([found for (found,) in outputs] or [np.empty((0, 15))])[:total].astype(np.float64)
         return candidates, _probability(found[:, 0]), found[:, 1:5], found[:, 5:]
 
 
@@ -216,13 +206,7 @@ def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ..
     alone = np.bincount(image, minlength=len(level.images))[image] == 1
     column = np.where(alone, maps.shape[3] - 1 - x, x)
     numbers = np.full(len(image), level.number)
-    return (
-        boxes,
-        _probability(maps[image, 0, y, x]),
-        maps[image, 1:, y, column],
-        level.images[image],
-        numbers,
-    )
+    return (boxes, _probability(maps[image, 0, y, x]), maps[image, 1:, y, column], level.images[image], numbers)
 
 
 def _cut(images: Sequence[AreaImage], candidates: _Candidates, side: int) -> NDArray[np.float32]:

@@ -21,18 +21,12 @@ from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
 from edgeface.vision.networks import read_network
 
-__all__ = ["NetLayer", "NetName", "Weights", "build_net", "load_nets", "load_weights"]
-
 NetName = Literal["pnet", "rnet", "onet"]
 _NAMES: tuple[NetName, ...] = ("pnet", "rnet", "onet")
 Array = NDArray[np.float32]
 
 _HEADS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pnet": ("conv4-2", "conv4-1"),
-        "rnet": ("conv5-2", "conv5-1"),
-        "onet": ("conv6-2", "conv6-3", "conv6-1"),
-    }
+    {"pnet": ("conv4-2", "conv4-1"), "rnet": ("conv5-2", "conv5-1"), "onet": ("conv6-2", "conv6-3", "conv6-1")}
 )
 """Names of the output layers in det*.npz: box regression, (landmarks,) face or not."""
 
@@ -114,9 +108,7 @@ def load_weights(folder: Path | None = None) -> Weights:
     ModelFormatError
         If the arrays are not MTCNN's.
     """
-    return MappingProxyType(
-        {name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in _NAMES}
-    )
+    return MappingProxyType({name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in _NAMES})
 
 
 def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
@@ -186,9 +178,7 @@ def _multiply(x: Any, layer: NetLayer) -> Any:
 def _wheel_file(name: NetName) -> Path:
     package, reader = importlib.util.find_spec("mtcnn"), importlib.util.find_spec("joblib")
     if package is None or package.origin is None or reader is None:
-        raise MissingError(
-            "MTCNN's weights come with the package mtcnn; install it with: pip install mtcnn==1.0.0"
-        )
+        raise MissingError("MTCNN's weights come with the package mtcnn; install it with: pip install mtcnn==1.0.0")
     path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
     if not path.is_file():
         raise MissingError(
@@ -228,9 +218,7 @@ def _read_npz(name: NetName, folder: Path) -> Sequence[NetLayer]:
     return _layers(name, [*hidden, *heads], transposed=True, source=path)
 
 
-def _layers(
-    name: NetName, arrays: Sequence[Sequence[Any]], *, transposed: bool, source: Path
-) -> Sequence[NetLayer]:
+def _layers(name: NetName, arrays: Sequence[Sequence[Any]], *, transposed: bool, source: Path) -> Sequence[NetLayer]:
     layers: list[NetLayer] = []
     hidden = len(_POOLS[name])
     try:
@@ -242,9 +230,7 @@ def _layers(
             kernel = kernel.transpose(3, 2, 1, 0) if sideways else kernel.transpose(3, 2, 0, 1)
             if index == 0:
                 kernel = kernel[:, ::-1]  # trained on RGB, fed BGR
-            layers.append(
-                NetLayer(np.ascontiguousarray(kernel), bias, None if slope is None else slope.ravel())
-            )
+            layers.append(NetLayer(np.ascontiguousarray(kernel), bias, None if slope is None else slope.ravel()))
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelFormatError(f"{source}: these are not MTCNN's weights: {error}") from error
     return layers

@@ -22,8 +22,6 @@ from edgeface.vision.image import Image
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["NetworkDetector", "Observer", "Outputs", "check_images", "read_network"]
-
 Observer = Callable[[str, np.ndarray], None]
 """Called with a network's name and a batch that is about to be computed."""
 
@@ -61,9 +59,7 @@ class NetworkDetector(ABC):
         }
 
     @abstractmethod
-    def _read(
-        self, model: Path | None, landmarks_model: Path | None
-    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
         """Read and check the networks, by name, and list the files of `model`."""
 
     @abstractmethod

@@ -7,8 +7,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["nms", "overlaps"]
-
 _BLOCK = 128
 """Boxes per block. This size balances numpy's overhead and needless comparisons, bounds the memory of crowded images,
 and changes no result."""

@@ -13,8 +13,6 @@ from edgeface.model.contract import Alignment
 from edgeface.vision.align import crop_box
 from edgeface.vision.image import Image
 
-__all__ = ["Quality", "QualityGate", "QualityVerdict", "Reason", "estimate_pose", "measure_quality"]
-
 Points = NDArray[np.floating]
 
 _SIDE = 112
@@ -24,9 +22,7 @@ _NOISE = 1.0
 """Sigma in pixels of the Gaussian before the Laplacian; without it noise counts as sharpness."""
 
 _NAMES = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")
-_FACE_MODEL = np.array(
-    [[-0.5, 0, 0], [0.5, 0, 0], [0, 0.521, 0.232], [-0.4465, 1.033, 0], [0.4465, 1.033, 0]]
-)
+_FACE_MODEL = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.521, 0.232], [-0.4465, 1.033, 0], [0.4465, 1.033, 0]])
 """Mean face in distances between the eyes: x right, y down, z towards the camera. Factorised (Tomasi and Kanade,
 "Shape and motion from image streams under orthography", IJCV 9, 1992) from the landmarks that the reference MTCNN
 finds in 7,700 images of LFW, then made symmetric, which moved no point by more than 0.005."""
@@ -89,9 +85,7 @@ class Quality:
         """
         frontal = np.cos(np.radians(np.nan_to_num([self.yaw, self.pitch]))).clip(0.0).prod()
         size = min(1.0, self.box_side / _SIDE)
-        return float(
-            size * min(1.0, self.sharpness / 0.04) * frontal * self.inside * 0.8 ** len(self.covered)
-        )
+        return float(size * min(1.0, self.sharpness / 0.04) * frontal * self.inside * 0.8 ** len(self.covered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +153,7 @@ class QualityGate:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not getattr(self, field.name) >= 0:
-                raise InputError(
-                    f"quality gate: {field.name}: expected 0 or more, found {getattr(self, field.name)}"
-                )
+                raise InputError(f"quality gate: {field.name}: expected 0 or more, found {getattr(self, field.name)}")
 
     def check(self, quality: Quality) -> QualityVerdict:
         """Check a face against the limits."""
@@ -261,9 +253,7 @@ def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all():
         raise FaceError(f"expected five finite landmarks, found {points.shape}: {points.tolist()}")
-    affine = np.linalg.lstsq(
-        _FACE_MODEL - _FACE_MODEL.mean(axis=0), points - points.mean(axis=0), rcond=None
-    )[0].T
+    affine = np.linalg.lstsq(_FACE_MODEL - _FACE_MODEL.mean(axis=0), points - points.mean(axis=0), rcond=None)[0].T
     left, sizes, right = np.linalg.svd(affine, full_matrices=False)
     if sizes[1] <= 0.05 * sizes[0]:
         raise FaceError("expected landmarks that span a face, found them on one line")
@@ -299,6 +289,5 @@ def _covered(gray: NDArray[np.uint8], points: Points, contrast: float) -> tuple[
         name
         for name, (x, y) in zip(_NAMES, np.rint(points).astype(int).tolist(), strict=True)
         if not (0 <= x < _SIDE and 0 <= y < _SIDE)
-        or gray[max(y - _PATCH, 0) : y + _PATCH + 1, max(x - _PATCH, 0) : x + _PATCH + 1].std()
-        < _FLAT * contrast
+        or gray[max(y - _PATCH, 0) : y + _PATCH + 1, max(x - _PATCH, 0) : x + _PATCH + 1].std() < _FLAT * contrast
     )

@@ -23,8 +23,6 @@ import numpy as np
 from edgeface.errors import ImageError, InputError, MissingError
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
-__all__ = ["VIDEO_SUFFIXES", "Backoff", "Frame", "FrameSource", "find_files", "open_source"]
-
 _log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".ts"})
@@ -82,9 +80,7 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if not 0 < self.first <= self.longest or (self.attempts is not None and self.attempts < 1):
-            raise InputError(
-                f"backoff: expected 0 < first <= longest and attempts of 1 or more, found {self}"
-            )
+            raise InputError(f"backoff: expected 0 < first <= longest and attempts of 1 or more, found {self}")
 
     def delay(self, failures: int) -> float:
         """Return the delay in seconds after this many failures in a row."""
@@ -170,17 +166,13 @@ class FrameSource:
     the frame. The thread ends with the source: at `close`, at the end of a `with` block, or without references.
     """
 
-    def __init__(
-        self, read: Callable[[threading.Event], Iterator[Frame]], *, live: bool, capacity: int = 4
-    ) -> None:
+    def __init__(self, read: Callable[[threading.Event], Iterator[Frame]], *, live: bool, capacity: int = 4) -> None:
         if capacity < 1:
             raise InputError(f"capacity: expected 1 or more frames, found {capacity}")
         self.live = live
         self._box = _Mailbox(capacity, newest_wins=live)
         # The thread knows the mailbox and not the source, so that a forgotten source can be collected.
-        self._thread = threading.Thread(
-            target=_fill, args=(self._box, read), name="edgeface-source", daemon=True
-        )
+        self._thread = threading.Thread(target=_fill, args=(self._box, read), name="edgeface-source", daemon=True)
         self._thread.start()
         self._finalizer = weakref.finalize(self, self._box.close)
 
@@ -306,9 +298,7 @@ def _video(path: Path, opener: Opener) -> Iterator[Frame]:
                 break
             at = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             # Files without times report 0 for every frame; the frame rate gives the time then.
-            timestamp = (
-                at if at > last else last + (1 / rate if rate > 0 else 1 / 25) if index else max(at, 0.0)
-            )
+            timestamp = at if at > last else last + (1 / rate if rate > 0 else 1 / 25) if index else max(at, 0.0)
             last = timestamp
             yield Frame(_as_image(image, str(path)), index, timestamp, str(path))
         if last < 0:

@@ -19,8 +19,6 @@ from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.networks import NetworkDetector, check_images, read_network
 
-__all__ = ["RetailSSD"]
-
 _SIDE, _LANDMARKS_SIDE = 300, 48
 
 
@@ -36,9 +34,7 @@ class RetailSSD(NetworkDetector):
     name = "retail-0004"
     default_threshold = 0.5  # Open Model Zoo, `demos/common/python/models/ssd.py`
 
-    def _read(
-        self, model: Path | None, landmarks_model: Path | None
-    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
         networks = {"model": _read_shaped(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7])}
         if landmarks_model is not None:
             given = [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE]

@@ -20,8 +20,6 @@ from edgeface.vision.image import Image
 from edgeface.vision.networks import NetworkDetector, check_images, read_network
 from edgeface.vision.nms import nms
 
-__all__ = ["YuNet"]
-
 _STRIDES = (8, 16, 32)
 _NMS = 0.3
 """Largest overlap, as in OpenCV."""
@@ -39,16 +37,12 @@ class YuNet(NetworkDetector):
     name = "yunet"
     default_threshold = 0.7  # OpenCV's 0.9 loses small faces
 
-    def _read(
-        self, model: Path | None, landmarks_model: Path | None
-    ) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
         network = read_network(model)
         names = {name for output in network.outputs for name in output.names}
         expected = {f"{head}_{stride}" for head in ("cls", "obj", "bbox", "kps") for stride in _STRIDES}
         if len(network.inputs) != 1 or not expected <= names:
-            raise ModelFormatError(
-                f"{model}: expected YuNet's outputs cls_8 to kps_32, found {sorted(names)}"
-            )
+            raise ModelFormatError(f"{model}: expected YuNet's outputs cls_8 to kps_32, found {sorted(names)}")
         shape = network.input(0).partial_shape
         self._fixed = None if shape.is_dynamic else (shape[2].get_length(), shape[3].get_length())
         self._order = [

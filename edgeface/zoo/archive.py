@@ -15,20 +15,10 @@ from typing import IO, Literal, NamedTuple, TypeVar
 from edgeface.errors import ArchiveError
 from edgeface.zoo.schema import relative_path
 
-__all__ = ["unpack"]
-
 Format = Literal["zip", "tar", "gztar"]
 _T = TypeVar("_T")
 
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
 """What zipfile and tarfile raise for archives that are cut, altered or of a kind they do not know."""
 
 
@@ -88,9 +78,7 @@ class _Unpacking:
             else:
                 self._write(member, self.folder / path)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise ArchiveError(
-                f"{self.archive}: expected names that do not collide, found {member.name!r}"
-            ) from None
+            raise ArchiveError(f"{self.archive}: expected names that do not collide, found {member.name!r}") from None
 
     def _write(self, member: _Member, target: Path) -> None:
         packed = _reading(self.archive, member.open)
@@ -104,9 +92,7 @@ class _Unpacking:
     def _count(self, count: int) -> None:
         self.bytes += count
         if self.bytes > LARGEST_TOTAL:
-            raise ArchiveError(
-                f"{self.archive}: expected at most {LARGEST_TOTAL:,} bytes unpacked, found more"
-            )
+            raise ArchiveError(f"{self.archive}: expected at most {LARGEST_TOTAL:,} bytes unpacked, found more")
         packed = max(self.archive.stat().st_size, 1)
         if self.bytes > max(RATIO_FLOOR, LARGEST_RATIO * packed):
             raise ArchiveError(
@@ -144,9 +130,7 @@ def _tar_members(path: Path, format: Format) -> Iterator[_Member]:
     with _reading(path, lambda: tarfile.open(path, "r:gz" if format == "gztar" else "r:")) as archive:
         while (info := _reading(path, archive.next)) is not None:
             if not (info.isfile() or info.isdir()):
-                raise ArchiveError(
-                    f"{path}: expected files and folders only, found {info.name!r}, a link or device"
-                )
+                raise ArchiveError(f"{path}: expected files and folders only, found {info.name!r}, a link or device")
             yield _Member(
                 info.name,
                 info.isdir(),

@@ -20,8 +20,6 @@ from edgeface.zoo.catalog import Catalog
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore, place, writing
 
-__all__ = ["Manifest", "export_bundle", "import_bundle", "read_manifest"]
-
 BUNDLE_VERSION = 1
 _MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 4 << 20
@@ -154,9 +152,7 @@ def _bundled_model(entry: ModelEntry, store: ModelStore) -> BundledModel:
             f"run: edgeface zoo download {entry.name}"
         )
     blobs = [(file.name, blob) for file in entry.files if (blob := store.blob(entry, file)) is not None]
-    files = [
-        BundledFile(name=name, sha256=blob.sha256, size=blob.size, source=blob.source) for name, blob in blobs
-    ]
+    files = [BundledFile(name=name, sha256=blob.sha256, size=blob.size, source=blob.source) for name, blob in blobs]
     return BundledModel(name=entry.name, license=entry.license, files=files)
 
 
@@ -187,19 +183,13 @@ def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
         raise ArchiveError(f"{path}: {_MANIFEST}: expected JSON: {error}") from error
 
 
-def _check_against_catalog(
-    model: BundledModel, catalog: Catalog, store: ModelStore, path: Path
-) -> ModelEntry:
+def _check_against_catalog(model: BundledModel, catalog: Catalog, store: ModelStore, path: Path) -> ModelEntry:
     if model.name not in catalog:
-        raise ModelNotFoundError(
-            f"{path}: {catalog.source} here does not know model {model.name!r}; update edgeface"
-        )
+        raise ModelNotFoundError(f"{path}: {catalog.source} here does not know model {model.name!r}; update edgeface")
     entry = catalog[model.name]
     offered = {file.name: file for file in model.files}
     if len(offered) != len(model.files) or offered.keys() != {file.name for file in entry.files}:
-        raise ArchiveError(
-            f"{path}: {model.name}: its files are not those of {catalog.source} here; update edgeface"
-        )
+        raise ArchiveError(f"{path}: {model.name}: its files are not those of {catalog.source} here; update edgeface")
     for file in entry.files:
         recorded = store.recorded(entry, file) if file.trust_on_first_use else None
         expected = recorded.sha256 if recorded else file.digests.get("sha256")
@@ -217,27 +207,19 @@ def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, pa
     while (member := archive.next()) is not None:
         sha256 = member.name.removeprefix("blobs/")
         if not member.isfile() or member.name != f"blobs/{sha256}" or sha256 not in missing:
-            raise ArchiveError(
-                f"{path}: expected only what {_MANIFEST} names, each once, found {member.name!r}"
-            )
+            raise ArchiveError(f"{path}: expected only what {_MANIFEST} names, each once, found {member.name!r}")
         stream = archive.extractfile(member)
         assert stream is not None  # it is a regular file
         size = missing.pop(sha256)
         with writing(staging), (staging / sha256).open("xb") as output:
             shutil.copyfileobj(stream, output, 1 << 20)
         if member.size != size or sha256_of(staging / sha256) != sha256:
-            raise ChecksumError(
-                f"{path}: {member.name}: its bytes are not what its name says; copy the bundle again"
-            )
+            raise ChecksumError(f"{path}: {member.name}: its bytes are not what its name says; copy the bundle again")
     if missing:
-        raise ArchiveError(
-            f"{path}: expected blobs/{min(missing)}, found no such member; copy the bundle again"
-        )
+        raise ArchiveError(f"{path}: expected blobs/{min(missing)}, found no such member; copy the bundle again")
 
 
-def _check_other_digests(
-    manifest: Manifest, entries: Sequence[ModelEntry], staging: Path, path: Path
-) -> None:
+def _check_other_digests(manifest: Manifest, entries: Sequence[ModelEntry], staging: Path, path: Path) -> None:
     """Compare staged blobs with all published digests; Open Model Zoo publishes SHA-384."""
     for model, entry in zip(manifest.models, entries, strict=True):
         content = {file.name: staging / file.sha256 for file in model.files}

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ValidationError
 from edgeface.errors import CatalogError, ModelNotFoundError
 from edgeface.zoo.schema import MODEL_NAME, Conversion, ModelEntry, known_keys
 
-__all__ = ["Catalog", "Document", "default_catalog_path", "load_catalog", "load_model_yml"]
-
 CATALOG_VERSION = 1
 CATALOG_FILE = "model_zoo.yml"
 COMPOSITE_FILE = "composite-model.yml"
@@ -112,8 +110,7 @@ def load_catalog(path: Path | None = None) -> Catalog:
         raise document.error((key,), "unknown key; expected schema_version and models")
     if top.get("schema_version") != CATALOG_VERSION:
         raise document.error(
-            ("schema_version",),
-            f"expected {CATALOG_VERSION}, found {top.get('schema_version')!r}; update edgeface",
+            ("schema_version",), f"expected {CATALOG_VERSION}, found {top.get('schema_version')!r}; update edgeface"
         )
     models = _mapping(document, ("models",), top.get("models"))
     entries = [_entry(document, name, model, at=("models", name)) for name, model in models.items()]
@@ -168,12 +165,8 @@ def _with_conversion(entry: ModelEntry) -> ModelEntry:
     if entry.conversion is not None:
         return entry
     prefix = "--input_model=$dl_dir/"
-    candidates = [
-        text.removeprefix(prefix) for text in entry.model_optimizer_args or () if text.startswith(prefix)
-    ]
-    candidates += [
-        file.name for file in entry.files if entry.framework == "dldt" and file.name.endswith(".xml")
-    ]
+    candidates = [text.removeprefix(prefix) for text in entry.model_optimizer_args or () if text.startswith(prefix)]
+    candidates += [file.name for file in entry.files if entry.framework == "dldt" and file.name.endswith(".xml")]
     return entry.model_copy(update={"conversion": Conversion(source=candidates[0])}) if candidates else entry
 
 
@@ -301,9 +294,7 @@ def _explain(problem: Any, keys: Sequence[str]) -> str:
         close = difflib.get_close_matches(str(last), keys, n=1)
         return "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
     if kind == "missing":
-        return (
-            "expected this key, found none" if isinstance(last, str) else "expected one more item, found none"
-        )
+        return "expected this key, found none" if isinstance(last, str) else "expected one more item, found none"
     found = f"found {_shortened(problem['input'])}"
     if kind == "literal_error":
         return f"expected {problem['ctx']['expected']}, {found}"

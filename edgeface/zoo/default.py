@@ -12,15 +12,6 @@ from edgeface.model.ir_file import read_contract
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder, writing
 
-__all__ = [
-    "FIRST_CHOICE",
-    "default_model",
-    "has_default",
-    "keep_ir",
-    "record_first_default",
-    "set_default_model",
-]
-
 FIRST_CHOICE = "facenet-20180408-102900"
 """Zoo model that is the default while none has been set, if it is in the store."""
 
@@ -79,9 +70,7 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
     )
 
 
-def set_default_model(
-    model: str | Path, *, store: ModelStore | None = None, catalog: Catalog | None = None
-) -> None:
+def set_default_model(model: str | Path, *, store: ModelStore | None = None, catalog: Catalog | None = None) -> None:
     """Record which model `default_model` returns.
 
     Parameters
@@ -107,9 +96,7 @@ def set_default_model(
     if isinstance(model, str) and model in catalog:
         entry = catalog[model]
         if entry.embedding is None:
-            raise InputError(
-                expected="a face embedding model", found=f"{model}, which is for {entry.task_type}"
-            )
+            raise InputError(expected="a face embedding model", found=f"{model}, which is for {entry.task_type}")
         if not store.ir_path(model).is_file():
             store.model_dir(entry)  # raises unless it is downloaded
         _records(store).update({"model": model, "ir": None})

@@ -23,8 +23,6 @@ from edgeface.zoo.schema import ModelEntry, ModelFile
 from edgeface.zoo.store import Blob, ModelStore, writing
 from edgeface.zoo.transfer import CHUNK, FolderLocation, Reply, SourceFault, WebLocation, locate
 
-__all__ = ["Download", "DownloadEvent", "DownloadPolicy", "download"]
-
 logger = logging.getLogger(__name__)
 
 _LARGEST_UNKNOWN = 8 << 30
@@ -287,12 +285,8 @@ class _Fetch:
         reasons = "; ".join(f"{location} {fault}" for location, fault in faults)
         failure = f"{self.what}: no source delivered it: {reasons}"
         if any(fault.checksum for _, fault in faults):
-            raise ChecksumError(
-                f"{failure}; nothing was kept; get the file from a source that you trust with --mirror"
-            )
-        raise DownloadError(
-            f"{failure}; try again later, or name a folder or server that has it with --mirror"
-        )
+            raise ChecksumError(f"{failure}; nothing was kept; get the file from a source that you trust with --mirror")
+        raise DownloadError(f"{failure}; try again later, or name a folder or server that has it with --mirror")
 
     def _locations(self) -> list[Location]:
         locations: list[Location] = [locate(source) for source in self.file.sources]
@@ -420,9 +414,7 @@ class _Fetch:
         successful: bool | None = None,
     ) -> None:
         name = self.file.name
-        self.report(
-            DownloadEvent(kind=kind, model=self.entry.name, model_file=name, size=size, successful=successful)
-        )
+        self.report(DownloadEvent(kind=kind, model=self.entry.name, model_file=name, size=size, successful=successful))
 
 
 def _refuse_stand_in(first: bytes) -> None:

@@ -23,12 +23,7 @@ Triple = tuple[Number, Number, Number]
 Framework = Literal["caffe", "dldt", "keras", "mxnet", "onnx", "paddle", "pytorch", "tf"]
 
 TaskType = Literal[
-    "classification",
-    "detection",
-    "face_recognition",
-    "feature_extraction",
-    "head_pose_estimation",
-    "object_attributes",
+    "classification", "detection", "face_recognition", "feature_extraction", "head_pose_estimation", "object_attributes"
 ]
 """Open Model Zoo's task types that its face models have, anti-spoofing (``classification``) included."""
 
@@ -144,9 +139,7 @@ class ModelFile(_Strict):
     @model_validator(mode="after")
     def _checksum_is_usable(self) -> ModelFile:
         if self.checksum is None and self.sha256 is None:
-            raise ValueError(
-                f"expected 'checksum' or 'sha256' (or 'checksum: {TRUST_ON_FIRST_USE}'), found neither"
-            )
+            raise ValueError(f"expected 'checksum' or 'sha256' (or 'checksum: {TRUST_ON_FIRST_USE}'), found neither")
         if self.trust_on_first_use and self.sha256 is not None:
             raise ValueError(f"expected either 'sha256' or 'checksum: {TRUST_ON_FIRST_USE}', found both")
         for algorithm, digest in self.digests.items():

@@ -35,8 +35,6 @@ from edgeface.files import digests_of, locked, output_errors, sha256_of, staging
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
-__all__ = ["Blob", "FileCheck", "JsonRecords", "ModelStore", "default_root", "writing"]
-
 logger = logging.getLogger(__name__)
 
 _MARKER = ".edgeface.json"
@@ -113,13 +111,9 @@ class JsonRecords:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (ValueError, OSError) as error:
-            raise OutputError(
-                f"{self._path}: expected a readable JSON object: {error}; move it away"
-            ) from error
+            raise OutputError(f"{self._path}: expected a readable JSON object: {error}; move it away") from error
         if not isinstance(stored, dict):
-            raise OutputError(
-                f"{self._path}: expected a JSON object, found {type(stored).__name__}; move it away"
-            )
+            raise OutputError(f"{self._path}: expected a JSON object, found {type(stored).__name__}; move it away")
         return stored
 
     def update(self, changes: Mapping[str, Any]) -> None:
@@ -193,9 +187,7 @@ class ModelStore:
         folder = self.root / "models" / entry.name
         fingerprint = self._fingerprint(entry)
         if fingerprint is None or self._marker(folder).get("fingerprint") != fingerprint:
-            raise ModelNotFoundError(
-                f"model {entry.name!r} is not downloaded; run: edgeface zoo download {entry.name}"
-            )
+            raise ModelNotFoundError(f"model {entry.name!r} is not downloaded; run: edgeface zoo download {entry.name}")
         return folder
 
     def has(self, entry: ModelEntry) -> bool:
@@ -241,9 +233,7 @@ class ModelStore:
                     raise ModelNotFoundError(f"{entry.name}/{file.name} is not downloaded")
                 place(self.blob_path(blob.sha256), staging / file.name)
             for step in entry.postprocessing:
-                _unpack_step(step, staging) if isinstance(step, UnpackArchive) else _replace_step(
-                    step, staging
-                )
+                _unpack_step(step, staging) if isinstance(step, UnpackArchive) else _replace_step(step, staging)
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             contents = {str(path.relative_to(staging)): sha256_of(path) for path in files}
             _check_conversion_source(entry, staging, contents)

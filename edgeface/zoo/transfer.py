@@ -21,8 +21,6 @@ from edgeface.zoo.schema import GoogleDriveSource, HttpSource
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["FolderLocation", "Reply", "SourceFault", "WebLocation", "locate"]
-
 CHUNK = 1 << 20
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id={id}"
 
@@ -223,9 +221,7 @@ def _reply(response: httpx.Response, asked: int) -> Reply:
         found = headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", found)
         if match is None or int(match[1]) != asked:
-            raise SourceFault(
-                f"was asked for bytes from {asked}, answered {found!r}", retry=True, restart=True
-            )
+            raise SourceFault(f"was asked for bytes from {asked}, answered {found!r}", retry=True, restart=True)
         offset, total = asked, None if match[2] == "*" else int(match[2])
     else:
         length = headers.get("Content-Length", "")

@@ -230,9 +230,7 @@ def run_page(page: Path, namespace: dict[str, Any], text: str | None = None) -> 
     printed, count = "", 0
     for block in blocks(page, text):
         if block.output:
-            assert same_output(printed, block.text), (
-                f"{block.place}: expected\n{block.text}\nfound\n{printed}"
-            )
+            assert same_output(printed, block.text), f"{block.place}: expected\n{block.text}\nfound\n{printed}"
         elif block.not_run or block.missing:
             printed = ""
         elif block.language == "python":
@@ -265,9 +263,7 @@ def _run_command(block: Block, words: list[str], expected: int) -> str:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = app.main(words[words.index("edgeface") + 1 :])
-    assert code == expected, (
-        f"{block.place}: {' '.join(words)}: exit code {code}\n{out.getvalue()}{err.getvalue()}"
-    )
+    assert code == expected, f"{block.place}: {' '.join(words)}: exit code {code}\n{out.getvalue()}{err.getvalue()}"
     return out.getvalue()
 
 

@@ -16,9 +16,7 @@ EXAMPLES = documents.ROOT / "examples"
 
 def _run(*words: str | Path, expected: int = 0) -> str:
     environment = {**os.environ, "EDGEFACE": f"{sys.executable} -m edgeface"}
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, timeout=240, env=environment
-    )
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == expected, done.stdout + done.stderr
     return done.stdout
 

@@ -49,15 +49,7 @@ def test_json_is_one_object_with_what_was_promised(work: Path, capsys: pytest.Ca
 def test_people_get_a_table_with_intervals_and_work(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(work, "-s", "offline", "-o", work / "out") == 0
     shown = capsys.readouterr().out
-    for words in (
-        "tiny",
-        "offline",
-        "hint throughput",
-        "latency p50",
-        "throughput",
-        "GFLOP/s",
-        "result.json written",
-    ):
+    for words in ("tiny", "offline", "hint throughput", "latency p50", "throughput", "GFLOP/s", "result.json written"):
         assert words in shown
     assert list((work / "out").iterdir()) == [work / "out" / "result.json"]
 
@@ -107,9 +99,7 @@ def test_what_is_wrong_is_said_in_one_line(work: Path, capsys: pytest.CaptureFix
         assert said.count("\n") == 0
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_result(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_said_and_leaves_no_half_result(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))

@@ -36,20 +36,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     series = latencies("outliers", np.random.default_rng(0), 1500)
     layers = {"layers": LAYERS, "peak": PEAK, "efficiency": 0.41}
     made_result(series, **layers).write(root / "before")
-    made_result(
-        series[:900] * 1.1, **layers, disturbed=True, disturbances=["a <burner>"], partial=True
-    ).write(root / "after-a-change-with-a-rather-long-name-that-no-phone-can-show-in-one-line")
+    made_result(series[:900] * 1.1, **layers, disturbed=True, disturbances=["a <burner>"], partial=True).write(
+        root / "after-a-change-with-a-rather-long-name-that-no-phone-can-show-in-one-line"
+    )
     for streams in (1, 2, 4):
         for batch in (1, 8):
             settings = {"streams": streams, "batch": batch, "scenario": "offline"}
-            made_result(series[:200] / streams, settings=settings).write(
-                root / "sweep" / f"s{streams}_b{batch}"
-            )
-    given = {
-        "one": [root / "before"],
-        "two": sorted(root.glob("*e*r*"), reverse=True),
-        "sweep": [root / "sweep"],
-    }
+            made_result(series[:200] / streams, settings=settings).write(root / "sweep" / f"s{streams}_b{batch}")
+    given = {"one": [root / "before"], "two": sorted(root.glob("*e*r*"), reverse=True), "sweep": [root / "sweep"]}
     assert len(given["two"]) == 2
     for name, results in given.items():
         done = subprocess.run(
@@ -81,9 +75,7 @@ def test_every_plot_is_drawn_and_nothing_is_fetched(
     assert not page.evaluate("document.scripts.length")
 
 
-def test_a_page_may_not_fetch_even_if_it_wanted_to(
-    page: Browser, pages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_page_may_not_fetch_even_if_it_wanted_to(page: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     changed = pages["one"].read_text().replace("<main>", '<main><img src="https://example.org/x.png">')
     (tmp_path / "changed.html").write_text(changed)
     page.open(tmp_path / "changed.html", width=1000)
@@ -91,9 +83,7 @@ def test_a_page_may_not_fetch_even_if_it_wanted_to(
 
 
 @pytest.mark.parametrize("name", ["one", "two", "sweep"])
-def test_a_phone_of_400_pixels_needs_no_sideways_scrolling(
-    name: str, page: Browser, pages: dict[str, Path]
-) -> None:
+def test_a_phone_of_400_pixels_needs_no_sideways_scrolling(name: str, page: Browser, pages: dict[str, Path]) -> None:
     page.open(pages[name], width=400)
     assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
@@ -118,14 +108,8 @@ def test_it_prints_on_white_over_several_pages(page: Browser, pages: dict[str, P
     page.open(pages["two"], width=1000, dark=True)
     printed = page.pdf()
     assert printed.startswith(b"%PDF")
-    assert (
-        printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") + printed.count(b"/Type /Page/") >= 2
-    )
-    page.call(
-        "Emulation.setEmulatedMedia",
-        media="print",
-        features=[{"name": "prefers-color-scheme", "value": "dark"}],
-    )
+    assert printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") + printed.count(b"/Type /Page/") >= 2
+    page.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
 

@@ -96,8 +96,6 @@ def test_a_sweep_is_reported_and_its_plan_runs(tmp_path: Path) -> None:
     with (tmp_path / "r.csv").open(newline="") as file:
         assert sorted(row["name"] for row in csv.DictReader(file)) == sorted(answer["results"])
     plan = answer["best"]["throughput"]["plan"]
-    done = bench(
-        "run", ir, "--plan", plan, "-t", "0.05", "--warm-up", "0.05", "--no-peak", "--no-layers", "--json"
-    )
+    done = bench("run", ir, "--plan", plan, "-t", "0.05", "--warm-up", "0.05", "--no-peak", "--no-layers", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["settings"]["hint"] == "THROUGHPUT"

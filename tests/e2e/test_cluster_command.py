@@ -23,9 +23,7 @@ def work(tmp_path: Path) -> Path:
     write_tiny_ir(tmp_path)
     rng = np.random.default_rng(0)
     for number in range(10):
-        colour = (
-            [60, 60, 60] if number == 9 else [200 if channel == number % 3 else 10 for channel in range(3)]
-        )
+        colour = [60, 60, 60] if number == 9 else [200 if channel == number % 3 else 10 for channel in range(3)]
         crop = np.clip(colour + rng.normal(0, 5, (TINY_SIZE, TINY_SIZE, 3)), 0, 255).astype(np.uint8)
         path = tmp_path / "photos" / f"day{number // 5}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,24 +97,13 @@ def test_the_more_faces_the_stricter_the_threshold() -> None:
     assert [_choose_limit(known, faces).far for faces in (2, 10, 100, 100_000)] == [0.1, 0.01, 0.001, 0.001]
 
 
-def test_a_threshold_that_joins_strangers_is_called_that(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_threshold_that_joins_strangers_is_called_that(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(10):
         source = next((work / "photos").rglob(f"{number}.png"))
         folder = work / "labelled" / str(number if number == 9 else number % 3)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / source.name).write_bytes(source.read_bytes())
-    calibrate = [
-        "calibrate",
-        "--images",
-        work / "labelled",
-        "--model",
-        work / "tiny.xml",
-        "--crops",
-        "--far",
-        "0.4",
-    ]
+    calibrate = ["calibrate", "--images", work / "labelled", "--model", work / "tiny.xml", "--crops", "--far", "0.4"]
     assert main([*map(str, calibrate), "-o", str(work / "t.json")]) == 0
     assert cluster(work, "--threshold", str(work / "t.json"), "--min-samples", "1") == 0
     assert "different people may be joined" in " ".join(capsys.readouterr().err.split())

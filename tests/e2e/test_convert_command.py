@@ -21,14 +21,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from profiles import examples
-from tiny_graphs import (
-    EMBEDDING,
-    Graph,
-    dense_weights,
-    tiny_expected,
-    tiny_facenet,
-    write_tiny_checkpoint,
-)
+from tiny_graphs import EMBEDDING, Graph, dense_weights, tiny_expected, tiny_facenet, write_tiny_checkpoint
 
 import edgeface
 from edgeface.cli import main
@@ -98,13 +91,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     ("options", "layout", "color", "precision", "batch"),
     [
         ((), "NCHW", "BGR", "FP32", None),
-        (
-            ("--layout", "nhwc", "--color", "rgb", "--precision", "fp16", "--batch", 3),
-            "NHWC",
-            "RGB",
-            "FP16",
-            3,
-        ),
+        (("--layout", "nhwc", "--color", "rgb", "--precision", "fp16", "--batch", 3), "NHWC", "RGB", "FP16", 3),
     ],
 )
 def test_the_json_answer_and_the_ir_say_the_same(
@@ -141,9 +128,7 @@ def test_the_json_answer_and_the_ir_say_the_same(
 
     images = np.random.default_rng(0).integers(0, 256, (4, 160, 160, 3), np.uint8)
     expected = tiny_expected((images - 127.5) / 128, dense_weights())
-    np.testing.assert_allclose(
-        embed_with_ir(ir, images), expected, atol=1e-4 if precision == "FP32" else 5e-3
-    )
+    np.testing.assert_allclose(embed_with_ir(ir, images), expected, atol=1e-4 if precision == "FP32" else 5e-3)
 
 
 def test_a_second_conversion_replaces_the_first(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
@@ -161,9 +146,7 @@ def test_a_second_conversion_replaces_the_first(run: Callable[..., Answer], pb: 
     assert result["bytes"]["bin"] == (tmp_path / "out" / "tiny.bin").stat().st_size
 
 
-def test_the_path_is_printed_whole_whatever_is_in_it(
-    run: Callable[..., Answer], pb: Path, tmp_path: Path
-) -> None:
+def test_the_path_is_printed_whole_whatever_is_in_it(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
     folder = tmp_path / "[bold]a[/b]" / ("long " * 30)
 
     answer = run("convert", pb, "-o", folder)
@@ -272,9 +255,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_gets_one_line_and_leaves_the_old_ir(
-    run: Callable[..., Answer], tmp_path: Path, kind: str
-) -> None:
+def test_a_bad_file_gets_one_line_and_leaves_the_old_ir(run: Callable[..., Answer], tmp_path: Path, kind: str) -> None:
     content, told = BAD_FILES[kind]
     path = tmp_path / "model.pb"
     path.write_bytes(content)
@@ -343,10 +324,7 @@ def test_a_facenet_truncated_between_nodes_is_refused(seeded_pb: Path, tmp_path:
             load_tensorflow(path, size=(160, 160))
 
 
-@settings(
-    max_examples=examples(300),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
 @example(changes=[(_POSITION_OF_A_COLON, ord(":"))])
 def test_a_graph_with_flipped_bytes_is_read_or_refused_but_never_an_internal_failure(
@@ -383,11 +361,7 @@ def _node_boundaries(content: bytes) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [
-        ([], "found 0 .pb files"),
-        (["a.pb", "b.pb"], "found 2 .pb files"),
-        (["model.ckpt-7.index"], "found 0 .pb files"),
-    ],
+    [([], "found 0 .pb files"), (["a.pb", "b.pb"], "found 2 .pb files"), (["model.ckpt-7.index"], "found 0 .pb files")],
 )
 def test_a_folder_of_no_one_model_is_refused(
     run: Callable[..., Answer], tmp_path: Path, names: list[str], told: str
@@ -465,9 +439,7 @@ def test_wrong_use_gets_one_line(
 
 
 @pytest.mark.parametrize("option", ["--precision", "--layout", "--color"])
-def test_an_unknown_choice_shows_the_choices(
-    run: Callable[..., Answer], pb: Path, tmp_path: Path, option: str
-) -> None:
+def test_an_unknown_choice_shows_the_choices(run: Callable[..., Answer], pb: Path, tmp_path: Path, option: str) -> None:
     answer = run("convert", pb, "-o", tmp_path / "out", option, "purple")
 
     assert answer.code == 2
@@ -521,9 +493,7 @@ def test_an_ir_that_computes_the_golden_embeddings_says_how_close_it_is(
     assert parity["min_cosine"] > 0.9999
 
 
-@pytest.mark.parametrize(
-    "fault", ["other-size", "other-length", "flat", "none", "text", "truncated", "one-array"]
-)
+@pytest.mark.parametrize("fault", ["other-size", "other-length", "flat", "none", "text", "truncated", "one-array"])
 def test_bad_golden_vectors_are_refused(
     run: Callable[..., Answer], pb: Path, tmp_path: Path, fault: str, without_tensorflow: None
 ) -> None:
@@ -586,9 +556,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 
 @pytest.mark.parametrize("disk", [8, 512], indirect=True, ids=["xml-does-not-fit", "bin-does-not-fit"])
-def test_a_full_disk_is_told_and_left_as_it_was(
-    run: Callable[..., Answer], tmp_path: Path, disk: Disk
-) -> None:
+def test_a_full_disk_is_told_and_left_as_it_was(run: Callable[..., Answer], tmp_path: Path, disk: Disk) -> None:
     graph, weights = Graph(), np.random.default_rng(0).standard_normal((3, 100_000)).astype(np.float32)
     graph.embed(graph.image(), graph.constant("weights", weights))
     (disk.folder / "mine.txt").write_text("mine")
@@ -642,9 +610,7 @@ def test_no_folder_for_temporary_files_is_told(run: Callable[..., Answer], pb: P
     assert str(tmp_path / "absent") in answer.line
 
 
-def test_an_output_folder_that_is_a_file_is_told(
-    run: Callable[..., Answer], pb: Path, tmp_path: Path
-) -> None:
+def test_an_output_folder_that_is_a_file_is_told(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
 
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
@@ -692,17 +658,13 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 # --- adopt and inspect ------------------------------------------------------------------------------------------
 
 
-def test_inspecting_what_is_no_ir_of_ours_gets_one_line(
-    run: Callable[..., Answer], pb: Path, tmp_path: Path
-) -> None:
+def test_inspecting_what_is_no_ir_of_ours_gets_one_line(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
     assert "found nothing there" in run("inspect", tmp_path / "absent.xml").line
     assert "expected an IR (.xml), found a .pb file" in run("inspect", pb).line
     assert run("inspect", pb).code == 2
 
 
-def test_inspecting_an_ir_with_another_bin_is_refused(
-    run: Callable[..., Answer], pb: Path, tmp_path: Path
-) -> None:
+def test_inspecting_an_ir_with_another_bin_is_refused(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
     assert run("convert", pb, "-o", tmp_path).code == 0
     weights = tmp_path / "tiny.bin"
     content = weights.read_bytes()

@@ -80,9 +80,7 @@ def test_parquet_without_its_extra_exits_3_with_the_line_that_installs_it(
     assert "pip install 'edgeface[parquet]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("output", "words"), [("out.csv", "ends in .npz or .parquet"), ("none/x", "ends in")]
-)
+@pytest.mark.parametrize(("output", "words"), [("out.csv", "ends in .npz or .parquet"), ("none/x", "ends in")])
 def test_an_unknown_form_of_output_exits_2_before_any_work(
     work: Path, capsys: pytest.CaptureFixture[str], output: str, words: str
 ) -> None:

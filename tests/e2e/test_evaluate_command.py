@@ -36,9 +36,7 @@ def build_model(path: Path) -> Path:
     image = ops.parameter([-1, 3, 16, 16], np.float32, name="image")
     image.output(0).set_names({"image"})
     means = ops.avg_pool(image, [4, 4], [0, 0], [0, 0], [4, 4], exclude_pad=True)
-    flat = ops.subtract(
-        ops.reshape(means, ops.constant([0, -1]), special_zero=True), ops.constant(np.float32(128))
-    )
+    flat = ops.subtract(ops.reshape(means, ops.constant([0, -1]), special_zero=True), ops.constant(np.float32(128)))
     unit = ops.normalize_l2(flat, ops.constant([1]), 1e-10, "max")
     unit.output(0).set_names({"embeddings"})
     model = ov.Model([unit], [image], "tiny")
@@ -90,9 +88,7 @@ def evaluate(work: Path, output: Path, *more: str | Path) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("protocol", ["facenet", "omz"])
-def test_it_answers_in_json_and_writes_the_same_and_a_report(
-    protocol: str, work: Path, tmp_path: Path
-) -> None:
+def test_it_answers_in_json_and_writes_the_same_and_a_report(protocol: str, work: Path, tmp_path: Path) -> None:
     done = evaluate(work, tmp_path, "--boxes", work / "boxes.npz", "--protocol", protocol, "--json", "")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -138,9 +134,7 @@ def test_people_who_are_not_enrolled_are_told_from_those_who_are(work: Path, tmp
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 @pytest.mark.parametrize("width", [400, 1280])
-def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(
-    width: int, work: Path, tmp_path: Path
-) -> None:
+def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(width: int, work: Path, tmp_path: Path) -> None:
     assert evaluate(work, tmp_path, "--boxes", work / "boxes.npz").returncode == 0
     with browser(tmp_path / "profile") as page:
         page.open(tmp_path / "report.html", width=width)
@@ -166,12 +160,7 @@ def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(
     ],
 )
 def test_what_cannot_end_well_is_refused_before_any_work(
-    command: str,
-    more: tuple[str, str],
-    words: str,
-    work: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: str, more: tuple[str, str], words: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
@@ -224,9 +213,7 @@ def test_calibrate_writes_thresholds_that_carry_the_contract(work: Path, tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stored, answer = json.loads(output.read_text()), json.loads(done.stdout)
-    assert (
-        stored["contract_id"] == ModelContract.read_from(ov.Core().read_model(work / "tiny.xml")).contract_id
-    )
+    assert stored["contract_id"] == ModelContract.read_from(ov.Core().read_model(work / "tiny.xml")).contract_id
     likely, unlikely = stored["thresholds"]
     # Nobody compares what has no face: one image of P00, and all of its pairs, are left out.
     assert likely["genuines"] == (PEOPLE - 1) * 6 + 3

@@ -84,9 +84,7 @@ def test_enrolling_again_adds_nothing_and_a_stolen_face_exits_1(capsys: pytest.C
 
 
 @pytest.mark.usefixtures("gallery")
-def test_pictures_that_do_not_look_like_one_person_are_named(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_that_do_not_look_like_one_person_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "people" / "Ada" / "00.png").write_bytes(b"no picture")  # is refused, and does not count
     pictures = ("people/Ada", "people/Grace/0.png", "--name", "Both", "--force")
     done = ask(capsys, "enrol", "g", *pictures, *ENROL, *KEY)
@@ -117,17 +115,7 @@ def test_export_and_import_carry_everybody_to_another_gallery(capsys: pytest.Cap
     taken = ask(capsys, "import", "h", "out", "--threshold", "0.9", code=2)
     assert taken["error"]["kind"] == "GalleryKeyError"
     assert run("create", "i", "--model", "tiny.xml", "--key", "file:keys/b") == 0
-    words = (
-        "import",
-        "i",
-        "out",
-        "--key",
-        "file:keys/b",
-        "--export-key",
-        "file:keys/a",
-        "--threshold",
-        "0.9",
-    )
+    words = ("import", "i", "out", "--key", "file:keys/b", "--export-key", "file:keys/a", "--threshold", "0.9")
     assert ask(capsys, *words) == {"gallery": "i", "people": 3, "templates": 6, "already": 0}
     assert ask(capsys, *words)["already"] == 6
 
@@ -159,9 +147,7 @@ def test_check_says_what_is_damaged_and_exits_1(gallery: Path, capsys: pytest.Ca
     assert ask(capsys, "check", "g", *KEY)["rows"] == {"people": 3, "templates": 6, "images": 6, "staged": 0}
     import sqlite3
 
-    sqlite3.connect(gallery, isolation_level=None).execute(
-        "UPDATE images SET body = x'00' WHERE template_id = 2"
-    )
+    sqlite3.connect(gallery, isolation_level=None).execute("UPDATE images SET body = x'00' WHERE template_id = 2")
     assert "row 2 of images" in ask(capsys, "check", "g", *KEY, code=1)["problems"][0]
 
 
@@ -193,9 +179,7 @@ def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.Ca
     assert main(["embed", "people", "--crops", "--model", "tiny.xml", "-o", "people.npz"]) == 0
     assert run("create", "h", "--model", "tiny.xml", "--unencrypted") == 0
     done = ask(capsys, "enrol", "h", "people.npz", "--threshold", "0.9")
-    assert [(each["name"], each["template_count"]) for each in done["enrolled"]] == [
-        (name, 2) for name in COLORS
-    ]
+    assert [(each["name"], each["template_count"]) for each in done["enrolled"]] == [(name, 2) for name in COLORS]
     assert run("enrol", "h", "people", "--threshold", "0.9") == 3
     assert "expected a default model" in capsys.readouterr().err
     assert run("enrol", "h", "people") == 3

@@ -34,38 +34,18 @@ def work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     for seed, (name, colour) in enumerate(COLOURS.items(), start=1):
         draw(tmp_path / "asked" / f"{name}.png", colour, seed)
     assert main(["gallery", "create", str(gallery), "--model", str(model), "--unencrypted"]) == 0
-    enrol = [
-        "gallery",
-        "enrol",
-        gallery,
-        tmp_path / "enrolled",
-        "--model",
-        model,
-        "--crops",
-        "--threshold",
-        "0.99",
-    ]
+    enrol = ["gallery", "enrol", gallery, tmp_path / "enrolled", "--model", model, "--crops", "--threshold", "0.99"]
     assert main([str(word) for word in enrol]) == 0
     capsys.readouterr()
     return tmp_path
 
 
 def identify(work: Path, *more: str | Path, asked: str = "asked") -> int:
-    given = [
-        "identify",
-        work / asked,
-        "--gallery",
-        work / "people.gallery",
-        "--model",
-        work / "tiny.xml",
-        "--crops",
-    ]
+    given = ["identify", work / asked, "--gallery", work / "people.gallery", "--model", work / "tiny.xml", "--crops"]
     return main([str(word) for word in [*given, *more]])
 
 
-def test_each_face_is_accepted_unknown_or_inconclusive(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_face_is_accepted_unknown_or_inconclusive(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert identify(work, "--threshold", "0.75", "--margin", "0.2", "--json") == 0
     captured = capsys.readouterr()
     answer = json.loads(captured.out)
@@ -93,9 +73,7 @@ def test_people_read_names_and_the_exit_code_says_whether_anybody_was_known(
 def test_a_broken_picture_is_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "asked" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert identify(work, "--threshold", "0.75", "--json") == 0
-    assert [Path(each["path"]).name for each in json.loads(capsys.readouterr().out)["failures"]] == [
-        "broken.png"
-    ]
+    assert [Path(each["path"]).name for each in json.loads(capsys.readouterr().out)["failures"]] == ["broken.png"]
     assert identify(work, "--threshold", "0.75", "--strict") == 1
 
 

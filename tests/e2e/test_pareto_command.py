@@ -32,9 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"P{person}"
         (made / "images" / name).mkdir(parents=True)
         for number in (1, 2):
-            cv2.imwrite(
-                str(made / "images" / name / f"{name}_{number:04d}.png"), crops[18 + 2 * person + number]
-            )
+            cv2.imwrite(str(made / "images" / name / f"{name}_{number:04d}.png"), crops[18 + 2 * person + number])
         rows += [f"{name}\t1\t2", f"{name}\t1\tP{person ^ 1}\t2"]
     (made / "pairs.txt").write_text("\n".join(["2\t8", *rows]) + "\n")
     return made

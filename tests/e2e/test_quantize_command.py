@@ -33,9 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pictures_of_nobody_are_refused_with_exit_code_1_and_no_ir(folder: Path) -> None:
-    done = run(
-        folder / "parent" / "tiny.xml", "--calibration", folder / "blotches", "-o", folder / "out", "--json"
-    )
+    done = run(folder / "parent" / "tiny.xml", "--calibration", folder / "blotches", "-o", folder / "out", "--json")
 
     answer = json.loads(done.stdout)
     assert done.returncode == 1
@@ -88,11 +86,7 @@ def test_photographs_make_an_ir_and_one_json_object(folder: Path, data: Path) ->
     # A program of its own: NNCF writes to the process' stdout, past Python's.
     given = [folder / "parent" / "tiny.xml", "--calibration", photos, "-o", folder / "made", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "edgeface", "quantize", *given],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
+        [sys.executable, "-m", "edgeface", "quantize", *given], capture_output=True, text=True, timeout=280, check=False
     )
 
     assert done.returncode == 0, done.stderr

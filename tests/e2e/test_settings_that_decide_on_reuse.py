@@ -23,19 +23,12 @@ class WholePhoto:
 
     def __init__(self, name: str, **options: Any) -> None:
         self.name = name
-        self.settings = {
-            "name": name,
-            **{key: str(value) for key, value in options.items() if key != "device"},
-        }
+        self.settings = {"name": name, **{key: str(value) for key, value in options.items() if key != "device"}}
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         sizes = [image.shape[1::-1] for image in images]
         return [
-            Faces(
-                np.array([[0, 0, *size]], np.float32),
-                np.full((1, 5, 2), np.nan, np.float32),
-                np.ones(1, np.float32),
-            )
+            Faces(np.array([[0, 0, *size]], np.float32), np.full((1, 5, 2), np.nan, np.float32), np.ones(1, np.float32))
             for size in sizes
         ]
 

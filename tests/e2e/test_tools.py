@@ -17,9 +17,7 @@ FACENET = "facenet-20180408-102900"
 pytestmark = pytest.mark.timeout(120)
 
 
-def run(
-    tool: str, *arguments: str, folder: Path, mirror: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(tool: str, *arguments: str, folder: Path, mirror: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(TOOLS / f"{tool}.py"), *arguments],
         cwd=folder,
@@ -71,9 +69,7 @@ def test_info_dumper_answers_in_open_model_zoos_form(tmp_path: Path) -> None:
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None:
     done = run("downloader", "--name", FACENET, "--dry_run", folder=tmp_path)
     assert f"would download {FACENET}/20180408-102900.zip" in done.stdout
-    done = run(
-        "converter", "--name", FACENET, "--dry_run", "--precisions", "FP16", "-o", "irs", folder=tmp_path
-    )
+    done = run("converter", "--name", FACENET, "--dry_run", "--precisions", "FP16", "-o", "irs", folder=tmp_path)
     assert done.stdout == f"would convert {FACENET} to irs/public/{FACENET}/FP16/{FACENET}.xml\n"
     assert not any(tmp_path.iterdir())
 
@@ -104,28 +100,13 @@ def test_a_model_that_is_not_downloaded_is_exit_code_3(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_downloads_land_in_open_model_zoos_folders(tmp_path: Path, data: Path) -> None:
     mirror = tmp_path / "mirror"
-    shutil.copytree(
-        data / "omz" / "landmarks-regression-retail-0009", mirror / "landmarks-regression-retail-0009"
-    )
+    shutil.copytree(data / "omz" / "landmarks-regression-retail-0009", mirror / "landmarks-regression-retail-0009")
     shutil.copytree(data / "yunet", mirror / "yunet")
-    arguments = [
-        "--name",
-        "yunet,landmarks*",
-        "--precisions",
-        "FP16",
-        "-o",
-        "out",
-        "-j",
-        "2",
-        "--num_attempts",
-        "2",
-    ]
+    arguments = ["--name", "yunet,landmarks*", "--precisions", "FP16", "-o", "out", "-j", "2", "--num_attempts", "2"]
     done = run("downloader", *arguments, "--progress_format", "json", folder=tmp_path, mirror=mirror)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [
-        event["model"] for event in events if event["$type"] == "model_download_end" and event["successful"]
-    ] == [
+    assert [event["model"] for event in events if event["$type"] == "model_download_end" and event["successful"]] == [
         "yunet",
         "landmarks-regression-retail-0009",
     ]
@@ -146,12 +127,7 @@ def test_one_model_that_fails_does_not_stop_the_others(tmp_path: Path, data: Pat
     # nothing may leave this machine: every address goes to a port where nobody listens
     closed = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, str(TOOLS / "downloader.py"), "--name", f"yunet,{FACENET}", "-o", "out"]
-    environment = {
-        **os.environ,
-        **closed,
-        "EDGEFACE_CACHE": str(tmp_path / "c"),
-        "EDGEFACE_MIRROR": str(mirror),
-    }
+    environment = {**os.environ, **closed, "EDGEFACE_CACHE": str(tmp_path / "c"), "EDGEFACE_MIRROR": str(mirror)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 3
     assert f"downloader.py: {FACENET}/20180408-102900.zip: no source delivered it" in done.stderr

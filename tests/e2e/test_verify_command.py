@@ -29,9 +29,7 @@ def verify(work: Path, *more: str, a: str = "a.png") -> int:
     return main(["verify", str(work / a), str(work / "b.png"), "--model", str(work / "tiny.xml"), *more])
 
 
-def test_a_picture_without_a_face_exits_2_with_one_clear_line(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_without_a_face_exits_2_with_one_clear_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(work, "--threshold", "0.5") == 2
     error = capsys.readouterr().err
     assert error.splitlines() == [
@@ -59,11 +57,7 @@ def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
     ],
 )
 def test_a_threshold_that_makes_no_sense_exits_2(
-    work: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    words: str,
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
 ) -> None:
     with Embedder.load(work / "tiny.xml") as embedder:
         contract_id = embedder.contract.contract_id

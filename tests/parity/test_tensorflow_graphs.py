@@ -44,12 +44,7 @@ def images() -> np.ndarray:
 
 def test_our_parser_reads_every_kind_of_tensor_that_tensorflow_writes(tf: Any) -> None:
     for number, dtype in DTYPES.items():
-        for value in (
-            np.ones((2, 3), dtype),
-            np.arange(4).astype(dtype),
-            np.array(1, dtype),
-            np.zeros((0, 2), dtype),
-        ):
+        for value in (np.ones((2, 3), dtype), np.arange(4).astype(dtype), np.array(1, dtype), np.zeros((0, 2), dtype)):
             for proto in (
                 tf.make_tensor_proto(value),
                 tf.make_tensor_proto(value[..., :1] if value.ndim else value, shape=value.shape),
@@ -77,9 +72,7 @@ def test_a_value_stored_once_is_read_as_tensorflow_reads_it(tf: Any) -> None:
 def test_a_graph_survives_our_reading_and_writing_byte_for_meaning(tf: Any, seeded_pb: Path) -> None:
     original = tf.GraphDef.FromString(seeded_pb.read_bytes())
 
-    again = tf.GraphDef.FromString(
-        parse_message(GraphDef, original.SerializeToString(), seeded_pb).SerializeToString()
-    )
+    again = tf.GraphDef.FromString(parse_message(GraphDef, original.SerializeToString(), seeded_pb).SerializeToString())
 
     assert again == original
 
@@ -138,9 +131,7 @@ def test_a_sharded_checkpoint_is_read_from_all_its_files(tf: Any, tmp_path: Path
 
 def test_a_partitioned_variable_is_named(tf: Any, tmp_path: Path) -> None:
     with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
-        tf.get_variable(
-            "sliced", (4, 2), partitioner=tf.fixed_size_partitioner(2), initializer=tf.ones_initializer()
-        )
+        tf.get_variable("sliced", (4, 2), partitioner=tf.fixed_size_partitioner(2), initializer=tf.ones_initializer())
         session.run(tf.global_variables_initializer())
         tf.train.Saver().save(session, str(tmp_path / "model"))
 
@@ -240,9 +231,7 @@ def test_what_the_plain_frontend_leaves_of_a_condition_is_refused(tf: Any, tmp_p
 
     naive = ov.convert_model(str(tmp_path / "plain.pb"))
 
-    with pytest.raises(
-        ConversionError, match=r"expected one input, found 2 \(.*phase_train.*found 1 If operations"
-    ):
+    with pytest.raises(ConversionError, match=r"expected one input, found 2 \(.*phase_train.*found 1 If operations"):
         check_structure(naive, source="plain.pb")
 
 
@@ -328,9 +317,7 @@ def test_a_saved_model_for_images_of_another_size_is_refused(tf: Any, version: i
             y = tiny_network(tf, x, tf.constant(dense_weights()))
             tf.saved_model.simple_save(session, str(folder), {"in": x}, {"out": y})
 
-    with pytest.raises(
-        ConversionError, match="expected a model of 160 x 160 x 3 images, found one of 32 x 32 x 3"
-    ):
+    with pytest.raises(ConversionError, match="expected a model of 160 x 160 x 3 images, found one of 32 x 32 x 3"):
         convert(folder, tmp_path / "ir")
     assert not (tmp_path / "ir").exists()
 

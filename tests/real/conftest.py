@@ -42,9 +42,7 @@ def real_pb(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     """The original training-and-inference graph with the published weights."""
     from edgeface.convert.facenet_graph import write_graph
 
-    return made_once(
-        "real", lambda folder: write_graph(request.getfixturevalue("weights"), folder / f"{FACENET}.pb")
-    )
+    return made_once("real", lambda folder: write_graph(request.getfixturevalue("weights"), folder / f"{FACENET}.pb"))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 NUMPY = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 LOSSLESS = [
     ImageFormat(color=color, dtype=dtype, layout=layout)
-    for color, dtype, layout in itertools.product(
-        ("BGR", "RGB", "GRAY", "BGRX", "RGBX"), NUMPY, ("NHWC", "NCHW")
-    )
+    for color, dtype, layout in itertools.product(("BGR", "RGB", "GRAY", "BGRX", "RGBX"), NUMPY, ("NHWC", "NCHW"))
 ]
 BATCH = 4
 
@@ -88,9 +86,7 @@ def test_default_format_gives_tensorflows_embeddings(golden: Golden) -> None:
 def test_lossless_format_gives_the_bare_irs_embeddings(golden: Golden, image_format: ImageFormat) -> None:
     bgr = golden.bgr[:BATCH]
     found = golden.embed(image_format, in_format(bgr, image_format))
-    expected = golden.embed_bare(
-        np.repeat(bgr[..., 1:2], 3, axis=-1) if image_format.color == "GRAY" else bgr
-    )
+    expected = golden.embed_bare(np.repeat(bgr[..., 1:2], 3, axis=-1) if image_format.color == "GRAY" else bgr)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 

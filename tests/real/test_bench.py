@@ -41,24 +41,8 @@ def test_an_onnx_file_is_measured_at_the_size_that_it_is_given(data: Path) -> No
 
 def test_benchmark_apps_own_report_is_read(data: Path, tmp_path: Path) -> None:
     model = data / "omz/landmarks-regression-retail-0009/FP32/landmarks-regression-retail-0009.xml"
-    command = [
-        str(Path(sys.executable).with_name("benchmark_app")),
-        "-m",
-        str(model),
-        "-d",
-        "CPU",
-        "-niter",
-        "20",
-    ]
-    command += [
-        "-hint",
-        "latency",
-        "-report_type",
-        "no_counters",
-        "-json_stats",
-        "-report_folder",
-        str(tmp_path),
-    ]
+    command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(model), "-d", "CPU", "-niter", "20"]
+    command += ["-hint", "latency", "-report_type", "no_counters", "-json_stats", "-report_folder", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     theirs = read_any(tmp_path / "benchmark_report.json")
     assert (theirs.model.name, theirs.settings.scenario) == (model.stem, "single-stream")

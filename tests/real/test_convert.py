@@ -202,11 +202,7 @@ def default_attributes_left_out(graph: Any) -> None:
     ],
 )
 def test_a_graph_that_was_frozen_differently_gives_the_golden_embeddings(
-    weights: dict[str, Any],
-    golden: Any,
-    tmp_path: Path,
-    options: dict[str, Any],
-    change: Callable[[Any], None],
+    weights: dict[str, Any], golden: Any, tmp_path: Path, options: dict[str, Any], change: Callable[[Any], None]
 ) -> None:
     graph = build_graph(weights, **options)
     change(graph)
@@ -279,11 +275,7 @@ def save_as_checkpoint(tf: Any, weights: dict[str, Any], prefix: Path) -> None:
             [variable.initializer for variable in variables.values()],
             {variable.initial_value: weights[name] for name, variable in variables.items()},
         )
-        values = {
-            name + suffix: variable.value()
-            for name, variable in variables.items()
-            for suffix in ("", "/read")
-        }
+        values = {name + suffix: variable.value() for name, variable in variables.items() for suffix in ("", "/read")}
         tf.import_graph_def(kept, input_map={each: values[each] for each in used & values.keys()}, name="")
         tf.train.Saver().save(session, str(prefix), global_step=90)
 
@@ -361,9 +353,7 @@ def test_a_foreign_ir_gets_the_contract_that_its_answers_prove(
     assert contract == result.contract
     assert (contract.layout, contract.color, contract.precision) == (layout, color, precision)
     assert contract.value_range == (0.0, 255.0)
-    assert result.inputs == {
-        "image_batch/placeholder_port_0": "[?,3,160,160]" if layout == "NCHW" else "[?,160,160,3]"
-    }
+    assert result.inputs == {"image_batch/placeholder_port_0": "[?,3,160,160]" if layout == "NCHW" else "[?,160,160,3]"}
     found = embed_with_ir(result.ir, golden.images[:FEW])
     assert cosines(found, golden.embeddings[:FEW]).min() >= (0.999999 if precision == "FP32" else 0.9999)
     assert foreign.read_bytes() == before
@@ -374,9 +364,7 @@ def test_another_model_under_this_name_is_refused_with_exit_1(
 ) -> None:
     other = convert(seeded_pb, tmp_path / "other").ir
 
-    code = main(
-        ["adopt", str(other), "--name", FACENET, "-o", str(tmp_path / "out"), "--golden", str(few_golden)]
-    )
+    code = main(["adopt", str(other), "--name", FACENET, "-o", str(tmp_path / "out"), "--golden", str(few_golden)])
 
     assert code == 1
     assert "expected embeddings of 512 numbers, found 128" in capsys.readouterr().err
@@ -391,17 +379,7 @@ def test_the_same_network_with_other_weights_is_refused_with_exit_1(
     np.savez(path, images=golden.images[:FEW], embeddings=golden.embeddings[-FEW:])
 
     code = main(
-        [
-            "adopt",
-            str(real_ir),
-            "--name",
-            FACENET,
-            "-o",
-            str(tmp_path / "out"),
-            "--golden",
-            str(path),
-            "--json",
-        ]
+        ["adopt", str(real_ir), "--name", FACENET, "-o", str(tmp_path / "out"), "--golden", str(path), "--json"]
     )
 
     output = capsys.readouterr()

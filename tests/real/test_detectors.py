@@ -44,10 +44,7 @@ def _retail(data: Path, *, landmarks: bool = True) -> Detector:
     return load_detector(
         "retail-0004",
         model=folder / "face-detection-retail-0004" / "FP32" / "face-detection-retail-0004.xml",
-        landmarks_model=folder
-        / "landmarks-regression-retail-0009"
-        / "FP32"
-        / "landmarks-regression-retail-0009.xml"
+        landmarks_model=folder / "landmarks-regression-retail-0009" / "FP32" / "landmarks-regression-retail-0009.xml"
         if landmarks
         else None,
     )
@@ -64,17 +61,12 @@ def test_the_wheel_holds_the_reference_weights(data: Path):
 
 
 @pytest.mark.parametrize(
-    "images",
-    [400, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)])],
+    "images", [400, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)])]
 )
 def test_mtcnn_agrees_with_the_stored_reference(images: int, data: Path, mtcnn: Detector, capsys):
     answer = compare_with_reference(mtcnn, data, limit=images)
     with capsys.disabled():  # to be seen where the test passes, too
-        print(
-            f"\nMTCNN on {images} images, boxes off by more than one pixel:",
-            *answer["disagreements"],
-            sep="\n",
-        )
+        print(f"\nMTCNN on {images} images, boxes off by more than one pixel:", *answer["disagreements"], sep="\n")
     assert answer["images"] == images
     assert answer["same_face"] >= 0.995 * answer["images"], answer["disagreements"]
     assert answer["median_box_difference"] <= 1
@@ -109,9 +101,7 @@ def test_mtcnn_gives_the_same_whatever_images_are_detected_together(mtcnn, photo
 
 @pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
 def test_every_detector_finds_the_faces_of_the_photographs(name, data, mtcnn, photos):
-    detector = {"mtcnn": lambda: mtcnn, "yunet": lambda: _yunet(data), "retail-0004": lambda: _retail(data)}[
-        name
-    ]()
+    detector = {"mtcnn": lambda: mtcnn, "yunet": lambda: _yunet(data), "retail-0004": lambda: _retail(data)}[name]()
     found = detector.detect(list(photos.values()))
     assert {key: len(faces) for key, faces in zip(photos, found, strict=True)} == _FACES
     for faces in found:

@@ -42,25 +42,18 @@ def embedded(data: Path, pairs: Pairs, real_ir: Path) -> Embedded:
 
 
 def means(evaluation: Evaluation) -> tuple[float, float]:
-    return (
-        float(evaluation.distances[evaluation.same].mean()),
-        float(evaluation.distances[~evaluation.same].mean()),
-    )
+    return (float(evaluation.distances[evaluation.same].mean()), float(evaluation.distances[~evaluation.same].mean()))
 
 
 def test_one_image_and_squared_l2_score_as_computed_independently(embedded: Embedded, pairs: Pairs) -> None:
-    found = evaluate(
-        embedded.vectors[:, :512], pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2
-    )
+    found = evaluate(embedded.vectors[:, :512], pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2)
     np.testing.assert_allclose(found.accuracies, [0.995, 0.985], atol=ONE_PAIR)
     np.testing.assert_allclose(found.thresholds, [1.29, 1.27], atol=0.02)
     assert means(found) == pytest.approx((0.61959, 1.94161), abs=1e-3)
 
 
 def test_mirror_mean_and_angle_score_as_computed_independently(embedded: Embedded, pairs: Pairs) -> None:
-    found = evaluate(
-        embedded.vectors, pairs, protocol=ProtocolName.facenet, metric=Metric.arccos, subtract_mean=True
-    )
+    found = evaluate(embedded.vectors, pairs, protocol=ProtocolName.facenet, metric=Metric.arccos, subtract_mean=True)
     np.testing.assert_allclose(found.accuracies, [0.985, 0.985], atol=ONE_PAIR)
     np.testing.assert_allclose(found.thresholds, [0.38, 0.39], atol=0.02)
     assert means(found) == pytest.approx((0.25679, 0.49808), abs=1e-3)

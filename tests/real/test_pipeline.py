@@ -75,17 +75,14 @@ def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg") == 1
     captured = capsys.readouterr()
     assert (
-        "2 faces; compared number 1 from the left, 66x88 at (52, 119). Choose another with --face-b N."
-        in captured.err
+        "2 faces; compared number 1 from the left, 66x88 at (52, 119). Choose another with --face-b N." in captured.err
     )
     assert captured.out.startswith("different people: cosine ")
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", "--face-b", "3") == 2
     assert "longoria-cooper.jpg: expected a face number from 1 to 2, found 3" in capsys.readouterr().err
 
 
-def test_the_threshold_shipped_for_the_published_weights_is_found_by_their_contract(
-    embedder: Embedder,
-) -> None:
+def test_the_threshold_shipped_for_the_published_weights_is_found_by_their_contract(embedder: Embedder) -> None:
     thresholds = {each.far: each.value for each in shipped_thresholds(embedder.contract.contract_id)}
     assert thresholds[0.001] == pytest.approx(0.49921, abs=1e-4)
 
@@ -178,9 +175,7 @@ def test_blur_orders_every_real_face(lfw) -> None:
     sigmas = (0, 1.5, 3, 6)
     for picture, box, points in lfw:
         values = [
-            measure_quality(
-                cv2.GaussianBlur(picture, (0, 0), sigma) if sigma else picture, box, points
-            ).sharpness
+            measure_quality(cv2.GaussianBlur(picture, (0, 0), sigma) if sigma else picture, box, points).sharpness
             for sigma in sigmas
         ]
         assert values == sorted(values, reverse=True)
@@ -193,6 +188,4 @@ def test_mirrored_faces_have_mirrored_poses(lfw) -> None:
         mirrored = (points * [-1, 1] + [width, 0])[swap]
         here = measure_quality(picture, np.array([x0, y0, x1, y1]), points)
         there = measure_quality(picture[:, ::-1].copy(), np.array([width - x1, y0, width - x0, y1]), mirrored)
-        assert (there.yaw, there.roll, there.pitch) == pytest.approx(
-            (-here.yaw, -here.roll, here.pitch), abs=1e-6
-        )
+        assert (there.yaw, there.roll, there.pitch) == pytest.approx((-here.yaw, -here.roll, here.pitch), abs=1e-6)

@@ -100,9 +100,7 @@ def test_the_gates_embeddings_are_tensorflows(data: Path, real_ir: Path, contrac
 
 
 @pytest.mark.slow
-def test_facenet_keeps_its_embeddings_in_8_bits(
-    real_ir: Path, calibration: CalibrationSet, tmp_path: Path
-) -> None:
+def test_facenet_keeps_its_embeddings_in_8_bits(real_ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
     from edgeface.quantize import quantize
 
@@ -138,10 +136,7 @@ def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Pat
     model, landmarks = {
         "mtcnn": (None, None),
         "yunet": (data / "yunet" / "yunet_n_dynamic.onnx", None),
-        "retail-0004": (
-            data / omz("face-detection-retail-0004"),
-            data / omz("landmarks-regression-retail-0009"),
-        ),
+        "retail-0004": (data / omz("face-detection-retail-0004"), data / omz("landmarks-regression-retail-0009")),
     }[name]
     photos = sorted((data / "lfw" / "calibration").iterdir())[:20]
 
@@ -166,10 +161,7 @@ def test_photographs_that_are_bad_on_purpose_quantize_no_detector(data: Path, tm
         for name, made in (("black", np.zeros_like(picture)), ("swapped", picture[..., ::-1])):
             write_png(tmp_path / name / f"{number}.png", np.ascontiguousarray(made))
 
-    for name, reason in (
-        ("black", "a face in nearly every photo"),
-        ("swapped", "red and blue were exchanged"),
-    ):
+    for name, reason in (("black", "a face in nearly every photo"), ("swapped", "red and blue were exchanged")):
         outcome = quantize_detector("mtcnn", None, tmp_path / "out", sorted((tmp_path / name).iterdir()))
 
         assert not outcome

@@ -14,14 +14,7 @@ from tiny_ir import TINY_SIZE, write_tiny_ir
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer, read_photo
-from edgeface.errors import (
-    ContractError,
-    FaceError,
-    ImageError,
-    InputError,
-    MissingError,
-    ModelNotFoundError,
-)
+from edgeface.errors import ContractError, FaceError, ImageError, InputError, MissingError, ModelNotFoundError
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
@@ -156,9 +149,7 @@ def test_pillow_orientation_is_that_of_the_file(orientation: int, tmp_path: Path
 
 
 def test_what_is_no_photo_is_refused(app: FaceAnalyzer) -> None:
-    with pytest.raises(
-        InputError, match="expected a path, the bytes of an image file, an array or a Pillow image"
-    ):
+    with pytest.raises(InputError, match="expected a path, the bytes of an image file, an array or a Pillow image"):
         app.analyze(3)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match=r"absent\.jpg: cannot read"):
         app.analyze("absent.jpg")
@@ -176,9 +167,7 @@ def test_verify_is_true_for_one_person_and_false_for_two(app: FaceAnalyzer) -> N
     assert answer["face_a"]["box"] == [0, 0, 40, 40]
 
 
-def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is_compared(
-    app: FaceAnalyzer,
-) -> None:
+def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is_compared(app: FaceAnalyzer) -> None:
     crowd = draw(RED, BLUE, GREEN)  # as large as each other, so that the middle one is it
     assert app.verify(draw(BLUE), crowd, threshold=0.9).face_b.number == 2  # type: ignore[union-attr]
     assert app.verify(draw(BLUE), crowd, threshold=0.9)
@@ -200,9 +189,7 @@ def test_a_photo_without_a_usable_face_is_an_error_that_names_it(app: FaceAnalyz
 
 def test_the_threshold_is_given_or_chosen_by_its_rate(app: FaceAnalyzer, tmp_path: Path) -> None:
     scores = np.linspace(0, 1, 101)
-    known = calibrate(
-        scores, scores, fars=[0.1, 0.01], contract_id=app.contract.contract_id, metric=Metric.cosine
-    )
+    known = calibrate(scores, scores, fars=[0.1, 0.01], contract_id=app.contract.contract_id, metric=Metric.cosine)
     save_thresholds(tmp_path / "t.json", known)
     a = draw(BLUE)
     assert app.verify(a, a, threshold=tmp_path / "t.json", far=0.01).threshold == known[1]

@@ -70,9 +70,7 @@ def test_an_empty_folder_that_was_there_stays(tmp_path: Path) -> None:
         (errno.ENAMETOOLONG, "choose another folder"),
     ],
 )
-def test_a_failed_write_is_told_in_one_line_with_the_free_space(
-    tmp_path: Path, number: int, told: str
-) -> None:
+def test_a_failed_write_is_told_in_one_line_with_the_free_space(tmp_path: Path, number: int, told: str) -> None:
     with pytest.raises(OutputError) as caught, output_errors(tmp_path, hint=", or pray"):
         raise OSError(number, os.strerror(number))
 
@@ -87,13 +85,7 @@ def test_a_file_in_the_way_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
 
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with (
-            pytest.raises(
-                OutputError,
-                match=r"expected a folder, found (a file|that a part)",
-            ),
-            staging_folder(folder),
-        ):
+        with pytest.raises(OutputError, match=r"expected a folder, found (a file|that a part)"), staging_folder(folder):
             pass
 
     assert (tmp_path / "file").read_bytes() == b"mine"

@@ -51,9 +51,7 @@ def every_error() -> list[type[edgeface.EdgeFaceError]]:
     def tree(kind: type[edgeface.EdgeFaceError]) -> list[type[edgeface.EdgeFaceError]]:
         return [kind, *(each for child in kind.__subclasses__() for each in tree(child))]
 
-    return [
-        kind for kind in dict.fromkeys(tree(edgeface.EdgeFaceError)) if kind.__module__ == errors.__name__
-    ]
+    return [kind for kind in dict.fromkeys(tree(edgeface.EdgeFaceError)) if kind.__module__ == errors.__name__]
 
 
 def test_the_package_exports_the_front_door_and_every_error_and_no_more() -> None:
@@ -64,9 +62,7 @@ def test_the_package_exports_the_front_door_and_every_error_and_no_more() -> Non
 
 
 def test_importing_edgeface_loads_no_heavy_package() -> None:
-    loaded = look(
-        "import edgeface, json, sys; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
-    )
+    loaded = look("import edgeface, json, sys; print(json.dumps([name.partition('.')[0] for name in sys.modules]))")
     assert isinstance(loaded, list)
     assert not {"openvino", "cv2", "scipy", "numpy", "typer", "pydantic", "PIL"} & set(loaded)
 
@@ -87,15 +83,14 @@ def test_every_error_has_an_exit_code_of_the_command_line() -> None:
 
 
 def public_classes() -> list[type]:
-    """Every class that a module of edgeface lists in its `__all__` and defines itself."""
+    """Every class without a leading underscore that a module of edgeface defines."""
     found = []
     for module in pkgutil.walk_packages(edgeface.__path__, "edgeface."):
         if module.name.endswith("__main__"):
             continue
         loaded = importlib.import_module(module.name)
-        for name in getattr(loaded, "__all__", ()):
-            thing = getattr(loaded, name)
-            if inspect.isclass(thing) and thing.__module__ == module.name:
+        for name, thing in vars(loaded).items():
+            if not name.startswith("_") and inspect.isclass(thing) and thing.__module__ == module.name:
                 found.append(thing)
     return found
 

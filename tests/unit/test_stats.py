@@ -67,9 +67,7 @@ def test_estimates_are_those_of_benchmark_app() -> None:
     ordered = sorted(latencies)
     estimates, _ = summarize(latencies)
     for key, percent in (("p50", 50), ("p90", 90), ("p95", 95), ("p99", 99)):
-        assert (
-            estimates[key] == ordered[math.ceil(len(ordered) * percent / 100) - 1]
-        )  # benchmark.py: percentile
+        assert estimates[key] == ordered[math.ceil(len(ordered) * percent / 100) - 1]  # benchmark.py: percentile
     assert (estimates["min"], estimates["max"]) == (ordered[0], ordered[-1])
     assert estimates["mean"] == pytest.approx(sum(ordered) / len(ordered))
 
@@ -90,9 +88,7 @@ def test_students_t_is_that_of_published_tables(freedom: int, published: tuple[f
 def test_students_t_of_one_and_two_degrees_of_freedom_is_the_closed_form() -> None:
     for confidence in (0.5, 0.9, 0.9875, 0.999):
         assert student_t(1, confidence) == pytest.approx(math.tan(math.pi * confidence / 2), rel=1e-9)
-        assert student_t(2, confidence) == pytest.approx(
-            confidence * math.sqrt(2 / (1 - confidence**2)), rel=1e-9
-        )
+        assert student_t(2, confidence) == pytest.approx(confidence * math.sqrt(2 / (1 - confidence**2)), rel=1e-9)
 
 
 @pytest.mark.parametrize(("errors", "trials"), [(1, 7), (3, 300), (37, 600), (599, 600), (1000, 20_000)])
@@ -175,9 +171,7 @@ def truth(draw: object) -> tuple[dict[str, float], float]:
     if draw is bimodal:
         grid = np.linspace(20, 70, 500_001)
         cdf = bimodal_cdf(grid)  # type: ignore[arg-type]
-        return {
-            key: grid[np.searchsorted(cdf, share)] for key, share in QUANTILES.items()
-        }, 0.85 * 30 + 0.15 * 50
+        return {key: grid[np.searchsorted(cdf, share)] for key, share in QUANTILES.items()}, 0.85 * 30 + 0.15 * 50
     known = stats.lognorm(SPREAD, scale=math.exp(3))
     return {key: known.ppf(share) for key, share in QUANTILES.items()}, known.mean()
 

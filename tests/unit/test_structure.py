@@ -30,16 +30,7 @@ MODULES = {
     "tensorflow-cpu": "tensorflow",
 }
 LOADED_BY_OTHERS = {"numkong", "lz4"}  # by usearch and by joblib
-TOOLS = {
-    "pytest",
-    "pytest-timeout",
-    "pytest-xdist",
-    "ruff",
-    "mypy",
-    "import-linter",
-    "types-pyyaml",
-    "types-psutil",
-}
+TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-psutil"}
 PROGRAMS = {
     "openvino-dev",
     "mkdocs",
@@ -110,15 +101,8 @@ def circles(edges: dict[str, set[str]]) -> set[tuple[str, ...]]:
 
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set()}) == {("a", "b", "c")}
-    source = (
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import a\ndef f():\n    import p.b"
-    )
-    trees = {
-        "p": ast.parse(""),
-        "p.a": ast.parse("import p.c"),
-        "p.b": ast.parse(""),
-        "p.c": ast.parse(source),
-    }
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import a\ndef f():\n    import p.b"
+    trees = {"p": ast.parse(""), "p.a": ast.parse("import p.c"), "p.b": ast.parse(""), "p.c": ast.parse(source)}
     assert graph(trees)["p.c"] == {"p.a", "p.b"}
     assert circles(graph(trees)) == {("p.a", "p.c")}
 

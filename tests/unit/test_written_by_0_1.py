@@ -167,9 +167,7 @@ def check_gallery(store: SqliteStore, expected: dict[str, Any]) -> None:
     check_people(store, expected)
     for person in expected["people"]:
         assert store.person(person["id"]).created.isoformat() == person["created"]
-        assert [each.id for each in store.templates_of(person["id"])] == [
-            each["id"] for each in person["templates"]
-        ]
+        assert [each.id for each in store.templates_of(person["id"])] == [each["id"] for each in person["templates"]]
     hits = LiveIndex(store).search(Embedding(np.array(expected["probe"], np.float32), CONTRACT_ID), k=3)
     assert hits.ids.tolist() == expected["hits"]["ids"]
     assert hits.person_ids.tolist() == expected["hits"]["person_ids"]
@@ -253,9 +251,7 @@ def test_an_export_is_imported(work: Path, name: str, tmp_path: Path) -> None:
     key = KEYS[name]
     rules = EnrolRules.from_thresholds(load_thresholds(work / "thresholds" / "cosine.json"))
     archive = work / "galleries" / f"{name}.export"
-    with SqliteStore.create(
-        tmp_path / "new", contract_id=CONTRACT_ID, dim=3, key=None, keep_images=True
-    ) as store:
+    with SqliteStore.create(tmp_path / "new", contract_id=CONTRACT_ID, dim=3, key=None, keep_images=True) as store:
         for wrong in (OTHER_KEY, None if key else OTHER_KEY):
             with pytest.raises(GalleryKeyError):
                 import_gallery(store, archive, key=wrong, rules=rules, force=True)
@@ -298,16 +294,10 @@ def test_commands_print_what_they_printed(work: Path, capsys: pytest.CaptureFixt
 
 
 def test_verification_says_what_it_said(work: Path) -> None:
-    first, second = (
-        Embedding(np.array(row, np.float32), CONTRACT_ID) for row in EXPECTED["verify"]["embeddings"]
-    )
+    first, second = (Embedding(np.array(row, np.float32), CONTRACT_ID) for row in EXPECTED["verify"]["embeddings"])
     wanted = json.loads((work / "answers" / "verify.json").read_text(encoding="utf-8"))
     (limit,) = [each for each in load_thresholds(work / "thresholds" / "cosine.json") if each.far == 0.1]
-    found = {
-        **verify(first, second, limit).to_dict(),
-        "note": limit.note,
-        "calibrated_on": limit.created_from,
-    }
+    found = {**verify(first, second, limit).to_dict(), "note": limit.note, "calibrated_on": limit.created_from}
     close(found, {key: value for key, value in wanted.items() if key not in ("a", "b")})
     by_hand = json.loads((work / "answers" / "verify-by-hand.json").read_text(encoding="utf-8"))
     assert by_hand["score"] == pytest.approx(found["score"], abs=1e-5)
@@ -329,9 +319,7 @@ def test_a_table_has_its_rows(work: Path, name: str) -> None:
         np.testing.assert_allclose(getattr(table, column), expected[column], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("output", "reused"), [("crops.npz", 6), ("crops.parquet", 6), ("interrupted.npz", PARTS)]
-)
+@pytest.mark.parametrize(("output", "reused"), [("crops.npz", 6), ("crops.parquet", 6), ("interrupted.npz", PARTS)])
 @pytest.mark.usefixtures("work")
 def test_embedding_crops_again_goes_on_where_it_stopped(
     output: str, reused: int, capsys: pytest.CaptureFixture[str]
@@ -364,17 +352,7 @@ def test_clustering_again_replaces_what_it_wrote(work: Path, capsys: pytest.Capt
     name, words = "crops", ("people", "--crops")
     listing = work / "clusters" / name / "clusters.json"
     before = json.loads(listing.read_text(encoding="utf-8"))
-    run(
-        capsys,
-        "cluster",
-        *words,
-        "--model",
-        "models/tiny.xml",
-        "--threshold",
-        "0.9",
-        "-o",
-        f"clusters/{name}",
-    )
+    run(capsys, "cluster", *words, "--model", "models/tiny.xml", "--threshold", "0.9", "-o", f"clusters/{name}")
     after = json.loads(listing.read_text(encoding="utf-8"))
     close({key: after[key] for key in before}, before)
 
@@ -403,11 +381,7 @@ def test_a_benchmark_result_is_read(work: Path, name: str) -> None:
 
 def test_reports_of_benchmark_app_are_read(work: Path) -> None:
     python = read_any(work / "bench" / "benchmark_app-python.json")
-    assert (python.source, python.model.name, python.throughput_fps) == (
-        "benchmark_app",
-        "landmarks",
-        3263.27,
-    )
+    assert (python.source, python.model.name, python.throughput_fps) == ("benchmark_app", "landmarks", 3263.27)
     assert read_any(work / "bench" / "benchmark_app-cpp.json").latency_ms["p95"] == 1.25
 
 
@@ -436,9 +410,7 @@ def test_a_sweep_goes_on_where_it_stopped(work: Path) -> None:
     stored = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     del stored["cpu"], stored["openvino"]  # of this machine, not of that one: a sweep of another is refused
     (folder / "sweep.json").write_text(json.dumps(stored), encoding="utf-8")
-    short = DEFAULTS.model_copy(
-        update={"duration_s": 0.02, "min_count": 5, "max_duration_s": 0.05, "warm_up_s": 0.01}
-    )
+    short = DEFAULTS.model_copy(update={"duration_s": 0.02, "min_count": 5, "max_duration_s": 0.05, "warm_up_s": 0.01})
     steps: list[SweepStep] = []
     found = sweep(
         work / "models" / "tiny.xml",
@@ -464,9 +436,7 @@ def catalog(work: Path) -> zoo.Catalog:
 
 def test_a_cache_of_models_is_whole(work: Path, catalog: zoo.Catalog) -> None:
     store, entry, expected = zoo.ModelStore(work / "zoo" / "cache"), catalog["tiny"], EXPECTED["zoo"]
-    assert {file.name: dataclasses.asdict(store.recorded(entry, file)) for file in entry.files} == expected[
-        "recorded"
-    ]
+    assert {file.name: dataclasses.asdict(store.recorded(entry, file)) for file in entry.files} == expected["recorded"]
     assert store.has(entry)
     assert store.license_state(entry) == expected["license_state"] == "accepted"
     checks = store.verify(entry)
@@ -495,9 +465,7 @@ def test_an_interrupted_download_is_resumed(work: Path, catalog: zoo.Catalog, tm
             content = bytes(3000) + content[3000:]
         (mirror / name).write_bytes(content)
     store = zoo.ModelStore(work / "zoo" / "partial")
-    done = zoo.download(
-        catalog["tiny"], store, mirror=str(mirror.parent), policy=zoo.DownloadPolicy(attempts=1)
-    )
+    done = zoo.download(catalog["tiny"], store, mirror=str(mirror.parent), policy=zoo.DownloadPolicy(attempts=1))
     assert (done.folder / "a.bin").read_bytes() == b"weights" * 1000
 
 
@@ -512,7 +480,4 @@ def test_boxes_golden_vectors_and_pairs_are_read(work: Path) -> None:
     images, embeddings = load_golden(work / "brought" / "golden.npz")
     assert (images.shape, embeddings.shape) == ((2, 16, 16, 3), (2, 8))
     pairs = read_pairs(work / "brought" / "pairs.txt")
-    assert (pairs.images, pairs.same.tolist()) == (
-        ("Ada/Ada_0001", "Ada/Ada_0002", "Grace/Grace_0001"),
-        [True, False],
-    )
+    assert (pairs.images, pairs.same.tolist()) == (("Ada/Ada_0001", "Ada/Ada_0002", "Grace/Grace_0001"), [True, False])

@@ -11,8 +11,6 @@ from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.errors import InputError
 
-__all__ = ["ReportEntry", "Side", "doubts", "read_entries", "read_side", "require_comparable"]
-
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -184,9 +182,7 @@ def read_entries(paths: Sequence[Path]) -> list[ReportEntry]:
     entries: list[ReportEntry] = []
     for name, file, within in found:
         taken = {each.name for each in entries}
-        number = next(
-            n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name} ({n})") not in taken
-        )
+        number = next(n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name} ({n})") not in taken)
         entries.append(ReportEntry(name if number == 1 else f"{name} ({number})", read_any(file), within))
     return entries
 

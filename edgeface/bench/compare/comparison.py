@@ -23,22 +23,6 @@ from edgeface.bench.schema import Scenario
 from edgeface.errors import InputError
 from edgeface.stats import Interval
 
-__all__ = [
-    "FEWEST_RUNS",
-    "Comparison",
-    "Difference",
-    "Estimate",
-    "Gate",
-    "compare",
-    "judge",
-    "middle",
-    "of_latency",
-    "of_pairs",
-    "of_rate",
-    "of_runs",
-    "ratio",
-]
-
 Verdict = Literal["better", "worse", "no difference shown"]
 Outcome = Literal["passed", "failed", "unsure"]
 
@@ -119,12 +103,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return every field as JSON types."""
         stored = dataclasses.asdict(self)
-        stored["differences"] = [
-            {**each, "interval": list(each["interval"])} for each in stored["differences"]
-        ]
-        stored["settings"] = [
-            {"name": name, "baseline": old, "candidate": new} for name, old, new in self.settings
-        ]
+        stored["differences"] = [{**each, "interval": list(each["interval"])} for each in stored["differences"]]
+        stored["settings"] = [{"name": name, "baseline": old, "candidate": new} for name, old, new in self.settings]
         stored["warnings"] = list(self.warnings)
         return stored
 
@@ -170,9 +150,7 @@ def compare(baseline: Side, candidate: Side, *, across_models: bool = False) -> 
     every = [*baseline.runs, *candidate.runs]
     metrics = [each for each in _METRICS[scenario] if all(_figure(each, run) for run in every)]
     if not metrics:
-        raise InputError(
-            f"{baseline.name}, {candidate.name}: both must have {' or '.join(_METRICS[scenario])}"
-        )
+        raise InputError(f"{baseline.name}, {candidate.name}: both must have {' or '.join(_METRICS[scenario])}")
     confidence = 1 - (1 - CONFIDENCE) / len(metrics)
     paired = not single and _alternate(baseline.runs, candidate.runs)
     differences = tuple(
@@ -226,9 +204,7 @@ def judge(comparison: Comparison, limit: float) -> Gate:
     return Gate(limit=limit, outcome=outcome, failed=tuple(failed), unsure=tuple(unsure))
 
 
-def _one_run(
-    metric: str, baseline: BenchmarkResult, candidate: BenchmarkResult, confidence: float
-) -> Difference:
+def _one_run(metric: str, baseline: BenchmarkResult, candidate: BenchmarkResult, confidence: float) -> Difference:
     old, new = _figure(metric, baseline), _figure(metric, candidate)
     if metric == "rate":
         return _difference(metric, old, new, None, "the rate comes from a search and has no samples")
@@ -236,8 +212,7 @@ def _one_run(
         return _difference(metric, old, new, None, "there are no raw samples")
     if metric == "throughput":
         first, second = (
-            of_rate(samples.ends_s, confidence=confidence)
-            for samples in (baseline.samples, candidate.samples)
+            of_rate(samples.ends_s, confidence=confidence) for samples in (baseline.samples, candidate.samples)
         )
     else:
         share = float(metric.removeprefix("p")) / 100
@@ -264,9 +239,7 @@ def _several_runs(
     return _difference(metric, middle(old), middle(new), found, "")
 
 
-def _difference(
-    metric: str, baseline: float, candidate: float, found: Estimate | None, note: str
-) -> Difference:
+def _difference(metric: str, baseline: float, candidate: float, found: Estimate | None, note: str) -> Difference:
     rate = metric in ("throughput", "rate")
     value = candidate / baseline if found is None else found.value
     low, high = (None, None) if found is None else found.interval

@@ -17,8 +17,6 @@ from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
 from edgeface.stats import LatencyKey
 
-__all__ = ["read_any", "read_benchmark_app"]
-
 _SECTIONS = {"configuration_setup", "execution_results"}
 _LATENCIES: Mapping[LatencyKey, tuple[str, ...]] = {
     "mean": ("avg latency", "latency_avg"),
@@ -54,9 +52,7 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
     except ValueError as error:
         raise InputError(f"{path} is not a JSON report of benchmark_app: {error}") from error
     if not isinstance(document, dict) or not document.keys() >= _SECTIONS:
-        raise InputError(
-            f"{path} is not a JSON report of benchmark_app (-report_type no_counters -json_stats)"
-        )
+        raise InputError(f"{path} is not a JSON report of benchmark_app (-report_type no_counters -json_stats)")
     options = _Section(document.get("cmd_options", {}), path)
     setup = _Section(document["configuration_setup"], path)
     found = _Section(document["execution_results"], path)
@@ -129,9 +125,7 @@ class _Section:
 
     def text(self, *names: str) -> str | None:
         """Return the first of these names that has a value."""
-        return next(
-            (str(self._values[name]) for name in names if self._values.get(name) not in (None, "")), None
-        )
+        return next((str(self._values[name]) for name in names if self._values.get(name) not in (None, "")), None)
 
     def number(self, *names: str) -> float | None:
         """Return the same as a number of 0 or more."""

@@ -18,8 +18,6 @@ from pathlib import Path
 from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval, take_snapshot
 from edgeface.bench.reading import Frozen, Unknown, known
 
-__all__ = ["Disturbance", "Watch", "judge", "watch"]
-
 STEAL_SHARE = 0.01
 """Share of a run's CPU time that the hypervisor may give to other machines: as much as a median may move."""
 
@@ -119,9 +117,7 @@ def _sample(snapshots: list[Snapshot], root: Path) -> float:
     return time.thread_time() - started
 
 
-def _sample_until(
-    ended: threading.Event, snapshots: list[Snapshot], root: Path, interval: float, cost: float
-) -> None:
+def _sample_until(ended: threading.Event, snapshots: list[Snapshot], root: Path, interval: float, cost: float) -> None:
     # The lowest cost is that of sampling; a sample that took longer was disturbed, which is no reason to sample less.
     while not ended.wait(max(interval, cost / _MOST_COST)):
         cost = min(cost, _sample(snapshots, root))
@@ -196,16 +192,13 @@ def _slowed(whole: IntervalStats, snapshots: Sequence[Snapshot]) -> Iterator[str
     fastest = sorted(
         max(mhz)
         for before, after in pairwise(snapshots)
-        if (mhz := known(after.frequency_mhz))
-        and (known(summarize_interval((before, after)).own_cpus) or 0.0) > 0.5
+        if (mhz := known(after.frequency_mhz)) and (known(summarize_interval((before, after)).own_cpus) or 0.0) > 0.5
     )
     if len(fastest) >= 4:
         quarter = len(fastest) // 4
         low, high = statistics.median(fastest[:quarter]), statistics.median(fastest[-quarter:])
         if low < FREQUENCY_SHARE * high:
-            yield (
-                f"the frequency fell from {high:.0f} to {low:.0f} MHz under load (below {FREQUENCY_SHARE:.0%})"
-            )
+            yield (f"the frequency fell from {high:.0f} to {low:.0f} MHz under load (below {FREQUENCY_SHARE:.0%})")
 
 
 def _waited(whole: IntervalStats) -> Iterator[str]:

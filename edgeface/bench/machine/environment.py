@@ -18,8 +18,6 @@ from edgeface.bench.reading import Frozen, Reading, absent
 from edgeface.runtime.devices import DeviceCore, list_devices
 from edgeface.version import __version__
 
-__all__ = ["Device", "Environment", "Identity", "Software", "read_environment"]
-
 
 class Device(Frozen):
     """One device that OpenVINO sees.
@@ -85,11 +83,7 @@ class Environment(Frozen):
 
 
 def read_environment(
-    snapshots: Sequence[Snapshot],
-    *,
-    core: DeviceCore | None = None,
-    root: Path = Path("/"),
-    identify: bool = False,
+    snapshots: Sequence[Snapshot], *, core: DeviceCore | None = None, root: Path = Path("/"), identify: bool = False
 ) -> Environment:
     """Describe the environment of a benchmark that has just been run.
 

@@ -15,16 +15,6 @@ from edgeface.bench.schema import LayerTiming
 from edgeface.errors import InputError
 from edgeface.model.flops import LayerWork, Work
 
-__all__ = [
-    "EIGHT_BIT",
-    "ExecutedLayer",
-    "assign_work",
-    "describe_layers",
-    "executed_layers",
-    "has_eight_bit",
-    "time_layers",
-]
-
 EIGHT_BIT = ("i8", "u8")
 _CONSTANT = ("Const", "Constant")
 _ENDS = ("Input", "Parameter", "Output", "Result")
@@ -83,9 +73,7 @@ def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, 
             continue
         if kind in _ENDS:
             continue
-        weights = sum(
-            _stored(port) for port, name in zip(node.inputs(), sources, strict=True) if name in constant
-        )
+        weights = sum(_stored(port) for port, name in zip(node.inputs(), sources, strict=True) if name in constant)
         layers.append(
             ExecutedLayer(
                 name=node.get_friendly_name(),
@@ -168,9 +156,7 @@ def assign_work(
     return tuple(map(tuple, given)), tuple(unmatched)
 
 
-def describe_layers(
-    executed: Sequence[ExecutedLayer], work: Work, *, inferences: int
-) -> tuple[LayerTiming, ...]:
+def describe_layers(executed: Sequence[ExecutedLayer], work: Work, *, inferences: int) -> tuple[LayerTiming, ...]:
     """Build the result's layers from executed layers, timed over `inferences`, and the work of the same model."""
     given, _ = assign_work(work, executed)
     return tuple(

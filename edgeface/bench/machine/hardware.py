@@ -28,15 +28,6 @@ from edgeface.bench.reading import (
 )
 from edgeface.runtime.probe import in_container
 
-__all__ = [
-    "Container",
-    "Machine",
-    "last_cache_bytes",
-    "quota_throttled_seconds",
-    "read_container",
-    "read_machine",
-]
-
 N = TypeVar("N", int, float)
 
 _FLAGS = (
@@ -124,9 +115,9 @@ def read_machine(root: Path = Path("/")) -> Machine:
     # ARM's /proc/cpuinfo has numbers for the CPU; the device tree has the board's name.
     board = quiet_text(root, "sys/firmware/devicetree/base/model") or _first(cpus, "Model", "Hardware")
     numbers = [f"{key} {value}" for key in ("CPU implementer", "CPU part") if (value := _first(cpus, key))]
-    packages = {
-        quiet_text(root, f"{folder}/topology/physical_package_id") for folder in cpu_folders(root)
-    } - {""} or {cpu["physical id"] for cpu in cpus if "physical id" in cpu}
+    packages = {quiet_text(root, f"{folder}/topology/physical_package_id") for folder in cpu_folders(root)} - {""} or {
+        cpu["physical id"] for cpu in cpus if "physical id" in cpu
+    }
     hypervisor: Reading[bool] = absent("this CPU has no flag for virtual machines")
     if flags is None:
         hypervisor = why
@@ -178,9 +169,7 @@ def read_container(root: Path = Path("/")) -> Container:
         inside = in_container(root)
     except UnicodeDecodeError:  # a group's name in another encoding; container engines use ASCII
         inside = False
-    affinity: Reading[tuple[int, ...]] = sense(
-        lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity"
-    )
+    affinity: Reading[tuple[int, ...]] = sense(lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity")
     if isinstance(version, Unknown):
         return Container(
             inside=inside, cgroup=version, cpu_limit=version, memory_limit_bytes=version, affinity=affinity

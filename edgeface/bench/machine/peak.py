@@ -32,18 +32,6 @@ from edgeface.model.flops import Work
 from edgeface.model.opset import ops
 from edgeface.runtime.devices import read_property, resolve_device, split_device
 
-__all__ = [
-    "PRECISIONS",
-    "Bandwidth",
-    "Peak",
-    "Precision",
-    "Product",
-    "array_bytes",
-    "attainable_seconds",
-    "measure_bandwidth",
-    "measure_peak",
-]
-
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "f16", "i8")
 
 _ROUNDS = 3
@@ -160,8 +148,7 @@ def measure_peak(
     """
     if streams < 1 or (threads is not None and threads < 1) or seconds <= 0:
         raise InputError(
-            "measuring a peak requires positive streams, threads and seconds, "
-            f"found {streams}, {threads}, {seconds}"
+            f"measuring a peak requires positive streams, threads and seconds, found {streams}, {threads}, {seconds}"
         )
     started = time.perf_counter()
     core = core or ov.Core()
@@ -175,13 +162,10 @@ def measure_peak(
     if threads is not None and name == "CPU":
         config["INFERENCE_NUM_THREADS"] = threads
     products = {
-        precision: _fastest(core, name, precision, config, streams=streams, seconds=seconds)
-        for precision in precisions
+        precision: _fastest(core, name, precision, config, streams=streams, seconds=seconds) for precision in precisions
     }
     used = _threads(core, name, config)
-    bandwidth: Reading[Bandwidth] = Unknown(
-        unknown=f"not measured: memory is streamed on the CPU only, not on {name}"
-    )
+    bandwidth: Reading[Bandwidth] = Unknown(unknown=f"not measured: memory is streamed on the CPU only, not on {name}")
     if name == "CPU":
         size = array_bytes(last_cache_bytes(read_machine(root)), known(memory_available()) or 1 << 30)
         bandwidth = measure_bandwidth(core, size=size, threads=known(used) or os.cpu_count() or 1)
@@ -239,11 +223,7 @@ def measure_bandwidth(core: ov.Core, *, size: int, threads: int, passes: int = 7
     copy = 2 * size / _copy_seconds(size, threads, passes) / 1e9
     triad = 3 * size / _triad_seconds(core, size, threads, passes) / 1e9
     return Bandwidth(
-        gb_per_second=max(copy, triad),
-        copy_gb_per_second=copy,
-        triad_gb_per_second=triad,
-        bytes=size,
-        threads=threads,
+        gb_per_second=max(copy, triad), copy_gb_per_second=copy, triad_gb_per_second=triad, bytes=size, threads=threads
     )
 
 
@@ -312,9 +292,7 @@ def attainable_seconds(
     All others run in `precision`. None: the peak of a precision that is needed is not known.
     """
     given, _ = assign_work(work, executed)
-    precisions = {
-        part.name: layer.precision for layer, parts in zip(executed, given, strict=True) for part in parts
-    }
+    precisions = {part.name: layer.precision for layer, parts in zip(executed, given, strict=True) for part in parts}
     seconds = 0.0
     for layer in work.layers:
         if not layer.macs:

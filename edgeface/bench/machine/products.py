@@ -18,17 +18,6 @@ from edgeface.bench.machine.executed import EIGHT_BIT, executed_layers
 from edgeface.bench.reading import Frozen, Reading, Unknown
 from edgeface.model.opset import ops
 
-__all__ = [
-    "CompiledProduct",
-    "Form",
-    "Precision",
-    "Product",
-    "Shape",
-    "best",
-    "compile_product",
-    "measure_product",
-]
-
 Precision = Literal["f32", "bf16", "f16", "i8"]
 Shape = tuple[int, int, int]
 """(m, k, n) of [m, k] x [k, n]."""

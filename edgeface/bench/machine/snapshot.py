@@ -31,8 +31,6 @@ from edgeface.bench.reading import (
     sense,
 )
 
-__all__ = ["IntervalStats", "Snapshot", "joules", "memory_available", "summarize_interval", "take_snapshot"]
-
 _ZONES = "sys/class/powercap/intel-rapl:*"
 """AMD's driver uses the same name. ``intel-rapl-mmio`` repeats the package and is left out."""
 
@@ -140,16 +138,14 @@ def take_snapshot(root: Path = Path("/")) -> Snapshot:
         cpu_s=sense(_cpu_seconds, "CPU times"),
         own_cpu_s=sense(_own_cpu_seconds, "this process's CPU time"),
         frequency_mhz=_frequencies(root),
-        governor=tuple(sorted(governors - {""}))
-        or absent("there is no /sys/devices/system/cpu/cpu*/cpufreq"),
+        governor=tuple(sorted(governors - {""})) or absent("there is no /sys/devices/system/cpu/cpu*/cpufreq"),
         throttle_count=_throttle_count(root),
         quota_throttled_s=quota_throttled_seconds(root),
         load_1m=sense(lambda: psutil.getloadavg()[0], "the load average"),
         memory_available_bytes=memory_available(),
         memory_stall_s=_memory_stall(root),
         energy_uj=_energy_counters(root),
-        energy_range_uj=_by_zone(root, "max_energy_range_uj")
-        or absent("/sys/class/powercap has no intel-rapl zone"),
+        energy_range_uj=_by_zone(root, "max_energy_range_uj") or absent("/sys/class/powercap has no intel-rapl zone"),
         temperature_c=temperatures,
         temperature_limit_c=limits,
     )
@@ -182,9 +178,7 @@ def _frequencies(root: Path) -> Reading[tuple[float, ...]]:
         lines = fields(quiet_text(root, "proc/cpuinfo"))
         if any(key == "flags" and "hypervisor" in value.split() for key, value in lines):
             return absent("a virtual machine is shown the nominal frequency only")
-    current = sense(
-        lambda: tuple(each.current for each in psutil.cpu_freq(percpu=True) if each.current), "frequencies"
-    )
+    current = sense(lambda: tuple(each.current for each in psutil.cpu_freq(percpu=True) if each.current), "frequencies")
     return current or absent("neither cpufreq nor /proc/cpuinfo tells the frequency")
 
 
@@ -193,8 +187,7 @@ def _throttle_count(root: Path) -> Reading[int]:
         value
         for folder in cpu_folders(root)
         for kind in ("core", "package")
-        if (value := integer(quiet_text(root, f"{folder}/thermal_throttle/{kind}_throttle_count")))
-        is not None
+        if (value := integer(quiet_text(root, f"{folder}/thermal_throttle/{kind}_throttle_count"))) is not None
     ]
     return sum(counts) if counts else absent("this CPU or its virtual machine counts no thermal throttling")
 
@@ -274,15 +267,9 @@ def joules(before: int, after: int, *, wraps_at: int | None, seconds: float) -> 
     The counter restarts from 0 after `wraps_at`, its range; None where that is not known.
     """
     if wraps_at is None or wraps_at <= 0:
-        return (
-            (after - before) / 1e6
-            if after >= before
-            else absent("an energy counter of unknown range wrapped")
-        )
+        return (after - before) / 1e6 if after >= before else absent("an energy counter of unknown range wrapped")
     if seconds > wraps_at / 1e6 / _MOST_WATTS:
-        return absent(
-            f"an energy counter may have wrapped more than once in {seconds:.0f} s between readings"
-        )
+        return absent(f"an energy counter may have wrapped more than once in {seconds:.0f} s between readings")
     # The counter also shows its range itself, so the next value after it is 0.
     return (after - before) % (wraps_at + 1) / 1e6 if after < before else (after - before) / 1e6
 
@@ -314,9 +301,7 @@ def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
         energy_j=energy,
         power_w=_derive(
             lambda by_zone: (
-                {zone: value / seconds for zone, value in by_zone.items()}
-                if seconds > 0
-                else absent("no time passed")
+                {zone: value / seconds for zone, value in by_zone.items()} if seconds > 0 else absent("no time passed")
             ),
             energy,
         ),

@@ -12,8 +12,6 @@ from edgeface.bench.compare.comparison import Comparison, Difference
 from edgeface.bench.schema import Scenario
 from edgeface.drawing import Axes, Plot, categories, linear, percent, rounded
 
-__all__ = ["comparison_plots", "heat_maps", "of_scenario", "throughput_plot"]
-
 _ROW = 22.0
 """Height of a row that shows one result."""
 _NAME = 20
@@ -34,8 +32,7 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
     shown = shown[::-1]
     rates = [each.result.throughput_fps or 0.0 for each in shown]
     ends = [
-        (each.result.throughput_interval or (None, None))[1] or rate
-        for each, rate in zip(shown, rates, strict=True)
+        (each.result.throughput_interval or (None, None))[1] or rate for each, rate in zip(shown, rates, strict=True)
     ]
     frame = Axes(
         linear("items per second", 0, max(ends) * 1.15),
@@ -50,9 +47,7 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
         low, high = each.result.throughput_interval or (None, None)
         if low is not None and high is not None:
             shapes.append(frame.whiskers(row, low, high, "mark"))
-        words.append(
-            frame.words(high or rate, row, f"\u2002{rounded(rate)}", anchor="start", kind="strong", lift=-4)
-        )
+        words.append(frame.words(high or rate, row, f"\u2002{rounded(rate)}", anchor="start", kind="strong", lift=-4))
     return Plot("Throughput", frame, tuple(shapes), tuple(words), legend=(("mark", "95 % interval"),))
 
 
@@ -96,27 +91,19 @@ def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
         kind = kinds[difference.verdict]
         bounds = difference.interval
         least, most = (
-            end if end is not None else edge
-            for end, edge in zip(bounds, (low - room, high + room), strict=True)
+            end if end is not None else edge for end, edge in zip(bounds, (low - room, high + room), strict=True)
         )
         words = f"{name}: {difference.slowdown:+.1%}, {difference.verdict}"
         if bounds != (None, None):
             shapes.append(frame.whiskers(row, least, most, f"whisker {kind}", title=words))
         shapes += frame.dots([difference.slowdown], [row], kind, radius=4, titles=[words])
-    return Plot(
-        title,
-        frame,
-        tuple(shapes),
-        legend=(("bad", "worse"), ("good", "better"), ("", "no difference shown")),
-    )
+    return Plot(title, frame, tuple(shapes), legend=(("bad", "worse"), ("good", "better"), ("", "no difference shown")))
 
 
 def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
     """Plot throughput and median latency over the two settings that vary most, if two vary."""
     values = {axis: _distinct([_setting(each, axis) for each in entries]) for axis in _AXES}
-    varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[
-        :2
-    ]
+    varied = sorted((axis for axis in _AXES if len(values[axis]) > 1), key=lambda axis: -len(values[axis]))[:2]
     models = {each.result.model.digest for each in entries}
     if len(varied) < 2 or len(entries) < 4 or len(models) > 1:
         return []
@@ -138,13 +125,7 @@ def of_scenario(entries: Sequence[ReportEntry], scenario: Scenario) -> Sequence[
 
 
 def _heat_map(
-    entries: Sequence[ReportEntry],
-    values: dict[str, list[str]],
-    across: str,
-    up: str,
-    title: str,
-    *,
-    latency: bool,
+    entries: Sequence[ReportEntry], values: dict[str, list[str]], across: str, up: str, title: str, *, latency: bool
 ) -> Plot | None:
     found: dict[tuple[int, int], list[tuple[float, str]]] = {}
     for each in entries:
@@ -175,11 +156,7 @@ def _heat_map(
         words.append(frame.words(column, row, rounded(figure, 3), lift=-4, kind="strong"))
     crowded = any(len(each) > 1 for each in found.values())
     return Plot(
-        title,
-        frame,
-        tuple(shapes),
-        tuple(words),
-        note="The best of several settings in each cell." if crowded else "",
+        title, frame, tuple(shapes), tuple(words), note="The best of several settings in each cell." if crowded else ""
     )
 
 
@@ -189,9 +166,7 @@ def _setting(entry: ReportEntry, name: str) -> str:
 
 
 def _distinct(values: list[str]) -> list[str]:
-    return sorted(
-        set(values), key=lambda each: (not each.isdigit(), int(each) if each.isdigit() else 0, each)
-    )
+    return sorted(set(values), key=lambda each: (not each.isdigit(), int(each) if each.isdigit() else 0, each))
 
 
 def _short(names: list[str]) -> list[str]:

@@ -28,8 +28,6 @@ from edgeface.drawing import Plot, rounded, write_page
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 
-__all__ = ["SUFFIXES", "require_suffix", "write_report"]
-
 SUFFIXES = (".html", ".md", ".csv")
 
 _FULL = 6
@@ -146,8 +144,6 @@ def _sentence(text: str) -> str:
 def _in_full(entries: Sequence[ReportEntry]) -> list[ReportEntry]:
     if len(entries) <= _FULL:
         return list(entries)
-    fastest = min(
-        of_scenario(entries, "single-stream"), key=lambda each: each.result.latency_ms.get("p50", np.inf)
-    )
+    fastest = min(of_scenario(entries, "single-stream"), key=lambda each: each.result.latency_ms.get("p50", np.inf))
     most = max(of_scenario(entries, "offline"), key=lambda each: each.result.throughput_fps or 0.0)
     return [fastest] if fastest is most else [fastest, most]

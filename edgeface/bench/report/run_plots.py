@@ -15,8 +15,6 @@ from edgeface.drawing.axes import Doubles
 from edgeface.drawing.plot import Anchor
 from edgeface.stats import QUANTILES, LatencyKey
 
-__all__ = ["LayerRow", "roofline_plot", "run_plots", "top_layers"]
-
 _BINS = 60
 _POINTS = 300
 """Most points along a time axis."""
@@ -45,18 +43,13 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
     high = max(high, low * 1.001)
     edges = np.linspace(low, high, _BINS + 1)
     heights = np.histogram(latencies, edges)[0]
-    frame = Axes(
-        linear("latency (ms)", low, high), linear("queries", 0, float(heights.max()) * 1.08, wanted=4)
-    )
+    frame = Axes(linear("latency (ms)", low, high), linear("queries", 0, float(heights.max()) * 1.08, wanted=4))
     marked = [key for key in _MARKED if result.latency_ms.get(key, np.inf) <= high]
     beyond = int((latencies > high).sum())
     return Plot(
         "Latency",
         frame,
-        (
-            frame.columns(edges, heights, "fill"),
-            *(frame.upright(result.latency_ms[key], "cut") for key in marked),
-        ),
+        (frame.columns(edges, heights, "fill"), *(frame.upright(result.latency_ms[key], "cut") for key in marked)),
         words=tuple(
             frame.words(
                 result.latency_ms[key],
@@ -104,10 +97,7 @@ def _timeline(samples: Samples) -> Plot:
     shapes: tuple[Shape, ...] = (frame.band(at, low, high, "range"), frame.line(at, middle, "curve"))
     each = counted(len(times) // _POINTS, "query", "queries")
     return Plot(
-        "Latency over time",
-        frame,
-        shapes,
-        legend=(("", f"median of about {each}"), ("range", "shortest to longest")),
+        "Latency over time", frame, shapes, legend=(("", f"median of about {each}"), ("range", "shortest to longest"))
     )
 
 
@@ -117,8 +107,7 @@ def _throughput(result: BenchmarkResult, samples: Samples) -> Plot:
     edges = np.linspace(0, float(ends[-1]), windows + 1)
     rates = np.histogram(ends, edges)[0] * samples.items / np.diff(edges)
     frame = Axes(
-        linear("time (s)", 0, float(edges[-1])),
-        linear("items per second", 0, float(rates.max()) * 1.15, wanted=4),
+        linear("time (s)", 0, float(edges[-1])), linear("items per second", 0, float(rates.max()) * 1.15, wanted=4)
     )
     shapes: list[Shape] = [frame.columns(edges, rates, "fill")]
     words: list[Words] = []

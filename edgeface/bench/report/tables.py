@@ -15,19 +15,6 @@ from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import percent, rounded
 from edgeface.stats import QUANTILES
 
-__all__ = [
-    "COLUMNS",
-    "Row",
-    "Rows",
-    "as_csv",
-    "as_markdown",
-    "environment_rows",
-    "interval_words",
-    "model_rows",
-    "settings_rows",
-    "slowdown_words",
-]
-
 Row = tuple[str, str, bool]
 """Name, text, and whether the value is known."""
 Rows = list[Row]
@@ -145,28 +132,16 @@ def _machine_rows(environment: Environment) -> Rows:
 def _during_rows(environment: Environment) -> Rows:
     during, start, end = environment.during, environment.start, environment.end
     rows = [
-        _row(
-            "Frequency",
-            during.frequency_mhz,
-            lambda mhz: f"{mhz[0]:.0f} to {mhz[2]:.0f} MHz, median {mhz[1]:.0f}",
-        ),
+        _row("Frequency", during.frequency_mhz, lambda mhz: f"{mhz[0]:.0f} to {mhz[2]:.0f} MHz, median {mhz[1]:.0f}"),
         _row("Governor", start.governor),
         _row("Thermal throttling", during.throttled, lambda count: f"{count} times"),
-        _row(
-            "Steal time",
-            during.steal_share,
-            lambda share: f"{percent(share, 2)} of the CPU time, by the hypervisor",
-        ),
+        _row("Steal time", during.steal_share, lambda share: f"{percent(share, 2)} of the CPU time, by the hypervisor"),
         _row("Load of others", during.other_cpus, lambda cpus: f"{cpus:.2f} CPUs"),
         _row("Own load", during.own_cpus, lambda cpus: f"{cpus:.2f} CPUs over {during.seconds:.0f} s"),
         _row("Waited for memory", during.memory_stall_s, lambda seconds: f"{rounded(seconds, 2)} s"),
         _row("Waited for quota", during.quota_throttled_s, lambda seconds: f"{rounded(seconds, 2)} s"),
         _row("Power", during.power_w, lambda zones: _list(zones, lambda watts: f"{watts:.1f} W")),
-        _row(
-            "Temperature",
-            during.temperature_c,
-            lambda sensors: _list(sensors, lambda degrees: f"{degrees:.0f} °C"),
-        ),
+        _row("Temperature", during.temperature_c, lambda sensors: _list(sensors, lambda degrees: f"{degrees:.0f} °C")),
         _row("Measured", f"{start.utc} to {end.utc}"),
     ]
     if (identity := environment.identity) is not None:
@@ -248,17 +223,7 @@ def _csv_row(entry: ReportEntry) -> dict[str, object]:
         "disturbed": result.disturbed,
         "partial": result.partial,
     }
-    for name in (
-        "scenario",
-        "device",
-        "hint",
-        "precision",
-        "streams",
-        "requests",
-        "threads",
-        "batch",
-        "end_to_end",
-    ):
+    for name in ("scenario", "device", "hint", "precision", "streams", "requests", "threads", "batch", "end_to_end"):
         row[name] = getattr(settings, name)
     row["throughput_fps_low"], row["throughput_fps_high"] = result.throughput_interval or (None, None)
     for key in _BOUNDED:
@@ -277,10 +242,7 @@ def as_markdown(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison
         numbers=range(4, 9),
     )
     lines += [
-        line
-        for entry in entries
-        for doubt in entry.doubts
-        for line in ("", f"**{_cell(entry.name)}: {_cell(doubt)}**")
+        line for entry in entries for doubt in entry.doubts for line in ("", f"**{_cell(entry.name)}: {_cell(doubt)}**")
     ]
     for each in comparisons:
         lines += ["", f"## {_cell(each.candidate)} against {_cell(each.baseline)}", "", f"{each.method}.", ""]
@@ -353,13 +315,5 @@ def interval_words(interval: tuple[float | None, float | None] | None) -> str:
 def slowdown_words(slowdown: float, interval: tuple[float | None, float | None]) -> tuple[str, str]:
     """Format a slowdown and its interval: ``+4.9 %`` and ``+4.1 % to +5.6 %``."""
     low, high = ("" if end is None else f"{100 * end:+.1f} %" for end in interval)
-    words = (
-        f"{low} to {high}"
-        if low and high
-        else f"{low} or more"
-        if low
-        else f"{high} or less"
-        if high
-        else "-"
-    )
+    words = f"{low} to {high}" if low and high else f"{low} or more" if low else f"{high} or less" if high else "-"
     return f"{100 * slowdown:+.1f} %", words

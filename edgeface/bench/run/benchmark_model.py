@@ -19,8 +19,6 @@ from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
 from edgeface.runtime.schedule import reason_of
 
-__all__ = ["BenchmarkModel", "Shapes", "parse_image_format", "parse_shapes", "read_benchmark_model"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 """Static shape by input name; the name ``""`` stands for the only input."""
 
@@ -141,12 +139,7 @@ def parse_image_format(text: str) -> ImageFormat:
         if match := _SIZE.fullmatch(word.lower()):
             fields["size"] = (int(match[2]), int(match[1]))
             continue
-        for name, choices in (
-            ("dtype", Dtype),
-            ("layout", ImageLayout),
-            ("color", ColorOrder),
-            ("resize", Resize),
-        ):
+        for name, choices in (("dtype", Dtype), ("layout", ImageLayout), ("color", ColorOrder), ("resize", Resize)):
             found = next((choice for choice in get_args(choices) if choice.lower() == word.lower()), None)
             if found is not None:
                 fields[name] = found

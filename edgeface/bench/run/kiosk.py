@@ -20,8 +20,6 @@ from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import summarize
 from edgeface.vision.source import Frame, FrameSource
 
-__all__ = ["VideoFile", "run_kiosk"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFile:

@@ -22,8 +22,6 @@ from edgeface.runtime.devices import ResolvedDevice, resolve_device
 from edgeface.runtime.plan import describe_execution
 from edgeface.runtime.schedule import reason_of
 
-__all__ = ["EmbedderTarget", "LoadedModel", "OpenVinoTarget", "Target", "load", "random_inputs"]
-
 _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 
 
@@ -95,14 +93,9 @@ def load(
         raise InputError(
             f"end to end the batch must be 1, found {batch}: the plan's buckets gather batches; leave --batch out"
         )
-    benchmark_model = read_benchmark_model(
-        model, core=core, batch=batch, shapes=shapes, image_format=image_format
-    )
+    benchmark_model = read_benchmark_model(model, core=core, batch=batch, shapes=shapes, image_format=image_format)
     settings = settings.model_copy(
-        update={
-            "batch": benchmark_model.batch,
-            "input_format": _words(image_format) if image_format else None,
-        }
+        update={"batch": benchmark_model.batch, "input_format": _words(image_format) if image_format else None}
     )
     embedder: Embedder | None = None
     target: Target
@@ -235,9 +228,7 @@ class OpenVinoTarget:
     items.
     """
 
-    def __init__(
-        self, compiled: ov.CompiledModel, *, requests: int, inputs: Sequence[np.ndarray], items: int
-    ) -> None:
+    def __init__(self, compiled: ov.CompiledModel, *, requests: int, inputs: Sequence[np.ndarray], items: int) -> None:
         self.slots, self.items = requests, items
         self._requests = [compiled.create_infer_request() for _ in range(requests)]
         for request in self._requests:

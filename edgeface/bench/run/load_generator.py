@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from edgeface.bench.run.load import Target
 from edgeface.progress import Progress, ProgressCallback
 
-__all__ = ["Recorder", "Recording", "RunLimits", "Slots", "Stopper", "measured_share", "measuring"]
-
 _OVERDUE = 1.0
 """Seconds without a completion after which the target is asked for a failure."""
 TELL_NS = 200_000_000

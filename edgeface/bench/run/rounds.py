@@ -17,8 +17,6 @@ from edgeface.bench.run.scenarios import offline, single_stream
 from edgeface.bench.schema import RunSettings
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 
-__all__ = ["ModelTiming", "ScenarioTiming", "best_streams", "compare_rounds", "measure_in_turn"]
-
 _LEAST, _LONGEST = 3, 60.0
 """Fewest queries of one model in one round, unless they take longer than this many seconds."""
 
@@ -163,15 +161,12 @@ def best_streams(
     for name, path in models.items():
         with contextlib.ExitStack() as stack:
             turns: dict[_Turn, LoadedModel] = {
-                (str(choice), True): stack.enter_context(
-                    _load(core, path, device, loaded=True, streams=choice)
-                )
+                (str(choice), True): stack.enter_context(_load(core, path, device, loaded=True, streams=choice))
                 for choice in choices
             }
             recorded = _take_turns(turns, 3, seconds, ignore_progress)
         speeds = {
-            choice: statistics.median(run.items_per_second for run in recorded[str(choice), True])
-            for choice in choices
+            choice: statistics.median(run.items_per_second for run in recorded[str(choice), True]) for choice in choices
         }
         found[name] = max(choices, key=speeds.__getitem__)
     return found
@@ -189,9 +184,7 @@ def compare_rounds(first: Sequence[float], second: Sequence[float]) -> int:
     return 1 if all(each > 0 for each in differences) else 0
 
 
-def _load(
-    core: ov.Core, path: Path, device: str, *, loaded: bool = False, streams: int | None = None
-) -> LoadedModel:
+def _load(core: ov.Core, path: Path, device: str, *, loaded: bool = False, streams: int | None = None) -> LoadedModel:
     settings = RunSettings(
         scenario="offline" if loaded else "single-stream",
         device=device,

@@ -50,8 +50,6 @@ from edgeface.stats import early_stopping_estimate, queries_needed, rate_interva
 from edgeface.version import __version__
 from edgeface.vision.detector import Detector
 
-__all__ = ["DEFAULTS", "ScenarioOptions", "benchmark"]
-
 _log = logging.getLogger(__name__)
 
 DEFAULTS = RunSettings(
@@ -230,9 +228,7 @@ def _figures(loaded: LoadedModel, measured: _Measured, explained: _Explained) ->
         figures["gflops_per_second"] = benchmark_model.info.gflops * throughput
     if explained.peak is not None:
         precision = loaded.execution.precision
-        least = attainable_seconds(
-            benchmark_model.work, explained.peak, explained.layers, precision=precision
-        )
+        least = attainable_seconds(benchmark_model.work, explained.peak, explained.layers, precision=precision)
         figures["efficiency"] = least and least / benchmark_model.batch * throughput
     return figures
 
@@ -248,9 +244,7 @@ def _execution(loaded: LoadedModel, explained: _Explained) -> Execution:
     )
 
 
-def _complete(
-    settings: RunSettings, options: ScenarioOptions, image_format: ImageFormat | None
-) -> RunSettings:
+def _complete(settings: RunSettings, options: ScenarioOptions, image_format: ImageFormat | None) -> RunSettings:
     """Fill in defaults, and refuse options that contradict each other."""
     scenario = settings.scenario
     for owner, names in _BELONGS.items():
@@ -261,9 +255,7 @@ def _complete(
                 f"{owner}"
             )
     changes = {
-        name: getattr(DEFAULTS, name)
-        for name in ("seed", "duration_s", "warm_up_s")
-        if getattr(settings, name) is None
+        name: getattr(DEFAULTS, name) for name in ("seed", "duration_s", "warm_up_s") if getattr(settings, name) is None
     }
     if settings.min_count is None:
         changes["min_count"] = minimum_count(scenario, options.percentile)
@@ -280,9 +272,7 @@ def _complete(
     if scenario == "kiosk" and (options.video is None or options.detector is None):
         raise InputError("the kiosk scenario requires a video and a detector")
     if scenario == "kiosk" and (image_format or settings.batch not in (None, 1)):
-        raise InputError(
-            "the kiosk scenario makes its own crops, one at a time: it takes no input format or batch"
-        )
+        raise InputError("the kiosk scenario makes its own crops, one at a time: it takes no input format or batch")
     if options.samples_per_query is not None and options.samples_per_query < 1:
         raise InputError(f"samples per query must be 1 or more, found {options.samples_per_query}")
     return settings.model_copy(update={"end_to_end": settings.end_to_end or scenario == "kiosk"})
@@ -301,9 +291,7 @@ def _measure(
         return _Measured(recording=offline(target, limits, progress))
     if settings.scenario == "multi-stream":
         recording = multi_stream(target, limits, progress, samples=options.samples_per_query or 8)
-        return _Measured(
-            recording=recording, multi_stream=MultiStreamResult(samples_per_query=recording.items)
-        )
+        return _Measured(recording=recording, multi_stream=MultiStreamResult(samples_per_query=recording.items))
     if settings.scenario == "server":
         assert options.bound_ms is not None
         server, recording = find_rate(
@@ -322,12 +310,7 @@ def _measure(
 
 
 def _explain(
-    explained: _Explained,
-    loaded: LoadedModel,
-    begin: Callable[[str], None],
-    *,
-    peak: Peak | bool,
-    layers: bool,
+    explained: _Explained, loaded: LoadedModel, begin: Callable[[str], None], *, peak: Peak | bool, layers: bool
 ) -> None:
     """Time the layers and measure the peak, each by itself, so that neither affects the measurement."""
     try:

@@ -26,33 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.bench.run.load import Target
-from edgeface.bench.run.load_generator import (
-    TELL_NS,
-    Recording,
-    RunLimits,
-    Slots,
-    Stopper,
-    measured_share,
-    measuring,
-)
+from edgeface.bench.run.load_generator import TELL_NS, Recording, RunLimits, Slots, Stopper, measured_share, measuring
 from edgeface.bench.schema import ServerResult, ServerTrial
 from edgeface.errors import InputError
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import allowed_over, independent_share, queries_needed, rank
-
-__all__ = [
-    "PERCENTILES",
-    "find_rate",
-    "is_settled",
-    "is_stationary",
-    "minimum_count",
-    "multi_stream",
-    "offline",
-    "poisson_arrivals",
-    "serve",
-    "single_stream",
-    "warm_up",
-]
 
 Floats = NDArray[np.floating]
 
@@ -78,9 +56,7 @@ def minimum_count(scenario: str, percentile: float | None = None) -> int:
     return queries_needed(percentile / 100) if percentile else 1
 
 
-def single_stream(
-    target: Target, limits: RunLimits, progress: ProgressCallback = ignore_progress
-) -> Recording:
+def single_stream(target: Target, limits: RunLimits, progress: ProgressCallback = ignore_progress) -> Recording:
     """Answer one query at a time in this thread."""
     infer, clock = target.infer, time.perf_counter_ns
     with measuring() as recorder:

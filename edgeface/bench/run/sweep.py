@@ -29,8 +29,6 @@ from edgeface.files import write_atomically
 from edgeface.runtime import DevicePlan
 from edgeface.runtime.devices import DeviceInfo, list_devices, resolve_device, split_device
 
-__all__ = ["SkippedRun", "Sweep", "SweepAxes", "SweepStep", "sweep"]
-
 SETTINGS_NAME = "sweep.json"
 """File with what all results of a folder depend on."""
 
@@ -330,9 +328,7 @@ def _write_best(folder: Path, found: _Found) -> dict[str, tuple[str, Path]]:
 
     chosen = {}
     if alone := of("single-stream"):
-        chosen["latency"] = min(
-            alone, key=lambda name: found.results[name].latency_ms.get("p90", float("inf"))
-        )
+        chosen["latency"] = min(alone, key=lambda name: found.results[name].latency_ms.get("p90", float("inf")))
     if loaded := of("offline"):
         chosen["throughput"] = max(loaded, key=lambda name: found.results[name].throughput_fps or 0.0)
     best = {}

@@ -6,12 +6,4 @@ from edgeface.gallery.index.live import LiveIndex, follow
 from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.recognize.index import Hits, Index
 
-__all__ = [
-    "ApproximateIndex",
-    "ExactIndex",
-    "Hits",
-    "Index",
-    "LiveIndex",
-    "MemoryIndex",
-    "follow",
-]
+__all__ = ["ApproximateIndex", "ExactIndex", "Hits", "Index", "LiveIndex", "MemoryIndex", "follow"]

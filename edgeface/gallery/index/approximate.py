@@ -13,8 +13,6 @@ from edgeface.gallery.index.memory import MemoryIndex, Table
 from edgeface.gallery.records import TemplateBlock
 from edgeface.model.embedding import Embeddings
 
-__all__ = ["ApproximateIndex"]
-
 Floats = NDArray[np.float32]
 
 _MIN_CANDIDATES = 16
@@ -140,6 +138,4 @@ class ApproximateIndex(MemoryIndex):
         found = self._graph.search(probes, wanted, threads=self._threads)
         keys = np.atleast_2d(found.keys)
         counts = np.atleast_1d(getattr(found, "counts", [keys.shape[1]] * len(keys)))
-        return [
-            self._table.rows_of(row[:count].astype(np.int64)) for row, count in zip(keys, counts, strict=True)
-        ]
+        return [self._table.rows_of(row[:count].astype(np.int64)) for row, count in zip(keys, counts, strict=True)]

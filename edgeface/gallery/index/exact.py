@@ -25,8 +25,6 @@ from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.gallery.index.memory import UNIT_TOLERANCE, MemoryIndex, Table
 from edgeface.gallery.records import TemplateBlock
 
-__all__ = ["ExactIndex", "Storage", "available_cores", "contenders", "kernel_for"]
-
 Storage = Literal["float32", "float16", "int8"]
 Floats = NDArray[np.float32]
 Columns = tuple[NDArray[Any], ...]
@@ -245,9 +243,7 @@ class ExactIndex(MemoryIndex):
         If the storage is another one, or `threads` is not positive.
     """
 
-    def __init__(
-        self, block: TemplateBlock, *, storage: Storage = "float32", threads: int | None = None
-    ) -> None:
+    def __init__(self, block: TemplateBlock, *, storage: Storage = "float32", threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"index: expected 1 thread or more, found {threads}")
         self._kernel = kernel_for(storage)
@@ -290,9 +286,7 @@ class ExactIndex(MemoryIndex):
             top = np.concatenate([top, scores], axis=1)
             if top.shape[1] > k:
                 top = np.partition(top, top.shape[1] - k, axis=1)[:, -k:]
-            floor = (
-                top.min(axis=1) - margin if top.shape[1] == k else np.full(len(probes), -np.inf, np.float32)
-            )
+            floor = top.min(axis=1) - margin if top.shape[1] == k else np.full(len(probes), -np.inf, np.float32)
             which, rows = np.nonzero(scores >= floor[:, np.newaxis])
             kept.append((which, rows + start, scores[which, rows]))
         which, rows, values = (np.concatenate(parts) for parts in zip(*kept, strict=True))

@@ -15,8 +15,6 @@ from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
 
-__all__ = ["LiveIndex", "follow"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -49,9 +47,7 @@ def follow(index: MemoryIndex, store: GalleryStore) -> bool:
     if changes is not None:
         index.apply(changes)
     else:
-        _log.info(
-            "the index is filled again: what changed since generation %d is not known", index.generation
-        )
+        _log.info("the index is filled again: what changed since generation %d is not known", index.generation)
         index.reset(store.load())
     return True
 
@@ -73,9 +69,7 @@ class LiveIndex:
         If the store cannot be read.
     """
 
-    def __init__(
-        self, store: GalleryStore, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex
-    ) -> None:
+    def __init__(self, store: GalleryStore, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
         self._store = store
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()

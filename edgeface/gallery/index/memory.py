@@ -16,8 +16,6 @@ from edgeface.gallery.records import Changes, TemplateBlock
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
 
-__all__ = ["UNIT_TOLERANCE", "MemoryIndex", "Table", "exact_hits", "require_rows"]
-
 Floats = NDArray[np.float32]
 
 UNIT_TOLERANCE = 2e-5
@@ -93,9 +91,7 @@ class Table:
         """Append templates that `require_rows` accepted; none of their ids may be here."""
         start, end = self._count, self._count + len(block)
         self._own(end)
-        for array, values in zip(
-            self._arrays, (block.ids, block.person_ids, block.vectors, *columns), strict=True
-        ):
+        for array, values in zip(self._arrays, (block.ids, block.person_ids, block.vectors, *columns), strict=True):
             array[start:end] = values
         self._count, self._order = end, None
 
@@ -219,10 +215,7 @@ class MemoryIndex(ABC):
         with self._lock:
             k = self._at_most(k)
             found = self._batch_candidates(units, k) if k else [np.empty(0, np.intp)] * len(units)
-            return [
-                exact_hits(self._table, rows, probe, k)
-                for rows, probe in zip(found, probes.vectors, strict=True)
-            ]
+            return [exact_hits(self._table, rows, probe, k) for rows, probe in zip(found, probes.vectors, strict=True)]
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """Compare with every template of these people; see `Index.compare`."""

@@ -15,8 +15,6 @@ from edgeface.gallery.store.postgres.store import PostgresStore, vector_text
 from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.recognize.index import Hits
 
-__all__ = ["PostgresIndex"]
-
 _MAX_EXPANSION = 1000  # pgvector's own limit
 _SPARE = 16
 """More than wanted are fetched: float32 or float16 on the server can swap neighbours whose scores are this close."""
@@ -107,11 +105,7 @@ class PostgresIndex:
             for probe in probes:
                 nearest = connection.execute(query, (vector_text(_unit(probe.vector)), wanted))
                 ids = [row[0] for row in nearest]
-                hits.append(
-                    ExactIndex(self._store.fetch(connection, "id = ANY(?)", ids), threads=1).search(
-                        probe, k=k
-                    )
-                )
+                hits.append(ExactIndex(self._store.fetch(connection, "id = ANY(?)", ids), threads=1).search(probe, k=k))
         return hits
 
     def _guard(self) -> ExactIndex:

@@ -39,8 +39,6 @@ from edgeface.gallery.store.rows import SEALED_TABLES, Rows
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GalleryStore", "delete_templates"]
-
 _log = logging.getLogger(__name__)
 
 _UNCOMMITTED = -1
@@ -315,9 +313,7 @@ class GalleryStore(ABC):
             remains=remains,
         )
 
-    def _secrets(
-        self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool
-    ) -> Iterable[bytes]:
+    def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
         """Yield what must not be found after these templates, or the whole person, were erased."""
         return ()
 
@@ -354,9 +350,7 @@ class GalleryStore(ABC):
             raise GalleryError("rekey: expected a call outside of writing(), found one inside")
         cipher = make_cipher(key, database.header.gallery_id)
         if cipher.key_id == database.header.key_id:
-            raise GalleryError(
-                f"{database.where}: expected another key, found the one that it has: {cipher.key_id!r}"
-            )
+            raise GalleryError(f"{database.where}: expected another key, found the one that it has: {cipher.key_id!r}")
         header = dataclasses.replace(database.header, key_id=cipher.key_id)
         with database.writing() as connection:
             also(connection, header)
@@ -377,9 +371,7 @@ class GalleryStore(ABC):
         self.scrub()
         counts, problems = dict.fromkeys(SEALED_TABLES, 0), []
         with self.database.reading() as connection:
-            found = itertools.chain(
-                self._structure_problems(connection), self.rows.problems(connection, self.tables)
-            )
+            found = itertools.chain(self._structure_problems(connection), self.rows.problems(connection, self.tables))
             for table, problem in found:
                 if problem:
                     problems.append(problem)
@@ -397,10 +389,7 @@ class GalleryStore(ABC):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 

@@ -35,15 +35,6 @@ from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import Changes, TemplateBlock
 from edgeface.model.embedding import require_same_contract
 
-__all__ = [
-    "apply_changes",
-    "cache_folder",
-    "clear_cache",
-    "make_cache_folder",
-    "read_templates",
-    "write_templates",
-]
-
 _MAGIC = b"EDGEFTPL"
 _START = struct.Struct("<8sI")
 _DIGEST = 16

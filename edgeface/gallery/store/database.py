@@ -13,17 +13,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from edgeface.cipher import Cipher, make_cipher
-from edgeface.errors import (
-    ContractError,
-    GalleryDamagedError,
-    GalleryError,
-    GalleryKeyError,
-    OutputError,
-)
+from edgeface.errors import ContractError, GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import now
-
-__all__ = ["Database", "mark_header", "new_header"]
 
 _DIGEST = 16
 
@@ -50,9 +42,7 @@ def new_header(
         If the key has another length than 32 bytes.
     """
     if dim < 1 or not contract_id:
-        raise GalleryError(
-            f"gallery: expected a contract_id and a positive dimension, found {contract_id!r} and {dim}"
-        )
+        raise GalleryError(f"gallery: expected a contract_id and a positive dimension, found {contract_id!r} and {dim}")
     gallery_id = uuid.uuid4().hex
     cipher = make_cipher(key, gallery_id)
     header = GalleryHeader(
@@ -113,14 +103,10 @@ class Database(ABC):
         """Check the stored header against its mark, the key and the contract, and take it."""
         where = self.where
         if not isinstance(mark, bytes) or mark[:_DIGEST] != _plain_digest(text):
-            raise GalleryDamagedError(
-                f"{where}: its header is not what was written; restore the gallery from a copy"
-            )
+            raise GalleryDamagedError(f"{where}: its header is not what was written; restore the gallery from a copy")
         header = GalleryHeader.decode(text)
         if header.key_id and key is None:
-            raise GalleryKeyError(
-                f"{where}: this gallery is encrypted and no key was given; give it with --key"
-            )
+            raise GalleryKeyError(f"{where}: this gallery is encrypted and no key was given; give it with --key")
         if key is not None and not header.key_id:
             raise GalleryKeyError(
                 f"{where}: expected an encrypted gallery, because a key was given; found one that is not encrypted: "
@@ -257,9 +243,7 @@ class Database(ABC):
     def replace_header(self, header: GalleryHeader, cipher: Cipher) -> None:
         """Bind the gallery to something else; the caller calls `adopt` after the commit."""
         text = header.encode()
-        self._usable().execute(
-            "UPDATE gallery SET header = ?, header_mark = ?", (text, mark_header(text, cipher))
-        )
+        self._usable().execute("UPDATE gallery SET header = ?, header_mark = ?", (text, mark_header(text, cipher)))
 
     def adopt(self, header: GalleryHeader, cipher: Cipher) -> None:
         """Go on with what `replace_header` wrote, now that it is committed."""

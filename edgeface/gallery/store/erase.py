@@ -22,8 +22,6 @@ from edgeface.gallery.store.cache import cache_folder, clear_cache
 from edgeface.gallery.store.rows import SEALED_TABLES, Rows
 from edgeface.gallery.store.sqlite_database import SqliteDatabase
 
-__all__ = ["Searcher", "files_of", "overwrite", "prove", "secrets_of", "truncate_wal"]
-
 _PAUSE = 0.02
 
 
@@ -53,12 +51,7 @@ def truncate_wal(database: SqliteDatabase) -> None:
 
 
 def secrets_of(
-    connection: Any,
-    rows: Rows,
-    person_id: int,
-    template_ids: Sequence[int],
-    *,
-    whole: bool,
+    connection: Any, rows: Rows, person_id: int, template_ids: Sequence[int], *, whole: bool
 ) -> Iterator[bytes]:
     """Yield everything that must not be found after an erasure: readable, and as it is stored."""
     wanted = {("people", "id", person_id)} if whole else set()
@@ -101,9 +94,7 @@ def prove(
     files = files_of(database.path)
     searched = {path.name: path.stat().st_size for path in files}
     found = {
-        (path.name, offset): piece
-        for path in files
-        for offset, piece in searcher.search(database.descriptor(path))
+        (path.name, offset): piece for path in files for offset, piece in searcher.search(database.descriptor(path))
     }
     pieces = set(found.values())
     if pieces:

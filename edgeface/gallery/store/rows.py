@@ -12,26 +12,10 @@ from numpy.typing import NDArray
 
 from edgeface.cipher import Cipher
 from edgeface.errors import GalleryDamagedError, GalleryError
-from edgeface.gallery.codec import (
-    GalleryHeader,
-    PersonBody,
-    TemplateBody,
-    decode_image,
-    encode_image,
-    vectors_of,
-)
-from edgeface.gallery.records import (
-    KeptImage,
-    NewTemplate,
-    Person,
-    Template,
-    TemplateBlock,
-    unit_vector,
-)
+from edgeface.gallery.codec import GalleryHeader, PersonBody, TemplateBody, decode_image, encode_image, vectors_of
+from edgeface.gallery.records import KeptImage, NewTemplate, Person, Template, TemplateBlock, unit_vector
 from edgeface.gallery.store.database import Database
 from edgeface.model.embedding import Embedding
-
-__all__ = ["SEALED_TABLES", "Rows", "block_of"]
 
 SEALED_TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -90,12 +74,7 @@ class Rows:
         return self.cipher.open(stored, self._header.place(table, *identity))
 
     def sealed(
-        self,
-        connection: Any,
-        table: str,
-        where: str = "",
-        *values: Any,
-        limit: int = -1,
+        self, connection: Any, table: str, where: str = "", *values: Any, limit: int = -1
     ) -> Iterator[tuple[tuple[Any, ...], bytes]]:
         """Yield identity and stored body of a table's rows, by rising key."""
         columns = SEALED_TABLES[table]
@@ -125,9 +104,7 @@ class Rows:
 
     def find(self, connection: Any, name: str) -> Person | None:
         """Return the person of this name, which has the form of `check_name`."""
-        row = connection.execute(
-            f"{_PEOPLE} WHERE name_mark = ?", (self.mark_name(self.cipher, name),)
-        ).fetchone()
+        row = connection.execute(f"{_PEOPLE} WHERE name_mark = ?", (self.mark_name(self.cipher, name),)).fetchone()
         if row is None:
             return None
         person = self._person(*row)
@@ -147,11 +124,7 @@ class Rows:
         connection.execute(
             "INSERT INTO people (id, name_mark, body) VALUES (?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET name_mark = excluded.name_mark, body = excluded.body",
-            (
-                person_id,
-                self.mark_name(self.cipher, body.name),
-                self.seal("people", (person_id,), body.encode()),
-            ),
+            (person_id, self.mark_name(self.cipher, body.name), self.seal("people", (person_id,), body.encode())),
         )
 
     def _person(self, person_id: int, sealed: bytes, count: int) -> Person:
@@ -168,11 +141,7 @@ class Rows:
     # Templates
 
     def add_templates(
-        self,
-        connection: Any,
-        person_id: int,
-        templates: Sequence[NewTemplate],
-        generation: int,
+        self, connection: Any, person_id: int, templates: Sequence[NewTemplate], generation: int
     ) -> tuple[int, ...]:
         """Store templates that `check` accepted; return their ids."""
         ids = self._database.take_ids(len(templates))
@@ -186,9 +155,7 @@ class Rows:
             )
             if new.image is not None:
                 sealed = self.seal("images", (template_id,), encode_image(new.image))
-                connection.execute(
-                    "INSERT INTO images (template_id, body) VALUES (?, ?)", (template_id, sealed)
-                )
+                connection.execute("INSERT INTO images (template_id, body) VALUES (?, ?)", (template_id, sealed))
         return tuple(ids)
 
     def check(self, templates: Sequence[NewTemplate]) -> None:
@@ -207,8 +174,7 @@ class Rows:
         with_image = {
             row[0]
             for row in connection.execute(
-                "SELECT template_id FROM images JOIN templates ON id = template_id WHERE person_id = ?",
-                (person_id,),
+                "SELECT template_id FROM images JOIN templates ON id = template_id WHERE person_id = ?", (person_id,)
             )
         }
         for identity, stored in self.sealed(connection, "templates", "WHERE person_id = ?", person_id):
@@ -280,9 +246,7 @@ class Rows:
                     values["name_mark"] = self.mark_name(cipher, PersonBody.decode(content).name)
                 settings = ", ".join(f"{column} = ?" for column in values)
                 key = SEALED_TABLES[table][0]
-                connection.execute(
-                    f"UPDATE {table} SET {settings} WHERE {key} = ?", (*values.values(), identity[0])
-                )
+                connection.execute(f"UPDATE {table} SET {settings} WHERE {key} = ?", (*values.values(), identity[0]))
         self._database.replace_header(header, cipher)
         connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
         return pieces
@@ -316,17 +280,11 @@ class Rows:
                     mark = self.mark_name(self.cipher, PersonBody.decode(content).name)
                     query = "SELECT 1 FROM people WHERE id = ? AND name_mark = ?"
                     if not connection.execute(query, (identity[0], mark)).fetchone():
-                        yield (
-                            table,
-                            f"person {identity[0]}: cannot be found by name, the mark is another one's",
-                        )
+                        yield (table, f"person {identity[0]}: cannot be found by name, the mark is another one's")
 
 
 def block_of(
-    ids: NDArray[np.int64],
-    person_ids: NDArray[np.int64],
-    vectors: NDArray[np.float32],
-    **bound: Any,
+    ids: NDArray[np.int64], person_ids: NDArray[np.int64], vectors: NDArray[np.float32], **bound: Any
 ) -> TemplateBlock:
     """Make a block of read-only arrays."""
     for array in (ids, person_ids, vectors):

@@ -15,8 +15,6 @@ from edgeface.gallery.store.database import new_header
 from edgeface.gallery.store.erase import overwrite, prove, secrets_of, truncate_wal
 from edgeface.gallery.store.sqlite_database import SqliteDatabase, create_database
 
-__all__ = ["SqliteStore"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_PROBLEMS = 100
@@ -95,9 +93,7 @@ class SqliteStore(GalleryStore):
         GalleryKeyError
             If the key has another length.
         """
-        header, cipher = new_header(
-            contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images
-        )
+        header, cipher = new_header(contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images)
         create_database(path, header, cipher)
         return cls(path, key=key, contract_id=contract_id, timeout=timeout)
 
@@ -135,9 +131,7 @@ class SqliteStore(GalleryStore):
         self.scrub()
         return prove(self.database, self.rows, secrets)
 
-    def _secrets(
-        self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool
-    ) -> Iterable[bytes]:
+    def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
         return secrets_of(connection, self.rows, person_id, ids, whole=whole)
 
     def rekey(self, key: bytes | None) -> Rekeying:

@@ -20,26 +20,10 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeface.cipher import Cipher
-from edgeface.errors import (
-    EdgeFaceError,
-    GalleryBusyError,
-    GalleryDamagedError,
-    GalleryError,
-    OutputError,
-)
+from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryDamagedError, GalleryError, OutputError
 from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.database import Database, mark_header
-
-__all__ = [
-    "APPLICATION_ID",
-    "SCHEMA_VERSION",
-    "SqliteDatabase",
-    "create_database",
-    "create_tables",
-    "migrate",
-    "sqlite_errors",
-]
 
 # Tables and versions
 
@@ -175,9 +159,7 @@ def _translate(path: Path, said: str) -> EdgeFaceError:
         )
     for words, advice in _UNWRITABLE.items():
         if words in said:
-            return OutputError(
-                f"{path}: cannot be written or read: {said}; nothing that was stored is lost; {advice}"
-            )
+            return OutputError(f"{path}: cannot be written or read: {said}; nothing that was stored is lost; {advice}")
     return GalleryDamagedError(
         f"{path}: expected a gallery written by edgeface, found a file that is damaged or something else: {said}; "
         "restore it from a copy or an export"
@@ -370,9 +352,7 @@ class SqliteDatabase(Database):
                 try:
                     version = self._version()
                     row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
-                    self._bind(
-                        *((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id
-                    )
+                    self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
                     if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
                         migrate(self._connection)
                     self.version = SCHEMA_VERSION

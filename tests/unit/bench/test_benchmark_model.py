@@ -39,11 +39,11 @@ def test_work_is_that_of_one_item_whatever_the_batch(tmp_path: Path) -> None:
         assert benchmark_model.info.inputs == {"image": (batch or 1, 3, 10, 20)}
     assert benchmark_model.info.parameters == 12
     assert benchmark_model.info.name == "conv"
-    assert (
-        benchmark_model.info.format,
-        benchmark_model.info.precision,
-        benchmark_model.info.contract_id,
-    ) == ("ir", "FP32", None)
+    assert (benchmark_model.info.format, benchmark_model.info.precision, benchmark_model.info.contract_id) == (
+        "ir",
+        "FP32",
+        None,
+    )
     digest = hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes())
     assert benchmark_model.info.digest == digest.hexdigest()
 
@@ -75,9 +75,7 @@ def test_dynamic_sizes_need_a_shape_and_take_it(tmp_path: Path) -> None:
         ({"image": (1, 4, 8, 8)}, r"does not take inputs of \[1,4,8,8\]"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(
-    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
-) -> None:
+def test_shapes_that_do_not_fit_are_named(tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str) -> None:
     path = write_convolution(tmp_path / "conv.xml", [-1, 3, 8, 8])
     with pytest.raises(InputError, match=message):
         read_benchmark_model(path, core=CORE, shapes=shapes)

@@ -11,16 +11,7 @@ import scipy.stats
 from made_results import latencies, made_result
 
 from edgeface.bench.compare.comparable import Side, read_side
-from edgeface.bench.compare.comparison import (
-    Comparison,
-    compare,
-    judge,
-    middle,
-    of_latency,
-    of_pairs,
-    of_runs,
-    ratio,
-)
+from edgeface.bench.compare.comparison import Comparison, compare, judge, middle, of_latency, of_pairs, of_runs, ratio
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.errors import InputError
 
@@ -72,8 +63,7 @@ def test_intervals_hold_the_true_ratio_at_their_rate() -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         first, second = (
-            of_latency(latencies("correlated", rng, 400) * scale, 0.5, confidence=0.95)
-            for scale in (1.0, 1.1)
+            of_latency(latencies("correlated", rng, 400) * scale, 0.5, confidence=0.95) for scale in (1.0, 1.1)
         )
         low, high = ratio(first, second).interval
         held += low <= 1.1 <= high
@@ -170,13 +160,7 @@ def test_models_are_compared_on_request_with_a_warning() -> None:
 
 def test_doubts_are_warned_of_and_settings_that_differ_are_listed() -> None:
     series = latencies("independent", np.random.default_rng(0), 100)
-    validity = {
-        "duration_met": True,
-        "count_met": False,
-        "warm_up_s": 1,
-        "warmed_up": False,
-        "stationary": False,
-    }
+    validity = {"duration_met": True, "count_met": False, "warm_up_s": 1, "warmed_up": False, "stationary": False}
     bad = one(
         series, "b", disturbed=True, disturbances=["steal 12 %"], partial=False,
         settings={"device": "GPU", "streams": 4}, validity=validity | {"early_stopping": None},
@@ -230,9 +214,7 @@ def test_a_result_without_samples_is_compared_without_verdicts() -> None:
 def test_sides_are_files_folders_and_folders_of_runs(tmp_path: Path) -> None:
     series = latencies("independent", np.random.default_rng(0), 50)
     for index in (2, 0, 1):
-        made_result(series, created=f"2026-01-0{index + 1}T00:00:00+00:00").write(
-            tmp_path / "runs" / f"{index}"
-        )
+        made_result(series, created=f"2026-01-0{index + 1}T00:00:00+00:00").write(tmp_path / "runs" / f"{index}")
     side = read_side(tmp_path / "runs")
     assert (side.name, len(side.runs)) == ("runs", 3)
     assert [run.created[9] for run in side.runs] == ["1", "2", "3"]

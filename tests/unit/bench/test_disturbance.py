@@ -100,18 +100,14 @@ def test_stolen_time(share: float, disturbed: bool) -> None:
 
     verdict = verdict_of(21, change)
     assert verdict.disturbed is disturbed
-    assert not disturbed or verdict.reasons == (
-        "the hypervisor gave 2.0% of the CPU time to others (more than 1%)",
-    )
+    assert not disturbed or verdict.reasons == ("the hypervisor gave 2.0% of the CPU time to others (more than 1%)",)
 
 
 def test_a_processor_that_slows_down_under_load_is_told() -> None:
     def turbo_ends(number: int) -> dict[str, Any]:
         return {"frequency_mhz": (4200.0 if number < 10 else 2800.0, 800.0)}
 
-    assert verdict_of(41, turbo_ends).reasons == (
-        "the frequency fell from 4200 to 2800 MHz under load (below 90%)",
-    )
+    assert verdict_of(41, turbo_ends).reasons == ("the frequency fell from 4200 to 2800 MHz under load (below 90%)",)
 
 
 def test_a_processor_that_slows_down_while_the_run_waits_is_not() -> None:
@@ -149,9 +145,7 @@ def test_a_processor_that_slows_down_while_the_run_waits_is_not() -> None:
         ),
     ],
 )
-def test_each_disturbance_alone_is_told_with_its_figure(
-    change: Callable[[int], dict[str, Any]], reason: str
-) -> None:
+def test_each_disturbance_alone_is_told_with_its_figure(change: Callable[[int], dict[str, Any]], reason: str) -> None:
     assert reason in verdict_of(21, change).reasons
 
 
@@ -179,9 +173,7 @@ def test_without_a_second_sample_nothing_was_watched(count: int) -> None:
 
 
 @settings(max_examples=examples(50))
-@given(
-    steps=st.lists(st.tuples(st.floats(0, 3), st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12),
-)
+@given(steps=st.lists(st.tuples(st.floats(0, 3), st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12))
 def test_any_samples_in_order_of_time_are_judged(steps: list[tuple[float, float, float]]) -> None:
     clock = busy = own = 0.0
     made = [QUIET.model_copy(update={"clock_s": 0.0, "cpu_s": counted(busy=0, elapsed=0), "own_cpu_s": 0.0})]

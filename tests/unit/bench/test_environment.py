@@ -68,7 +68,7 @@ AMD_VM: Files = {
         "cpu MHz\t\t: 2445.426\nflags\t\t: sse4_2 avx avx2 fma f16c hypervisor"
         for cpu in range(2)
     )
-    + "\n",
+    + "\n"
 }
 CONTAINER: Files = {
     **AMD_VM,
@@ -284,9 +284,7 @@ def test_a_snapshot_maps_what_psutil_tells(laptop: Path, sensors: Sensors) -> No
     sensors(
         cpu_times=cpu_times(10, 2, 3, 40, 5, 0.6, 0.4, 7, 1),
         # 7.24 of its own and its dead children; 0.55 of a child, 1 of that one's child; one is gone already.
-        Process=Process(
-            7.0, 0.2, 0.03, 0.01, children=(Process(0.5, 0.05, 0, 0), Process(), Process(1, 0, 0, 0))
-        ),
+        Process=Process(7.0, 0.2, 0.03, 0.01, children=(Process(0.5, 0.05, 0, 0), Process(), Process(1, 0, 0, 0))),
         cpu_freq=[SimpleNamespace(current=3000.0), SimpleNamespace(current=3100.0)],
         getloadavg=(0.52, 0.4, 0.3),
         virtual_memory=SimpleNamespace(available=9 << 30, total=16 << 30),
@@ -392,9 +390,7 @@ def test_children_that_nobody_waited_for_do_not_make_time_negative(laptop: Path)
 
 
 @given(
-    wraps_at=st.integers(1_000_000, 1 << 48),
-    start=st.floats(0, 1),
-    steps=st.lists(st.floats(0, 0.999), max_size=30),
+    wraps_at=st.integers(1_000_000, 1 << 48), start=st.floats(0, 1), steps=st.lists(st.floats(0, 0.999), max_size=30)
 )
 def test_joules_between_readings_add_up_however_often_the_counter_wraps(
     wraps_at: int, start: float, steps: list[float]
@@ -477,9 +473,7 @@ FUZZED = {**LAPTOP, **CONTAINER_V1, **{k: v for k, v in ARM.items() if k not in 
 DAMAGE = st.one_of(
     st.binary(max_size=60),
     st.text(max_size=40).map(str.encode),
-    st.sampled_from(
-        [b"", b"\0", b"-1", b"9" * 5000, b"cpu " + b"9" * 400, b"nan", b"1e999", b"0-", b":" * 50]
-    ),
+    st.sampled_from([b"", b"\0", b"-1", b"9" * 5000, b"cpu " + b"9" * 400, b"nan", b"1e999", b"0-", b":" * 50]),
 )
 
 
@@ -525,9 +519,7 @@ def test_a_machine_of_nothing_but_damage_is_described_too(
 def test_this_machine_agrees_with_the_operating_system() -> None:
     machine, container, snapshot = read_machine(), read_container(), take_snapshot()
     assert machine.threads == os.cpu_count()
-    assert machine.memory_bytes == pytest.approx(
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rel=0.01
-    )
+    assert machine.memory_bytes == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rel=0.01)
     assert machine.kernel == os.uname().release
     assert container.affinity == tuple(sorted(os.sched_getaffinity(0)))
     assert known(snapshot.load_1m) == pytest.approx(os.getloadavg()[0], abs=1.0)

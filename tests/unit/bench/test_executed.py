@@ -62,12 +62,7 @@ WORK = Work(
 def peak(**gflops: float) -> Peak:
     def product(value: float) -> Product:
         return Product(
-            gflops_per_second=value,
-            executed="f32",
-            kernel="",
-            form="MatMul",
-            shape=(1, 1, 1),
-            milliseconds=1.0,
+            gflops_per_second=value, executed="f32", kernel="", form="MatMul", shape=(1, 1, 1), milliseconds=1.0
         )
 
     none = Unknown(unknown="not here")
@@ -84,9 +79,7 @@ def peak(**gflops: float) -> Peak:
 
 
 def test_a_layer_has_the_operations_of_what_was_fused_into_it() -> None:
-    fused, added = describe_layers(
-        [executed("a", "f32", "a", "relu"), executed("reorder", "f32")], WORK, inferences=20
-    )
+    fused, added = describe_layers([executed("a", "f32", "a", "relu"), executed("reorder", "f32")], WORK, inferences=20)
     assert (fused.gflops, fused.ms, fused.count, fused.bytes) == (2 + 5e-9, 2.0, 20, 100)
     assert fused.exec_type == "some_kernel"
     assert added.gflops is None
@@ -102,9 +95,7 @@ def test_work_that_the_runtime_split_is_counted_once_and_where_it_takes_longest(
     assert [layer.gflops for layer in layers] == [0.0, 2 + 5e-9, 0.0]
     assert has_eight_bit(split, WORK)
     least = attainable_seconds(WORK, peak(f32=100.0, i8=400.0), split, precision="f32")
-    assert least == pytest.approx(
-        2 / 400 + 1 / 100
-    )  # b is in none of them, so the run's own precision counts
+    assert least == pytest.approx(2 / 400 + 1 / 100)  # b is in none of them, so the run's own precision counts
 
 
 def test_every_product_takes_its_own_precisions_time() -> None:
@@ -191,9 +182,7 @@ def test_operations_of_fused_layers_add_up_and_layers_of_the_runtime_have_none()
 
 def test_what_the_runtime_fused_without_naming_it_counts_with_what_it_reads() -> None:
     inputs = {"relu": ("conv",), "pool": ("relu",)}
-    work = work_of(
-        ("conv", "Convolution", 5, 10), ("relu", "Relu", 0, 4), ("pool", "MaxPool", 0, 3), inputs=inputs
-    )
+    work = work_of(("conv", "Convolution", 5, 10), ("relu", "Relu", 0, 4), ("pool", "MaxPool", 0, 3), inputs=inputs)
     executed = [ran("conv", "conv", ms=1.0), ran("pool", "pool", ms=1.0)]
     assert gflops(work, *executed) == [14, 3]
     assert assign_work(work, executed)[1] == ()
@@ -230,9 +219,7 @@ def network(*, int8: bool = False) -> ov.Model:
     kernel = limits(weights(64, 32, 3, 3), -4, 4, 255)
     conv = ops.convolution(limits(x, 0, 1, 256), kernel, [1, 1], [1, 1], [1, 1], [1, 1], name="conv")
     relu = ops.relu(ops.add(conv, weights(1, 64, 1, 1), name="bias"), name="relu")
-    pool = ops.max_pool(limits(relu, 0, 64, 256), [2, 2], [1, 1], [0, 0], [0, 0], [2, 2], name="pool").output(
-        0
-    )
+    pool = ops.max_pool(limits(relu, 0, 64, 256), [2, 2], [1, 1], [0, 0], [0, 0], [2, 2], name="pool").output(0)
     flat = ops.reshape(pool, np.array([1, -1]), False)
     product = ops.matmul(flat, limits(weights(16, 65536), -4, 4, 255), False, True, name="product")
     return ov.Model([ops.relu(product, name="end")], [x], "network")

@@ -75,11 +75,7 @@ def test_pythons_report_becomes_a_result(tmp_path: Path) -> None:
 def test_cpps_report_says_which_percentile_it_has(tmp_path: Path) -> None:
     result = read_any(write(tmp_path, CPP))
     assert result.latency_ms == {"p95": 1.25, "mean": 1.2, "min": 1.0, "max": 1.5}
-    assert (result.settings.scenario, result.settings.hint, result.model.format) == (
-        "single-stream",
-        "LATENCY",
-        "onnx",
-    )
+    assert (result.settings.scenario, result.settings.hint, result.model.format) == ("single-stream", "LATENCY", "onnx")
     assert (result.execution.devices, result.execution.streams) == (("GPU",), 1)
 
 
@@ -97,19 +93,10 @@ def test_a_result_of_ours_is_read_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("report", "message"),
     [
-        (
-            {**PYTHON, "execution_results": {"error": "no device"}},
-            "this run of benchmark_app failed: no device",
-        ),
+        ({**PYTHON, "execution_results": {"error": "no device"}}, "this run of benchmark_app failed: no device"),
         ({**PYTHON, "execution_results": {}}, "has no throughput"),
-        (
-            {**PYTHON, "execution_results": {"throughput": "fast"}},
-            "expected a number of 0 or more, found 'fast'",
-        ),
-        (
-            {**PYTHON, "execution_results": {"throughput": "nan"}},
-            "expected a number of 0 or more, found 'nan'",
-        ),
+        ({**PYTHON, "execution_results": {"throughput": "fast"}}, "expected a number of 0 or more, found 'fast'"),
+        ({**PYTHON, "execution_results": {"throughput": "nan"}}, "expected a number of 0 or more, found 'nan'"),
         ({**PYTHON, "configuration_setup": []}, "expected sections of names and values"),
     ],
 )

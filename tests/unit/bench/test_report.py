@@ -24,9 +24,7 @@ SERIES = latencies("outliers", np.random.default_rng(0), 800)
 def entries() -> list[ReportEntry]:
     return [
         ReportEntry("plain", made_result(SERIES, efficiency=0.41, layers=LAYERS, peak=PEAK)),
-        ReportEntry(
-            'a|b, "c"\n*d*', made_result(SERIES * 1.3, disturbed=True, disturbances=["x|y"], partial=True)
-        ),
+        ReportEntry('a|b, "c"\n*d*', made_result(SERIES * 1.3, disturbed=True, disturbances=["x|y"], partial=True)),
     ]
 
 
@@ -75,10 +73,7 @@ def test_markdown_tables_keep_their_cells_whatever_the_names(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_compared_is_reported_without_a_comparison(tmp_path: Path) -> None:
-    others = [
-        ReportEntry("a", made_result(SERIES)),
-        ReportEntry("b", made_result(SERIES, settings={"batch": 4})),
-    ]
+    others = [ReportEntry("a", made_result(SERIES)), ReportEntry("b", made_result(SERIES, settings={"batch": 4}))]
     for suffix in ("html", "md"):
         write_report(others, tmp_path / f"r.{suffix}")
         text = (tmp_path / f"r.{suffix}").read_text()
@@ -91,10 +86,7 @@ def test_what_cannot_be_compared_is_reported_without_a_comparison(tmp_path: Path
     [
         {"samples": None},
         {"samples": None, "latency_ms": {}, "throughput_fps": None, "gflops_per_second": None},
-        {
-            "settings": {"scenario": "server"},
-            "server": {"bound_ms": 5, "percentile": 99, "rate": None, "tries": []},
-        },
+        {"settings": {"scenario": "server"}, "server": {"bound_ms": 5, "percentile": 99, "rate": None, "tries": []}},
         {"model": {"digest": None, "contract_id": None, "gflops": None, "gflops_mac2": None}},
         {"layers": LAYERS},
         {"partial": True},
@@ -150,8 +142,7 @@ def test_the_slowest_layers_come_first() -> None:
 def test_a_heat_map_has_a_cell_a_setting_and_marks_the_best() -> None:
     grid = [
         ReportEntry(
-            f"s{s}b{b}",
-            made_result(SERIES[:50] / s, settings={"streams": s, "batch": b, "scenario": "offline"}),
+            f"s{s}b{b}", made_result(SERIES[:50] / s, settings={"streams": s, "batch": b, "scenario": "offline"})
         )
         for s in (1, 2, 10)
         for b in (1, 8)
@@ -172,10 +163,7 @@ def test_rows_are_named_by_what_tells_them_apart() -> None:
         ReportEntry(name, made_result(SERIES[:50]))
         for name in ("CPU_throughput_streams-1/offline", "CPU_throughput_streams-2/offline")
     ]
-    assert [mark.words for mark in throughput_plot(named).frame.y.marks] == [
-        "streams-2/offline",
-        "streams-1/offline",
-    ]
+    assert [mark.words for mark in throughput_plot(named).frame.y.marks] == ["streams-2/offline", "streams-1/offline"]
     assert throughput_plot(named[:1]) is None
 
 

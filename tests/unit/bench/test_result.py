@@ -44,13 +44,7 @@ def result() -> BenchmarkResult:
         environment=None,
         settings=RunSettings(scenario="single-stream", device="CPU"),
         execution=Execution(
-            devices=("CPU",),
-            full_names=("A CPU",),
-            precision="f32",
-            streams=1,
-            requests=1,
-            threads=2,
-            affinity=None,
+            devices=("CPU",), full_names=("A CPU",), precision="f32", streams=1, requests=1, threads=2, affinity=None
         ),
         latency_ms={"p50": 1.0, "p99.9": 2.0},
         latency_interval_ms={"p50": (0.9, 1.1), "p99.9": (1.5, None)},
@@ -110,9 +104,7 @@ def test_damaged_samples_are_refused(change: dict[str, str], message: str) -> No
         (("throughput_fps",), float("inf"), r"throughput_fps"),
     ],
 )
-def test_a_wrong_field_is_named(
-    result: BenchmarkResult, path: tuple[str, ...], value: Any, message: str
-) -> None:
+def test_a_wrong_field_is_named(result: BenchmarkResult, path: tuple[str, ...], value: Any, message: str) -> None:
     document = result.to_dict()
     part = document
     for key in path[:-1]:

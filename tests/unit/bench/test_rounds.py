@@ -23,9 +23,7 @@ def test_one_series_is_shorter_only_if_it_is_so_in_every_round() -> None:
 def test_every_round_measures_every_model_in_both_scenarios(tmp_path: Path) -> None:
     ir = write_tiny_net(tmp_path)
     seen: list[Progress] = []
-    timed = measure_in_turn(
-        {"a": ir, "b": ir}, rounds=3, seconds=0.02, streams={"a": 1}, progress=seen.append
-    )
+    timed = measure_in_turn({"a": ir, "b": ir}, rounds=3, seconds=0.02, streams={"a": 1}, progress=seen.append)
     assert [(each.done, each.total) for each in seen] == [(turn, 12) for turn in range(12)]
     assert timed["a"].streams == 1
     for each in timed.values():

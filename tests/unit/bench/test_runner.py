@@ -42,9 +42,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline", "server"])
 @pytest.mark.parametrize("end_to_end", [False, True])
-def test_every_scenario_gives_a_result_that_can_be_read_again(
-    ir: Path, scenario: Any, end_to_end: bool
-) -> None:
+def test_every_scenario_gives_a_result_that_can_be_read_again(ir: Path, scenario: Any, end_to_end: bool) -> None:
     own = {"bound_ms": 1000.0, "percentile": 90.0} if scenario == "server" else {}
     run = settings(scenario=scenario, end_to_end=end_to_end, hint="THROUGHPUT", requests=3)
     result = benchmark(ir, run, options=ScenarioOptions(**own), peak=False, layers=False)
@@ -65,14 +63,7 @@ def test_every_scenario_gives_a_result_that_can_be_read_again(
     assert (result.server is not None) == (scenario == "server")
     assert result.environment is not None
     assert result.environment.identity is None
-    watched = (
-        "steal_share",
-        "other_cpus",
-        "frequency_mhz",
-        "throttled",
-        "quota_throttled_s",
-        "memory_stall_s",
-    )
+    watched = ("steal_share", "other_cpus", "frequency_mhz", "throttled", "quota_throttled_s", "memory_stall_s")
     during = result.environment.during
     hidden = [isinstance(getattr(during, name), Unknown) for name in (*watched, "temperature_c")]
     assert len(result.unwatched) == sum(hidden)
@@ -87,9 +78,7 @@ def test_layers_are_timed_in_a_pass_of_their_own(ir: Path) -> None:
 
 
 def test_a_plan_takes_the_place_of_the_settings(ir: Path) -> None:
-    plan = DevicePlan(
-        device="CPU", streams=1, requests=3, batch_buckets=(1, 4), extra={"ENABLE_CPU_PINNING": False}
-    )
+    plan = DevicePlan(device="CPU", streams=1, requests=3, batch_buckets=(1, 4), extra={"ENABLE_CPU_PINNING": False})
     run = settings(scenario="offline", hint="THROUGHPUT", streams=2)
     result = benchmark(ir, run, plan=plan, peak=False, layers=False)
     assert (result.settings.hint, result.settings.streams, result.settings.batch) == (None, 1, 4)
@@ -123,12 +112,7 @@ def test_an_image_format_is_measured_in_the_graph(ir: Path) -> None:
         ({"scenario": "server"}, {"bound_ms": 5.0, "samples_per_query": 4}, InputError, "multi-stream"),
         ({"duration_s": 2.0, "max_duration_s": 1.0}, {}, InputError, "at least the duration, 2 s, found 1 s"),
         ({"scenario": "kiosk"}, {}, InputError, "requires a video and a detector"),
-        (
-            {"scenario": "multi-stream"},
-            {"samples_per_query": 0},
-            InputError,
-            "samples per query must be 1 or more",
-        ),
+        ({"scenario": "multi-stream"}, {"samples_per_query": 0}, InputError, "samples per query must be 1 or more"),
         ({"end_to_end": True, "batch": 4}, {}, InputError, "end to end the batch must be 1"),
         ({"end_to_end": True}, {"image_format": ImageFormat(size="any")}, InputError, "found 'any'"),
         ({"device": "NPU"}, {}, DeviceError, "no NPU here"),
@@ -157,10 +141,7 @@ def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_
         result = benchmark(ir, settings(), layers=False, progress=burn)
     assert result.peak is not None
     assert result.disturbed
-    assert any(
-        reason.startswith("while the peak was measured, other processes kept")
-        for reason in result.disturbances
-    )
+    assert any(reason.startswith("while the peak was measured, other processes kept") for reason in result.disturbances)
 
 
 def interrupt(stage: str) -> ProgressCallback:

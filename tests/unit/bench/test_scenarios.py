@@ -32,9 +32,7 @@ def test_both_duration_and_count_are_reached(
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_the_longest_duration_ends_a_run_that_misses_its_count(
-    service: Any, load: Callable[..., Recording]
-) -> None:
+def test_the_longest_duration_ends_a_run_that_misses_its_count(service: Any, load: Callable[..., Recording]) -> None:
     recording = load(service(0.002, slots=2), RunLimits(duration_s=0.05, min_count=10**9, max_duration_s=0.1))
     assert 0 < len(recording) < 10**9
 
@@ -114,9 +112,7 @@ def test_an_inference_that_cannot_be_started_is_raised_and_loses_no_slot(service
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [multi_stream, offline])
-def test_an_inference_that_fails_is_raised_and_not_waited_for(
-    service: Any, load: Callable[..., Recording]
-) -> None:
+def test_an_inference_that_fails_is_raised_and_not_waited_for(service: Any, load: Callable[..., Recording]) -> None:
     with pytest.raises(RuntimeError, match="pulled out"):
         load(service(0.001, fail_at=7), SHORT)
 
@@ -124,9 +120,7 @@ def test_an_inference_that_fails_is_raised_and_not_waited_for(
 def test_progress_goes_up_to_the_end(service: Any) -> None:
     told: list[float] = []
     single_stream(
-        service(0.001),
-        RunLimits(duration_s=0.7, min_count=1, max_duration_s=60.0),
-        lambda each: told.append(each.done),
+        service(0.001), RunLimits(duration_s=0.7, min_count=1, max_duration_s=60.0), lambda each: told.append(each.done)
     )
     assert len(told) >= 2
     assert sorted(told) == told

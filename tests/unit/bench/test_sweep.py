@@ -21,9 +21,7 @@ from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, Embedder
 
 pytestmark = pytest.mark.slow
-SHORT = DEFAULTS.model_copy(
-    update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05}
-)
+SHORT = DEFAULTS.model_copy(update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05})
 AXES = SweepAxes(hints=("LATENCY", "THROUGHPUT"), batches=(1, 2))
 
 
@@ -82,9 +80,7 @@ def test_a_plan_file_that_is_none_is_named(ir: Path, tmp_path: Path) -> None:
         Embedder.load(ir, plan=tmp_path / "plan.json")
 
 
-def test_what_is_done_is_not_done_again_and_what_is_half_written_is(
-    swept: tuple[Sweep, Path], ir: Path
-) -> None:
+def test_what_is_done_is_not_done_again_and_what_is_half_written_is(swept: tuple[Sweep, Path], ir: Path) -> None:
     before, folder = swept
     names = list(before.results)
     half, partial = folder / names[1] / "result.json", folder / names[2] / "result.json"
@@ -104,13 +100,9 @@ def test_axes_may_grow(swept: tuple[Sweep, Path], ir: Path) -> None:
     assert [step.found for step in steps] == [True, True, False, False]
 
 
-def test_other_settings_or_another_model_are_not_mixed_in(
-    swept: tuple[Sweep, Path], ir: Path, tmp_path: Path
-) -> None:
+def test_other_settings_or_another_model_are_not_mixed_in(swept: tuple[Sweep, Path], ir: Path, tmp_path: Path) -> None:
     _, folder = swept
-    with pytest.raises(
-        InputError, match=r"holds a sweep of duration_s 0.05, not 0.2: .* choose another folder"
-    ):
+    with pytest.raises(InputError, match=r"holds a sweep of duration_s 0.05, not 0.2: .* choose another folder"):
         run(ir, folder, settings=SHORT.model_copy(update={"duration_s": 0.2}))
     with pytest.raises(InputError, match=r"holds a sweep of model [0-9a-f]{64}, not [0-9a-f]{64}"):
         run(write_tiny_ir(tmp_path / "other", name="other", source="b"), folder)
@@ -140,9 +132,7 @@ def test_a_sweep_with_another_setting_is_not_resumed(
         run(ir, swept[1], settings=SHORT.model_copy(update=change))
 
 
-def test_a_sweep_with_or_without_peaks_is_not_resumed_as_the_other(
-    swept: tuple[Sweep, Path], ir: Path
-) -> None:
+def test_a_sweep_with_or_without_peaks_is_not_resumed_as_the_other(swept: tuple[Sweep, Path], ir: Path) -> None:
     with pytest.raises(InputError, match="holds a sweep of peak False, not True"):
         run(ir, swept[1], peak=True)
 
@@ -220,16 +210,13 @@ def test_an_absent_device_is_reported_and_nothing_takes_its_place(ir: Path, tmp_
         run(ir, tmp_path / "none", SweepAxes(devices=("NPU",)))
 
 
-def test_combinations_that_contradict_themselves_are_skipped_with_the_reason(
-    ir: Path, tmp_path: Path
-) -> None:
+def test_combinations_that_contradict_themselves_are_skipped_with_the_reason(ir: Path, tmp_path: Path) -> None:
     axes = SweepAxes(
         hints=("LATENCY", "CUMULATIVE_THROUGHPUT"), streams=(2, 100_000), requests=(1, 2), precisions=("f32",)
     )
     found, _ = run(ir, tmp_path, axes)
     assert list(found.results) == [
-        f"CPU_latency_f32_streams-2_requests-2_batch-1/{scenario}"
-        for scenario in ("single-stream", "offline")
+        f"CPU_latency_f32_streams-2_requests-2_batch-1/{scenario}" for scenario in ("single-stream", "offline")
     ]
     reasons = {left.name: left.reason for left in found.skipped}
     assert len(reasons) == 7

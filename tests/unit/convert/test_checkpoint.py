@@ -74,10 +74,7 @@ def test_an_index_truncated_anywhere_is_refused(prefix: Path) -> None:
             read_checkpoint(prefix)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    max_examples=examples(300),
-)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=examples(300))
 @given(position=st.integers(min_value=0), value=st.integers(0, 255))
 def test_a_damaged_index_is_read_or_refused_but_never_an_internal_failure(
     prefix: Path, position: int, value: int
@@ -107,9 +104,7 @@ def test_a_compressed_index_is_refused(prefix: Path) -> None:
     content[content.index(restarts) + len(restarts)] = 1  # Snappy
     index_of(prefix).write_bytes(content)
 
-    with pytest.raises(
-        NotSupportedError, match="expected an uncompressed checkpoint index, found a compressed"
-    ):
+    with pytest.raises(NotSupportedError, match="expected an uncompressed checkpoint index, found a compressed"):
         read_checkpoint(prefix)
 
 

@@ -225,9 +225,7 @@ def test_a_batch_norm_in_training_mode_is_named(attributes: dict[str, bool]) -> 
     # TensorFlow leaves out attributes that have their defaults, and is_training is true by default.
     graph = Graph()
     ones = graph.constant("ones", np.ones(3, np.float32))
-    graph.node(
-        "embeddings", "FusedBatchNormV3", graph.image(), ones, ones, ones, ones, T=DT_FLOAT, **attributes
-    )
+    graph.node("embeddings", "FusedBatchNormV3", graph.image(), ones, ones, ones, ones, T=DT_FLOAT, **attributes)
 
     assert "batch norm 'embeddings' is in training mode" in refused(graph)
 

@@ -64,9 +64,7 @@ def convolution_model(pads: int) -> ov.Model:
 
 @pytest.mark.parametrize("pads", [0, 1], ids=["folded-into-the-convolution", "in-front-of-a-padded-one"])
 @pytest.mark.parametrize("batch", [None, 4])
-def test_raw_images_of_any_layout_and_colour_give_what_standardised_rgb_gave(
-    pads: int, batch: int | None
-) -> None:
+def test_raw_images_of_any_layout_and_colour_give_what_standardised_rgb_gave(pads: int, batch: int | None) -> None:
     images = np.random.default_rng(1).integers(0, 256, (4, *SIZE, 3), np.uint8)
     standardised = ((images - np.array(MEAN)) / np.array(SCALE)).astype(np.float32)
     expected = run_model(convolution_model(pads), standardised)
@@ -75,13 +73,7 @@ def test_raw_images_of_any_layout_and_colour_give_what_standardised_rgb_gave(
 
     for layout, color in itertools.product(layouts, colors):
         adapted = adapt_input(
-            convolution_model(pads),
-            layout=layout,
-            color=color,
-            mean=MEAN,
-            scale=SCALE,
-            size=SIZE,
-            batch=batch,
+            convolution_model(pads), layout=layout, color=color, mean=MEAN, scale=SCALE, size=SIZE, batch=batch
         )
         found = run_model(adapted, to_input(images, layout=layout, color=color))
         np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=f"{layout} {color}")
@@ -319,9 +311,7 @@ def test_an_ir_that_cannot_be_put_in_place_leaves_the_old_one(
     assert (published / "tiny.xml").read_text() == "old"
 
 
-@pytest.mark.parametrize(
-    ("name", "told"), [("absent.xml", "found nothing there"), ("a.onnx", "found a .onnx")]
-)
+@pytest.mark.parametrize(("name", "told"), [("absent.xml", "found nothing there"), ("a.onnx", "found a .onnx")])
 def test_what_is_no_ir_is_named(tmp_path: Path, name: str, told: str) -> None:
     if name == "a.onnx":
         (tmp_path / name).write_bytes(b"\x08\x07")

@@ -36,9 +36,7 @@ def cosines(path: Path) -> np.ndarray:
     return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
 
 
-def test_different_images_lie_far_apart(
-    weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path
-) -> None:
+def test_different_images_lie_far_apart(weights: dict[str, np.ndarray], seeded_pb: Path, tmp_path: Path) -> None:
     for path in (seeded_pb, write_graph(weights, tmp_path / "seven.pb", seeded=True)):
         assert cosines(path).max() < 0.9
 
@@ -83,11 +81,7 @@ def test_the_weights_are_those_of_the_published_model(weights: dict[str, np.ndar
 
 
 def test_a_missing_weight_is_named(weights: dict[str, np.ndarray]) -> None:
-    partial = {
-        name: value
-        for name, value in weights.items()
-        if "block17_3/Branch_1/Conv2d_0b_1x7/weights" not in name
-    }
+    partial = {name: value for name, value in weights.items() if "block17_3/Branch_1/Conv2d_0b_1x7/weights" not in name}
 
     with pytest.raises(InputError, match=r"expected '.*block17_3/Branch_1/Conv2d_0b_1x7/weights' of shape"):
         build_graph(partial)
@@ -96,9 +90,7 @@ def test_a_missing_weight_is_named(weights: dict[str, np.ndarray]) -> None:
 def test_a_weight_of_another_shape_is_named(weights: dict[str, np.ndarray]) -> None:
     name = "InceptionResnetV1/Conv2d_1a_3x3/weights"
 
-    with pytest.raises(
-        InputError, match=rf"expected '{name}' of shape \(3, 3, 3, 32\), found shape \(32, 3, 3, 3\)"
-    ):
+    with pytest.raises(InputError, match=rf"expected '{name}' of shape \(3, 3, 3, 32\), found shape \(32, 3, 3, 3\)"):
         build_graph({**weights, name: weights[name].transpose(3, 0, 1, 2)})
 
 
@@ -108,9 +100,7 @@ def test_a_superfluous_weight_is_named(weights: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "truncated", "npy", "objects", "other"])
-def test_a_bad_weights_file_gets_one_line(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_weights_file_gets_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.npz"
     if kind == "text":
         path.write_text("<html>")
@@ -145,10 +135,7 @@ def test_an_impossible_seed_or_size_gets_one_line(
 
 
 def test_the_command_says_that_weights_are_seeded(
-    weights: dict[str, np.ndarray],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    weights: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeface.convert.facenet_graph.seeded_weights", lambda seed, size: weights)
 
@@ -157,9 +144,7 @@ def test_the_command_says_that_weights_are_seeded(
     assert "SEEDED weights: this model recognises no one" in capsys.readouterr().err
 
 
-def test_weights_read_from_a_file_are_those_that_were_saved(
-    weights: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_weights_read_from_a_file_are_those_that_were_saved(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", **weights)
 
     read = read_weights(tmp_path / "w.npz")

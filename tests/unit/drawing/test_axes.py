@@ -19,9 +19,7 @@ def marked(axis: Axis) -> np.ndarray:
 
 
 @given(low=values, width=st.floats(1e-3, 1e9), wanted=st.integers(2, 10))
-def test_linear_marks_are_round_evenly_spaced_and_where_they_say(
-    low: float, width: float, wanted: int
-) -> None:
+def test_linear_marks_are_round_evenly_spaced_and_where_they_say(low: float, width: float, wanted: int) -> None:
     axis = linear("x", low, low + width, wanted=wanted, words=repr)
     places = np.array([mark.at for mark in axis.marks])
     assert wanted / 2 - 1 <= len(places) <= 2 * wanted + 1

@@ -40,9 +40,7 @@ def plot() -> Plot:
 
 def test_a_page_escapes_what_it_shows_and_fetches_nothing(tmp_path: Path, package: str) -> None:
     path = tmp_path / "out" / "page.html"
-    write_page(
-        path, package, filters={"shout": lambda n: "!" * n}, title="<script>", plot=plot(), number=0.0123456
-    )
+    write_page(path, package, filters={"shout": lambda n: "!" * n}, title="<script>", plot=plot(), number=0.0123456)
     page = path.read_text()
     assert page.startswith("<!doctype html>")
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
@@ -57,9 +55,7 @@ def test_a_page_escapes_what_it_shows_and_fetches_nothing(tmp_path: Path, packag
 def test_a_page_that_cannot_be_written_is_an_output_error(tmp_path: Path, package: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"found that a part of this path is a file|file in the way"):
-        write_page(
-            tmp_path / "file" / "page.html", package, filters={"shout": str}, title="", plot=plot(), number=1
-        )
+        write_page(tmp_path / "file" / "page.html", package, filters={"shout": str}, title="", plot=plot(), number=1)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,7 @@ def test_bars_lie_in_their_rows_and_pillars_stand_between_their_ends() -> None:
 
 
 def test_cells_tile_the_frame() -> None:
-    frame = Axes(
-        categories("a", ["1", "2"]), categories("b", ["1", "2", "3", "4", "5"]), width=100, height=50
-    )
+    frame = Axes(categories("a", ["1", "2"]), categories("b", ["1", "2", "3", "4", "5"]), width=100, height=50)
     cells = [frame.cell(column, row, "fill", strength=0.5) for column in range(2) for row in range(5)]
     corners = {tuple(numbers(cell.path)[:2]) for cell in cells}
     assert corners == {(left, top) for left in (1, 51) for top in (1, 11, 21, 31, 41)}

@@ -31,9 +31,7 @@ class Finder:
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         found = []
         for image in images:
-            boxes = (
-                np.stack([np.array([0, 0, 9, 9], np.float32), BOX]) if image.max() > 101 else np.empty((0, 4))
-            )
+            boxes = np.stack([np.array([0, 0, 9, 9], np.float32), BOX]) if image.max() > 101 else np.empty((0, 4))
             points = np.full((len(boxes), 5, 2), np.nan, np.float32)
             found.append(Faces(boxes.astype(np.float32), points, np.ones(len(boxes), np.float32)))
         return found
@@ -50,9 +48,7 @@ def test_crops_come_in_order_and_hold_the_face(photographs, contract) -> None:
     np.testing.assert_array_equal(cutter.crop(7), crops[7])
 
 
-def test_a_detector_gets_the_contracts_margin_and_the_face_the_picture_is_about(
-    photographs, contract
-) -> None:
+def test_a_detector_gets_the_contracts_margin_and_the_face_the_picture_is_about(photographs, contract) -> None:
     files, names = photographs(5)
     cutter = FaceCutter(files, names, contract, detector=Finder())
     crops = list(cutter)
@@ -100,9 +96,7 @@ def test_leaving_early_leaves_no_thread_behind(photographs, contract) -> None:
     crops.close()  # would hang here otherwise
 
 
-def test_images_are_found_whatever_their_suffix_and_missing_ones_are_named(
-    photographs, tmp_path: Path
-) -> None:
+def test_images_are_found_whatever_their_suffix_and_missing_ones_are_named(photographs, tmp_path: Path) -> None:
     files, names = photographs(3)
     files[1] = files[1].rename(files[1].with_suffix(".jpg"))
     root = tmp_path / "images"
@@ -114,9 +108,7 @@ def test_images_are_found_whatever_their_suffix_and_missing_ones_are_named(
 
 def test_boxes_are_read_with_the_landmarks_transposed_and_zeros_mean_nothing_found(tmp_path: Path) -> None:
     points = np.array([[1, 2, 3, 4, 5, 10, 20, 30, 40, 50], [0] * 10], np.float32)
-    np.savez(
-        tmp_path / "b.npz", names=["A/A_0001", "B/B_0001"], boxes=np.array([BOX, BOX], int), points=points
-    )
+    np.savez(tmp_path / "b.npz", names=["A/A_0001", "B/B_0001"], boxes=np.array([BOX, BOX], int), points=points)
     boxes = load_boxes(tmp_path / "b.npz")
     assert boxes.landmarks[0].tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
     assert boxes.found.tolist() == [True, False]
@@ -128,11 +120,7 @@ def test_boxes_are_read_with_the_landmarks_transposed_and_zeros_mean_nothing_fou
 
 def test_a_file_that_holds_no_boxes_is_named(tmp_path: Path) -> None:
     path = tmp_path / "b.npz"
-    for arrays in (
-        {},
-        {"names": ["A"], "boxes": np.zeros((2, 4))},
-        {"names": np.empty(0), "boxes": np.zeros((0, 4))},
-    ):
+    for arrays in ({}, {"names": ["A"], "boxes": np.zeros((2, 4))}, {"names": np.empty(0), "boxes": np.zeros((0, 4))}):
         np.savez(path, **arrays)
         with pytest.raises(InputError, match=r"b\.npz: expected names \(N,\), boxes \(N, 4\)"):
             load_boxes(path)
@@ -153,9 +141,7 @@ def test_boxes_of_numbers_that_are_none_are_named(tmp_path: Path) -> None:
 def test_boxes_of_other_images_are_refused_and_not_counted_as_failures(photographs, contract) -> None:
     files, names = photographs(3)
     boxes = known(["Q0/Q0_0001"], BOX[None])
-    with pytest.raises(
-        InputError, match=r"boxes of these images \(P0/P0_0001, .* boxes of others \(Q0/Q0_0001"
-    ):
+    with pytest.raises(InputError, match=r"boxes of these images \(P0/P0_0001, .* boxes of others \(Q0/Q0_0001"):
         FaceCutter(files, names, contract, boxes=boxes)
 
 

@@ -50,9 +50,7 @@ def test_the_choice_depends_on_seed_and_name_alone() -> None:
     alone = split_people(people_of([1, 9]), ("A", "Wanted"), seed=4)
     company = split_people(people_of([9, 1, 9, 2]), ("Other", "A", "Wanted", "Z"), seed=4)
     assert company.enrolled[1] - 10 == alone.enrolled[0] - 1
-    drawn = {
-        int(split_people(people_of([1, 9]), ("A", "Wanted"), seed=seed).enrolled[0]) for seed in range(60)
-    }
+    drawn = {int(split_people(people_of([1, 9]), ("A", "Wanted"), seed=seed).enrolled[0]) for seed in range(60)}
     assert drawn == set(range(1, 10))
 
 
@@ -86,9 +84,7 @@ def test_ranking_and_scores_are_those_of_scikit_learn() -> None:
     vectors, owners = crowd(1)
     split = split_people(owners, NAMES)
     found = search(vectors, split)
-    oracle = NearestNeighbors(metric="cosine", algorithm="brute").fit(
-        vectors[split.enrolled].astype(np.float64)
-    )
+    oracle = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors[split.enrolled].astype(np.float64))
     distances, order = oracle.kneighbors(vectors[split.mated].astype(np.float64), len(split.enrolled))
     own = owners[split.enrolled][order] == owners[split.mated][:, None]
     np.testing.assert_array_equal(found.mate_rank, own.argmax(axis=1) + 1)
@@ -113,9 +109,7 @@ SCORES = st.lists(st.integers(-20, 20).map(lambda value: value / 20), min_size=1
 
 
 @given(SCORES, SCORES, st.data())
-def test_the_curve_is_made_of_its_points(
-    mates: list[float], candidates: list[float], data: st.DataObject
-) -> None:
+def test_the_curve_is_made_of_its_points(mates: list[float], candidates: list[float], data: st.DataObject) -> None:
     ranks = data.draw(st.lists(st.integers(1, 3), min_size=len(mates), max_size=len(mates)))
     searches = scores_of(mate_score=mates, mate_rank=ranks, candidate_score=candidates)
     for threshold, fpir, fnir in zip(sorted(set(candidates), reverse=True), *searches.det(), strict=True):

@@ -19,9 +19,7 @@ class FakeEmbedder:
     def __init__(self, **changed: Any) -> None:
         given = {"contract_id": "a", "execution_devices": ("CPU",), "precision": "f32"} | changed
         self.contract = SimpleNamespace(contract_id=given["contract_id"])
-        self.execution = SimpleNamespace(
-            execution_devices=given["execution_devices"], precision=given["precision"]
-        )
+        self.execution = SimpleNamespace(execution_devices=given["execution_devices"], precision=given["precision"])
         self.embedded = 0
 
     def map(self, crops: Any) -> Any:
@@ -44,9 +42,7 @@ def test_a_cache_of_the_same_settings_is_used(tmp_path: Path) -> None:
     assert again.embedded == 0
 
 
-@pytest.mark.parametrize(
-    "changed", [{"contract_id": "b"}, {"execution_devices": ("GPU",)}, {"precision": "bf16"}]
-)
+@pytest.mark.parametrize("changed", [{"contract_id": "b"}, {"execution_devices": ("GPU",)}, {"precision": "bf16"}])
 def test_a_cache_of_other_settings_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     from lfw import Cache
 

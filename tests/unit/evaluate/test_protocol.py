@@ -207,9 +207,7 @@ def test_distances_from_elsewhere_are_scored_by_the_same_rules() -> None:
 def test_what_does_not_fit_the_protocol_is_refused() -> None:
     pairs = make_pairs(folds=4, per_kind=5, seed=14)
     vectors = make_vectors(pairs, seed=15)
-    with pytest.raises(
-        ContractError, match=f"expected {len(vectors)} embeddings, one for each image, found 1"
-    ):
+    with pytest.raises(ContractError, match=f"expected {len(vectors)} embeddings, one for each image, found 1"):
         evaluate(vectors[:1], pairs, protocol=FACENET, metric=Metric.arccos)
     with pytest.raises(InputError, match="use 'cosine-distance' or 'arccos'"):
         evaluate(vectors, pairs, protocol=FACENET, metric=Metric.cosine)
@@ -224,9 +222,7 @@ def test_what_does_not_fit_the_protocol_is_refused() -> None:
 
 @pytest.mark.parametrize("protocol", ProtocolName)
 @pytest.mark.parametrize("metric", [Metric.squared_l2, Metric.arccos])
-def test_embeddings_that_are_not_numbers_are_refused_and_not_scored(
-    protocol: ProtocolName, metric: Metric
-) -> None:
+def test_embeddings_that_are_not_numbers_are_refused_and_not_scored(protocol: ProtocolName, metric: Metric) -> None:
     pairs = make_pairs(folds=4, per_kind=8, seed=0)
     vectors = make_vectors(pairs, seed=0)
     vectors[3, 5] = np.nan
@@ -240,17 +236,13 @@ def test_embeddings_that_are_not_numbers_are_refused_and_not_scored(
 def test_a_rate_that_is_none_is_refused(far: float) -> None:
     pairs = make_pairs(folds=4, per_kind=8, seed=0)
     with pytest.raises(InputError, match="false accept rates: expected numbers between 0 and 1"):
-        evaluate(
-            make_vectors(pairs, seed=0), pairs, protocol=FACENET, metric=Metric.squared_l2, fars=(0.1, far)
-        )
+        evaluate(make_vectors(pairs, seed=0), pairs, protocol=FACENET, metric=Metric.squared_l2, fars=(0.1, far))
 
 
 @pytest.mark.parametrize("protocol", ProtocolName)
 def test_a_rate_that_the_pairs_are_too_few_for_is_marked(protocol: ProtocolName) -> None:
     pairs = make_pairs(folds=4, per_kind=8, seed=0)  # 32 impostor pairs
-    found = evaluate(
-        make_vectors(pairs, seed=0), pairs, protocol=protocol, metric=Metric.squared_l2, fars=(0.1, 0.05)
-    )
+    found = evaluate(make_vectors(pairs, seed=0), pairs, protocol=protocol, metric=Metric.squared_l2, fars=(0.1, 0.05))
     assert [val["supported"] for val in found.to_dict()["val"].values()] == [True, False]
 
 
@@ -326,9 +318,7 @@ def test_perfect_and_useless_scores_have_the_rates_they_must() -> None:
 
 
 def test_acceptance_is_strict() -> None:
-    far, tar = accept_rates(
-        np.array([1.0, 1.0]), np.array([True, False]), np.array([1.0, np.nextafter(1, 2)])
-    )
+    far, tar = accept_rates(np.array([1.0, 1.0]), np.array([True, False]), np.array([1.0, np.nextafter(1, 2)]))
     assert far.tolist() == tar.tolist() == [0, 1]
 
 

@@ -53,13 +53,7 @@ def result(photographs, contract) -> Result:
         seconds=2.0,
     )
     evaluation = evaluate(vectors, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2)
-    return Result(
-        evaluation=evaluation,
-        embedded=embedded,
-        pairs=pairs,
-        flip=False,
-        faces="boxes of <b>.npz",
-    )
+    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=False, faces="boxes of <b>.npz")
 
 
 class Balance(HTMLParser):

@@ -182,9 +182,7 @@ class StoreConformance:
         assert len(loaded) == len(changes.added) == 2
         store.add_person("Joan", templates=templates(1, seed=2))
         for seen in (loaded.generation, changes.generation):
-            assert (
-                store.changes_since(seen) is None
-            )  # or Grace would stay for ever in whatever follows the store
+            assert store.changes_since(seen) is None  # or Grace would stay for ever in whatever follows the store
             assert seen != store.generation()
 
     # People
@@ -259,9 +257,7 @@ class StoreConformance:
         rows = vectors(3)
         when = datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=timezone(timedelta(hours=2)))
         person = store.add_person("Ada", templates=[template(rows[0], quality=0.25, source_sha256="ab" * 32)])
-        ids = store.add_templates(
-            person.id, [template(rows[1], created=when, image=kept()), template(rows[2])]
-        )
+        ids = store.add_templates(person.id, [template(rows[1], created=when, image=kept()), template(rows[2])])
         with place.open(contract_id=CONTRACT) as again:
             found = again.templates_of(person.id)
             assert [each.id for each in found][1:] == list(ids)
@@ -280,9 +276,7 @@ class StoreConformance:
         np.testing.assert_allclose(store.load().vectors[0], row, atol=1e-6)
 
     def test_a_kept_image_comes_back_bit_by_bit(self, store: GalleryStore) -> None:
-        person = store.add_person(
-            "Ada", templates=[template(vectors(1)[0], image=kept(bytes(range(256)) * 90))]
-        )
+        person = store.add_person("Ada", templates=[template(vectors(1)[0], image=kept(bytes(range(256)) * 90))])
         (found,) = store.templates_of(person.id)
         image = store.image_of(found.id)
         assert image is not None
@@ -301,11 +295,7 @@ class StoreConformance:
         people = [store.add_person(f"p{n}", templates=templates(3, seed=n)) for n in range(5)]
         whole = store.load()
         assert (whole.contract_id, whole.generation) == (CONTRACT, store.generation())
-        assert (whole.ids.dtype, whole.person_ids.dtype, whole.vectors.dtype) == (
-            np.int64,
-            np.int64,
-            np.float32,
-        )
+        assert (whole.ids.dtype, whole.person_ids.dtype, whole.vectors.dtype) == (np.int64, np.int64, np.float32)
         assert (np.diff(whole.ids) > 0).all()
         np.testing.assert_array_equal(whole.person_ids, np.repeat([person.id for person in people], 3))
         np.testing.assert_array_equal(whole.vectors, np.concatenate([vectors(3, seed=n) for n in range(5)]))
@@ -328,9 +318,7 @@ class StoreConformance:
 
     # Generations
 
-    def test_every_write_raises_the_generation_by_one_for_everybody(
-        self, store: GalleryStore, place: Place
-    ) -> None:
+    def test_every_write_raises_the_generation_by_one_for_everybody(self, store: GalleryStore, place: Place) -> None:
         with place.open(contract_id=CONTRACT) as other:
             start = store.generation()
             person = store.add_person("Ada", templates=templates(2))

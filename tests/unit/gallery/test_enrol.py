@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 from unit.gallery.conformance import CONTRACT, DIM, template, vectors
 
-from edgeface.errors import (
-    ArchiveError,
-    ChecksumError,
-    EdgeFaceError,
-    EnrolmentRefused,
-    GalleryKeyError,
-    MissingError,
-)
+from edgeface.errors import ArchiveError, ChecksumError, EdgeFaceError, EnrolmentRefused, GalleryKeyError, MissingError
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.records import KeptImage
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -44,9 +37,7 @@ def near(row: np.ndarray, cosine: float, *, seed: int = 99) -> np.ndarray:
 
 @pytest.fixture
 def store(tmp_path: Path):
-    with SqliteStore.create(
-        tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
-    ) as opened:
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True) as opened:
         yield opened
 
 
@@ -56,18 +47,12 @@ def test_a_new_person_is_created_and_a_known_one_gets_more_templates(store: Sqli
     second = enrol(store, " Ada ", [template(near(row, 0.7))], rules=RULES)
     assert (first.created, second.created) == (True, False)
     assert second.person.id == first.person.id
-    assert (second.person.template_count, second.person.labels, second.person.metadata) == (
-        2,
-        ("a",),
-        {"b": 1},
-    )
+    assert (second.person.template_count, second.person.labels, second.person.metadata) == (2, ("a",), {"b": 1})
     assert enrol(store, "Ada", [template(near(row, 0.8))], rules=RULES, labels=[]).person.labels == ()
 
 
 @pytest.mark.parametrize(("cosine", "refused"), [(0.59, False), (0.61, True), (1.0, True)])
-def test_a_face_of_somebody_else_is_refused_unless_forced(
-    store: SqliteStore, cosine: float, refused: bool
-) -> None:
+def test_a_face_of_somebody_else_is_refused_unless_forced(store: SqliteStore, cosine: float, refused: bool) -> None:
     (row,) = vectors(1)
     enrol(store, "Ada", [template(row)], rules=RULES)
     before = store.generation()
@@ -99,9 +84,7 @@ def test_templates_that_disagree_are_said_by_their_similarity(store: SqliteStore
     assert all(each.other.id == stored.template_ids[0] for each in done.disagreements)
     np.testing.assert_allclose([each.similarity for each in done.disagreements], expected, atol=1e-6)
     within = enrol(store, "Grace", [template(rows[2]), template(-rows[2])], rules=RULES)
-    assert [(each.new, each.other, round(each.similarity, 6)) for each in within.disagreements] == [
-        (1, 0, -1.0)
-    ]
+    assert [(each.new, each.other, round(each.similarity, 6)) for each in within.disagreements] == [(1, 0, -1.0)]
 
 
 def test_a_picture_is_enrolled_once(store: SqliteStore) -> None:
@@ -130,9 +113,7 @@ def test_rules_come_from_thresholds_of_any_metric_as_cosines() -> None:
     }
     found = []
     for metric, scale in scales.items():
-        thresholds = calibrate(
-            scale(genuine), scale(impostor), fars=[0.1, 0.01], contract_id=CONTRACT, metric=metric
-        )
+        thresholds = calibrate(scale(genuine), scale(impostor), fars=[0.1, 0.01], contract_id=CONTRACT, metric=metric)
         rules = EnrolRules.from_thresholds(thresholds)
         found.append((rules.duplicate_above, rules.agree_above))
     np.testing.assert_allclose(found, [found[0]] * 4, atol=1e-12)
@@ -189,16 +170,12 @@ def fill(store: SqliteStore) -> None:
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
-def test_an_export_brings_everybody_to_another_gallery(
-    store: SqliteStore, tmp_path: Path, key: bytes | None
-) -> None:
+def test_an_export_brings_everybody_to_another_gallery(store: SqliteStore, tmp_path: Path, key: bytes | None) -> None:
     fill(store)
     done = export_gallery(store, tmp_path / "export", key=key)
     assert (done.people, done.templates, done.images, done.encrypted) == (3, 3, 1, key is not None)
     assert (b"Grace" in (tmp_path / "export").read_bytes()) is (key is None)
-    with SqliteStore.create(
-        tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=KEY, keep_images=True
-    ) as other:
+    with SqliteStore.create(tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=KEY, keep_images=True) as other:
         taken = import_gallery(other, tmp_path / "export", key=key, rules=RULES)
         assert (taken.people, taken.templates, taken.already) == (3, 3, 0)
         np.testing.assert_array_equal(other.load().vectors, store.load().vectors)
@@ -210,11 +187,7 @@ def test_an_export_brings_everybody_to_another_gallery(
                 person.template_count,
             )
         first, twin = (each.templates_of(each.find("Zo\u00eb").id)[0] for each in (store, other))
-        assert (twin.quality, twin.source_sha256, twin.created) == (
-            first.quality,
-            first.source_sha256,
-            first.created,
-        )
+        assert (twin.quality, twin.source_sha256, twin.created) == (first.quality, first.source_sha256, first.created)
         assert other.image_of(twin.id).png == store.image_of(first.id).png
         again = import_gallery(other, tmp_path / "export", key=key, rules=RULES)
         assert (again.people, again.templates, again.already) == (0, 0, 3)
@@ -248,18 +221,14 @@ def test_a_damaged_export_is_refused_and_changes_nothing(store: SqliteStore, tmp
             assert (store.people(), store.generation()) == (before, generation)
 
 
-def test_an_export_is_read_by_other_programs_and_its_sums_are_checked(
-    store: SqliteStore, tmp_path: Path
-) -> None:
+def test_an_export_is_read_by_other_programs_and_its_sums_are_checked(store: SqliteStore, tmp_path: Path) -> None:
     import subprocess
 
     fill(store)
     export_gallery(store, tmp_path / "export.zip", key=None)
     with zipfile.ZipFile(tmp_path / "export.zip") as file:
         file.extractall(tmp_path / "parts")
-    subprocess.run(
-        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "parts", check=True, timeout=60
-    )
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "parts", check=True, timeout=60)
     np.testing.assert_array_equal(np.load(tmp_path / "parts" / "vectors.npy"), store.load().vectors)
     with zipfile.ZipFile(tmp_path / "export.zip", "a") as file:
         file.writestr("images/more.png", b"smuggled in")
@@ -284,9 +253,7 @@ def test_a_sealed_export_needs_its_key(store: SqliteStore, tmp_path: Path) -> No
             import_gallery(store, tmp_path / name, key=key, rules=RULES)
 
 
-def test_another_key_and_a_flipped_byte_of_a_sealed_export_are_told_apart(
-    store: SqliteStore, tmp_path: Path
-) -> None:
+def test_another_key_and_a_flipped_byte_of_a_sealed_export_are_told_apart(store: SqliteStore, tmp_path: Path) -> None:
     fill(store)
     path = tmp_path / "sealed"
     export_gallery(store, path, key=KEY)
@@ -342,9 +309,7 @@ def test_an_export_with_anything_else_in_it_is_refused_by_an_error_of_edgeface(
     export_gallery(store, path, key=None)
     rewrite(path, name, change)
     with (
-        SqliteStore.create(
-            tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
-        ) as other,
+        SqliteStore.create(tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True) as other,
         pytest.raises(EdgeFaceError),
     ):
         import_gallery(other, path, key=None, rules=RULES)
@@ -352,9 +317,7 @@ def test_an_export_with_anything_else_in_it_is_refused_by_an_error_of_edgeface(
         assert other.people() == ()
 
 
-def test_landmarks_that_are_not_known_are_null_in_an_export_and_come_back(
-    store: SqliteStore, tmp_path: Path
-) -> None:
+def test_landmarks_that_are_not_known_are_null_in_an_export_and_come_back(store: SqliteStore, tmp_path: Path) -> None:
     landmarks = np.full((5, 2), np.nan, np.float32)
     image = KeptImage(png=b"png", box=np.array([0, 0, 9, 9], np.float32), landmarks=landmarks, aligned=True)
     store.add_person("Ada", templates=[template(vectors(1)[0], image=image)])
@@ -366,9 +329,7 @@ def test_landmarks_that_are_not_known_are_null_in_an_export_and_come_back(
     parts = unpack(tmp_path / "export", None)
     (listed,) = json.loads(parts["templates.json"], parse_constant=refuse)
     assert listed["landmarks"] == [[None, None]] * 5
-    with SqliteStore.create(
-        tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
-    ) as other:
+    with SqliteStore.create(tmp_path / "h", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True) as other:
         import_gallery(other, tmp_path / "export", key=None, rules=RULES)
         kept = other.image_of(other.load().ids[0].item())
         assert (np.isnan(kept.landmarks).all(), kept.aligned, kept.png) == (True, True, b"png")

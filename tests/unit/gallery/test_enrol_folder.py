@@ -77,9 +77,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(store: SqliteSt
 
 
 def test_rules_are_chosen_by_a_number_a_file_or_the_contract(tmp_path: Path) -> None:
-    assert (
-        EnrolRules.choose("0.5", CONTRACT).agree_above == EnrolRules.choose(0.5, CONTRACT).agree_above == 0.5
-    )
+    assert EnrolRules.choose("0.5", CONTRACT).agree_above == EnrolRules.choose(0.5, CONTRACT).agree_above == 0.5
     with pytest.raises(MissingError, match=CONTRACT):
         EnrolRules.choose(None, CONTRACT)
     with pytest.raises(InputError):

@@ -90,9 +90,7 @@ def test_a_migrated_file_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
     assert tables(tmp_path / "g") == tables(tmp_path / "h")
 
 
-def test_a_migration_that_fails_leaves_the_earlier_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_that_fails_leaves_the_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version_1(tmp_path / "g")
 
     def fail(connection: sqlite3.Connection) -> None:
@@ -105,11 +103,7 @@ def test_a_migration_that_fails_leaves_the_earlier_version(
             SqliteStore(tmp_path / "g", key=KEY)
     with SqliteStore(tmp_path / "g", key=KEY) as store:
         assert len(store.people()) == 2
-    assert (
-        not sqlite3.connect(tmp_path / "g")
-        .execute("SELECT 1 FROM sqlite_master WHERE name = 'half'")
-        .fetchone()
-    )
+    assert not sqlite3.connect(tmp_path / "g").execute("SELECT 1 FROM sqlite_master WHERE name = 'half'").fetchone()
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
@@ -167,9 +161,7 @@ def test_without_hard_links_a_gallery_is_made_and_takes_no_other_files_place(
     SqliteStore(tmp_path / "g").close()
 
 
-def test_a_disk_without_shared_memory_for_a_wal_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_shared_memory_for_a_wal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = sqlite3.connect
 
     def without_shared_memory(path: Path, **options: Any) -> sqlite3.Connection:
@@ -260,10 +252,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "edgeface-test", folder],
-        capture_output=True,
-        timeout=30,
-        check=False,
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "edgeface-test", folder], capture_output=True, timeout=30, check=False
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
@@ -326,9 +315,7 @@ try:
 except OutputError as error:
     print(enrolled, len(store.people()), error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=100, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=100, text=True, check=True)
     enrolled, seen, *words = done.stdout.split()
     assert int(enrolled) == int(seen) > 1
     assert "nothing" in words or "undone," in words
@@ -427,9 +414,7 @@ with SqliteStore(Path({str(tmp_path / "g")!r}), key=bytes(range(32))) as store:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "rounds", [8, pytest.param(80, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
-)
+@pytest.mark.parametrize("rounds", [8, pytest.param(80, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])])
 def test_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten(rounds: int) -> None:
     import importlib.util
 

@@ -54,9 +54,7 @@ def secrets_of(number: int) -> list[bytes]:
     return [*vectors_, *texts, *(picture[start : start + 16] for start in range(0, 20_000, 1000))]
 
 
-def test_nothing_of_a_forgotten_person_is_found_and_the_others_stay(
-    tmp_path: Path, key: bytes | None
-) -> None:
+def test_nothing_of_a_forgotten_person_is_found_and_the_others_stay(tmp_path: Path, key: bytes | None) -> None:
     with make(tmp_path / "g", key) as store:
         store.update_person(store.find(f"{NAME} 3").id, labels=["a"])  # an old copy of the row in the WAL
         sealed = [row[0] for row in sqlite3.connect(tmp_path / "g").execute("SELECT body FROM images")][9:12]
@@ -68,9 +66,7 @@ def test_nothing_of_a_forgotten_person_is_found_and_the_others_stay(
         assert done.needles > 20_000
         content = everything(tmp_path)
         assert not any(secret in content for secret in secrets_of(3))
-        assert not any(
-            body[start : start + 16] in content for body in sealed for start in range(500, 20_000, 500)
-        )
+        assert not any(body[start : start + 16] in content for body in sealed for start in range(500, 20_000, 500))
         if key is None:
             assert all(secret in content for secret in secrets_of(4))
         assert len(store.people()) == 7
@@ -94,9 +90,7 @@ def test_the_mark_of_a_name_is_looked_for_too(tmp_path: Path, monkeypatch: pytes
 
 def test_a_picture_that_somebody_else_has_too_is_no_remainder(tmp_path: Path) -> None:
     (row,) = vectors(1, dim=DIM)
-    with SqliteStore.create(
-        tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True
-    ) as store:
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None, keep_images=True) as store:
         picture = kept(np.random.default_rng(1).bytes(5000))
         for name in ("Ada Lovelace", "Ada Lovelace the second"):
             store.add_person(name, templates=[template(row, image=picture)])
@@ -195,9 +189,7 @@ def test_a_derived_file_that_is_damaged_or_foreign_is_read_over(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("_small")
-def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(
-    tmp_path: Path, key: bytes | None
-) -> None:
+def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(tmp_path: Path, key: bytes | None) -> None:
     with make(tmp_path / "g", key) as store:
         stale = store.load()
         folder = cache_folder(tmp_path / "g")
@@ -213,9 +205,7 @@ def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(
         assert folder.exists()
 
 
-def test_no_writer_comes_between_while_the_cache_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_writer_comes_between_while_the_cache_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make(tmp_path / "g", None, people=2) as store, SqliteStore(tmp_path / "g") as other:
         order = []
 
@@ -238,9 +228,7 @@ def test_no_writer_comes_between_while_the_cache_is_written(
         assert not cache_folder(tmp_path / "g").exists()
 
 
-def test_a_large_matrix_is_sealed_in_several_messages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_matrix_is_sealed_in_several_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeface.gallery.store.cache._MESSAGE", 100)
     with make(tmp_path / "g", KEY) as store:
         block = store.load()

@@ -40,11 +40,7 @@ class OneFace:
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         points = np.array([[55, 50], [85, 50], [70, 62], [60, 80], [80, 80]], np.float32)
         return [
-            Faces(
-                BOX.repeat(self.count, 0),
-                points[None].repeat(self.count, 0),
-                np.full(self.count, 0.9, np.float32),
-            )
+            Faces(BOX.repeat(self.count, 0), points[None].repeat(self.count, 0), np.full(self.count, 0.9, np.float32))
             for _ in images
         ]
 
@@ -69,14 +65,10 @@ def photos(tmp_path: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def fill(
-    path: Path, ir: Path, photos: list[Path], *, keep_images: bool = True
-) -> tuple[SqliteStore, list[str]]:
+def fill(path: Path, ir: Path, photos: list[Path], *, keep_images: bool = True) -> tuple[SqliteStore, list[str]]:
     with Embedder.load(ir) as embedder:
         contract = embedder.contract
-        store = SqliteStore.create(
-            path, contract_id=contract.contract_id, dim=3, key=KEY, keep_images=keep_images
-        )
+        store = SqliteStore.create(path, contract_id=contract.contract_id, dim=3, key=KEY, keep_images=keep_images)
         found = list(enrolment_images(photos, Pipeline(OneFace(), embedder), keep_images=keep_images))
     for number, each in enumerate(found):
         if each.template:
@@ -156,9 +148,7 @@ def test_an_interrupted_rebuild_goes_on_and_the_gallery_works_meanwhile(
         old = store.info.contract_id
         assert old != embedder.contract.contract_id
         store.forget(store.find("p0").id)
-        late = store.add_person(
-            "late", templates=[NewTemplate(embedding=Embedding(np.ones(3, np.float32), old))]
-        )
+        late = store.add_person("late", templates=[NewTemplate(embedding=Embedding(np.ones(3, np.float32), old))])
         with pytest.raises(GalleryError, match="expected a kept image"):
             rebuild(store, embedder)
         done = rebuild(store, embedder, drop_missing=True)
@@ -222,9 +212,7 @@ def test_a_rebuild_on_the_way_to_one_model_starts_anew_for_another(
     store.close()
 
 
-def test_crops_are_used_again_only_when_somebody_says_that_they_fit(
-    tmp_path: Path, irs: tuple[Path, Path]
-) -> None:
+def test_crops_are_used_again_only_when_somebody_says_that_they_fit(tmp_path: Path, irs: tuple[Path, Path]) -> None:
     path = tmp_path / "crop.png"
     cv2.imwrite(str(path), np.full((TINY_SIZE, TINY_SIZE, 3), (10, 200, 90), np.uint8))
     with Embedder.load(irs[0]) as embedder:

@@ -11,15 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unit.gallery.conformance import (
-    CONTRACT,
-    DIM,
-    OTHER_CONTRACT,
-    kept,
-    template,
-    templates,
-    vectors,
-)
+from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, kept, template, templates, vectors
 
 from edgeface.cipher import KeyedCipher
 from edgeface.errors import ContractError, EdgeFaceError, GalleryDamagedError, GalleryKeyError
@@ -36,9 +28,7 @@ def make(path: Path, key: bytes | None = KEY) -> Path:
     rows = vectors(3)
     with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=key, keep_images=True) as store:
         pictures = [template(row, image=kept(bytes(range(256)) * 9)) for row in rows[:2]]
-        store.add_person(
-            NAME, labels=["mathematics"], metadata={"born": "1815 in London"}, templates=pictures
-        )
+        store.add_person(NAME, labels=["mathematics"], metadata={"born": "1815 in London"}, templates=pictures)
         store.add_person("Grace Hopper", templates=[template(rows[2])])
     return path
 
@@ -122,9 +112,7 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path: Path, key: bytes
         damaged[position] ^= 1 << int(dice.integers(8))
         path.write_bytes(damaged)
         found = outcome(path, key)
-        assert found in (GalleryDamagedError, GalleryKeyError, "problems", expected) or position < 100, (
-            position
-        )
+        assert found in (GalleryDamagedError, GalleryKeyError, "problems", expected) or position < 100, position
         refused += found != expected
         for beside in tmp_path.glob("g-*"):
             beside.unlink()
@@ -201,9 +189,7 @@ def test_two_sealings_of_one_content_differ_and_open_only_in_their_place() -> No
 # A new key
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"]
-)
+@pytest.mark.parametrize(("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"])
 def test_rekey_changes_the_key_and_nothing_else(tmp_path: Path, old: bytes | None, new: bytes | None) -> None:
     path = make(tmp_path / "g", old)
     with SqliteStore(path, key=old) as store:
@@ -228,11 +214,7 @@ def test_rekey_changes_the_key_and_nothing_else(tmp_path: Path, old: bytes | Non
 def test_a_process_that_holds_the_gallery_open_notices_that_it_was_rekeyed(gallery: Path) -> None:
     with SqliteStore(gallery, key=KEY) as first, SqliteStore(gallery, key=KEY) as second:
         first.rekey(OTHER_KEY)
-        for call in (
-            second.people,
-            second.load,
-            lambda: second.add_person("a"),
-        ):
+        for call in (second.people, second.load, lambda: second.add_person("a")):
             with pytest.raises(EdgeFaceError, match="open it again"):
                 call()
 
@@ -251,9 +233,7 @@ def test_rekeying_to_the_same_key_or_a_damaged_gallery_changes_nothing(gallery: 
 # Where keys come from
 
 
-def test_a_key_is_read_from_a_file_a_variable_or_a_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_is_read_from_a_file_a_variable_or_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery = tmp_path / "data" / "g"
     (tmp_path / "raw").write_bytes(KEY)
     (tmp_path / "hex").write_text(KEY.hex().upper() + "\n")
@@ -291,9 +271,7 @@ def test_what_is_no_key_is_refused_and_never_shown(
     (tmp_path / "data" / "g.index" / "key").write_bytes(KEY)
     monkeypatch.setenv("A_PASSWORD", "12345 correct horse battery 6789")
     with pytest.raises(GalleryKeyError, match=words) as caught:
-        read_key(
-            source.format(tmp_path), beside=tmp_path / "g" if "beside" in source else tmp_path / "data" / "g"
-        )
+        read_key(source.format(tmp_path), beside=tmp_path / "g" if "beside" in source else tmp_path / "data" / "g")
     assert "12345" not in str(caught.value)
 
 
@@ -333,9 +311,7 @@ def test_the_search_finds_any_31_bytes_of_a_secret_wherever_they_lie(tmp_path: P
         assert self_found(searcher, noise, tmp_path)
 
 
-def test_the_search_finds_short_secrets_across_its_segments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_finds_short_secrets_across_its_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeface.gallery.store.erase._SEGMENT", 64)
     searcher = Searcher([NAME[:9].encode()])
     for at in range(0, 200):

@@ -115,10 +115,7 @@ def saved_and_read(model: ov.Model, folder: Path) -> ov.Model:
     return ov.Core().read_model(folder / "tiny.xml")
 
 
-@settings(
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    max_examples=examples(60),
-)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(contract=CONTRACTS)
 def test_any_contract_survives_the_way_through_a_file(contract: ModelContract, tmp_path: Path) -> None:
     model = tiny_model()
@@ -256,9 +253,7 @@ def test_what_a_quantized_models_numbers_come_from_enters_its_id(field: str, val
 
 
 def test_what_was_measured_of_a_quantized_model_leaves_its_id_alone() -> None:
-    measured = dataclasses.replace(
-        QUANTIZED, mean_cosine=0.1, p01_cosine=0.1, min_cosine=0.1, accuracy_drop=0.5
-    )
+    measured = dataclasses.replace(QUANTIZED, mean_cosine=0.1, p01_cosine=0.1, min_cosine=0.1, accuracy_drop=0.5)
 
     ids = {dataclasses.replace(FACENET, lineage=each).contract_id for each in (QUANTIZED, measured)}
     assert len(ids) == 1
@@ -361,9 +356,7 @@ def test_a_contract_edited_by_hand_is_refused(tmp_path: Path, old: str, new: str
         ("<contract_version", "<contract_edition", "expected an IR with an edgeface contract, found none"),
     ],
 )
-def test_a_contract_that_cannot_be_understood_is_refused(
-    tmp_path: Path, old: str, new: str, told: str
-) -> None:
+def test_a_contract_that_cannot_be_understood_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
     with pytest.raises(ContractError, match=told) as caught:
         ModelContract.read_from(edited(tmp_path, old, new), source="tiny.xml")
 

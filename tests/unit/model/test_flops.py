@@ -102,12 +102,7 @@ HAND_COMPUTED: dict[str, tuple[Build, int, int, int]] = {
     "Power": (lambda x: ops.power(x, weights(1)), 0, N * 3, 1),
     "Gelu": (lambda x: ops.gelu(x, "erf"), 0, N * 5, 0),
     # Twice the size, bilinear: 4*16*12 outputs of 9.
-    "Interpolate": (
-        lambda x: ops.interpolate(x, ints(16, 12), "linear_onnx", "sizes", axes=ints(2, 3)),
-        0,
-        768 * 9,
-        0,
-    ),
+    "Interpolate": (lambda x: ops.interpolate(x, ints(16, 12), "linear_onnx", "sizes", axes=ints(2, 3)), 0, 768 * 9, 0),
     # Over the 48 positions: 192 additions; the mean divides 4 outputs.
     "ReduceSum": (lambda x: ops.reduce_sum(x, ints(2, 3), True), 0, N, 0),
     "ReduceProd": (lambda x: ops.reduce_prod(x, ints(2, 3), True), 0, N, 0),
@@ -124,12 +119,7 @@ HAND_COMPUTED: dict[str, tuple[Build, int, int, int]] = {
         N * 2,
         4 * 4,
     ),
-    "GroupNormalization": (
-        lambda x: opset12.group_normalization(x, weights(4), weights(4), 2, 1e-5),
-        0,
-        N * 7,
-        2 * 4,
-    ),
+    "GroupNormalization": (lambda x: opset12.group_normalization(x, weights(4), weights(4), 2, 1e-5), 0, N * 7, 2 * 4),
     "GRN": (lambda x: opset1.grn(x, 1e-5), 0, N * 3, 0),
     "Softmax": (lambda x: ops.softmax(x, 1), 0, N * 5, 0),
     "LogSoftmax": (lambda x: ops.log_softmax(x, 1), 0, N * 6, 0),
@@ -169,10 +159,7 @@ CASES = (
         kind: (lambda x, kind=kind: function_of(kind)(x, weights(1, 4, 1, 1)), 0, N * flops, 4)
         for kind, flops in BINARY.items()
     }
-    | {
-        kind: (lambda x, kind=kind: function_of(kind)(*[ops.convert(x, "boolean")] * 2), 0, N, 0)
-        for kind in BOOLEAN
-    }
+    | {kind: (lambda x, kind=kind: function_of(kind)(*[ops.convert(x, "boolean")] * 2), 0, N, 0) for kind in BOOLEAN}
 )
 
 
@@ -295,9 +282,7 @@ def test_block_of_a_vision_transformer_by_hand() -> None:
     norms = 2 * 16 * 12 * (5 + 1 + 1)
     biases = 16 * (36 + 12 + 24 + 12)
     softmax = 2 * 16 * 16 * (1 + 5)  # scaled by 0.4 first
-    assert work.gflops_omz == pytest.approx(
-        (2 * macs + norms + biases + softmax + 16 * 24 * 5 + 2 * 16 * 12) / 1e9
-    )
+    assert work.gflops_omz == pytest.approx((2 * macs + norms + biases + softmax + 16 * 24 * 5 + 2 * 16 * 12) / 1e9)
     weights_and_biases = 12 * 36 + 36 + 12 * 12 + 12 + 12 * 24 + 24 + 24 * 12 + 12
     assert work.parameters == weights_and_biases + 2 * 2 * 12 + 1
 
@@ -435,11 +420,7 @@ def network(batch: int) -> ov.Model:
 def test_work_is_linear_in_the_batch_and_parameters_do_not_change(batch: int) -> None:
     model = network(-1)
     one, many = count_work(model), count_work(model, batch=batch)
-    assert (many.batch, many.macs, many.activation_bytes) == (
-        batch,
-        batch * one.macs,
-        batch * one.activation_bytes,
-    )
+    assert (many.batch, many.macs, many.activation_bytes) == (batch, batch * one.macs, batch * one.activation_bytes)
     for single, layer in zip(one.layers, many.layers, strict=True):
         assert (layer.name, layer.flops_omz) == (single.name, batch * single.flops_omz)
         assert (layer.parameters, layer.weight_bytes) == (single.parameters, single.weight_bytes)

@@ -16,14 +16,7 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.errors import (
-    ContractError,
-    ExtraNotInstalledError,
-    ImageError,
-    InferenceError,
-    InputError,
-    OutputError,
-)
+from edgeface.errors import ContractError, ExtraNotInstalledError, ImageError, InferenceError, InputError, OutputError
 from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
@@ -46,13 +39,7 @@ class HalfDetector:
 
     def __init__(self, *, fail_at: int | None = None, **settings: object) -> None:
         self.calls = 0
-        self.settings = {
-            "name": "halves",
-            "threshold": 0.5,
-            "min_size": 20,
-            "model": "0a",
-            "landmarks_model": None,
-        }
+        self.settings = {"name": "halves", "threshold": 0.5, "min_size": 20, "model": "0a", "landmarks_model": None}
         self.settings |= settings
         self._fail_at = fail_at
 
@@ -64,10 +51,7 @@ class HalfDetector:
 
     def _find(self, image: np.ndarray) -> Faces:
         height, width = image.shape[:2]
-        halves = [
-            (width // 2, width),
-            (0, width // 2),
-        ]  # the right one first: rows must still go left to right
+        halves = [(width // 2, width), (0, width // 2)]  # the right one first: rows must still go left to right
         boxes = [[x0, 0, x1, height] for x0, x1 in halves if image[:, x0:x1].max() > BRIGHT]
         count = len(boxes)
         return Faces(
@@ -131,9 +115,7 @@ def test_rows_are_in_the_order_of_files_and_of_faces_from_the_left(
     assert (result.files, result.reused, result.failures) == (10, 0, {})
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
-    pictures: list[Path], embedder: Embedder, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_goes_on_where_it_was(pictures: list[Path], embedder: Embedder, tmp_path: Path) -> None:
     output = tmp_path / "out.npz"
     with pytest.raises(InferenceError, match="power cut"):
         embed(pictures, embedder, output, detector=HalfDetector(fail_at=6))
@@ -189,9 +171,7 @@ def test_no_embedding_at_all_is_an_error_and_no_file(embedder: Embedder, tmp_pat
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_another_contract_is_refused_before_any_work(
-    pictures: list[Path], embedder: Embedder, tmp_path: Path
-) -> None:
+def test_another_contract_is_refused_before_any_work(pictures: list[Path], embedder: Embedder, tmp_path: Path) -> None:
     output = tmp_path / "out.npz"
     embed(pictures, embedder, output)
     before = output.read_bytes()
@@ -255,9 +235,7 @@ def test_rows_of_edgeface_0_1_are_computed_again(
 ) -> None:
     output = tmp_path / "out.npz"
     embed(pictures, embedder, output)
-    old = json.dumps(
-        {"detector": "mtcnn", "min_size": 20, "faces": "all"}
-    )  # as 0.1 wrote it: no models, no gate
+    old = json.dumps({"detector": "mtcnn", "min_size": 20, "faces": "all"})  # as 0.1 wrote it: no models, no gate
     dataclasses.replace(EmbeddingTable.load(output), settings=old).save(output)
     detector = HalfDetector()
     result = embed(pictures, embedder, output, detector=detector)
@@ -283,9 +261,7 @@ def test_a_parquet_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(back, field.name), getattr(table, field.name))
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("pyarrow"):
         monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExtraNotInstalledError, match=r"pip install 'edgeface\[parquet\]'"):
@@ -356,9 +332,7 @@ def test_the_last_files_being_bad_the_progress_still_ends(
     assert (told[-1].done, told[-1].total) == (10, 10)
 
 
-def test_a_film_among_the_pictures_is_a_bad_file(
-    pictures: list[Path], embedder: Embedder, tmp_path: Path
-) -> None:
+def test_a_film_among_the_pictures_is_a_bad_file(pictures: list[Path], embedder: Embedder, tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(bytes(100))
     assert list(embed([film, *pictures], embedder, tmp_path / "a.npz").failures) == [film]

@@ -120,9 +120,7 @@ def test_a_face_outside_the_picture_has_reasons_and_harms_no_other(embedder: Emb
         def _find(self, image: np.ndarray) -> Faces:
             good = super()._find(image)
             return Faces(
-                np.concatenate([good.boxes, good.boxes + 1000]),
-                good.landmarks.repeat(2, 0),
-                good.scores.repeat(2),
+                np.concatenate([good.boxes, good.boxes + 1000]), good.landmarks.repeat(2, 0), good.scores.repeat(2)
             )
 
     good, lost = Pipeline(Lost(), embedder).process(draw((0, 10, 20)))
@@ -135,9 +133,7 @@ def test_a_face_outside_the_picture_has_reasons_and_harms_no_other(embedder: Emb
 def test_without_a_detector_every_picture_is_an_aligned_crop(embedder: Embedder) -> None:
     crop = np.full((TINY_SIZE, TINY_SIZE, 3), COLORS[1], np.uint8)
     (face,) = Pipeline(None, embedder).process(crop)
-    np.testing.assert_allclose(
-        face.embedding.vector, np.array(COLORS[1]) / np.linalg.norm(COLORS[1]), atol=1e-5
-    )
+    np.testing.assert_allclose(face.embedding.vector, np.array(COLORS[1]) / np.linalg.norm(COLORS[1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("together", [1, 5])
@@ -242,9 +238,7 @@ def test_a_closed_embedder_is_an_error_and_no_hang(ir: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5])
-def test_stopping_early_takes_no_more_frames_and_leaves_no_thread(
-    embedder: Embedder, stop_after: int
-) -> None:
+def test_stopping_early_takes_no_more_frames_and_leaves_no_thread(embedder: Embedder, stop_after: int) -> None:
     taken = []
 
     def endless() -> Iterator[Frame]:
@@ -261,10 +255,7 @@ def test_stopping_early_takes_no_more_frames_and_leaves_no_thread(
 
 
 def test_an_embedder_of_other_pictures_is_refused(ir: Path) -> None:
-    with (
-        Embedder.load(ir, image_format=ImageFormat(color="RGB")) as rgb,
-        pytest.raises(ContractError, match="RGB"),
-    ):
+    with Embedder.load(ir, image_format=ImageFormat(color="RGB")) as rgb, pytest.raises(ContractError, match="RGB"):
         Pipeline(SquareDetector(), rgb)
 
 

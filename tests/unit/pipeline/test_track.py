@@ -35,9 +35,7 @@ def test_assignment_has_the_largest_sum_of_all_permutations(likeness: np.ndarray
     rows, columns = likeness.shape
     small, large = sorted((rows, columns))
     by_small = likeness if rows <= columns else likeness.T
-    best = max(
-        by_small[np.arange(small), list(order)].sum() for order in itertools.permutations(range(large), small)
-    )
+    best = max(by_small[np.arange(small), list(order)].sum() for order in itertools.permutations(range(large), small))
     assert sum(likeness[pair] for pair in pairs) == pytest.approx(best, abs=1e-9)
     assert all(likeness[pair] > 0 for pair in pairs)
     for used in zip(*pairs, strict=True):
@@ -64,9 +62,7 @@ def test_people_on_straight_ways_keep_their_ids_in_any_order_of_detection(seed: 
     for frame in range(15):
         order = random.permutation(people)
         where = start + speed * frame / 25
-        for person, track in zip(
-            order.tolist(), tracker.update(faces_at(*where[order]), frame / 25), strict=True
-        ):
+        for person, track in zip(order.tolist(), tracker.update(faces_at(*where[order]), frame / 25), strict=True):
             assert ids.setdefault(person, track.id) == track.id
     assert len(set(ids.values())) == people
 
@@ -138,9 +134,7 @@ def test_the_policy_embeds_first_then_only_clear_improvements_a_few_times() -> N
     assert policy.wants(0.05, best=0.9, count=3, age=10)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"min_overlap": 0}, {"min_hits": 0}, {"max_gap": -1}, {"max_gap": float("nan")}]
-)
+@pytest.mark.parametrize("wrong", [{"min_overlap": 0}, {"min_hits": 0}, {"max_gap": -1}, {"max_gap": float("nan")}])
 def test_rules_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="tracker: expected"):
         Tracker(**wrong)

@@ -16,13 +16,7 @@ from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 from edgeface.errors import ConversionError, InputError
 from edgeface.model.ir_file import read_ir
 from edgeface.progress import Progress
-from edgeface.quantize.compress import (
-    QuantizationRecipe,
-    compress,
-    is_transformer,
-    residuals_of,
-    tail_of,
-)
+from edgeface.quantize.compress import QuantizationRecipe, compress, is_transformer, residuals_of, tail_of
 from edgeface.quantize.gate import cosines, embed
 
 try:
@@ -216,9 +210,7 @@ def test_nncf_prints_nothing_and_reports_to_nobody() -> None:
         "assert logging.getLoggerClass() is before\n"
         "assert sys.modules['openvino_telemetry'] is None\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -15,9 +15,7 @@ def faces(*corners: tuple[float, float], side: float = 100.0, shift: float = 0.0
     landmarks = low[:, None] + np.linspace(20, 80, 10).reshape(5, 2)
     boxes = np.concatenate([low, low + side], axis=1)
     return Faces(
-        boxes.astype(np.float32),
-        landmarks.astype(np.float32),
-        np.linspace(1, 0.9, len(low), dtype=np.float32),
+        boxes.astype(np.float32), landmarks.astype(np.float32), np.linspace(1, 0.9, len(low), dtype=np.float32)
     )
 
 

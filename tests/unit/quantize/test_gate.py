@@ -51,9 +51,7 @@ def test_what_is_offered_is_held_to_the_gate(
     assert good
 
     embed = gate.embed
-    monkeypatch.setattr(
-        gate, "embed", lambda *a, **k: embed(*a, **k)[::-1] if k.get("hint") else embed(*a, **k)
-    )
+    monkeypatch.setattr(gate, "embed", lambda *a, **k: embed(*a, **k)[::-1] if k.get("hint") else embed(*a, **k))
     (bad,) = measure_hints(parent, inputs, contract, QuantizationLimits(min_cosine=0.9999))
     assert "cosine against FP32" in bad.reasons[0]
     assert not bad

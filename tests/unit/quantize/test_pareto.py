@@ -24,9 +24,7 @@ PEOPLE = 16
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=7))
-def test_the_dominated_are_those_that_another_is_nowhere_worse_than(
-    points: list[tuple[int, int, int]],
-) -> None:
+def test_the_dominated_are_those_that_another_is_nowhere_worse_than(points: list[tuple[int, int, int]]) -> None:
     names = [str(number) for number in range(len(points))]
 
     def better(first: str, second: str) -> list[int]:
@@ -39,8 +37,7 @@ def test_the_dominated_are_those_that_another_is_nowhere_worse_than(
         dominating = {
             other
             for other in names
-            if all(b <= a for a, b in zip(mine, points[int(other)], strict=True))
-            and points[int(other)] != mine
+            if all(b <= a for a, b in zip(mine, points[int(other)], strict=True)) and points[int(other)] != mine
         }
         assert set(others) == dominating
     assert any(not others for others in beaten.values())
@@ -126,11 +123,7 @@ def test_what_is_written_says_the_same_three_times(pareto: Pareto, tmp_path: Pat
     page = (tmp_path / "pareto.html").read_text()
     assert not re.search(r"(src|href)\s*=|<script", page)
     for row in pareto.rows:
-        for text in (
-            f"{row.accuracy:.4f}",
-            f"{row.timing.latency_ms:.2f} ms",
-            f"{row.file_bytes / 1e6:.1f} MB",
-        ):
+        for text in (f"{row.accuracy:.4f}", f"{row.timing.latency_ms:.2f} ms", f"{row.file_bytes / 1e6:.1f} MB"):
             assert text in markdown
             assert text in page
     drawings = re.findall(r"<svg.*?</svg>", page, re.S)

@@ -16,14 +16,7 @@ from edgeface.evaluate.pairs import pairs_from_folders
 from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
-from edgeface.quantize import (
-    CalibrationSet,
-    LabelledPairs,
-    QuantizationLimits,
-    QuantizationRecipe,
-    gather,
-    quantize,
-)
+from edgeface.quantize import CalibrationSet, LabelledPairs, QuantizationLimits, QuantizationRecipe, gather, quantize
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.gate import embed, measure_fidelity
 from edgeface.quantize.sensitivity import groups_of, rank, revert
@@ -132,9 +125,7 @@ def test_storage_passes_the_same_gate(
 
 
 @pytest.mark.slow
-def test_labelled_pairs_are_scored_before_and_after(
-    ir: Path, calibration: CalibrationSet, tmp_path: Path
-) -> None:
+def test_labelled_pairs_are_scored_before_and_after(ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
     for person in range(12):
         (tmp_path / "images" / f"p{person:02}").mkdir(parents=True)
         base = skin_crops(1, seed=100 + person)[0].astype(int)
@@ -146,9 +137,7 @@ def test_labelled_pairs_are_scored_before_and_after(
     plain = (ProtocolName.omz, DEFAULTS[ProtocolName.facenet])
     labelled = LabelledPairs(images=tmp_path / "images", pairs=pairs, scored=(plain,))
 
-    outcome = quantize(
-        ir, tmp_path / "out", calibration, pairs=labelled, limits=QuantizationLimits(max_drop=0.5)
-    )
+    outcome = quantize(ir, tmp_path / "out", calibration, pairs=labelled, limits=QuantizationLimits(max_drop=0.5))
 
     (verification,) = outcome.trials[0].verification
     assert verification.accuracy.before > 0.7
@@ -156,9 +145,7 @@ def test_labelled_pairs_are_scored_before_and_after(
     assert outcome.contract.lineage.accuracy_drop == pytest.approx(verification.accuracy.drop)
 
 
-def test_only_an_fp32_parent_is_taken_and_never_replaced(
-    ir: Path, calibration: CalibrationSet, tmp_path: Path
-) -> None:
+def test_only_an_fp32_parent_is_taken_and_never_replaced(ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would replace its parent"):
         quantize(ir, ir.parent, calibration)
     half = write_tiny_net(tmp_path, precision="FP16")

@@ -48,18 +48,14 @@ def test_a_models_own_threshold_is_taken(parent: ModelContract, child: ModelCont
 def test_the_parents_threshold_is_refused_with_the_way_to_a_new_one(
     parent: ModelContract, child: ModelContract
 ) -> None:
-    with pytest.raises(
-        ContractError, match=r"Calibrate again with 'edgeface calibrate.*--recalibrate"
-    ) as caught:
+    with pytest.raises(ContractError, match=r"Calibrate again with 'edgeface calibrate.*--recalibrate") as caught:
         require_calibrated_for(threshold(parent.contract_id), child)
 
     assert parent.contract_id in str(caught.value)
     assert child.contract_id in str(caught.value)
 
 
-def test_the_childs_threshold_and_a_strangers_are_refused_too(
-    parent: ModelContract, child: ModelContract
-) -> None:
+def test_the_childs_threshold_and_a_strangers_are_refused_too(parent: ModelContract, child: ModelContract) -> None:
     for given, contract in ((child.contract_id, parent), ("0" * 16, child)):
         with pytest.raises(ContractError, match="expected one contract_id"):
             require_calibrated_for(threshold(given), contract)

@@ -27,9 +27,7 @@ def scattered(seed: int, count: int = 120, dimensions: int = 3) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def people(
-    seed: int, *, count: int = 12, each: int = 9, spread: float = 0.03
-) -> tuple[np.ndarray, np.ndarray]:
+def people(seed: int, *, count: int = 12, each: int = 9, spread: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     owners = rng.permutation(np.repeat(np.arange(count), each))
     vectors = rng.normal(size=(count, 64))[owners] + spread * 8 * rng.normal(size=(len(owners), 64))
@@ -114,11 +112,7 @@ def test_thresholds_that_do_not_belong_are_refused(cluster: object) -> None:
     embeddings = Embeddings(scattered(1), CONTRACT)
     rng = np.random.default_rng(0)
     (fitting,) = calibrate(
-        rng.normal(0.8, 0.1, 100),
-        rng.normal(0.1, 0.1, 400),
-        fars=[0.05],
-        contract_id=CONTRACT,
-        metric=Metric.cosine,
+        rng.normal(0.8, 0.1, 100), rng.normal(0.1, 0.1, 400), fars=[0.05], contract_id=CONTRACT, metric=Metric.cosine
     )
     run = cluster
     assert run(embeddings, fitting).threshold == fitting.value  # type: ignore[operator]

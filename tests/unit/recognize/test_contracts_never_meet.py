@@ -57,9 +57,8 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         if found.name.startswith(ELSEWHERE) or found.name.endswith("__main__"):
             continue
         module = importlib.import_module(found.name)
-        for name in getattr(module, "__all__", ()):
-            thing = getattr(module, name)
-            if getattr(thing, "__module__", None) != found.name:
+        for name, thing in list(vars(module).items()):
+            if name.startswith("_") or getattr(thing, "__module__", None) != found.name:
                 continue
             if inspect.isfunction(thing):
                 yield name, thing
@@ -71,16 +70,12 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def takes_what_belongs_to_a_contract(function: Callable[..., Any]) -> bool:
-    return any(
-        CARRIERS.search(str(each.annotation)) for each in inspect.signature(function).parameters.values()
-    )
+    return any(CARRIERS.search(str(each.annotation)) for each in inspect.signature(function).parameters.values())
 
 
 def block(contract_id: str, rows: int = 3) -> TemplateBlock:
     ids = np.arange(1, rows + 1)
-    return TemplateBlock(
-        ids=ids, person_ids=ids, vectors=vectors(rows), contract_id=contract_id, generation=1
-    )
+    return TemplateBlock(ids=ids, person_ids=ids, vectors=vectors(rows), contract_id=contract_id, generation=1)
 
 
 def cut(contract_id: str) -> SearchThreshold:
@@ -171,12 +166,8 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "chinese_whispers": lambda o: chinese_whispers(o.aliens, limits(CONTRACT)),
     "dbscan": lambda o: dbscan(o.aliens, limits(CONTRACT)),
     "apply_changes": lambda o: cache.apply_changes(block(CONTRACT), o.changes),
-    "write_templates": lambda o: cache.write_templates(
-        o.store.path, o.header, o.cipher, block(OTHER_CONTRACT)
-    ),
-    "EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds(
-        [limits(CONTRACT), limits(OTHER_CONTRACT)]
-    ),
+    "write_templates": lambda o: cache.write_templates(o.store.path, o.header, o.cipher, block(OTHER_CONTRACT)),
+    "EnrolRules.from_thresholds": lambda o: EnrolRules.from_thresholds([limits(CONTRACT), limits(OTHER_CONTRACT)]),
     "enrol": enrol_theirs,
     "enrol_folder": enrol_their_table,
     "unit_vector": lambda o: unit_vector(o.template, o.store.info),

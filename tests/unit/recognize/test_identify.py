@@ -38,11 +38,7 @@ def block(rows: np.ndarray, people: np.ndarray, contract_id: str = ID) -> Templa
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     ids = np.arange(1, len(rows) + 1, dtype=np.int64)
     return TemplateBlock(
-        ids=ids,
-        person_ids=np.asarray(people, np.int64),
-        vectors=vectors,
-        contract_id=contract_id,
-        generation=1,
+        ids=ids, person_ids=np.asarray(people, np.int64), vectors=vectors, contract_id=contract_id, generation=1
     )
 
 
@@ -66,9 +62,7 @@ def face(*numbers: float) -> Embedding:
 # Assignment
 
 
-@given(
-    arrays(np.float64, st.tuples(st.integers(0, 5), st.integers(0, 5)), elements=st.floats(-1, 1, width=16))
-)
+@given(arrays(np.float64, st.tuples(st.integers(0, 5), st.integers(0, 5)), elements=st.floats(-1, 1, width=16)))
 def test_assigned_pairs_gain_as_much_as_any_choice_of_pairs(gains: np.ndarray) -> None:
     chosen = assign(gains)
     faces = np.flatnonzero(chosen >= 0)
@@ -103,10 +97,7 @@ def test_people_rank_as_when_everybody_is_compared(best: int, count: int) -> Non
     for _ in range(5):
         probe = rng.normal(size=24).astype(np.float32)
         scores = paired(Metric.cosine, known.vectors, np.repeat(probe[None], 400, axis=0))
-        truth = {
-            person: np.sort(scores[people == person])[::-1][:best].mean()
-            for person in np.unique(people).tolist()
-        }
+        truth = {person: np.sort(scores[people == person])[::-1][:best].mean() for person in np.unique(people).tolist()}
         expected = sorted(truth, key=lambda person: (-truth[person], person))[:count]
         ranking = rank_people(index, Embedding(probe, ID), count=count, rule=PersonRule(best))
         assert ranking.person_ids.tolist() == expected
@@ -162,9 +153,7 @@ def test_a_search_threshold_cuts_where_its_verification_threshold_does(metric: M
     assert found.contract_id == ID
     cosines = paired(Metric.cosine, a, b)
     accepted = [thresholds[1].accepts(score) for score in impostor]
-    assert np.array_equal(cosines > found.value + 1e-12, accepted) or np.array_equal(
-        cosines > found.value, accepted
-    )
+    assert np.array_equal(cosines > found.value + 1e-12, accepted) or np.array_equal(cosines > found.value, accepted)
     assert found.expected_fpir == pytest.approx(1 - (1 - thresholds[1].observed_far) ** 100)
     assert found.fpir_interval[0] <= found.expected_fpir <= found.fpir_interval[1]
     assert found.supported
@@ -240,12 +229,7 @@ def test_of_all_verdicts_only_accepted_is_true() -> None:
 def test_an_empty_gallery_knows_nobody() -> None:
     who = Identifier(ExactIndex(block(THREE[:0].reshape(0, 4), [])), cut(0.5))
     answer = who.identify(face(1, 0, 0, 0))
-    assert (answer.verdict, answer.person_id, answer.score, answer.margin) == (
-        Verdict.unknown,
-        None,
-        None,
-        None,
-    )
+    assert (answer.verdict, answer.person_id, answer.score, answer.margin) == (Verdict.unknown, None, None, None)
     assert who.identify_frame([]) == []
 
 
@@ -262,9 +246,7 @@ def test_two_faces_of_a_picture_are_two_people() -> None:
 
 def test_more_faces_than_people_leave_some_unknown() -> None:
     who = Identifier(ExactIndex(block(THREE[:2], [10, 20])), cut(0.5))
-    answers = who.identify_frame(
-        [face(1, 0.1, 0, 0), face(1, 0.2, 0, 0), face(0, 1, 0, 0), face(0, 1, 0.5, 0)]
-    )
+    answers = who.identify_frame([face(1, 0.1, 0, 0), face(1, 0.2, 0, 0), face(0, 1, 0, 0), face(0, 1, 0.5, 0)])
     assert [each.person_id for each in answers] == [10, None, 20, None]
     assert [each.verdict for each in answers].count(Verdict.unknown) == 2
 
@@ -303,9 +285,7 @@ def test_a_track_is_accepted_after_enough_looks_and_keeps_the_last_ones() -> Non
     tracks = TrackIdentifier(who, looks=3, needed=2)
     first = face(1, 0.1, 0, 0)
     assert tracks.update({4: first})[4].verdict is Verdict.inconclusive
-    assert (
-        tracks.update({4: first})[4].looks == 1
-    )  # the pipeline gives a track's embedding again in every frame
+    assert tracks.update({4: first})[4].looks == 1  # the pipeline gives a track's embedding again in every frame
     accepted = tracks.update({4: face(1, 0, 0.1, 0), 9: face(0, 0, 0, 1)})
     assert (accepted[4].verdict, accepted[4].person_id, accepted[4].looks) == (Verdict.accepted, 10, 2)
     assert accepted[9].verdict is Verdict.unknown

@@ -12,9 +12,9 @@ from profiles import examples
 from edgeface.errors import ContractError, InputError
 from edgeface.recognize import Metric, metrics, paired, pairwise
 
-VECTORS = arrays(
-    np.float32, st.tuples(st.integers(1, 8), st.just(5)), elements=st.floats(-100, 100, width=32)
-).map(lambda rows: rows + np.float32(1000) * (np.abs(rows).max(axis=1, keepdims=True) < 1e-3))
+VECTORS = arrays(np.float32, st.tuples(st.integers(1, 8), st.just(5)), elements=st.floats(-100, 100, width=32)).map(
+    lambda rows: rows + np.float32(1000) * (np.abs(rows).max(axis=1, keepdims=True) < 1e-3)
+)
 
 
 def random_vectors(rows: int, *, seed: int, length: int = 64) -> np.ndarray:
@@ -22,10 +22,7 @@ def random_vectors(rows: int, *, seed: int, length: int = 64) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("metric", "name"),
-    [(Metric.cosine_distance, "cosine"), (Metric.squared_l2, "sqeuclidean")],
-)
+@pytest.mark.parametrize(("metric", "name"), [(Metric.cosine_distance, "cosine"), (Metric.squared_l2, "sqeuclidean")])
 def test_all_pairs_agree_with_scikit_learn(metric: Metric, name: str) -> None:
     oracle = pytest.importorskip("sklearn.metrics")
     a, b = random_vectors(37, seed=1) * 3, random_vectors(23, seed=2)

@@ -96,9 +96,7 @@ def test_a_rate_needs_three_times_its_inverse_in_impostor_pairs(impostors: int, 
 
 
 def test_without_false_accepts_the_bound_is_that_of_the_binomial() -> None:
-    found = calibrate(
-        np.zeros(10), np.arange(1.0, 101.0), fars=[0.001], contract_id=ID, metric=Metric.squared_l2
-    )[0]
+    found = calibrate(np.zeros(10), np.arange(1.0, 101.0), fars=[0.001], contract_id=ID, metric=Metric.squared_l2)[0]
     assert found.false_accepts == 0
     assert found.far_interval[0] == 0
     assert found.far_interval[1] == pytest.approx(1 - 0.025 ** (1 / 100), rel=1e-12)

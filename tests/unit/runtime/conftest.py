@@ -82,9 +82,7 @@ def device(core: ov.Core, board: Switchboard) -> Callable[..., ov.CompiledModel]
     if OLD:
         pytest.skip("OpenVINO 2024 has no operations written in Python")
 
-    def compile_it(
-        name: str = "CPU", obeys: Switchboard = board, batch: int = 1, **config: object
-    ) -> ov.CompiledModel:
+    def compile_it(name: str = "CPU", obeys: Switchboard = board, batch: int = 1, **config: object) -> ov.CompiledModel:
         class Obedient(ov.Op):
             def __init__(self, inputs: list[object] | None = None) -> None:
                 super().__init__(self, inputs)

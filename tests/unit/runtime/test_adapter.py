@@ -32,9 +32,7 @@ YUV = ("NV12", "I420")
 NUMPY = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 FORMATS = [
     ImageFormat(color=color, dtype=dtype, layout=layout)
-    for color, dtype, layout in itertools.product(
-        get_args(ColorOrder), get_args(Dtype), get_args(ImageLayout)
-    )
+    for color, dtype, layout in itertools.product(get_args(ColorOrder), get_args(Dtype), get_args(ImageLayout))
     if not (color in YUV and layout == "NCHW")
 ]
 
@@ -131,22 +129,12 @@ def test_every_format_reaches_every_contract_as_numpy_and_opencv_would_bring_it(
     images = some_images(image_format, contract, n=2)
     pixels = run(contract, image_format, images)
     np.testing.assert_allclose(
-        pixels,
-        reference(images, image_format, contract),
-        rtol=0,
-        atol=tolerance(image_format, resized=False),
+        pixels, reference(images, image_format, contract), rtol=0, atol=tolerance(image_format, resized=False)
     )
 
 
 @settings(max_examples=examples(60))
-@given(
-    image_format=formats,
-    size=sizes,
-    target=sizes,
-    n=st.integers(1, 3),
-    free=st.booleans(),
-    seed=st.integers(0, 9),
-)
+@given(image_format=formats, size=sizes, target=sizes, n=st.integers(1, 3), free=st.booleans(), seed=st.integers(0, 9))
 def test_any_size_is_resized_as_opencv_does_in_float32(image_format, size, target, n, free, seed):
     contract = a_contract(input_size=target)
     if image_format.color in YUV:
@@ -225,9 +213,7 @@ def test_batch_shape_is_the_shape_of_the_adapted_input(image_format, size, batch
     contract = a_contract()
     image_format = dataclasses.replace(image_format, size=size)
     adapted = adapt(identity_model(contract), contract, image_format, batch=batch)
-    assert adapted.input(0).partial_shape == ov.PartialShape(
-        list(image_format.batch_shape(batch or -1, contract))
-    )
+    assert adapted.input(0).partial_shape == ov.PartialShape(list(image_format.batch_shape(batch or -1, contract)))
 
 
 def test_a_model_that_is_not_the_contracts_is_refused():
@@ -235,9 +221,7 @@ def test_a_model_that_is_not_the_contracts_is_refused():
     model = identity_model(contract)
     with pytest.raises(ContractError, match=r"expected an input 'face' .* found the inputs image"):
         adapt(model, a_contract(input_name="face"), ImageFormat(), batch=1)
-    with pytest.raises(
-        ContractError, match=r"expected an input of shape \[1,3,96,96\] .* found \[\?,3,12,16\]"
-    ):
+    with pytest.raises(ContractError, match=r"expected an input of shape \[1,3,96,96\] .* found \[\?,3,12,16\]"):
         adapt(model, a_contract(input_size=(96, 96)), ImageFormat(), batch=1)
     with pytest.raises(InputError, match="batch: expected a positive number or None, found 0"):
         adapt(model, contract, ImageFormat(), batch=0)
@@ -253,10 +237,7 @@ def test_a_model_that_is_not_the_contracts_is_refused():
         ({"color": "NV12", "layout": "NCHW"}, "expected layout NHWC for NV12, found NCHW"),
         ({"color": "I420", "size": (3, 4)}, r"size: expected two even positive numbers .* found \(3, 4\)"),
         ({"size": (0, 4)}, r"size: expected two positive numbers .* found \(0, 4\)"),
-        (
-            {"size": "all"},
-            r"size: expected two positive numbers \(height, width\), 'any' or None, found 'all'",
-        ),
+        ({"size": "all"}, r"size: expected two positive numbers \(height, width\), 'any' or None, found 'all'"),
     ],
 )
 def test_a_format_that_cannot_be_is_refused(options, message):
@@ -347,11 +328,7 @@ FACENET = a_contract(input_size=(160, 160))
             "expected one image of (160, 160, 3) float32 BGR, found (160, 160, 3) >f4; "
             "pass images as ImageFormat describes them",
         ),
-        (
-            ImageFormat(),
-            [[0]],
-            "expected one image of (160, 160, 3) uint8 BGR as a numpy array, found list",
-        ),
+        (ImageFormat(), [[0]], "expected one image of (160, 160, 3) uint8 BGR as a numpy array, found list"),
         (
             ImageFormat(),
             None,

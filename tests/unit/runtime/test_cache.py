@@ -40,16 +40,10 @@ def test_second_load_comes_from_the_cache_with_the_same_result(ir, crop, tmp_pat
 
 
 @pytest.mark.parametrize("flip", [None, "average", "concatenate"])
-@pytest.mark.parametrize(
-    "image_format", [ImageFormat(), ImageFormat(color="RGB"), ImageFormat(size=(24, 32))]
-)
+@pytest.mark.parametrize("image_format", [ImageFormat(), ImageFormat(color="RGB"), ImageFormat(size=(24, 32))])
 def test_what_comes_from_the_cache_computes_the_same(ir, crop, tmp_path, flip, image_format):
     crop = np.repeat(np.repeat(crop, 2, 0), 2, 1) if image_format.size else crop
-    options = {
-        "flip": flip,
-        "image_format": image_format,
-        "plan": DevicePlan(device="CPU", batch_buckets=(1, 2)),
-    }
+    options = {"flip": flip, "image_format": image_format, "plan": DevicePlan(device="CPU", batch_buckets=(1, 2))}
     cold, warm = load(ir, tmp_path, crop, **options), load(ir, tmp_path, crop, **options)
     assert (cold[1], warm[1]) == (False, True)
     np.testing.assert_array_equal(cold[0], warm[0])
@@ -93,13 +87,7 @@ def test_damaged_entry_is_said_and_compiled_again(ir, crop, tmp_path, caplog, da
         entry.unlink()
         entry.mkdir()
     else:
-        kinds = {
-            "middle": bytes(content),
-            "truncated": content[:1000],
-            "empty": b"",
-            "tiny": b"x",
-            "text": b"no" * 999,
-        }
+        kinds = {"middle": bytes(content), "truncated": content[:1000], "empty": b"", "tiny": b"x", "text": b"no" * 999}
         entry.write_bytes(kinds[damage])
     with caplog.at_level(logging.WARNING):
         found, hit = load(ir, tmp_path, crop)
@@ -181,7 +169,5 @@ def test_encrypted_entries_are_useless_with_another_key(ir, crop, tmp_path, core
     model = core.read_model(ir)
     model.reshape([1, 3, 12, 16])
     caches = [ModelCache(tmp_path, key=bytes([n]) * 16) for n in (1, 2)]
-    results = [
-        cache.compile(core, lambda: model, "CPU", {}, identity="m")[1] for cache in (*caches, *caches[::-1])
-    ]
+    results = [cache.compile(core, lambda: model, "CPU", {}, identity="m")[1] for cache in (*caches, *caches[::-1])]
     assert results == [False, False, True, False], "each key replaces what it cannot read"

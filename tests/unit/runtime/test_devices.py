@@ -35,17 +35,9 @@ class DescribedCore:
         return dict.fromkeys(values, "RO") if property == "SUPPORTED_PROPERTIES" else values[property]
 
 
-CPU = {
-    "FULL_DEVICE_NAME": "A CPU",
-    "RANGE_FOR_STREAMS": (1, 8),
-    "OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"],
-}
+CPU = {"FULL_DEVICE_NAME": "A CPU", "RANGE_FOR_STREAMS": (1, 8), "OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"]}
 ARC = {"FULL_DEVICE_NAME": "A card (dGPU)", "DEVICE_TYPE": "DISCRETE", "GPU_DEVICE_TOTAL_MEM_SIZE": 8 << 30}
-IRIS = {
-    "FULL_DEVICE_NAME": "A chip (iGPU)",
-    "DEVICE_TYPE": "INTEGRATED",
-    "DEVICE_ARCHITECTURE": "GPU: vendor=0x8086",
-}
+IRIS = {"FULL_DEVICE_NAME": "A chip (iGPU)", "DEVICE_TYPE": "INTEGRATED", "DEVICE_ARCHITECTURE": "GPU: vendor=0x8086"}
 NPU = {"FULL_DEVICE_NAME": "An NPU", "NPU_DRIVER_VERSION": 1023, "DEVICE_ARCHITECTURE": "4000"}
 CPU_ONLY = DescribedCore(CPU=CPU)
 LAPTOP = DescribedCore(CPU=CPU, GPU=IRIS, NPU=NPU)
@@ -63,9 +55,7 @@ def test_this_machines_cpu_is_listed_with_what_it_can_do():
 
 
 def test_only_supported_properties_are_asked_for():
-    described = {
-        device.name: device for device in list_devices(DescribedCore(CPU=CPU, GPU_0=ARC, GPU_1=IRIS, NPU=NPU))
-    }
+    described = {device.name: device for device in list_devices(DescribedCore(CPU=CPU, GPU_0=ARC, GPU_1=IRIS, NPU=NPU))}
     assert described["GPU.0"].kind == "discrete"
     assert described["GPU.0"].memory_bytes == 8 << 30
     assert described["GPU.1"].kind == "integrated"
@@ -121,9 +111,7 @@ def test_names_people_use_become_openvinos_without_a_word(core, text, device):
 def test_the_old_vpu_is_the_npu_now_and_that_is_said(text, caplog):
     resolved = resolve_device(text, core=LAPTOP)
     assert resolved.device == "NPU"
-    assert resolved.notes == (
-        f"{text}: support ended with OpenVINO 2022.3 LTS; the NPU replaces it; NPU is used",
-    )
+    assert resolved.notes == (f"{text}: support ended with OpenVINO 2022.3 LTS; the NPU replaces it; NPU is used",)
     assert caplog.messages == list(resolved.notes)
     with pytest.raises(DeviceError, match=r"ended with OpenVINO 2022\.3 LTS; the NPU .* no NPU here"):
         resolve_device(text, core=CPU_ONLY)
@@ -136,13 +124,9 @@ def test_multi_becomes_auto_on_all_devices_at_once_and_that_is_said():
     assert "MULTI is deprecated" in resolved.notes[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["GPU", "GPU.1", "iGPU", "NPU", "HETERO:GPU,CPU", "MULTI:CPU,NPU", "BATCH:GPU(4)"]
-)
+@pytest.mark.parametrize("text", ["GPU", "GPU.1", "iGPU", "NPU", "HETERO:GPU,CPU", "MULTI:CPU,NPU", "BATCH:GPU(4)"])
 def test_an_absent_device_is_an_error_that_names_what_is_here(text):
-    with pytest.raises(
-        DeviceError, match=r"no (integrated )?[GN]PU(\.1)? here.*OpenVINO found CPU$"
-    ) as refusal:
+    with pytest.raises(DeviceError, match=r"no (integrated )?[GN]PU(\.1)? here.*OpenVINO found CPU$") as refusal:
         resolve_device(text, core=CPU_ONLY)
     assert refusal.value.exit_code == 3
 

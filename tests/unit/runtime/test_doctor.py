@@ -105,10 +105,7 @@ def test_a_cgroup_that_leaves_too_little_memory_is_noted(tmp_path, limit, used):
 
 @pytest.mark.usefixtures("memory")
 def test_a_cgroup_without_a_limit_limits_nothing(tmp_path):
-    a_machine(
-        tmp_path,
-        **{"sys__fs__cgroup__memory.max": "max\n", "sys__fs__cgroup__cpu.max": "max 100000\n"},
-    )
+    a_machine(tmp_path, **{"sys__fs__cgroup__memory.max": "max\n", "sys__fs__cgroup__cpu.max": "max 100000\n"})
     assert check("memory", tmp_path).found == "8.0 GiB of 16.0 GiB available"
     assert check("CPU limit", tmp_path).status == "ok"
 
@@ -117,10 +114,7 @@ def test_a_cgroup_without_a_limit_limits_nothing(tmp_path):
     "files",
     [
         {"sys__fs__cgroup__cpu.max": "50000 100000\n"},
-        {
-            "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "50000\n",
-            "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n",
-        },
+        {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "50000\n", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n"},
     ],
     ids=["cgroup 2", "cgroup 1"],
 )
@@ -154,16 +148,12 @@ def test_doctor_command_says_where_models_run(capsys):
     assert main(["doctor", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert "CPU" in answer["runs_on"]
-    assert {"OpenVINO", "CPU", "CPU instructions", "memory", "CPU limit"} <= {
-        c["name"] for c in answer["checks"]
-    }
+    assert {"OpenVINO", "CPU", "CPU instructions", "memory", "CPU limit"} <= {c["name"] for c in answer["checks"]}
     assert main(["doctor"]) == 0
     assert "models run here, on CPU" in capsys.readouterr().out
 
 
 def test_doctor_command_exits_3_where_nothing_runs(monkeypatch, capsys):
-    monkeypatch.setattr(
-        doctor, "examine", lambda: Diagnosis((), (Check("CPU", "problem", "broken", "mend it"),))
-    )
+    monkeypatch.setattr(doctor, "examine", lambda: Diagnosis((), (Check("CPU", "problem", "broken", "mend it"),)))
     assert main(["doctor"]) == 3
     assert "no model can run here" in capsys.readouterr().out

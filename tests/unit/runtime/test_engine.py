@@ -15,14 +15,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgeface.errors import (
-    ContractError,
-    DeadlineExceeded,
-    EngineClosed,
-    InferenceError,
-    Overloaded,
-    RequestError,
-)
+from edgeface.errors import ContractError, DeadlineExceeded, EngineClosed, InferenceError, Overloaded, RequestError
 from edgeface.runtime import DevicePlan, Engine
 from edgeface.runtime.engine import compile_engine
 
@@ -182,9 +175,7 @@ def test_several_outputs_come_as_a_tuple(core, row):
 
 def test_items_of_any_size(core):
     x = ops.parameter([1, -1, 3], np.float32)
-    compiled = core.compile_model(
-        ov.Model([ops.reduce_sum(x, ops.constant(np.array([1])))], [x], "any"), "CPU"
-    )
+    compiled = core.compile_model(ov.Model([ops.reduce_sum(x, ops.constant(np.array([1])))], [x], "any"), "CPU")
     with Engine(compiled, requests=2) as engine:
         futures = [engine.submit(np.ones((n, 3), np.float32)) for n in range(1, 40)]
         assert [future.result(SOON)[0] for future in futures] == list(range(1, 40))

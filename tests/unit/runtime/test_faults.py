@@ -229,13 +229,7 @@ def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
 
 
 @pytest.mark.parametrize(
-    "ending",
-    [
-        "futures[0].result(10)",
-        "engine = futures = None",
-        "raise SystemExit(0)",
-        "del engine",
-    ],
+    "ending", ["futures[0].result(10)", "engine = futures = None", "raise SystemExit(0)", "del engine"]
 )
 def test_process_exits_cleanly_with_an_open_engine(ending):
     done = run(

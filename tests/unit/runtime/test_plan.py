@@ -64,10 +64,7 @@ def test_a_plan_file_is_read_and_needs_the_device_only(tmp_path):
         ('{"device": "CPU", "stream": 2}', "expected only the fields batch_buckets, .* found stream too"),
         ('{"device": "CPU", "streams": "2"}', "streams: expected a positive number, found '2'"),
         ('{"device": "CPU", "streams": true}', "streams: expected a positive number, found True"),
-        (
-            '{"device": "CPU", "batch_buckets": 4}',
-            "batch_buckets: expected ascending positive numbers .* found 4",
-        ),
+        ('{"device": "CPU", "batch_buckets": 4}', "batch_buckets: expected ascending positive numbers .* found 4"),
         ('{"device": "CPU", "batch_buckets": ["4"]}', "batch_buckets: expected ascending positive numbers"),
         ('{"device": "CPU", "extra": [1]}', r"extra: expected an object, found \[1\]"),
         ('{"device": "CPU", "precision": ["f32"]}', r"precision: expected one of .* found \['f32'\]"),
@@ -184,10 +181,7 @@ def test_arithmetic_that_was_not_asked_for_is_said_and_logged(model, caplog):
     caplog.set_level(logging.WARNING)
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1})
     report = describe_execution(compiled, DevicePlan(device="CPU", precision="bf16", streams=2))
-    assert report.notes == (
-        "precision: bf16 was requested, CPU uses f32",
-        "streams: 2 was requested, CPU uses 1",
-    )
+    assert report.notes == ("precision: bf16 was requested, CPU uses f32", "streams: 2 was requested, CPU uses 1")
     assert caplog.messages == list(report.notes)
 
 

@@ -33,9 +33,7 @@ def test_plans_give_every_request_its_own_result_in_order(double, row, names):
 
 
 def test_64_threads(double, row):
-    engines = [
-        Engine(double(device=name), requests=2, queue_depth=4, name=name) for name in ("CPU", "HETERO:CPU")
-    ]
+    engines = [Engine(double(device=name), requests=2, queue_depth=4, name=name) for name in ("CPU", "HETERO:CPU")]
     with Pool(engines) as pool, ThreadPoolExecutor(64) as clients:
 
         def client(seed: int) -> bool:
@@ -47,10 +45,7 @@ def test_64_threads(double, row):
 
 def test_faster_engine_gets_more(device, board, other, row):
     board.delay, other.delay = 0.002, 0.02
-    fast, slow = (
-        Engine(device(), requests=1, name="fast"),
-        Engine(device(obeys=other), requests=1, name="slow"),
-    )
+    fast, slow = (Engine(device(), requests=1, name="fast"), Engine(device(obeys=other), requests=1, name="slow"))
     with Pool([slow, fast]) as pool:
         assert [r[0] for r in pool.map(row(n) for n in range(1, 121))] == list(range(1, 121))
         assert fast.counters().done > 4 * slow.counters().done > 0
@@ -58,10 +53,7 @@ def test_faster_engine_gets_more(device, board, other, row):
 
 def test_busy_engine_overflows_to_the_other(device, board, other, row):
     board.gate.clear()
-    busy, idle = (
-        Engine(device(), requests=1, name="busy"),
-        Engine(device(obeys=other), requests=1, name="idle"),
-    )
+    busy, idle = (Engine(device(), requests=1, name="busy"), Engine(device(obeys=other), requests=1, name="idle"))
     with Pool([busy, idle]) as pool:
         futures = [pool.submit(row(n)) for n in range(1, 5)]
         done, _ = wait(futures, 1)

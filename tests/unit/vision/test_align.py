@@ -54,9 +54,7 @@ def test_similarity_recovers_what_made_the_points(angle: float, scale: float, dx
 
 
 @pytest.mark.parametrize("alignment", [FIVE_POINTS, FIVE_NARROW, OPENFACE], ids=lambda a: a.recipe)
-@pytest.mark.parametrize(
-    ("angle", "scale", "shift"), [(20, 1, (0, 0)), (-35, 1.3, (20, -10)), (0, 0.8, (30, 30))]
-)
+@pytest.mark.parametrize(("angle", "scale", "shift"), [(20, 1, (0, 0)), (-35, 1.3, (20, -10)), (0, 0.8, (30, 30))])
 def test_a_turned_scaled_shifted_picture_gives_the_same_crop(picture, alignment, angle, scale, shift):
     size = {"five-point-112": (112, 112), "five-point-96x112": (112, 96)}.get(alignment.recipe, (96, 96))
     matrix = cv2.getRotationMatrix2D((125, 130), angle, scale)
@@ -109,10 +107,7 @@ def test_margin_counts_original_pixels_for_davidsandberg_and_output_pixels_for_f
 
 
 def test_box_crops_are_the_resized_box(picture: np.ndarray):
-    for recipe, interpolation in (
-        ("mtcnn-box-margin", cv2.INTER_LINEAR),
-        ("mtcnn-box-output-margin", cv2.INTER_AREA),
-    ):
+    for recipe, interpolation in (("mtcnn-box-margin", cv2.INTER_LINEAR), ("mtcnn-box-output-margin", cv2.INTER_AREA)):
         expected = cv2.resize(picture[70:180, 80:170], (160, 160), interpolation=interpolation)
         assert np.array_equal(align(picture, BOX, None, Alignment(recipe), (160, 160)), expected)
     assert align(picture, None, None, Alignment("none"), (250, 250)).tolist() == picture.tolist()

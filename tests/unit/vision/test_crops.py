@@ -46,9 +46,7 @@ def test_photos_without_a_face_or_unreadable_are_failures_and_the_rest_is_writte
     folder: Path, tmp_path: Path, detector: Any
 ) -> None:
     told: list[Progress] = []
-    report = align_photos(
-        find_photos([folder]), tmp_path / "out", detector, MARGIN, (32, 32), progress=told.append
-    )
+    report = align_photos(find_photos([folder]), tmp_path / "out", detector, MARGIN, (32, 32), progress=told.append)
     assert [path.name for path in report.written] == ["a.png", "c.png"]
     assert {path.name for path in report.failures} == {"black.bmp", "broken.jpg"}
     assert (told[-1].done, told[-1].total) == (4, 4)

@@ -41,12 +41,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "options"),
-    [
-        (".png", ()),
-        (".bmp", ()),
-        (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101)),
-    ],
+    ("suffix", "options"), [(".png", ()), (".bmp", ()), (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101))]
 )
 def test_lossless_formats_come_back_as_they_were(picture: np.ndarray, suffix: str, options: tuple[int, ...]):
     assert np.array_equal(read_image(encode(picture, suffix, *options)), picture)

@@ -63,10 +63,7 @@ def test_memory_does_not_grow_with_the_square_of_the_crowd():
 
 
 def test_overlap_of_known_boxes():
-    a, b = (
-        np.array([[0.0, 0, 10, 10]]),
-        np.array([[5.0, 0, 15, 10], [2, 2, 4, 4], [10, 0, 20, 10], [3, 3, 3, 3]]),
-    )
+    a, b = (np.array([[0.0, 0, 10, 10]]), np.array([[5.0, 0, 15, 10], [2, 2, 4, 4], [10, 0, 20, 10], [3, 3, 3, 3]]))
     assert np.allclose(overlaps(a, b), [[1 / 3, 0.04, 0, 0]])
     assert np.allclose(overlaps(a, b, relative_to="smaller"), [[0.5, 1, 0, 0]])
     assert np.isclose(overlaps(a, b, pixel=1)[0, 2], 11 / (121 + 121 - 11))

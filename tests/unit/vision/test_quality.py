@@ -58,9 +58,7 @@ def test_turning_the_picture_turns_roll_by_as_much(picture: np.ndarray, angle: i
 
 
 @given(st.floats(-60, 60), st.floats(-45, 45), st.floats(-80, 80), st.floats(5, 500))
-def test_pose_of_the_projected_mean_face_comes_back(
-    yaw: float, pitch: float, roll: float, scale: float
-) -> None:
+def test_pose_of_the_projected_mean_face_comes_back(yaw: float, pitch: float, roll: float, scale: float) -> None:
     def turn(axis: list[float], degrees: float) -> np.ndarray:
         return cv2.Rodrigues(np.radians(degrees) * np.array(axis))[0]
 
@@ -70,9 +68,7 @@ def test_pose_of_the_projected_mean_face_comes_back(
     toward = rotation[:, 2]
     found_yaw, found_pitch, _ = estimate_pose(points)
     assert found_yaw == pytest.approx(np.degrees(np.arctan2(toward[0], toward[2])), abs=1e-6)
-    assert found_pitch == pytest.approx(
-        np.degrees(np.arctan2(toward[1], np.hypot(toward[0], toward[2]))), abs=1e-6
-    )
+    assert found_pitch == pytest.approx(np.degrees(np.arctan2(toward[1], np.hypot(toward[0], toward[2]))), abs=1e-6)
 
 
 @pytest.mark.parametrize(("shift", "index"), [((12, 0), 0), ((0, 12), 1)])
@@ -103,9 +99,7 @@ def test_a_face_half_outside_is_half_inside(picture: np.ndarray) -> None:
 
 
 def test_every_reason_says_measured_limit_and_advice(picture: np.ndarray) -> None:
-    bad = dataclasses.replace(
-        measure_quality(picture, BOX, POINTS), box_side=20, yaw=-70, brightness=12, clipped=0.9
-    )
+    bad = dataclasses.replace(measure_quality(picture, BOX, POINTS), box_side=20, yaw=-70, brightness=12, clipped=0.9)
     verdict = QualityGate().check(bad)
     assert not verdict
     assert not verdict.ok

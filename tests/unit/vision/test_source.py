@@ -127,9 +127,7 @@ def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
 
 def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
     script = Script([*range(100), *["lost"]], pause=0.001)
-    with open_source(
-        "rtsp://somewhere/1", open_capture=script, backoff=Backoff(first=60, longest=60)
-    ) as frames:
+    with open_source("rtsp://somewhere/1", open_capture=script, backoff=Backoff(first=60, longest=60)) as frames:
         first = next(frames)
         wait_until(lambda: frames.dropped >= 90)
         wait_until(lambda: script.released == 1)
@@ -154,10 +152,7 @@ def test_a_lost_connection_is_opened_again_and_numbers_go_on() -> None:
 def test_after_the_last_attempt_the_consumer_is_told() -> None:
     script = Script()
     source = open_source(7, open_capture=script, backoff=Backoff(first=0.001, longest=0.002, attempts=3))
-    with (
-        source as frames,
-        pytest.raises(MissingError, match="camera 7: no frames in 3 attempts"),
-    ):
+    with source as frames, pytest.raises(MissingError, match="camera 7: no frames in 3 attempts"):
         next(frames)
     assert script.opened == script.released == 3
 
@@ -210,10 +205,7 @@ def test_an_unforeseen_error_of_the_reader_reaches_the_consumer() -> None:
 
 def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"not a film")
-    with (
-        open_source(tmp_path / "film.mp4") as frames,
-        pytest.raises(InputError, match=r"film\.mp4: expected a video"),
-    ):
+    with open_source(tmp_path / "film.mp4") as frames, pytest.raises(InputError, match=r"film\.mp4: expected a video"):
         next(frames)
 
 
@@ -269,9 +261,7 @@ def test_a_network_camera_that_hangs_up_is_opened_again() -> None:
     assert {frame.source for frame in frames} == {f"http://127.0.0.1:{server.server_port}/video"}
 
 
-def test_a_path_is_no_camera_and_cameras_count_from_0(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_is_no_camera_and_cameras_count_from_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("7").mkdir()
     cv2.imwrite("7/a.png", np.full((8, 8, 3), 100, np.uint8))

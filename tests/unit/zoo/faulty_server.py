@@ -74,9 +74,7 @@ class FaultyServer:
         self._server = Server(("127.0.0.1", 0), Handler)
         self._server.owner = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def add(self, path: str, content: bytes, *steps: Step) -> str:
         self.files[path], self.steps[path] = content, list(steps)

@@ -68,9 +68,7 @@ def test_a_compressed_tar_is_unpacked(tmp_path: Path, folder: Path) -> None:
     assert (folder / "d/a").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "a/../../evil", "/evil", "C:/evil", "..\\evil", "a\\..\\..\\evil", "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "C:/evil", "..\\evil", "a\\..\\..\\evil", "a\0b"])
 def test_a_zip_name_that_leads_out_is_refused(tmp_path: Path, folder: Path, name: str) -> None:
     with pytest.raises(ArchiveError, match="expected a relative path"):
         unpack(make_zip(tmp_path / "a.zip", {name: b"x"}), folder, format="zip")
@@ -88,9 +86,7 @@ def test_a_zip_with_a_symbolic_link_is_refused(tmp_path: Path, folder: Path) -> 
     [link(tarfile.SYMTYPE, "/etc"), link(tarfile.LNKTYPE, "/etc/passwd"), link(tarfile.CHRTYPE, ""),
      link(tarfile.FIFOTYPE, "")],
 )  # fmt: skip
-def test_a_tar_with_a_link_or_device_is_refused(
-    tmp_path: Path, folder: Path, member: tarfile.TarInfo
-) -> None:
+def test_a_tar_with_a_link_or_device_is_refused(tmp_path: Path, folder: Path, member: tarfile.TarInfo) -> None:
     with pytest.raises(ArchiveError, match="a link or device"):
         unpack(make_tar(tmp_path / "a.tgz", (member, b"")), folder, format="gztar")
     assert not any(folder.iterdir())
@@ -109,9 +105,7 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, folder: Path
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 17 << 20
 
 
-def test_the_limits_on_bytes_and_files_hold(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limits_on_bytes_and_files_hold(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "a.zip", {f"{number}": b"12345" for number in range(5)})
     monkeypatch.setattr(archive, "LARGEST_TOTAL", 12)
     with pytest.raises(ArchiveError, match="at most 12 bytes"):
@@ -154,9 +148,7 @@ def test_a_damaged_archive_is_refused_or_gives_what_was_packed(position: int, le
         (root / "inside").mkdir()
         with contextlib.suppress(ArchiveError):
             unpack(path, root / "inside", format=form)  # type: ignore[arg-type]
-        assert all(
-            found.is_relative_to("inside") or found == Path("a") for found in map(Path, files_under(root))
-        )
+        assert all(found.is_relative_to("inside") or found == Path("a") for found in map(Path, files_under(root)))
 
 
 @given(st.lists(st.text(alphabet="ab./\\:\0-é", min_size=1, max_size=10), min_size=1, max_size=4))

@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from edgeface import zoo
-from edgeface.errors import (
-    ArchiveError,
-    ChecksumError,
-    EdgeFaceError,
-    ModelNotFoundError,
-    OutputError,
-)
+from edgeface.errors import ArchiveError, ChecksumError, EdgeFaceError, ModelNotFoundError, OutputError
 from edgeface.zoo.catalog import Catalog
 
 CONTENT = b"weights" * 1000
@@ -75,9 +69,7 @@ def change_manifest(path: Path, change: Callable[[Any], None]) -> Path:
     return rewrite(path, edit)
 
 
-def test_a_bundle_brings_models_to_a_machine_without_network(
-    bundle: Path, catalog: Catalog, tmp_path: Path
-) -> None:
+def test_a_bundle_brings_models_to_a_machine_without_network(bundle: Path, catalog: Catalog, tmp_path: Path) -> None:
     other = zoo.ModelStore(tmp_path / "other")
     manifest = zoo.import_bundle(bundle, catalog, other)
     assert [model.name for model in manifest.models] == ["tiny"]
@@ -124,22 +116,14 @@ BLOB = "blobs/" + hashlib.sha256(CONTENT).hexdigest()
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (
-            lambda m: m.update({BLOB: b"x" * len(CONTENT)}),
-            ChecksumError,
-            "its bytes are not what its name says",
-        ),
+        (lambda m: m.update({BLOB: b"x" * len(CONTENT)}), ChecksumError, "its bytes are not what its name says"),
         (lambda m: m.update({BLOB: b"short"}), ChecksumError, "its bytes are not"),
         (lambda m: m.pop(BLOB), ArchiveError, "found no such member"),
         (lambda m: m.update({"../evil": b"x"}), ArchiveError, r"expected only what .* found '../evil'"),
         (lambda m: m.update({"blobs/" + "0" * 64: b"x"}), ArchiveError, "expected only what"),
         (lambda m: m.pop("manifest.json"), ArchiveError, "begins with manifest.json"),
         (lambda m: m.update({"manifest.json": b"{"}), ArchiveError, "expected JSON"),
-        (
-            lambda m: m.update({"manifest.json": b"[]"}),
-            ArchiveError,
-            "expected a bundle of version 1, found None",
-        ),
+        (lambda m: m.update({"manifest.json": b"[]"}), ArchiveError, "expected a bundle of version 1, found None"),
     ],
 )
 def test_a_bundle_that_was_changed_is_refused_and_nothing_enters_the_cache(
@@ -169,9 +153,7 @@ def test_a_manifest_that_disagrees_with_the_catalog_is_refused(
         zoo.import_bundle(change_manifest(bundle, change), catalog, zoo.ModelStore(tmp_path / "other"))
 
 
-def test_other_bytes_than_the_published_sha384_are_refused(
-    bundle: Path, catalog: Catalog, tmp_path: Path
-) -> None:
+def test_other_bytes_than_the_published_sha384_are_refused(bundle: Path, catalog: Catalog, tmp_path: Path) -> None:
     first = hashlib.sha256(b"first").hexdigest()
 
     def exchange(manifest: Any) -> None:  # consistent in itself, but a.bin is not the published file
@@ -186,9 +168,7 @@ def test_other_bytes_than_the_published_sha384_are_refused(
     assert not other.root.exists()
 
 
-def test_a_bundle_cannot_change_what_was_trusted_on_first_use(
-    bundle: Path, catalog: Catalog, tmp_path: Path
-) -> None:
+def test_a_bundle_cannot_change_what_was_trusted_on_first_use(bundle: Path, catalog: Catalog, tmp_path: Path) -> None:
     (mirror := tmp_path / "other mirror" / "tiny").mkdir(parents=True)
     for name, content in {"a.bin": CONTENT, "same.bin": CONTENT, "b.bin": b"mine"}.items():
         (mirror / name).write_bytes(content)
@@ -199,9 +179,7 @@ def test_a_bundle_cannot_change_what_was_trusted_on_first_use(
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar", b"\x1f\x8b\x08\x00garbage"])
-def test_what_is_no_bundle_is_named(
-    tmp_path: Path, catalog: Catalog, store: zoo.ModelStore, content: bytes
-) -> None:
+def test_what_is_no_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.ModelStore, content: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(ArchiveError, match=r"x\.tar: expected an edgeface bundle"):
         zoo.import_bundle(tmp_path / "x.tar", catalog, store)
@@ -213,17 +191,9 @@ def test_an_absent_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.
 
 
 @given(position=st.integers(0, 100_000), flip=st.integers(1, 255), cut=st.integers(0, 12_000))
-@settings(
-    max_examples=examples(60),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_a_bundle_damaged_anywhere_is_refused_or_harmless(
-    bundle: Path,
-    catalog: Catalog,
-    tmp_path_factory: pytest.TempPathFactory,
-    position: int,
-    flip: int,
-    cut: int,
+    bundle: Path, catalog: Catalog, tmp_path_factory: pytest.TempPathFactory, position: int, flip: int, cut: int
 ) -> None:
     raw = bytearray(bundle.read_bytes())
     raw[position % len(raw)] ^= flip

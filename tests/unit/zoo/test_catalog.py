@@ -158,9 +158,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(catalog: zoo.Catalog) -> Non
         ("description: >-", "description: [", r"expected YAML"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_file_line_and_key(
-    tmp_path: Path, before: str, after: str, message: str
-) -> None:
+def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, before: str, after: str, message: str) -> None:
     text = default_catalog_path().read_text(encoding="utf-8")
     assert before in text
     path = tmp_path / "model_zoo.yml"
@@ -212,18 +210,13 @@ def test_a_composite_open_model_zoo_model_brings_the_files_of_its_parts(tmp_path
     entry = zoo.load_model_yml(folder / "composite-model.yml")
     assert entry.stages == ("mtcnn-r", "mtcnn-p")
     assert entry.files[0].name == "mtcnn-r/mtcnn-p.prototxt"
-    assert [step.file for step in entry.postprocessing] == [
-        "mtcnn-r/mtcnn-p.prototxt",
-        "mtcnn-p/mtcnn-p.prototxt",
-    ]
+    assert [step.file for step in entry.postprocessing] == ["mtcnn-r/mtcnn-p.prototxt", "mtcnn-p/mtcnn-p.prototxt"]
 
 
 def test_a_mistake_in_an_open_model_zoo_file_is_named_too(tmp_path: Path) -> None:
     path = tmp_path / "model.yml"
     path.write_text(OMZ.replace("size: 2353", "size: 2 KB"), encoding="utf-8")
-    with pytest.raises(
-        CatalogError, match=r"^model.yml:7: files\[0\].size: expected a whole number, found '2 KB'$"
-    ):
+    with pytest.raises(CatalogError, match=r"^model.yml:7: files\[0\].size: expected a whole number, found '2 KB'$"):
         zoo.load_model_yml(path)
 
 

@@ -59,9 +59,7 @@ def test_a_download_is_checked_kept_by_content_and_linked_into_the_models_folder
     assert not partials(store)
 
 
-def test_what_is_present_and_intact_is_not_downloaded_again(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_what_is_present_and_intact_is_not_downloaded_again(server: FaultyServer, store: zoo.ModelStore) -> None:
     entry = tiny(server)
     zoo.download(entry, store, policy=QUICK)
     assert zoo.download(entry, store, policy=QUICK).already_there
@@ -78,9 +76,7 @@ def test_a_damaged_file_is_downloaded_again(server: FaultyServer, store: zoo.Mod
     assert path.read_bytes() == CONTENT
 
 
-def test_server_that_dies_mid_file_resumes_where_it_stopped(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_server_that_dies_mid_file_resumes_where_it_stopped(server: FaultyServer, store: zoo.ModelStore) -> None:
     zoo.download(tiny(server, dies_after(120_000)), store, policy=QUICK)
     assert server.ranges("/model.bin") == [None, "bytes=120000-"]
     assert server.requests[1][1]["If-Range"].startswith('"')
@@ -110,9 +106,7 @@ def test_server_that_ignores_range_restarts_cleanly(server: FaultyServer, store:
     assert (result.folder / "model.bin").read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_meanwhile_is_taken_from_zero(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_a_file_that_changed_meanwhile_is_taken_from_zero(server: FaultyServer, store: zoo.ModelStore) -> None:
     old = bytes(len(CONTENT))
     url = server.add("/model.bin", old, dies_after(100_000))
     entry = make_entry(make_file("model.bin", CONTENT, url))
@@ -199,9 +193,7 @@ def test_a_silent_server_ends_in_a_time_out(server: FaultyServer, store: zoo.Mod
 def test_nobody_listening_is_one_clear_error(server: FaultyServer, store: zoo.ModelStore) -> None:
     entry = tiny(server)
     server.close()
-    with pytest.raises(
-        DownloadError, match=r"tiny/model\.bin: no source delivered it: http.* cannot be reached"
-    ):
+    with pytest.raises(DownloadError, match=r"tiny/model\.bin: no source delivered it: http.* cannot be reached"):
         zoo.download(entry, store, policy=QUICK)
 
 
@@ -222,10 +214,7 @@ def test_what_comes_instead_of_a_file_is_named(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        (b"<!DOCTYPE html><p>no</p>", "sent a web page instead"),
-        (LFS_POINTER, "sent a Git LFS pointer instead"),
-    ],
+    [(b"<!DOCTYPE html><p>no</p>", "sent a web page instead"), (LFS_POINTER, "sent a Git LFS pointer instead")],
 )
 def test_a_stand_in_is_recognised_whatever_the_server_calls_it(
     server: FaultyServer, store: zoo.ModelStore, content: bytes, message: str
@@ -242,9 +231,7 @@ def test_a_wrong_length_is_refused_before_the_first_byte(server: FaultyServer, s
         zoo.download(make_entry(make_file("model.bin", CONTENT, url)), store, policy=QUICK)
 
 
-def test_a_server_that_never_ends_is_cut_off_at_the_published_size(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_a_server_that_never_ends_is_cut_off_at_the_published_size(server: FaultyServer, store: zoo.ModelStore) -> None:
     url = server.add("/model.bin", CONTENT * 2, *[of_unknown_length()] * 3)
     with pytest.raises(DownloadError, match="sends more"):
         zoo.download(make_entry(make_file("model.bin", CONTENT, url)), store, policy=QUICK)
@@ -255,10 +242,7 @@ def test_a_server_that_never_ends_is_cut_off_at_the_published_size(
 def test_other_bytes_than_published_are_refused_and_not_kept(
     server: FaultyServer, store: zoo.ModelStore, algorithm: str
 ) -> None:
-    published = {
-        "sha256": None,
-        "checksum": {"$type": algorithm, "value": hashlib.new(algorithm, CONTENT).hexdigest()},
-    }
+    published = {"sha256": None, "checksum": {"$type": algorithm, "value": hashlib.new(algorithm, CONTENT).hexdigest()}}
     url = server.add("/model.bin", bytes(len(CONTENT)))
     with pytest.raises(ChecksumError, match=f"expected {algorithm.upper()} .* found") as caught:
         zoo.download(make_entry(make_file("model.bin", CONTENT, url, **published)), store, policy=QUICK)
@@ -267,14 +251,9 @@ def test_other_bytes_than_published_are_refused_and_not_kept(
     assert not partials(store)
 
 
-def test_the_next_source_is_tried_after_one_with_wrong_bytes(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_the_next_source_is_tried_after_one_with_wrong_bytes(server: FaultyServer, store: zoo.ModelStore) -> None:
     bad, good = server.add("/bad", bytes(len(CONTENT))), server.add("/good", CONTENT)
-    assert (
-        zoo.download(make_entry(make_file("m", CONTENT, bad, good)), store, policy=QUICK).blobs[0].source
-        == good
-    )
+    assert zoo.download(make_entry(make_file("m", CONTENT, bad, good)), store, policy=QUICK).blobs[0].source == good
 
 
 def test_a_digest_that_nobody_published_is_recorded_on_first_use_and_held_to(
@@ -348,9 +327,7 @@ def test_one_file_that_fails_stops_the_others_and_keeps_what_arrived(
     assert no_trace(store.root)
 
 
-def test_progress_tells_the_story_in_open_model_zoos_words(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_progress_tells_the_story_in_open_model_zoos_words(server: FaultyServer, store: zoo.ModelStore) -> None:
     events: list[zoo.DownloadEvent] = []
     zoo.download(tiny(server), store, policy=QUICK, on_event=events.append)
     kinds = [event.kind for event in events]
@@ -373,9 +350,7 @@ def test_two_processes_that_want_one_model_download_it_once(
     server: FaultyServer, store: zoo.ModelStore, tmp_path: Path
 ) -> None:
     entry = tiny(server)
-    (tmp_path / "entry.json").write_text(
-        entry.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8"
-    )
+    (tmp_path / "entry.json").write_text(entry.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
     program = (
         "import json, pathlib, sys; from edgeface import zoo; "
         "entry = zoo.ModelEntry.model_validate(json.loads(pathlib.Path(sys.argv[1]).read_text())); "

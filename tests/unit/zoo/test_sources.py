@@ -66,9 +66,7 @@ def test_google_drives_quota_page_is_named(
         zoo.download(entry, store, policy=QUICK)
 
 
-def test_a_mirror_server_comes_before_the_published_sources(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer, store: zoo.ModelStore) -> None:
     entry = make_entry(make_file("FP16/my model.bin", CONTENT, server.add("/published", CONTENT)))
     server.add("/zoo/tiny/FP16/my%20model.bin", CONTENT)
     result = zoo.download(entry, store, mirror=f"{server.url}/zoo/", policy=QUICK)
@@ -92,22 +90,14 @@ def test_what_a_mirror_lacks_comes_from_the_published_source(
     assert len(server.requests) == 1
 
 
-def test_a_mirror_that_is_neither_address_nor_folder_is_wrong_use(
-    server: FaultyServer, store: zoo.ModelStore
-) -> None:
+def test_a_mirror_that_is_neither_address_nor_folder_is_wrong_use(server: FaultyServer, store: zoo.ModelStore) -> None:
     with pytest.raises(InputError, match="expected an http"):
         zoo.download(tiny(server), store, mirror="/no/such/folder", policy=QUICK)
 
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [
-        ("7", 7),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("Wed, 21 Oct 2015 07:28:00", 0),
-        ("soon", None),
-        (None, None),
-    ],
+    [("7", 7), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 21 Oct 2015 07:28:00", 0), ("soon", None), (None, None)],
 )
 def test_retry_after_is_read_as_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
     assert transfer._retry_after(header) == seconds
@@ -139,9 +129,7 @@ def certificate(tmp_path: Path) -> Path:
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     path = tmp_path / "server.pem"
@@ -166,7 +154,5 @@ def test_a_certificate_has_to_be_one_that_the_system_trusts(
 
 def test_http_is_loaded_by_a_download_only() -> None:
     program = "import sys, edgeface.zoo as z; z.DownloadPolicy(), z.download; print('httpx' in sys.modules)"
-    shown = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
-    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout == "False\n"

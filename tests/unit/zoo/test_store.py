@@ -43,9 +43,7 @@ def entry_of(mirror: Path, **changes: object) -> zoo.ModelEntry:
     unpack = {"$type": "unpack_archive", "format": "zip", "file": "model.zip"}
     replace = {"$type": "regex_replace", "file": "net.txt", "pattern": "12", "replacement": "720", "count": 1}
     conversion = {"source": "2018/model.pb", "sha256": hashlib.sha256(CONTENT).hexdigest()}
-    return make_entry(
-        *described, **{"postprocessing": [unpack, replace], "conversion": conversion, **changes}
-    )
+    return make_entry(*described, **{"postprocessing": [unpack, replace], "conversion": conversion, **changes})
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +56,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_root() == Path.home() / ".cache" / "edgeface"
 
 
-def test_a_models_folder_has_its_archive_unpacked_and_its_text_replaced(
-    mirror: Path, store: zoo.ModelStore
-) -> None:
+def test_a_models_folder_has_its_archive_unpacked_and_its_text_replaced(mirror: Path, store: zoo.ModelStore) -> None:
     entry = entry_of(mirror)
     folder = zoo.download(entry, store, mirror=str(mirror), policy=QUICK).folder
     assert store.source_path(entry).read_bytes() == CONTENT
@@ -75,9 +71,7 @@ def test_text_is_replaced_in_the_models_folder_only(mirror: Path, store: zoo.Mod
     assert store.blob_path(blobs[1].sha256).read_text() == "dim: 12, dim: 12"
 
 
-def test_a_pattern_that_does_not_occur_is_an_error_and_leaves_no_folder(
-    mirror: Path, store: zoo.ModelStore
-) -> None:
+def test_a_pattern_that_does_not_occur_is_an_error_and_leaves_no_folder(mirror: Path, store: zoo.ModelStore) -> None:
     step = {"$type": "regex_replace", "file": "net.txt", "pattern": "13", "replacement": "x"}
     with pytest.raises(ArchiveError, match="found 0"):
         zoo.download(entry_of(mirror, postprocessing=[step]), store, mirror=str(mirror), policy=QUICK)

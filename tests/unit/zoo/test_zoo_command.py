@@ -121,12 +121,7 @@ def test_a_licence_can_be_accepted_without_a_person(options: list[str], capsys: 
 
 @pytest.mark.parametrize(("reply", "code", "state"), [("y", 0, "accepted"), ("", 2, "shown")])
 def test_a_person_on_a_terminal_is_asked(
-    options: list[str],
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-    reply: str,
-    code: int,
-    state: str,
+    options: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, reply: str, code: int, state: str
 ) -> None:
     monkeypatch.setattr("edgeface.cli.zoo._is_interactive", lambda: True)
     monkeypatch.setattr("builtins.input", lambda: reply)

@@ -34,19 +34,6 @@ from edgeface.errors import (
 )
 from edgeface.gallery.store.database import Database
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Connection",
-    "PostgresDatabase",
-    "VectorType",
-    "check_gallery_name",
-    "connect",
-    "place_of",
-    "server_errors",
-    "statements",
-    "vectors_statement",
-]
-
 _log = logging.getLogger(__name__)
 
 # Tables
@@ -102,9 +89,7 @@ def check_gallery_name(name: str) -> str:
         If the gallery has no plain name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
-        raise InputError(
-            f"gallery name: expected a small letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}"
-        )
+        raise InputError(f"gallery name: expected a small letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}")
     return f"edgeface_{name}"
 
 
@@ -185,13 +170,9 @@ def _translate(psycopg: Any, where: str, error: Any, doubt: str) -> EdgeFaceErro
             f"try again, or wait longer (timeout): {said}"
         )
     if code in _UNWRITABLE:
-        return OutputError(
-            f"{where}: cannot be written: {said}; nothing that was stored is lost; {_UNWRITABLE[code]}"
-        )
+        return OutputError(f"{where}: cannot be written: {said}; nothing that was stored is lost; {_UNWRITABLE[code]}")
     if code in _DAMAGED:
-        return GalleryDamagedError(
-            f"{where}: the server found damaged data: {said}; restore it from a backup"
-        )
+        return GalleryDamagedError(f"{where}: the server found damaged data: {said}; restore it from a backup")
     if code.startswith(_AWAY_CLASSES) or (not code and isinstance(error, psycopg.OperationalError)):
         return GalleryServerError(f"{where}: the server cannot be reached or went away: {said}; {doubt}")
     if isinstance(error, psycopg.ProgrammingError) and not code:
@@ -205,9 +186,7 @@ _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _IDLE_SECONDS = 60
 """How long a writer that stopped inside a block may hold up the others."""
-_UNKNOWN = (
-    "the connection was lost while committing, so it is not known whether this was stored: check, then repeat"
-)
+_UNKNOWN = "the connection was lost while committing, so it is not known whether this was stored: check, then repeat"
 
 
 class Connection:
@@ -308,14 +287,7 @@ class PostgresDatabase(Database):
     version = SCHEMA_VERSION
 
     def __init__(
-        self,
-        url: str,
-        name: str,
-        *,
-        key: bytes | None,
-        contract_id: str | None,
-        timeout: float,
-        patience: float,
+        self, url: str, name: str, *, key: bytes | None, contract_id: str | None, timeout: float, patience: float
     ) -> None:
         self._url, self.schema, self._patience = url, check_gallery_name(name), patience
         super().__init__(place_of(url, self.schema), timeout=timeout)
@@ -333,9 +305,7 @@ class PostgresDatabase(Database):
         with server_errors(self.where):
             found = self._connection.execute("SELECT to_regclass(?)", (f"{self.schema}.gallery",)).fetchone()
             if found[0] is None:
-                raise GalleryError(
-                    f"{self.where}: expected a gallery, found none of this name; make one first"
-                )
+                raise GalleryError(f"{self.where}: expected a gallery, found none of this name; make one first")
             version, text, mark = self._connection.execute(
                 "SELECT version, header, header_mark FROM gallery"
             ).fetchone() or (0, "", b"")

@@ -26,8 +26,6 @@ from edgeface.gallery.store.postgres.database import (
     vectors_statement,
 )
 
-__all__ = ["PostgresStore"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -54,9 +52,7 @@ class PostgresStore(GalleryStore):
         timeout: float = 30.0,
         patience: float = 10.0,
     ) -> None:
-        database = PostgresDatabase(
-            url, name, key=key, contract_id=contract_id, timeout=timeout, patience=patience
-        )
+        database = PostgresDatabase(url, name, key=key, contract_id=contract_id, timeout=timeout, patience=patience)
         with database.reading() as connection:
             self._searched_as = _searched_as(connection)
         super().__init__(database)
@@ -100,9 +96,7 @@ class PostgresStore(GalleryStore):
         schema = check_gallery_name(name)
         searched = None if key is not None else searched_as
         vectors_statement(dim, searched_as)  # refuses what does not fit, with a key too
-        made, cipher = new_header(
-            contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images
-        )
+        made, cipher = new_header(contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images)
         header = made.encode()
         where = place_of(url, schema)
         connection = connect(url, schema, timeout=timeout, patience=patience)
@@ -211,9 +205,7 @@ class PostgresStore(GalleryStore):
             If the gallery is encrypted.
         """
         if self._searched_as is None:
-            raise NotSupportedError(
-                f"{self.database.where}: is encrypted; the server cannot compare its embeddings"
-            )
+            raise NotSupportedError(f"{self.database.where}: is encrypted; the server cannot compare its embeddings")
         with self.database.writing() as connection:
             connection.execute(
                 f"CREATE INDEX IF NOT EXISTS vectors_graph ON vectors USING hnsw "

@@ -17,12 +17,7 @@ def unit_rows(count: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 def block_of(
-    vectors: np.ndarray,
-    *,
-    ids: Any = None,
-    person_ids: Any = None,
-    contract_id: str = ID,
-    generation: int = 1,
+    vectors: np.ndarray, *, ids: Any = None, person_ids: Any = None, contract_id: str = ID, generation: int = 1
 ) -> TemplateBlock:
     ids = np.arange(1, len(vectors) + 1) if ids is None else np.asarray(ids)
     return TemplateBlock(

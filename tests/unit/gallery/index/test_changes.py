@@ -53,10 +53,7 @@ def test_a_template_that_is_given_again_is_replaced(make: Make) -> None:
     assert len(index) == 10
     hits = index.search(Embedding(rows[10], ID))
     assert (hits.ids[0], hits.person_ids[0]) == (4, 77)
-    assert (
-        index.search(Embedding(rows[3], ID)).ids[0] != 4
-        or index.search(Embedding(rows[3], ID)).scores[0] < 0.9
-    )
+    assert index.search(Embedding(rows[3], ID)).ids[0] != 4 or index.search(Embedding(rows[3], ID)).scores[0] < 0.9
 
 
 def test_the_block_it_was_made_of_is_not_changed(make: Make) -> None:
@@ -133,10 +130,7 @@ class Mirror(RuleBasedStateMachine):
         self.truth: dict[int, np.ndarray] = {}
         self.seed = 0
 
-    @rule(
-        ids=st.lists(st.integers(1, 60), unique=True, max_size=12),
-        gone=st.lists(st.integers(1, 60), max_size=12),
-    )
+    @rule(ids=st.lists(st.integers(1, 60), unique=True, max_size=12), gone=st.lists(st.integers(1, 60), max_size=12))
     def change(self, ids: list[int], gone: list[int]) -> None:
         self.seed += 1
         rows = unit_rows(len(ids), DIM, self.seed) if ids else np.empty((0, DIM), np.float32)

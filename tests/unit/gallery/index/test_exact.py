@@ -116,9 +116,7 @@ def test_int8_compares_few_again() -> None:
     k=st.integers(1, 30),
     seed=st.integers(0, 1000),
 )
-def test_contenders_hold_the_best_however_the_errors_fall(
-    scores: list[float], slack: float, k: int, seed: int
-) -> None:
+def test_contenders_hold_the_best_however_the_errors_fall(scores: list[float], slack: float, k: int, seed: int) -> None:
     approximate = np.array(scores, np.float32)
     k = min(k, len(scores))
     bound = np.full(len(scores), slack, np.float32)

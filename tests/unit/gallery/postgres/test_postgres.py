@@ -89,9 +89,7 @@ def test_a_wrong_key_another_contract_and_no_gallery_are_each_refused(cluster: A
             create(cluster.url, wrong, key=KEY)
 
 
-def test_a_gallery_on_a_server_is_created_and_opened_by_the_same_functions(
-    cluster: Any, gallery: str
-) -> None:
+def test_a_gallery_on_a_server_is_created_and_opened_by_the_same_functions(cluster: Any, gallery: str) -> None:
     contract = sample_contract()
     with create_gallery(cluster.url, name=gallery, contract=contract, key=KEY) as store:
         info = store.info
@@ -127,14 +125,10 @@ def test_what_is_forgotten_is_not_in_the_files_of_the_tables(pgvector: Any, gall
 def test_a_changed_row_is_noticed(cluster: Any, gallery: str) -> None:
     with create(cluster.url, gallery, key=KEY) as store:
         person = store.add_person("Ada", templates=templates(1))
-        cluster.sql(
-            f"UPDATE edgeface_{gallery}.templates SET body = set_byte(body, 40, 255 - get_byte(body, 40))"
-        )
+        cluster.sql(f"UPDATE edgeface_{gallery}.templates SET body = set_byte(body, 40, 255 - get_byte(body, 40))")
         with pytest.raises(GalleryDamagedError):
             store.templates_of(person.id)
-    cluster.sql(
-        f"UPDATE edgeface_{gallery}.gallery SET header = replace(header, '{CONTRACT}', '{OTHER_CONTRACT}')"
-    )
+    cluster.sql(f"UPDATE edgeface_{gallery}.gallery SET header = replace(header, '{CONTRACT}', '{OTHER_CONTRACT}')")
     with pytest.raises(GalleryDamagedError, match="header"):
         open_store(cluster.url, gallery, key=KEY)
 
@@ -142,12 +136,8 @@ def test_a_changed_row_is_noticed(cluster: Any, gallery: str) -> None:
 def test_check_reads_every_row_and_says_what_is_damaged(cluster: Any, gallery: str) -> None:
     with create(cluster.url, gallery, key=KEY, keep_images=True) as store:
         store.add_person("Ada", templates=[template(vectors(1)[0], image=kept())])
-        assert store.check() == CheckReport(
-            rows={"people": 1, "templates": 1, "images": 1, "staged": 0}, problems=()
-        )
-        cluster.sql(
-            f"UPDATE edgeface_{gallery}.images SET body = set_byte(body, 20, 1 - get_byte(body, 20) % 2)"
-        )
+        assert store.check() == CheckReport(rows={"people": 1, "templates": 1, "images": 1, "staged": 0}, problems=())
+        cluster.sql(f"UPDATE edgeface_{gallery}.images SET body = set_byte(body, 20, 1 - get_byte(body, 20) % 2)")
         cluster.sql(f"UPDATE edgeface_{gallery}.gallery SET next_id = 2")
         problems = store.check().problems
         assert len(problems) == 2
@@ -162,9 +152,7 @@ OTHER_KEY = bytes(range(1, 33))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"]
-)
+@pytest.mark.parametrize(("old", "new"), [(KEY, OTHER_KEY), (None, KEY), (KEY, None)], ids=["another", "first", "none"])
 def test_rekey_changes_the_key_and_nothing_else(
     pgvector: Any, gallery: str, old: bytes | None, new: bytes | None
 ) -> None:
@@ -222,9 +210,7 @@ def test_a_rekey_that_meets_a_damaged_row_changes_nothing(pgvector: Any, gallery
 
 @pytest.mark.parametrize("kind", ["vector", "halfvec"])
 @pytest.mark.parametrize("graph", [False, True], ids=["every row", "graph"])
-def test_the_server_finds_what_an_exact_index_finds(
-    pgvector: Any, gallery: str, kind: str, graph: bool
-) -> None:
+def test_the_server_finds_what_an_exact_index_finds(pgvector: Any, gallery: str, kind: str, graph: bool) -> None:
     from edgeface.gallery.index.postgres import PostgresIndex
 
     with create(pgvector.url, gallery, searched_as=kind) as store:
@@ -245,9 +231,7 @@ def test_the_server_finds_what_an_exact_index_finds(
         ours, theirs = index.compare(probes[0], people), exact.compare(probes[0], people)
         np.testing.assert_array_equal(ours.ids, theirs.ids)
         np.testing.assert_array_equal(ours.scores, theirs.scores)
-        assert len(index.search(probes[0], k=500)) == (
-            120 if not graph else len(index.search(probes[0], k=500))
-        )
+        assert len(index.search(probes[0], k=500)) == (120 if not graph else len(index.search(probes[0], k=500)))
         store.forget(people[0])
         assert people[0] not in index.search(Embedding(vectors(1, seed=3)[0], CONTRACT), k=20).person_ids
 
@@ -257,10 +241,7 @@ def test_the_server_is_not_asked_for_what_does_not_belong(pgvector: Any, gallery
 
     with create(pgvector.url, gallery) as store:
         index = PostgresIndex(store)
-        for alien in (
-            Embedding(vectors(1)[0], OTHER_CONTRACT),
-            Embedding(vectors(1, dim=DIM + 1)[0], CONTRACT),
-        ):
+        for alien in (Embedding(vectors(1)[0], OTHER_CONTRACT), Embedding(vectors(1, dim=DIM + 1)[0], CONTRACT)):
             for call in (
                 lambda alien=alien: index.search(alien),
                 lambda alien=alien: index.compare(alien, [1]),
