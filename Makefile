@@ -28,12 +28,12 @@ RUN = run() { $(PYTEST) "$$@" $(TESTS) || test $$? -eq 5; } && \
 	run -n $(JOBS) --dist worksteal -m "($(MARKS)) and not alone" && \
 	run -m "($(MARKS)) and alone"  # 5: there are none
 
-# While you write: unit tests without slow ones, and few examples of what Hypothesis makes up.
+# While you write: unit tests without those that are slow or want the machine for themselves, and few examples of what
+# Hypothesis makes up.
 quick: TESTS = tests/unit
-quick: MARKS = not slow and not nightly
 quick: PROFILE = quick
 quick: $(STAMP)
-	$(RUN)
+	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not nightly and not alone" $(TESTS)
 
 test: $(STAMP)
 	$(RUN)

@@ -9,9 +9,10 @@ from pathlib import Path
 import cv2
 import pytest
 from commands import edgeface
+from extras import need_nncf
 from tiny_net import skin_crops, write_tiny_net
 
-pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+need_nncf()
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from extras import need_nncf
 from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 
 from edgeface.errors import ConversionError, InputError
@@ -24,7 +25,7 @@ try:
 except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset13 as ops
 
-pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+need_nncf()
 
 
 def inputs(count: int = 12) -> list[np.ndarray]:

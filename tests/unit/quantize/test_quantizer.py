@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from extras import need_nncf
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
@@ -23,7 +24,7 @@ from edgeface.quantize.sensitivity import groups_of, rank, revert
 from edgeface.runtime import DevicePlan, Embedder
 from edgeface.vision.crops import find_photos
 
-pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+need_nncf()
 IMPOSSIBLE = QuantizationLimits(min_cosine=1.0)
 
 
