@@ -388,6 +388,7 @@ def test_a_forked_child_must_open_the_gallery_itself(tmp_path: Path) -> None:
         assert store.add_person("Ada").name == "Ada"
 
 
+@pytest.mark.slow
 def test_two_processes_that_enrol_at_once_lose_nothing(tmp_path: Path) -> None:
     SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY).close()
     program = f"""

@@ -110,6 +110,7 @@ def test_model_that_cannot_run_says_so_at_the_first_request(device, board, row):
             engine.submit(row(2)).result(SOON)
 
 
+@pytest.mark.slow
 def test_only_a_request_that_never_ran_has_a_latency_of_0(double, row):
     """What `Slot.verdict` relies on."""
     for name in ("CPU", "AUTO:CPU", "HETERO:CPU", "BATCH:CPU(2)"):
@@ -174,6 +175,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
     """Ctrl-C at any point leaves an engine that still has all its requests."""
@@ -242,6 +244,7 @@ def test_process_exits_cleanly_with_an_open_engine(ending):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ov.__version__ < "2025", reason="OpenVINO 2024 has no operations written in Python")
 def test_process_exits_although_the_device_hangs():
     done = run(
