@@ -1,6 +1,6 @@
 """Define the errors that edgeface raises on purpose, each with the exit code of the command line.
 
-::
+The tree:
 
     EdgeFaceError                    4  an internal failure
     ├── RequestError                 4  a running engine did not answer a request

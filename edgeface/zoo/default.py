@@ -35,7 +35,7 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
 
     Examples
     --------
-    Load OpenVINO's converter only if there is something to convert::
+    Load OpenVINO's converter only if there is something to convert:
 
         from edgeface.convert import convert
 
