@@ -61,7 +61,8 @@ def run(
         Path | None, _option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
     scenario: Annotated[
-        _Scenario, typer.Option("--scenario", "-s", help="Load scenario of MLPerf Inference; kiosk: a video.")
+        _Scenario,
+        typer.Option("--scenario", "-s", help="MLPerf Inference load scenario, or kiosk for the faces of a video."),
     ] = _Scenario.single_stream,
     device: Annotated[str | None, _option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
@@ -92,7 +93,7 @@ def run(
     warm_up: Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of inputs and arrivals.")] = 0,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Run through edgeface's Embedder, copies in and out included.")
+        bool, typer.Option("--end-to-end", help="Measure edgeface's Embedder, including input and output copies.")
     ] = False,
     input_format: Annotated[
         str | None, _option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")

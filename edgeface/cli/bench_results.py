@@ -43,7 +43,7 @@ def compare(
 ) -> None:
     """Compare results: what is better, worse, or not shown to differ.
 
-    All verdicts together are correct in 95 % of the cases in which nothing differs. To include the variation between
+    If nothing differs, the probability that every verdict is correct is at least 95 %. To include the variation between
     runs in the intervals, give folders of three or more alternating runs each.
     """
     from edgeface.bench.compare.comparable import read_side
@@ -83,7 +83,7 @@ def compare(
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Results, their folders, folders of those, reports of benchmark_app.", show_default=False),
+        typer.Argument(help="Result files, folders that contain them, or benchmark_app reports.", show_default=False),
     ],
     output: Annotated[
         list[Path],
@@ -137,8 +137,8 @@ def sweep(
 ) -> None:
     """Measure every combination of settings, and write the best plans for latency and for throughput.
 
-    latency.json and throughput.json are plans for Embedder.load(..., plan=FILE) and bench run --plan. An interrupted
-    sweep is resumed by the same command.
+    latency.json and throughput.json are plans for Embedder.load(..., plan=FILE) and bench run --plan. To resume
+    an interrupted sweep, run the same command.
     """
     from edgeface.bench.run.benchmark_model import parse_shapes
     from edgeface.bench.run.runner import DEFAULTS

@@ -32,27 +32,28 @@ def register(app: typer.Typer) -> None:
 
 
 def cluster(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Photos, in any depth of folders.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Gets people/0001, people/0002, ...", show_default=False)
+        Path,
+        typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...", show_default=False),
     ],
     *,
     method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
     threshold: ThresholdOption = None,
     far: FarOption = None,
     min_samples: Annotated[
-        int, typer.Option("--min-samples", min=1, help="Faces of smaller groups go to people/unknown.")
+        int, typer.Option("--min-samples", min=1, help="Minimum faces per person; smaller groups go to people/unknown.")
     ] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of chinese-whispers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for chinese-whispers.")] = 0,
     link: Annotated[bool, typer.Option("--link", help="Link to the photos instead of copying them.")] = False,
     options: AnalyzerOptions,
     gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Leave out faces too blurred, dark or turned to compare.")
+        bool, typer.Option("--gate/--no-gate", help="Skip faces that are too blurred, dark or turned to compare.")
     ] = True,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Sort a folder of photos of unknown people into one folder a person. A photo of two people is in both."""
+    """Cluster the faces of a folder of photos into one folder per person. A photo of two people is in both."""
     from edgeface.recognize.cluster import cluster_folder
     from edgeface.vision.quality import QualityGate
 

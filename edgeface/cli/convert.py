@@ -104,7 +104,7 @@ def adopt(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a contract to an IR of another tool, after measuring its layout and colour order."""
+    """Add a contract to an IR made by another tool; detect its layout and colour order from golden images."""
     from edgeface.convert import adopt as run
 
     with _tidy_when_terminated():
@@ -113,7 +113,7 @@ def adopt(
 
 
 def inspect(ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract.")], json: JsonOption = False) -> None:
-    """Show an IR's contract, its work for one face, its parameters and its file sizes."""
+    """Show an IR's contract, FLOPs per face, number of parameters and file sizes."""
     import openvino as ov
 
     from edgeface.model.flops import count_work

@@ -31,12 +31,12 @@ def demo(
         str | None,
         typer.Option(envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the publisher.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not download from the publisher.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Get FaceNet, convert it, check and time it, and write a report.
+    """Download FaceNet, convert it, check its accuracy, time it and write a report.
 
-    With published weights it becomes the default model, unless one is set.
+    If the published weights were used and no default model is set, the IR becomes the default model.
     """
     from edgeface.demo import run_demo
 

@@ -32,7 +32,13 @@ _SIZES = {
 
 _ThresholdOption = Annotated[
     float | None,
-    typer.Option("--threshold", min=0, max=1, help="Lowest score. Default: the detector's.", show_default=False),
+    typer.Option(
+        "--threshold",
+        min=0,
+        max=1,
+        help="Minimum detection score, 0 to 1. Default: the detector's own.",
+        show_default=False,
+    ),
 ]
 
 
@@ -45,10 +51,12 @@ def register(app: typer.Typer) -> None:
 
 
 def detect(
-    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or patterns.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or shell patterns.")],
     options: DetectorOptions,
     threshold: _ThresholdOption = None,
-    draw: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for copies with the faces marked.")] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for copies of the photos with the faces marked.")
+    ] = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -85,7 +93,7 @@ def align(
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the aligned face of every photo of a folder, in the same subfolders."""
+    """Write an aligned face crop for every photo in a folder, keeping the subfolders."""
     from edgeface.vision.crops import align_photos, find_photos, list_some
 
     if not folder.is_dir():

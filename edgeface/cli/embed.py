@@ -48,7 +48,7 @@ def embed(
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Embed the faces of many photos. A second run embeds only what is new, changed or was interrupted."""
+    """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
 
@@ -74,13 +74,17 @@ def embed(
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A photo.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another photo.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="First photo.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Second photo.")],
     *,
     threshold: ThresholdOption = None,
     far: FarOption = None,
-    face_a: Annotated[int | None, typer.Option(min=1, help="Face of A to compare, from the left.")] = None,
-    face_b: Annotated[int | None, typer.Option(min=1, help="Face of B to compare, from the left.")] = None,
+    face_a: Annotated[
+        int | None, typer.Option(min=1, help="Face of photo A to compare: 1 is the leftmost. Default: the largest.")
+    ] = None,
+    face_b: Annotated[
+        int | None, typer.Option(min=1, help="Face of photo B to compare: 1 is the leftmost. Default: the largest.")
+    ] = None,
     options: AnalyzerOptions,
     json: JsonOption = False,
 ) -> None:

@@ -113,7 +113,7 @@ def identification(
         list[float],
         typer.Option("--fpir", help="Target false positive identification rate; may be given several times."),
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
-    seed: Annotated[int, typer.Option(help="Seed of the choice of enrolled images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the enrolled images.")] = 0,
     flip: FlipOption = FlipName.none,
     options: LabelledOptions,
     json: JsonOption = False,

@@ -59,11 +59,15 @@ def create(
     key: KeyOption = None,
     unencrypted: UnencryptedOption = False,
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Keep an image of each face, from which another model can embed it.")
+        bool,
+        typer.Option(
+            "--keep-images",
+            help="Store an image of each face, so that 'gallery rebuild' can embed it with another model.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Create a gallery without people, for the embeddings of one model."""
+    """Create an empty gallery for the embeddings of one model."""
     from edgeface.gallery.opening import create_gallery
     from edgeface.model.ir_file import read_contract
 
@@ -134,7 +138,7 @@ def forget(
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Erase a person for good, and search the files for remains. Exit code 1: some were found."""
+    """Erase a person permanently, and check that no data is left in the files. Exit code 1: data was left."""
     with open_gallery(gallery, key) as store:
         person = _find_person(store, name)
         what = f"{len(template)} of {person.template_count} templates" if template else "everything"

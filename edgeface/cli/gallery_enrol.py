@@ -35,19 +35,31 @@ def enrol(
             help="Name of the person in all photos. Default: the name of each photo's folder.", show_default=False
         ),
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label. Repeatable.", show_default=False)] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Label for each enrolled person. Repeatable.", show_default=False)
+    ] = None,
     meta: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Metadata for each enrolled person. Repeatable.", show_default=False),
     ] = None,
     force: ForceOption = False,
-    largest: Annotated[bool, typer.Option("--largest", help="Take the largest of several faces in a photo.")] = False,
+    largest: Annotated[
+        bool,
+        typer.Option(
+            "--largest",
+            help="Enrol the largest face of a photo with several faces; by default such a photo is refused.",
+        ),
+    ] = False,
     threshold: RulesOption = None,
     no_gate: NoGateOption = False,
     options: AnalyzerOptions,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Enrol people. Exit code 1: a person was refused, because no photo is usable or the face is another person's."""
+    """Enrol people. Exit code 1: a person was refused.
+
+    A person is refused if no photo is usable, or if the face matches another enrolled person.
+    """
     from edgeface.gallery.enrolment import EnrolRules
     from edgeface.gallery.enrolment_images import are_tables, enrol_folder
     from edgeface.vision.quality import QualityGate

@@ -31,13 +31,13 @@ from edgeface.files import output_errors
 @group.command(epilog="Example: edgeface gallery export people.gallery -o people.export")
 def export(
     gallery: GalleryArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Export file to write.", show_default=False)],
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
     unencrypted: UnencryptedOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write all people into one checksummed file, encrypted as the gallery is."""
+    """Export all people to one checksummed file, which is encrypted if the gallery is."""
     from edgeface.gallery.keys import find_key
     from edgeface.gallery.transfer import export_gallery
 
@@ -65,7 +65,7 @@ def import_(
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Add all people of an export, or, if one is refused, none."""
+    """Import all people of an export. If one person is refused, none is imported."""
     from edgeface.cipher import is_sealed
     from edgeface.gallery.enrolment import EnrolRules
     from edgeface.gallery.keys import find_key
@@ -92,16 +92,19 @@ def rebuild(
     gallery: GalleryArgument,
     model: Annotated[Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)],
     drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="Remove templates without a usable image.")
+        bool, typer.Option("--drop-missing", help="Remove templates that have no usable stored image.")
     ] = False,
     same_alignment: Annotated[
-        bool, typer.Option("--same-alignment", help="Use kept aligned crops: the new model needs the same alignment.")
+        bool,
+        typer.Option(
+            "--same-alignment", help="Use stored crops as they are; requires that both models use the same alignment."
+        ),
     ] = False,
     device: DeviceOption = "CPU",
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Embed the kept images with another model. An interrupted rebuild is resumed by the same command."""
+    """Embed the stored images with another model. To resume an interrupted rebuild, run the same command."""
     from edgeface.gallery.rebuild import rebuild as run
     from edgeface.runtime import Embedder
 
@@ -126,7 +129,7 @@ def rekey(
     unencrypted: UnencryptedOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Encrypt with another key, the first one, or none, and search the files for rows under the old key."""
+    """Change, add or remove the encryption key, and check that no row under the old key is left in the files."""
     if new_key is None and not unencrypted:
         raise InputError("expected --new-key or --unencrypted, found neither; nothing was changed")
     with open_gallery(gallery, key) as store:
@@ -138,7 +141,7 @@ def rekey(
 
 @group.command(epilog="Example: edgeface gallery check people.gallery --json")
 def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = False) -> None:
-    """Check every row, and finish what was interrupted. Exit code 1: something is damaged."""
+    """Verify every row, and complete an interrupted erasure or rekey. Exit code 1: damage was found."""
     with open_gallery(gallery, key) as store:
         done = store.check()
     counted = ", ".join(f"{count} {table}" for table, count in done.rows.items())

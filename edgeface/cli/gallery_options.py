@@ -24,26 +24,28 @@ def _key_option(flag: str, text: str) -> Any:
 GalleryArgument = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's file.")]
 KeyOption = Annotated[
     str | None,
-    _key_option(
-        "--key", "Where the key of an encrypted gallery is kept. Default: environment variable EDGEFACE_GALLERY_KEY."
-    ),
+    _key_option("--key", "Encryption key: file:PATH, env:NAME or command:WORDS. Default: env:EDGEFACE_GALLERY_KEY."),
 ]
-ExportKeyOption = Annotated[str | None, _key_option("--export-key", "Key of the export. Default: the gallery's.")]
-NewKeyOption = Annotated[str | None, _key_option("--new-key", "The new key.")]
+ExportKeyOption = Annotated[
+    str | None, _key_option("--export-key", "Encryption key of the export. Default: the gallery's key.")
+]
+NewKeyOption = Annotated[
+    str | None, _key_option("--new-key", "New encryption key: file:PATH, env:NAME or command:WORDS.")
+]
 UnencryptedOption = Annotated[
-    bool, typer.Option("--unencrypted", help="Let anyone who has the file read names and embeddings.")
+    bool, typer.Option("--unencrypted", help="Do not encrypt: anyone who has the file can read names and embeddings.")
 ]
 RulesOption = Annotated[
     str | None,
     typer.Option(
         "--threshold",
         metavar="FILE|VALUE",
-        help="File that 'edgeface calibrate' wrote, or the cosine similarity above which two faces are the same "
+        help="File written by 'edgeface calibrate', or a cosine similarity; faces that score above it are the same "
         "person's. Default: shipped with the model.",
         show_default=False,
     ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Enrol a face that another person is enrolled with.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Enrol a face even if it matches another enrolled person.")]
 
 
 def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:

@@ -43,7 +43,7 @@ def identify(
         str, typer.Option(metavar="max|mean-of-best-N", help="How a person's score is computed from templates.")
     ] = "max",
     margin: Annotated[
-        float, typer.Option(min=0, help="How far, in cosine, the next person's score must be below.")
+        float, typer.Option(min=0, help="Minimum lead over the second person's score, in cosine similarity.")
     ] = 0.05,
     no_gate: NoGateOption = False,
     options: AnalyzerOptions,

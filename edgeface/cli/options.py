@@ -44,15 +44,15 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="The .xml of an IR with a contract. Default: EDGEFACE_MODEL, else the model of 'edgeface zoo default'.",
+        help="IR (.xml) with a contract. Default: EDGEFACE_MODEL, else the model set by 'edgeface zoo default'.",
         show_default=False,
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
 ImagesOption = Annotated[Path, typer.Option(help="Folder of photos: NAME/NAME_0001.jpg.", show_default=False)]
-CropsOption = Annotated[bool, typer.Option("--crops", help="The photos are aligned crops: detect nothing.")]
+CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops; skip detection.")]
 BoxesOption = Annotated[
-    Path | None, typer.Option(help=".npz of names, boxes and points from an earlier detection, instead of a detector.")
+    Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
 ]
 DetectorOption = Annotated[DetectorName, typer.Option("--detector", help="Face detector.")]
 ChosenDetectorOption = Annotated[DetectorName | None, typer.Option("--detector", help="Face detector. Default: mtcnn.")]
@@ -61,7 +61,7 @@ DetectorModelOption = Annotated[
     typer.Option(
         "--detector-model",
         metavar="PATH",
-        help="Model of the detector. Default: the downloaded one (mtcnn's is installed with edgeface).",
+        help="Detector model. Default: the downloaded model; mtcnn's is installed with edgeface.",
         show_default=False,
     ),
 ]
@@ -70,23 +70,26 @@ LandmarksModelOption = Annotated[
     typer.Option(
         "--landmarks-model",
         metavar="XML",
-        help="landmarks-regression-retail-0009, for the detector retail-0004. Default: the downloaded one.",
+        help="Landmark model (landmarks-regression-retail-0009) for retail-0004. Default: the downloaded model.",
         show_default=False,
     ),
 ]
-MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Smallest face, in pixels.")]
+MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Minimum face size, pixels.")]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality.")]
-FlipOption = Annotated[FlipName, typer.Option(help="Use of the mirror image of each face.")]
+FlipOption = Annotated[
+    FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")
+]
 FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate. Repeatable.")]
 FarOption = Annotated[
-    float | None, typer.Option(help="False accept rate to choose a threshold by. Default: 0.001.", show_default=False)
+    float | None,
+    typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.", show_default=False),
 ]
 ThresholdOption = Annotated[
     str | None,
     typer.Option(
         "--threshold",
         metavar="FILE|VALUE",
-        help="File that 'edgeface calibrate' wrote, or a cosine similarity. Default: shipped with the model.",
+        help="File written by 'edgeface calibrate', or a cosine similarity. Default: shipped with the model.",
         show_default=False,
     ),
 ]

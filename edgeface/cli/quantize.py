@@ -57,13 +57,10 @@ class _Precision(str, enum.Enum):
 
 
 CalibrationOption = Annotated[
-    Path,
-    typer.Option(
-        help="Folder of photos of faces to calibrate with, of people who are not in the pairs.", show_default=False
-    ),
+    Path, typer.Option(help="Folder of calibration photos, of people who are not in the pairs.", show_default=False)
 ]
-SubsetOption = Annotated[int, typer.Option(min=1, help="Greatest number of photos to calibrate with.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the choice of photos.")]
+SubsetOption = Annotated[int, typer.Option(min=1, help="Maximum number of calibration photos.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed for choosing the calibration photos.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -85,7 +82,10 @@ def quantize(
     ],
     calibration: CalibrationOption,
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Folder for the IR, not that of the FP32 IR.", show_default=False)
+        Path,
+        typer.Option(
+            "--output-dir", "-o", help="Folder for the IR; must differ from the FP32 IR's folder.", show_default=False
+        ),
     ],
     preset: Annotated[
         _Preset, typer.Option(help="Quantization of activations: mixed is asymmetric, performance symmetric.")
@@ -95,10 +95,13 @@ def quantize(
     ] = _Mode.int8,
     subset: SubsetOption = 300,
     max_drop: Annotated[
-        float, typer.Option(help="Greatest drop of accuracy on labelled pairs.", min=0.0, max=1.0)
+        float, typer.Option(help="Maximum accuracy drop on labelled pairs, 0 to 1.", min=0.0, max=1.0)
     ] = 0.001,
     min_cosine: Annotated[
-        float, typer.Option(help="Least cosine against FP32 of any held-out face.", min=-1.0, max=1.0)
+        float,
+        typer.Option(
+            help="Minimum cosine similarity of each held-out face's embedding to the FP32 one.", min=-1.0, max=1.0
+        ),
     ] = 0.97,
     validate: Annotated[
         str,
@@ -122,13 +125,13 @@ def quantize(
         _Bias, typer.Option(help="Bias correction; 'accurate' takes about four times as long.")
     ] = _Bias.fast,
     half_range: Annotated[
-        _HalfRange, typer.Option(help="Layers with 7-bit weights, so that CPUs without VNNI do not saturate.")
+        _HalfRange, typer.Option(help="Layers whose weights use 7 bits, which avoids saturation on CPUs without VNNI.")
     ] = _HalfRange.all,
-    keep: Annotated[list[str] | None, typer.Option(help="Layer that stays in floating point. Repeatable.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Layer to keep in floating point. Repeatable.")] = None,
     accuracy_control: Annotated[
         float | None,
         typer.Option(
-            help="Let NNCF put layers back into floating point up to this mean cosine; takes minutes.",
+            help="Let NNCF restore layers to floating point until this mean cosine is reached; takes minutes.",
             min=-1.0,
             max=1.0,
             metavar="COSINE",
@@ -136,7 +139,7 @@ def quantize(
         ),
     ] = None,
     search: Annotated[
-        int, typer.Option(min=0, help="Groups of layers that may be put back into floating point to keep the limits.")
+        int, typer.Option(min=0, help="Maximum number of layer groups restored to floating point to meet the limits.")
     ] = 4,
     seed: SeedOption = 0,
     crops: CropsOption = False,
@@ -293,7 +296,7 @@ def pareto(
         typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
     ] = None,
     subset: SubsetOption = 300,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds of timing.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timing rounds; each round times every precision once.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")] = 1.0,
     seed: SeedOption = 0,
     options: LabelledOptions,

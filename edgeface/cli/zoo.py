@@ -19,7 +19,7 @@ from edgeface import zoo
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
 
-group = typer.Typer(no_args_is_help=True, help="List, describe, download, verify and carry over published models.")
+group = typer.Typer(no_args_is_help=True, help="List, describe, download, verify and transfer published models.")
 
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Model names or shell patterns, separated by commas.")
@@ -29,7 +29,13 @@ OptionalNames = Annotated[
     typer.Argument(metavar="[NAME...]", help="Model names or shell patterns; by default all in the store."),
 ]
 CatalogOption = Annotated[
-    Path | None, typer.Option("--catalog", metavar="FILE", help="Another model_zoo.yml.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--catalog",
+        metavar="FILE",
+        help="Model catalog to use instead of the built-in model_zoo.yml.",
+        show_default=False,
+    ),
 ]
 CacheOption = Annotated[
     Path | None,
@@ -41,7 +47,7 @@ CacheOption = Annotated[
         show_default=False,
     ),
 ]
-AcceptOption = Annotated[bool, typer.Option("--accept-license", "-y", help="Accept the licences without a question.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-license", "-y", help="Accept the licences without asking.")]
 
 
 class ProgressFormat(str, Enum):
@@ -123,18 +129,20 @@ def download(
     ] = None,
     cache: CacheOption = None,
     catalog: CatalogOption = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at the same time.")] = _DEFAULT.jobs,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts at each source.")] = _DEFAULT.attempts,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of parallel downloads.")] = _DEFAULT.jobs,
+    attempts: Annotated[int, typer.Option(min=1, help="Maximum attempts per source.")] = _DEFAULT.attempts,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds without a byte before a connection counts as dead.")
     ] = _DEFAULT.timeout,
     accept: AcceptOption = False,
-    progress: Annotated[ProgressFormat, typer.Option(help="json: one line an event, on stderr.")] = ProgressFormat.auto,
+    progress: Annotated[
+        ProgressFormat, typer.Option(help="Progress format; json writes one line per event to stderr.")
+    ] = ProgressFormat.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Download models. Interrupted downloads resume; files that are here and intact are kept.
+    """Download models. Interrupted downloads resume; intact files are not downloaded again.
 
-    A licence is shown the first time. On a terminal it has to be accepted; elsewhere it is recorded as shown.
+    Each licence is shown once. A terminal asks to accept it; without a terminal, the store records that it was shown.
 
     Example: edgeface zoo download facenet-20180408-102900
     """

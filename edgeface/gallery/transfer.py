@@ -149,7 +149,7 @@ def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, byt
 def import_gallery(
     store: GalleryStore, path: Path, *, key: bytes | None, rules: EnrolRules, force: bool = False
 ) -> Import:
-    """Add all people of an export, or, if one is refused, none.
+    """Import all people of an export. If one person is refused, none is imported.
 
     A person of a known name gets the missing templates, and keeps labels and metadata; a face that is another
     person's is refused as by `enrol`. Images are left out where the gallery keeps none.
