@@ -69,7 +69,6 @@ def embed_folder(
     InputError
         If a place names nothing; or as `embed_files`.
     """
-    require_format(output)
     files = dict.fromkeys(path for place in places for path in find_files(place))
     return embed_files(list(files), pipeline, output, progress=progress)
 
@@ -125,7 +124,8 @@ def embed_files(
         for frame, faces in answers:
             path = todo[frame.index]
             if not rows.add(path, changed[path], faces):
-                failures[path] = _why_not(faces)
+                reasons = [reason for face in faces for reason in face.reasons]
+                failures[path] = "; ".join(reasons) or "expected a face, found none"
             report(done + frame.index + 1)
     report(len(files))  # the last files may have been unreadable
     if (table := rows.collect(files)) is None:
@@ -136,7 +136,7 @@ def embed_files(
 
 
 def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
-    """Files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
+    """Return the files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
     if output.suffix != ".parquet":
         return {}
     return {
@@ -223,22 +223,21 @@ class _Rows:
 
     def _save_part(self) -> None:
         if self._new:
-            table = self._table(self._new)
+            table = self._new_table()
             with output_errors(self._folder):
                 table.save(self._folder / f"{self._part:06}.npz")
             self._tables.append(table)
             self._part, self._new = self._part + 1, []
         self._saved = time.monotonic()
 
-    def _table(self, rows: Sequence[tuple[Path, int, int, Face]]) -> EmbeddingTable:
-        vectors = [face.embedding.vector for *_, face in rows if face.embedding is not None]
-        width = self._tables[0].vectors.shape[1] if self._tables else 0
+    def _new_table(self) -> EmbeddingTable:
+        rows = self._new
         return EmbeddingTable(
-            vectors=np.stack(vectors) if vectors else np.empty((0, width), np.float32),
+            vectors=np.stack([face.embedding.vector for *_, face in rows if face.embedding is not None]),
             paths=np.array([str(path) for path, *_ in rows], np.str_),
             modified=np.array([modified for _, modified, *_ in rows], np.int64),
             faces=np.array([number for *_, number, _ in rows], np.int32),
-            boxes=np.array([face.box for *_, face in rows], np.float32).reshape(-1, 4),
+            boxes=np.array([face.box for *_, face in rows], np.float32),
             scores=np.array([face.score for *_, face in rows], np.float32),
             contract_id=self._contract_id,
             settings=self._settings,
@@ -259,12 +258,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
-
-
-def _why_not(faces: Sequence[Face]) -> str:
-    if not faces:
-        return "expected a face, found none"
-    return "; ".join(reason for face in faces for reason in face.reasons)
 
 
 def _modified(path: Path) -> int:

@@ -85,14 +85,7 @@ def from_left(faces: Sequence[Face]) -> list[Face]:
 
 
 def largest_face(faces: Sequence[Face], image_size: tuple[int, int]) -> int:
-    """Return the index of the face that a photo is about, by the rule of `Faces.largest`.
-
-    Parameters
-    ----------
-    faces
-        Of one photo.
-    image_size
-        (height, width) in pixels.
+    """Return the index of the face that `Faces.largest` chooses; `image_size` is (height, width) in pixels.
 
     Raises
     ------
@@ -105,32 +98,18 @@ def largest_face(faces: Sequence[Face], image_size: tuple[int, int]) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PendingEmbedding:
-    """An embedding that is being computed."""
-
-    future: Future[NDArray[np.float32]]
-    contract_id: str
-
-    def result(self) -> Embedding:
-        """Wait for the embedding; raise what the embedder raised."""
-        return Embedding(self.future.result().reshape(-1), self.contract_id)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class FaceObservation:
-    """A face of a frame, and the embedding that it will have."""
+    """A face of a frame, and its vector (D,) while that is being computed; None: it will have none, or has it."""
 
     face: Face
-    pending: PendingEmbedding | None
+    vector: Future[NDArray[np.float32]] | None
+    contract_id: str
 
     def finish(self) -> Face:
-        """Wait for the embedding."""
-        return self.face if self.pending is None else replace(self.face, embedding=self.pending.result())
-
-
-def finish(observations: Sequence[FaceObservation]) -> list[Face]:
-    """Wait for the embeddings of one frame."""
-    return [each.finish() for each in observations]
+        """Wait for the embedding; raise what the embedder raised."""
+        if self.vector is None:
+            return self.face
+        return replace(self.face, embedding=Embedding(self.vector.result().reshape(-1), self.contract_id))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +128,7 @@ class FrameGroup:
     def results(self) -> Iterator[tuple[Frame, list[Face]]]:
         """Wait for the faces of every frame."""
         for frame, observations in zip(self.frames, self.observed.result(), strict=True):
-            yield frame, finish(observations)
+            yield frame, [each.finish() for each in observations]
 
     def abandon(self) -> None:
         """Cancel the detection or, if that is over, the embeddings."""
@@ -163,7 +142,7 @@ class FrameGroup:
 
     def _embeddings(self) -> Iterator[Future[NDArray[np.float32]]]:
         for observations in self.observed.result():
-            yield from (each.pending.future for each in observations if each.pending is not None)
+            yield from (each.vector for each in observations if each.vector is not None)
 
 
 def group_frames(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from edgeface.errors import ContractError, FaceError, InputError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.flow import FaceFlow
-from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, PendingEmbedding, finish, group_frames
+from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, group_frames
 from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
@@ -131,7 +131,7 @@ class Pipeline:
         EdgeFaceError
             What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
         """
-        return finish(self._observe([image])[0])
+        return [each.finish() for each in self._observe([image])[0]]
 
     def find(self, image: Image) -> list[Face]:
         """Find the faces of one photo without embedding them; best score first."""
@@ -217,16 +217,15 @@ class Pipeline:
         return replace(face, quality=quality, reasons=tuple(map(str, refused)))
 
     def _embed(self, image: Image, face: Face) -> FaceObservation:
+        contract = self.contract
         if face.reasons:
-            return FaceObservation(face, None)
-        contract = self._embedder.contract
+            return FaceObservation(face, None, contract.contract_id)
         recipe = Alignment("none") if self._detector is None else contract.alignment
         try:
             crop = align(image, face.box, face.landmarks, recipe, contract.input_size)
         except FaceError as error:
-            return FaceObservation(replace(face, reasons=(str(error),)), None)
-        future = self._embedder.submit(crop, policy="block", copy=False)
-        return FaceObservation(face, PendingEmbedding(future, contract.contract_id))
+            return FaceObservation(replace(face, reasons=(str(error),)), None, contract.contract_id)
+        return FaceObservation(face, self._embedder.submit(crop, policy="block", copy=False), contract.contract_id)
 
 
 def _whole(crop: Image) -> Face:
@@ -241,10 +240,10 @@ def _whole(crop: Image) -> Face:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
-    """The last detected face of a track, and its best embedding."""
+    """The last detected face of a track, and the vector of its best crop."""
 
     face: Face
-    pending: PendingEmbedding | None = None
+    vector: Future[np.ndarray] | None = None
     best: float | None = None
     count: int = 0
     at: float = 0.0
@@ -297,11 +296,11 @@ class _Watch:
         if not self._pipeline._policy.wants(quality, best=memory.best, count=memory.count, age=age):
             return memory
         observed = self._pipeline._embed(frame.image, face)
-        if observed.pending is None:
+        if observed.vector is None:
             return replace(memory, face=observed.face)
-        return _Memory(observed.face, observed.pending, quality, memory.count + 1, frame.timestamp)
+        return _Memory(observed.face, observed.vector, quality, memory.count + 1, frame.timestamp)
 
     def _observation(self, track: Track) -> FaceObservation:
         memory = self._memories[track.id]
         face = replace(memory.face, box=track.box, landmarks=track.landmarks, track_id=track.id)
-        return FaceObservation(face, memory.pending)
+        return FaceObservation(face, memory.vector, self._pipeline.contract.contract_id)

@@ -114,12 +114,8 @@ class Tracker:
         owner = {face: old[row] for row, face in matches}
         seen = [self._observe(owner.get(face), faces, face, timestamp) for face in range(len(faces))]
         matched = {track.id for track in owner.values()}
-        unseen = [
-            track
-            for track in old
-            if track.id not in matched and track.confirmed and timestamp - track.seen <= self._max_gap
-        ]
-        self._tracks = unseen + seen
+        waiting = [track for track in old if track.confirmed and timestamp - track.seen <= self._max_gap]
+        self._tracks = [track for track in waiting if track.id not in matched] + seen
         return seen
 
     def follow(self, ids: list[int], moved: Faces, timestamp: float) -> list[Track]:
@@ -164,8 +160,9 @@ class Tracker:
 
     def _observe(self, track: Track | None, faces: Faces, face: int, timestamp: float) -> Track:
         if track is None:
-            track = Track(
-                id=self._next_id,
+            self._next_id += 1
+            return Track(
+                id=self._next_id - 1,
                 box=faces.boxes[face],
                 landmarks=faces.landmarks[face],
                 score=float(faces.scores[face]),
@@ -175,8 +172,6 @@ class Tracker:
                 velocity=np.zeros(2, np.float32),
                 confirmed=self._min_hits == 1,
             )
-            self._next_id += 1
-            return track
         hits = track.hits + 1
         return replace(
             _move(track, faces, face, timestamp),
@@ -215,40 +210,32 @@ class EmbeddingPolicy:
             )
 
     def wants(self, quality: float, *, best: float | None, count: int, age: float) -> bool:
-        """Return whether to embed a crop.
+        """Return whether to embed a crop of this `Quality.score`.
 
-        Parameters
-        ----------
-        quality
-            `Quality.score` of the crop.
-        best
-            That of the crop embedded last, if any.
-        count
-            Embeddings of the track so far.
-        age
-            Seconds since the last of them.
+        `best` is that of the crop embedded last, if any, `count` the embeddings of the track so far, and `age` the
+        seconds since the last of them.
         """
         if best is None or (self.refresh is not None and age >= self.refresh):
             return True
         return count < self.most and quality > best * self.improvement
 
 
-def assign(likeness: NDArray[np.floating]) -> list[tuple[int, int]]:
-    """Pair rows with columns so that the sum of likeness is largest.
+def assign(gains: NDArray[np.floating]) -> list[tuple[int, int]]:
+    """Pair rows with columns so that the sum of gains is largest; a pair whose gain is not positive is never made.
 
     Parameters
     ----------
-    likeness : (N, M) float
-        0 or more; pairs of likeness 0 are not made.
+    gains : (N, M) float
+        Gain of each pair.
 
     Returns
     -------
     list of (row, column)
         By ascending row; each row and column at most once.
     """
-    rows, columns = linear_sum_assignment(likeness, maximize=True)
-    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
-    return [(row, column) for row, column in pairs if likeness[row, column] > 0]
+    useful = np.maximum(gains, 0.0)
+    rows, columns = linear_sum_assignment(useful, maximize=True)
+    return [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if useful[row, column]]
 
 
 _MEMORY = 0.5

@@ -19,7 +19,6 @@ from scipy.sparse.csgraph import connected_components
 
 from edgeface.errors import ContractError, InputError
 from edgeface.files import output_errors, staging_folder, write_atomically
-from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embeddings, require_same_contract
 from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
@@ -100,10 +99,7 @@ def dbscan(embeddings: Embeddings, threshold: Threshold | float, *, min_samples:
     InputError
         If the threshold is not from -1 to 1, or `min_samples` is not positive.
     """
-    if min_samples < 1:
-        raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
-    value = _similarity(threshold, embeddings)
-    graph = _neighbours(embeddings.vectors, value)
+    value, graph = _neighbours(embeddings, threshold, min_samples)
     degrees = np.diff(graph.indptr)
     rows, others = np.repeat(np.arange(len(degrees)), degrees), graph.indices
     core = degrees + 1 >= min_samples
@@ -125,26 +121,14 @@ def chinese_whispers(
 
     Parameters
     ----------
-    embeddings
-        (N, D) of one contract.
-    threshold
-        Calibrated for the same contract with metric cosine, or a cosine similarity.
+    embeddings, threshold
+        As for `dbscan`, which also says what is raised.
     min_samples
         Smaller clusters are dissolved: their faces are in no cluster.
     seed
         Seed of the order; the same seed gives the same clusters.
-
-    Raises
-    ------
-    ContractError
-        If the threshold belongs to another contract.
-    InputError
-        If the threshold is not from -1 to 1, or `min_samples` is not positive.
     """
-    if min_samples < 1:
-        raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
-    value = _similarity(threshold, embeddings)
-    graph = _neighbours(embeddings.vectors, value)
+    value, graph = _neighbours(embeddings, threshold, min_samples)
     labels = np.arange(len(embeddings))
     rng = np.random.default_rng(seed)
     connected = np.flatnonzero(np.diff(graph.indptr))
@@ -164,9 +148,12 @@ def chinese_whispers(
     )
 
 
-def _neighbours(vectors: NDArray[np.float32], threshold: float) -> csr_matrix:
-    """Return similarities above the threshold, (N, N) float32, without those of faces to themselves."""
-    count = len(vectors)
+def _neighbours(embeddings: Embeddings, given: Threshold | float, min_samples: int) -> tuple[float, csr_matrix]:
+    """Return the threshold and the similarities above it, (N, N) float32, without those of faces to themselves."""
+    if min_samples < 1:
+        raise InputError(f"min_samples: expected 1 or more, found {min_samples}")
+    threshold = _similarity(given, embeddings)
+    vectors, count = embeddings.vectors, len(embeddings)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (lengths > 0).all():
         raise InputError("clustering: expected embeddings with a direction, found one of length 0")
@@ -182,7 +169,7 @@ def _neighbours(vectors: NDArray[np.float32], threshold: float) -> csr_matrix:
         others.append(other.astype(np.int32))
         weights.append(scores[row, other])
     pairs = np.concatenate(rows), np.concatenate(others)
-    return csr_matrix((np.concatenate(weights), pairs), shape=(count, count))
+    return threshold, csr_matrix((np.concatenate(weights), pairs), shape=(count, count))
 
 
 def _components(rows: Labels, others: Labels, core: NDArray[np.bool_]) -> Labels:
@@ -207,17 +194,15 @@ def _renumber(labels: Labels) -> Labels:
 
 
 def _similarity(threshold: Threshold | float, embeddings: Embeddings) -> float:
-    if isinstance(threshold, Threshold):
-        require_same_contract(embeddings.contract_id, threshold.contract_id, what="clustering")
-        if threshold.metric is not Metric.cosine:
-            raise ContractError(
-                f"clustering: expected a threshold of metric cosine, found one of {threshold.metric.value}; "
-                "calibrate one with --metric cosine"
-            )
-        return threshold.value
-    if not -1 <= threshold <= 1:
-        raise InputError(f"clustering: expected a cosine similarity from -1 to 1, found {threshold:g}")
-    return float(threshold)
+    if not isinstance(threshold, Threshold):
+        return Threshold.by_hand(threshold, contract_id=embeddings.contract_id).value
+    require_same_contract(embeddings.contract_id, threshold.contract_id, what="clustering")
+    if threshold.metric is not Metric.cosine:
+        raise ContractError(
+            f"clustering: expected a threshold of metric cosine, found one of {threshold.metric.value}; "
+            "calibrate one with --metric cosine"
+        )
+    return threshold.value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -322,7 +307,10 @@ def cluster_folder(
             f"{people}: expected nothing, or the output of an earlier 'edgeface cluster', found a folder without "
             "clusters.json beside it; choose another output folder"
         )
-    known = _known_limits(threshold, far, pipeline.contract)
+    if far is None and (threshold is None or isinstance(threshold, Path)):
+        known = known_thresholds(threshold, pipeline.contract, far=1e-5)
+    else:
+        known = (choose_threshold(threshold, pipeline.contract, far=far),)
     # What an earlier run wrote is told by where it lies: it may be a link to a photo.
     written = people.resolve()
     files = [path for path in find_files(folder) if written not in (path.parent.resolve() / path.name).parents]
@@ -336,15 +324,6 @@ def cluster_folder(
     result = ClusteredFolder(found, embedded, method, _warning(limit, len(faces)))
     _write_people(result, folder, output_dir, link=link)
     return result
-
-
-def _known_limits(
-    given: Threshold | float | Path | None, far: float | None, contract: ModelContract
-) -> tuple[Threshold, ...]:
-    """Return the threshold that was asked for, or all that are known: the choice depends on the faces."""
-    if far is None and (given is None or isinstance(given, Path)):
-        return known_thresholds(given, contract, far=1e-5)
-    return (choose_threshold(given, contract, far=far),)
 
 
 def _choose_limit(known: tuple[Threshold, ...], faces: int) -> Threshold:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edgeface.errors import InputError
 from edgeface.model.embedding import Embedding, require_same_contract
+from edgeface.pipeline.tracking import assign
 from edgeface.recognize.index import Index, PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold
 
@@ -77,7 +77,7 @@ class Identification:
     @property
     def known(self) -> bool:
         """Whether the face was recognised as a person of the gallery."""
-        return self.verdict is Verdict.accepted
+        return bool(self.verdict)
 
     def __bool__(self) -> bool:
         return self.known
@@ -146,13 +146,7 @@ class Identifier:
         self.rule = rule or PersonRule()
 
     def identify(self, probe: Embedding) -> Identification:
-        """Identify one face.
-
-        Raises
-        ------
-        ContractError
-            If the probe is of another contract.
-        """
+        """Identify one face; see `identify_frame`."""
         return self.identify_frame([probe])[0]
 
     def identify_frame(self, probes: Sequence[Embedding]) -> list[Identification]:
@@ -199,17 +193,13 @@ class Identifier:
             # In a best choice every face has one of its own first F people: at most F - 1 of those are others'. One
             # more is the runner-up. Of several photos, the first people of each are looked at.
             count = len(looks) + 1
-            seen = [
-                rank_people(index, probe, count=count, rule=self.rule).person_ids
-                for probes in looks
-                for probe in probes
-            ]
+            probes = [probe for faces in looks for probe in faces]
+            seen = [rank_people(index, probe, count=count, rule=self.rule).person_ids for probe in probes]
             people = np.unique(np.concatenate(seen))
-            scores = np.stack([pair_scores(index, probes, people, self.rule).mean(axis=0) for probes in looks])
-            chosen = assign(scores - self.threshold.value)
+            scores = np.stack([pair_scores(index, faces, people, self.rule).mean(axis=0) for faces in looks])
+            chosen = dict(assign(scores - self.threshold.value))
             return [
-                self._decide(index, people, scores[face], chosen, face, len(probes))
-                for face, probes in enumerate(looks)
+                self._decide(index, people, scores[i], chosen, i, looks=len(faces)) for i, faces in enumerate(looks)
             ]
 
     def _decide(
@@ -217,14 +207,14 @@ class Identifier:
         index: Index,
         people: NDArray[np.int64],
         scores: NDArray[np.float64],
-        assigned: NDArray[np.intp],
+        assigned: Mapping[int, int],
         face: int,
+        *,
         looks: int,
     ) -> Identification:
-        chosen, taken = int(assigned[face]), np.delete(assigned, face)
-        free = np.isfinite(scores)
-        free[taken[taken >= 0]] = False
-        order = [row for row in np.lexsort((people, -scores)).tolist() if free[row]]
+        chosen, taken = assigned.get(face, -1), {row for other, row in assigned.items() if other != face}
+        ranked = np.lexsort((people, -scores)).tolist()
+        order = [row for row in ranked if row not in taken and np.isfinite(scores[row])]
         first = chosen if chosen >= 0 else next(iter(order), -1)
         second = next((row for row in order if row != first), -1)
         verdict = Verdict.unknown if chosen < 0 else Verdict.accepted
@@ -244,26 +234,6 @@ class Identifier:
             person=None if person_id is None else index.name_of(person_id),
             runner_up=None if runner_up_id is None else index.name_of(runner_up_id),
         )
-
-
-def assign(gains: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Choose pairs of faces and people with the largest sum of gains.
-
-    Parameters
-    ----------
-    gains : (F, P) float
-        Gain of each pair. A pair whose gain is not positive is never chosen.
-
-    Returns
-    -------
-    (F,) intp
-        Person of each face, -1 for none; no person twice.
-    """
-    useful = np.maximum(gains, 0.0)
-    faces, people = linear_sum_assignment(useful, maximize=True)
-    chosen = np.full(len(useful), -1, np.intp)
-    chosen[faces] = np.where(useful[faces, people] > 0, people, -1)
-    return chosen
 
 
 class TrackIdentifier:
@@ -310,7 +280,7 @@ class TrackIdentifier:
         Raises
         ------
         ContractError
-            If an embedding is of another contract; then none was taken.
+            If an embedding is of another contract; then no face was taken.
         """
         for face in faces.values():
             require_same_contract(self._identifier.index.contract_id, face.contract_id, what="tracks")

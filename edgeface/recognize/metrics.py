@@ -5,7 +5,6 @@ Scores are computed in float64: float32 is too coarse for distances near 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -19,13 +18,18 @@ Doubles = NDArray[np.float64]
 
 _BLOCK_VALUES = 1 << 21
 """Values of one temporary array: 16 MiB of float64, whatever the size of the input."""
-
-
 _SCALES = {"cosine": (-1.0, 1.0), "cosine-distance": (0.0, 2.0), "squared-l2": (0.0, 4.0), "arccos": (0.0, 1.0)}
 
 
 class Metric(str, Enum):
-    """How two embeddings are compared."""
+    """How two embeddings are compared.
+
+    ``cosine``: similarity ``a.b / (|a| |b|)``, in [-1, 1]. ``cosine-distance``: 1 - cosine, in [0, 2].
+    ``squared-l2``: ``sum((a - b)^2)`` (FaceNet, Schroff et al. 2015, equation 1), in [0, 4] for unit vectors.
+    ``arccos``: angle as a share of a half turn, ``arccos(cosine) / pi``, in [0, 1]; distance metric 1 of
+    davidsandberg/facenet (`facenet.py`, `distance`), where float32 rounding past a cosine of 1 gives NaN: here the
+    cosine is clipped.
+    """
 
     cosine = "cosine"
     cosine_distance = "cosine-distance"
@@ -52,52 +56,6 @@ class Metric(str, Enum):
         return -scores if self.is_similarity else scores
 
 
-def cosine_similarity(a: Floats, b: Floats) -> Doubles:
-    """Cosine of the angle between two embeddings: a.b / (|a| |b|).
-
-    Parameters
-    ----------
-    a, b : (..., D) float
-        Their leading dimensions broadcast.
-
-    Returns
-    -------
-    (...) float64
-        In [-1, 1]; clipped, because rounding can leave that interval by one unit in the last place.
-
-    Raises
-    ------
-    InputError
-        If an embedding has no direction: its length is 0 or not finite.
-    """
-    left, right = _unit(a), _unit(b)
-    return np.asarray(np.clip(np.einsum("...d,...d->...", left, right), -1.0, 1.0))
-
-
-def cosine_distance(a: Floats, b: Floats) -> Doubles:
-    """1 - cosine similarity, in [0, 2]; for unit vectors half the squared L2 distance."""
-    return 1.0 - cosine_similarity(a, b)
-
-
-def arccos_distance(a: Floats, b: Floats) -> Doubles:
-    """Angle between two embeddings as a share of a half turn: arccos(cosine) / pi, in [0, 1].
-
-    davidsandberg/facenet calls it distance metric 1 (`facenet.py`, `distance`), Open Model Zoo
-    ``cosine_distance`` (accuracy_checker, `metrics/reid.py`). Upstream does not clip the cosine and returns NaN
-    where float32 rounding carries it past 1; here it is clipped.
-    """
-    return np.arccos(cosine_similarity(a, b)) / np.pi
-
-
-def squared_l2(a: Floats, b: Floats) -> Doubles:
-    """Squared Euclidean distance, sum((a - b)^2): FaceNet, Schroff et al. 2015, equation 1.
-
-    In [0, 4] for unit vectors, in [0, 8] for an embedding concatenated with its mirror's.
-    """
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return np.asarray(np.einsum("...d,...d->...", difference, difference))
-
-
 def paired(metric: Metric, a: Floats, b: Floats) -> Doubles:
     """Compare row i of `a` with row i of `b`.
 
@@ -118,14 +76,23 @@ def paired(metric: Metric, a: Floats, b: Floats) -> Doubles:
     ContractError
         If the shapes differ.
     InputError
-        If an angle is asked for and an embedding has none.
+        If the metric is of an angle and an embedding has length 0 or is not finite.
     """
     if np.ndim(a) != 2 or np.shape(a) != np.shape(b):
         raise ContractError(
             f"expected two arrays of one shape (N, D), found {np.shape(a)} and {np.shape(b)}; "
             "they come from different models or were not paired"
         )
-    return _in_blocks(_ROWS[metric], a, b)
+    rows = max(1, _BLOCK_VALUES // max(1, a.shape[1]))
+    scores = np.empty(len(a))
+    for start in range(0, len(a), rows):
+        left, right = a[start : start + rows], b[start : start + rows]
+        if metric is Metric.squared_l2:
+            difference = np.asarray(left, np.float64) - np.asarray(right, np.float64)
+            scores[start : start + rows] = np.einsum("nd,nd->n", difference, difference)
+        else:
+            scores[start : start + rows] = _from_cosine(metric, np.einsum("nd,nd->n", _unit(left), _unit(right)))
+    return scores
 
 
 def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
@@ -135,10 +102,8 @@ def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
     ----------
     metric
         What to compute.
-    a : (N, D) float
-        Embeddings, for example probes.
-    b : (M, D) float
-        Embeddings, for example a gallery.
+    a, b : (N, D) float, (M, D) float
+        Embeddings, for example probes and a gallery.
 
     Returns
     -------
@@ -150,7 +115,7 @@ def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
     ContractError
         If the lengths D differ.
     InputError
-        If an angle is asked for and an embedding has none.
+        If the metric is of an angle and an embedding has length 0 or is not finite.
     """
     if np.ndim(a) != 2 or np.ndim(b) != 2 or np.shape(a)[1] != np.shape(b)[1]:
         raise ContractError(f"expected arrays (N, D) and (M, D) of one length D, found {np.shape(a)} and {np.shape(b)}")
@@ -170,11 +135,7 @@ def pairwise(metric: Metric, a: Floats, b: Floats) -> Doubles:
             out += np.einsum("nd,nd->n", left, left)[:, None] + right_squares
             np.maximum(out, 0.0, out=out)
         else:
-            np.clip(np.matmul(_unit(block), right.T), -1.0, 1.0, out=out)
-            if metric is Metric.cosine_distance:
-                np.subtract(1.0, out, out=out)
-            elif metric is Metric.arccos:
-                np.divide(np.arccos(out, out=out), np.pi, out=out)
+            _from_cosine(metric, np.matmul(_unit(block), right.T, out=out))
     return scores
 
 
@@ -190,18 +151,11 @@ def _unit(vectors: Floats) -> Doubles:
     return np.asarray(doubles / lengths)
 
 
-def _in_blocks(compare: Callable[[Any, Any], Doubles], a: NDArray[Any], b: NDArray[Any]) -> Doubles:
-    rows = max(1, _BLOCK_VALUES // max(1, a.shape[1]))
-    scores = np.empty(len(a))
-    for start in range(0, len(a), rows):
-        block = slice(start, start + rows)
-        scores[block] = compare(a[block], b[block])
-    return scores
-
-
-_ROWS: dict[Metric, Callable[[Any, Any], Doubles]] = {
-    Metric.cosine: cosine_similarity,
-    Metric.cosine_distance: cosine_distance,
-    Metric.squared_l2: squared_l2,
-    Metric.arccos: arccos_distance,
-}
+def _from_cosine(metric: Metric, cosines: Doubles) -> Doubles:
+    """Turn cosines into scores, in place. Rounding can carry a cosine past 1 by one unit in the last place."""
+    np.clip(cosines, -1.0, 1.0, out=cosines)
+    if metric is Metric.cosine_distance:
+        np.subtract(1.0, cosines, out=cosines)
+    elif metric is Metric.arccos:
+        np.divide(np.arccos(cosines, out=cosines), np.pi, out=cosines)
+    return cosines

@@ -61,16 +61,9 @@ class SearchThreshold:
 
     @classmethod
     def by_hand(cls, value: float, *, contract_id: str, gallery_size: int) -> SearchThreshold:
-        """Make a threshold from a cosine similarity whose FPIR was never measured.
-
-        Raises
-        ------
-        InputError
-            If the value is not from -1 to 1.
-        """
-        if not -1.0 <= value <= 1.0:
-            raise InputError(f"threshold: expected a cosine similarity from -1 to 1, found {value:g}")
-        return cls(value=float(value), contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand")
+        """Make a threshold from a cosine similarity whose FPIR was never measured; see `Threshold.by_hand`."""
+        known = Threshold.by_hand(value, contract_id=contract_id)
+        return cls(value=known.value, contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand")
 
     def __repr__(self) -> str:
         rate = "by hand" if self.fpir is None else f"FPIR {self.fpir:g}"
@@ -81,7 +74,7 @@ class SearchThreshold:
         return score > self.value
 
     def note(self, gallery_size: int) -> str:
-        """Return what speaks against using it for a gallery of this size, in words; empty if nothing does."""
+        """Return a warning about using it for a gallery of this size; empty if there is none."""
         if self.fpir is None:
             return "the threshold was given by hand: its false positive identification rate was never measured"
         if gallery_size > self.gallery_size:
@@ -101,24 +94,17 @@ def choose_search_threshold(
 
     Parameters
     ----------
-    given
-        A verification threshold; a cosine similarity; a file that 'edgeface calibrate' wrote; or None: the
-        thresholds that ship with the model.
-    contract
-        Of the model.
+    given, contract
+        As for `choose_threshold`, which also says what else is raised.
     fpir
-        False positive identification rate wanted; by default `USUAL_FPIR`.
+        Target false positive identification rate; by default `USUAL_FPIR`.
     gallery_size
         Templates that a probe will be compared with, from 1.
 
     Raises
     ------
     InputError
-        If a number is no cosine similarity or comes with `fpir`, or no known threshold is strict enough.
-    ContractError
-        If the thresholds are for another model.
-    MissingError
-        If none is given and none ships with the model.
+        If a number comes with `fpir`, or no known threshold is strict enough.
     """
     if isinstance(given, (float, int)):
         if fpir is not None:
@@ -127,8 +113,9 @@ def choose_search_threshold(
     fpir = USUAL_FPIR if fpir is None else fpir
     if isinstance(given, Threshold):
         require_calibrated_for(given, contract)
-        return threshold_from_pairs([given], fpir=fpir, gallery_size=gallery_size)
-    known = known_thresholds(given, contract, far=far_for_fpir(fpir, gallery_size))
+        known: Sequence[Threshold] = [given]
+    else:
+        known = known_thresholds(given, contract, far=far_for_fpir(fpir, gallery_size))
     return threshold_from_pairs(known, fpir=fpir, gallery_size=gallery_size)
 
 
@@ -141,10 +128,9 @@ def require_fpir(fpir: float) -> None:
 def fpir_of_far(far: float, comparisons: int) -> float:
     """Compute the FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
 
-    It assumes that the comparisons of one search are independent. They are not: a person who looks like one enrolled
-    person looks like others of the same age, sex and origin too, so that false positives come in clusters and the
-    true FPIR is lower than this for most people and higher for some. Several templates of one person are much alike,
-    which lowers it further: counting templates errs on the safe side. `threshold_from_probes` assumes nothing.
+    It assumes that the comparisons of one search are independent. They are not: people of one age, sex and origin are
+    alike, so that the true FPIR is lower than this for most people and higher for some; and templates of one person
+    are alike, which lowers it further. `threshold_from_probes` does not assume this.
 
     Parameters
     ----------
@@ -178,10 +164,8 @@ def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, galler
     ----------
     thresholds
         Of `calibrate`, for one contract, of any metric.
-    fpir
-        Target.
-    gallery_size
-        Templates that a probe will be compared with.
+    fpir, gallery_size
+        As for `choose_search_threshold`.
 
     Returns
     -------
@@ -234,12 +218,8 @@ def threshold_from_probes(
     ----------
     best_scores : (N,) float
         Score of the most similar person, one for each search, by the rule that will be used.
-    fpir
-        Target.
-    gallery_size
-        Templates that were enrolled.
-    contract_id
-        Contract of the embeddings.
+    fpir, gallery_size, contract_id
+        Target, templates that were enrolled, and contract of the embeddings.
     confidence
         Of the interval, which assumes independent probes: one of each person.
 

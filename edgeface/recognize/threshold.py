@@ -188,14 +188,8 @@ def calibrate(
         Scores of pairs of one person and of two, on the metric's own scale.
     fars
         Target rates, each in (0, 1).
-    contract_id
-        Contract of the embeddings.
-    metric
-        Metric of the scores.
-    confidence
-        Of the intervals.
-    created_from
-        Description of the data.
+    contract_id, metric, confidence, created_from
+        See `Threshold`.
 
     Returns
     -------
@@ -306,9 +300,9 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
     Raises
     ------
     ContractError
-        If they are of different contracts.
+        If the thresholds are of different contracts.
     InputError
-        If none was.
+        If none was calibrated for it.
     """
     known = tuple(thresholds)
     rates = {each.far: each for each in known if each.far is not None}
@@ -320,25 +314,9 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
 
 
 def known_thresholds(given: Path | None, contract: ModelContract, *, far: float = USUAL_FAR) -> tuple[Threshold, ...]:
-    """Return the thresholds of a file, or those that ship with the model.
+    """Return the thresholds of a file, or those that ship with the model; raise as `choose_threshold`.
 
-    Parameters
-    ----------
-    given
-        File that 'edgeface calibrate' wrote; None: the shipped ones.
-    contract
-        Of the model.
-    far
-        Rate that the error's text proposes to calibrate for.
-
-    Raises
-    ------
-    InputError
-        If the file is not one of thresholds.
-    ContractError
-        If its thresholds are for another model.
-    MissingError
-        If none ship with the model; the text says how to calibrate one.
+    The error's text proposes to calibrate for `far`.
     """
     known = load_thresholds(given) if given is not None else shipped_thresholds(contract.contract_id)
     if not known:
@@ -362,15 +340,15 @@ def choose_threshold(
         A threshold; a cosine similarity; a file that 'edgeface calibrate' wrote; or None: those that ship with the
         model.
     contract
-        Of the model.
+        Contract of the model.
     far
         False accept rate to choose by. None: `USUAL_FAR`, or the rate of a file's only threshold.
 
     Raises
     ------
     InputError
-        If a number is no cosine similarity or comes with `far`, a file is not one of thresholds, or none is
-        calibrated for `far`.
+        If a number is no cosine similarity, a threshold or number comes with `far`, a file has no thresholds, or
+        none is calibrated for `far`.
     ContractError
         If the threshold is for another model.
     MissingError
@@ -391,10 +369,7 @@ def choose_threshold(
 
 
 def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:
-    """Raise `ContractError` unless a threshold was calibrated for this model.
-
-    The text says so if it was calibrated for the model that this one was compressed from.
-    """
+    """Raise `ContractError` unless a threshold was calibrated for this model."""
     if threshold.contract_id == contract.contract_id:
         return
     lineage = contract.lineage
@@ -437,7 +412,6 @@ _PARSERS: dict[str, Any] = {
     **dict.fromkeys(("false_accepts", "impostors", "false_rejects", "genuines"), int),
     **dict.fromkeys(("far_interval", "frr_interval"), _interval),
 }
-
 
 _FOLDER = Path(__file__).with_name("thresholds")
 """One file of `save_thresholds` for each contract, named by its id; `created_from` says what it was made of."""

@@ -42,7 +42,7 @@ from edgeface.recognize.index import PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold, threshold_from_pairs
 
 CARRIERS = re.compile(
-    r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|PendingEmbedding|FaceObservation|Index|MemoryIndex"
+    r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|FaceObservation|Index|MemoryIndex"
     r"|LiveIndex|GalleryStore|SqliteStore|PostgresStore|Threshold|SearchThreshold|EnrolRules"
     r"|Identifier)\b"
 )
@@ -251,7 +251,6 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Face.__init__": _ONE,
     "FaceObservation.__init__": _ONE,
     "FrameGroup.__init__": _ONE,
-    "finish": _ONE,
     "FaceAnalyzer.search_threshold": _SIZE,
     "Pipeline.embed": _BOX,
     "cluster_folder": "tried with `choose_threshold` and `dbscan`, which decide",

@@ -19,7 +19,8 @@ from edgeface.errors import ContractError, InputError
 from edgeface.gallery.index import ApproximateIndex, ExactIndex
 from edgeface.gallery.records import TemplateBlock
 from edgeface.model.embedding import Embedding
-from edgeface.recognize.identify import Identifier, TrackIdentifier, Verdict, assign
+from edgeface.pipeline.tracking import assign
+from edgeface.recognize.identify import Identifier, TrackIdentifier, Verdict
 from edgeface.recognize.index import PersonRule, rank_people
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.open_set import (
@@ -64,10 +65,9 @@ def face(*numbers: float) -> Embedding:
 
 @given(arrays(np.float64, st.tuples(st.integers(0, 5), st.integers(0, 5)), elements=st.floats(-1, 1, width=16)))
 def test_assigned_pairs_gain_as_much_as_any_choice_of_pairs(gains: np.ndarray) -> None:
-    chosen = assign(gains)
-    faces = np.flatnonzero(chosen >= 0)
-    assert len(set(chosen[faces].tolist())) == len(faces)
-    assert (gains[faces, chosen[faces]] > 0).all()
+    chosen = dict(assign(gains))
+    assert len(set(chosen.values())) == len(chosen)
+    assert all(gains[pair] > 0 for pair in chosen.items())
 
     @functools.cache
     def best(face: int, taken: frozenset[int]) -> float:
@@ -77,11 +77,11 @@ def test_assigned_pairs_gain_as_much_as_any_choice_of_pairs(gains: np.ndarray) -
         given = [gains[face, person] + best(face + 1, taken | {person}) for person in free]
         return max([best(face + 1, taken), *given])
 
-    assert gains[faces, chosen[faces]].sum() == pytest.approx(best(0, frozenset()), abs=1e-9)
+    assert sum(gains[pair] for pair in chosen.items()) == pytest.approx(best(0, frozenset()), abs=1e-9)
 
 
 def test_a_person_who_is_gone_is_never_assigned() -> None:
-    assert assign(np.array([[-np.inf, 0.2], [-np.inf, 0.1]])).tolist() == [1, -1]
+    assert assign(np.array([[-np.inf, 0.2], [-np.inf, 0.1]])) == [(0, 1)]
 
 
 # People

@@ -34,17 +34,17 @@ def test_known_angles_have_known_scores() -> None:
     degrees = np.array([0, 60, 90, 180])
     a = np.tile([[2.0, 0.0]], (4, 1))
     b = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
-    np.testing.assert_allclose(metrics.cosine_similarity(a, b), [1, 0.5, 0, -1], atol=1e-15)
-    np.testing.assert_allclose(metrics.cosine_distance(a, b), [0, 0.5, 1, 2], atol=1e-15)
-    np.testing.assert_allclose(metrics.arccos_distance(a, b), [0, 1 / 3, 1 / 2, 1], atol=1e-8)
-    np.testing.assert_allclose(metrics.squared_l2(a, b), [1, 3, 5, 9], atol=1e-15)
+    np.testing.assert_allclose(paired(Metric.cosine, a, b), [1, 0.5, 0, -1], atol=1e-15)
+    np.testing.assert_allclose(paired(Metric.cosine_distance, a, b), [0, 0.5, 1, 2], atol=1e-15)
+    np.testing.assert_allclose(paired(Metric.arccos, a, b), [0, 1 / 3, 1 / 2, 1], atol=1e-8)
+    np.testing.assert_allclose(paired(Metric.squared_l2, a, b), [1, 3, 5, 9], atol=1e-15)
 
 
 def test_identical_vectors_give_numbers_where_upstream_gave_nan() -> None:
     a = random_vectors(1000, seed=3, length=512)
     assert np.nanmax(np.sum(a * a, axis=1)) > 1  # float32 rounding carries the cosine past 1
-    assert (metrics.arccos_distance(a, a) < 1e-7).all()
-    assert (metrics.arccos_distance(a, -a) > 1 - 1e-7).all()
+    assert (paired(Metric.arccos, a, a) < 1e-7).all()
+    assert (paired(Metric.arccos, a, -a) > 1 - 1e-7).all()
 
 
 def test_concatenated_unit_vectors_reach_8_in_squared_l2() -> None:
