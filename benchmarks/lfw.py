@@ -24,12 +24,11 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
+from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder
-from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -65,8 +64,8 @@ def main() -> None:
             rows += [row for row in kept["rows"] if row["faces"] not in options.faces]
         cache = Cache(embedder, options.cache)
         for name in options.faces:
-            with faces(name, options.device) as (boxes, detector):
-                cutter = FaceCutter(files, pairs.images, embedder.contract, boxes=boxes, detector=detector)
+            with faces(name, options.device) as source:
+                cutter = FaceCutter(files, pairs.images, embedder.contract, source)
                 vectors = cache.embed(cutter, name)
                 rows += [tell_row(title, name, each, cutter) for title, each in evaluations(vectors, pairs)]
                 if name == "reference":
@@ -133,14 +132,14 @@ class Cache:
 
 
 @contextlib.contextmanager
-def faces(name: str, device: str) -> Iterator[tuple[Boxes | None, Detector | None]]:
+def faces(name: str, device: str) -> Iterator[FaceSource]:
     """Give what finds the faces."""
     if name == "reference":
-        yield load_boxes(DATA / "lfw" / "mtcnn_reference.npz"), None
+        yield FaceSource(load_boxes(DATA / "lfw" / "mtcnn_reference.npz"))
     else:
         paths = {key: DATA / path for key, path in MODELS.get(name, {}).items()}
         with load_detector(name, device=device, **paths) as detector:
-            yield None, detector
+            yield FaceSource(detector=detector)
 
 
 def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:

@@ -137,7 +137,7 @@ def candidates(work: Path, ir: Path, int8: Path) -> dict[str, list[Setting]]:
 
 def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
     """Compare FP32 peers with the golden embeddings, and INT8 ones with FP32 on pairs of LFW."""
-    from edgeface.evaluate.faces import FaceCutter, find_images, load_boxes
+    from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
     from edgeface.evaluate.lfw import DEFAULTS
     from edgeface.evaluate.protocol import ProtocolName
     from edgeface.quantize.verification import compare_verification
@@ -158,9 +158,8 @@ def accuracy(work: Path, ir: Path, int8: Path, folds: int) -> dict[str, Any]:
     pairs = first_folds(read_pairs(LFW / "pairs.txt"), folds)
     with Embedder.load(ir) as embedder:
         contract = embedder.contract
-    cutter = FaceCutter(
-        find_images(LFW / "images", pairs.images), pairs.images, contract, boxes=load_boxes(LFW / "mtcnn_reference.npz")
-    )
+    faces = FaceSource(load_boxes(LFW / "mtcnn_reference.npz"))
+    cutter = FaceCutter(find_images(LFW / "images", pairs.images), pairs.images, contract, faces)
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for number, block in enumerate(_blocks(cutter, 64)):
         for name, model in models.items():

@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from detectors import DATA, compare_speed
 
-from edgeface.evaluate.faces import FaceCutter, find_images, load_boxes
+from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.runtime import Embedder
@@ -161,21 +161,21 @@ def measure_evaluation(model: Path, turns: int, count: int) -> dict[str, Any]:
     spent: dict[str, list[tuple[float, float]]] = {"engine": [], "reference boxes": [], "mtcnn": []}
     with load_detector() as detector, Embedder.load(model, flip="concatenate") as embedder:
 
-        def cut(part: Sequence[str], **faces: Any) -> FaceCutter:
+        def cut(part: Sequence[str], faces: FaceSource) -> FaceCutter:
             files = find_images(DATA / "lfw" / "images", part)
-            return FaceCutter(files, part, embedder.contract, **faces)
+            return FaceCutter(files, part, embedder.contract, faces)
 
         def embed(crops: Iterable[np.ndarray]) -> int:
             return sum(1 for _ in embedder.map(crops))
 
-        ready = list(cut(parts[0], boxes=boxes))
+        ready = list(cut(parts[0], FaceSource(boxes)))
         embed(ready)  # shapes are prepared on first sight
-        embed(cut(parts[0], detector=detector))
+        embed(cut(parts[0], FaceSource(detector=detector)))
         for turn, part in enumerate(parts[1:]):
             contenders = {
                 "engine": ready,
-                "reference boxes": cut(part, boxes=boxes),
-                "mtcnn": cut(part, detector=detector),
+                "reference boxes": cut(part, FaceSource(boxes)),
+                "mtcnn": cut(part, FaceSource(detector=detector)),
             }
             names = list(contenders)[turn % 3 :] + list(contenders)[: turn % 3]
             for name in names if turn % 2 else reversed(names):

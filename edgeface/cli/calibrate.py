@@ -75,13 +75,12 @@ def calibrate(
             images,
             listed,
             edgeface.find_model(model),
+            faces,
             fars=far,
             metric=Metric(metric.value),
             flip=None if flip is FlipName.none else flip.value,
-            boxes=faces.boxes,
-            detector=faces.detector,
             device=options.device,
-            created_from=f"{pairs or images}, {len(listed.images)} images, {faces.words}",
+            created_from=f"{pairs or images}, {len(listed.images)} images, {faces.text}",
             progress=progress,
         )
     save_thresholds(output, found.thresholds)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -19,7 +19,7 @@ from edgeface.errors import InputError
 
 if TYPE_CHECKING:
     from edgeface.analyzer import FaceAnalyzer
-    from edgeface.evaluate.faces import Boxes
+    from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
 
 
@@ -149,14 +149,6 @@ class AnalyzerOptions(DetectorOptions):
         )
 
 
-class FaceSource(NamedTuple):
-    """Source of the faces of a folder: boxes found earlier, a detector, or neither for aligned crops."""
-
-    boxes: Boxes | None
-    detector: Detector | None
-    words: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelledOptions:
     """Options of a command about labelled photos."""
@@ -183,9 +175,9 @@ class LabelledOptions:
                 "expected one of --boxes (found earlier), --crops (aligned already) and a detector, found several; "
                 "leave the others out"
             )
-        if self.boxes is not None:
-            from edgeface.evaluate.faces import load_boxes
+        from edgeface.evaluate.faces import FaceSource, load_boxes
 
+        if self.boxes is not None:
             yield FaceSource(load_boxes(self.boxes), None, f"boxes of {self.boxes.name}")
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")

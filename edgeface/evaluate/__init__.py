@@ -1,6 +1,6 @@
 """Measure the accuracy of a model: published protocols, curves, threshold calibration and reports."""
 
-from edgeface.evaluate.faces import Boxes, Embedded, FaceCutter, embed_images, find_images, load_boxes
+from edgeface.evaluate.faces import Boxes, Embedded, FaceCutter, FaceSource, embed_images, find_images, load_boxes
 from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_identification
 from edgeface.evaluate.lfw import (
     DEFAULTS,
@@ -21,6 +21,7 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "FaceCutter",
+    "FaceSource",
     "IdentificationEvaluation",
     "Pairs",
     "ProtocolName",

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,20 @@ class Boxes:
         return self.rows.get(name, self.rows.get(str(PurePosixPath(name).with_suffix(""))))
 
 
+class FaceSource(NamedTuple):
+    """Source of faces: boxes found earlier, or a detector, or neither if the images are aligned crops.
+
+    `text` names it in answers and reports. The boxes are used without a further margin.
+    """
+
+    boxes: Boxes | None = None
+    detector: Detector | None = None
+    text: str = ""
+
+
+CROPS = FaceSource()
+
+
 def load_boxes(path: Path) -> Boxes:
     """Read a .npz of `names`, `boxes` (N, 4) and, optionally, `points` (N, 10) as x1..x5, y1..y5, in pixels.
 
@@ -131,26 +145,19 @@ class FaceCutter:
         The images, and their names in `Boxes` and `failures`.
     contract
         Contract of the model; it decides alignment and size.
-    boxes
-        Boxes detected before, used without a further margin.
-    detector
-        Finds the faces if there are no `boxes`. Without either, the images are aligned crops already.
+    faces
+        Source of the faces.
 
     Raises
     ------
     InputError
-        If `boxes` has none of the names.
+        If there are boxes, but for none of the names.
     """
 
     def __init__(
-        self,
-        files: Sequence[Path],
-        names: Sequence[str],
-        contract: ModelContract,
-        *,
-        boxes: Boxes | None = None,
-        detector: Detector | None = None,
+        self, files: Sequence[Path], names: Sequence[str], contract: ModelContract, faces: FaceSource = CROPS
     ) -> None:
+        boxes = faces.boxes
         if boxes is not None and len(names) and not any(map(boxes.lists, names)):
             raise InputError(
                 f"boxes: expected boxes of these images ({names[0]}, ...), found boxes of others "
@@ -158,7 +165,7 @@ class FaceCutter:
             )
         self._files, self._names = files, names
         self._contract = contract
-        self._boxes, self._detector = boxes, detector
+        self.faces = faces
         self._places: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]] | None] = {}
         self._failed: set[int] = set()
 
@@ -198,23 +205,19 @@ class FaceCutter:
         return [self._align(index, image) for index, image in zip(chunk, images, strict=True)]
 
     def _locate(self, chunk: Sequence[int], images: Sequence[Image]) -> None:
-        if self._boxes is not None:
-            for index in chunk:
-                self._places[index] = self._boxes.find(self._names[index])
-        elif self._detector is not None:
-            for index, image, faces in zip(chunk, images, self._detector.detect(images), strict=True):
-                if len(faces):
-                    chosen = faces.largest((image.shape[0], image.shape[1]))
-                    self._places[index] = faces.boxes[chosen], faces.landmarks[chosen]
-                else:
-                    self._places[index] = None
+        if self.faces.boxes is not None:
+            self._places |= {index: self.faces.boxes.find(self._names[index]) for index in chunk}
+        elif self.faces.detector is not None:
+            for index, image, faces in zip(chunk, images, self.faces.detector.detect(images), strict=True):
+                chosen = faces.largest((image.shape[0], image.shape[1])) if len(faces) else None
+                self._places[index] = None if chosen is None else (faces.boxes[chosen], faces.landmarks[chosen])
 
     def _align(self, index: int, image: Image) -> Image:
         size = self._contract.input_size
-        if self._boxes is None and self._detector is None:
+        if self.faces.boxes is None and self.faces.detector is None:
             return align(image, None, None, Alignment("none"), size)
         recipe = self._contract.alignment
-        if self._boxes is not None and recipe.recipe in ("mtcnn-box-margin", "mtcnn-box-output-margin"):
+        if self.faces.boxes is not None and recipe.recipe in ("mtcnn-box-margin", "mtcnn-box-output-margin"):
             recipe = _AS_IT_IS
         if (place := self._places[index]) is not None:
             try:
@@ -255,6 +258,7 @@ class Embedded:
         """Return JSON types: the keys that the answers of all `edgeface evaluate` commands share."""
         failures = self.cutter.failures
         return {
+            "faces": self.cutter.faces.text,
             "failures": len(failures),
             "failed_images": failures,
             "images": len(self.cutter),
@@ -273,13 +277,12 @@ class Embedded:
 
 
 def embed_images(
-    files: Sequence[Path],
+    images: Path,
     names: Sequence[str],
     model: Path,
+    faces: FaceSource = CROPS,
     *,
     flip: Flip | None = None,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
     device: str = "CPU",
     progress: ProgressCallback = ignore_progress,
 ) -> Embedded:
@@ -287,19 +290,27 @@ def embed_images(
 
     Parameters
     ----------
-    files, names, boxes, detector
-        See `FaceCutter`.
+    images, names
+        Folder of the images, and their names relative to it; see `find_images`.
     model
         IR with a contract.
+    faces
+        Source of the faces.
     flip
         How the embedding of the mirror image is used, if at all.
     device
         OpenVINO device.
     progress
         Called after every image.
+
+    Raises
+    ------
+    InputError
+        If images are missing or broken, or there are boxes, but for none of the names.
     """
+    files = find_images(images, names)
     with Embedder.load(model, device=device, flip=flip) as embedder:
-        cutter = FaceCutter(files, names, embedder.contract, boxes=boxes, detector=detector)
+        cutter = FaceCutter(files, names, embedder.contract, faces)
         vectors = np.empty((len(files), embedder.contract.embedding_dim), np.float32)
         with stopwatch() as elapsed, contextlib.closing(iter(cutter)) as crops:
             for done, vector in enumerate(embedder.map(crops), start=1):
@@ -319,4 +330,4 @@ def embed_images(
 def _find_image(root: Path, image: str) -> Path | None:
     path = root / image
     candidates = [path.with_name(path.name + suffix) for suffix in (".jpg", ".png", *sorted(IMAGE_SUFFIXES))]
-    return next((each for each in [*candidates, path] if each.is_file()), None)
+    return next((each for each in [path, *candidates] if each.is_file()), None)

@@ -25,14 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.evaluate.faces import Boxes, Embedded, embed_images
+from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric, pairwise
 from edgeface.recognize.open_set import SearchThreshold, require_fpir, threshold_from_probes
 from edgeface.runtime.adapter import Flip
 from edgeface.stats import clopper_pearson
-from edgeface.vision.detector import Detector
 
 PROTOCOL = "open-set-1"
 """Name of the protocol (`split_people`, one enrolled image a person, cosine similarity)."""
@@ -249,8 +248,6 @@ class IdentificationEvaluation:
         Seed of the split.
     flip
         How mirror images were used.
-    faces
-        What found the faces, as text for the report.
     """
 
     images: tuple[str, ...]
@@ -261,7 +258,6 @@ class IdentificationEvaluation:
     embedded: Embedded
     seed: int
     flip: Flip | None
-    faces: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface evaluate identification`."""
@@ -281,20 +277,17 @@ class IdentificationEvaluation:
             "threshold": self.operating[0].threshold.value,
             "operating_points": [each.to_dict() for each in self.operating],
             "flip": self.flip,
-            "faces": self.faces,
         } | self.embedded.to_dict()
 
 
 def evaluate_identification(
     images: Path,
     model: Path,
+    faces: FaceSource = CROPS,
     *,
     fpirs: Sequence[float] = FPIRS,
     seed: int = 0,
     flip: Flip | None = None,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
-    faces: str = "",
     device: str = "CPU",
     progress: ProgressCallback = ignore_progress,
 ) -> IdentificationEvaluation:
@@ -312,7 +305,7 @@ def evaluate_identification(
         Seed of the choice of the enrolled images.
     flip
         How mirror images are used.
-    model, boxes, detector, faces, device, progress
+    model, faces, device, progress
         See `edgeface.evaluate.evaluate_model`.
 
     Raises
@@ -326,16 +319,7 @@ def evaluate_identification(
         require_fpir(fpir)
     listed, people, names = images_of_people(images)
     split = split_people(people, names, seed=seed)
-    embedded = embed_images(
-        [images / each for each in listed],
-        listed,
-        model,
-        flip=flip,
-        boxes=boxes,
-        detector=detector,
-        device=device,
-        progress=progress,
-    )
+    embedded = embed_images(images, listed, model, faces, flip=flip, device=device, progress=progress)
     searches = search(embedded.vectors, split)
     return IdentificationEvaluation(
         images=listed,
@@ -349,7 +333,6 @@ def evaluate_identification(
         embedded=embedded,
         seed=seed,
         flip=flip,
-        faces=faces,
     )
 
 

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeface.evaluate.faces import Boxes, Embedded, embed_images, find_images
+from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate, pair_scores, split
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.adapter import Flip
-from edgeface.vision.detector import Detector
 
 
 class EvaluationSettings(NamedTuple):
@@ -61,21 +60,18 @@ class Result:
         Pairs that were scored.
     flip
         Whether mirror images were concatenated.
-    faces
-        What found the faces, as text for the report.
     """
 
     evaluation: Evaluation
     embedded: Embedded
     pairs: Pairs
     flip: bool
-    faces: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface evaluate lfw`."""
         return (
             self.evaluation.to_dict()
-            | {"flip": self.flip, "faces": self.faces}
+            | {"flip": self.flip}
             | self.embedded.to_dict()
             | {"images_per_second": round(len(self.pairs.images) / self.embedded.seconds, 2)}
         )
@@ -85,15 +81,13 @@ def evaluate_model(
     images: Path,
     pairs: Pairs,
     model: Path,
+    faces: FaceSource = CROPS,
     *,
     protocol: ProtocolName = ProtocolName.facenet,
     metric: Metric | None = None,
     flip: bool | None = None,
     subtract_mean: bool | None = None,
     fars: Sequence[float] = FARS,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
-    faces: str = "",
     device: str = "CPU",
     progress: ProgressCallback = ignore_progress,
 ) -> Result:
@@ -107,16 +101,14 @@ def evaluate_model(
         Labelled pairs; see `edgeface.evaluate.read_pairs`.
     model
         IR with a contract.
+    faces
+        Source of the faces.
     protocol
         Protocol that decides the folds and the default settings.
     metric, flip, subtract_mean
         See `EvaluationSettings`; None takes the default of the protocol.
     fars
         Target false accept rates for VAL, each in (0, 1).
-    boxes, detector
-        See `FaceCutter`.
-    faces
-        What finds the faces, as text for the report.
     device
         OpenVINO device.
     progress
@@ -131,16 +123,8 @@ def evaluate_model(
     flip = defaults.flip if flip is None else flip
     require_rates(fars)  # before minutes of work
     split(pairs, protocol)
-    embedded = embed_images(
-        find_images(images, pairs.images),
-        pairs.images,
-        model,
-        flip="concatenate" if flip else None,
-        boxes=boxes,
-        detector=detector,
-        device=device,
-        progress=progress,
-    )
+    mirror: Flip | None = "concatenate" if flip else None
+    embedded = embed_images(images, pairs.images, model, faces, flip=mirror, device=device, progress=progress)
     evaluation = evaluate(
         embedded.vectors,
         pairs,
@@ -149,7 +133,7 @@ def evaluate_model(
         subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
         fars=fars,
     )
-    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip, faces=faces)
+    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +156,11 @@ def calibrate_model(
     images: Path,
     pairs: Pairs,
     model: Path,
+    faces: FaceSource = CROPS,
     *,
     fars: Sequence[float],
     metric: Metric = Metric.cosine,
     flip: Flip | None = None,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
     device: str = "CPU",
     created_from: str = "",
     progress: ProgressCallback = ignore_progress,
@@ -186,7 +169,7 @@ def calibrate_model(
 
     Parameters
     ----------
-    images, boxes, detector, device, progress
+    images, faces, device, progress
         See `evaluate_model`.
     pairs
         Pairs of people that the model will not be evaluated on.
@@ -205,16 +188,7 @@ def calibrate_model(
         If images are missing or broken, no pair of a kind is left, or a rate is not in (0, 1).
     """
     require_rates(fars)  # before minutes of work
-    embedded = embed_images(
-        find_images(images, pairs.images),
-        pairs.images,
-        model,
-        flip=flip,
-        boxes=boxes,
-        detector=detector,
-        device=device,
-        progress=progress,
-    )
+    embedded = embed_images(images, pairs.images, model, faces, flip=flip, device=device, progress=progress)
     failures = embedded.cutter.failures
     scores = pair_scores(embedded.vectors, pairs, metric)
     failed = np.isin(pairs.images, failures)

@@ -22,8 +22,7 @@ from edgeface.errors import ConversionError, ImageError, InputError
 from edgeface.files import output_errors, staging_folder, stopwatch
 from edgeface.model.contract import Alignment
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
-from edgeface.quantize.calibration import CalibrationSet
-from edgeface.quantize.calibration_checks import find_flaws
+from edgeface.quantize.calibration import CalibrationSet, find_flaws
 from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
 from edgeface.vision.align import align
 from edgeface.vision.crops import find_photos

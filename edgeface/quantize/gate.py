@@ -155,14 +155,10 @@ class HintResult:
 
     Attributes
     ----------
-    device
-        OpenVINO device.
     hint
         ``bf16`` or ``f16``.
-    fidelity
-        Agreement with FP32; None if the device does not offer the precision.
-    why_not
-        Why it was not measured; empty if it was.
+    fidelity, why_not
+        Agreement with FP32, or why it was not measured.
     reasons
         Why it is refused; empty if it is accepted or was not measured.
     """
@@ -189,14 +185,9 @@ def measure_hints(
     *,
     device: str = "CPU",
 ) -> tuple[HintResult, ...]:
-    """Compare bf16 and f16 inference of an FP32 model with f32 on a device.
+    """Compare bf16 and f16 inference of an FP32 model with f32 on a device; the result is empty without inputs.
 
     OpenVINO accepts a hint that the device does not support and ignores it, so the capabilities are read first.
-
-    Returns
-    -------
-    tuple of HintResult
-        Empty if there are no inputs.
 
     Raises
     ------
@@ -214,19 +205,15 @@ def measure_hints(
     expected: NDArray[np.float32] | None = None
     results = []
     for hint, capability in _CAPABILITIES.items():
-        if capability not in offered:
-            why = f"not available on {device} ({name}), which offers {', '.join(sorted(offered))}"
-            results.append(HintResult(device=device, hint=hint, fidelity=None, why_not=why))
-            continue
-        try:
-            if expected is None:
-                expected = embed(model, inputs, device=device)
-            found = embed(model, inputs, device=device, hint=hint)
-        except RuntimeError as error:  # raised by a driver
-            why = f"{device} ({name}) cannot run this model: {str(error).strip().splitlines()[-1]}"
-            results.append(HintResult(device=device, hint=hint, fidelity=None, why_not=why))
-            continue
-        fidelity = measure_fidelity(expected, found)
-        reasons = judge_fidelity(fidelity, contract, limits)
-        results.append(HintResult(device=device, hint=hint, fidelity=fidelity, reasons=reasons))
+        result = HintResult(device=device, hint=hint, fidelity=None)
+        why = f"not available on {device} ({name}), which offers {', '.join(sorted(offered))}"
+        if capability in offered:
+            try:
+                expected = embed(model, inputs, device=device) if expected is None else expected
+                fidelity = measure_fidelity(expected, embed(model, inputs, device=device, hint=hint))
+                reasons, why = judge_fidelity(fidelity, contract, limits), ""
+                result = dataclasses.replace(result, fidelity=fidelity, reasons=reasons)
+            except RuntimeError as error:  # raised by a driver
+                why = f"{device} ({name}) cannot run this model: {str(error).strip().splitlines()[-1]}"
+        results.append(dataclasses.replace(result, why_not=why))
     return tuple(results)

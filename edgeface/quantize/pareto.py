@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from edgeface.bench.machine.disturbance import Disturbance, watch
 from edgeface.bench.run.rounds import ModelTiming, compare_rounds, measure_in_turn
 from edgeface.errors import InputError, NegativeResult
-from edgeface.evaluate.faces import Boxes, FaceCutter, find_images
+from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource, find_images
 from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import Method, ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import CalibrationSet, gather
 from edgeface.quantize.compress import QuantizationRecipe
@@ -40,7 +40,6 @@ from edgeface.quantize.quantizer import quantize
 from edgeface.quantize.verification import VerificationChange, compare_verification
 from edgeface.runtime import Embedder, default_plan
 from edgeface.runtime.devices import read_property
-from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
 
 FP32 = "fp32"
@@ -60,22 +59,18 @@ _BLOCK = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Measurements of one precision.
+    """Measurements of one precision, ``fp32`` or a `Method`.
 
     Attributes
     ----------
-    name
-        ``fp32`` or a `Method`.
-    ir, contract_id, file_bytes
-        The IR, and the size of its .xml and .bin.
-    timing
-        Latency and throughput.
+    file_bytes
+        Size of the .xml and .bin of the IR.
     accuracy
         Verification accuracy on the labelled pairs.
     fidelity, verification
         Comparison with FP32 on held-out faces and on the labelled pairs; None for FP32.
     dominated_by
-        Precisions that are better in at least one respect and worse in none; empty for a Pareto-optimal one.
+        See `find_dominated`.
     """
 
     name: str
@@ -100,10 +95,8 @@ class Pareto:
 
     Attributes
     ----------
-    contract
-        Contract of the FP32 IR.
-    rows
-        Measurements, FP32 first.
+    contract, rows
+        Contract of the FP32 IR, and measurements, FP32 first.
     pairs, protocol, faces
         Number of labelled pairs, protocol, and what found the faces.
     device, openvino
@@ -135,11 +128,7 @@ class Pareto:
             "model": self.contract.name,
             "contract_id": self.contract.contract_id,
             "provenance": self.contract.provenance,
-            "pairs": self.pairs,
-            "protocol": self.protocol,
-            "faces": self.faces,
-            "device": self.device,
-            "openvino": self.openvino,
+            **{name: getattr(self, name) for name in ("pairs", "protocol", "faces", "device", "openvino")},
             "rounds": self.rounds,
             "seconds": self.seconds,
             "disturbed": self.disturbance.disturbed,
@@ -171,9 +160,7 @@ def measure_pareto(
     *,
     images: Path,
     pairs: Pairs,
-    boxes: Boxes | None = None,
-    detector: Detector | None = None,
-    faces: str = "",
+    faces: FaceSource = CROPS,
     methods: Sequence[Method] = METHODS,
     protocol: ProtocolName = ProtocolName.facenet,
     recipe: QuantizationRecipe | None = None,
@@ -191,12 +178,12 @@ def measure_pareto(
     output
         Folder for the compressed IRs, each in a folder named after its method. They are not checked against limits.
     calibration
-        Crops for this contract, see `gather`, or a folder of photos, in which `detector` finds the faces, or MTCNN if
-        there are `boxes`, which are those of the pairs.
+        Crops for this contract, see `gather`, or a folder of photos.
     images, pairs
         Labelled pairs, and the folder that their names are relative to.
-    boxes, detector, faces
-        See `edgeface.evaluate.evaluate_model`.
+    faces
+        Source of the faces in all photos. If it is boxes, they are those of the pairs, and MTCNN finds the faces in
+        the photos to calibrate with.
     methods
         Methods to compare FP32 with.
     protocol
@@ -224,26 +211,27 @@ def measure_pareto(
     files = find_images(images, pairs.images)
     recipe = recipe or QuantizationRecipe()
     if isinstance(calibration, Path):
-        with contextlib.ExitStack() as stack:
-            finder = detector if boxes is None else stack.enter_context(load_detector("mtcnn", device=device))
-            contract = ModelContract.read_from(read_ir(ir), source=str(ir))
+        with load_detector(device=device) if faces.boxes else contextlib.nullcontext(faces.detector) as finder:
             calibration = gather(
-                calibration, contract, subset=recipe.subset, detector=finder, seed=recipe.seed, progress=progress
+                calibration,
+                read_contract(ir)[1],
+                subset=recipe.subset,
+                detector=finder,
+                seed=recipe.seed,
+                progress=progress,
             )
     models = {FP32: ir}
     fidelities: dict[str, Fidelity] = {}
     for method in dict.fromkeys(methods):
         models[method], fidelities[method] = _compress(ir, output / method, calibration, method, recipe, progress)
-    contracts = {name: ModelContract.read_from(read_ir(path), source=str(path)) for name, path in models.items()}
-    cutter = FaceCutter(files, pairs.images, contracts[FP32], boxes=boxes, detector=detector)
+    contracts = {name: read_contract(path)[1] for name, path in models.items()}
+    cutter = FaceCutter(files, pairs.images, contracts[FP32], faces)
     vectors = _embed_all(models, cutter, device, progress)
 
-    def compare(first: str, second: str) -> VerificationChange:
-        return compare_verification(
-            vectors[first], vectors[second], pairs, protocol=protocol, settings=DEFAULTS[protocol]
-        )
-
-    verified = {(a, b): compare(a, b) for a, b in itertools.combinations(models, 2)}
+    verified = {
+        (a, b): compare_verification(vectors[a], vectors[b], pairs, protocol=protocol, settings=DEFAULTS[protocol])
+        for a, b in itertools.combinations(models, 2)
+    }
     accuracies = {FP32: verified[FP32, methods[0]].accuracy.before}
     accuracies |= {method: verified[FP32, method].accuracy.after for method in methods}
     with watch() as watched:
@@ -278,7 +266,7 @@ def measure_pareto(
         ),
         pairs=len(pairs),
         protocol=protocol.value,
-        faces=faces,
+        faces=faces.text,
         device=str(read_property(core, device, "FULL_DEVICE_NAME") or device).strip(),
         openvino=ov.__version__,
         rounds=rounds,
@@ -302,20 +290,10 @@ def timing_ratios(timing: ModelTiming, base: ModelTiming) -> dict[str, float]:
 
 
 def find_dominated(names: Sequence[str], better: Callable[[str, str], Sequence[int]]) -> dict[str, tuple[str, ...]]:
-    """Find the candidates that dominate each candidate.
+    """Return, by name, the candidates that are better in at least one objective and worse in none.
 
-    Parameters
-    ----------
-    names
-        Names of the candidates.
-    better
-        Called with two names, the earlier one first. Returns for each objective -1 if the first is better, 1 if the
-        second is, 0 if they are alike.
-
-    Returns
-    -------
-    dict
-        By name, the candidates that are better in at least one objective and worse in none; empty for an optimal one.
+    `better` is called with two names, the earlier one first. It returns for each objective -1 if the first is better,
+    1 if the second is, 0 if they are alike.
 
     Examples
     --------

@@ -18,10 +18,9 @@ from edgeface.errors import InputError
 from edgeface.evaluate.lfw import calibrate_model
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Lineage, ModelContract, Precision
-from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.model.ir_file import check_weights, read_contract, read_ir
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
-from edgeface.quantize.calibration import CalibrationSet, gather, to_inputs
-from edgeface.quantize.calibration_checks import find_flaws
+from edgeface.quantize.calibration import CalibrationSet, find_flaws, gather, to_inputs
 from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
 from edgeface.quantize.gate import (
     Fidelity,
@@ -55,16 +54,13 @@ class Trial:
 
     Attributes
     ----------
-    in_float
-        Friendly names of the layers that stayed in floating point.
-    share_in_float
-        Their share of the layers with weights, in [0, 1].
+    in_float, share_in_float
+        Friendly names of the layers that stayed in floating point, and their share of the layers with weights.
     bytes
         Size of the .bin file.
-    fidelity
-        Agreement with FP32 on held-out faces.
-    verification
-        Verification on labelled pairs; empty if there are none, or if the faces were enough to refuse the model.
+    fidelity, verification
+        Agreement with FP32 on held-out faces, and on labelled pairs; the latter is empty if there are none, or if the
+        faces were enough to refuse the model.
     reasons
         Why it is refused; empty if it is accepted.
     """
@@ -86,19 +82,14 @@ class Outcome:
 
     Attributes
     ----------
-    ir
-        The compressed IR; None if it was refused, and then nothing was written.
-    contract
-        Contract of `ir`, or of the parent if it was refused.
-    recipe
-        Recipe, with the number of images that were used.
-    calibration
-        Crops that were used.
+    ir, contract
+        The compressed IR and its contract; None and the parent's if it was refused, and then nothing was written.
+    recipe, calibration
+        Recipe, with the number of images that were used, and their crops.
     reasons
         Why it was refused; empty if it passed.
     trials
-        All measured models in order; the last one is `ir`. More than one if the search put layers back into floating
-        point.
+        All measured models in order; the last one is `ir`. More than one if layers were put back into floating point.
     hints
         Agreement of lower inference precisions with FP32, on every device.
     thresholds
@@ -192,17 +183,10 @@ def quantize(
     progress
         Called as the work proceeds.
 
-    Returns
-    -------
-    Outcome
-        Also if the model is refused: then it is false and holds the reasons.
-
     Raises
     ------
-    InputError
-        If the IR is not FP32, `output` is its folder, or no faces are held out.
     EdgeFaceError
-        See `compress` and `save_ir`.
+        See `open_parent`, `gather` and `compress`; not if the model is refused.
     """
     recipe, limits = recipe or QuantizationRecipe(), limits or QuantizationLimits()
     with stopwatch() as elapsed, contextlib.ExitStack() as stack:
@@ -224,18 +208,16 @@ def quantize(
         )
         if not outcome.reasons:
             outcome = _search(outcome, ir, output, parent, limits, pairs, search, progress)
+        found: list[HintResult] = []
         if hints:
             faces = to_inputs(calibration.held_out[:_FEW_FACES], contract)
-            found = [
-                each
-                for device in ov.Core().available_devices
-                for each in measure_hints(parent, faces, contract, limits, device=device)
-            ]
-            outcome = dataclasses.replace(outcome, hints=tuple(found))
+            for device in ov.Core().available_devices:
+                found += measure_hints(parent, faces, contract, limits, device=device)
+        thresholds = None
         if outcome.ir is not None and recalibrate is not None:
             thresholds = _recalibrate(outcome.ir, recalibrate, progress)
-            outcome = dataclasses.replace(outcome, thresholds=thresholds)
-        return dataclasses.replace(outcome, seconds=(outcome.seconds[0], elapsed()))
+        seconds = outcome.seconds[0], elapsed()
+        return dataclasses.replace(outcome, hints=tuple(found), thresholds=thresholds, seconds=seconds)
 
 
 def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.Model, ModelContract]:
@@ -244,16 +226,13 @@ def open_parent(ir: Path, output: Path, recipe: QuantizationRecipe) -> tuple[ov.
     Raises
     ------
     InputError
-        If the IR is not FP32, `output` is its folder, or the recipe names an operation that is not in the model.
+        If the IR is damaged or not FP32, `output` is its folder, or the recipe does not fit the model.
     OutputError
         If `output` cannot be written.
     ExtraNotInstalledError
         If the recipe needs NNCF and it is not installed.
-    EdgeFaceError
-        If the IR is damaged, or does not have one image input and one embedding output.
     """
-    parent = read_ir(ir)
-    contract = ModelContract.read_from(parent, source=str(ir))
+    parent, contract = read_contract(ir)
     check_weights(ir, contract, sha256_of(ir.with_suffix(".bin")))
     check_structure(parent, source=str(ir))
     if contract.precision != "FP32":
@@ -369,9 +348,8 @@ def _recalibrate(ir: Path, labelled: LabelledPairs, progress: ProgressCallback) 
         labelled.images,
         labelled.pairs,
         ir,
+        labelled.faces,
         fars=(0.01, 0.001),
-        boxes=labelled.boxes,
-        detector=labelled.detector,
         created_from=labelled.source,
         progress=progress,
     )

@@ -27,7 +27,11 @@ Group = tuple[str, ...]
 
 def groups_of(model: ov.Model, *, count: int = GROUPS) -> tuple[Group, ...]:
     """Divide the layers with weights into groups of about equal size, in execution order."""
-    names = [op.get_friendly_name() for op in model.get_ordered_ops() if _has_weights(op)]
+    names = [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in WEIGHTED and any(_comes_from_constant(port.get_node()) for port in op.input_values())
+    ]
     chunks = np.array_split(np.arange(len(names)), min(count, len(names)) or 1)
     return tuple(tuple(names[index] for index in chunk) for chunk in chunks if len(chunk))
 
@@ -50,15 +54,9 @@ def rank(
 
 
 def revert(compressed: ov.Model, parent: ov.Model, names: Sequence[str]) -> ov.Model:
-    """Return a copy of a compressed model in which the named layers are the parent's, in floating point.
-
-    Raises
-    ------
-    ConversionError
-        If a layer is not in both models.
-    """
+    """Return a copy of a compressed model in which the named layers are the parent's, in floating point."""
     model = compressed.clone()
-    here, there = _by_name(model), _by_name(parent)
+    here, there = ({op.get_friendly_name(): op for op in each.get_ops()} for each in (model, parent))
     if missing := sorted(set(names) - (here.keys() & there.keys())):
         raise ConversionError(
             f"layers to put back: expected them in both models, but these are missing: {', '.join(missing)}"
@@ -109,18 +107,11 @@ def _float_copy(node: Any) -> Any:
 
 def _biases(op: Any) -> list[Any]:
     """Return the additions of a constant to the output of a layer."""
-    readers = [port.get_node() for port in op.output(0).get_target_inputs()]
     return [
         reader
-        for reader in readers
+        for reader in (port.get_node() for port in op.output(0).get_target_inputs())
         if reader.get_type_name() == "Add" and any(is_constant(port.get_node()) for port in reader.input_values())
     ]
-
-
-def _has_weights(op: Any) -> bool:
-    if op.get_type_name() not in WEIGHTED:
-        return False
-    return any(_comes_from_constant(port.get_node()) for port in op.input_values())
 
 
 def _comes_from_constant(node: Any) -> bool:
@@ -128,7 +119,3 @@ def _comes_from_constant(node: Any) -> bool:
     if node.get_type_name() == "Parameter":
         return False
     return all(_comes_from_constant(port.get_node()) for port in node.input_values())
-
-
-def _by_name(model: ov.Model) -> dict[str, Any]:
-    return {op.get_friendly_name(): op for op in model.get_ops()}

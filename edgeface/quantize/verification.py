@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from edgeface.errors import InputError, MissingError
-from edgeface.evaluate.faces import Boxes, embed_images, find_images, load_boxes
+from edgeface.evaluate.faces import CROPS, FaceSource, embed_images, find_images, load_boxes
 from edgeface.evaluate.lfw import DEFAULTS, EvaluationSettings
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, Indices, ProtocolName, evaluate, split
@@ -45,16 +45,9 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One figure of the FP32 model (`before`) and of the compressed model (`after`).
+    """One figure in [0, 1] of the FP32 model (`before`) and of the compressed model (`after`).
 
-    Attributes
-    ----------
-    before, after
-        The figure, in [0, 1].
-    drop
-        Loss: ``before - after``, for an error rate ``after - before``.
-    interval
-        Paired 95 % interval of `drop`.
+    `drop` is the loss: ``before - after``, for an error rate ``after - before``; `interval` its paired 95 % interval.
     """
 
     before: float
@@ -71,14 +64,11 @@ class VerificationChange:
     ----------
     protocol, setting, pairs
         Protocol of the folds; metric, mirror image and mean, as text; number of pairs.
-    accuracy
-        Mean accuracy over the folds, each model at its own thresholds.
-    val, eer
-        True accept rate at a false accept rate of 0.001, and equal error rate.
-    lost, won
-        Pairs that only the FP32 model, and that only the compressed model decides correctly.
-    p_value
-        P value of McNemar's exact test that both models are equally accurate.
+    accuracy, val, eer
+        Mean accuracy over the folds, each model at its own thresholds; true accept rate at a false accept rate of
+        0.001; equal error rate.
+    lost, won, p_value
+        Pairs that only the FP32 model, and that only the compressed model decides correctly; McNemar's P value.
     """
 
     protocol: str
@@ -101,23 +91,9 @@ def compare_verification(
     settings: EvaluationSettings,
     seed: int = 0,
 ) -> VerificationChange:
-    """Score two models on the same pairs.
+    """Score two models on the same pairs; `seed` is that of the resampling. For errors see `evaluate`.
 
-    Parameters
-    ----------
-    before, after : (N, D) float
-        Embeddings of `pairs.images` by each model, with the mirror's behind it if `settings.flip`.
-    pairs
-        Labelled pairs.
-    protocol, settings
-        See `edgeface.evaluate.evaluate`.
-    seed
-        Seed of the resampling.
-
-    Raises
-    ------
-    ContractError, InputError
-        See `edgeface.evaluate.evaluate`.
+    `before` and `after` are (N, D) float: embeddings of `pairs.images`, with the mirror's behind it if `settings.flip`.
     """
     first, second = (
         evaluate(
@@ -178,14 +154,10 @@ class LabelledPairs:
 
     Attributes
     ----------
-    images
-        Folder that the names of `pairs` are relative to.
-    pairs
-        Labelled pairs.
+    images, pairs, faces
+        Folder that the names of the pairs are relative to, the pairs, and the source of the faces.
     source
         Where they come from, as text for thresholds that are calibrated on them.
-    boxes, detector
-        See `edgeface.evaluate.FaceCutter`.
     scored
         Protocols and settings to score by. The images are embedded once for all of them.
     seed
@@ -195,8 +167,7 @@ class LabelledPairs:
     images: Path
     pairs: Pairs
     source: str = ""
-    boxes: Boxes | None = None
-    detector: Detector | None = None
+    faces: FaceSource = CROPS
     scored: tuple[tuple[ProtocolName, EvaluationSettings], ...] = SCORED
     seed: int = 0
     _known: dict[Path, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
@@ -208,33 +179,25 @@ class LabelledPairs:
         if before not in self._known:
             self._known[before] = self._embed(before, "pairs, FP32", progress)
         first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
-        return tuple(
-            compare_verification(
-                self._part(first, settings),
-                self._part(second, settings),
-                self.pairs,
-                protocol=protocol,
-                settings=settings,
-                seed=self.seed,
+        whole = first.shape[1]
+        mirrored = any(settings.flip for _, settings in self.scored)
+        changes = []
+        for protocol, settings in self.scored:
+            used = whole // 2 if mirrored and not settings.flip else whole
+            changes.append(
+                compare_verification(
+                    first[:, :used], second[:, :used], self.pairs, protocol=protocol, settings=settings, seed=self.seed
+                )
             )
-            for protocol, settings in self.scored
-        )
-
-    @property
-    def _mirrors(self) -> bool:
-        return any(settings.flip for _, settings in self.scored)
-
-    def _part(self, vectors: NDArray[np.float32], settings: EvaluationSettings) -> NDArray[np.float32]:
-        return vectors[:, : vectors.shape[1] // 2] if self._mirrors and not settings.flip else vectors
+        return tuple(changes)
 
     def _embed(self, ir: Path, stage: str, progress: ProgressCallback) -> NDArray[np.float32]:
         return embed_images(
-            find_images(self.images, self.pairs.images),
+            self.images,
             self.pairs.images,
             ir,
-            flip="concatenate" if self._mirrors else None,
-            boxes=self.boxes,
-            detector=self.detector,
+            self.faces,
+            flip="concatenate" if any(settings.flip for _, settings in self.scored) else None,
             progress=lambda each: progress(Progress(stage, each.done, each.total, each.unit)),
         ).vectors
 
@@ -266,7 +229,7 @@ def read_labelled(
     boxes = None
     if str(listed) == "lfw":
         data = os.environ.get("EDGEFACE_DATA")
-        folder = Path(data or "") / "lfw"
+        folder = Path(data or "", "lfw")
         listed = folder / "pairs.txt"
         if not data or not listed.is_file():
             raise MissingError(
@@ -281,9 +244,8 @@ def read_labelled(
         raise InputError(f"{listed}: a pairs list needs the folder of its images; give it with --images")
     pairs = read_pairs(Path(listed))
     find_images(images, pairs.images)
-    return LabelledPairs(
-        images=images, pairs=pairs, source=str(listed), boxes=boxes, detector=None if boxes else detector, seed=seed
-    )
+    faces = FaceSource(boxes, None if boxes else detector)
+    return LabelledPairs(images=images, pairs=pairs, source=str(listed), faces=faces, seed=seed)
 
 
 def _right(evaluation: Evaluation, folds: list[Indices]) -> NDArray[np.bool_]:

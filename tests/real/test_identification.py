@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from edgeface.evaluate.faces import load_boxes
+from edgeface.evaluate.faces import FaceSource, load_boxes
 from edgeface.evaluate.identification import IdentificationEvaluation, evaluate_identification
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -18,7 +18,7 @@ EVERY = 60
 
 
 def identify(data: Path, ir: Path, people: Path) -> IdentificationEvaluation:
-    return evaluate_identification(people, ir, boxes=load_boxes(data / "lfw" / "mtcnn_reference.npz"))
+    return evaluate_identification(people, ir, FaceSource(load_boxes(data / "lfw" / "mtcnn_reference.npz")))
 
 
 def test_identification_repeats_and_ranks_as_scikit_learn(data: Path, real_ir: Path, tmp_path: Path) -> None:

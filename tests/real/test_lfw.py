@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.evaluate.faces import Embedded, embed_images, find_images, load_boxes
+from edgeface.evaluate.faces import Embedded, FaceSource, embed_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, pair_scores
 from edgeface.recognize import Metric, calibrate
@@ -33,11 +33,11 @@ def pairs(data: Path) -> Pairs:
 @pytest.fixture(scope="module")
 def embedded(data: Path, pairs: Pairs, real_ir: Path) -> Embedded:
     return embed_images(
-        find_images(data / "lfw" / "images", pairs.images),
+        data / "lfw" / "images",
         pairs.images,
         real_ir,
+        FaceSource(load_boxes(data / "lfw" / "mtcnn_reference.npz")),
         flip="concatenate",
-        boxes=load_boxes(data / "lfw" / "mtcnn_reference.npz"),
     )
 
 

@@ -12,8 +12,7 @@ import pytest
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_ir
 from edgeface.quantize import CalibrationSet, gather
-from edgeface.quantize.calibration import to_inputs
-from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_swapped
+from edgeface.quantize.calibration import find_flaws, looks_empty, looks_swapped, to_inputs
 from edgeface.quantize.compress import residuals_of, tail_of
 from edgeface.quantize.gate import embed
 from edgeface.vision.crops import find_photos, write_png

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ImageError, InputError
-from edgeface.evaluate.faces import Boxes, FaceCutter, find_images, load_boxes
+from edgeface.evaluate.faces import Boxes, FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.model.contract import Alignment
 from edgeface.vision.detector import Faces
 
@@ -40,7 +40,7 @@ class Finder:
 def test_crops_come_in_order_and_hold_the_face(photographs, contract) -> None:
     files, names = photographs(60)
     boxes = known(names, np.tile(BOX, (60, 1)))
-    cutter = FaceCutter(files, names, contract, boxes=boxes)
+    cutter = FaceCutter(files, names, contract, FaceSource(boxes))
     crops = list(cutter)
     assert {crop.shape for crop in crops} == {(16, 16, 3)}
     assert [(crop.min(), crop.max()) for crop in crops] == [(100 + k, 100 + k) for k in range(60)]
@@ -50,18 +50,18 @@ def test_crops_come_in_order_and_hold_the_face(photographs, contract) -> None:
 
 def test_a_detector_gets_the_contracts_margin_and_the_face_the_picture_is_about(photographs, contract) -> None:
     files, names = photographs(5)
-    cutter = FaceCutter(files, names, contract, detector=Finder())
+    cutter = FaceCutter(files, names, contract, FaceSource(detector=Finder()))
     crops = list(cutter)
     assert cutter.failures == names[:2]
     assert crops[4][8, 8].tolist() == [104] * 3
     assert crops[4][0, 0].tolist() == [0] * 3  # the margin's dark ground
-    np.testing.assert_array_equal(FaceCutter(files, names, contract, detector=Finder()).crop(4), crops[4])
+    np.testing.assert_array_equal(FaceCutter(files, names, contract, FaceSource(detector=Finder())).crop(4), crops[4])
 
 
 def test_where_no_face_is_found_the_middle_is_cut_and_counted(photographs, contract) -> None:
     files, names = photographs(3)
     boxes = known(names[:2], np.stack([BOX, BOX[[2, 3, 0, 1]]]))
-    cutter = FaceCutter(files, names, contract, boxes=boxes)
+    cutter = FaceCutter(files, names, contract, FaceSource(boxes))
     assert len(list(cutter)) == 3
     assert cutter.failures == [names[1], names[2]]  # one box has no extent, one image is not in the file
 
@@ -69,7 +69,7 @@ def test_where_no_face_is_found_the_middle_is_cut_and_counted(photographs, contr
 def test_landmark_recipes_without_landmarks_are_failures_too(photographs, contract) -> None:
     files, names = photographs(4)
     five_points = dataclasses.replace(contract, alignment=Alignment("five-point-112"), input_size=(112, 112))
-    cutter = FaceCutter(files, names, five_points, detector=Finder())
+    cutter = FaceCutter(files, names, five_points, FaceSource(detector=Finder()))
     assert {crop.shape for crop in cutter} == {(112, 112, 3)}
     assert cutter.failures == names
 
@@ -142,7 +142,7 @@ def test_boxes_of_other_images_are_refused_and_not_counted_as_failures(photograp
     files, names = photographs(3)
     boxes = known(["Q0/Q0_0001"], BOX[None])
     with pytest.raises(InputError, match=r"boxes of these images \(P0/P0_0001, .* boxes of others \(Q0/Q0_0001"):
-        FaceCutter(files, names, contract, boxes=boxes)
+        FaceCutter(files, names, contract, FaceSource(boxes))
 
 
 def test_no_damage_to_a_file_of_boxes_gets_past_its_reader(tmp_path: Path) -> None:

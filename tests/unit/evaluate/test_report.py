@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.evaluate.faces import Embedded, FaceCutter
+from edgeface.evaluate.faces import Embedded, FaceCutter, FaceSource
 from edgeface.evaluate.lfw import Result
 from edgeface.evaluate.pairs import Pairs
 from edgeface.evaluate.plots import det_plot, histogram_plot, roc_plot
@@ -48,12 +48,12 @@ def result(photographs, contract) -> Result:
         vectors=vectors,
         model=Path("m.xml"),
         contract=contract,
-        cutter=FaceCutter(files, names, contract),
+        cutter=FaceCutter(files, names, contract, FaceSource(text="boxes of <b>.npz")),
         execution=EXECUTION,
         seconds=2.0,
     )
     evaluation = evaluate(vectors, pairs, protocol=ProtocolName.facenet, metric=Metric.squared_l2)
-    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=False, faces="boxes of <b>.npz")
+    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=False)
 
 
 class Balance(HTMLParser):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
+from edgeface.evaluate.faces import FaceSource
 from edgeface.evaluate.pairs import Pairs, parse_pairs
 from edgeface.quantize.calibration import CalibrationSet
 from edgeface.quantize.pareto import Pareto, find_dominated, measure_pareto
@@ -84,7 +85,7 @@ def pareto(folder: Path, pairs: Pairs, calibration: CalibrationSet) -> Pareto:
         calibration,
         images=folder / "images",
         pairs=pairs,
-        faces="crops",
+        faces=FaceSource(text="crops"),
         methods=("fp16", "int8-mixed"),
         rounds=2,
         seconds=0.02,

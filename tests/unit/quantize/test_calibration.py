@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from tiny_net import skin_crops
 
-from edgeface.quantize.calibration import CalibrationSet
-from edgeface.quantize.calibration_checks import find_flaws, looks_empty, looks_swapped
+from edgeface.quantize.calibration import CalibrationSet, find_flaws, looks_empty, looks_swapped
 from edgeface.vision.detector import Faces
 
 
