@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
+from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Convolution, walk
 
 __all__ = ["INPUT", "OUTPUT", "onnx_model", "torch_model"]
 
@@ -82,13 +82,13 @@ def _fold(weights: Weights, path: str, *, normalized: bool) -> _Folded:
     return _Folded(np.ascontiguousarray(kernel, np.float32), bias.astype(np.float32))
 
 
-def _pads(kernel: tuple[int, int], stride: int, padding: Padding) -> tuple[int, int]:
+def _pads(layer: Convolution) -> tuple[int, int]:
     """Pixels a side; every SAME convolution of this network has stride 1 and an odd kernel."""
-    if padding == "VALID":
+    if layer.padding == "VALID":
         return 0, 0
-    if stride != 1:
-        raise ValueError(f"expected stride 1 where the padding is SAME, found {stride}")
-    return kernel[0] // 2, kernel[1] // 2
+    if layer.stride != 1:
+        raise ValueError(f"expected stride 1 where the padding is SAME, found {layer.stride}")
+    return layer.kernel[0] // 2, layer.kernel[1] // 2
 
 
 def _embedding_size(weights: Weights) -> int:
@@ -103,23 +103,12 @@ class _OnnxNet:
         self.constants: list[Any] = []
         self._weights = weights
 
-    def convolution(
-        self,
-        name: str,
-        x: str,
-        channels: int,
-        kernel: tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: Padding = "SAME",
-        normalized: bool = True,
-        relu: bool = True,
-    ) -> str:
-        folded = _fold(self._weights, f"{SCOPE}/{name}", normalized=normalized)
-        parts = [self._constant(f"{name}/{kind}", value) for kind, value in folded._asdict().items()]
-        pads = list(_pads(kernel, stride, padding) * 2)
-        y = self._node(name, "Conv", x, *parts, kernel_shape=kernel, strides=[stride, stride], pads=pads)
-        return self._node(f"{name}/Relu", "Relu", y) if relu else y
+    def convolution(self, layer: Convolution, x: str) -> str:
+        folded = _fold(self._weights, f"{SCOPE}/{layer.name}", normalized=layer.normalized)
+        parts = [self._constant(f"{layer.name}/{kind}", value) for kind, value in folded._asdict().items()]
+        strides, pads = [layer.stride] * 2, list(_pads(layer) * 2)
+        y = self._node(layer.name, "Conv", x, *parts, kernel_shape=layer.kernel, strides=strides, pads=pads)
+        return self._node(f"{layer.name}/Relu", "Relu", y) if layer.relu else y
 
     def max_pool(self, name: str, x: str) -> str:
         return self._node(name, "MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
@@ -160,26 +149,17 @@ class _TorchNet:
     def __init__(self, weights: Weights, layers: Any) -> None:
         self._weights, self._layers = weights, layers
 
-    def convolution(
-        self,
-        name: str,
-        x: Any,
-        channels: int,
-        kernel: tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: Padding = "SAME",
-        normalized: bool = True,
-        relu: bool = True,
-    ) -> Any:
+    def convolution(self, layer: Convolution, x: Any) -> Any:
         import torch
 
+        name = layer.name
         if name not in self._layers:
-            folded = _fold(self._weights, f"{SCOPE}/{name}", normalized=normalized)
-            layer = torch.nn.Conv2d(x.shape[1], channels, kernel, stride=stride, padding=_pads(kernel, stride, padding))
-            self._layers[name] = _filled(layer, folded)
+            folded = _fold(self._weights, f"{SCOPE}/{name}", normalized=layer.normalized)
+            options = {"stride": layer.stride, "padding": _pads(layer)}
+            made = torch.nn.Conv2d(x.shape[1], layer.channels, layer.kernel, **options)
+            self._layers[name] = _filled(made, folded)
         y = self._layers[name](x)
-        return torch.relu_(y) if relu else y
+        return torch.relu_(y) if layer.relu else y
 
     def max_pool(self, name: str, x: Any) -> Any:
         import torch

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
+from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Convolution, walk
 from edgeface.convert.messages import (
     DT_BOOL,
     DT_FLOAT,
@@ -91,34 +91,10 @@ def build_graph(
     return writer.graph
 
 
-class _GraphWriter:
-    """Appends nodes to a GraphDef; a tensor is its name."""
-
-    def __init__(self) -> None:
-        self.graph = GraphDef()
-        self.graph.versions.producer = 24  # TensorFlow 1.7
-
-    def constant(self, name: str, value: Any, *controls: str) -> str:
-        """Append a constant and return its name."""
-        node = self.graph.node.add(name=name, op="Const")
-        node.input.extend(controls)
-        array_to_tensor(np.asarray(value), node.attr["value"].tensor)
-        node.attr["dtype"].type = node.attr["value"].tensor.dtype
-        return name
-
-    def node(self, name: str, op: str, *inputs: str, **attributes: Any) -> str:
-        """Append an operation with its attributes and return its name."""
-        node = self.graph.node.add(name=name, op=op)
-        node.input.extend(inputs)
-        for key, value in attributes.items():
-            _set_attribute(node.attr[key], key, value)
-        return name
-
-
 class _Conditional:
     """`tf.cond(phase_train, ...)` of TensorFlow 1: a Switch for each tensor and branch, and Merges."""
 
-    def __init__(self, writer: _GraphWriter, path: str) -> None:
+    def __init__(self, writer: _FaceNetWriter, path: str) -> None:
         self._writer, self._path = writer, path
         self._switches: dict[tuple[str, bool], str] = {}
         self._merges = 0
@@ -178,39 +154,33 @@ def _set_attribute(attribute: Any, key: str, value: Any) -> None:
         attribute.list.i.extend(value)
 
 
-class _FaceNetWriter(_GraphWriter):
+class _FaceNetWriter:
     """Interprets the layers as TensorFlow nodes; a tensor is its name."""
 
     def __init__(self, weights: Mapping[str, NDArray[Any]], batch_norm: BatchNormOp) -> None:
-        super().__init__()
+        self.graph = GraphDef()
+        self.graph.versions.producer = 24  # TensorFlow 1.7
         self.used: set[str] = set()
         self._weights = weights
         self._batch_norm = batch_norm
         self._channels: dict[str, int] = {}
 
-    # --- layers -------------------------------------------------------------------------------------------------
-
     def inputs(self, *, queue: bool) -> str:
         self.node("batch_size", "Placeholder", dtype=DT_INT32, shape=())
         self.node("phase_train", "Placeholder", dtype=DT_BOOL, shape=())
         if queue:
+            types = [DT_FLOAT, DT_INT64]
             fifo = self.node(
                 "batch_join/fifo_queue",
                 "FIFOQueueV2",
-                component_types=[DT_FLOAT, DT_INT64],
+                component_types=types,
                 shapes=[(INPUT_SIZE, INPUT_SIZE, 3), ()],
                 capacity=360,
                 container=b"",
                 shared_name=b"",
             )
-            self.node(
-                "batch_join",
-                "QueueDequeueUpToV2",
-                fifo,
-                "batch_size",
-                component_types=[DT_FLOAT, DT_INT64],
-                timeout_ms=-1,
-            )
+            inputs = (fifo, "batch_size")
+            self.node("batch_join", "QueueDequeueUpToV2", *inputs, component_types=types, timeout_ms=-1)
             image = self.node("image_batch", "Identity", "batch_join", T=DT_FLOAT)
             self.node("label_batch", "Identity", "batch_join:1", T=DT_INT64)
         else:
@@ -219,38 +189,27 @@ class _FaceNetWriter(_GraphWriter):
         self._channels[image] = 3
         return image
 
-    def convolution(
-        self,
-        name: str,
-        x: str,
-        channels: int,
-        kernel: tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: Padding = "SAME",
-        normalized: bool = True,
-        relu: bool = True,
-    ) -> str:
-        path = f"{SCOPE}/{name}"
-        weights = self._variable(f"{path}/weights", (*kernel, self._channels[x], channels))
+    def convolution(self, layer: Convolution, x: str) -> str:
+        path, channels = f"{SCOPE}/{layer.name}", layer.channels
+        weights = self._variable(f"{path}/weights", (*layer.kernel, self._channels[x], channels))
         y = self.node(
             f"{path}/Conv2D",
             "Conv2D",
             x,
             weights,
             T=DT_FLOAT,
-            strides=[1, stride, stride, 1],
-            padding=padding.encode(),
+            strides=[1, layer.stride, layer.stride, 1],
+            padding=layer.padding.encode(),
             data_format=b"NHWC",
             use_cudnn_on_gpu=True,
             dilations=[1, 1, 1, 1],
         )
-        if normalized:
+        if layer.normalized:
             y = self._conditional_batch_norm(f"{path}/BatchNorm", y, channels)
         else:
             bias = self._variable(f"{path}/biases", (channels,))
             y = self.node(f"{path}/BiasAdd", "BiasAdd", y, bias, T=DT_FLOAT, data_format=b"NHWC")
-        if relu:
+        if layer.relu:
             y = self.node(f"{path}/Relu", "Relu", y, T=DT_FLOAT)
         self._channels[y] = channels
         return y
@@ -351,18 +310,26 @@ class _FaceNetWriter(_GraphWriter):
 
     # --- nodes --------------------------------------------------------------------------------------------------
 
+    def constant(self, name: str, value: Any, *controls: str) -> str:
+        """Append a constant and return its name."""
+        node = self.graph.node.add(name=name, op="Const")
+        node.input.extend(controls)
+        array_to_tensor(np.asarray(value), node.attr["value"].tensor)
+        node.attr["dtype"].type = node.attr["value"].tensor.dtype
+        return name
+
+    def node(self, name: str, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append an operation with its attributes and return its name."""
+        node = self.graph.node.add(name=name, op=op)
+        node.input.extend(inputs)
+        for key, value in attributes.items():
+            _set_attribute(node.attr[key], key, value)
+        return name
+
     def _fused_batch_norm(self, name: str, inputs: list[str], *, is_training: bool) -> str:
         extra = {"U": DT_FLOAT} if self._batch_norm == "FusedBatchNormV3" else {}
-        return self.node(
-            name,
-            self._batch_norm,
-            *inputs,
-            T=DT_FLOAT,
-            epsilon=BATCH_NORM_EPSILON,
-            data_format=b"NHWC",
-            is_training=is_training,
-            **extra,
-        )
+        options = {"epsilon": BATCH_NORM_EPSILON, "data_format": b"NHWC", "is_training": is_training, **extra}
+        return self.node(name, self._batch_norm, *inputs, T=DT_FLOAT, **options)
 
     def _l2_normalize(self, name: str, x: str) -> str:
         """`tf.nn.l2_normalize(x, 1, 1e-10)`."""
@@ -375,16 +342,8 @@ class _FaceNetWriter(_GraphWriter):
         return self.node(name, "Mul", x, inverse, T=DT_FLOAT)
 
     def _pool(self, name: str, op: str, x: str, *, size: int, stride: int) -> str:
-        y = self.node(
-            name,
-            op,
-            x,
-            T=DT_FLOAT,
-            ksize=[1, size, size, 1],
-            strides=[1, stride, stride, 1],
-            padding=b"VALID",
-            data_format=b"NHWC",
-        )
+        window = {"ksize": [1, size, size, 1], "strides": [1, stride, stride, 1]}
+        y = self.node(name, op, x, T=DT_FLOAT, **window, padding=b"VALID", data_format=b"NHWC")
         self._channels[y] = self._channels[x]
         return y
 

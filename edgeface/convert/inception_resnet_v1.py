@@ -7,7 +7,7 @@ order, to an interpreter: one writes a TensorFlow graph, one runs them in numpy.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 SCOPE = "InceptionResnetV1"
 INPUT_SIZE = 160
@@ -17,22 +17,28 @@ Padding = Literal["SAME", "VALID"]
 T = TypeVar("T")
 
 
+class Convolution(NamedTuple):
+    """A convolution, then batch norm (`normalized`) or a bias, then Relu; its name ends with the kernel's size."""
+
+    name: str
+    channels: int
+    stride: int = 1
+    padding: Padding = "SAME"
+    normalized: bool = True
+    relu: bool = True
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(height, width)."""
+        height, width = self.name.rpartition("_")[2].split("x")
+        return int(height), int(width)
+
+
 class Interpreter(Protocol[T]):
     """The meaning of each layer; `T` stands for a tensor of (N, H, W, C)."""
 
-    def convolution(
-        self,
-        name: str,
-        x: T,
-        channels: int,
-        kernel: tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: Padding = "SAME",
-        normalized: bool = True,
-        relu: bool = True,
-    ) -> T:
-        """Convolution, then batch norm (`normalized`) or a bias, then Relu."""
+    def convolution(self, layer: Convolution, x: T) -> T:
+        """See `Convolution`."""
 
     def max_pool(self, name: str, x: T) -> T:
         """Maximum over 3x3 with stride 2, no padding."""
@@ -52,13 +58,13 @@ def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
 
     `x` stands for the (N, 160, 160, 3) input, RGB, standardised; `embedding_size` is 512 for the published models.
     """
-    x = net.convolution("Conv2d_1a_3x3", x, 32, (3, 3), stride=2, padding="VALID")
-    x = net.convolution("Conv2d_2a_3x3", x, 32, (3, 3), padding="VALID")
-    x = net.convolution("Conv2d_2b_3x3", x, 64, (3, 3))
+    x = net.convolution(Convolution("Conv2d_1a_3x3", 32, stride=2, padding="VALID"), x)
+    x = net.convolution(Convolution("Conv2d_2a_3x3", 32, padding="VALID"), x)
+    x = net.convolution(Convolution("Conv2d_2b_3x3", 64), x)
     x = net.max_pool("MaxPool_3a_3x3", x)
-    x = net.convolution("Conv2d_3b_1x1", x, 80, (1, 1), padding="VALID")
-    x = net.convolution("Conv2d_4a_3x3", x, 192, (3, 3), padding="VALID")
-    x = net.convolution("Conv2d_4b_3x3", x, 256, (3, 3), stride=2, padding="VALID")
+    x = net.convolution(Convolution("Conv2d_3b_1x1", 80, padding="VALID"), x)
+    x = net.convolution(Convolution("Conv2d_4a_3x3", 192, padding="VALID"), x)
+    x = net.convolution(Convolution("Conv2d_4b_3x3", 256, stride=2, padding="VALID"), x)
     for index in range(1, 6):
         x = _block35(net, f"Repeat/block35_{index}", x)
     x = _reduction_a(net, "Mixed_6a", x)
@@ -72,52 +78,50 @@ def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
 
 
 def _block35(net: Interpreter[T], name: str, x: T) -> T:
-    narrow = net.convolution(f"{name}/Branch_0/Conv2d_1x1", x, 32, (1, 1))
-    middle = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 32, (1, 1))
-    middle = net.convolution(f"{name}/Branch_1/Conv2d_0b_3x3", middle, 32, (3, 3))
-    wide = net.convolution(f"{name}/Branch_2/Conv2d_0a_1x1", x, 32, (1, 1))
-    wide = net.convolution(f"{name}/Branch_2/Conv2d_0b_3x3", wide, 32, (3, 3))
-    wide = net.convolution(f"{name}/Branch_2/Conv2d_0c_3x3", wide, 32, (3, 3))
+    narrow = _branch(net, f"{name}/Branch_0", x, ("1x1", 32))
+    middle = _branch(net, f"{name}/Branch_1", x, ("0a_1x1", 32), ("0b_3x3", 32))
+    wide = _branch(net, f"{name}/Branch_2", x, ("0a_1x1", 32), ("0b_3x3", 32), ("0c_3x3", 32))
     return _residual(net, name, x, [narrow, middle, wide], channels=256, scale=0.17, relu=True)
 
 
 def _block17(net: Interpreter[T], name: str, x: T) -> T:
-    narrow = net.convolution(f"{name}/Branch_0/Conv2d_1x1", x, 128, (1, 1))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 128, (1, 1))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0b_1x7", wide, 128, (1, 7))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0c_7x1", wide, 128, (7, 1))
+    narrow = _branch(net, f"{name}/Branch_0", x, ("1x1", 128))
+    wide = _branch(net, f"{name}/Branch_1", x, ("0a_1x1", 128), ("0b_1x7", 128), ("0c_7x1", 128))
     return _residual(net, name, x, [narrow, wide], channels=896, scale=0.10, relu=True)
 
 
 def _block8(net: Interpreter[T], name: str, x: T, *, scale: float, relu: bool) -> T:
-    narrow = net.convolution(f"{name}/Branch_0/Conv2d_1x1", x, 192, (1, 1))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 192, (1, 1))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0b_1x3", wide, 192, (1, 3))
-    wide = net.convolution(f"{name}/Branch_1/Conv2d_0c_3x1", wide, 192, (3, 1))
+    narrow = _branch(net, f"{name}/Branch_0", x, ("1x1", 192))
+    wide = _branch(net, f"{name}/Branch_1", x, ("0a_1x1", 192), ("0b_1x3", 192), ("0c_3x1", 192))
     return _residual(net, name, x, [narrow, wide], channels=1792, scale=scale, relu=relu)
 
 
 def _residual(net: Interpreter[T], name: str, x: T, branches: list[T], *, channels: int, scale: float, relu: bool) -> T:
     joined = net.concatenate(f"{name}/concat", branches)
-    update = net.convolution(f"{name}/Conv2d_1x1", joined, channels, (1, 1), normalized=False, relu=False)
+    update = net.convolution(Convolution(f"{name}/Conv2d_1x1", channels, normalized=False, relu=False), joined)
     return net.residual(name, x, update, scale, relu=relu)
 
 
 def _reduction_a(net: Interpreter[T], name: str, x: T) -> T:
-    strided = net.convolution(f"{name}/Branch_0/Conv2d_1a_3x3", x, 384, (3, 3), stride=2, padding="VALID")
-    deep = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 192, (1, 1))
-    deep = net.convolution(f"{name}/Branch_1/Conv2d_0b_3x3", deep, 192, (3, 3))
-    deep = net.convolution(f"{name}/Branch_1/Conv2d_1a_3x3", deep, 256, (3, 3), stride=2, padding="VALID")
+    strided = _branch(net, f"{name}/Branch_0", x, ("1a_3x3", 384))
+    deep = _branch(net, f"{name}/Branch_1", x, ("0a_1x1", 192), ("0b_3x3", 192), ("1a_3x3", 256))
     return net.concatenate(f"{name}/concat", [strided, deep, net.max_pool(f"{name}/Branch_2/MaxPool_1a_3x3", x)])
 
 
 def _reduction_b(net: Interpreter[T], name: str, x: T) -> T:
-    first = net.convolution(f"{name}/Branch_0/Conv2d_0a_1x1", x, 256, (1, 1))
-    first = net.convolution(f"{name}/Branch_0/Conv2d_1a_3x3", first, 384, (3, 3), stride=2, padding="VALID")
-    second = net.convolution(f"{name}/Branch_1/Conv2d_0a_1x1", x, 256, (1, 1))
-    second = net.convolution(f"{name}/Branch_1/Conv2d_1a_3x3", second, 256, (3, 3), stride=2, padding="VALID")
-    third = net.convolution(f"{name}/Branch_2/Conv2d_0a_1x1", x, 256, (1, 1))
-    third = net.convolution(f"{name}/Branch_2/Conv2d_0b_3x3", third, 256, (3, 3))
-    third = net.convolution(f"{name}/Branch_2/Conv2d_1a_3x3", third, 256, (3, 3), stride=2, padding="VALID")
+    first = _branch(net, f"{name}/Branch_0", x, ("0a_1x1", 256), ("1a_3x3", 384))
+    second = _branch(net, f"{name}/Branch_1", x, ("0a_1x1", 256), ("1a_3x3", 256))
+    third = _branch(net, f"{name}/Branch_2", x, ("0a_1x1", 256), ("0b_3x3", 256), ("1a_3x3", 256))
     pooled = net.max_pool(f"{name}/Branch_3/MaxPool_1a_3x3", x)
     return net.concatenate(f"{name}/concat", [first, second, third, pooled])
+
+
+def _branch(net: Interpreter[T], name: str, x: T, *layers: tuple[str, int]) -> T:
+    """Hand over convolutions in a row, by name and channels; `1a` has stride 2 and no padding."""
+    for layer, channels in layers:
+        strided = layer.startswith("1a")
+        convolution = Convolution(
+            f"{name}/Conv2d_{layer}", channels, stride=2 if strided else 1, padding="VALID" if strided else "SAME"
+        )
+        x = net.convolution(convolution, x)
+    return x

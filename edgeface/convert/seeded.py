@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Padding, walk
+from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Convolution, walk
 from edgeface.errors import InputError
 
 Array = NDArray[np.float32]
@@ -56,40 +56,26 @@ class _Calibration:
         self.weights: dict[str, NDArray[Any]] = {}
         self._generator = generator
 
-    def convolution(
-        self,
-        name: str,
-        x: Array,
-        channels: int,
-        kernel: tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: Padding = "SAME",
-        normalized: bool = True,
-        relu: bool = True,
-    ) -> Array:
-        weights = self._draw(f"{SCOPE}/{name}/weights", (*kernel, x.shape[-1], channels))
-        if padding == "SAME":
-            rows, columns = kernel[0] // 2, kernel[1] // 2
-            x = np.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+    def convolution(self, layer: Convolution, x: Array) -> Array:
+        (rows, columns), stride = layer.kernel, layer.stride
+        weights = self._draw(f"{SCOPE}/{layer.name}/weights", (rows, columns, x.shape[-1], layer.channels))
+        if layer.padding == "SAME":
+            x = np.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
         y = np.zeros((), np.float32)
-        height, width = (x.shape[1] - kernel[0]) // stride + 1, (x.shape[2] - kernel[1]) // stride + 1
-        for row in range(kernel[0]):
-            for column in range(kernel[1]):
-                window = x[:, row : row + stride * height : stride, column : column + stride * width : stride, :]
-                y = y + window @ weights[row, column]
-        if normalized:
-            y = self._normalize(name, y)
+        height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
+        for row, column in np.ndindex(rows, columns):
+            window = x[:, row : row + stride * height : stride, column : column + stride * width : stride, :]
+            y = y + window @ weights[row, column]
+        if layer.normalized:
+            y = self._normalize(layer.name, y)
         else:
-            self.weights[f"{SCOPE}/{name}/biases"] = np.zeros(channels, np.float32)
-        return np.maximum(y, np.float32(0)) if relu else y
+            self.weights[f"{SCOPE}/{layer.name}/biases"] = np.zeros(layer.channels, np.float32)
+        return np.maximum(y, np.float32(0)) if layer.relu else y
 
     def max_pool(self, name: str, x: Array) -> Array:
         size = (x.shape[1] - 3) // 2 + 1
-        windows = [
-            x[:, row : row + 2 * size : 2, column : column + 2 * size : 2] for row in range(3) for column in range(3)
-        ]
-        pooled: Array = np.maximum.reduce([window[:, :size, :size] for window in windows])
+        windows = [x[:, row:, column:][:, : 2 * size : 2, : 2 * size : 2] for row, column in np.ndindex(3, 3)]
+        pooled: Array = np.maximum.reduce(windows)
         return pooled
 
     def concatenate(self, name: str, xs: list[Array]) -> Array:
