@@ -50,20 +50,16 @@ class _Reading:
 
 
 def adopt(ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catalog | None = None) -> ConversionResult:
-    """Add a contract to an IR that was converted elsewhere.
+    """Add a contract to an IR (.xml) that was converted elsewhere; the given files stay as they are.
 
     Parameters
     ----------
-    ir
-        The .xml, with its .bin beside it.
-    output_dir
-        Receives ``<name>.xml`` and ``<name>.bin``; the given files stay as they are.
-    name
-        Zoo name of the model.
+    ir, output_dir
+        The .xml, with its .bin beside it, and the folder that receives ``<name>.xml`` and ``<name>.bin``.
+    name, catalog
+        Zoo name of the model, and where it is looked up.
     golden
         .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32 of that model.
-    catalog
-        Where `name` is looked up.
 
     Raises
     ------

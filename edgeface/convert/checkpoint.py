@@ -67,10 +67,8 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     header = parse_message(BundleHeader, entries.pop(b"", b""), index)
     if header.endianness != 0:
         raise NotSupportedError(f"{index}: expected a little-endian checkpoint, found a big-endian one")
-    shards = [
-        prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{header.num_shards:05d}")
-        for shard in range(header.num_shards)
-    ]
+    count = header.num_shards
+    shards = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}") for shard in range(count)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ModelFormatError(f"{prefix}: expected {', '.join(missing)} beside the index, found nothing")
     memory = [np.memmap(shard, np.uint8, "r") if shard.stat().st_size else np.zeros(0, np.uint8) for shard in shards]

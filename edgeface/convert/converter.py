@@ -34,7 +34,6 @@ INPUT_NAMES = ("image_batch/placeholder_port_0", "image_batch")
 OUTPUT_NAMES = ("embeddings", "InceptionResnetV1/Bottleneck/BatchNorm/Reshape_1/Normalize")
 """What Open Model Zoo documented for FaceNet; the second name of each is an alias."""
 
-
 _OTHER_FRAMEWORKS = {
     ".onnx": "ONNX",
     ".pt": "PyTorch",
@@ -53,8 +52,6 @@ class ConversionResult:
     ----------
     ir
         The .xml; the .bin lies beside it.
-    contract
-        The IR's contract.
     seconds
         Wall time until the IR was written and checked, without the parity comparison.
     inputs, outputs
@@ -124,7 +121,8 @@ def convert(
     path, entry = _find_source(model, store, catalog)
     if name is None:
         name = entry.name if entry else _name_of(path)
-    _require_file_name(name)
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(f"name: expected a plain file name, found {name!r}")
     in_store = output_dir is None
     if output_dir is None:
         if (layout, color, batch) != ("nchw", "bgr", None):
@@ -139,7 +137,17 @@ def convert(
         log.info("%s: preprocessing and alignment are those of %s", path, recipe.name)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = load_tensorflow(path, size=recipe.size)
-        converted = _to_ir(source, recipe, layout=_LAYOUTS[layout], color=_COLORS[color], batch=batch)
+        converted = adapt_input(
+            source.model,
+            layout=_LAYOUTS[layout],
+            color=_COLORS[color],
+            mean=recipe.mean,
+            scale=recipe.scale,
+            size=recipe.size,
+            batch=batch,
+        )
+        outputs = (OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1])
+        name_ports(converted, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=_LAYOUTS[layout])
         check_structure(converted, source=str(path))
         contract = ModelContract(
             **recipe.contract_fields(),
@@ -230,19 +238,6 @@ def recipe_of(entry: ModelEntry) -> Recipe:
     )
 
 
-def _to_ir(source: TensorFlowModel, recipe: Recipe, *, layout: Layout, color: Color, batch: int | None) -> ov.Model:
-    converted = adapt_input(
-        source.model, layout=layout, color=color, mean=recipe.mean, scale=recipe.scale, size=recipe.size, batch=batch
-    )
-    name_ports(
-        converted,
-        inputs=dict.fromkeys((*INPUT_NAMES, source.input)),
-        outputs=dict.fromkeys((OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1])),
-        layout=layout,
-    )
-    return converted
-
-
 def _provenance_of(
     source: TensorFlowModel, entry: ModelEntry | None, catalog: Catalog, *, told: Provenance | None
 ) -> Provenance:
@@ -275,8 +270,3 @@ def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) 
 def _name_of(path: Path) -> str:
     path = path.resolve()
     return path.parent.name if path.name == "saved_model.pb" else (path.name if path.is_dir() else path.stem)
-
-
-def _require_file_name(name: str) -> None:
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise InputError(f"name: expected a plain file name, found {name!r}")

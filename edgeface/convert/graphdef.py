@@ -1,9 +1,8 @@
 """Extract the inference graph from a TensorFlow GraphDef that also holds training.
 
-Pruning is by meaning. Starting from the wanted output, each tensor is resolved: a Switch whose predicate is
-known passes one side on and kills the other, a Merge is its live input, variables become the constants that the
-checkpoint holds. Control inputs count only where they hold a constant to one branch of a condition. Names, counts
-and the form of the batch norms play no part.
+Starting from the wanted output, each tensor is resolved: a Switch whose predicate is known passes one side on and
+kills the other, a Merge is its live input, variables become constants. Control inputs count only where they hold a
+constant to one branch of a condition.
 """
 
 from __future__ import annotations
@@ -21,16 +20,9 @@ from edgeface.convert.messages import DT_BOOL, DT_FLOAT, GraphDef, array_to_tens
 from edgeface.errors import ConversionError, ModelFormatError
 
 _PASS_THROUGH = frozenset(
-    {
-        "CheckNumerics",
-        "Identity",
-        "PlaceholderWithDefault",
-        "PreventGradient",
-        "ReadVariableOp",
-        "RefIdentity",
-        "StopGradient",
-    }
+    {"CheckNumerics", "Identity", "PreventGradient", "ReadVariableOp", "RefIdentity", "StopGradient"}
 )
+_PASS_THROUGH |= {"PlaceholderWithDefault"}  # its input is its value where nothing is fed
 _SWITCHES = frozenset({"Switch", "RefSwitch"})
 _MERGES = frozenset({"Merge", "RefMerge"})
 _VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
@@ -225,7 +217,7 @@ class _Resolver:
                 f"{self.source}: the output needs {node.op} {name!r} besides the input {self.input!r}; "
                 "expected a model with one image input"
             )
-        elif node.op in _TRAINING_NORMS and _flag(node, "is_training", default=True):
+        elif node.op in _TRAINING_NORMS and ("is_training" not in node.attr or node.attr["is_training"].b):
             raise ConversionError(
                 f"{self.source}: batch norm {name!r} is in training mode; freeze the graph for inference"
             )
@@ -328,11 +320,6 @@ def _copy_node(target: Any, name: str, resolver: _Resolver) -> None:
     target.input.extend(resolver.inputs(name))
     for attribute in ("_class", "_output_shapes"):  # colocation and shapes of nodes that are gone
         target.attr.pop(attribute, None)
-
-
-def _flag(node: Any, name: str, *, default: bool) -> bool:
-    """Return a boolean attribute, which TensorFlow may leave out if it has its default value."""
-    return bool(node.attr[name].b) if name in node.attr else default
 
 
 def _split(tensor: str) -> tuple[str, int]:

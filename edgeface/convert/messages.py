@@ -43,13 +43,7 @@ _FIELD = re.compile(r"(\w+)=(\d+)([:*|%])(\w+)")
 _Field = descriptor_pb2.FieldDescriptorProto
 
 DTYPES: dict[int, np.dtype[Any]] = {
-    1: np.dtype(np.float32),
-    2: np.dtype(np.float64),
-    3: np.dtype(np.int32),
-    4: np.dtype(np.uint8),
-    9: np.dtype(np.int64),
-    10: np.dtype(np.bool_),
-    19: np.dtype(np.float16),
+    number: np.dtype(name) for number, name in {1: "f4", 2: "f8", 3: "i4", 4: "u1", 9: "i8", 10: "?", 19: "f2"}.items()
 }
 """tensorflow.DataType numbers (types.proto) that a face model's constants and variables have."""
 

@@ -29,28 +29,14 @@ MIN_COSINE: dict[Precision, float] = {"FP32": 0.999999, "FP16": 0.9999, "INT8": 
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """How an IR's embeddings compare with the expected ones.
+    """How an IR's embeddings compare with the expected ones."""
 
-    Attributes
-    ----------
-    against
-        Origin of the expected embeddings, such as ``TensorFlow 2.21.0``.
-    images
-        Number of images.
-    max_abs_diff
-        Largest difference of one component.
-    min_cosine, mean_cosine
-        Over the images.
-    passed
-        Cosine at least `MIN_COSINE` of the precision, and in FP32 no component `MAX_ABS_DIFFERENCE` apart.
-    """
-
-    against: str
+    against: str  # origin of the expected embeddings, such as ``TensorFlow 2.21.0``
     images: int
-    max_abs_diff: float
-    min_cosine: float
+    max_abs_diff: float  # largest difference of one component
+    min_cosine: float  # over the images
     mean_cosine: float
-    passed: bool
+    passed: bool  # cosine at least `MIN_COSINE`, and in FP32 no component `MAX_ABS_DIFFERENCE` apart
 
     def __bool__(self) -> bool:
         return self.passed
@@ -74,21 +60,11 @@ class ParityReport:
 
 
 def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> ParityReport:
-    """Compare an IR with live TensorFlow where that is installed, else with golden vectors.
+    """Compare the IR of a TensorFlow model with live TensorFlow where that is installed, else with golden vectors.
 
-    Parameters
-    ----------
-    source
-        The TensorFlow model that was converted.
-    ir
-        The .xml, with a contract.
-    golden
-        .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32.
+    `golden` is an .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32.
 
-    Raises
-    ------
-    ExtraNotInstalledError
-        If there is neither TensorFlow nor a golden file.
+    Raises ExtraNotInstalledError if there is neither TensorFlow nor a golden file.
     """
     _, contract = read_contract(ir)
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
@@ -134,13 +110,8 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
     if missing := {"images", "embeddings"} - stored.keys():
         raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings', found no {min(missing)!r}")
     images, embeddings = stored["images"], stored["embeddings"]
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
-        or embeddings.ndim != 2
-        or not 0 < len(images) == len(embeddings)
-    ):
+    is_rgb = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8
+    if not is_rgb or embeddings.ndim != 2 or not 0 < len(images) == len(embeddings):
         raise InputError(
             f"{path}: expected images (N, H, W, 3) uint8 and embeddings (N, D), N at least 1, "
             f"found {images.shape} {images.dtype} and {embeddings.shape}"

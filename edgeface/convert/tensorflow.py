@@ -1,8 +1,7 @@
 """Read a TensorFlow model and turn its inference graph into a raw OpenVINO model.
 
-Takes a frozen `.pb`, a `.meta` or checkpoint folder, and a SavedModel. Variables become constants and training
-is pruned before OpenVINO's TensorFlow frontend sees the graph: the frontend alone takes several times as long,
-and leaves conditions in it that compute wrong first results.
+Variables become constants and training is pruned before OpenVINO's TensorFlow frontend sees the graph: the frontend
+alone takes several times as long, and leaves conditions in it that compute wrong first results.
 """
 
 from __future__ import annotations
@@ -18,14 +17,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino.frontend import (
-    FrontEndManager,
-    GeneralFailure,
-    InitializationFailure,
-    NotImplementedFailure,
-    OpConversionFailure,
-    OpValidationFailure,
-)
+from openvino import frontend
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
@@ -39,13 +31,14 @@ _OUTPUT = "embeddings"
 _TRAINING_SWITCHES = ("phase_train", "is_training", "keras_learning_phase")
 _PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderWithDefault"})
 _FRONTEND_FAILURES = (
-    GeneralFailure,
-    InitializationFailure,
-    NotImplementedFailure,
-    OpConversionFailure,
-    OpValidationFailure,
+    RuntimeError,
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
 )
-"""What the frontend raises besides RuntimeError; they have no base class of their own."""
+"""What the frontend raises; its failures have no base class of their own."""
 _FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summary:", "To facilitate")
 """How the lines of its messages start that tell a user nothing."""
 
@@ -88,8 +81,8 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     """
     source = _read_source(path)
     names = {node.name: node for node in source.graph.node}
-    if any("PartitionedCall" in node.op for node in source.graph.node):
-        return _load_functions(path, source, size)
+    if any("PartitionedCall" in node.op for node in names.values()):
+        return _load_functions(path, source.sha256, SEEDED_MARK in names, size)
     ports = _find_ports(path, names, source.signature)
     _require_size(path, _declared_shape(names.get(ports.input)), size)
     inference = prune(
@@ -101,13 +94,8 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
         variables=source.variables,
         source=str(path),
     )
-    return TensorFlowModel(
-        model=_run_frontend(inference, path),
-        sha256=source.sha256,
-        seeded=SEEDED_MARK in names,
-        input=ports.input,
-        output=ports.output,
-    )
+    model = _run_frontend(inference, path)
+    return TensorFlowModel(model, source.sha256, SEEDED_MARK in names, ports.input, ports.output)
 
 
 def ports_of(path: Path) -> Ports:
@@ -214,16 +202,14 @@ def _is_placeholder(node: Any, dtype: int) -> bool:
 
 
 def _run_frontend(inference: Inference, path: Path) -> ov.Model:
-    hint = " for temporary files through TMPDIR"
-    with output_errors(Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")), hint=hint):
-        handle, name = tempfile.mkstemp(suffix=".pb", prefix="edgeface-")
-    temporary = Path(name)
-    try:
-        with output_errors(temporary, hint=hint), os.fdopen(handle, "wb") as file:
-            file.write(inference.graph.SerializeToString())
-        model = _convert_file(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
+    with (
+        output_errors(folder, hint=" for temporary files through TMPDIR"),
+        tempfile.TemporaryDirectory(prefix="edgeface-") as temporary,
+    ):
+        file = Path(temporary, "graph.pb")
+        file.write_bytes(inference.graph.SerializeToString())
+        model = _convert_file(file, path)
     _put_weights_in(model, inference.weights)
     return model
 
@@ -274,7 +260,7 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
         )
 
 
-def _load_functions(path: Path, source: _GraphSource, size: tuple[int, int]) -> TensorFlowModel:
+def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> TensorFlowModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
     model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -286,15 +272,14 @@ def _load_functions(path: Path, source: _GraphSource, size: tuple[int, int]) -> 
     axes = [] if shape.rank.is_dynamic else list(shape)
     _require_size(path, [-1 if axis.is_dynamic else axis.get_length() for axis in axes], size)
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
-    seeded = any(node.name == SEEDED_MARK for node in source.graph.node)
-    return TensorFlowModel(model, source.sha256, seeded, names[0] or _INPUTS[0], names[1] or _OUTPUT)
+    return TensorFlowModel(model, sha256, seeded, names[0] or _INPUTS[0], names[1] or _OUTPUT)
 
 
 def _convert_file(file: Path, path: Path) -> ov.Model:
-    frontend = FrontEndManager().load_by_framework("tf")
+    tensorflow = frontend.FrontEndManager().load_by_framework("tf")
     try:
-        return frontend.convert(frontend.load(str(file)))
-    except (RuntimeError, *_FRONTEND_FAILURES) as error:
+        return tensorflow.convert(tensorflow.load(str(file)))
+    except _FRONTEND_FAILURES as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
         reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
         raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}") from error

@@ -113,13 +113,7 @@ class Lineage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Lineage:
-        """Rebuild what `dataclasses.asdict` gave.
-
-        Raises
-        ------
-        TypeError
-            If a field is missing, unknown, or text where a number belongs.
-        """
+        """Rebuild what `dataclasses.asdict` gave; raise TypeError if one is missing, unknown or of another type."""
         if not isinstance(stored, Mapping):
             raise TypeError(f"expected the fields of a lineage, found {stored!r}")
         for name in ("parent_id", "method", "settings", "calibration_sha256"):
@@ -152,12 +146,8 @@ class ModelContract:
     mean, scale
         Per channel, in the channel order of the training (RGB for FaceNet). For the record: they are folded into
         the IR, which computes ``(x - mean) / scale`` itself.
-    embedding_dim
-        Length of one embedding.
-    metric
-        How two embeddings are compared.
-    normalized
-        Whether rows leave the IR with unit length.
+    embedding_dim, metric, normalized
+        Length of one embedding, how two are compared, and whether rows leave the IR with unit length.
     alignment
         How the crop is made.
     precision
@@ -223,11 +213,9 @@ class ModelContract:
         with a newer OpenVINO keeps every gallery valid. Quantizing again with another NNCF does not, because it
         may round differently.
         """
-        stored = self.to_dict()
+        stored = {key: value for key, value in self.to_dict().items() if key not in _OUTSIDE_THE_ID}
         if self.lineage is not None:
             stored["lineage"] = self.lineage.identity()
-        for key in _OUTSIDE_THE_ID:
-            del stored[key]
         canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -247,10 +235,7 @@ class ModelContract:
     def from_dict(cls, stored: Mapping[str, Any]) -> ModelContract:
         """Rebuild what `to_dict` wrote.
 
-        Raises
-        ------
-        ContractError
-            If a field is missing, unknown, or of the wrong type.
+        Raises ContractError if a field is missing, unknown, or of the wrong type.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
@@ -258,7 +243,8 @@ class ModelContract:
         if unknown := sorted(stored.keys() - known.keys()):
             raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by something else")
         try:
-            return cls(**{name: _PARSERS.get(name, _parse_str)(value) for name, value in stored.items()})
+            parsed = {name: _PARSERS[name](v) if name in _PARSERS else _parse(str, v) for name, v in stored.items()}
+            return cls(**parsed)
         except (TypeError, ValueError, KeyError) as error:
             raise ContractError(f"contract: a field has the wrong type: {error}") from error
 
@@ -284,19 +270,9 @@ class ModelContract:
 
     @classmethod
     def read_from(cls, model: Any, *, source: str = "the IR") -> ModelContract:
-        """Read the contract that `write_to` stored in an `openvino.Model`.
+        """Read the contract that `write_to` stored in an `openvino.Model`; `source` is the file's name in messages.
 
-        Parameters
-        ----------
-        model
-            The openvino.Model.
-        source
-            The file's name in messages.
-
-        Raises
-        ------
-        ContractError
-            If there is none, if a newer edgeface wrote it, or if its `contract_id` does not match its fields.
+        Raises ContractError if there is none, if a newer edgeface wrote it, or if its `contract_id` does not match.
         """
         if not model.has_rt_info([RT_INFO_KEY, "contract_version"]):
             raise ContractError(
@@ -338,17 +314,9 @@ class ModelContract:
         return contract
 
 
-_OUTSIDE_THE_ID = (
-    "name",
-    "input_name",
-    "output_name",
-    "provenance",
-    "converter_version",
-    "openvino_version",
-    "weights_sha256",
+_OUTSIDE_THE_ID = frozenset(
+    {"name", "input_name", "output_name", "provenance", "converter_version", "openvino_version", "weights_sha256"}
 )
-
-
 _OPTIONAL = frozenset({"lineage"})
 """Fields that a stored contract may lack."""
 
@@ -363,41 +331,29 @@ def _require_hexadecimal(what: str, value: str, digits: int) -> None:
         raise ContractError(f"{what}: expected {digits} lower-case hexadecimal digits, found {value!r}")
 
 
-def _parse_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, found {value!r}")
+def _parse(kind: type, value: Any) -> Any:
+    """Return a value that has this type; true and false are no numbers."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"expected {_KINDS[kind]}, found {value!r}")
     return value
 
 
-def _parse_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"expected true or false, found {value!r}")
-    return value
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected a whole number, found {value!r}")
-    return value
+_KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a whole number"}
 
 
 def _floats(value: Any) -> tuple[float, ...]:
     return tuple(float(item) for item in value)
 
 
-def _parse_alignment(value: Any) -> Alignment:
-    return Alignment(**value)
-
-
 _PARSERS: Mapping[str, Any] = types.MappingProxyType(
     {
-        "input_size": lambda value: tuple(_parse_int(item) for item in value),
+        "input_size": lambda value: tuple(_parse(int, item) for item in value),
         "value_range": _floats,
         "mean": _floats,
         "scale": _floats,
-        "embedding_dim": _parse_int,
-        "normalized": _parse_bool,
-        "alignment": _parse_alignment,
+        "embedding_dim": lambda value: _parse(int, value),
+        "normalized": lambda value: _parse(bool, value),
+        "alignment": lambda value: Alignment(**value),
         "lineage": Lineage.from_dict,
     }
 )

@@ -13,15 +13,7 @@ from edgeface.errors import ContractError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """The embedding of one face.
-
-    Attributes
-    ----------
-    vector : (D,) float32
-        Read-only.
-    contract_id
-        `contract_id` of the IR that computed it.
-    """
+    """The embedding of one face, (D,) float32, read-only, and the `contract_id` of the IR that computed it."""
 
     vector: NDArray[np.float32]
     contract_id: str
@@ -35,15 +27,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
-    """Embeddings of several faces, computed with one contract.
-
-    Attributes
-    ----------
-    vectors : (N, D) float32
-        Read-only.
-    contract_id
-        `contract_id` of the IR that computed them.
-    """
+    """Embeddings of several faces, (N, D) float32, read-only, and the `contract_id` of the IR that computed them."""
 
     vectors: NDArray[np.float32]
     contract_id: str
@@ -63,13 +47,7 @@ class Embeddings:
 
 
 def require_same_contract(*contract_ids: str, what: str) -> None:
-    """Refuse to compare what different contracts made.
-
-    Raises
-    ------
-    ContractError
-        If the ids are not all equal.
-    """
+    """Raise ContractError if the ids are not all equal: what different contracts made is not compared."""
     if len(set(contract_ids)) > 1:
         raise ContractError(
             f"{what}: expected one contract_id, found {', '.join(contract_ids)}; embeddings of different models "

@@ -120,8 +120,6 @@ class Work:
         uncounted operation is, with its parameters and bytes and no arithmetic.
     uncounted : tuple of Uncounted
         What the arithmetic leaves out.
-    batch : int
-        Items of one inference.
     """
 
     layers: tuple[LayerWork, ...]
@@ -175,25 +173,13 @@ class Work:
 
 
 def count_work(model: Any, *, batch: int = 1) -> Work:
-    """Count the work of one inference.
+    """Count the work of one inference of an `openvino.Model`, which is left as it is.
 
-    Parameters
-    ----------
-    model : openvino.Model
-        Left as it is; counting works on a clone.
-    batch : int
-        What a dynamic batch is set to. With the default, a batch that the model fixes stays and `Work.batch`
-        tells it.
+    `batch` is what a dynamic batch is set to. With the default, a batch that the model fixes stays and `Work.batch`
+    tells it.
 
-    Returns
-    -------
-    Work
-
-    Raises
-    ------
-    InputError
-        If `batch` is not positive or contradicts a fixed batch, if an input is dynamic in another
-        dimension, or if the model does not take that batch.
+    Raises InputError if `batch` is not positive or contradicts a fixed batch, if an input is dynamic in another
+    dimension, or if the model does not take that batch.
     """
     static, batch = _with_batch(model, batch)
     nodes = static.get_ordered_ops()

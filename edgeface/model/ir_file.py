@@ -12,19 +12,9 @@ from edgeface.model.contract import ModelContract
 
 
 def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
-    """Read an IR.
+    """Read an IR (.xml, with its .bin beside it); `core` is the one that will compile it, by default a new one.
 
-    Parameters
-    ----------
-    path
-        Path of the .xml; its .bin lies beside it.
-    core
-        The Core that will compile it; by default a new one.
-
-    Raises
-    ------
-    ModelFormatError
-        If it is absent, unreadable, damaged, or no IR.
+    Raises ModelFormatError if it is absent, unreadable, damaged, or no IR.
     """
     if not path.is_file():
         raise ModelFormatError(f"{path}: expected an IR (.xml), found nothing there")
@@ -44,40 +34,18 @@ def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
 
 
 def read_contract(path: Path, *, core: ov.Core | None = None) -> tuple[ov.Model, ModelContract]:
-    """Read an IR and the contract in it.
+    """Read an IR and the contract in it; parameters as for `read_ir`.
 
-    Parameters
-    ----------
-    path, core
-        As for `read_ir`.
-
-    Raises
-    ------
-    ModelFormatError
-        As `read_ir` does.
-    ContractError
-        If the IR has no contract, or one of a newer version.
+    Raises ModelFormatError as `read_ir` does; ContractError if the IR has no contract, or one of a newer version.
     """
     model = read_ir(path, core=core)
     return model, ModelContract.read_from(model, source=str(path))
 
 
 def check_weights(path: Path, contract: ModelContract, found: str | None = None) -> None:
-    """Refuse weights that are not those that the contract was written for.
+    """Raise ModelFormatError if an IR's weights are not those that its contract was written for.
 
-    Parameters
-    ----------
-    path
-        Path of the IR.
-    contract
-        Its contract. A contract without a digest accepts any weights.
-    found
-        SHA-256 of the weights, where it is known already; by default that of the .bin is computed.
-
-    Raises
-    ------
-    ModelFormatError
-        If they were damaged or exchanged.
+    A contract without a digest accepts any weights. `found` is the SHA-256 of the weights, where it is known already.
     """
     expected = contract.weights_sha256
     if not expected:

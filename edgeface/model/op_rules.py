@@ -26,18 +26,10 @@ Node = Any
 
 
 class Cost(NamedTuple):
-    """Arithmetic of one node.
+    """Arithmetic of one node."""
 
-    Attributes
-    ----------
-    macs : int
-        Multiply-accumulates of convolutions and matrix products; 0 for everything else.
-    flops : int
-        Floating-point operations in Open Model Zoo's way of counting.
-    """
-
-    macs: int
-    flops: int
+    macs: int  # multiply-accumulates of convolutions and matrix products; 0 for everything else
+    flops: int  # floating-point operations in Open Model Zoo's way of counting
 
 
 Rule = Callable[[Node], Cost | None]
