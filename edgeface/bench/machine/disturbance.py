@@ -53,20 +53,11 @@ _MOST_COST = 0.01
 
 
 class Disturbance(Frozen):
-    """Whether a run was disturbed.
+    """Whether a run was disturbed."""
 
-    Attributes
-    ----------
-    disturbed
-        Whether there is a reason to think so; also the truth value.
-    reasons
-        One clause each, with the figure and its limit.
-    unwatched
-        What could not be watched on this machine, and why; a run may have been disturbed by it.
-    """
-
-    disturbed: bool
-    reasons: tuple[str, ...]
+    disturbed: bool  # Whether there is a reason to think so; also the truth value
+    reasons: tuple[str, ...]  # One clause each, with the figure and its limit
+    # What could not be watched on this machine, and why; a run may have been disturbed by it
     unwatched: tuple[str, ...]
 
     def __bool__(self) -> bool:

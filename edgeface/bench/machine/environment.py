@@ -20,23 +20,15 @@ from edgeface.version import __version__
 
 
 class Device(Frozen):
-    """One device that OpenVINO sees.
+    """One device that OpenVINO sees."""
 
-    Attributes
-    ----------
-    name, full_name
-        OpenVINO's name and the maker's.
-    architecture, driver
-        As the plugin reports them.
-    capabilities
-        ``FP32``, ``BF16``, ``INT8`` and so on, as the plugin reports them.
-    """
-
+    # OpenVINO's name and the maker's
     name: str
     full_name: str
+    # As the plugin reports them
     architecture: Reading[str]
     driver: Reading[str]
-    capabilities: tuple[str, ...]
+    capabilities: tuple[str, ...]  # ``FP32``, ``BF16``, ``INT8`` and so on, as the plugin reports them
 
 
 class Software(Frozen):
@@ -59,27 +51,17 @@ class Identity(Frozen):
 
 
 class Environment(Frozen):
-    """Everything around a result that may explain it.
+    """Everything around a result that may explain it."""
 
-    Attributes
-    ----------
-    machine, container, software
-        What does not change during a run.
-    start, end
-        The machine's counters before and after the run.
-    during
-        What happened between them.
-    identity
-        None unless asked for.
-    """
-
+    # What does not change during a run
     machine: Machine
     container: Container
     software: Software
+    # The machine's counters before and after the run
     start: Snapshot
     end: Snapshot
-    during: IntervalStats
-    identity: Identity | None = None
+    during: IntervalStats  # What happened between them
+    identity: Identity | None = None  # None unless asked for
 
 
 def read_environment(

@@ -23,34 +23,18 @@ _WARM_UP = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutedLayer:
-    """One operation of the runtime.
+    """One operation of the runtime."""
 
-    Attributes
-    ----------
-    name, kind
-        The runtime's names.
-    operations
-        Names of the model's operations that it computes; empty for a layout change that the runtime added.
-    precision
-        Inference precision: ``f32``, ``u8``; empty where the plugin does not tell.
-    kernel
-        The runtime's name of the implementation: ``brgconv_avx2_f32``.
-    bytes
-        Weights, inputs and outputs in the types that the runtime stores them in.
-    weight_bytes
-        The constant part of them.
-    milliseconds
-        Median over the measured inferences; 0 where it was not measured or takes no time.
-    """
-
+    # The runtime's names
     name: str
     kind: str
+    # Names of the model's operations that it computes; empty for a layout change that the runtime added
     operations: tuple[str, ...]
-    precision: str
-    kernel: str
-    bytes: int
-    weight_bytes: int
-    milliseconds: float = 0.0
+    precision: str  # Inference precision: ``f32``, ``u8``; empty where the plugin does not tell
+    kernel: str  # The runtime's name of the implementation: ``brgconv_avx2_f32``
+    bytes: int  # Weights, inputs and outputs in the types that the runtime stores them in
+    weight_bytes: int  # The constant part of them
+    milliseconds: float = 0.0  # Median over the measured inferences; 0 where it was not measured or takes no time
 
 
 def executed_layers(compiled: ov.CompiledModel) -> Reading[tuple[ExecutedLayer, ...]]:

@@ -45,62 +45,32 @@ _NO_LIMIT = 1 << 60
 
 
 class Machine(Frozen):
-    """Properties of a machine that do not change during a benchmark.
+    """Properties of a machine that do not change during a benchmark."""
 
-    Attributes
-    ----------
-    architecture
-        As the kernel names it: ``x86_64``, ``aarch64``.
-    cpu_model
-        The maker's name of the CPU, or of the board where the CPU has none.
-    sockets, cores, threads
-        Physical packages, physical cores and logical CPUs of the whole machine.
-    flags
-        The instruction sets that OpenVINO uses, in the kernel's words (``avx2``, ``avx512_vnni``).
-    cache_bytes
-        Size of one data or unified cache of each level, keyed ``L1d``, ``L2``, ``L3``.
-    memory_bytes
-        All memory that the kernel manages.
-    hypervisor
-        Whether this is a virtual machine, by the CPU's own flag.
-    kernel
-        Release of the kernel.
-    """
-
-    architecture: str
-    cpu_model: Reading[str]
+    architecture: str  # As the kernel names it: ``x86_64``, ``aarch64``
+    cpu_model: Reading[str]  # The maker's name of the CPU, or of the board where the CPU has none
+    # Physical packages, physical cores and logical CPUs of the whole machine
     sockets: Reading[int]
     cores: Reading[int]
     threads: Reading[int]
+    # The instruction sets that OpenVINO uses, in the kernel's words (``avx2``, ``avx512_vnni``)
     flags: Reading[tuple[str, ...]]
+    # Size of one data or unified cache of each level, keyed ``L1d``, ``L2``, ``L3``
     cache_bytes: Reading[dict[str, int]]
-    memory_bytes: Reading[int]
-    hypervisor: Reading[bool]
-    kernel: Reading[str]
+    memory_bytes: Reading[int]  # All memory that the kernel manages
+    hypervisor: Reading[bool]  # Whether this is a virtual machine, by the CPU's own flag
+    kernel: Reading[str]  # Release of the kernel
 
 
 class Container(Frozen):
-    """What this process may use of the machine.
+    """What this process may use of the machine."""
 
-    Attributes
-    ----------
-    inside
-        Whether this process runs in a container.
-    cgroup
-        Version of the control groups that limits were read from: 1 or 2.
-    cpu_limit
-        CPU time in CPUs, the lowest limit of all groups around this process; None: no limit.
-    memory_limit_bytes
-        The same for memory.
-    affinity
-        Logical CPUs that this process may run on.
-    """
-
-    inside: bool
-    cgroup: Reading[int]
+    inside: bool  # Whether this process runs in a container
+    cgroup: Reading[int]  # Version of the control groups that limits were read from: 1 or 2
+    # CPU time in CPUs, the lowest limit of all groups around this process; None: no limit
     cpu_limit: Reading[float | None]
-    memory_limit_bytes: Reading[int | None]
-    affinity: Reading[tuple[int, ...]]
+    memory_limit_bytes: Reading[int | None]  # The same for memory
+    affinity: Reading[tuple[int, ...]]  # Logical CPUs that this process may run on
 
 
 def read_machine(root: Path = Path("/")) -> Machine:

@@ -50,55 +50,29 @@ class Bandwidth(Frozen):
 
     Bytes are counted as in McCalpin's STREAM: each byte read or written once, although a store that does not bypass
     the cache also reads.
-
-    Attributes
-    ----------
-    gb_per_second
-        10^9 bytes per second, the better of copy and triad.
-    copy_gb_per_second
-        a = b by ``memcpy``, in threads of this process.
-    triad_gb_per_second
-        a = b + s c by OpenVINO, as in layers that only add and scale.
-    bytes
-        Size of one array.
-    threads
-        Number of threads.
     """
 
-    gb_per_second: float
-    copy_gb_per_second: float
-    triad_gb_per_second: float
-    bytes: int
-    threads: int
+    gb_per_second: float  # 10^9 bytes per second, the better of copy and triad
+    copy_gb_per_second: float  # a = b by ``memcpy``, in threads of this process
+    triad_gb_per_second: float  # a = b + s c by OpenVINO, as in layers that only add and scale
+    bytes: int  # Size of one array
+    threads: int  # Number of threads
 
 
 class Peak(Frozen):
-    """What a device attained without other load.
+    """What a device attained without other load."""
 
-    Attributes
-    ----------
-    device, full_name
-        OpenVINO's name and the maker's.
-    openvino
-        Version.
-    streams, threads
-        That it was measured with.
-    products
-        Fastest matrix product by precision, or why the device does not have that precision.
-    bandwidth
-        Of the memory that the device works on.
-    seconds
-        Duration of the measurement.
-    """
-
+    # OpenVINO's name and the maker's
     device: str
     full_name: str
-    openvino: str
+    openvino: str  # Version
+    # That it was measured with
     streams: int
     threads: Reading[int]
+    # Fastest matrix product by precision, or why the device does not have that precision
     products: dict[Precision, Reading[Product]]
-    bandwidth: Reading[Bandwidth]
-    seconds: float
+    bandwidth: Reading[Bandwidth]  # Of the memory that the device works on
+    seconds: float  # Duration of the measurement
 
     def gflops_per_second(self, precision: str) -> float | None:
         """Return 10^9 operations per second attainable in a precision, or None where it was not measured."""

@@ -30,28 +30,16 @@ _FEWEST = 3
 
 
 class Product(Frozen):
-    """The fastest matrix product in one precision.
+    """The fastest matrix product in one precision."""
 
-    Attributes
-    ----------
-    gflops_per_second
-        10^9 operations per second, 2 x MAC, sustained by all streams; integer operations for ``i8``.
-    executed
-        Precision read back from the compiled model; ``u8`` for ``i8``, whose first operand is unsigned.
-    kernel
-        The runtime's name of the implementation.
-    form, shape
-        See `Form`, and (m, k, n) of [m, k] x [k, n].
-    milliseconds
-        Median time of one product, by the runtime's own profile, without layout changes around it.
-    """
-
+    # 10^9 operations per second, 2 x MAC, sustained by all streams; integer operations for ``i8``
     gflops_per_second: float
-    executed: str
-    kernel: str
+    executed: str  # Precision read back from the compiled model; ``u8`` for ``i8``, whose first operand is unsigned
+    kernel: str  # The runtime's name of the implementation
+    # See `Form`, and (m, k, n) of [m, k] x [k, n]
     form: Form
     shape: Shape
-    milliseconds: float
+    milliseconds: float  # Median time of one product, by the runtime's own profile, without layout changes around it
 
 
 @dataclass(frozen=True, slots=True)

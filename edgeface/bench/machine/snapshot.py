@@ -39,93 +39,48 @@ _MOST_WATTS = 1000.0
 
 
 class Snapshot(Frozen):
-    """The machine's counters at one instant; several of them give `IntervalStats`.
+    """The machine's counters at one instant; several of them give `IntervalStats`."""
 
-    Attributes
-    ----------
-    utc
-        Time of day, ISO 8601, UTC, whole seconds.
-    clock_s
-        Monotonic seconds; only differences mean anything.
-    cpu_s
-        Seconds since boot, summed over logical CPUs: ``busy`` (this machine's own work), ``idle`` (waiting for
-        disks included) and ``steal`` (taken by the hypervisor for other machines).
-    own_cpu_s
-        CPU seconds of this process and its descendants, dead and alive.
-    frequency_mhz
-        Frequencies of the logical CPUs.
-    governor
-        Frequency governors in use, in alphabetical order.
-    throttle_count
-        Number of thermal throttling events since boot, summed over logical CPUs.
-    quota_throttled_s
-        Seconds that the control group was throttled because its CPU quota was used up.
-    load_1m
-        Load average of one minute.
-    memory_available_bytes
-        As the kernel estimates it.
-    memory_stall_s
-        Seconds since boot in which some task waited for memory (pressure stall information, ``some``).
-    energy_uj, energy_range_uj
-        RAPL's counters in microjoules by zone (``package-0``), and where each of them starts again from 0.
-    temperature_c, temperature_limit_c
-        Degrees Celsius by sensor, and the limit at which the hardware is slowed down or at risk.
-    """
-
-    utc: str
-    clock_s: float
+    utc: str  # Time of day, ISO 8601, UTC, whole seconds
+    clock_s: float  # Monotonic seconds; only differences mean anything
+    # Seconds since boot, summed over logical CPUs: ``busy`` (this machine's own work), ``idle`` (waiting for disks
+    # included) and ``steal`` (taken by the hypervisor for other machines)
     cpu_s: Reading[dict[str, float]]
-    own_cpu_s: Reading[float]
-    frequency_mhz: Reading[tuple[float, ...]]
-    governor: Reading[tuple[str, ...]]
-    throttle_count: Reading[int]
-    quota_throttled_s: Reading[float]
-    load_1m: Reading[float]
-    memory_available_bytes: Reading[int]
+    own_cpu_s: Reading[float]  # CPU seconds of this process and its descendants, dead and alive
+    frequency_mhz: Reading[tuple[float, ...]]  # Frequencies of the logical CPUs
+    governor: Reading[tuple[str, ...]]  # Frequency governors in use, in alphabetical order
+    throttle_count: Reading[int]  # Number of thermal throttling events since boot, summed over logical CPUs
+    quota_throttled_s: Reading[float]  # Seconds that the control group was throttled because its CPU quota was used up
+    load_1m: Reading[float]  # Load average of one minute
+    memory_available_bytes: Reading[int]  # As the kernel estimates it
+    # Seconds since boot in which some task waited for memory (pressure stall information, ``some``)
     memory_stall_s: Reading[float]
+    # RAPL's counters in microjoules by zone (``package-0``), and where each of them starts again from 0
     energy_uj: Reading[dict[str, int]]
     energy_range_uj: Reading[dict[str, int]]
+    # Degrees Celsius by sensor, and the limit at which the hardware is slowed down or at risk
     temperature_c: Reading[dict[str, float]]
     temperature_limit_c: Reading[dict[str, float]]
 
 
 class IntervalStats(Frozen):
-    """What happened from the first of several snapshots to the last.
+    """What happened from the first of several snapshots to the last."""
 
-    Attributes
-    ----------
-    seconds
-        Wall time.
-    busy_share, steal_share
-        Shares of the CPU time of all logical CPUs, 0 to 1.
-    own_cpus, other_cpus
-        CPUs kept busy on average by this process and its descendants, and by all other processes.
-    frequency_mhz
-        (lowest, median, highest) of all snapshots and CPUs.
-    throttled
-        Number of thermal throttling events, summed over logical CPUs.
-    quota_throttled_s
-        Seconds that the control group waited for CPU time.
-    memory_stall_s
-        Seconds in which some task waited for memory.
-    energy_j, power_w
-        Joules and mean watts by zone.
-    temperature_c
-        Highest temperature of all snapshots, by sensor.
-    """
-
-    seconds: float
+    seconds: float  # Wall time
+    # Shares of the CPU time of all logical CPUs, 0 to 1
     busy_share: Reading[float]
     steal_share: Reading[float]
+    # CPUs kept busy on average by this process and its descendants, and by all other processes
     own_cpus: Reading[float]
     other_cpus: Reading[float]
-    frequency_mhz: Reading[tuple[float, float, float]]
-    throttled: Reading[int]
-    quota_throttled_s: Reading[float]
-    memory_stall_s: Reading[float]
+    frequency_mhz: Reading[tuple[float, float, float]]  # (lowest, median, highest) of all snapshots and CPUs
+    throttled: Reading[int]  # Number of thermal throttling events, summed over logical CPUs
+    quota_throttled_s: Reading[float]  # Seconds that the control group waited for CPU time
+    memory_stall_s: Reading[float]  # Seconds in which some task waited for memory
+    # Joules and mean watts by zone
     energy_j: Reading[dict[str, float]]
     power_w: Reading[dict[str, float]]
-    temperature_c: Reading[dict[str, float]]
+    temperature_c: Reading[dict[str, float]]  # Highest temperature of all snapshots, by sensor
 
 
 def take_snapshot(root: Path = Path("/")) -> Snapshot:

@@ -50,25 +50,14 @@ class ScenarioTiming:
 
 @dataclass(frozen=True, slots=True)
 class ModelTiming:
-    """Times of one model.
+    """Times of one model."""
 
-    Attributes
-    ----------
-    alone
-        SingleStream: one image at a time, hint LATENCY.
-    loaded
-        Offline: all infer requests busy, hint THROUGHPUT.
-    streams, requests
-        Of `loaded`, as compiled.
-    precision
-        Inference precision of what is not computed in 8 bits, as the device reports it.
-    """
-
-    alone: ScenarioTiming
-    loaded: ScenarioTiming
+    alone: ScenarioTiming  # SingleStream: one image at a time, hint LATENCY
+    loaded: ScenarioTiming  # Offline: all infer requests busy, hint THROUGHPUT
+    # Of `loaded`, as compiled
     streams: int | None
     requests: int | None
-    precision: str | None
+    precision: str | None  # Inference precision of what is not computed in 8 bits, as the device reports it
 
     @property
     def latency_ms(self) -> float:

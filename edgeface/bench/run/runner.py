@@ -63,22 +63,14 @@ _PROFILED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioOptions:
-    """Options that only one scenario takes; None where the scenario is another.
+    """Options that only one scenario takes; None where the scenario is another."""
 
-    Attributes
-    ----------
-    bound_ms, percentile
-        Server: `percentile` per cent of the queries must be answered within `bound_ms`. The bound is required; the
-        percentile is 99 unless given.
-    samples_per_query
-        MultiStream; None: 8.
-    video, detector
-        Kiosk; both are required. The detector is not closed.
-    """
-
+    # Server: `percentile` per cent of the queries must be answered within `bound_ms`. The bound is required; the
+    # percentile is 99 unless given.
     bound_ms: float | None = None
     percentile: float | None = None
-    samples_per_query: int | None = None
+    samples_per_query: int | None = None  # MultiStream; None: 8
+    # Kiosk; both are required. The detector is not closed.
     video: VideoFile | None = None
     detector: Detector | None = None
 
