@@ -27,19 +27,19 @@ class ModelInfo(ResultPart):
     """The model that was measured. None: not known, as in an imported report."""
 
     name: str  # The contract's, else the file's without its suffix
-    contract_id: str | None  # None: the model has no contract
-    digest: Digest | None  # SHA-256 over the bytes of the .xml and then the .bin, or of the .onnx
-    format: Literal["ir", "onnx"] | None  # Format of the file
+    contract_id: str | None = None  # None: the model has no contract
+    digest: Digest | None = None  # SHA-256 over the bytes of the .xml and then the .bin, or of the .onnx
+    format: Literal["ir", "onnx"] | None = None  # Format of the file
     # What most of the MACs are stored as: ``FP32``, ``FP16``, ``INT8``; the contract's, if there is one
-    precision: str | None
-    parameters: Whole | None  # Number of weights in the file
+    precision: str | None = None
+    parameters: Whole | None = None  # Number of weights in the file
     # 10^9 operations per item, as Open Model Zoo counts and as 2 x MAC
-    gflops: Positive | None
-    gflops_mac2: Positive | None
-    int8_share: Share | None  # Share of the MACs that the IR asks for in 8 bits
+    gflops: Positive | None = None
+    gflops_mac2: Positive | None = None
+    int8_share: Share | None = None  # Share of the MACs that the IR asks for in 8 bits
     # See `edgeface.model.flops.Work`; activations of one item
-    weight_bytes: Whole | None
-    activation_bytes: Whole | None
+    weight_bytes: Whole | None = None
+    activation_bytes: Whole | None = None
     inputs: dict[str, tuple[int, ...]]  # Shape of each input as executed, with the batch
     uncounted: tuple[str, ...] = ()  # Kinds of operations that `gflops` leaves out
 
@@ -74,12 +74,12 @@ class Execution(ResultPart):
     devices: tuple[str, ...]
     full_names: tuple[str, ...]
     # Inference precision: ``f32``, ``bf16``, ``f16``; with ``+i8`` where layers executed in 8 bits
-    precision: str | None
+    precision: str | None = None
     # As compiled, and the infer requests in flight
-    streams: int | None
-    requests: int | None
-    threads: int | None
-    affinity: str | None  # Whether threads were pinned to cores, and the cores that the process may use
+    streams: int | None = None
+    requests: int | None = None
+    threads: int | None = None
+    affinity: str | None = None  # Whether threads were pinned to cores, and the cores that the process may use
     notes: tuple[str, ...] = ()  # What differs from `RunSettings`
 
 

@@ -205,7 +205,7 @@ def _is_intel(device: Path, pci_class: str) -> bool:
 def read_text(path: Path) -> str:
     """Read a small text file; an unreadable one is empty."""
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 

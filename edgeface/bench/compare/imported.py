@@ -17,6 +17,7 @@ from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
 from edgeface.stats import LatencyKey
 
+_HINTS = {"": None, "none": None, "tput": "THROUGHPUT", "ctput": "CUMULATIVE_THROUGHPUT"}
 _SECTIONS = {"configuration_setup", "execution_results"}
 _LATENCIES: Mapping[LatencyKey, tuple[str, ...]] = {
     "mean": ("avg latency", "latency_avg"),
@@ -61,6 +62,8 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
     throughput = found.number("throughput")
     if throughput is None:
         raise InputError(f"{path}: execution_results has no throughput")
+    milliseconds = setup.number("duration (ms)", "duration")
+    hint = (options.text("-hint", "--perf_hint", "hint") or "").lower()
     device = setup.text("target device", "target_device") or "CPU"
     model = Path(options.text("-m", "--path_to_model", "m") or setup.text("topology") or "unknown")
     latencies = {key: found.number(*names) for key, names in _LATENCIES.items()}
@@ -78,37 +81,20 @@ def read_benchmark_app(path: Path) -> BenchmarkResult:
         source="benchmark_app",
         model=ModelInfo(
             name=model.stem,
-            contract_id=None,
-            digest=None,
             format={".xml": "ir", ".onnx": "onnx"}.get(model.suffix),  # type: ignore[arg-type]
-            precision=None,
-            parameters=None,
-            gflops=None,
-            gflops_mac2=None,
-            int8_share=None,
-            weight_bytes=None,
-            activation_bytes=None,
             inputs={},
         ),
         environment=None,
         settings=RunSettings(
             scenario="single-stream" if setup.text("API", "api") == "sync" else "offline",
             device=device,
-            hint=_hint(options),
+            hint=_HINTS.get(hint, hint.upper()),
             streams=streams,
             requests=requests,
             batch=setup.whole("batch size", "batch_size") or 1,
-            duration_s=_seconds(setup.number("duration (ms)", "duration")),
+            duration_s=milliseconds and milliseconds / 1e3,
         ),
-        execution=Execution(
-            devices=(device,),
-            full_names=(),
-            precision=None,
-            streams=streams,
-            requests=requests,
-            threads=None,
-            affinity=None,
-        ),
+        execution=Execution(devices=(device,), full_names=(), streams=streams, requests=requests),
         latency_ms={key: value for key, value in latencies.items() if value is not None},
         throughput_fps=throughput,
         disturbed=None,
@@ -144,13 +130,3 @@ class _Section:
         """Return the same as a whole number."""
         value = self.number(*names)
         return None if value is None else int(value)
-
-
-def _hint(options: _Section) -> str | None:
-    said = (options.text("-hint", "--perf_hint", "hint") or "").lower()
-    names = {"tput": "THROUGHPUT", "ctput": "CUMULATIVE_THROUGHPUT", "none": None}
-    return names.get(said, said.upper() or None)
-
-
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1e3

@@ -135,10 +135,7 @@ def read_container(root: Path = Path("/")) -> Container:
         version = 2
     elif any(is_folder(root, f"{_GROUPS}/{name}") for name in ("memory", "cpu", "cpu,cpuacct")):
         version = 1
-    try:
-        inside = in_container(root)
-    except UnicodeDecodeError:  # a group's name in another encoding; container engines use ASCII
-        inside = False
+    inside = in_container(root)
     affinity: Reading[tuple[int, ...]] = sense(lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity")
     if isinstance(version, Unknown):
         return Container(
@@ -147,8 +144,8 @@ def read_container(root: Path = Path("/")) -> Container:
     return Container(
         inside=inside,
         cgroup=version,
-        cpu_limit=_least(root, "cpu", _cpus_v2 if version == 2 else _cpus_v1),
-        memory_limit_bytes=_least(root, "memory", _memory_v2 if version == 2 else _memory_v1),
+        cpu_limit=_least(root, "cpu", _cpus),
+        memory_limit_bytes=_least(root, "memory", _memory),
         affinity=affinity,
     )
 
@@ -192,26 +189,15 @@ def _least(root: Path, controller: str, read: Callable[[Path, str], N | None]) -
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _cpus_v2(root: Path, folder: str) -> float | None:
-    quota, _, period = quiet_text(root, f"{folder}/cpu.max").partition(" ")
-    return _share(quota, period)
-
-
-def _cpus_v1(root: Path, folder: str) -> float | None:
-    quota = quiet_text(root, f"{folder}/cpu.cfs_quota_us")
-    return _share(quota, quiet_text(root, f"{folder}/cpu.cfs_period_us"))
-
-
-def _share(quota: str, period: str) -> float | None:
+def _cpus(root: Path, folder: str) -> float | None:
     """Divide the quota by the period; ``max`` and -1 mean no limit."""
+    quota, _, period = quiet_text(root, f"{folder}/cpu.max").partition(" ")
+    if not quota:  # version 1
+        quota, period = (quiet_text(root, f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
     used, each = integer(quota), integer(period)
-    return used / each if used is not None and each is not None and used > 0 and each > 0 else None
+    return used / each if used and each and used > 0 and each > 0 else None
 
 
-def _memory_v2(root: Path, folder: str) -> int | None:
-    return integer(quiet_text(root, f"{folder}/memory.max"))
-
-
-def _memory_v1(root: Path, folder: str) -> int | None:
-    limit = integer(quiet_text(root, f"{folder}/memory.limit_in_bytes"))
+def _memory(root: Path, folder: str) -> int | None:
+    limit = integer(quiet_text(root, f"{folder}/memory.max") or quiet_text(root, f"{folder}/memory.limit_in_bytes"))
     return None if limit is None or limit >= _NO_LIMIT else limit

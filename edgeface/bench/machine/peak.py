@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,34 +203,9 @@ def measure_bandwidth(core: ov.Core, *, size: int, threads: int, passes: int = 7
 def _copy_seconds(size: int, threads: int, passes: int) -> float:
     # ones, not zeros: pages of zeros are one and the same page until they are written to.
     source, target = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    barrier = threading.Barrier(threads + 1)
-
-    def run(to: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> None:
-        for _ in range(passes + 1):
-            barrier.wait()
-            np.copyto(to, of)
-            barrier.wait()
-
-    workers = [threading.Thread(target=_unless_broken, args=(run, *part), daemon=True) for part in parts]
-    for worker in workers:
-        worker.start()
-
-    def one_pass() -> None:
-        barrier.wait()
-        barrier.wait()
-
-    try:
-        return _median_seconds(one_pass, passes)
-    finally:
-        barrier.abort()  # after Ctrl-C the workers would wait for ever, and keep the arrays
-        for worker in workers:
-            worker.join()
-
-
-def _unless_broken(run: Callable[..., None], *arguments: Any) -> None:
-    with contextlib.suppress(threading.BrokenBarrierError):
-        run(*arguments)
+    parts = np.array_split(target, threads), np.array_split(source, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return _median_seconds(lambda: list(pool.map(np.copyto, *parts)), passes)
 
 
 def _triad_seconds(core: ov.Core, size: int, threads: int, passes: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
@@ -236,9 +236,14 @@ def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
     """
     first, last = snapshots[0], snapshots[-1]
     seconds = last.clock_s - first.clock_s
-    spent = _derive(_spent, first.cpu_s, last.cpu_s)
-    own = _per_second(_increase(first.own_cpu_s, last.own_cpu_s), seconds)
-    busy = _per_second(_derive(lambda by_kind: by_kind["busy"], spent), seconds)
+    # A counter that ran backwards, as iowait may, counts as 0.
+    spent = _derive(lambda old, new: {kind: max(new[kind] - old[kind], 0.0) for kind in new}, first.cpu_s, last.cpu_s)
+
+    def per_second(amount: float) -> Reading[float]:
+        return amount / seconds if seconds > 0 else absent("no time passed")
+
+    own = _derive(per_second, _increase(first.own_cpu_s, last.own_cpu_s))
+    busy = _derive(lambda by_kind: per_second(by_kind["busy"]), spent)
     energy = _energy(snapshots)
     frequencies = [mhz for each in snapshots for mhz in known(each.frequency_mhz) or ()]
     return IntervalStats(
@@ -255,8 +260,8 @@ def summarize_interval(snapshots: Sequence[Snapshot]) -> IntervalStats:
         memory_stall_s=_increase(first.memory_stall_s, last.memory_stall_s),
         energy_j=energy,
         power_w=_derive(
-            lambda by_zone: (
-                {zone: value / seconds for zone, value in by_zone.items()} if seconds > 0 else absent("no time passed")
+            lambda zones: (
+                {zone: used / seconds for zone, used in zones.items()} if seconds else absent("no time passed")
             ),
             energy,
         ),
@@ -275,34 +280,25 @@ def _increase(before: Reading[float], after: Reading[float]) -> Reading[Any]:
     return _derive(lambda first, last: max(last - first, 0), before, after)
 
 
-def _per_second(amount: Reading[float], seconds: float) -> Reading[float]:
-    return _derive(lambda total: total / seconds if seconds > 0 else absent("no time passed"), amount)
-
-
-def _spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Return CPU seconds by kind; a counter that ran backwards, as iowait may, counts as 0."""
-    return {kind: max(after[kind] - before[kind], 0.0) for kind in after}
-
-
 def _share(spent: Reading[dict[str, float]], kind: str) -> Reading[float]:
-    def share(seconds: dict[str, float]) -> Reading[float]:
-        total = sum(seconds.values())
-        return seconds[kind] / total if total > 0 else absent("no CPU time passed")
-
-    return _derive(share, spent)
+    return _derive(
+        lambda seconds: (
+            seconds[kind] / sum(seconds.values()) if any(seconds.values()) else absent("no CPU time passed")
+        ),
+        spent,
+    )
 
 
 def _energy(snapshots: Sequence[Snapshot]) -> Reading[dict[str, float]]:
     total: dict[str, float] = {}
     for before, after in pairwise(snapshots):
-        old, new = before.energy_uj, after.energy_uj
+        old, new, seconds = before.energy_uj, after.energy_uj, after.clock_s - before.clock_s
         if isinstance(old, Unknown):
             return old
         if isinstance(new, Unknown):
             return new
-        ranges: Mapping[str, int] = known(after.energy_range_uj) or {}
+        ranges = known(after.energy_range_uj) or {}
         for zone in old.keys() & new.keys():
-            seconds = after.clock_s - before.clock_s
             used = joules(old[zone], new[zone], wraps_at=ranges.get(zone), seconds=seconds)
             if isinstance(used, Unknown):
                 return used

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ import numpy as np
 from edgeface.bench.compare.comparable import ReportEntry, Side
 from edgeface.bench.compare.comparison import FEWEST_RUNS, Comparison, compare
 from edgeface.bench.report.many_plots import comparison_plots, heat_maps, of_scenario, throughput_plot
-from edgeface.bench.report.run_plots import LayerRow, roofline_plot, run_plots, top_layers
+from edgeface.bench.report.run_plots import roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import (
-    Rows,
     as_csv,
     as_markdown,
     environment_rows,
@@ -24,7 +22,7 @@ from edgeface.bench.report.tables import (
     settings_rows,
     slowdown_words,
 )
-from edgeface.drawing import Plot, rounded, write_page
+from edgeface.drawing import rounded, write_page
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 
@@ -38,18 +36,6 @@ _MOST_ROWS = 24
 
 _MOST_COMPARED = 8
 """Most candidates that a report compares with its first result; more are a sweep."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """Content of the section of one result."""
-
-    entry: ReportEntry
-    plots: list[Plot]
-    layers: list[LayerRow]
-    model: Rows
-    settings: Rows
-    environment: Rows
 
 
 def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
@@ -107,7 +93,11 @@ def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison
     write_page(
         path,
         __package__,
-        filters={"interval": interval_words, "sentence": _sentence, "milliseconds": _milliseconds},
+        filters={
+            "interval": interval_words,
+            "sentence": lambda text: text[:1].upper() + text[1:],
+            "milliseconds": lambda value: "-" if value is None else f"{rounded(value)} ms",
+        },
         entries=entries,
         first=entries[0],
         overview=overview,
@@ -119,26 +109,17 @@ def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison
     )
 
 
-def _section(entry: ReportEntry) -> _Section:
+def _section(entry: ReportEntry) -> dict[str, object]:
     result = entry.result
     roofline = roofline_plot(result)
-    return _Section(
-        entry,
-        [*run_plots(result), *([roofline] if roofline else [])],
-        top_layers(result),
-        model_rows(result),
-        settings_rows(result),
-        environment_rows(result),
-    )
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{rounded(value)} ms"
-
-
-def _sentence(text: str) -> str:
-    """Capitalize the first letter only."""
-    return text[:1].upper() + text[1:]
+    return {
+        "entry": entry,
+        "plots": [*run_plots(result), *([roofline] if roofline else [])],
+        "layers": top_layers(result),
+        "model": model_rows(result),
+        "settings": settings_rows(result),
+        "environment": environment_rows(result),
+    }
 
 
 def _in_full(entries: Sequence[ReportEntry]) -> list[ReportEntry]:

@@ -201,35 +201,29 @@ def as_csv(entries: Sequence[ReportEntry]) -> str:
 
 def _csv_row(entry: ReportEntry) -> dict[str, object]:
     result = entry.result
-    settings, execution = result.settings, result.execution
+    own = (
+        "created", "source", "throughput_fps", "cpu_ms", "gflops", "gflops_per_second", "efficiency", "disturbed",
+        "partial",
+    )  # fmt: skip
+    asked = ("scenario", "device", "hint", "precision", "streams", "requests", "threads", "batch", "end_to_end")
     row: dict[str, object] = {
         "name": entry.name,
-        "created": result.created,
-        "source": result.source,
+        **{name: getattr(result, name) for name in own},
+        **{name: getattr(result.settings, name) for name in asked},
         "model": result.model.name,
         "contract_id": result.model.contract_id,
         "digest": result.model.digest,
-        "executed_devices": " ".join(execution.devices),
-        "executed_precision": execution.precision,
+        "executed_devices": " ".join(result.execution.devices),
+        "executed_precision": result.execution.precision,
         "min_ms": result.latency_ms.get("min"),
         "max_ms": result.latency_ms.get("max"),
-        "throughput_fps": result.throughput_fps,
-        "cpu_ms": result.cpu_ms,
-        "gflops": result.gflops,
-        "gflops_per_second": result.gflops_per_second,
-        "efficiency": result.efficiency,
-        "server_rate": result.server.rate if result.server else None,
-        "queries": result.samples.count if result.samples else None,
-        "disturbed": result.disturbed,
-        "partial": result.partial,
+        "server_rate": result.server and result.server.rate,
+        "queries": result.samples and result.samples.count,
     }
-    for name in ("scenario", "device", "hint", "precision", "streams", "requests", "threads", "batch", "end_to_end"):
-        row[name] = getattr(settings, name)
     row["throughput_fps_low"], row["throughput_fps_high"] = result.throughput_interval or (None, None)
     for key in _BOUNDED:
         row[f"{key}_ms"] = result.latency_ms.get(key)
-        low, high = result.latency_interval_ms.get(key, (None, None))
-        row[f"{key}_ms_low"], row[f"{key}_ms_high"] = low, high
+        row[f"{key}_ms_low"], row[f"{key}_ms_high"] = result.latency_interval_ms.get(key, (None, None))
     return row
 
 

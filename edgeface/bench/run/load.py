@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,9 +50,7 @@ class LoadedModel:
     def __enter__(self) -> LoadedModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self.embedder is not None:
             self.embedder.close()
 
@@ -82,7 +79,9 @@ def load(
     plan = _plan(settings, resolved) if plan is None else dataclasses.replace(plan, device=resolved.device)
     settings = settings.model_copy(
         update={name: getattr(plan, name) for name in ("hint", "precision", "streams", "requests", "threads")}
-        | {"extra": _without_paths(plan.extra), "device": resolved.requested}
+        # Recorded are no folders, such as that of the cache.
+        | {"extra": {name: value for name, value in plan.extra.items() if os.sep not in str(value)}}
+        | {"device": resolved.requested}
     )
     batch = settings.batch
     if batch is None and plan.batch_buckets != (1,):
@@ -101,15 +100,14 @@ def load(
     target: Target
     if settings.end_to_end:
         embedder, target, report = _embedder(benchmark_model, plan, image_format or ImageFormat(), settings)
-        pinned = None
+        binding = "pinning not told"
     else:
         compiled = _compile(core, benchmark_model, plan, {})
         report = describe_execution(compiled, plan, resolved=resolved, core=core)
-        pinned = _pinned(compiled)
-        alone = settings.scenario == "single-stream"
+        binding = _binding(compiled)
         target = OpenVinoTarget(
             compiled,
-            requests=1 if alone else plan.requests or report.optimal_requests or 1,
+            requests=1 if settings.scenario == "single-stream" else plan.requests or report.optimal_requests or 1,
             inputs=random_inputs(compiled, seed=settings.seed or 0),
             items=benchmark_model.batch,
         )
@@ -117,17 +115,12 @@ def load(
         benchmark_model=benchmark_model,
         settings=settings,
         target=target,
-        execution=_execution(report, target, pinned),
+        execution=_execution(report, target, binding),
         device=resolved.device,
         embedder=embedder,
         core=core,
         plan=plan,
     )
-
-
-def _without_paths(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the properties to record: no folder, such as that of the cache."""
-    return {name: value for name, value in extra.items() if not (isinstance(value, str) and os.sep in value)}
 
 
 def _plan(settings: RunSettings, resolved: ResolvedDevice) -> DevicePlan:
@@ -161,19 +154,15 @@ def _embedder(
 ) -> tuple[Embedder, EmbedderTarget, ExecutionReport]:
     assert benchmark_model.contract is not None  # an image format needs one
     embedder = Embedder.load(benchmark_model.path, plan=plan, image_format=image_format)
-    random = np.random.default_rng(settings.seed or 0)
-    crop = random.integers(0, 256, image_format.image_shape(benchmark_model.contract)).astype(
-        _DTYPES[image_format.dtype]
-    )
-    report = embedder.execution
+    random, report = np.random.default_rng(settings.seed or 0), embedder.execution
+    crop = random.integers(0, 256, image_format.image_shape(benchmark_model.contract))
     # Queued crops start without waiting for this thread.
-    together = 2 * (plan.requests or report.optimal_requests or 1) * plan.batch_buckets[-1]
-    return embedder, EmbedderTarget(embedder, crop, slots=together), report
+    slots = 2 * (plan.requests or report.optimal_requests or 1) * plan.batch_buckets[-1]
+    return embedder, EmbedderTarget(embedder, crop.astype(_DTYPES[image_format.dtype]), slots=slots), report
 
 
-def _execution(report: ExecutionReport, target: Target, pinned: bool | None) -> Execution:
+def _execution(report: ExecutionReport, target: Target, binding: str) -> Execution:
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    binding = {True: "pinned to cores", False: "not pinned", None: "pinning not told"}[pinned]
     return Execution(
         devices=report.execution_devices,
         full_names=report.full_names,
@@ -186,11 +175,11 @@ def _execution(report: ExecutionReport, target: Target, pinned: bool | None) -> 
     )
 
 
-def _pinned(compiled: ov.CompiledModel) -> bool | None:
+def _binding(compiled: ov.CompiledModel) -> str:
     try:
-        return bool(compiled.get_property("ENABLE_CPU_PINNING"))
+        return "pinned to cores" if compiled.get_property("ENABLE_CPU_PINNING") else "not pinned"
     except RuntimeError:
-        return None
+        return "pinning not told"
 
 
 def _words(image_format: ImageFormat) -> str:

@@ -32,15 +32,7 @@ from edgeface.bench.run.scenarios import (
     single_stream,
     warm_up,
 )
-from edgeface.bench.schema import (
-    EarlyStopping,
-    Execution,
-    KioskResult,
-    MultiStreamResult,
-    RunSettings,
-    ServerResult,
-    Validity,
-)
+from edgeface.bench.schema import EarlyStopping, Execution, MultiStreamResult, RunSettings, Validity
 from edgeface.errors import InputError
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
@@ -81,16 +73,6 @@ _BELONGS: Mapping[str, tuple[str, ...]] = {
     "kiosk": ("video", "detector"),
 }
 """Fields of `ScenarioOptions` by the scenario that takes them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Measured:
-    """What a scenario measured."""
-
-    recording: Recording
-    server: ServerResult | None = None
-    multi_stream: MultiStreamResult | None = None
-    kiosk: KioskResult | None = None
 
 
 @dataclass(slots=True)
@@ -169,12 +151,12 @@ def benchmark(
         warmth = warm_up(loaded.target, alone=alone, longest_s=settings.warm_up_s or 0.0)
         with watch() as watched:
             begin("measure")
-            measured = _measure(loaded, settings, options, progress)
-        explained = _Explained(interrupted=measured.recording.interrupted)
+            recording, parts = _measure(loaded, settings, options, progress)
+        explained = _Explained(interrupted=recording.interrupted)
         if not explained.interrupted:
             _explain(explained, loaded, begin, peak=peak, layers=layers)
         environment = read_environment(watched.snapshots, core=core, identify=identify)
-    recording, verdict = measured.recording, watched.verdict
+    verdict = watched.verdict
     result = BenchmarkResult(
         created=created,
         edgeface=__version__,
@@ -187,24 +169,20 @@ def benchmark(
         throughput_fps=None,
         peak=explained.peak,
         layers=describe_layers(explained.layers, loaded.benchmark_model.work, inferences=_PROFILED),
-        server=measured.server,
-        multi_stream=measured.multi_stream,
-        kiosk=measured.kiosk,
+        **parts,
         disturbed=bool(verdict.reasons or explained.disturbances),
         disturbances=(*verdict.reasons, *explained.disturbances),
         unwatched=verdict.unwatched,
         partial=recording.interrupted or explained.interrupted,
         samples=Samples.pack(recording.starts_ns, recording.latencies_ms, items=recording.items),
     )
-    return result.model_copy(update=_figures(loaded, measured, explained)) if len(recording) else result
+    return result.model_copy(update=_figures(loaded, recording, explained)) if len(recording) else result
 
 
-def _figures(loaded: LoadedModel, measured: _Measured, explained: _Explained) -> dict[str, Any]:
+def _figures(loaded: LoadedModel, recording: Recording, explained: _Explained) -> dict[str, Any]:
     """Compute the figures of the result from the samples."""
-    recording, benchmark_model = measured.recording, loaded.benchmark_model
-    items = recording.items
+    benchmark_model, items, throughput = loaded.benchmark_model, recording.items, recording.items_per_second
     estimates, intervals = summarize(recording.latencies_ms)
-    throughput = recording.items_per_second
     figures: dict[str, Any] = {
         "latency_ms": estimates,
         "latency_interval_ms": intervals,
@@ -212,7 +190,7 @@ def _figures(loaded: LoadedModel, measured: _Measured, explained: _Explained) ->
         "cpu_ms": 1e3 * recording.cpu_s / (len(recording) * items),
         "gflops": benchmark_model.info.gflops,
     }
-    if measured.kiosk is not None:  # a frame is not an inference of this model
+    if loaded.settings.scenario == "kiosk":  # a frame is not an inference of this model
         return figures
     low, high = rate_interval(recording.ends_s)
     figures["throughput_interval"] = (low and low * items, high and high * items)
@@ -246,17 +224,19 @@ def _complete(settings: RunSettings, options: ScenarioOptions, image_format: Ima
                 f"the {scenario} scenario takes no {strange[0].replace('_', ' ')}: that is an option of the scenario "
                 f"{owner}"
             )
-    changes = {
-        name: getattr(DEFAULTS, name) for name in ("seed", "duration_s", "warm_up_s") if getattr(settings, name) is None
+    least = DEFAULTS.duration_s if settings.duration_s is None else settings.duration_s
+    defaults = {
+        "seed": DEFAULTS.seed,
+        "duration_s": least,
+        "warm_up_s": DEFAULTS.warm_up_s,
+        "max_duration_s": max(least or 0.0, DEFAULTS.max_duration_s or 0.0),
     }
     if settings.min_count is None:
-        changes["min_count"] = minimum_count(scenario, options.percentile)
-    settings = settings.model_copy(update=changes)
-    least, most = settings.duration_s or 0.0, settings.max_duration_s
-    if most is None:
-        settings = settings.model_copy(update={"max_duration_s": max(least, DEFAULTS.max_duration_s or 0.0)})
-    elif most < least:
-        raise InputError(f"the maximum duration must be at least the duration, {least:g} s, found {most:g} s")
+        defaults["min_count"] = minimum_count(scenario, options.percentile)
+    if settings.max_duration_s is not None and settings.max_duration_s < (least or 0.0):
+        raise InputError(
+            f"the maximum duration must be at least the duration, {least:g} s, found {settings.max_duration_s:g} s"
+        )
     if scenario == "server" and not options.bound_ms:
         raise InputError("the server scenario requires a latency bound in milliseconds")
     if options.percentile is not None and not 0 < options.percentile < 100:
@@ -267,38 +247,36 @@ def _complete(settings: RunSettings, options: ScenarioOptions, image_format: Ima
         raise InputError("the kiosk scenario makes its own crops, one at a time: it takes no input format or batch")
     if options.samples_per_query is not None and options.samples_per_query < 1:
         raise InputError(f"samples per query must be 1 or more, found {options.samples_per_query}")
-    return settings.model_copy(update={"end_to_end": settings.end_to_end or scenario == "kiosk"})
+    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
+    return settings.model_copy(update=missing | {"end_to_end": settings.end_to_end or scenario == "kiosk"})
 
 
 def _measure(
     loaded: LoadedModel, settings: RunSettings, options: ScenarioOptions, progress: ProgressCallback
-) -> _Measured:
+) -> tuple[Recording, dict[str, Any]]:
+    """Run the scenario; return what it recorded, and its own part of the result by field."""
     least, target = settings.duration_s or 0.0, loaded.target
     limits = RunLimits(
         duration_s=least, min_count=settings.min_count or 0, max_duration_s=settings.max_duration_s or least
     )
     if settings.scenario == "single-stream":
-        return _Measured(recording=single_stream(target, limits, progress))
+        return single_stream(target, limits, progress), {}
     if settings.scenario == "offline":
-        return _Measured(recording=offline(target, limits, progress))
+        return offline(target, limits, progress), {}
     if settings.scenario == "multi-stream":
         recording = multi_stream(target, limits, progress, samples=options.samples_per_query or 8)
-        return _Measured(recording=recording, multi_stream=MultiStreamResult(samples_per_query=recording.items))
+        return recording, {"multi_stream": MultiStreamResult(samples_per_query=recording.items)}
     if settings.scenario == "server":
         assert options.bound_ms is not None
+        percentile, seed = options.percentile or PERCENTILES["server"], settings.seed or 0
         server, recording = find_rate(
-            target,
-            limits,
-            bound_ms=options.bound_ms,
-            percentile=options.percentile or PERCENTILES["server"],
-            seed=settings.seed or 0,
-            progress=progress,
+            target, limits, bound_ms=options.bound_ms, percentile=percentile, seed=seed, progress=progress
         )
-        return _Measured(recording=recording, server=server)
+        return recording, {"server": server}
     assert options.video is not None and loaded.embedder is not None  # noqa: PT018
     pipeline = Pipeline(options.detector, loaded.embedder, tracker=Tracker(), prefetch=1)
     kiosk, recording = run_kiosk(options.video, pipeline, seconds=least, progress=progress)
-    return _Measured(recording=recording, kiosk=kiosk)
+    return recording, {"kiosk": kiosk}
 
 
 def _explain(
