@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def require_comparable(
     `across_models`.
     """
     old, new = baseline.first, candidate.first
-    for what, first, second in _essentials(old, new):
-        if first != second:
+    for what, read in _ESSENTIALS.items():
+        if (first := read(old)) != (second := read(new)):
             raise InputError(
                 f"{baseline.name}, {candidate.name}: expected the same {what}, found {first} and {second}: "
                 "they measure different things"
@@ -80,7 +80,9 @@ def require_comparable(
         for index, run in enumerate(side.runs):
             name = side.name if len(side.runs) == 1 else f"{side.name}, run {index + 1}"
             warnings += [f"{name}: {doubt}" for doubt in doubts(run)]
-    return tuple(_settings(old, new)), tuple(warnings)
+    before, after = _said(old), _said(new)
+    differ = tuple((name, value, after[name]) for name, value in before.items() if value != after[name])
+    return differ, tuple(warnings)
 
 
 def doubts(run: BenchmarkResult) -> list[str]:
@@ -100,23 +102,14 @@ def doubts(run: BenchmarkResult) -> list[str]:
     return found
 
 
-def _essentials(old: BenchmarkResult, new: BenchmarkResult) -> Iterator[tuple[str, object, object]]:
-    essentials: dict[str, Callable[[BenchmarkResult], object]] = {
-        "scenario": lambda run: run.settings.scenario,
-        "batch": lambda run: run.settings.batch,
-        "samples a query": lambda run: run.multi_stream and run.multi_stream.samples_per_query,
-        "latency bound": lambda run: run.server and (run.server.bound_ms, run.server.percentile),
-        "video": lambda run: run.kiosk and run.kiosk.video_digest,
-    }
-    for what, read in essentials.items():
-        yield what, read(old), read(new)
-
-
-def _settings(old: BenchmarkResult, new: BenchmarkResult) -> Iterator[tuple[str, str, str]]:
-    before, after = _said(old), _said(new)
-    for name in before:
-        if before[name] != after[name]:
-            yield name, before[name], after[name]
+_ESSENTIALS: dict[str, Callable[[BenchmarkResult], object]] = {
+    "scenario": lambda run: run.settings.scenario,
+    "batch": lambda run: run.settings.batch,
+    "samples a query": lambda run: run.multi_stream and run.multi_stream.samples_per_query,
+    "latency bound": lambda run: run.server and (run.server.bound_ms, run.server.percentile),
+    "video": lambda run: run.kiosk and run.kiosk.video_digest,
+}
+"""What two results must have in common to be compared."""
 
 
 def _said(run: BenchmarkResult) -> dict[str, str]:
@@ -133,13 +126,10 @@ def _said(run: BenchmarkResult) -> dict[str, str]:
         "edgeface": run.edgeface,
         "measured by": run.source,
     }
-    return {name: _text(value) for name, value in said.items()}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "default" if value is None else str(value)
+    return {
+        name: "default" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in said.items()
+    }
 
 
 def _identity(run: BenchmarkResult) -> str:

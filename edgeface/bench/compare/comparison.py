@@ -210,16 +210,12 @@ def _one_run(metric: str, baseline: BenchmarkResult, candidate: BenchmarkResult,
         return _difference(metric, old, new, None, "the rate comes from a search and has no samples")
     if baseline.samples is None or candidate.samples is None:
         return _difference(metric, old, new, None, "there are no raw samples")
-    if metric == "throughput":
-        first, second = (
-            of_rate(samples.ends_s, confidence=confidence) for samples in (baseline.samples, candidate.samples)
-        )
-    else:
-        share = float(metric.removeprefix("p")) / 100
-        first, second = (
-            of_latency(samples.latencies_ms, share, confidence=confidence)
-            for samples in (baseline.samples, candidate.samples)
-        )
+    first, second = (
+        of_rate(samples.ends_s, confidence=confidence)
+        if metric == "throughput"
+        else of_latency(samples.latencies_ms, float(metric.removeprefix("p")) / 100, confidence=confidence)
+        for samples in (baseline.samples, candidate.samples)
+    )
     found = ratio(first, second)
     note = "too few independent samples" if found.interval == (None, None) else ""
     return _difference(metric, old, new, found, note)

@@ -77,19 +77,8 @@ def time_layers(
 ) -> Reading[tuple[ExecutedLayer, ...]]:
     """Time every executed layer: medians of `inferences`, one at a time; OpenVINO reports whole microseconds.
 
-    Parameters
-    ----------
-    compiled : openvino.CompiledModel
-        Compiled with ``{"PERF_COUNT": True}`` and static shapes.
-    inputs : sequence of ndarray
-        One per model input, in their order.
-    inferences
-        Number of inferences.
-
-    Raises
-    ------
-    InputError
-        If the model was compiled without PERF_COUNT, or `inferences` is not positive.
+    The model has static shapes and was compiled with ``{"PERF_COUNT": True}``; `inputs` are one array per input, in
+    their order. InputError is raised if it was compiled without PERF_COUNT, or `inferences` is not positive.
     """
     if inferences < 1:
         raise InputError(f"inferences must be 1 or more, not {inferences}")
@@ -162,8 +151,10 @@ def has_eight_bit(executed: Sequence[ExecutedLayer], work: Work) -> bool:
     """Whether a layer with multiplications executed in 8 bits."""
     given, _ = assign_work(work, executed)
     return any(
-        layer.precision in EIGHT_BIT and any(part.macs for part in parts)
+        part.macs
         for layer, parts in zip(executed, given, strict=True)
+        if layer.precision in EIGHT_BIT
+        for part in parts
     )
 
 

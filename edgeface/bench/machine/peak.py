@@ -95,22 +95,9 @@ def measure_peak(
     Sizes grow while one product takes less than `seconds` / 6; they take turns, and the best median counts. Memory
     bandwidth is measured on the CPU only: that of another device would be its bus's.
 
-    Parameters
-    ----------
-    device
-        Device name as the user writes it.
-    precisions
-        Precisions to try; the result says why one is missing.
-    streams
-        Products that run in parallel.
-    threads
-        CPU threads for all streams together; None: OpenVINO's choice.
-    seconds
-        Duration of one shape in one round.
-    core : openvino.Core
-        Compiles and runs.
-    root
-        Root of the file system, for the size of the caches.
+    The result says why one of the `precisions` is missing. `streams` products run in parallel, on `threads` CPU threads
+    all together (None: OpenVINO's choice); one shape takes `seconds` in one round. The size of the caches is read below
+    `root`.
 
     Raises
     ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,20 +52,10 @@ def read_benchmark_model(
     shapes: Shapes | None = None,
     image_format: ImageFormat | None = None,
 ) -> BenchmarkModel:
-    """Read a model and make it static.
+    """Read a model, an .xml with its .bin beside it or an .onnx, and make it static.
 
-    Parameters
-    ----------
-    path
-        An .xml with its .bin beside it, or an .onnx.
-    core : openvino.Core
-        Reads it.
-    batch
-        None: the model's own, or 1 where that is dynamic.
-    shapes
-        Input shapes that replace the model's own.
-    image_format
-        Images that it is to take; requires a contract.
+    `batch` None is the model's own, or 1 where that is dynamic; `shapes` replace the model's own; `image_format` is
+    that of the images that it is to take, which requires a contract.
 
     Raises
     ------
@@ -185,9 +176,7 @@ def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            digest.update(file.read_bytes())
         except OSError as error:
             raise InputError(f"{file}: expected a model to read: {error.strerror}") from error
     return digest.hexdigest()
@@ -197,13 +186,11 @@ def _precision(model: Any, work: Work) -> str | None:
     """Return the type of most floating-point constants by bytes; INT8 if most multiplications are in 8 bits."""
     if 2 * work.int8_macs > work.macs:
         return "INT8"
-    stored: dict[str, int] = {}
+    stored: Counter[str] = Counter()
     for node in model.get_ops():
-        if node.get_type_name() == "Constant":
-            kind = node.get_element_type().get_type_name()
-            stored[kind] = stored.get(kind, 0) + node.get_byte_size()
-    floating = {kind: size for kind, size in stored.items() if kind in _FLOATING}
-    return _FLOATING[max(floating, key=lambda kind: floating[kind])] if floating else None
+        if node.get_type_name() == "Constant" and (kind := node.get_element_type().get_type_name()) in _FLOATING:
+            stored[kind] += node.get_byte_size()
+    return _FLOATING[stored.most_common(1)[0][0]] if stored else None
 
 
 def _name(port: Any) -> str:

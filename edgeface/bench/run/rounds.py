@@ -97,27 +97,10 @@ def measure_in_turn(
 ) -> dict[str, ModelTiming]:
     """Measure latency and throughput of several models in alternating rounds; odd rounds run in reverse order.
 
-    Compare two of the results round by round, with `compare_rounds`.
-
-    Parameters
-    ----------
-    models
-        IRs by name; each runs on its own input type with batch 1.
-    rounds
-        Number of rounds.
-    seconds
-        Duration of one scenario of one model in one round.
-    device
-        OpenVINO device.
-    streams
-        Number of streams in the Offline scenario, by model; the device chooses where none is given.
-    progress
-        Called before every turn.
-
-    Raises
-    ------
-    EdgeFaceError
-        As `edgeface.bench.run.load.load`.
+    `models` are IRs by name; each runs on its own input type with batch 1. One scenario of one model takes `seconds` in
+    one round. `streams` are those of the Offline scenario, by model; the device chooses where none is given. `progress`
+    is called before every turn. Errors are those of `edgeface.bench.run.load.load`. Compare two of the results round
+    by round, with `compare_rounds`.
     """
     core, wanted = ov.Core(), streams or {}
     with contextlib.ExitStack() as stack:

@@ -105,18 +105,13 @@ def benchmark(
 
     Parameters
     ----------
-    model
-        An .xml with its .bin beside it, or an .onnx.
-    settings
-        What to measure. Where `DEFAULTS` has a value, None stands for it.
+    model, shapes, image_format
+        As for `edgeface.bench.run.benchmark_model.read_benchmark_model`.
+    settings, plan
+        What to measure; where `DEFAULTS` has a value, None stands for it. A plan replaces device, hint, precision,
+        streams, requests and threads.
     options
         Options of the scenario.
-    plan
-        Replaces device, hint, precision, streams, requests and threads of the settings.
-    shapes
-        Shapes of dynamic inputs.
-    image_format
-        Images that the model is to take; requires a contract.
     peak
         What the device attains, if that is known; else whether to measure it.
     layers

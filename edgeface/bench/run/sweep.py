@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +95,9 @@ class Sweep:
                 }
                 for name, result in self.results.items()
             },
-            **{
-                kind: [{"name": each.name, "reason": each.reason} for each in getattr(self, kind)]
-                for kind in ("skipped", "failed", "absent")
-            },
+            **{kind: [asdict(each) for each in getattr(self, kind)] for kind in ("skipped", "failed", "absent")},
             "best": {what: {"result": name, "plan": str(path)} for what, (name, path) in self.best.items()},
         }
-
-
-@dataclass(slots=True)
-class _Found:
-    results: dict[str, BenchmarkResult] = field(default_factory=dict)
-    plans: dict[str, DevicePlan] = field(default_factory=dict)
-    skipped: list[SkippedRun] = field(default_factory=list)
-    failed: list[SkippedRun] = field(default_factory=list)
-    peaks: dict[str, Peak] = field(default_factory=dict)
 
 
 def sweep(
@@ -124,23 +112,10 @@ def sweep(
 ) -> Sweep:
     """Measure every combination, and write the plans with the best latency and the best throughput.
 
-    Parameters
-    ----------
-    model
-        An .xml with its .bin beside it, or an .onnx.
-    folder
-        Receives a folder for each run, ``sweep.json``, ``latency.json`` and ``throughput.json``. Complete runs in it
-        are reused.
-    axes
-        Values to combine.
-    settings
-        Durations, counts and seed of each run.
-    shapes
-        Shapes of dynamic inputs.
-    peak
-        Whether to measure what each device attains, once.
-    on_step
-        Called before each run.
+    `model` is an .xml with its .bin beside it, or an .onnx; `shapes` are those of dynamic inputs. `folder` receives a
+    folder for each run, ``sweep.json``, ``latency.json`` and ``throughput.json``; complete runs in it are reused. Each
+    run has the durations, counts and seed of `settings`. With `peak` each device's is measured once. `on_step` is
+    called before each run.
 
     Raises
     ------
@@ -161,13 +136,16 @@ def sweep(
     present, absent = _present(axes.devices, core)
     if not present:
         raise DeviceError("; ".join(each.reason for each in absent))
-    found = _Found()
+    results: dict[str, BenchmarkResult] = {}
+    plans: dict[str, DevicePlan] = {}
+    skipped, failed = [], []
+    peaks: dict[str, Peak] = {}
     capabilities = {each.name: each for each in list_devices(core)}
     runs: list[tuple[str, DevicePlan, Scenario]] = []
     for name, options in _combinations(present, axes):
         plan, reason = _plan(options, capabilities)
         if plan is None:
-            found.skipped.append(SkippedRun(name, reason))
+            skipped.append(SkippedRun(name, reason))
         else:
             runs += [(f"{name}/{scenario}", plan, scenario) for scenario in SCENARIOS]
     for number, (name, plan, scenario) in enumerate(runs, 1):
@@ -181,31 +159,29 @@ def sweep(
                     model,
                     settings.model_copy(update=own),
                     shapes=shapes,
-                    peak=found.peaks.get(plan.device, peak),
+                    peak=peaks.get(plan.device, peak),
                     layers=False,
                 )
             except InputError as error:
-                found.skipped.append(SkippedRun(name, str(error)))
+                skipped.append(SkippedRun(name, str(error)))
                 continue
             except (DeviceError, InferenceError) as error:
-                found.failed.append(SkippedRun(name, str(error)))
+                failed.append(SkippedRun(name, str(error)))
                 continue
             if result.partial:
                 raise KeyboardInterrupt
             result.write(folder / name)
-        found.results[name] = result
-        found.plans[name] = plan
+        results[name], plans[name] = result, plan
         if result.peak is not None and not result.disturbed:  # or the next run measures it again
-            found.peaks[plan.device] = result.peak
-    if not found.results:
-        left = [*found.skipped, *found.failed]
-        raise InputError(f"{model}: no combination can be measured: {left[0].reason}")
+            peaks[plan.device] = result.peak
+    if not results:
+        raise InputError(f"{model}: no combination can be measured: {[*skipped, *failed][0].reason}")
     return Sweep(
-        results=found.results,
-        skipped=tuple(found.skipped),
-        failed=tuple(found.failed),
+        results=results,
+        skipped=tuple(skipped),
+        failed=tuple(failed),
         absent=tuple(absent),
-        best=_write_best(folder, found),
+        best=_write_best(folder, results, plans),
     )
 
 
@@ -221,8 +197,7 @@ def _present(devices: Sequence[str], core: ov.Core) -> tuple[dict[str, str], lis
     return present, absent
 
 
-def _combinations(devices: dict[str, str], axes: SweepAxes) -> list[tuple[str, dict[str, Any]]]:
-    combined = []
+def _combinations(devices: dict[str, str], axes: SweepAxes) -> Iterator[tuple[str, dict[str, Any]]]:
     for device, hint, precision, streams, requests, batch in itertools.product(
         devices, axes.hints, axes.precisions, axes.streams, axes.requests, axes.batches
     ):
@@ -237,8 +212,7 @@ def _combinations(devices: dict[str, str], axes: SweepAxes) -> list[tuple[str, d
             "requests": requests,
             "batch_buckets": (batch or 1,),
         }
-        combined.append(("_".join(filter(None, parts)), options))
-    return combined
+        yield "_".join(filter(None, parts)), options
 
 
 def _plan(options: dict[str, Any], infos: dict[str, DeviceInfo]) -> tuple[DevicePlan | None, str]:
@@ -285,9 +259,7 @@ def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
     """Write what all results of the folder depend on, or refuse if it holds results of something else."""
     path = folder / SETTINGS_NAME
     if not path.is_file():
-        with write_atomically(path) as staged:
-            staged.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        return
+        return _write_json(path, wanted)
     stored: object = None
     with contextlib.suppress(OSError, ValueError):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -320,21 +292,21 @@ def _read(folder: Path, plan: DevicePlan, scenario: Scenario) -> BenchmarkResult
     return result if same and not result.partial else None
 
 
-def _write_best(folder: Path, found: _Found) -> dict[str, tuple[str, Path]]:
+def _write_best(
+    folder: Path, results: dict[str, BenchmarkResult], plans: dict[str, DevicePlan]
+) -> dict[str, tuple[str, Path]]:
     """Write the plans of the lowest 90th percentile, MLPerf's for SingleStream, and of the highest throughput."""
-
-    def of(scenario: Scenario) -> list[str]:
-        return [name for name, result in found.results.items() if result.settings.scenario == scenario]
-
+    alone, loaded = ([name for name in results if name.endswith(f"/{scenario}")] for scenario in SCENARIOS)
     chosen = {}
-    if alone := of("single-stream"):
-        chosen["latency"] = min(alone, key=lambda name: found.results[name].latency_ms.get("p90", float("inf")))
-    if loaded := of("offline"):
-        chosen["throughput"] = max(loaded, key=lambda name: found.results[name].throughput_fps or 0.0)
-    best = {}
+    if alone:
+        chosen["latency"] = min(alone, key=lambda name: results[name].latency_ms.get("p90", float("inf")))
+    if loaded:
+        chosen["throughput"] = max(loaded, key=lambda name: results[name].throughput_fps or 0.0)
     for what, name in chosen.items():
-        path = folder / f"{what}.json"
-        with write_atomically(path) as staged:
-            staged.write_text(json.dumps(found.plans[name].to_dict(), indent=1) + "\n", encoding="utf-8")
-        best[what] = (name, path)
-    return best
+        _write_json(folder / f"{what}.json", plans[name].to_dict())
+    return {what: (name, folder / f"{what}.json") for what, name in chosen.items()}
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    with write_atomically(path) as staged:
+        staged.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
