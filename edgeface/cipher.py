@@ -23,10 +23,9 @@ import hmac
 import json
 import os
 import struct
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -70,21 +69,10 @@ def is_sealed(path: Path) -> bool:
 
 
 def seal(content: bytes, *, key: bytes, header: Mapping[str, str]) -> bytes:
-    """Encrypt and authenticate a content; the header is authenticated and stays readable.
+    """Encrypt and authenticate at most 2 GiB; the header is authenticated and stays readable.
 
-    Parameters
-    ----------
-    content
-        At most 2 GiB.
-    key
-        16, 24 or 32 random bytes.
-    header
-        With ``kind``, which `unseal` checks.
-
-    Raises
-    ------
-    InputError
-        If the content is too long, or the key has another length.
+    The key is 16, 24 or 32 random bytes. The header's ``kind`` is checked by `unseal`. `InputError` is raised if the
+    content is too long, or the key has another length.
     """
     if len(content) > _LARGEST:
         raise InputError(f"encryption: expected at most {_LARGEST} bytes, found {len(content)}")
@@ -144,45 +132,17 @@ def _aes(key: bytes) -> AESGCM:
 # Rows of a gallery
 
 
-class Cipher(ABC):
-    """Turns the content of a row into what is stored, and back.
-
-    Attributes
-    ----------
-    key_id
-        Tells keys apart and reveals nothing about them; empty without encryption.
-    """
-
-    key_id: str = ""
-
-    @abstractmethod
-    def seal(self, content: bytes, place: bytes) -> bytes:
-        """Return what is stored at this place."""
-
-    @abstractmethod
-    def open(self, stored: bytes, place: bytes) -> bytes:
-        """Return the content.
-
-        Raises
-        ------
-        GalleryDamagedError
-            If it is not what was sealed, or was sealed for another place.
-        """
-
-    @abstractmethod
-    def mark(self, content: bytes) -> bytes:
-        """Return 32 bytes that stand for the content; with a key, they cannot be computed without it."""
-
-
-class PlainCipher(Cipher):
+class PlainCipher:
     """Leaves contents readable, and notices damage."""
+
+    key_id = ""
 
     def seal(self, content: bytes, place: bytes) -> bytes:
         """Append a digest of content and place."""
         return content + _digest(content, place)
 
     def open(self, stored: bytes, place: bytes) -> bytes:
-        """Check the digest; see `Cipher.open`."""
+        """Return the content; `GalleryDamagedError` if it is not what was sealed for this place."""
         _require_bytes(stored, place)
         content = stored[:-_TAG]
         if stored[-_TAG:] != _digest(content, place):
@@ -190,24 +150,14 @@ class PlainCipher(Cipher):
         return content
 
     def mark(self, content: bytes) -> bytes:
-        """Return a digest."""
+        """Return a digest of 32 bytes that stands for the content."""
         return hashlib.blake2b(content, digest_size=32).digest()
 
 
-class KeyedCipher(Cipher):
-    """Makes contents unreadable without the key.
+class KeyedCipher:
+    """Makes contents unreadable without the key of 32 bytes, from which those of one gallery are derived.
 
-    Parameters
-    ----------
-    key
-        32 bytes.
-    gallery_id
-        Makes the derived keys this gallery's own.
-
-    Raises
-    ------
-    GalleryKeyError
-        If the key has another length.
+    Its `key_id` tells keys apart and reveals nothing about them. `GalleryKeyError` is raised for another length.
     """
 
     def __init__(self, key: bytes, gallery_id: str) -> None:
@@ -226,7 +176,7 @@ class KeyedCipher(Cipher):
         return _encrypt(self._cipher, content, place)
 
     def open(self, stored: bytes, place: bytes) -> bytes:
-        """Verify and decrypt; see `Cipher.open`."""
+        """Verify and decrypt; `GalleryDamagedError` if it is not what was sealed for this place."""
         _require_bytes(stored, place)
         try:
             return _decrypt(self._cipher, stored, place)
@@ -234,8 +184,11 @@ class KeyedCipher(Cipher):
             raise _damaged(place) from error
 
     def mark(self, content: bytes) -> bytes:
-        """Return the HMAC-SHA256."""
+        """Return 32 bytes that stand for the content: its HMAC-SHA256, which cannot be computed without the key."""
         return hmac.digest(self._mark_key, content, "sha256")
+
+
+Cipher: TypeAlias = PlainCipher | KeyedCipher
 
 
 def make_cipher(key: bytes | None, gallery_id: str) -> Cipher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,10 +23,7 @@ _IMAGE = struct.Struct("<?14f")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryHeader:
-    """What a gallery is bound to, as stored; readable without a key.
-
-    `key_id` is empty without encryption; the rest is as in `GalleryInfo`.
-    """
+    """What a gallery is bound to, as stored, readable without a key; `key_id` is empty without encryption."""
 
     gallery_id: str
     contract_id: str
@@ -39,7 +36,7 @@ class GalleryHeader:
 
     def encode(self) -> str:
         """Write as JSON, in one form for one content, which is authenticated."""
-        return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def decode(cls, text: str) -> GalleryHeader:
@@ -48,13 +45,8 @@ class GalleryHeader:
 
     def info(self, schema_version: int) -> GalleryInfo:
         """Return what users of a store see."""
-        stored = {name: getattr(self, name) for name in self.__slots__ if name not in ("created", "key_id")}
-        return GalleryInfo(
-            **stored,
-            created=datetime.fromisoformat(self.created),
-            encrypted=bool(self.key_id),
-            schema_version=schema_version,
-        )
+        stored = {**asdict(self), "created": datetime.fromisoformat(self.created), "schema_version": schema_version}
+        return GalleryInfo(encrypted=bool(stored.pop("key_id")), **stored)
 
     def place(self, table: str, *identity: object) -> bytes:
         """Name one row, for `Cipher.seal`: gallery, contract, table, and the values that identify the row."""
@@ -72,13 +64,8 @@ class PersonBody:
 
     def encode(self) -> bytes:
         """Return the bytes of the row."""
-        stored = {
-            "name": self.name,
-            "labels": self.labels,
-            "metadata": self.metadata,
-            "created": self.created.isoformat(),
-        }
-        return json.dumps(stored, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        text = json.dumps(asdict(self), default=datetime.isoformat, ensure_ascii=False)
+        return text.encode("utf-8", "surrogatepass")
 
     @classmethod
     def decode(cls, body: bytes) -> PersonBody:
@@ -108,26 +95,13 @@ class TemplateBody:
     def decode(cls, body: bytes, dim: int) -> TemplateBody:
         """Read what `encode` wrote."""
         quality, microseconds, digest = _TEMPLATE.unpack_from(body)
-        return cls(
-            vectors_of([body], dim)[0],
-            quality,
-            digest.hex() if any(digest) else "",
-            _EPOCH + microseconds * _MICROSECOND,
-        )
-
-    def with_vector(self, vector: NDArray[np.float32]) -> TemplateBody:
-        """Return the same template with the embedding of another model."""
-        return replace(self, vector=vector)
+        source, created = digest.hex() if any(digest) else "", _EPOCH + microseconds * _MICROSECOND
+        return cls(vectors_of([body], dim)[0], quality, source, created)
 
 
 def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
-    """Decode only the vectors of template bodies: (N, dim) float32, read-only.
-
-    Raises
-    ------
-    GalleryDamagedError
-        If one has another length: rows are authentic, so the header is not theirs.
-    """
+    """Decode only the vectors of template bodies: (N, dim) float32, read-only."""
+    # Rows are authentic: where one has another length, the header is not theirs.
     length = _TEMPLATE.size + 4 * dim
     if wrong := next((len(body) for body in bodies if len(body) != length), None):
         raise GalleryDamagedError(f"gallery: expected templates of {length} bytes, found one of {wrong}")

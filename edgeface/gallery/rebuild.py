@@ -176,8 +176,8 @@ class _Work:
                 if table != "templates":
                     return identity, content
                 vector = self._staged_vector(connection, identity[0])
-                body = TemplateBody.decode(content, self._database.header.dim).with_vector(vector)
-                return (*identity[:2], generation), body.encode()
+                body = TemplateBody.decode(content, self._database.header.dim)
+                return (*identity[:2], generation), dataclasses.replace(body, vector=vector).encode()
 
             old = self._rows.rekey(connection, self._header, self._database.cipher, tables=SEALED_TABLES, change=change)
             connection.execute("DELETE FROM staged")

@@ -34,12 +34,8 @@ class GalleryInfo:
     ----------
     gallery_id
         32 hexadecimal digits, random: tells galleries of one contract apart.
-    contract_id
-        Of every embedding in it.
-    dim
-        Length of an embedding.
-    metric
-        How embeddings are compared: ``cosine``.
+    contract_id, dim, metric
+        Of every embedding in it: its contract, its length, and how it is compared, ``cosine``.
     model
         Name of the model, for people; may be empty.
     created
@@ -71,20 +67,8 @@ class GalleryInfo:
 class Person:
     """A person who is enrolled.
 
-    Attributes
-    ----------
-    id
-        Positive, given by the store, never given twice.
-    name
-        Unique in a gallery.
-    labels
-        Words to select people by, sorted.
-    metadata
-        JSON values by key.
-    created
-        UTC.
-    template_count
-        How many templates there are of this person.
+    The store gives the positive `id` and never gives it twice. The name is unique in a gallery. Labels, by which people
+    are selected, are sorted; metadata are JSON values by key; `created` is in UTC.
     """
 
     id: int
@@ -96,14 +80,7 @@ class Person:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "labels": list(self.labels),
-            "metadata": dict(self.metadata),
-            "created": self.created.isoformat(),
-            "template_count": self.template_count,
-        }
+        return {**dataclasses.asdict(self), "labels": list(self.labels), "created": self.created.isoformat()}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -165,18 +142,9 @@ class NewTemplate:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Template:
-    """One stored embedding.
+    """One stored embedding, of length 1, and whether its image was kept.
 
-    Attributes
-    ----------
-    id, person_id
-        Given by the store, never given twice.
-    embedding
-        Of length 1.
-    quality, source_sha256, created
-        As in `NewTemplate`.
-    has_image
-        Whether its image was kept.
+    The store gives `id` and never gives it twice. `quality`, `source_sha256` and `created` are as in `NewTemplate`.
     """
 
     id: int
@@ -200,20 +168,16 @@ class Template:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TemplateBlock:
-    """Templates in arrays, for search.
+    """Templates in arrays, for search; it makes the arrays read-only.
 
     Attributes
     ----------
-    ids : (N,) int64
-        Of the templates, rising.
-    person_ids : (N,) int64
-        Of the person of each.
+    ids, person_ids : (N,) int64
+        Of the templates, rising, and of the person of each.
     vectors : (N, D) float32
-        Unit length; read-only.
-    contract_id
-        Of all of them.
-    generation
-        Of the gallery when they were read.
+        Unit length.
+    contract_id, generation
+        Of all of them, and of the gallery when they were read.
     """
 
     ids: NDArray[np.int64]
@@ -222,22 +186,19 @@ class TemplateBlock:
     contract_id: str
     generation: int
 
+    def __post_init__(self) -> None:
+        for array in (self.ids, self.person_ids, self.vectors):
+            array.setflags(write=False)
+
     def __len__(self) -> int:
         return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Changes:
-    """What happened to the templates since a generation.
+    """What happened to the templates since a generation, and the generation of the gallery with these changes.
 
-    Attributes
-    ----------
-    generation
-        Of the gallery with these changes.
-    removed : (M,) int64
-        Ids of templates that are gone; some may have come and gone in between.
-    added
-        Templates that are new.
+    `removed` is (M,) int64: ids of templates that are gone; some may have come and gone in between.
     """
 
     generation: int
@@ -251,18 +212,14 @@ class Erasure:
 
     Attributes
     ----------
-    person_id
-        Of the person.
     templates, images
         How many were erased.
     generation
         Of the gallery afterwards.
     searched
         Files that were read from the first byte to the last, and their sizes.
-    needles
-        Pieces of names, embeddings and images that were searched for.
-    remains
-        Where one was found; empty unless the erasure failed.
+    needles, remains
+        How many pieces of names, embeddings and images were searched for, and where one was found.
     """
 
     person_id: int
@@ -284,16 +241,9 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rekeying:
-    """What `rekey` did.
+    """What `rekey` did: how many rows it sealed anew, and the id of the new key, empty without encryption.
 
-    Attributes
-    ----------
-    key_id
-        Of the new key; empty without encryption.
-    rows
-        How many were sealed anew.
-    searched, remains
-        As in `Erasure`: files that were searched for rows as they were stored before, and where one was found.
+    `searched` and `remains` are as in `Erasure`, of rows as they were stored before.
     """
 
     key_id: str
@@ -308,12 +258,8 @@ class Rebuilding:
 
     Attributes
     ----------
-    contract_id
-        Of the gallery now.
-    embedded, reused
-        Templates that were embedded now, and by an earlier run that was interrupted.
-    dropped
-        Templates without a usable image.
+    embedded, reused, dropped
+        Templates that were embedded now, by an earlier run that was interrupted, and that have no usable image.
     without_templates
         Names of people who have no template left, and have to be enrolled again.
     remains
@@ -330,15 +276,7 @@ class Rebuilding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What `check` found; true if the gallery is whole.
-
-    Attributes
-    ----------
-    rows
-        How many rows of each table were opened and are what was written.
-    problems
-        One line each; empty if the gallery is whole.
-    """
+    """How many rows of each table are what was written, and one line for each problem; true if there is none."""
 
     rows: Mapping[str, int]
     problems: tuple[str, ...]
@@ -348,13 +286,7 @@ class CheckReport:
 
 
 def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]:
-    """Return the embedding as this gallery stores it: (D,) float32 of length 1.
-
-    Raises
-    ------
-    ContractError
-        If it is of another contract, of another length, or has no direction.
-    """
+    """Return the embedding as this gallery stores it: (D,) float32 of length 1; refuse one of another contract."""
     embedding = template.embedding
     if embedding.contract_id != info.contract_id or len(embedding.vector) != info.dim:
         raise ContractError(
@@ -371,13 +303,7 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
 
 
 def check_name(name: str) -> str:
-    """Normalize a name: Unicode NFC, without spaces around it.
-
-    Raises
-    ------
-    GalleryError
-        If it is empty, longer than 200 characters, or has control characters.
-    """
+    """Normalize a name of 1 to 200 characters without control characters: Unicode NFC, no spaces around it."""
     tidy = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(tidy) <= _NAME_LENGTH or any(unicodedata.category(c) in ("Cc", "Cs") for c in tidy):
         raise GalleryError(
@@ -392,13 +318,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy metadata as JSON will give it back.
-
-    Raises
-    ------
-    GalleryError
-        If it has other than JSON values by text keys.
-    """
+    """Copy metadata as JSON will give it back; `GalleryError` for other than JSON values by text keys."""
     stored = dict(metadata or {})
     try:
         copy = json.loads(json.dumps(stored, allow_nan=False))

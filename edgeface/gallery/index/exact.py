@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,34 +38,10 @@ _BLOCK_ROWS = 256
 _INT8_MAX = 127.0
 
 
-class Kernel(Protocol):
-    """One way to store vectors and to multiply them with a probe.
-
-    `Columns` are the vectors (N, D) and, one for each row, what `encode` returned for them.
-    """
-
-    def encode(self, vectors: Floats) -> Columns:
-        """Return what to store beside unit vectors (N, D)."""
-
-    def dot(self, rows: Columns, probe: Columns, out: Floats) -> None:
-        """Write the approximate scores of all rows and the only row of `probe` to `out` (N,)."""
-
-    def bound(self, rows: Columns, probe: Columns) -> NDArray[np.floating[Any]]:
-        """Return how far each score is from the cosine at most: (N,), or () for all."""
-
-
 def kernel_for(storage: Storage) -> Kernel:
-    """Return the kernel for a way of storing vectors.
-
-    Raises
-    ------
-    ExtraNotInstalledError
-        If NumKong is needed and not installed.
-    InputError
-        If the storage is another one.
-    """
+    """Return the kernel for a way of storing vectors; `ExtraNotInstalledError` if it needs NumKong."""
     if storage == "float32":
-        return _Float32()
+        return Kernel()
     if storage not in ("float16", "int8"):
         raise InputError(f"index storage: expected float32, float16 or int8, found {storage!r}")
     try:
@@ -75,13 +51,18 @@ def kernel_for(storage: Storage) -> Kernel:
     return _Int8(numkong) if storage == "int8" else _Float16(numkong)
 
 
-class _Float32:
-    """The vectors themselves."""
+class Kernel:
+    """One way to store vectors and to multiply them with a probe: here in float32, the vectors themselves.
+
+    `Columns` are the vectors (N, D) and, one for each row, what `encode` returned for them.
+    """
 
     def encode(self, vectors: Floats) -> Columns:
+        """Return what to store beside unit vectors (N, D)."""
         return ()
 
     def dot(self, rows: Columns, probe: Columns, out: Floats) -> None:
+        """Write the approximate scores of all rows and the only row of `probe` to `out` (N,)."""
         # One pass in this thread alone: OpenBLAS's sgemv is slower, and its threads would fight with the caller's.
         if hasattr(np, "vecdot"):
             np.vecdot(rows[0], probe[0][0], out=out)
@@ -89,10 +70,11 @@ class _Float32:
             np.einsum("nd,d->n", rows[0], probe[0][0], out=out)
 
     def bound(self, rows: Columns, probe: Columns) -> NDArray[np.floating[Any]]:
+        """Return how far each score is from the cosine at most: (N,), or () for all."""
         return np.asarray(rounding_bound(rows[0].shape[1]))
 
 
-class _Float16:
+class _Float16(Kernel):
     """Columns: vectors, codes (N, D) float16, lengths of the errors (N,)."""
 
     def __init__(self, library: Any) -> None:
@@ -109,14 +91,11 @@ class _Float16:
         return _coding_bound(rows[2], probe[2][0], rounding_bound(rows[0].shape[1]))
 
 
-class _Int8:
+class _Int8(_Float16):
     """Columns: vectors, codes (N, D) int8, scales (N,), lengths of the errors (N,).
 
     Integers add up exactly: only the coding is wrong, and the product with the scales by some units in the last place.
     """
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
 
     def encode(self, vectors: Floats) -> Columns:
         codes = np.empty(vectors.shape, np.int8)
@@ -128,7 +107,7 @@ class _Int8:
         return codes, scales, _errors(vectors, codes, scales)
 
     def dot(self, rows: Columns, probe: Columns, out: Floats) -> None:
-        self._library.cdist(rows[1], probe[1], "dot", out=out[:, np.newaxis], out_dtype="float32")
+        super().dot(rows, probe, out)
         np.multiply(out, rows[2] * probe[2][0], out=out)
 
     def bound(self, rows: Columns, probe: Columns) -> NDArray[np.floating[Any]]:
@@ -158,17 +137,8 @@ def _errors(vectors: Floats, codes: NDArray[Any], scales: Floats) -> Floats:
 def contenders(scores: NDArray[np.float32], bound: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
     """Return all rows that may be among the `k` best.
 
-    A row is left out only if `k` others are better even where their scores are too high, and its own too low, by all
-    that the bound allows.
-
-    Parameters
-    ----------
-    scores : (N,) float32
-        Approximate.
-    bound : (N,) or () float
-        How far at most each is from the truth.
-    k
-        From 1 to N.
+    A row is left out only if `k` others are better even where their scores (N,) are too high, and its own too low, by
+    all that the bound, (N,) or () for all, allows.
     """
     lowest = scores - bound
     kth = lowest.max() if k == 1 else np.partition(lowest, len(lowest) - k)[len(lowest) - k]

@@ -29,19 +29,8 @@ class Table:
     """Rows in no particular order, without gaps.
 
     The first change copies what it was given, which may be a memory-mapped file; later ones move single rows.
-    Rows that become free are overwritten with zeros.
-
-    Parameters
-    ----------
-    block
-        To begin with; its arrays are used as they are.
-    columns : each (N, ...)
-        What else belongs to a row, as `Kernel.encode` made it from the vectors.
-
-    Raises
-    ------
-    ContractError
-        If a row is not of unit length, or an id comes twice.
+    Rows that become free are overwritten with zeros. `columns`, each (N, ...), are what else belongs to a row, as
+    `Kernel.encode` made it from the vectors.
     """
 
     def __init__(self, block: TemplateBlock, columns: Sequence[NDArray[Any]] = ()) -> None:
@@ -119,13 +108,7 @@ class Table:
 
 
 def require_rows(block: TemplateBlock) -> None:
-    """Raise an error for templates that no table can hold.
-
-    Raises
-    ------
-    ContractError
-        If a row is not of unit length, or an id comes twice.
-    """
+    """Raise `ContractError` if a row is not of unit length, or an id comes twice."""
     if len(np.unique(block.ids)) != len(block.ids):
         raise ContractError("index: expected every template once, found an id twice")
     for start in range(0, len(block), _BLOCK_ROWS):
@@ -141,19 +124,7 @@ def require_rows(block: TemplateBlock) -> None:
 
 
 def exact_hits(table: Table, rows: NDArray[np.intp], probe: NDArray[np.float32], k: int) -> Hits:
-    """Return the `k` best of these rows: cosine similarity in float64, equal scores by rising id.
-
-    Parameters
-    ----------
-    table
-        Whose rows they are.
-    rows : (M,) intp
-        What to compare.
-    probe : (D,) float32
-        Of any length but 0.
-    k
-        How many to keep at most.
-    """
+    """Return the `k` best of these rows: cosine similarity in float64, equal scores by rising id."""
     wanted = probe.astype(np.float64)
     wanted /= np.sqrt(np.sum(wanted * wanted))
     scores = np.empty(len(rows))
@@ -172,15 +143,8 @@ def exact_hits(table: Table, rows: NDArray[np.intp], probe: NDArray[np.float32],
 class MemoryIndex(ABC):
     """An `Index` over a `Table`; how rows are found is left to its children.
 
-    Parameters
-    ----------
-    block
-        Its first templates; a memory-mapped block is read in place until the first change.
-
-    Raises
-    ------
-    ContractError
-        If the rows are not of unit length, or an id comes twice.
+    A memory-mapped block is read in place until the first change. `ContractError` is raised if its rows are not of unit
+    length, or an id comes twice.
     """
 
     def __init__(self, block: TemplateBlock) -> None:
@@ -238,24 +202,16 @@ class MemoryIndex(ABC):
         """Copy all templates, by rising id."""
         with self._lock:
             order = np.argsort(self._table.ids)
-            vectors = self._table.vectors[order]
-            vectors.setflags(write=False)
             return TemplateBlock(
                 ids=self._table.ids[order],
                 person_ids=self._table.person_ids[order],
-                vectors=vectors,
+                vectors=self._table.vectors[order],
                 contract_id=self._contract_id,
                 generation=self._generation,
             )
 
     def reset(self, block: TemplateBlock) -> None:
-        """Replace all templates.
-
-        Raises
-        ------
-        ContractError
-            If they are of another contract or length; then nothing has changed.
-        """
+        """Replace all templates, or none if they are of another contract or length (`ContractError`)."""
         self._require_ours(block)
         with self._lock:
             self._take(block)
@@ -263,10 +219,7 @@ class MemoryIndex(ABC):
     def apply(self, changes: Changes) -> None:
         """Follow the gallery: remove what is gone, then add or replace what there is.
 
-        Raises
-        ------
-        ContractError
-            If what is added does not belong here, or has no unit length; then nothing has changed.
+        Nothing has changed if what is added does not belong here, or has no unit length (`ContractError`).
         """
         added = changes.added
         self._require_ours(added)

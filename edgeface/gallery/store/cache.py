@@ -55,7 +55,7 @@ def clear_cache(gallery: Path) -> None:
         shutil.rmtree(folder)
 
 
-def make_cache_folder(gallery: Path) -> Path:
+def _make_cache_folder(gallery: Path) -> None:
     """Make the folder, readable for those who may read the gallery."""
     folder = cache_folder(gallery)
     with output_errors(folder):
@@ -64,7 +64,6 @@ def make_cache_folder(gallery: Path) -> Path:
             folder.mkdir(mode=0o700, exist_ok=True)
             with contextlib.suppress(PermissionError):  # a file system without modes
                 folder.chmod(mode | (mode & 0o444) >> 2)
-    return folder
 
 
 def _file(gallery: Path) -> Path:
@@ -72,15 +71,7 @@ def _file(gallery: Path) -> Path:
 
 
 def write_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, block: TemplateBlock) -> None:
-    """Write a current block, inside a write transaction of the gallery; whole or not at all.
-
-    Raises
-    ------
-    ContractError
-        If the block is of another contract than the gallery.
-    OutputError
-        If it cannot be written.
-    """
+    """Write a current block of this gallery's contract, inside a write transaction; whole or not at all."""
     require_same_contract(header.contract_id, block.contract_id, what="gallery and templates")
     parts = [_bytes_of(block.ids), _bytes_of(block.person_ids), _bytes_of(block.vectors)]
     stored = {
@@ -93,7 +84,7 @@ def write_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, block:
     start = _START.pack(_MAGIC, len(text)) + text
     start += hashlib.blake2b(start, digest_size=_DIGEST).digest()
     start += bytes(-len(start) % _ALIGNMENT)
-    make_cache_folder(gallery)
+    _make_cache_folder(gallery)
     with write_atomically(_file(gallery)) as partial, output_errors(partial), partial.open("wb") as file:
         file.write(start)
         for part in _sealed(parts, cipher, text) if cipher.key_id else parts:
@@ -134,8 +125,6 @@ def _read(file: Any, header: GalleryHeader, cipher: Cipher) -> TemplateBlock | N
     ids = np.frombuffer(content, "<i8", rows)
     person_ids = np.frombuffer(content, "<i8", rows, offset=8 * rows)
     vectors = np.frombuffer(content, "<f4", rows * dim, offset=16 * rows).reshape(rows, dim)
-    for array in (ids, person_ids, vectors):
-        array.setflags(write=False)
     return TemplateBlock(
         ids=ids.astype(np.int64, copy=False),
         person_ids=person_ids.astype(np.int64, copy=False),
@@ -179,13 +168,7 @@ def _sha256(parts: list[memoryview]) -> str:
 
 
 def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
-    """Bring a block to a later generation. The arrays are new if anything changed.
-
-    Raises
-    ------
-    ContractError
-        If what was added is of another contract.
-    """
+    """Bring a block to a later generation, unless what was added is of another contract."""
     added = changes.added
     require_same_contract(block.contract_id, added.contract_id, what="templates")
     kept = ~np.isin(block.ids, changes.removed) if len(changes.removed) else None
@@ -195,5 +178,4 @@ def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
     for name in ("ids", "person_ids", "vectors"):
         old = getattr(block, name)
         columns[name] = np.concatenate([old if kept is None else old[kept], getattr(added, name)])
-        columns[name].setflags(write=False)
     return TemplateBlock(**columns, contract_id=block.contract_id, generation=changes.generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -43,19 +44,13 @@ _PEOPLE = "SELECT id, body, (SELECT count(*) FROM templates WHERE person_id = pe
 
 
 class Rows:
-    """The rows of a gallery.
-
-    Parameters
-    ----------
-    database
-        Its header and cipher are read at each use: they change when the gallery is given another key.
-    """
+    """The rows of a gallery."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @property
-    def _header(self) -> GalleryHeader:
+    def _header(self) -> GalleryHeader:  # it and the cipher change when the gallery is given another key
         return self._database.header
 
     @property
@@ -129,14 +124,7 @@ class Rows:
 
     def _person(self, person_id: int, sealed: bytes, count: int) -> Person:
         body = PersonBody.decode(self.open("people", (person_id,), sealed))
-        return Person(
-            id=person_id,
-            name=body.name,
-            labels=body.labels,
-            metadata=body.metadata,
-            created=body.created,
-            template_count=count,
-        )
+        return Person(id=person_id, template_count=count, **dataclasses.asdict(body))
 
     # Templates
 
@@ -171,12 +159,8 @@ class Rows:
 
     def templates_of(self, connection: Any, person_id: int) -> Iterator[Template]:
         """Yield a person's templates, by rising id."""
-        with_image = {
-            row[0]
-            for row in connection.execute(
-                "SELECT template_id FROM images JOIN templates ON id = template_id WHERE person_id = ?", (person_id,)
-            )
-        }
+        query = "SELECT template_id FROM images JOIN templates ON id = template_id WHERE person_id = ?"
+        with_image = {row[0] for row in connection.execute(query, (person_id,))}
         for identity, stored in self.sealed(connection, "templates", "WHERE person_id = ?", person_id):
             body = TemplateBody.decode(self.open("templates", identity, stored), self._header.dim)
             yield Template(
@@ -200,14 +184,13 @@ class Rows:
     def block(self, connection: Any, where: str = "", *values: Any) -> TemplateBlock:
         """Return the templates for which a condition holds, by rising id."""
         found = self.sealed(connection, "templates", where, *values)
-        blocks = []
+        blocks = [self._decoded([])]
         while chunk := list(itertools.islice(found, _BLOCK_ROWS)):
             blocks.append(self._decoded(chunk))
-        parts = list(zip(*(blocks or [self._decoded([])]), strict=True))
-        return block_of(
-            *(np.concatenate(part) for part in parts),
-            contract_id=self._header.contract_id,
-            generation=self._database.state("generation"),
+        ids, person_ids, vectors = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        contract_id, generation = self._header.contract_id, self._database.state("generation")
+        return TemplateBlock(
+            ids=ids, person_ids=person_ids, vectors=vectors, contract_id=contract_id, generation=generation
         )
 
     def _decoded(self, rows: Sequence[tuple[tuple[Any, ...], bytes]]) -> tuple[NDArray[Any], ...]:
@@ -228,10 +211,7 @@ class Rows:
     ) -> list[bytes]:
         """Seal every row for another header and cipher; the caller adopts them after the commit.
 
-        Returns
-        -------
-        list of bytes
-            A piece of each row as it was stored, which must not be found afterwards.
+        Return a piece of each row as it was stored, which must not be found afterwards.
         """
         generation = self._database.wrote()
         pieces = []
@@ -281,12 +261,3 @@ class Rows:
                     query = "SELECT 1 FROM people WHERE id = ? AND name_mark = ?"
                     if not connection.execute(query, (identity[0], mark)).fetchone():
                         yield (table, f"person {identity[0]}: cannot be found by name, the mark is another one's")
-
-
-def block_of(
-    ids: NDArray[np.int64], person_ids: NDArray[np.int64], vectors: NDArray[np.float32], **bound: Any
-) -> TemplateBlock:
-    """Make a block of read-only arrays."""
-    for array in (ids, person_ids, vectors):
-        array.setflags(write=False)
-    return TemplateBlock(ids=ids, person_ids=person_ids, vectors=vectors, **bound)
