@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.output import (
-    JsonOption,
-    StrictOption,
-    emit_json,
-    finish,
-    list_failures,
-    progress_bars,
-    stderr,
-    stdout,
-)
+from edgeface.cli import output as out
+from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_threshold, with_options
 
 
 class _Method(str, enum.Enum):
@@ -40,7 +31,14 @@ def cluster(
     *,
     method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
     threshold: ThresholdOption = None,
-    far: FarOption = None,
+    far: Annotated[
+        float | None,
+        typer.Option(
+            help="False accept rate to choose a threshold by. Default: the highest for which a face has at most 0.1 "
+            "false neighbours on average.",
+            show_default=False,
+        ),
+    ] = None,
     min_samples: Annotated[
         int, typer.Option("--min-samples", min=1, help="Minimum faces per person; smaller groups go to people/unknown.")
     ] = 2,
@@ -50,14 +48,14 @@ def cluster(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Skip faces that are too blurred, dark or turned to compare.")
     ] = True,
-    strict: StrictOption = False,
-    json: JsonOption = False,
+    strict: out.StrictOption = False,
+    json: out.JsonOption = False,
 ) -> None:
     """Cluster the faces of a folder of photos into one folder per person. A photo of two people is in both."""
     from edgeface.recognize.cluster import cluster_folder
     from edgeface.vision.quality import QualityGate
 
-    with options.load() as app, progress_bars() as progress:
+    with options.load() as app, out.progress_bars() as progress:
         result = cluster_folder(
             folder,
             output_dir,
@@ -72,15 +70,13 @@ def cluster(
         )
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
-        stderr.print(result.warning, markup=False, soft_wrap=True)
+        out.print_note(result.warning)
     if json:
-        emit_json({"output_dir": str(output_dir), **answer, "failures": list_failures(failures)})
+        out.emit_json({"output_dir": str(output_dir), **answer, "failures": out.list_failures(failures)})
     else:
-        stdout.print(
+        out.print_line(
             f"{result.clusters.count} people in {len(result.clusters.labels)} faces of {result.embedded.files} photos, "
             f"in {output_dir / 'people'}; {len(answer['unknown'])} faces in groups of fewer than {min_samples}, in "
-            "people/unknown",
-            markup=False,
-            soft_wrap=True,
+            "people/unknown"
         )
-    finish(failures, strict=strict)
+    out.finish(failures, strict=strict)

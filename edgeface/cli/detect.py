@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeface.cli import output as out
 from edgeface.cli.options import DetectorOptions, with_options
-from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, progress_bars, stdout
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.model.contract import Alignment
 
@@ -23,12 +23,11 @@ class _Recipe(str, enum.Enum):
 
 
 _SIZES = {
-    _Recipe.mtcnn_box_margin: (160, 160),
-    _Recipe.mtcnn_box_output_margin: (160, 160),
     _Recipe.five_point_112: (112, 112),
     _Recipe.five_point_96x112: (112, 96),
     _Recipe.outer_eyes_nose_96: (96, 96),
 }
+_BY_BOX = (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)
 
 _ThresholdOption = Annotated[
     float | None,
@@ -57,8 +56,8 @@ def detect(
     draw: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for copies of the photos with the faces marked.")
     ] = None,
-    strict: StrictOption = False,
-    json: JsonOption = False,
+    strict: out.StrictOption = False,
+    json: out.JsonOption = False,
 ) -> None:
     """Detect faces: boxes and five landmarks in pixels, and scores."""
     from edgeface.vision.crops import ImageFolder, detect_photos, find_photos, list_some
@@ -75,23 +74,26 @@ def detect(
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if json:
-        emit_json({"detector": options.detector.value, "images": answers, "failures": list_failures(failures)})
-    finish(failures, strict=strict)
+        out.emit_json({"detector": options.detector.value, "images": answers, "failures": out.list_failures(failures)})
+    out.finish(failures, strict=strict)
 
 
 def align(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False)],
     *,
-    recipe: Annotated[_Recipe, typer.Option(help="Alignment of the model.")] = _Recipe.mtcnn_box_margin,
+    recipe: Annotated[
+        _Recipe, typer.Option(help="Alignment of the model, as 'edgeface inspect' prints.")
+    ] = _Recipe.mtcnn_box_margin,
     margin: Annotated[
-        int | None, typer.Option(min=0, help="Margin in pixels, for the box recipes. Default: 32.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.", show_default=False),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the crops. Default: the recipe's.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Crop size, pixels. Default: the recipe's.")] = None,
     options: DetectorOptions,
     threshold: _ThresholdOption = None,
-    strict: StrictOption = False,
-    json: JsonOption = False,
+    strict: out.StrictOption = False,
+    json: out.JsonOption = False,
 ) -> None:
     """Write an aligned face crop for every photo in a folder, keeping the subfolders."""
     from edgeface.vision.crops import align_photos, find_photos, list_some
@@ -100,39 +102,36 @@ def align(
         raise InputError(f"{folder}: expected a folder of photos; there is no such folder")
     if output_dir.resolve() == folder.resolve():
         raise InputError(f"{output_dir}: this is the folder of the photos; choose another output folder")
-    by_box = recipe in (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)
+    by_box = recipe in _BY_BOX
     if margin is not None and not by_box:
         raise InputError(f"--margin: the recipe {recipe.value} has no margin; leave it out")
     alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
-    crop_size = _parse_size(size) if size else _SIZES[recipe]
+    crop_size = _parse_size(size) if size else _SIZES.get(recipe, (160, 160))
     photos = find_photos([folder], output=output_dir)
-    with options.load_detector(threshold=threshold) as model, progress_bars() as progress:
+    with options.load_detector(threshold=threshold) as model, out.progress_bars() as progress:
         report = align_photos(photos, output_dir, model, alignment, crop_size, progress=progress)
     if not report.written:
         raise FaceError(f"no photo gave a crop: {list_some(report.failures)}")
     if json:
-        emit_json(
+        out.emit_json(
             {
                 "output_dir": str(output_dir),
                 "recipe": recipe.value,
                 "margin": alignment.margin,
                 "size": list(crop_size),
                 "written": len(report.written),
-                "failures": list_failures(report.failures),
+                "failures": out.list_failures(report.failures),
             }
         )
     else:
-        stdout.print(f"{len(report.written)} crops written to {output_dir}", markup=False, soft_wrap=True)
-    finish(report.failures, strict=strict)
+        out.print_line(f"{len(report.written)} crops written to {output_dir}")
+    out.finish(report.failures, strict=strict)
 
 
 def _show(answer: dict[str, Any]) -> None:
-    faces = answer["faces"]
-    counted = f"{len(faces)} {'face' if len(faces) == 1 else 'faces'}"
-    stdout.print(f"{answer['path']}: {counted}", markup=False, soft_wrap=True)
-    for face in faces:
-        x0, y0, x1, y1 = face["box"]
-        stdout.print(f"  {face['score']:.4f}  {x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})")
+    out.print_line(f"{answer['path']}: {out.count_faces(len(answer['faces']))}")
+    for face in answer["faces"]:
+        out.print_line(f"  {face['score']:.4f}  {out.describe_box(face['box'])}")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

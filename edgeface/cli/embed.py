@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.output import (
-    JsonOption,
-    StrictOption,
-    emit_json,
-    finish,
-    list_failures,
-    progress_bars,
-    stderr,
-    stdout,
-)
 from edgeface.errors import NegativeResult
 
 if TYPE_CHECKING:
@@ -38,39 +29,40 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders or shell patterns.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Photos, folders or shell patterns.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .npz, or a .parquet (extra 'parquet').", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", help="File to write: .npz, or .parquet (needs the extra 'parquet').", show_default=False
+        ),
     ],
     *,
-    faces: Annotated[_Faces, typer.Option(help="Faces to embed of each photo: the largest, or all.")] = _Faces.largest,
+    faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = _Faces.largest,
     options: AnalyzerOptions,
-    strict: StrictOption = False,
-    json: JsonOption = False,
+    strict: out.StrictOption = False,
+    json: out.JsonOption = False,
 ) -> None:
     """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
 
     require_format(output)
-    with options.load() as app, progress_bars() as progress:
+    with options.load() as app, out.progress_bars() as progress:
         result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
     if json:
-        emit_json(
+        out.emit_json(
             {
                 "output": str(output),
                 "contract_id": result.table.contract_id,
                 "rows": len(result.table),
                 "files": result.files,
                 "reused": result.reused,
-                "failures": list_failures(result.failures),
+                "failures": out.list_failures(result.failures),
             }
         )
     else:
-        stdout.print(
-            f"{len(result.table)} embeddings of {result.files} files in {output}", markup=False, soft_wrap=True
-        )
-    finish(result.failures, strict=strict)
+        out.print_line(f"{len(result.table)} embeddings of {result.files} files in {output}")
+    out.finish(result.failures, strict=strict)
 
 
 def verify(
@@ -86,9 +78,9 @@ def verify(
         int | None, typer.Option(min=1, help="Face of photo B to compare: 1 is the leftmost. Default: the largest.")
     ] = None,
     options: AnalyzerOptions,
-    json: JsonOption = False,
+    json: out.JsonOption = False,
 ) -> None:
-    """Decide whether two photos show the same person. Exit code 0: the same person, 1: different people."""
+    """Decide whether two photos show the same person. Exit code: 0 for the same person, 1 for different people."""
     with options.load() as app:
         result = app.verify(a, b, far=far, threshold=parse_threshold(threshold), face_a=face_a, face_b=face_b)
     assert result.face_a is not None
@@ -97,7 +89,7 @@ def verify(
     _mention_choice(b, result.face_b, face_b, "--face-b")
     if json:
         about = {"a": _about(a, result.face_a), "b": _about(b, result.face_b)}
-        emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
+        out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
         _show(result)
     if not result:
@@ -106,12 +98,9 @@ def verify(
 
 def _mention_choice(path: Path, face: Face, asked: int | None, option: str) -> None:
     if asked is None and face.total and face.total > 1:
-        x0, y0, x1, y1 = face.box.tolist()
-        stderr.print(
-            f"{path}: {face.total} faces; compared number {face.number} from the left, {x1 - x0:.0f}x{y1 - y0:.0f} at "
-            f"({x0:.0f}, {y0:.0f}). Choose another with {option} N.",
-            markup=False,
-            soft_wrap=True,
+        out.print_note(
+            f"{path}: {face.total} faces; compared number {face.number} from the left, "
+            f"{out.describe_box(face.box.tolist())}. Choose another with {option} N."
         )
 
 
@@ -124,8 +113,6 @@ def _show(result: Verification) -> None:
     threshold = result.threshold
     rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}"
     relation = ">" if result.score > threshold.value else "<="
-    stdout.print(
-        f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}", soft_wrap=True
-    )
+    out.print_line(f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}")
     if threshold.note:
-        stderr.print(threshold.note, markup=False, soft_wrap=True)
+        out.print_note(threshold.note)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from edgeface.cli import output as out
 from edgeface.cli.gallery_options import KeyOption, open_gallery
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.output import JsonOption, StrictOption, emit_json, finish, list_failures, stderr, stdout
 from edgeface.errors import ImageError, NegativeResult
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def register(app: typer.Typer) -> None:
 
 
 def identify(
-    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Files, folders or shell patterns.")],
-    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="The gallery's file.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or shell patterns.")],
+    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery file.", show_default=False)],
     *,
     fpir: Annotated[
         float | None,
         typer.Option(
             help="Target false positive identification rate: the share of people who are not enrolled that may be "
-            "accepted as someone who is.",
-            show_default="0.01",
+            "accepted as someone who is. Default: 0.01.",
+            show_default=False,
         ),
     ] = None,
     threshold: ThresholdOption = None,
     rule: Annotated[
-        str, typer.Option(metavar="max|mean-of-best-N", help="How a person's score is computed from templates.")
+        str, typer.Option(metavar="max|mean-of-best-N", help="Score of a person: the best template's, or a mean.")
     ] = "max",
     margin: Annotated[
         float, typer.Option(min=0, help="Minimum lead over the second person's score, in cosine similarity.")
@@ -48,16 +48,17 @@ def identify(
     no_gate: NoGateOption = False,
     options: AnalyzerOptions,
     key: KeyOption = None,
-    strict: StrictOption = False,
-    json: JsonOption = False,
+    strict: out.StrictOption = False,
+    json: out.JsonOption = False,
 ) -> None:
-    """Identify the faces of photos among the people of a gallery. Exit code 1: no face was recognised."""
+    """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
     from edgeface.recognize.index import PersonRule
     from edgeface.vision.quality import QualityGate
     from edgeface.vision.source import find_files
 
     files = dict.fromkeys(path for place in images for path in find_files(place))
     scored = PersonRule.parse(rule)
+    gate = None if no_gate else QualityGate()
     failures: dict[Path, str] = {}
     found: dict[Path, list[Identification]] = {}
     with options.load() as app:
@@ -65,17 +66,10 @@ def identify(
         with open_gallery(gallery, key, contract_id=contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))
             if note := limit.note(limit.gallery_size):
-                stderr.print(note, markup=False, soft_wrap=True)
+                out.print_note(note)
             for path in files:
                 try:
-                    found[path] = app.identify(
-                        path,
-                        store,
-                        threshold=limit,
-                        rule=scored,
-                        margin=margin,
-                        gate=None if no_gate else QualityGate(),
-                    )
+                    found[path] = app.identify(path, store, threshold=limit, rule=scored, margin=margin, gate=gate)
                 except ImageError as error:
                     failures[path] = str(error).removeprefix(f"{path}: ")
                     continue
@@ -85,7 +79,7 @@ def identify(
         raise ImageError("no photo could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
     recognised = sum(map(bool, (each for answers in found.values() for each in answers)))
     if json:
-        emit_json(
+        out.emit_json(
             {
                 "gallery": str(gallery),
                 "contract_id": contract_id,
@@ -100,10 +94,10 @@ def identify(
                     {"path": str(path), "faces": [_describe(each) for each in answers]}
                     for path, answers in found.items()
                 ],
-                "failures": list_failures(failures),
+                "failures": out.list_failures(failures),
             }
         )
-    finish(failures, strict=strict)
+    out.finish(failures, strict=strict)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)
 
@@ -116,15 +110,14 @@ def _describe(answer: Identification) -> dict[str, Any]:
 
 
 def _show(path: Path, answers: list[Identification]) -> None:
-    stdout.print(f"{path}: {len(answers)} {'face' if len(answers) == 1 else 'faces'}", markup=False, soft_wrap=True)
+    out.print_line(f"{path}: {out.count_faces(len(answers))}")
     for answer in answers:
         assert answer.face is not None
-        x0, y0, x1, y1 = answer.face.box.tolist()
-        place = f"{x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})"
+        place = out.describe_box(answer.face.box.tolist())
         if answer.face.reasons:
-            stdout.print(f"  {place}: unusable: {'; '.join(answer.face.reasons)}", markup=False, soft_wrap=True)
+            out.print_line(f"  {place}: unusable: {'; '.join(answer.face.reasons)}")
             continue
         who = f"[bold]{escape(answer.person)}[/]" if answer.person else ""
         score = "the gallery is empty" if answer.score is None else f"{answer.score:.4f}"
         behind = f", next {escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
-        stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)
+        out.stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)

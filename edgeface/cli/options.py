@@ -48,8 +48,8 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
-ImagesOption = Annotated[Path, typer.Option(help="Folder of photos: NAME/NAME_0001.jpg.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device, e.g. CPU, GPU, NPU or AUTO.")]
+ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.", show_default=False)]
 CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops; skip detection.")]
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
@@ -75,11 +75,11 @@ LandmarksModelOption = Annotated[
     ),
 ]
 MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Minimum face size, pixels.")]
-NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality.")]
+NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
 FlipOption = Annotated[
     FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")
 ]
-FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate. Repeatable.")]
+FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate, 0 to 1. Repeatable.")]
 FarOption = Annotated[
     float | None,
     typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.", show_default=False),
@@ -89,7 +89,7 @@ ThresholdOption = Annotated[
     typer.Option(
         "--threshold",
         metavar="FILE|VALUE",
-        help="File written by 'edgeface calibrate', or a cosine similarity. Default: shipped with the model.",
+        help="File written by 'edgeface calibrate', or a cosine similarity. Default: the one shipped with the model.",
         show_default=False,
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,27 @@ stderr = _Console(stderr=True, highlight=False)
 stdout = _Console(highlight=False)
 
 
+def print_line(text: str) -> None:
+    """Print text on stdout as it is: unwrapped, and with no meaning of brackets."""
+    stdout.print(text, markup=False, soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Print text on stderr as it is."""
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
+def count_faces(count: int) -> str:
+    """Return a number of faces in words."""
+    return f"{count} {'face' if count == 1 else 'faces'}"
+
+
+def describe_box(box: Iterable[float]) -> str:
+    """Return the size and place of a box (x0, y0, x1, y1) in pixels, in words."""
+    x0, y0, x1, y1 = box
+    return f"{x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})"
+
+
 def emit_json(answer: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command."""
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
@@ -44,15 +65,9 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    times = TimeElapsedColumn(), TimeRemainingColumn()
     shown = stderr.is_terminal
-    with Bars(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=stderr,
-        disable=not shown,
-        refresh_per_second=refresh_per_second,
-    ) as bars:
+    with Bars(*columns, *times, console=stderr, disable=not shown, refresh_per_second=refresh_per_second) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(progress: Progress) -> None:
@@ -71,6 +86,6 @@ def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
 def finish(failures: Mapping[Path, str], *, strict: bool) -> None:
     """Print what failed to stderr; exit with 1 if anything did and --strict was given."""
     for path, reason in failures.items():
-        stderr.print(f"{path}: {reason}", markup=False, soft_wrap=True)
+        print_note(f"{path}: {reason}")
     if failures and strict:
         raise typer.Exit(NegativeResult.exit_code)
