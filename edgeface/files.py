@@ -29,12 +29,7 @@ _REMEDIES = {
 def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
     """Turn an `OSError` inside the block into an `OutputError` that says how much space is free.
 
-    Parameters
-    ----------
-    path
-        File or folder that is written, for the message.
-    hint
-        Appended to the remedy.
+    `path` is the file or folder that is written, for the message; `hint` is appended to the remedy.
     """
     try:
         yield
@@ -62,10 +57,7 @@ def free_bytes(path: Path) -> int:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` if the block succeeds, and is removed if it fails.
 
-    Raises
-    ------
-    OutputError
-        If the folder cannot be made or written to, or is full.
+    Raises OutputError if the folder cannot be made or written to, or is full.
     """
     with staging_folder(path.parent) as staging:
         yield staging / path.name
@@ -79,10 +71,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
     `parent` is made if absent, and removed again if nothing was put into it.
 
-    Raises
-    ------
-    OutputError
-        If it cannot be made, or if writing inside the block fails.
+    Raises OutputError if it cannot be made, or if writing inside the block fails.
     """
     with output_errors(parent):
         absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -101,21 +90,10 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout: float, hint: str = "") -> Iterator[None]:
-    """Hold an exclusive lock between processes and threads.
+    """Hold an exclusive lock between processes and threads; its file is created, with its folder, and stays.
 
-    Parameters
-    ----------
-    path
-        The lock's file; it is created, with its folder, and stays.
-    timeout
-        Seconds to wait for another holder.
-    hint
-        As in `output_errors`.
-
-    Raises
-    ------
-    OutputError
-        If another process or thread holds it for longer than `timeout`, or the file cannot be created.
+    `hint` is that of `output_errors`. Raises OutputError if another process or thread holds the lock for longer than
+    `timeout` seconds, or the file cannot be created.
     """
     import filelock  # here, because most users of this module lock nothing
 

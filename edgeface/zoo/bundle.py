@@ -60,25 +60,10 @@ class Manifest(_Strict):
 
 
 def export_bundle(entries: Sequence[ModelEntry], store: ModelStore, path: Path) -> Manifest:
-    """Write downloaded models into one archive.
+    """Write downloaded models of a store into one archive, an uncompressed tar, because weights hardly compress.
 
-    Parameters
-    ----------
-    entries
-        Models that are downloaded and intact.
-    store
-        The store that has them.
-    path
-        The archive, an uncompressed tar, because weights hardly compress.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If one is not downloaded.
-    ChecksumError
-        If one is damaged.
-    OutputError
-        If the archive cannot be written; nothing is left of it then.
+    Raises ModelNotFoundError if one is not downloaded, ChecksumError if one is damaged, OutputError if the archive
+    cannot be written; nothing is left of it then.
     """
     models = [_bundled_model(entry, store) for entry in entries]
     manifest = Manifest(schema_version=BUNDLE_VERSION, created_by=f"edgeface {__version__}", models=models)
@@ -98,16 +83,9 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
     catalog of this machine: a bundle cannot bring a model that the catalog does not know, or other bytes for
     one that it knows.
 
-    Raises
-    ------
-    ArchiveError
-        If the archive is damaged, or holds anything but its manifest and the blobs that the manifest names.
-    ChecksumError
-        If bytes differ from the manifest, or the manifest from the catalog or from what was recorded here.
-    ModelNotFoundError
-        If the catalog does not know one of the models.
-    OutputError
-        If the store cannot be written.
+    Raises ArchiveError if the archive is damaged, or holds anything but its manifest and the blobs that it names;
+    ChecksumError if bytes differ from the manifest, or the manifest from the catalog or from what was recorded here;
+    ModelNotFoundError if the catalog does not know one of the models; OutputError if the store cannot be written.
     """
     with staging_folder(store.root) as staging:
         with _opened(path) as archive:
@@ -123,13 +101,7 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a bundle's manifest, without checking its blobs.
-
-    Raises
-    ------
-    ArchiveError
-        If it is no bundle.
-    """
+    """Read a bundle's manifest, without checking its blobs; raise ArchiveError if it is no bundle."""
     with _opened(path) as archive:
         return _read_manifest(archive, path)
 

@@ -69,11 +69,7 @@ class Catalog(Mapping[str, ModelEntry]):
         for pattern in wanted or [patterns]:
             if not fnmatch.filter(self._entries, pattern):
                 raise ModelNotFoundError(self._no_such(pattern))
-        return [
-            entry
-            for name, entry in self._entries.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-        ]
+        return [each for name, each in self._entries.items() if any(fnmatch.fnmatchcase(name, one) for one in wanted)]
 
     def _no_such(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
@@ -92,17 +88,9 @@ def default_catalog_path() -> Path:
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read a catalog.
+    """Read a model_zoo.yml, by default the one that belongs to this edgeface.
 
-    Parameters
-    ----------
-    path
-        A model_zoo.yml; by default the one that belongs to this edgeface.
-
-    Raises
-    ------
-    CatalogError
-        With the file, the line, the key, what was expected there and what was found.
+    Raises CatalogError with the file, the line, the key, what was expected there and what was found.
     """
     document = Document.read(default_catalog_path() if path is None else path)
     top = _mapping(document, (), document.data)
@@ -118,22 +106,14 @@ def load_catalog(path: Path | None = None) -> Catalog:
 
 
 def load_model_yml(path: Path) -> ModelEntry:
-    """Read one entry in Open Model Zoo's form; its name is that of the folder.
+    """Read one entry in Open Model Zoo's form, whose name is that of the folder.
 
-    Parameters
-    ----------
-    path
-        A model.yml, or a composite-model.yml whose parts lie in folders beside it.
-
-    Raises
-    ------
-    CatalogError
-        As for `load_catalog`.
+    `path` is a model.yml, or a composite-model.yml whose parts lie in folders beside it. Raises as `load_catalog`.
     """
-    name = path.resolve().parent.name
-    document = Document.read(path)
+    folder, document = path.resolve().parent, Document.read(path)
+    name = folder.name
     if path.name == COMPOSITE_FILE:
-        return _composite(document, name, path.resolve().parent)
+        return _composite(document, name, folder)
     return _with_conversion(_entry(document, name, document.data, at=()))
 
 

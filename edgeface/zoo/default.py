@@ -19,19 +19,11 @@ FIRST_CHOICE = "facenet-20180408-102900"
 def default_model(*, store: ModelStore | None = None, convert: Callable[..., object] | None = None) -> Path:
     """Return the .xml of the default model.
 
-    Parameters
-    ----------
-    store
-        Model store; by default that of `edgeface.zoo.store.default_root`.
-    convert
-        `edgeface.convert.convert`. With it, a zoo model that is downloaded and not yet converted is converted
-        into the store, once. Without it, such a model counts as missing.
+    With `convert`, which is `edgeface.convert.convert`, a zoo model that is downloaded and not yet converted is
+    converted into the store, once. Without it, such a model counts as missing.
 
-    Raises
-    ------
-    ModelNotFoundError
-        If no default is set and the store has no FaceNet, or the default is missing. The text has the commands
-        that make one.
+    Raises ModelNotFoundError if no default is set and the store has no FaceNet, or the default is missing. The text has
+    the commands that make one.
 
     Examples
     --------
@@ -71,25 +63,12 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
 
 
 def set_default_model(model: str | Path, *, store: ModelStore | None = None, catalog: Catalog | None = None) -> None:
-    """Record which model `default_model` returns.
+    """Record which model `default_model` returns, in ``default.json`` of the store.
 
-    Parameters
-    ----------
-    model
-        Name of a face embedding model of the zoo, or path of an IR (.xml) with a contract.
-    store
-        Model store that keeps the record, in ``default.json``.
-    catalog
-        Where zoo names are looked up.
+    `model` is the name of a face embedding model of the zoo, or the path of an IR (.xml) with a contract.
 
-    Raises
-    ------
-    ModelFormatError, ContractError
-        If a path is no IR, or an IR without a contract.
-    ModelNotFoundError
-        If a zoo name is unknown, or the model is neither downloaded nor converted.
-    InputError
-        If the zoo model is no face embedding model.
+    Raises ModelFormatError, ContractError if a path is no IR, or an IR without a contract; ModelNotFoundError if a zoo
+    name is unknown, or the model is neither downloaded nor converted; InputError if it is no face embedding model.
     """
     store = store or ModelStore()
     catalog = catalog or load_catalog()

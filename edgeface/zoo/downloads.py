@@ -44,44 +44,20 @@ Location = FolderLocation | WebLocation
 class DownloadPolicy:
     """How persistently to download.
 
-    Attributes
-    ----------
-    attempts
-        Attempts at each source, for faults that may pass.
-    timeout
-        Seconds without a byte before a connection counts as dead.
-    backoff, longest_wait
-        Seconds: before attempt n + 1, wait a random time up to ``backoff * 2**n``, at most `longest_wait`
-        ("full jitter"). A server's Retry-After is honoured up to `longest_wait` too.
-    jobs
-        Files at the same time.
+    Before attempt n + 1, wait a random time up to ``backoff * 2**n`` seconds, at most `longest_wait` ("full jitter"). A
+    server's Retry-After is honoured up to `longest_wait` too.
     """
 
-    attempts: int = 4
-    timeout: float = 30.0
+    attempts: int = 4  # at each source, for faults that may pass
+    timeout: float = 30.0  # seconds without a byte before a connection counts as dead
     backoff: float = 1.0
     longest_wait: float = 60.0
-    jobs: int = 4
+    jobs: int = 4  # files at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadEvent:
-    """A step of a download, as Open Model Zoo's ``--progress_format=json`` reports it.
-
-    Attributes
-    ----------
-    kind, model
-        Open Model Zoo's ``$type``, and the model's name.
-    model_file
-        Name of the file, for the kinds that are about one.
-    size
-        Bytes: of the whole file at ``model_file_download_begin`` (None if unknown), received so far at
-        ``model_file_download_progress``.
-    num_files
-        At ``model_download_begin``.
-    successful
-        At the two ``_download_end`` kinds.
-    """
+    """A step of a download, as Open Model Zoo's ``--progress_format=json`` reports it; `kind` is its ``$type``."""
 
     kind: Literal[
         "model_download_begin",
@@ -94,9 +70,9 @@ class DownloadEvent:
     ]
     model: str
     model_file: str | None = None
-    size: int | None = None
-    num_files: int | None = None
-    successful: bool | None = None
+    size: int | None = None  # bytes: of the whole file at its begin (None: unknown), received so far at its progress
+    num_files: int | None = None  # at model_download_begin
+    successful: bool | None = None  # at the two _download_end kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +95,13 @@ def download(
 ) -> Download:
     """Download a model into the store; files that are there and intact are kept.
 
-    Parameters
-    ----------
-    entry, store
-        The model, and where it goes.
-    mirror
-        Tried before the published sources: an ``http(s)://`` address or a folder that holds
-        ``<model>/<file name>``. By default EDGEFACE_MIRROR.
-    policy
-        Attempts, time-outs, parallel files.
-    progress
-        Called with the bytes received of each file; from several threads, one call at a time.
-    on_event
-        Called likewise, with the steps that Open Model Zoo's tools report.
+    `mirror` is tried before the published sources: an ``http(s)://`` address or a folder that holds
+    ``<model>/<file name>``, by default EDGEFACE_MIRROR. `progress` is called with the bytes received of each file, and
+    `on_event` with the steps that Open Model Zoo's tools report; from several threads, one call at a time.
 
-    Raises
-    ------
-    DownloadError
-        If no source delivered a file; what arrived is kept, and the next call resumes there.
-    ChecksumError
-        If the bytes are not those that were published or recorded.
-    ArchiveError, OutputError, InputError
-        If an archive is unsafe, the store cannot be written, or the mirror is not one.
+    Raises DownloadError if no source delivered a file (what arrived is kept, and the next call resumes there),
+    ChecksumError if the bytes are not those that were published or recorded, ArchiveError if an archive is unsafe,
+    OutputError if the store cannot be written, InputError if the mirror is not one.
     """
     lock = threading.Lock()
     sizes = {file.name: file.size for file in entry.files}
@@ -371,8 +332,9 @@ class _Fetch:
                     hasher.update(chunk)
             for chunk in reply.chunks:
                 self._stop_if_cancelled()
-                if received == 0:
-                    _refuse_stand_in(chunk)
+                start = chunk[:64].lstrip().lower() if received == 0 else b""
+                if found := next((what for prefix, what in _NOT_A_MODEL.items() if start.startswith(prefix)), None):
+                    raise SourceFault(f"sent {found} instead of the file")
                 received += len(chunk)
                 if received > limit:
                     raise SourceFault(f"expected {limit:,} bytes, sends more", restart=True)
@@ -415,11 +377,3 @@ class _Fetch:
     ) -> None:
         name = self.file.name
         self.report(DownloadEvent(kind=kind, model=self.entry.name, model_file=name, size=size, successful=successful))
-
-
-def _refuse_stand_in(first: bytes) -> None:
-    """Raise `SourceFault` for what servers send in place of a file."""
-    start = first[:64].lstrip().lower()
-    for prefix, what in _NOT_A_MODEL.items():
-        if start.startswith(prefix):
-            raise SourceFault(f"sent {what} instead of the file")

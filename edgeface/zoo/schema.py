@@ -116,20 +116,10 @@ class Checksum(_Strict):
 
 
 class ModelFile(_Strict):
-    """One file to download.
+    """One file to download, from its sources in their order; `original_source` is a key of Open Model Zoo too."""
 
-    Attributes
-    ----------
-    name
-        Path inside the model's folder.
-    size
-        Bytes; None where none is published.
-    source, alternative_sources, original_source
-        Tried in this order. `source` and `original_source` are Open Model Zoo's keys.
-    """
-
-    name: RelativePath
-    size: Annotated[Integer, Field(ge=0)] | None = None
+    name: RelativePath  # inside the model's folder
+    size: Annotated[Integer, Field(ge=0)] | None = None  # bytes; None where none is published
     checksum: Checksum | None = None
     sha256: Text | None = None
     source: Source
@@ -207,22 +197,14 @@ class Tensor(_Strict):
 
 
 class PreprocessingSpec(_Strict):
-    """What the network expects: ``(x - mean) / scale``, per channel, in the order of `color`.
-
-    Attributes
-    ----------
-    size
-        (height, width) in pixels; None for a detector that takes any.
-    value_range
-        Lowest and highest raw value before `mean` and `scale`.
-    """
+    """What the network expects: ``(x - mean) / scale``, per channel, in the order of `color`."""
 
     color: Color
     layout: Layout
-    size: tuple[Integer, Integer] | None = None
+    size: tuple[Integer, Integer] | None = None  # (height, width) in pixels; None for a detector that takes any
     mean: Triple
     scale: Triple
-    value_range: tuple[Number, Number]
+    value_range: tuple[Number, Number]  # lowest and highest raw value before `mean` and `scale`
 
 
 class AlignmentSpec(_Strict):
@@ -241,15 +223,9 @@ class EmbeddingSpec(_Strict):
 
 
 class Conversion(_Strict):
-    """The file or folder of the unpacked download that the converter reads.
+    """The file or folder of the unpacked download that the converter reads; ``.`` is the model's folder itself.
 
-    Attributes
-    ----------
-    source
-        Path inside the model's folder; ``.`` is the folder itself.
-    sha256
-        Published digest of that file, checked after unpacking. It makes an archive verifiable that has no
-        published digest itself.
+    The published digest of that file makes an archive verifiable that has no published digest itself.
     """
 
     source: RelativePath
@@ -266,29 +242,15 @@ class Published(_Strict):
 
 
 class ModelEntry(_Strict):
-    """One model of a catalog.
+    """One model of a catalog."""
 
-    Attributes
-    ----------
-    name
-        Its key in model_zoo.yml, or the folder of an Open Model Zoo model.yml.
-    license, license_name
-        Address of the licence's text (Open Model Zoo's key) and its short name.
-    preprocessing
-        None in an Open Model Zoo model.yml, which does not say it in a form that can be relied on.
-    embedding
-        None for detectors.
-    stages
-        Parts of an Open Model Zoo composite model, in order; their files live in folders of these names.
-    """
-
-    name: Annotated[Text, Field(pattern=f"^{MODEL_NAME.pattern}$")]
+    name: Annotated[Text, Field(pattern=f"^{MODEL_NAME.pattern}$")]  # key in model_zoo.yml, or folder of a model.yml
     description: Text
     task_type: TaskType
     files: tuple[ModelFile, ...]
     postprocessing: tuple[Annotated[UnpackArchive | RegexReplace, Field(discriminator="type")], ...] = ()
     framework: Framework
-    license: WebAddress
+    license: WebAddress  # of the text
     license_name: Text | None = None
     input_info: tuple[Tensor, ...] = ()
     output_info: tuple[Tensor, ...] = ()
@@ -296,12 +258,12 @@ class ModelEntry(_Strict):
     conversion_to_onnx_args: tuple[Text, ...] | None = None
     quantizable: Flag = False
     quantized: Literal["INT8"] | None = None
-    preprocessing: PreprocessingSpec | None = None
+    preprocessing: PreprocessingSpec | None = None  # None in a model.yml, which does not say it reliably
     alignment_spec: AlignmentSpec | None = Field(default=None, alias="alignment")
-    embedding: EmbeddingSpec | None = None
+    embedding: EmbeddingSpec | None = None  # None for detectors
     conversion: Conversion | None = None
     published: tuple[Published, ...] = ()
-    stages: tuple[Text, ...] = ()
+    stages: tuple[Text, ...] = ()  # of a composite model, in order; their files live in folders of these names
 
     @model_validator(mode="after")
     def _files_fit_together(self) -> ModelEntry:

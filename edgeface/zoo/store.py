@@ -55,27 +55,13 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One downloaded file.
+    """One downloaded file."""
 
-    Attributes
-    ----------
-    sha256
-        SHA-256 of its bytes; its name in the store.
-    size
-        Bytes.
-    source
-        Address or path that it came from.
-    first_use
-        Whether no digest was published, so that this one was recorded at the first download.
-    recorded
-        Time of the download, ISO 8601 in UTC.
-    """
-
-    sha256: str
-    size: int
-    source: str
-    first_use: bool
-    recorded: str
+    sha256: str  # of its bytes; its name in the store
+    size: int  # bytes
+    source: str  # address or path that it came from
+    first_use: bool  # whether no digest was published, so that this one was recorded at the first download
+    recorded: str  # time of the download, ISO 8601 in UTC
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +111,7 @@ class JsonRecords:
 
 
 class ModelStore:
-    """The folder that keeps downloaded and converted models.
-
-    Parameters
-    ----------
-    root
-        The folder; by default `default_root`. It is made when something is written.
-    """
+    """The folder that keeps downloaded and converted models, by default `default_root`; made when written to."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = default_root() if root is None else root
@@ -233,7 +213,7 @@ class ModelStore:
                     raise ModelNotFoundError(f"{entry.name}/{file.name} is not downloaded")
                 place(self.blob_path(blob.sha256), staging / file.name)
             for step in entry.postprocessing:
-                _unpack_step(step, staging) if isinstance(step, UnpackArchive) else _replace_step(step, staging)
+                _apply(step, staging)
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             contents = {str(path.relative_to(staging)): sha256_of(path) for path in files}
             _check_conversion_source(entry, staging, contents)
@@ -333,15 +313,13 @@ def swap_folder(new: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _unpack_step(step: UnpackArchive, staging: Path) -> None:
-    archive = staging / step.file
-    with writing(archive):
-        unpack(archive, archive.parent, format=step.format)
-    archive.unlink()
-
-
-def _replace_step(step: RegexReplace, staging: Path) -> None:
+def _apply(step: UnpackArchive | RegexReplace, staging: Path) -> None:
+    """Do one step of an entry's postprocessing."""
     path = staging / step.file
+    if isinstance(step, UnpackArchive):
+        with writing(path):
+            unpack(path, path.parent, format=step.format)
+        return path.unlink()
     text, count = re.subn(step.pattern, step.replacement, path.read_text(encoding="utf-8"), count=step.count)
     if count == 0 or count < step.count:
         raise ArchiveError(

@@ -249,12 +249,7 @@ def _is_page(response: httpx.Response) -> bool:
 
 
 def _page(response: httpx.Response) -> str:
-    content = b""
-    for chunk in response.iter_raw():
-        content += chunk
-        if len(content) > _LARGEST_PAGE:
-            break
-    return content.decode("utf-8", errors="replace")
+    return next(response.iter_raw(_LARGEST_PAGE), b"").decode("utf-8", errors="replace")
 
 
 def _title(page: str) -> str:
