@@ -21,7 +21,16 @@ from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError
 from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import check_weights, read_ir
-from edgeface.runtime.adapter import Flip, ImageFormat, adapt, flip_contract, with_mirror
+from edgeface.runtime.adapter import (
+    UNPACKED,
+    Flip,
+    ImageFormat,
+    adapt,
+    flip_contract,
+    must_unpack,
+    unpack_weights,
+    with_mirror,
+)
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
@@ -143,17 +152,20 @@ class _Recipe:
         # The cache of an encrypted model is encrypted too.
         cache = ModelCache(self.cache_dir, limit=self.cache_limit, key=key) if self.cache_dir else None
         buckets = (1,) if self.image_format.size == "any" else plan.batch_buckets
+        unpack = must_unpack(source.model, plan.device)
         compiled: dict[int, ov.CompiledModel] = {}
         cached = []
         for batch in buckets:
-            build = functools.partial(self._adapted, source, batch)
+            build = functools.partial(self._adapted, source, batch, unpack=unpack)
             try:
                 if cache is None:
                     compiled[batch], hit = core.compile_model(build(), plan.device, config), False
                 else:
-                    identity = f"{source.identity} {self.image_format} {self.flip} {batch}"
+                    identity = f"{source.identity} {self.image_format} {self.flip} {batch}{' unpacked' * unpack}"
+                    # Unpacked weights are not in the .bin.
+                    weights = None if unpack else source.weights
                     compiled[batch], hit = cache.compile(
-                        core, build, plan.device, config, identity=identity, weights=source.weights
+                        core, build, plan.device, config, identity=identity, weights=weights
                     )
             except RuntimeError as error:
                 raise DeviceError(
@@ -169,11 +181,13 @@ class _Recipe:
             policy=self.policy,
             name=f"{source.contract.name} on {plan.device}",
         )
-        return engine, dataclasses.replace(report, loaded_from_cache=all(cached))
+        notes = (*report.notes, UNPACKED) if unpack else report.notes
+        return engine, dataclasses.replace(report, loaded_from_cache=all(cached), notes=notes)
 
-    def _adapted(self, source: _IR, batch: int) -> ov.Model:
+    def _adapted(self, source: _IR, batch: int, *, unpack: bool) -> ov.Model:
         model = source.model if self.flip is None else with_mirror(source.model, source.contract, self.flip)
-        return adapt(model, source.contract, self.image_format, batch=batch)
+        adapted = adapt(model, source.contract, self.image_format, batch=batch)
+        return unpack_weights(adapted) if unpack else adapted
 
 
 @dataclass(frozen=True, slots=True)

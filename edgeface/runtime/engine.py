@@ -54,6 +54,7 @@ from edgeface.errors import (
     InputError,
     Overloaded,
 )
+from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 from edgeface.runtime.counters import Counters, Outcome
 from edgeface.runtime.devices import shared_core
 from edgeface.runtime.lifetime import look_after, on_done
@@ -504,7 +505,7 @@ def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = 
     Parameters
     ----------
     model : openvino.Model
-        One input.
+        One input. Compressed weights are unpacked in place where `must_unpack` says so.
     plan
         Device and properties; `batch_buckets` and `cache_dir` are not used.
     requests
@@ -518,6 +519,9 @@ def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = 
         If the device cannot make its infer requests.
     """
     name = model.get_friendly_name()
+    if must_unpack(model, plan.device):
+        unpack_weights(model)
+        _log.info("%s: %s", name, UNPACKED)
     try:
         compiled = shared_core().compile_model(model, plan.device, plan.compile_config())
     except RuntimeError as error:

@@ -17,6 +17,7 @@ from edgeface.bench.run.benchmark_model import BenchmarkModel, Shapes, read_benc
 from edgeface.bench.schema import Execution, RunSettings
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
+from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 from edgeface.runtime.devices import ResolvedDevice, resolve_device
 from edgeface.runtime.plan import describe_execution
 from edgeface.runtime.schedule import reason_of
@@ -104,6 +105,8 @@ def load(
     else:
         compiled = _compile(core, benchmark_model, plan, {})
         report = describe_execution(compiled, plan, resolved=resolved, core=core)
+        if must_unpack(benchmark_model.model, plan.device):
+            report = dataclasses.replace(report, notes=(*report.notes, UNPACKED))
         binding = _binding(compiled)
         target = OpenVinoTarget(
             compiled,
@@ -141,8 +144,11 @@ def _compile(
 ) -> ov.CompiledModel:
     config = plan.compile_config() | more
     config.pop("CACHE_DIR", None)
+    model = benchmark_model.model
+    if must_unpack(model, plan.device):
+        model = unpack_weights(model.clone())
     try:
-        return core.compile_model(benchmark_model.model, plan.device, config)
+        return core.compile_model(model, plan.device, config)
     except RuntimeError as error:
         raise DeviceError(
             f"{benchmark_model.path}: {plan.device} cannot compile this model: {reason_of(error)}"

@@ -15,7 +15,7 @@ from tiny_ir import write_tiny_ir
 
 from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
-from edgeface.bench.run.load import OpenVinoTarget, random_inputs
+from edgeface.bench.run.load import OpenVinoTarget, load, random_inputs
 from edgeface.bench.run.load_generator import RunLimits
 from edgeface.bench.run.runner import DEFAULTS, ScenarioOptions, benchmark
 from edgeface.bench.run.scenarios import offline, single_stream
@@ -24,6 +24,7 @@ from edgeface.errors import ContractError, DeviceError, InferenceError, InputErr
 from edgeface.model.opset import ops
 from edgeface.progress import Progress, ProgressCallback
 from edgeface.runtime import DevicePlan, ImageFormat
+from edgeface.runtime.adapter import UNPACKED
 
 pytestmark = pytest.mark.timeout(180)
 QUICK = {"duration_s": 0.1, "max_duration_s": 0.3, "min_count": 5, "warm_up_s": 0.05}
@@ -236,3 +237,12 @@ def test_an_inference_that_fails_is_raised_although_openvino_calls_nobody(load: 
     target = OpenVinoTarget(compiled, requests=2, inputs=[np.zeros(4, np.float32)], items=1)
     with pytest.raises((InferenceError, RuntimeError), match="overheated"):
         load(target, RunLimits(duration_s=30.0, min_count=1, max_duration_s=30.0))
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_compressed_weights_are_unpacked_and_that_is_noted(end_to_end: bool) -> None:
+    ir = Path(__file__).parents[2] / "fixtures" / "0_1" / "models" / "weights" / "net.xml"
+    settings = RunSettings(device="CPU", scenario="single-stream", end_to_end=end_to_end)
+    with load(ir, settings, core=ov.Core()) as loaded:
+        loaded.target.infer()
+        assert UNPACKED in loaded.execution.notes

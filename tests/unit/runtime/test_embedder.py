@@ -15,6 +15,7 @@ import pytest
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
 from edgeface.model.contract import ModelContract
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat, encrypt_ir, share_threads
+from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 
 try:
     from openvino import opset13 as ops
@@ -22,6 +23,7 @@ except ImportError:  # OpenVINO 2024
     from openvino.runtime import opset13 as ops
 
 pytestmark = pytest.mark.timeout(60)
+ROOT = Path(__file__).resolve().parents[2]
 SOON = 10
 KEY = bytes(range(32))
 
@@ -371,3 +373,38 @@ def test_load_is_bounded_and_leaves_nothing_when_it_fails(small_ir, tmp_path):
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_compressed_weights_are_unpacked_said_and_right_on_several_streams(cached, tmp_path):
+    ir = ROOT / "fixtures" / "0_1" / "models" / "weights" / "net.xml"
+    one, two = (DevicePlan(device="CPU", streams=n, threads=2, precision="f32") for n in (1, 2))
+    contract = ModelContract.read_from(ov.Core().read_model(ir))
+    crops = np.random.default_rng(2).integers(0, 256, (12, *contract.input_size, 3), np.uint8)
+    inputs = crops.astype(np.float32)
+    inputs = inputs[..., ::-1] if contract.color == "RGB" else inputs
+    inputs = inputs.transpose(0, 3, 1, 2) if contract.layout == "NCHW" else inputs
+    plain = ov.Core().compile_model(ir, "CPU", one.compile_config())
+    expected = np.concatenate([plain([item[np.newaxis]])[0] for item in inputs])
+
+    for _ in range(3):
+        with Embedder.load(ir, plan=two, cache_dir=tmp_path if cached else None) as embedder:
+            np.testing.assert_allclose(
+                np.stack(list(embedder.map(crops))), expected, atol=2e-4
+            )  # plain OpenVINO quantizes activations too
+            assert UNPACKED in embedder.execution.notes
+
+
+def test_only_compressed_weights_for_a_cpu_are_unpacked():
+    def read(name: str) -> ov.Model:
+        return ov.Core().read_model(ROOT / "fixtures" / "0_1" / "models" / name)
+
+    weights = read("weights/net.xml")
+    assert all(must_unpack(weights, device) for device in ("CPU", "AUTO", "AUTO:GPU,CPU", "BATCH:CPU(4)"))
+    assert not any(must_unpack(weights, device) for device in ("GPU", "NPU", "AUTO:GPU,NPU"))
+    assert not must_unpack(read("int8-mixed/net.xml"), "CPU")
+    assert not must_unpack(read("tiny.xml"), "CPU")
+
+    assert not must_unpack(unpack_weights(weights), "CPU")
+    kinds = {op.get_element_type() for op in weights.get_ops() if op.get_type_name() == "Constant"}
+    assert not kinds & {ov.Type.i8, ov.Type.u8, ov.Type.f16}
