@@ -26,16 +26,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a plot.
+    """One axis of a plot: quantity with its unit, and marks in ascending order.
 
-    Attributes
-    ----------
-    label
-        Quantity and unit.
-    scale
-        Maps values to places, 0 at the start of the axis and 1 at its end; values outside map outside [0, 1].
-    marks
-        In ascending order.
+    `scale` maps values to places, 0 at the start of the axis and 1 at its end; values outside map outside [0, 1].
     """
 
     label: str
@@ -48,18 +41,9 @@ class Axis:
 
 
 def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wording = "{:g}".format) -> Axis:
-    """Build a linear axis, marked at multiples of 1, 2 or 5 times a power of ten.
+    """Build a linear axis with about `wanted` marks, at multiples of 1, 2 or 5 times a power of ten.
 
-    Parameters
-    ----------
-    label
-        Quantity and unit.
-    low, high
-        Ends of the axis; `high` is moved if it is not above `low`.
-    wanted
-        Approximate number of marks.
-    words
-        Formats the value of a mark.
+    `high` is moved if it is not above `low`. `words` formats the value of a mark.
     """
     if not high > low:
         high = low + (abs(low) or 1.0)
@@ -69,14 +53,7 @@ def linear(label: str, low: float, high: float, *, wanted: int = 6, words: Wordi
 def logarithmic(label: str, low: float, high: float, *, words: Wording = "{:g}".format) -> Axis:
     """Build a logarithmic axis, marked at powers of ten, and between them if they are few.
 
-    Parameters
-    ----------
-    label
-        Quantity and unit.
-    low, high
-        Ends of the axis, both above 0; `high` is moved if it is not above `low`.
-    words
-        Formats the value of a mark.
+    The ends are above 0; `high` is moved if it is not above `low`. `words` formats the value of a mark.
     """
     if not high > low:
         high = 10 * low
@@ -99,32 +76,21 @@ def probit(label: str, low: float, high: float, marks: Sequence[float], *, words
 
 
 def nines(label: str, most: float) -> Axis:
-    """Build an axis of percentiles, given as shares of 1, on which 90 %, 99 %, 99.9 % are equally far apart.
-
-    Parameters
-    ----------
-    label
-        Quantity and unit.
-    most
-        Last percentile on the axis, below 1.
-    """
+    """Build an axis of percentiles, shares of 1 up to `most`, on which 90 %, 99 %, 99.9 % are equally far apart."""
     length = -np.log10(1 - most)
-    marks = [0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))]
-    return Axis(
+    marks = np.array([0.5, *(1 - 10.0**-power for power in range(1, int(length + 1e-9) + 1))])
+    return _axis(
         label,
         lambda shares: -np.log10(np.maximum(1 - shares, 1e-12)) / length,
-        tuple(Mark(float(-np.log10(1 - each) / length), f"{100 * each:.10g} %") for each in marks),
+        marks,
+        lambda share: f"{100 * share:.10g} %",
     )
 
 
 def categories(label: str, names: Sequence[str]) -> Axis:
     """Build an axis of equal cells for the values 0, 1, 2, ..., each with its name at its centre."""
-    count = len(names)
-    return Axis(
-        label,
-        lambda values: (values + 0.5) / count,
-        tuple(Mark((index + 0.5) / count, name) for index, name in enumerate(names)),
-    )
+    marks = tuple(Mark((index + 0.5) / len(names), name) for index, name in enumerate(names))
+    return Axis(label, lambda values: (values + 0.5) / len(names), marks)
 
 
 def _axis(label: str, scale: Callable[[Doubles], Doubles], values: Doubles, words: Wording) -> Axis:

@@ -24,23 +24,10 @@ def write_page(
     filters: Mapping[str, Callable[..., object]] | None = None,
     **shown: Any,
 ) -> None:
-    """Render a template and write the page, whole or not at all.
+    """Render a template of a package and write the page, whole or not at all; raise OutputError if that fails.
 
-    Parameters
-    ----------
-    path
-        File to write.
-    package, template
-        Package that holds the template, and its file name.
-    filters
-        Further template filters, beside `rounded`, `percent` and `counted`.
-    **shown
-        Variables of the template. Text is escaped.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    The template gets the variables `shown`, whose text is escaped, and `filters` beside `rounded`, `percent` and
+    `counted`.
     """
     drawing = jinja2.PrefixLoader({"drawing": jinja2.PackageLoader("edgeface.drawing", ".")})
     environment = jinja2.Environment(

@@ -16,19 +16,7 @@ Anchor = Literal["start", "middle", "end"]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An SVG path.
-
-    Attributes
-    ----------
-    path
-        Attribute ``d``, in units of the drawing; y points downwards.
-    kind
-        Class of `style.css`.
-    title
-        Tooltip.
-    strength
-        Opacity, 0 to 1.
-    """
+    """An SVG path: attribute ``d`` in units of the drawing, class of `style.css`, tooltip, and opacity from 0 to 1."""
 
     path: str
     kind: str
@@ -49,20 +37,9 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot as the template draws it.
+    """A plot as the template draws it: shapes in order, words over them, class and text of each entry of the legend.
 
-    Attributes
-    ----------
-    title
-        Heading, and with the labels of the axes the text for screen readers.
-    frame
-        Axes and size.
-    shapes, words
-        In drawing order; words are drawn over shapes.
-    legend
-        Class and text of each entry.
-    note
-        Sentence below the plot.
+    The title and the labels of the axes are also the text for screen readers; `note` stands below the plot.
     """
 
     title: str

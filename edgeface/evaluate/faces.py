@@ -47,10 +47,8 @@ class Boxes:
     ----------
     rows
         Row of each image, by its name (``Name/Name_0001``).
-    boxes : (N, 4) float32
-        x0, y0, x1, y1 in pixels, with the margin already added and clipped.
-    landmarks : (N, 5, 2) float32
-        As in `edgeface.vision.detector.Faces`; NaN if the file has none.
+    boxes, landmarks : (N, 4) and (N, 5, 2) float32
+        As in `edgeface.vision.detector.Faces`, the boxes with a margin, clipped; landmarks are NaN if there are none.
     found : (N,) bool
         False where no face was found.
     """
@@ -62,14 +60,11 @@ class Boxes:
 
     def find(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Return the box (4,) and landmarks (5, 2) of an image (suffix optional), None if there is no face."""
-        row = self._row(name)
+        row = self.row(name)
         return (self.boxes[row], self.landmarks[row]) if row is not None and self.found[row] else None
 
-    def lists(self, name: str) -> bool:
-        """Whether the file has a row for this image."""
-        return self._row(name) is not None
-
-    def _row(self, name: str) -> int | None:
+    def row(self, name: str) -> int | None:
+        """Return the row of an image (suffix optional), None if there is none."""
         return self.rows.get(name, self.rows.get(str(PurePosixPath(name).with_suffix(""))))
 
 
@@ -101,7 +96,7 @@ def load_boxes(path: Path) -> Boxes:
     names, boxes = arrays.get("names", np.empty(0)), arrays.get("boxes", np.empty(0))
     points = arrays.get("points", np.full((names.size, 10), np.nan))
     shapes = names.shape, boxes.shape, points.shape
-    if names.ndim != 1 or not len(names) or shapes[1:] != ((len(names), 4), (len(names), 10)):
+    if not names.size or shapes != ((names.size,), (names.size, 4), (names.size, 10)):
         raise InputError(
             f"{path}: expected names (N,), boxes (N, 4) and points (N, 10), found "
             f"{names.shape}, {boxes.shape} and {points.shape}"
@@ -117,20 +112,20 @@ def load_boxes(path: Path) -> Boxes:
 
 
 def find_images(root: Path, images: Sequence[str]) -> list[Path]:
-    """Find the file of every image of a list, with any image suffix.
-
-    Raises
-    ------
-    InputError
-        If files are missing; the message names the first five.
-    """
-    files = [_find_image(root, image) for image in images]
-    if missing := [image for image, file in zip(images, files, strict=True) if file is None]:
+    """Find the file of every image of a list, with any image suffix; raise InputError if some are missing."""
+    suffixes = ("", ".jpg", ".png", *sorted(IMAGE_SUFFIXES))
+    files, missing = [], []
+    for image in images:
+        candidates = (root / f"{image}{suffix}" for suffix in suffixes)
+        file = next((each for each in candidates if each.is_file()), None)
+        files += [] if file is None else [file]
+        missing += [image] if file is None else []
+    if missing:
         raise InputError(
             f"{root}: expected an image for every name of the list, but {len(missing)} of {len(images)} are missing: "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
         )
-    return [file for file in files if file is not None]
+    return files
 
 
 class FaceCutter:
@@ -158,7 +153,7 @@ class FaceCutter:
         self, files: Sequence[Path], names: Sequence[str], contract: ModelContract, faces: FaceSource = CROPS
     ) -> None:
         boxes = faces.boxes
-        if boxes is not None and len(names) and not any(map(boxes.lists, names)):
+        if boxes is not None and len(names) and all(boxes.row(name) is None for name in names):
             raise InputError(
                 f"boxes: expected boxes of these images ({names[0]}, ...), found boxes of others "
                 f"({next(iter(boxes.rows))}, ...)"
@@ -194,23 +189,17 @@ class FaceCutter:
 
     def crop(self, index: int) -> Image:
         """Cut the crop of one image again: (H, W, 3) uint8 BGR."""
-        image = read_image(self._files[index])
-        if index not in self._places:
-            self._locate([index], [image])
-        return self._align(index, image)
+        return self._cut([index])[0]
 
     def _cut(self, chunk: Sequence[int]) -> list[Image]:
         images = [read_image(self._files[index]) for index in chunk]
-        self._locate(chunk, images)
-        return [self._align(index, image) for index, image in zip(chunk, images, strict=True)]
-
-    def _locate(self, chunk: Sequence[int], images: Sequence[Image]) -> None:
         if self.faces.boxes is not None:
             self._places |= {index: self.faces.boxes.find(self._names[index]) for index in chunk}
-        elif self.faces.detector is not None:
+        elif self.faces.detector is not None and not self._places.keys() >= set(chunk):
             for index, image, faces in zip(chunk, images, self.faces.detector.detect(images), strict=True):
-                chosen = faces.largest((image.shape[0], image.shape[1])) if len(faces) else None
+                chosen = faces.largest(image.shape[:2]) if len(faces) else None
                 self._places[index] = None if chosen is None else (faces.boxes[chosen], faces.landmarks[chosen])
+        return [self._align(index, image) for index, image in zip(chunk, images, strict=True)]
 
     def _align(self, index: int, image: Image) -> Image:
         size = self._contract.input_size
@@ -237,8 +226,6 @@ class Embedded:
     ----------
     vectors : (N, D) float32
         One row an image. With ``flip="concatenate"`` D is twice the model's dimension and the norm is not 1.
-    model, contract
-        The IR and its contract.
     cutter
         Cuts the crops again and lists the images without a face.
     execution
@@ -316,18 +303,11 @@ def embed_images(
             for done, vector in enumerate(embedder.map(crops), start=1):
                 vectors[done - 1] = vector
                 progress(Progress("embedding", done, len(files), unit="images"))
-            seconds = elapsed()
-        return Embedded(
-            vectors=vectors,
-            model=model,
-            contract=embedder.contract,
-            cutter=cutter,
-            execution=embedder.execution,
-            seconds=seconds,
-        )
-
-
-def _find_image(root: Path, image: str) -> Path | None:
-    path = root / image
-    candidates = [path.with_name(path.name + suffix) for suffix in (".jpg", ".png", *sorted(IMAGE_SUFFIXES))]
-    return next((each for each in [path, *candidates] if each.is_file()), None)
+            return Embedded(
+                vectors=vectors,
+                model=model,
+                contract=embedder.contract,
+                cutter=cutter,
+                execution=embedder.execution,
+                seconds=elapsed(),
+            )

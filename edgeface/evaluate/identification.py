@@ -16,7 +16,7 @@ or above T; edgeface accepts scores strictly above T. A tie between the own pers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ RANKS = (1, 5, 10, 20)
 
 Doubles = NDArray[np.float64]
 Rows = NDArray[np.intp]
+Vectors = NDArray[np.float32]
 
 _BLOCK = 512
 """Probes that are compared with all enrolled people at once."""
@@ -76,14 +77,7 @@ def split_people(people: Rows, names: Sequence[str], *, seed: int = 0) -> Split:
     The enrolled image depends only on the seed and the person's name (SHA-256), not on other people or on the version
     of a random generator.
 
-    Parameters
-    ----------
-    people : (N,) intp
-        Person of each row, an index into `names`; ascending.
-    names
-        Names of the people.
-    seed
-        Seed of the choice of the enrolled images.
+    `people` (N,) intp are the person of each row, an index into `names`; ascending.
 
     Raises
     ------
@@ -194,33 +188,19 @@ def search(vectors: NDArray[np.float32], split: Split) -> Searches:
     own = np.searchsorted(split.people[split.enrolled], split.people[split.mated])
     mate_score = np.empty(len(split.mated))
     mate_rank = np.empty(len(split.mated), np.intp)
-    for block in _blocks(len(split.mated)):
-        scores = pairwise(Metric.cosine, vectors[split.mated[block]], gallery)
+    for block, scores in _compare(vectors, split.mated, gallery):
         mate_score[block] = scores[np.arange(len(scores)), own[block]]
         mate_rank[block] = (scores >= mate_score[block, None]).sum(axis=1)
     candidate_score = np.empty(len(split.nonmated))
     candidate = np.empty(len(split.nonmated), np.intp)
-    for block in _blocks(len(split.nonmated)):
-        scores = pairwise(Metric.cosine, vectors[split.nonmated[block]], gallery)
+    for block, scores in _compare(vectors, split.nonmated, gallery):
         candidate[block] = scores.argmax(axis=1)
         candidate_score[block] = scores.max(axis=1)
     return Searches(mate_score, mate_rank, candidate, candidate_score)
 
 
 def operate_at(searches: Searches, fpir: float, *, gallery_size: int, contract_id: str) -> Operating:
-    """Measure the error rates at the threshold for a target FPIR in (0, 1).
-
-    Parameters
-    ----------
-    searches
-        Results of all searches.
-    fpir
-        Target.
-    gallery_size
-        Number of people enrolled, with one template each.
-    contract_id
-        Contract of the embeddings.
-    """
+    """Measure the error rates at the threshold for a target FPIR in (0, 1), for one template a person enrolled."""
     threshold = threshold_from_probes(
         searches.candidate_score, fpir=fpir, gallery_size=gallery_size, contract_id=contract_id
     )
@@ -234,20 +214,14 @@ class IdentificationEvaluation:
 
     Attributes
     ----------
-    images
-        Paths of the images relative to their folder.
-    names
-        Names of the people.
-    split, searches
-        Enrolled images and probes, and the results of the searches.
+    images, names
+        Paths of the images relative to their folder, and names of the people.
+    split, searches, embedded
+        Enrolled images and probes, the results of the searches, and the embeddings.
     operating
         Error rates at each target FPIR; ``threshold`` in the JSON answer is that of the first.
-    embedded
-        Embeddings and how they were computed.
-    seed
-        Seed of the split.
-    flip
-        How mirror images were used.
+    seed, flip
+        Seed of the split, and how mirror images were used.
     """
 
     images: tuple[str, ...]
@@ -341,5 +315,10 @@ def _draw(name: str, count: int, seed: int) -> int:
     return int.from_bytes(digest[:8], "big") % int(count)
 
 
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, start + _BLOCK) for start in range(0, count, _BLOCK)]
+def _compare(
+    vectors: NDArray[np.float32], probes: Rows, gallery: NDArray[np.float32]
+) -> Iterator[tuple[slice, Doubles]]:
+    """Yield blocks of probes and their scores against the gallery."""
+    for start in range(0, len(probes), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        yield block, pairwise(Metric.cosine, vectors[probes[block]], gallery)

@@ -20,17 +20,7 @@ from edgeface.runtime.adapter import Flip
 
 
 class EvaluationSettings(NamedTuple):
-    """How embeddings are made and compared.
-
-    Attributes
-    ----------
-    metric
-        A distance.
-    flip
-        Whether the embedding of the mirror image is concatenated.
-    subtract_mean
-        Whether the mean embedding of the training folds is subtracted.
-    """
+    """Distance, and whether mirror images are concatenated and the mean of the training folds is subtracted."""
 
     metric: Metric
     flip: bool
@@ -48,19 +38,7 @@ DEFAULTS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """Evaluation of one model on labelled pairs.
-
-    Attributes
-    ----------
-    evaluation
-        Result of the protocol.
-    embedded
-        Embeddings and how they were computed.
-    pairs
-        Pairs that were scored.
-    flip
-        Whether mirror images were concatenated.
-    """
+    """Evaluation of one model on labelled pairs; `flip` tells whether mirror images were concatenated."""
 
     evaluation: Evaluation
     embedded: Embedded
@@ -138,15 +116,7 @@ def evaluate_model(
 
 @dataclass(frozen=True, slots=True)
 class ThresholdCalibration:
-    """Calibrated thresholds.
-
-    Attributes
-    ----------
-    thresholds
-        One for each target false accept rate.
-    failures
-        Images without a face; their pairs were left out.
-    """
+    """Thresholds, one for each target false accept rate, and images without a face, whose pairs were left out."""
 
     thresholds: tuple[Threshold, ...]
     failures: tuple[str, ...]
@@ -169,14 +139,12 @@ def calibrate_model(
 
     Parameters
     ----------
-    images, faces, device, progress
+    images, faces, fars, device, progress
         See `evaluate_model`.
     pairs
         Pairs of people that the model will not be evaluated on.
     model
         IR with a contract; the thresholds are valid for its `contract_id` only.
-    fars
-        Target false accept rates, each in (0, 1).
     metric, flip
         Metric, and use of mirror images; both must be the same when the thresholds are used.
     created_from

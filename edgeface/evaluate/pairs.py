@@ -46,13 +46,7 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read a list in the format of Labeled Faces in the Wild's `pairs.txt`.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read or is malformed; see `parse_pairs`.
-    """
+    """Read a list in the format of LFW's `pairs.txt`; raise InputError as `parse_pairs`, or if it cannot be read."""
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise InputError(f"{path}: expected a pairs list of at most {_MOST_BYTES:,} bytes, found {size:,}")
@@ -69,17 +63,10 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
     ``1100``, as in LFW's View 1. Rows of 3 fields are genuine pairs, rows of 4 fields impostor pairs. Fields are
     separated by tabs, in a row without tabs by spaces.
 
-    Parameters
-    ----------
-    raw
-        Content of the file, UTF-8.
-    source
-        Name of the file in messages.
-
     Raises
     ------
     InputError
-        With the line number of every malformed row, at most 100.
+        With the line number of every malformed row, at most 100, after `source`.
 
     Examples
     --------
@@ -87,7 +74,8 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
     >>> pairs.images, pairs.same.tolist()
     (('Ann/Ann_0001', 'Ann/Ann_0002', 'Bob/Bob_0001'), [True, False])
     """
-    lines = (line.rstrip(b"\n").rstrip(b"\r") for line in io.BytesIO(_without_blank_end(raw)))
+    end = raw.find(b"\n", len(raw.rstrip()))  # of the last line that is not blank
+    lines = (line.rstrip(b"\n").rstrip(b"\r") for line in io.BytesIO(raw if end < 0 else raw[:end]))
     folds, per_kind = _parse_header(next(lines, b"").removeprefix(b"\xef\xbb\xbf"), source)
     problems: list[str] = []
     left = 0
@@ -196,12 +184,6 @@ def _draw_pairs(starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, 
     return np.stack([first, ends[first] - (last[first] - numbers)], axis=1).astype(np.intp)
 
 
-def _without_blank_end(raw: bytes) -> bytes:
-    """Remove blank lines at the end."""
-    end = raw.find(b"\n", len(raw.rstrip()))
-    return raw if end < 0 else raw[:end]
-
-
 def _parse_header(line: bytes, source: str) -> tuple[int, int]:
     fields = line.split()
     numbers = [int(field) for field in fields if field.isdigit() and len(field) < 10]
@@ -247,7 +229,6 @@ def _shown(line: bytes) -> str:
 
 def _collect(rows: list[tuple[str, str, bool]], *, folds: int) -> Pairs:
     index: dict[str, int] = {}
-    ends = np.array([[index.setdefault(image, len(index)) for image in row[:2]] for row in rows], np.intp).reshape(
-        -1, 2
-    )
+    numbers = [index.setdefault(image, len(index)) for row in rows for image in row[:2]]
+    ends = np.array(numbers, np.intp).reshape(-1, 2)
     return Pairs(tuple(index), ends[:, 0], ends[:, 1], np.array([row[2] for row in rows], np.bool_), folds)

@@ -95,14 +95,10 @@ class Val:
 
     Attributes
     ----------
-    target
-        Target FAR.
     mean, std
         Mean and standard deviation of TAR over the folds; `std` is None for ``omz``, which pools all pairs.
-    far
-        FAR measured on the held-out pairs.
-    impostors
-        Number of impostor pairs.
+    far, impostors
+        FAR measured on the held-out pairs, and number of impostor pairs.
     """
 
     target: float
@@ -123,22 +119,16 @@ class Evaluation:
 
     Attributes
     ----------
-    protocol, metric, subtract_mean
-        Settings.
-    accuracies : (F,) float64
-        Accuracy of each fold, in [0, 1].
-    thresholds : (F,) float64
-        Distance threshold of each fold, chosen on the other folds.
+    accuracies, thresholds : (F,) float64
+        Accuracy of each fold, in [0, 1], and its distance threshold, chosen on the other folds.
     val
         One for each target FAR.
     auc, eer
         Of the mean curve of the folds (``facenet``) or of all held-out pairs (``omz``).
     tested : (P,) intp
         Scored pairs of the list: all of them, under ``omz`` without repetitions.
-    distances : (P,) float64
-        Their distances, held out: if the mean is subtracted, it is that of the other folds.
-    same : (P,) bool
-        True for genuine pairs.
+    distances, same : (P,) float64 and bool
+        Their distances, held out: if the mean is subtracted, it is that of the other folds; True for genuine pairs.
     """
 
     protocol: ProtocolName
@@ -180,7 +170,10 @@ class Evaluation:
             "metric": self.metric,
             "pairs": len(self.same),
             "accuracy": {"mean": self.accuracy, "std": self.accuracy_std},
-            "val": {f"{each.target:g}": _val_dict(each) for each in self.val},
+            "val": {
+                f"{each.target:g}": {name: getattr(each, name) for name in ("mean", "std", "far", "supported")}
+                for each in self.val
+            },
             "auc": self.auc,
             "eer": self.eer,
             "threshold": self.threshold,
@@ -193,14 +186,7 @@ class Evaluation:
 
 
 def exact_roc(distances: NDArray[np.floating[Any]], same: NDArray[np.bool_]) -> Roc:
-    """Build the curve with one point a distinct distance.
-
-    Parameters
-    ----------
-    distances : (P,) float
-        Distance of each pair; finite.
-    same : (P,) bool
-        True for genuine pairs; both kinds must occur.
+    """Build the curve with one point a distinct distance, from finite distances (P,) of pairs of both kinds.
 
     Examples
     --------
@@ -225,13 +211,7 @@ def accept_rates(
 
 
 def split(pairs: Pairs, protocol: ProtocolName) -> list[Indices]:
-    """Return the indices of the test pairs of each fold; the other pairs are its training pairs.
-
-    Raises
-    ------
-    InputError
-        If the list has fewer than 2 folds, or the protocol cannot split it into this many.
-    """
+    """Return the indices of the test pairs of each fold; raise InputError if the list cannot be split."""
     return (_facenet_folds if protocol is ProtocolName.facenet else _omz_folds)(pairs)
 
 
@@ -332,9 +312,8 @@ def evaluate(
         )
     folds = split(pairs, protocol)
     if subtract_mean:
-        measured = [
-            _distances_without_mean(vectors, pairs, _others(folds, number), metric) for number in range(len(folds))
-        ]
+        trains = (_others(folds, number) for number in range(len(folds)))
+        measured = [_distances_without_mean(vectors, pairs, train, metric) for train in trains]
     else:
         measured = [pair_scores(vectors, pairs, metric)] * len(folds)
     return _score(measured, pairs, folds, protocol, metric.value, subtract_mean, fars)
@@ -460,7 +439,3 @@ def _val_over_folds(
 def _val_at_once(curve: Roc, target: float, impostors: int) -> Val:
     tar = curve.tar_at(target)
     return Val(target, tar, None, float(curve.far[curve.tar == tar].min()), impostors)
-
-
-def _val_dict(val: Val) -> dict[str, float | bool | None]:
-    return {"mean": val.mean, "std": val.std, "far": val.far, "supported": val.supported}

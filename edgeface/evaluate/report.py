@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from edgeface.drawing import write_page
 from edgeface.evaluate import plots
-from edgeface.evaluate.faces import Embedded, FaceCutter
+from edgeface.evaluate.faces import FaceCutter
 from edgeface.evaluate.identification import IdentificationEvaluation
 from edgeface.evaluate.lfw import Result
 from edgeface.files import write_atomically
 
 _WORST = 10
 """Number of pairs of each kind that the report shows."""
-
-_JPEG_QUALITY = 85
 
 
 class WorstPair(NamedTuple):
@@ -36,20 +34,13 @@ class WorstPair(NamedTuple):
 
 
 def write_results(result: Result | IdentificationEvaluation, folder: Path) -> None:
-    """Write evaluation.json (or identification.json) and report.html into a folder.
-
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
-    """
+    """Write evaluation.json (or identification.json) and report.html; raise OutputError if one cannot be written."""
     if isinstance(result, Result):
         write_report(result, folder / "report.html")
-        name = "evaluation.json"
     else:
         write_identification_report(result, folder / "report.html")
-        name = "identification.json"
-    with write_atomically(folder / name) as partial:
+    name = "evaluation" if isinstance(result, Result) else "identification"
+    with write_atomically(folder / f"{name}.json") as partial:
         partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -57,10 +48,10 @@ def write_report(result: Result, path: Path) -> None:
     """Write the HTML report of an evaluation on labelled pairs."""
     evaluation = result.evaluation
     distances, same, threshold = evaluation.distances, evaluation.same, evaluation.threshold
-    _write(
+    write_page(
         path,
-        result.embedded,
-        template="report.html.j2",
+        __package__,
+        contract=result.embedded.contract,
         result=result,
         evaluation=evaluation,
         plots=(
@@ -83,10 +74,11 @@ def write_identification_report(result: IdentificationEvaluation, path: Path) ->
     highest = np.argsort(-searches.candidate_score, kind="stable")
     names = [str(PurePosixPath(image).with_suffix("")) for image in result.images]
     cutter = result.embedded.cutter
-    _write(
+    write_page(
         path,
-        result.embedded,
+        __package__,
         template="identification.html.j2",
+        contract=result.embedded.contract,
         result=result,
         answer=result.to_dict(),
         plots=(plots.scores_plot(searches, threshold), plots.identification_plot(searches), plots.cmc_plot(searches)),
@@ -119,11 +111,6 @@ def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[Wors
     )
 
 
-def _write(path: Path, embedded: Embedded, *, template: str, **shown: Any) -> None:
-    failures = embedded.cutter.failures
-    write_page(path, __package__, template=template, contract=embedded.contract, failures=failures, **shown)
-
-
 def _show(
     names: Sequence[str],
     cutter: FaceCutter,
@@ -147,5 +134,5 @@ def _show(
 
 
 def _data_uri(cutter: FaceCutter, index: int) -> str:
-    _, encoded = cv2.imencode(".jpg", cutter.crop(index), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    _, encoded = cv2.imencode(".jpg", cutter.crop(index), [cv2.IMWRITE_JPEG_QUALITY, 85])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

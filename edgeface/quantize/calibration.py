@@ -48,16 +48,12 @@ class CalibrationSet:
 
     Attributes
     ----------
-    crops : (N, H, W, 3) uint8, BGR, 0-255
-        Crops to calibrate with.
-    held_out : (M, H, W, 3) uint8, BGR, 0-255
-        Crops to compare with FP32; none of them is in `crops`.
+    crops, held_out : (N, H, W, 3) and (M, H, W, 3) uint8, BGR, 0-255
+        Crops to calibrate with, and other crops to compare with FP32.
     names
         Photos of `crops`, then of `held_out`.
-    without_face
-        Photos without a face that can be aligned.
-    unreadable
-        Files that could not be decoded.
+    without_face, unreadable
+        Photos without a face that can be aligned, and files that could not be decoded.
     detected
         Whether a detector found the faces; False if the photos were aligned crops.
     """
@@ -135,13 +131,9 @@ def gather(
     without_face: list[str] = []
     for done, (photo, crop) in enumerate(_crops(chosen, contract, detector, failures), start=1):
         progress(Progress("faces", done, len(chosen), unit="photos"))
-        if crop is None:
-            without_face.append(str(photo.relative))
-        else:
-            crops.append(crop)
-            names.append(str(photo.relative))
-    height, width = contract.input_size
-    stacked = np.stack(crops) if crops else np.empty((0, height, width, 3), np.uint8)
+        (without_face if crop is None else names).append(str(photo.relative))
+        crops += [] if crop is None else [crop]
+    stacked = np.stack(crops) if crops else np.empty((0, *contract.input_size, 3), np.uint8)
     # Photos without a face shorten both parts alike, so that neither is empty.
     cut = round(len(stacked) * subset / len(chosen))
     return CalibrationSet(
@@ -155,12 +147,7 @@ def gather(
 
 
 def to_inputs(crops: Crops, contract: ModelContract) -> list[NDArray[np.float32]]:
-    """Convert crops to the format of the IR's input with the adapter that the runtime compiles into the model.
-
-    Returns
-    -------
-    list of arrays of `contract.input_shape(1)`, float32
-    """
+    """Convert crops to float32 `contract.input_shape(1)` each, by the adapter that the runtime compiles into models."""
     image = ops.parameter(list(contract.input_shape(-1)), np.float32)
     image.output(0).set_names({contract.input_name})
     passed_on = ov.Model([ops.result(image)], [image], "adapter")
@@ -183,14 +170,12 @@ def _crops(
         return
     for found in detect_photos(photos, detector, failures=failures):
         try:
-            chosen = found.faces.largest(found.image.shape[:2])
-            faces = found.faces
-            yield (
-                found.photo,
-                align(found.image, faces.boxes[chosen], faces.landmarks[chosen], contract.alignment, size),
-            )
+            faces, image = found.faces, found.image
+            chosen = faces.largest(image.shape[:2])
+            crop = align(image, faces.boxes[chosen], faces.landmarks[chosen], contract.alignment, size)
         except FaceError:
-            yield found.photo, None
+            crop = None
+        yield found.photo, crop
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ HalfRange = Literal["none", "first-layer", "all"]
 WEIGHTED = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 """Operations that carry weights and nearly all of the work."""
 
+_OVERFLOW_FIX = {"none": "disable", "first-layer": "first_layer_only", "all": "enable"}
 _SCORED = 32
 """Calibration inputs on which NNCF's accuracy control scores every trial."""
 
@@ -103,18 +104,15 @@ class QuantizationRecipe:
         """Everything but the method that the numbers depend on, as text for `Lineage.settings`."""
         if self.method == "fp16":
             return "OpenVINO's compression to half precision"
-        parts = [f"nncf {_nncf_version()}"]
+        text = f"nncf {_nncf_version()}; symmetric"
         if self.needs_images:
-            parts += [f"{self.subset} images", "ranges: least and greatest"]
-            parts += [f"{self.bias_correction} bias correction"]
-            parts += [f"half-range weights: {self.half_range}", f"seed {self.seed}"]
-            if self.control is not None:
-                parts.append(f"accuracy control: mean cosine {self.control:g}")
-        else:
-            parts.append("symmetric")
-        if self.ignored:
-            parts.append("in floating point: " + ", ".join(sorted(self.ignored)))
-        return "; ".join(parts)
+            text = (
+                f"nncf {_nncf_version()}; {self.subset} images; ranges: least and greatest; "
+                f"{self.bias_correction} bias correction; half-range weights: {self.half_range}; seed {self.seed}"
+            )
+        if self.control is not None:
+            text += f"; accuracy control: mean cosine {self.control:g}"
+        return text + ("; in floating point: " + ", ".join(sorted(self.ignored)) if self.ignored else "")
 
 
 def compress(
@@ -124,25 +122,10 @@ def compress(
     *,
     progress: ProgressCallback = ignore_progress,
 ) -> ov.Model:
-    """Compress a model.
+    """Return a compressed copy of an FP32 model with one input; for ``fp16`` only the storage will differ.
 
-    While NNCF runs, output of this process to stdout is discarded, because NNCF draws progress bars there.
-
-    Parameters
-    ----------
-    model
-        FP32 model with one input; it is not changed.
-    inputs
-        Calibration inputs, each of the input's shape, float32; may be empty if the method needs none.
-    recipe
-        How to compress.
-    progress
-        Called for every calibration input.
-
-    Returns
-    -------
-    openvino.Model
-        Model with the same inputs and outputs. For ``fp16`` it is a copy: only its storage differs.
+    `inputs` are float32, each of the input's shape; they may be empty if the method needs none. While NNCF runs, output
+    of this process to stdout is discarded, because NNCF draws progress bars there.
 
     Raises
     ------
@@ -170,33 +153,15 @@ def compress(
         except (RuntimeError, nncf.InternalError, nncf.ValidationError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConversionError(f"NNCF cannot quantize this model: {reason[-1]}") from error
-    _name_by_place(made)
+    # OpenVINO's default names count all nodes of the process, so the same model would give other bytes each time.
+    for place, op in enumerate(made.get_ordered_ops()):
+        if op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}_at_{place}")
     return made
 
 
-_OVERFLOW_FIX = {"none": "disable", "first-layer": "first_layer_only", "all": "enable"}
-
-
-def _name_by_place(model: ov.Model) -> None:
-    """Name the operations that NNCF added by their place in the model.
-
-    OpenVINO's default names count all nodes of the process, so the same model would give other bytes each time.
-    """
-    for place, op in enumerate(model.get_ordered_ops()):
-        if op.get_friendly_name() == op.get_name():
-            op.set_friendly_name(f"{op.get_type_name()}_at_{place}")
-
-
 def check_recipe(model: ov.Model, recipe: QuantizationRecipe) -> None:
-    """Check a recipe against a model before any work.
-
-    Raises
-    ------
-    ExtraNotInstalledError
-        If NNCF is needed and not installed.
-    InputError
-        If an ignored operation is not in the model.
-    """
+    """Refuse a recipe, before any work, if NNCF is needed and missing, or an ignored operation is not in the model."""
     if recipe.method != "fp16":
         _nncf_version()
     known = {op.get_friendly_name() for op in model.get_ops()}
@@ -241,14 +206,14 @@ def is_transformer(model: ov.Model) -> bool:
     NNCF then uses its scheme for transformers, with SmoothQuant (Xiao et al., "SmoothQuant: Accurate and Efficient
     Post-Training Quantization for Large Language Models", ICML 2023).
     """
-    for op in model.get_ops():
-        if op.get_type_name() == "ScaledDotProductAttention":
-            return True
-        if op.get_type_name() == "Softmax":
-            readers = [port.get_node() for port in op.output(0).get_target_inputs()]
-            if any(reader.get_type_name() == "MatMul" for reader in readers):
-                return True
-    return False
+    return any(
+        op.get_type_name() == "ScaledDotProductAttention"
+        or (
+            op.get_type_name() == "Softmax"
+            and any(port.get_node().get_type_name() == "MatMul" for port in op.output(0).get_target_inputs())
+        )
+        for op in model.get_ops()
+    )
 
 
 def _quantize(
@@ -352,8 +317,7 @@ def _quiet_nncf() -> Iterator[Any]:
         finally:
             logging.setLoggerClass(logger_class)
         logger = logging.getLogger("nncf")
-        for handler in list(logger.handlers):  # they write to stdout
-            logger.removeHandler(handler)
+        logger.handlers.clear()  # they write to stdout
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
         yield nncf

@@ -53,10 +53,9 @@ class Agreement:
     ----------
     photos, faces
         Number of photos, and of faces that the FP32 detector found in them.
-    recall
-        Share of these faces that the compressed detector finds, at an intersection over union of 0.5.
-    precision
-        Share of the compressed detector's faces that the FP32 detector finds.
+    recall, precision
+        Share of FP32's faces that the compressed detector finds, at an intersection over union of 0.5, and share of its
+        faces that are FP32's.
     median_iou
         Median intersection over union of the faces that both find.
     landmark_pixels, landmark_sides
@@ -95,10 +94,8 @@ def measure_agreement(expected: Sequence[Faces], found: Sequence[Faces]) -> Agre
     for before, after in zip(expected, found, strict=True):
         for row, column, overlap in _match(before, after):
             shared.append(overlap)
-            distance = np.linalg.norm(before.landmarks[row] - after.landmarks[column], axis=1)
-            distances.append(distance)
-            width, height = before.boxes[row, 2:] - before.boxes[row, :2]
-            sides.append(distance / np.sqrt(width * height))
+            distances.append(np.linalg.norm(before.landmarks[row] - after.landmarks[column], axis=1))
+            sides.append(distances[-1] / np.sqrt(np.prod(before.boxes[row, 2:] - before.boxes[row, :2])))
     known = bool(distances) and bool(np.isfinite(distances).all())
     return Agreement(
         photos=len(expected),
@@ -113,24 +110,24 @@ def measure_agreement(expected: Sequence[Faces], found: Sequence[Faces]) -> Agre
 
 def judge_agreement(agreement: Agreement) -> tuple[str, ...]:
     """Return the reasons to refuse a compressed detector; empty if it is accepted."""
-    reasons = []
+    recall, precision, sides = agreement.recall, agreement.precision, agreement.landmark_sides
     more = "" if agreement.faces >= _FEW else "; a single face decides among so few: use more photos"
-    if agreement.recall < _RECALL:
-        reasons.append(
-            f"recall: expected at least {_RECALL:g} of FP32's {agreement.faces} faces, found "
-            f"{agreement.recall:.4f}{more}"
-        )
-    if agreement.precision < _PRECISION:
-        reasons.append(
-            f"precision: expected at least {_PRECISION:g} of the faces to be FP32's too, found "
-            f"{agreement.precision:.4f}{more}"
-        )
-    if agreement.landmark_sides > _LANDMARKS:
-        reasons.append(
-            f"landmarks: expected a median distance from FP32's of at most {_LANDMARKS:g} sides of the face, found "
-            f"{agreement.landmark_sides:.4f}"
-        )
-    return tuple(reasons)
+    checks = (
+        (
+            recall < _RECALL,
+            f"recall: expected at least {_RECALL:g} of FP32's {agreement.faces} faces, found {recall:.4f}{more}",
+        ),
+        (
+            precision < _PRECISION,
+            f"precision: expected at least {_PRECISION:g} of the faces to be FP32's too, found {precision:.4f}{more}",
+        ),
+        (
+            sides > _LANDMARKS,
+            f"landmarks: expected a median distance from FP32's of at most {_LANDMARKS:g} sides of the "
+            f"face, found {sides:.4f}",
+        ),
+    )
+    return tuple(reason for broken, reason in checks if broken)
 
 
 def _match(before: Faces, after: Faces) -> list[tuple[int, int, float]]:
@@ -149,22 +146,18 @@ class DetectorOutcome:
 
     Attributes
     ----------
-    name
-        Name of the detector.
+    name, settings
+        Name of the detector, and recipe as text.
+    reasons
+        Why it was refused; empty if it passed.
     files
         IRs of the quantized networks; empty if they were refused, and then nothing was written.
     agreement
         Agreement with FP32 on held-out photos; None if the photos were not usable for calibration.
-    reasons
-        Why it was refused; empty if it passed.
     calibration_sha256
         SHA-256 of the batches that the networks were calibrated with.
-    settings
-        Recipe as text.
     bytes_before, bytes_after
         Total sizes of the .bin files; 0 if nothing was quantized.
-    seconds
-        Wall time.
     """
 
     name: str
@@ -224,10 +217,8 @@ def quantize_detector(
     ------
     InputError
         If fewer than five photos can be read, or the held-out photos show no face.
-    OutputError
-        If the folder cannot be written.
     EdgeFaceError
-        See `load_detector` and `compress`.
+        If the folder cannot be written; see also `load_detector` and `compress`.
     """
     recipe = recipe or QuantizationRecipe()
     networks = _networks(name, model, landmarks_model)
@@ -239,12 +230,18 @@ def quantize_detector(
         photos = [photo.path for photo in find_photos([photos])]
     calibrating, judging = _split(photos, recipe)
     recipe = dataclasses.replace(recipe, subset=len(calibrating))
-    recorder = _Recorder()
+    batches: dict[str, list[np.ndarray]] = {}
+
+    def record(label: str, batch: np.ndarray) -> None:
+        kept = batches.setdefault(label, [])
+        if len(kept) < _BATCHES and sum(each.size for each in kept) + batch.size <= _MOST_VALUES:
+            kept.append(np.array(batch, np.float32))
+
     with stopwatch() as elapsed, staging_folder(output) as staging:
         with load_detector(name, model=model, landmarks_model=landmarks_model) as before:
             progress(Progress("FP32 faces", 0))
             expected = before.detect(judging)
-        with load_detector(name, model=model, landmarks_model=landmarks_model, observe=recorder.keep) as observed:
+        with load_detector(name, model=model, landmarks_model=landmarks_model, observe=record) as observed:
             seen = []
             for done, image in enumerate(calibrating, start=1):
                 seen += observed.detect([image])
@@ -257,7 +254,7 @@ def quantize_detector(
         )
         if outcome.reasons:
             return outcome
-        quantized, digest = _compress(networks, recorder.batches, recipe, progress)
+        quantized, digest = _compress(networks, batches, recipe, progress)
         names = {"model": model, "landmarks": landmarks_model}
         staged = {label: staging / f"{path.stem if (path := names.get(label)) else label}.xml" for label in quantized}
         half = recipe.method == "fp16"
@@ -266,11 +263,9 @@ def quantize_detector(
         bytes_before = sum(_save(network, tried / "fp32.xml") for network in networks.values())
         bytes_after = sum(_save(quantized[label], tried / f"{label}.xml", half=half) for label in staged)
         progress(Progress("quantized faces", 0))
-        with load_detector(
-            name,
-            model=tried if name == "mtcnn" else tried / "model.xml",
-            landmarks_model=tried / "landmarks.xml" if "landmarks" in staged else None,
-        ) as after:
+        whole = tried if name == "mtcnn" else tried / "model.xml"
+        landmarks = tried / "landmarks.xml" if "landmarks" in staged else None
+        with load_detector(name, model=whole, landmarks_model=landmarks) as after:
             agreement = measure_agreement(expected, after.detect(judging))
         reasons = judge_agreement(agreement)
         about = {
@@ -321,25 +316,10 @@ def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
         if len(faces)
         for best in [faces.largest(image.shape[:2])]
     ]
-    known = CalibrationSet(
-        crops=np.stack(crops) if crops else np.empty((0, 96, 96, 3), np.uint8),
-        held_out=np.empty((0, 96, 96, 3), np.uint8),
-        names=(),
-        without_face=("",) * (len(images) - len(crops)),
-    )
+    none = np.empty((0, 96, 96, 3), np.uint8)
+    without = ("",) * (len(images) - len(crops))
+    known = CalibrationSet(crops=np.stack(crops) if crops else none, held_out=none, names=(), without_face=without)
     return tuple(flaw.reason for flaw in find_flaws(known))
-
-
-class _Recorder:
-    """Records the batches that reach each network, up to a limit."""
-
-    def __init__(self) -> None:
-        self.batches: dict[str, list[np.ndarray]] = {}
-
-    def keep(self, label: str, batch: np.ndarray) -> None:
-        kept = self.batches.setdefault(label, [])
-        if len(kept) < _BATCHES and sum(each.size for each in kept) + batch.size <= _MOST_VALUES:
-            kept.append(np.array(batch, np.float32))
 
 
 def _split(photos: Sequence[Path], recipe: QuantizationRecipe) -> tuple[list[Image], list[Image]]:

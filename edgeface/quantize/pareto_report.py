@@ -37,24 +37,16 @@ _DOT = 8.0
 
 
 def write_pareto(pareto: Pareto, folder: Path) -> None:
-    """Write `FILES`, each whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
-    """
-    for name, text in (
-        ("pareto.json", json.dumps(pareto.to_dict(), indent=2) + "\n"),
-        ("pareto.md", to_markdown(pareto)),
-    ):
+    """Write `FILES`, each whole or not at all; raise OutputError if one cannot be written."""
+    texts = json.dumps(pareto.to_dict(), indent=2) + "\n", to_markdown(pareto)
+    for name, text in zip(FILES, texts, strict=False):
         with write_atomically(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     write_page(
         folder / "pareto.html",
         "edgeface.quantize",
         template="pareto.html.j2",
-        filters={"change": format_drop, "times": "{:.3f}".format},
+        filters={"times": "{:.3f}".format},
         pareto=pareto,
         contract=pareto.contract,
         names=NAMES,
@@ -108,7 +100,10 @@ def to_markdown(pareto: Pareto) -> str:
         for row in pareto.rows
         if not row.optimal
     ]
-    return "\n".join([*lines, "", RULE, *([""] if dominated else []), *dominated, *_disturbed(pareto), ""])
+    lines += ["", RULE, *([""] if dominated else []), *dominated]
+    if pareto.disturbance.disturbed:
+        lines += ["", f"The timing was disturbed: {'; '.join(pareto.disturbance.reasons)}."]
+    return "\n".join([*lines, ""])
 
 
 def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
@@ -119,14 +114,17 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     room = max(0.15 * (high - low), 0.0005)
     x = linear(objective.label, 0.0, 1.15 * max(values))
-    frame = Axes(x, linear("accuracy", low - room, min(high + room, 1.0), words=_accuracy), height=280.0, left=86.0)
+    y = linear("accuracy", low - room, min(high + room, 1.0), words="{:.4f}".format)
+    frame = Axes(x, y, height=280.0, left=86.0)
     words, leaders = _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies)
-    shapes = [*leaders]
+    shapes = list(leaders)
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:
             shapes.append(frame.line([value, value], list(span), "guide"))
         kind = "good" if row.optimal else "other"
-        shapes += frame.dots([value], [row.accuracy], kind, radius=6.0, titles=(_sentence(row, objective, value),))
+        state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
+        title = f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
+        shapes += frame.dots([value], [row.accuracy], kind, radius=6.0, titles=(title,))
     return Plot(
         objective.title,
         frame,
@@ -149,43 +147,27 @@ def _labels(
     frame: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]
 ) -> tuple[tuple[Words, ...], tuple[Shape, ...]]:
     """Put each name beside its dot, moved up or down until it overlaps nothing; a line leads to a moved name."""
-    across, down = frame.across(x), frame.down(y)
-    taken = [(float(b) + 4, float(a) - _DOT, float(a) + _DOT) for a, b in zip(across, down, strict=True)]
+    across, down = frame.across(x), frame.down(y) + 4
+    taken = [(b, a - _DOT, a + _DOT) for a, b in zip(across, down, strict=True)]
     words, leaders = [], []
-    steps = sorted(range(-30, 31), key=abs)
     for index in np.argsort(down, kind="stable"):
-        name, at, beside = names[index], float(across[index]), float(down[index]) + 4
-        width = _CHARACTER * len(name)
+        at, beside, width = float(across[index]), float(down[index]), _CHARACTER * len(names[index])
         left = at + 10 + width > frame.width
-        start = at - 10 - width if left else at + 10
-        places = [beside + step * _LINE / 2 for step in steps]
-        place = next(
-            (
-                each
-                for each in places
-                if _LINE / 2 < each < frame.height
-                and not any(
-                    abs(each - other) < _LINE - 1 and start < end and begin < start + width
-                    for other, begin, end in taken
-                )
-            ),
-            places[0],
-        )
-        taken.append((place, start, start + width))
         side = at - 10 if left else at + 10
-        words.append(Words(round(side, 1), round(place, 1), name, "end" if left else "start"))
+        start = side - width if left else side
+        heights = [other for other, begin, end in taken if start < end and begin < start + width]
+        places = [beside + step * _LINE / 2 for step in sorted(range(-30, 31), key=abs)]
+        free = (
+            each
+            for each in places
+            if _LINE / 2 < each < frame.height and all(abs(each - other) >= _LINE - 1 for other in heights)
+        )
+        place = next(free, beside)
+        taken.append((place, start, start + width))
+        words.append(Words(round(side, 1), round(place, 1), names[index], "end" if left else "start"))
         if place != beside:
             leaders.append(Shape(f"M{at:.1f} {beside - 4:.1f}L{side:.1f} {place - 4:.1f}", "guide"))
     return tuple(words), tuple(leaders)
-
-
-def _accuracy(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _sentence(row: Row, objective: Objective, value: float) -> str:
-    state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
-    return f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
 
 
 def format_drop(row: Row) -> str:
@@ -194,9 +176,3 @@ def format_drop(row: Row) -> str:
         return "-"
     change = row.verification.accuracy
     return f"{change.drop:+.4f} ({change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
-
-
-def _disturbed(pareto: Pareto) -> list[str]:
-    if not pareto.disturbance.disturbed:
-        return []
-    return ["", "The timing was disturbed: " + "; ".join(pareto.disturbance.reasons) + "."]
