@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from edgeface.recognize.identify import Identification, Verdict
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.open_set import SearchThreshold
-    from edgeface.recognize.threshold import Threshold
-    from edgeface.recognize.verification import Verification
+    from edgeface.recognize.threshold import Threshold, Verification
     from edgeface.vision.detector import Detector
     from edgeface.vision.quality import Quality, QualityGate
 
@@ -70,8 +69,7 @@ __getattr__ = exports(  # importing edgeface loads neither OpenVINO nor OpenCV
         "recognize.identify": ("Identification", "Verdict"),
         "recognize.metrics": ("Metric",),
         "recognize.open_set": ("SearchThreshold",),
-        "recognize.threshold": ("Threshold",),
-        "recognize.verification": ("Verification",),
+        "recognize.threshold": ("Threshold", "Verification"),
         "vision.quality": ("Quality", "QualityGate"),
     },
 )
@@ -137,12 +135,10 @@ def load(
     embedder = Embedder.load(find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key)
     try:
         if isinstance(detector, str):
-            finder: Detector | None = load_detector(
+            detector = load_detector(
                 detector, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=min_size
             )
-        else:
-            finder = detector
-        return FaceAnalyzer(embedder, finder)
+        return FaceAnalyzer(embedder, detector)
     except BaseException:
         embedder.close()
         raise

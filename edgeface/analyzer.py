@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
@@ -25,8 +24,7 @@ from edgeface.pipeline.pipeline import Pipeline
 from edgeface.recognize.identify import Identification, Identifier, Verdict
 from edgeface.recognize.index import PersonRule
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
-from edgeface.recognize.threshold import Threshold, choose_threshold
-from edgeface.recognize.verification import Verification, verify
+from edgeface.recognize.threshold import Threshold, Verification, choose_threshold, verify
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
@@ -323,16 +321,7 @@ class FaceAnalyzer:
             faces = self.analyze(photo, gate=gate)
             identifier = Identifier(index, threshold, rule=scored, margin=margin)
             found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
-        unusable = Identification(
-            verdict=Verdict.unusable,
-            person_id=None,
-            score=None,
-            runner_up_id=None,
-            runner_up_score=None,
-            looks=0,
-            threshold=threshold,
-            rule=scored,
-        )
+        unusable = Identification(verdict=Verdict.unusable, threshold=threshold, rule=scored)
         return [replace(unusable if face.embedding is None else next(found), face=face) for face in faces]
 
     def search_threshold(
@@ -380,9 +369,7 @@ class FaceAnalyzer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -407,10 +394,9 @@ class FaceAnalyzer:
             with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:
                 yield LiveIndex(store)
             return
-        held = self._index
-        if held is None or held[0] is not gallery:
-            held = self._index = gallery, LiveIndex(gallery)
-        yield held[1]
+        if self._index is None or self._index[0] is not gallery:
+            self._index = gallery, LiveIndex(gallery)
+        yield self._index[1]
 
 
 def _name(photo: object) -> str:

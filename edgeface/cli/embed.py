@@ -14,7 +14,7 @@ from edgeface.errors import NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
-    from edgeface.recognize.verification import Verification
+    from edgeface.recognize.threshold import Verification
 
 
 class _Faces(str, enum.Enum):

@@ -2,8 +2,15 @@
 
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.metrics import Metric, paired, pairwise
-from edgeface.recognize.threshold import Threshold, calibrate, load_thresholds, save_thresholds, threshold_at
-from edgeface.recognize.verification import Verification, verify
+from edgeface.recognize.threshold import (
+    Threshold,
+    Verification,
+    calibrate,
+    load_thresholds,
+    save_thresholds,
+    threshold_at,
+    verify,
+)
 
 __all__ = [
     "Embedding",

@@ -63,11 +63,11 @@ class Identification:
     """
 
     verdict: Verdict
-    person_id: int | None
-    score: float | None
-    runner_up_id: int | None
-    runner_up_score: float | None
-    looks: int
+    person_id: int | None = None
+    score: float | None = None
+    runner_up_id: int | None = None
+    runner_up_score: float | None = None
+    looks: int = 0
     threshold: SearchThreshold
     rule: PersonRule
     person: str | None = None

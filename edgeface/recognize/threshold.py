@@ -1,4 +1,4 @@
-"""Calibrate, store and choose verification thresholds with measured false accept rates."""
+"""Calibrate, store and choose verification thresholds with measured false accept rates, and verify with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from edgeface.errors import ContractError, InputError, MissingError
 from edgeface.files import write_atomically
 from edgeface.model.contract import ModelContract
-from edgeface.model.embedding import require_same_contract
-from edgeface.recognize.metrics import Metric
+from edgeface.model.embedding import Embedding, require_same_contract
+from edgeface.recognize.metrics import Metric, paired
 from edgeface.stats import clopper_pearson, trials_needed
+
+if TYPE_CHECKING:
+    from edgeface.pipeline.observation import Face
 
 USUAL_FAR = 1e-3
 """False accept rate where none is asked for."""
@@ -380,6 +383,82 @@ def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> Non
             "with 'edgeface calibrate --model' and this IR, or make the IR with 'edgeface quantize --recalibrate PAIRS'"
         )
     require_same_contract(contract.contract_id, threshold.contract_id, what="threshold")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification:
+    """Whether two faces are of one person; true if they are.
+
+    Attributes
+    ----------
+    matched
+        The decision, also that of ``bool()``.
+    score
+        On the scale of the threshold's metric.
+    threshold
+        What decided, with the false accept rate it was calibrated for.
+    face_a, face_b
+        The faces that were compared; None where embeddings were.
+    """
+
+    matched: bool
+    score: float
+    threshold: Threshold
+    face_a: Face | None = None
+    face_b: Face | None = None
+
+    def __bool__(self) -> bool:
+        return self.matched
+
+    def __repr__(self) -> str:
+        relation = ">" if self.score > self.threshold.value else "<="
+        return (
+            f"Verification(matched={self.matched}, {self.threshold.metric.value} {self.score:.4f} {relation} "
+            f"{self.threshold.value:.4f}, far={self.far})"
+        )
+
+    @property
+    def far(self) -> float | None:
+        """False accept rate that the threshold was calibrated for; None if it was given by hand."""
+        return self.threshold.far
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; ``same`` is the former name of ``matched``."""
+        faces = {"face_a": self.face_a, "face_b": self.face_b}
+        return {
+            "matched": self.matched,
+            "same": self.matched,
+            "score": self.score,
+            "metric": self.threshold.metric.value,
+            "threshold": self.threshold.value,
+            "far": self.far,
+            "far_interval": list(self.threshold.far_interval),
+            "supported": self.threshold.supported,
+            "contract_id": self.threshold.contract_id,
+            "note": self.threshold.note,
+            "calibrated_on": self.threshold.created_from,
+            **{name: face.to_dict() for name, face in faces.items() if face is not None},
+        }
+
+
+def verify(a: Embedding, b: Embedding, threshold: Threshold) -> Verification:
+    """Decide whether two embeddings are of one person.
+
+    Raises
+    ------
+    ContractError
+        If the embeddings or the threshold belong to different contracts.
+
+    Examples
+    --------
+    >>> from edgeface import Embedding, Threshold
+    >>> a, b = Embedding([1.0, 0.0], "id"), Embedding([0.8, 0.6], "id")
+    >>> verify(a, b, Threshold.by_hand(0.5, contract_id="id"))
+    Verification(matched=True, cosine 0.8000 > 0.5000, far=None)
+    """
+    require_same_contract(a.contract_id, b.contract_id, threshold.contract_id, what="verification")
+    score = float(paired(threshold.metric, a.vector[None], b.vector[None])[0])
+    return Verification(matched=threshold.accepts(score), score=score, threshold=threshold)
 
 
 def _sorted_distances(kind: str, scores: NDArray[Any], metric: Metric) -> NDArray[np.float64]:

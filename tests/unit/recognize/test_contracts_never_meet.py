@@ -35,7 +35,6 @@ from edgeface.gallery.transfer import export_gallery, import_gallery
 from edgeface.model.contract import ModelContract
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, threshold
-from edgeface.recognize import verification as match
 from edgeface.recognize.cluster import chinese_whispers, dbscan
 from edgeface.recognize.identify import Identifier, TrackIdentifier
 from edgeface.recognize.index import PersonRule, pair_scores, rank_people
@@ -201,7 +200,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "choose_search_threshold": lambda o: choose_search_threshold(
         limits(OTHER_CONTRACT), contract_of("b"), gallery_size=3
     ),
-    "verify": lambda o: match.verify(o.one, o.alien, limits(CONTRACT)),
+    "verify": lambda o: threshold.verify(o.one, o.alien, limits(CONTRACT)),
     "threshold_from_pairs": lambda o: threshold_from_pairs(
         [limits(CONTRACT), limits(OTHER_CONTRACT)], fpir=0.5, gallery_size=3
     ),
