@@ -25,16 +25,13 @@ _DUPLICATE_FAR = 1e-4 * (1 + 1e-9)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolRules:
-    """Limits of similarity for enrolment.
+    """Limits of similarity for enrolment, with one contract's embeddings.
 
     Attributes
     ----------
-    duplicate_above
-        Cosine similarity above which another person's template is taken for the same face.
-    agree_above
-        Cosine similarity above which two templates are taken for one person's.
-    contract_id
-        Of the thresholds.
+    duplicate_above, agree_above
+        Cosine similarities above which another person's template is taken for the same face, and above which two
+        templates are taken for one person's.
     """
 
     duplicate_above: float
@@ -55,12 +52,7 @@ class EnrolRules:
         rates the same person is too often not recognised under another name. So it is the threshold of 1e-4, or
         the most permissive below it, or, where all are above, the strictest.
 
-        Raises
-        ------
-        InputError
-            If there are no thresholds.
-        ContractError
-            If they are of several contracts.
+        `InputError` is raised if there are no thresholds, `ContractError` if they are of several contracts.
         """
         if not thresholds:
             raise InputError("enrolment: expected calibrated thresholds, found none")
@@ -75,13 +67,7 @@ class EnrolRules:
 
     @classmethod
     def shipped(cls, contract_id: str) -> EnrolRules:
-        """Return the rules of a published model.
-
-        Raises
-        ------
-        MissingError
-            If no thresholds ship for this contract.
-        """
+        """Return the rules of a published model; `MissingError` if no thresholds ship for its contract."""
         thresholds = shipped_thresholds(contract_id)
         if not thresholds:
             raise MissingError(
@@ -93,21 +79,10 @@ class EnrolRules:
 
     @classmethod
     def choose(cls, given: str | float | Path | None, contract_id: str) -> EnrolRules:
-        """Return the rules that a user names.
+        """Return the rules that a user names for a gallery of this contract.
 
-        Parameters
-        ----------
-        given
-            A file of `save_thresholds`; a cosine similarity, also as text, for both limits; None: `shipped`.
-        contract_id
-            Of the gallery.
-
-        Raises
-        ------
-        MissingError
-            If nothing is given and no thresholds ship for this contract.
-        InputError
-            If it is no file of thresholds, and no similarity.
+        `given` is a file of `save_thresholds`, or a cosine similarity, also as text, for both limits; None: `shipped`.
+        `InputError` is raised for anything else, `MissingError` if nothing is given and nothing ships.
         """
         if given is None:
             return cls.shipped(contract_id)
@@ -141,14 +116,10 @@ class Enrolment:
 
     Attributes
     ----------
-    person
-        As stored now.
-    created
-        Whether the person is new.
-    template_ids
-        Of the templates that were added.
-    already
-        How many of the given templates this person had already.
+    person, created
+        The person as stored now, and whether the person is new.
+    template_ids, already
+        Ids of the templates that were added, and how many of the given ones this person had already.
     lookalikes
         Other people with this face, in spite of whom the person was enrolled by force; most similar first.
     disagreements
@@ -265,9 +236,9 @@ def _lookalikes(
     store: GalleryStore, index: Index, vectors: np.ndarray, person: Person | None, rules: EnrolRules
 ) -> tuple[Lookalike, ...]:
     best: dict[int, float] = {}
-    own = 0 if person is None else person.id
+    own, count = (person.id, person.template_count) if person else (0, 0)
     for vector in vectors:
-        hits = index.search(Embedding(vector, rules.contract_id), k=_OTHERS + (person.template_count if person else 0))
+        hits = index.search(Embedding(vector, rules.contract_id), k=_OTHERS + count)
         for person_id, score in zip(hits.person_ids.tolist(), hits.scores.tolist(), strict=True):
             if person_id != own and score > rules.duplicate_above:
                 best[person_id] = max(score, best.get(person_id, -1.0))

@@ -39,16 +39,9 @@ _Templates = tuple[str, list[tuple[str, NewTemplate]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderEnrolment:
-    """What `enrol_folder` did; true if no person was refused.
+    """What `enrol_folder` did, in the order of first photos; true if no person was refused.
 
-    Attributes
-    ----------
-    enrolled
-        In the order of their first photos.
-    not_enrolled
-        Names of people who were refused, and why.
-    refused
-        Photos that could not be used, and why.
+    `not_enrolled` has the names of people who were refused, and `refused` the photos that could not be used, with why.
     """
 
     enrolled: tuple[Enrolment, ...]
@@ -207,17 +200,7 @@ def _from_photos(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EnrolmentImage:
-    """One photo, and the template that was made from it.
-
-    Attributes
-    ----------
-    path
-        Its file.
-    template
-        None if the photo cannot be used.
-    refusal
-        Why not.
-    """
+    """One photo's file, and the template that was made from it, or why it cannot be used."""
 
     path: Path
     template: NewTemplate | None = None
@@ -227,23 +210,10 @@ class EnrolmentImage:
 def enrolment_images(
     files: Sequence[Path], pipeline: Pipeline, *, keep_images: bool, largest: bool = False
 ) -> Generator[EnrolmentImage, None, None]:
-    """Make a template from the face in each photo.
+    """Make a template from the face in each photo, in order; a pipeline without a detector takes aligned crops.
 
-    Parameters
-    ----------
-    files
-        Photos of one face each.
-    pipeline
-        Finds all faces, applies its quality gate, and embeds them. Without a detector, photos are aligned crops.
-    keep_images
-        Whether to keep the part of the photo that shows the face.
-    largest
-        Take the largest of several faces. Otherwise such a photo is refused.
-
-    Yields
-    ------
-    EnrolmentImage
-        One for each file, in order.
+    `keep_images` keeps the part of the photo that shows the face. A photo of several faces is refused, or `largest`
+    takes the largest one.
     """
     digests: dict[int, str] = {}
     failed: dict[int, str] = {}
@@ -297,21 +267,9 @@ def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str,
 
 
 def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:
-    """Keep the part of a photo from which any recipe can align this face, pixel by pixel.
+    """Keep the part of a photo, (H, W, 3) uint8, BGR, from which any recipe can align this face, pixel by pixel.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
-        The photo.
-    face
-        Found in it.
-    aligned
-        Whether the photo is an aligned crop: all of it is kept.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be encoded.
+    All of it is kept if it is an aligned crop. `ImageError` is raised if it cannot be encoded.
     """
     x0, y0, x1, y1 = map(float, face.box)
     dx, dy = (max(_PIXELS_AROUND, _AROUND * side) for side in (x1 - x0, y1 - y0))

@@ -7,8 +7,6 @@ transaction when all are there: until then the gallery works as before, and an i
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,8 +75,8 @@ def rebuild(
     todo, reused = work.begin()
     done = 0
     while True:
-        for chunk in _chunks(todo):
-            crops = work.crops(chunk, embedder)
+        for start in range(0, len(todo), _BATCH_SIZE):
+            crops = work.crops(todo[start : start + _BATCH_SIZE], embedder)
             if crops:
                 work.stage(list(crops), embedder.embed(np.stack(list(crops.values()))))
             done += len(crops)
@@ -151,12 +149,9 @@ class _Work:
                 )
 
     def finish(self) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
-        """Put the staged embeddings in the places of the old ones.
+        """Put the staged embeddings in the places of the old ones, unless a template was added meanwhile (None).
 
-        Returns
-        -------
-        (int, tuple of str, tuple of str) or None
-            How many were dropped, names of people without templates, remains. None: a template was added meanwhile.
+        Return how many were dropped, names of people without templates, and remains.
         """
         with self._database.writing() as connection:
             staged = self._staged(connection)
@@ -223,9 +218,3 @@ def _crop(image: KeptImage, embedder: Embedder) -> Image:
     if image.aligned:
         return align(pixels, None, None, Alignment("none"), contract.input_size)
     return align(pixels, image.box, image.landmarks, contract.alignment, contract.input_size)
-
-
-def _chunks(ids: Iterable[int]) -> Iterator[list[int]]:
-    remaining = iter(ids)
-    while chunk := list(itertools.islice(remaining, _BATCH_SIZE)):
-        yield chunk

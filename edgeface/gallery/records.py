@@ -286,7 +286,10 @@ class CheckReport:
 
 
 def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]:
-    """Return the embedding as this gallery stores it: (D,) float32 of length 1; refuse one of another contract."""
+    """Return the embedding as this gallery stores it: (D,) float32 of length 1.
+
+    `ContractError` is raised if it is of another contract, of another length, or has no direction.
+    """
     embedding = template.embedding
     if embedding.contract_id != info.contract_id or len(embedding.vector) != info.dim:
         raise ContractError(
@@ -303,7 +306,10 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
 
 
 def check_name(name: str) -> str:
-    """Normalize a name of 1 to 200 characters without control characters: Unicode NFC, no spaces around it."""
+    """Normalize a name: Unicode NFC, without spaces around it.
+
+    `GalleryError` is raised if it is empty, longer than 200 characters, or has control characters.
+    """
     tidy = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(tidy) <= _NAME_LENGTH or any(unicodedata.category(c) in ("Cc", "Cs") for c in tidy):
         raise GalleryError(

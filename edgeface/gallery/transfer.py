@@ -77,21 +77,8 @@ class Import:
 def export_gallery(store: GalleryStore, path: Path, *, key: bytes | None) -> Export:
     """Write all people into one file, whole or not at all.
 
-    Parameters
-    ----------
-    store
-        The gallery.
-    path
-        The file.
-    key
-        To encrypt it with; None: anyone who has the file can read it, which is why there is no default.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    InputError
-        If it is too large to be encrypted: 2 GiB.
+    `key`, 32 bytes, encrypts it; None: anyone who has the file can read it, which is why there is no default.
+    `OutputError` is raised if it cannot be written, `InputError` if it is too large to be encrypted: 2 GiB.
     """
     with store.reading():  # of one generation
         people = store.people()
@@ -129,10 +116,7 @@ def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, byt
     described = {
         "format": _FORMAT,
         "version": _VERSION,
-        "contract_id": info.contract_id,
-        "dim": info.dim,
-        "metric": info.metric,
-        "model": info.model,
+        **{name: getattr(info, name) for name in ("contract_id", "dim", "metric", "model")},
         "created": now().isoformat(),
         "people": len(people),
         "templates": len(listed),
@@ -198,11 +182,11 @@ def import_gallery(
         # Of those who are enrolled already: the people of an export have passed these rules before.
         index = LiveIndex(store)
         for (name, labels, metadata), templates in zip(names, grouped, strict=True):
+            new = store.find(name) is None
             if not templates:
-                if store.find(name) is None:
+                if new:
                     store.add_person(name, labels=labels, metadata=metadata)
                 continue
-            new = store.find(name) is None
             done = enrol(
                 store,
                 name,

@@ -45,10 +45,8 @@ class ApproximateIndex(MemoryIndex):
     ------
     ContractError
         If the rows are not of unit length, or an id comes twice.
-    ExtraNotInstalledError
-        If usearch is not installed.
-    InputError
-        If an option is out of range.
+    ExtraNotInstalledError, InputError
+        If usearch is not installed, or an option is out of range.
     """
 
     def __init__(
@@ -78,21 +76,8 @@ class ApproximateIndex(MemoryIndex):
     def recall(self, probes: Embeddings, *, k: int = 1) -> float:
         """Measure the share of the exact `k` best templates that a search finds on these faces.
 
-        It compares every probe with every template, once.
-
-        Parameters
-        ----------
-        probes
-            Like those to be searched later; not the templates themselves, which are found too easily.
-        k
-            As in `search`.
-
-        Raises
-        ------
-        ContractError
-            If the probes are of another contract or length.
-        InputError
-            If there are none or there is no template, one has no direction, or `k` is not positive.
+        It compares every probe with every template, once. Take probes like those to be searched later; not the
+        templates themselves, which are found too easily. `InputError` is raised if there are none, or no templates.
         """
         if not len(probes) or not len(self):
             raise InputError("recall: expected probes and templates, found none")

@@ -39,7 +39,7 @@ _INT8_MAX = 127.0
 
 
 def kernel_for(storage: Storage) -> Kernel:
-    """Return the kernel for a way of storing vectors; `ExtraNotInstalledError` if it needs NumKong."""
+    """Return the kernel for a way of storing vectors; `ExtraNotInstalledError` if it lacks NumKong."""
     if storage == "float32":
         return Kernel()
     if storage not in ("float16", "int8"):
@@ -207,10 +207,8 @@ class ExactIndex(MemoryIndex):
     ------
     ContractError
         If the rows are not of unit length, or a template comes twice.
-    ExtraNotInstalledError
-        If the storage needs the extra ``index``.
-    InputError
-        If the storage is another one, or `threads` is not positive.
+    ExtraNotInstalledError, InputError
+        If the storage needs the extra ``index``, or an option is out of range.
     """
 
     def __init__(self, block: TemplateBlock, *, storage: Storage = "float32", threads: int | None = None) -> None:

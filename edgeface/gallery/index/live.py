@@ -19,26 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 def follow(index: MemoryIndex, store: GalleryStore) -> bool:
-    """Bring an index in step with its store; it is filled again if what changed is not known.
+    """Bring an index in step with the store it was made from, and return whether anything had changed.
 
-    Parameters
-    ----------
-    index
-        Made from this store.
-    store
-        What to follow.
-
-    Returns
-    -------
-    bool
-        Whether anything had changed.
-
-    Raises
-    ------
-    ContractError
-        If they are of different contracts.
-    GalleryError
-        If the store cannot be read; the index is as it was.
+    It is filled again if what changed is not known. `ContractError` is raised if they are of different contracts,
+    `GalleryError` if the store cannot be read; then the index is as it was.
     """
     require_same_contract(index.contract_id, store.info.contract_id, what="index and gallery")
     if store.generation() == index.generation:

@@ -167,7 +167,7 @@ class MemoryIndex(ABC):
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """Return the `k` most similar templates, or all if there are fewer; see `Index.search`."""
-        unit = self._unit(probe.vector[np.newaxis], probe.contract_id)
+        unit = self.units(probe.vector[np.newaxis], probe.contract_id)
         with self._lock:
             k = self._at_most(k)
             rows = self._candidates(unit, k) if k else np.empty(0, np.intp)
@@ -175,7 +175,7 @@ class MemoryIndex(ABC):
 
     def search_batch(self, probes: Embeddings, *, k: int = 1) -> list[Hits]:
         """Search for several probes, at less cost than one by one; see `Index.search_batch`."""
-        units = self._unit(probes.vectors, probes.contract_id)
+        units = self.units(probes.vectors, probes.contract_id)
         with self._lock:
             k = self._at_most(k)
             found = self._batch_candidates(units, k) if k else [np.empty(0, np.intp)] * len(units)
@@ -183,7 +183,7 @@ class MemoryIndex(ABC):
 
     def compare(self, probe: Embedding, person_ids: Sequence[int]) -> Hits:
         """Compare with every template of these people; see `Index.compare`."""
-        self._unit(probe.vector[np.newaxis], probe.contract_id)
+        self.units(probe.vector[np.newaxis], probe.contract_id)
         with self._lock:
             rows = np.flatnonzero(np.isin(self._table.person_ids, np.asarray(person_ids, np.int64)))
             return exact_hits(self._table, rows, probe.vector, len(rows))
@@ -255,7 +255,8 @@ class MemoryIndex(ABC):
     def _batch_candidates(self, probes: Floats, k: int) -> list[NDArray[np.intp]]:
         return [self._candidates(probe[np.newaxis], k) for probe in probes]
 
-    def _unit(self, vectors: Floats, contract_id: str) -> Floats:
+    def units(self, vectors: Floats, contract_id: str) -> Floats:
+        """Return probes (N, D) with length 1, unless they cannot be compared with what is here."""
         require_same_contract(self._contract_id, contract_id, what="search")
         self._require_length(vectors)
         doubles = vectors.astype(np.float64)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeface.errors import InputError, NotSupportedError
 from edgeface.gallery.index.exact import ExactIndex
@@ -94,8 +93,9 @@ class PostgresIndex:
         return self._store.person(person_id).name
 
     def _search(self, probes: Sequence[Embedding], k: int) -> list[Hits]:
+        guard = self._guard()
         for probe in probes:
-            self._guard().search(probe, k=k)
+            guard.search(probe, k=k)
         query = f"SELECT template_id FROM vectors ORDER BY embedding <#> ?::text::{self._store.searched_as} LIMIT ?"
         wanted, hits = k + _SPARE, []
         with self._database.reading() as connection:
@@ -103,27 +103,16 @@ class PostgresIndex:
                 view = min(_MAX_EXPANSION, max(self._expansion, wanted))
                 connection.execute("SELECT set_config('hnsw.ef_search', ?, true)", (str(view),))
             for probe in probes:
-                nearest = connection.execute(query, (vector_text(_unit(probe.vector)), wanted))
+                unit = guard.units(probe.vector[np.newaxis], probe.contract_id)[0]
+                nearest = connection.execute(query, (vector_text(unit), wanted))
                 ids = [row[0] for row in nearest]
                 hits.append(ExactIndex(self._store.fetch(connection, "id = ANY(?)", ids), threads=1).search(probe, k=k))
         return hits
 
     def _guard(self) -> ExactIndex:
         """Make an empty index, which refuses what does not belong to this contract."""
-        info = self._store.info
-        nothing = np.empty(0, np.int64)
+        info, nothing = self._store.info, np.empty(0, np.int64)
+        vectors, contract_id = np.empty((0, info.dim), np.float32), info.contract_id
         return ExactIndex(
-            TemplateBlock(
-                ids=nothing,
-                person_ids=nothing,
-                vectors=np.empty((0, info.dim), np.float32),
-                contract_id=info.contract_id,
-                generation=0,
-            )
+            TemplateBlock(ids=nothing, person_ids=nothing, vectors=vectors, contract_id=contract_id, generation=0)
         )
-
-
-def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    doubles = vector.astype(np.float64)
-    unit: NDArray[np.float32] = (doubles / np.linalg.norm(doubles)).astype(np.float32)
-    return unit

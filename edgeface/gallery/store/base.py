@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 _UNCOMMITTED = -1
 _CACHED_ROWS = 2048
 """The cache is written when it saves the reading of so many templates."""
-_MOST_PROBLEMS = 100
+MOST_PROBLEMS = 100
 
 
 class GalleryStore(ABC):
@@ -56,18 +56,12 @@ class GalleryStore(ABC):
 
     Every method may raise `GalleryError` and its children, and `OutputError` where it cannot write. A child says where
     the tables are, and how they are erased.
-
-    Attributes
-    ----------
-    tables
-        Those with sealed rows.
-    database, rows
-        For what belongs to this package: they write what nothing checks.
     """
 
     tables: ClassVar[tuple[str, ...]] = tuple(SEALED_TABLES)
 
     def __init__(self, database: Database) -> None:
+        # For what belongs to this package: they write what nothing checks.
         self.database, self.rows = database, Rows(database)
         try:
             self.scrub()
@@ -120,11 +114,7 @@ class GalleryStore(ABC):
         """Make several calls one transaction without other writers; calls inside see what they wrote.
 
         Blocks may be nested; the outermost commits. An exception that leaves a block undoes all of it.
-
-        Raises
-        ------
-        GalleryBusyError
-            If another process writes for longer than the store's timeout.
+        `GalleryBusyError` is raised if another process writes for longer than the store's timeout.
         """
         with self.database.writing():
             yield
@@ -139,15 +129,7 @@ class GalleryStore(ABC):
         metadata: Mapping[str, Any] | None = None,
         templates: Sequence[NewTemplate] = (),
     ) -> Person:
-        """Add a person.
-
-        Raises
-        ------
-        GalleryError
-            If another person has this name.
-        ContractError
-            If an embedding is of another contract.
-        """
+        """Add a person; `GalleryError` if another has this name, `ContractError` for embeddings of another contract."""
         body = PersonBody(check_name(name), check_labels(labels), check_metadata(metadata), now())
         self.rows.check(templates)
         with self.database.writing() as connection:
@@ -210,12 +192,8 @@ class GalleryStore(ABC):
     def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
         """Store more embeddings of a person. Return their ids, rising, in the order given.
 
-        Raises
-        ------
-        ContractError
-            If an embedding is of another contract.
-        GalleryError
-            If there is no person of this id, or an image is given that the gallery does not keep.
+        `ContractError` is raised if one is of another contract, `GalleryError` if there is no person of this id, or an
+        image is given that the gallery does not keep.
         """
         self.rows.check(templates)
         with self.database.writing() as connection:
@@ -286,10 +264,7 @@ class GalleryStore(ABC):
     def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
         """Erase a person, or some templates of a person, for good; not inside `writing`.
 
-        Raises
-        ------
-        GalleryError
-            If there is no person of this id, a template is not theirs, or it was called inside `writing`.
+        `GalleryError` is raised if there is no person of this id, or a template is not theirs.
         """
         if self.database.in_transaction:
             raise GalleryError("forget: expected a call outside of writing(), because it cannot be undone")
@@ -303,15 +278,8 @@ class GalleryStore(ABC):
                 connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
             connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
         searched, needles, remains = self.prove(secrets)
-        return Erasure(
-            person_id=person_id,
-            templates=len(ids),
-            images=images,
-            generation=generation,
-            searched=searched,
-            needles=needles,
-            remains=remains,
-        )
+        what = {"person_id": person_id, "templates": len(ids), "images": images, "generation": generation}
+        return Erasure(**what, searched=searched, needles=needles, remains=remains)
 
     def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
         """Yield what must not be found after these templates, or the whole person, were erased."""
@@ -320,12 +288,8 @@ class GalleryStore(ABC):
     def scrub(self) -> bool:
         """Finish every erasure that was begun; return whether there was one.
 
-        Raises
-        ------
-        GalleryBusyError
-            If another process reads an old state for too long. The next call, or the next opening, goes on.
-        OutputError
-            If there is no room to rewrite the tables.
+        `GalleryBusyError` is raised if another process reads an old state for too long, `OutputError` if there is no
+        room to rewrite the tables. The next call, or the next opening, goes on.
         """
         with self.database.reading():
             due = self.database.state("unscrubbed")
@@ -361,13 +325,7 @@ class GalleryStore(ABC):
         return Rekeying(key_id=cipher.key_id, rows=len(pieces), searched=searched, remains=remains)
 
     def check(self) -> CheckReport:
-        """Finish what was interrupted, then read everything: the structure, and every row in its place.
-
-        Raises
-        ------
-        GalleryBusyError
-            If an erasure is unfinished and cannot be finished, because others read.
-        """
+        """Finish what was interrupted, as `scrub` does, then read the structure, and every row in its place."""
         self.scrub()
         counts, problems = dict.fromkeys(SEALED_TABLES, 0), []
         with self.database.reading() as connection:
@@ -377,7 +335,7 @@ class GalleryStore(ABC):
                     problems.append(problem)
                 else:
                     counts[table] += 1
-        return CheckReport(rows=counts, problems=tuple(problems[:_MOST_PROBLEMS]))
+        return CheckReport(rows=counts, problems=tuple(problems[:MOST_PROBLEMS]))
 
     # The end
 

@@ -32,15 +32,7 @@ def mark_header(text: str, cipher: Cipher) -> bytes:
 def new_header(
     *, contract_id: str, dim: int, key: bytes | None, model: str, keep_images: bool
 ) -> tuple[GalleryHeader, Cipher]:
-    """Make the header and the cipher of a new gallery.
-
-    Raises
-    ------
-    GalleryError
-        If there is no contract, or the dimension is not positive.
-    GalleryKeyError
-        If the key has another length than 32 bytes.
-    """
+    """Make the header and the cipher of a new gallery."""
     if dim < 1 or not contract_id:
         raise GalleryError(f"gallery: expected a contract_id and a positive dimension, found {contract_id!r} and {dim}")
     gallery_id = uuid.uuid4().hex
@@ -61,16 +53,8 @@ def new_header(
 class Database(ABC):
     """One connection to a gallery's tables, in SQL that SQLite and PostgreSQL share.
 
-    Attributes
-    ----------
-    where
-        Names the gallery in messages, without a password.
-    header, cipher
-        What the gallery is bound to, and what its rows are sealed with. They change with `adopt`.
-    version
-        Of the schema.
-    timeout
-        Seconds to wait for another writer.
+    `where` names the gallery in messages, without a password. `header` and `cipher`, what the gallery is bound to and
+    what its rows are sealed with, change with `adopt`. `timeout` is in seconds.
     """
 
     header: GalleryHeader

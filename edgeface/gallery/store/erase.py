@@ -80,14 +80,9 @@ def files_of(gallery: Path) -> list[Path]:
 def prove(
     database: SqliteDatabase, rows: Rows, secrets: Sequence[bytes]
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Search every byte of every file for pieces of what was erased.
+    """Search every byte of every file for pieces of what was erased: `searched`, `needles` and `remains` of `Erasure`.
 
     A piece that a person who is still enrolled has too (one photo of two people, one label) does not count.
-
-    Returns
-    -------
-    searched, needles, remains
-        As in `Erasure`.
     """
     searcher = Searcher(secrets)
     needles = searcher.needles
@@ -131,12 +126,8 @@ class Searcher:
 
     A secret of 31 bytes or more is found by any 31 consecutive bytes of it, wherever they lie: every 16-byte window of
     every secret is compared with the 16 bytes at every multiple of 16 of the file. Windows of fewer than eight
-    different values, such as zeros and a counter, lie everywhere and are left out. Shorter secrets are searched whole.
-
-    Parameters
-    ----------
-    secrets
-        Byte strings. Those shorter than six bytes are left out: they occur by chance.
+    different values, such as zeros and a counter, lie everywhere and are left out. Shorter secrets are searched whole;
+    those shorter than six bytes occur by chance and are left out.
     """
 
     def __init__(self, secrets: Iterable[bytes]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeface.errors import GalleryBusyError, OutputError
 from edgeface.gallery.records import Rekeying, TemplateBlock
-from edgeface.gallery.store.base import GalleryStore
+from edgeface.gallery.store.base import MOST_PROBLEMS, GalleryStore
 from edgeface.gallery.store.cache import read_templates, write_templates
 from edgeface.gallery.store.database import new_header
 from edgeface.gallery.store.erase import overwrite, prove, secrets_of, truncate_wal
@@ -17,27 +17,9 @@ from edgeface.gallery.store.sqlite_database import SqliteDatabase, create_databa
 
 _log = logging.getLogger(__name__)
 
-_MOST_PROBLEMS = 100
-
 
 class SqliteStore(GalleryStore):
-    """A gallery's file, open: a `GalleryStore`.
-
-    Parameters
-    ----------
-    path
-        The file that `create` made.
-    key
-        The 32 bytes it was made with, None if it was made without: see `read_key`.
-    contract_id
-        Expected contract; None: any.
-    timeout
-        Seconds to wait for another process that writes.
-
-    Raises
-    ------
-    GalleryKeyError, GalleryDamagedError, ContractError, GalleryError, OutputError
-        If it cannot be opened, with the reason.
+    """A gallery's file, open: a `GalleryStore`. See `open_gallery` for the parameters and what is raised.
 
     Examples
     --------
@@ -68,30 +50,11 @@ class SqliteStore(GalleryStore):
         keep_images: bool = False,
         timeout: float = 30.0,
     ) -> SqliteStore:
-        """Make a gallery without people, and open it.
+        """Make a gallery without people, and open it; see `create_gallery` for the parameters.
 
-        Parameters
-        ----------
-        path
-            Where there is no file yet.
-        contract_id, dim
-            Of the model whose embeddings it will hold.
-        key
-            32 bytes. None: anyone who has the file can read names, metadata, embeddings and images; this is why there
-            is no default.
-        model
-            Its name, for people; readable without the key.
-        keep_images
-            Whether it keeps the part of each photo that shows the face, which `rebuild` needs.
-        timeout
-            As for opening.
-
-        Raises
-        ------
-        OutputError
-            If there is a file, or none can be written.
-        GalleryKeyError
-            If the key has another length.
+        `contract_id` and `dim` are those of the model, whose name is readable without the key of 32 bytes.
+        `OutputError` is raised if there is a file, or none can be written, `GalleryKeyError` for a key of another
+        length.
         """
         header, cipher = new_header(contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images)
         create_database(path, header, cipher)
@@ -141,19 +104,13 @@ class SqliteStore(GalleryStore):
         everything as it was; one after it leaves only the erasure of the old bytes to the next opening. It takes room
         for the gallery's size again, in the WAL. Other processes must open the gallery again.
 
-        Raises
-        ------
-        GalleryError
-            If it is this key already, or inside `writing`.
-        GalleryDamagedError
-            If a row is damaged: nothing is changed.
-        OutputError
-            If there is no room: nothing is changed.
+        Nothing is changed if it is this key already (`GalleryError`), a row is damaged (`GalleryDamagedError`), or
+        there is no room (`OutputError`).
         """
         return self._rekey(key)
 
     def _structure_problems(self, connection: Any) -> Iterator[tuple[str, str]]:
-        for (line,) in connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
+        for (line,) in connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})"):
             if line != "ok":
                 yield "", f"the file's structure: {line}"
         for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):

@@ -81,13 +81,7 @@ CREATE TABLE vectors (
 
 
 def check_gallery_name(name: str) -> str:
-    """Return the name of a gallery's schema.
-
-    Raises
-    ------
-    InputError
-        If the gallery has no plain name.
-    """
+    """Return the name of a gallery's schema; `InputError` if the gallery has no plain name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
         raise InputError(f"gallery name: expected a small letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}")
     return f"edgeface_{name}"
@@ -100,13 +94,7 @@ def statements(dim: int, searched_as: VectorType | None) -> list[str]:
 
 
 def vectors_statement(dim: int, searched_as: VectorType) -> str:
-    """Return what makes the empty table that pgvector searches.
-
-    Raises
-    ------
-    InputError
-        If there is no such type, or it holds fewer values.
-    """
+    """Return what makes the empty table that pgvector searches."""
     if searched_as not in ("vector", "halfvec") or not 1 <= dim <= _MAX_DIM:
         raise InputError(
             f"vectors: expected vector or halfvec of 1 to {_MAX_DIM:,} values, found {searched_as!r} of {dim:,}"
@@ -129,13 +117,7 @@ _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 
 
 def driver() -> Any:
-    """Return the module psycopg.
-
-    Raises
-    ------
-    ExtraNotInstalledError
-        If it is not installed.
-    """
+    """Return the module psycopg."""
     try:
         import psycopg
     except ImportError as error:
@@ -145,15 +127,7 @@ def driver() -> Any:
 
 @contextlib.contextmanager
 def server_errors(where: str, *, doubt: str = "") -> Iterator[None]:
-    """Turn what psycopg raises into one clear error.
-
-    Parameters
-    ----------
-    where
-        Server and gallery, without the password.
-    doubt
-        Added to the message if the connection is lost: whether the work was done.
-    """
+    """Turn what psycopg raises into one clear error; `doubt` says, if the connection is lost, if the work was done."""
     psycopg = driver()
     try:
         yield
@@ -211,15 +185,7 @@ class Connection:
 
 
 def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connection:
-    """Open one connection, trying again for `patience` seconds while the server is away.
-
-    Raises
-    ------
-    GalleryServerError
-        If it stays away.
-    InputError
-        If this is no address of a server.
-    """
+    """Open one connection, trying again for `patience` seconds while the server is away."""
     psycopg = driver()
     deadline, pause = time.monotonic() + patience, 0.1
     while True:
@@ -261,28 +227,7 @@ def place_of(url: str, schema: str) -> str:
 
 
 class PostgresDatabase(Database):
-    """A gallery on a server; its blocks yield a `Connection`.
-
-    Parameters
-    ----------
-    url
-        ``postgresql://user@host/database`` or any libpq connection string.
-    name
-        Of the gallery on this server.
-    key
-        32 bytes, or None for a gallery that is not encrypted.
-    contract_id
-        Expected contract; None: any.
-    timeout
-        Seconds to wait for another writer.
-    patience
-        Seconds to try again while the server cannot be reached.
-
-    Raises
-    ------
-    GalleryError, GalleryKeyError, GalleryDamagedError, ContractError, GalleryServerError, ExtraNotInstalledError
-        If it cannot be opened, with the reason.
-    """
+    """A gallery on a server; its blocks yield a `Connection`. See `PostgresStore` for the parameters."""
 
     version = SCHEMA_VERSION
 

@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 class PostgresStore(GalleryStore):
     """A gallery on a server, open: a `GalleryStore`.
 
-    See `PostgresDatabase` for parameters and what is raised when it is opened.
+    `url` is any libpq connection string, such as ``postgresql://user@host/database``; `patience` is how many seconds to
+    try again while the server cannot be reached. See `open_gallery` for the rest.
 
     What `forget` and `rekey` leave behind is overwritten in the server's files of the tables (``VACUUM FULL``). The
     server's WAL, its archive, standbys and backups are out of reach, and nothing can be searched from here:
@@ -74,24 +75,16 @@ class PostgresStore(GalleryStore):
     ) -> PostgresStore:
         """Make a gallery without people, and open it.
 
-        Parameters
-        ----------
-        url, name, timeout, patience
-            As for opening.
-        contract_id, dim, model, keep_images
-            As for `SqliteStore.create`.
-        key
-            32 bytes. None: anyone who can read the tables, or a backup of them, can read names, metadata, embeddings
-            and images; this is why there is no default.
-        searched_as
-            Without a key: how pgvector stores embeddings for `PostgresIndex`. With one it is not used.
+        `searched_as` is how pgvector, which is needed without a key, stores embeddings for `PostgresIndex`; with a key
+        it is not used. Without one, anyone who can read the tables, or a backup of them, can read names, metadata,
+        embeddings and images. See `create_gallery` for the rest.
 
         Raises
         ------
         OutputError
             If there is a gallery of this name, or this user may not make one.
         GalleryError, NotSupportedError
-            If the server refuses, or has no pgvector (needed without a key).
+            If the server refuses, or has no pgvector.
         """
         schema = check_gallery_name(name)
         searched = None if key is not None else searched_as
@@ -155,23 +148,10 @@ class PostgresStore(GalleryStore):
         """Seal every row with another key, the first one, or none, in one transaction.
 
         With a key the server's own form of the embeddings goes, and a graph over it; without one it is made again.
-        Other processes must open the gallery again.
+        Other processes must open the gallery again. `searched_as` is as in `create`.
 
-        Parameters
-        ----------
-        key
-            32 bytes, or None: anyone who can read the tables can read everything then.
-        searched_as
-            As in `create`; only without a key.
-
-        Raises
-        ------
-        GalleryError
-            If it is this key already, or inside `writing`.
-        GalleryDamagedError
-            If a row is damaged: nothing is changed.
-        NotSupportedError
-            If there is no pgvector, which is needed without a key.
+        Nothing is changed if it is this key already (`GalleryError`), a row is damaged (`GalleryDamagedError`), or
+        pgvector is needed and missing (`NotSupportedError`).
         """
         searched: VectorType | None = None if key is not None else searched_as
         before = self._searched_as
@@ -194,15 +174,8 @@ class PostgresStore(GalleryStore):
     def add_graph(self, *, connectivity: int = 16, expansion: int = 64) -> None:
         """Let the server keep an HNSW graph, so that `PostgresIndex` searches approximately, and fast.
 
-        Parameters
-        ----------
-        connectivity, expansion
-            pgvector's ``m`` and ``ef_construction``.
-
-        Raises
-        ------
-        NotSupportedError
-            If the gallery is encrypted.
+        `connectivity` and `expansion` are pgvector's ``m`` and ``ef_construction``. `NotSupportedError` is raised if
+        the gallery is encrypted.
         """
         if self._searched_as is None:
             raise NotSupportedError(f"{self.database.where}: is encrypted; the server cannot compare its embeddings")

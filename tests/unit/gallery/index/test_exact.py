@@ -106,7 +106,7 @@ def test_int8_compares_few_again() -> None:
     block = block_of(unit_rows(20000, 512))
     index = index_in("int8", block)
     probe = block.vectors[:1] + 0.02 * unit_rows(1, 512, seed=5)
-    assert len(index._candidates(index._unit(probe, ID), 1)) == 1
+    assert len(index._candidates(index.units(probe, ID), 1)) == 1
     assert len(index._candidates(unit_rows(1, 512, seed=6), 1)) < 200
 
 
