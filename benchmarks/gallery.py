@@ -199,7 +199,7 @@ def recall(count: int, probes: int) -> Answer:
     for row, vector in enumerate(vectors):
         answers[row] = index.search(Embedding(vector, _ID)).ids[0]
         if row % 50 == 0:
-            again.append(len(index._candidates(index._unit(vector[np.newaxis], _ID), 1)))
+            again.append(len(index._candidates(index.units(vector[np.newaxis], _ID), 1)))
     return {"int8_recall_at_1": float((answers == truth).mean())}, {
         "probes": probes,
         "strangers": len(vectors) - probes,
