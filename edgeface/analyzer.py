@@ -158,7 +158,7 @@ class FaceAnalyzer:
         photo
             See `PhotoLike`.
         gate
-            Faces below its limits are not embedded; their `reasons` say why.
+            Faces below its limits are not embedded; their `reasons` say why. None: embed faces of any quality.
 
         Returns
         -------

@@ -96,9 +96,9 @@ def embed_files(
     Raises
     ------
     ContractError
-        If what is there already was embedded by another contract.
+        If the output exists and its embeddings are of another contract.
     InputError
-        If its faces were found with other settings, or it is something else.
+        If the output exists and its faces were found with other settings, or it is another kind of file.
     ImageError
         If no file at all gave an embedding.
     OutputError
@@ -117,17 +117,14 @@ def embed_files(
     def fail(path: Path, error: ImageError) -> None:
         failures[path] = str(error).removeprefix(f"{path}: ")
 
-    def report(count: int) -> None:
-        progress(Progress("embedding", done=count, total=len(files), unit="files"))
-
     with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
         for frame, faces in answers:
             path = todo[frame.index]
             if not rows.add(path, changed[path], faces):
                 reasons = [reason for face in faces for reason in face.reasons]
                 failures[path] = "; ".join(reasons) or "expected a face, found none"
-            report(done + frame.index + 1)
-    report(len(files))  # the last files may have been unreadable
+            progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
+    progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
     if (table := rows.collect(files)) is None:
         raise ImageError(f"no photo gave an embedding: {list_some(failures)}")
     table.save(output)
@@ -154,10 +151,8 @@ class _Rows:
         self._contract_id = pipeline.contract.contract_id
         self._settings = json.dumps(pipeline.settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))
-        self._tables = []
-        for path in [output, *parts]:  # before any work
-            if path.is_file() and (table := self._load(path, pipeline.settings)):
-                self._tables.append(table)
+        loaded = [self._load(path, pipeline.settings) for path in (output, *parts) if path.is_file()]  # before any work
+        self._tables = [table for table in loaded if table is not None]
         self._old = {
             row for table in self._tables for row in zip(table.paths.tolist(), table.modified.tolist(), strict=True)
         }

@@ -152,7 +152,7 @@ def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
     Raises
     ------
     InputError
-        If it does not exist, is damaged or no .npz; the text says what was expected.
+        If it does not exist, is damaged or not a .npz.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -197,9 +197,8 @@ def _write_parquet(table: EmbeddingTable, path: Path) -> None:
 def _read_parquet(path: Path) -> dict[str, Any]:
     _, parquet = _import_pyarrow()
     table = parquet.read_table(path)
-    stored: dict[str, Any] = {name: table[name].to_pylist() for name in ("paths",)}
-    for name in ("modified", "faces", "scores"):
-        stored[name] = table[name].to_numpy()
+    stored: dict[str, Any] = {name: table[name].to_numpy() for name in ("modified", "faces", "scores")}
+    stored["paths"] = table["paths"].to_pylist()
     for name in ("boxes", "vectors"):
         values = table[name].combine_chunks()
         stored[name] = values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)

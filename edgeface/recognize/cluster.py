@@ -31,8 +31,8 @@ NO_CLUSTER = -1
 """Label of a face that belongs to no cluster."""
 
 _TOLERATED = 0.1
-"""False neighbours a face, on average. Every face meets every other one: a false accept rate that is right for two
-faces joins strangers in a collection, so the target rate is this, divided by the number of faces."""
+"""False neighbours of a face, on average. Every face is compared with all others, so the false accept rate must be
+below this divided by the number of faces."""
 
 _BLOCK_VALUES = 1 << 22
 """Similarities held at a time: 16 MiB of float32."""
@@ -43,16 +43,9 @@ Labels = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """Clusters of faces.
+    """Clusters of faces: labels (N,) 0, 1, ... in the order of each one's first face, or `NO_CLUSTER`.
 
-    Attributes
-    ----------
-    labels : (N,) intp
-        0, 1, ... in the order of each cluster's first face; `NO_CLUSTER` for a face that is in none.
-    contract_id
-        Of the embeddings.
-    threshold
-        Cosine similarity above which two faces were neighbours.
+    `threshold` is the cosine similarity above which two faces were neighbours.
     """
 
     labels: Labels

@@ -170,8 +170,7 @@ class Identifier:
     def identify_looks(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification]:
         """Identify faces as `identify_frame`, by several photos of each; a person's score is the mean over them.
 
-        An impostor whose mean is above the threshold was above it in at least one photo. So the FPIR is at most that
-        of one photo times their number, and in practice below that of one: a mean varies less.
+        The FPIR is at most that of one photo times their number, and in practice lower: a mean varies less.
 
         Parameters
         ----------
@@ -246,12 +245,7 @@ class TrackIdentifier:
     looks
         How many photos of a track to keep.
     needed
-        Photos before which the verdict is inconclusive and not accepted.
-
-    Raises
-    ------
-    InputError
-        If not 1 <= needed <= looks.
+        Photos that an accepted verdict needs, from 1 to `looks`; with fewer it is inconclusive.
     """
 
     def __init__(self, identifier: Identifier, *, looks: int = 5, needed: int = 1) -> None:

@@ -23,13 +23,11 @@ class Hits:
 
     Attributes
     ----------
-    ids : (K,) int64
-        Of the templates.
-    person_ids : (K,) int64
-        Person of each template.
+    ids, person_ids : (K,) int64
+        Of the templates, and of the person of each.
     scores : (K,) float64
-        Cosine similarities in [-1, 1], computed from the float32 embeddings in float64 whatever the index is made
-        of: two indexes that find the same template give it the same score, bit by bit.
+        Cosine similarities in [-1, 1], computed from the float32 embeddings in float64 by every index: two indexes
+        that find the same template give it the same score, bit by bit.
     """
 
     ids: NDArray[np.int64]
@@ -125,15 +123,7 @@ class PersonRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """People by falling score; of equal scores the lower id first.
-
-    Attributes
-    ----------
-    person_ids : (M,) int64
-        Each once.
-    scores : (M,) float64
-        By the rule.
-    """
+    """People, each once, and their scores (M,), the highest first; of equal scores the lower id first."""
 
     person_ids: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -158,18 +148,16 @@ def scores_of_people(hits: Hits, rule: PersonRule) -> Ranking:
 def rank_people(index: Index, probe: Embedding, *, count: int = 2, rule: PersonRule | None = None) -> Ranking:
     """Find the most similar people, by all of their templates.
 
-    A person's score is at most that of their best template. So people are taken in the order of their best templates,
-    all of theirs are compared, and the search goes on until no person not yet seen can be among the first
-    (Fagin's threshold algorithm). With an exact index the result is that of comparing every person.
+    A person's score is at most that of their best template. So people are taken in the order of their best templates
+    until no person not yet seen can be among the first (Fagin's threshold algorithm). With an exact index the result
+    is that of comparing every person.
 
     Parameters
     ----------
-    index
-        Of the gallery.
-    probe
-        The face.
+    index, probe
+        The gallery's index, and the face to search for.
     count
-        How many people to return, if there are so many.
+        Most people to return.
     rule
         None: ``max``.
 

@@ -214,8 +214,7 @@ def calibrate(
     require_rates(fars)
     if not 0.0 < confidence < 1.0:
         raise InputError(f"confidence: expected a number between 0 and 1, found {confidence}")
-    genuines = _sorted_distances("genuine", genuine, metric)
-    impostors = _sorted_distances("impostor", impostor, metric)
+    genuines, impostors = _sorted_distances("genuine", genuine, metric), _sorted_distances("impostor", impostor, metric)
     found = []
     for far in fars:
         allowed = math.floor(far * len(impostors) + 1e-9)  # 0.29 * 100 is 28.999999999999996
@@ -472,10 +471,8 @@ def _sorted_distances(kind: str, scores: NDArray[Any], metric: Metric) -> NDArra
 
 def _require_one_kind(thresholds: Sequence[Threshold]) -> None:
     require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
-    if len({each.metric for each in thresholds}) != 1:
-        raise ContractError(
-            f"thresholds: expected one metric, found {sorted({each.metric.value for each in thresholds})}"
-        )
+    if len(metrics := {each.metric.value for each in thresholds}) != 1:
+        raise ContractError(f"thresholds: expected one metric, found {sorted(metrics)}")
 
 
 def _interval(stored: Any) -> tuple[float, float]:
@@ -497,9 +494,6 @@ _FOLDER = Path(__file__).with_name("thresholds")
 
 
 def shipped_thresholds(contract_id: str) -> tuple[Threshold, ...]:
-    """Return the thresholds that ship for a published model, as published; empty for every other contract.
-
-    A threshold holds for no other contract: another precision, alignment or colour order moves the scores.
-    """
+    """Return the thresholds that ship for a published model; empty for every other contract."""
     path = _FOLDER / f"{contract_id}.json"
     return load_thresholds(path) if contract_id.isalnum() and path.is_file() else ()
