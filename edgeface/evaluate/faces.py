@@ -85,12 +85,7 @@ CROPS = FaceSource()
 def load_boxes(path: Path) -> Boxes:
     """Read a .npz of `names`, `boxes` (N, 4) and, optionally, `points` (N, 10) as x1..x5, y1..y5, in pixels.
 
-    Points that are all 0 mark an image without a face.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read or its arrays do not fit each other.
+    Points that are all 0 mark an image without a face. Raise InputError if the arrays do not fit each other.
     """
     arrays = read_npz(path, expected="a .npz of names, boxes and points")
     names, boxes = arrays.get("names", np.empty(0)), arrays.get("boxes", np.empty(0))
@@ -283,12 +278,8 @@ def embed_images(
         IR with a contract.
     faces
         Source of the faces.
-    flip
-        How the embedding of the mirror image is used, if at all.
-    device
-        OpenVINO device.
-    progress
-        Called after every image.
+    flip, device, progress
+        Use of the mirror images, if any; OpenVINO device; called after every image.
 
     Raises
     ------

@@ -275,10 +275,8 @@ def evaluate_identification(
         Folder that holds one folder a person.
     fpirs
         Target false positive identification rates, each in (0, 1).
-    seed
-        Seed of the choice of the enrolled images.
-    flip
-        How mirror images are used.
+    seed, flip
+        Seed of the choice of the enrolled images, and how mirror images are used.
     model, faces, device, progress
         See `edgeface.evaluate.evaluate_model`.
 

@@ -85,12 +85,8 @@ def evaluate_model(
         Protocol that decides the folds and the default settings.
     metric, flip, subtract_mean
         See `EvaluationSettings`; None takes the default of the protocol.
-    fars
-        Target false accept rates for VAL, each in (0, 1).
-    device
-        OpenVINO device.
-    progress
-        Called after every image.
+    fars, device, progress
+        Target false accept rates for VAL, each in (0, 1); OpenVINO device; called after every image.
 
     Raises
     ------

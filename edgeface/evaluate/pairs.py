@@ -102,18 +102,10 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
 
 
 def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> Pairs:
-    """Pair the images below a folder that holds one folder a person.
+    """Pair the images below a folder that holds one folder a person, ``root/Name/anything.jpg``.
 
-    Genuine pairs are all pairs of images of one person, impostor pairs all pairs of images of two people.
-
-    Parameters
-    ----------
-    root
-        ``root/Name/anything.jpg``.
-    most
-        Greatest number of pairs of each kind; of more, this many are drawn at random.
-    seed
-        Seed of the random draw.
+    Genuine pairs are all pairs of images of one person, impostor pairs all pairs of images of two people. Of more than
+    `most` pairs of a kind, this many are drawn at random.
 
     Raises
     ------
@@ -140,17 +132,9 @@ def images_of_people(root: Path) -> tuple[tuple[str, ...], NDArray[np.intp], tup
 
     Returns
     -------
-    images : tuple of str, length N
-        Paths relative to `root`, with forward slashes.
-    people : (N,) intp
-        For each image, the index of its person in `names`; ascending.
-    names : tuple of str
-        Names of the folders that hold an image.
-
-    Raises
-    ------
-    InputError
-        If `root` is not a folder.
+    images, people, names
+        Paths relative to `root`, with forward slashes; for each image, the index of its person in `names`, ascending,
+        (N,) intp; names of the folders that hold an image.
     """
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder that holds one folder a person, but it does not exist")

@@ -121,16 +121,12 @@ def _show(
     chosen: NDArray[np.intp],
 ) -> list[WorstPair]:
     """Cut the crops of the chosen pairs of images `first` and `second`."""
-    return [
-        WorstPair(
-            names[first[row]],
-            names[second[row]],
-            (_data_uri(cutter, int(first[row])), _data_uri(cutter, int(second[row]))),
-            float(scores[row]),
-            bool(wrong[row]),
-        )
-        for row in chosen
-    ]
+    shown = []
+    for row in chosen:
+        ends = int(first[row]), int(second[row])
+        left, right = (_data_uri(cutter, index) for index in ends)
+        shown.append(WorstPair(names[ends[0]], names[ends[1]], (left, right), float(scores[row]), bool(wrong[row])))
+    return shown
 
 
 def _data_uri(cutter: FaceCutter, index: int) -> str:

@@ -104,10 +104,8 @@ def gather(
         Greatest number of crops to calibrate with. Up to `HELD_OUT` others, and at least a fifth, are held out.
     detector
         Finds the faces; None if the photos are aligned crops.
-    seed
-        Seed of the random division.
-    progress
-        Called after every photo.
+    seed, progress
+        Seed of the random division; called after every photo.
 
     Raises
     ------

@@ -208,10 +208,8 @@ def quantize_detector(
         Folder for the IRs: pnet.xml, rnet.xml and onet.xml, or the file name of the model.
     photos
         Photos with faces, or their folder; a fifth is held out, the others calibrate.
-    recipe
-        How to compress; `QuantizationRecipe.subset` counts photos.
-    progress
-        Called as the work proceeds.
+    recipe, progress
+        How to compress (`QuantizationRecipe.subset` counts photos); called as the work proceeds.
 
     Raises
     ------

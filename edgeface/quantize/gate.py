@@ -24,12 +24,8 @@ Vectors = NDArray[np.floating[Any]]
 class QuantizationLimits:
     """Limits that a compressed model must keep.
 
-    Attributes
-    ----------
-    max_drop
-        Greatest drop of verification accuracy on labelled pairs, in [0, 1).
-    min_cosine
-        Least cosine between the FP32 and the compressed embedding of any held-out face.
+    `max_drop` is the greatest drop of verification accuracy on labelled pairs, in [0, 1), `min_cosine` the least cosine
+    between the FP32 and the compressed embedding of any held-out face.
     """
 
     max_drop: float = 0.001
@@ -49,8 +45,6 @@ class Fidelity:
 
     Attributes
     ----------
-    faces
-        Number of faces.
     min_cosine, p01_cosine, mean_cosine
         Minimum, 1st percentile and mean of the cosine between the two embeddings of a face.
     max_distance_change, p99_distance_change, mean_distance_change

@@ -173,8 +173,8 @@ def measure_pareto(
 
     Parameters
     ----------
-    ir
-        FP32 IR with a contract.
+    ir, device
+        FP32 IR with a contract, and OpenVINO device.
     output
         Folder for the compressed IRs, each in a folder named after its method. They are not checked against limits.
     calibration
@@ -184,18 +184,12 @@ def measure_pareto(
     faces
         Source of the faces in all photos. If it is boxes, they are those of the pairs, and MTCNN finds the faces in
         the photos to calibrate with.
-    methods
-        Methods to compare FP32 with.
+    methods, recipe
+        Methods to compare FP32 with, and the recipe of all; its method is ignored.
     protocol
         Protocol of the evaluation, with its default settings.
-    recipe
-        Recipe; its method is ignored.
-    rounds, seconds
+    rounds, seconds, progress
         See `edgeface.bench.run.rounds.measure_in_turn`.
-    device
-        OpenVINO device.
-    progress
-        Called as the work proceeds.
 
     Raises
     ------

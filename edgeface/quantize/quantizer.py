@@ -178,10 +178,8 @@ def quantize(
     search
         Greatest number of groups of layers to put back into floating point if the model is refused, the most sensitive
         first.
-    hints
-        Whether to measure lower inference precisions on all devices too.
-    progress
-        Called as the work proceeds.
+    hints, progress
+        Whether to measure lower inference precisions on all devices too; called as the work proceeds.
 
     Raises
     ------
@@ -344,15 +342,8 @@ def _candidates(
 
 def _recalibrate(ir: Path, labelled: LabelledPairs, progress: ProgressCallback) -> Path:
     """Calibrate thresholds for an IR and write them beside it."""
-    calibrated = calibrate_model(
-        labelled.images,
-        labelled.pairs,
-        ir,
-        labelled.faces,
-        fars=(0.01, 0.001),
-        created_from=labelled.source,
-        progress=progress,
-    )
+    data, fars = (labelled.images, labelled.pairs, ir, labelled.faces), (0.01, 0.001)
+    calibrated = calibrate_model(*data, fars=fars, created_from=labelled.source, progress=progress)
     path = ir.with_suffix(".thresholds.json")
     save_thresholds(path, calibrated.thresholds)
     return path

@@ -179,16 +179,12 @@ class LabelledPairs:
         if before not in self._known:
             self._known[before] = self._embed(before, "pairs, FP32", progress)
         first, second = self._known[before], self._embed(after, "pairs, compressed", progress)
-        whole = first.shape[1]
         mirrored = any(settings.flip for _, settings in self.scored)
         changes = []
         for protocol, settings in self.scored:
-            used = whole // 2 if mirrored and not settings.flip else whole
-            changes.append(
-                compare_verification(
-                    first[:, :used], second[:, :used], self.pairs, protocol=protocol, settings=settings, seed=self.seed
-                )
-            )
+            used = slice(first.shape[1] // 2 if mirrored and not settings.flip else None)
+            two = first[:, used], second[:, used]
+            changes.append(compare_verification(*two, self.pairs, protocol=protocol, settings=settings, seed=self.seed))
         return tuple(changes)
 
     def _embed(self, ir: Path, stage: str, progress: ProgressCallback) -> NDArray[np.float32]:
@@ -214,17 +210,13 @@ def read_labelled(
         environment variable EDGEFACE_DATA names, with the reference boxes if they are there.
     images
         Folder of the images; optional for ``lfw``.
-    detector
-        Finds the faces; None if the images are aligned crops.
-    seed
-        Seed of the resampling.
+    detector, seed
+        Finds the faces, None if the images are aligned crops; seed of the resampling.
 
     Raises
     ------
-    MissingError
-        If ``lfw`` is not in EDGEFACE_DATA.
-    InputError
-        If the list is malformed, or the folder or images are missing.
+    MissingError, InputError
+        If ``lfw`` is not in EDGEFACE_DATA; if the list is malformed, or the folder or images are missing.
     """
     boxes = None
     if str(listed) == "lfw":
