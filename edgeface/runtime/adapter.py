@@ -183,22 +183,11 @@ def adapt(model: ov.Model, contract: ModelContract, image_format: ImageFormat, *
     conversion by at most one level in u8 and half a level in f16 and f32; luma below 16, which no camera sends,
     is extrapolated here and clamped there. A linear resize differs from OpenCV's on float32 by less than 0.005.
 
-    Parameters
-    ----------
-    model : openvino.Model
-        The IR as it was read. It is not changed.
-    contract
-        Contract of the model.
-    image_format
-        Format of the caller's images.
-    batch
-        Static batch size, or None for a dynamic one.
-
     Returns
     -------
     openvino.Model
-        A clone whose input takes `image_format.batch_shape(batch or -1, contract)`; names of inputs and
-        outputs and rt_info are kept.
+        A clone whose input takes `image_format.batch_shape(batch or -1, contract)`: a batch of None is dynamic. Names
+        of inputs and outputs and rt_info are kept.
 
     Raises
     ------

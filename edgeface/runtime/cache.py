@@ -8,6 +8,7 @@ failure of the cache is logged and the model compiled. AUTO and BATCH cannot exp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -78,8 +79,7 @@ class ModelCache:
 
         Returns
         -------
-        (openvino.CompiledModel, bool)
-            True if it came from the cache.
+        openvino.CompiledModel, and whether it came from the cache
         """
         machine = (ov.__version__, _full_name(core, device), device, sorted(config.items()), self._key is None)
         path = self.folder / f"{hashlib.sha256(repr((identity, machine)).encode()).hexdigest()[:32]}.blob"
@@ -97,10 +97,8 @@ class ModelCache:
         """Remove the least recently used entries until the folder is within the limit."""
         entries = []
         for path in self.folder.glob("*.blob"):
-            try:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
                 entries.append((path == keep, path.stat().st_mtime_ns, path.stat().st_size, path))
-            except FileNotFoundError:  # another process was faster
-                continue
         total = sum(size for _, _, size, _ in entries)
         for _, _, size, path in sorted(entries):
             if total <= self.limit:
@@ -171,8 +169,6 @@ def _can_refer(core: ov.Core, device: str) -> bool:
 
 def _full_name(core: ov.Core, device: str) -> str:
     """Join the makers' names of the devices: code compiled for one processor must not run on another."""
-    names = []
-    for name in core.available_devices:
-        if name in device or ":" in device:
-            names.append(str(core.get_property(name, "FULL_DEVICE_NAME")))
+    used = [name for name in core.available_devices if name in device or ":" in device]
+    names = [str(core.get_property(name, "FULL_DEVICE_NAME")) for name in used]
     return ", ".join(names) or device

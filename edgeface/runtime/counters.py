@@ -17,14 +17,9 @@ _BUCKETS = 25 * _PER_OCTAVE  # 10 microseconds to 5.6 minutes, each bucket 19 % 
 
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
-    """Histogram of latency, from submission to result, in log-spaced buckets.
+    """Histogram of latency, from submission to result, in log-spaced buckets, and the sum of all latencies.
 
-    Attributes
-    ----------
-    counts
-        Requests per bucket. Bucket `i` holds latencies up to `upper_bound(i)`, the last one all longer ones too.
-    total_seconds
-        Sum of all latencies.
+    Bucket `i` of `counts` holds latencies up to `upper_bound(i)`, the last one all longer ones too.
     """
 
     counts: tuple[int, ...] = (0,) * _BUCKETS
@@ -58,17 +53,15 @@ class Counters:
 
     Attributes
     ----------
-    submitted
-        Requests that were accepted.
-    rejected
-        Requests that were refused: the queue was full and the policy was ``reject``. `amap` retries them.
+    submitted, rejected
+        Requests that were accepted, or refused: the queue was full and the policy was ``reject``. `amap` retries them.
     done, failed, dropped, cancelled, expired, abandoned
         How accepted requests ended: with a result, an error of the device, replaced by a newer one, cancelled by the
         caller, past the deadline, unfinished when the engine was closed.
     queued, running
         Requests that wait, and that the device computes.
     latency
-        Latency of the requests that ended with a result.
+        Of the requests that ended with a result.
     """
 
     submitted: int = 0

@@ -83,10 +83,8 @@ class ResolvedDevice:
 
     Attributes
     ----------
-    requested
-        The name that the caller gave.
-    device
-        The name for `openvino.Core.compile_model`.
+    requested, device
+        The name that the caller gave, and the one for `openvino.Core.compile_model`.
     notes
         One sentence for each part that was translated, left out or replaced; also logged.
     config

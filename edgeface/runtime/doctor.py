@@ -41,18 +41,9 @@ _FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check.
+    """What was checked, what was found, and what to do about it (may be empty).
 
-    Attributes
-    ----------
-    name
-        What was checked.
-    status
-        ``ok``; ``note``: it works, and could be better; ``problem``: models cannot run, on this device or at all.
-    found
-        What is there.
-    remedy
-        What to do about it; may be empty.
+    A `status` of ``note``: it works, and could be better; ``problem``: models cannot run, on this device or at all.
     """
 
     name: str
@@ -67,15 +58,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Result of `examine`.
-
-    Attributes
-    ----------
-    runs_on
-        Devices on which a small model gave the right numbers; empty: no model can run here.
-    checks
-        All checks.
-    """
+    """All checks, and the devices on which a small model gave the right numbers: without one no model can run here."""
 
     runs_on: tuple[str, ...]
     checks: tuple[Check, ...]
@@ -104,12 +87,8 @@ def examine(
 
     Parameters
     ----------
-    root
-        Root of the file system, for limits of containers and devices; tests pass a made-up one.
-    core : openvino.Core
-        Used to list the devices.
-    try_out
-        Runs something on a device; returns what went wrong, or None.
+    root, core, try_out
+        Root of the file system, `openvino.Core`, and `trouble_on`; tests pass made-up ones.
     """
     core = core or ov.Core()
     devices = [_device(device, try_out(device.name)) for device in list_devices(core)]

@@ -46,27 +46,13 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _IR:
-    """A model that was read, its contract, and the digests that identify both.
+    """A model that was read, its contract, and the digests that identify both."""
 
-    Attributes
-    ----------
-    path
-        Path of the .xml or of the sealed file.
-    model : openvino.Model
-        As it was read; it must not be changed.
-    digest
-        SHA-256 of the .xml.
-    weights
-        Path of the .bin; None if it is sealed.
-    weights_digest
-        Computes the SHA-256 of the weights.
-    """
-
-    path: Path
-    model: ov.Model
+    path: Path  # of the .xml, or of the sealed file
+    model: ov.Model  # as it was read; it must not be changed
     contract: ModelContract
-    digest: str
-    weights: Path | None
+    digest: str  # SHA-256 of the .xml
+    weights: Path | None  # the .bin; None if it is sealed
     weights_digest: Callable[[], str]
 
     @property
@@ -86,27 +72,24 @@ def _read(path: Path, *, core: ov.Core, key: bytes | None = None) -> _IR:
             if key is None:
                 raise InputError(f"{path}: this model is encrypted; pass its key")
             xml, content = open_ir(path, key)
-            model, digest = core.read_model(xml, content), hashlib.sha256(content).hexdigest
-            return _loaded(path, xml, model, None, digest)
-        model = read_ir(path, core=core)
-        weights = path.with_suffix(".bin")
-        return _loaded(path, path.read_bytes(), model, weights, lambda: sha256_of(weights))
+            model, digest = core.read_model(xml, content), lambda: hashlib.sha256(content).hexdigest()
+            weights = None
+        else:
+            model, xml, weights = read_ir(path, core=core), path.read_bytes(), path.with_suffix(".bin")
+            digest = functools.partial(sha256_of, weights)
     except OSError as error:
         raise InputError(f"{path}: expected a readable OpenVINO IR (.xml), found: {error.strerror}") from error
     except RuntimeError as error:
         raise ModelFormatError(
             f"{path}: decrypted, but this OpenVINO cannot read the IR in it; convert the model again and encrypt it"
         ) from error
-
-
-def _loaded(path: Path, xml: bytes, model: ov.Model, weights: Path | None, weights_digest: Callable[[], str]) -> _IR:
     return _IR(
         path=path,
         model=model,
         contract=ModelContract.read_from(model, source=str(path)),
         digest=hashlib.sha256(xml).hexdigest(),
         weights=weights,
-        weights_digest=weights_digest,
+        weights_digest=digest,
     )
 
 
@@ -276,10 +259,8 @@ class Embedder(Serving):
             If it is not an IR, its weights are not those of the contract, or it cannot be decrypted.
         ContractError
             If it has no contract, or one of a newer version.
-        DeviceError
-            If the device is absent, or cannot compile the model.
-        InferenceError
-            If the device compiles the model but cannot make its infer requests.
+        DeviceError, InferenceError
+            If the device is absent, cannot compile the model, or cannot make its infer requests.
         """
         core = shared_core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded

@@ -12,8 +12,7 @@ from pathlib import Path
 from edgeface.cipher import seal, unseal
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
-from edgeface.model.contract import ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract
 
 _LENGTH = struct.Struct("<Q")
 
@@ -39,7 +38,7 @@ def encrypt_ir(ir: Path, key: bytes, out: Path) -> Path:
     InputError
         If the key has another length, or a file cannot be read.
     """
-    contract = ModelContract.read_from(read_ir(ir), source=str(ir))
+    contract = read_contract(ir)[1]
     try:
         xml, weights = ir.read_bytes(), ir.with_suffix(".bin").read_bytes()
     except OSError as error:
@@ -52,12 +51,7 @@ def encrypt_ir(ir: Path, key: bytes, out: Path) -> Path:
 
 
 def open_ir(path: Path, key: bytes) -> tuple[bytes, bytes]:
-    """Open what `encrypt_ir` wrote, in memory.
-
-    Returns
-    -------
-    (bytes, bytes)
-        The .xml and the .bin.
+    """Open what `encrypt_ir` wrote, in memory: the .xml and the .bin.
 
     Raises
     ------

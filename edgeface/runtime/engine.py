@@ -502,14 +502,8 @@ def _by_batch(compiled: ov.CompiledModel) -> dict[int, ov.CompiledModel]:
 def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = None) -> Engine:
     """Compile a model as a plan says and start an engine named after it.
 
-    Parameters
-    ----------
-    model : openvino.Model
-        One input. Compressed weights are unpacked in place where `must_unpack` says so.
-    plan
-        Device and properties; `batch_buckets` and `cache_dir` are not used.
-    requests
-        Infer requests in flight; None: the plan's, else the device's optimal number.
+    The model has one input; its compressed weights are unpacked in place where `must_unpack` says so. The plan's
+    `batch_buckets` are not used. `requests` replaces the plan's.
 
     Raises
     ------

@@ -20,23 +20,16 @@ _EXIT_PATIENCE = 5.0
 """Most seconds that the interpreter's exit waits for the devices."""
 
 
-class Supervised(Protocol):
-    """The part of an engine that its supervisor uses."""
+class _Engine(Protocol):
+    """The part of `Engine` that its supervisor uses; importing the class would close a circle."""
 
     name: str
 
     @property
-    def closed(self) -> bool:
-        """Whether every future is resolved and the device released."""
-
-    def tick(self) -> float | None:
-        """Process failures and deadlines. Return the delay until the next check, or None to wait for a wake-up."""
-
-    def close(self, *, drain: bool = True, timeout: float = 30.0) -> None:
-        """Stop."""
-
-    def disown(self) -> None:
-        """Refuse requests from now on: this is a forked child."""
+    def closed(self) -> bool: ...
+    def tick(self) -> float | None: ...
+    def close(self, *, drain: bool = True, timeout: float = 30.0) -> None: ...
+    def disown(self) -> None: ...
 
 
 _engines: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -44,7 +37,7 @@ _supervisors: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _exiting = threading.Event()
 
 
-def look_after(engine: Supervised, reference: Callable[[], Supervised | None], bell: SimpleQueue[None]) -> None:
+def look_after(engine: _Engine, reference: Callable[[], _Engine | None], bell: SimpleQueue[None]) -> None:
     """Start an engine's supervisor thread, which refers to the engine only while it checks it, and ends with it."""
     _engines.add(engine)
     thread = threading.Thread(target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True)
@@ -62,7 +55,7 @@ def on_done(find: Callable[[], tuple[Any, Any] | None]) -> None:
         _log.critical("a completion callback failed", exc_info=True)
 
 
-def _supervise(reference: Callable[[], Supervised | None], bell: SimpleQueue[None]) -> None:
+def _supervise(reference: Callable[[], _Engine | None], bell: SimpleQueue[None]) -> None:
     while (engine := reference()) is not None:
         try:
             delay = engine.tick()

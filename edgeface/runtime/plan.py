@@ -64,8 +64,9 @@ class DevicePlan:
         named = isinstance(self.device, str) and bool(self.device)
         _require(named, "device", "an OpenVINO device name", self.device)
         virtual, members = split_device(self.device)
-        _require_member("precision", self.precision, InferencePrecision)
-        _require_member("hint", self.hint, Hint)
+        for what, chosen, allowed in (("precision", self.precision, InferencePrecision), ("hint", self.hint, Hint)):
+            choices = get_args(allowed)
+            _require(chosen is None or chosen in choices, what, f"one of {', '.join(choices)}, or none", chosen)
         for name in ("streams", "requests", "threads"):
             value = getattr(self, name)
             _require(value is None or (_is_whole(value) and value > 0), name, "a positive number", value)
@@ -110,14 +111,9 @@ class DevicePlan:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], *, source: str = "plan") -> DevicePlan:
-        """Rebuild a plan from `to_dict`; only `device` is required.
+        """Rebuild a plan from `to_dict`; only `device` is required. `source` names the file in messages.
 
-        Parameters
-        ----------
-        stored
-            A mapping of JSON types. `cache_dir`, which plans of 0.1 have, is read as the property `CACHE_DIR`.
-        source
-            Name of the file in messages.
+        `cache_dir`, which plans of 0.1 have, is read as the property `CACHE_DIR`.
 
         Raises
         ------
@@ -143,13 +139,7 @@ class DevicePlan:
 
     @classmethod
     def read(cls, path: Path) -> DevicePlan:
-        """Read a plan from a JSON file.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be read, is not JSON or is not a plan.
-        """
+        """Read a plan from a JSON file; `InputError` if it cannot be read, is not JSON or is not a plan."""
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -312,7 +302,7 @@ def describe_execution(
     return ExecutionReport(
         requested_device=resolved.requested if resolved else plan.device,
         execution_devices=executing,
-        full_names=tuple(_full_name(core, name) for name in executing),
+        full_names=tuple(str(read_property(core, name, "FULL_DEVICE_NAME") or name).strip() for name in executing),
         precision=precision,
         streams=_whole(streams),
         optimal_requests=_whole(read("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
@@ -329,15 +319,13 @@ def _not_asked_for(plan: DevicePlan, executing: Sequence[str]) -> str | None:
     wanted = [name for name in members if not name.startswith("-")]
     if virtual == "AUTO" and plan.hint != "CUMULATIVE_THROUGHPUT":
         wanted = wanted[:1]  # the others replace the first one if it is absent
-    absent = [name for name in wanted if not any(_same(name, other) for other in executing)]
-    strange = [name for name in executing if wanted and not any(_same(other, name) for other in wanted)]
-    if not executing or not (absent or strange):
+    if (
+        not executing
+        or not wanted
+        or {n.removesuffix(".0") for n in wanted} == {n.removesuffix(".0") for n in executing}
+    ):
         return None
     return f"{plan.device} was requested, {', '.join(executing)} executes"
-
-
-def _same(wanted: str, executing: str) -> bool:
-    return executing in (wanted, f"{wanted}.0") or wanted == f"{executing}.0"
 
 
 def _read(compiled: ov.CompiledModel, name: str) -> Any:
@@ -346,10 +334,6 @@ def _read(compiled: ov.CompiledModel, name: str) -> Any:
         return compiled.get_property(name)
     except RuntimeError:
         return None
-
-
-def _full_name(core: DeviceCore, device: str) -> str:
-    return str(read_property(core, device, "FULL_DEVICE_NAME") or device).strip()
 
 
 def _type_name(value: Any) -> str | None:
@@ -366,11 +350,6 @@ def _whole(value: Any) -> int | None:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require_member(what: str, value: object, allowed: Any) -> None:
-    choices = get_args(allowed)
-    _require(value is None or value in choices, what, f"one of {', '.join(choices)}, or none", value)
 
 
 def _require(holds: bool, what: str, expected: str, found: object) -> None:

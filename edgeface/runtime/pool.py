@@ -31,17 +31,7 @@ _WEIGHT = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Retirement:
-    """An engine was retired.
-
-    Attributes
-    ----------
-    name
-        Name of the engine.
-    error
-        The error that it failed with.
-    remaining
-        Names of the engines still in use.
-    """
+    """An engine was retired: its name, the error that it failed with, and the names of those still in use."""
 
     name: str
     error: Exception
@@ -49,25 +39,13 @@ class Retirement:
 
 
 class Member:
-    """A pool's record of one of its engines. Changed under the pool's lock.
-
-    Attributes
-    ----------
-    engine
-        The engine.
-    retired
-        Whether the pool no longer uses it.
-    suspected
-        Requests that failed here and have no result from another engine yet.
-    seconds
-        Moving average of the seconds per request; None before the first.
-    """
+    """A pool's record of one of its engines. Changed under the pool's lock."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.retired = False
-        self.suspected = 0
-        self.seconds: float | None = None
+        self.suspected = 0  # requests that failed here and have no result from another engine yet
+        self.seconds: float | None = None  # moving average per request
         self._heard = time.monotonic()
 
     def expected(self, default: float) -> float:
@@ -311,9 +289,5 @@ class _PoolJob(Job):
 def _outcome(error: BaseException | None) -> Outcome:
     if error is None:
         return "done"
-    kinds: dict[type[BaseException], Outcome] = {
-        Overloaded: "dropped",
-        DeadlineExceeded: "expired",
-        EngineClosed: "abandoned",
-    }
+    kinds: dict[type, Outcome] = {Overloaded: "dropped", DeadlineExceeded: "expired", EngineClosed: "abandoned"}
     return kinds.get(type(error), "failed")

@@ -23,15 +23,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class MissingDevice:
-    """A device that OpenVINO supports and does not see.
-
-    Attributes
-    ----------
-    name
-        ``GPU`` or ``NPU``.
-    causes
-        All causes, in the order in which to deal with them; never empty.
-    """
+    """A device, GPU or NPU, that OpenVINO does not see, and all causes in the order in which to deal with them."""
 
     name: str
     causes: tuple[Cause, ...]
@@ -142,12 +134,8 @@ def missing_devices(
     ----------
     present
         OpenVINO's names of the devices that it sees; these are not missing.
-    root
-        Root of the file system; tests pass a made-up one.
-    load
-        Checks whether the dynamic linker finds a library of this name.
-    may_open
-        Checks whether this user may read and write a device file.
+    root, load, may_open
+        Root of the file system, `can_load` and `can_open`; tests pass made-up ones.
     """
     families = {name.partition(".")[0] for name in present}
     return [

@@ -75,20 +75,14 @@ class Job(Future[Any], Request):
         return self.slot is None and self.ended is None
 
     def cancel(self) -> bool:
-        """Cancel the request; a result that is still being computed is dropped.
-
-        Returns
-        -------
-        bool
-            False if a result or an error is already there.
-        """
+        """Cancel the request, and drop a result that is still being computed; False if it has ended already."""
         # The state stays PENDING until the end, unlike an executor's, so this succeeds for running ones too.
         if super().cancel() and (owner := self.owner) is not None:
             owner.forget(self)
         return self.cancelled()
 
     def end(self, outcome: Outcome) -> bool:
-        """Set how the request ended. The first call wins; the owner's lock is held."""
+        """See `Request.end`."""
         ended = super().end(outcome)
         if ended:
             self.owner = None  # a future that is kept must keep neither the engine nor the image
@@ -98,16 +92,10 @@ class Job(Future[Any], Request):
 class Slot:
     """One place on the device: an OpenVINO infer request for each batch size, of which one runs at a time.
 
+    `on_done(token)` is called in OpenVINO's thread when a result is there; not after an error, see `verdict`.
     `jobs` is the state: the slot is free exactly while it is empty. It is written under the engine's lock. `claim` is
     set while a thread computes here without a callback: a weak reference to an object that only that thread's frame
     holds. The slot is known to be free again however the frame ended, even by Ctrl-C while Ctrl-C is handled.
-
-    Parameters
-    ----------
-    compiled
-        A compiled model for each batch size.
-    on_done
-        Called with `token` in OpenVINO's thread when a result is there. Not called after an error, see `verdict`.
     """
 
     def __init__(self, compiled: Mapping[int, ov.CompiledModel], on_done: Callable[[Any], None], token: object) -> None:

@@ -20,18 +20,7 @@ _LARGEST = (1 << 31) // 255
 
 
 class AreaImage:
-    """An image that is reduced many times.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-        Not copied.
-
-    Attributes
-    ----------
-    size
-        Width and height in pixels.
-    """
+    """An image (H, W, 3) uint8, not copied, that is reduced many times; `size` is width and height in pixels."""
 
     __slots__ = ("_averaged", "image", "size")
 
@@ -64,13 +53,7 @@ class AreaImage:
 
 
 class AreaBatch:
-    """Images of one size that are reduced together.
-
-    Parameters
-    ----------
-    images
-        At least one; not copied.
-    """
+    """One or more images of one size that are reduced together."""
 
     __slots__ = ("_images", "_sums", "size")
 

@@ -97,15 +97,7 @@ def find_photos(places: Sequence[str | Path], *, output: Path | None = None) -> 
 
 
 class ImageFolder:
-    """Writes images under the names of the photos that they were made from; never over a photo or another result.
-
-    Parameters
-    ----------
-    root
-        The folder; made when the first image is written.
-    photos
-        Photos that must not be overwritten.
-    """
+    """Writes images into a folder under the names of their photos; never over one of `photos` or another result."""
 
     def __init__(self, root: Path, photos: Iterable[Photo]) -> None:
         self._root = root
@@ -137,14 +129,8 @@ def detect_photos(
 ) -> Iterator[Detection]:
     """Detect faces in every photo that can be read, in order.
 
-    Parameters
-    ----------
-    photos, detector
-        What to detect with.
-    failures
-        Gets the reason for each photo that cannot be read, or whose drawing `drawn` refuses.
-    drawn
-        Gets a copy of each photo with its faces marked.
+    `failures` gets the reason for each photo that cannot be read, or whose drawing `drawn` refuses; `drawn` gets a
+    copy of each photo with its faces marked.
 
     Raises
     ------

@@ -70,11 +70,6 @@ class Faces:
         image_size
             (height, width) in pixels: ``image.shape[:2]``.
 
-        Returns
-        -------
-        int
-            Index of the face.
-
         Raises
         ------
         FaceError
@@ -105,14 +100,9 @@ class Detector(Protocol):
     def settings(self) -> dict[str, str | int | float | None]:
         """Everything that the detector's results depend on, as JSON values.
 
-        Equal settings mean equal faces for equal images. Work that is resumed or reused compares them.
-
-        Returns
-        -------
-        dict
-            ``name``; ``threshold`` and ``min_size`` in effect (defaults filled in); ``model`` and
-            ``landmarks_model``: the first 16 hex digits of the SHA-256 of the files that were loaded, or None
-            where there is no such file.
+        Equal settings mean equal faces for equal images. Work that is resumed or reused compares them: ``name``;
+        ``threshold`` and ``min_size`` in effect (defaults filled in); ``model`` and ``landmarks_model``: the first 16
+        hex digits of the SHA-256 of the files that were loaded, or None where there is no such file.
         """
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:

@@ -29,22 +29,12 @@ _BMP_UNCOMPRESSED = (0, 3)
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """The header of an image file.
+    """The header of an image file."""
 
-    Attributes
-    ----------
-    format
-        ``JPEG``, ``PNG``, ``WebP`` or ``BMP``, from the first bytes, not from the file's name.
-    width, height
-        Pixels, as stored: before the orientation is applied.
-    orientation
-        EXIF orientation, 1 to 8; 1 if it is absent or invalid.
-    """
-
-    format: str
-    width: int
+    format: str  # JPEG, PNG, WebP or BMP, from the first bytes, not from the file's name
+    width: int  # pixels as stored, before the orientation is applied
     height: int
-    orientation: int = 1
+    orientation: int = 1  # of EXIF, 1 to 8; 1 if it is absent or invalid
 
 
 def read_header(data: bytes) -> ImageHeader:

@@ -131,25 +131,20 @@ def _to_bgr8(pixels: np.ndarray, limits: ImageLimits) -> Image:
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     if depth == 1:
-        return _as_image(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
     if depth == 4:
         return _lay_over_background(pixels)
-    return _as_image(pixels)
+    return np.asarray(pixels, np.uint8)
 
 
 def _lay_over_background(pixels: np.ndarray) -> Image:
     """Composite BGRA with straight alpha, rounded to nearest."""
     alpha = cv2.cvtColor(np.ascontiguousarray(pixels[:, :, 3]), cv2.COLOR_GRAY2BGR)
     color = cv2.multiply(np.ascontiguousarray(pixels[:, :, :3]), alpha, scale=1 / 255)
-    return _as_image(cv2.add(color, cv2.bitwise_not(alpha)))
+    return np.asarray(cv2.add(color, cv2.bitwise_not(alpha)), np.uint8)
 
 
 def _set_upright(image: Image, orientation: int) -> Image:
     for step in _UPRIGHT.get(orientation, ""):
         image = image.transpose(1, 0, 2) if step == "t" else image[:, ::-1] if step == "m" else image[::-1]
     return np.ascontiguousarray(image)
-
-
-def _as_image(pixels: np.ndarray) -> Image:
-    image: Image = pixels
-    return image

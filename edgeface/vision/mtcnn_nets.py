@@ -48,20 +48,11 @@ _SIDES: Mapping[str, int] = MappingProxyType({"pnet": -1, "rnet": 24, "onet": 48
 
 @dataclass(frozen=True, slots=True)
 class NetLayer:
-    """A convolution; a dense layer is a convolution over the whole remaining image.
+    """A convolution; a dense layer is a convolution over the whole remaining image."""
 
-    Attributes
-    ----------
-    kernel : (out, in, height, width) float32
-        For upright images; the first layer's inputs are in the order B, G, R.
-    bias : (out,) float32
-    slope : (out,) float32 or None
-        Slope of the following PReLU; None for the heads.
-    """
-
-    kernel: Array
-    bias: Array
-    slope: Array | None
+    kernel: Array  # (out, in, height, width) for upright images; the first layer's inputs in the order B, G, R
+    bias: Array  # (out,)
+    slope: Array | None  # (out,), of the following PReLU; None for the heads
 
 
 Weights = Mapping[NetName, Sequence[NetLayer]]
@@ -69,17 +60,9 @@ Weights = Mapping[NetName, Sequence[NetLayer]]
 
 
 def load_nets(folder: Path | None = None) -> tuple[Mapping[NetName, ov.Model], Sequence[Path]]:
-    """Load the three networks, from a folder's pnet.xml, rnet.xml and onet.xml, else built from weights.
+    """Load the three networks by name, and list the three files that were read.
 
-    Returns
-    -------
-    networks, files
-        The networks by name, and the three files that were read.
-
-    Raises
-    ------
-    MissingError, ModelFormatError
-        As `load_weights`, or if one of the three IRs is missing or damaged.
+    They are a folder's pnet.xml, rnet.xml and onet.xml, else built from `load_weights`, which raises the same errors.
     """
     if folder is not None and (folder / "pnet.xml").is_file():
         files = [folder / f"{name}.xml" for name in _NAMES]
@@ -118,14 +101,7 @@ def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
     output, ``found``, is of (N, C, H', W') for P-Net, else (N, C): the logit of a face, 4 regressions of the box
     and, for O-Net, x1..x5, y1..y5 of the landmarks, so that C is 5 or 15.
 
-    Parameters
-    ----------
-    name
-        ``pnet``, ``rnet`` or ``onet``.
-    weights
-        From `load_weights`.
-    batch
-        N, or -1 for any.
+    A batch of -1 is any N.
     """
     side, layers, pools = _SIDES[name], weights[name], _POOLS[name]
     image = ops.parameter([batch, side, side, 3], np.float32, name="image")

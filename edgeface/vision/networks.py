@@ -98,17 +98,7 @@ def _observed(label: str, batches: Iterable[np.ndarray], observe: Observer) -> I
 
 
 def read_network(path: Path | None) -> ov.Model:
-    """Read an .onnx or .xml.
-
-    Raises
-    ------
-    InputError
-        If there is no path.
-    MissingError
-        If there is no such file.
-    ModelFormatError
-        If OpenVINO cannot read it.
-    """
+    """Read an .onnx or .xml."""
     if path is None:
         raise InputError("this detector's model is missing; pass its path as model=")
     if not path.is_file():

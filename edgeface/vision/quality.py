@@ -17,7 +17,6 @@ Points = NDArray[np.floating]
 
 _SIDE = 112
 """Side in pixels of the crop that sharpness, exposure and occlusion are measured on."""
-_BOX = Alignment("mtcnn-box-margin", 0)
 _NOISE = 1.0
 """Sigma in pixels of the Gaussian before the Laplacian; without it noise counts as sharpness."""
 
@@ -121,20 +120,7 @@ class QualityGate:
 
     With the defaults 97 % of the faces of LFW pass. Measurements that need absent landmarks are not checked.
 
-    Attributes
-    ----------
-    min_box_side, min_eye_distance
-        Pixels.
-    min_sharpness
-        See `Quality.sharpness`.
-    max_yaw, max_pitch, max_roll
-        Degrees, either way.
-    min_brightness, max_brightness, min_contrast
-        Gray values.
-    max_clipped, min_inside
-        Shares.
-    max_covered
-        Landmarks.
+    Units are those of `Quality`: pixels, degrees (either way), gray values, shares, and a number of landmarks.
     """
 
     min_box_side: float = 32
@@ -267,7 +253,7 @@ def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
 
 
 def _gray_crop(image: Image, box: Points) -> NDArray[np.uint8]:
-    x0, y0, x1, y1 = crop_box(image, box, _BOX, (_SIDE, _SIDE))
+    x0, y0, x1, y1 = crop_box(image, box, Alignment("mtcnn-box-margin", 0), (_SIDE, _SIDE))
     # By area where it shrinks, because alias looks sharp; never where it grows, because blocks do too.
     shrinks = min(x1 - x0, y1 - y0) > _SIDE
     crop = cv2.resize(

@@ -191,13 +191,7 @@ class FrameSource:
         return frame
 
     def close(self, *, timeout: float = _NETWORK_TIMEOUT + 1.0) -> None:
-        """Stop reading, from any thread. An iteration that waits for a frame ends.
-
-        Parameters
-        ----------
-        timeout
-            Seconds to wait for the thread, which ends when OpenCV returns.
-        """
+        """Stop reading, from any thread; wait `timeout` seconds for the reader's, which ends when OpenCV returns."""
         self._box.close()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
