@@ -129,14 +129,8 @@ def run_demo(
 
     A model of published weights becomes the default model, in the model store, unless one is set.
 
-    Parameters
-    ----------
-    output_dir
-        Receives the IR and ``report.html``; made if absent.
-    data
-        Folder of real data (EDGEFACE_DATA), or None.
-    mirror, offline, say, progress
-        As in `find_weights`.
+    The IR and ``report.html`` go into `output_dir`, made if absent. `data` is a folder of real data (EDGEFACE_DATA);
+    the other parameters are those of `find_weights`.
     """
     with tempfile.TemporaryDirectory(prefix="edgeface-demo-") as scratch:
         source = find_weights(Path(scratch), data=data, mirror=mirror, offline=offline, say=say, progress=progress)
@@ -218,12 +212,8 @@ def find_weights(
         return MODEL, origin
 
     tried: list[str] = []
-    for place, look in {
-        "store": from_store,
-        "mirror": from_mirror,
-        "EDGEFACE_DATA": from_data,
-        "publisher": from_publisher,
-    }.items():
+    places = {"store": from_store, "mirror": from_mirror, "EDGEFACE_DATA": from_data, "publisher": from_publisher}
+    for place, look in places.items():
         try:
             return WeightsSource(*look(), "published", tuple(tried))
         except MissingError as error:

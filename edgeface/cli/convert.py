@@ -176,9 +176,8 @@ def _show_conversion(result: Any, *, json: bool) -> None:
     stdout.print(_contract_table(result.contract))
     if result.parity is not None:
         stdout.print(_parity_table(result.parity))
-    stdout.print(
-        f"{result.ir} written and checked in {result.seconds:.1f} s", markup=False, soft_wrap=True
-    )  # a path is copied from here: whole, brackets and all
+    line = f"{result.ir} written and checked in {result.seconds:.1f} s"
+    stdout.print(line, markup=False, soft_wrap=True)  # a path is copied from here: whole, brackets and all
     _warn_if_seeded(result.contract)
 
 

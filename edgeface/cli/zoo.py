@@ -180,15 +180,12 @@ def verify(
     damaged = {name: [each for each in found if not each.intact] for name, found in checks.items()}
     first = next((check for found in damaged.values() for check in found), None)
     if as_json:
+        bad = {
+            name: [{"path": str(each.path), "expected": each.expected, "found": each.found} for each in found]
+            for name, found in damaged.items()
+        }
         models = [
-            {
-                "name": name,
-                "intact": not damaged[name],
-                "checks": len(found),
-                "damaged": [
-                    {"path": str(each.path), "expected": each.expected, "found": each.found} for each in damaged[name]
-                ],
-            }
+            {"name": name, "intact": not bad[name], "checks": len(found), "damaged": bad[name]}
             for name, found in checks.items()
         ]
         emit_json({"models": models, "intact": first is None})
@@ -196,8 +193,9 @@ def verify(
             raise typer.Exit(NegativeResult.exit_code)
         return
     for name, found in checks.items():
-        bad = len(damaged[name])
-        stdout.print(f"{name}: " + (f"{bad} of {len(found)} checks failed" if bad else f"intact, {len(found)} checks"))
+        count = len(damaged[name])
+        state = f"{count} of {len(found)} checks failed" if count else f"intact, {len(found)} checks"
+        stdout.print(f"{name}: {state}")
     if not entries:
         stdout.print("no model is downloaded")
     if first is not None:
@@ -273,13 +271,8 @@ def import_models(
 def reporting(form: ProgressFormat, *, stream: IO[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the arguments of `zoo.download` that show progress.
 
-    Parameters
-    ----------
-    form
-        How to show it.
-    stream
-        For the lines of ``json``, which are those of Open Model Zoo's ``--progress_format=json``; by default
-        stderr, so that a command's one JSON object on stdout stays alone.
+    `stream` is for the lines of ``json``, which are those of Open Model Zoo's ``--progress_format=json``; by default
+    stderr, so that a command's one JSON object on stdout stays alone.
     """
 
     def write_event(event: zoo.DownloadEvent) -> None:
@@ -333,12 +326,7 @@ def _is_interactive() -> bool:
 
 def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
     return {
-        "name": entry.name,
-        "task_type": entry.task_type,
-        "framework": entry.framework,
-        "license": entry.license,
-        "license_name": entry.license_name,
-        "size": entry.size,
+        **{key: getattr(entry, key) for key in ("name", "task_type", "framework", "license", "license_name", "size")},
         "folder": str(store.model_dir(entry)) if store.has(entry) else None,
         "license_state": store.license_state(entry),
     }

@@ -90,12 +90,8 @@ def adopt(ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catal
                 model_layout=layout,
                 model_color=reading.color,
             )
-        name_ports(
-            model,
-            inputs=dict.fromkeys((*INPUT_NAMES, *model.input(0).get_names())),
-            outputs=dict.fromkeys((OUTPUT_NAMES[0], *model.output(0).get_names(), OUTPUT_NAMES[1])),
-            layout=layout,
-        )
+        outputs = dict.fromkeys((OUTPUT_NAMES[0], *model.output(0).get_names(), OUTPUT_NAMES[1]))
+        name_ports(model, inputs=(*INPUT_NAMES, *model.input(0).get_names()), outputs=outputs, layout=layout)
         contract = ModelContract(
             **recipe.contract_fields(),
             name=name,

@@ -1,8 +1,7 @@
 """Write FaceNet's original training-and-inference graph (.pb) from weights or from a seed.
 
-It replaces the published file where there is no network. The frozen GraphDef has what the released ones have: the input
-queue, `phase_train` conditions in Switch/Merge form around two batch norms and their moving averages a layer, a
-conditional dropout, and `label_batch`. It needs no TensorFlow to write, and TensorFlow runs it both ways.
+It replaces the published file where there is no network, and has what that has: the input queue, `phase_train`
+conditions around batch norms, their moving averages and a dropout, and `label_batch`. No TensorFlow is needed.
 
     python -m edgeface.convert.facenet_graph (--weights FILE.npz | --seed N) [--embedding-size 512] -o OUT.pb
 """

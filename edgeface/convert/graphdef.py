@@ -246,20 +246,18 @@ class _Resolver:
         )
 
     def _node(self, name: str) -> Any:
-        try:
+        if name in self.nodes:
             return self.nodes[name]
-        except KeyError:
-            raise ConversionError(
-                f"{self.source}: the graph refers to {name!r}, which it does not contain; "
-                "the file is truncated or was cut by another tool"
-            ) from None
+        raise ConversionError(
+            f"{self.source}: the graph refers to {name!r}, which it does not contain; "
+            "the file is truncated or was cut by another tool"
+        )
 
     def _data_inputs(self, name: str) -> list[str]:
-        inputs = self._inputs.get(name)
-        if inputs is None:
+        if name not in self._inputs:
             named = self._node(name).input
-            inputs = self._inputs[name] = [each.removesuffix(":0") for each in named if each[0] != "^"]
-        return inputs
+            self._inputs[name] = [each.removesuffix(":0") for each in named if each[0] != "^"]
+        return self._inputs[name]
 
     def _pivots(self, name: str) -> list[str]:
         """Switch outputs that decide whether a node without data inputs runs.
@@ -269,10 +267,8 @@ class _Resolver:
         """
         controls = [self.nodes.get(each[1:]) for each in self._node(name).input if each.startswith("^")]
         guards = [node.input[0] for node in controls if node is not None and node.op == "Identity" and node.input]
-        return [each.removesuffix(":0") for each in guards if self._is_switch(_split(each)[0])]
-
-    def _is_switch(self, name: str) -> bool:
-        return name in self.nodes and self.nodes[name].op in _SWITCHES
+        sources = [(each, self.nodes.get(_split(each)[0])) for each in guards]
+        return [each.removesuffix(":0") for each, node in sources if node is not None and node.op in _SWITCHES]
 
 
 def _topological(resolver: _Resolver, root: str) -> list[str]:

@@ -116,9 +116,8 @@ def _unpadded_kernels(convolution: Any) -> NDArray[Any] | None:
     if convolution.get_type_name() != "Convolution":
         return None
     attributes = convolution.get_attributes()
-    if any(attributes["pads_begin"]) or any(attributes["pads_end"]):
-        return None
-    if attributes["auto_pad"] not in ("explicit", "valid"):
+    padded = any(attributes["pads_begin"]) or any(attributes["pads_end"])
+    if padded or attributes["auto_pad"] not in ("explicit", "valid"):
         return None
     source = convolution.input_value(1).get_node()
     if source.get_type_name() == "Constant":
@@ -302,8 +301,7 @@ _RUN_CHECK = (
 def check_inference(path: Path) -> None:
     """Compare the first inference at each batch size with a later one of the same images.
 
-    Meant for a process that has run nothing: the fault it looks for (converted FaceNets whose first inferences
-    were silently wrong) shows only there.
+    The fault it looks for, FaceNets whose first inferences were silently wrong, shows only in a fresh process.
 
     Raises ConversionError if they differ, are not finite, or lack unit length although the contract promises
     it; ModelFormatError if the IR cannot be read, or its .bin is not the one that the contract names.

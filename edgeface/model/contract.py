@@ -285,8 +285,7 @@ class ModelContract:
                 raise ContractError(f"{source}: the contract has no field {name!r}; convert the model again")
             return str(model.get_rt_info([RT_INFO_KEY, name]).astype(str))
 
-        version = text("contract_version")
-        if version != str(CONTRACT_VERSION):
+        if (version := text("contract_version")) != str(CONTRACT_VERSION):
             raise ContractError(
                 f"{source}: expected a contract of version {CONTRACT_VERSION}, found version {version}; "
                 "update edgeface, or convert the model again with this one"
@@ -300,8 +299,7 @@ class ModelContract:
                 stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
             except json.JSONDecodeError as error:
                 raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
-        known = {*stored, "contract_version", "contract_id"}
-        if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - known):
+        if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id"}):
             raise ContractError(
                 f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by something else"
             )

@@ -34,8 +34,7 @@ today's IR has an ``Add`` or ``Multiply``, which costs 1. Counted the old way al
 0.0210 (its ``tests/data/IRv10_models.json``), and so does this.
 
 FaceNet has 23,432,032 values in kernels, 20,992 in biases of the residual convolutions and 14,800 shifts of
-folded batch norms: 23,467,824; published are 23.469 M. An IR adds a few hundred where a scale is left
-unfolded. (23.447 M is the same without the 20,992 biases.)
+folded batch norms: 23,467,824; published are 23.469 M.
 """
 
 from __future__ import annotations
@@ -60,10 +59,8 @@ class LayerWork:
     ----------
     name, kind : str
         Friendly name (the runtime's profile uses it too) and operation type.
-    macs : int
-        Multiply-accumulates; 0 unless `kind` is a convolution or a matrix product.
-    flops_omz : int
-        Floating-point operations in Open Model Zoo's way of counting.
+    macs, flops_omz : int
+        Multiply-accumulates; 0 unless `kind` is a convolution or a matrix product. FLOPs in Open Model Zoo's way.
     parameters, parameters_omz : int
         Values, counted the folded and the Open Model Zoo way. A constant that several layers read belongs to
         the first of them, so that layers add up to the model.

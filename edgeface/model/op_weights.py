@@ -124,10 +124,9 @@ class ParameterLedger:
                         yield leaf
 
     def _is_new(self, purpose: str, node: Node) -> bool:
-        key = (purpose, node.get_name())
-        new = key not in self._given
-        self._given.add(key)
-        return new
+        count = len(self._given)
+        self._given.add((purpose, node.get_name()))
+        return len(self._given) > count
 
 
 def _value_sources(node: Node) -> list[Node]:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, NamedTuple, TypeVar
 
@@ -118,12 +119,8 @@ def _zip_members(path: Path) -> Iterator[_Member]:
                 )
             if info.flag_bits & 0x1:
                 raise ArchiveError(f"{path}: expected no encryption, found {info.filename!r} encrypted")
-            # the name as stored: zipfile cuts names at NUL, and turns backslashes on Windows
-            yield _Member(
-                info.orig_filename,
-                info.orig_filename.endswith("/"),
-                lambda info=info: archive.open(info),  # type: ignore[misc]
-            )
+            name = info.orig_filename  # as stored: zipfile cuts names at NUL, and turns backslashes on Windows
+            yield _Member(name, name.endswith("/"), partial(archive.open, info))
 
 
 def _tar_members(path: Path, format: Format) -> Iterator[_Member]:
@@ -131,8 +128,4 @@ def _tar_members(path: Path, format: Format) -> Iterator[_Member]:
         while (info := _reading(path, archive.next)) is not None:
             if not (info.isfile() or info.isdir()):
                 raise ArchiveError(f"{path}: expected files and folders only, found {info.name!r}, a link or device")
-            yield _Member(
-                info.name,
-                info.isdir(),
-                lambda info=info: archive.extractfile(info),  # type: ignore[misc]
-            )
+            yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeface.model.contract import ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.quantize import CalibrationSet, gather
 from edgeface.quantize.calibration import find_flaws, looks_empty, looks_swapped, to_inputs
 from edgeface.quantize.compress import residuals_of, tail_of
@@ -35,7 +35,7 @@ def detector() -> Iterator[Detector]:
 
 @pytest.fixture(scope="module")
 def contract(real_ir: Path) -> ModelContract:
-    return ModelContract.read_from(read_ir(real_ir))
+    return read_contract(real_ir)[1]
 
 
 @pytest.fixture(scope="module")

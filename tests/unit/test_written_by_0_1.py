@@ -33,7 +33,7 @@ from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import import_gallery
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Threshold, load_thresholds, verify
 from edgeface.runtime import DevicePlan, Embedder
@@ -98,7 +98,7 @@ def close(found: Any, expected: Any) -> None:
 
 def test_an_ir_has_its_contract_and_its_embedding(work: Path) -> None:
     expected = EXPECTED["ir"]
-    contract = ModelContract.read_from(read_ir(work / "models" / "tiny.xml"))
+    contract = read_contract(work / "models" / "tiny.xml")[1]
     assert contract.contract_id == expected["contract_id"]
     assert contract.to_dict() == expected["contract"]
     assert ModelContract.from_dict(expected["contract"]) == contract

@@ -25,7 +25,7 @@ from edgeface.convert.ir import (
 from edgeface.convert.parity import run_model, to_input
 from edgeface.errors import ContractError, ConversionError, EdgeFaceError, ModelFormatError, OutputError
 from edgeface.model.contract import Color, Layout
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract, read_ir
 
 try:
     from openvino import opset8 as ops
@@ -202,9 +202,7 @@ def free_the_height(ir: Path) -> None:
 
 def _rewrite(ir: Path, *, normalize: bool = True, height: int = 160) -> None:
     """Save another network under the same contract."""
-    from edgeface.model.contract import ModelContract
-
-    contract = ModelContract.read_from(read_ir(ir))
+    contract = read_contract(ir)[1]
     image = ops.parameter(ov.PartialShape([-1, 3, height, 160]), np.float32)
     y = ops.matmul(pooled(image), ops.constant(dense_weights()), False, False)
     if normalize:

@@ -16,7 +16,7 @@ from edgeface.evaluate.lfw import DEFAULTS
 from edgeface.evaluate.pairs import pairs_from_folders
 from edgeface.evaluate.protocol import ProtocolName
 from edgeface.model.contract import ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.quantize import CalibrationSet, LabelledPairs, QuantizationLimits, QuantizationRecipe, gather, quantize
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.gate import embed, measure_fidelity
@@ -35,7 +35,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def contract(ir: Path) -> ModelContract:
-    return ModelContract.read_from(read_ir(ir))
+    return read_contract(ir)[1]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_what_passes_is_written_with_its_lineage(
     assert outcome
     assert outcome.reasons == ()
     assert outcome.ir == tmp_path / "out" / "tiny.xml"
-    child = ModelContract.read_from(read_ir(outcome.ir))
+    child = read_contract(outcome.ir)[1]
     assert child == outcome.contract
     assert child.precision == "INT8"
     assert child.contract_id != contract.contract_id
@@ -122,7 +122,7 @@ def test_storage_passes_the_same_gate(
     assert outcome.trials[0].fidelity.min_cosine > 0.999
     assert outcome.contract.lineage is not None
     assert outcome.contract.lineage.calibration_sha256 == ""
-    assert ModelContract.read_from(read_ir(ir)) == contract  # the parent is as it was
+    assert read_contract(ir)[1] == contract  # the parent is as it was
 
 
 @pytest.mark.slow

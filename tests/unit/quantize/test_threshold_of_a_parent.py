@@ -11,14 +11,14 @@ from tiny_net import write_tiny_net
 
 from edgeface.errors import ContractError
 from edgeface.model.contract import Lineage, ModelContract
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.recognize import Metric, Threshold, calibrate
 from edgeface.recognize.threshold import require_calibrated_for
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> ModelContract:
-    return ModelContract.read_from(read_ir(write_tiny_net(tmp_path_factory.mktemp("parent"))))
+    return read_contract(write_tiny_net(tmp_path_factory.mktemp("parent")))[1]
 
 
 @pytest.fixture(scope="module")
@@ -68,4 +68,4 @@ def test_lineage_is_read_back_from_the_file(child: ModelContract, tmp_path: Path
     child.write_to(model)
     ov.save_model(model, tmp_path / "child.xml", compress_to_fp16=False)
 
-    assert ModelContract.read_from(read_ir(tmp_path / "child.xml")) == child
+    assert read_contract(tmp_path / "child.xml")[1] == child
