@@ -47,10 +47,8 @@ class DeviceInfo:
 
     Attributes
     ----------
-    name
-        OpenVINO's name: ``CPU``, ``GPU``, ``GPU.1``, ``NPU``.
-    full_name
-        The maker's name.
+    name, full_name
+        OpenVINO's name (``CPU``, ``GPU``, ``GPU.1``, ``NPU``), and the maker's.
     kind
         ``integrated`` or ``discrete``; None for a CPU, and where the driver does not say.
     capabilities

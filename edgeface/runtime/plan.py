@@ -218,18 +218,14 @@ class ExecutionReport:
 
     Attributes
     ----------
-    requested_device
-        The name that the caller gave.
-    execution_devices, full_names
-        The devices that execute, by OpenVINO's and by the maker's name.
+    requested_device, execution_devices, full_names
+        The name that the caller gave, and the devices that execute, by OpenVINO's and by the maker's name.
     precision
         Inference precision: ``f32``, ``bf16``, ``f16``; ``dynamic``: each operation in its own type.
     streams, optimal_requests, threads
         As compiled.
-    loaded_from_cache
-        Whether compilation was skipped.
-    fallback
-        Whether another device than the requested one executes.
+    loaded_from_cache, fallback
+        Whether compilation was skipped, and whether another device than the requested one executes.
     notes
         One sentence for each difference from the request; also logged.
     """
@@ -259,16 +255,7 @@ def describe_execution(
 ) -> ExecutionReport:
     """Report what executes a compiled model, and log a warning where it differs from the plan.
 
-    Parameters
-    ----------
-    compiled : openvino.CompiledModel
-        The model.
-    plan
-        The plan that it was compiled with.
-    resolved
-        Result of `resolve_device`; its notes and its fallback are added to the report.
-    core : openvino.Core
-        Used for the devices' full names.
+    Notes and fallback of `resolved`, a result of `resolve_device`, are added to the report.
     """
     core = core or ov.Core()
     raw = tuple(_read(compiled, "EXECUTION_DEVICES") or ())

@@ -1,8 +1,6 @@
 """The state of an engine: requests, the infer requests that compute them, and how each request ended.
 
-Nothing here takes a lock: the engine holds its own around every call of `Schedule`. A slot is free exactly while its
-`jobs` are empty. A job is waiting exactly while it is in the queue and no slot has it. Nothing else is remembered, so
-an exception at any point, including Ctrl-C, leaves a state that the next call continues from.
+Nothing here takes a lock: the engine holds its own around every call of `Schedule`.
 """
 
 from __future__ import annotations

@@ -141,17 +141,14 @@ def fit_similarity(source: Points, target: Points) -> Points:
     Parameters
     ----------
     source, target : (N, 2) float
-        N >= 2 points; not all of `source` the same.
+        N >= 2 points.
 
     Returns
     -------
     (2, 3) float64
         As `cv2.warpAffine` takes it.
 
-    Raises
-    ------
-    FaceError
-        If all source points are the same.
+    Raises `FaceError` if all source points are the same.
     """
     z, w = (np.asarray(points, np.float64) @ [1, 1j] for points in (source, target))
     centred = z - z.mean()

@@ -70,17 +70,9 @@ class CropReport:
 def find_photos(places: Sequence[str | Path], *, output: Path | None = None) -> list[Photo]:
     """Find the photos that files, folders and shell patterns name, each once.
 
-    Parameters
-    ----------
-    places
-        Files, folders and patterns.
-    output
-        Where results will be written. Files below it are results of earlier runs and are left out.
+    Files below `output`, where results will be written, are results of earlier runs and are left out.
 
-    Raises
-    ------
-    InputError
-        If a place has no photo.
+    Raises `InputError` if a place has no photo.
     """
     photos: dict[Path, Photo] = {}
     written = output.resolve() if output else None
@@ -184,10 +176,7 @@ def align_photos(
 def write_png(path: Path, image: Image) -> None:
     """Write an image as PNG, completely or not at all.
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
+    Raises `OutputError` if it cannot be written.
     """
     encoded, data = cv2.imencode(".png", image)
     if not encoded:

@@ -181,7 +181,7 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
     image : (H, W, 3) uint8, BGR
         The photo.
     box : (4,) float
-        x0, y0, x1, y1 in its pixels.
+        x0, y0, x1, y1 in the photo's pixels.
     landmarks : (5, 2) float
         As in `Faces.landmarks`; None or NaN: unknown.
 

@@ -41,7 +41,6 @@ class Frame:
     Attributes
     ----------
     image : (H, W, 3) uint8, BGR
-        The pixels.
     index
         From 0; live sources skip the numbers of dropped frames.
     timestamp
