@@ -7,7 +7,7 @@ __all__ = ["BenchmarkResult", "RunSettings", "ScenarioOptions", "benchmark", "me
 __getattr__ = exports(
     __name__,
     {
-        "compare.imported": ("read_any",),
+        "compare.comparable": ("read_any",),
         "schema": ("RunSettings",),
         "machine.peak": ("measure_peak",),
         "result": ("BenchmarkResult",),

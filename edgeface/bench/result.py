@@ -156,14 +156,10 @@ class BenchmarkResult(ResultPart):
             first = problems[0]
             where = ".".join(map(str, first["loc"])) or "the document"
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            found = repr(first["input"])
+            what = f"{first['msg'].removeprefix('Value error, ')}, found {found[:77] + '...' if found[80:] else found}"
             if first["type"] == "missing":
                 what = "this field is missing"
-            else:
-                found = repr(first["input"])
-                what = (
-                    f"{first['msg'].removeprefix('Value error, ')}, found "
-                    f"{found if len(found) <= 80 else found[:77] + '...'}"
-                )
             raise InputError(f"{source}: {where}: {what}{more}") from error
 
 

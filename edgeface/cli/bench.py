@@ -6,13 +6,13 @@ import contextlib
 import enum
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 import edgeface
-from edgeface.cli import bench_results
+from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, option, report, sweep
 from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
 from edgeface.errors import InputError
@@ -46,43 +46,42 @@ class _Precision(str, enum.Enum):
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(help="Measure how fast a model is; compare and report the results.", no_args_is_help=True)
-    group.command("run", epilog="Example: edgeface bench run facenet.xml --scenario offline -o results/offline")(run)
-    bench_results.add_to(group)
+    for command, example in (
+        (run, "run facenet.xml --scenario offline -o results/offline"),
+        (compare, "compare results/before results/after --fail-on-regression 5%"),
+        (report, "report results/* -o report.html"),
+        (sweep, "sweep facenet.xml --hints latency,throughput --batches 1,4 -o sweep"),
+    ):
+        group.command(epilog=f"Example: edgeface bench {example}")(command)
     app.add_typer(group, name="bench")
-
-
-def _option(*names: str, **details: Any) -> Any:
-    return typer.Option(*names, show_default=False, **details)
 
 
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)],
     output_dir: Annotated[
-        Path | None, _option("--output-dir", "-o", help="Folder for result.json, with every sample.")
+        Path | None, option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
     scenario: Annotated[
         _Scenario,
         typer.Option("--scenario", "-s", help="MLPerf Inference load scenario, or kiosk for the faces of a video."),
     ] = _Scenario.single_stream,
-    device: Annotated[str | None, _option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
+    device: Annotated[str | None, option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
         _Hint | None, typer.Option(help="Performance hint. Default: latency for single-stream, else throughput.")
     ] = None,
-    precision: Annotated[_Precision | None, _option(help="Inference precision.")] = None,
-    streams: Annotated[int | None, _option(min=1, help="Number of parallel streams.")] = None,
-    requests: Annotated[int | None, _option(min=1, help="Number of infer requests.")] = None,
-    threads: Annotated[int | None, _option(min=1, help="CPU threads.")] = None,
-    batch: Annotated[int | None, _option("--batch", "-b", min=1, help="Batch size.")] = None,
+    precision: Annotated[_Precision | None, option(help="Inference precision.")] = None,
+    streams: Annotated[int | None, option(min=1, help="Number of parallel streams.")] = None,
+    requests: Annotated[int | None, option(min=1, help="Number of infer requests.")] = None,
+    threads: Annotated[int | None, option(min=1, help="CPU threads.")] = None,
+    batch: Annotated[int | None, option("--batch", "-b", min=1, help="Batch size.")] = None,
     plan: Annotated[
         Path | None,
-        _option(help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."),
+        option(help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."),
     ] = None,
-    shape: Annotated[
-        str | None, typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.")
-    ] = None,
+    shape: ShapeOption = None,
     duration: Annotated[float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")] = 20.0,
     max_duration: Annotated[
-        float | None, _option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]")
+        float | None, option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]")
     ] = None,
     min_count: Annotated[
         int | None,
@@ -90,25 +89,23 @@ def run(
             min=1, help="Minimum number of queries. Default: as MLPerf's early stopping needs, 64 for single-stream."
         ),
     ] = None,
-    warm_up: Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")] = 10.0,
+    warm_up: WarmUpOption = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of inputs and arrivals.")] = 0,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Measure edgeface's Embedder, including input and output copies.")
     ] = False,
     input_format: Annotated[
-        str | None, _option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
+        str | None, option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
     ] = None,
-    bound: Annotated[
-        float | None, _option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")
-    ] = None,
+    bound: Annotated[float | None, option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")] = None,
     percentile: Annotated[
         float | None,
-        _option(min=1.0, max=99.99, help="server: per cent of the queries within the bound.  [default: 99]"),
+        option(min=1.0, max=99.99, help="server: per cent of the queries within the bound.  [default: 99]"),
     ] = None,
     samples_per_query: Annotated[
-        int | None, _option(min=1, help="multi-stream: samples of a query.  [default: 8]")
+        int | None, option(min=1, help="multi-stream: samples of a query.  [default: 8]")
     ] = None,
-    video: Annotated[Path | None, _option(help="kiosk: video, played at its own frame rate.")] = None,
+    video: Annotated[Path | None, option(help="kiosk: video, played at its own frame rate.")] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,

@@ -1,8 +1,9 @@
-"""`edgeface bench compare`, `report` and `sweep`; `edgeface.cli.bench` adds them to its group."""
+"""`edgeface bench compare`, `report` and `sweep`."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +14,10 @@ from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, st
 from edgeface.errors import InputError, NegativeResult
 from edgeface.progress import Progress
 
+option = functools.partial(typer.Option, show_default=False)
 
-def add_to(group: typer.Typer) -> None:
-    """Add this module's commands to the group ``bench``."""
-    group.command(epilog="Example: edgeface bench compare results/before results/after --fail-on-regression 5%")(
-        compare
-    )
-    group.command(epilog="Example: edgeface bench report results/* -o report.html")(report)
-    group.command(epilog="Example: edgeface bench sweep facenet.xml --hints latency,throughput --batches 1,4 -o sweep")(
-        sweep
-    )
+ShapeOption = Annotated[str | None, option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.")]
+WarmUpOption = Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")]
 
 
 def compare(
@@ -33,10 +28,9 @@ def compare(
     across_models: Annotated[bool, typer.Option("--across-models", help="Allow results of different models.")] = False,
     fail_on_regression: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="PERCENT",
             help="Exit with 1 if a candidate is slower and a slowdown of PERCENT (5%) is not excluded.",
-            show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
@@ -58,22 +52,16 @@ def compare(
     for each in found:
         for warning in each.warnings:
             stderr.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    judged = list(zip(found, gates, strict=True))
     if json:
-        emit_json(
-            {
-                "comparisons": [
-                    each.to_dict() | ({} if gate is None else {"gate": gate.to_dict()})
-                    for each, gate in zip(found, gates, strict=True)
-                ]
-            }
-        )
+        emit_json({"comparisons": [e.to_dict() | ({} if g is None else {"gate": g.to_dict()}) for e, g in judged]})
     else:
         with contextlib.suppress(BrokenPipeError):  # the exit code must not depend on the reader
             for each in found:
                 stdout.print(comparison_table(each))
                 for name, old, new in each.settings:
                     stdout.print(f"  {escape(name)}: {escape(old)} / {escape(new)}", soft_wrap=True)
-    for each, gate in zip(found, gates, strict=True):
+    for each, gate in judged:
         if gate is not None:
             stderr.print(escape(gate_words(each, gate)), soft_wrap=True)
     if any(gate is not None and gate.outcome == "failed" for gate in gates):
@@ -85,10 +73,7 @@ def report(
         list[Path],
         typer.Argument(help="Result files, folders that contain them, or benchmark_app reports.", show_default=False),
     ],
-    output: Annotated[
-        list[Path],
-        typer.Option("--output", "-o", help="FILE.html, .md or .csv; may be given several times.", show_default=False),
-    ],
+    output: Annotated[list[Path], option("--output", "-o", help="FILE.html, .md or .csv; may be given several times.")],
     json: JsonOption = False,
 ) -> None:
     """Write results as one self-contained HTML page of tables and plots, or as tables in Markdown or CSV."""
@@ -109,10 +94,7 @@ def report(
 def sweep(
     model: Annotated[Path, typer.Argument(help="Any IR (.xml) or ONNX file.", show_default=False)],
     output_dir: Annotated[
-        Path,
-        typer.Option(
-            "--output-dir", "-o", help="Output folder. An unfinished sweep there is resumed.", show_default=False
-        ),
+        Path, option("--output-dir", "-o", help="Output folder. An unfinished sweep there is resumed.")
     ],
     devices: Annotated[
         str, typer.Option(help="Devices, separated by spaces, e.g. 'CPU AUTO:GPU,CPU'. Other lists use commas.")
@@ -127,11 +109,8 @@ def sweep(
     duration: Annotated[
         float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration of each run, seconds.")
     ] = 20.0,
-    warm_up: Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")] = 10.0,
-    shape: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.", show_default=False),
-    ] = None,
+    warm_up: WarmUpOption = 10.0,
+    shape: ShapeOption = None,
     peak: Annotated[bool, typer.Option("--peak/--no-peak", help="Measure each device's peak, once.")] = True,
     json: JsonOption = False,
 ) -> None:
@@ -142,7 +121,7 @@ def sweep(
     """
     from edgeface.bench.run.benchmark_model import parse_shapes
     from edgeface.bench.run.runner import DEFAULTS
-    from edgeface.bench.run.sweep import SweepAxes, SweepStep
+    from edgeface.bench.run.sweep import SweepAxes
     from edgeface.bench.run.sweep import sweep as run_sweep
     from edgeface.cli.bench_table import sweep_table
 
@@ -157,10 +136,6 @@ def sweep(
     longest = max(duration, DEFAULTS.max_duration_s or 0.0)
     settings = DEFAULTS.model_copy(update={"duration_s": duration, "max_duration_s": longest, "warm_up_s": warm_up})
     with progress_bars(refresh_per_second=1) as progress:
-
-        def tell(step: SweepStep) -> None:
-            progress(Progress("sweep", step.number - 1, step.total, "runs"))
-
         found = run_sweep(
             model,
             output_dir,
@@ -168,7 +143,7 @@ def sweep(
             settings=settings,
             shapes=parse_shapes(shape) if shape else None,
             peak=peak,
-            on_step=tell,
+            on_step=lambda step: progress(Progress("sweep", step.number - 1, step.total, "runs")),
         )
     for kind in ("absent", "failed", "skipped"):
         for left in getattr(found, kind):

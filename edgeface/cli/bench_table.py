@@ -72,11 +72,8 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
         rate = "none" if server.rate is None else _figure(server.rate)
         rows.append(("highest rate", rate, f"queries/s {bound}, of {len(server.tries)} tried"))
     if (validity := result.validity) is not None and (early := validity.early_stopping) is not None:
-        add(
-            "MLPerf estimate",
-            early.estimate_ms,
-            f"ms, upper bound of p{_figure(early.percentile)} with 99 % confidence",
-        )
+        unit = f"ms, upper bound of p{_figure(early.percentile)} with 99 % confidence"
+        add("MLPerf estimate", early.estimate_ms, unit)
     return rows
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from edgeface import zoo
-from edgeface.bench.compare.comparable import read_side
-from edgeface.bench.compare.imported import read_any
+from edgeface.bench.compare.comparable import read_any, read_side
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.bench.run.sweep import SweepAxes, SweepStep, sweep

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgeface.bench.compare.imported import read_any
 from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
+from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
+from edgeface.stats import LatencyKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +189,112 @@ def _files_below(path: Path) -> list[Path]:
     if not files:
         raise InputError(f"{path} holds no {FILE_NAME}, nor folders with one")
     return files
+
+
+_HINTS = {"": None, "none": None, "tput": "THROUGHPUT", "ctput": "CUMULATIVE_THROUGHPUT"}
+_SECTIONS = {"configuration_setup", "execution_results"}
+_LATENCIES: Mapping[LatencyKey, tuple[str, ...]] = {
+    "mean": ("avg latency", "latency_avg"),
+    "min": ("min latency", "latency_min"),
+    "max": ("max latency", "latency_max"),
+}
+_PERCENTILES: Mapping[str, LatencyKey] = {"50": "p50", "90": "p90", "95": "p95", "99": "p99"}
+
+
+def read_any(path: Path) -> BenchmarkResult:
+    """Read a result of edgeface, its folder, or a JSON report of benchmark_app; InputError if it is something else."""
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return BenchmarkResult.read(path)  # raises with the reason
+    if isinstance(document, dict) and document.keys() >= _SECTIONS:
+        return _from_benchmark_app(document, file)
+    return BenchmarkResult.from_dict(document, source=str(file))
+
+
+def _from_benchmark_app(document: dict[str, Any], path: Path) -> BenchmarkResult:
+    """Convert a JSON report of benchmark_app; InputError if the run failed or a figure is not a number.
+
+    benchmark_app writes one with ``-report_type no_counters -json_stats -report_folder DIR``. Its Python and its C++
+    program name the same things differently; the Python one rounds to hundredths of a millisecond.
+    The scenario is ``single-stream`` where the report has the API ``sync``, else ``offline``. There are no samples,
+    intervals or environment; `created` is when the file was last changed, to the second.
+    """
+    options = _Section(document.get("cmd_options", {}), path)
+    setup = _Section(document["configuration_setup"], path)
+    found = _Section(document["execution_results"], path)
+    if reason := found.text("error"):
+        raise InputError(f"{path}: this run of benchmark_app failed: {reason}")
+    changed = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
+    throughput = found.number("throughput")
+    if throughput is None:
+        raise InputError(f"{path}: execution_results has no throughput")
+    milliseconds = setup.number("duration (ms)", "duration")
+    hint = (options.text("-hint", "--perf_hint", "hint") or "").lower()
+    device = setup.text("target device", "target_device") or "CPU"
+    model = Path(options.text("-m", "--path_to_model", "m") or setup.text("topology") or "unknown")
+    latencies = {key: found.number(*names) for key, names in _LATENCIES.items()}
+    for percentile, key in _PERCENTILES.items():
+        latencies[key] = found.number(
+            "latency (ms)" if percentile == "50" else f"latency ({percentile} percentile) (ms)"
+        )
+    if (key_of := _PERCENTILES.get(found.text("percentile_boundary") or "")) is not None:
+        latencies[key_of] = found.number("latency_median")
+    requests = setup.whole("number of parallel infer requests", "nireq")
+    streams = setup.whole(f"number of {device} streams", f"{device.lower()}_streams_num")
+    return BenchmarkResult(
+        created=changed.isoformat(timespec="seconds"),
+        edgeface=None,
+        source="benchmark_app",
+        model=ModelInfo(
+            name=model.stem,
+            format={".xml": "ir", ".onnx": "onnx"}.get(model.suffix),  # type: ignore[arg-type]
+            inputs={},
+        ),
+        environment=None,
+        settings=RunSettings(
+            scenario="single-stream" if setup.text("API", "api") == "sync" else "offline",
+            device=device,
+            hint=_HINTS.get(hint, hint.upper()),
+            streams=streams,
+            requests=requests,
+            batch=setup.whole("batch size", "batch_size") or 1,
+            duration_s=milliseconds and milliseconds / 1e3,
+        ),
+        execution=Execution(devices=(device,), full_names=(), streams=streams, requests=requests),
+        latency_ms={key: value for key, value in latencies.items() if value is not None},
+        throughput_fps=throughput,
+        disturbed=None,
+    )
+
+
+class _Section:
+    """One section of a report; values are texts in the Python program's and numbers in the C++ program's."""
+
+    def __init__(self, values: Any, path: Path) -> None:
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: expected sections of names and values, found {values!r}")
+        self._values, self._path = values, path
+
+    def text(self, *names: str) -> str | None:
+        """Return the first of these names that has a value."""
+        return next((str(self._values[name]) for name in names if self._values.get(name) not in (None, "")), None)
+
+    def number(self, *names: str) -> float | None:
+        """Return the same as a number of 0 or more."""
+        text = self.text(*names)
+        if text is None or text == "None":
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0.0 <= value < float("inf"):
+            raise InputError(f"{self._path}: {names[0]}: expected a number of 0 or more, found {text!r}")
+        return value
+
+    def whole(self, *names: str) -> int | None:
+        """Return the same as a whole number."""
+        value = self.number(*names)
+        return None if value is None else int(value)

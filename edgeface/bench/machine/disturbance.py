@@ -83,35 +83,26 @@ def watch(*, root: Path = Path("/"), interval: float = _INTERVAL) -> Iterator[Wa
     A thread of this process reads the counters, some 2 ms of CPU time each time; where that takes longer, it
     samples less often, so that watching takes at most one per cent of one CPU.
     """
-    watched = Watch()
-    cost = _sample(watched.snapshots, root)
-    ended = threading.Event()
-    thread = threading.Thread(
-        target=_sample_until,
-        args=(ended, watched.snapshots, root, interval, cost),
-        name="edgeface-bench-watch",
-        daemon=True,
-    )
+    watched, ended = Watch(), threading.Event()
+
+    def sample() -> float:
+        started = time.thread_time()
+        watched.snapshots.append(take_snapshot(root))
+        return time.thread_time() - started
+
+    def sample_until_ended(cost: float) -> None:
+        # The lowest cost is that of sampling; a sample that took longer was disturbed: no reason to sample less.
+        while not ended.wait(max(interval, cost / _MOST_COST)):
+            cost = min(cost, sample())
+
+    thread = threading.Thread(target=sample_until_ended, args=(sample(),), name="edgeface-bench-watch", daemon=True)
     thread.start()
     try:
         yield watched
     finally:
         ended.set()
         thread.join()
-        _sample(watched.snapshots, root)
-
-
-def _sample(snapshots: list[Snapshot], root: Path) -> float:
-    """Take a sample and return the CPU seconds that it took."""
-    started = time.thread_time()
-    snapshots.append(take_snapshot(root))
-    return time.thread_time() - started
-
-
-def _sample_until(ended: threading.Event, snapshots: list[Snapshot], root: Path, interval: float, cost: float) -> None:
-    # The lowest cost is that of sampling; a sample that took longer was disturbed, which is no reason to sample less.
-    while not ended.wait(max(interval, cost / _MOST_COST)):
-        cost = min(cost, _sample(snapshots, root))
+        sample()
 
 
 def judge(snapshots: Sequence[Snapshot]) -> Disturbance:

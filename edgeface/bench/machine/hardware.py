@@ -135,18 +135,13 @@ def read_container(root: Path = Path("/")) -> Container:
         version = 2
     elif any(is_folder(root, f"{_GROUPS}/{name}") for name in ("memory", "cpu", "cpu,cpuacct")):
         version = 1
-    inside = in_container(root)
-    affinity: Reading[tuple[int, ...]] = sense(lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity")
-    if isinstance(version, Unknown):
-        return Container(
-            inside=inside, cgroup=version, cpu_limit=version, memory_limit_bytes=version, affinity=affinity
-        )
+    missing = version if isinstance(version, Unknown) else None
     return Container(
-        inside=inside,
+        inside=in_container(root),
         cgroup=version,
-        cpu_limit=_least(root, "cpu", _cpus),
-        memory_limit_bytes=_least(root, "memory", _memory),
-        affinity=affinity,
+        cpu_limit=missing or _least(root, "cpu", _cpus),
+        memory_limit_bytes=missing or _least(root, "memory", _memory),
+        affinity=sense(lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity"),
     )
 
 

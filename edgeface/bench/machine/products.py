@@ -115,19 +115,16 @@ def measure_product(compiled: CompiledProduct, *, streams: int, seconds: float) 
 
 def best(measured: Iterable[tuple[CompiledProduct, list[float]]], *, streams: int) -> Product:
     """Return the product with the highest median speed."""
-    products = []
-    for compiled, times in measured:
-        seconds = statistics.median(times)
-        product = Product(
-            gflops_per_second=streams * 2.0 * prod(compiled.shape) / seconds / 1e9,
-            executed=compiled.executed,
-            kernel=compiled.kernel,
-            form=compiled.form,
-            shape=compiled.shape,
-            milliseconds=seconds * 1e3,
-        )
-        products.append(product)
-    return max(products, key=lambda product: product.gflops_per_second)
+    timed = [(compiled, statistics.median(times)) for compiled, times in measured]
+    compiled, seconds = max(timed, key=lambda each: prod(each[0].shape) / each[1])
+    return Product(
+        gflops_per_second=streams * 2.0 * prod(compiled.shape) / seconds / 1e9,
+        executed=compiled.executed,
+        kernel=compiled.kernel,
+        form=compiled.form,
+        shape=compiled.shape,
+        milliseconds=seconds * 1e3,
+    )
 
 
 def _layer_seconds(request: Any, name: str) -> float:

@@ -26,14 +26,12 @@ _AXES = ("batch", "streams", "requests", "threads", "hint", "precision", "device
 
 def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
     """Plot items per second of each result, with intervals; None for a single result."""
-    shown = [each for each in entries if each.result.throughput_fps]
+    shown = [each for each in entries if each.result.throughput_fps][::-1]
     if len(shown) < 2:
         return None
-    shown = shown[::-1]
     rates = [each.result.throughput_fps or 0.0 for each in shown]
-    ends = [
-        (each.result.throughput_interval or (None, None))[1] or rate for each, rate in zip(shown, rates, strict=True)
-    ]
+    intervals = [each.result.throughput_interval or (None, None) for each in shown]
+    ends = [high or rate for (_, high), rate in zip(intervals, rates, strict=True)]
     frame = Axes(
         linear("items per second", 0, max(ends) * 1.15),
         categories("", _short([each.name for each in shown])),
@@ -42,9 +40,8 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
         grid=False,
     )
     shapes, words = [], []
-    for row, (each, rate) in enumerate(zip(shown, rates, strict=True)):
+    for row, (each, rate, (low, high)) in enumerate(zip(shown, rates, intervals, strict=True)):
         shapes.append(frame.bar(row, rate, "fill", title=f"{each.name}: {rounded(rate)} items per second"))
-        low, high = each.result.throughput_interval or (None, None)
         if low is not None and high is not None:
             shapes.append(frame.whiskers(row, low, high, "mark"))
         words.append(frame.words(high or rate, row, f"\u2002{rounded(rate)}", anchor="start", kind="strong", lift=-4))
@@ -53,23 +50,15 @@ def throughput_plot(entries: Sequence[ReportEntry]) -> Plot | None:
 
 def comparison_plots(comparisons: Sequence[Comparison]) -> list[Plot]:
     """Plot slowdowns with their intervals: by metric for one candidate, one plot per metric for several."""
+    first = comparisons[0]
     if len(comparisons) == 1:
-        (only,) = comparisons
-        rows = [(each.metric, each) for each in only.differences]
-        return [_slowdowns(f"{only.candidate} against {only.baseline}", rows)]
-    metrics = dict.fromkeys(each.metric for comparison in comparisons for each in comparison.differences)
-    return [
-        _slowdowns(
-            f"{metric} against {comparisons[0].baseline}",
-            [
-                (comparison.candidate, each)
-                for comparison in comparisons
-                for each in comparison.differences
-                if each.metric == metric
-            ],
-        )
-        for metric in metrics
-    ]
+        rows = [(each.metric, each) for each in first.differences]
+        return [_slowdowns(f"{first.candidate} against {first.baseline}", rows)]
+    by_metric: dict[str, list[tuple[str, Difference]]] = {}
+    for comparison in comparisons:
+        for each in comparison.differences:
+            by_metric.setdefault(each.metric, []).append((comparison.candidate, each))
+    return [_slowdowns(f"{metric} against {first.baseline}", rows) for metric, rows in by_metric.items()]
 
 
 def _slowdowns(title: str, rows: list[tuple[str, Difference]]) -> Plot:
@@ -109,14 +98,11 @@ def heat_maps(entries: Sequence[ReportEntry]) -> list[Plot]:
         return []
     across, up = sorted(varied, key=_AXES.index)
     alone, loaded = (of_scenario(entries, scenario) for scenario in ("single-stream", "offline"))
-    return [
-        plot
-        for plot in (
-            _heat_map(loaded, values, across, up, "Throughput (items per second)", latency=False),
-            _heat_map(alone, values, across, up, "Median latency (ms)", latency=True),
-        )
-        if plot
-    ]
+    maps = (
+        _heat_map(loaded, values, across, up, "Throughput (items per second)", latency=False),
+        _heat_map(alone, values, across, up, "Median latency (ms)", latency=True),
+    )
+    return [each for each in maps if each]
 
 
 def of_scenario(entries: Sequence[ReportEntry], scenario: Scenario) -> Sequence[ReportEntry]:

@@ -45,27 +45,18 @@ def _histogram(result: BenchmarkResult, latencies: Doubles) -> Plot:
     heights = np.histogram(latencies, edges)[0]
     frame = Axes(linear("latency (ms)", low, high), linear("queries", 0, float(heights.max()) * 1.08, wanted=4))
     marked = [key for key in _MARKED if result.latency_ms.get(key, np.inf) <= high]
-    beyond = int((latencies > high).sum())
-    return Plot(
-        "Latency",
-        frame,
-        (frame.columns(edges, heights, "fill"), *(frame.upright(result.latency_ms[key], "cut") for key in marked)),
-        words=tuple(
-            frame.words(
-                result.latency_ms[key],
-                heights.max() * 1.08,
-                key,
-                # Far left there is the y axis.
-                anchor=anchor if frame.x.place(result.latency_ms[key]) > 0.1 else "start",
-                lift=3,
-                kind="strong",
-            )
-            for key, anchor in zip(marked, _ANCHORS, strict=False)
-        ),
-        note=f"{counted(beyond, 'query', 'queries')} of {len(latencies):,} beyond, up to {rounded(latencies.max())} ms"
-        if beyond
-        else "",
-    )
+    shapes, words = [frame.columns(edges, heights, "fill")], []
+    for key, anchor in zip(marked, _ANCHORS, strict=False):
+        value = result.latency_ms[key]
+        shapes.append(frame.upright(value, "cut"))
+        side = anchor if frame.x.place(value) > 0.1 else "start"  # far left there is the y axis
+        words.append(frame.words(value, heights.max() * 1.08, key, anchor=side, lift=3, kind="strong"))
+    note = ""
+    if beyond := int((latencies > high).sum()):
+        note = (
+            f"{counted(beyond, 'query', 'queries')} of {len(latencies):,} beyond, up to {rounded(latencies.max())} ms"
+        )
+    return Plot("Latency", frame, tuple(shapes), tuple(words), note=note)
 
 
 def _percentiles(result: BenchmarkResult, latencies: Doubles) -> Plot:
@@ -113,16 +104,8 @@ def _throughput(result: BenchmarkResult, samples: Samples) -> Plot:
     words: list[Words] = []
     if result.throughput_fps is not None:
         shapes.append(frame.level(result.throughput_fps, "cut"))
-        words.append(
-            frame.words(
-                float(edges[-1]),
-                result.throughput_fps,
-                rounded(result.throughput_fps),
-                anchor="end",
-                kind="strong",
-                lift=5,
-            )
-        )
+        last, rate = float(edges[-1]), result.throughput_fps
+        words.append(frame.words(last, rate, rounded(rate), anchor="end", kind="strong", lift=5))
     return Plot("Throughput over time", frame, tuple(shapes), tuple(words))
 
 
@@ -166,18 +149,14 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
     roofs = _roofs(result.peak, layers)
     rates = np.array([_rate(layer) or 0.0 for layer in layers])
     intensities = np.array([(layer.gflops or 0.0) * 1e9 / (layer.bytes or 1) for layer in layers])
-    top = max([*roofs.values(), float(rates.max())])
-    slope = bandwidth.gb_per_second
+    top, slope = max([*roofs.values(), float(rates.max())]), bandwidth.gb_per_second
     ridge = top / slope
+    least = min(float(intensities.min()) / 1.5, ridge / 10)
+    most = max(float(intensities.max()), ridge) * 3
     frame = Axes(
-        logarithmic(
-            "operations per byte",
-            min(float(intensities.min()) / 1.5, ridge / 10),
-            max(float(intensities.max()), ridge) * 3,
-        ),
+        logarithmic("operations per byte", least, most),
         logarithmic("GFLOP/s", max(float(rates.min()) / 2, top / 1e4), top * 1.6),
     )
-    least, most = _ends(frame)
     shapes, words = [], []
     for precision, roof in roofs.items():
         bend = roof / slope
@@ -201,13 +180,6 @@ def roofline_plot(result: BenchmarkResult) -> Plot | None:
         note=f"On the slope the memory is the limit, {rounded(slope, 3)} GB/s; a layer whose data stay in the "
         "cache may be above it.",
     )
-
-
-def _ends(frame: Axes) -> tuple[float, float]:
-    """Return the values at the two ends of the x axis, whose scale is linear in the logarithm."""
-    at_one, at_ten = frame.x.scale(np.array([1.0, 10.0]))
-    decade = float(at_ten - at_one)
-    return 10 ** (-float(at_one) / decade), 10 ** ((1 - float(at_one)) / decade)
 
 
 def _roofs(peak: Peak, layers: list[LayerTiming]) -> dict[str, float]:

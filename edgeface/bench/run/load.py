@@ -18,10 +18,12 @@ from edgeface.bench.schema import Execution, RunSettings
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
-from edgeface.runtime.devices import ResolvedDevice, resolve_device
+from edgeface.runtime.devices import resolve_device
 from edgeface.runtime.plan import describe_execution
 from edgeface.runtime.schedule import reason_of
 
+_PLANNED = ("hint", "precision", "streams", "requests", "threads")
+"""Settings that are fields of `DevicePlan` too."""
 _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 
 
@@ -67,19 +69,17 @@ def load(
 ) -> LoadedModel:
     """Read a model as `read_benchmark_model` does, and compile it.
 
-    `plan` replaces device, hint, precision, streams, requests and threads of the settings.
-
-    Raises
-    ------
-    InputError
-        If the model or the settings are wrong.
-    DeviceError
-        If the device is absent, or cannot compile the model.
+    `plan` replaces device, hint, precision, streams, requests and threads of the settings. Errors are those of
+    `edgeface.bench.run.runner.benchmark`.
     """
     resolved = resolve_device(plan.device if plan else settings.device, core=core)
-    plan = _plan(settings, resolved) if plan is None else dataclasses.replace(plan, device=resolved.device)
+    if plan is None:
+        plan = default_plan(resolved, batch_buckets=(1,), **{name: getattr(settings, name) for name in _PLANNED})
+        plan = dataclasses.replace(plan, extra={**plan.extra, **settings.extra})
+    else:
+        plan = dataclasses.replace(plan, device=resolved.device)
     settings = settings.model_copy(
-        update={name: getattr(plan, name) for name in ("hint", "precision", "streams", "requests", "threads")}
+        update={name: getattr(plan, name) for name in _PLANNED}
         # Recorded are no folders, such as that of the cache.
         | {"extra": {name: value for name, value in plan.extra.items() if os.sep not in str(value)}}
         | {"device": resolved.requested}
@@ -124,19 +124,6 @@ def load(
         core=core,
         plan=plan,
     )
-
-
-def _plan(settings: RunSettings, resolved: ResolvedDevice) -> DevicePlan:
-    plan = default_plan(
-        resolved,
-        hint=settings.hint,
-        precision=settings.precision,
-        streams=settings.streams,
-        requests=settings.requests,
-        threads=settings.threads,
-        batch_buckets=(1,),
-    )
-    return dataclasses.replace(plan, extra={**plan.extra, **settings.extra})
 
 
 def _compile(
@@ -298,14 +285,12 @@ def random_inputs(model: Any, *, seed: int) -> list[np.ndarray]:
     floating-point inputs 0 to 1; integers and booleans 0 and 1, which are valid indices.
     """
     random = np.random.default_rng(seed)
-    return [_random(port, random) for port in model.inputs]
-
-
-def _random(port: Any, random: np.random.Generator) -> np.ndarray:
-    shape, dtype = tuple(port.shape), np.dtype(port.element_type.to_dtype())
-    image = len(shape) == 4 and bool({1, 3} & {shape[1], shape[3]})
-    if image and (dtype.kind == "f" or dtype == np.uint8):
-        return random.integers(0, 256, shape).astype(dtype)
-    if dtype.kind == "f":
-        return random.random(shape).astype(dtype)
-    return random.integers(0, 2, shape).astype(dtype)
+    arrays = []
+    for port in model.inputs:
+        shape, dtype = tuple(port.shape), np.dtype(port.element_type.to_dtype())
+        if len(shape) == 4 and {1, 3} & {shape[1], shape[3]} and (dtype.kind == "f" or dtype == np.uint8):
+            values: np.ndarray = random.integers(0, 256, shape)
+        else:
+            values = random.random(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
+        arrays.append(values.astype(dtype))
+    return arrays

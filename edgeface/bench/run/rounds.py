@@ -104,23 +104,24 @@ def measure_in_turn(
     """
     core, wanted = ov.Core(), streams or {}
     with contextlib.ExitStack() as stack:
-        alone = {name: stack.enter_context(_load(core, path, device)) for name, path in models.items()}
-        loaded = {
-            name: stack.enter_context(_load(core, path, device, loaded=True, streams=wanted.get(name)))
+        turns: dict[_Turn, LoadedModel] = {
+            (name, busy): stack.enter_context(
+                _load(core, path, device, loaded=busy, streams=wanted.get(name) if busy else None)
+            )
+            for busy in (False, True)
             for name, path in models.items()
         }
-        turns: dict[_Turn, LoadedModel] = {(name, False): each for name, each in alone.items()}
-        turns |= {(name, True): each for name, each in loaded.items()}
         recorded = _take_turns(turns, rounds, seconds, progress)
     return {
         name: ModelTiming(
             alone=_timing(recorded[name, False], lambda run: statistics.median(run.latencies_ms)),
             loaded=_timing(recorded[name, True], lambda run: 1e3 / run.items_per_second),
-            streams=loaded[name].execution.streams,
-            requests=loaded[name].execution.requests,
-            precision=loaded[name].execution.precision,
+            streams=execution.streams,
+            requests=execution.requests,
+            precision=execution.precision,
         )
         for name in models
+        for execution in [turns[name, True].execution]
     }
 
 
@@ -156,7 +157,7 @@ def compare_rounds(first: Sequence[float], second: Sequence[float]) -> int:
     return 1 if all(each > 0 for each in differences) else 0
 
 
-def _load(core: ov.Core, path: Path, device: str, *, loaded: bool = False, streams: int | None = None) -> LoadedModel:
+def _load(core: ov.Core, path: Path, device: str, *, loaded: bool, streams: int | None) -> LoadedModel:
     settings = RunSettings(
         scenario="offline" if loaded else "single-stream",
         device=device,

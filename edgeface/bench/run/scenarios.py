@@ -123,12 +123,10 @@ def warm_up(target: Target, *, alone: bool, longest_s: float) -> tuple[float, bo
         left = began + longest_s - time.perf_counter()
         if left <= 0:
             return time.perf_counter() - began, False
-        window = RunLimits(
-            duration_s=min(_WINDOW.duration_s, left),
-            min_count=_WINDOW.min_count,
-            max_duration_s=min(_WINDOW.max_duration_s, left),
+        longest = min(_WINDOW.max_duration_s, left)
+        after = run(
+            target, dataclasses.replace(_WINDOW, duration_s=min(_WINDOW.duration_s, left), max_duration_s=longest)
         )
-        after = run(target, window)
         if after.interrupted:
             raise KeyboardInterrupt
         if before is not None and is_settled(before.latencies_ms, after.latencies_ms):

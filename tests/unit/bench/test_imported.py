@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeface.bench.compare.imported import read_any, read_benchmark_app
+from edgeface.bench.compare.comparable import read_any
 from edgeface.bench.result import BenchmarkResult
 from edgeface.errors import InputError
 
@@ -111,7 +111,5 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(InputError, match=r"is not a result|expected a benchmark result"):
         read_any(path)
-    with pytest.raises(InputError, match="is not a JSON report of benchmark_app"):
-        read_benchmark_app(path)
     with pytest.raises(InputError, match="No such file"):
         read_any(tmp_path / "absent.json")
