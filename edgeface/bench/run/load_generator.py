@@ -104,28 +104,38 @@ def measuring() -> Iterator[Recorder]:
 
     At the end KeyboardInterrupt is raised if it was interrupted before anything was recorded.
     """
-    enabled, usual = gc.isenabled(), signal.getsignal(signal.SIGINT)
-    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     recorder = Recorder()
-
-    def note(number: int, frame: object) -> None:
-        recorder.interrupted = True
-        signal.signal(signal.SIGINT, usual)
-
-    if ours:  # an exception between taking a slot and starting it would lose the slot
-        signal.signal(signal.SIGINT, note)
     try:
-        yield recorder
+        with _noting_interrupts(recorder):
+            yield recorder
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, usual)
         recorder.end()
         if enabled:
             gc.enable()
     if recorder.interrupted and not recorder.rows:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noting_interrupts(recorder: Recorder) -> Iterator[None]:
+    """Prevent Ctrl-C between taking a slot and starting it, where the slot would be lost."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        recorder.interrupted = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def measured_share(share: float) -> Progress:
