@@ -133,9 +133,8 @@ def inspect(ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract."
         return emit_json(answer)
     table = _contract_table(contract)
     table.add_section()
-    table.add_row(
-        "work of one face", f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
-    )
+    gflops = f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
+    table.add_row("work of one face", gflops)
     table.add_row("parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)")
     table.add_row("files", f".xml {answer['bytes']['xml']:,} bytes, .bin {answer['bytes']['bin']:,} bytes")
     stdout.print(table)
@@ -185,9 +184,8 @@ def _contract_table(contract: ModelContract) -> Table:
     table = Table("contract", contract.contract_id, title=escape(contract.name), title_justify="left")
     height, width = contract.input_size
     low, high = contract.value_range
-    table.add_row(
-        "input", f"{contract.input_name}: {contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
-    )
+    form = f"{contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
+    table.add_row("input", f"{contract.input_name}: {form}")
     table.add_row("output", f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}")
     table.add_row("alignment", f"{contract.alignment.recipe}, margin {contract.alignment.margin}")
     table.add_row("weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}...")

@@ -53,8 +53,7 @@ def demo(
 
 def _lines(result: DemoResult) -> Iterator[str]:
     contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
-    seeded = contract.provenance == "seeded"
-    if seeded:
+    if seeded := contract.provenance == "seeded":
         yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one. No weights in:"
         yield from (f"          {escape(line)}" for line in result.source.tried)
     yield f"contract  {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"

@@ -202,16 +202,8 @@ class Recipe:
 
     def contract_fields(self) -> dict[str, Any]:
         """Return the contract's fields that follow from the recipe."""
-        return {
-            "framework": self.framework,
-            "input_size": self.size,
-            "value_range": (0.0, 255.0),
-            "mean": self.mean,
-            "scale": self.scale,
-            "metric": "cosine",
-            "normalized": self.normalized,
-            "alignment": self.alignment,
-        }
+        same = {key: getattr(self, key) for key in ("framework", "mean", "scale", "normalized", "alignment")}
+        return {**same, "input_size": self.size, "value_range": (0.0, 255.0), "metric": "cosine"}
 
 
 def recipe_of(entry: ModelEntry) -> Recipe:

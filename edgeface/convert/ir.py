@@ -62,9 +62,7 @@ def adapt_input(
         model.reshape(wanted)
     except RuntimeError as error:
         found = model.input(0).get_partial_shape()
-        raise ConversionError(
-            f"expected a model that takes {wanted}, found one for {found}, which does not fit"
-        ) from error
+        raise ConversionError(f"expected a model that takes {wanted}, found one for {found}") from error
     if not _fold_into_first_convolution(model, layout=layout, color=color, mean=mean, scale=scale):
         model = prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
     fold_constants(model)

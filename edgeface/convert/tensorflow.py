@@ -185,10 +185,8 @@ def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> Ports:
             f"{path}: expected a FaceNet graph with a node {_OUTPUT!r}, found {len(names)} nodes without one; "
             "this is another model, or the file is truncated"
         )
-    for name in _INPUTS:
-        if name in names:
-            return Ports(name, _OUTPUT, training)
-    images = [node.name for node in names.values() if _is_placeholder(node, DT_FLOAT)]
+    images = [name for name in _INPUTS if name in names][:1]
+    images = images or [node.name for node in names.values() if _is_placeholder(node, DT_FLOAT)]
     if len(images) != 1:
         raise ConversionError(
             f"{path}: expected an input named {' or '.join(_INPUTS)}, or a single image placeholder; "
@@ -250,9 +248,7 @@ def _declared_shape(node: Any) -> list[int]:
 def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) -> None:
     """Refuse a model for images of another size; a network without dense layers would run and be wrong."""
     wanted = (*size, 3)
-    if len(declared) == 4 and any(
-        found not in (-1, expected) for found, expected in zip(declared[1:], wanted, strict=True)
-    ):
+    if len(declared) == 4 and any(a not in (-1, b) for a, b in zip(declared[1:], wanted, strict=True)):
         found, expected = (" x ".join(map(str, shape)) for shape in (declared[1:], wanted))
         raise ConversionError(
             f"{path}: expected a model of {expected} images, found one of {found}; "

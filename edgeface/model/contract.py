@@ -130,10 +130,8 @@ class ModelContract:
     ----------
     name
         The model's name in the zoo, or the name given at conversion.
-    framework
-        Framework of the source model: ``tf``, ``onnx``, ``pytorch``, ``keras``, ``openvino``.
-    source_sha256
-        SHA-256 of the source model, 64 hexadecimal digits.
+    framework, source_sha256
+        Of the source model: ``tf``, ``onnx``, ``pytorch``, ``keras`` or ``openvino``, and 64 hexadecimal digits.
     provenance
         ``published``: digest or weights known to be the published ones; ``seeded``: random weights, useless for
         recognition; ``unknown``: a file of the user's own.
@@ -148,10 +146,8 @@ class ModelContract:
         the IR, which computes ``(x - mean) / scale`` itself.
     embedding_dim, metric, normalized
         Length of one embedding, how two are compared, and whether rows leave the IR with unit length.
-    alignment
-        How the crop is made.
-    precision
-        Precision of the stored weights.
+    alignment, precision
+        How the crop is made, and the precision of the stored weights.
     converter_version, openvino_version
         Versions of edgeface and OpenVINO that wrote the file. They do not enter `contract_id`.
     weights_sha256

@@ -94,11 +94,10 @@ def has_default(*, store: ModelStore | None = None) -> bool:
 
 def record_first_default(ir: Path, *, store: ModelStore | None = None) -> bool:
     """Make an IR the default unless one is set; return whether it became the default."""
-    store = store or ModelStore()
-    if has_default(store=store):
-        return False
-    set_default_model(ir, store=store)
-    return True
+    first = not has_default(store=store)
+    if first:
+        set_default_model(ir, store=store)
+    return first
 
 
 def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:

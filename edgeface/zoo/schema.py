@@ -284,8 +284,8 @@ class ModelEntry(_Strict):
     @property
     def size(self) -> int | None:
         """Bytes of the whole download; None while a file's size is unknown."""
-        sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -282,12 +282,11 @@ class ModelStore:
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
-    def _marker(folder: Path) -> dict[str, Any]:
+    def _marker(folder: Path) -> Any:
         try:
-            marker: dict[str, Any] = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+            return json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return marker
 
 
 def place(source: Path, target: Path) -> None:

@@ -178,9 +178,8 @@ def _connection_fault(error: Exception) -> SourceFault:
 
 def _refuse_downgrade(response: httpx.Response) -> None:
     """Refuse a redirect from https to http."""
-    target = response.headers.get("Location")
-    if response.is_redirect and target is not None and response.url.scheme == "https":
-        address = response.url.join(target)
+    if response.has_redirect_location and response.url.scheme == "https":
+        address = response.url.join(response.headers["Location"])
         if address.scheme != "https":
             raise SourceFault(f"redirects from https to {address}")
 
