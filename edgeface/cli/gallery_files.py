@@ -38,8 +38,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Export all people to one checksummed file, which is encrypted if the gallery is."""
-    from edgeface.gallery.keys import find_key
-    from edgeface.gallery.transfer import export_gallery
+    from edgeface.gallery import export_gallery, find_key
 
     with output_errors(output):
         if output.exists():
@@ -67,9 +66,7 @@ def import_(
 ) -> None:
     """Import all people of an export. If one person is refused, none is imported."""
     from edgeface.cipher import is_sealed
-    from edgeface.gallery.enrolment import EnrolRules
-    from edgeface.gallery.keys import find_key
-    from edgeface.gallery.transfer import import_gallery
+    from edgeface.gallery import EnrolRules, find_key, import_gallery
 
     try:
         sealed = is_sealed(source)

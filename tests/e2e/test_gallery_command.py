@@ -21,6 +21,7 @@ COLORS = {"Ada": (220, 20, 20), "Grace": (20, 220, 20), "Linus": (20, 20, 220)}
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """tiny.xml, people/NAME/0.png and 1.png, and keys/a and keys/b."""
     monkeypatch.delenv("EDGEFACE_GALLERY_KEY", raising=False)
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))  # without a default model
     monkeypatch.chdir(tmp_path)
     write_tiny_ir(tmp_path)
     for name, color in COLORS.items():
