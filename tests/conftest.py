@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_data)
         if item.get_closest_marker("parity") and importlib.util.find_spec("tensorflow") is None:
             item.add_marker(no_tensorflow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_store_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the models that this user has downloaded, and the default among them, out of every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFACE_CACHE", str(tmp_path_factory.mktemp("store")))
+        patch.delenv("EDGEFACE_MODEL", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
