@@ -635,7 +635,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
     )
-    watched, pattern = (temporary, "edgeface-*.pb") if when == "while-reading" else (out, ".edgeface-*/*")
+    watched, pattern = (temporary, "edgeface-*/*.pb") if when == "while-reading" else (out, ".edgeface-*/*")
     _wait_for(lambda: any(watched.glob(pattern)) if watched.is_dir() else False, process)
 
     process.send_signal(number)
