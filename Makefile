@@ -9,7 +9,9 @@ TESTS ?= tests
 MARKS ?= not nightly
 JOBS ?= logical
 PYTEST_ARGS ?=
+ifneq ($(wildcard ../shared/data),)
 export EDGEFACE_DATA ?= $(abspath ../shared/data)
+endif
 
 BIN = $(VENV)/bin
 # One stamp a set of extras, so that asking for more of them installs them.
@@ -20,6 +22,7 @@ STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 demo: EXTRAS = demo
 demo: $(VENV)/.installed-demo
 	$(BIN)/edgeface demo
+	@echo "to use the command edgeface in this shell, run: . $(BIN)/activate"
 
 # Side by side whatever can be, then one after another what measures this machine's time, load or memory.
 PYTEST = $(BIN)/python -m pytest --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)

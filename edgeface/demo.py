@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import importlib.util
 import os
@@ -25,10 +26,10 @@ from edgeface.convert.ir import random_images
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.seeded import seeded_weights
 from edgeface.drawing import write_page
-from edgeface.errors import MissingError
+from edgeface.errors import ContractError, InputError, MissingError, ModelFormatError
 from edgeface.model.contract import Provenance
 from edgeface.model.flops import count_work
-from edgeface.model.ir_file import read_ir
+from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.zoo import DownloadPolicy, ModelStore, download, load_catalog
 from edgeface.zoo.default import has_default, keep_ir, record_first_default
@@ -131,9 +132,19 @@ def run_demo(
 
     The IR and ``report.html`` go into `output_dir`, made if absent. `data` is a folder of real data (EDGEFACE_DATA);
     the other parameters are those of `find_weights`.
+
+    Raises InputError if only a seeded IR can be made and `output_dir` has one that is not seeded.
     """
     with tempfile.TemporaryDirectory(prefix="edgeface-demo-") as scratch:
-        source = find_weights(Path(scratch), data=data, mirror=mirror, offline=offline, say=say, progress=progress)
+        source = find_weights(
+            Path(scratch),
+            replaces=output_dir / f"{MODEL}.xml",
+            data=data,
+            mirror=mirror,
+            offline=offline,
+            say=say,
+            progress=progress,
+        )
         golden = data / MODEL / "golden.npz" if data and source.provenance == "published" else None
         golden = golden if golden and golden.is_file() else None
         can_compare = golden is not None or importlib.util.find_spec("tensorflow") is not None
@@ -170,6 +181,7 @@ def run_demo(
 def find_weights(
     folder: Path,
     *,
+    replaces: Path,
     data: Path | None,
     mirror: str | None,
     offline: bool,
@@ -178,7 +190,8 @@ def find_weights(
 ) -> WeightsSource:
     """Find weights in the store, at a mirror, in the data folder or at the publisher; else make seeded ones.
 
-    A graph that has to be built from weights goes into `folder`. `data` may have
+    A graph that has to be built from weights goes into `folder`. `replaces` is where its IR will be written: seeded
+    weights are refused if the IR there is not seeded. `data` may have
     ``facenet-20180408-102900/weights.npz``. `mirror` is an address or folder, by default EDGEFACE_MIRROR. With
     `offline` the publisher is not asked. `say` is called with a line of text at a time.
     """
@@ -218,6 +231,14 @@ def find_weights(
             return WeightsSource(*look(), "published", tuple(tried))
         except MissingError as error:
             tried.append(f"{place}: {error}")
+    with contextlib.suppress(ModelFormatError, ContractError):  # there is none, or it is unusable
+        if read_contract(replaces)[1].provenance != "seeded":
+            raise InputError(
+                path=replaces,
+                expected="no IR of real weights where a seeded one will be written",
+                found=f"one, and no published weights ({'; '.join(tried)})",
+                remedy="write the seeded one elsewhere with --output-dir, or name the weights' folder with --data",
+            )
     say("no published weights found; making SEEDED ones, with which no person is recognised")
     graph = write_graph(seeded_weights(0), folder / f"{MODEL}.pb", seeded=True)
     return WeightsSource(graph, "a seed", "seeded", tuple(tried))

@@ -41,8 +41,7 @@ def demo(
     from edgeface.demo import run_demo
 
     if data is not None and not data.is_dir():
-        stderr.print(f"no data at {data}: continuing without", markup=False)
-        data = None
+        stderr.print(f"--data (EDGEFACE_DATA): no folder {data}; the demo goes on without it", markup=False)
     with progress_bars() as progress:
         result = run_demo(output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress)
     if json:
