@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import FaceError, ImageError, InputError
+from edgeface.errors import EngineClosed, FaceError, ImageError, InputError
 from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
@@ -61,7 +61,7 @@ PhotoLike = str | os.PathLike[str] | bytes | NDArray[Any] | PillowImage
 uint8 BGR in most cases; or a Pillow image."""
 
 
-def read_photo(photo: PhotoLike) -> Image:
+def read_photo(photo: PhotoLike, *, name: str = "photo") -> Image:
     """Read a photo given as a path, bytes, pixels or a Pillow image.
 
     Parameters
@@ -69,6 +69,8 @@ def read_photo(photo: PhotoLike) -> Image:
     photo
         See `PhotoLike`. EXIF orientation is applied to files and Pillow images, transparency is laid over white,
         gray becomes three equal channels.
+    name
+        Of a photo that is no file, in an error's text.
 
     Returns
     -------
@@ -86,21 +88,27 @@ def read_photo(photo: PhotoLike) -> Image:
     >>> read_photo(np.zeros((4, 6), np.uint8)).shape
     (4, 6, 3)
     """
-    if isinstance(photo, (bytes, np.ndarray)):
-        return read_image(photo)
     if isinstance(photo, (str, os.PathLike)):
         return read_image(Path(photo))
-    if hasattr(photo, "getexif") and hasattr(photo, "convert"):
-        return _read_pillow(photo)
+    try:
+        if isinstance(photo, (bytes, np.ndarray)):
+            return read_image(photo)
+        if hasattr(photo, "getexif") and hasattr(photo, "convert"):
+            return _read_pillow(photo)
+    except ImageError as error:
+        raise error.with_path(name) from error
     raise InputError(
-        f"photo: expected a path, the bytes of an image file, an array or a Pillow image, found {type(photo).__name__}"
+        path=name,
+        expected="a path, the bytes of an image file, an array or a Pillow image",
+        found=type(photo).__name__,
+        remedy="pass one of these",
     )
 
 
 def _read_pillow(photo: PillowImage) -> Image:
     mode = photo.mode
     if mode == "F":
-        raise ImageError("photo: expected 8 or 16 bits a channel, found a Pillow image of mode F; convert it first")
+        raise ImageError("expected 8 or 16 bits a channel, found a Pillow image of mode F; convert it first")
     try:
         orientation = photo.getexif().get(_ORIENTATION, 1)
         image: Any = photo
@@ -113,7 +121,7 @@ def _read_pillow(photo: PillowImage) -> Image:
             image = image.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"photo: Pillow cannot decode it: {error}") from error
+        raise ImageError(f"Pillow cannot decode it: {error}") from error
     if mode.startswith("I"):
         pixels = np.clip(pixels, 0, 0xFFFF).astype(np.uint16)
     if pixels.ndim == 3:
@@ -138,6 +146,7 @@ class FaceAnalyzer:
     def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
         self._embedder, self._detector = embedder, detector
         self._index: tuple[GalleryStore, LiveIndex] | None = None
+        self._closed = False
 
     @property
     def contract(self) -> ModelContract:
@@ -145,7 +154,12 @@ class FaceAnalyzer:
         return self._embedder.contract
 
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
-        """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer."""
+        """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer.
+
+        Raises `EngineClosed` if the analyzer is closed, as all methods that need the model do.
+        """
+        if self._closed:
+            raise EngineClosed("this FaceAnalyzer is closed; load it again")
         return Pipeline(
             self._detector, self._embedder, gate=gate, faces=faces, batch_size=_BATCH_SIZE, prefetch=_PREFETCH
         )
@@ -220,9 +234,10 @@ class FaceAnalyzer:
         Verification(matched=True, cosine 0.8123 > 0.5701, far=0.0001)
         """
         decisive = choose_threshold(threshold, self.contract, far=far)
-        first = self._embed_one(a, face_a)
-        second = self._embed_one(b, face_b)
-        answer = verify(_embedding(first, _name(a)), _embedding(second, _name(b)), decisive)
+        name_a, name_b = _name(a, "photo a"), _name(b, "photo b")
+        first = self._embed_one(a, face_a, name_a)
+        second = self._embed_one(b, face_b, name_b)
+        answer = verify(_embedding(first, name_a), _embedding(second, name_b), decisive)
         return replace(answer, face_a=first, face_b=second)
 
     @overload
@@ -250,8 +265,10 @@ class FaceAnalyzer:
             If a photo cannot be read, or has no usable face.
         """
         if not isinstance(photos, (list, tuple)):
-            return _embedding(self._embed_one(photos, None), _name(photos))
-        frames = (Frame(read_photo(photo), i, float(i), _name(photo)) for i, photo in enumerate(photos))
+            name = _name(photos, "photo")
+            return _embedding(self._embed_one(photos, None, name), name)
+        names = [_name(photo, f"photos[{i}]") for i, photo in enumerate(photos)]
+        frames = (Frame(read_photo(photo, name=names[i]), i, float(i), names[i]) for i, photo in enumerate(photos))
         vectors = np.empty((len(photos), self.contract.embedding_dim), np.float32)
         with contextlib.closing(self.pipeline(faces="largest").run(frames)) as answers:
             for frame, faces in answers:
@@ -359,7 +376,7 @@ class FaceAnalyzer:
 
     def close(self) -> None:
         """Release the model and the detector; closing again does nothing."""
-        self._index = None
+        self._index, self._closed = None, True
         try:
             self._embedder.close()
         finally:
@@ -376,14 +393,14 @@ class FaceAnalyzer:
         detector = "crops" if self._detector is None else self._detector.name
         return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
 
-    def _embed_one(self, photo: PhotoLike, number: int | None) -> Face:
+    def _embed_one(self, photo: PhotoLike, number: int | None, name: str) -> Face:
         """Embed the face of this number from the left, or the one that `Faces.largest` chooses."""
-        image, pipeline = read_photo(photo), self.pipeline()
+        image, pipeline = read_photo(photo, name=name), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:
-            raise _no_face(_name(photo))
+            raise _no_face(name)
         if number is not None and not 1 <= number <= len(faces):
-            raise InputError(path=_name(photo), expected=f"a face number from 1 to {len(faces)}", found=str(number))
+            raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
         return pipeline.embed(image, faces[index])
 
@@ -399,9 +416,9 @@ class FaceAnalyzer:
         yield self._index[1]
 
 
-def _name(photo: object) -> str:
+def _name(photo: object, otherwise: str) -> str:
     """Name a photo in an error's text."""
-    return os.fspath(photo) if isinstance(photo, (str, Path)) else "photo"
+    return os.fspath(photo) if isinstance(photo, (str, Path)) else otherwise
 
 
 def _no_face(name: str) -> FaceError:

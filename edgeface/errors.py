@@ -38,7 +38,10 @@ Every message says what was expected, what was found and what to do next.
 from __future__ import annotations
 
 from os import PathLike
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ArchiveError",
@@ -114,6 +117,10 @@ class EdgeFaceError(Exception):
             message = "; ".join(part for part in (fact, remedy) if part)
             message = f"{path}: {message}" if path is not None else message
         super().__init__(message)
+
+    def with_path(self, path: str | PathLike[str]) -> Self:
+        """Return the same error with a path, which precedes its text."""
+        return type(self)(f"{path}: {self}", path=path, expected=self.expected, found=self.found, remedy=self.remedy)
 
 
 class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its answer is no

@@ -29,7 +29,8 @@ from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric, pairwise
-from edgeface.recognize.open_set import SearchThreshold, require_fpir, threshold_from_probes
+from edgeface.recognize.open_set import SearchThreshold, threshold_from_probes
+from edgeface.recognize.threshold import require_rate
 from edgeface.runtime.adapter import Flip
 from edgeface.stats import clopper_pearson
 
@@ -288,7 +289,7 @@ def evaluate_identification(
     if not fpirs:
         raise InputError("FPIR: expected at least one target rate")
     for fpir in fpirs:
-        require_fpir(fpir)
+        require_rate("fpir", fpir)
     listed, people, names = images_of_people(images)
     split = split_people(people, names, seed=seed)
     embedded = embed_images(images, listed, model, faces, flip=flip, device=device, progress=progress)

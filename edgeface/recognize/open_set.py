@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
-from edgeface.recognize.threshold import Threshold, known_thresholds, require_calibrated_for
+from edgeface.recognize.threshold import Threshold, known_thresholds, require_calibrated_for, require_rate
 from edgeface.stats import clopper_pearson, trials_needed
 
 USUAL_FPIR = 0.01
@@ -119,12 +119,6 @@ def choose_search_threshold(
     return threshold_from_pairs(known, fpir=fpir, gallery_size=gallery_size)
 
 
-def require_fpir(fpir: float) -> None:
-    """Raise `InputError` unless a target FPIR is between 0 and 1."""
-    if not 0.0 < fpir < 1.0:
-        raise InputError(f"FPIR: expected a rate between 0 and 1, found {fpir:g}")
-
-
 def fpir_of_far(far: float, comparisons: int) -> float:
     """Compute the FPIR of a search that makes this many comparisons: ``1 - (1 - FAR)^N``.
 
@@ -151,7 +145,7 @@ def fpir_of_far(far: float, comparisons: int) -> float:
 
 def far_for_fpir(fpir: float, comparisons: int) -> float:
     """Compute the FAR at which `fpir_of_far` is this FPIR: ``1 - (1 - FPIR)^(1/N)``."""
-    require_fpir(fpir)
+    require_rate("fpir", fpir)
     if comparisons < 1:
         raise InputError(f"FPIR: expected 1 comparison a search or more, found {comparisons}")
     return -math.expm1(math.log1p(-fpir) / comparisons)
@@ -186,7 +180,7 @@ def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, galler
         lowest = min((each.assured_far for each in thresholds), default=math.nan)
         rounded = f"{0.995 * far:.3g}"  # never rounded up, or it would not do
         raise InputError(
-            f"FPIR {fpir:g} in a gallery of {gallery_size:,} templates needs a threshold of FAR {rounded}, and the "
+            f"fpir: {fpir:g} in a gallery of {gallery_size:,} templates needs a threshold of FAR {rounded}, and the "
             f"strictest is of FAR {lowest:g}; calibrate one: edgeface calibrate --far {rounded}, which needs at least "
             f"{trials_needed(far):,} impostor pairs, or measure with people who are not enrolled"
         )
@@ -231,7 +225,7 @@ def threshold_from_probes(
     scores = np.sort(np.asarray(best_scores, np.float64).ravel())[::-1]
     if not scores.size or not np.isfinite(scores).all():
         raise InputError(f"FPIR: expected finite scores of at least one search, found {scores.size} scores")
-    require_fpir(fpir)
+    require_rate("fpir", fpir)
     allowed = math.floor(fpir * len(scores) + 1e-9)  # 0.29 * 100 is 28.999999999999996
     value = float(scores[allowed])
     accepted = int(np.count_nonzero(scores > value))

@@ -242,8 +242,17 @@ def calibrate(
 
 def require_rates(fars: Sequence[float]) -> None:
     """Raise `InputError` unless there are target false accept rates, all in (0, 1)."""
-    if not fars or not all(0.0 < far < 1.0 for far in fars):
-        raise InputError(f"false accept rates: expected numbers between 0 and 1, found {list(fars)}")
+    if not fars:
+        raise InputError("far: expected at least one rate above 0 and below 1, found none")
+    for far in fars:
+        require_rate("far", far)
+
+
+def require_rate(name: str, rate: float) -> None:
+    """Raise `InputError`, which names the parameter, unless its value is a number in (0, 1)."""
+    if not isinstance(rate, (float, np.floating)) or not 0.0 < rate < 1.0:
+        expected, found = "a rate above 0 and below 1", repr(rate) if isinstance(rate, str) else str(rate)
+        raise InputError(f"{name}: expected {expected}, found {found}", expected=expected, found=found)
 
 
 def save_thresholds(path: Path, thresholds: Sequence[Threshold]) -> None:
@@ -304,14 +313,17 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
     ContractError
         If the thresholds are of different contracts.
     InputError
-        If none was calibrated for it.
+        If none was calibrated for it, or it is no rate.
     """
+    require_rate("far", far)
     known = tuple(thresholds)
     rates = {each.far: each for each in known if each.far is not None}
     require_same_contract(*(each.contract_id for each in known), what="thresholds")
     if far not in rates:
-        there = ", ".join(f"{each:g}" for each in sorted(rates))
-        raise InputError(f"no threshold was calibrated for FAR {far:g}; there are {there}")
+        expected = f"a calibrated rate ({', '.join(f'{each:g}' for each in sorted(rates))})"
+        remedy = f"choose one of them, or calibrate: {_calibrate_for(far)}"
+        text = f"far: expected {expected}, found {far:g}; {remedy}"
+        raise InputError(text, expected=expected, found=f"{far:g}", remedy=remedy)
     return rates[far]
 
 
@@ -324,8 +336,7 @@ def known_thresholds(given: Path | None, contract: ModelContract, *, far: float 
     if not known:
         raise MissingError(
             f"{contract.name}: no threshold is known for its contract {contract.contract_id}. Calibrate one on "
-            f"labelled photos: edgeface calibrate --images PEOPLE --model IR --far {far:g} -o thresholds.json, "
-            "and give it with --threshold thresholds.json"
+            f"labelled photos: {_calibrate_for(far)}, and give it with --threshold thresholds.json"
         )
     require_calibrated_for(known[0], contract)
     return known
@@ -366,8 +377,13 @@ def choose_threshold(
         require_calibrated_for(given, contract)
         return given
     wanted = USUAL_FAR if far is None else far
+    require_rate("far", wanted)
     known = known_thresholds(given, contract, far=wanted)
     return known[0] if far is None and len(known) == 1 else threshold_at(known, wanted)
+
+
+def _calibrate_for(far: float) -> str:
+    return f"edgeface calibrate --images PEOPLE --model IR --far {far:g} -o thresholds.json"
 
 
 def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:

@@ -76,16 +76,22 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
         return _decode(data, limits)
     except ImageError as error:
         if isinstance(source, Path):
-            raise ImageError(f"{source}: {error}") from error
+            raise error.with_path(source) from error
         raise
 
 
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
     try:
+        if path.is_dir():
+            raise ImageError(expected="a photo", found="a folder", remedy="name one of the photos in it")
         if path.exists() and not path.is_file():
             raise ImageError("expected an image file, found something else")
         with path.open("rb") as file:
             return file.read(limits.max_bytes + 1)
+    except FileNotFoundError as error:
+        if str(path).startswith(("http:/", "https:/")):
+            raise ImageError(expected="a file", found="an address", remedy="download the photo first") from error
+        raise ImageError(expected="a photo", found="no such file", remedy="check its path") from error
     except OSError as error:
         raise ImageError(f"cannot read: {error.strerror or error}") from error
     except ValueError as error:  # a name that no file can have
@@ -124,8 +130,9 @@ def _to_bgr8(pixels: np.ndarray, limits: ImageLimits) -> Image:
     depth = 1 if pixels.ndim == 2 else pixels.shape[2] if pixels.ndim == 3 else 0
     if depth not in (1, 3, 4) or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
-            "expected pixels of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and type uint8 or uint16, "
-            f"found {pixels.shape} {pixels.dtype}"
+            expected="pixels of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and type uint8 or uint16",
+            found=f"{pixels.shape} {pixels.dtype}",
+            remedy="convert the array; for floats from 0 to 1: (255 * pixels).astype('uint8')",
         )
     _check_pixels(pixels.shape[1], pixels.shape[0], limits)
     if pixels.dtype == np.uint16:

@@ -149,13 +149,13 @@ def test_the_report_of_an_evaluation_is_readable_and_asks_for_nothing(width: int
 @pytest.mark.parametrize(
     ("command", "more", "words"),
     [
-        ("evaluate lfw", ("--far", "2"), "false accept rates: expected numbers between 0 and 1, found [2.0]"),
+        ("evaluate lfw", ("--far", "2"), "far: expected a rate above 0 and below 1, found 2.0"),
         ("evaluate lfw", ("-o", "taken/out"), "cannot write taken/out"),
         ("evaluate lfw", ("--pairs", "bad.txt"), "bad.txt:2: expected 3 fields"),
         ("evaluate lfw", ("--pairs", "bad.txt"), "bad.txt:3: expected an image number"),
-        ("calibrate", ("--far", "0"), "false accept rates: expected numbers between 0 and 1, found [0.0]"),
+        ("calibrate", ("--far", "0"), "far: expected a rate above 0 and below 1, found 0.0"),
         ("calibrate", ("-o", "taken/t.json"), "cannot write taken"),
-        ("evaluate identification", ("--fpir", "2"), "expected a rate between 0 and 1, found 2"),
+        ("evaluate identification", ("--fpir", "2"), "fpir: expected a rate above 0 and below 1, found 2"),
         ("evaluate identification", ("-o", "taken"), "found a file in the way"),
     ],
 )

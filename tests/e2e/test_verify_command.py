@@ -53,7 +53,7 @@ def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
         (["--threshold", "0.5", "--far", "0.01"], "leave one of them out"),
         (["--threshold", "nowhere.json"], "nowhere.json: expected a file written by 'edgeface calibrate'"),
         (["--threshold", "nan"], "a cosine similarity from -1 to 1"),
-        (["--threshold", "known.json", "--far", "0"], "no threshold was calibrated for FAR 0; there are 0.1"),
+        (["--threshold", "known.json", "--far", "0"], "far: expected a rate above 0 and below 1, found 0"),
     ],
 )
 def test_a_threshold_that_makes_no_sense_exits_2(
@@ -71,4 +71,4 @@ def test_a_threshold_that_makes_no_sense_exits_2(
 
 def test_a_picture_that_is_not_there_exits_2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(work, "--threshold", "0.5", a="absent.png") == 2
-    assert "absent.png: cannot read: No such file" in capsys.readouterr().err
+    assert "absent.png: expected a photo, found no such file" in capsys.readouterr().err

@@ -14,7 +14,16 @@ from tiny_ir import TINY_SIZE, write_tiny_ir
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer, read_photo
-from edgeface.errors import ContractError, FaceError, ImageError, InputError, MissingError, ModelNotFoundError
+from edgeface.errors import (
+    ContractError,
+    EngineClosed,
+    FaceError,
+    GalleryError,
+    ImageError,
+    InputError,
+    MissingError,
+    ModelNotFoundError,
+)
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
@@ -148,11 +157,30 @@ def test_pillow_orientation_is_that_of_the_file(orientation: int, tmp_path: Path
     np.testing.assert_array_equal(read_photo(image_module.open(stored)), read_photo(stored.getvalue()))
 
 
-def test_what_is_no_photo_is_refused(app: FaceAnalyzer) -> None:
+def test_what_is_no_photo_is_refused(app: FaceAnalyzer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a path, the bytes of an image file, an array or a Pillow image"):
         app.analyze(3)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match=r"absent\.jpg: cannot read"):
+    with pytest.raises(ImageError, match=r"absent\.jpg: expected a photo, found no such file") as raised:
         app.analyze("absent.jpg")
+    assert (raised.value.path, raised.value.found) == (Path("absent.jpg"), "no such file")
+    assert raised.value.remedy == "check its path"
+    wrong = np.zeros((4, 4, 3), np.float32)
+    for a, b, name in ((wrong, draw(BLUE), "photo a"), (draw(BLUE), wrong, "photo b")):
+        with pytest.raises(ImageError, match=rf"^{name}: expected pixels .*found \(4, 4, 3\) float32; convert"):
+            app.verify(a, b, threshold=0.5)
+    with pytest.raises(ImageError, match=r"^photos\[1\]: expected pixels"):
+        app.embed([draw(BLUE), np.empty((0, 0, 3), np.uint8)])
+    with pytest.raises(GalleryError, match="expected a gallery, found a folder; name a file, or make one") as refused:
+        app.identify(draw(BLUE), tmp_path)
+    assert refused.value.path == tmp_path
+
+
+def test_a_closed_analyzer_says_so(app: FaceAnalyzer) -> None:
+    app.close()
+    photo = draw(BLUE)
+    for ask in (app.analyze, app.embed, app.align, lambda it: app.verify(it, it, threshold=0.5)):
+        with pytest.raises(EngineClosed, match="this FaceAnalyzer is closed; load it again"):
+            ask(photo)
 
 
 def test_verify_is_true_for_one_person_and_false_for_two(app: FaceAnalyzer) -> None:
@@ -174,7 +202,7 @@ def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is
     assert not app.verify(draw(BLUE), crowd, threshold=0.9, face_b=3)
     assert app.verify(crowd, draw(GREEN), threshold=0.9, face_a=3)
     for number in (0, 4):
-        with pytest.raises(InputError, match=f"photo: expected a face number from 1 to 3, found {number}"):
+        with pytest.raises(InputError, match=f"photo a: expected a face number from 1 to 3, found {number}"):
             app.verify(crowd, crowd, threshold=0.9, face_a=number)
 
 
@@ -198,6 +226,10 @@ def test_the_threshold_is_given_or_chosen_by_its_rate(app: FaceAnalyzer, tmp_pat
         app.verify(a, a)
     with pytest.raises(InputError, match="leave one of them out"):
         app.verify(a, a, threshold=0.5, far=0.01)
+    for wrong in ("0.001", 0, 1.0, float("nan"), True):
+        with pytest.raises(InputError, match="far: expected a rate above 0 and below 1, found") as raised:
+            app.verify(a, a, far=wrong)  # type: ignore[arg-type]
+        assert raised.value.expected == "a rate above 0 and below 1"
     with pytest.raises(ContractError, match=app.contract.contract_id):
         app.verify(a, a, threshold=Threshold.by_hand(0.5, contract_id="another"))
 

@@ -334,8 +334,12 @@ def _resolved(path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         raise GalleryError(f"{path}: expected a gallery that this user may read, found: {error}") from error
     if not found:
+        folder, place = real.is_dir(), path / "people.gallery" if real.is_dir() else path
         raise GalleryError(
-            f"{path}: expected a gallery, found no file; make one: edgeface gallery create {path} --model IR"
+            path=path,
+            expected="a gallery",
+            found="a folder" if folder else "no file",
+            remedy=f"{'name a file, or ' if folder else ''}make one: edgeface gallery create {place} --model IR",
         )
     return real
 

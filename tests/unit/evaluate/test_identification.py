@@ -131,5 +131,5 @@ def test_an_operating_point_says_how_sure_it_is() -> None:
     assert point["fnir_interval"][0] <= point["fnir"] <= point["fnir_interval"][1]
     assert point["supported"]  # 20 non-mated probes, 15 needed
     assert not at(FPIRS[0])["supported"]
-    with pytest.raises(InputError, match="expected a rate between 0 and 1"):
+    with pytest.raises(InputError, match="fpir: expected a rate above 0 and below 1"):
         at(1.0)

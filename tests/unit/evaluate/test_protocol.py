@@ -235,7 +235,7 @@ def test_embeddings_that_are_not_numbers_are_refused_and_not_scored(protocol: Pr
 @pytest.mark.parametrize("far", [0.0, 1.0, 2.0, -0.1, float("nan")])
 def test_a_rate_that_is_none_is_refused(far: float) -> None:
     pairs = make_pairs(folds=4, per_kind=8, seed=0)
-    with pytest.raises(InputError, match="false accept rates: expected numbers between 0 and 1"):
+    with pytest.raises(InputError, match="far: expected a rate above 0 and below 1"):
         evaluate(make_vectors(pairs, seed=0), pairs, protocol=FACENET, metric=Metric.squared_l2, fars=(0.1, far))
 
 

@@ -178,10 +178,10 @@ def test_the_threshold_from_strangers_keeps_the_share_that_was_asked_for() -> No
     for wrong in ([], [np.nan]):
         with pytest.raises(InputError, match="finite"):
             threshold_from_probes(np.array(wrong), fpir=0.1, gallery_size=5, contract_id=ID)
-    for rate in (0.0, 1.0, math.nan):
-        with pytest.raises(InputError, match="between 0 and 1"):
+    for rate in (0.0, 1.0, math.nan, True, "0.01"):
+        with pytest.raises(InputError, match="fpir: expected a rate above 0 and below 1"):
             threshold_from_probes(scores, fpir=rate, gallery_size=5, contract_id=ID)
-        with pytest.raises(InputError, match="between 0 and 1"):
+        with pytest.raises(InputError, match="fpir: expected a rate above 0 and below 1"):
             far_for_fpir(rate, 5)
 
 

@@ -127,7 +127,9 @@ def test_a_file_of_thresholds_round_trips_and_is_asked_by_rate(tmp_path: Path) -
     assert loaded == made
     assert threshold_at(loaded, 0.01) == made[1]
     assert json.loads((tmp_path / "t.json").read_text())["contract_id"] == ID
-    with pytest.raises(InputError, match=r"0\.001; there are 0\.01, 0\.1"):
+    with pytest.raises(
+        InputError, match=r"far: expected a calibrated rate \(0\.01, 0\.1\), found 0\.001; .*edgeface calibrate"
+    ):
         threshold_at(loaded, 0.001)
 
 
@@ -198,9 +200,9 @@ def test_a_threshold_by_hand_promises_no_rate() -> None:
             Threshold.by_hand(value, contract_id=ID, metric=metric)
 
 
-@pytest.mark.parametrize("fars", [[], [0.0], [1.0], [-0.1], [math.nan]])
+@pytest.mark.parametrize("fars", [[], [0.0], [1.0], [-0.1], [math.nan], [True], ["0.001"]])
 def test_a_rate_outside_0_and_1_is_refused(fars: list[float]) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match=r"far: expected .*above 0 and below 1, found"):
         calibrate(np.ones(3), np.ones(3), fars=fars, contract_id=ID, metric=Metric.cosine)
 
 
