@@ -248,7 +248,7 @@ def require_rates(fars: Sequence[float]) -> None:
         require_rate("far", far)
 
 
-def require_rate(name: str, rate: float) -> None:
+def require_rate(name: str, rate: object) -> None:
     """Raise `InputError`, which names the parameter, unless its value is a number in (0, 1)."""
     if not isinstance(rate, (float, np.floating)) or not 0.0 < rate < 1.0:
         expected, found = "a rate above 0 and below 1", repr(rate) if isinstance(rate, str) else str(rate)
