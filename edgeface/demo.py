@@ -215,7 +215,7 @@ def find_weights(
 
     def from_publisher() -> tuple[str | Path, str]:
         if offline:
-            raise MissingError("not asked: --offline")
+            raise MissingError("skipped because of --offline")
         return fetched("its publisher")
 
     def fetched(origin: str) -> tuple[str | Path, str]:

@@ -232,7 +232,7 @@ class Samples(Frozen):
         if not np.isfinite(latencies).all() or (latencies < 0).any():
             raise ValueError("latencies must be finite and 0 or more")
         if (np.diff(self.starts_ns) < 0).any():
-            raise ValueError("queries must be in order of start")
+            raise ValueError("queries must be sorted by start time")
         return self
 
     @classmethod

@@ -86,7 +86,8 @@ def run(
     min_count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Minimum number of queries. Default: as MLPerf's early stopping needs, 64 for single-stream."
+            min=1,
+            help="Minimum number of queries. Default: the minimum for MLPerf's early stopping, 64 for single-stream.",
         ),
     ] = None,
     warm_up: WarmUpOption = 10.0,
@@ -100,21 +101,23 @@ def run(
     bound: Annotated[float | None, option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")] = None,
     percentile: Annotated[
         float | None,
-        option(min=1.0, max=99.99, help="server: per cent of the queries within the bound.  [default: 99]"),
+        option(
+            min=1.0, max=99.99, help="server: percentage of queries that must meet the latency bound.  [default: 99]"
+        ),
     ] = None,
     samples_per_query: Annotated[
-        int | None, option(min=1, help="multi-stream: samples of a query.  [default: 8]")
+        int | None, option(min=1, help="multi-stream: samples per query.  [default: 8]")
     ] = None,
     video: Annotated[Path | None, option(help="kiosk: video, played at its own frame rate.")] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
     peak: Annotated[
-        bool, typer.Option("--peak/--no-peak", help="Measure the device's peak, to compute the efficiency.")
+        bool, typer.Option("--peak/--no-peak", help="Measure the device's peak GFLOP/s, to compute the efficiency.")
     ] = True,
-    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time the layers, in a separate pass.")] = True,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time each layer in a separate pass.")] = True,
     identify: Annotated[
-        bool, typer.Option("--identify", help="Store host, user, folder and command line in the result.")
+        bool, typer.Option("--identify", help="Include host name, user, folder and command line in the result.")
     ] = False,
     json: JsonOption = False,
 ) -> None:

@@ -111,7 +111,10 @@ def sweep(
     ] = 20.0,
     warm_up: WarmUpOption = 10.0,
     shape: ShapeOption = None,
-    peak: Annotated[bool, typer.Option("--peak/--no-peak", help="Measure each device's peak, once.")] = True,
+    peak: Annotated[
+        bool,
+        typer.Option("--peak/--no-peak", help="Measure each device's peak GFLOP/s once, to compute the efficiency."),
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Measure every combination of settings, and write the best plans for latency and for throughput.

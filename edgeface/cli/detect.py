@@ -111,7 +111,7 @@ def align(
     with options.load_detector(threshold=threshold) as model, out.progress_bars() as progress:
         report = align_photos(photos, output_dir, model, alignment, crop_size, progress=progress)
     if not report.written:
-        raise FaceError(f"no photo gave a crop: {list_some(report.failures)}")
+        raise FaceError(f"no face could be cropped from any photo: {list_some(report.failures)}")
     if json:
         out.emit_json(
             {

@@ -50,9 +50,7 @@ def _find_person(store: SqliteStore, name: str) -> Person:
         return store.person(int(name[1:]))
     person = store.find(name)
     if person is None:
-        raise GalleryError(
-            f"{store.path}: expected the name of a person, found {name!r}; edgeface gallery list shows who is enrolled"
-        )
+        raise GalleryError(f"{store.path}: no person is named {name!r}; list the people with: edgeface gallery list")
     return person
 
 

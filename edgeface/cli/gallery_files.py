@@ -42,7 +42,7 @@ def export(
 
     with output_errors(output):
         if output.exists():
-            raise InputError(f"{output}: expected no file there yet, found one; choose another name")
+            raise InputError(f"{output}: this file exists already; choose another name")
     with open_gallery(gallery, key) as store:
         if unencrypted or not (export_key or store.info.encrypted):
             secret = choose_key(export_key, gallery, unencrypted=True)
@@ -71,7 +71,7 @@ def import_(
     try:
         sealed = is_sealed(source)
     except OSError as error:
-        raise InputError(f"{source}: expected an export of a gallery, found: {error.strerror}") from error
+        raise InputError(f"{source}: cannot read this export of a gallery: {error.strerror}") from error
     with open_gallery(gallery, key) as store:
         done = import_gallery(
             store,

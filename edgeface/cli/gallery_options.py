@@ -67,8 +67,8 @@ def choose_key(key: str | None, gallery: Path, *, unencrypted: bool) -> bytes | 
     found = find_key(key, beside=gallery)
     if found is None:
         raise GalleryKeyError(
-            "expected a key, found none; make one outside the gallery's folder: openssl rand -hex 32 > KEYFILE && "
-            "chmod 600 KEYFILE; give it with --key file:KEYFILE, or pass --unencrypted"
+            "no encryption key was given; create one outside the gallery's folder: openssl rand -hex 32 > KEYFILE && "
+            "chmod 600 KEYFILE; then pass --key file:KEYFILE; or pass --unencrypted"
         )
     return found
 

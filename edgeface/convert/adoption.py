@@ -148,8 +148,8 @@ def _read_input(
     if len(fitting) != 1:
         tried = "; ".join(str(reading) for reading in readings)
         raise NegativeResult(
-            f"{ir}: expected exactly one reading of its {layout} input to give the golden embeddings of "
-            f"{recipe.name} (cosine at least {MIN_COSINE}), found {len(fitting)} ({tried}); "
+            f"{ir}: expected exactly one colour order and value range of its {layout} input to reproduce the "
+            f"golden embeddings of {recipe.name} (cosine at least {MIN_COSINE}), found {len(fitting)} ({tried}); "
             "this is another model, or its preprocessing differs"
         )
     return fitting[0]

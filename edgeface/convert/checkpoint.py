@@ -114,7 +114,7 @@ def _read_table(content: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
 def _read_block(content: bytes, offset: int, size: int, *, path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Yield a block's entries; each key shares a prefix with the one before."""
     if offset + size + _BLOCK_TRAILER_BYTES > len(content):
-        raise IndexError(f"a block of {size} bytes at {offset} ends behind the file")
+        raise IndexError(f"a block of {size} bytes at {offset} extends past the end of the file")
     if content[offset + size] != 0:
         raise NotSupportedError(f"{path}: expected an uncompressed checkpoint index, found a compressed one")
     block = content[offset : offset + size]

@@ -129,7 +129,7 @@ def convert(
             raise InputError(
                 expected="an output folder",
                 found="none",
-                remedy="give one with --output-dir; the model store keeps IRs of the default layout, colour and batch",
+                remedy="pass --output-dir; the model store keeps only IRs of the default layout, colour and batch",
             )
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
     recipe = recipe_of(entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE]))
@@ -169,7 +169,7 @@ def convert(
             seconds = elapsed()
             report = parity(path, staged) if parity else None
             if report is not None and not report.passed:
-                raise NegativeResult(f"{path}: the IR does not compute what the model computes: {report.summary}")
+                raise NegativeResult(f"{path}: the IR's output differs from the original model's: {report.summary}")
             ir = publish_ir(staged, output_dir)
     if in_store and contract.provenance != "seeded":
         record_first_default(ir, store=store)

@@ -153,7 +153,9 @@ class _Resolver:
                 open_tensors.discard(stack.pop())
                 continue
             if waiting in open_tensors:
-                raise ConversionError(f"{self.source}: the graph has a loop through {waiting!r}; no FaceNet has one")
+                raise ConversionError(
+                    f"{self.source}: the graph has a cycle through {waiting!r}; FaceNet graphs have none"
+                )
             open_tensors.add(waiting)
             stack.append(waiting)
         return self._resolved[tensor]

@@ -108,7 +108,7 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
     """
     stored = read_weights(path, what="'images' and 'embeddings'")
     if missing := {"images", "embeddings"} - stored.keys():
-        raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings', found no {min(missing)!r}")
+        raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings'; {min(missing)!r} is missing")
     images, embeddings = stored["images"], stored["embeddings"]
     is_rgb = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8
     if not is_rgb or embeddings.ndim != 2 or not 0 < len(images) == len(embeddings):

@@ -252,7 +252,7 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
         found, expected = (" x ".join(map(str, shape)) for shape in (declared[1:], wanted))
         raise ConversionError(
             f"{path}: expected a model of {expected} images, found one of {found}; "
-            "give the zoo name whose preprocessing is this model's with --name"
+            "pass --name with the zoo model that has the same preprocessing"
         )
 
 

@@ -89,8 +89,8 @@ def split_people(people: Rows, names: Sequence[str], *, seed: int = 0) -> Split:
     several = counts > 1
     if not several.any() or several.all():
         raise InputError(
-            f"expected people with several images, to enrol, and people with one, not to enrol; found "
-            f"{int(several.sum())} of the former and {int((~several).sum())} of the latter"
+            "expected both people with several images, who are enrolled, and people with one image, who are not; "
+            f"found {int(several.sum())} people with several images and {int((~several).sum())} with one"
         )
     enrolled = np.array(
         [

@@ -71,8 +71,9 @@ class EnrolRules:
         thresholds = shipped_thresholds(contract_id)
         if not thresholds:
             raise MissingError(
-                f"enrolment: no threshold is known for contract {contract_id}, which tells who is enrolled already. "
-                "Calibrate: edgeface calibrate --images PEOPLE --model IR --far 0.01 --far 0.0001 -o thresholds.json; "
+                f"enrolment: no threshold is known for contract {contract_id}; one is needed to find people who are "
+                "enrolled already. Calibrate: "
+                "edgeface calibrate --images PEOPLE --model IR --far 0.01 --far 0.0001 -o thresholds.json; "
                 "then give it with --threshold thresholds.json"
             )
         return cls.from_thresholds(thresholds)

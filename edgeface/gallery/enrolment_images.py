@@ -155,8 +155,8 @@ def _people_of(paths: Sequence[str | Path], name: str | None) -> list[tuple[str,
         for path in find_files(str(place)):
             if name is None and path.parent == folder:
                 raise InputError(
-                    f"{path}: expected folders of one person each in {place}, found a photo; name the person with "
-                    "--name"
+                    f"{path}: expected one folder for each person in {place}, found a photo; if all photos show "
+                    "one person, pass --name"
                 )
             people.setdefault(name or path.parent.name, []).append(path)
     return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]

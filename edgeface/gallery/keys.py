@@ -55,9 +55,7 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
         return _parse(_read_file(Path(where), beside), source)
     if kind == "env" and where:
         if where not in os.environ:
-            raise GalleryKeyError(
-                f"key: expected it in the environment variable {where}, which is not set; put there {_HOW}"
-            )
+            raise GalleryKeyError(f"key: the environment variable {where} is not set; set it to {_HOW}")
         return _parse(os.environ[where].encode("utf-8", "surrogateescape"), source)
     if kind == "command" and where:
         return _parse(_run(where), f"command:{shlex.split(where)[0]}")
@@ -70,8 +68,8 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
 def _read_file(path: Path, beside: Path | None) -> bytes:
     if beside is not None and _lies_beside(path.resolve().parent, beside.resolve()):
         raise GalleryKeyError(
-            f"{path}: expected the key in another place than the gallery {beside}, found it in the same folder, where "
-            "both can be taken together; move it to another medium or a secret store"
+            f"{path}: the key is in the same folder as the gallery {beside}, where both can be "
+            "copied together; move it to another medium or a secret store"
         )
     try:
         mode = path.stat().st_mode
@@ -97,9 +95,7 @@ def _run(command: str) -> bytes:
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:  # it holds all words, and what was printed
-        raise GalleryKeyError(
-            f"key command {words[0]}: expected a key within {_COMMAND_SECONDS:.0f} s, found that it still runs"
-        ) from None
+        raise GalleryKeyError(f"key command {words[0]}: printed no key within {_COMMAND_SECONDS:.0f} s") from None
     except (OSError, ValueError, IndexError) as error:
         raise GalleryKeyError(f"key command: expected a program that prints a key, found: {error}") from error
     if done.returncode:
@@ -112,8 +108,8 @@ def _parse(content: bytes, source: str) -> bytes:
     if len(content) == KEY_BYTES:
         if content.isascii() and content.decode().isprintable():  # of random bytes one in 10^14 times
             raise GalleryKeyError(
-                f"key from {source}: expected {_HOW}; found 32 characters of text, which are a password or half of a "
-                "key's digits; what is a key all the same can be given by its hexadecimal digits"
+                f"key from {source}: expected {_HOW}; found 32 printable characters, probably a password or half a "
+                "hexadecimal key; if they are the key, give it as 64 hexadecimal digits"
             )
         return content
     if re.fullmatch(rb"\s*[0-9A-Fa-f]{64}\s*", content):

@@ -61,8 +61,8 @@ def rebuild(
     contract, database = embedder.contract, store.database
     if contract.contract_id == database.header.contract_id:
         raise GalleryError(
-            f"{database.where}: expected another model than the gallery's, found its own: contract "
-            f"{contract.contract_id}; there is nothing to do"
+            f"{database.where}: this gallery uses this model already (contract "
+            f"{contract.contract_id}); there is nothing to do"
         )
     header = dataclasses.replace(
         database.header,
@@ -128,8 +128,8 @@ class _Work:
             except (FaceError, ImageError) as error:
                 if not self._drop_missing:
                     raise GalleryError(
-                        f"{self._database.where}: template {template_id}: {error}; --drop-missing leaves out templates "
-                        "like this, and what was embedded so far is kept"
+                        f"{self._database.where}: template {template_id}: {error}; --drop-missing removes such "
+                        "templates; the embeddings computed so far are kept"
                     ) from error
                 self._unfit.add(template_id)
         return crops
@@ -206,9 +206,8 @@ class _Work:
         missing = sorted(self._all(connection) - usable)
         if missing:
             raise GalleryError(
-                f"{self._database.where}: expected a kept image of every template, found none that can be used of "
-                f"{len(missing)}; --drop-missing leaves those templates out, and --same-alignment uses crops that were "
-                "aligned when they were enrolled"
+                f"{self._database.where}: {len(missing)} templates have no usable stored image; --drop-missing removes "
+                "them; --same-alignment uses crops that were aligned when they were enrolled"
             )
 
 

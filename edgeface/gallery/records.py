@@ -134,7 +134,7 @@ class NewTemplate:
         if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
             raise GalleryError(f"source_sha256: expected 64 lower-case hexadecimal digits or none, found {digest!r}")
         if not (np.isnan(self.quality) or 0 <= self.quality <= 1):
-            raise GalleryError(f"quality: expected 0 to 1, or NaN for not known, found {self.quality}")
+            raise GalleryError(f"quality: expected 0 to 1, or NaN if unknown, found {self.quality}")
         if self.created.tzinfo is None:
             raise GalleryError(f"created: expected a time with its zone, found {self.created}")
         object.__setattr__(self, "created", self.created.astimezone(timezone.utc))
@@ -299,7 +299,7 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
         )
     length = float(np.linalg.norm(embedding.vector.astype(np.float64)))
     if not length > 0:
-        raise ContractError(f"gallery: expected an embedding with a direction, found one of length {length}")
+        raise ContractError(f"gallery: expected a nonzero embedding, found one of length {length}")
     if abs(length - 1) <= _UNIT:
         return embedding.vector
     return (embedding.vector.astype(np.float64) / length).astype(np.float32)

@@ -175,7 +175,7 @@ def import_gallery(
             for person in people
         ]
     except _MALFORMED as error:
-        raise ArchiveError(f"{path}: expected an export of a gallery, found: {error!r}") from error
+        raise ArchiveError(f"{path}: not a valid export of a gallery: {error!r}") from error
     added = already = 0
     with store.writing():
         before = len(store.people())
@@ -237,7 +237,7 @@ def _described(
         if not isinstance(described["contract_id"], str):
             raise TypeError("contract_id is no text")
     except _MALFORMED as error:
-        raise ArchiveError(f"{path}: expected an export of a gallery, found: {error!r}") from error
+        raise ArchiveError(f"{path}: not a valid export of a gallery: {error!r}") from error
     if wrong:
         raise ArchiveError(
             f"{path}: expected {_FORMAT} of version {_VERSION}, found {described['format']!r} of version "
@@ -288,7 +288,7 @@ def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
         sealed = is_sealed(path)
         content = path.read_bytes()
     except OSError as error:
-        raise ArchiveError(f"{path}: expected an export of a gallery, found: {error.strerror}") from error
+        raise ArchiveError(f"{path}: cannot read this export of a gallery: {error.strerror}") from error
     if sealed != (key is not None):
         what = "an encrypted export and no key" if sealed else "a key and an export that is not encrypted"
         raise GalleryKeyError(f"{path}: expected an encrypted export with its key, or neither; found {what}")
@@ -298,24 +298,23 @@ def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
         except ModelFormatError as error:
             if _is_of(content, key):
                 raise ArchiveError(
-                    f"{path}: expected what was written with this key, found other bytes: the file is damaged; export "
-                    "again"
+                    f"{path}: written with this key, but the file is damaged: decryption failed; export again"
                 ) from error
             raise GalleryKeyError(str(error)) from error
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if (said := sum(each.file_size for each in file.infolist())) > len(content):
                 raise ArchiveError(
-                    f"{path}: expected an export, which is not compressed, found {said:,} bytes in {len(content):,}"
+                    f"{path}: expected uncompressed members, found {said:,} bytes in a file of {len(content):,}"
                 )
             parts = {name: file.read(name) for name in file.namelist()}
         sums = dict(line.split("  ", 1)[::-1] for line in parts.pop(_SUMS).decode().splitlines())
     except _MALFORMED_ZIP as error:
-        raise ArchiveError(f"{path}: expected an export of a gallery, found a damaged file: {error!r}") from error
+        raise ArchiveError(f"{path}: this export of a gallery is damaged: {error!r}") from error
     found = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
     if found != sums:
         wrong = sorted(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))
-        raise ChecksumError(f"{path}: expected the bytes that {_SUMS} names, found others in {', '.join(wrong)}")
+        raise ChecksumError(f"{path}: checksums differ from {_SUMS}: {', '.join(wrong)}")
     return parts
 
 

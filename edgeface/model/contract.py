@@ -235,9 +235,9 @@ class ModelContract:
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
-            raise ContractError(f"contract: expected the fields {', '.join(missing)} too; they are missing")
+            raise ContractError(f"contract: the fields {', '.join(missing)} are missing")
         if unknown := sorted(stored.keys() - known.keys()):
-            raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by something else")
+            raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by another program")
         try:
             parsed = {name: _PARSERS[name](v) if name in _PARSERS else _parse(str, v) for name, v in stored.items()}
             return cls(**parsed)
@@ -297,7 +297,7 @@ class ModelContract:
                 raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
         if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id"}):
             raise ContractError(
-                f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by something else"
+                f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by another program"
             )
         contract = cls.from_dict(stored)
         if contract.contract_id != text("contract_id"):

@@ -253,7 +253,7 @@ def _with_batch(model: Any, batch: int) -> tuple[Any, int]:
         if shape.is_dynamic:
             raise InputError(
                 f"input {parameter.get_friendly_name()!r} is dynamic in more than its batch ({shape}), "
-                "so its work is not one number; give it a size first: model.reshape([...])"
+                "so its FLOPs depend on the input size; set one first: model.reshape([...])"
             )
     if not dynamic:
         return static, _fixed_batch(fixed, batch)
@@ -279,7 +279,7 @@ def _fixed_batch(fixed: set[int], batch: int) -> int:
     found = fixed.pop() if len(fixed) == 1 else 1
     if batch not in (1, found):
         raise InputError(
-            f"the model fixes its batch at {found} and cannot be counted for {batch}; "
-            "convert it with a dynamic batch, or count it as it is"
+            f"the model's batch size is fixed at {found}; its work for batch {batch} cannot be counted; "
+            "convert it with a dynamic batch, or leave batch out"
         )
     return found

@@ -126,7 +126,7 @@ def embed_files(
             progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
     progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
     if (table := rows.collect(files)) is None:
-        raise ImageError(f"no photo gave an embedding: {list_some(failures)}")
+        raise ImageError(f"no photo could be embedded: {list_some(failures)}")
     table.save(output)
     rows.discard_parts()
     return BulkResult(table, len(files), reused, dict(sorted(failures.items())))
@@ -176,8 +176,8 @@ class _Rows:
             _log.warning("%s: written by edgeface 0.1; its photos are embedded again", path)
             return None
         raise InputError(
-            f"{path}: expected faces found with the same settings, found others "
-            f"({'; '.join(_differences(found, settings))}); ask for those, write to another file, or remove this one"
+            f"{path}: written with other settings "
+            f"({'; '.join(_differences(found, settings))}); use those, write to another file, or remove this one"
         )
 
     def has(self, path: Path, modified: int) -> bool:

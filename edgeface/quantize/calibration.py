@@ -116,7 +116,8 @@ def gather(
         photos = find_photos([photos])
     if len(photos) < 2:
         raise InputError(
-            f"calibration: expected at least 2 photos, one to calibrate with and one to judge, found {len(photos)}"
+            "calibration: expected at least 2 photos, one to calibrate with and one held out to measure accuracy, "
+            f"found {len(photos)}"
         )
     ordered = sorted(photos, key=lambda photo: str(photo.relative))
     order = np.random.default_rng(seed).permutation(len(ordered))

@@ -59,7 +59,7 @@ def revert(compressed: ov.Model, parent: ov.Model, names: Sequence[str]) -> ov.M
     here, there = ({op.get_friendly_name(): op for op in each.get_ops()} for each in (model, parent))
     if missing := sorted(set(names) - (here.keys() & there.keys())):
         raise ConversionError(
-            f"layers to put back: expected them in both models, but these are missing: {', '.join(missing)}"
+            f"layers to restore: expected them in both models, but these are missing: {', '.join(missing)}"
         )
     for name in names:
         _restore(here[name], there[name])

@@ -149,7 +149,7 @@ def _neighbours(embeddings: Embeddings, given: Threshold | float, min_samples: i
     vectors, count = embeddings.vectors, len(embeddings)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (lengths > 0).all():
-        raise InputError("clustering: expected embeddings with a direction, found one of length 0")
+        raise InputError("clustering: expected nonzero embeddings, found one of length 0")
     unit = vectors / lengths
     rows, others = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     weights = [np.empty(0, np.float32)]
@@ -297,8 +297,8 @@ def cluster_folder(
     people = output_dir / "people"
     if people.exists() and not (output_dir / "clusters.json").is_file():
         raise InputError(
-            f"{people}: expected nothing, or the output of an earlier 'edgeface cluster', found a folder without "
-            "clusters.json beside it; choose another output folder"
+            f"{people}: this folder exists and was not written by 'edgeface cluster' (no clusters.json beside it); "
+            "choose another output folder"
         )
     if far is None and (threshold is None or isinstance(threshold, Path)):
         known = known_thresholds(threshold, pipeline.contract, far=1e-5)

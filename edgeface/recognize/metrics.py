@@ -145,7 +145,7 @@ def _unit(vectors: Floats) -> Doubles:
     wrong = ~(np.isfinite(lengths) & (lengths > 0))
     if wrong.any():
         raise InputError(
-            f"expected embeddings with a direction, found {int(wrong.sum())} of length 0 or not finite, "
+            f"expected nonzero, finite embeddings, found {int(wrong.sum())} of length 0 or not finite, "
             f"the first at row {int(np.flatnonzero(wrong)[0])}"
         )
     return np.asarray(doubles / lengths)

@@ -108,7 +108,7 @@ def choose_search_threshold(
     """
     if isinstance(given, (float, int)):
         if fpir is not None:
-            raise InputError("fpir: a threshold given as a number was calibrated for no rate; leave one of them out")
+            raise InputError("fpir cannot be combined with a numeric threshold, which has no known rate; leave one out")
         return SearchThreshold.by_hand(given, contract_id=contract.contract_id, gallery_size=gallery_size)
     fpir = USUAL_FPIR if fpir is None else fpir
     if isinstance(given, Threshold):

@@ -370,7 +370,7 @@ def choose_threshold(
     if isinstance(given, (Threshold, float, int)):
         if far is not None:
             raise InputError(
-                "far: a threshold that is given has its own false accept rate or none; leave one of them out"
+                "far cannot be combined with a threshold that is given as a number or an object; leave one out"
             )
         if not isinstance(given, Threshold):
             return Threshold.by_hand(given, contract_id=contract.contract_id)
@@ -394,7 +394,7 @@ def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> Non
     if lineage is not None and threshold.contract_id == lineage.parent_id:
         raise ContractError(
             f"threshold: expected one for {contract.contract_id}, the {contract.precision} model, found one for "
-            f"{lineage.parent_id}, the FP32 model that it was made from: rounding moves the scores. Calibrate again "
+            f"{lineage.parent_id}, the FP32 model that it was made from; their scores differ. Calibrate again "
             "with 'edgeface calibrate --model' and this IR, or make the IR with 'edgeface quantize --recalibrate PAIRS'"
         )
     require_same_contract(contract.contract_id, threshold.contract_id, what="threshold")

@@ -373,7 +373,7 @@ class Embedder(Serving):
             if source.contract.contract_id != old.contract.contract_id:
                 raise ContractError(
                     f"{source.path}: expected contract_id {old.contract.contract_id}, which is being served, found "
-                    f"{source.contract.contract_id}: embeddings of the two do not compare; load it as a second Embedder"
+                    f"{source.contract.contract_id}: the two cannot be compared; load it as a second Embedder"
                 )
             new = self._recipe.run(source, key)
             with self._lock:

@@ -110,7 +110,7 @@ class Engine(Serving):
         self._shape = self._batch_shape[1:]
         self._dtype = np.dtype(first.input(0).element_type.to_dtype())
         if batch > 1 and -1 in self._shape:
-            raise InputError(f"{name}: items of any size cannot share a batch; expected only batch size 1")
+            raise InputError(f"{name}: items of variable size cannot be batched; expected only batch size 1")
         self._policy: Policy = policy
         self._parallel: int = count * batch
         self._refusal: str | None = None
@@ -304,7 +304,7 @@ class Engine(Serving):
             if self._schedule.ended or self._refusal is not None:
                 self._bell.put(None)
         if outcome == "done" and not in_time:
-            raise EngineClosed(f"{self.name}: closed before the result was there")
+            raise EngineClosed(f"{self.name}: closed before the result was available")
 
     def resubmit(self, array: np.ndarray, *, deadline: float | None = None) -> Future[Any]:
         """Queue, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
@@ -401,7 +401,9 @@ class Engine(Serving):
                 continue
             if policy == "reject":
                 self._schedule.tally.rejected += 1
-                raise Overloaded(f"{self.name}: {self._schedule.depth} requests wait already; submit fewer, or wait")
+                raise Overloaded(
+                    f"{self.name}: {self._schedule.depth} requests are queued already; submit fewer, or wait"
+                )
             if may_not_wait():
                 raise Overloaded(
                     f"{self.name}: the queue is full, and a future's callback must not wait for room: it holds the "

@@ -145,7 +145,7 @@ class DevicePlan:
         except OSError as error:
             raise InputError(f"{path}: cannot read the device plan: {error.strerror}") from error
         except ValueError as error:
-            raise InputError(f"{path}: expected a device plan in JSON, {error}") from error
+            raise InputError(f"{path}: expected a device plan in JSON: {error}") from error
         return cls.from_dict(stored, source=str(path))
 
 

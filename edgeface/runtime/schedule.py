@@ -355,5 +355,5 @@ class Schedule:
                 error: RequestError = DeadlineExceeded(f"{self.name}: no result by the request's deadline")
                 self.end(job, "expired", error=error)
             elif abandon_all or (abandon_queued and isinstance(job, Job) and job.slot is None):
-                error = EngineClosed(f"{self.name}: closed before the result was there")
+                error = EngineClosed(f"{self.name}: closed before the result was available")
                 self.end(job, "abandoned", error=error)

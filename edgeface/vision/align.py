@@ -154,7 +154,7 @@ def fit_similarity(source: Points, target: Points) -> Points:
     centred = z - z.mean()
     extent = np.square(np.abs(centred)).sum()
     if extent < np.finfo(np.float32).eps:
-        raise FaceError(f"expected landmarks that lie apart, found all of them at {_text(source[0])}")
+        raise FaceError(f"expected distinct landmarks, found all of them at {_text(source[0])}")
     a = (centred.conj() @ (w - w.mean())) / extent
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
@@ -165,16 +165,14 @@ def _fit_affine(source: Points, target: Points) -> Points:
     sides = np.diff(source, axis=0, append=source[:1])
     area = abs(sides[0, 0] * sides[1, 1] - sides[0, 1] * sides[1, 0]) / 2
     if area <= _FLATTEST * np.square(sides).sum(axis=1).max():
-        raise FaceError("expected eyes and nose that form a triangle, found them on one line")
+        raise FaceError("expected eyes and nose that are not on one line")
     return np.asarray(cv2.getAffineTransform(source.astype(np.float32), target.astype(np.float32)))
 
 
 def _five_point_template(alignment: Alignment, size: tuple[int, int]) -> Points:
     template, drawn_in = _TEMPLATES[alignment.recipe]
     if size[0] * drawn_in[1] != size[1] * drawn_in[0]:
-        raise InputError(
-            f"size: {alignment.recipe} needs (height, width) in the proportion of {drawn_in}, found {size}"
-        )
+        raise InputError(f"size: {alignment.recipe} needs the aspect ratio of (height, width) {drawn_in}, found {size}")
     return template * (size[0] / drawn_in[0])
 
 

@@ -108,7 +108,7 @@ class ImageFolder:
         """
         target = self._root / photo.relative.with_suffix(".png")
         if target in self._written:
-            raise InputError(f"{target}: the result of another photo has this name")
+            raise InputError(f"{target}: the result of another photo would get the same name")
         if target.resolve() in self._photos:
             raise InputError(f"{target}: this is a photo and is not overwritten; choose another output folder")
         write_png(target, image)

@@ -242,7 +242,7 @@ def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
     affine = np.linalg.lstsq(_FACE_MODEL - _FACE_MODEL.mean(axis=0), points - points.mean(axis=0), rcond=None)[0].T
     left, sizes, right = np.linalg.svd(affine, full_matrices=False)
     if sizes[1] <= 0.05 * sizes[0]:
-        raise FaceError("expected landmarks that span a face, found them on one line")
+        raise FaceError("expected landmarks that are not all on one line")
     rotation = left @ right  # the first two rows; the third is their cross product
     toward = rotation[:, 2]  # where the nose's axis goes in the picture
     depth = rotation[0, 0] * rotation[1, 1] - rotation[0, 1] * rotation[1, 0]

@@ -79,7 +79,7 @@ class _Unpacking:
             else:
                 self._write(member, self.folder / path)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise ArchiveError(f"{self.archive}: expected names that do not collide, found {member.name!r}") from None
+            raise ArchiveError(f"{self.archive}: {member.name!r} is a file and a folder at once") from None
 
     def _write(self, member: _Member, target: Path) -> None:
         packed = _reading(self.archive, member.open)

@@ -157,11 +157,11 @@ def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
 
 def _check_against_catalog(model: BundledModel, catalog: Catalog, store: ModelStore, path: Path) -> ModelEntry:
     if model.name not in catalog:
-        raise ModelNotFoundError(f"{path}: {catalog.source} here does not know model {model.name!r}; update edgeface")
+        raise ModelNotFoundError(f"{path}: the catalog {catalog.source} has no model {model.name!r}; update edgeface")
     entry = catalog[model.name]
     offered = {file.name: file for file in model.files}
     if len(offered) != len(model.files) or offered.keys() != {file.name for file in entry.files}:
-        raise ArchiveError(f"{path}: {model.name}: its files are not those of {catalog.source} here; update edgeface")
+        raise ArchiveError(f"{path}: {model.name}: its files differ from those in {catalog.source}; update edgeface")
     for file in entry.files:
         recorded = store.recorded(entry, file) if file.trust_on_first_use else None
         expected = recorded.sha256 if recorded else file.digests.get("sha256")
@@ -179,14 +179,14 @@ def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, pa
     while (member := archive.next()) is not None:
         sha256 = member.name.removeprefix("blobs/")
         if not member.isfile() or member.name != f"blobs/{sha256}" or sha256 not in missing:
-            raise ArchiveError(f"{path}: expected only what {_MANIFEST} names, each once, found {member.name!r}")
+            raise ArchiveError(f"{path}: expected each file of {_MANIFEST} once and no other, found {member.name!r}")
         stream = archive.extractfile(member)
         assert stream is not None  # it is a regular file
         size = missing.pop(sha256)
         with writing(staging), (staging / sha256).open("xb") as output:
             shutil.copyfileobj(stream, output, 1 << 20)
         if member.size != size or sha256_of(staging / sha256) != sha256:
-            raise ChecksumError(f"{path}: {member.name}: its bytes are not what its name says; copy the bundle again")
+            raise ChecksumError(f"{path}: {member.name}: its checksum differs from its name; copy the bundle again")
     if missing:
         raise ArchiveError(f"{path}: expected blobs/{min(missing)}, found no such member; copy the bundle again")
 

@@ -40,7 +40,7 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
             raise ModelNotFoundError(
                 path=ir,
                 expected="the default model",
-                found="nothing there",
+                found="no such file",
                 remedy="set another one with: edgeface zoo default NAME_OR_IR",
             )
         return Path(ir)
@@ -58,7 +58,7 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
         expected="a default model",
         found=state,
         remedy=f"run: edgeface zoo download {name} && edgeface convert {name}, "
-        "or name an IR of yours with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
+        "or set your own IR with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
     )
 
 

@@ -282,7 +282,7 @@ class _Fetch:
         wait = random.uniform(0, min(self.policy.longest_wait, self.policy.backoff * 2**attempt))
         if fault.wait is not None:
             if fault.wait > self.policy.longest_wait:
-                raise SourceFault(f"{fault}, and asks to wait {fault.wait:.0f} s")
+                raise SourceFault(f"{fault}; it asks to wait {fault.wait:.0f} s")
             wait = max(wait, fault.wait)
         logger.info("%s: %s; trying again in %.1f s", self.what, fault, wait)
         self.cancel.wait(wait)

@@ -71,7 +71,7 @@ def test_another_run_replaces_its_own_people_only(work: Path, capsys: pytest.Cap
     assert list(people_in(work / "out")) == ["0001"]
     (work / "mine" / "people" / "grandmother").mkdir(parents=True)
     assert cluster(work, "--threshold", "0.9", output="mine") == 2
-    assert "without clusters.json beside it" in capsys.readouterr().err
+    assert "no clusters.json beside it" in capsys.readouterr().err
     assert (work / "mine" / "people" / "grandmother").is_dir()
 
 

@@ -123,7 +123,7 @@ def test_two_photos_of_one_name_do_not_overwrite_each_other(data, options, capsy
     assert main(["align", str(place), "-o", str(tmp_path / "out"), *options, "--json"]) == 0
     found = answer(capsys)
     assert found["written"] == 1
-    assert "another photo has this name" in found["failures"][0]["error"]
+    assert "another photo would get the same name" in found["failures"][0]["error"]
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_drawn_pictures_of_one_name_do_not_overwrite_each_other(two_albums, opti
     found = answer(capsys)
     assert [len(image["faces"]) for image in found["images"]] == [2, 2]
     assert [Path(failure["path"]).parent.name for failure in found["failures"]] == ["two"]
-    assert "another photo has this name" in found["failures"][0]["error"]
+    assert "another photo would get the same name" in found["failures"][0]["error"]
 
 
 def test_no_photograph_is_ever_overwritten(two_albums, options, capsys):
@@ -172,7 +172,7 @@ def test_align_without_a_single_crop_is_bad_input(options, capsys, tmp_path):
         cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), np.full((80, 80, 3), 90, np.uint8))
     assert main(["align", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
-    assert "no photo gave a crop" in error
+    assert "no face could be cropped" in error
     assert error.strip().endswith("; and 2 more")
     assert not (tmp_path / "out").exists()
 

@@ -83,7 +83,7 @@ def test_a_broken_picture_is_listed(work: Path, capsys: pytest.CaptureFixture[st
         ((), 3, "no threshold is known for its contract"),
         (("--threshold", "0.7", "--rule", "min"), 2, "expected max or mean-of-best-N"),
         (("--threshold", "1.7"), 2, "from -1 to 1"),
-        (("--threshold", "0.7", "--fpir", "0.001"), 2, "leave one of them out"),
+        (("--threshold", "0.7", "--fpir", "0.001"), 2, "leave one out"),
     ],
 )
 def test_what_cannot_be_decided_by_is_refused(

@@ -83,4 +83,4 @@ def test_another_value_of_an_option_is_another_result(
     assert main([*command, *gate]) == 0  # the same again is reused
     capsys.readouterr()
     assert main([*command, *(() if option == ("--no-gate",) else gate), *option]) == 2
-    assert "expected faces found with the same settings, found others" in capsys.readouterr().err
+    assert "written with other settings" in capsys.readouterr().err

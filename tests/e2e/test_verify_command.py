@@ -50,7 +50,7 @@ def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
     ("options", "words"),
     [
         (["--threshold", "1.5"], "a cosine similarity from -1 to 1"),
-        (["--threshold", "0.5", "--far", "0.01"], "leave one of them out"),
+        (["--threshold", "0.5", "--far", "0.01"], "leave one out"),
         (["--threshold", "nowhere.json"], "nowhere.json: expected a file written by 'edgeface calibrate'"),
         (["--threshold", "nan"], "a cosine similarity from -1 to 1"),
         (["--threshold", "known.json", "--far", "0"], "far: expected a rate above 0 and below 1, found 0"),

@@ -396,7 +396,7 @@ def test_golden_images_that_cannot_tell_the_colours_apart_are_refused(
     path = tmp_path / "grey.npz"
     np.savez(path, images=grey, embeddings=embed_with_ir(real_ir, grey))
 
-    with pytest.raises(NegativeResult, match=r"expected exactly one reading.*found 2 .*BGR 0-255.*RGB 0-255"):
+    with pytest.raises(NegativeResult, match=r"expected exactly one colour order.*found 2 .*BGR 0-255.*RGB 0-255"):
         adopt(real_ir, tmp_path / "out", name=FACENET, golden=path)
 
 

@@ -41,7 +41,7 @@ def read_side(path: Path) -> Side:
         if (run.model.digest, run.settings) != (first.model.digest, first.settings):
             raise InputError(
                 f"{path} must hold runs of one model with the same settings, but {file} differs; compare them as "
-                "two sides"
+                "baseline and candidate"
             )
     name = path.parent.name if path.name == FILE_NAME else path.stem if path.is_file() else path.name
     return Side(name or str(path), tuple(run for run, _ in read))

@@ -91,7 +91,7 @@ def load(
         image_format = ImageFormat()
     if settings.end_to_end and batch not in (None, 1):
         raise InputError(
-            f"end to end the batch must be 1, found {batch}: the plan's buckets gather batches; leave --batch out"
+            f"--end-to-end requires batch size 1, found {batch}: the Embedder forms batches itself; leave --batch out"
         )
     benchmark_model = read_benchmark_model(model, core=core, batch=batch, shapes=shapes, image_format=image_format)
     settings = settings.model_copy(

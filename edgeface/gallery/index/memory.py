@@ -110,7 +110,7 @@ class Table:
 def require_rows(block: TemplateBlock) -> None:
     """Raise `ContractError` if a row is not of unit length, or an id comes twice."""
     if len(np.unique(block.ids)) != len(block.ids):
-        raise ContractError("index: expected every template once, found an id twice")
+        raise ContractError("index: expected unique template ids, found one twice")
     for start in range(0, len(block), _BLOCK_ROWS):
         rows = block.vectors[start : start + _BLOCK_ROWS]
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
@@ -119,7 +119,7 @@ def require_rows(block: TemplateBlock) -> None:
         if not fits.all():
             raise ContractError(
                 f"index: expected embeddings of length 1, found one of length {lengths[np.argmin(fits)]:g}; the "
-                "gallery is damaged or was filled by something else: run 'edgeface gallery check'"
+                "gallery is damaged or was not written by edgeface: run 'edgeface gallery check'"
             )
 
 
@@ -262,7 +262,7 @@ class MemoryIndex(ABC):
         doubles = vectors.astype(np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", doubles, doubles))
         if not np.all(lengths > 0):
-            raise InputError("search: expected a probe with a direction, found one of length 0")
+            raise InputError("search: expected a nonzero probe embedding, found one of length 0")
         units: Floats = (doubles / lengths[:, np.newaxis]).astype(np.float32)
         return units
 
@@ -278,5 +278,5 @@ class MemoryIndex(ABC):
     def _require_length(self, vectors: Floats) -> None:
         if vectors.shape[1] != self._dim:
             raise ContractError(
-                f"index: expected embeddings of {self._dim} values, found {vectors.shape[1]}; they are of another model"
+                f"index: expected embeddings of {self._dim} values, found {vectors.shape[1]}; use the gallery's model"
             )

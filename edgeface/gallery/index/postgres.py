@@ -42,7 +42,7 @@ class PostgresIndex:
     def __init__(self, store: PostgresStore, *, expansion: int = 100) -> None:
         if store.searched_as is None:
             raise NotSupportedError(
-                "this gallery is encrypted: the server cannot compare its embeddings; search on the client, with "
+                "this gallery is encrypted, so the server cannot compare its embeddings; search on the client with "
                 "LiveIndex(store)"
             )
         if not 1 <= expansion <= _MAX_EXPANSION:

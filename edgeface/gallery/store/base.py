@@ -166,8 +166,8 @@ class GalleryStore(ABC):
     def _require_free(self, connection: Any, name: str) -> None:
         if self.rows.find(connection, name) is not None:
             raise GalleryError(
-                f"gallery: expected a new name, found a person named {name!r}; add templates to that person, or tell "
-                "the two apart by their names"
+                f"gallery: a person named {name!r} is enrolled already; add templates to that person, or choose "
+                "another name"
             )
 
     def person(self, person_id: int) -> Person:
@@ -267,7 +267,7 @@ class GalleryStore(ABC):
         `GalleryError` is raised if there is no person of this id, or a template is not theirs.
         """
         if self.database.in_transaction:
-            raise GalleryError("forget: expected a call outside of writing(), because it cannot be undone")
+            raise GalleryError("forget: cannot be called inside writing(), because an erasure cannot be rolled back")
         with self.database.writing() as connection:
             self.rows.require_person(connection, person_id)
             ids = _ids_to_forget(connection, person_id, template_ids)
@@ -311,10 +311,12 @@ class GalleryStore(ABC):
         """Seal every row anew; `also` is called in the transaction, `adopted` when it was committed."""
         database = self.database
         if database.in_transaction:
-            raise GalleryError("rekey: expected a call outside of writing(), found one inside")
+            raise GalleryError("rekey: cannot be called inside writing()")
         cipher = make_cipher(key, database.header.gallery_id)
         if cipher.key_id == database.header.key_id:
-            raise GalleryError(f"{database.where}: expected another key, found the one that it has: {cipher.key_id!r}")
+            raise GalleryError(
+                f"{database.where}: this gallery is encrypted with the new key already: {cipher.key_id!r}"
+            )
         header = dataclasses.replace(database.header, key_id=cipher.key_id)
         with database.writing() as connection:
             also(connection, header)

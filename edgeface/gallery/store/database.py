@@ -87,14 +87,13 @@ class Database(ABC):
         """Check the stored header against its mark, the key and the contract, and take it."""
         where = self.where
         if not isinstance(mark, bytes) or mark[:_DIGEST] != _plain_digest(text):
-            raise GalleryDamagedError(f"{where}: its header is not what was written; restore the gallery from a copy")
+            raise GalleryDamagedError(f"{where}: its header is damaged; restore the gallery from a copy")
         header = GalleryHeader.decode(text)
         if header.key_id and key is None:
             raise GalleryKeyError(f"{where}: this gallery is encrypted and no key was given; give it with --key")
         if key is not None and not header.key_id:
             raise GalleryKeyError(
-                f"{where}: expected an encrypted gallery, because a key was given; found one that is not encrypted: "
-                "it is another gallery, or leave the key out"
+                f"{where}: a key was given, but this gallery is not encrypted; leave the key out, or check the path"
             )
         cipher = make_cipher(key, header.gallery_id)
         if cipher.key_id != header.key_id:
@@ -107,7 +106,7 @@ class Database(ABC):
         if contract_id not in (None, header.contract_id):
             raise ContractError(
                 f"{where}: expected a gallery of contract {contract_id}, found one of contract {header.contract_id}"
-                f"{f' ({header.model})' if header.model else ''}; use that model, or bring the gallery to this one: "
+                f"{f' ({header.model})' if header.model else ''}; use that model, or convert the gallery to this one: "
                 "edgeface gallery rebuild"
             )
         self.header, self.cipher = header, cipher
@@ -182,7 +181,7 @@ class Database(ABC):
         row = connection.execute("SELECT header FROM gallery").fetchone()
         if row is None or row[0] != self.header.encode():
             raise GalleryError(
-                f"{self.where}: another process gave this gallery another key or another model; open it again"
+                f"{self.where}: another process changed the key or the model of this gallery; open it again"
             )
 
     def _usable(self) -> Any:
@@ -193,14 +192,14 @@ class Database(ABC):
                 f"{self.where}: opened before this process was forked; open it again in the child process"
             )
         if self._depth and not self._connection.in_transaction:
-            raise OutputError(f"{self.where}: what was being written was undone by an earlier failure")
+            raise OutputError(f"{self.where}: the transaction was rolled back after an earlier failure")
         return self._connection
 
     def outside(self, statement: str) -> Any:
         """Run a statement that must not be in a transaction, such as VACUUM; return its first row, if it has rows."""
         with self._lock, self._errors():
             if self._depth:
-                raise GalleryError("gallery: expected a call outside of writing(), found one inside")
+                raise GalleryError("gallery: cannot be called inside writing()")
             cursor = self._usable().execute(statement)
             return cursor.fetchone() if cursor.description else None
 

@@ -45,8 +45,8 @@ def truncate_wal(database: SqliteDatabase) -> None:
             time.sleep(_PAUSE)
             continue
         raise GalleryBusyError(
-            f"{database.path}: what was forgotten is deleted, but not yet overwritten: another process has been "
-            "reading for too long; close it, and call 'edgeface gallery check', which finishes the erasure"
+            f"{database.path}: the rows are deleted but not yet overwritten, because another process is still reading; "
+            "close that process, then run 'edgeface gallery check', which completes the erasure"
         )
 
 

@@ -93,8 +93,7 @@ class Rows:
         """Raise `GalleryError` if there is no person of this id; a damaged row counts as one."""
         if connection.execute("SELECT 1 FROM people WHERE id = ?", (person_id,)).fetchone() is None:
             raise GalleryError(
-                f"gallery: expected the id of a person, found {person_id}, which no person has; edgeface gallery list "
-                "shows who is enrolled"
+                f"gallery: no person has the id {person_id}; list the people with: edgeface gallery list"
             )
 
     def find(self, connection: Any, name: str) -> Person | None:
@@ -105,7 +104,7 @@ class Rows:
         person = self._person(*row)
         if person.name != name:
             raise GalleryDamagedError(
-                f"gallery: the mark of another name was put at person {person.id}; restore the gallery from a copy"
+                f"gallery: the name digest of person {person.id} does not match; restore the gallery from a copy"
             )
         return person
 
@@ -153,8 +152,8 @@ class Rows:
             unit_vector(new, info)
             if new.image is not None and not info.keeps_images:
                 raise GalleryError(
-                    "gallery: this gallery keeps no images, and one was given; leave it out, or make a gallery with "
-                    "--keep-images"
+                    "gallery: this gallery does not store images, but one was given; leave it out, or create a "
+                    "gallery with --keep-images"
                 )
 
     def templates_of(self, connection: Any, person_id: int) -> Iterator[Template]:

@@ -184,12 +184,12 @@ def create_database(path: Path, header: GalleryHeader, cipher: Cipher) -> None:
     """
     with output_errors(path):
         if path.exists():
-            raise OutputError(f"{path}: expected no file there yet, found one; choose another name")
+            raise OutputError(f"{path}: this file exists already; choose another name")
         for suffix in _BESIDE:
             if (left := path.with_name(path.name + suffix)).exists():
                 raise OutputError(
-                    f"{path}: expected nothing there of an earlier gallery, found {left.name}; bring back the gallery "
-                    "that it belongs to, remove it, or choose another name"
+                    f"{path}: {left.name} is left over from an earlier gallery; restore that gallery, "
+                    "remove the file, or choose another name"
                 )
     with staging_folder(path.parent) as staging, sqlite_errors(path):
         staged = staging / path.name
@@ -199,8 +199,8 @@ def create_database(path: Path, header: GalleryHeader, cipher: Cipher) -> None:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise OutputError(
-                    f"{path}: expected a disk of this machine, on which SQLite can keep a WAL, found one on which it "
-                    f"falls back to {mode!r}; choose another folder, or PostgreSQL for a gallery of several machines"
+                    f"{path}: SQLite requires a local disk for its write-ahead log; on this file system it falls back "
+                    f"to {mode!r}; choose another folder, or PostgreSQL for a gallery that several machines share"
                 )
             connection.execute("BEGIN IMMEDIATE")
             create_tables(connection)
@@ -230,7 +230,7 @@ def _link(staged: Path, path: Path) -> None:
             path.touch(mode=0o600, exist_ok=False)
             staged.replace(path)
     except FileExistsError:
-        raise OutputError(f"{path}: expected no file there yet, found one; choose another name") from None
+        raise OutputError(f"{path}: this file exists already; choose another name") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -373,8 +373,8 @@ class SqliteDatabase(Database):
             wal = self.path.with_name(self.path.name + "-wal")
             if wal.exists() and wal.stat().st_size:
                 raise OutputError(
-                    f"{self.path}: was not closed after its last writes, which are in {wal.name}, and is on a "
-                    "read-only file system; copy both files to where they can be written"
+                    f"{self.path}: its last writes are still in {wal.name}, and the file system is read-only; "
+                    "copy both files to a folder that can be written"
                 )
         connection = _connect(self.path, uri=f"{self.path.as_uri()}?mode={mode}", timeout=self.timeout)
         try:

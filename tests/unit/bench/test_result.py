@@ -84,7 +84,7 @@ def packed(array: np.ndarray) -> str:
         ({"latency_ms": packed(np.ones(1, "<f4"))}, "expected 2 samples, found fewer"),
         ({"latency_ms": packed(np.zeros(10_000_000, "<f4"))}, "expected 2 samples, found more"),
         ({"latency_ms": packed(np.array([1, np.nan], "<f4"))}, "latencies must be finite and 0 or more"),
-        ({"start_ns": packed(np.array([5, -1], "<i8"))}, "in order of start"),
+        ({"start_ns": packed(np.array([5, -1], "<i8"))}, "sorted by start time"),
     ],
 )
 def test_damaged_samples_are_refused(change: dict[str, str], message: str) -> None:

@@ -114,7 +114,7 @@ def test_an_image_format_is_measured_in_the_graph(ir: Path) -> None:
         ({"duration_s": 2.0, "max_duration_s": 1.0}, {}, InputError, "at least the duration, 2 s, found 1 s"),
         ({"scenario": "kiosk"}, {}, InputError, "requires a video and a detector"),
         ({"scenario": "multi-stream"}, {"samples_per_query": 0}, InputError, "samples per query must be 1 or more"),
-        ({"end_to_end": True, "batch": 4}, {}, InputError, "end to end the batch must be 1"),
+        ({"end_to_end": True, "batch": 4}, {}, InputError, "--end-to-end requires batch size 1"),
         ({"end_to_end": True}, {"image_format": ImageFormat(size="any")}, InputError, "found 'any'"),
         ({"device": "NPU"}, {}, DeviceError, "no NPU here"),
         ({"device": "TPU"}, {}, InputError, "device: expected CPU"),

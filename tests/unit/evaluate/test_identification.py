@@ -56,7 +56,7 @@ def test_the_choice_depends_on_seed_and_name_alone() -> None:
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [2, 3, 2], []])
 def test_people_of_both_kinds_are_needed(counts: list[int]) -> None:
-    with pytest.raises(InputError, match="people with several images, to enrol, and people with one"):
+    with pytest.raises(InputError, match="people with several images, who are enrolled"):
         split_people(people_of(counts), NAMES)
 
 

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(store: SqliteSt
         enrol_folder(store, [alien], rules=RULES)
     with pytest.raises(InputError, match="expected a model"):
         enrol_folder(store, [photo], rules=RULES)
-    with pytest.raises(InputError, match="folders of one person each"):
+    with pytest.raises(InputError, match="one folder for each person"):
         enrol_folder(store, [photo.parent], rules=RULES)
     assert store.people() == ()
     assert are_tables([alien])

@@ -115,7 +115,7 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 def test_making_a_gallery_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "g").write_text("something else")
-    with pytest.raises(OutputError, match="expected no file there yet"):
+    with pytest.raises(OutputError, match="this file exists already"):
         SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY)
     assert (tmp_path / "g").read_text() == "something else"
     with pytest.raises(GalleryError, match="found no file; make one: edgeface gallery create"):
@@ -155,7 +155,7 @@ def test_without_hard_links_a_gallery_is_made_and_takes_no_other_files_place(
     monkeypatch.setattr(os, "link", refuse)
     SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None).close()
     monkeypatch.setattr(Path, "exists", lambda path: False)  # made by another process a moment later
-    with pytest.raises(OutputError, match="expected no file there yet"):
+    with pytest.raises(OutputError, match="this file exists already"):
         SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY)
     monkeypatch.undo()
     SqliteStore(tmp_path / "g").close()

@@ -60,7 +60,7 @@ def test_another_key_a_missing_key_and_a_needless_key_are_refused(gallery: Path,
         SqliteStore(gallery, key=OTHER_KEY)
     with pytest.raises(GalleryKeyError, match="no key was given"):
         SqliteStore(gallery)
-    with pytest.raises(GalleryKeyError, match="found one that is not"):
+    with pytest.raises(GalleryKeyError, match="gallery is not encrypted"):
         SqliteStore(make(tmp_path / "plain", None), key=KEY)
     with pytest.raises(GalleryKeyError, match="32 bytes, found 16"):
         SqliteStore(gallery, key=KEY[:16])
@@ -159,7 +159,7 @@ def test_a_header_that_was_edited_is_noticed_with_and_without_its_digest(gallery
     (text,) = connection.execute("SELECT header FROM gallery").fetchone()
     forged = text.replace(CONTRACT, OTHER_CONTRACT)
     connection.execute("UPDATE gallery SET header = ?", (forged,))
-    with pytest.raises(GalleryDamagedError, match="not what was written"):
+    with pytest.raises(GalleryDamagedError, match="its header is damaged"):
         SqliteStore(gallery, key=KEY)
     connection.execute("UPDATE gallery SET header_mark = ?", (mark_header(forged, PlainCipher()),))
     with pytest.raises(GalleryDamagedError, match="forged"):
@@ -220,7 +220,7 @@ def test_a_process_that_holds_the_gallery_open_notices_that_it_was_rekeyed(galle
 
 
 def test_rekeying_to_the_same_key_or_a_damaged_gallery_changes_nothing(gallery: Path) -> None:
-    with SqliteStore(gallery, key=KEY) as store, pytest.raises(EdgeFaceError, match="expected another key"):
+    with SqliteStore(gallery, key=KEY) as store, pytest.raises(EdgeFaceError, match="encrypted with the new key already"):
         store.rekey(KEY)
     sqlite3.connect(gallery, isolation_level=None).execute("UPDATE templates SET body = x'00' WHERE id = 2")
     with SqliteStore(gallery, key=KEY) as store:
@@ -246,13 +246,13 @@ def test_a_key_is_read_from_a_file_a_variable_or_a_command(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("file:{}/beside", "in another place than the gallery"),
+        ("file:{}/beside", "in the same folder as the gallery"),
         ("file:{}/none", "make one: openssl rand"),
-        ("file:{}/data/g.index/key", "in another place than the gallery"),
+        ("file:{}/data/g.index/key", "in the same folder as the gallery"),
         ("file:{}/keys/short", "found 5 bytes of something else"),
-        ("file:{}/keys/half", "half of a key's digits"),
+        ("file:{}/keys/half", "half a hexadecimal key"),
         ("env:A_PASSWORD", "a password"),
-        ("env:NO_SUCH_KEY", "which is not set"),
+        ("env:NO_SUCH_KEY", "is not set"),
         ("command:false", "expected exit code 0, found 1"),
         ("command:/no/such/program", "expected a program that prints a key"),
         ("12345", "expected file:PATH"),
@@ -280,7 +280,7 @@ def test_a_key_command_that_does_not_end_is_named_without_its_words(
 ) -> None:
     monkeypatch.setattr("edgeface.gallery.keys._COMMAND_SECONDS", 0.2)
     command = f"{sys.executable} -c 'import time; print(\"12345\", flush=True); time.sleep(60)' a-token"
-    with pytest.raises(GalleryKeyError, match="expected a key within") as caught:
+    with pytest.raises(GalleryKeyError, match="printed no key within") as caught:
         read_key(f"command:{command}", beside=tmp_path / "g")
     shown = "".join(traceback.format_exception(caught.value))
     assert "a-token" not in shown

@@ -166,7 +166,7 @@ def test_bad_files_and_pictures_without_faces_are_named_and_skipped(
 
 
 def test_no_embedding_at_all_is_an_error_and_no_file(embedder: Embedder, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no photo gave an embedding"):
+    with pytest.raises(ImageError, match="no photo could be embedded"):
         embed([tmp_path / "absent.png"], embedder, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
 
@@ -336,7 +336,7 @@ def test_a_film_among_the_pictures_is_a_bad_file(pictures: list[Path], embedder:
     film = tmp_path / "film.mp4"
     film.write_bytes(bytes(100))
     assert list(embed([film, *pictures], embedder, tmp_path / "a.npz").failures) == [film]
-    with pytest.raises(ImageError, match=r"no photo gave an embedding: .*film\.mp4: expected a JPEG"):
+    with pytest.raises(ImageError, match=r"no photo could be embedded: .*film\.mp4: expected a JPEG"):
         embed([film], embedder, tmp_path / "b.npz")
 
 

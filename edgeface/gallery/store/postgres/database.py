@@ -83,7 +83,9 @@ CREATE TABLE vectors (
 def check_gallery_name(name: str) -> str:
     """Return the name of a gallery's schema; `InputError` if the gallery has no plain name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
-        raise InputError(f"gallery name: expected a small letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}")
+        raise InputError(
+            f"gallery name: expected a lower-case letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}"
+        )
     return f"edgeface_{name}"
 
 
@@ -250,7 +252,7 @@ class PostgresDatabase(Database):
         with server_errors(self.where):
             found = self._connection.execute("SELECT to_regclass(?)", (f"{self.schema}.gallery",)).fetchone()
             if found[0] is None:
-                raise GalleryError(f"{self.where}: expected a gallery, found none of this name; make one first")
+                raise GalleryError(f"{self.where}: no gallery of this name exists; create one first")
             version, text, mark = self._connection.execute(
                 "SELECT version, header, header_mark FROM gallery"
             ).fetchone() or (0, "", b"")

@@ -95,7 +95,7 @@ class PostgresStore(GalleryStore):
         connection = connect(url, schema, timeout=timeout, patience=patience)
         with server_errors(where), connection.raw, connection.raw.transaction():
             if connection.execute("SELECT to_regnamespace(?)", (schema,)).fetchone()[0] is not None:
-                raise OutputError(f"{where}: expected no gallery there yet, found one; choose another name")
+                raise OutputError(f"{where}: a gallery of this name exists already; choose another name")
             if searched is not None:
                 _require_pgvector(connection, where)
             connection.execute(f"CREATE SCHEMA {schema}")
@@ -178,7 +178,7 @@ class PostgresStore(GalleryStore):
         the gallery is encrypted.
         """
         if self._searched_as is None:
-            raise NotSupportedError(f"{self.database.where}: is encrypted; the server cannot compare its embeddings")
+            raise NotSupportedError(f"{self.database.where}: encrypted, so the server cannot index its embeddings")
         with self.database.writing() as connection:
             connection.execute(
                 f"CREATE INDEX IF NOT EXISTS vectors_graph ON vectors USING hnsw "
@@ -204,7 +204,7 @@ def _require_pgvector(connection: Any, where: str) -> None:
     available = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone()
     if available is None:
         raise NotSupportedError(
-            f"{where}: expected the extension pgvector, by which a gallery in the clear is searched, found none; "
+            f"{where}: searching an unencrypted gallery requires the extension pgvector, which is not installed; "
             "install it on the server (package postgresql-NN-pgvector), or encrypt the gallery"
         )
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
