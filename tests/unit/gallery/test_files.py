@@ -364,7 +364,7 @@ os._exit(0)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
     remount(disk, "ro")
     try:
-        with pytest.raises(OutputError, match="last writes, which are in g-wal"):
+        with pytest.raises(OutputError, match="last writes are still in"):
             SqliteStore(disk / "g")
     finally:
         remount(disk, "rw")
