@@ -135,7 +135,7 @@ os._exit(0)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
     (tmp_path / "g").unlink()
     for name in ("g-wal", "g-shm"):
-        with pytest.raises(OutputError, match=f"found {name}"):
+        with pytest.raises(OutputError, match=f"{name} is left over"):
             SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None)
         (tmp_path / name).unlink()
     (tmp_path / "g.index").mkdir()
