@@ -139,7 +139,7 @@ os._exit(0)
             SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None)
         (tmp_path / name).unlink()
     (tmp_path / "g.index").mkdir()
-    with pytest.raises(OutputError, match=r"found g\.index"):
+    with pytest.raises(OutputError, match=r"g\.index is left over"):
         SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None)
     (tmp_path / "g.index").rmdir()
     with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=None) as store:
