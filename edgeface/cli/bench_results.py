@@ -16,7 +16,10 @@ from edgeface.progress import Progress
 
 option = functools.partial(typer.Option, show_default=False)
 
-ShapeOption = Annotated[str | None, option(metavar="NAME[1,3,H,W]", help="Input shapes, if dynamic or to be changed.")]
+ShapeOption = Annotated[
+    str | None,
+    option(metavar="NAME[1,3,H,W]", help="Input shapes: required for dynamic inputs, optional for static ones."),
+]
 WarmUpOption = Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")]
 
 
