@@ -295,24 +295,27 @@ class FaceAnalyzer:
         photo
             See `PhotoLike`.
         gallery
-            Place of a gallery as `open_gallery` takes it, opened for this call with the key of EDGEFACE_GALLERY_KEY;
-            or an open gallery, of which an index is kept.
+            File or server address of a gallery, as for `open_gallery`: it is opened for this call, with the key in
+            EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls.
         fpir
-            Share of the people who are not enrolled that may be taken for someone who is; by default 0.01.
+            Target false positive identification rate: the share of searches for people who are not enrolled that
+            may return a person. Default: 0.01.
         threshold
-            What decides; see `search_threshold`.
+            Score above which a person is accepted. Default: chosen for `fpir` and the size of the gallery; see
+            `search_threshold`.
         rule
             How a person's score is computed from templates: ``max`` or ``mean-of-best-N``.
         margin
-            How far, in cosine, the next person's score must be below; otherwise the verdict is inconclusive.
+            Minimum difference, in cosine, between the scores of the best and the second-best person; below it the
+            verdict is inconclusive.
         gate
             Faces below its limits are unusable. None: use faces of any quality.
 
         Returns
         -------
         list of Identification
-            One for each face, from left to right. No person is there twice. All are of one generation of the
-            gallery.
+            One for each face, from left to right. A person is assigned to one face at most. All answers come from
+            one generation of the gallery.
 
         Raises
         ------

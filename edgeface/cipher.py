@@ -150,7 +150,7 @@ class PlainCipher:
         return content
 
     def mark(self, content: bytes) -> bytes:
-        """Return a digest of 32 bytes that stands for the content."""
+        """Return the BLAKE2b digest of the content, 32 bytes."""
         return hashlib.blake2b(content, digest_size=32).digest()
 
 
@@ -184,7 +184,7 @@ class KeyedCipher:
             raise _damaged(place) from error
 
     def mark(self, content: bytes) -> bytes:
-        """Return 32 bytes that stand for the content: its HMAC-SHA256, which cannot be computed without the key."""
+        """Return the HMAC-SHA256 of the content, 32 bytes: without the key it cannot be computed."""
         return hmac.digest(self._mark_key, content, "sha256")
 
 

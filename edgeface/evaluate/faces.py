@@ -126,8 +126,8 @@ def find_images(root: Path, images: Sequence[str]) -> list[Path]:
 class FaceCutter:
     """Iterate over aligned crops, (H, W, 3) uint8 BGR, one for each image, in order.
 
-    If an image has no face that can be aligned, its centre is cut instead and it is listed in `failures`, so that no
-    pair is left out of the score.
+    An image without a usable face gives its centre instead, and is listed in `failures`: every pair counts in the
+    score.
 
     Parameters
     ----------

@@ -44,19 +44,19 @@ class FaceFlow:
         self._before = _reduce(image)
 
     def follow(self, image: Image, faces: Faces) -> tuple[Faces, NDArray[np.intp]]:
-        """Find the faces of the last frame in this one, which is stored then.
+        """Find the faces of the previous frame in this frame, and keep this frame for the next call.
 
         Parameters
         ----------
         image : (H, W, 3) uint8, BGR
-            Of the size of the last one; otherwise no face is followed.
+            A frame of another size than the previous one follows no face.
         faces
             In pixels of the last frame.
 
         Returns
         -------
         faces
-            Those that were followed, in pixels of this frame, scores as they were.
+            The faces that were found again, in pixels of this frame, with unchanged scores.
         indices : (K,) int
             Their indices in the given faces.
         """

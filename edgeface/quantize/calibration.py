@@ -231,15 +231,16 @@ def looks_empty(crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def looks_swapped(crops: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return whether each BGR crop is coloured, and whether its centre is more blue than red.
+    """Detect crops whose red and blue channels are probably swapped.
 
     Haemoglobin and melanin absorb more blue than red light, so skin of every tone reflects more red (Angelopoulou,
-    "Understanding the color of human skin", SPIE 4299, 2001). Of 3,000 coloured crops of LFW one is more blue.
+    "Understanding the color of human skin", SPIE 4299, 2001). In 1 of 3,000 coloured LFW crops blue exceeds red.
 
     Returns
     -------
     colored, swapped : (N,) bool
-        `swapped` is False where `colored` is.
+        Whether the centre of the BGR crop has colour, and whether its blue exceeds its red. A crop without colour
+        is never reported as swapped.
     """
     height, width = crops.shape[1:3]
     middle = crops[:, height // 4 : height - height // 4, width // 4 : width - width // 4].astype(np.float32)

@@ -103,7 +103,7 @@ def measure_fidelity(expected: Vectors, found: Vectors) -> Fidelity:
 
 
 def judge_fidelity(fidelity: Fidelity, contract: ModelContract, limits: QuantizationLimits) -> tuple[str, ...]:
-    """Return the reasons to refuse a model by its embeddings of held-out faces; empty if it is accepted."""
+    """Return why the embeddings of held-out faces rule a model out; empty if the model is accepted."""
     reasons = []
     if not fidelity.min_cosine >= limits.min_cosine:  # NaN is refused too
         reasons.append(

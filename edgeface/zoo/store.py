@@ -302,7 +302,7 @@ def place(source: Path, target: Path) -> None:
 
 
 def swap_folder(new: Path, target: Path) -> None:
-    """Put folder `new` where `target` is, replacing it; the caller holds the lock that hides the step between."""
+    """Replace folder `target` by `new`. The caller holds a lock: for an instant there is no `target`."""
     aside = target.with_name(f".{target.name}.old-{os.getpid()}")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ class GalleryStore(ABC):
         return self.database.header.info(self.database.version)
 
     def generation(self) -> int:
-        """Return the number of the last commit, by any process. An index of another number is out of date."""
+        """Return the number of the last commit, by any process; an index with a lower number is out of date."""
         with self.database.reading():
             return self.database.state("generation")
 
