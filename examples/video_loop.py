@@ -16,7 +16,10 @@ from edgeface.runtime import Embedder
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import open_source
 
-video, gallery = sys.argv[1:3]
+if len(sys.argv) != 3:
+    print("usage: python examples/video_loop.py VIDEO_OR_CAMERA GALLERY", file=sys.stderr)
+    sys.exit(2)
+video, gallery = sys.argv[1:]
 with (
     Embedder.load(edgeface.find_model()) as embedder,
     edgeface.load_detector(min_size=40) as detector,

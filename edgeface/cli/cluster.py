@@ -75,8 +75,9 @@ def cluster(
         out.emit_json({"output_dir": str(output_dir), **answer, "failures": out.list_failures(failures)})
     else:
         out.print_line(
-            f"{result.clusters.count} people in {len(result.clusters.labels)} faces of {result.embedded.files} photos, "
-            f"in {output_dir / 'people'}; {len(answer['unknown'])} faces in groups of fewer than {min_samples}, in "
-            "people/unknown"
+            f"{out.counted(result.clusters.count, 'person', 'people')} in "
+            f"{out.counted(len(result.clusters.labels), 'face')} of {out.counted(result.embedded.files, 'photo')}, "
+            f"in {output_dir / 'people'}; {out.counted(len(answer['unknown']), 'face')} in groups of fewer than "
+            f"{min_samples}, in people/unknown"
         )
     out.finish(failures, strict=strict)

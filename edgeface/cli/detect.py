@@ -129,7 +129,7 @@ def align(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    out.print_line(f"{answer['path']}: {out.count_faces(len(answer['faces']))}")
+    out.print_line(f"{answer['path']}: {out.counted(len(answer['faces']), 'face')}")
     for face in answer["faces"]:
         out.print_line(f"  {face['score']:.4f}  {out.describe_box(face['box'])}")
 

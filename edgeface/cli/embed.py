@@ -61,7 +61,9 @@ def embed(
             }
         )
     else:
-        out.print_line(f"{len(result.table)} embeddings of {result.files} files in {output}")
+        out.print_line(
+            f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}"
+        )
     out.finish(result.failures, strict=strict)
 
 

@@ -27,7 +27,7 @@ from edgeface.cli.gallery_options import (
     warn,
 )
 from edgeface.cli.options import AnalyzerOptions, ModelOption, NoGateOption, with_options
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
+from edgeface.cli.output import JsonOption, counted, emit_json, progress_bars, stdout
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def enrol(
             known = f", {each.already} known already" if each.already else ""
             stdout.print(
                 f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new, "
-                f"{each.person.template_count} templates in all{known}",
+                f"{counted(each.person.template_count, 'template')} in all{known}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -244,7 +244,7 @@ def forget(
     """Erase a person permanently, and check that no data is left in the files. Exit code 1: data was left."""
     with open_gallery(gallery, key) as store:
         person = _find_person(store, name)
-        what = f"{len(template)} of {person.template_count} templates" if template else "everything"
+        what = f"{len(template)} of {counted(person.template_count, 'template')}" if template else "everything"
         if not yes:
             if not sys.stdin.isatty():
                 raise InputError("forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm")
@@ -252,8 +252,9 @@ def forget(
         done = store.forget(person.id, template_ids=template)
     answer(
         {**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved},
-        f"{person.name}: erased {done.templates} templates and {done.images} images; searched {len(done.searched)} "
-        f"files, {sum(done.searched.values()):,} bytes, for {done.needles:,} pieces",
+        f"{person.name}: erased {counted(done.templates, 'template')} and {counted(done.images, 'image')}; searched "
+        f"{counted(len(done.searched), 'file')}, {sum(done.searched.values()):,} bytes, "
+        f"for {counted(done.needles, 'piece')}",
         json=json,
     )
     if done.remains:

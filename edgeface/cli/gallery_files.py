@@ -23,7 +23,7 @@ from edgeface.cli.gallery_options import (
     warn,
 )
 from edgeface.cli.options import DeviceOption
-from edgeface.cli.output import JsonOption, progress_bars
+from edgeface.cli.output import JsonOption, counted, progress_bars
 from edgeface.errors import InputError
 from edgeface.files import output_errors
 
@@ -49,7 +49,8 @@ def export(
         else:
             secret = find_key(export_key or key, beside=gallery)
         done = export_gallery(store, output, key=secret)
-    text = f"{output}: {done.people} people, {done.templates} templates, {done.images} images, {done.bytes:,} bytes"
+    text = f"{output}: {counted(done.people, 'person', 'people')}, {counted(done.templates, 'template')}, "
+    text += f"{counted(done.images, 'image')}, {done.bytes:,} bytes"
     how = "encrypted" if done.encrypted else "not encrypted"
     answer({"output": str(output), **dataclasses.asdict(done)}, f"{text}, {how}", json=json)
 
@@ -80,7 +81,8 @@ def import_(
             rules=EnrolRules.choose(threshold, store.info.contract_id),
             force=force,
         )
-    text = f"{gallery}: {done.people} new people, {done.templates} new templates, {done.already} known already"
+    text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
+    text += f"{counted(done.templates, 'new template')}, {done.already} known already"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
 
 
@@ -111,7 +113,9 @@ def rebuild(
         progress_bars() as progress,
     ):
         done = run(store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress)
-    text = f"{gallery}: contract {done.contract_id}, {done.embedded} templates embedded, {done.reused} from an "
+    text = (
+        f"{gallery}: contract {done.contract_id}, {counted(done.embedded, 'template')} embedded, {done.reused} from an "
+    )
     text += f"interrupted run, {done.dropped} dropped"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: no template is left; enrol this person again" for name in done.without_templates)

@@ -110,7 +110,7 @@ def _describe(answer: Identification) -> dict[str, Any]:
 
 
 def _show(path: Path, answers: list[Identification]) -> None:
-    out.print_line(f"{path}: {out.count_faces(len(answers))}")
+    out.print_line(f"{path}: {out.counted(len(answers), 'face')}")
     for answer in answers:
         assert answer.face is not None
         place = out.describe_box(answer.face.box.tolist())

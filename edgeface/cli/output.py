@@ -42,9 +42,9 @@ def print_note(text: str) -> None:
     stderr.print(text, markup=False, soft_wrap=True)
 
 
-def count_faces(count: int) -> str:
-    """Return a number of faces in words."""
-    return f"{count} {'face' if count == 1 else 'faces'}"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number of things, with the noun in the singular for one: "1 face", "2 faces"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def describe_box(box: Iterable[float]) -> str:

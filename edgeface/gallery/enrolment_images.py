@@ -153,10 +153,12 @@ def _people_of(paths: Sequence[str | Path], name: str | None) -> list[tuple[str,
     for place in paths:
         folder = Path(place) if Path(place).is_dir() else None
         for path in find_files(str(place)):
-            if name is None and path.parent == folder:
+            if name is None and path.suffix not in _TABLES and (path.parent == folder or not path.parent.name):
                 raise InputError(
-                    f"{path}: expected one folder for each person in {place}, found a photo; if all photos show "
-                    "one person, pass --name"
+                    path=path,
+                    expected="one folder for each person (people/NAME/photo.jpg)",
+                    found="a photo in no person's folder",
+                    remedy="if all photos show one person, pass --name",
                 )
             people.setdefault(name or path.parent.name, []).append(path)
     return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]

@@ -98,6 +98,16 @@ def test_pictures_that_do_not_look_like_one_person_are_named(work: Path, capsys:
 
 
 @pytest.mark.usefixtures("gallery")
+def test_a_photo_in_no_persons_folder_needs_a_name(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "people" / "Ada" / "0.png").rename(work / "loose.png")
+    assert run("forget", "g", "Ada", "--yes", *KEY) == 0
+    assert run("enrol", "g", "loose.png", *ENROL, *KEY) == 2
+    assert "loose.png: expected one folder for each person" in capsys.readouterr().err
+    assert run("enrol", "g", "loose.png", "--name", "Ada", *ENROL, *KEY) == 0
+    assert "1 new, 1 template in all" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("gallery")
 def test_forget_asks_and_erases_and_proves(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("forget", "g", "Ada", *KEY) == 2
     assert "pass --yes" in capsys.readouterr().err
