@@ -95,7 +95,7 @@ def load(
     Parameters
     ----------
     model
-        The .xml of an IR with a contract. None: see `find_model`.
+        The .xml of an IR with a contract, or as for `find_model`.
     device
         OpenVINO device of the model and the detector, e.g. ``CPU``, ``GPU``, ``NPU`` or ``AUTO``.
     detector
@@ -178,18 +178,20 @@ def find_model(model: str | Path | None = None) -> Path:
     Parameters
     ----------
     model
-        The .xml of an IR. None: the environment variable EDGEFACE_MODEL, else what 'edgeface zoo default' says,
-        converted first if it was only downloaded.
+        The .xml of an IR, or a zoo name. None: the environment variable EDGEFACE_MODEL, else what 'edgeface zoo
+        default' says. A model that was only downloaded is converted first.
 
     Raises
     ------
     ModelNotFoundError
-        If none is given and there is no default.
+        If none is given and there is no default; or the model of a zoo name is not downloaded.
     """
-    if given := model or os.environ.get(MODEL_VARIABLE):
+    given = model or os.environ.get(MODEL_VARIABLE)
+    if given and (Path(given).suffix or Path(given).name != str(given) or Path(given).exists()):
         return Path(given)
     try:
-        from edgeface.zoo.default import default_model
+        from edgeface.zoo.catalog import load_catalog
+        from edgeface.zoo.default import default_model, zoo_model
     except ImportError as error:
         raise ModelNotFoundError(
             expected=f"a model, or its path in {MODEL_VARIABLE}", found="none", remedy="name the .xml of an IR"
@@ -200,7 +202,9 @@ def find_model(model: str | Path | None = None) -> Path:
 
         return run(*arguments, **options)
 
-    path: Path = default_model(convert=convert)
+    if given and str(given) not in load_catalog():
+        return Path(given)
+    path: Path = zoo_model(str(given), convert=convert) if given else default_model(convert=convert)
     return path
 
 

@@ -36,7 +36,7 @@ from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
 from edgeface.runtime.encryption import open_ir
 from edgeface.runtime.engine import Engine
-from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution
+from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution, resolve_plan
 from edgeface.runtime.pool import Pool, Retirement
 from edgeface.runtime.schedule import reason_of
 from edgeface.runtime.serving import Policy, Serving
@@ -272,7 +272,7 @@ class Embedder(Serving):
                 plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved), resolved),)
             else:
                 listed = (plan,) if isinstance(plan, DevicePlan) else tuple(plan)
-                plans = tuple(_resolved(each, fallback) for each in listed)
+                plans = tuple(resolve_plan(each, fallback) for each in listed)
             source = reading.result()
         if not plans:
             raise InputError("plan: expected at least one plan, found an empty list")
@@ -392,12 +392,3 @@ class Embedder(Serving):
         """Accept no more requests, resolve every future, and release the device; see `Engine.close`."""
         for generation in reversed(list(self._generations)):
             generation.serving.close(drain=drain, timeout=timeout)
-
-
-def _resolved(plan: DevicePlan, fallback: Sequence[str]) -> tuple[DevicePlan, ResolvedDevice]:
-    resolved = resolve_device(plan.device, fallback=fallback, core=shared_core())
-    if resolved.device == plan.device and not resolved.config:
-        return plan, resolved
-    config = dict(resolved.config)
-    hint = config.pop("PERFORMANCE_HINT", plan.hint)
-    return dataclasses.replace(plan, device=resolved.device, hint=hint, extra={**config, **plan.extra}), resolved

@@ -15,7 +15,14 @@ from typing import Any, Literal, get_args
 import openvino as ov
 
 from edgeface.errors import InputError
-from edgeface.runtime.devices import DeviceCore, ResolvedDevice, read_property, split_device
+from edgeface.runtime.devices import (
+    DeviceCore,
+    ResolvedDevice,
+    read_property,
+    resolve_device,
+    shared_core,
+    split_device,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +182,16 @@ def default_plan(device: str | ResolvedDevice, **changes: Any) -> DevicePlan:
     if "PERFORMANCE_HINT" in extra:
         options["hint"] = extra.pop("PERFORMANCE_HINT")
     return DevicePlan(device=device, extra={**extra, **options.pop("extra", {})}, **options)
+
+
+def resolve_plan(plan: DevicePlan, fallback: Sequence[str] = ()) -> tuple[DevicePlan, ResolvedDevice]:
+    """Replace a plan's device by one that this machine can run; see `resolve_device` for `fallback` and the errors."""
+    resolved = resolve_device(plan.device, fallback=fallback, core=shared_core())
+    if resolved.device == plan.device and not resolved.config:
+        return plan, resolved
+    config = dict(resolved.config)
+    hint = config.pop("PERFORMANCE_HINT", plan.hint)
+    return dataclasses.replace(plan, device=resolved.device, hint=hint, extra={**config, **plan.extra}), resolved
 
 
 def share_threads(

@@ -51,7 +51,7 @@ def load_detector(
     Raises
     ------
     InputError
-        If the name is unknown or an option does not belong to the detector.
+        If the name or the device's is unknown, or an option does not belong to the detector.
     MissingError
         If a model file is not there.
     ModelFormatError

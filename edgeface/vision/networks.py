@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import openvino as ov
 
 from edgeface.errors import InputError, MissingError, ModelFormatError
 from edgeface.runtime.engine import compile_engine
-from edgeface.runtime.plan import DevicePlan
+from edgeface.runtime.plan import DevicePlan, resolve_plan
 from edgeface.runtime.schedule import Outputs
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
@@ -53,7 +54,8 @@ class NetworkDetector(ABC):
             "landmarks_model": None if landmarks_model is None else _digest([landmarks_model]),
         }
         # FP32 even where the device would choose bfloat16: boxes must not depend on the machine.
-        plan = DevicePlan(device=device, precision="f32", streams=2 if device == "CPU" else None)
+        plan, _ = resolve_plan(DevicePlan(device=device, precision="f32"))
+        plan = dataclasses.replace(plan, streams=2 if plan.device == "CPU" else None)
         self._engines = {
             label: compile_engine(network, plan, requests=_REQUESTS) for label, network in networks.items()
         }

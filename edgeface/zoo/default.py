@@ -46,13 +46,8 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
         return Path(ir)
     name = str(chosen.get("model", FIRST_CHOICE))
     path = store.ir_path(name)
-    if path.is_file():
-        return path
-    if convert is not None and name in (catalog := load_catalog()) and store.has(catalog[name]):
-        with store.locked(f"convert-{name}"):
-            if not path.is_file():  # another process may have converted it meanwhile
-                convert(name, store=store)
-        return path
+    if path.is_file() or (convert is not None and name in (catalog := load_catalog()) and store.has(catalog[name])):
+        return zoo_model(name, store=store, convert=convert)
     state = f"{name!r}, which is not converted" if "model" in chosen else "none"
     raise ModelNotFoundError(
         expected="a default model",
@@ -60,6 +55,23 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
         remedy=f"run: edgeface zoo download {name} && edgeface convert {name}, "
         "or set your own IR with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
     )
+
+
+def zoo_model(name: str, *, store: ModelStore | None = None, convert: Callable[..., object] | None = None) -> Path:
+    """Return the .xml of a zoo model, converted first with `convert` as by `default_model`.
+
+    Raises ModelNotFoundError if the name is unknown, or the model is neither converted nor downloaded.
+    """
+    store = store or ModelStore()
+    path = store.ir_path(name)
+    if not path.is_file():
+        store.model_dir(load_catalog()[name])  # raises unless it is downloaded
+        if convert is None:
+            raise ModelNotFoundError(f"model {name!r} is not converted; run: edgeface convert {name}")
+        with store.locked(f"convert-{name}"):
+            if not path.is_file():  # another process may have converted it meanwhile
+                convert(name, store=store)
+    return path
 
 
 def set_default_model(model: str | Path, *, store: ModelStore | None = None, catalog: Catalog | None = None) -> None:

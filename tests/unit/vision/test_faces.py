@@ -89,8 +89,16 @@ def identity() -> ov.Model:
 
 
 def test_an_absent_device_is_named(tmp_path: Path):
-    with pytest.raises(DeviceError, match="'NOSUCH'"):
-        load_detector("retail-0004", model=retail(tmp_path / "retail.xml"), device="NOSUCH")
+    model = retail(tmp_path / "retail.xml")
+    with pytest.raises(InputError, match=r"device: expected CPU, .*found 'NOSUCH'"):
+        load_detector("retail-0004", model=model, device="NOSUCH")
+    with pytest.raises(DeviceError, match=r"no GPU\.7 here"):
+        load_detector("retail-0004", model=model, device="gpu.7")
+
+
+def test_the_case_of_a_device_does_not_matter(tmp_path: Path):
+    with load_detector("retail-0004", model=retail(tmp_path / "retail.xml"), device="cpu") as detector:
+        assert len(detector.detect([np.zeros((20, 30, 3), np.uint8)])) == 1
 
 
 def test_a_closed_detector_says_so_and_may_be_closed_again(tmp_path: Path):

@@ -9,6 +9,7 @@ import openvino as ov
 import pytest
 from tiny_ir import write_tiny_ir
 
+import edgeface
 from edgeface import zoo
 from edgeface.cli import main
 from edgeface.errors import ContractError, InputError, ModelNotFoundError
@@ -79,6 +80,22 @@ def test_a_downloaded_model_is_converted_once(
     first = zoo.default_model(store=store, convert=convert)
     assert first == zoo.default_model(store=store, convert=convert) == zoo.default_model(store=store)
     assert converted == [NAME]
+
+
+def test_a_model_is_found_by_its_zoo_name(
+    store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(store.root))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=f"not downloaded; run: edgeface zoo download {NAME}"):
+        edgeface.load(NAME)
+    path = store.ir_path(NAME)
+    path.parent.mkdir(parents=True)
+    write_tiny_ir(path.parent, name=NAME)
+    with edgeface.load(NAME, detector=None, device="cpu") as app:
+        assert app.contract.name == NAME
+    assert edgeface.find_model("no-zoo-name") == Path("no-zoo-name")
+    assert edgeface.find_model(f"./{NAME}.xml") == Path(f"{NAME}.xml")
 
 
 def test_the_first_choice_is_the_default_where_none_is_set(
