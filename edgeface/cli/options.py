@@ -44,7 +44,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="IR (.xml) with a contract. Default: EDGEFACE_MODEL, else the model set by 'edgeface zoo default'.",
+        help="IR (.xml) with a contract, or a zoo name. Default: EDGEFACE_MODEL, else as 'edgeface zoo default' says.",
         show_default=False,
     ),
 ]
