@@ -153,7 +153,13 @@ def find_files(place: str | Path) -> list[Path]:
     if not files:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         what = f"photos ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"
-        raise InputError(f"{place}: expected {what}, found none")
+        address = str(place).startswith(("http:/", "https:/"))
+        raise InputError(
+            path=place,
+            expected=what,
+            found="an address" if address else "none",
+            remedy="download the photos first" if address else "check the path",
+        )
     return files
 
 

@@ -95,8 +95,13 @@ def test_a_pattern_gives_what_it_matches(folder: Path) -> None:
 @pytest.mark.parametrize("place", ["nothing", "*.gif", "empty"])
 def test_a_place_without_pictures_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"expected .*, found none"):
+    with pytest.raises(InputError, match=r"expected .*, found none; check the path"):
         open_source(tmp_path / place)
+
+
+def test_an_address_of_a_photo_has_to_be_downloaded_first() -> None:
+    with pytest.raises(InputError, match="found an address; download the photos first"):
+        find_files("https://host/a.jpg")
 
 
 def test_a_bad_picture_ends_the_source_with_its_error_or_is_told_and_skipped(folder: Path) -> None:
