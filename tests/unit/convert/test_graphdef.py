@@ -210,7 +210,7 @@ def test_a_loop_is_named() -> None:
     graph.node("next", "NextIteration", "merge", T=DT_FLOAT)
     graph.node("embeddings", "Relu", "merge", T=DT_FLOAT)
 
-    assert "a loop through 'merge'" in refused(graph)
+    assert "a cycle through 'merge'" in refused(graph)
 
 
 def test_a_second_placeholder_is_named() -> None:

@@ -446,7 +446,7 @@ def test_a_fixed_batch_stays_and_is_told() -> None:
 
 
 def test_another_batch_than_the_fixed_one_is_refused() -> None:
-    with pytest.raises(InputError, match=r"fixes its batch at 4 .* for 2"):
+    with pytest.raises(InputError, match=r"batch size is fixed at 4; .* batch 2"):
         count_work(network(4), batch=2)
 
 

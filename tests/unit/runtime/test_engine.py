@@ -310,7 +310,7 @@ def test_reject_refuses_what_does_not_fit(device, board, row):
     board.gate.clear()
     with Engine(device(), requests=1, queue_depth=2, policy="reject") as engine:
         accepted = [engine.submit(row(n)) for n in (1, 2, 3)]
-        with pytest.raises(Overloaded, match="2 requests wait already"):
+        with pytest.raises(Overloaded, match="2 requests are queued already"):
             engine.submit(row(4))
         board.gate.set()
         assert [future.result(SOON)[0] for future in accepted] == [1, 2, 3]
