@@ -153,7 +153,6 @@ def run_demo(
             source.model,
             output_dir,
             name=MODEL,
-            provenance=source.provenance,
             parity=functools.partial(check_parity, golden=golden) if can_compare else None,
         )
     if source.provenance == "published" and not has_default():

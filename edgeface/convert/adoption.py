@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from edgeface.convert.converter import INPUT_NAMES, OUTPUT_NAMES, ConversionResult, Recipe, recipe_of
+from edgeface.convert.converter import INPUT_NAMES, OUTPUT_NAMES, ConversionResult
 from edgeface.convert.ir import (
     FreshProcessCheck,
     check_structure,
@@ -25,6 +25,8 @@ from edgeface.convert.ir import (
     save_ir,
 )
 from edgeface.convert.parity import Embeddings, Images, compare, embed_with_ir, load_golden, run_model, to_input
+from edgeface.convert.recipe import Recipe, recipe_of
+from edgeface.convert.source import digest_of_arrays, float_constants
 from edgeface.errors import ConversionError, InputError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
@@ -81,20 +83,29 @@ def adopt(ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catal
         reading = _read_input(model, layout, recipe, images, expected, ir)
         model = _free_the_batch(model, layout, reading, recipe, images, expected)
         if not reading.raw:
+            same = reading.color == recipe.color
             model = prepend_preprocessing(
                 model,
                 layout=layout,
                 color=reading.color,
-                mean=recipe.mean,
-                scale=recipe.scale,
+                mean=recipe.mean if same else _reversed(recipe.mean),
+                scale=recipe.scale if same else _reversed(recipe.scale),
                 model_layout=layout,
                 model_color=reading.color,
             )
         outputs = dict.fromkeys((OUTPUT_NAMES[0], *model.output(0).get_names(), OUTPUT_NAMES[1]))
         name_ports(model, inputs=(*INPUT_NAMES, *model.input(0).get_names()), outputs=outputs, layout=layout)
         contract = ModelContract(
-            **recipe.contract_fields(),
             name=name,
+            framework="openvino",
+            weights_id=digest_of_arrays(float_constants(model)),
+            input_size=(images.shape[1], images.shape[2]),
+            value_range=(0.0, 255.0),
+            mean=recipe.mean,
+            scale=recipe.scale,
+            metric="cosine",
+            normalized=bool(recipe.normalized),
+            alignment=recipe.alignment,
             source_sha256=hashlib.sha256((sha256_of(ir) + sha256_of(ir.with_suffix(".bin"))).encode()).hexdigest(),
             provenance="published",
             input_name=INPUT_NAMES[0],
@@ -126,7 +137,7 @@ def adopt(ir: Path, output_dir: Path, *, name: str, golden: Path, catalog: Catal
 def _layout_of(model: ov.Model, recipe: Recipe, ir: Path) -> Layout:
     """Return where the three channels are, which the shape says."""
     shape = [axis.get_length() for axis in list(model.input(0).get_partial_shape())[1:]]
-    height, width = recipe.size
+    height, width = recipe.size or (0, 0)
     if shape == [3, height, width]:
         return "NCHW"
     if shape == [height, width, 3]:
@@ -167,6 +178,11 @@ def _try_reading(
     found = run_model(model, batch)
     report = compare(expected, found, against="golden", precision="FP32")
     return _Reading(color, raw, float(np.nan_to_num(report.min_cosine, nan=-1.0)))
+
+
+def _reversed(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return third, second, first
 
 
 def _free_the_batch(

@@ -9,16 +9,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import openvino as ov
 
 from edgeface.convert.ir import FreshProcessCheck, adapt_input, check_structure, name_ports, publish_ir, save_ir
 from edgeface.convert.parity import ParityReport
-from edgeface.convert.tensorflow import TensorFlowModel, load_tensorflow
-from edgeface.errors import InputError, ModelNotFoundError, NegativeResult, NotSupportedError
+from edgeface.convert.recipe import Recipe, RecipeParts, parts_of
+from edgeface.convert.source import SourceModel
+from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
 from edgeface.files import staging_folder, stopwatch
-from edgeface.model.contract import Alignment, Color, Layout, ModelContract, Precision, Provenance
+from edgeface.model.contract import Color, Layout, ModelContract, Precision, Provenance
+from edgeface.model.opset import ops
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.default import record_first_default
@@ -28,11 +31,44 @@ from edgeface.zoo.store import ModelStore
 log = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = "facenet-20180408-102900"
-"""Zoo entry whose preprocessing and alignment a FaceNet from a file gets, unless its name is a zoo name."""
+"""Zoo entry whose recipe a FaceNet from a file gets, unless its name is a zoo name or a recipe is given."""
 
 INPUT_NAMES = ("image_batch/placeholder_port_0", "image_batch")
 OUTPUT_NAMES = ("embeddings", "InceptionResnetV1/Bottleneck/BatchNorm/Reshape_1/Normalize")
 """What Open Model Zoo documented for FaceNet; the second name of each is an alias."""
+
+Reader = Callable[[Path, Recipe], SourceModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of model files: its reader, and the zoo entry whose recipe a file of it gets; None: there is none."""
+
+    reader: Reader
+    default_recipe: str | None
+
+
+def format_of(path: Path) -> Format:
+    """Return the format of a file or folder, by its suffix.
+
+    Raises NotSupportedError for the suffix of a framework that cannot be converted.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FRAMEWORKS:
+        raise NotSupportedError(
+            f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[suffix]}; "
+            "edgeface converts TensorFlow models so far"
+        )
+    return Format(_read_tensorflow, DEFAULT_RECIPE)
+
+
+def _read_tensorflow(path: Path, recipe: Recipe) -> SourceModel:
+    from edgeface.convert.tensorflow import load_tensorflow
+
+    if recipe.size is None:
+        raise InputError(f"{path}: expected a recipe with the size of a crop, found none; pass --size")
+    return load_tensorflow(path, size=recipe.size)
+
 
 _OTHER_FRAMEWORKS = {
     ".onnx": "ONNX",
@@ -77,7 +113,7 @@ def convert(
     color: Literal["bgr", "rgb"] = "bgr",
     batch: int | None = None,
     name: str | None = None,
-    provenance: Provenance | None = None,
+    recipe: RecipeParts | None = None,
     parity: Callable[[Path, Path], ParityReport] | None = None,
     store: ModelStore | None = None,
     catalog: Catalog | None = None,
@@ -100,9 +136,8 @@ def convert(
         Static batch; None leaves it dynamic.
     name
         Name of the IR. A zoo name also picks that entry's preprocessing and alignment.
-    provenance
-        Provenance of the weights; by default ``seeded`` where the graph says so, ``published`` for a zoo name or
-        a file whose digest the zoo knows, else ``unknown``.
+    recipe
+        Parts of the recipe that replace those of the zoo entry, or that a file without one needs.
     parity
         Called with (source path, IR path); a report that did not pass fails the conversion.
     store, catalog
@@ -118,9 +153,9 @@ def convert(
         If the IR does not compute what the source model computes.
     """
     catalog = catalog or load_catalog()
+    told = recipe or RecipeParts()
     path, entry = _find_source(model, store, catalog)
-    if name is None:
-        name = entry.name if entry else _name_of(path)
+    name = name or told.name or (entry.name if entry else _name_of(path))
     if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"name: expected a plain file name, found {name!r}")
     in_store = output_dir is None
@@ -132,33 +167,43 @@ def convert(
                 remedy="pass --output-dir; the model store keeps only IRs of the default layout, colour and batch",
             )
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
-    recipe = recipe_of(entry or (catalog[name] if name in catalog else catalog[DEFAULT_RECIPE]))
-    if entry is None:
-        log.info("%s: preprocessing and alignment are those of %s", path, recipe.name)
+    complete = find_recipe(path, name, entry, told, catalog)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
-        source = load_tensorflow(path, size=recipe.size)
+        source = format_of(path).reader(path, complete)
+        raw, normalized = finish_output(source, complete, path=path)
+        size = complete.size or _size_of(source, path)
         converted = adapt_input(
-            source.model,
+            raw,
             layout=_LAYOUTS[layout],
             color=_COLORS[color],
-            mean=recipe.mean,
-            scale=recipe.scale,
-            size=recipe.size,
+            mean=complete.mean,
+            scale=complete.scale,
+            size=size,
             batch=batch,
+            model_layout=source.layout,
+            model_color=complete.color,
         )
         outputs = (OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1])
         name_ports(converted, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=_LAYOUTS[layout])
         check_structure(converted, source=str(path))
         contract = ModelContract(
-            **recipe.contract_fields(),
             name=name,
+            framework=source.framework,
             source_sha256=source.sha256,
-            provenance=_provenance_of(source, entry, catalog, told=provenance),
+            weights_id=source.weights_id,
+            provenance=provenance_of(source, catalog),
             input_name=INPUT_NAMES[0],
             output_name=OUTPUT_NAMES[0],
+            input_size=size,
             layout=_LAYOUTS[layout],
             color=_COLORS[color],
+            value_range=(0.0, 255.0),
+            mean=complete.mean,
+            scale=complete.scale,
             embedding_dim=converted.output(0).get_partial_shape()[1].get_length(),
+            metric="cosine",
+            normalized=normalized,
+            alignment=complete.alignment,
             precision=_PRECISIONS[precision],
             converter_version=__version__,
             openvino_version=ov.get_version(),
@@ -188,75 +233,71 @@ _COLORS: dict[str, Color] = {"bgr": "BGR", "rgb": "RGB"}
 _PRECISIONS: dict[str, Precision] = {"fp32": "FP32", "fp16": "FP16"}
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a contract needs to know about an embedding model beyond its file; units as in `ModelContract`."""
+def find_recipe(path: Path, name: str, entry: ModelEntry | None, told: RecipeParts, catalog: Catalog) -> Recipe:
+    """Return the recipe of a model file: its zoo entry's, or its format's default, with what the caller told.
 
-    name: str
-    framework: str
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    scale: tuple[float, float, float]
-    normalized: bool
-    alignment: Alignment
-
-    def contract_fields(self) -> dict[str, Any]:
-        """Return the contract's fields that follow from the recipe."""
-        same = {key: getattr(self, key) for key in ("framework", "mean", "scale", "normalized", "alignment")}
-        return {**same, "input_size": self.size, "value_range": (0.0, 255.0), "metric": "cosine"}
-
-
-def recipe_of(entry: ModelEntry) -> Recipe:
-    """Return the recipe of a zoo entry.
-
-    Raises InputError if the entry is no embedding model; NotSupportedError if edgeface cannot convert its
-    framework yet.
+    Raises InputError with the options that are missing.
     """
-    preprocessing, embedding = entry.preprocessing, entry.embedding
-    if preprocessing is None or embedding is None or preprocessing.size is None:
-        raise InputError(f"{entry.name}: expected a face embedding model, found one for {entry.task_type}")
-    if entry.framework != "tf":
-        raise NotSupportedError(
-            f"{entry.name}: its framework is {entry.framework!r}; edgeface converts TensorFlow models so far"
-        )
-    return Recipe(
-        name=entry.name,
-        framework=entry.framework,
-        size=preprocessing.size,
-        mean=preprocessing.mean,
-        scale=preprocessing.scale,
-        normalized=embedding.normalized,
-        alignment=entry.alignment or Alignment("none"),
-    )
+    known = entry or (catalog[name] if name in catalog else None)  # noqa: SIM401  # its `get` raises too
+    if known is None and (default := format_of(path).default_recipe) is not None:
+        known = catalog[default]
+        log.info("%s: preprocessing and alignment are those of %s", path, known.name)
+    base = parts_of(known) if known is not None else RecipeParts()
+    return base.complete(told, RecipeParts(name=name))
 
 
-def _provenance_of(
-    source: TensorFlowModel, entry: ModelEntry | None, catalog: Catalog, *, told: Provenance | None
-) -> Provenance:
+def provenance_of(source: SourceModel, catalog: Catalog) -> Provenance:
+    """Return ``published`` if the digest of the file or of the weights is a published one, else what the file says."""
     if source.seeded:
         return "seeded"
-    if told is not None:
-        return told
-    known = {each.conversion.sha256 for each in catalog.values() if each.conversion}
-    return "published" if entry is not None or source.sha256 in known else "unknown"
+    published = [each.conversion for each in catalog.values() if each.conversion]
+    known = source.sha256 in {each.sha256 for each in published} or source.weights_id in {
+        each.weights_id for each in published
+    }
+    return "published" if known else "unknown"
+
+
+def finish_output(source: SourceModel, recipe: Recipe, *, path: Path) -> tuple[ov.Model, bool]:
+    """Normalise the output if the recipe wants it; return the model, and whether its rows have unit length.
+
+    Raises ConversionError if the recipe says that they do not, and the source model normalises them itself.
+    """
+    if recipe.normalized is False and source.normalized:
+        raise ConversionError(
+            f"{path}: expected a model whose embeddings are not of unit length (--raw), found one that normalises them"
+        )
+    if recipe.normalized and source.normalized is False:
+        model = source.model
+        (result,) = model.get_results()
+        rows = result.input_value(0)
+        unit = ops.normalize_l2(rows, ops.constant(np.array([1])), 1e-12, "max")
+        result.input(0).replace_source_output(unit.output(0))
+        return model, True
+    return source.model, bool(source.normalized) if recipe.normalized is None else recipe.normalized
 
 
 def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:
     path = Path(model)
     if isinstance(model, str) and model in catalog:  # also beside a folder of that name
         entry = catalog[model]
-        recipe_of(entry)  # what cannot be converted need not be downloaded first
+        parts_of(entry)  # what cannot be converted need not be downloaded first
+        format_of(Path(entry.conversion.source if entry.conversion else entry.name))
         return (store or ModelStore()).source_path(entry), entry
-    if path.suffix in _OTHER_FRAMEWORKS:
-        raise NotSupportedError(
-            f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[path.suffix]}; "
-            "edgeface converts TensorFlow models so far"
-        )
+    format_of(path)  # what cannot be converted need not exist
     if path.exists():
         return path, None
     if path.suffix or len(path.parts) > 1:
         raise ModelNotFoundError(f"{model}: expected a model file or folder, found nothing there")
     return path, catalog[str(model)]  # raises, naming close matches
+
+
+def _size_of(source: SourceModel, path: Path) -> tuple[int, int]:
+    """Return the (height, width) that a source model's input has."""
+    axes = list(source.model.input(0).get_partial_shape())[1:]
+    height, width = axes[:2] if source.layout == "NHWC" else axes[1:]
+    if height.is_dynamic or width.is_dynamic:
+        raise InputError(f"{path}: it takes images of any size; pass the size of its crops with --size")
+    return height.get_length(), width.get_length()
 
 
 def _name_of(path: Path) -> str:

@@ -52,6 +52,13 @@ class Inference:
     graph: Any  # GraphDef without control inputs, Switch, Merge or variables
     weights: dict[str, NDArray[np.float32]]
 
+    def arrays(self) -> Iterator[NDArray[np.float32]]:
+        """Return every float constant, the large and the small ones."""
+        yield from self.weights.values()
+        for node in self.graph.node:
+            if node.op == "Const" and node.attr["dtype"].type == DT_FLOAT:
+                yield tensor_to_array(node.attr["value"].tensor)
+
 
 def read_bytes(path: Path) -> bytes:
     """Read a model file; say what it is if it is no model.

@@ -49,22 +49,37 @@ def adapt_input(
     scale: tuple[float, float, float],
     size: tuple[int, int],
     batch: int | None,
+    model_layout: Layout = "NHWC",
+    model_color: Color = "RGB",
 ) -> ov.Model:
-    """Make a model of standardised RGB images take raw images (float32 0-255) of this layout and colour order.
+    """Make a model of standardised images take raw images (float32 0-255) of this layout and colour order.
 
-    The model's one input is (?, H, W, 3), or (?, 3, H, W) behind a transpose, and expects ``(x - mean) / scale``, per
-    channel in RGB order, in units of the raw value. `size` is (height, width) in pixels; a `batch` of None is dynamic.
+    The model's one input is (?, H, W, 3) or (?, 3, H, W), as `model_layout` says, and expects ``(x - mean) / scale``,
+    per channel in the order of `model_color`, in units of the raw value. `size` is (height, width) in pixels; a
+    `batch` of None is dynamic.
 
     Raises ConversionError if the model cannot take images of that size.
     """
-    wanted = [-1 if batch is None else batch, *size, 3]
+    first = -1 if batch is None else batch
+    wanted = [first, *size, 3] if model_layout == "NHWC" else [first, 3, *size]
     try:
         model.reshape(wanted)
     except RuntimeError as error:
         found = model.input(0).get_partial_shape()
         raise ConversionError(f"expected a model that takes {wanted}, found one for {found}") from error
-    if not _fold_into_first_convolution(model, layout=layout, color=color, mean=mean, scale=scale):
-        model = prepend_preprocessing(model, layout=layout, color=color, mean=mean, scale=scale)
+    swapped = color != model_color
+    if not _fold_into_first_convolution(
+        model, layout=layout, swapped=swapped, mean=mean, scale=scale, model_layout=model_layout
+    ):
+        model = prepend_preprocessing(
+            model,
+            layout=layout,
+            color=color,
+            mean=mean,
+            scale=scale,
+            model_layout=model_layout,
+            model_color=model_color,
+        )
     fold_constants(model)
     model.validate_nodes_and_infer_types()
     return model
@@ -74,9 +89,10 @@ def _fold_into_first_convolution(
     model: ov.Model,
     *,
     layout: Layout,
-    color: Color,
+    swapped: bool,
     mean: tuple[float, float, float],
     scale: tuple[float, float, float],
+    model_layout: Layout,
 ) -> bool:
     """Fold preprocessing into the first convolution's weights and bias, if it has no padding.
 
@@ -84,26 +100,30 @@ def _fold_into_first_convolution(
     convolution is left alone.
     """
     (parameter,) = model.get_parameters()
-    transpose = _only_consumer(parameter)
-    if transpose is None or transpose.get_type_name() != "Transpose":
-        return False
-    convolution = _only_consumer(transpose)
+    convolution = _only_consumer(parameter)
+    if model_layout == "NHWC":
+        if convolution is None or convolution.get_type_name() != "Transpose":
+            return False
+        convolution = _only_consumer(convolution)
     kernels = None if convolution is None else _unpadded_kernels(convolution)
     if convolution is None or kernels is None:
         return False
     scaled = kernels.astype(np.float64) / np.reshape(scale, (1, 3, 1, 1))
     bias = -(scaled * np.reshape(mean, (1, 3, 1, 1))).sum(axis=(1, 2, 3))
-    if color == "BGR":
+    if swapped:
         scaled = scaled[:, ::-1]
     convolution.input(1).replace_source_output(ops.constant(scaled.astype(np.float32)).output(0))
     consumers = convolution.output(0).get_target_inputs()
     shift = ops.add(convolution, ops.constant(bias.astype(np.float32).reshape(1, -1, 1, 1)))
     for consumer in consumers:
         consumer.replace_source_output(shift.output(0))
-    if layout == "NCHW":
-        batch, height, width, _ = parameter.get_partial_shape()
-        replacement = ops.parameter(ov.PartialShape([batch, 3, height, width]), np.float32)
-        convolution.input(0).replace_source_output(replacement.output(0))
+    if layout != model_layout:
+        batch, *shape = parameter.get_partial_shape()
+        height, width = shape[:2] if model_layout == "NHWC" else shape[1:]
+        order = [3, height, width] if layout == "NCHW" else [height, width, 3]
+        replacement = ops.parameter(ov.PartialShape([batch, *order]), np.float32)
+        image = replacement if layout == "NCHW" else ops.transpose(replacement, ops.constant(np.array([0, 3, 1, 2])))
+        convolution.input(0).replace_source_output(image.output(0))
         model.add_parameters([replacement])
         model.remove_parameter(parameter)
     return True
@@ -144,10 +164,8 @@ def prepend_preprocessing(
     """Put layout, colour order and ``(x - mean) / scale`` in front of a model of standardised images.
 
     `layout` and `color` are those of the new input (float32 0-255), `model_layout` and `model_color` those of the
-    present one. `mean` and `scale` are per channel in RGB order, in units of the raw value.
+    present one. `mean` and `scale` are per channel in the order of `model_color`, in units of the raw value.
     """
-    if model_color == "BGR":
-        mean, scale = mean[::-1], scale[::-1]
     processor = PrePostProcessor(model)
     image = processor.input()
     image.tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout(layout))
@@ -155,7 +173,10 @@ def prepend_preprocessing(
     image.model().set_layout(ov.Layout(model_layout))
     # Steps run in this order, so mean and scale see the model's colours.
     steps = image.preprocess().convert_color(getattr(ColorFormat, model_color))
-    steps.mean(list(mean)).scale(list(scale))
+    if any(mean):
+        steps.mean(list(mean))
+    if any(each != 1 for each in scale):
+        steps.scale(list(scale))
     return processor.build()
 
 

@@ -22,6 +22,7 @@ from openvino import frontend
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
+from edgeface.convert.source import SourceModel, digest_of_arrays, float_constants
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.opset import Constant
@@ -44,17 +45,6 @@ _FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summar
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFlowModel:
-    """A raw OpenVINO model and its source."""
-
-    model: ov.Model  # one input (?, H, W, 3) float32 and one output (?, D)
-    sha256: str  # of the .pb, or over the digests and names of a checkpoint's files
-    seeded: bool  # whether the graph says that its weights are random
-    input: str  # names of the TensorFlow nodes
-    output: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ports:
     """Names of a TensorFlow graph's image node, embedding node, and boolean placeholders that training sets."""
 
@@ -71,7 +61,7 @@ class _GraphSource:
     signature: Any = None
 
 
-def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
+def load_tensorflow(path: Path, *, size: tuple[int, int]) -> SourceModel:
     """Read a TensorFlow model (.pb, .meta, checkpoint folder, SavedModel) and keep its inference graph.
 
     `size` is (height, width) of the images, in pixels.
@@ -80,6 +70,18 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
     one image as input and one embedding as output.
     """
     source = _read_source(path)
+    return _load_graph(path, source, size=size)
+
+
+def load_graph(graph: Any, *, path: Path, sha256: str, framework: str, size: tuple[int, int]) -> SourceModel:
+    """Keep the inference graph of a GraphDef that was made from the weights of another file.
+
+    `path`, `sha256` and `framework` are those of that file. Raises ConversionError as `load_tensorflow`.
+    """
+    return _load_graph(path, _GraphSource(graph, {}, sha256), size=size, framework=framework)
+
+
+def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], framework: str = "tf") -> SourceModel:
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in names.values()):
         return _load_functions(path, source.sha256, SEEDED_MARK in names, size)
@@ -94,8 +96,17 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> TensorFlowModel:
         variables=source.variables,
         source=str(path),
     )
-    model = _run_frontend(inference, path)
-    return TensorFlowModel(model, source.sha256, SEEDED_MARK in names, ports.input, ports.output)
+    return SourceModel(
+        model=_run_frontend(inference, path),
+        layout="NHWC",
+        framework=framework,
+        sha256=source.sha256,
+        weights_id=digest_of_arrays(inference.arrays()),
+        normalized=None,
+        seeded=SEEDED_MARK in names,
+        input=ports.input,
+        output=ports.output,
+    )
 
 
 def ports_of(path: Path) -> Ports:
@@ -256,7 +267,7 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
         )
 
 
-def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> TensorFlowModel:
+def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> SourceModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
     model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -268,7 +279,17 @@ def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]
     axes = [] if shape.rank.is_dynamic else list(shape)
     _require_size(path, [-1 if axis.is_dynamic else axis.get_length() for axis in axes], size)
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
-    return TensorFlowModel(model, sha256, seeded, names[0] or _INPUTS[0], names[1] or _OUTPUT)
+    return SourceModel(
+        model=model,
+        layout="NHWC",
+        framework="tf",
+        sha256=sha256,
+        weights_id=digest_of_arrays(float_constants(model)),
+        normalized=None,
+        seeded=seeded,
+        input=names[0] or _INPUTS[0],
+        output=names[1] or _OUTPUT,
+    )
 
 
 def _convert_file(file: Path, path: Path) -> ov.Model:

@@ -18,7 +18,7 @@ from edgeface.gallery.records import KeptImage, NewTemplate, Rebuilding, unit_ve
 from edgeface.gallery.store.base import delete_templates
 from edgeface.gallery.store.rows import SEALED_TABLES
 from edgeface.gallery.store.sqlite import SqliteStore
-from edgeface.model.contract import Alignment
+from edgeface.model.contract import Alignment, current_id
 from edgeface.model.embedding import Embedding
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime import Embedder
@@ -59,7 +59,7 @@ def rebuild(
         If the gallery has this contract already, or images are missing.
     """
     contract, database = embedder.contract, store.database
-    if contract.contract_id == database.header.contract_id:
+    if contract.contract_id == current_id(database.header.contract_id):
         raise GalleryError(
             f"{database.where}: this gallery uses this model already (contract "
             f"{contract.contract_id}); there is nothing to do"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, GalleryError
+from edgeface.model.contract import current_id
 from edgeface.model.embedding import Embedding
 
 _NAME_LENGTH = 200
@@ -291,7 +292,7 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
     `ContractError` is raised if it is of another contract, of another length, or has no direction.
     """
     embedding = template.embedding
-    if embedding.contract_id != info.contract_id or len(embedding.vector) != info.dim:
+    if current_id(embedding.contract_id) != current_id(info.contract_id) or len(embedding.vector) != info.dim:
         raise ContractError(
             f"gallery: expected embeddings of contract {info.contract_id} and {info.dim} values, found contract "
             f"{embedding.contract_id} and {len(embedding.vector)} values; embed with the gallery's model, or move the "

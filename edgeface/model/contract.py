@@ -11,20 +11,26 @@ import hashlib
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
 
-CONTRACT_VERSION = 1
-"""Version of the stored form. A newer one is refused, because its meaning is unknown."""
+CONTRACT_VERSION = 2
+"""Version of the stored form. A newer one is refused, because its meaning is unknown; version 1 has no `weights_id`."""
 
 RT_INFO_KEY = "edgeface"
 MODEL_API_KEY = "model_info"
 
-Recipe = Literal[
-    "mtcnn-box-margin", "mtcnn-box-output-margin", "five-point-112", "five-point-96x112", "outer-eyes-nose-96", "none"
+AlignmentRecipe = Literal[
+    "mtcnn-box-margin",
+    "mtcnn-box-output-margin",
+    "five-point-112",
+    "five-point-96x112",
+    "five-point-150",
+    "outer-eyes-nose-96",
+    "none",
 ]
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["BGR", "RGB"]
@@ -46,20 +52,38 @@ class Alignment:
         clipped to the image, resized bilinearly (davidsandberg/facenet, `align_dataset_mtcnn.py`).
         ``mtcnn-box-output-margin``: the margin is counted in pixels of the *output* crop
         (facenet-pytorch, `mtcnn.py`).
-        ``five-point-112`` and ``five-point-96x112``: similarity transform of five landmarks onto a template.
+        ``five-point-112``, ``five-point-96x112`` and ``five-point-150``: similarity transform of five landmarks
+        onto a template (ArcFace's, SphereFace's, and that of dlib's 150-pixel chips).
         ``outer-eyes-nose-96``: affine transform of outer eye corners and nose (OpenFace).
         ``none``: the caller's crop is used unchanged.
     margin
         Pixels, for the two box recipes; 0 otherwise.
     """
 
-    recipe: Recipe
+    recipe: AlignmentRecipe
     margin: int = 0
 
     def __post_init__(self) -> None:
-        _require_member("alignment recipe", self.recipe, Recipe)
+        _require_member("alignment recipe", self.recipe, AlignmentRecipe)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise ContractError(f"alignment margin: expected 0 or more whole pixels, found {self.margin!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Alignment:
+        """Read ``recipe`` or ``recipe:margin``; raise ContractError if it is neither.
+
+        Examples
+        --------
+        >>> Alignment.parse("mtcnn-box-margin:32")
+        Alignment(recipe='mtcnn-box-margin', margin=32)
+        """
+        recipe, _, margin = text.partition(":")
+        if margin and not (margin.isascii() and margin.isdigit()):
+            raise ContractError(f"alignment margin: expected 0 or more whole pixels, found {margin!r}")
+        return cls(recipe, int(margin or 0))  # type: ignore[arg-type]  # checked by __post_init__
+
+    def __str__(self) -> str:
+        return f"{self.recipe}:{self.margin}" if self.margin else self.recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +155,8 @@ class ModelContract:
     name
         The model's name in the zoo, or the name given at conversion.
     framework, source_sha256
-        Of the source model: ``tf``, ``onnx``, ``pytorch``, ``keras`` or ``openvino``, and 64 hexadecimal digits.
+        Of the source model: ``tf``, ``onnx``, ``pytorch``, ``keras``, ``dlib`` or ``openvino``, and 64 hexadecimal
+        digits. For the record: they do not enter `contract_id` where `weights_id` is known.
     provenance
         ``published``: digest or weights known to be the published ones; ``seeded``: random weights, useless for
         recognition; ``unknown``: a file of the user's own.
@@ -154,6 +179,9 @@ class ModelContract:
         SHA-256 of the IR's .bin, to detect a damaged or exchanged one; empty before it is written.
     lineage
         The parent of a compressed IR; None for a converted one.
+    weights_id
+        SHA-256 over the source model's weights in a form that does not depend on the file they came in
+        (`edgeface.convert.source.digest_of_arrays`); empty in contracts that edgeface 0.1 wrote.
     """
 
     name: str
@@ -177,6 +205,7 @@ class ModelContract:
     openvino_version: str
     weights_sha256: str = ""
     lineage: Lineage | None = None
+    weights_id: str = ""
 
     def __post_init__(self) -> None:
         _require_member("provenance", self.provenance, Provenance)
@@ -185,8 +214,9 @@ class ModelContract:
         _require_member("metric", self.metric, Literal["cosine"])
         _require_member("precision", self.precision, Precision)
         _require_hexadecimal("source_sha256", self.source_sha256, 64)
-        if self.weights_sha256:
-            _require_hexadecimal("weights_sha256", self.weights_sha256, 64)
+        for name in ("weights_sha256", "weights_id"):
+            if digest := getattr(self, name):
+                _require_hexadecimal(name, digest, 64)
         # One value has one form, or the same contract would have two ids: 127 and 127.0 differ in JSON.
         for name, length in {"input_size": 2, "value_range": 2, "mean": 3, "scale": 3}.items():
             number = int if name == "input_size" else float
@@ -200,6 +230,8 @@ class ModelContract:
             raise ContractError(f"embedding_dim: expected a positive number, found {self.embedding_dim}")
         if 0 in self.scale:
             raise ContractError(f"scale: expected numbers other than 0, found {self.scale}")
+        if self.weights_id:
+            remember_former_ids(self.contract_id, self.former_ids)
 
     @property
     def contract_id(self) -> str:
@@ -207,13 +239,30 @@ class ModelContract:
 
         Names and the versions of the tools that wrote the file are left out: converting the same weights again
         with a newer OpenVINO keeps every gallery valid. Quantizing again with another NNCF does not, because it
-        may round differently.
+        may round differently. With a `weights_id`, the file that carried the weights is left out too: a frozen graph
+        and a checkpoint of the same weights have one id.
         """
-        stored = {key: value for key, value in self.to_dict().items() if key not in _OUTSIDE_THE_ID}
+        outside = _OUTSIDE_THE_ID | {"framework", "source_sha256"} if self.weights_id else _OUTSIDE_THE_ID
+        stored = {key: value for key, value in self.to_dict().items() if key not in outside}
         if self.lineage is not None:
             stored["lineage"] = self.lineage.identity()
         canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def former_ids(self) -> tuple[str, ...]:
+        """Ids under which edgeface 0.1 would have known this IR; embeddings, galleries and thresholds keep them.
+
+        It hashed the digest of the source file instead of that of the weights.
+        """
+        if not self.weights_id:
+            return ()
+        former = dataclasses.replace(self, weights_id="")
+        if self.lineage is not None:
+            parent = dataclasses.replace(former, precision="FP32", lineage=None)
+            lineage = dataclasses.replace(self.lineage, parent_id=parent.contract_id)
+            former = dataclasses.replace(former, lineage=lineage)
+        return (former.contract_id,)
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Return the shape of the IR's input for this many faces."""
@@ -221,10 +270,11 @@ class ModelContract:
         return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field as JSON types, without `contract_id`, and without `lineage` if it is None."""
+        """Return every field as JSON types, without `contract_id`, and without the optional ones that are not set."""
         stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        if self.lineage is None:
-            del stored["lineage"]  # older versions of edgeface read the contract too, and the id stays
+        for name in _OPTIONAL:
+            if not stored[name]:
+                del stored[name]  # older versions of edgeface read the contract too, and the id stays
         return stored
 
     @classmethod
@@ -251,7 +301,8 @@ class ModelContract:
         are folded into the graph, and Model API would apply them a second time.
         """
         height, width = self.input_size
-        stored = {"contract_version": str(CONTRACT_VERSION), "contract_id": self.contract_id}
+        version = CONTRACT_VERSION if self.weights_id else 1
+        stored = {"contract_version": str(version), "contract_id": self.contract_id}
         for name, value in self.to_dict().items():
             stored[name] = value if isinstance(value, str) else json.dumps(value)
         model.set_rt_info(stored, RT_INFO_KEY)  # all at once, which removes what another contract left
@@ -281,9 +332,9 @@ class ModelContract:
                 raise ContractError(f"{source}: the contract has no field {name!r}; convert the model again")
             return str(model.get_rt_info([RT_INFO_KEY, name]).astype(str))
 
-        if (version := text("contract_version")) != str(CONTRACT_VERSION):
+        if (version := text("contract_version")) not in map(str, range(1, CONTRACT_VERSION + 1)):
             raise ContractError(
-                f"{source}: expected a contract of version {CONTRACT_VERSION}, found version {version}; "
+                f"{source}: expected a contract of version {CONTRACT_VERSION} or older, found version {version}; "
                 "update edgeface, or convert the model again with this one"
             )
         stored: dict[str, Any] = {}
@@ -308,10 +359,30 @@ class ModelContract:
         return contract
 
 
+def current_id(contract_id: str) -> str:
+    """Return the id that an IR of these numbers has today, for an id that edgeface 0.1 wrote; others are returned."""
+    return _CURRENT_IDS.get(contract_id, contract_id)
+
+
+def remember_former_ids(contract_id: str, former_ids: Iterable[str]) -> None:
+    """Make `current_id` return `contract_id` for each of these, in this process."""
+    _CURRENT_IDS.update(dict.fromkeys(former_ids, contract_id))
+
+
+_CURRENT_IDS: dict[str, str] = {
+    # FaceNet 20180408-102900, FP32: from a graph of the published weights, and from the published .pb itself
+    "4c0ebb72970188bf": "c9c4145b201ace67",
+    "4a50098f89d5372d": "c9c4145b201ace67",
+    # the same, FP16
+    "aabd6ac57ea4a621": "c41a484efc9868e9",
+    "79268cb30e28fc95": "c41a484efc9868e9",
+}
+"""Today's id of each former one: of the published models, and of every contract that this process has read."""
+
 _OUTSIDE_THE_ID = frozenset(
     {"name", "input_name", "output_name", "provenance", "converter_version", "openvino_version", "weights_sha256"}
 )
-_OPTIONAL = frozenset({"lineage"})
+_OPTIONAL = frozenset({"lineage", "weights_id"})
 """Fields that a stored contract may lack."""
 
 

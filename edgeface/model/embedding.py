@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ContractError
+from edgeface.model.contract import current_id
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +48,11 @@ class Embeddings:
 
 
 def require_same_contract(*contract_ids: str, what: str) -> None:
-    """Raise ContractError if the ids are not all equal: what different contracts made is not compared."""
-    if len(set(contract_ids)) > 1:
+    """Raise ContractError if the ids are not all of one contract: what different contracts made is not compared.
+
+    An id that edgeface 0.1 gave to the same IR counts as equal (`edgeface.model.contract.current_id`).
+    """
+    if len(set(map(current_id, contract_ids))) > 1:
         raise ContractError(
             f"{what}: expected one contract_id, found {', '.join(contract_ids)}; embeddings of different models "
             "cannot be compared: embed both with the same IR, and calibrate the threshold with it"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError, MissingError
 from edgeface.files import write_atomically
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import ModelContract, current_id
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.stats import clopper_pearson, trials_needed
@@ -388,10 +388,10 @@ def _calibrate_for(far: float) -> str:
 
 def require_calibrated_for(threshold: Threshold, contract: ModelContract) -> None:
     """Raise `ContractError` unless a threshold was calibrated for this model."""
-    if threshold.contract_id == contract.contract_id:
+    if current_id(threshold.contract_id) == current_id(contract.contract_id):
         return
     lineage = contract.lineage
-    if lineage is not None and threshold.contract_id == lineage.parent_id:
+    if lineage is not None and current_id(threshold.contract_id) == current_id(lineage.parent_id):
         raise ContractError(
             f"threshold: expected one for {contract.contract_id}, the {contract.precision} model, found one for "
             f"{lineage.parent_id}, the FP32 model that it was made from; their scores differ. Calibrate again "
@@ -511,5 +511,5 @@ _FOLDER = Path(__file__).with_name("thresholds")
 
 def shipped_thresholds(contract_id: str) -> tuple[Threshold, ...]:
     """Return the thresholds that ship for a published model; empty for every other contract."""
-    path = _FOLDER / f"{contract_id}.json"
+    path = _FOLDER / f"{current_id(contract_id)}.json"
     return load_thresholds(path) if contract_id.isalnum() and path.is_file() else ()

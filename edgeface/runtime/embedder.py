@@ -19,7 +19,7 @@ import openvino as ov
 from edgeface.cipher import is_sealed
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
 from edgeface.files import sha256_of
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import ModelContract, current_id
 from edgeface.model.ir_file import check_weights, read_ir
 from edgeface.runtime.adapter import (
     UNPACKED,
@@ -370,7 +370,7 @@ class Embedder(Serving):
         with self._swapping:
             source = _read(Path(ir), core=shared_core(), key=key)
             old = self._generations[-1]
-            if source.contract.contract_id != old.contract.contract_id:
+            if current_id(source.contract.contract_id) != current_id(old.contract.contract_id):
                 raise ContractError(
                     f"{source.path}: expected contract_id {old.contract.contract_id}, which is being served, found "
                     f"{source.contract.contract_id}: the two cannot be compared; load it as a second Embedder"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
-from edgeface.model.contract import Alignment, Color, Layout, Recipe
+from edgeface.model.contract import Alignment, AlignmentRecipe, Color, Layout
 
 Text = Annotated[str, Strict()]
 Integer = Annotated[int, Strict()]
@@ -20,7 +20,7 @@ Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Triple = tuple[Number, Number, Number]
 
-Framework = Literal["caffe", "dldt", "keras", "mxnet", "onnx", "paddle", "pytorch", "tf"]
+Framework = Literal["caffe", "dldt", "dlib", "keras", "mxnet", "onnx", "paddle", "pytorch", "tf"]
 
 TaskType = Literal[
     "classification", "detection", "face_recognition", "feature_extraction", "head_pose_estimation", "object_attributes"
@@ -210,7 +210,7 @@ class PreprocessingSpec(_Strict):
 class AlignmentSpec(_Strict):
     """YAML form of `edgeface.model.contract.Alignment`; margin in pixels."""
 
-    recipe: Recipe
+    recipe: AlignmentRecipe
     margin: Annotated[Integer, Field(ge=0)] = 0
 
 
@@ -230,6 +230,7 @@ class Conversion(_Strict):
 
     source: RelativePath
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    weights_id: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # as in `ModelContract`
 
 
 class Published(_Strict):

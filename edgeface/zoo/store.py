@@ -278,6 +278,8 @@ class ModelStore:
         if None in blobs.values():
             return None
         recipe = entry.model_dump(mode="json", include={"postprocessing", "conversion"})
+        if recipe["conversion"]:
+            del recipe["conversion"]["weights_id"]  # decides nothing, and folders of edgeface 0.1 stay valid
         recipe["files"] = {name: blob.sha256 for name, blob in blobs.items() if blob is not None}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 

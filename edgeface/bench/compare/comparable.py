@@ -13,6 +13,7 @@ from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
+from edgeface.model.contract import current_id
 from edgeface.stats import LatencyKey
 
 
@@ -64,7 +65,7 @@ def require_comparable(
                 "they measure different things"
             )
     same = (
-        old.model.contract_id == new.model.contract_id
+        _current(old.model.contract_id) == _current(new.model.contract_id)
         if old.model.contract_id or new.model.contract_id
         else None in (old.model.digest, new.model.digest) or old.model.digest == new.model.digest
     )
@@ -298,3 +299,7 @@ class _Section:
         """Return the same as a whole number."""
         value = self.number(*names)
         return None if value is None else int(value)
+
+
+def _current(contract_id: str | None) -> str | None:
+    return None if contract_id is None else current_id(contract_id)

@@ -16,6 +16,7 @@ from edgeface.cipher import Cipher, make_cipher
 from edgeface.errors import ContractError, GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import now
+from edgeface.model.contract import current_id
 
 _DIGEST = 16
 
@@ -103,7 +104,7 @@ class Database(ABC):
             )
         if mark != mark_header(text, cipher):
             raise GalleryDamagedError(f"{where}: its header was forged; restore the gallery from a copy")
-        if contract_id not in (None, header.contract_id):
+        if contract_id is not None and current_id(contract_id) != current_id(header.contract_id):
             raise ContractError(
                 f"{where}: expected a gallery of contract {contract_id}, found one of contract {header.contract_id}"
                 f"{f' ({header.model})' if header.model else ''}; use that model, or convert the gallery to this one: "

@@ -15,7 +15,8 @@ from profiles import examples
 
 from edgeface.errors import ContractError
 from edgeface.model import contract as module
-from edgeface.model.contract import CONTRACT_VERSION, Alignment, Lineage, Method, ModelContract
+from edgeface.model.contract import Alignment, Lineage, Method, ModelContract
+from edgeface.model.embedding import require_same_contract
 
 try:
     from openvino import opset8 as ops
@@ -96,7 +97,7 @@ CONTRACTS = st.builds(
     embedding_dim=st.integers(1, 100_000),
     metric=st.just("cosine"),
     normalized=st.booleans(),
-    alignment=st.builds(Alignment, recipe=one_of(module.Recipe), margin=st.integers(0, 1000)),
+    alignment=st.builds(Alignment, recipe=one_of(module.AlignmentRecipe), margin=st.integers(0, 1000)),
     precision=one_of(module.Precision),
     converter_version=TEXT,
     openvino_version=TEXT,
@@ -143,6 +144,7 @@ CHANGES_THE_NUMBERS = {
     "alignment": Alignment("mtcnn-box-margin", 44),
     "precision": "FP16",
     "lineage": QUANTIZED,
+    "weights_id": "e" * 64,
 }
 CHANGES_NO_NUMBER = {
     "name": "mine",
@@ -191,6 +193,36 @@ def test_whole_and_decimal_numbers_are_the_same_contract() -> None:
 def test_the_id_is_pinned() -> None:
     # Galleries are bound to it: a change here makes every enrolled face of every user useless.
     assert FACENET.contract_id == "6c539500eebd1936"
+
+
+IDENTIFIED = dataclasses.replace(FACENET, weights_id="e" * 64)
+
+
+@pytest.mark.parametrize("field", sorted({*CHANGES_THE_NUMBERS} - {"framework", "source_sha256", "weights_id"}))
+def test_with_known_weights_what_changes_the_numbers_still_changes_the_id(field: str) -> None:
+    assert dataclasses.replace(IDENTIFIED, **{field: CHANGES_THE_NUMBERS[field]}).contract_id != IDENTIFIED.contract_id
+
+
+def test_with_known_weights_the_file_that_carried_them_leaves_the_id_alone() -> None:
+    other = dataclasses.replace(IDENTIFIED, framework="pytorch", source_sha256="c" * 64)
+
+    assert other.contract_id == IDENTIFIED.contract_id
+    assert other.former_ids != IDENTIFIED.former_ids
+
+
+@pytest.mark.parametrize("lineage", [None, QUANTIZED])
+def test_the_id_of_edgeface_0_1_means_the_same_ir(lineage: Lineage | None) -> None:
+    old = dataclasses.replace(FACENET, source_sha256="9" * 64)
+    if lineage is not None:
+        lineage = dataclasses.replace(lineage, parent_id=old.contract_id)
+        old = dataclasses.replace(old, precision="INT8", lineage=lineage)
+        lineage = dataclasses.replace(lineage, parent_id=dataclasses.replace(IDENTIFIED).contract_id)
+    new = dataclasses.replace(old, weights_id="e" * 64, lineage=lineage)
+
+    assert new.former_ids == (old.contract_id,)
+    require_same_contract(new.contract_id, old.contract_id, what="gallery")
+    with pytest.raises(ContractError, match="expected one contract_id"):
+        require_same_contract(new.contract_id, dataclasses.replace(new, weights_id="f" * 64).contract_id, what="x")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -352,7 +384,7 @@ def test_a_contract_edited_by_hand_is_refused(tmp_path: Path, old: str, new: str
         ("[127.5, 127.5, 127.5]", "[127.5, 127.5", "field 'mean' is damaged"),
         ('<color value="BGR" />', "", "no field 'color'"),
         ('<color value="BGR" />', '<color value="BGR" /><tint value="1" />', "unknown fields tint"),
-        (f'<contract_version value="{CONTRACT_VERSION}"', '<contract_version value="2"', "found version 2"),
+        ('<contract_version value="1"', '<contract_version value="3"', "found version 3"),
         ("<contract_version", "<contract_edition", "expected an IR with an edgeface contract, found none"),
     ],
 )

@@ -1,0 +1,83 @@
+"""Define what every reader of a model file returns: a raw OpenVINO model, and the identity of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgeface.model.contract import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceModel:
+    """A raw OpenVINO model of standardised images, and where it is from.
+
+    Attributes
+    ----------
+    model
+        One input, float32, (?, H, W, 3) or (?, 3, H, W) as `layout` says, in the colour order of the recipe, of
+        ``(x - mean) / scale``; one output (?, D). Weights are float32 constants.
+    layout
+        ``NCHW`` or ``NHWC``, of that input.
+    framework
+        ``tf``, ``onnx``, ``pytorch``, ``keras``, ``dlib`` or ``openvino``.
+    sha256
+        Of the file; of several files, over the lines ``digest  name`` of each.
+    weights_id
+        `digest_of_arrays` of the weights as the file holds them, before anything is folded.
+    normalized
+        Whether rows have unit length; None where that is not known, and the recipe is believed until the check.
+    seeded
+        Whether the file says that its weights are random.
+    input, output
+        Names of the ports in the source, kept as aliases; empty where it has none.
+    """
+
+    model: ov.Model
+    layout: Layout
+    framework: str
+    sha256: str
+    weights_id: str
+    normalized: bool | None
+    seeded: bool = False
+    input: str = ""
+    output: str = ""
+
+
+def digest_of_arrays(arrays: Iterable[NDArray[Any]]) -> str:
+    """Return the SHA-256 of a set of weights, whatever their names and order.
+
+    It is taken over the sorted digests of the arrays, and each of those over shape and little-endian float32 values
+    in C order. Kernels of different libraries are brought into one order of axes first (TensorFlow's, HWIO), so that
+    the same weights have one digest whatever file carried them.
+
+    Examples
+    --------
+    >>> a, b = np.ones((2, 3)), np.zeros(4)
+    >>> digest_of_arrays([a, b]) == digest_of_arrays([b, a])
+    True
+    """
+    with ThreadPoolExecutor(2) as pool:  # hashing leaves the interpreter's lock
+        digests = sorted(pool.map(_digest_of, arrays))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def float_constants(model: ov.Model) -> Iterator[NDArray[np.float32]]:
+    """Return the floating-point constants of a model, for `digest_of_arrays` where no file of arrays is at hand."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+            yield np.asarray(node.data, np.float32)
+
+
+def _digest_of(array: NDArray[Any]) -> str:
+    values = np.ascontiguousarray(array, "<f4")
+    digest = hashlib.sha256(f"{array.shape}\n".encode())
+    digest.update(values.tobytes() if values.nbytes < 1 << 12 else values.data)
+    return digest.hexdigest()
