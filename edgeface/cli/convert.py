@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from edgeface.cli.options import RecipeOptions, with_options
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
 from edgeface.errors import InputError, MissingError
 from edgeface.model.contract import ModelContract
@@ -42,7 +43,9 @@ class _Color(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(convert)
+    app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(
+        with_options(convert)
+    )
     app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(adopt)
     app.command(epilog="Example: edgeface inspect models/facenet-20180408-102900.xml --json")(inspect)
 
@@ -60,18 +63,20 @@ def convert(
         ),
     ] = None,
     precision: Annotated[_Precision, typer.Option(help="Precision of the stored weights.")] = _Precision.fp32,
-    layout: Annotated[_Layout, typer.Option(help="Layout of the IR's input.")] = _Layout.nchw,
-    color: Annotated[_Color, typer.Option(help="Channel order of the IR's input.")] = _Color.bgr,
+    ir_layout: Annotated[
+        _Layout, typer.Option("--ir-layout", case_sensitive=False, help="Layout of the IR's input.")
+    ] = _Layout.nchw,
+    ir_color: Annotated[
+        _Color, typer.Option("--ir-color", case_sensitive=False, help="Channel order of the IR's input.")
+    ] = _Color.bgr,
     batch: Annotated[str, typer.Option(help="Batch size, or 'dynamic'.")] = "dynamic",
-    name: Annotated[
-        str | None, typer.Option(help="Name of the IR; a zoo name also selects that model's preprocessing.")
-    ] = None,
     parity: Annotated[
         bool, typer.Option("--parity", help="Compare the IR with TensorFlow (extra 'parity') or with --golden.")
     ] = False,
     golden: Annotated[
         Path | None, typer.Option(help="File (.npz) of RGB images and expected embeddings; implies --parity.")
     ] = None,
+    recipe: RecipeOptions = RecipeOptions(),  # noqa: B008  # frozen
     json: JsonOption = False,
 ) -> None:
     """Convert a published model into an OpenVINO IR with a contract."""
@@ -83,10 +88,11 @@ def convert(
             model,
             output_dir,
             precision=precision.value,
-            layout=layout.value,
-            color=color.value,
+            layout=ir_layout.value,
+            color=ir_color.value,
             batch=_parse_batch(batch),
-            name=name,
+            name=recipe.name,
+            recipe=recipe.parts(),
             parity=functools.partial(check_parity, golden=golden) if parity or golden else None,
         )
     _show_conversion(result, json=json)

@@ -19,6 +19,7 @@ from edgeface.errors import InputError
 
 if TYPE_CHECKING:
     from edgeface.analyzer import FaceAnalyzer
+    from edgeface.convert.recipe import RecipeParts
     from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
 
@@ -189,13 +190,60 @@ class LabelledOptions:
                 yield FaceSource(None, loaded, name.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Options of a command that takes a model without a contract: parts of its recipe."""
+
+    name: Annotated[str | None, typer.Option(help="Name of the IR. A zoo name also selects that model's recipe.")] = (
+        None
+    )
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yml", help="Recipe file with any of the parts below; options override it."),
+    ] = None
+    size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of a crop in pixels.")] = None
+    color: Annotated[str | None, typer.Option(metavar="RGB|BGR", help="Channel order that the model expects.")] = None
+    layout: Annotated[str | None, typer.Option(metavar="NCHW|NHWC", help="Layout of the source model's input.")] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="X|X,X,X", help="The model expects (x - mean) / scale of values 0-255, in its colours."),
+    ] = None
+    scale: Annotated[str | None, typer.Option(metavar="X|X,X,X", help="Divides the values: 255 for 0-1.")] = None
+    alignment: Annotated[
+        str | None, typer.Option(metavar="RECIPE[:MARGIN]", help="Alignment of a crop, e.g. five-point-112.")
+    ] = None
+    output: Annotated[str | None, typer.Option(metavar="NAME", help="Output that is the embedding.")] = None
+    normalized: Annotated[
+        bool | None,
+        typer.Option("--normalized/--raw", help="Whether embeddings have unit length. Default: as the model returns."),
+    ] = None
+
+    def parts(self) -> RecipeParts:
+        """Return the recipe file's parts, replaced by the options that are given.
+
+        Raises InputError for the first part that is wrong.
+        """
+        from edgeface.convert.recipe import parse_recipe, read_recipe
+
+        for option, value in (("color", self.color), ("layout", self.layout)):
+            if value in ("rgb", "bgr", "nchw", "nhwc"):  # edgeface 0.1's options of that name described the IR
+                raise InputError(
+                    f"--{option} {value}: expected the source model's {option} in capitals, {value.upper()}, or "
+                    f"--ir-{option} {value} for the IR's input"
+                )
+        given = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        path, _ = given.pop("recipe"), given.pop("name")  # an IR's name may be any file name
+        told = parse_recipe(**given)
+        return told if path is None else read_recipe(path).model_copy(update=told.told())
+
+
 def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
     """Replace the command's parameter of a class of options by the options that are the fields of that class.
 
     Parameters
     ----------
     command
-        With one parameter annotated by a dataclass of this module.
+        With one parameter annotated by a dataclass of options.
     defaults
         Of options, where they differ from the class.
     """

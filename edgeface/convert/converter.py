@@ -16,7 +16,7 @@ import openvino as ov
 
 from edgeface.convert.ir import FreshProcessCheck, adapt_input, check_structure, name_ports, publish_ir, save_ir
 from edgeface.convert.parity import ParityReport
-from edgeface.convert.recipe import Recipe, RecipeParts, parts_of
+from edgeface.convert.recipe import Recipe, RecipeParts, parts_of, require_agreement
 from edgeface.convert.source import SourceModel
 from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
 from edgeface.files import staging_folder, stopwatch
@@ -155,7 +155,7 @@ def convert(
     catalog = catalog or load_catalog()
     told = recipe or RecipeParts()
     path, entry = _find_source(model, store, catalog)
-    name = name or told.name or (entry.name if entry else _name_of(path))
+    name = next(each for each in (name, told.name, entry.name if entry else _name_of(path)) if each is not None)
     if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"name: expected a plain file name, found {name!r}")
     in_store = output_dir is None
@@ -236,10 +236,12 @@ _PRECISIONS: dict[str, Precision] = {"fp32": "FP32", "fp16": "FP16"}
 def find_recipe(path: Path, name: str, entry: ModelEntry | None, told: RecipeParts, catalog: Catalog) -> Recipe:
     """Return the recipe of a model file: its zoo entry's, or its format's default, with what the caller told.
 
-    Raises InputError with the options that are missing.
+    Raises InputError with the options that are missing, or that contradict the zoo entry of that name.
     """
     known = entry or (catalog[name] if name in catalog else None)  # noqa: SIM401  # its `get` raises too
-    if known is None and (default := format_of(path).default_recipe) is not None:
+    if known is not None:
+        require_agreement(told, known)
+    elif (default := format_of(path).default_recipe) is not None:
         known = catalog[default]
         log.info("%s: preprocessing and alignment are those of %s", path, known.name)
     base = parts_of(known) if known is not None else RecipeParts()

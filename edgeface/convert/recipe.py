@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from edgeface.errors import ContractError, InputError
 from edgeface.model.contract import Alignment, Color, Layout
-from edgeface.zoo.catalog import Document
-from edgeface.zoo.schema import MODEL_NAME, ModelEntry
+from edgeface.zoo.catalog import Document, explain_problem
+from edgeface.zoo.schema import ModelEntry
 
 Triple = tuple[float, float, float]
 
@@ -58,19 +58,35 @@ class Recipe:
 def _triple(value: Any) -> Any:
     """One number stands for three channels; in text, numbers are separated by commas."""
     if isinstance(value, str):
-        value = [float(part) for part in value.split(",")]
+        try:
+            value = [float(part) for part in value.split(",")]
+        except ValueError:
+            raise ValueError("expected one number, or three separated by commas") from None
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
+    if isinstance(value, list | tuple) and len(value) not in (1, 3):
+        raise ValueError(f"expected one number, or three, found {len(value)}")
     return list(value) * 3 if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 def _size(value: Any) -> Any:
     """One number stands for a square; in text, height and width are separated by ``x``."""
     if isinstance(value, str):
-        value = [int(part) for part in value.lower().split("x")]
+        try:
+            value = [int(part) for part in value.lower().split("x")]
+        except ValueError:
+            raise ValueError("expected pixels of one side, or HEIGHTxWIDTH") from None
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
+    if isinstance(value, list | tuple) and len(value) not in (1, 2):
+        raise ValueError(f"expected one number, or height and width, found {len(value)}")
     return list(value) * 2 if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+def _divisor(value: Triple) -> Triple:
+    if 0 in value:
+        raise ValueError("expected numbers other than 0")
+    return value
 
 
 def _alignment(value: Any) -> Any:
@@ -100,21 +116,15 @@ class RecipeParts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    name: Annotated[str, Strict(), Field(pattern=f"^{MODEL_NAME.pattern}$")] | None = None
+    name: Annotated[str, Strict()] | None = None
     size: Annotated[tuple[Pixels, Pixels], BeforeValidator(_size)] | None = None
     color: Color | None = None
     layout: Layout | None = None
     mean: Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)] | None = None
-    scale: Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)] | None = None
+    scale: Annotated[tuple[Number, Number, Number], BeforeValidator(_triple), AfterValidator(_divisor)] | None = None
     alignment: Annotated[Alignment, BeforeValidator(_alignment)] | None = None
     output: Annotated[str, Strict()] | None = None
     normalized: Annotated[bool, Strict()] | None = None
-
-    @model_validator(mode="after")
-    def _scale_divides(self) -> RecipeParts:
-        if self.scale is not None and 0 in self.scale:
-            raise ValueError(f"scale: expected numbers other than 0, found {self.scale}")
-        return self
 
     def told(self) -> dict[str, Any]:
         """Return the parts that were given."""
@@ -148,8 +158,7 @@ def parse_recipe(**options: Any) -> RecipeParts:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = str(problem["loc"][0]) if problem["loc"] else "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"--{name}: {message}, found {problem['input']!r}") from error
+        raise InputError(f"--{name}: {explain_problem(problem, list(RecipeParts.model_fields))}") from error
 
 
 def read_recipe(path: Path) -> RecipeParts:
@@ -187,3 +196,20 @@ def parts_of(entry: ModelEntry) -> RecipeParts:
 def recipe_of(entry: ModelEntry) -> Recipe:
     """Return the recipe of a zoo entry; raise InputError if it is no embedding model."""
     return parts_of(entry).complete()
+
+
+def require_agreement(told: RecipeParts, entry: ModelEntry) -> None:
+    """Refuse parts that contradict what a zoo entry says about the model's input.
+
+    Size, alignment, output and unit length may differ from the entry's: they are chosen, not given by the weights.
+
+    Raises InputError if they do.
+    """
+    known = parts_of(entry).told()
+    for part in ("color", "layout", "mean", "scale"):
+        found = getattr(told, part)
+        if found is not None and found != known.get(part, found):
+            raise InputError(
+                f"--{part}: the recipe of {entry.name} says {known[part]}, found {found}; leave it out, or give a "
+                "model of your own another --name"
+            )

@@ -230,7 +230,7 @@ class Document:
         problems = error.errors(include_url=False)
         first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return self.error((*at, *first["loc"]), _explain(first, keys) + more)
+        return self.error((*at, *first["loc"]), explain_problem(first, keys) + more)
 
     def _refuse_doubled_keys(self, node: yaml.Node, seen: set[int]) -> None:
         if id(node) in seen:  # an alias
@@ -268,7 +268,8 @@ def _dotted(path: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def _explain(problem: Any, keys: Sequence[str]) -> str:
+def explain_problem(problem: Any, keys: Sequence[str]) -> str:
+    """Return what pydantic expected and found; `keys` are suggested for a mistyped one."""
     kind, last = problem["type"], problem["loc"][-1] if problem["loc"] else ""
     if kind == "extra_forbidden":
         close = difflib.get_close_matches(str(last), keys, n=1)

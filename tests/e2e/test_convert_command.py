@@ -91,7 +91,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     ("options", "layout", "color", "precision", "batch"),
     [
         ((), "NCHW", "BGR", "FP32", None),
-        (("--layout", "nhwc", "--color", "rgb", "--precision", "fp16", "--batch", 3), "NHWC", "RGB", "FP16", 3),
+        (("--ir-layout", "nhwc", "--ir-color", "rgb", "--precision", "fp16", "--batch", 3), "NHWC", "RGB", "FP16", 3),
     ],
 )
 def test_the_json_answer_and_the_ir_say_the_same(
@@ -133,7 +133,7 @@ def test_the_json_answer_and_the_ir_say_the_same(
 
 def test_a_second_conversion_replaces_the_first(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:
     assert run("convert", pb, "-o", tmp_path / "out").code == 0
-    assert run("convert", pb, "-o", tmp_path / "out", "--color", "rgb").code == 0
+    assert run("convert", pb, "-o", tmp_path / "out", "--ir-color", "rgb").code == 0
 
     answer = run("inspect", tmp_path / "out" / "tiny.xml", "--json")
 
@@ -186,7 +186,7 @@ def test_without_an_output_folder_the_ir_goes_into_the_store_and_the_first_one_b
     assert Path(json.loads(answer.out)["ir"]) == ir
     assert run("convert", pb, "--name", "second").code == 0
     assert json.loads(run("zoo", "default", "--json").out)["ir"] == str(ir)
-    refused = run("convert", pb, "--color", "rgb")
+    refused = run("convert", pb, "--ir-color", "rgb")
     assert (refused.code, "--output-dir" in refused.line) == (2, True)
 
 
@@ -438,12 +438,53 @@ def test_wrong_use_gets_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["temporary", "tiny.pb"]
 
 
-@pytest.mark.parametrize("option", ["--precision", "--layout", "--color"])
+@pytest.mark.parametrize("option", ["--precision", "--ir-layout", "--ir-color"])
 def test_an_unknown_choice_shows_the_choices(run: Callable[..., Answer], pb: Path, tmp_path: Path, option: str) -> None:
     answer = run("convert", pb, "-o", tmp_path / "out", option, "purple")
 
     assert answer.code == 2
     assert "'purple' is not one of" in answer.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("color", "rgb"), ("color", "bgr"), ("layout", "nhwc")])
+def test_an_option_that_described_the_ir_in_0_1_names_its_new_name(
+    run: Callable[..., Answer], pb: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    answer = run("convert", pb, "-o", tmp_path / "out", f"--{option}", value)
+
+    assert answer.code == 2
+    assert f"--ir-{option} {value}" in answer.line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zoo_name_with_a_contradicting_recipe_is_refused(
+    run: Callable[..., Answer], pb: Path, tmp_path: Path
+) -> None:
+    zoo = ("--name", "facenet-20180408-102900")
+
+    answer = run("convert", pb, "-o", tmp_path / "out", *zoo, "--color", "BGR")
+
+    assert answer.code == 2
+    assert "the recipe of facenet-20180408-102900 says RGB, found BGR" in answer.line
+    assert run("convert", pb, "-o", tmp_path / "out", *zoo, "--color", "RGB", "--mean", "127.5").code == 0
+
+
+def test_options_and_a_recipe_file_replace_the_preprocessing_of_a_model_of_ones_own(
+    run: Callable[..., Answer], pb: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yml"
+    recipe.write_text("name: mine\nmean: 0\nscale: 255\ncolor: RGB\nalignment: mtcnn-box-margin:16\n")
+
+    answer = run("convert", pb, "-o", tmp_path / "out", "--recipe", recipe, "--color", "BGR")
+
+    assert answer.code == 0, answer.err
+    ir = tmp_path / "out" / "mine.xml"
+    contract = ModelContract.read_from(ov.Core().read_model(ir))
+    assert (contract.mean, contract.scale) == ((0, 0, 0), (255, 255, 255))
+    assert (contract.alignment.recipe, contract.alignment.margin) == ("mtcnn-box-margin", 16)
+    images = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), np.uint8)
+    expected = tiny_expected(images[..., ::-1] / 255.0, dense_weights())
+    np.testing.assert_allclose(embed_with_ir(ir, images), expected, atol=1e-4)
 
 
 # --- gates ------------------------------------------------------------------------------------------------------
