@@ -18,7 +18,7 @@ from rich.table import Table
 
 from edgeface.cli.options import RecipeOptions, with_options
 from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
-from edgeface.errors import InputError, MissingError
+from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 
 OutputDir = Annotated[
@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: edgeface convert facenet-20180408-102900 -o models --precision fp16")(
         with_options(convert)
     )
-    app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(adopt)
+    app.command(epilog="Example: edgeface adopt omz/facenet.xml --name facenet-20180408-102900 -o models")(
+        with_options(adopt)
+    )
     app.command(epilog="Example: edgeface inspect models/facenet-20180408-102900.xml --json")(inspect)
 
 
@@ -100,8 +102,8 @@ def convert(
 
 def adopt(
     ir: Annotated[Path, typer.Argument(help="IR (.xml) made by another tool.")],
-    name: Annotated[str, typer.Option(help="Zoo name of the model.", show_default=False)],
     output_dir: OutputDir,
+    recipe: RecipeOptions,
     golden: Annotated[
         Path | None,
         typer.Option(
@@ -110,11 +112,13 @@ def adopt(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a contract to an IR made by another tool; detect its layout and colour order from golden images."""
+    """Add a contract to an IR made by another tool; measure what its input expects, or take it from a recipe."""
     from edgeface.convert import adopt as run
 
+    told = recipe.parts()
+    name = recipe.name or told.name or ir.stem
     with _tidy_when_terminated():
-        result = run(ir, output_dir, name=name, golden=golden or _default_golden(name))
+        result = run(ir, output_dir, name=name, golden=golden or _default_golden(name), recipe=told)
     _show_conversion(result, json=json)
 
 
@@ -221,12 +225,7 @@ def _parse_batch(text: str) -> int | None:
     raise InputError(f"--batch: expected a positive number or 'dynamic', found {text!r}")
 
 
-def _default_golden(name: str) -> Path:
+def _default_golden(name: str) -> Path | None:
     folder = os.environ.get("EDGEFACE_DATA")
     path = Path(folder, name, "golden.npz") if folder else None
-    if path is None or not path.is_file():
-        raise MissingError(
-            f"adopting {name} needs golden images and embeddings of that model; pass --golden FILE.npz, "
-            f"or set EDGEFACE_DATA to a folder that has {name}/golden.npz"
-        )
-    return path
+    return path if path is not None and path.is_file() else None

@@ -171,7 +171,7 @@ def convert(
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = format_of(path).reader(path, complete)
         raw, normalized = finish_output(source, complete, path=path)
-        size = complete.size or _size_of(source, path)
+        size = complete.size or size_of(source, path)
         converted = adapt_input(
             raw,
             layout=_LAYOUTS[layout],
@@ -293,7 +293,7 @@ def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) 
     return path, catalog[str(model)]  # raises, naming close matches
 
 
-def _size_of(source: SourceModel, path: Path) -> tuple[int, int]:
+def size_of(source: SourceModel, path: Path) -> tuple[int, int]:
     """Return the (height, width) that a source model's input has."""
     axes = list(source.model.input(0).get_partial_shape())[1:]
     height, width = axes[:2] if source.layout == "NHWC" else axes[1:]

@@ -190,6 +190,27 @@ def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str]
     model.output(0).get_node().input_value(0).get_node().set_friendly_name(list(outputs)[-1])
 
 
+def keep_output(model: ov.Model, name: str, *, source: str) -> ov.Model:
+    """Return the model with this output alone; raise ConversionError with their names if there is none of this name."""
+    for port in model.outputs:
+        if name in port.get_names():
+            return ov.Model([port.get_node()], model.get_parameters(), model.get_friendly_name())
+    names = ", ".join(sorted(name for port in model.outputs for name in port.get_names()))
+    raise ConversionError(f"{source}: expected an output {name!r}, found {names or 'outputs without names'}")
+
+
+def flatten_output(model: ov.Model) -> None:
+    """Make one output of (batch, D, 1, 1), or (batch, 1, 1, D), one of (batch, D), in place; others stay."""
+    if len(model.outputs) != 1:
+        return
+    (result,) = model.get_results()
+    shape = list(result.input_value(0).get_partial_shape())
+    if len(shape) > 2 and sum(axis.is_dynamic or axis.get_length() != 1 for axis in shape[1:]) == 1:
+        flat = ops.reshape(result.input_value(0), ops.constant(np.array([0, -1])), True)
+        result.input(0).replace_source_output(flat.output(0))
+        model.validate_nodes_and_infer_types()
+
+
 def check_structure(model: ov.Model, *, source: str) -> None:
     """Refuse a model that does not have one image as input and one embedding as output.
 

@@ -149,6 +149,43 @@ def to_input(images: Images, *, layout: Layout, color: Color) -> NDArray[np.floa
     return np.ascontiguousarray(ordered, np.float32)
 
 
+def draw_faces(size: tuple[int, int]) -> Images:
+    """Return two drawn faces, (2, H, W, 3) uint8 RGB, for `fingerprint_of`.
+
+    `size` is (height, width) in pixels. They are ellipses in integer arithmetic, so they are the same on every machine
+    and in every release: a change here makes every fingerprint of the zoo useless.
+    """
+    height, width = size
+    y, x = np.arange(height)[:, np.newaxis] * 200 // height, np.arange(width) * 200 // width
+    faces = np.empty((len(_DRAWN_COLORS), height, width, 3), np.uint8)
+    for face, colors in zip(faces, _DRAWN_COLORS, strict=True):
+        face[:] = colors[0]
+        for color, center_x, center_y, radius_x, radius_y in _DRAWN_ELLIPSES:
+            inside = ((x - center_x) * radius_y) ** 2 + ((y - center_y) * radius_x) ** 2 <= (radius_x * radius_y) ** 2
+            face[inside] = colors[color]
+    return faces
+
+
+_DRAWN_COLORS = (  # background, hair, skin, white of the eye, iris, nose, mouth
+    ((90, 120, 160), (60, 40, 25), (224, 172, 138), (240, 240, 240), (60, 90, 40), (196, 150, 120), (170, 60, 70)),
+    ((200, 190, 120), (15, 15, 20), (120, 80, 55), (240, 240, 240), (40, 25, 15), (105, 70, 48), (150, 50, 60)),
+)
+_DRAWN_ELLIPSES = (  # color, centre and radii in 200ths of the image
+    (1, 100, 90, 80, 100), (2, 100, 105, 65, 85), (3, 72, 85, 14, 7), (3, 128, 85, 14, 7), (4, 72, 85, 6, 6),
+    (4, 128, 85, 6, 6), (5, 100, 118, 8, 14), (6, 100, 150, 26, 9),
+)  # fmt: skip
+
+
+def fingerprint_of(embeddings: Embeddings) -> Embeddings:
+    """Return what identifies a model: the first 16 numbers of its unit-length embeddings of `draw_faces`."""
+    return unit_rows(embeddings)[:, :16]
+
+
+def unit_rows(embeddings: Embeddings) -> Embeddings:
+    """Return embeddings (N, D) scaled to unit length."""
+    return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+
+
 def _require_size(images: Images, contract: ModelContract, source: Path) -> None:
     if images.shape[1:3] != contract.input_size:
         raise InputError(f"{source}: expected images of {contract.input_size}, found {images.shape[1:3]}")

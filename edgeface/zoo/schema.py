@@ -231,6 +231,8 @@ class Conversion(_Strict):
     source: RelativePath
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     weights_id: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # as in `ModelContract`
+    fingerprint: Annotated[tuple[Number, ...], Field(min_length=32, max_length=32)] | None = None
+    """Of the model as the entry's recipe describes it: `edgeface.convert.parity.fingerprint_of`, row by row."""
 
 
 class Published(_Strict):

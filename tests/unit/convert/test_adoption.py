@@ -1,0 +1,200 @@
+"""IRs of other tools: what their input expects is measured or told, and nobody's weights are promoted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from contracts import sample_contract
+from tiny_net import DIM, SIZE, tiny_net, write_tiny_net
+
+from edgeface.convert import adopt
+from edgeface.convert.adoption import recognise
+from edgeface.convert.parity import draw_faces, embed_with_ir, fingerprint_of, run_model, to_input, unit_rows
+from edgeface.convert.recipe import parse_recipe
+from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
+from edgeface.model.ir_file import read_contract
+from edgeface.model.opset import ops
+from edgeface.zoo.catalog import Catalog, load_catalog
+from edgeface.zoo.schema import ModelEntry
+
+MEAN, SCALE = (10.0, 20.0, 30.0), (0.5, 1.0, 2.0)
+WEIGHTS_ID = "c" * 64
+
+
+def foreign(folder: Path, *, seed: int = 0, layout: str = "NCHW", map_like: bool = False, extra: bool = False) -> Path:
+    """An IR without a contract, of a static batch, as old tools write them."""
+    model = tiny_net(seed=seed)
+    image, rows = model.get_parameters()[0], model.output(0).get_node().input_value(0)
+    if map_like:
+        rows = ops.reshape(rows, ops.constant(np.array([0, DIM, 1, 1])), True).output(0)
+    outputs = [rows, ops.reduce_mean(rows, np.array([1]), keep_dims=False).output(0)] if extra else [rows]
+    outside = ov.Model(outputs, [image], "foreign")
+    if layout == "NHWC":
+        processor = ov.preprocess.PrePostProcessor(outside)
+        processor.input().tensor().set_layout(ov.Layout("NHWC"))
+        processor.input().model().set_layout(ov.Layout("NCHW"))
+        outside = processor.build()
+    outside.reshape([1, *list(outside.input(0).get_partial_shape())[1:]])
+    for number, port in enumerate(outside.outputs):
+        port.set_names({f"out{number}"})
+    path = folder / "foreign.xml"
+    ov.save_model(outside, path, compress_to_fp16=False)
+    return path
+
+
+def told(**changes: Any) -> Any:
+    return parse_recipe(**({"color": "BGR", "mean": 0, "scale": 1, "alignment": "none"} | changes))
+
+
+def catalog(path: Path | None = None, **conversion: Any) -> Catalog:
+    """A zoo of one entry: the tiny network, of standardised RGB images."""
+    entry = load_catalog()["facenet-20180408-102900"]
+    assert entry.preprocessing
+    assert entry.embedding
+    assert entry.conversion
+    changed: dict[str, Any] = {
+        "name": "tiny-entry",
+        "preprocessing": entry.preprocessing.model_copy(
+            update={"size": (SIZE, SIZE), "mean": MEAN, "scale": SCALE, "color": "RGB"}
+        ),
+        "embedding": entry.embedding.model_copy(update={"dim": DIM}),
+        "conversion": entry.conversion.model_copy(
+            update={"weights_id": WEIGHTS_ID, "sha256": None, "fingerprint": None} | conversion
+        ),
+    }
+    return Catalog([ModelEntry.model_copy(entry, update=changed)], source="test.yml")
+
+
+def standardised(images: np.ndarray) -> np.ndarray:
+    mean, scale = (np.float32(each).reshape(1, 3, 1, 1) for each in (MEAN, SCALE))
+    return (to_input(images, layout="NCHW", color="RGB") - mean) / scale
+
+
+def fingerprint(seed: int = 0) -> tuple[float, ...]:
+    rows = fingerprint_of(run_model(tiny_net(seed=seed), standardised(draw_faces((SIZE, SIZE)))))
+    return tuple(map(float, rows.ravel()))
+
+
+# --- by recipe --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_recipe_is_folded_into_the_ir(layout: str, tmp_path: Path) -> None:
+    ir = foreign(tmp_path, layout=layout, map_like=layout == "NCHW")
+    before = ir.read_bytes()
+
+    result = adopt(ir, tmp_path / "out", recipe=told(color="RGB", mean=MEAN, scale=SCALE), catalog=catalog())
+
+    contract = read_contract(result.ir)[1]
+    assert contract == result.contract
+    assert (contract.name, contract.layout, contract.color, contract.normalized) == ("foreign", layout, "RGB", True)
+    assert (contract.provenance, contract.embedding_dim) == ("unknown", DIM)
+    assert list(result.outputs.values()) == [f"[?,{DIM}]"]  # the static batch of 1 is gone, and the map is flat
+    images = draw_faces((SIZE, SIZE))
+    expected = run_model(tiny_net(), standardised(images))
+    np.testing.assert_allclose(embed_with_ir(result.ir, images), expected, atol=1e-5)
+    assert ir.read_bytes() == before
+
+
+def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
+    ir = foreign(tmp_path, extra=True)
+    with pytest.raises(ConversionError, match="expected one output, found 2"):
+        adopt(ir, tmp_path / "out", recipe=told())
+    with pytest.raises(ConversionError, match="expected an output 'out7', found out0, out1"):
+        adopt(ir, tmp_path / "out", recipe=told(output="out7"))
+
+    contract = adopt(ir, tmp_path / "out", recipe=told(output="out0", name="mine")).contract
+
+    assert (contract.name, contract.embedding_dim) == ("mine", DIM)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "said"),
+    [
+        ({"color": "BGR"}, InputError, "pass --mean --scale --alignment, or a recipe file"),
+        ({**told().told(), "size": 112}, ConversionError, r"expected an input of 3 x 112 x 112 .* found \[1,3,16,16\]"),
+        ({**told().told(), "layout": "NHWC"}, ConversionError, "and --layout NHWC"),
+        ({**told().told(), "normalized": False}, ConversionError, "found one that normalises them"),
+        ({}, ModelNotFoundError, "no model 'foreign' in .*pass --color --mean --scale --alignment"),
+    ],
+)
+def test_what_is_missing_or_contradicts_the_file_is_said(
+    recipe: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        adopt(foreign(tmp_path), tmp_path / "out", recipe=parse_recipe(**recipe))
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_unknown_name_is_told_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="did you mean facenet-20180408-102900"):
+        adopt(tmp_path / "absent.xml", tmp_path / "out", name="facenet-20180408", golden=tmp_path / "absent.npz")
+
+
+def test_a_zoo_model_without_golden_vectors_or_fingerprint_says_what_would_do(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"--golden FILE\.npz .* --color, --mean and --scale"):
+        adopt(foreign(tmp_path), tmp_path / "out", name="tiny-entry", catalog=catalog())
+
+
+@pytest.mark.parametrize("provenance", ["seeded", "unknown", "published"])
+def test_an_ir_with_a_contract_is_not_adopted(provenance: str, tmp_path: Path) -> None:
+    ir = write_tiny_net(tmp_path, provenance=provenance)
+
+    with pytest.raises(ContractError, match=f"expected an IR without a contract, found one .*{provenance} weights"):
+        adopt(ir, tmp_path / "out", name="tiny-entry", catalog=catalog(fingerprint=fingerprint()))
+
+
+# --- by fingerprint and by golden vectors -----------------------------------------------------------------------
+
+
+def test_a_fingerprint_reads_the_input_and_identifies_the_weights(tmp_path: Path) -> None:
+    zoo = catalog(fingerprint=fingerprint())
+
+    contract = adopt(foreign(tmp_path), tmp_path / "out", name="tiny-entry", catalog=zoo).contract
+
+    assert (contract.color, contract.mean, contract.scale) == ("RGB", MEAN, SCALE)
+    assert (contract.provenance, contract.weights_id) == ("published", WEIGHTS_ID)
+    with pytest.raises(NegativeResult, match="this is another model"):
+        adopt(foreign(tmp_path, seed=1), tmp_path / "out", name="tiny-entry", catalog=zoo)
+
+
+def test_golden_vectors_alone_publish_nothing(tmp_path: Path) -> None:
+    ir, golden = foreign(tmp_path, seed=1), tmp_path / "golden.npz"
+    images = draw_faces((SIZE, SIZE))
+    np.savez(golden, images=images, embeddings=run_model(tiny_net(seed=1), standardised(images)))
+
+    result = adopt(ir, tmp_path / "out", name="tiny-entry", golden=golden, catalog=catalog(fingerprint=fingerprint()))
+
+    assert result.parity
+    assert (result.contract.provenance, result.contract.color) == ("unknown", "RGB")
+    assert result.contract.weights_id != WEIGHTS_ID
+
+
+def test_a_fingerprint_takes_precision_into_account_and_promotes_no_seeded_ir() -> None:
+    zoo = catalog(fingerprint=fingerprint())
+    contract = sample_contract(embedding_dim=DIM, weights_id="d" * 64)
+    exact = np.reshape(fingerprint(), (2, -1))
+    rounded = exact + 1e-4 * np.sign(np.sin(np.arange(exact.size))).reshape(exact.shape)
+
+    def recognised(found: np.ndarray, **changes: Any) -> str:
+        return recognise(dataclasses.replace(contract, **changes), found, zoo.values()).provenance
+
+    assert recognised(exact) == recognised(exact, precision="FP16") == "published"
+    assert recognised(rounded, precision="FP16") == "published"
+    assert recognised(rounded) == "unknown"
+    assert recognised(exact, precision="INT8") == "unknown"
+    assert recognised(exact, provenance="seeded") == "seeded"
+    assert recognised(np.reshape(fingerprint(1), (2, -1)), precision="FP16") == "unknown"
+
+
+def test_drawn_faces_never_change() -> None:
+    drawn = {size: hashlib.sha256(draw_faces(size).tobytes()).hexdigest()[:16] for size in ((160, 160), (112, 96))}
+
+    assert drawn == {(160, 160): "22fca1af62aba13b", (112, 96): "3ad26d68601109a0"}
+    assert np.linalg.norm(unit_rows(np.arange(6.0).reshape(2, 3)), axis=1) == pytest.approx([1, 1])
