@@ -440,9 +440,8 @@ def test_open_model_zoos_mobilefacenet_is_adopted_by_recipe(data: Path, tmp_path
     original = ov.Core().read_model(foreign)
     expected = embed(original, np.ascontiguousarray(crops.transpose(0, 3, 1, 2), np.float32)).reshape(len(crops), 256)
     for batch in (1, 2, 5):
-        with Embedder.load(
-            result.ir, plan=DevicePlan(device="CPU", precision="f32", batch_buckets=(batch,))
-        ) as embedder:
+        plan = DevicePlan(device="CPU", precision="f32", batch_buckets=(batch,))
+        with Embedder.load(ir, plan=plan) as embedder:
             found = embedder.embed(list(crops[:batch]))
         assert np.abs(np.linalg.norm(found, axis=1) - 1).max() <= 1e-5
         assert cosines(found, expected[:batch]).min() >= 0.99999
