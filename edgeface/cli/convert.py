@@ -60,7 +60,7 @@ def convert(
             "--output-dir",
             "-o",
             help="Folder for the IR; made if absent. By default the model store, where the first IR becomes the "
-            "default model.",
+            "default model unless a FaceNet or dlib's model is there.",
             show_default=False,
         ),
     ] = None,

@@ -19,12 +19,14 @@ class _Recipe(str, enum.Enum):
     mtcnn_box_output_margin = "mtcnn-box-output-margin"
     five_point_112 = "five-point-112"
     five_point_96x112 = "five-point-96x112"
+    five_point_150 = "five-point-150"
     outer_eyes_nose_96 = "outer-eyes-nose-96"
 
 
 _SIZES = {
     _Recipe.five_point_112: (112, 112),
     _Recipe.five_point_96x112: (112, 96),
+    _Recipe.five_point_150: (150, 150),
     _Recipe.outer_eyes_nose_96: (96, 96),
 }
 _BY_BOX = (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)

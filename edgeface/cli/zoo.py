@@ -74,14 +74,17 @@ def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_jso
     Example: edgeface zoo list
     """
     entries, store = list(zoo.load_catalog(catalog).values()), zoo.ModelStore(cache)
+    default = zoo.default_name(store=store)
     if as_json:
-        return emit_json({"models": [_brief(entry, store) for entry in entries]})
+        return emit_json({"models": [_brief(entry, store, default) for entry in entries]})
     columns = [Column(title, no_wrap=True) for title in ("name", "task", "licence", "bytes", "here")]
     table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
-        here = "yes" if store.has(entry) else "no"
+        here = "yes" if zoo.presence(entry, store=store) else "no"
         table.add_row(entry.name, entry.task_type, _license_name(entry), _bytes(entry.size), here)
     stdout.print(table)
+    if default is not None:
+        stdout.print(f"default: {default}")
 
 
 @group.command()
@@ -103,7 +106,10 @@ def info(
         raise InputError("expected either a model name or --from FILE; list the names with: edgeface zoo list")
     entry = zoo.load_catalog(catalog)[name] if name else zoo.load_model_yml(model_yml or Path())
     store = zoo.ModelStore(cache)
-    answer = {**_brief(entry, store), **entry.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    answer = {
+        **_brief(entry, store, zoo.default_name(store=store)),
+        **entry.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
     recorded = {file.name: blob for file in entry.files if (blob := store.recorded(entry, file))}
     answer["recorded"] = {
         file: {"sha256": blob.sha256, "source": blob.source, "first_use": blob.first_use, "at": blob.recorded}
@@ -324,10 +330,12 @@ def _is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore) -> dict[str, Any]:
+def _brief(entry: zoo.ModelEntry, store: zoo.ModelStore, default: str | None) -> dict[str, Any]:
     return {
         **{key: getattr(entry, key) for key in ("name", "task_type", "framework", "license", "license_name", "size")},
         "folder": str(store.model_dir(entry)) if store.has(entry) else None,
+        "here": zoo.presence(entry, store=store),
+        "default": entry.name == default,
         "license_state": store.license_state(entry),
     }
 
@@ -355,6 +363,7 @@ def _facts(entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zo
     yield "description", entry.description
     yield "task, framework", f"{entry.task_type}, {entry.framework}"
     yield "licence", f"{_license_name(entry)}, {entry.license}"
+    yield "here", (answer["here"] or "no") + (", default" if answer["default"] else "")
     yield "downloaded", answer["folder"] or "no"
     for file in entry.files:
         key, blob = f"file {file.name}", recorded.get(file.name)

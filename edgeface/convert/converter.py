@@ -25,10 +25,14 @@ from edgeface.model.opset import ops
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.default import record_first_default
+from edgeface.zoo.downloads import take_installed
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore
 
 log = logging.getLogger(__name__)
+
+DLIB_RECIPE = "dlib-face-recognition-resnet-v1"
+"""Zoo entry whose recipe a dlib network from a file gets."""
 
 DEFAULT_RECIPE = "facenet-20180408-102900"
 """Zoo entry whose recipe a FaceNet from a file gets, unless its name is a zoo name or a recipe is given."""
@@ -59,6 +63,8 @@ def format_of(path: Path) -> Format:
             f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[suffix]}; "
             "edgeface converts TensorFlow models so far"
         )
+    if suffix == ".dat":
+        return Format(_read_dlib, DLIB_RECIPE)
     return Format(_read_tensorflow, DEFAULT_RECIPE)
 
 
@@ -68,6 +74,12 @@ def _read_tensorflow(path: Path, recipe: Recipe) -> SourceModel:
     if recipe.size is None:
         raise InputError(f"{path}: expected a recipe with the size of a crop, found none; pass --size")
     return load_tensorflow(path, size=recipe.size)
+
+
+def _read_dlib(path: Path, recipe: Recipe) -> SourceModel:
+    from edgeface.convert.dlib import load_dlib
+
+    return load_dlib(path, recipe)
 
 
 _OTHER_FRAMEWORKS = {
@@ -123,8 +135,8 @@ def convert(
     Parameters
     ----------
     model
-        Zoo name, or path of a frozen .pb, .meta, checkpoint folder or SavedModel. For a file or folder in the
-        working directory whose name is a zoo name, write ``./name``.
+        Zoo name, or path of a frozen .pb, .meta, checkpoint folder, SavedModel or dlib's .dat. For a file or folder in
+        the working directory whose name is a zoo name, write ``./name``.
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
         IR becomes the default model; only an IR with the default layout, colour and batch goes there.
@@ -284,7 +296,9 @@ def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) 
         entry = catalog[model]
         parts_of(entry)  # what cannot be converted need not be downloaded first
         format_of(Path(entry.conversion.source if entry.conversion else entry.name))
-        return (store or ModelStore()).source_path(entry), entry
+        store = store or ModelStore()
+        take_installed(entry, store)
+        return store.source_path(entry), entry
     format_of(path)  # what cannot be converted need not exist
     if path.exists():
         return path, None

@@ -22,8 +22,15 @@ _ARCFACE = np.array(
 _SPHEREFACE = _ARCFACE - [8, 0]
 """The same in 96 wide, 112 high (wy1iu/sphereface, `face_align_demo.m`, `coord5points`): ArcFace's template is
 this one, widened by 8 pixels a side."""
+_DLIB = np.array([[48.039, 45.989], [101.785, 45.940], [74.712, 77.571], [51.106, 104.768], [98.715, 104.766]])
+"""Where the five landmarks go in the 150 x 150 chips of dlib's `get_face_chip` with padding 0.25. dlib aligns with eye
+corners and the base of the nose; these are the medians of MTCNN's landmarks in its chips of LFW."""
 _TEMPLATES: Mapping[str, tuple[Points, tuple[int, int]]] = MappingProxyType(
-    {"five-point-112": (_ARCFACE, (112, 112)), "five-point-96x112": (_SPHEREFACE, (112, 96))}
+    {
+        "five-point-112": (_ARCFACE, (112, 112)),
+        "five-point-96x112": (_SPHEREFACE, (112, 96)),
+        "five-point-150": (_DLIB, (150, 150)),
+    }
 )
 """Template, and the (height, width) it is drawn in."""
 

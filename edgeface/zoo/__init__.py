@@ -7,7 +7,7 @@ from edgeface.lazy import exports
 if TYPE_CHECKING:
     from edgeface.zoo.bundle import Manifest, export_bundle, import_bundle, read_manifest
     from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
-    from edgeface.zoo.default import default_model, set_default_model
+    from edgeface.zoo.default import default_model, default_name, presence, set_default_model
     from edgeface.zoo.downloads import Download, DownloadEvent, DownloadPolicy, download
     from edgeface.zoo.schema import ModelEntry, ModelFile
     from edgeface.zoo.store import Blob, FileCheck, ModelStore
@@ -24,11 +24,13 @@ __all__ = [
     "ModelFile",
     "ModelStore",
     "default_model",
+    "default_name",
     "download",
     "export_bundle",
     "import_bundle",
     "load_catalog",
     "load_model_yml",
+    "presence",
     "read_manifest",
     "set_default_model",
 ]
@@ -38,7 +40,7 @@ __getattr__ = exports(  # a conversion reads the catalog and downloads nothing
     {
         "bundle": ("Manifest", "export_bundle", "import_bundle", "read_manifest"),
         "catalog": ("Catalog", "load_catalog", "load_model_yml"),
-        "default": ("default_model", "set_default_model"),
+        "default": ("default_model", "default_name", "presence", "set_default_model"),
         "downloads": ("Download", "DownloadEvent", "DownloadPolicy", "download"),
         "schema": ("ModelEntry", "ModelFile"),
         "store": ("Blob", "FileCheck", "ModelStore"),

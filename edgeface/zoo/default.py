@@ -5,25 +5,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from edgeface.errors import InputError, ModelNotFoundError
 from edgeface.files import staging_folder
 from edgeface.model.ir_file import read_contract
 from edgeface.zoo.catalog import Catalog, load_catalog
+from edgeface.zoo.downloads import is_installed
+from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder, writing
 
-FIRST_CHOICE = "facenet-20180408-102900"
-"""Zoo model that is the default while none has been set, if it is in the store."""
+DEFAULT_ORDER = ("facenet-20180402-114759", "facenet-20180408-102900", "dlib-face-recognition-resnet-v1")
+"""While no default has been set, it is the first of these zoo models that is here."""
+
+Presence = Literal["converted", "downloaded", "installed"]
 
 
 def default_model(*, store: ModelStore | None = None, convert: Callable[..., object] | None = None) -> Path:
     """Return the .xml of the default model.
 
-    With `convert`, which is `edgeface.convert.convert`, a zoo model that is downloaded and not yet converted is
-    converted into the store, once. Without it, such a model counts as missing.
+    With `convert`, which is `edgeface.convert.convert`, a zoo model that is downloaded, or installed in a Python
+    package, and not yet converted is converted into the store, once. Without it, such a model counts as missing.
 
-    Raises ModelNotFoundError if no default is set and the store has no FaceNet, or the default is missing. The text has
-    the commands that make one.
+    Raises ModelNotFoundError if no default is set and no model of `DEFAULT_ORDER` is here, or the default is missing.
+    The text has the commands that make one.
 
     Examples
     --------
@@ -44,28 +49,56 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
                 remedy="set another one with: edgeface zoo default NAME_OR_IR",
             )
         return Path(ir)
-    name = str(chosen.get("model", FIRST_CHOICE))
-    path = store.ir_path(name)
-    if path.is_file() or (convert is not None and name in (catalog := load_catalog()) and store.has(catalog[name])):
-        return zoo_model(name, store=store, convert=convert)
-    state = f"{name!r}, which is not converted" if "model" in chosen else "none"
+    name = default_name(store=store)
+    if name is not None:
+        return store.find_ir(name) or zoo_model(name, store=store, convert=convert)
     raise ModelNotFoundError(
         expected="a default model",
-        found=state,
-        remedy=f"run: edgeface zoo download {name} && edgeface convert {name}, "
+        found="none",
+        remedy=f"run: pip install 'edgeface[demo]', or: edgeface zoo download {DEFAULT_ORDER[0]}, "
         "or set your own IR with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
     )
+
+
+def default_name(*, store: ModelStore | None = None) -> str | None:
+    """Return the name of the zoo model that is the default; None if it is an IR elsewhere, or there is none."""
+    store = store or ModelStore()
+    chosen = _records(store).read()
+    if "model" in chosen:
+        return str(chosen["model"])
+    if ir := chosen.get("ir"):
+        kept = Path(ir).is_relative_to((store.root / "irs").resolve())
+        return Path(ir).stem if kept else None
+    for name in DEFAULT_ORDER:
+        # Reading the catalog takes longer than loading a model, so it is read only for what may be here.
+        maybe = (store.root / "models" / name).is_dir() or name == DEFAULT_ORDER[-1]
+        if store.find_ir(name) or (maybe and presence(load_catalog()[name], store=store)):
+            return name
+    return None
+
+
+def presence(entry: ModelEntry, *, store: ModelStore | None = None) -> Presence | None:
+    """Return the furthest state in which a zoo model is on this machine; None: it has to be downloaded.
+
+    ``installed`` means that a Python package has its files.
+    """
+    store = store or ModelStore()
+    if store.find_ir(entry.name):
+        return "converted"
+    if store.has(entry):
+        return "downloaded"
+    return "installed" if is_installed(entry) else None
 
 
 def zoo_model(name: str, *, store: ModelStore | None = None, convert: Callable[..., object] | None = None) -> Path:
     """Return the .xml of a zoo model, converted first with `convert` as by `default_model`.
 
-    Raises ModelNotFoundError if the name is unknown, or the model is neither converted nor downloaded.
+    Raises ModelNotFoundError if the name is unknown, or the model is neither converted nor here.
     """
     store = store or ModelStore()
     path = store.ir_path(name)
     if not path.is_file():
-        store.model_dir(load_catalog()[name])  # raises unless it is downloaded
+        _require_files(load_catalog()[name], store)
         if convert is None:
             raise ModelNotFoundError(f"model {name!r} is not converted; run: edgeface convert {name}")
         with store.locked(f"convert-{name}"):
@@ -88,8 +121,8 @@ def set_default_model(model: str | Path, *, store: ModelStore | None = None, cat
         entry = catalog[model]
         if entry.embedding is None:
             raise InputError(expected="a face embedding model", found=f"{model}, which is for {entry.task_type}")
-        if not store.ir_path(model).is_file():
-            store.model_dir(entry)  # raises unless it is downloaded
+        if not store.find_ir(model):
+            _require_files(entry, store)
         _records(store).update({"model": model, "ir": None})
         return
     path = Path(model)
@@ -105,8 +138,8 @@ def has_default(*, store: ModelStore | None = None) -> bool:
 
 
 def record_first_default(ir: Path, *, store: ModelStore | None = None) -> bool:
-    """Make an IR the default unless one is set; return whether it became the default."""
-    first = not has_default(store=store)
+    """Make an IR the default unless one is set, or `DEFAULT_ORDER` decides; return whether it became the default."""
+    first = not has_default(store=store) and ir.stem not in DEFAULT_ORDER
     if first:
         set_default_model(ir, store=store)
     return first
@@ -129,6 +162,12 @@ def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
                 shutil.copyfile(ir.with_suffix(suffix), new / target.with_suffix(suffix).name)
         swap_folder(new, target.parent)
     return target
+
+
+def _require_files(entry: ModelEntry, store: ModelStore) -> None:
+    """Raise ModelNotFoundError unless a model's files are downloaded or installed."""
+    if not is_installed(entry):
+        store.model_dir(entry)
 
 
 def _records(store: ModelStore) -> JsonRecords:

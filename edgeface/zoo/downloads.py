@@ -21,7 +21,7 @@ from edgeface.files import digests_of, free_bytes, write_atomically
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.zoo.schema import ModelEntry, ModelFile
 from edgeface.zoo.store import Blob, ModelStore, writing
-from edgeface.zoo.transfer import CHUNK, FolderLocation, Reply, SourceFault, WebLocation, locate
+from edgeface.zoo.transfer import CHUNK, FolderLocation, PackageLocation, Reply, SourceFault, WebLocation, locate
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _NOT_A_MODEL = {
 _PROGRESS_INTERVAL = 0.1
 """Seconds between progress reports about one file."""
 
-Location = FolderLocation | WebLocation
+Location = FolderLocation | PackageLocation | WebLocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,19 @@ def download(
     finally:
         report(DownloadEvent(kind="model_download_end", model=entry.name, successful=successful))
     return result
+
+
+def is_installed(entry: ModelEntry) -> bool:
+    """Whether every file of a model is in an installed Python package, so that no network is needed."""
+    return bool(entry.files) and all(
+        any(PackageLocation(each).find() for each in file.packages) for file in entry.files
+    )
+
+
+def take_installed(entry: ModelEntry, store: ModelStore) -> None:
+    """Copy a model into the store if it is not there and Python packages have it; see `download` for what it raises."""
+    if not store.has(entry) and is_installed(entry):
+        download(entry, store)
 
 
 def _download(
@@ -250,13 +263,15 @@ class _Fetch:
         raise DownloadError(f"{failure}; try again later, or name a folder or server that has it with --mirror")
 
     def _locations(self) -> list[Location]:
-        locations: list[Location] = [locate(source) for source in self.file.sources]
+        published: list[Location] = [locate(source) for source in self.file.sources]
+        here = [each for each in published if isinstance(each, PackageLocation) and each.find()]
+        published = [each for each in published if each not in here]
         if self.mirror is None:
-            return locations
+            return [*here, *published]
         if self.mirror.startswith(("http://", "https://")):
             address = f"{self.mirror.rstrip('/')}/{urllib.parse.quote(self.what)}"
-            return [WebLocation(address), *locations]
-        return [FolderLocation(Path(self.mirror) / self.what), *locations]
+            return [*here, WebLocation(address), *published]
+        return [*here, FolderLocation(Path(self.mirror) / self.what), *published]
 
     def _from_source(self, location: Location) -> Blob:
         # one partial file for a published digest, one a source where there is none

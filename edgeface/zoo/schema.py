@@ -85,6 +85,17 @@ class GoogleDriveSource(_Strict):
         return f"Google Drive file {self.id}"
 
 
+class PythonPackageSource(_Strict):
+    """A file of an installed Python distribution, which is found without importing it."""
+
+    type: Literal["python_package"] = Field(alias="$type")
+    distribution: Annotated[Text, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$")]
+    path: RelativePath  # as the distribution installs it
+
+    def __str__(self) -> str:
+        return f"{self.path} of the Python package {self.distribution}"
+
+
 def _source_type(value: Any) -> Any:
     if isinstance(value, str):
         return "http"
@@ -92,11 +103,13 @@ def _source_type(value: Any) -> Any:
 
 
 Source = Annotated[
-    Annotated[HttpSource, Tag("http")] | Annotated[GoogleDriveSource, Tag("google_drive")],
+    Annotated[HttpSource, Tag("http")]
+    | Annotated[GoogleDriveSource, Tag("google_drive")]
+    | Annotated[PythonPackageSource, Tag("python_package")],
     Discriminator(
         _source_type,
         custom_error_type="source",
-        custom_error_message="expected an address, or a mapping with '$type' http or google_drive",
+        custom_error_message="expected an address, or a mapping with '$type' http, google_drive or python_package",
     ),
 ]
 
@@ -156,10 +169,15 @@ class ModelFile(_Strict):
         return found
 
     @property
-    def sources(self) -> tuple[HttpSource | GoogleDriveSource, ...]:
+    def sources(self) -> tuple[HttpSource | GoogleDriveSource | PythonPackageSource, ...]:
         """Every source, in the order of the attempts."""
         last = () if self.original_source is None else (self.original_source,)
         return (self.source, *self.alternative_sources, *last)
+
+    @property
+    def packages(self) -> tuple[PythonPackageSource, ...]:
+        """The sources that are Python packages."""
+        return tuple(source for source in self.sources if isinstance(source, PythonPackageSource))
 
 
 class UnpackArchive(_Strict):

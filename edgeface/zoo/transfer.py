@@ -1,4 +1,4 @@
-"""Open a file at one of its sources, from some offset on: a folder, a web server, or Google Drive."""
+"""Open a file at one of its sources, from some offset on: a folder, a Python package, a web server, Google Drive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import email.utils
 import html.parser
+import importlib.metadata
 import re
 import socket
 import ssl
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgeface.version import __version__
-from edgeface.zoo.schema import GoogleDriveSource, HttpSource
+from edgeface.zoo.schema import GoogleDriveSource, HttpSource, PythonPackageSource
 
 if TYPE_CHECKING:
     import httpx
@@ -97,6 +98,33 @@ class FolderLocation:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageLocation:
+    """A file of a Python distribution that may be installed."""
+
+    source: PythonPackageSource
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def find(self) -> Path | None:
+        """Return the installed file, or None; nothing of the package is imported."""
+        try:
+            distribution = importlib.metadata.distribution(self.source.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        path = Path(str(distribution.locate_file(self.source.path)))
+        return path if path.is_file() else None
+
+    @contextlib.contextmanager
+    def open(self, offset: int, *, validator: str | None, timeout: float) -> Iterator[Reply]:
+        """See `WebLocation.open`."""
+        if (path := self.find()) is None:
+            raise SourceFault(f"is not installed; install it with: pip install {self.source.distribution}")
+        with FolderLocation(path).open(offset, validator=validator, timeout=timeout) as reply:
+            yield reply
+
+
+@dataclass(frozen=True, slots=True)
 class WebLocation:
     """A file at an address; with `confirms`, a page may come first that asks to confirm (Google Drive)."""
 
@@ -132,8 +160,10 @@ class WebLocation:
             yield _reply(response, offset)
 
 
-def locate(source: HttpSource | GoogleDriveSource) -> WebLocation:
+def locate(source: HttpSource | GoogleDriveSource | PythonPackageSource) -> WebLocation | PackageLocation:
     """Return where a catalog's source can be opened."""
+    if isinstance(source, PythonPackageSource):
+        return PackageLocation(source)
     if isinstance(source, HttpSource):
         return WebLocation(source.url)
     return WebLocation(GOOGLE_DRIVE.format(id=urllib.parse.quote(source.id)), str(source), confirms=True)

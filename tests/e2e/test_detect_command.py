@@ -91,6 +91,7 @@ def test_nothing_readable_is_bad_input(folder, options, capsys, tmp_path):
         ("mtcnn-box-output-margin", (160, 160)),
         ("five-point-112", (112, 112)),
         ("five-point-96x112", (112, 96)),
+        ("five-point-150", (150, 150)),
         ("outer-eyes-nose-96", (96, 96)),
     ],
 )

@@ -325,9 +325,12 @@ def test_the_default_model_is_the_environments_then_the_stores(
 ) -> None:
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
     monkeypatch.delenv("EDGEFACE_MODEL", raising=False)
+    from edgeface.zoo.default import set_default_model
+    from edgeface.zoo.transfer import PackageLocation
+
+    monkeypatch.setattr(PackageLocation, "find", lambda self: None)
     with pytest.raises(ModelNotFoundError, match="edgeface zoo download"):
         edgeface.load()
-    from edgeface.zoo.default import set_default_model
 
     set_default_model(ir)
     assert edgeface.find_model() == ir.resolve()

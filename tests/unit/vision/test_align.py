@@ -11,12 +11,13 @@ from profiles import examples
 
 from edgeface.errors import FaceError, InputError
 from edgeface.model.contract import Alignment
-from edgeface.vision.align import _ARCFACE, align, crop_box, fit_similarity
+from edgeface.vision.align import _TEMPLATES, align, crop_box, fit_similarity
 
 LANDMARKS = np.array([[105.8, 109.8], [147.9, 112.6], [121.4, 139.1], [106.1, 155.6], [144.4, 156.3]])
 BOX = np.array([80.0, 70, 170, 180])
 FIVE_POINTS, FIVE_NARROW = Alignment("five-point-112"), Alignment("five-point-96x112")
-OPENFACE = Alignment("outer-eyes-nose-96")
+DLIB, OPENFACE = Alignment("five-point-150"), Alignment("outer-eyes-nose-96")
+SIZES = {"five-point-112": (112, 112), "five-point-96x112": (112, 96), "five-point-150": (150, 150)}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,10 @@ def test_similarity_recovers_what_made_the_points(angle: float, scale: float, dx
     assert np.allclose(fit_similarity(LANDMARKS, made), oracle, atol=1e-3 * max(1, scale))
 
 
-@pytest.mark.parametrize("alignment", [FIVE_POINTS, FIVE_NARROW, OPENFACE], ids=lambda a: a.recipe)
+@pytest.mark.parametrize("alignment", [FIVE_POINTS, FIVE_NARROW, DLIB, OPENFACE], ids=lambda a: a.recipe)
 @pytest.mark.parametrize(("angle", "scale", "shift"), [(20, 1, (0, 0)), (-35, 1.3, (20, -10)), (0, 0.8, (30, 30))])
 def test_a_turned_scaled_shifted_picture_gives_the_same_crop(picture, alignment, angle, scale, shift):
-    size = {"five-point-112": (112, 112), "five-point-96x112": (112, 96)}.get(alignment.recipe, (96, 96))
+    size = SIZES.get(alignment.recipe, (96, 96))
     matrix = cv2.getRotationMatrix2D((125, 130), angle, scale)
     matrix[:, 2] += shift
     moved = cv2.warpAffine(picture, matrix, (400, 400), flags=cv2.INTER_CUBIC)
@@ -68,14 +69,16 @@ def test_a_turned_scaled_shifted_picture_gives_the_same_crop(picture, alignment,
     assert np.abs(before.astype(int) - after)[8:-8, 8:-8][inside[8:-8, 8:-8]].mean() < 2
 
 
-def test_landmarks_land_on_the_template(picture: np.ndarray):
+@pytest.mark.parametrize("alignment", [FIVE_POINTS, DLIB], ids=lambda a: a.recipe)
+def test_landmarks_land_on_the_template(picture: np.ndarray, alignment: Alignment):
+    template = _TEMPLATES[alignment.recipe][0]
     marked = np.zeros_like(picture)
     turn = 1.3 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
-    corners = np.round(_ARCFACE @ turn.T + [80, 40]).astype(int)
+    corners = np.round(template @ turn.T + [80, 40]).astype(int)
     for corner in corners.tolist():
         cv2.circle(marked, corner, 2, (255, 255, 255), cv2.FILLED)
-    crop = align(marked, None, corners.astype(float), FIVE_POINTS, (112, 112))
-    for x, y in _ARCFACE:
+    crop = align(marked, None, corners.astype(float), alignment, SIZES[alignment.recipe])
+    for x, y in template:
         around = crop[round(y) - 5 : round(y) + 6, round(x) - 5 : round(x) + 6, 0].astype(float)
         rows, columns = np.mgrid[-5:6, -5:6]
         offset = [(around * columns).sum() / around.sum(), (around * rows).sum() / around.sum()]
@@ -86,6 +89,13 @@ def test_twice_the_size_is_the_same_view(picture: np.ndarray):
     small = align(picture, None, LANDMARKS, FIVE_POINTS, (112, 112)).astype(int)
     large = align(picture, None, LANDMARKS, FIVE_POINTS, (224, 224))
     assert np.abs(large[::2, ::2] - small).mean() < 1
+
+
+def test_dlibs_template_is_nearly_the_arcface_one_enlarged():
+    arcface, dlib = (_TEMPLATES[name][0] for name in ("five-point-112", "five-point-150"))
+    turned = fit_similarity(dlib, arcface)
+    assert abs(np.degrees(np.arctan2(turned[1, 0], turned[0, 0]))) < 1
+    assert np.abs(dlib @ turned[:, :2].T + turned[:, 2] - arcface).max() < 2  # pixels of 112
 
 
 def test_openface_from_68_points_is_opencv_s_affine_of_its_three(picture: np.ndarray):
@@ -130,7 +140,7 @@ def test_boxes_that_hold_no_face_are_named(picture: np.ndarray, box: np.ndarray 
         align(picture, box, None, Alignment("mtcnn-box-margin", 32), (160, 160))
 
 
-@pytest.mark.parametrize("alignment", [FIVE_POINTS, OPENFACE], ids=lambda a: a.recipe)
+@pytest.mark.parametrize("alignment", [FIVE_POINTS, DLIB, OPENFACE], ids=lambda a: a.recipe)
 @pytest.mark.parametrize(
     ("landmarks", "message"),
     [
@@ -140,11 +150,12 @@ def test_boxes_that_hold_no_face_are_named(picture: np.ndarray, box: np.ndarray 
         (LANDMARKS[:3], r"shape \(3, 2\)"),
         (LANDMARKS.ravel(), r"shape \(10,\)"),
         (LANDMARKS + 300, "inside the photo"),
+        (np.zeros((5, 2)), "distinct landmarks|not on one line"),  # what the reference MTCNN's file has for no face
         (np.full((5, 2), 100.0), "distinct landmarks|not on one line"),
     ],
 )
 def test_landmarks_that_are_no_face_are_named(picture, alignment, landmarks, message):
-    size = (112, 112) if alignment is FIVE_POINTS else (96, 96)
+    size = SIZES.get(alignment.recipe, (96, 96))
     with pytest.raises(FaceError, match=message):
         align(picture, BOX, landmarks, alignment, size)
 
@@ -161,6 +172,7 @@ def test_eyes_and_nose_on_one_line_are_no_openface_crop(picture: np.ndarray):
     [
         (FIVE_POINTS, (112, 96)),
         (FIVE_NARROW, (112, 112)),
+        (DLIB, (150, 140)),
         (FIVE_POINTS, (0, 0)),
         (Alignment("mtcnn-box-output-margin", 160), (160, 160)),
     ],

@@ -19,6 +19,7 @@ from edgeface.zoo.schema import relative_path
 NAMES = [
     "facenet-20180408-102900",
     "facenet-20180402-114759",
+    "dlib-face-recognition-resnet-v1",
     "openface-nn4-small2",
     "facetransformer-octuplet",
     "inception-resnet-v1-vggface2",
@@ -71,7 +72,7 @@ def catalog() -> zoo.Catalog:
     return zoo.load_catalog()
 
 
-def test_the_catalog_has_the_nine_models(catalog: zoo.Catalog) -> None:
+def test_the_catalog_has_these_models(catalog: zoo.Catalog) -> None:
     assert list(catalog) == NAMES
 
 
@@ -95,7 +96,7 @@ def test_facenet_is_described_the_way_it_was_published(catalog: zoo.Catalog) -> 
 
 def test_every_model_says_where_it_comes_from_and_what_it_was_trained_on(catalog: zoo.Catalog) -> None:
     for entry in catalog.values():
-        assert entry.license_name in ("MIT", "Apache-2.0")
+        assert entry.license_name in ("MIT", "Apache-2.0", "CC0-1.0")
         assert entry.preprocessing is not None
         assert entry.conversion is not None
         assert entry.input_info

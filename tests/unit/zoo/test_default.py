@@ -13,9 +13,15 @@ import edgeface
 from edgeface import zoo
 from edgeface.cli import main
 from edgeface.errors import ContractError, InputError, ModelNotFoundError
-from edgeface.zoo.default import FIRST_CHOICE, has_default, keep_ir, record_first_default
+from edgeface.zoo.default import DEFAULT_ORDER, default_name, has_default, keep_ir, record_first_default
+from edgeface.zoo.transfer import PackageLocation
 
-NAME = "facenet-20180402-114759"
+NAME, SECOND, DLIB = DEFAULT_ORDER
+
+
+@pytest.fixture(autouse=True)
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackageLocation, "find", lambda self: None)
 
 
 @pytest.fixture
@@ -32,7 +38,8 @@ def pretend_download(store: zoo.ModelStore, name: str, monkeypatch: pytest.Monke
 def test_an_empty_store_has_no_default_and_says_how_to_get_one(store: zoo.ModelStore) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         zoo.default_model(store=store)
-    assert f"edgeface zoo download {FIRST_CHOICE} && edgeface convert {FIRST_CHOICE}" in str(caught.value)
+    assert "pip install 'edgeface[demo]'" in str(caught.value)
+    assert f"edgeface zoo download {NAME}" in str(caught.value)
     assert "EDGEFACE_MODEL" in str(caught.value)
 
 
@@ -98,14 +105,42 @@ def test_a_model_is_found_by_its_zoo_name(
     assert edgeface.find_model(f"./{NAME}.xml") == Path(f"{NAME}.xml")
 
 
-def test_the_first_choice_is_the_default_where_none_is_set(
-    store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = store.ir_path(FIRST_CHOICE)
-    path.parent.mkdir(parents=True)
-    write_tiny_ir(path.parent, name=FIRST_CHOICE)
-    assert zoo.default_model(store=store) == path
+def test_the_default_is_the_first_of_the_order_while_none_is_set(store: zoo.ModelStore) -> None:
+    for name in reversed(DEFAULT_ORDER):
+        path = store.ir_path(name)
+        path.parent.mkdir(parents=True)
+        write_tiny_ir(path.parent, name=name)
+        assert not record_first_default(path, store=store)
+        assert zoo.default_model(store=store) == path
+        assert default_name(store=store) == name
     assert not has_default(store=store)
+    zoo.set_default_model(DLIB, store=store)
+    assert default_name(store=store) == DLIB
+
+
+def test_an_fp16_ir_is_the_default_where_it_is_the_only_one(store: zoo.ModelStore) -> None:
+    path = store.ir_path(SECOND, precision="FP16")
+    path.parent.mkdir(parents=True)
+    write_tiny_ir(path.parent, name=SECOND)
+    assert zoo.default_model(store=store) == path
+
+
+def test_a_model_in_an_installed_package_is_the_default_and_converted_at_first_use(
+    store: zoo.ModelStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packaged = tmp_path / "packaged.dat"
+    packaged.write_bytes(b"weights")
+    monkeypatch.setattr(PackageLocation, "find", lambda self: packaged)
+    entry = zoo.load_catalog()[DLIB]
+    assert (zoo.presence(entry, store=store), default_name(store=store)) == ("installed", DLIB)
+
+    def convert(name: str, *, store: zoo.ModelStore) -> None:
+        folder = store.ir_path(name).parent
+        folder.mkdir(parents=True)
+        write_tiny_ir(folder, name=name)
+
+    assert zoo.default_model(store=store, convert=convert) == store.ir_path(DLIB)
+    assert zoo.presence(entry, store=store) == "converted"
 
 
 def test_a_detector_cannot_be_the_default(store: zoo.ModelStore) -> None:

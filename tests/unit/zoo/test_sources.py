@@ -20,8 +20,9 @@ from cryptography.x509.oid import NameOID
 from faulty_server import CONTENT, QUICK, FaultyServer, dies_after, make_entry, make_file, page, tiny
 
 from edgeface import zoo
-from edgeface.errors import DownloadError, InputError
+from edgeface.errors import ChecksumError, DownloadError, InputError, ModelNotFoundError
 from edgeface.zoo import transfer
+from edgeface.zoo.downloads import is_installed, take_installed
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -64,6 +65,55 @@ def test_google_drives_quota_page_is_named(
     entry = drive(server, monkeypatch, page("<html><title>Google Drive - Quota exceeded</title></html>"))
     with pytest.raises(DownloadError, match=r"Google Drive file abc .*'Google Drive - Quota exceeded'"):
         zoo.download(entry, store, policy=QUICK)
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes = CONTENT) -> dict[str, str]:
+    """Install a distribution of one file whose package cannot be imported; return the source that names the file."""
+    (folder / "packaged_model").mkdir(parents=True)
+    (folder / "packaged_model" / "__init__.py").write_text("raise SystemExit('imported')")
+    (folder / "packaged_model" / "model.bin").write_bytes(content)
+    metadata = folder / "packaged_model-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: packaged-model\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(folder))
+    return PACKAGED
+
+
+PACKAGED = {"$type": "python_package", "distribution": "packaged-model", "path": "packaged_model/model.bin"}
+
+
+def test_a_file_of_an_installed_package_needs_no_network_and_no_import(
+    server: FaultyServer, store: zoo.ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = make_entry(make_file("model.bin", CONTENT, server.add("/published", CONTENT), PACKAGED))
+    assert not is_installed(entry)
+    install(tmp_path / "site", monkeypatch)
+    assert is_installed(entry)
+    take_installed(entry, store)
+    take_installed(entry, store)
+    result = zoo.download(entry, store, mirror=f"{server.url}/zoo/", policy=QUICK)
+    assert result.already_there
+    assert result.blobs[0].source == "packaged_model/model.bin of the Python package packaged-model"
+    assert (result.folder / "model.bin").read_bytes() == CONTENT
+    assert not server.requests
+
+
+def test_a_package_with_another_file_than_the_published_one_is_refused(
+    store: zoo.ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = make_entry(make_file("model.bin", CONTENT, install(tmp_path, monkeypatch, b"!" + CONTENT[1:])))
+    with pytest.raises(ChecksumError, match="expected SHA256"):
+        take_installed(entry, store)
+    assert not store.has(entry)
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_line_that_installs_it(store: zoo.ModelStore) -> None:
+    entry = make_entry(make_file("model.bin", CONTENT, PACKAGED))
+    take_installed(entry, store)
+    with pytest.raises(DownloadError, match="is not installed; install it with: pip install packaged-model"):
+        zoo.download(entry, store, policy=QUICK)
+    with pytest.raises(ModelNotFoundError, match="run: pip install packaged-model && edgeface zoo download tiny"):
+        store.model_dir(entry)
 
 
 def test_a_mirror_server_comes_before_the_published_sources(server: FaultyServer, store: zoo.ModelStore) -> None:

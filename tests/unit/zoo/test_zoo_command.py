@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_ir import write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.zoo import ModelStore
 
 CONTENT = b"a tiny model"
 CATALOG = """
@@ -55,11 +57,26 @@ def test_list_shows_every_model(capsys: Capture) -> None:
 
 def test_list_as_json_says_what_is_here(options: list[str], capsys: Capture) -> None:
     assert main(["zoo", "list", "--json", *options]) == 0
-    assert answer(capsys)["models"][0]["folder"] is None
+    (before,) = answer(capsys)["models"]
+    assert (before["folder"], before["here"], before["default"]) == (None, None, False)
     main(["zoo", "download", "tiny", *options])
     capsys.readouterr()
     assert main(["zoo", "list", "--json", *options]) == 0
-    assert answer(capsys)["models"][0]["folder"].endswith("cache/models/tiny")
+    (after,) = answer(capsys)["models"]
+    assert after["folder"].endswith("cache/models/tiny")
+    assert after["here"] == "downloaded"
+
+
+def test_list_says_that_the_default_model_is_here(tmp_path: Path, capsys: Capture) -> None:
+    store, name = ModelStore(tmp_path), "facenet-20180408-102900"
+    store.ir_path(name).parent.mkdir(parents=True)
+    write_tiny_ir(store.ir_path(name).parent, name=name)
+    assert main(["zoo", "list", "--json", "--cache", str(tmp_path)]) == 0
+    found = {model["name"]: model for model in answer(capsys)["models"]}
+    assert (found[name]["here"], found[name]["default"], found[name]["folder"]) == ("converted", True, None)
+    assert sum(model["default"] for model in found.values()) == 1
+    assert main(["zoo", "list", "--cache", str(tmp_path)]) == 0
+    assert f"default: {name}" in capsys.readouterr().out
 
 
 def test_info_shows_what_a_user_has_to_know(capsys: Capture) -> None:
