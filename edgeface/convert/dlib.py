@@ -131,7 +131,7 @@ def _read_file(path: Path) -> bytes:
 def _check_recipe(path: Path, recipe: Recipe, size: tuple[int, int], mean: tuple[float, float, float]) -> None:
     if recipe.size not in (None, size):
         shown = "x".join(map(str, size))
-        raise InputError(path=path, expected=f"crops of {recipe.size}", found=size, remedy=f"pass --size {shown}")
+        raise InputError(path=path, expected=f"crops of {recipe.size}", found=str(size), remedy=f"pass --size {shown}")
     if not np.allclose(mean, recipe.mean, atol=1e-3) or set(recipe.scale) != {SCALE}:
         shown = ",".join(f"{each:.6g}" for each in mean)
         raise InputError(
@@ -532,4 +532,6 @@ def _flat(value: _Value) -> Any:
 
 def _misfit(path: Path, layer: str, value: _Value) -> ModelFormatError:
     remedy = "the file is damaged: copy it again"
-    return ModelFormatError(path=path, expected=f"{layer} that fits the layer before", found=value.shape, remedy=remedy)
+    return ModelFormatError(
+        path=path, expected=f"{layer} that fits the layer before", found=str(value.shape), remedy=remedy
+    )
