@@ -34,9 +34,10 @@ def demo(
     offline: Annotated[bool, typer.Option("--offline", help="Do not download from the publisher.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Download FaceNet, convert it, check its accuracy, time it and write a report.
+    """Name people in a photo with a real model, convert the published FaceNet, and write a report.
 
-    If the published weights were used and no default model is set, the IR becomes the default model.
+    Two people are enrolled and named in another picture, beside a person who is not enrolled. If FaceNet's published
+    weights could be had and no default model is set, it becomes the default model.
     """
     from edgeface.demo import run_demo
 
@@ -45,22 +46,40 @@ def demo(
     with progress_bars() as progress:
         result = run_demo(output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress)
     if json:
-        return emit_json(result.to_dict())
-    for line in _lines(result):
-        stdout.print(line, soft_wrap=True)
+        emit_json(result.to_dict())
+    else:
+        for line in _lines(result):
+            stdout.print(line, soft_wrap=True)
+    if not result:
+        raise typer.Exit(result.exit_code)
 
 
 def _lines(result: DemoResult) -> Iterator[str]:
     contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
+    named = result.recognition
+    if named is not None:
+        yield f"[bold]Who is in {escape(str(named.door))}?[/] Answered by {named.contract.name}:"
+        for number, each in enumerate(named.faces, 1):
+            who = each.answer.person if each.answer else each.answer.verdict.value
+            verdict = "[green]right[/]" if each else "[red]wrong[/]"
+            score = "" if each.answer.score is None else f"score {each.answer.score:.3f}"
+            limit = f"threshold {each.answer.threshold.value:.3f}"
+            yield f"  face {number}: {escape(str(who)):<16} {score}, {limit}  {verdict}"
+        yield f"  The threshold {named.threshold_origin}."
+    else:
+        yield f"[bold yellow]Nobody can be named:[/] {escape(result.missing)}"
+    yield ""
+    yield f"FaceNet   {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
     if seeded := contract.provenance == "seeded":
-        yield "[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one. No weights in:"
-        yield from (f"          {escape(line)}" for line in result.source.tried)
-    yield f"contract  {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
+        yield "          [bold yellow]SEEDED WEIGHTS:[/] random numbers; this FaceNet recognises no one. No weights in:"
+        yield from (f"            {escape(line)}" for line in result.source.tried)
     yield f"parity    {parity.summary if parity is not None else 'not compared: no TensorFlow, no golden vectors'}"
     if result.separation and not seeded:
         same, different = result.separation
         yield f"faces     same-person pairs at least {same:.2f} similar, two-person pairs at most {different:.2f}"
     rate = f"{timing.gflops:.2f} GFLOPs, {timing.gflops_per_second:.0f} GFLOP/s"
     yield f"speed     {timing.median_ms:.1f} ms a face (median), {rate}"
-    yield f"IR        {escape(str(result.conversion.ir))}"
     yield f"report    {escape(str(result.report.resolve()))}"
+    yield ""
+    yield "Next:"
+    yield from (f"  {escape(command)}" for command in result.next_commands)

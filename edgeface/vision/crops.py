@@ -191,31 +191,43 @@ def list_some(failures: Mapping[Path, str]) -> str:
     return named + (f"; and {len(failures) - _SOME:,} more" if len(failures) > _SOME else "")
 
 
-def draw_faces(image: Image, faces: Faces) -> Image:
-    """Draw boxes, landmarks and scores on a copy of an image; line width grows with the image's size."""
+def draw_faces(
+    image: Image,
+    faces: Faces,
+    *,
+    labels: Sequence[str] | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> Image:
+    """Draw boxes, landmarks and labels on a copy of an image; line width grows with the image's size.
+
+    A face's label is its score, and its color (B, G, R) green, unless they are given.
+    """
     canvas = image.copy()
     width = max(1, round(max(image.shape[:2]) / 500))
-    for box, landmarks, score in zip(faces.boxes, faces.landmarks, faces.scores, strict=True):
+    texts = labels or [f"{score:.2f}" for score in faces.scores]
+    for box, landmarks, text, color in zip(
+        faces.boxes, faces.landmarks, texts, colors or [_GREEN] * len(faces), strict=True
+    ):
         x0, y0, x1, y1 = (round(float(value)) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), _BLACK, width + 2, cv2.LINE_AA)
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), _GREEN, width, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, width, cv2.LINE_AA)
         radius = float(np.clip((x1 - x0) / 50, 1.5, 3 * width))
         for point in landmarks[np.isfinite(landmarks).all(axis=1)]:
             x, y = (round(float(value) * _FRACTION) for value in point)
-            for color, grow in ((_BLACK, 1.0), (_WHITE, 0.0)):
+            for ink, grow in ((_BLACK, 1.0), (_WHITE, 0.0)):
                 size = round((radius + grow) * _FRACTION)
-                cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, shift=4)
-        _label(canvas, f"{score:.2f}", (x0, y0), width)
+                cv2.circle(canvas, (x, y), size, ink, cv2.FILLED, cv2.LINE_AA, shift=4)
+        _label(canvas, text, (x0, y0), width, color)
     return canvas
 
 
-def _label(canvas: Image, text: str, corner: tuple[int, int], width: int) -> None:
+def _label(canvas: Image, text: str, corner: tuple[int, int], width: int, color: tuple[int, int, int]) -> None:
     """Write text above a box, or inside it if there is no room above."""
     scale = 0.4 + 0.1 * width
     (wide, high), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, width)
     x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - wide - 4)))
     y = corner[1] - below - 2 if corner[1] > high + below + 4 else max(corner[1], 0) + high + below
-    cv2.rectangle(canvas, (x, y - high - 3), (x + wide + 4, y + below), _GREEN, cv2.FILLED)
+    cv2.rectangle(canvas, (x, y - high - 3), (x + wide + 4, y + below), color, cv2.FILLED)
     cv2.putText(canvas, text, (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, scale, _BLACK, width, cv2.LINE_AA)
 
 

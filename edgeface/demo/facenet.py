@@ -1,48 +1,36 @@
-"""Get FaceNet, convert it, check and time it, and write one HTML report."""
+"""Get the published FaceNet or a seeded one, compare pairs of real faces with it, and time it."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import functools
-import importlib.util
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.convert import ConversionResult, check_parity, convert
+from edgeface.convert import ConversionResult
 from edgeface.convert.facenet_graph import read_weights, write_graph
 from edgeface.convert.ir import random_images
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.seeded import seeded_weights
-from edgeface.drawing import write_page
 from edgeface.errors import ContractError, InputError, MissingError, ModelFormatError
 from edgeface.model.contract import Provenance
 from edgeface.model.flops import count_work
 from edgeface.model.ir_file import read_contract, read_ir
-from edgeface.progress import ProgressCallback, ignore_progress
+from edgeface.progress import ProgressCallback
 from edgeface.zoo import DownloadPolicy, ModelStore, download, load_catalog
-from edgeface.zoo.default import has_default, keep_ir, record_first_default
-
-Crop = NDArray[np.uint8]
 
 MODEL = "facenet-20180408-102900"
 
 _WARM_UP, _TIMED = 5, 40
 _ONE_ATTEMPT = DownloadPolicy(attempts=1, timeout=10)
 """A machine without a network should learn so at once, not after a dozen retries."""
-_ASTRONAUT_FACE = (66, 186, 163, 283)
-"""Rows and columns of Eileen Collins's face, with MTCNN's margin, in scikit-image's 512x512 astronaut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +47,8 @@ class WeightsSource:
 class ComparedPair:
     """Two (160, 160, 3) uint8 RGB crops, their relation, and the cosine similarity of their embeddings."""
 
-    a: Crop
-    b: Crop
+    a: NDArray[np.uint8]
+    b: NDArray[np.uint8]
     relation: str
     similarity: float
 
@@ -78,103 +66,6 @@ class DemoTiming:
     def gflops_per_second(self) -> float:
         """Work of one face over the median latency."""
         return self.gflops / self.median_ms * 1000
-
-
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    """Result of `run_demo`."""
-
-    source: WeightsSource
-    conversion: ConversionResult
-    compared: tuple[ComparedPair, ...]
-    timing: DemoTiming
-    report: Path
-
-    @property
-    def separation(self) -> tuple[float, float] | None:
-        """Lowest similarity of a same-person pair and highest of a two-person pair; None without real pairs."""
-        same = [each.similarity for each in self.compared if each.relation == "same person"]
-        different = [each.similarity for each in self.compared if each.relation == "different people"]
-        return (min(same), max(different)) if same and different else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON types."""
-        contract, parity = self.conversion.contract, self.conversion.parity
-        return {
-            "model": MODEL,
-            "provenance": contract.provenance,
-            "origin": self.source.origin,
-            "tried": list(self.source.tried),
-            "ir": str(self.conversion.ir),
-            "contract_id": contract.contract_id,
-            "conversion_seconds": round(self.conversion.seconds, 3),
-            "parity": parity.to_dict() if parity is not None else None,
-            "pairs": [{"relation": each.relation, "similarity": round(each.similarity, 6)} for each in self.compared],
-            "latency_ms": {"p50": round(self.timing.median_ms, 3), "p90": round(self.timing.p90_ms, 3)},
-            "gflops": round(self.timing.gflops, 4),
-            "gflops_per_second": round(self.timing.gflops_per_second, 1),
-            "report": str(self.report),
-        }
-
-
-def run_demo(
-    output_dir: Path,
-    *,
-    data: Path | None = None,
-    mirror: str | None = None,
-    offline: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-    progress: ProgressCallback = ignore_progress,
-) -> DemoResult:
-    """Get FaceNet 20180408-102900, convert it, check and time it, and write a report.
-
-    A model of published weights becomes the default model, in the model store, unless one is set.
-
-    The IR and ``report.html`` go into `output_dir`, made if absent. `data` is a folder of real data (EDGEFACE_DATA);
-    the other parameters are those of `find_weights`.
-
-    Raises InputError if only a seeded IR can be made and `output_dir` has one that is not seeded.
-    """
-    with tempfile.TemporaryDirectory(prefix="edgeface-demo-") as scratch:
-        source = find_weights(
-            Path(scratch),
-            replaces=output_dir / f"{MODEL}.xml",
-            data=data,
-            mirror=mirror,
-            offline=offline,
-            say=say,
-            progress=progress,
-        )
-        golden = data / MODEL / "golden.npz" if data and source.provenance == "published" else None
-        golden = golden if golden and golden.is_file() else None
-        can_compare = golden is not None or importlib.util.find_spec("tensorflow") is not None
-        say(f"converting, with weights from {source.origin}")
-        conversion = convert(
-            source.model,
-            output_dir,
-            name=MODEL,
-            parity=functools.partial(check_parity, golden=golden) if can_compare else None,
-        )
-    if source.provenance == "published" and not has_default():
-        record_first_default(keep_ir(conversion.ir))
-        say("this model is now the default; show it with: edgeface zoo default")
-    say("comparing faces")
-    compared = _compare(conversion.ir, [*_golden_pairs(data), *_sample_pairs()])
-    say("timing")
-    result = DemoResult(source, conversion, compared, _time(conversion), output_dir / "report.html")
-    write_page(
-        result.report,
-        "edgeface",
-        template="demo.html.j2",
-        filters={"png": _png},
-        result=result,
-        contract=conversion.contract,
-        parity=conversion.parity,
-        timing=result.timing,
-        separation=result.separation,
-        seeded=conversion.contract.provenance == "seeded",
-    )
-    return result
 
 
 def find_weights(
@@ -243,13 +134,15 @@ def find_weights(
     return WeightsSource(graph, "a seed", "seeded", tuple(tried))
 
 
-def _compare(ir: Path, pairs: list[tuple[Crop, Crop, str]]) -> tuple[ComparedPair, ...]:
+def compare_pairs(ir: Path, pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]) -> tuple[ComparedPair, ...]:
+    if not pairs:
+        return ()
     embeddings = embed_with_ir(ir, np.stack([crop for a, b, _ in pairs for crop in (a, b)]))
     similarities = (embeddings[0::2] * embeddings[1::2]).sum(axis=1)
     return tuple(ComparedPair(*pair, similarity) for pair, similarity in zip(pairs, similarities.tolist(), strict=True))
 
 
-def _golden_pairs(data: Path | None) -> list[tuple[Crop, Crop, str]]:
+def golden_pairs(data: Path | None) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]:
     """Eight real pairs of one person and four of two people (rows of golden.npz); none without the data."""
     path = data / MODEL / "golden.npz" if data else None
     if path is None or not path.is_file():
@@ -261,28 +154,7 @@ def _golden_pairs(data: Path | None) -> list[tuple[Crop, Crop, str]]:
     ]
 
 
-def _sample_pairs() -> list[tuple[Crop, Crop, str]]:
-    """A photo with itself mirrored and darkened, and with noise.
-
-    The photo is the astronaut that scikit-image ships (extra `demo`), or blotches where that is not installed.
-    """
-    if importlib.util.find_spec("skimage") is None:
-        face = np.random.default_rng(1).integers(0, 256, (10, 10, 3), np.uint8)
-    else:
-        from skimage.data import astronaut
-
-        top, bottom, left, right = _ASTRONAUT_FACE
-        face = np.ascontiguousarray(astronaut()[top:bottom, left:right])
-    crop = cv2.resize(face, (160, 160), interpolation=cv2.INTER_LINEAR)
-    noise = np.random.default_rng(0).integers(0, 256, crop.shape, np.uint8)
-    return [
-        (crop, np.ascontiguousarray(crop[:, ::-1]), "same photo, mirrored"),
-        (crop, (crop * 0.6).astype(np.uint8), "same photo, darker"),
-        (crop, noise, "noise"),
-    ]
-
-
-def _time(conversion: ConversionResult) -> DemoTiming:
+def time_one_face(conversion: ConversionResult) -> DemoTiming:
     model = read_ir(conversion.ir)
     core = ov.Core()
     static = model.clone()
@@ -301,9 +173,3 @@ def _time(conversion: ConversionResult) -> DemoTiming:
         p90_ms=statistics.quantiles(milliseconds, n=10)[-1],
         gflops=count_work(model).gflops_mac2,
     )
-
-
-def _png(image: Crop) -> str:
-    """Encode an (H, W, 3) RGB image as a data URI."""
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
