@@ -60,11 +60,13 @@ def format_of(path: Path) -> Format:
     suffix = path.suffix.lower()
     if suffix in _OTHER_FRAMEWORKS:
         raise NotSupportedError(
-            f"{path}: expected a TensorFlow model, found one of {_OTHER_FRAMEWORKS[suffix]}; "
-            "edgeface converts TensorFlow models so far"
+            f"{path}: expected a model that can be converted, found one of {_OTHER_FRAMEWORKS[suffix]}; "
+            "edgeface converts TensorFlow, ONNX and dlib models so far"
         )
     if suffix == ".dat":
         return Format(_read_dlib, DLIB_RECIPE)
+    if suffix == ".onnx":
+        return Format(_read_onnx, None)
     return Format(_read_tensorflow, DEFAULT_RECIPE)
 
 
@@ -82,8 +84,13 @@ def _read_dlib(path: Path, recipe: Recipe) -> SourceModel:
     return load_dlib(path, recipe)
 
 
+def _read_onnx(path: Path, recipe: Recipe) -> SourceModel:
+    from edgeface.convert.onnx import load_onnx
+
+    return load_onnx(path, recipe)
+
+
 _OTHER_FRAMEWORKS = {
-    ".onnx": "ONNX",
     ".pt": "PyTorch",
     ".pth": "PyTorch",
     ".h5": "Keras",

@@ -36,7 +36,7 @@ _NOT_A_MODEL = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
     (b"<!doctype html", "an HTML page: the download was refused or needs a confirmation; download it again"),
     (b"<html", "an HTML page: the download was refused or needs a confirmation; download it again"),
-    (b"pk\x03\x04", "a zip archive; unpack it and give the .pb inside"),
+    (b"pk\x03\x04", "a zip archive; unpack it and give the model inside"),
     (b"node {", "a graph in text form; freeze it into a binary .pb first"),
 )
 
@@ -75,11 +75,11 @@ def read_bytes(path: Path) -> bytes:
     start = content[:64].lstrip().lower()
     for signature, found in _NOT_A_MODEL:
         if start.startswith(signature):
-            raise ModelFormatError(f"{path}: expected a binary TensorFlow model, found {found}")
+            raise ModelFormatError(f"{path}: expected a binary model, found {found}")
     return content
 
 
-def parse_message(message_type: Any, content: bytes, path: Path) -> Any:
+def parse_message(message_type: Any, content: bytes, path: Path, *, framework: str = "a TensorFlow") -> Any:
     """Parse a protobuf message that `read_bytes` read.
 
     Raises ModelFormatError if the bytes are truncated or no message of this type.
@@ -88,7 +88,7 @@ def parse_message(message_type: Any, content: bytes, path: Path) -> Any:
         return message_type.FromString(content)
     except DecodeError as error:
         raise ModelFormatError(
-            f"{path}: expected a TensorFlow {message_type.DESCRIPTOR.name}, found {len(content):,} bytes that do not "
+            f"{path}: expected {framework} {message_type.DESCRIPTOR.name}, found {len(content):,} bytes that do not "
             "parse as one; the file is truncated or damaged: download it again and compare its checksum"
         ) from error
 

@@ -38,7 +38,6 @@ BundleEntry       slices=7*bytes
 """
 """Fields are name=number, then `:` single, `*` repeated, `|` one of several, `%` map from string, then the type."""
 
-_PACKAGE = "edgeface.tensorflow"
 _FIELD = re.compile(r"(\w+)=(\d+)([:*|%])(\w+)")
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -55,21 +54,20 @@ SEEDED_MARK = "edgeface_seeded_weights"
 _VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
 
 
-def _build_messages() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="edgeface/tensorflow.proto", package=_PACKAGE, syntax="proto3")
-    lines = [line.split() for line in _SCHEMA.strip().splitlines()]
+def build_messages(schema: str, package: str) -> dict[str, Any]:
+    """Return the message classes of a schema in the notation of `_SCHEMA`, by name."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    lines = [line.split() for line in schema.strip().splitlines()]
     messages = {name: file.message_type.add(name=name) for name in dict.fromkeys(line[0] for line in lines)}
     for name, *fields in lines:
         for field in fields:
-            _add_field(messages[name], field, messages.keys())
+            _add_field(messages[name], field, messages.keys(), package)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in messages
-    }
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages}
 
 
-def _add_field(message: Any, text: str, messages: Collection[str]) -> None:
+def _add_field(message: Any, text: str, messages: Collection[str], package: str) -> None:
     match = _FIELD.fullmatch(text)
     assert match is not None, text
     name, number, cardinality, kind = match.groups()
@@ -81,18 +79,18 @@ def _add_field(message: Any, text: str, messages: Collection[str]) -> None:
     if cardinality == "%":  # on the wire, a map is a repeated message of key and value
         entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
         entry.options.map_entry = True
-        _add_field(entry, "key=1:string", messages)
-        _add_field(entry, f"value=2:{kind}", messages)
+        _add_field(entry, "key=1:string", messages, package)
+        _add_field(entry, f"value=2:{kind}", messages, package)
         kind = f"{message.name}.{entry.name}"
     if cardinality in "*%":
         field.label = _Field.LABEL_REPEATED
     if cardinality == "%" or kind in messages:
-        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{package}.{kind}"
     else:
         field.type = getattr(_Field, f"TYPE_{kind.upper()}")
 
 
-_MESSAGES = _build_messages()
+_MESSAGES = build_messages(_SCHEMA, "edgeface.tensorflow")
 GraphDef: Any = _MESSAGES["GraphDef"]
 NodeDef: Any = _MESSAGES["NodeDef"]
 Tensor: Any = _MESSAGES["Tensor"]

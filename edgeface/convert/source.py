@@ -1,18 +1,34 @@
-"""Define what every reader of a model file returns: a raw OpenVINO model, and the identity of its weights."""
+"""Define what every reader of a model file returns, and what readers share: the identity of weights, the frontends."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import frontend
 
+from edgeface.errors import ConversionError
+from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
+
+_FRONTEND_FAILURES = (
+    RuntimeError,
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
+)
+"""What the frontend raises; its failures have no base class of their own."""
+_FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summary:", "To facilitate")
+"""How the lines of its messages start that tell a user nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,3 +97,23 @@ def _digest_of(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.shape}\n".encode())
     digest.update(values.tobytes() if values.nbytes < 1 << 12 else values.data)
     return digest.hexdigest()
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of a model of several files, over the lines ``digest  name`` of each."""
+    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def run_frontend(framework: str, file: Path, path: Path) -> ov.Model:
+    """Convert a file by OpenVINO's frontend of a framework; `path` is the file's name in messages.
+
+    Raises ConversionError with the frontend's reason.
+    """
+    reader = frontend.FrontEndManager().load_by_framework(framework)
+    try:
+        return reader.convert(reader.load(str(file)))
+    except _FRONTEND_FAILURES as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
+        raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}") from error

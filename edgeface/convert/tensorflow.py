@@ -17,31 +17,19 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import frontend
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
-from edgeface.convert.source import SourceModel, digest_of_arrays, float_constants
+from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, float_constants, run_frontend
 from edgeface.errors import ConversionError, ModelFormatError
-from edgeface.files import output_errors, sha256_of
+from edgeface.files import output_errors
 from edgeface.model.opset import Constant
 
 _INPUTS = ("image_batch", "input", "input_1")
 _OUTPUT = "embeddings"
 _TRAINING_SWITCHES = ("phase_train", "is_training", "keras_learning_phase")
 _PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderWithDefault"})
-_FRONTEND_FAILURES = (
-    RuntimeError,
-    frontend.GeneralFailure,
-    frontend.InitializationFailure,
-    frontend.NotImplementedFailure,
-    frontend.OpConversionFailure,
-    frontend.OpValidationFailure,
-)
-"""What the frontend raises; its failures have no base class of their own."""
-_FRONTEND_CHATTER = ("Check '", "Exception from", "FrontEnd API failed", "Summary:", "To facilitate")
-"""How the lines of its messages start that tell a user nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +152,7 @@ def _read_checkpoint_source(meta: Path, prefix: Path) -> _GraphSource:
     graph = parse_message(MetaGraphDef, read_bytes(meta), meta).graph_def
     if not graph.node:
         raise ModelFormatError(f"{meta}: expected a TensorFlow MetaGraphDef, found one without nodes")
-    return _GraphSource(graph, read_checkpoint(prefix), _digest_of([meta, *shard_paths(prefix)]))
+    return _GraphSource(graph, read_checkpoint(prefix), digest_of_files([meta, *shard_paths(prefix)]))
 
 
 def _read_saved_model(folder: Path) -> _GraphSource:
@@ -177,12 +165,9 @@ def _read_saved_model(folder: Path) -> _GraphSource:
     has_variables = prefix.with_name("variables.index").is_file()
     files = [path, *(shard_paths(prefix) if has_variables else [])]
     signature = meta.signature_def.get("serving_default")
-    return _GraphSource(meta.graph_def, read_checkpoint(prefix) if has_variables else {}, _digest_of(files), signature)
-
-
-def _digest_of(files: Sequence[Path]) -> str:
-    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return _GraphSource(
+        meta.graph_def, read_checkpoint(prefix) if has_variables else {}, digest_of_files(files), signature
+    )
 
 
 def _find_ports(path: Path, names: Mapping[str, Any], signature: Any) -> Ports:
@@ -218,7 +203,7 @@ def _run_frontend(inference: Inference, path: Path) -> ov.Model:
     ):
         file = Path(temporary, "graph.pb")
         file.write_bytes(inference.graph.SerializeToString())
-        model = _convert_file(file, path)
+        model = run_frontend("tf", file, path)
     _put_weights_in(model, inference.weights)
     return model
 
@@ -269,7 +254,7 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
 
 def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> SourceModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
-    model = _convert_file(path.parent if path.name == "saved_model.pb" else path, path)
+    model = run_frontend("tf", path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ConversionError(
             f"{path}: expected a SavedModel with one input and one output, "
@@ -290,13 +275,3 @@ def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]
         input=names[0] or _INPUTS[0],
         output=names[1] or _OUTPUT,
     )
-
-
-def _convert_file(file: Path, path: Path) -> ov.Model:
-    tensorflow = frontend.FrontEndManager().load_by_framework("tf")
-    try:
-        return tensorflow.convert(tensorflow.load(str(file)))
-    except _FRONTEND_FAILURES as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
-        raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}") from error

@@ -384,7 +384,7 @@ def test_a_real_zip_is_recognised(run: Callable[..., Answer], pb: Path, tmp_path
     answer = run("convert", tmp_path / "20180408-102900.zip", "-o", tmp_path / "out")
 
     assert answer.code == 2
-    assert "unpack it and give the .pb inside" in answer.line
+    assert "unpack it and give the model inside" in answer.line
 
 
 @pytest.mark.parametrize("fault", ["missing-shard", "truncated-shard", "truncated-index", "no-meta-graph"])

@@ -1,0 +1,518 @@
+"""Read an ONNX model of one image and one embedding, without the onnx package.
+
+The file is parsed and its sizes are checked before OpenVINO's ONNX frontend sees it. The frontend, and one run on
+random images, work in a child process with a bound on its memory: a damaged file can crash native code, or let it
+allocate what one changed number says.
+
+Field numbers are those of onnx/onnx.proto3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgeface import errors
+from edgeface.convert.graphdef import parse_message, read_bytes
+from edgeface.convert.messages import build_messages
+from edgeface.convert.recipe import Recipe
+from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, run_frontend
+from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
+from edgeface.files import output_errors, sha256_of
+from edgeface.model.contract import Layout
+from edgeface.model.opset import ops
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+ModelProto      ir_version=1:int64 graph=7:GraphProto
+GraphProto      node=1*NodeProto initializer=5*TensorProto input=11*ValueInfoProto output=12*ValueInfoProto
+GraphProto      sparse_initializer=15*bytes
+ValueInfoProto  name=1:string
+NodeProto       input=1*string output=2*string name=3:string op_type=4:string attribute=5*AttributeProto
+AttributeProto  name=1:string i=3:int64 t=5:TensorProto g=6:bytes graphs=11*bytes tensors=10*TensorProto
+TensorProto     dims=1*int64 data_type=2:int32 float_data=4*float int32_data=5*int32 int64_data=7*int64 name=8:string
+TensorProto     raw_data=9:bytes double_data=10*double uint64_data=11*uint64 external_data=13*Entry
+TensorProto     data_location=14:int32
+Entry           key=1:string value=2:string
+"""
+_ModelProto: Any = build_messages(_SCHEMA, "edgeface.onnx")["ModelProto"]
+
+_LARGEST = 1 << 31
+"""Bytes of the largest protobuf message; what is larger keeps its weights in files beside it."""
+
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+"""Bytes of one number, by TensorProto.DataType; strings, complex and sub-byte types are no part of a recogniser."""
+_VALUE_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
+_FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+
+def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
+    """Read an ONNX file whose one input is an image, and keep the output that is the embedding.
+
+    The layout is read from the file, from where its 3 channels are. A fixed batch becomes dynamic where the graph
+    allows it. Weights may lie in files beside it (external data), inside its folder.
+
+    Raises
+    ------
+    ModelFormatError
+        If the file is damaged, no ONNX model, or weights beside it are missing or too short.
+    ConversionError
+        If the model is not one image in and one embedding out, or OpenVINO cannot convert it.
+    InputError
+        If the recipe contradicts the file, or leaves out what the file does not say.
+    """
+    if path.is_file() and path.stat().st_size >= _LARGEST:
+        raise ModelFormatError(f"{path}: expected less than 2 GiB, the most that protobuf holds, found more")
+    graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
+    files = [path, *_check_tensors(graph, path)]
+    _check_graph(graph, path)
+    weights_id = digest_of_arrays(_weights(graph, path))
+    del graph
+    model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
+    for note in imported.notes:
+        log.info("%s: %s", path, note)
+    return SourceModel(
+        model=model,
+        layout=imported.layout,
+        framework="onnx",
+        sha256=sha256_of(path) if len(files) == 1 else digest_of_files(files),
+        weights_id=weights_id,
+        normalized=imported.normalized,
+        input=imported.input,
+        output=imported.output,
+    )
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Return (name, tensor) of every initializer and of every tensor that a node holds."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors = [attribute.t] if attribute.HasField("t") else []
+            for tensor in (*tensors, *attribute.tensors):
+                yield (node.output[0] if node.output else node.name), tensor
+
+
+def _check_tensors(graph: Any, path: Path) -> list[Path]:
+    """Require that every tensor has the numbers that its shape says; return the files beside `path` that hold some."""
+    files: dict[Path, None] = {}
+    for name, tensor in _tensors(graph):
+        item = _ITEM_BYTES.get(tensor.data_type)
+        if item is None:
+            raise ModelFormatError(
+                f"{path}: tensor {name!r}: expected numbers, found ONNX data type {tensor.data_type}"
+            )
+        if any(size < 0 for size in tensor.dims):
+            raise ModelFormatError(f"{path}: tensor {name!r}: expected a shape, found {list(tensor.dims)}")
+        expected = math.prod(tensor.dims)
+        if tensor.data_location == 1:
+            file, _, length = _external(tensor, path)
+            files[file], found = None, length / item
+        elif tensor.raw_data:
+            found = len(tensor.raw_data) / item
+        else:
+            found = len(getattr(tensor, _VALUE_FIELDS.get(tensor.data_type, "int32_data")))
+        if found != expected:
+            raise ModelFormatError(
+                f"{path}: tensor {name!r}: expected {expected:,} numbers for its shape {list(tensor.dims)}, found "
+                f"{found:,.10g}; the file is truncated or damaged"
+            )
+    return list(files)
+
+
+def _external(tensor: Any, path: Path) -> tuple[Path, int, int]:
+    """Return file, offset and length in bytes of a tensor's external data.
+
+    Raises ModelFormatError if the file is outside the model's folder, absent, or too short.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    relative = PurePosixPath(location)
+    file = path.parent / relative
+    inside = path.parent.resolve() in file.resolve().parents
+    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts or not inside:
+        raise ModelFormatError(
+            f"{path}: tensor {tensor.name!r}: expected weights in a file of the model's folder, found {location!r}"
+        )
+    if not file.is_file():
+        raise ModelFormatError(f"{path}: expected its weights in {file}, found no such file; copy it beside the model")
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", file.stat().st_size - offset))
+    except ValueError as error:
+        raise ModelFormatError(f"{path}: tensor {tensor.name!r}: expected an offset in bytes: {error}") from error
+    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+        raise ModelFormatError(
+            f"{file}: expected bytes {offset:,} to {offset + length:,} for tensor {tensor.name!r}, found "
+            f"{file.stat().st_size:,} bytes; the file is truncated or another model's"
+        )
+    return file, offset, length
+
+
+def _check_graph(graph: Any, path: Path) -> None:
+    if not graph.node:
+        raise ModelFormatError(f"{path}: expected an ONNX graph, found one without nodes; is it really an .onnx?")
+    for node in graph.node:
+        if node.op_type in _CONTROL_FLOW or any(each.g or each.graphs for each in node.attribute):
+            raise ConversionError(
+                f"{path}: expected a network without control flow, found {node.op_type} {node.name!r}; export the "
+                "model in inference mode"
+            )
+    if graph.sparse_initializer:
+        raise ConversionError(f"{path}: expected dense weights, found {len(graph.sparse_initializer)} sparse tensors")
+
+
+def _weights(graph: Any, path: Path) -> Iterator[NDArray[Any]]:
+    """Return the floating-point tensors; convolution kernels as HWIO, weights of dense layers as (in, out)."""
+    kernels, dense = set(), set()
+    for node in graph.node:
+        if node.op_type in _CONVOLUTIONS and len(node.input) > 1:
+            kernels.add(node.input[1])
+        if node.op_type == "Gemm" and len(node.input) > 1 and any(a.name == "transB" and a.i for a in node.attribute):
+            dense.add(node.input[1])
+    for name, tensor in _tensors(graph):
+        if tensor.data_type not in (_FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16):
+            continue
+        array = _array(tensor, path)
+        if name in kernels and array.ndim > 2:
+            yield array.transpose(*range(2, array.ndim), 1, 0)
+        else:
+            yield array.T if name in dense and array.ndim == 2 else array
+
+
+def _array(tensor: Any, path: Path) -> NDArray[Any]:
+    kind = {_FLOAT: "<f4", _FLOAT16: "<f2", _DOUBLE: "<f8", _BFLOAT16: "<u2"}[tensor.data_type]
+    if tensor.data_location == 1:
+        file, offset, length = _external(tensor, path)
+        values = np.fromfile(file, kind, length // np.dtype(kind).itemsize, offset=offset)
+    elif tensor.raw_data:
+        values = np.frombuffer(tensor.raw_data, kind)
+    elif tensor.data_type in (_FLOAT16, _BFLOAT16):  # the bits of a half, each in an int32
+        values = np.array(tensor.int32_data, np.int64).astype("<u2").view(kind)
+    else:
+        values = np.array(getattr(tensor, _VALUE_FIELDS[tensor.data_type]), kind)
+    if tensor.data_type == _BFLOAT16:
+        values = (values.astype("<u4") << 16).view("<f4")
+    return values.reshape(tuple(tensor.dims))
+
+
+# --- the graph ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Imported:
+    """What the child process found; its model lies in a file."""
+
+    layout: Layout
+    normalized: bool
+    input: str
+    output: str
+    notes: list[str]
+
+
+def _import(path: Path, recipe: Recipe, size: int) -> tuple[ov.Model, _Imported]:
+    """Run `run_import` in a child process; `size` is that of the model's files, in bytes."""
+    folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
+    with (
+        output_errors(folder, hint=" for temporary files through TMPDIR"),
+        tempfile.TemporaryDirectory(prefix="edgeface-") as temporary,
+    ):
+        task = pickle.dumps((path, recipe, Path(temporary), _SPARE_BYTES + 8 * size))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN_IMPORT}"],
+                input=task,
+                capture_output=True,
+                timeout=_IMPORT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConversionError(f"{path}: OpenVINO did not convert this graph within {_IMPORT_SECONDS} s") from None
+        answer = Path(temporary, "answer.json")
+        if not answer.is_file():
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+            raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {reason}")
+        found = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in found:
+            raise getattr(errors, found["error"])(found["message"])
+        return ov.Core().read_model(Path(temporary, "model.xml"), config={"ENABLE_MMAP": False}), _Imported(**found)
+
+
+_RUN_IMPORT = "sys.modules['openvino_telemetry'] = None; from edgeface.convert.onnx import run_import; run_import()"
+_IMPORT_SECONDS = 600
+_SPARE_BYTES = 1 << 30
+"""Memory of a conversion beyond eight times its weights: what the process, OpenVINO and the layers need."""
+
+
+def run_import() -> None:
+    """Convert the file that stdin names: write the model and ``answer.json`` into the folder that it names too."""
+    path, recipe, folder, limit = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        found = dataclasses.asdict(_import_here(path, recipe, folder))
+    except EdgeFaceError as error:
+        found = {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        found = {"error": "ConversionError", "message": f"{path}: converting it takes more than {limit:,} bytes"}
+    Path(folder, "answer.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
+    """Convert the file with OpenVINO's frontend, and measure what the file does not say."""
+    model = _choose_output(run_frontend("onnx", path, path), recipe, path)
+    layout = _layout_of(model, recipe, path)
+    names = model.input(0).get_any_name(), model.output(0).get_any_name()
+    notes = _notice_preprocessing(model, layout, recipe, path)
+    _flatten(model, path)
+    size = _resize(model, layout, recipe, path)
+    if (freed := _free_the_batch(model)) is not None and _rows(freed, size, recipe, path).independent:
+        model = freed
+        notes.append("its batch is fixed; it was made dynamic")
+    rows = _rows(model, size, recipe, path)
+    if not rows.independent:
+        raise ConversionError(f"{path}: expected rows that do not depend on the other images of a batch, found some")
+    ov.serialize(model, str(folder / "model.xml"), str(folder / "model.bin"))
+    return _Imported(layout, rows.normalized, *names, notes)
+
+
+def _choose_output(model: ov.Model, recipe: Recipe, path: Path) -> ov.Model:
+    names = [port.get_any_name() for port in model.outputs]
+    chosen = [port for port in model.outputs if recipe.output in port.get_names()]
+    if recipe.output is not None and not chosen:
+        raise InputError(f"{path}: expected an output {recipe.output!r} (--output), found {', '.join(names)}")
+    if recipe.output is None and len(names) != 1:
+        raise InputError(
+            f"{path}: expected one output, found {len(names)} ({', '.join(names)}); choose one with --output NAME"
+        )
+    if len(model.inputs) != 1:
+        found = ", ".join(port.get_any_name() for port in model.inputs)
+        raise ConversionError(f"{path}: expected one input, an image, found {len(model.inputs)} ({found})")
+    if len(names) == 1:
+        return model
+    return ov.Model([chosen[0].get_node()], model.get_parameters(), model.get_friendly_name())
+
+
+def _layout_of(model: ov.Model, recipe: Recipe, path: Path) -> Layout:
+    """Return the layout, by which of axes 1 and 3 has 3 channels; where both may, the recipe's."""
+    shape = model.input(0).get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) != 4:
+        raise ConversionError(f"{path}: expected an image of 4 axes as input, found {shape}")
+    axes: tuple[tuple[Layout, int], ...] = (("NCHW", 1), ("NHWC", 3))
+    found = [layout for layout, axis in axes if shape[axis].is_static and shape[axis] == 3]
+    found = found or [layout for layout, axis in axes if shape[axis].is_dynamic]
+    if not found:
+        raise ConversionError(f"{path}: expected an image of 3 channels as input, found {shape}")
+    if recipe.layout is not None and recipe.layout not in found:
+        raise InputError(f"{path}: its input {shape} is {found[0]}, found --layout {recipe.layout}; leave it out")
+    if len(found) == 2 and recipe.layout is None:
+        raise InputError(f"{path}: its input {shape} does not say where the channels are; pass --layout NCHW or NHWC")
+    return recipe.layout or found[0]
+
+
+def _notice_preprocessing(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> list[str]:
+    """Say what the graph's first operations do to the image; refuse a recipe that repeats it.
+
+    They repeat it if both bring values of 0-255 down to a range of at most 16, or if they subtract a mean outside the
+    range that the recipe leaves.
+    """
+    factor, shift, steps = _first_steps(model, layout)
+    if not steps or np.any(factor == 0):
+        return []
+    if np.all(factor == 1) and not shift.any():
+        return [f"its first operations reorder the image ({', '.join(steps)}); the recipe's colours are those before"]
+    mean, divisor = -shift / factor, 1 / factor
+    done = f"(x - {_numbers(mean)}) / {_numbers(divisor)} ({', '.join(steps)})"
+    low = (0 - np.array(recipe.mean)) / np.array(recipe.scale)
+    high = (255 - np.array(recipe.mean)) / np.array(recipe.scale)
+    both_divide = np.all(np.abs(high - low) <= _STANDARDISED) and np.all(255 * np.abs(factor) <= _STANDARDISED)
+    outside = np.all((mean <= np.minimum(low, high)) | (mean >= np.maximum(low, high)))
+    if both_divide or (outside and shift.any()):
+        raise InputError(
+            f"{path}: its first operations compute {done} already, which the recipe's mean {list(recipe.mean)} and "
+            f"scale {list(recipe.scale)} would repeat; pass --mean 0 --scale 1"
+        )
+    return [f"its first operations compute {done} of what the recipe gives"]
+
+
+_STANDARDISED = 16
+"""Widest range of an image that was divided already; what was not is 0-255."""
+
+
+def _numbers(values: NDArray[np.float64]) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]" if np.ptp(values) else f"{values[0]:.6g}"
+
+
+def _first_steps(model: ov.Model, layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+    """Return (a, b) of the a * x + b that the first operations compute of each channel, and their names."""
+    factor, shift, steps = np.ones(3), np.zeros(3), list[str]()
+    node, order = model.get_parameters()[0], list(layout)
+    while (consumer := _only_consumer(node)) is not None:
+        kind = consumer.get_type_name()
+        values = [_constant(port) for port in consumer.input_values()]
+        value = values[1] if len(values) > 1 else None
+        if kind == "Transpose" and value is not None:
+            order = [order[int(axis)] for axis in value]
+        elif kind == "BatchNormInference":
+            constants = [np.broadcast_to(each, 3) for each in values[1:] if each is not None]
+            if len(constants) != 4:
+                break
+            gamma, beta, mean, variance = constants
+            gain = gamma / np.sqrt(variance + consumer.get_attributes()["epsilon"])
+            factor, shift = factor * gain, (shift - mean) * gain + beta
+            steps.append(kind)
+        elif kind in ("Add", "Subtract", "Multiply", "Divide") and value is not None and value.size in (1, 3):
+            value = np.broadcast_to(value.ravel(), 3)
+            if kind in ("Add", "Subtract"):
+                shift = shift + value if kind == "Add" else shift - value
+            else:
+                value = value if kind == "Multiply" else 1 / value
+                factor, shift = factor * value, shift * value
+            steps.append(kind)
+        elif kind == "Gather" and _reverses_channels(values, order):
+            factor, shift = factor[::-1], shift[::-1]
+            steps.append("channels reversed")
+        elif kind != "Convert":
+            break
+        node = consumer
+    return factor, shift, steps
+
+
+def _only_consumer(node: Any) -> Any:
+    targets = list(node.output(0).get_target_inputs())
+    return targets[0].get_node() if len(targets) == 1 and targets[0].get_index() == 0 else None
+
+
+def _reverses_channels(values: Sequence[NDArray[Any] | None], order: Sequence[str]) -> bool:
+    indices, axis = values[1], values[2]
+    return (
+        indices is not None
+        and axis is not None
+        and indices.ravel().tolist() == [2, 1, 0]
+        and order[int(axis.item())] == "C"
+    )
+
+
+def _constant(port: Any) -> NDArray[Any] | None:
+    """Return the value of a Constant, numbers with a point as float64; None for any other node."""
+    node = port.get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    return np.asarray(node.data, np.float64) if node.get_element_type().is_real() else np.asarray(node.data)
+
+
+def _flatten(model: ov.Model, path: Path) -> None:
+    """Make an output of (batch, D, 1, 1), in any order, one of (batch, D)."""
+    shape = model.output(0).get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) == 2:
+        return
+    if len(shape) < 2 or sum(axis.is_dynamic or axis != 1 for axis in list(shape)[1:]) > 1:
+        raise ConversionError(
+            f"{path}: expected an output of (batch, embedding), found {shape}; choose it with --output"
+        )
+    result = model.get_results()[0]
+    rows = result.input_value(0)
+    flat = ops.reshape(rows, ops.constant(np.array([0, -1])), True)
+    flat.output(0).set_names(rows.get_names())
+    result.input(0).replace_source_output(flat.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _resize(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> tuple[int, ...]:
+    """Fix height and width, and return the shape of one image, (3, H, W) or (H, W, 3)."""
+    batch, *axes = model.input(0).get_partial_shape()
+    sides = list(axes[1:] if layout == "NCHW" else axes[:2])
+    if recipe.size is None and any(side.is_dynamic for side in sides):
+        raise InputError(f"{path}: it takes images of any size; pass the size of its crops with --size")
+    size = recipe.size or tuple(side.get_length() for side in sides)
+    image = (3, *size) if layout == "NCHW" else (*size, 3)
+    try:
+        model.reshape(ov.PartialShape([batch, *image]))
+    except RuntimeError as error:
+        wanted, found = (" x ".join(map(str, each)) for each in (size, sides))
+        raise ConversionError(f"{path}: expected a model of {wanted} images, found one of {found}") from error
+    return image
+
+
+def _free_the_batch(model: ov.Model) -> ov.Model | None:
+    """Return the model with a dynamic batch; None if its batch is dynamic already, or the graph holds it fixed.
+
+    Exporters write a batch of 1 into the shapes of Reshape operations; each of those has one axis to spare for it.
+    """
+    shape = model.input(0).get_partial_shape()
+    if shape[0].is_dynamic:
+        return None
+    model = model.clone()
+    for node in model.get_ordered_ops():
+        wanted = _constant(node.input_value(1)) if node.get_type_name() == "Reshape" else None
+        if wanted is None or wanted.size < 2 or 0 in wanted:
+            continue
+        freed = wanted.copy()
+        freed[0] = 0 if -1 in wanted[1:] else -1
+        if -1 in wanted[1:] and wanted[0] != shape[0].get_length():
+            continue
+        replacement = ops.reshape(node.input_value(0), ops.constant(freed.astype(np.int64)), True)
+        replacement.output(0).set_names(node.output(0).get_names())
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(replacement.output(0))
+    try:
+        model.reshape(ov.PartialShape([-1, *list(shape)[1:]]))
+    except RuntimeError:
+        return None
+    return model if model.output(0).get_partial_shape()[0].is_dynamic else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Whether rows of embeddings are the same in any batch, and whether they have unit length."""
+
+    independent: bool
+    normalized: bool
+
+
+def _rows(model: ov.Model, image: Sequence[int], recipe: Recipe, path: Path) -> _Rows:
+    """Embed random images one by one, and together where the batch is dynamic."""
+    shape = model.input(0).get_partial_shape()
+    count = 3 if shape[0].is_dynamic else shape[0].get_length()
+    raw = np.random.default_rng(0).uniform(0, 255, (count, *image))
+    channels = (3, 1, 1) if image[0] == 3 else (3,)
+    images = ((raw - np.reshape(recipe.mean, channels)) / np.reshape(recipe.scale, channels)).astype(np.float32)
+    try:
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
+        compiled = ov.Core().compile_model(model, "CPU", options)
+        together = np.array(compiled(images)[0])
+        alone = [compiled(each[None])[0] for each in images] if shape[0].is_dynamic else together
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise ConversionError(f"{path}: OpenVINO cannot run this graph: {' '.join(reason)}") from error
+    if not np.isfinite(together).all():
+        raise ConversionError(f"{path}: expected finite embeddings, found others; the file is damaged")
+    lengths = np.linalg.norm(together, axis=-1)
+    largest = np.abs(together).max()
+    same = len(alone) == len(together) and np.allclose(
+        np.reshape(alone, together.shape), together, rtol=0, atol=1e-4 * max(largest, 1e-30)
+    )
+    return _Rows(bool(same), bool(np.allclose(lengths, 1, atol=1e-4)))

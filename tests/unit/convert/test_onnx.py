@@ -1,0 +1,373 @@
+"""ONNX recognisers against ONNX Runtime, and the files that are refused."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from numpy.typing import NDArray
+
+from edgeface.cli import main
+from edgeface.convert import convert
+from edgeface.convert.onnx import load_onnx
+from edgeface.convert.parity import embed_with_ir
+from edgeface.convert.recipe import RecipeParts, parse_recipe
+from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
+from edgeface.model.contract import ModelContract
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import onnxruntime  # noqa: E402
+from tiny_onnx import write_arcface, write_face_transformer  # noqa: E402
+
+RECIPE = {"name": "mine", "color": "RGB", "mean": "127.5", "scale": "127.5", "alignment": "five-point-112"}
+SIZE = 112
+
+
+def recipe(**parts: Any) -> RecipeParts:
+    return parse_recipe(**{**RECIPE, **parts})
+
+
+def photos(count: int = 5) -> NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
+def expected(path: Path, images: NDArray[Any], *, layout: str = "NCHW", name: str = "embedding") -> NDArray[np.float32]:
+    """What ONNX Runtime computes of standardised images (N, H, W, 3), one by one."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    images = images.astype(np.float32) if layout == "NHWC" else images.transpose(0, 3, 1, 2).astype(np.float32)
+    rows = [session.run([name], {port.name: np.ascontiguousarray(image[None])})[0] for image in images]
+    return np.stack([row.ravel() for row in rows])
+
+
+def difference(ir: Path, images: NDArray[np.uint8], rows: NDArray[np.float32]) -> float:
+    """Largest difference, relative to the largest number."""
+    return float(np.abs(embed_with_ir(ir, images) - rows).max() / np.abs(rows).max())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"layout": "NHWC"},
+        {"batch": 1},
+        {"batch": 1, "last": "shape"},
+        {"last": "unit"},
+        {"last": "maps"},
+        {"first": "reversed"},
+        {"size": "side"},
+        {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 64},
+    ],
+    ids=str,
+)
+@pytest.mark.slow
+def test_the_ir_computes_what_onnx_runtime_computes(tmp_path: Path, form: dict[str, Any]) -> None:
+    path = write_arcface(tmp_path / "model.onnx", **form)
+
+    result = convert(path, tmp_path / "out", recipe=recipe(size="112"))
+
+    rows = expected(path, (photos() - 127.5) / 127.5, layout=form.get("layout", "NCHW"))
+    assert difference(result.ir, photos(), rows) <= 1e-5
+    assert result.inputs == {"image_batch/placeholder_port_0": "[?,3,112,112]"}
+    contract = result.contract
+    assert (contract.framework, contract.embedding_dim) == ("onnx", 16)
+    assert contract.normalized == (form.get("last") == "unit")
+
+
+@pytest.mark.slow
+def test_rows_are_normalised_or_raw_as_the_recipe_says(tmp_path: Path) -> None:
+    raw, unit = write_arcface(tmp_path / "raw.onnx"), write_arcface(tmp_path / "unit.onnx", last="unit")
+
+    result = convert(raw, tmp_path / "out", recipe=recipe(normalized=True))
+
+    rows = expected(raw, (photos() - 127.5) / 127.5)
+    assert difference(result.ir, photos(), rows / np.linalg.norm(rows, axis=1, keepdims=True)) <= 1e-5
+    assert result.contract.normalized
+    with pytest.raises(ConversionError, match="found one that normalises them"):
+        convert(unit, tmp_path / "out", recipe=recipe(normalized=False))
+
+
+@pytest.mark.slow
+def test_one_of_two_outputs_is_chosen_by_name(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "model.onnx", outputs=2)
+
+    with pytest.raises(InputError, match=r"found 2 \(attributes, embedding\); choose one with --output"):
+        load_onnx(path, recipe().complete())
+    with pytest.raises(InputError, match="expected an output 'age'"):
+        load_onnx(path, recipe(output="age").complete())
+    result = convert(path, tmp_path / "out", recipe=recipe(output="embedding"))
+
+    assert difference(result.ir, photos(), expected(path, (photos() - 127.5) / 127.5)) <= 1e-5
+
+
+@pytest.mark.parametrize(("first", "done"), [("arithmetic", "(x - 127.5) / 128"), ("norm", "(x - 127.5) / 64")])
+@pytest.mark.slow
+def test_preprocessing_inside_is_noticed_and_not_repeated(
+    tmp_path: Path, first: str, done: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_arcface(tmp_path / "model.onnx", first=first)
+
+    with pytest.raises(InputError) as caught:
+        load_onnx(path, recipe().complete())
+    assert done in str(caught.value)
+    assert "pass --mean 0 --scale 1" in str(caught.value)
+    with pytest.raises(InputError, match="would repeat"):
+        load_onnx(path, recipe(scale="1").complete())
+    with caplog.at_level(logging.INFO, "edgeface"):
+        result = convert(path, tmp_path / "out", recipe=recipe(mean="0", scale="1"))
+
+    assert done in caplog.text
+    assert difference(result.ir, photos(), expected(path, photos())) <= 1e-5
+
+
+@pytest.mark.slow
+def test_the_identity_of_weights_does_not_depend_on_how_the_file_holds_them(tmp_path: Path) -> None:
+    """Layout, fixed batch, weights beside the file, numbers in typed fields: the arrays are the same."""
+    one = write_arcface(tmp_path / "one.onnx")
+    beside = write_arcface(tmp_path / "two.onnx", save_as_external_data=True, location="weights.bin", size_threshold=64)
+    typed = onnx.load(str(one))
+    for tensor in typed.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).ravel()
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(values)
+    onnx.save(typed, str(tmp_path / "three.onnx"))
+    sources = [
+        load_onnx(path, recipe().complete())
+        for path in (one, beside, tmp_path / "three.onnx", write_arcface(tmp_path / "four.onnx", layout="NHWC"))
+    ]
+
+    assert len({source.weights_id for source in sources}) == 1
+    assert len({source.sha256 for source in sources}) == 4
+    other = load_onnx(write_arcface(tmp_path / "five.onnx", last="maps"), recipe().complete())
+    assert other.weights_id != sources[0].weights_id
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "told"),
+    [
+        ({"channels": 1}, ConversionError, "expected an image of 3 channels"),
+        ({"size": "side"}, InputError, "it takes images of any size; pass the size of its crops with --size"),
+    ],
+)
+@pytest.mark.slow
+def test_a_wrong_shape_is_named(tmp_path: Path, form: dict[str, Any], error: type[EdgeFaceError], told: str) -> None:
+    with pytest.raises(error, match=told):
+        load_onnx(write_arcface(tmp_path / "model.onnx", **form), recipe().complete())
+
+
+@pytest.mark.slow
+def test_a_layout_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is NCHW, found --layout NHWC"):
+        load_onnx(write_arcface(tmp_path / "model.onnx"), recipe(layout="NHWC").complete())
+
+
+@pytest.mark.slow
+def test_the_command_converts_a_model_of_ones_own_with_a_recipe_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_arcface(tmp_path / "model.onnx", batch=1)
+    (tmp_path / "recipe.yml").write_text("size: 112\nmean: 127.5\nscale: 127.5\nalignment: five-point-112\n")
+    command = ["convert", str(path), "-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yml")]
+
+    assert main(command) == 2
+    assert "pass --color" in capsys.readouterr().err
+    assert main([*command, "--color", "BGR", "--name", "mine", "--normalized"]) == 0
+
+    ir = tmp_path / "out" / "mine.xml"
+    rows = expected(path, (photos()[..., ::-1] - 127.5) / 127.5)
+    assert difference(ir, photos(), rows / np.linalg.norm(rows, axis=1, keepdims=True)) <= 1e-5
+    contract = ModelContract.read_from(ov.Core().read_model(ir))
+    assert (contract.alignment.recipe, contract.normalized) == ("five-point-112", True)
+
+
+# --- damaged and hostile files --------------------------------------------------------------------------------------
+
+
+def edited(path: Path, edit: Callable[[Any], None]) -> Path:
+    model = onnx.load(str(path), load_external_data=False)
+    edit(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def set_external(model: Any, **entries: str) -> None:
+    tensor = next(each for each in model.graph.initializer if each.data_location == 1)
+    kept = {entry.key: entry.value for entry in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in kept.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"location": "../weights.bin"}, "expected weights in a file of the model's folder, found '../weights.bin'"),
+        ({"location": "/etc/passwd"}, "expected weights in a file of the model's folder, found '/etc/passwd'"),
+        ({"location": "link.bin"}, "expected weights in a file of the model's folder, found 'link.bin'"),
+        ({"location": ""}, "expected weights in a file of the model's folder, found ''"),
+        ({"location": "absent.bin"}, "absent.bin, found no such file; copy it beside the model"),
+        ({"offset": "999999999"}, "the file is truncated or another model's"),
+        ({"length": "99999999999999"}, "the file is truncated or another model's"),
+        ({"offset": "-8"}, "the file is truncated or another model's"),
+        ({"offset": "many"}, "expected an offset in bytes"),
+        ({"length": "4"}, "the file is truncated or damaged"),
+    ],
+)
+def test_weights_beside_the_file_stay_in_its_folder(tmp_path: Path, entries: dict[str, str], told: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = write_arcface(folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=64)
+    (tmp_path / "weights.bin").write_bytes((folder / "weights.bin").read_bytes())
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+
+    with pytest.raises(ModelFormatError) as caught:
+        load_onnx(edited(path, lambda model: set_external(model, **entries)), recipe().complete())
+    assert told in str(caught.value)
+
+
+def enlarge(model: Any) -> None:
+    model.graph.initializer[0].dims[0] = 1 << 60
+
+
+def make_negative(model: Any) -> None:
+    model.graph.initializer[0].dims[0] = -1
+
+
+def make_strings(model: Any) -> None:
+    model.graph.initializer[0].data_type = onnx.TensorProto.STRING
+
+
+def add_a_condition(model: Any) -> None:
+    model.graph.node.add(op_type="If", name="training")
+
+
+def remove_nodes(model: Any) -> None:
+    del model.graph.node[:]
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (enlarge, "the file is truncated or damaged"),
+        (make_negative, "expected a shape, found [-1"),
+        (make_strings, "expected numbers, found ONNX data type 8"),
+        (add_a_condition, "expected a network without control flow, found If 'training'"),
+        (remove_nodes, "found one without nodes"),
+    ],
+)
+def test_a_damaged_graph_is_named_before_anything_is_allocated(
+    tmp_path: Path, edit: Callable[[Any], None], told: str
+) -> None:
+    path = edited(write_arcface(tmp_path / "model.onnx"), edit)
+
+    with pytest.raises(EdgeFaceError) as caught:
+        load_onnx(path, recipe().complete())
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "found an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "found an HTML page"),
+        (os.urandom(64) * 40, "expected an ONNX"),
+        (bytes(5000), "expected an ONNX"),
+    ],
+    ids=["empty", "pointer", "html", "random", "zeros"],
+)
+def test_what_is_no_onnx_file_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+
+    with pytest.raises(ModelFormatError, match=told):
+        load_onnx(tmp_path / "model.onnx", recipe().complete())
+
+
+def grow_at_run_time(model: Any) -> None:
+    """Tile the image a hundred million times: 15 TB."""
+    tensor = onnx.numpy_helper.from_array(np.array([1, 1, 10_000, 10_000], np.int64), "repeats")
+    model.graph.initializer.append(tensor)
+    first = model.graph.node[0]
+    model.graph.node.insert(0, onnx.helper.make_node("Tile", ["image", "repeats"], ["huge"]))
+    model.graph.node[1].input[0] = "huge"
+    assert first is not None
+
+
+@pytest.mark.slow
+def test_a_graph_that_needs_more_memory_than_its_weights_explain_is_refused(tmp_path: Path) -> None:
+    path = edited(write_arcface(tmp_path / "model.onnx"), grow_at_run_time)
+
+    with pytest.raises(ConversionError):
+        load_onnx(path, recipe().complete())
+
+
+def mutations(seed: int) -> Iterator[bytes]:
+    """Change, drop, insert and cut bytes, most of them outside the weights."""
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))
+    path = folder / f"edgeface-{os.getpid()}.onnx"
+    chance = random.Random(seed)
+    originals = [
+        write_arcface(path, batch=1, last="shape", first="arithmetic").read_bytes(),
+        write_arcface(path, last="unit", layout="NHWC").read_bytes(),
+    ]
+    path.unlink()
+    while True:
+        content = bytearray(chance.choice(originals))
+        for _ in range(chance.choice([1, 1, 2, 4])):
+            place = chance.choice([chance.randrange(len(content)), chance.randrange(min(len(content), 1800))])
+            kind = chance.random()
+            if kind < 0.5:
+                content[place] = chance.randrange(256)
+            elif kind < 0.7:
+                del content[place : place + chance.randrange(1, 9)]
+            elif kind < 0.9:
+                content[place:place] = chance.randbytes(chance.randrange(1, 9))
+            else:
+                del content[place + 1 :]
+        yield bytes(content)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(9000)]),
+    ],
+)
+def test_a_mutated_file_is_read_or_named(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "model.onnx"
+    for content in itertools.islice(mutations(count), count):
+        path.write_bytes(content)
+        try:
+            load_onnx(path, recipe(mean="0", scale="1").complete())
+        except EdgeFaceError as error:
+            assert str(error)  # noqa: PT017
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- Face Transformer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_face_transformer_of_depth_2_equals_onnx_runtime(tmp_path: Path) -> None:
+    path = write_face_transformer(tmp_path / "FaceTransformerOctupletLoss.onnx", depth=2)
+
+    result = convert(path, tmp_path / "out", name="facetransformer-octuplet")
+
+    rows = expected(path, photos(3), name="output")
+    assert difference(result.ir, photos(3), rows) <= 1e-4
+    assert (result.contract.embedding_dim, result.contract.normalized) == (512, False)
+    names = ov.Core().read_model(result.ir).input(0).get_names()
+    assert "input_image" in names
