@@ -58,17 +58,39 @@ def export(
 @group.command("import", epilog="Example: edgeface gallery import kiosk2.gallery people.export")
 def import_(
     gallery: GalleryArgument,
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="File that 'edgeface gallery export' wrote.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="File that 'edgeface gallery export' wrote, or encodings: a pickle, .json or .npy."
+        ),
+    ],
+    face_recognition: Annotated[
+        bool,
+        typer.Option(
+            "--face-recognition", help="FILE holds 128-number encodings of the face_recognition package, and names."
+        ),
+    ] = False,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="Names of encodings that are stored without: one on each line.", show_default=False),
+    ] = None,
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
     threshold: RulesOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import all people of an export. If one person is refused, none is imported."""
+    """Import all people of an export, or of stored encodings. If one person is refused, none is imported."""
     from edgeface.cipher import is_sealed
     from edgeface.gallery import EnrolRules, find_key, import_gallery
 
+    if face_recognition:
+        if export_key:
+            raise InputError("expected --export-key or --face-recognition, found both; encodings are not encrypted")
+        _import_encodings(gallery, source, names, key=key, threshold=threshold, force=force, json=json)
+        return
+    if names:
+        raise InputError("expected --face-recognition with --names, found --names alone")
     try:
         sealed = is_sealed(source)
     except OSError as error:
@@ -84,6 +106,22 @@ def import_(
     text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
     text += f"{counted(done.templates, 'new template')}, {done.already} known already"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+
+
+def _import_encodings(
+    gallery: Path, source: Path, names: Path | None, *, key: str | None, threshold: str | None, force: bool, json: bool
+) -> None:
+    from edgeface.gallery.encodings import DLIB_CONTRACT_ID, import_encodings
+    from edgeface.gallery.enrolment import EnrolRules
+
+    rules = EnrolRules.choose(threshold, DLIB_CONTRACT_ID)
+    with open_gallery(gallery, key) as store:
+        done = import_encodings(store, source, rules=rules, names=names, force=force)
+    text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
+    text += f"{counted(done.templates, 'new template')}, {done.already} known already, {len(done.skipped)} skipped"
+    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    warn(f"{source}: skipped {line}" for line in done.skipped)
+    warn(done.disagreements)
 
 
 @group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")

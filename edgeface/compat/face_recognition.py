@@ -167,7 +167,8 @@ def face_locations(
     img : (H, W, 3) uint8 RGB, or (H, W) uint8
         As `load_image_file` returns it.
     number_of_times_to_upsample
-        0 finds faces of 80 pixels and more, 1 of 40, 2 of 20. The time grows fourfold with each.
+        0 finds all faces of 80 pixels and more, 1 of 40, 2 of 20, and some that are smaller. The time grows fourfold
+        with each.
     model
         ``hog`` and ``cnn`` name the original's detectors; here both are MTCNN.
 

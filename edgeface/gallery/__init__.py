@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from edgeface.lazy import exports
 
 if TYPE_CHECKING:
+    from edgeface.gallery.encodings import EncodingImport, StoredEncodings, import_encodings, read_encodings
     from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
     from edgeface.gallery.enrolment_images import FolderEnrolment, enrol_folder
     from edgeface.gallery.index.live import LiveIndex
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Changes",
+    "EncodingImport",
     "EnrolRules",
     "Enrolment",
     "Erasure",
@@ -35,6 +37,7 @@ __all__ = [
     "LiveIndex",
     "NewTemplate",
     "Person",
+    "StoredEncodings",
     "Template",
     "TemplateBlock",
     "create_gallery",
@@ -42,14 +45,17 @@ __all__ = [
     "enrol_folder",
     "export_gallery",
     "find_key",
+    "import_encodings",
     "import_gallery",
     "open_gallery",
+    "read_encodings",
     "read_key",
 ]
 
 __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
     __name__,
     {
+        "encodings": ("EncodingImport", "StoredEncodings", "import_encodings", "read_encodings"),
         "enrolment": ("EnrolRules", "Enrolment", "enrol"),
         "enrolment_images": ("FolderEnrolment", "enrol_folder"),
         "index.live": ("LiveIndex",),
