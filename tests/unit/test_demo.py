@@ -33,6 +33,7 @@ def test_a_seeded_ir_never_replaces_one_of_real_weights(
     assert (tmp_path / f"{MODEL}.bin").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_a_real_model_or_photos_the_demo_says_that_nobody_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
