@@ -56,6 +56,15 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
 
 
+def test_ci_runs_the_commands_of_the_readme_that_need_a_clone() -> None:
+    (clone,) = [block for block in documents.blocks(documents.ROOT / "README.md") if block.not_run]
+    ci = (documents.ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    targets = [" ".join(words[:2]) for words in clone.commands() if words[0] == "make"]
+    assert targets == ["make demo", "make test"]
+    for target in targets:
+        assert re.search(rf"^{target}\b", ci, re.M), f"{target} is in README and not in .ci/run"
+
+
 @pytest.mark.real
 @pytest.mark.slow
 @by_page
