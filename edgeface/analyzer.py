@@ -23,8 +23,9 @@ from edgeface.pipeline.observation import Face, from_left, largest_face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.recognize.identify import Identification, Identifier, Verdict
 from edgeface.recognize.index import PersonRule
+from edgeface.recognize.known import choose_threshold
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
-from edgeface.recognize.threshold import Threshold, Verification, choose_threshold, verify
+from edgeface.recognize.threshold import Threshold, Verification, verify
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
@@ -211,7 +212,7 @@ class FaceAnalyzer:
         far
             Target false accept rate, for which there must be a threshold; by default 0.001.
         threshold
-            What decides; see `choose_threshold`. By default a threshold that ships with the model.
+            What decides; see `choose_threshold`. By default one of `thresholds_for` the model.
         face_a, face_b
             Number of the face, from the left, from 1. None: the face that `Faces.largest` chooses.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -43,6 +44,15 @@ def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
             path=path,
             remedy=remedy,
         ) from error
+
+
+def default_root() -> Path:
+    """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux)."""
+    if chosen := os.environ.get("EDGEFACE_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgeface", appauthor=False))
 
 
 def free_bytes(path: Path) -> int:

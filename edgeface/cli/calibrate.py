@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,36 +14,40 @@ from edgeface.cli.options import (
     FarsOption,
     FlipName,
     FlipOption,
-    ImagesOption,
     LabelledOptions,
+    MetricName,
     ModelOption,
     with_options,
 )
 from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.errors import InputError
 from edgeface.files import staging_folder
 
 if TYPE_CHECKING:
     from edgeface.recognize.threshold import Threshold
 
 
-class _Metric(str, enum.Enum):
-    cosine = "cosine"
-    cosine_distance = "cosine-distance"
-    squared_l2 = "squared-l2"
-    arccos = "arccos"
-
-
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(
-        epilog="Example: edgeface calibrate --images people --model facenet.xml --far 0.001 -o thresholds.json"
-    )(with_options(calibrate))
+    app.command(epilog="Example: edgeface calibrate people")(with_options(calibrate))
 
 
 def calibrate(
-    images: ImagesOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.", show_default=False)],
+    people: Annotated[
+        Path | None, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
+    ] = None,
     *,
+    images: Annotated[Path | None, typer.Option(help="The same as PEOPLE.", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file to write, for --threshold. Default: stored for this model; verify, identify and all other "
+            "commands then use it.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     pairs: Annotated[
         Path | None,
@@ -54,8 +57,8 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    far: FarsOption = [0.01, 0.001],  # noqa: B006 - typer only reads it
-    metric: Annotated[_Metric, typer.Option(help="Metric of the scores.")] = _Metric.cosine,
+    far: FarsOption = [0.01, 0.001, 1e-4, 1e-5, 1e-6],  # noqa: B006 - typer only reads it
+    metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = MetricName.cosine,
     flip: FlipOption = FlipName.none,
     options: LabelledOptions,
     json: JsonOption = False,
@@ -63,27 +66,40 @@ def calibrate(
     """Calibrate verification thresholds for target false accept rates on labelled photos."""
     from edgeface.evaluate.lfw import calibrate_model
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
+    from edgeface.recognize.known import own_path
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates, save_thresholds
 
     require_rates(far)
-    with staging_folder(output.parent):  # a folder that cannot be written is refused before minutes of work
+    images = people or images
+    if images is None:
+        raise InputError("expected a folder of photos, found none; try: edgeface calibrate PEOPLE")
+    if output is None and (metric is MetricName.euclidean or flip is not FlipName.none):
+        raise InputError(
+            "searches and enrolment use neither Euclidean distances nor mirror images; leave --metric and --flip out, "
+            "or give a file with --output"
+        )
+    target = edgeface.find_model(model)
+    folder = (output or own_path("0")).parent
+    with staging_folder(folder):  # a folder that cannot be written is refused before minutes of work
         pass
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with options.open() as faces, progress_bars() as progress:
         found = calibrate_model(
             images,
             listed,
-            edgeface.find_model(model),
+            target,
             faces,
             fars=far,
             metric=Metric(metric.value),
             flip=None if flip is FlipName.none else flip.value,
             device=options.device,
             created_from=f"{pairs or images}, {len(listed.images)} images, {faces.text}",
+            measured_on=(pairs or images).resolve().name,
             progress=progress,
         )
-    save_thresholds(output, found.thresholds)
+    stored = output or own_path(found.thresholds[0].contract_id)
+    save_thresholds(stored, found.thresholds)
     for threshold in found.thresholds:
         if not threshold.supported:
             stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}", soft_wrap=True)
@@ -97,14 +113,15 @@ def calibrate(
     if json:
         return emit_json(
             {
-                "output": str(output),
+                "output": str(stored),
                 "contract_id": found.thresholds[0].contract_id,
                 "thresholds": [each.to_dict() for each in found.thresholds],
                 "failures": list(found.failures),
             }
         )
     stdout.print(_threshold_table(found.thresholds))
-    stdout.print(f"{escape(str(output))} written", soft_wrap=True)
+    used = "" if output else "; it is used for this model from now on, until the file is deleted"
+    stdout.print(f"{escape(str(stored))} written{used}", soft_wrap=True)
 
 
 def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:

@@ -113,7 +113,8 @@ def _about(path: Path, face: Face) -> dict[str, Any]:
 def _show(result: Verification) -> None:
     word = "same person" if result else "different people"
     threshold = result.threshold
-    rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}"
+    where = f" on {threshold.measured_on}" if threshold.measured_on else ""
+    rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}{where}"
     relation = ">" if result.score > threshold.value else "<="
     out.print_line(f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}")
     if threshold.note:

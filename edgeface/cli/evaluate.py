@@ -17,6 +17,7 @@ from edgeface.cli.options import (
     FlipOption,
     ImagesOption,
     LabelledOptions,
+    MetricName,
     ModelOption,
     with_options,
 )
@@ -27,12 +28,6 @@ from edgeface.files import staging_folder
 class _Protocol(str, enum.Enum):
     facenet = "facenet"
     omz = "omz"
-
-
-class _Distance(str, enum.Enum):
-    squared_l2 = "squared-l2"
-    arccos = "arccos"
-    cosine_distance = "cosine-distance"
 
 
 OutputOption = Annotated[
@@ -62,7 +57,18 @@ def lfw(
         _Protocol, typer.Option(help="Evaluation protocol: davidsandberg/facenet's or Open Model Zoo's.")
     ] = _Protocol.facenet,
     metric: Annotated[
-        _Distance | None, typer.Option(help="Distance. Default: squared-l2 for facenet, arccos for omz.")
+        MetricName | None,
+        typer.Option(
+            help="Metric; all but euclidean are of normalised embeddings. Default: squared-l2 for facenet, arccos for "
+            "omz.",
+            show_default=False,
+        ),
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", help="A distance to score all pairs at too, e.g. 0.6 for dlib.", show_default=False
+        ),
     ] = None,
     flip: Annotated[
         bool | None,
@@ -96,6 +102,7 @@ def lfw(
             flip=flip,
             subtract_mean=subtract_mean,
             fars=far,
+            at=at,
             device=options.device,
             progress=progress,
         )
@@ -161,7 +168,11 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
         doubt = "" if val["supported"] else "; too few pairs for this rate"
         table.add_row(f"VAL at FAR {far}", f"{val['mean']:.4f}{spread}, measured FAR {val['far']:.5f}{doubt}")
     table.add_row("AUC, EER", f"{answer['auc']:.5f}, {answer['eer']:.4f}")
-    table.add_row("threshold", f"{answer['threshold']:.3f}")
+    kind = "normalised" if answer["normalized"] else "unnormalised"
+    tried = f"of 0 to {answer['thresholds']['to']:g}, {kind} embeddings"
+    table.add_row("threshold", f"{answer['threshold']:.3f} {tried}")
+    if at := answer.get("at"):
+        table.add_row(f"at {at['threshold']:g}", f"{at['accuracy']:.4f}, FAR {at['far']:.4f}, TAR {at['tar']:.4f}")
     table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")
     table.add_row("speed", f"{answer['images_per_second']:.1f} images/s on {', '.join(answer['device_name'])}")
     return table

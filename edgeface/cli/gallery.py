@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ from edgeface.cli.gallery_options import (
     warn,
 )
 from edgeface.cli.options import AnalyzerOptions, ModelOption, NoGateOption, with_options
-from edgeface.cli.output import JsonOption, counted, emit_json, progress_bars, stdout
+from edgeface.cli.output import JsonOption, counted, emit_json, print_note, progress_bars, stdout
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
@@ -130,15 +131,16 @@ def enrol(
     """
     from edgeface.gallery.enrolment import EnrolRules
     from edgeface.gallery.enrolment_images import are_tables, enrol_folder
+    from edgeface.recognize.known import advise_calibration
     from edgeface.vision.quality import QualityGate
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_gallery(gallery, key))
-        rules = EnrolRules.choose(threshold, store.info.contract_id)
         pipeline = None
         if not are_tables(paths):
             gate = None if no_gate else QualityGate()
             pipeline = stack.enter_context(options.load()).pipeline(gate=gate)
+        rules = EnrolRules.choose(threshold, pipeline.contract if pipeline else store.info.contract_id)
         done = enrol_folder(
             store,
             paths,
@@ -151,6 +153,8 @@ def enrol(
             force=force,
             progress=stack.enter_context(progress_bars()),
         )
+        folder = paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else "PEOPLE"
+        advice = advise_calibration(store.info.contract_id, len(store.people()), folder)
     if json:
         emit_json({"gallery": str(gallery), **done.to_dict()})
     warn(f"{path}: {why}" for path, why in done.refused.items())
@@ -164,6 +168,8 @@ def enrol(
                 markup=False,
                 soft_wrap=True,
             )
+    if advice:
+        print_note(advice)
     warn(done.not_enrolled.values(), fail=True)
 
 

@@ -65,6 +65,8 @@ def identify(
         contract_id = app.contract.contract_id
         with open_gallery(gallery, key, contract_id=contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))
+            if not json:
+                out.print_note(limit.summary)
             if note := limit.note(limit.gallery_size):
                 out.print_note(note)
             for path in files:
@@ -87,6 +89,10 @@ def identify(
                 "threshold": limit.value,
                 "fpir": limit.fpir,
                 "expected_fpir": limit.expected_fpir,
+                "expected_fnir": limit.expected_fnir,
+                "supported": limit.supported,
+                "measured_on": limit.measured_on,
+                "note": limit.note(limit.gallery_size),
                 "rule": scored.name,
                 "margin": margin,
                 "recognised": recognised,

@@ -32,6 +32,16 @@ class FlipName(str, enum.Enum):
     concatenate = "concatenate"
 
 
+class MetricName(str, enum.Enum):
+    """`edgeface.Metric`, without importing what computes it."""
+
+    cosine = "cosine"
+    cosine_distance = "cosine-distance"
+    squared_l2 = "squared-l2"
+    arccos = "arccos"
+    euclidean = "euclidean"
+
+
 class DetectorName(str, enum.Enum):
     """Detectors of edgeface and its zoo."""
 

@@ -38,18 +38,23 @@ DEFAULTS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """Evaluation of one model on labelled pairs; `flip` tells whether mirror images were concatenated."""
+    """Evaluation of one model on labelled pairs.
+
+    `flip` tells whether mirror images were concatenated; `at` is a threshold that was chosen before, if any.
+    """
 
     evaluation: Evaluation
     embedded: Embedded
     pairs: Pairs
     flip: bool
+    at: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface evaluate lfw`."""
         return (
             self.evaluation.to_dict()
             | {"flip": self.flip}
+            | ({} if self.at is None else {"at": self.evaluation.at(self.at)})
             | self.embedded.to_dict()
             | {"images_per_second": round(len(self.pairs.images) / self.embedded.seconds, 2)}
         )
@@ -66,6 +71,7 @@ def evaluate_model(
     flip: bool | None = None,
     subtract_mean: bool | None = None,
     fars: Sequence[float] = FARS,
+    at: float | None = None,
     device: str = "CPU",
     progress: ProgressCallback = ignore_progress,
 ) -> Result:
@@ -85,8 +91,10 @@ def evaluate_model(
         Protocol that decides the folds and the default settings.
     metric, flip, subtract_mean
         See `EvaluationSettings`; None takes the default of the protocol.
-    fars, device, progress
-        Target false accept rates for VAL, each in (0, 1); OpenVINO device; called after every image.
+    fars, at
+        Target false accept rates for VAL, each in (0, 1); a distance threshold to score all pairs at, without folds.
+    device, progress
+        OpenVINO device; called after every image.
 
     Raises
     ------
@@ -107,7 +115,7 @@ def evaluate_model(
         subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
         fars=fars,
     )
-    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip)
+    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip, at=at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,7 @@ def calibrate_model(
     flip: Flip | None = None,
     device: str = "CPU",
     created_from: str = "",
+    measured_on: str = "",
     progress: ProgressCallback = ignore_progress,
 ) -> ThresholdCalibration:
     """Embed the images of labelled pairs and choose the thresholds for target false accept rates.
@@ -143,8 +152,8 @@ def calibrate_model(
         IR with a contract; the thresholds are valid for its `contract_id` only.
     metric, flip
         Metric, and use of mirror images; both must be the same when the thresholds are used.
-    created_from
-        Description of the data, stored in the thresholds.
+    created_from, measured_on
+        Description of the data, and its short name, stored in the thresholds.
 
     Raises
     ------
@@ -164,5 +173,6 @@ def calibrate_model(
         contract_id=embedded.contract.contract_id,
         metric=metric,
         created_from=created_from,
+        measured_on=measured_on,
     )
     return ThresholdCalibration(thresholds, tuple(failures))

@@ -2,13 +2,16 @@
 
 ``facenet`` is davidsandberg/facenet's (`src/lfw.py`, `src/facenet.py`), ``omz`` Open Model Zoo's (accuracy_checker,
 `metrics/reid.py`, `pairwise_accuracy_subsets`). They differ in their folds. Both choose, on the pairs outside a fold,
-the first threshold of 0, 0.01, ... 3.99 with the highest accuracy, and score the fold with it.
+the first threshold of 0, 0.01, ... 3.99 with the highest accuracy, and score the fold with it. Euclidean distances of
+embeddings that are longer than 1 can exceed 4; these thresholds are then multiplied by the next whole number that
+covers them.
 
 A pair is accepted if its distance is strictly below the threshold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.pairs import Pairs
-from edgeface.recognize.metrics import Metric, paired
+from edgeface.recognize.metrics import Metric, paired, unit_rows
 from edgeface.recognize.threshold import require_rates
 from edgeface.stats import trials_needed
 
@@ -29,6 +32,7 @@ FARS = (0.1, 0.01, 0.001)
 _GRID = np.arange(0, 4, 0.01)
 _FINE_GRID = np.arange(0, 4, 0.001)
 _PAIRS_AT_ONCE = 4096
+_OF_DIRECTIONS = {each.value for each in Metric if each is not Metric.euclidean}
 
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -129,6 +133,8 @@ class Evaluation:
         Scored pairs of the list: all of them, under ``omz`` without repetitions.
     distances, same : (P,) float64 and bool
         Their distances, held out: if the mean is subtracted, it is that of the other folds; True for genuine pairs.
+    highest
+        End of the thresholds that were tried, from 0 in 400 steps.
     """
 
     protocol: ProtocolName
@@ -142,6 +148,7 @@ class Evaluation:
     tested: Indices
     distances: Doubles
     same: NDArray[np.bool_]
+    highest: float = 4.0
 
     @property
     def accuracy(self) -> float:
@@ -163,6 +170,12 @@ class Evaluation:
         """Exact curve of all held-out distances."""
         return exact_roc(self.distances, self.same)
 
+    def at(self, threshold: float) -> dict[str, float]:
+        """Return accuracy, FAR and TAR of all pairs at one threshold that was chosen before, without folds."""
+        far, tar = (float(rate[0]) for rate in accept_rates(self.distances, self.same, np.array([threshold])))
+        right = np.mean((self.distances < threshold) == self.same)
+        return {"threshold": threshold, "accuracy": float(right), "far": far, "tar": tar}
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the part of the answer of `edgeface evaluate lfw` that the protocol gives."""
         return {
@@ -178,6 +191,8 @@ class Evaluation:
             "eer": self.eer,
             "threshold": self.threshold,
             "subtract_mean": self.subtract_mean,
+            "normalized": self.metric in _OF_DIRECTIONS,
+            "thresholds": {"from": 0.0, "to": self.highest, "steps": len(_GRID)},
             "folds": [
                 {"accuracy": float(accuracy), "threshold": float(threshold)}
                 for accuracy, threshold in zip(self.accuracies, self.thresholds, strict=True)
@@ -273,13 +288,14 @@ def evaluate(
     Parameters
     ----------
     vectors : (N, D) float
-        One embedding for each of `pairs.images`. An embedding with its mirror's behind it is not normalised again.
+        One embedding for each of `pairs.images`, of any length: all metrics but ``euclidean`` normalise them, those
+        with their mirror's behind them too, and before a mean is subtracted.
     pairs
         With at least 2 folds; under ``facenet`` each fold must hold both kinds.
     protocol
         Protocol that decides the folds.
     metric
-        A distance, not a similarity.
+        A similarity, ``cosine``, is scored as its distance, ``cosine-distance``.
     subtract_mean
         Whether to subtract the mean embedding of a fold's training pairs from both sides first.
     fars
@@ -290,7 +306,7 @@ def evaluate(
     ContractError
         If the number of vectors differs from the number of images, or a value is not finite.
     InputError
-        If the metric is a similarity, a rate is not in (0, 1), or the pairs cannot be split into folds.
+        If a rate is not in (0, 1), the pairs cannot be split into folds, or an embedding has length 0.
 
     Examples
     --------
@@ -305,13 +321,10 @@ def evaluate(
         raise ContractError(f"expected {len(pairs.images)} embeddings, one for each image, found {len(vectors)}")
     if wrong := int((~np.isfinite(vectors).all(axis=1)).sum()):
         raise ContractError(f"expected finite embeddings, found NaN or infinity in {wrong}; the inference failed")
-    if metric.is_similarity:
-        raise InputError(
-            f"expected a distance, found the similarity {metric.value!r}; "
-            f"use {Metric.cosine_distance.value!r} or {Metric.arccos.value!r}"
-        )
+    metric = Metric.cosine_distance if metric.is_similarity else metric
     folds = split(pairs, protocol)
     if subtract_mean:
+        vectors = vectors if metric is Metric.euclidean else unit_rows(vectors)
         trains = (_others(folds, number) for number in range(len(folds)))
         measured = [_distances_without_mean(vectors, pairs, train, metric) for train in trains]
     else:
@@ -361,15 +374,17 @@ def _score(
     require_rates(fars)
     held_out = np.full(len(pairs), np.nan)
     accuracies, thresholds = [], []
+    longer = max(1, math.ceil(max(float(each.max()) for each in measured) / 4)) if metric == "euclidean" else 1
+    grid = _GRID * longer
     for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):
         train = _others(folds, number)
-        thresholds.append(_best_threshold(distances[train], pairs.same[train]))
+        thresholds.append(_best_threshold(distances[train], pairs.same[train], grid))
         held_out[test] = distances[test]
         accuracies.append(np.mean((held_out[test] < thresholds[-1]) == pairs.same[test]))
     tested = np.sort(np.concatenate(folds))
     if protocol is ProtocolName.facenet:
-        curve = _mean_curve(held_out, pairs.same, folds)
-        val = tuple(_val_over_folds(measured, pairs.same, folds, far) for far in fars)
+        curve = _mean_curve(held_out, pairs.same, folds, grid)
+        val = tuple(_val_over_folds(measured, pairs.same, folds, far, _FINE_GRID * longer) for far in fars)
     else:
         curve = exact_roc(held_out[tested], pairs.same[tested])
         val = tuple(_val_at_once(curve, far, int((~pairs.same[tested]).sum())) for far in fars)
@@ -385,6 +400,7 @@ def _score(
         tested=tested,
         distances=held_out[tested],
         same=pairs.same[tested],
+        highest=4.0 * longer,
     )
 
 
@@ -405,20 +421,20 @@ def _distances_without_mean(
     return pair_scores(vectors - mean, pairs, metric)
 
 
-def _best_threshold(distances: Doubles, same: NDArray[np.bool_]) -> float:
+def _best_threshold(distances: Doubles, same: NDArray[np.bool_], grid: Doubles) -> float:
     genuine, impostor = np.sort(distances[same]), np.sort(distances[~same])
-    right = np.searchsorted(genuine, _GRID) + len(impostor) - np.searchsorted(impostor, _GRID)
-    return float(_GRID[np.argmax(right)])
+    right = np.searchsorted(genuine, grid) + len(impostor) - np.searchsorted(impostor, grid)
+    return float(grid[np.argmax(right)])
 
 
-def _mean_curve(distances: Doubles, same: NDArray[np.bool_], folds: Sequence[Indices]) -> Roc:
-    rates = np.array([accept_rates(distances[test], same[test], _GRID) for test in folds])
+def _mean_curve(distances: Doubles, same: NDArray[np.bool_], folds: Sequence[Indices], grid: Doubles) -> Roc:
+    rates = np.array([accept_rates(distances[test], same[test], grid) for test in folds])
     far, tar = rates.mean(axis=0)
-    return Roc(_GRID, far, tar)
+    return Roc(grid, far, tar)
 
 
 def _val_over_folds(
-    measured: Sequence[Doubles], same: NDArray[np.bool_], folds: Sequence[Indices], target: float
+    measured: Sequence[Doubles], same: NDArray[np.bool_], folds: Sequence[Indices], target: float, grid: Doubles
 ) -> Val:
     """Measure VAL as davidsandberg does: interpolate the threshold on the training folds, apply it to the test fold.
 
@@ -428,9 +444,9 @@ def _val_over_folds(
     met = []
     for number, (distances, test) in enumerate(zip(measured, folds, strict=True)):
         train = _others(folds, number)
-        far, _ = accept_rates(distances[train], same[train], _FINE_GRID)
+        far, _ = accept_rates(distances[train], same[train], grid)
         rates, first = np.unique(far, return_index=True)
-        threshold = np.interp(target, rates, _FINE_GRID[first]) if rates[-1] >= target else 0.0
+        threshold = np.interp(target, rates, grid[first]) if rates[-1] >= target else 0.0
         met.append(accept_rates(distances[test], same[test], np.array([threshold])))
     fars, tars = np.array(met)[..., 0].T
     return Val(target, float(tars.mean()), float(tars.std()), float(fars.mean()), int((~same).sum()))

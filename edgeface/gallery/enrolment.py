@@ -13,9 +13,11 @@ from edgeface.errors import EnrolmentRefused, InputError, MissingError
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
 from edgeface.gallery.store.base import GalleryStore
+from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.index import Index
-from edgeface.recognize.threshold import Threshold, load_thresholds, shipped_thresholds
+from edgeface.recognize.known import fit_threshold, thresholds_for
+from edgeface.recognize.threshold import Threshold, load_thresholds
 
 _OTHERS = 10
 """Templates of other people that each new one is compared with."""
@@ -66,31 +68,34 @@ class EnrolRules:
         )
 
     @classmethod
-    def shipped(cls, contract_id: str) -> EnrolRules:
-        """Return the rules of a published model; `MissingError` if no thresholds ship for its contract."""
-        thresholds = shipped_thresholds(contract_id)
+    def shipped(cls, model: ModelContract | str) -> EnrolRules:
+        """Return the rules by `thresholds_for` a model or its contract's id; `MissingError` if there are none."""
+        thresholds = thresholds_for(model)
         if not thresholds:
+            contract_id = model if isinstance(model, str) else model.contract_id
             raise MissingError(
                 f"enrolment: no threshold is known for contract {contract_id}; one is needed to find people who are "
-                "enrolled already. Calibrate: "
-                "edgeface calibrate --images PEOPLE --model IR --far 0.01 --far 0.0001 -o thresholds.json; "
-                "then give it with --threshold thresholds.json"
+                "enrolled already. Calibrate: edgeface calibrate PEOPLE --model IR"
             )
         return cls.from_thresholds(thresholds)
 
     @classmethod
-    def choose(cls, given: str | float | Path | None, contract_id: str) -> EnrolRules:
-        """Return the rules that a user names for a gallery of this contract.
+    def choose(cls, given: str | float | Path | None, model: ModelContract | str) -> EnrolRules:
+        """Return the rules that a user names for a gallery of this contract, given by itself or its id.
 
         `given` is a file of `save_thresholds`, or a cosine similarity, also as text, for both limits; None: `shipped`.
-        `InputError` is raised for anything else, `MissingError` if nothing is given and nothing ships.
+        `InputError` is raised for anything else, `MissingError` if nothing is given and nothing is known.
         """
         if given is None:
-            return cls.shipped(contract_id)
+            return cls.shipped(model)
         try:
             value = float(given)  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            return cls.from_thresholds(load_thresholds(Path(given)))  # type: ignore[arg-type]
+            known = load_thresholds(Path(given))  # type: ignore[arg-type]
+            if not isinstance(model, str):
+                known = tuple(fit_threshold(each, model) for each in known)
+            return cls.from_thresholds(known)
+        contract_id = model if isinstance(model, str) else model.contract_id
         return cls(duplicate_above=value, agree_above=value, contract_id=contract_id)
 
 

@@ -38,6 +38,9 @@ Precision = Literal["FP32", "FP16", "INT8"]
 Provenance = Literal["published", "seeded", "unknown"]
 Method = Literal["int8-mixed", "int8-performance", "weights", "fp16"]
 
+MIN_AGREEING_COSINE, MAX_ACCURACY_DROP = 0.97, 0.001
+"""What a compressed model must keep: the cosine of each embedding with the parent's, and accuracy on labelled pairs."""
+
 _MEASURED = ("mean_cosine", "p01_cosine", "min_cosine", "accuracy_drop")
 
 
@@ -130,6 +133,12 @@ class Lineage:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ContractError(f"lineage: {name}: expected a finite number, found {value!r}")
             object.__setattr__(self, name, float(value))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the measurements show that it decides like its parent: within the limits that are usual."""
+        drop = 0.0 if self.accuracy_drop is None else self.accuracy_drop
+        return self.min_cosine >= MIN_AGREEING_COSINE and drop <= MAX_ACCURACY_DROP + 1e-12
 
     def identity(self) -> dict[str, str]:
         """Return the fields that the IR's numbers depend on: all but the measured ones."""

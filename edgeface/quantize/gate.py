@@ -11,7 +11,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import ConversionError, DeviceError, InputError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import MAX_ACCURACY_DROP, MIN_AGREEING_COSINE, ModelContract
 
 _NORM_TOLERANCE = 1e-3
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
@@ -28,8 +28,8 @@ class QuantizationLimits:
     between the FP32 and the compressed embedding of any held-out face.
     """
 
-    max_drop: float = 0.001
-    min_cosine: float = 0.97
+    max_drop: float = MAX_ACCURACY_DROP
+    min_cosine: float = MIN_AGREEING_COSINE
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < 1 or not -1 <= self.min_cosine <= 1:

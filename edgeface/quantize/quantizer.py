@@ -33,6 +33,7 @@ from edgeface.quantize.gate import (
 )
 from edgeface.quantize.sensitivity import groups_of, rank, revert
 from edgeface.quantize.verification import LabelledPairs, VerificationChange, judge_verification
+from edgeface.recognize.known import RATES
 from edgeface.recognize.threshold import save_thresholds
 from edgeface.vision.detector import Detector
 from edgeface.vision.load import load_detector
@@ -342,8 +343,8 @@ def _candidates(
 
 def _recalibrate(ir: Path, labelled: LabelledPairs, progress: ProgressCallback) -> Path:
     """Calibrate thresholds for an IR and write them beside it."""
-    data, fars = (labelled.images, labelled.pairs, ir, labelled.faces), (0.01, 0.001)
-    calibrated = calibrate_model(*data, fars=fars, created_from=labelled.source, progress=progress)
+    data = (labelled.images, labelled.pairs, ir, labelled.faces)
+    calibrated = calibrate_model(*data, fars=RATES, created_from=labelled.source, progress=progress)
     path = ir.with_suffix(".thresholds.json")
     save_thresholds(path, calibrated.thresholds)
     return path

@@ -23,8 +23,9 @@ from edgeface.model.embedding import Embeddings, require_same_contract
 from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import ProgressCallback, ignore_progress
+from edgeface.recognize.known import choose_threshold, known_thresholds
 from edgeface.recognize.metrics import Metric
-from edgeface.recognize.threshold import Threshold, choose_threshold, known_thresholds
+from edgeface.recognize.threshold import Threshold
 from edgeface.vision.source import find_files
 
 NO_CLUSTER = -1
@@ -301,7 +302,7 @@ def cluster_folder(
             "choose another output folder"
         )
     if far is None and (threshold is None or isinstance(threshold, Path)):
-        known = known_thresholds(threshold, pipeline.contract, far=1e-5)
+        known = known_thresholds(threshold, pipeline.contract)
     else:
         known = (choose_threshold(threshold, pipeline.contract, far=far),)
     # What an earlier run wrote is told by where it lies: it may be a link to a photo.

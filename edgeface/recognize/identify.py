@@ -109,6 +109,7 @@ class Identification:
             "looks": self.looks,
             "threshold": self.threshold.value,
             "fpir": self.threshold.fpir,
+            "measured_on": self.threshold.measured_on,
             "rule": self.rule.name,
             "contract_id": self.threshold.contract_id,
         } | ({} if self.face is None else {"face": self.face.to_dict()})

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
-from edgeface.recognize.threshold import Threshold, known_thresholds, require_calibrated_for, require_rate
+from edgeface.recognize.known import fit_threshold, known_thresholds
+from edgeface.recognize.threshold import Threshold, caution, require_rate
 from edgeface.stats import clopper_pearson, trials_needed
 
 USUAL_FPIR = 0.01
@@ -48,6 +50,11 @@ class SearchThreshold:
         Clopper-Pearson interval at the basis' confidence; carried through the formula for ``pairs``.
     supported
         Whether there were enough pairs or probes to say anything about `fpir`.
+    expected_fnir
+        Share of searches with photos of enrolled people that will find nobody, by the genuine pairs of ``pairs``: with
+        one template a person, and without those where somebody else is more similar. None otherwise.
+    measured_on, inherited
+        See `Threshold`.
     """
 
     value: float
@@ -58,6 +65,9 @@ class SearchThreshold:
     expected_fpir: float | None = None
     fpir_interval: tuple[float, float] = (0.0, 1.0)
     supported: bool = False
+    expected_fnir: float | None = None
+    measured_on: str = ""
+    inherited: str = ""
 
     @classmethod
     def by_hand(cls, value: float, *, contract_id: str, gallery_size: int) -> SearchThreshold:
@@ -66,8 +76,20 @@ class SearchThreshold:
         return cls(value=known.value, contract_id=contract_id, fpir=None, gallery_size=gallery_size, basis="hand")
 
     def __repr__(self) -> str:
-        rate = "by hand" if self.fpir is None else f"FPIR {self.fpir:g}"
-        return f"SearchThreshold(cosine > {self.value:.4f}, {rate}, {self.gallery_size:,} templates)"
+        return f"SearchThreshold(cosine > {self.value:.4f}, {self.rate}, {self.gallery_size:,} templates)"
+
+    @property
+    def rate(self) -> str:
+        """The target rate and the photos it was measured on, for an answer's text: "FPIR 0.01 on LFW"."""
+        if self.fpir is None:
+            return "by hand"
+        return f"FPIR {self.fpir:g}" + (f" on {self.measured_on}" if self.measured_on else "")
+
+    @property
+    def summary(self) -> str:
+        """The threshold, its rate and what it costs, in one line for people."""
+        cost = f", where {self.expected_fnir:.1%} of photos of enrolled people are missed" if self.expected_fnir else ""
+        return f"threshold: cosine > {self.value:.4f}, {self.rate}, {self.gallery_size:,} templates{cost}"
 
     def accepts(self, score: float) -> bool:
         """Whether the score exceeds the threshold."""
@@ -82,9 +104,9 @@ class SearchThreshold:
                 f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "
                 "people who are not enrolled are accepted more often than the target"
             )
-        if not self.supported:
-            return f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
-        return ""
+        few = f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
+        said = (self.inherited, "" if self.supported else few, caution(self.measured_on, "FPIR"))
+        return "; ".join(each for each in said if each)
 
 
 def choose_search_threshold(
@@ -112,10 +134,9 @@ def choose_search_threshold(
         return SearchThreshold.by_hand(given, contract_id=contract.contract_id, gallery_size=gallery_size)
     fpir = USUAL_FPIR if fpir is None else fpir
     if isinstance(given, Threshold):
-        require_calibrated_for(given, contract)
-        known: Sequence[Threshold] = [given]
+        known: Sequence[Threshold] = [fit_threshold(given, contract)]
     else:
-        known = known_thresholds(given, contract, far=far_for_fpir(fpir, gallery_size))
+        known = known_thresholds(given, contract)
     return threshold_from_pairs(known, fpir=fpir, gallery_size=gallery_size)
 
 
@@ -152,7 +173,12 @@ def far_for_fpir(fpir: float, comparisons: int) -> float:
 
 
 def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, gallery_size: int) -> SearchThreshold:
-    """Choose among verification thresholds by the formula of `fpir_of_far`.
+    """Choose between verification thresholds by the formula of `fpir_of_far`.
+
+    The FAR that the formula asks for lies between two calibrated rates. Between them the threshold is interpolated
+    linearly over the normal quantile of the FAR, which is exact where impostor scores are normally distributed, and
+    extrapolated for up to a decade below the strictest one, if there are enough impostor pairs for the rate. Measured
+    on LFW in galleries of 10 to 1,559 people by benchmarks/thresholds.py.
 
     Parameters
     ----------
@@ -164,7 +190,8 @@ def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, galler
     Returns
     -------
     SearchThreshold
-        From the most permissive threshold whose FAR is low enough.
+        From the two thresholds whose FARs enclose the one needed, or are next to it; above all of them, from the most
+        permissive one.
 
     Raises
     ------
@@ -175,8 +202,10 @@ def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, galler
     """
     require_same_contract(*(each.contract_id for each in thresholds), what="thresholds")
     far = far_for_fpir(fpir, gallery_size)
-    strict = [each for each in thresholds if each.assured_far <= far * (1 + 1e-9)]
-    if not strict:
+    rising = sorted((each for each in thresholds if each.far is not None), key=lambda each: each.assured_far)
+    below = sum(each.assured_far <= far * (1 + 1e-9) for each in rising)  # as strict as is needed
+    low, high = rising[max(0, below - 1) :][:1], rising[max(1, below) :][:1]
+    if not below and not (high and _reaches(rising[0], far)):
         lowest = min((each.assured_far for each in thresholds), default=math.nan)
         rounded = f"{0.995 * far:.3g}"  # never rounded up, or it would not do
         raise InputError(
@@ -184,17 +213,37 @@ def threshold_from_pairs(thresholds: Sequence[Threshold], *, fpir: float, galler
             f"strictest is of FAR {lowest:g}; calibrate one: edgeface calibrate --far {rounded}, which needs at least "
             f"{trials_needed(far):,} impostor pairs, or measure with people who are not enrolled"
         )
-    chosen = max(strict, key=lambda each: each.assured_far)
-    low, high = (fpir_of_far(each, gallery_size) for each in chosen.far_interval)
+    return _between(low[0], (high or low)[0], far, fpir=fpir, gallery_size=gallery_size)
+
+
+def _reaches(strictest: Threshold, far: float) -> bool:
+    """Whether a rate below the strictest one can be extrapolated: within a decade, and there are enough pairs."""
+    return far >= strictest.assured_far / 10 and strictest.impostors >= trials_needed(far)
+
+
+def _between(low: Threshold, high: Threshold, far: float, *, fpir: float, gallery_size: int) -> SearchThreshold:
+    """Make the search threshold of a FAR by two verification thresholds that enclose it or lie above it."""
+    share, impostors, accepts = 0.0, low.impostors, low.false_accepts
+    if low is not high and abs(low.assured_far - far) > 1e-9 * far:
+        at, start, end = (NormalDist().inv_cdf(rate) for rate in (far, low.assured_far, high.assured_far))
+        share, impostors = (at - start) / (end - start), min(low.impostors, high.impostors)
+        accepts = math.floor(far * impostors + 1e-9)
+    least, most = (
+        fpir_of_far(each, gallery_size) for each in clopper_pearson(accepts, impostors, confidence=low.confidence)
+    )
+    places = (each.measured_on for each in (low, high)[: 2 if share else 1])
     return SearchThreshold(
-        value=chosen.cosine,
-        contract_id=chosen.contract_id,
+        value=min(1.0, low.cosine + share * (high.cosine - low.cosine)),
+        contract_id=low.contract_id,
         fpir=fpir,
         gallery_size=gallery_size,
         basis="pairs",
-        expected_fpir=fpir_of_far(chosen.observed_far, gallery_size),
-        fpir_interval=(low, high),
-        supported=chosen.supported,
+        expected_fpir=fpir_of_far(accepts / impostors, gallery_size),
+        fpir_interval=(least, most),
+        expected_fnir=min(1.0, low.frr + share * (high.frr - low.frr)),
+        supported=impostors >= trials_needed(far if share else low.assured_far),
+        measured_on=" and ".join(dict.fromkeys(place for place in places if place)),
+        inherited=low.inherited,
     )
 
 

@@ -28,10 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
-
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError, OutputError
-from edgeface.files import digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
+from edgeface.files import default_root, digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
@@ -44,13 +42,6 @@ LicenseState = Literal["shown", "accepted"]
 _HINT = ", or set EDGEFACE_CACHE"
 writing = functools.partial(output_errors, hint=_HINT)
 """Turns an `OSError` while writing to the store into an `OutputError`."""
-
-
-def default_root() -> Path:
-    """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux)."""
-    if chosen := os.environ.get("EDGEFACE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("edgeface", appauthor=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
 ) -> None:
     assert verify(work, "--json") == 3
     captured = capsys.readouterr()
-    assert "edgeface calibrate --images PEOPLE --model" in captured.err
+    assert "edgeface calibrate PEOPLE --model" in captured.err
     assert json.loads(captured.out)["error"]["kind"] == "MissingError"
 
 

@@ -15,7 +15,7 @@ from edgeface.cli import main
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.pipeline.tracking import Tracker, assign
-from edgeface.recognize.threshold import shipped_thresholds
+from edgeface.recognize.known import shipped_thresholds
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image

@@ -180,6 +180,53 @@ def test_scaling_embeddings_changes_no_angle() -> None:
     np.testing.assert_allclose(one.distances, other.distances, atol=1e-7)
 
 
+def raw(vectors: np.ndarray) -> np.ndarray:
+    """Embeddings of a model that does not normalise: lengths of 5 to 15."""
+    return vectors * np.random.default_rng(3).uniform(5, 15, (len(vectors), 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", [each for each in Metric if each is not Metric.euclidean])
+@pytest.mark.parametrize("subtract", [False, True])
+def test_a_model_that_does_not_normalise_scores_like_its_normalised_self(metric: Metric, subtract: bool) -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=10)
+    vectors = make_vectors(pairs, seed=11)
+    for sides in (vectors, np.hstack([vectors, vectors[:, ::-1]])):  # with the mirror's behind it
+        one, other = (
+            evaluate(each, pairs, protocol=FACENET, metric=metric, subtract_mean=subtract)
+            for each in (sides, raw(sides))
+        )
+        assert other.accuracy == pytest.approx(one.accuracy, abs=0.011)  # one pair, by rounding at a threshold
+        assert other.accuracy > 0.8
+        np.testing.assert_allclose(one.distances, other.distances, atol=1e-6)
+        assert other.to_dict()["thresholds"] == {"from": 0.0, "to": 4.0, "steps": 400}
+        assert other.to_dict()["normalized"] is True
+
+
+def test_euclidean_distances_of_long_embeddings_are_scored_on_their_own_scale() -> None:
+    oracle = pytest.importorskip("sklearn.metrics")
+    pairs = make_pairs(folds=4, per_kind=25, seed=10)
+    vectors = 10 * make_vectors(pairs, seed=11)
+    found = evaluate(vectors, pairs, protocol=FACENET, metric=Metric.euclidean)
+    expected = np.linalg.norm(vectors[pairs.first].astype(float) - vectors[pairs.second], axis=1)
+    np.testing.assert_allclose(found.distances, expected)
+    assert found.accuracy > 0.8
+    assert 4 < found.threshold < expected.max() < found.highest
+    answer = found.to_dict()
+    assert (answer["normalized"], answer["metric"], answer["thresholds"]["to"]) == (False, "euclidean", found.highest)
+    fixed = found.at(10.0)
+    assert fixed["accuracy"] == oracle.accuracy_score(pairs.same, expected < 10.0)
+    assert fixed["tar"] == oracle.recall_score(pairs.same, expected < 10.0)
+
+
+def test_a_cosine_similarity_is_scored_as_its_distance() -> None:
+    pairs = make_pairs(folds=4, per_kind=25, seed=10)
+    vectors = make_vectors(pairs, seed=11)
+    one, other = (
+        evaluate(vectors, pairs, protocol=FACENET, metric=metric) for metric in (Metric.cosine, Metric.cosine_distance)
+    )
+    assert one.to_dict() == other.to_dict()
+
+
 def test_json_has_the_keys_that_were_promised() -> None:
     pairs = make_pairs(folds=4, per_kind=25, seed=12)
     answer = evaluate(make_vectors(pairs, seed=13), pairs, protocol=FACENET, metric=Metric.arccos).to_dict()
@@ -209,8 +256,6 @@ def test_what_does_not_fit_the_protocol_is_refused() -> None:
     vectors = make_vectors(pairs, seed=15)
     with pytest.raises(ContractError, match=f"expected {len(vectors)} embeddings, one for each image, found 1"):
         evaluate(vectors[:1], pairs, protocol=FACENET, metric=Metric.arccos)
-    with pytest.raises(InputError, match="use 'cosine-distance' or 'arccos'"):
-        evaluate(vectors, pairs, protocol=FACENET, metric=Metric.cosine)
     for protocol in ProtocolName:
         single = parse_pairs(b"1\nA\t1\t2\nA\t1\tB\t1\n")
         with pytest.raises(InputError, match="folds, found 1"):

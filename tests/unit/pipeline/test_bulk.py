@@ -21,7 +21,7 @@ from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.progress import Progress, ignore_progress
-from edgeface.recognize.threshold import shipped_thresholds
+from edgeface.recognize.known import shipped_thresholds
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate

@@ -34,7 +34,7 @@ from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import export_gallery, import_gallery
 from edgeface.model.contract import ModelContract
 from edgeface.pipeline.table import EmbeddingTable
-from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, threshold
+from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, known, threshold
 from edgeface.recognize.cluster import chinese_whispers, dbscan
 from edgeface.recognize.identify import Identifier, TrackIdentifier
 from edgeface.recognize.index import PersonRule, pair_scores, rank_people
@@ -196,7 +196,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "FaceAnalyzer.identify": lambda o: analyze(
         o, lambda app, crop: app.identify(crop, o.store, threshold=cut(OTHER_CONTRACT))
     ),
-    "choose_threshold": lambda o: threshold.choose_threshold(limits(OTHER_CONTRACT), contract_of("b")),
+    "choose_threshold": lambda o: known.choose_threshold(limits(OTHER_CONTRACT), contract_of("b")),
     "choose_search_threshold": lambda o: choose_search_threshold(
         limits(OTHER_CONTRACT), contract_of("b"), gallery_size=3
     ),
@@ -207,9 +207,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "pair_scores": lambda o: pair_scores(o.index, [o.alien], np.array([1]), PersonRule()),
     "rank_people": lambda o: rank_people(o.index, o.alien),
     "EmbeddingTable.join": lambda o: EmbeddingTable.join([table(CONTRACT), table(OTHER_CONTRACT)]),
-    "require_calibrated_for": lambda o: threshold.require_calibrated_for(
-        limits(contract_of("a").contract_id), contract_of("b")
-    ),
+    "fit_threshold": lambda o: known.fit_threshold(limits(contract_of("a").contract_id), contract_of("b")),
     "save_thresholds": lambda o: threshold.save_thresholds(
         o.folder / "t.json", [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),

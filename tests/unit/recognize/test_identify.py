@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from edgeface.recognize.open_set import (
     threshold_from_pairs,
     threshold_from_probes,
 )
-from edgeface.recognize.threshold import calibrate
+from edgeface.recognize.threshold import Threshold, calibrate
 
 ID, OTHER = "0123456789abcdef", "f" * 16
 
@@ -149,7 +150,12 @@ def test_a_search_threshold_cuts_where_its_verification_threshold_does(metric: M
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 5000, 16)))
     impostor, genuine = paired(metric, a, b), paired(metric, a, a)
     thresholds = calibrate(genuine, impostor, fars=[0.1, 0.001, 0.0001], contract_id=ID, metric=metric)
-    found = threshold_from_pairs(thresholds, fpir=0.1, gallery_size=100)
+    if metric is Metric.euclidean:
+        with pytest.raises(InputError, match="calibrate with --metric cosine"):
+            threshold_from_pairs(thresholds, fpir=0.1, gallery_size=100)
+        return
+    fpir = fpir_of_far(0.001, 100)
+    found = threshold_from_pairs(thresholds, fpir=fpir, gallery_size=100)
     assert found.contract_id == ID
     cosines = paired(Metric.cosine, a, b)
     accepted = [thresholds[1].accepts(score) for score in impostor]
@@ -159,6 +165,70 @@ def test_a_search_threshold_cuts_where_its_verification_threshold_does(metric: M
     assert found.supported
     with pytest.raises(InputError, match=r"edgeface calibrate --far 1\.05e-05.*284,739"):
         threshold_from_pairs(thresholds, fpir=0.1, gallery_size=10000)
+
+
+def normal_thresholds(fars: Sequence[float], pairs: int = 10**7) -> list[Threshold]:
+    """What calibration gives for impostors N(0, 0.1) and genuine pairs N(0.6, 0.1), without the noise of drawing."""
+    values = stats.norm.isf(fars, 0, 0.1)
+    return [
+        Threshold(
+            value=float(value),
+            metric=Metric.cosine,
+            contract_id=ID,
+            far=far,
+            false_accepts=math.floor(far * pairs + 1e-9),
+            impostors=pairs,
+            false_rejects=round(float(stats.norm.cdf(value, 0.6, 0.1)) * 10**6),
+            genuines=10**6,
+            measured_on="LFW",
+        )
+        for far, value in zip(fars, values, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [3, 20, 150, 1559, 9000])
+def test_between_calibrated_rates_a_search_threshold_is_the_quantile_of_its_own_rate(size: int) -> None:
+    found = threshold_from_pairs(normal_thresholds([1e-2, 1e-3, 1e-4, 1e-5, 1e-6]), fpir=0.01, gallery_size=size)
+    far = 1 - (1 - 0.01) ** (1 / size)
+    assert found.value == pytest.approx(stats.norm.isf(far, 0, 0.1), abs=1e-9)
+    assert found.expected_fpir == pytest.approx(0.01, rel=0.02)
+    assert found.fpir_interval[0] < 0.01 < found.fpir_interval[1]
+    assert found.expected_fnir == pytest.approx(stats.norm.cdf(found.value, 0.6, 0.1), abs=0.02)
+    assert found.supported
+    assert f"FPIR 0.01 on LFW, {size:,} templates" in repr(found)
+    assert "up to 3.5 times" in found.note(size)
+
+
+def test_searches_for_strangers_are_answered_as_often_as_was_asked_for() -> None:
+    found = threshold_from_pairs(normal_thresholds([1e-2, 1e-3, 1e-4]), fpir=0.05, gallery_size=200)
+    best = np.random.default_rng(5).normal(0, 0.1, (20_000, 200)).max(axis=1)
+    assert stats.binomtest(int((best > found.value).sum()), 20_000, 0.05).pvalue > 0.001
+
+
+def test_a_rate_that_the_pairs_are_too_few_for_is_answered_and_marked() -> None:
+    few = normal_thresholds([1e-2, 1e-4], pairs=5000)
+    assert threshold_from_pairs(few, fpir=0.1, gallery_size=100).supported  # FAR 1.05e-3 needs 2,849 pairs
+    assert not threshold_from_pairs(few, fpir=0.01, gallery_size=100).supported  # FAR 1e-4 needs 30,000
+
+
+def test_a_rate_below_the_strictest_is_extrapolated_for_a_decade_where_the_pairs_support_it() -> None:
+    known = normal_thresholds([1e-2, 1e-3, 1e-4, 1e-5, 1e-6], pairs=3 * 10**7)
+    found = threshold_from_pairs(known, fpir=0.001, gallery_size=1559)  # FAR 6.4e-7
+    assert found.value == pytest.approx(stats.norm.isf(far_for_fpir(0.001, 1559), 0, 0.1), abs=1e-9)
+    assert found.supported
+    assert known[-1].frr < found.expected_fnir < 1.0
+    assert "of photos of enrolled people are missed" in found.summary
+    for size in (10**4 + 100, 10**5):  # below 1e-7: too few pairs, and then too far
+        with pytest.raises(InputError, match="edgeface calibrate --far"):
+            threshold_from_pairs(known, fpir=0.001, gallery_size=size)
+    with pytest.raises(InputError, match="edgeface calibrate --far"):
+        threshold_from_pairs(known[-1:], fpir=0.001, gallery_size=1559)  # one point has no slope
+
+
+def test_a_smaller_gallery_never_gets_a_stricter_threshold() -> None:
+    known = normal_thresholds([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    values = [threshold_from_pairs(known, fpir=0.01, gallery_size=size).value for size in range(1, 9000, 7)]
+    assert np.all(np.diff(values) >= 0)
 
 
 def test_the_threshold_from_strangers_keeps_the_share_that_was_asked_for() -> None:
@@ -215,6 +285,7 @@ def test_accepted_unknown_and_inconclusive(make: type) -> None:
         "looks": 1,
         "threshold": 0.6,
         "fpir": 0.01,
+        "measured_on": "",
         "rule": "max",
         "contract_id": ID,
         "person": None,

@@ -22,12 +22,22 @@ def random_vectors(rows: int, *, seed: int, length: int = 64) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("metric", "name"), [(Metric.cosine_distance, "cosine"), (Metric.squared_l2, "sqeuclidean")])
+@pytest.mark.parametrize(("metric", "name"), [(Metric.cosine_distance, "cosine"), (Metric.euclidean, "euclidean")])
 def test_all_pairs_agree_with_scikit_learn(metric: Metric, name: str) -> None:
     oracle = pytest.importorskip("sklearn.metrics")
     a, b = random_vectors(37, seed=1) * 3, random_vectors(23, seed=2)
     expected = oracle.pairwise_distances(a.astype(np.float64), b.astype(np.float64), metric=name)
     np.testing.assert_allclose(pairwise(metric, a, b), expected, atol=1e-12)
+
+
+def test_squared_l2_is_scikit_learns_of_normalised_vectors() -> None:
+    oracle = pytest.importorskip("sklearn.metrics")
+    normalize = pytest.importorskip("sklearn.preprocessing").normalize
+    lengths = np.random.default_rng(0).uniform(1.2, 1.7, (37, 1))  # as dlib's
+    a, b = (random_vectors(37, seed=seed) * lengths for seed in (1, 2))
+    expected = oracle.pairwise_distances(normalize(a), normalize(b), metric="sqeuclidean")
+    np.testing.assert_allclose(pairwise(Metric.squared_l2, a, b), expected, atol=1e-12)
+    np.testing.assert_allclose(paired(Metric.squared_l2, a, b), np.diag(expected), atol=1e-12)
 
 
 def test_known_angles_have_known_scores() -> None:
@@ -37,7 +47,8 @@ def test_known_angles_have_known_scores() -> None:
     np.testing.assert_allclose(paired(Metric.cosine, a, b), [1, 0.5, 0, -1], atol=1e-15)
     np.testing.assert_allclose(paired(Metric.cosine_distance, a, b), [0, 0.5, 1, 2], atol=1e-15)
     np.testing.assert_allclose(paired(Metric.arccos, a, b), [0, 1 / 3, 1 / 2, 1], atol=1e-8)
-    np.testing.assert_allclose(paired(Metric.squared_l2, a, b), [1, 3, 5, 9], atol=1e-15)
+    np.testing.assert_allclose(paired(Metric.squared_l2, a, b), [0, 1, 2, 4], atol=1e-15)
+    np.testing.assert_allclose(paired(Metric.euclidean, a, b) ** 2, [1, 3, 5, 9], atol=1e-14)
 
 
 def test_identical_vectors_give_numbers_where_upstream_gave_nan() -> None:
@@ -47,9 +58,9 @@ def test_identical_vectors_give_numbers_where_upstream_gave_nan() -> None:
     assert (paired(Metric.arccos, a, -a) > 1 - 1e-7).all()
 
 
-def test_concatenated_unit_vectors_reach_8_in_squared_l2() -> None:
+def test_concatenated_unit_vectors_stay_on_the_scale_of_squared_l2() -> None:
     a = np.tile(random_vectors(1, seed=4), 2)
-    assert paired(Metric.squared_l2, a, -a)[0] == pytest.approx(8, abs=1e-5)
+    assert paired(Metric.squared_l2, a, -a)[0] == pytest.approx(Metric.squared_l2.scale[1])
 
 
 @pytest.mark.parametrize("metric", Metric)
@@ -71,12 +82,14 @@ def test_scores_are_symmetric_and_stay_in_their_interval(metric: Metric, vectors
         Metric.cosine: (-1, 1),
         Metric.cosine_distance: (0, 2),
         Metric.arccos: (0, 1),
-        Metric.squared_l2: (0, np.inf),
+        Metric.squared_l2: (0, 4 + 1e-12),
+        Metric.euclidean: (0, np.inf),
     }[metric]
     assert ((scores >= low) & (scores <= high)).all()
     # rounding of the matrix product, magnified by arccos near 0 to its square root
     size = max(1.0, float(np.square(vectors, dtype=np.float64).sum(axis=1).max()))
-    np.testing.assert_allclose(scores, scores.T, atol=1e-12 * size + (1e-7 if metric is Metric.arccos else 0))
+    root = 1e-6 * np.sqrt(size) if metric is Metric.euclidean else 1e-7 if metric is Metric.arccos else 0
+    np.testing.assert_allclose(scores, scores.T, atol=1e-12 * size + root)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])

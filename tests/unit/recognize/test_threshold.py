@@ -185,6 +185,7 @@ def test_verification_says_the_score_the_threshold_and_its_rate() -> None:
         "contract_id": ID,
         "note": "",
         "calibrated_on": "",
+        "measured_on": "",
     }
 
 

@@ -1,0 +1,114 @@
+"""Which thresholds are known for a model: the user's own, those that ship, and what every answer says about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeface.errors import InputError
+from edgeface.recognize import Embedding, Metric, Threshold, calibrate, load_thresholds, save_thresholds, verify
+from edgeface.recognize.known import (
+    RATES,
+    advise_calibration,
+    own_path,
+    own_thresholds,
+    shipped_thresholds,
+    thresholds_for,
+)
+from edgeface.recognize.open_set import threshold_from_pairs
+
+FACENET = "c9c4145b201ace67"
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
+
+
+def calibrate_own(impostors: int, *, shift: float = 0.0, contract_id: str = FACENET) -> tuple[Threshold, ...]:
+    """Calibrate on a studio's photos, whose impostors are more alike than LFW's by `shift`."""
+    rng = np.random.default_rng(0)
+    made = calibrate(
+        rng.normal(0.7, 0.1, 500),
+        rng.normal(0.05 + shift, 0.13, impostors),
+        fars=RATES,
+        contract_id=contract_id,
+        metric=Metric.cosine,
+        measured_on="people",
+    )
+    save_thresholds(own_path(contract_id), made)
+    return made
+
+
+def test_every_file_that_ships_is_of_lfw_and_says_so_in_every_answer() -> None:
+    files = sorted(Path(str(own_path.__code__.co_filename)).with_name("thresholds").glob("*.json"))
+    assert FACENET in {path.stem for path in files}
+    for path in files:
+        known = load_thresholds(path)
+        assert shipped_thresholds(path.stem) == known
+        assert {each.contract_id for each in known} == {path.stem}
+        assert {each.far for each in known} >= set(RATES)
+        assert all(each.supported and each.measured_on == "LFW" for each in known)
+        at = {each.far: each for each in known}
+        face = Embedding([1.0, 0.0], path.stem)
+        answer = verify(face, face, at[0.001])
+        assert "far=0.001 on LFW" in repr(answer)
+        assert answer.to_dict()["measured_on"] == "LFW"
+        assert "up to 3.5 times as high. Calibrate on your own: edgeface calibrate PEOPLE" in answer.to_dict()["note"]
+        search = threshold_from_pairs(known, fpir=0.001, gallery_size=1559)
+        assert search.supported
+        assert "FPIR 0.001 on LFW" in search.summary
+        assert at[1e-6].frr < search.expected_fnir < 1
+
+
+def test_the_users_own_thresholds_go_before_those_that_ship_where_the_photos_suffice() -> None:
+    own = {each.far: each for each in calibrate_own(4000, shift=0.1)}
+    shipped = {each.far: each for each in shipped_thresholds(FACENET)}
+    known = {each.far: each for each in thresholds_for(FACENET)}
+    assert (known[0.01], known[0.001]) == (own[0.01], own[0.001])
+    assert known[0.01].value > shipped[0.01].value
+    assert "LFW" not in known[0.01].note
+    for far in (1e-4, 1e-5, 1e-6):  # 4,000 pairs say nothing about these
+        assert known[far].value == max(own[far].value, shipped[far].value)
+    assert known[1e-6].measured_on == "LFW"
+    values = [known[far].value for far in RATES]
+    assert values == sorted(values)
+
+
+def test_a_rate_between_own_and_shipped_thresholds_names_both() -> None:
+    calibrate_own(4000)
+    found = threshold_from_pairs(thresholds_for(FACENET), fpir=0.01, gallery_size=20)  # FAR 5e-4
+    assert found.measured_on == "LFW and people"
+    assert "3.5 times" in found.note(20)
+
+
+def test_a_former_id_finds_what_was_stored_for_todays() -> None:
+    calibrate_own(4000)
+    assert own_thresholds("4c0ebb72970188bf") == own_thresholds(FACENET) != ()
+    assert shipped_thresholds("../thresholds/" + FACENET) == own_thresholds("../thresholds/" + FACENET) == ()
+
+
+def test_a_stored_file_that_is_damaged_is_named_and_not_passed_over() -> None:
+    calibrate_own(4000)
+    own_path(FACENET).write_text("{")
+    with pytest.raises(InputError, match=FACENET):
+        thresholds_for(FACENET)
+
+
+def test_thresholds_of_0_1_say_nothing_about_where_they_were_measured(tmp_path: Path) -> None:
+    calibrate_own(4000)
+    document = json.loads(own_path(FACENET).read_text())
+    for each in document["thresholds"]:
+        del each["measured_on"], each["inherited"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    assert {each.measured_on for each in load_thresholds(tmp_path / "old.json")} == {""}
+
+
+def test_the_advice_to_calibrate_comes_with_20_people_and_ends_when_it_was_followed() -> None:
+    assert advise_calibration(FACENET, 19) == ""
+    assert advise_calibration(FACENET, 20, "staff/") == "calibrate on your own photos: edgeface calibrate staff/"
+    calibrate_own(4000)
+    assert advise_calibration(FACENET, 20) == ""
