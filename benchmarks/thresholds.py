@@ -63,8 +63,8 @@ def main() -> None:
         contract_id=contract.contract_id,
         metric=Metric.cosine,
         measured_on=SHIPPED_ON,
-        created_from=f"{len(genuine):,} genuine and all {len(impostor):,} impostor pairs of {len(vectors):,} LFW images "
-        f"in the official pairs (benchmarks/thresholds.py), reference MTCNN, {contract.alignment}, FP32",
+        created_from=f"{len(genuine):,} genuine and all {len(impostor):,} impostor pairs of {len(vectors):,} LFW "
+        f"images in the official pairs (benchmarks/thresholds.py), reference MTCNN, {contract.alignment}, FP32",
     )
     if options.ship:
         ship(options.ship / f"{contract.contract_id}.json", thresholds)
