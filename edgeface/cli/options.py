@@ -227,6 +227,12 @@ class RecipeOptions:
         bool | None,
         typer.Option("--normalized/--raw", help="Whether embeddings have unit length. Default: as the model returns."),
     ] = None
+    lrn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="keras|torch|none", help="Response normalisation of an OpenFace model. Default: as the file says."
+        ),
+    ] = None
 
     def parts(self) -> RecipeParts:
         """Return the recipe file's parts, replaced by the options that are given.

@@ -53,7 +53,7 @@ class Format:
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file or folder, by its suffix.
+    """Return the format of a file or folder, by its suffix or what the folder holds.
 
     Raises NotSupportedError for the suffix of a framework that cannot be converted.
     """
@@ -61,12 +61,14 @@ def format_of(path: Path) -> Format:
     if suffix in _OTHER_FRAMEWORKS:
         raise NotSupportedError(
             f"{path}: expected a model that can be converted, found one of {_OTHER_FRAMEWORKS[suffix]}; "
-            "edgeface converts TensorFlow, ONNX and dlib models so far"
+            "edgeface converts TensorFlow, ONNX, dlib and OpenFace models so far"
         )
     if suffix == ".dat":
         return Format(_read_dlib, DLIB_RECIPE)
     if suffix == ".onnx":
         return Format(_read_onnx, None)
+    if suffix in (".h5", ".hdf5") or _holds_openface(path):
+        return Format(_read_openface, "openface-nn4-small2")
     return Format(_read_tensorflow, DEFAULT_RECIPE)
 
 
@@ -90,13 +92,19 @@ def _read_onnx(path: Path, recipe: Recipe) -> SourceModel:
     return load_onnx(path, recipe)
 
 
-_OTHER_FRAMEWORKS = {
-    ".pt": "PyTorch",
-    ".pth": "PyTorch",
-    ".h5": "Keras",
-    ".keras": "Keras",
-    ".tflite": "TensorFlow Lite",
-}
+def _holds_openface(path: Path) -> bool:
+    from edgeface.convert.openface import is_openface_folder
+
+    return is_openface_folder(path)
+
+
+def _read_openface(path: Path, recipe: Recipe) -> SourceModel:
+    from edgeface.convert.openface import load_openface
+
+    return load_openface(path, recipe)
+
+
+_OTHER_FRAMEWORKS = {".pt": "PyTorch", ".pth": "PyTorch", ".keras": "Keras", ".tflite": "TensorFlow Lite"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,8 @@ def convert(
     Parameters
     ----------
     model
-        Zoo name, or path of a frozen .pb, .meta, checkpoint folder, SavedModel or dlib's .dat. For a file or folder in
-        the working directory whose name is a zoo name, write ``./name``.
+        Zoo name, or path of a frozen .pb, .meta, checkpoint folder, SavedModel, .onnx, dlib's .dat, OpenFace's .h5 or
+        folder of CSV files. For a file or folder in the working directory whose name is a zoo name, write ``./name``.
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
         IR becomes the default model; only an IR with the default layout, colour and batch goes there.
@@ -264,7 +272,10 @@ def find_recipe(path: Path, name: str, entry: ModelEntry | None, told: RecipePar
         known = catalog[default]
         log.info("%s: preprocessing and alignment are those of %s", path, known.name)
     base = parts_of(known) if known is not None else RecipeParts()
-    return base.complete(told, RecipeParts(name=name))
+    recipe = base.complete(told, RecipeParts(name=name))
+    if recipe.lrn is not None and format_of(path).reader is not _read_openface:
+        raise InputError(path=path, expected="an OpenFace model, where a recipe says lrn", found="another model")
+    return recipe
 
 
 def provenance_of(source: SourceModel, catalog: Catalog) -> Provenance:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
@@ -17,6 +17,7 @@ from edgeface.zoo.catalog import Document, explain_problem
 from edgeface.zoo.schema import ModelEntry
 
 Triple = tuple[float, float, float]
+Lrn = Literal["keras", "torch", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,9 @@ class Recipe:
     normalized
         Whether embeddings leave the IR with unit length. True normalises them where the source model does not;
         False requires a model that does not. None leaves them as the model gives them.
+    lrn
+        Local response normalisation of an OpenFace model: that of the Keras port, that of the original in Torch, or
+        none; None where the file says it. Other models have none to choose.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Recipe:
     alignment: Alignment
     output: str | None = None
     normalized: bool | None = None
+    lrn: Lrn | None = None
 
 
 def _triple(value: Any) -> Any:
@@ -125,6 +130,7 @@ class RecipeParts(BaseModel):
     alignment: Annotated[Alignment, BeforeValidator(_alignment)] | None = None
     output: Annotated[str, Strict()] | None = None
     normalized: Annotated[bool, Strict()] | None = None
+    lrn: Lrn | None = None
 
     def told(self) -> dict[str, Any]:
         """Return the parts that were given."""
