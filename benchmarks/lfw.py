@@ -1,10 +1,11 @@
 """Measure the accuracy of a model on LFW by several protocols and with several face detectors. Prints JSON.
 
-    python benchmarks/lfw.py --model FACENET.xml [--faces reference mtcnn yunet retail-0004]
+    python benchmarks/lfw.py --model IR.xml [--faces reference mtcnn yunet retail-0004] [--precision f32]
 
 The 7,701 images are cut with the boxes of each source. The rows are davidsandberg's protocol on one image and on image
 and mirror, Open Model Zoo's, and, on the reference boxes, davidsandberg's on the pixels themselves as a baseline. Crops
-that several sources cut alike, to the last bit, are embedded once.
+that several sources cut alike, to the last bit, are embedded once. dlib's model has rows of its own, on one image: its
+descriptors have no unit length, and its users compare Euclidean distances with a fixed 0.6.
 `--keep FILE` takes the rows of the other sources from an earlier answer, `--cache FILE` stores the embeddings so that a
 run can be interrupted; both are refused if they were made with another model, device or inference precision. For speed
 see benchmarks/pipeline.py.
@@ -27,8 +28,10 @@ import openvino as ov
 from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
+from edgeface.model.ir_file import read_contract
 from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder
+from edgeface.runtime.plan import DevicePlan
 from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -51,13 +54,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
     parser.add_argument("--device", default="CPU")
+    parser.add_argument("--precision", choices=["f32", "bf16", "f16"], help="of inference; by default the device's own")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="an earlier answer to complete")
     parser.add_argument("--cache", type=Path, metavar="NPZ", help="embeddings of an interrupted run")
     options = parser.parse_args()
     pairs = read_pairs(DATA / "lfw" / "pairs.txt")
     files = find_images(DATA / "lfw" / "images", pairs.images)
     rows: list[dict[str, object]] = []
-    with Embedder.load(options.model, device=options.device, flip="concatenate") as embedder:
+    dlib = read_contract(options.model)[1].framework == "dlib"
+    plan = DevicePlan(device=options.device, precision=options.precision)
+    with Embedder.load(options.model, plan=plan, flip=None if dlib else "concatenate") as embedder:
         if options.keep:
             kept = json.loads(options.keep.read_text())
             require_same(kept.get("settings"), settings_of(embedder), source=options.keep)
@@ -67,8 +73,11 @@ def main() -> None:
             with faces(name, options.device) as source:
                 cutter = FaceCutter(files, pairs.images, embedder.contract, source)
                 vectors = cache.embed(cutter, name)
-                rows += [tell_row(title, name, each, cutter) for title, each in evaluations(vectors, pairs)]
-                if name == "reference":
+                scored = dlib_evaluations(vectors, pairs) if dlib else evaluations(vectors, pairs)
+                rows += [tell_row(title, name, each, cutter) for title, each in scored]
+                if dlib:
+                    rows.append({"row": "dlib, fixed", "faces": name, **at_the_fixed_threshold(vectors, pairs)})
+                elif name == "reference":
                     rows.append(tell_row("facenet, pixels", name, pixel_baseline(cutter, pairs), cutter))
         settings = settings_of(embedder)
     answer = {"benchmark": "lfw", "model": options.model.name, "settings": settings, "rows": rows}
@@ -153,6 +162,33 @@ def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evalua
     }
     for title, (protocol, metric) in mirror.items():
         yield (title, evaluate(vectors, pairs, protocol=protocol, metric=metric, subtract_mean=True))
+
+
+def dlib_evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:
+    """Score descriptors of dlib by davidsandberg's protocol, with thresholds of a twentieth of its steps of 0.01."""
+    first, second = vectors[pairs.first].astype(np.float64), vectors[pairs.second].astype(np.float64)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    distances = {"cosine": 20 * (1 - (first * second).sum(axis=1) / lengths), "Euclidean": euclidean(vectors, pairs)}
+    for name, each in distances.items():
+        metric = "20 * cosine-distance" if name == "cosine" else "l2"
+        yield (f"dlib, {name}", evaluate_distances(each, pairs, protocol=ProtocolName.facenet, metric=metric))
+
+
+def euclidean(vectors: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Distances of the pairs, not squared."""
+    return np.linalg.norm(vectors[pairs.first].astype(np.float64) - vectors[pairs.second], axis=1)
+
+
+def at_the_fixed_threshold(vectors: np.ndarray, pairs: Pairs, threshold: float = 0.6) -> dict[str, object]:
+    """Accuracy and rates at the distance that dlib's users take."""
+    accepted = euclidean(vectors, pairs) < threshold
+    return {
+        "metric": "l2",
+        "threshold": threshold,
+        "accuracy": round(float((accepted == pairs.same).mean()), 4),
+        "tar": round(float(accepted[pairs.same].mean()), 4),
+        "far": round(float(accepted[~pairs.same].mean()), 4),
+    }
 
 
 def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Evaluation:

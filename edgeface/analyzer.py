@@ -239,7 +239,7 @@ class FaceAnalyzer:
         first = self._embed_one(a, face_a, name_a)
         second = self._embed_one(b, face_b, name_b)
         answer = verify(_embedding(first, name_a), _embedding(second, name_b), decisive)
-        return replace(answer, face_a=first, face_b=second)
+        return replace(answer, face_a=first, face_b=second, model=self.contract.name)
 
     @overload
     def embed(self, photos: PhotoLike) -> Embedding: ...
@@ -342,8 +342,8 @@ class FaceAnalyzer:
             faces = self.analyze(photo, gate=gate)
             identifier = Identifier(index, threshold, rule=scored, margin=margin)
             found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
-        unusable = Identification(verdict=Verdict.unusable, threshold=threshold, rule=scored)
-        return [replace(unusable if face.embedding is None else next(found), face=face) for face in faces]
+        unusable, name = Identification(verdict=Verdict.unusable, threshold=threshold, rule=scored), self.contract.name
+        return [replace(unusable if face.embedding is None else next(found), face=face, model=name) for face in faces]
 
     def search_threshold(
         self,

@@ -48,11 +48,15 @@ def embed(
 
     require_format(output)
     with options.load() as app, out.progress_bars() as progress:
-        result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
+        result, model = (
+            embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
+            app.contract.name,
+        )
     if json:
         out.emit_json(
             {
                 "output": str(output),
+                "model": model,
                 "contract_id": result.table.contract_id,
                 "rows": len(result.table),
                 "files": result.files,
@@ -62,7 +66,8 @@ def embed(
         )
     else:
         out.print_line(
-            f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}"
+            f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}, "
+            f"by {model}"
         )
     out.finish(result.failures, strict=strict)
 
@@ -117,5 +122,6 @@ def _show(result: Verification) -> None:
     rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}{where}"
     relation = ">" if result.score > threshold.value else "<="
     out.print_line(f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}")
+    out.print_line(f"model: {result.model} ({threshold.contract_id})")
     if threshold.note:
         out.print_note(threshold.note)

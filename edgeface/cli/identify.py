@@ -62,7 +62,7 @@ def identify(
     failures: dict[Path, str] = {}
     found: dict[Path, list[Identification]] = {}
     with options.load() as app:
-        contract_id = app.contract.contract_id
+        model, contract_id = app.contract.name, app.contract.contract_id
         with open_gallery(gallery, key, contract_id=contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))
             if not json:
@@ -84,6 +84,7 @@ def identify(
         out.emit_json(
             {
                 "gallery": str(gallery),
+                "model": model,
                 "contract_id": contract_id,
                 "templates": limit.gallery_size,
                 "threshold": limit.value,
@@ -103,6 +104,8 @@ def identify(
                 "failures": out.list_failures(failures),
             }
         )
+    else:
+        out.print_line(f"model: {model} ({contract_id})")
     out.finish(failures, strict=strict)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)

@@ -60,6 +60,8 @@ class Identification:
         one, and if the index knows no names.
     face
         What was identified; None where embeddings were.
+    model
+        Name of the model; None where embeddings were identified.
     """
 
     verdict: Verdict
@@ -73,6 +75,7 @@ class Identification:
     person: str | None = None
     runner_up: str | None = None
     face: Face | None = None
+    model: str | None = None
 
     @property
     def known(self) -> bool:
@@ -111,6 +114,7 @@ class Identification:
             "fpir": self.threshold.fpir,
             "measured_on": self.threshold.measured_on,
             "rule": self.rule.name,
+            **({} if self.model is None else {"model": self.model}),
             "contract_id": self.threshold.contract_id,
         } | ({} if self.face is None else {"face": self.face.to_dict()})
 

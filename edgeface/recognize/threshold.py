@@ -381,6 +381,8 @@ class Verification:
         What decided, with the false accept rate it was calibrated for.
     face_a, face_b
         The faces that were compared; None where embeddings were.
+    model
+        Name of the model; None where embeddings were compared.
     """
 
     matched: bool
@@ -388,6 +390,7 @@ class Verification:
     threshold: Threshold
     face_a: Face | None = None
     face_b: Face | None = None
+    model: str | None = None
 
     def __bool__(self) -> bool:
         return self.matched
@@ -417,6 +420,7 @@ class Verification:
             "far": self.far,
             "far_interval": list(self.threshold.far_interval),
             "supported": self.threshold.supported,
+            **({} if self.model is None else {"model": self.model}),
             "contract_id": self.threshold.contract_id,
             "note": self.threshold.note,
             "calibrated_on": self.threshold.created_from,

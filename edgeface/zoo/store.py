@@ -277,9 +277,9 @@ class ModelStore:
         blobs = {file.name: self.blob(entry, file) for file in entry.files}
         if None in blobs.values():
             return None
-        recipe = entry.model_dump(mode="json", include={"postprocessing", "conversion"})
-        if recipe["conversion"]:
-            del recipe["conversion"]["weights_id"]  # decides nothing, and folders of edgeface 0.1 stay valid
+        # Other keys of a conversion decide nothing, and folders of edgeface 0.1 stay valid without them.
+        decisive = {"postprocessing": True, "conversion": {"source", "sha256"}}
+        recipe = entry.model_dump(mode="json", include=decisive)
         recipe["files"] = {name: blob.sha256 for name, blob in blobs.items() if blob is not None}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 

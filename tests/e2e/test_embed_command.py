@@ -54,6 +54,13 @@ def test_a_second_run_embeds_nothing_again(work: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out.partition("\n")[2])["reused"] == 3
 
 
+def test_the_answer_names_the_model(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(work, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "tiny"
+    assert embed(work) == 0
+    assert capsys.readouterr().out.rstrip().endswith("by tiny")
+
+
 def test_strict_turns_a_broken_file_into_exit_1_and_still_writes(work: Path) -> None:
     assert embed(work, "--strict") == 1
     assert len(EmbeddingTable.load(work / "out.npz")) == 3

@@ -58,6 +58,7 @@ def test_each_face_is_accepted_unknown_or_inconclusive(work: Path, capsys: pytes
     }
     assert (found["Blue"]["person"], found["Blue"]["runner_up"]) == ("Blue", "Green")
     assert (answer["recognised"], answer["templates"], answer["fpir"]) == (2, 2, None)
+    assert answer["model"] == "tiny"
     assert "never measured" in " ".join(captured.err.split())
 
 

@@ -193,6 +193,7 @@ def test_verify_is_true_for_one_person_and_false_for_two(app: FaceAnalyzer) -> N
     answer = different.to_dict()
     assert (answer["same"], answer["matched"]) == (False, False)
     assert answer["face_a"]["box"] == [0, 0, 40, 40]
+    assert answer["model"] == different.model == "tiny"
 
 
 def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is_compared(app: FaceAnalyzer) -> None:
@@ -270,6 +271,7 @@ def test_identify_names_everybody_once_from_left_to_right(app: FaceAnalyzer, gal
     assert [bool(each) for each in found] == [each.known for each in found] == [True, False, True, False]
     assert [each.face.number for each in found if each.face] == [1, 2, 3, 4]
     assert repr(found[0]).startswith("Identification(accepted, person='Green', score=")
+    assert {each.to_dict()["model"] for each in found} == {"tiny"}
     (teal,) = app.identify(draw(TEAL), gallery, threshold=0.6, margin=0.2, gate=None)
     assert (teal.verdict.value, bool(teal)) == ("inconclusive", False)
 
