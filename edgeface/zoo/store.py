@@ -278,8 +278,7 @@ class ModelStore:
         if None in blobs.values():
             return None
         # Other keys of a conversion decide nothing, and folders of edgeface 0.1 stay valid without them.
-        decisive = {"postprocessing": True, "conversion": {"source", "sha256"}}
-        recipe = entry.model_dump(mode="json", include=decisive)
+        recipe = entry.model_dump(mode="json", include={"postprocessing": True, "conversion": {"source", "sha256"}})
         recipe["files"] = {name: blob.sha256 for name, blob in blobs.items() if blob is not None}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
