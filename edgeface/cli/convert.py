@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="Zoo name, or a .pb, .meta, checkpoint folder or SavedModel.")],
+    model: Annotated[str, typer.Argument(help="Zoo name, or a .onnx, .pb, .meta, checkpoint folder or SavedModel.")],
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +79,9 @@ def convert(
         Path | None, typer.Option(help="File (.npz) of RGB images and expected embeddings; implies --parity.")
     ] = None,
     recipe: RecipeOptions = RecipeOptions(),  # noqa: B008  # frozen
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the licence of a zoo model for non-commercial use.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Convert a published model into an OpenVINO IR with a contract."""
@@ -95,6 +98,7 @@ def convert(
             batch=_parse_batch(batch),
             name=recipe.name,
             recipe=recipe.parts(),
+            accept_licence=accept_licence,
             parity=functools.partial(check_parity, golden=golden) if parity or golden else None,
         )
     _show_conversion(result, json=json)

@@ -47,7 +47,9 @@ CacheOption = Annotated[
         show_default=False,
     ),
 ]
-AcceptOption = Annotated[bool, typer.Option("--accept-license", "-y", help="Accept the licences without asking.")]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-licence", "--accept-license", "-y", help="Accept the licences without asking.")
+]
 
 
 class ProgressFormat(str, Enum):
@@ -78,6 +80,7 @@ def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_jso
     if as_json:
         return emit_json({"models": [_brief(entry, store, default) for entry in entries]})
     columns = [Column(title, no_wrap=True) for title in ("name", "task", "licence", "bytes", "here")]
+    columns[0].min_width = max(len(entry.name) for entry in entries)  # a name is copied from here
     table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
         here = "yes" if zoo.presence(entry, store=store) else "no"
@@ -384,7 +387,7 @@ def _facts(entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zo
 
 
 def _license_name(entry: zoo.ModelEntry) -> str:
-    return entry.license_name or "see address"
+    return entry.license_name or ("non-commercial" if entry.non_commercial else "see address")
 
 
 def _bytes(size: int | None) -> str:

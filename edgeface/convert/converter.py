@@ -142,6 +142,7 @@ def convert(
     name: str | None = None,
     recipe: RecipeParts | None = None,
     parity: Callable[[Path, Path], ParityReport] | None = None,
+    accept_licence: bool = False,
     store: ModelStore | None = None,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
@@ -167,6 +168,8 @@ def convert(
         Parts of the recipe that replace those of the zoo entry, or that a file without one needs.
     parity
         Called with (source path, IR path); a report that did not pass fails the conversion.
+    accept_licence
+        Accept the licence of a zoo model; one for non-commercial use is refused until it was.
     store, catalog
         The store and the catalog for zoo names.
 
@@ -194,6 +197,8 @@ def convert(
                 remedy="pass --output-dir; the model store keeps only IRs of the default layout, colour and batch",
             )
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
+    if (known := entry or (catalog[name] if name in catalog else None)) is not None:  # noqa: SIM401
+        (store or ModelStore()).require_license(known, accept=accept_licence)
     complete = find_recipe(path, name, entry, told, catalog)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = format_of(path).reader(path, complete)

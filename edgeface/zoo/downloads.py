@@ -101,8 +101,10 @@ def download(
 
     Raises DownloadError if no source delivered a file (what arrived is kept, and the next call resumes there),
     ChecksumError if the bytes are not those that were published or recorded, ArchiveError if an archive is unsafe,
-    OutputError if the store cannot be written, InputError if the mirror is not one.
+    OutputError if the store cannot be written, InputError if the mirror is not one, or the licence of a non-commercial
+    model was not accepted.
     """
+    store.require_license(entry)
     lock = threading.Lock()
     sizes = {file.name: file.size for file in entry.files}
 

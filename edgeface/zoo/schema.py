@@ -273,6 +273,7 @@ class ModelEntry(_Strict):
     framework: Framework
     license: WebAddress  # of the text
     license_name: Text | None = None
+    non_commercial: Flag = False  # downloading and converting it need an acceptance of its licence
     input_info: tuple[Tensor, ...] = ()
     output_info: tuple[Tensor, ...] = ()
     model_optimizer_args: tuple[Text, ...] | None = None

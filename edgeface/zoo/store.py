@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError, OutputError
+from edgeface.errors import ArchiveError, ChecksumError, InputError, ModelNotFoundError, OutputError
 from edgeface.files import default_root, digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
@@ -271,6 +271,19 @@ class ModelStore:
     def record_license(self, entry: ModelEntry, state: LicenseState) -> None:
         """Record that a licence was shown or accepted."""
         self._licenses.update({entry.name: {"license": entry.license, "state": state, "at": _now()}})
+
+    def require_license(self, entry: ModelEntry, *, accept: bool = False) -> None:
+        """Require that the licence of a non-commercial model was accepted; `accept` records that it is.
+
+        Raises InputError if it was not. Other models need no acceptance.
+        """
+        if accept:
+            self.record_license(entry, "accepted")
+        elif entry.non_commercial and self.license_state(entry) != "accepted":
+            raise InputError(
+                f"{entry.name}: its licence, {entry.license}, allows non-commercial use only, and was not accepted; "
+                "read it, then repeat the command with --accept-licence"
+            )
 
     def _fingerprint(self, entry: ModelEntry) -> str | None:
         """Digest of everything that decides a folder's content; None while a file is missing."""

@@ -191,6 +191,24 @@ def test_the_command_converts_a_model_of_ones_own_with_a_recipe_file(
     assert (contract.alignment.recipe, contract.normalized) == ("five-point-112", True)
 
 
+@pytest.mark.slow
+def test_a_non_commercial_model_is_converted_only_once_its_licence_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    path = write_arcface(tmp_path / "w600k_mbf.onnx", batch=1)
+    command = ["convert", str(path), "--name", "insightface-w600k-mbf", "-o", str(tmp_path / "out")]
+
+    assert main(command) == 2
+    assert "allows non-commercial use only" in (told := capsys.readouterr().err)
+    assert "--accept-licence" in told
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--accept-licence"]) == 0
+    assert main(command) == 0
+    rows = expected(path, (photos() - 127.5) / 127.5)
+    assert difference(tmp_path / "out" / "insightface-w600k-mbf.xml", photos(), rows) <= 1e-5
+
+
 # --- damaged and hostile files --------------------------------------------------------------------------------------
 
 
@@ -358,6 +376,17 @@ def test_a_mutated_file_is_read_or_named(tmp_path: Path, count: int) -> None:
 
 
 # --- Face Transformer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sface_is_read_as_opencv_feeds_it(tmp_path: Path) -> None:
+    """Its entry leaves raw RGB to the file, which standardises it itself and has a batch of 1."""
+    path = write_arcface(tmp_path / "sface.onnx", first="arithmetic", batch=1, last="shape")
+
+    result = convert(path, tmp_path / "out", name="sface-2021dec")
+
+    assert difference(result.ir, photos(), expected(path, photos())) <= 1e-5
+    assert result.inputs == {"image_batch/placeholder_port_0": "[?,3,112,112]"}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from extras import need_nncf
 from tiny_net import SIZE, skin_crops, tiny_net, write_tiny_net
 
+from edgeface.convert import convert
 from edgeface.errors import ConversionError, InputError
 from edgeface.model.ir_file import read_ir
 from edgeface.progress import Progress
@@ -159,6 +160,29 @@ def test_a_transformers_loud_channels_are_smoothed_into_its_weights() -> None:
         for op in compress(tiny_net(), inputs(), QuantizationRecipe()).get_ops()
     )
     assert (embed(attention_net(), inputs()) * embed(made, inputs())).sum(axis=1).min() > 0.95
+
+
+@pytest.mark.slow
+def test_a_face_transformer_keeps_its_embeddings_in_int8(tmp_path: Path) -> None:
+    """Face Transformer's blocks at full width, two of them, as its ONNX file is converted."""
+    pytest.importorskip("onnx")
+    from tiny_onnx import write_face_transformer
+
+    path = write_face_transformer(tmp_path / "vit.onnx", depth=2)
+    model = ov.Core().read_model(convert(path, tmp_path / "out", name="facetransformer-octuplet").ir)
+    rng = np.random.default_rng(4)
+    colours = rng.uniform(0, 255, (6, 1, 3, 2, 2)).astype(np.float32)
+    photos = list(colours.repeat(56, axis=3).repeat(56, axis=4))
+
+    made = compress(model, photos, QuantizationRecipe())
+
+    assert is_transformer(model)
+    assert any("smooth_quant" in op.get_friendly_name() for op in made.get_ops())
+    matmuls = {op.get_friendly_name() for op in made.get_ops() if op.get_type_name() == "MatMul"}
+    assert len(matmuls & rounded(made)) >= 2 * 4  # of each block: qkv, projection, both layers of the MLP
+    before, after = embed(model, photos), embed(made, photos)
+    assert cosines(before, after).min() > 0.999
+    assert cosines(before - before.mean(axis=0), after - after.mean(axis=0)).min() > 0.99  # what differs between photos
 
 
 @pytest.mark.slow

@@ -136,6 +136,33 @@ def test_a_licence_can_be_accepted_without_a_person(options: list[str], capsys: 
     assert answer(capsys)["license_state"] == "accepted"
 
 
+@pytest.fixture
+def non_commercial(options: list[str], tmp_path: Path) -> list[str]:
+    """The options, with a catalog whose model is for non-commercial use."""
+    text = CATALOG.replace("license_name: MIT", "license_name: MIT\n    non_commercial: true")
+    (tmp_path / "model_zoo.yml").write_text(text, encoding="utf-8")
+    return options
+
+
+def test_a_non_commercial_model_is_downloaded_only_once_its_licence_is_accepted(
+    non_commercial: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["zoo", "download", "tiny", *non_commercial]) == 2
+    assert "allows non-commercial use only" in (told := capsys.readouterr().err)
+    assert "--accept-licence" in told
+    assert not (tmp_path / "cache" / "models").exists()
+    assert main(["zoo", "download", "tiny", "--accept-licence", *non_commercial]) == 0
+    assert main(["zoo", "download", "tiny", *non_commercial]) == 0  # it was recorded
+
+
+def test_a_changed_licence_has_to_be_accepted_again(non_commercial: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert main(["zoo", "download", "tiny", "--accept-license", *non_commercial]) == 0
+    catalog = tmp_path / "model_zoo.yml"
+    catalog.write_text(catalog.read_text().replace("example.org/license", "example.org/other"), encoding="utf-8")
+
+    assert main(["zoo", "download", "tiny", *non_commercial]) == 2
+
+
 @pytest.mark.parametrize(("reply", "code", "state"), [("y", 0, "accepted"), ("", 2, "shown")])
 def test_a_person_on_a_terminal_is_asked(
     options: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, reply: str, code: int, state: str
