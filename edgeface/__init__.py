@@ -89,6 +89,7 @@ def load(
     flip: Literal["average", "concatenate"] | None = None,
     cache_dir: Path | None = None,
     key: bytes | None = None,
+    allow_seeded: bool = False,
 ) -> FaceAnalyzer:
     """Load a model and a detector.
 
@@ -109,6 +110,8 @@ def load(
         Folder for compiled models, which makes later loads faster; None: compile every time.
     key
         The 32 bytes that an encrypted IR was encrypted with.
+    allow_seeded
+        Load a model of random weights too, which recognises no one.
 
     Returns
     -------
@@ -120,7 +123,7 @@ def load(
     ModelNotFoundError
         If no model is given and there is no default; the text says how to make one.
     ModelFormatError, ContractError
-        If it is not an IR, damaged, or has no contract.
+        If it is not an IR, damaged, has no contract, or has seeded weights.
     DeviceError
         If the device is absent or cannot run the model.
 
@@ -132,7 +135,9 @@ def load(
     from edgeface.analyzer import FaceAnalyzer
     from edgeface.runtime.embedder import Embedder
 
-    embedder = Embedder.load(find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key)
+    embedder = Embedder.load(
+        find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key, allow_seeded=allow_seeded
+    )
     try:
         if isinstance(detector, str):
             detector = load_detector(
@@ -145,7 +150,13 @@ def load(
 
 
 def verify(
-    a: PhotoLike, b: PhotoLike, *, model: str | Path | None = None, device: str = "CPU", **options: Any
+    a: PhotoLike,
+    b: PhotoLike,
+    *,
+    model: str | Path | None = None,
+    device: str = "CPU",
+    allow_seeded: bool = False,
+    **options: Any,
 ) -> Verification:
     """Decide whether two photos show the same person. Use `load` to compare more than two.
 
@@ -153,7 +164,7 @@ def verify(
     ----------
     a, b
         Paths, bytes of image files, (H, W, 3) uint8 BGR arrays, or Pillow images.
-    model, device
+    model, device, allow_seeded
         As for `load`.
     options
         ``far``, ``threshold``, ``face_a``, ``face_b``, as for `FaceAnalyzer.verify`.
@@ -168,7 +179,7 @@ def verify(
     >>> edgeface.verify("a.jpg", "b.jpg")  # doctest: +SKIP
     Verification(matched=True, cosine 0.8123 > 0.5701, far=0.001)
     """
-    with load(model, device=device) as app:
+    with load(model, device=device, allow_seeded=allow_seeded) as app:
         return app.verify(a, b, **options)
 
 

@@ -18,7 +18,7 @@ except ImportError:  # OpenVINO 2024
 TINY_SIZE = 32
 
 
-def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin: int = 0) -> Path:
+def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin: int = 0, **changes: object) -> Path:
     """Write folder/name.xml: (B, 3, 32, 32) BGR to unit-length means of blue, green and red."""
     image = ops.parameter([-1, 3, TINY_SIZE, TINY_SIZE], np.float32, name="image")
     mean = ops.reduce_mean(image, ops.constant(np.array([2, 3])), keep_dims=False)
@@ -32,6 +32,7 @@ def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin
         input_size=(TINY_SIZE, TINY_SIZE),
         embedding_dim=3,
         alignment=Alignment("mtcnn-box-margin", margin),
+        **changes,
     )
     contract.write_to(model)
     path = folder / f"{name}.xml"

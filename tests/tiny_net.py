@@ -43,7 +43,7 @@ def tiny_net(*, seed: int = 0) -> ov.Model:
 def write_tiny_net(folder: Path, *, name: str = "tiny", seed: int = 0, **changes: object) -> Path:
     """Write the model as folder/name.xml with its contract; its pictures are crops as they are."""
     model = tiny_net(seed=seed)
-    own = {"source_sha256": "a" * 64, "provenance": "seeded", "scale": (128, 128, 128), "embedding_dim": DIM}
+    own = {"source_sha256": "a" * 64, "scale": (128, 128, 128), "embedding_dim": DIM}
     sample_contract(**(own | {"name": name} | changes)).write_to(model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.xml"

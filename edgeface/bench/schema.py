@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from edgeface.bench.reading import Frozen
+from edgeface.model.contract import Provenance
 from edgeface.stats import LatencyKey
 
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk"]
@@ -28,6 +29,7 @@ class ModelInfo(ResultPart):
 
     name: str  # The contract's, else the file's without its suffix
     contract_id: str | None = None  # None: the model has no contract
+    provenance: Provenance | None = None  # Of its weights, as the contract says
     digest: Digest | None = None  # SHA-256 over the bytes of the .xml and then the .bin, or of the .onnx
     format: Literal["ir", "onnx"] | None = None  # Format of the file
     # What most of the MACs are stored as: ``FP32``, ``FP16``, ``INT8``; the contract's, if there is one

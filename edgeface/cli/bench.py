@@ -14,7 +14,7 @@ from rich.markup import escape
 import edgeface
 from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, option, report, sweep
 from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def run(
         if not json:
             show(result, stdout)
     if json:
+        warn_if_seeded(result.model.provenance)
         emit_json(result.to_dict(samples=False))
     elif written is not None:
         stdout.print(f"{escape(str(written))} written", soft_wrap=True)

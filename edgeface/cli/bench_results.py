@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError, NegativeResult
 from edgeface.progress import Progress
 
@@ -88,6 +88,8 @@ def report(
     entries = read_entries(results)
     for path in output:
         write_report(entries, path)
+    for provenance in {each.result.model.provenance for each in entries}:
+        warn_if_seeded(provenance)
     if json:
         return emit_json({"results": len(entries), "outputs": [str(path) for path in output]})
     for path in output:
@@ -151,6 +153,7 @@ def sweep(
             peak=peak,
             on_step=lambda step: progress(Progress("sweep", step.number - 1, step.total, "runs")),
         )
+    warn_if_seeded(found.provenance)
     for kind in ("absent", "failed", "skipped"):
         for left in getattr(found, kind):
             stderr.print(f"[bold yellow]{kind}:[/] {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)

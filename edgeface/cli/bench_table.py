@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from edgeface.bench.report.tables import slowdown_words
 from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import rounded
+from edgeface.model.contract import SEEDED_WARNING
 
 if TYPE_CHECKING:
     from edgeface.bench.compare.comparison import Comparison, Gate
@@ -78,7 +79,8 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
 
 
 def _doubts(result: BenchmarkResult) -> list[str]:
-    doubts = [f"disturbed: {reason}" for reason in result.disturbances]
+    doubts = [SEEDED_WARNING] if result.model.provenance == "seeded" else []
+    doubts += [f"disturbed: {reason}" for reason in result.disturbances]
     doubts += [f"note: {note}" for note in result.execution.notes]
     if result.partial:
         doubts.append("partial: the run was interrupted")

@@ -11,10 +11,10 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import (
+    EvaluationOptions,
     FarsOption,
     FlipName,
     FlipOption,
-    LabelledOptions,
     MetricName,
     ModelOption,
     with_options,
@@ -60,7 +60,7 @@ def calibrate(
     far: FarsOption = [0.01, 0.001, 1e-4, 1e-5, 1e-6],  # noqa: B006 - typer only reads it
     metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = MetricName.cosine,
     flip: FlipOption = FlipName.none,
-    options: LabelledOptions,
+    options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
     """Calibrate verification thresholds for target false accept rates on labelled photos."""
@@ -94,6 +94,7 @@ def calibrate(
             metric=Metric(metric.value),
             flip=None if flip is FlipName.none else flip.value,
             device=options.device,
+            allow_seeded=options.allow_seeded,
             created_from=f"{pairs or images}, {len(listed.images)} images, {faces.text}",
             measured_on=(pairs or images).resolve().name,
             progress=progress,

@@ -6,6 +6,7 @@ import contextlib
 import enum
 import functools
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.options import RecipeOptions, with_options
-from edgeface.cli.output import JsonOption, emit_json, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, print_line, stdout, warn_if_seeded
 from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 
@@ -126,33 +127,38 @@ def adopt(
     _show_conversion(result, json=json)
 
 
-def inspect(ir: Annotated[Path, typer.Argument(help="IR (.xml) with a contract.")], json: JsonOption = False) -> None:
-    """Show an IR's contract, FLOPs per face, number of parameters and file sizes."""
-    import openvino as ov
+def inspect(
+    ir: Annotated[Path, typer.Argument(help="IR (.xml), with a contract or without.")], json: JsonOption = False
+) -> None:
+    """Show an IR's contract, or what 'edgeface adopt' needs; FLOPs per face, number of parameters and file sizes."""
+    from edgeface.convert.inspection import inspect_ir
 
-    from edgeface.model.flops import count_work
-    from edgeface.model.ir_file import check_weights, read_contract
-
-    model, contract = read_contract(ir)
-    check_weights(ir, contract)
-    work = count_work(model)
-    answer: dict[str, Any] = {
-        "contract": {"contract_id": contract.contract_id, **contract.to_dict()},
-        "gflops": {"mac2": work.gflops_mac2, "omz": work.gflops_omz},
-        "mparams": {"folded": work.mparams_folded, "omz": work.mparams_omz},
-        "bytes": {"xml": ir.stat().st_size, "bin": ir.with_suffix(".bin").stat().st_size},
-        "openvino": ov.get_version(),
-    }
+    found = inspect_ir(ir)
+    contract, needs, work = found.contract, found.adoption, found.work
+    warn_if_seeded(None if contract is None else contract.provenance)
     if json:
-        return emit_json(answer)
-    table = _contract_table(contract)
+        return emit_json(found.to_dict())
+    table = Table("contract", "none", title=escape(ir.name)) if contract is None else _contract_table(contract)
+    if contract is None:
+        for what, ports in (("input", found.inputs), ("output", found.outputs)):
+            for name, form in ports.items():
+                table.add_row(what, escape(f"{name}: {form}"))
     table.add_section()
-    gflops = f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
-    table.add_row("work of one face", gflops)
-    table.add_row("parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)")
-    table.add_row("files", f".xml {answer['bytes']['xml']:,} bytes, .bin {answer['bytes']['bin']:,} bytes")
+    if work is not None:
+        gflops = f"{work.gflops_mac2:.4f} GFLOPs (2 x MAC), {work.gflops_omz:.4f} (Open Model Zoo)"
+        table.add_row("work of one face", gflops)
+        table.add_row("parameters", f"{work.mparams_folded:.3f} M (folded), {work.mparams_omz:.3f} M (Open Model Zoo)")
+    sizes = (path.stat().st_size for path in (ir, ir.with_suffix(".bin")))
+    table.add_row("files", ".xml {:,} bytes, .bin {:,} bytes".format(*sizes))
     stdout.print(table)
-    _warn_if_seeded(contract)
+    if needs is not None:
+        for problem in needs.problems:
+            print_line(f"cannot be adopted: {problem}")
+        command = f"edgeface adopt {shlex.quote(str(ir))} -o DIR"
+        if needs.options:
+            print_line(f"to give it a contract: {command} {' '.join(needs.options)} [--normalized|--raw]")
+        if needs.names:
+            print_line(f"if it is a model of the zoo: {command} --name {'|'.join(needs.names)} [--golden FILE.npz]")
 
 
 @contextlib.contextmanager
@@ -174,7 +180,7 @@ def _tidy_when_terminated() -> Iterator[None]:
 
 def _show_conversion(result: Any, *, json: bool) -> None:
     if json:
-        _warn_if_seeded(result.contract)
+        warn_if_seeded(result.contract.provenance)
         return emit_json(
             {
                 "ir": str(result.ir),
@@ -191,7 +197,7 @@ def _show_conversion(result: Any, *, json: bool) -> None:
         stdout.print(_parity_table(result.parity))
     line = f"{result.ir} written and checked in {result.seconds:.1f} s"
     stdout.print(line, markup=False, soft_wrap=True)  # a path is copied from here: whole, brackets and all
-    _warn_if_seeded(result.contract)
+    warn_if_seeded(result.contract.provenance)
 
 
 def _contract_table(contract: ModelContract) -> Table:
@@ -214,11 +220,6 @@ def _parity_table(report: Any) -> Table:
     table.add_row("max |difference|", f"{report.max_abs_diff:.2e}")
     table.add_row("cosine", f"min {report.min_cosine:.8f}, mean {report.mean_cosine:.8f}")
     return table
-
-
-def _warn_if_seeded(contract: ModelContract) -> None:
-    if contract.provenance == "seeded":
-        stderr.print("[bold yellow]SEEDED WEIGHTS:[/] random numbers; this model recognises no one.")
 
 
 def _parse_batch(text: str) -> int | None:

@@ -12,16 +12,16 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import (
+    EvaluationOptions,
     FarsOption,
     FlipName,
     FlipOption,
     ImagesOption,
-    LabelledOptions,
     MetricName,
     ModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout, warn_if_seeded
 from edgeface.files import staging_folder
 
 
@@ -82,7 +82,7 @@ def lfw(
         ),
     ] = None,
     far: FarsOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
-    options: LabelledOptions,
+    options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
     """Evaluate verification on labelled pairs, LFW's or a list of the same format."""
@@ -104,6 +104,7 @@ def lfw(
             fars=far,
             at=at,
             device=options.device,
+            allow_seeded=options.allow_seeded,
             progress=progress,
         )
         _finish(result, output_dir, _evaluation_table, json=json)
@@ -120,7 +121,7 @@ def identification(
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
     seed: Annotated[int, typer.Option(help="Seed for choosing the enrolled images.")] = 0,
     flip: FlipOption = FlipName.none,
-    options: LabelledOptions,
+    options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
     """Evaluate 1:N identification in an open set: people with one image are not enrolled."""
@@ -136,6 +137,7 @@ def identification(
             seed=seed,
             flip=None if flip is FlipName.none else flip.value,
             device=options.device,
+            allow_seeded=options.allow_seeded,
             progress=progress,
         )
         _finish(result, output_dir, _identification_table, json=json)
@@ -152,6 +154,7 @@ def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
 
     write_results(result, output_dir)  # cuts the crops that the report shows: needs the detector
     answer = result.to_dict()
+    warn_if_seeded(answer["model"]["provenance"])
     if json:
         return emit_json(answer)
     stdout.print(table(answer))

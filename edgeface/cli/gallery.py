@@ -27,7 +27,7 @@ from edgeface.cli.gallery_options import (
     open_gallery,
     warn,
 )
-from edgeface.cli.options import AnalyzerOptions, ModelOption, NoGateOption, with_options
+from edgeface.cli.options import AllowSeededOption, AnalyzerOptions, ModelOption, NoGateOption, with_options
 from edgeface.cli.output import JsonOption, counted, emit_json, print_note, progress_bars, stdout
 from edgeface.errors import GalleryError, InputError
 
@@ -68,6 +68,7 @@ def create(
             help="Store an image of each face, so that 'gallery rebuild' can embed it with another model.",
         ),
     ] = False,
+    allow_seeded: AllowSeededOption = False,
     json: JsonOption = False,
 ) -> None:
     """Create an empty gallery for the embeddings of one model."""
@@ -79,6 +80,7 @@ def create(
         contract=read_contract(edgeface.find_model(model))[1],
         key=choose_key(key, gallery, unencrypted=unencrypted),
         keep_images=keep_images,
+        allow_seeded=allow_seeded,
     ) as store:
         info = store.info
     how = "encrypted" if info.encrypted else "not encrypted: anyone who has the file can read it"

@@ -22,7 +22,7 @@ from edgeface.cli.gallery_options import (
     open_gallery,
     warn,
 )
-from edgeface.cli.options import DeviceOption
+from edgeface.cli.options import AllowSeededOption, DeviceOption
 from edgeface.cli.output import JsonOption, counted, progress_bars
 from edgeface.errors import InputError
 from edgeface.files import output_errors
@@ -138,6 +138,7 @@ def rebuild(
         ),
     ] = False,
     device: DeviceOption = "CPU",
+    allow_seeded: AllowSeededOption = False,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -147,7 +148,7 @@ def rebuild(
 
     with (
         open_gallery(gallery, key) as store,
-        Embedder.load(model, device=device) as embedder,
+        Embedder.load(model, device=device, allow_seeded=allow_seeded) as embedder,
         progress_bars() as progress,
     ):
         done = run(store, embedder, drop_missing=drop_missing, same_alignment=same_alignment, progress=progress)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 import edgeface
+from edgeface.cli.output import warn_if_seeded
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any 
 FlipOption = Annotated[
     FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")
 ]
+AllowSeededOption = Annotated[
+    bool, typer.Option("--allow-seeded", help="Use a model of random (seeded) weights too, which recognises no one.")
+]
 FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate, 0 to 1. Repeatable.")]
 FarOption = Annotated[
     float | None,
@@ -147,17 +151,21 @@ class AnalyzerOptions(DetectorOptions):
 
     model: ModelOption = None
     crops: CropsOption = False
+    allow_seeded: AllowSeededOption = False
 
     def load(self) -> FaceAnalyzer:
         """Load the model and the detector."""
-        return edgeface.load(
+        app = edgeface.load(
             self.model,
             device=self.device,
             detector=None if self.crops else self.detector.value,
             detector_model=self.detector_model,
             landmarks_model=self.landmarks_model,
             min_size=self.min_size,
+            allow_seeded=self.allow_seeded,
         )
+        warn_if_seeded(app.contract.provenance)
+        return app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +206,13 @@ class LabelledOptions:
                 name.value, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
             ) as loaded:
                 yield FaceSource(None, loaded, name.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(LabelledOptions):
+    """Options of a command that recognises the faces of labelled photos."""
+
+    allow_seeded: AllowSeededOption = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from edgeface.errors import NegativeResult
+from edgeface.model.contract import SEEDED_WARNING
 from edgeface.progress import Progress, ProgressCallback
 
 JsonOption = Annotated[
@@ -40,6 +41,12 @@ def print_line(text: str) -> None:
 def print_note(text: str) -> None:
     """Print text on stderr as it is."""
     stderr.print(text, markup=False, soft_wrap=True)
+
+
+def warn_if_seeded(provenance: str | None) -> None:
+    """Print on stderr that a model's weights are random numbers, if they are."""
+    if provenance == "seeded":
+        stderr.print(f"[bold yellow]{SEEDED_WARNING}[/]", soft_wrap=True)
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -19,7 +19,7 @@ from edgeface.cli.options import (
     LandmarksModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError, NegativeResult
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ def _finish(answer: dict[str, Any], *, json: bool) -> None:
         stdout.print(table)
         for path in filter(None, [answer.get("ir"), *answer.get("files", [])]):
             stdout.print(str(path), markup=False, soft_wrap=True)
+    warn_if_seeded(answer.get("provenance"))
     if not answer["passed"]:
         raise typer.Exit(NegativeResult.exit_code)
 
@@ -254,7 +255,8 @@ def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
     if answer["passed"]:
         weights = f"{size['after']:,} of {size['before']:,} bytes ({size['ratio']:.3f})"
         thresholds = answer["thresholds"] or "those of the FP32 IR are not valid"
-        rows += [("weights", weights), ("contract", answer["contract_id"]), ("thresholds", thresholds)]
+        contract = f"{answer['contract_id']}, {answer['provenance']} weights"
+        rows += [("weights", weights), ("contract", contract), ("thresholds", thresholds)]
     return [*rows, ("time", f"{seconds['all']:.1f} s, compression {seconds['compression']:.1f} s")]
 
 
@@ -324,6 +326,7 @@ def pareto(
             progress=progress,
         )
     write_pareto(found, output_dir)
+    warn_if_seeded(found.contract.provenance)
     if found.disturbance.disturbed:
         stderr.print(f"timing disturbed: {'; '.join(found.disturbance.reasons)}", markup=False, soft_wrap=True)
     if json:

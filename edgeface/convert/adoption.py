@@ -297,8 +297,7 @@ def _read(ir: Path, recipe: Recipe, told: RecipeParts) -> SourceModel:
 def _layout_of(model: ov.Model, told: RecipeParts, ir: Path) -> Layout:
     """Return where the three channels are, which the shape says."""
     shape = model.input(0).get_partial_shape()
-    axes: dict[Layout, int] = {"NCHW": 1, "NHWC": 3}
-    fitting = [layout for layout, axis in axes.items() if shape[axis].is_dynamic or shape[axis].get_length() == 3]
+    fitting = fitting_layouts(shape)
     if told.layout is not None:
         fitting = [layout for layout in fitting if layout == told.layout]
     if len(fitting) != 1:
@@ -309,6 +308,14 @@ def _layout_of(model: ov.Model, told: RecipeParts, ir: Path) -> Layout:
             found=f"{shape}{f', and --layout {told.layout}' if told.layout else ''}",
         )
     return fitting[0]
+
+
+def fitting_layouts(shape: ov.PartialShape) -> list[Layout]:
+    """Return the layouts that an input of this shape can have: a dynamic axis may be the three channels."""
+    axes: dict[Layout, int] = {"NCHW": 1, "NHWC": 3}
+    if len(shape) != 4:
+        return []
+    return [layout for layout, axis in axes.items() if shape[axis].is_dynamic or shape[axis].get_length() == 3]
 
 
 def _is_raw(recipe: Recipe) -> bool:

@@ -204,11 +204,17 @@ def flatten_output(model: ov.Model) -> None:
     if len(model.outputs) != 1:
         return
     (result,) = model.get_results()
-    shape = list(result.input_value(0).get_partial_shape())
-    if len(shape) > 2 and sum(axis.is_dynamic or axis.get_length() != 1 for axis in shape[1:]) == 1:
+    shape = result.input_value(0).get_partial_shape()
+    if len(shape) > 2 and embedding_axis(shape):
         flat = ops.reshape(result.input_value(0), ops.constant(np.array([0, -1])), True)
         result.input(0).replace_source_output(flat.output(0))
         model.validate_nodes_and_infer_types()
+
+
+def embedding_axis(shape: ov.PartialShape) -> int:
+    """Return the axis of an output that holds the embedding: the only one, beside the batch, that is not 1; 0: none."""
+    axes = [axis for axis in range(1, len(shape)) if shape[axis].is_dynamic or shape[axis].get_length() != 1]
+    return axes[0] if len(axes) == 1 else 0
 
 
 def check_structure(model: ov.Model, *, source: str) -> None:

@@ -266,6 +266,7 @@ def embed_images(
     *,
     flip: Flip | None = None,
     device: str = "CPU",
+    allow_seeded: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Embedded:
     """Cut and embed every image; crops are cut ahead in other threads.
@@ -280,14 +281,18 @@ def embed_images(
         Source of the faces.
     flip, device, progress
         Use of the mirror images, if any; OpenVINO device; called after every image.
+    allow_seeded
+        Embed with a model of random weights too.
 
     Raises
     ------
     InputError
         If images are missing or broken, or there are boxes, but for none of the names.
+    ContractError
+        If the model has no contract, or its weights are seeded.
     """
     files = find_images(images, names)
-    with Embedder.load(model, device=device, flip=flip) as embedder:
+    with Embedder.load(model, device=device, flip=flip, allow_seeded=allow_seeded) as embedder:
         cutter = FaceCutter(files, names, embedder.contract, faces)
         vectors = np.empty((len(files), embedder.contract.embedding_dim), np.float32)
         with stopwatch() as elapsed, contextlib.closing(iter(cutter)) as crops:

@@ -264,6 +264,7 @@ def evaluate_identification(
     seed: int = 0,
     flip: Flip | None = None,
     device: str = "CPU",
+    allow_seeded: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> IdentificationEvaluation:
     """Enrol one image of each person who has several; search with all other images.
@@ -278,7 +279,7 @@ def evaluate_identification(
         Target false positive identification rates, each in (0, 1).
     seed, flip
         Seed of the choice of the enrolled images, and how mirror images are used.
-    model, faces, device, progress
+    model, faces, device, allow_seeded, progress
         See `edgeface.evaluate.evaluate_model`.
 
     Raises
@@ -292,7 +293,9 @@ def evaluate_identification(
         require_rate("fpir", fpir)
     listed, people, names = images_of_people(images)
     split = split_people(people, names, seed=seed)
-    embedded = embed_images(images, listed, model, faces, flip=flip, device=device, progress=progress)
+    embedded = embed_images(
+        images, listed, model, faces, flip=flip, device=device, allow_seeded=allow_seeded, progress=progress
+    )
     searches = search(embedded.vectors, split)
     return IdentificationEvaluation(
         images=listed,

@@ -73,6 +73,7 @@ def evaluate_model(
     fars: Sequence[float] = FARS,
     at: float | None = None,
     device: str = "CPU",
+    allow_seeded: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Result:
     """Embed the images of a pairs list and score them by a protocol.
@@ -95,6 +96,8 @@ def evaluate_model(
         Target false accept rates for VAL, each in (0, 1); a distance threshold to score all pairs at, without folds.
     device, progress
         OpenVINO device; called after every image.
+    allow_seeded
+        Evaluate a model of random weights too; by default it is refused by a ContractError.
 
     Raises
     ------
@@ -106,7 +109,9 @@ def evaluate_model(
     require_rates(fars)  # before minutes of work
     split(pairs, protocol)
     mirror: Flip | None = "concatenate" if flip else None
-    embedded = embed_images(images, pairs.images, model, faces, flip=mirror, device=device, progress=progress)
+    embedded = embed_images(
+        images, pairs.images, model, faces, flip=mirror, device=device, allow_seeded=allow_seeded, progress=progress
+    )
     evaluation = evaluate(
         embedded.vectors,
         pairs,
@@ -136,6 +141,7 @@ def calibrate_model(
     metric: Metric = Metric.cosine,
     flip: Flip | None = None,
     device: str = "CPU",
+    allow_seeded: bool = False,
     created_from: str = "",
     measured_on: str = "",
     progress: ProgressCallback = ignore_progress,
@@ -154,6 +160,8 @@ def calibrate_model(
         Metric, and use of mirror images; both must be the same when the thresholds are used.
     created_from, measured_on
         Description of the data, and its short name, stored in the thresholds.
+    faces, fars, device, allow_seeded, progress
+        As for `evaluate_model`.
 
     Raises
     ------
@@ -161,7 +169,9 @@ def calibrate_model(
         If images are missing or broken, no pair of a kind is left, or a rate is not in (0, 1).
     """
     require_rates(fars)  # before minutes of work
-    embedded = embed_images(images, pairs.images, model, faces, flip=flip, device=device, progress=progress)
+    embedded = embed_images(
+        images, pairs.images, model, faces, flip=flip, device=device, allow_seeded=allow_seeded, progress=progress
+    )
     failures = embedded.cutter.failures
     scores = pair_scores(embedded.vectors, pairs, metric)
     failed = np.isin(pairs.images, failures)

@@ -65,6 +65,7 @@ def create_gallery(
     key: bytes | str | None,
     name: str | None = None,
     keep_images: bool = False,
+    allow_seeded: bool = False,
 ) -> GalleryStore:
     """Create a gallery without people, and open it.
 
@@ -79,14 +80,19 @@ def create_gallery(
         no default.
     keep_images
         Whether it keeps the part of each photo that shows the face, which a rebuild with another model needs.
+    allow_seeded
+        Accept the contract of a model of random weights, which recognises no one.
 
     Raises
     ------
+    ContractError
+        If the model's weights are seeded.
     OutputError
         If there is one already, or it cannot be written.
     GalleryKeyError
         If there is no key at the named place.
     """
+    contract.refuse_seeded(source=contract.name, allow_seeded=allow_seeded)
     contract_id, dim, model = contract.contract_id, contract.embedding_dim, contract.name
     if name is None:
         from edgeface.gallery.store.sqlite import SqliteStore

@@ -13,12 +13,16 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
 
 CONTRACT_VERSION = 2
 """Version of the stored form. A newer one is refused, because its meaning is unknown; version 1 has no `weights_id`."""
+
+SEEDED_WARNING = "SEEDED WEIGHTS: random numbers; this model recognises no one"
+"""What every output about such a model says."""
 
 RT_INFO_KEY = "edgeface"
 MODEL_API_KEY = "model_info"
@@ -272,6 +276,20 @@ class ModelContract:
             lineage = dataclasses.replace(self.lineage, parent_id=parent.contract_id)
             former = dataclasses.replace(former, lineage=lineage)
         return (former.contract_id,)
+
+    def refuse_seeded(self, *, source: str, allow_seeded: bool = False) -> None:
+        """Raise ContractError if the weights are seeded, that is, random: the model recognises no one.
+
+        Every function that recognises calls this when it gets its model; `allow_seeded` is for trying them out.
+        """
+        if self.provenance == "seeded" and not allow_seeded:
+            raise ContractError(
+                path=Path(source),
+                expected="a model of trained weights",
+                found="seeded ones: random numbers, which recognise no one",
+                remedy="convert a trained model (edgeface zoo list), or allow it with --allow-seeded, in Python "
+                "allow_seeded=True",
+            )
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Return the shape of the IR's input for this many faces."""

@@ -349,7 +349,8 @@ def _embed_all(
     with contextlib.ExitStack() as stack:
         crops = stack.enter_context(contextlib.closing(iter(cutter)))
         embedders = {
-            name: stack.enter_context(Embedder.load(path, plan=default_plan(device))) for name, path in models.items()
+            name: stack.enter_context(Embedder.load(path, plan=default_plan(device), allow_seeded=True))
+            for name, path in models.items()
         }
         done = 0
         while block := list(itertools.islice(crops, _BLOCK)):

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeface.drawing import Axes, Plot, Shape, Words, counted, linear, write_page
 from edgeface.files import write_atomically
+from edgeface.model.contract import SEEDED_WARNING
 from edgeface.quantize.pareto import FP32, SAME_ACCURACY, SAME_SIZE, Pareto, Row
 
 FILES = ("pareto.json", "pareto.md", "pareto.html")
@@ -78,6 +79,7 @@ def to_markdown(pareto: Pareto) -> str:
     lines = [
         f"# {pareto.contract.name}: precisions compared",
         "",
+        *([f"**{SEEDED_WARNING}.**", ""] if pareto.contract.provenance == "seeded" else []),
         f"{pareto.pairs:,} pairs ({pareto.protocol}'s protocol; {pareto.faces}). {pareto.device}, OpenVINO "
         f"{pareto.openvino}; medians of {counted(pareto.rounds, 'alternating round')}, ratios to FP32 within a round.",
         "",

@@ -125,6 +125,7 @@ class Outcome:
             "passed": bool(self),
             "ir": None if self.ir is None else str(self.ir),
             "contract_id": self.contract.contract_id,
+            "provenance": self.contract.provenance,
             "parent_id": lineage.parent_id if lineage else self.contract.contract_id,
             "method": self.recipe.method,
             "settings": lineage.settings if lineage else self.recipe.settings,

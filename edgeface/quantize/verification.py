@@ -194,6 +194,7 @@ class LabelledPairs:
             ir,
             self.faces,
             flip="concatenate" if any(settings.flip for _, settings in self.scored) else None,
+            allow_seeded=True,
             progress=lambda each: progress(Progress(stage, each.done, each.total, each.unit)),
         ).vectors
 

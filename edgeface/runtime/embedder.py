@@ -222,6 +222,7 @@ class Embedder(Serving):
         queue_depth: int | None = None,
         policy: Policy = "block",
         on_event: Callable[[Retirement], None] | None = None,
+        allow_seeded: bool = False,
     ) -> Embedder:
         """Load an IR that has a contract.
 
@@ -250,6 +251,8 @@ class Embedder(Serving):
             As for `Engine`, per plan.
         on_event
             Called when one of several plans is retired.
+        allow_seeded
+            Load a model of random weights too, which recognises no one.
 
         Raises
         ------
@@ -258,7 +261,7 @@ class Embedder(Serving):
         ModelFormatError
             If it is not an IR, its weights are not those of the contract, or it cannot be decrypted.
         ContractError
-            If it has no contract, or one of a newer version.
+            If it has no contract, or one of a newer version; or if its weights are seeded.
         DeviceError, InferenceError
             If the device is absent, cannot compile the model, or cannot make its infer requests.
         """
@@ -274,6 +277,7 @@ class Embedder(Serving):
                 listed = (plan,) if isinstance(plan, DevicePlan) else tuple(plan)
                 plans = tuple(resolve_plan(each, fallback) for each in listed)
             source = reading.result()
+            source.contract.refuse_seeded(source=str(source.path), allow_seeded=allow_seeded)
         if not plans:
             raise InputError("plan: expected at least one plan, found an empty list")
         recipe = _Recipe(

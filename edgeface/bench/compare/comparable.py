@@ -13,7 +13,7 @@ from edgeface.bench.reading import known
 from edgeface.bench.result import FILE_NAME, BenchmarkResult
 from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
-from edgeface.model.contract import current_id
+from edgeface.model.contract import SEEDED_WARNING, current_id
 from edgeface.stats import LatencyKey
 
 
@@ -93,6 +93,8 @@ def require_comparable(
 def doubts(run: BenchmarkResult) -> list[str]:
     """List the reasons why the figures of one run are doubtful."""
     found = []
+    if run.model.provenance == "seeded":
+        found.append(SEEDED_WARNING)
     if run.partial:
         found.append("it was interrupted and is partial")
     if run.disturbed:

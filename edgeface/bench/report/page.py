@@ -100,6 +100,7 @@ def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison
         },
         entries=entries,
         first=entries[0],
+        seeded=[entry.name for entry in entries if entry.result.model.provenance == "seeded"],
         overview=overview,
         doubtful=[entry for entry in entries if entry.result.disturbed or entry.result.partial],
         comparisons=comparisons,

@@ -25,6 +25,7 @@ def model_rows(result: BenchmarkResult) -> Rows:
     model = result.model
     rows = [
         _row("Contract", model.contract_id or "none: the model has no edgeface contract"),
+        *([_row("Weights are", model.provenance)] if model.provenance else []),
         _row("SHA-256", model.digest),
         _row("File", " ".join(filter(None, (model.format, model.precision)))),
         _row("Inputs", "; ".join(f"{name} {list(shape)}" for name, shape in model.inputs.items())),
@@ -184,7 +185,7 @@ COLUMNS = (
     "executed_precision", "hint", "precision", "streams", "requests", "threads", "batch", "end_to_end",
     *(column for key in _BOUNDED for column in (f"{key}_ms", f"{key}_ms_low", f"{key}_ms_high")),
     "min_ms", "max_ms", "throughput_fps", "throughput_fps_low", "throughput_fps_high", "cpu_ms", "gflops",
-    "gflops_per_second", "efficiency", "server_rate", "queries", "disturbed", "partial",
+    "gflops_per_second", "efficiency", "server_rate", "queries", "disturbed", "partial", "provenance",
 )  # fmt: skip
 """Columns of the CSV. Numbers are written with full precision; an unknown value is an empty cell."""
 
@@ -212,6 +213,7 @@ def _csv_row(entry: ReportEntry) -> dict[str, object]:
         **{name: getattr(result.settings, name) for name in asked},
         "model": result.model.name,
         "contract_id": result.model.contract_id,
+        "provenance": result.model.provenance,
         "digest": result.model.digest,
         "executed_devices": " ".join(result.execution.devices),
         "executed_precision": result.execution.precision,

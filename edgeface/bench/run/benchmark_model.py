@@ -94,6 +94,7 @@ def read_benchmark_model(
     info = ModelInfo(
         name=contract.name if contract else path.stem,
         contract_id=contract.contract_id if contract else None,
+        provenance=contract.provenance if contract else None,
         digest=digest,
         format=form,
         precision=contract.precision if contract else _precision(model, bare),

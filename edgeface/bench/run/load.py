@@ -146,7 +146,7 @@ def _embedder(
     benchmark_model: BenchmarkModel, plan: DevicePlan, image_format: ImageFormat, settings: RunSettings
 ) -> tuple[Embedder, EmbedderTarget, ExecutionReport]:
     assert benchmark_model.contract is not None  # an image format needs one
-    embedder = Embedder.load(benchmark_model.path, plan=plan, image_format=image_format)
+    embedder = Embedder.load(benchmark_model.path, plan=plan, image_format=image_format, allow_seeded=True)
     random, report = np.random.default_rng(settings.seed or 0), embedder.execution
     crop = random.integers(0, 256, image_format.image_shape(benchmark_model.contract))
     # Queued crops start without waiting for this thread.

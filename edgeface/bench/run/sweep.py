@@ -26,6 +26,7 @@ from edgeface.bench.run.runner import DEFAULTS, benchmark
 from edgeface.bench.schema import ModelInfo, RunSettings, Scenario
 from edgeface.errors import DeviceError, InferenceError, InputError
 from edgeface.files import write_atomically
+from edgeface.model.contract import Provenance
 from edgeface.runtime import DevicePlan
 from edgeface.runtime.devices import DeviceInfo, list_devices, resolve_device, split_device
 
@@ -83,9 +84,15 @@ class Sweep:
     absent: tuple[SkippedRun, ...]
     best: dict[str, tuple[str, Path]]
 
+    @property
+    def provenance(self) -> Provenance | None:
+        """Provenance of the model's weights; None: it has no contract, or nothing was measured."""
+        return next((result.model.provenance for result in self.results.values()), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types; of each result only its figures."""
         return {
+            "provenance": self.provenance,
             "results": {
                 name: {
                     "p50_ms": result.latency_ms.get("p50"),

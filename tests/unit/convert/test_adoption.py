@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from contracts import sample_contract
 from tiny_net import DIM, SIZE, tiny_net, write_tiny_net
 
+from edgeface.cli import main
 from edgeface.convert import adopt
 from edgeface.convert.adoption import recognise
+from edgeface.convert.inspection import AdoptionNeeds, inspect_ir
 from edgeface.convert.parity import draw_faces, embed_with_ir, fingerprint_of, run_model, to_input, unit_rows
 from edgeface.convert.recipe import parse_recipe
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
@@ -27,7 +30,15 @@ MEAN, SCALE = (10.0, 20.0, 30.0), (0.5, 1.0, 2.0)
 WEIGHTS_ID = "c" * 64
 
 
-def foreign(folder: Path, *, seed: int = 0, layout: str = "NCHW", map_like: bool = False, extra: bool = False) -> Path:
+def foreign(
+    folder: Path,
+    *,
+    seed: int = 0,
+    layout: str = "NCHW",
+    map_like: bool = False,
+    extra: bool = False,
+    name: str = "foreign",
+) -> Path:
     """An IR without a contract, of a static batch, as old tools write them."""
     model = tiny_net(seed=seed)
     image, rows = model.get_parameters()[0], model.output(0).get_node().input_value(0)
@@ -43,7 +54,7 @@ def foreign(folder: Path, *, seed: int = 0, layout: str = "NCHW", map_like: bool
     outside.reshape([1, *list(outside.input(0).get_partial_shape())[1:]])
     for number, port in enumerate(outside.outputs):
         port.set_names({f"out{number}"})
-    path = folder / "foreign.xml"
+    path = folder / f"{name}.xml"
     ov.save_model(outside, path, compress_to_fp16=False)
     return path
 
@@ -148,6 +159,52 @@ def test_an_ir_with_a_contract_is_not_adopted(provenance: str, tmp_path: Path) -
 
     with pytest.raises(ContractError, match=f"expected an IR without a contract, found one .*{provenance} weights"):
         adopt(ir, tmp_path / "out", name="tiny-entry", catalog=catalog(fingerprint=fingerprint()))
+
+
+def test_inspecting_an_ir_without_a_contract_tells_the_options_that_adopt_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, several = foreign(tmp_path), foreign(tmp_path, map_like=True, extra=True, name="several")
+
+    found = inspect_ir(plain, catalog=catalog())
+    assert (found.contract, found.inputs) == (None, {"image": "[1,3,16,16] f32"})
+    assert found.adoption == AdoptionNeeds(
+        options=("--color RGB|BGR", "--mean X|X,X,X", "--scale X|X,X,X", "--alignment RECIPE[:MARGIN]"),
+        names=("tiny-entry",),
+    )
+    needs = inspect_ir(several, catalog=catalog()).adoption
+    assert needs is not None
+    assert "--output out0|out1" in needs.options
+
+    assert main(["inspect", str(plain)]) == 0
+    assert f"edgeface adopt {plain} -o DIR --color RGB|BGR --mean" in capsys.readouterr().out
+    assert main(["inspect", str(plain), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["contract"] is answer["fingerprint"] is None
+    assert answer["adopt"]["options"][0] == "--color RGB|BGR"
+
+
+def test_inspecting_an_ir_that_cannot_be_adopted_says_why(tmp_path: Path) -> None:
+    row = ops.parameter([1, 7], np.float32)
+    ov.save_model(
+        ov.Model([ops.reshape(row, ops.constant(np.array([1, 7, 1, 1, 1])), False)], [row]), tmp_path / "x.xml"
+    )
+
+    needs = inspect_ir(tmp_path / "x.xml").adoption
+
+    assert needs is not None
+    assert needs.problems == ("expected one input, an image of three channels, found [1,7]",)
+    assert not needs.options
+
+
+def test_the_fingerprint_that_inspect_shows_is_what_a_zoo_entry_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adopted = adopt(foreign(tmp_path), tmp_path / "out", recipe=told(color="RGB", mean=MEAN, scale=SCALE)).ir
+
+    assert main(["inspect", str(adopted), "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == pytest.approx(fingerprint(), abs=1e-5)
 
 
 # --- by fingerprint and by golden vectors -----------------------------------------------------------------------

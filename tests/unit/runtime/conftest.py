@@ -132,7 +132,7 @@ def small_ir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         )
         unit.output(0).set_names({"embeddings"})
         model = ov.Model([unit], [image], "small")
-        fields = {"name": "small", "source_sha256": f"{seed:064x}", "provenance": "seeded"}
+        fields = {"name": "small", "source_sha256": f"{seed:064x}"}
         shape = {"input_size": (12, 16), "embedding_dim": 8}
         path = tmp_path_factory.mktemp("ir") / "small.xml"
         # Written twice, as the converter does: the digest of the weights is part of the contract.
