@@ -22,7 +22,9 @@ from edgeface.convert.converter import (
     INPUT_NAMES,
     OUTPUT_NAMES,
     ConversionResult,
+    RecipeChecker,
     finish_output,
+    measure_recipe,
     provenance_of,
     size_of,
 )
@@ -94,6 +96,8 @@ def adopt(
     name: str | None = None,
     golden: Path | None = None,
     recipe: RecipeParts | None = None,
+    check_recipe: RecipeChecker | None = None,
+    force: bool = False,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
     """Add a contract to an IR (.xml) that was converted elsewhere; the given files stay as they are.
@@ -111,6 +115,8 @@ def adopt(
         .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32 of that model.
     recipe
         Parts of the recipe that replace those of the zoo entry, or that a model without one needs.
+    check_recipe, force
+        Compares the recipe with its neighbours; a recipe that loses fails the adoption unless `force`.
     catalog
         Where a zoo name is looked up.
 
@@ -127,7 +133,8 @@ def adopt(
     InputError
         If the recipe is incomplete, or the golden images have another size than the IR's input.
     NegativeResult
-        If no reading of its input gives the golden embeddings, or more than one does.
+        If no reading of its input gives the golden embeddings, or more than one does, or the recipe loses against a
+        neighbour.
     """
     catalog = catalog or load_catalog()
     told = recipe or RecipeParts()
@@ -177,6 +184,7 @@ def adopt(
             report = _compare_with(golden, staged, contract) if golden else None
             if report is not None and report.min_cosine < READING_COSINE:
                 raise ConversionError(f"{ir}: the adopted IR lost accuracy: {report.summary}")
+            verdict = measure_recipe(check_recipe, staged, complete.color, source=ir, force=force)
             final = publish_ir(staged, output_dir)
     return ConversionResult(
         ir=final,
@@ -185,6 +193,7 @@ def adopt(
         inputs={contract.input_name: str(model.input(0).get_partial_shape())},
         outputs={contract.output_name: str(model.output(0).get_partial_shape())},
         parity=report,
+        check=verdict,
     )
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import openvino as ov
@@ -107,6 +107,23 @@ def _read_openface(path: Path, recipe: Recipe) -> SourceModel:
 _OTHER_FRAMEWORKS = {".pt": "PyTorch", ".pth": "PyTorch", ".keras": "Keras", ".tflite": "TensorFlow Lite"}
 
 
+class RecipeVerdict(Protocol):
+    """Answer of a check of the recipe on photos (`edgeface.evaluate.check_recipe`); false if the recipe loses."""
+
+    def __bool__(self) -> bool: ...
+
+    @property
+    def summary(self) -> str:
+        """The answer in one line."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON types."""
+
+
+RecipeChecker = Callable[[Path, Color], RecipeVerdict]
+"""Called with an IR and the channel order that its model expects."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
     """Result of a conversion.
@@ -121,6 +138,8 @@ class ConversionResult:
         Names and shapes as OpenVINO prints them.
     parity
         The comparison with the source model, if requested.
+    check
+        The comparison of the recipe with its neighbours, if requested.
     """
 
     ir: Path
@@ -129,6 +148,7 @@ class ConversionResult:
     inputs: dict[str, str]
     outputs: dict[str, str]
     parity: ParityReport | None
+    check: RecipeVerdict | None = None
 
 
 def convert(
@@ -143,6 +163,8 @@ def convert(
     recipe: RecipeParts | None = None,
     parity: Callable[[Path, Path], ParityReport] | None = None,
     accept_licence: bool = False,
+    check_recipe: RecipeChecker | None = None,
+    force: bool = False,
     store: ModelStore | None = None,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
@@ -170,6 +192,8 @@ def convert(
         Called with (source path, IR path); a report that did not pass fails the conversion.
     accept_licence
         Accept the licence of a zoo model; one for non-commercial use is refused until it was.
+    check_recipe, force
+        Compares the recipe with its neighbours; a recipe that loses fails the conversion unless `force`.
     store, catalog
         The store and the catalog for zoo names.
 
@@ -180,7 +204,7 @@ def convert(
     ModelFormatError, ConversionError, OutputError
         If the source is bad, the IR fails a check, or it cannot be written. The folder is then unchanged.
     NegativeResult
-        If the IR does not compute what the source model computes.
+        If the IR does not compute what the source model computes, or the recipe loses against a neighbour.
     """
     catalog = catalog or load_catalog()
     told = recipe or RecipeParts()
@@ -247,6 +271,7 @@ def convert(
             report = parity(path, staged) if parity else None
             if report is not None and not report.passed:
                 raise NegativeResult(f"{path}: the IR's output differs from the original model's: {report.summary}")
+            verdict = measure_recipe(check_recipe, staged, complete.color, source=path, force=force)
             ir = publish_ir(staged, output_dir)
     if in_store and contract.provenance != "seeded":
         record_first_default(ir, store=store)
@@ -257,7 +282,18 @@ def convert(
         inputs={contract.input_name: str(converted.input(0).get_partial_shape())},
         outputs={contract.output_name: str(converted.output(0).get_partial_shape())},
         parity=report,
+        check=verdict,
     )
+
+
+def measure_recipe(
+    check: RecipeChecker | None, ir: Path, color: Color, *, source: Path, force: bool
+) -> RecipeVerdict | None:
+    """Check the recipe of an IR that is not published yet; raise NegativeResult if it loses, unless `force`."""
+    verdict = check(ir, color) if check else None
+    if verdict is not None and not verdict and not force:
+        raise NegativeResult(f"{source}: {verdict.summary}; correct the recipe, or pass --force to keep it")
+    return verdict
 
 
 _LAYOUTS: dict[str, Layout] = {"nchw": "NCHW", "nhwc": "NHWC"}

@@ -12,6 +12,7 @@ from edgeface.evaluate.lfw import (
 )
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
+from edgeface.evaluate.recipe_check import RecipeCheck, check_recipe
 from edgeface.evaluate.report import write_identification_report, write_report, write_results
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "IdentificationEvaluation",
     "Pairs",
     "ProtocolName",
+    "RecipeCheck",
     "Result",
     "ThresholdCalibration",
     "calibrate_model",
+    "check_recipe",
     "embed_images",
     "evaluate",
     "evaluate_distances",
