@@ -69,7 +69,12 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="Zoo name, or a .onnx, .pb, .meta, checkpoint folder or SavedModel.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Zoo name, or a .pb, .meta, checkpoint folder, SavedModel, .onnx, .dat, .h5 or folder of CSV files."
+        ),
+    ],
     output_dir: Annotated[
         Path | None,
         typer.Option(

@@ -141,6 +141,8 @@ def adopt(
     name = name or told.name or ir.stem
     entry = _find_entry(name, told, catalog)
     complete = (parts_of(entry) if entry else RecipeParts()).complete(told, RecipeParts(name=name))
+    if complete.lrn is not None:
+        raise InputError(path=ir, expected="a recipe without lrn, which is in an IR's layers", found=complete.lrn)
     known = _known_embeddings(entry, golden, told, ir)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = _read(ir, complete, told)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.graphdef import parse_message, read_bytes
+from edgeface.convert.graphdef import parse_message
 from edgeface.convert.messages import DTYPES, BundleEntry, BundleHeader
+from edgeface.convert.source import read_bytes
 from edgeface.errors import ModelFormatError, NotSupportedError
 
 _TABLE_MAGIC = 0xDB4775248B80FB57

@@ -22,7 +22,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays
+from edgeface.convert.source import SourceModel, digest_of_arrays, read_bytes
 from edgeface.errors import InputError, ModelFormatError, NotSupportedError
 from edgeface.model.opset import ops
 
@@ -103,7 +103,7 @@ def load_dlib(path: Path, recipe: Recipe) -> SourceModel:
     InputError
         If the recipe contradicts the file.
     """
-    content = _read_file(path)
+    content = read_bytes(path, limit=_LARGEST_FILE)
     stream = _Stream(content, path)
     size, mean, steps = _read_network(stream)
     _check_recipe(path, recipe, size, mean)
@@ -117,15 +117,6 @@ def load_dlib(path: Path, recipe: Recipe) -> SourceModel:
         input="input_rgb_image_sized",
         output="loss_metric",
     )
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        if (size := path.stat().st_size) > _LARGEST_FILE:
-            raise ModelFormatError(path=path, expected=f"at most {_LARGEST_FILE:,} bytes", found=f"{size:,}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
 
 
 def _check_recipe(path: Path, recipe: Recipe, size: tuple[int, int], mean: tuple[float, float, float]) -> None:

@@ -32,14 +32,6 @@ _UNFREEZABLE = frozenset({"Placeholder", "QueueDequeueUpToV2", "QueueDequeueMany
 _LARGE = 4096
 """Values from which a constant is kept apart: kernels are, batch norm statistics are not."""
 
-_NOT_A_MODEL = (
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
-    (b"<!doctype html", "an HTML page: the download was refused or needs a confirmation; download it again"),
-    (b"<html", "an HTML page: the download was refused or needs a confirmation; download it again"),
-    (b"pk\x03\x04", "a zip archive; unpack it and give the model inside"),
-    (b"node {", "a graph in text form; freeze it into a binary .pb first"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Inference:
@@ -60,27 +52,8 @@ class Inference:
                 yield tensor_to_array(node.attr["value"].tensor)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a model file; say what it is if it is no model.
-
-    Raises ModelFormatError if the file is absent, empty, a Git LFS pointer, an HTML page, an archive or a
-    text graph.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
-    if not content:
-        raise ModelFormatError(f"{path}: expected a model, found an empty file; download it again")
-    start = content[:64].lstrip().lower()
-    for signature, found in _NOT_A_MODEL:
-        if start.startswith(signature):
-            raise ModelFormatError(f"{path}: expected a binary model, found {found}")
-    return content
-
-
 def parse_message(message_type: Any, content: bytes, path: Path, *, framework: str = "a TensorFlow") -> Any:
-    """Parse a protobuf message that `read_bytes` read.
+    """Parse a protobuf message.
 
     Raises ModelFormatError if the bytes are truncated or no message of this type.
     """

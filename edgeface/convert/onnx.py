@@ -29,10 +29,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface import errors
-from edgeface.convert.graphdef import parse_message, read_bytes
+from edgeface.convert.graphdef import parse_message
 from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, run_frontend
+from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, read_bytes, run_frontend
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Layout
@@ -53,9 +53,6 @@ TensorProto     data_location=14:int32
 Entry           key=1:string value=2:string
 """
 _ModelProto: Any = build_messages(_SCHEMA, "edgeface.onnx")["ModelProto"]
-
-_LARGEST = 1 << 31
-"""Bytes of the largest protobuf message; what is larger keeps its weights in files beside it."""
 
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 """Bytes of one number, by TensorProto.DataType; strings, complex and sub-byte types are no part of a recogniser."""
@@ -80,8 +77,6 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
     InputError
         If the recipe contradicts the file, or leaves out what the file does not say.
     """
-    if path.is_file() and path.stat().st_size >= _LARGEST:
-        raise ModelFormatError(f"{path}: expected less than 2 GiB, the most that protobuf holds, found more")
     graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
     files = [path, *_check_tensors(graph, path)]
     _check_graph(graph, path)

@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import frontend
 
-from edgeface.errors import ConversionError
+from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
 
@@ -83,6 +83,38 @@ def digest_of_arrays(arrays: Iterable[NDArray[Any]]) -> str:
     with ThreadPoolExecutor(2) as pool:  # hashing leaves the interpreter's lock
         digests = sorted(pool.map(_digest_of, arrays))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def read_bytes(path: Path, *, limit: int = 1 << 31) -> bytes:
+    """Read a model file; say what it is if it is no model.
+
+    `limit` is by default the most that a protobuf message holds.
+
+    Raises ModelFormatError if the file is absent, empty, of `limit` bytes or more, a Git LFS pointer, an HTML page, an
+    archive or a text graph.
+    """
+    try:
+        if (size := path.stat().st_size) >= limit:
+            raise ModelFormatError(path=path, expected=f"a file of less than {limit:,} bytes", found=f"{size:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
+    if not content:
+        raise ModelFormatError(f"{path}: expected a model, found an empty file; download it again")
+    start = content[:64].lstrip().lower()
+    for signature, found in _NOT_A_MODEL:
+        if start.startswith(signature):
+            raise ModelFormatError(f"{path}: expected a binary model, found {found}")
+    return content
+
+
+_NOT_A_MODEL = (
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
+    (b"<!doctype html", "an HTML page: the download was refused or needs a confirmation; download it again"),
+    (b"<html", "an HTML page: the download was refused or needs a confirmation; download it again"),
+    (b"pk\x03\x04", "a zip archive; unpack it and give the model inside"),
+    (b"node {", "a graph in text form; freeze it into a binary .pb first"),
+)
 
 
 def float_constants(model: ov.Model) -> Iterator[NDArray[np.float32]]:

@@ -19,9 +19,16 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
-from edgeface.convert.graphdef import Inference, parse_message, prune, read_bytes
+from edgeface.convert.graphdef import Inference, parse_message, prune
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
-from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, float_constants, run_frontend
+from edgeface.convert.source import (
+    SourceModel,
+    digest_of_arrays,
+    digest_of_files,
+    float_constants,
+    read_bytes,
+    run_frontend,
+)
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors
 from edgeface.model.opset import Constant

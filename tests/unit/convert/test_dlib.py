@@ -115,7 +115,7 @@ def changed(old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (b"", ModelFormatError, "expected 1 more bytes at byte 0, found 0; the file is truncated"),
+        (b"", ModelFormatError, "expected a model, found an empty file; download it again"),
         (b"\x08\x01" + NET, ModelFormatError, "version of a network"),
         (integer(2) + NET[2:], ModelFormatError, "version 1 of a network with a loss layer, found version 2"),
         (changed(text("loss_metric_2"), text("loss_binary_hinge_")), NotSupportedError, "loss_binary_hinge_"),
