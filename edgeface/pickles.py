@@ -84,7 +84,10 @@ def refusals(path: Path, error_class: type[InputError], expected: str, remedy: s
             path=path, expected=error.expected or expected, found=error.found, remedy=error.remedy or remedy
         ) from error.__cause__
     except OSError as error:
-        raise error_class(path=path, expected="a file that can be read", found=error.strerror or str(error)) from error
+        reason = error.strerror or str(error)
+        raise error_class(
+            path=path, expected="a file that can be read", found=reason, remedy="check the path"
+        ) from error
     except DAMAGE as error:
         raise error_class(
             path=path, expected=expected, found=f"damage: {str(error)[:200]}", remedy="copy the file again"

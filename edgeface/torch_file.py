@@ -168,7 +168,7 @@ def _state_dictionary(file: io.BytesIO, storages: dict[str, _Storage]) -> dict[s
         raise InputError(found=f"a pickled {type(value).__name__} without tensors")
     for key, tensor in value.items():
         if type(key) is not str or type(tensor) is not _Tensor:
-            raise InputError(found=f"a {type(tensor).__name__} at {str(key)[:100]!r} instead of a tensor")
+            raise InputError(found=f"{type(tensor).__name__} at {str(key)[:100]!r} among its tensors")
     return value
 
 

@@ -61,7 +61,7 @@ def format_of(path: Path) -> Format:
     if suffix in _OTHER_FRAMEWORKS:
         raise NotSupportedError(
             f"{path}: expected a model that can be converted, found one of {_OTHER_FRAMEWORKS[suffix]}; "
-            "edgeface converts TensorFlow, ONNX, dlib and OpenFace models so far"
+            "edgeface converts TensorFlow, ONNX, PyTorch, dlib and OpenFace models so far"
         )
     if suffix == ".dat":
         return Format(_read_dlib, DLIB_RECIPE)
@@ -69,6 +69,8 @@ def format_of(path: Path) -> Format:
         return Format(_read_onnx, None)
     if suffix in (".h5", ".hdf5") or _holds_openface(path):
         return Format(_read_openface, "openface-nn4-small2")
+    if suffix in (".pt", ".pth"):
+        return Format(_read_pytorch, "inception-resnet-v1-vggface2")
     return Format(_read_tensorflow, DEFAULT_RECIPE)
 
 
@@ -104,7 +106,13 @@ def _read_openface(path: Path, recipe: Recipe) -> SourceModel:
     return load_openface(path, recipe)
 
 
-_OTHER_FRAMEWORKS = {".pt": "PyTorch", ".pth": "PyTorch", ".keras": "Keras", ".tflite": "TensorFlow Lite"}
+def _read_pytorch(path: Path, recipe: Recipe) -> SourceModel:
+    from edgeface.convert.pytorch import load_pytorch
+
+    return load_pytorch(path, recipe)
+
+
+_OTHER_FRAMEWORKS = {".keras": "Keras", ".tflite": "TensorFlow Lite"}
 
 
 class RecipeVerdict(Protocol):
@@ -173,8 +181,9 @@ def convert(
     Parameters
     ----------
     model
-        Zoo name, or path of a frozen .pb, .meta, checkpoint folder, SavedModel, .onnx, dlib's .dat, OpenFace's .h5 or
-        folder of CSV files. For a file or folder in the working directory whose name is a zoo name, write ``./name``.
+        Zoo name, or path of a frozen .pb, .meta, checkpoint folder, SavedModel, .onnx, PyTorch state dictionary (.pt,
+        .pth), dlib's .dat, OpenFace's .h5 or folder of CSV files. For a file or folder in the working directory whose
+        name is a zoo name, write ``./name``.
     output_dir
         Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
         IR becomes the default model; only an IR with the default layout, colour and batch goes there.
@@ -224,8 +233,78 @@ def convert(
     if (known := entry or (catalog[name] if name in catalog else None)) is not None:  # noqa: SIM401
         (store or ModelStore()).require_license(known, accept=accept_licence)
     complete = find_recipe(path, name, entry, told, catalog)
+    result = _convert_source(
+        format_of(path).reader,
+        path,
+        complete,
+        output_dir,
+        precision=precision,
+        layout=layout,
+        color=color,
+        batch=batch,
+        parity=parity,
+        check_recipe=check_recipe,
+        force=force,
+        catalog=catalog,
+    )
+    if in_store and result.contract.provenance != "seeded":
+        record_first_default(result.ir, store=store)
+    return result
+
+
+def convert_module(module: Any, output_dir: Path, *, recipe: RecipeParts) -> ConversionResult:
+    """Convert a PyTorch recogniser that the caller has built in Python; torch must be installed.
+
+    The IR is FP32, NCHW, BGR, of any batch, and is checked as that of `convert` is.
+
+    Parameters
+    ----------
+    module
+        A `torch.nn.Module` that takes float32 images (B, 3, H, W), or (B, H, W, 3) if the recipe's layout is NHWC, and
+        returns embeddings (B, D). It is traced in evaluation mode, on the CPU.
+    output_dir
+        Receives ``<name>.xml`` and ``<name>.bin``, made if absent.
+    recipe
+        The whole recipe of the module, its name and size included.
+
+    Raises
+    ------
+    ExtraNotInstalledError
+        If torch is not installed.
+    InputError
+        If the recipe is incomplete.
+    ConversionError, OutputError
+        If the module cannot be traced, the IR fails a check, or it cannot be written. The folder is then unchanged.
+    """
+    from edgeface.convert.pytorch import load_module
+
+    return _convert_source(
+        lambda _, complete: load_module(module, complete),
+        Path(type(module).__name__),
+        recipe.complete(),
+        output_dir,
+        catalog=load_catalog(),
+    )
+
+
+def _convert_source(
+    reader: Reader,
+    path: Path,
+    complete: Recipe,
+    output_dir: Path,
+    *,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    layout: Literal["nchw", "nhwc"] = "nchw",
+    color: Literal["bgr", "rgb"] = "bgr",
+    batch: int | None = None,
+    parity: Callable[[Path, Path], ParityReport] | None = None,
+    check_recipe: RecipeChecker | None = None,
+    force: bool = False,
+    catalog: Catalog,
+) -> ConversionResult:
+    """Convert what `reader` returns for the complete recipe; `path` names the source in errors."""
     with stopwatch() as elapsed, FreshProcessCheck() as check:
-        source = format_of(path).reader(path, complete)
+        source = reader(path, complete)
         raw, normalized = finish_output(source, complete, path=path)
         size = complete.size or size_of(source, path)
         converted = adapt_input(
@@ -243,7 +322,7 @@ def convert(
         name_ports(converted, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=_LAYOUTS[layout])
         check_structure(converted, source=str(path))
         contract = ModelContract(
-            name=name,
+            name=complete.name,
             framework=source.framework,
             source_sha256=source.sha256,
             weights_id=source.weights_id,
@@ -273,8 +352,6 @@ def convert(
                 raise NegativeResult(f"{path}: the IR's output differs from the original model's: {report.summary}")
             verdict = measure_recipe(check_recipe, staged, complete.color, source=path, force=force)
             ir = publish_ir(staged, output_dir)
-    if in_store and contract.provenance != "seeded":
-        record_first_default(ir, store=store)
     return ConversionResult(
         ir=ir,
         contract=contract,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Convolution, walk
+from edgeface.convert.inception_resnet_v1 import BATCH_NORM_EPSILON, INPUT_SIZE, SCOPE, Convolution, cells_of, walk
 from edgeface.convert.messages import (
     DT_BOOL,
     DT_FLOAT,
@@ -70,19 +70,24 @@ def write_graph(weights: Mapping[str, NDArray[Any]], path: Path, *, seeded: bool
 
 
 def build_graph(
-    weights: Mapping[str, NDArray[Any]], *, batch_norm: BatchNormOp = "FusedBatchNormV3", queue: bool = True
+    weights: Mapping[str, NDArray[Any]],
+    *,
+    batch_norm: BatchNormOp = "FusedBatchNormV3",
+    queue: bool = True,
+    size: tuple[int, int] = (INPUT_SIZE, INPUT_SIZE),
 ) -> Any:
-    """Build the GraphDef of float32 weights by TensorFlow name; kernels HWIO, batch norm without gamma.
+    """Build the GraphDef of float32 weights by TensorFlow name; kernels HWIO.
 
+    Batch norm has no gamma in the released files; where ``.../BatchNorm/gamma`` is among the weights, it is used.
     `batch_norm` is the operation of the released files (TensorFlow 1.7) or of today's TensorFlow. Without `queue`,
-    `image_batch` is a plain placeholder.
+    `image_batch` is a plain placeholder. `size` is (height, width) of the images, in pixels.
 
-    Raises InputError if a weight is missing, superfluous, or of the wrong shape.
+    Raises InputError if a weight is missing, superfluous, or of the wrong shape, or the size is too small.
     """
     bottleneck = weights.get(f"{SCOPE}/Bottleneck/weights")
     if bottleneck is None:
         raise InputError(f"weights: expected {SCOPE}/Bottleneck/weights among them, found {len(weights)} other arrays")
-    writer = _FaceNetWriter(weights, batch_norm)
+    writer = _FaceNetWriter(weights, batch_norm, size)
     image = writer.inputs(queue=queue)
     walk(writer, image, int(bottleneck.shape[1]))
     if unused := sorted(weights.keys() - writer.used):
@@ -156,12 +161,13 @@ def _set_attribute(attribute: Any, key: str, value: Any) -> None:
 class _FaceNetWriter:
     """Interprets the layers as TensorFlow nodes; a tensor is its name."""
 
-    def __init__(self, weights: Mapping[str, NDArray[Any]], batch_norm: BatchNormOp) -> None:
+    def __init__(self, weights: Mapping[str, NDArray[Any]], batch_norm: BatchNormOp, size: tuple[int, int]) -> None:
         self.graph = GraphDef()
         self.graph.versions.producer = 24  # TensorFlow 1.7
         self.used: set[str] = set()
         self._weights = weights
         self._batch_norm = batch_norm
+        self._size = size
         self._channels: dict[str, int] = {}
 
     def inputs(self, *, queue: bool) -> str:
@@ -173,7 +179,7 @@ class _FaceNetWriter:
                 "batch_join/fifo_queue",
                 "FIFOQueueV2",
                 component_types=types,
-                shapes=[(INPUT_SIZE, INPUT_SIZE, 3), ()],
+                shapes=[(*self._size, 3), ()],
                 capacity=360,
                 container=b"",
                 shared_name=b"",
@@ -183,7 +189,7 @@ class _FaceNetWriter:
             image = self.node("image_batch", "Identity", "batch_join", T=DT_FLOAT)
             self.node("label_batch", "Identity", "batch_join:1", T=DT_INT64)
         else:
-            image = self.node("image_batch", "Placeholder", dtype=DT_FLOAT, shape=(-1, INPUT_SIZE, INPUT_SIZE, 3))
+            image = self.node("image_batch", "Placeholder", dtype=DT_FLOAT, shape=(-1, *self._size, 3))
         image = self.node("input", "Identity", image, T=DT_FLOAT)
         self._channels[image] = 3
         return image
@@ -214,7 +220,7 @@ class _FaceNetWriter:
         return y
 
     def max_pool(self, name: str, x: str) -> str:
-        return self._pool(f"{SCOPE}/{name}/MaxPool", "MaxPool", x, size=3, stride=2)
+        return self._pool(f"{SCOPE}/{name}/MaxPool", "MaxPool", x, window=(3, 3), stride=(2, 2))
 
     def concatenate(self, name: str, xs: list[str]) -> str:
         axis = self.constant(f"{SCOPE}/{name}/axis", np.array(3, np.int32))
@@ -234,7 +240,8 @@ class _FaceNetWriter:
 
     def head(self, name: str, x: str, embedding_size: int) -> str:
         path, channels = f"{SCOPE}/{name}", self._channels[x]
-        pooled = self._pool(f"{path}/AvgPool_1a_8x8/AvgPool", "AvgPool", x, size=3, stride=3)
+        cells = (cells_of(self._size[0]), cells_of(self._size[1]))
+        pooled = self._pool(f"{path}/AvgPool_1a_8x8/AvgPool", "AvgPool", x, window=cells, stride=cells)
         flat_shape = self.constant(f"{path}/Flatten/shape", np.array([-1, channels], np.int32))
         flat = self.node(f"{path}/Flatten/Reshape", "Reshape", pooled, flat_shape, T=DT_FLOAT, Tshape=DT_INT32)
         dropped = self._conditional_dropout(f"{path}/Dropout", flat)
@@ -253,7 +260,10 @@ class _FaceNetWriter:
 
     def _conditional_batch_norm(self, path: str, x: str, channels: int) -> str:
         """`tf.cond(phase_train, batch statistics, moving averages)`, then the update of the averages."""
-        gamma = self.constant(f"{path}/Const", np.ones(channels, np.float32))
+        if f"{path}/gamma" in self._weights:
+            gamma = self._variable(f"{path}/gamma", (channels,))
+        else:
+            gamma = self.constant(f"{path}/Const", np.ones(channels, np.float32))
         beta = self._variable(f"{path}/beta", (channels,))
         mean = self._variable(f"{path}/moving_mean", (channels,))
         variance = self._variable(f"{path}/moving_variance", (channels,))
@@ -340,9 +350,9 @@ class _FaceNetWriter:
         inverse = self.node(f"{name}/Rsqrt", "Rsqrt", floor, T=DT_FLOAT)
         return self.node(name, "Mul", x, inverse, T=DT_FLOAT)
 
-    def _pool(self, name: str, op: str, x: str, *, size: int, stride: int) -> str:
-        window = {"ksize": [1, size, size, 1], "strides": [1, stride, stride, 1]}
-        y = self.node(name, op, x, T=DT_FLOAT, **window, padding=b"VALID", data_format=b"NHWC")
+    def _pool(self, name: str, op: str, x: str, *, window: tuple[int, int], stride: tuple[int, int]) -> str:
+        steps = {"ksize": [1, *window, 1], "strides": [1, *stride, 1]}
+        y = self.node(name, op, x, T=DT_FLOAT, **steps, padding=b"VALID", data_format=b"NHWC")
         self._channels[y] = self._channels[x]
         return y
 

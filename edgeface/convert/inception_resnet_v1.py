@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
+from edgeface.errors import InputError
+
 SCOPE = "InceptionResnetV1"
 INPUT_SIZE = 160
+SMALLEST_SIZE = 75
 BATCH_NORM_EPSILON = 0.001
 
 Padding = Literal["SAME", "VALID"]
@@ -56,7 +59,7 @@ class Interpreter(Protocol[T]):
 def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
     """Hand every layer to an interpreter.
 
-    `x` stands for the (N, 160, 160, 3) input, RGB, standardised; `embedding_size` is 512 for the published models.
+    `x` stands for the (N, H, W, 3) input, RGB, standardised; `embedding_size` is 512 for the published models.
     """
     x = net.convolution(Convolution("Conv2d_1a_3x3", 32, stride=2, padding="VALID"), x)
     x = net.convolution(Convolution("Conv2d_2a_3x3", 32, padding="VALID"), x)
@@ -75,6 +78,29 @@ def walk(net: Interpreter[T], x: T, embedding_size: int) -> T:
         x = _block8(net, f"Repeat_2/block8_{index}", x, scale=0.20, relu=True)
     x = _block8(net, "Block8", x, scale=1.0, relu=False)
     return net.head("Logits", x, embedding_size)
+
+
+def cells_of(pixels: int) -> int:
+    """Return the rows (or columns) of the last feature map for images of so many; the head averages over all of them.
+
+    Raises InputError for fewer than 75 pixels, of which nothing would be left.
+
+    Examples
+    --------
+    >>> cells_of(160), cells_of(512)
+    (3, 14)
+    """
+    if pixels < SMALLEST_SIZE:
+        raise InputError(
+            f"size: expected at least {SMALLEST_SIZE} x {SMALLEST_SIZE} pixels for {SCOPE}, found a side of {pixels}"
+        )
+    pixels = _strided(pixels) - 2  # Conv2d_1a, Conv2d_2a
+    pixels = _strided(pixels) - 2  # MaxPool_3a, Conv2d_4a
+    return _strided(_strided(_strided(pixels)))  # Conv2d_4b, Mixed_6a, Mixed_7a
+
+
+def _strided(pixels: int) -> int:
+    return (pixels - 3) // 2 + 1
 
 
 def _block35(net: Interpreter[T], name: str, x: T) -> T:

@@ -60,19 +60,27 @@ class ParityReport:
 
 
 def check_parity(source: Path, ir: Path, *, golden: Path | None = None) -> ParityReport:
-    """Compare the IR of a TensorFlow model with live TensorFlow where that is installed, else with golden vectors.
+    """Compare an IR with golden vectors, or with live TensorFlow if that is installed and the model is one of its.
 
     `golden` is an .npz of ``images`` (N, H, W, 3) uint8 RGB aligned crops and ``embeddings`` (N, D) float32.
 
-    Raises ExtraNotInstalledError if there is neither TensorFlow nor a golden file.
+    Raises ExtraNotInstalledError if there is neither TensorFlow nor a golden file, and InputError if the model is of
+    another framework and there is no golden file.
     """
     _, contract = read_contract(ir)
     images, expected = load_golden(golden) if golden else (_random_crops(contract), None)
     _require_size(images, contract, golden or ir)
-    if importlib.util.find_spec("tensorflow") is not None:
+    if contract.framework == "tf" and importlib.util.find_spec("tensorflow") is not None:
         against, expected = _embed_with_tensorflow(source, images, contract)
     elif expected is not None and golden is not None:
         against = golden.name
+    elif contract.framework != "tf":
+        raise InputError(
+            path=source,
+            expected="golden vectors to compare with, as only TensorFlow models are run live",
+            found="none",
+            remedy="pass --golden FILE.npz with RGB images and their embeddings",
+        )
     else:
         raise ExtraNotInstalledError("parity", needed_for="comparing with TensorFlow without a --golden file")
     return compare(expected, embed_with_ir(ir, images), against=against, precision=contract.precision)
