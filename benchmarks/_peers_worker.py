@@ -37,9 +37,9 @@ class Setting:
     Attributes
     ----------
     peer
-        ``edgeface``, ``onnxruntime``, ``tensorflow`` or ``pytorch``.
+        ``edgeface``, ``onnxruntime``, ``tensorflow``, ``pytorch`` or ``dlib``.
     model
-        Its file: IR, ONNX, frozen graph, or the weights for PyTorch.
+        Its file: IR, ONNX, frozen graph, the weights for PyTorch, or dlib's .dat.
     workers
         Calls at the same time; streams for edgeface.
     threads
@@ -47,7 +47,8 @@ class Setting:
     batch
         Images a call.
     variant
-        ``channels-last`` for PyTorch; ``fed`` for TensorFlow, which then decides about `phase_train` as it runs.
+        ``channels-last`` for PyTorch; ``fed`` for TensorFlow, which then decides about `phase_train` as it runs;
+        ``f32`` for edgeface, whose default precision is the device's.
     """
 
     peer: str
@@ -101,8 +102,12 @@ class EdgefacePeer(Peer):
 
         buckets = tuple(sorted({1, setting.batch}))
         plan = default_plan("CPU", streams=setting.workers, threads=setting.threads, batch_buckets=buckets)
+        plan = dataclasses.replace(plan, precision=setting.variant or plan.precision)
         self._embedder = Embedder.load(setting.model, plan=plan)
-        super().__init__(f"OpenVINO {ov.__version__.split('-')[0]}", lambda crops: crops, self._embedder.embed)
+        precision = self._embedder.execution.precision
+        super().__init__(
+            f"OpenVINO {ov.__version__.split('-')[0]} {precision}", lambda crops: crops, self._embedder.embed
+        )
 
     def run(self, setting: Setting, crops: Crops, seconds: float) -> int:
         done, end = 0, time.perf_counter() + seconds
@@ -173,11 +178,34 @@ def _pytorch(setting: Setting) -> Peer:
     return Peer(f"PyTorch {torch.__version__} eager", prepare, infer)
 
 
+def _dlib(setting: Setting) -> Peer:
+    import dlib
+
+    own = threading.local()  # a network of dlib belongs to one thread at a time
+
+    def infer(chips: Any) -> Any:
+        if not hasattr(own, "net"):
+            own.net = dlib.face_recognition_model_v1(setting.model)
+        return own.net.compute_face_descriptor(chips)
+
+    blas = "BLAS" if dlib.DLIB_USE_BLAS else "no BLAS"
+    return Peer(f"dlib {dlib.__version__}, {blas}", lambda crops: list(np.ascontiguousarray(crops[..., ::-1])), infer)
+
+
+def crops_for(setting: Setting) -> Crops:
+    """Real faces of the size of this network: (N, H, W, 3) uint8 BGR."""
+    dlib = Path(setting.model).name.startswith("dlib")
+    path, key = ("dlib", "chips") if dlib else ("facenet-20180408-102900", "images")
+    with np.load(DATA / path / "golden.npz") as golden:
+        return np.ascontiguousarray(golden[key][:24, ..., ::-1])
+
+
 _LOADERS: dict[str, Callable[[Setting], Peer]] = {
     "edgeface": EdgefacePeer,
     "onnxruntime": _onnxruntime,
     "tensorflow": _tensorflow,
     "pytorch": _pytorch,
+    "dlib": _dlib,
 }
 
 
@@ -186,8 +214,7 @@ def main() -> None:
     setting = Setting(**json.loads(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints is no answer
-    with np.load(DATA / "facenet-20180408-102900" / "golden.npz") as golden:
-        crops = np.ascontiguousarray(golden["images"][..., ::-1])
+    crops = crops_for(setting)
     peer = load(setting)
     peer.run(setting, crops, 0.5)
     print(json.dumps({"version": peer.version, **dataclasses.asdict(setting)}), file=answers)

