@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from edgeface.gallery.records import NewTemplate, check_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import Embedding
-from edgeface.pickles import read_pickle
+from edgeface.pickles import DAMAGE, read_pickle
 
 DLIB_CONTRACT_ID = "a3d57e4c2741b880"
 """Contract of dlib-face-recognition-resnet-v1 as `edgeface convert` writes it: FP32."""
@@ -92,7 +93,7 @@ def read_encodings(path: Path, *, names: Path | None = None) -> StoredEncodings:
         ``.json``, ``.npy``, or a pickle under any other name.
     names
         For encodings without names: N lines of text, a JSON list, or a ``.npy`` array of text. None: the file of the
-        same name that ends in ``.txt`` or, beside a .npy, in ``.json``.
+        same name that ends in ``.txt``.
 
     Raises
     ------
@@ -122,7 +123,7 @@ def read_encodings(path: Path, *, names: Path | None = None) -> StoredEncodings:
         more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
         raise InputError(
             path=path,
-            expected=f"encodings of dlib's network: {_DIM} finite numbers, length {_LENGTHS[0]} to {_LENGTHS[1]}",
+            expected=f"names and encodings of dlib's network, {_DIM} finite numbers of length {_LENGTHS[0]} to {_LENGTHS[1]}",
             found="; ".join(problems[:_TOLD]) + more,
             remedy="encode the photos of another model again: edgeface gallery enrol",
         )
@@ -229,17 +230,17 @@ def _refuse_two_names(stored: StoredEncodings, rules: EnrolRules) -> None:
 def _read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
+            return np.array(np.lib.format.open_memmap(path, mode="r"))  # refuses objects, and more than is there
         if path.suffix.lower() == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(path=path, expected="a file that can be read", found=error.strerror or str(error)) from error
-    except (ValueError, RecursionError, EOFError, MemoryError) as error:
+    except (*DAMAGE, SyntaxError, MemoryError, tokenize.TokenError) as error:
         raise InputError(
             path=path,
             expected="JSON text" if path.suffix.lower() == ".json" else "an array of numbers or text, saved by numpy",
             found=str(error)[:200],
-            remedy="save it again: np.save(FILE, np.array(encodings))",
+            remedy="write it again",
         ) from error
     return read_pickle(path)
 
@@ -265,7 +266,7 @@ def _entries(path: Path, content: Any, names: Path | None) -> Iterator[tuple[Any
     raise InputError(
         path=path,
         expected="names and encodings: {'names': [...], 'encodings': [...]}, {name: encoding}, or an array (N, 128)",
-        found=f"a {type(content).__name__}{f' of {len(content)}' if hasattr(content, '__len__') else ''}",
+        found=f"a {type(content).__name__}{f' of {len(content)}' if _is_list(content) else ''}",
         remedy="save them in one of these forms",
     )
 
@@ -286,14 +287,14 @@ def _paired(path: Path, names: Any, encodings: Any) -> Iterator[tuple[Any, Any]]
 def _names(path: Path, names: Path | None) -> list[Any]:
     """Read the file of names."""
     if names is None:
-        suffixes = [".txt", ".json"] if path.suffix.lower() == ".npy" else [".txt"]
-        names = next((found for suffix in suffixes if (found := path.with_suffix(suffix)).is_file()), None)
-    if names is None:
+        names = path.with_suffix(".txt")
+        if names.is_file():
+            return _names(path, names)
         raise InputError(
             path=path,
             expected="names beside the encodings",
             found="encodings alone",
-            remedy=f"pass --names FILE with one name on each line, or write {path.with_suffix('.txt').name} beside it",
+            remedy=f"pass --names FILE with one name on each line, or write {names.name} beside it",
         )
     if names.suffix.lower() in (".json", ".npy"):
         found = _read(names)
@@ -325,7 +326,8 @@ def _vectors(value: Any) -> Sequence[NDArray[np.float64]]:
             raise InputError(f"{which}no list of numbers")
         if len(vector) != _DIM:
             raise InputError(f"{which}{len(vector)} numbers")
-        length = float(np.linalg.norm(vector.astype(np.float64)))
+        with np.errstate(over="ignore"):
+            length = float(np.linalg.norm(vector.astype(np.float64)))
         if not np.isfinite(length):
             raise InputError(f"{which}not finite")
         if not _LENGTHS[0] <= length <= _LENGTHS[1]:
