@@ -123,7 +123,9 @@ def read_encodings(path: Path, *, names: Path | None = None) -> StoredEncodings:
         more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
         raise InputError(
             path=path,
-            expected=f"names and encodings of dlib's network, {_DIM} finite numbers of length {_LENGTHS[0]} to {_LENGTHS[1]}",
+            expected="names and encodings of dlib's network, {} finite numbers of length {} to {}".format(
+                _DIM, *_LENGTHS
+            ),
             found="; ".join(problems[:_TOLD]) + more,
             remedy="encode the photos of another model again: edgeface gallery enrol",
         )
