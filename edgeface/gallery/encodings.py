@@ -140,8 +140,8 @@ def import_encodings(
 ) -> EncodingImport:
     """Import stored encodings. If one of them or one person is refused, none is imported.
 
-    The original finds and aligns faces in another way than edgeface, with the same network: encodings of one photo
-    differ by 0.14 (median), and decisions at 0.6 agree for 99.5 % of pairs (docs/face_recognition.md).
+    The original finds and aligns faces in another way than edgeface, with the same network: the two encodings of one
+    photo are 0.14 apart (median), and decisions at 0.6 agree for 99.5 % of pairs of LFW (docs/face_recognition.md).
 
     Parameters
     ----------
