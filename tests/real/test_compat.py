@@ -116,7 +116,7 @@ def test_one_person_s_photos_match_at_0_6_and_strangers_do_not(count: int, data:
     assert matched[~same].mean() <= 0.04
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(600, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [20, pytest.param(600, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])])
 def test_decisions_are_those_of_dlib_itself(count: int, data: Path, ours: Encode, dlib_itself: Encode) -> None:
     """Measured on 600 pairs: 0.99 of decisions agree, also where one encoding is dlib's, as in a program that moved."""
     pairs = drawn_pairs(data, count)
