@@ -391,6 +391,12 @@ def current_id(contract_id: str) -> str:
     return _CURRENT_IDS.get(contract_id, contract_id)
 
 
+def ids_of(contract_id: str) -> tuple[str, ...]:
+    """Return every known id of the same IR: `current_id`, then those that edgeface 0.1 wrote."""
+    current = current_id(contract_id)
+    return (current, *(former for former, known in _CURRENT_IDS.items() if known == current))
+
+
 def remember_former_ids(contract_id: str, former_ids: Iterable[str]) -> None:
     """Make `current_id` return `contract_id` for each of these, in this process."""
     _CURRENT_IDS.update(dict.fromkeys(former_ids, contract_id))

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeface.errors import ImageError, InputError
 from edgeface.files import output_errors, staging_folder
+from edgeface.model.contract import current_id
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.pipeline.pipeline import Pipeline
@@ -164,14 +165,13 @@ class _Rows:
         """Read earlier rows; None if edgeface 0.1 wrote them and did not record all settings."""
         table = EmbeddingTable.load(path)
         require_same_contract(table.contract_id, self._contract_id, what=str(path))
-        if table.settings == self._settings:
-            return table
         try:
             found = json.loads(table.settings)
         except ValueError:
             found = {}
-        if found == {"crops": True} and settings["detector"] is None and settings["flip"] is None:
-            return dataclasses.replace(table, settings=self._settings)  # of 0.1, and complete
+        complete = found == {"crops": True} and settings["detector"] is None and settings["flip"] is None  # of 0.1
+        if complete or _with_current_id(found) == _with_current_id(json.loads(self._settings)):
+            return dataclasses.replace(table, contract_id=self._contract_id, settings=self._settings)
         if not isinstance(found, dict) or "contract_id" not in found:
             _log.warning("%s: written by edgeface 0.1; its photos are embedded again", path)
             return None
@@ -237,6 +237,12 @@ class _Rows:
             contract_id=self._contract_id,
             settings=self._settings,
         )
+
+
+def _with_current_id(settings: Any) -> Any:
+    """Replace an id that edgeface 0.1 gave to the same IR."""
+    named = isinstance(settings, dict) and isinstance(settings.get("contract_id"), str)
+    return settings | {"contract_id": current_id(settings["contract_id"])} if named else settings
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgeface.errors import ContractError, InputError, MissingError
 from edgeface.files import default_root
-from edgeface.model.contract import ModelContract, current_id
+from edgeface.model.contract import ModelContract, current_id, ids_of
 from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.threshold import USUAL_FAR, Threshold, load_thresholds, require_rate, threshold_at
 
@@ -46,8 +46,8 @@ def own_path(contract_id: str) -> Path:
 
 
 def _load(folder: Path, contract_id: str) -> tuple[Threshold, ...]:
-    path = folder / f"{current_id(contract_id)}.json"
-    return load_thresholds(path) if contract_id.isalnum() and path.is_file() else ()
+    paths = [folder / f"{each}.json" for each in ids_of(contract_id)] if contract_id.isalnum() else []
+    return next((load_thresholds(path) for path in paths if path.is_file()), ())
 
 
 def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:

@@ -21,6 +21,8 @@ from edgeface.convert.parity import embed_with_ir, run_model
 from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import ModelContract
+from edgeface.model.embedding import require_same_contract
+from edgeface.recognize.known import choose_threshold, shipped_thresholds
 from edgeface.runtime import DevicePlan, Embedder
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -104,8 +106,17 @@ def test_the_ir_is_what_open_model_zoo_documented(real_ir: Path) -> None:
     assert model.output(0).get_partial_shape() == ov.PartialShape([-1, 512])
     contract = ModelContract.read_from(model)
     assert (contract.layout, contract.color, contract.value_range) == ("NCHW", "BGR", (0.0, 255.0))
-    assert (contract.name, contract.provenance) == (FACENET, "unknown")  # a file, whatever it is called
+    assert (contract.name, contract.provenance) == (FACENET, "published")  # by its weights, whatever file they are in
     assert (contract.alignment.recipe, contract.alignment.margin) == ("mtcnn-box-margin", 32)
+
+
+def test_an_ir_converted_today_is_the_one_whose_thresholds_and_galleries_carry_the_former_id(real_ir: Path) -> None:
+    contract = ModelContract.read_from(ov.Core().read_model(real_ir))
+
+    assert contract.former_ids == ("4c0ebb72970188bf",)
+    assert shipped_thresholds("4c0ebb72970188bf") == shipped_thresholds(contract.contract_id) != ()
+    assert choose_threshold(None, contract, far=0.001).far == 0.001
+    require_same_contract("4c0ebb72970188bf", contract.contract_id, what="gallery and model")
 
 
 def test_pairs_of_one_person_are_nearer_than_pairs_of_two(real_ir: Path, golden: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import openvino as ov
 import pytest
 
 from edgeface import zoo
@@ -21,20 +22,23 @@ from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.bench.run.sweep import SweepAxes, SweepStep, sweep
 from edgeface.cli import main
+from edgeface.convert.ir import save_ir
 from edgeface.convert.parity import embed_with_ir, load_golden
-from edgeface.errors import ContractError, GalleryKeyError, ModelFormatError
+from edgeface.errors import ContractError, GalleryError, GalleryKeyError, ModelFormatError
 from edgeface.evaluate.faces import load_boxes
 from edgeface.evaluate.pairs import read_pairs
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.rebuild import rebuild
+from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import import_gallery
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Lineage, ModelContract, current_id
 from edgeface.model.embedding import Embedding
 from edgeface.model.ir_file import read_contract
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Threshold, load_thresholds, verify
+from edgeface.recognize.known import own_path, thresholds_for
 from edgeface.runtime import DevicePlan, Embedder
 from edgeface.runtime.adapter import flip_contract
 
@@ -354,6 +358,108 @@ def test_clustering_again_replaces_what_it_wrote(work: Path, capsys: pytest.Capt
     run(capsys, "cluster", *words, "--model", "models/tiny.xml", "--threshold", "0.9", "-o", f"clusters/{name}")
     after = json.loads(listing.read_text(encoding="utf-8"))
     close({key: after[key] for key in before}, before)
+
+
+# The same model, converted today: another contract_id, because the weights are hashed and not their file
+
+
+@pytest.fixture
+def converted(work: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The contract_id of models/now/tiny.xml, which is models/tiny.xml as today's converter writes it."""
+    monkeypatch.setattr("edgeface.model.contract._CURRENT_IDS", {})  # nothing is known before the IR is read
+    model = ov.Core().read_model(work / "models" / "tiny.xml")
+    contract = dataclasses.replace(ModelContract.read_from(model), weights_id="e" * 64)
+    (work / "models" / "now").mkdir()
+    _, saved = save_ir(model, work / "models" / "now", contract)
+    monkeypatch.setattr("edgeface.model.contract._CURRENT_IDS", {})
+    return saved.contract_id
+
+
+def test_an_ir_converted_today_knows_its_former_id(work: Path, converted: str) -> None:
+    assert converted != CONTRACT_ID
+    assert current_id(CONTRACT_ID) == CONTRACT_ID
+    contract = read_contract(work / "models" / "now" / "tiny.xml")[1]
+    assert (contract.contract_id, contract.former_ids) == (converted, (CONTRACT_ID,))
+    assert current_id(CONTRACT_ID) == converted
+
+
+@pytest.mark.usefixtures("work")
+def test_an_ir_converted_today_identifies_in_an_old_gallery_with_an_old_threshold(
+    converted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated = (
+        *("--gallery", "galleries/sealed.gallery", "--key", "file:keys/key", "--fpir", "0.8"),
+        *("--threshold", "thresholds/cosine.json", "--rule", "mean-of-best-2"),
+    )
+    for given in (("--gallery", "galleries/clear.gallery", "--threshold", "0.9"), calibrated):
+        now, then = (
+            json.dumps(run(capsys, "identify", "people", "--model", f"models/{ir}.xml", "--crops", *given))
+            for ir in ("now/tiny", "tiny")
+        )
+        close(*(json.loads(text.replace(CONTRACT_ID, converted)) for text in (now, then)))
+        assert '"verdict": "accepted"' in now
+
+
+def test_own_thresholds_of_an_old_ir_are_found_for_the_ir_converted_today(work: Path, converted: str) -> None:
+    stored = own_path(CONTRACT_ID)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(work / "thresholds" / "cosine.json", stored)
+    try:
+        assert thresholds_for(converted) == ()  # until the IR says what it was called
+        contract = read_contract(work / "models" / "now" / "tiny.xml")[1]
+        assert thresholds_for(contract) == load_thresholds(stored)
+    finally:
+        stored.unlink()
+
+
+@pytest.mark.parametrize("name", list(KEYS))
+def test_old_galleries_grow_and_old_exports_come_in_with_an_ir_converted_today(
+    work: Path, converted: str, name: str, tmp_path: Path
+) -> None:
+    rules = EnrolRules.from_thresholds(load_thresholds(work / "thresholds" / "cosine.json"))
+    with (
+        Embedder.load(work / "models" / "now" / "tiny.xml") as embedder,
+        SqliteStore(work / "galleries" / f"{name}.gallery", key=KEYS[name], contract_id=converted) as store,
+    ):
+        probe = Embedding(np.array(EXPECTED["galleries"][name]["probe"], np.float32), converted)
+        assert LiveIndex(store).search(probe, k=3).ids.tolist() == EXPECTED["galleries"][name]["hits"]["ids"]
+        person = store.add_person("Alan", templates=[NewTemplate(embedding=Embedding(np.eye(3)[0], converted))])
+        assert store.templates_of(person.id)[0].embedding.contract_id == CONTRACT_ID
+        with pytest.raises(GalleryError, match="nothing to do"):
+            rebuild(store, embedder)
+    archive = work / "galleries" / f"{name}.export"
+    with SqliteStore.create(tmp_path / "new", contract_id=converted, dim=3, key=None, keep_images=True) as store:
+        done = import_gallery(store, archive, key=KEYS[name], rules=rules, force=True)
+        assert (done.people, done.templates) == (3, 7)
+
+
+@pytest.mark.parametrize(("output", "reused"), [("crops.npz", 6), ("interrupted.npz", PARTS)])
+@pytest.mark.usefixtures("work")
+def test_old_tables_go_on_with_an_ir_converted_today(
+    output: str, reused: int, converted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("embed", "people", "--crops", "-o", f"tables/{output}")
+    done = run(capsys, *words, "--model", "models/now/tiny.xml")
+    assert (done["reused"], done["rows"], done["contract_id"]) == (reused, 6, converted)
+    for model in ("now/tiny", "tiny"):  # and back: the settings in the table name the other id
+        again = run(capsys, *words, "--model", f"models/{model}.xml")
+        assert (again["reused"], again["rows"]) == (6, 6)
+
+
+def test_thresholds_of_an_old_parent_are_found_for_what_was_quantized_from_it(work: Path) -> None:
+    fields = {"precision": "INT8", "embedding_dim": 3}
+    contract = dataclasses.replace(read_contract(work / "models" / "tiny.xml")[1], weights_id="e" * 64)
+    lineage = Lineage(
+        parent_id=contract.contract_id, method="int8-mixed", settings="", calibration_sha256="",
+        mean_cosine=1.0, p01_cosine=1.0, min_cosine=1.0,
+    )  # fmt: skip
+    child = dataclasses.replace(contract, lineage=lineage, **fields)
+    old_parent = dataclasses.replace(contract, weights_id="")
+    old = dataclasses.replace(old_parent, lineage=dataclasses.replace(lineage, parent_id=CONTRACT_ID), **fields)
+    assert child.former_ids == (old.contract_id,)
+    limits = load_thresholds(work / "thresholds" / "cosine.json")
+    assert {each.contract_id for each in limits} == {CONTRACT_ID}
+    assert current_id(CONTRACT_ID) == contract.contract_id == current_id(lineage.parent_id)
 
 
 # Benchmarks
