@@ -1,19 +1,20 @@
 """Calibrate the thresholds that ship for a model, and check its search thresholds against searches. Prints JSON.
 
-    python benchmarks/thresholds.py --model IR [--cache NPZ] [--ship FOLDER] [--parent CONTRACT_ID]
+    python benchmarks/thresholds.py --model IR... [--cache FOLDER] [--ship FOLDER]
 
 All pairs of the 7,700 LFW images of the official list in which the reference detector finds a face are compared, in
 FP32. `--ship` writes the thresholds as edgeface/recognize/thresholds has them. The search thresholds made of them are
 then tried in galleries of ten sizes: one image of each enrolled person, searched with the other images of these
 people and with all people of one image. Both the thresholds and the searches are LFW's, so the table tests the
-formula, not how thresholds carry over to other photos. `--parent` measures the rates of this model at the thresholds
-that ship for the model it was made from.
+formula, not how thresholds carry over to other photos. A compressed model's rates are also measured at the thresholds
+that ship for its parent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,24 @@ DRAWS = 10
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, metavar="NPZ", help="embeddings of an interrupted run")
+    parser.add_argument("--model", type=Path, nargs="+", required=True, metavar="IR")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="embeddings of an interrupted run")
     parser.add_argument("--ship", type=Path, metavar="FOLDER", help="where to write CONTRACT_ID.json")
-    parser.add_argument("--parent", metavar="CONTRACT_ID", help="whose thresholds to measure this model at")
     options = parser.parse_args()
+    answers = [measure(model, options.cache, options.ship) for model in options.model]
+    text = json.dumps({"benchmark": "thresholds", "models": answers})
+    print(re.sub(r'([\[,] ?)(\{"(?:far|enrolled|name)")', r"\1\n\2", text))
+
+
+def measure(model: Path, cache: Path | None, folder: Path | None) -> dict[str, Any]:
+    """Calibrate one model, and try its thresholds."""
     names = read_pairs(DATA / "lfw" / "pairs.txt").images
-    with Embedder.load(options.model, plan=DevicePlan(device="CPU", precision="f32")) as embedder:
+    with Embedder.load(model, plan=DevicePlan(device="CPU", precision="f32")) as embedder:
         contract = embedder.contract
         boxes = FaceSource(load_boxes(DATA / "lfw" / "mtcnn_reference.npz"))
         cutter = FaceCutter(find_images(DATA / "lfw" / "images", names), names, contract, boxes)
-        vectors = Cache(embedder, options.cache).embed(cutter, contract.name)
+        kept = Cache(embedder, cache / f"{contract.contract_id}.npz" if cache else None)
+        vectors = kept.embed(cutter, contract.name)
         settings = settings_of(embedder)
     found = ~np.isin(names, cutter.failures)
     people_names, people = np.unique([name.split("/")[0] for name in np.array(names)[found]], return_inverse=True)
@@ -64,26 +72,27 @@ def main() -> None:
         metric=Metric.cosine,
         measured_on=SHIPPED_ON,
         created_from=f"{len(genuine):,} genuine and all {len(impostor):,} impostor pairs of {len(vectors):,} LFW "
-        f"images in the official pairs (benchmarks/thresholds.py), reference MTCNN, {contract.alignment}, FP32",
+        f"images in the official pairs (benchmarks/thresholds.py), reference MTCNN, {contract.alignment}, "
+        f"{contract.precision} model, FP32 arithmetic",
     )
-    if options.ship:
-        ship(options.ship / f"{contract.contract_id}.json", thresholds)
-    answer: dict[str, Any] = {"benchmark": "thresholds", "model": contract.name, "settings": settings}
+    if folder:
+        ship(folder / f"{contract.contract_id}.json", thresholds)
+    answer: dict[str, Any] = {"name": contract.name, "model_precision": contract.precision, **settings}
     answer["verification"] = [
-        {"far": each.far, "cosine": each.value, "frr": each.frr, "supported": each.supported} for each in thresholds
+        {"far": each.far, "cosine": round(each.value, 4), "frr": round(each.frr, 4), "supported": each.supported}
+        for each in thresholds
     ]
-    if options.parent:
+    if contract.lineage:
         answer["at_the_parents_thresholds"] = [
             {
                 "far": each.far,
-                "measured_far": float(np.mean(impostor > each.value)),
-                "frr": each.frr,
-                "measured_frr": float(np.mean(genuine <= each.value)),
+                "measured_far": float(f"{np.mean(impostor > each.value):.3g}"),
+                "frr": round(each.frr, 4),
+                "measured_frr": round(float(np.mean(genuine <= each.value)), 4),
             }
-            for each in shipped_thresholds(options.parent)
+            for each in shipped_thresholds(contract.lineage.parent_id)
         ]
-    answer["searches"] = list(search_table(vectors, people, people_names.tolist(), thresholds))
-    print(json.dumps(answer, indent=1))
+    return answer | {"searches": list(search_table(vectors, people, people_names.tolist(), thresholds))}
 
 
 def compare_all(vectors: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,6 +53,7 @@ def desk(facenet: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
     for name, source in copies.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, tmp_path / name)
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))  # calibrated thresholds are of one document only
     monkeypatch.setenv("EDGEFACE_MODEL", str(tmp_path / "models" / f"{FACENET}.xml"))
     monkeypatch.delenv("EDGEFACE_GALLERY_KEY", raising=False)
     return tmp_path

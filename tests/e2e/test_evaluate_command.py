@@ -14,8 +14,11 @@ from browser import CHROMIUM, browser
 from commands import edgeface
 from contracts import sample_contract
 
+from edgeface.cli import main
+from edgeface.cli.options import MetricName
 from edgeface.files import sha256_of
 from edgeface.model.contract import Alignment, ModelContract
+from edgeface.recognize import Metric
 
 try:
     from openvino import opset13 as ops
@@ -236,3 +239,35 @@ def test_calibrate_from_a_pairs_list_prints_a_table(work: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "arccos < 0." in done.stdout
     assert json.loads((tmp_path / "t.json").read_text())["metric"] == "arccos"
+
+
+def test_calibrate_on_ones_own_photos_is_one_command_and_verify_uses_it(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    model, crops = ["--model", str(work / "tiny.xml")], "--crops"
+    pair = [str(work / "images" / "P01" / f"P01_000{number}.png") for number in (1, 2)]
+    assert main(["verify", *pair, crops, *model]) == 3  # nothing is known yet
+    assert main(["calibrate", str(work / "images"), crops, *model]) == 0
+    said = capsys.readouterr()
+    assert "it is used for this model from now on" in " ".join(said.out.split())
+    assert main(["verify", *pair, crops, *model, "--far", "0.01", "--json"]) in (0, 1)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["far"], answer["measured_on"], answer["supported"]) == (0.01, "images", True)
+    main(["verify", *pair, crops, *model, "--far", "0.01"])
+    assert "a false accept rate of 0.01 on images" in capsys.readouterr().out
+    assert main(["calibrate", str(work / "images"), crops, *model, "--metric", "euclidean"]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_fixed_euclidean_threshold_is_scored_beside_the_folds(work: Path, tmp_path: Path) -> None:
+    done = evaluate(work, tmp_path, "--crops", "", "--metric", "euclidean", "--threshold", "0.6", "--json", "")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["metric"], answer["normalized"], answer["at"]["threshold"]) == ("euclidean", False, 0.6)
+    assert 0 <= answer["at"]["far"] <= 1
+    assert "at 0.6" in evaluate(work, tmp_path, "--crops", "", "--metric", "euclidean", "--threshold", "0.6").stdout
+
+
+def test_every_command_knows_the_same_metrics() -> None:
+    assert [each.value for each in MetricName] == [each.value for each in Metric]

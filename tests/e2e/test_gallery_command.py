@@ -197,6 +197,20 @@ def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.Ca
     assert "edgeface calibrate" in capsys.readouterr().err
 
 
+def test_after_20_people_the_way_to_calibrate_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "h", "--model", "tiny.xml", "--unencrypted") == 0
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        (work / "staff" / f"P{number:02d}").mkdir(parents=True)
+        noise = rng.integers(0, 255, (TINY_SIZE, TINY_SIZE, 3), dtype=np.uint8)
+        cv2.imwrite(str(work / "staff" / f"P{number:02d}" / "0.png"), noise)
+    some = [f"staff/P{number:02d}/0.png" for number in range(19)]
+    assert run("enrol", "h", *some, "--force", *ENROL) == 0
+    assert "calibrate" not in capsys.readouterr().err
+    assert run("enrol", "h", "staff", "--force", *ENROL) == 0
+    assert "calibrate on your own photos: edgeface calibrate staff" in capsys.readouterr().err.splitlines()
+
+
 def test_what_makes_a_gallery_quick_to_open_is_there_after_enrolment(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,7 @@ def test_the_threshold_is_given_or_chosen_by_its_rate(app: FaceAnalyzer, tmp_pat
     a = draw(BLUE)
     assert app.verify(a, a, threshold=tmp_path / "t.json", far=0.01).threshold == known[1]
     assert app.verify(a, a, threshold=known[0]).threshold == known[0]
-    with pytest.raises(MissingError, match="edgeface calibrate --images"):
+    with pytest.raises(MissingError, match="edgeface calibrate PEOPLE"):
         app.verify(a, a)
     with pytest.raises(InputError, match="leave one out"):
         app.verify(a, a, threshold=0.5, far=0.01)
