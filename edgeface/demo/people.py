@@ -100,7 +100,8 @@ class Recognition:
             return "no face needed"
         threshold = self.faces[0].answer.threshold
         rate = f"for a false positive identification rate of {threshold.fpir:g}" if threshold.fpir else "by hand"
-        return f"was chosen {rate} in a gallery of {len(self.photos.enrolled)} people; it was calibrated on LFW"
+        where = f"; it was calibrated on {threshold.measured_on}" if threshold.measured_on else ""
+        return f"was chosen {rate} in a gallery of {len(self.photos.enrolled)} people{where}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""

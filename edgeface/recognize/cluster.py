@@ -332,7 +332,7 @@ def _warning(limit: Threshold, faces: int) -> str:
     if limit.far is None or neighbours <= _TOLERATED:
         return ""
     return (
-        f"threshold {limit.value:.3f} was calibrated for a false accept rate of {limit.far:g}: among {faces:,} faces "
+        f"threshold {limit.value:.3f} was calibrated for {limit.rate}: among {faces:,} faces "
         f"each has about {neighbours:.1f} false neighbours, and different people may be joined. Calibrate for a lower "
         "rate, or give a higher similarity with --threshold."
     )
