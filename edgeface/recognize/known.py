@@ -20,6 +20,8 @@ RATES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 _SHIPPED = Path(__file__).with_name("thresholds")
 """One file of `save_thresholds` for each contract, named by its id; benchmarks/thresholds.py makes them."""
+_HALF_CHANGES = 0.0012
+"""Greatest change of a cosine by FP16 weights: FaceNet 20180408, all pairs of 963 LFW faces, FP32 arithmetic."""
 _ENOUGH_PEOPLE = 20
 """Enrolled people from which it is worth calibrating on their photos: 190 impostor pairs or more."""
 
@@ -55,7 +57,8 @@ def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:
 
     The user's own go before those that ship. For a rate that the user's photos are too few for, the stricter of the
     two is taken; of the rates that the user did not calibrate, those below, where the threshold that ships is the
-    stricter one. A model that has neither takes its parent's thresholds, where `Lineage.agrees`; they carry a note.
+    stricter one. A model that has neither takes those of the same weights in FP32, or its parent's, where
+    `Lineage.agrees`; they carry a note.
 
     Returns
     -------
@@ -71,9 +74,9 @@ def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:
         )
         lowest, strictest = min(each.assured_far for each in own), max(each.cosine for each in own)
         own += tuple(each for each in shipped if each.assured_far < lowest and each.cosine > strictest)
-    if own or shipped or isinstance(model, str) or model.lineage is None or not model.lineage.agrees:
+    if own or shipped or isinstance(model, str) or (related := _related(model)) is None:
         return own or shipped
-    return tuple(fit_threshold(each, model) for each in thresholds_for(model.lineage.parent_id))
+    return tuple(fit_threshold(each, model) for each in thresholds_for(related[0]))
 
 
 def known_thresholds(given: Path | None, contract: ModelContract) -> tuple[Threshold, ...]:
@@ -129,7 +132,7 @@ def choose_threshold(
 
 
 def fit_threshold(threshold: Threshold, contract: ModelContract) -> Threshold:
-    """Return a threshold for a model: its own as it is, or its parent's with a note, where `Lineage.agrees`.
+    """Return a threshold for a model: its own as it is; that of the same weights in FP32, or of its parent with a note.
 
     Raises
     ------
@@ -138,28 +141,45 @@ def fit_threshold(threshold: Threshold, contract: ModelContract) -> Threshold:
     """
     if current_id(threshold.contract_id) == current_id(contract.contract_id):
         return threshold
-    lineage = contract.lineage
-    if lineage is None or current_id(threshold.contract_id) != current_id(lineage.parent_id):
-        require_same_contract(contract.contract_id, threshold.contract_id, what="threshold")
-        return threshold
-    if not lineage.agrees:
+    related = _related(contract)
+    if related is not None and current_id(threshold.contract_id) == current_id(related[0]):
+        return replace(threshold, contract_id=contract.contract_id, inherited=related[1])
+    if contract.lineage is not None and current_id(threshold.contract_id) == current_id(contract.lineage.parent_id):
         raise ContractError(
             f"threshold: expected one for {contract.contract_id}, the {contract.precision} model, found one for "
-            f"{lineage.parent_id}, the model that it was made from. {_differs(contract)}. Calibrate again "
+            f"{threshold.contract_id}, the model that it was made from. {_differs(contract)}. Calibrate again "
             "with 'edgeface calibrate PEOPLE --model' and this IR, or make the IR with "
             "'edgeface quantize --recalibrate PAIRS'"
         )
+    require_same_contract(contract.contract_id, threshold.contract_id, what="threshold")
+    return threshold
+
+
+def _related(contract: ModelContract) -> tuple[str, str] | None:
+    """Return the id of the model whose thresholds hold for this one, and how much they differ in words; None: none.
+
+    It is the parent of a compressed model; else the same weights in FP32, in the usual layout and channel order.
+    """
+    lineage = contract.lineage
+    if lineage is None:
+        same = replace(contract, precision="FP32", layout="NCHW", color="BGR").contract_id
+        half = (
+            f"the threshold is that of {same}, the same weights in FP32: in half precision cosines between faces "
+            f"changed by {_HALF_CHANGES:g} at most where it was measured"
+        )
+        return None if same == contract.contract_id else (same, half if contract.precision == "FP16" else "")
+    if not lineage.agrees:
+        return None
     pairs = (
         "accuracy was not compared on labelled pairs"
         if lineage.accuracy_drop is None
         else f"accuracy on labelled pairs changed by {-lineage.accuracy_drop:+.4f}"
     )
-    note = (
+    return lineage.parent_id, (
         f"the threshold is that of {lineage.parent_id}, the model that this {contract.precision} one was made from: "
         f"the cosine between their embeddings is {lineage.mean_cosine:.4f} on average and at least "
         f"{lineage.min_cosine:.4f}, and {pairs}"
     )
-    return replace(threshold, contract_id=contract.contract_id, inherited=note)
 
 
 def _differs(contract: ModelContract) -> str:

@@ -87,7 +87,7 @@ def test_without_a_threshold_for_the_model_it_says_how_to_get_one(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cluster(work) == 3
-    assert "edgeface calibrate --images PEOPLE" in capsys.readouterr().err
+    assert "edgeface calibrate PEOPLE" in capsys.readouterr().err
 
 
 def test_the_more_faces_the_stricter_the_threshold() -> None:

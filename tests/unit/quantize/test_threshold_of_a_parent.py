@@ -111,6 +111,18 @@ def test_a_quantized_model_finds_what_is_known_of_its_parent(
     assert not thresholds_for(child)[0].inherited  # its own go before its parent's
 
 
+def test_the_same_weights_in_another_form_have_the_same_thresholds(parent: ModelContract) -> None:
+    assert (parent.precision, parent.layout, parent.color) == ("FP32", "NCHW", "BGR")
+    given = threshold(parent.contract_id)
+    half = fit_threshold(given, dataclasses.replace(parent, precision="FP16"))
+    assert "in half precision cosines between faces changed by 0.0012 at most" in half.note
+    other = dataclasses.replace(parent, layout="NHWC", color="RGB")
+    assert fit_threshold(given, other).contract_id == other.contract_id != parent.contract_id
+    assert not fit_threshold(given, other).inherited
+    with pytest.raises(ContractError):
+        fit_threshold(given, dataclasses.replace(parent, precision="FP16", source_sha256="f" * 64))
+
+
 def test_lineage_is_read_back_from_the_file(child: ModelContract, tmp_path: Path) -> None:
     import openvino as ov
 
