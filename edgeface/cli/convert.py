@@ -232,6 +232,7 @@ def _show_conversion(result: Any, *, json: bool) -> None:
         stdout.print(_parity_table(result.parity))
     if result.check is not None:
         stdout.print(_check_table(result.check))
+        stdout.print(result.check.summary, markup=False, soft_wrap=True)
     line = f"{result.ir} written and checked in {result.seconds:.1f} s"
     stdout.print(line, markup=False, soft_wrap=True)  # a path is copied from here: whole, brackets and all
     warn_if_seeded(result.contract.provenance)
@@ -276,21 +277,18 @@ def _recipe_checker(photos: Path | None) -> Any:
 
 
 def _check_table(check: RecipeCheck) -> Table:
-    table = Table("recipe", "separation", "genuine", "impostor", "AUC", "difference", "", title_justify="left")
+    table = Table("recipe", "separation", "genuine", "impostor", "against told", "", title_justify="left")
     table.title = f"check: {check.verdict}"
     for each in check.scores:
-        low, high = each.interval
-        told = each is check.scores[0]
+        error = (each.interval[1] - each.interval[0]) / 2
         table.add_row(
             escape(each.candidate.name),
             f"{each.separation:.4f}",
             f"{each.genuine:.4f}",
             f"{each.impostor:.4f}",
-            f"{each.auc:.4f}",
-            "as told" if told else f"{each.difference:+.4f} ({low:+.4f} to {high:+.4f})",
-            "possible" if each.plausible else "loses",
+            "" if each is check.scores[0] else f"{each.difference:+.4f} +- {error:.4f}",
+            "" if each.plausible else "loses",
         )
-    table.caption = escape(check.summary)
     return table
 
 

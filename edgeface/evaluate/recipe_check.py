@@ -49,7 +49,7 @@ _RANGES: Final[Mapping[str, tuple[Triple, Triple]]] = {
     "(x - 127.5) / 128": ((127.5, 127.5, 127.5), (128.0, 128.0, 128.0)),
     "x / 255": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
     "x": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "ImageNet's mean and deviation": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "ImageNet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 """Usual mean and scale, in the order R, G, B."""
 _ALIGNMENTS: Final = (
@@ -99,8 +99,8 @@ class CandidateScore:
     auc
         Share of all (genuine, impostor) pairs of scores in the right order.
     difference, interval
-        Separation minus that of the recipe that was told, and its confidence interval; all intervals of a check hold
-        at once.
+        Separation minus that of the recipe that was told, and its confidence interval; all of a check hold at once
+        with a probability of 90 %, their upper ends with 95 %.
     plausible
         False if another recipe clearly separates people better than this one.
     """
@@ -153,17 +153,15 @@ class RecipeCheck:
     @property
     def summary(self) -> str:
         """The answer in one line."""
-        measured = f"{self.photos} photos of {self.people} people"
-        told, *_ = (each.candidate.name for each in self.scores)
+        measured, told = f"{self.photos} photos of {self.people} people", self.scores[0].candidate.name
         names = [each.name for each in self.plausible]
         if self.verdict == "confirmed":
             return f"{measured}: the model was made for the recipe as told ({told})"
         if self.verdict == "cannot tell":
             others = ", ".join(name for name in names if name != told)
-            best = max(self.scores, key=lambda score: score.separation).candidate.name
-            return f"{measured}: cannot tell the recipe as told from: {others}; {best} separates best; add people"
+            return f"{measured}: cannot tell the recipe as told from: {others}; {names[0]} separates best; add people"
         best = " or ".join(names) or "mirrored photos"
-        return f"{measured}: the recipe as told ({told}) clearly loses; the model was made for: {best}"
+        return f"{measured}: the recipe as told ({told}) clearly loses; of those tried the model was made for: {best}"
 
     def __repr__(self) -> str:
         return f"<RecipeCheck {self.verdict}: {self.summary}>"
@@ -270,7 +268,7 @@ def neighbours_of(told: RecipeCandidate, size: tuple[int, int]) -> list[RecipeCa
     >>> crops = Alignment("none")
     >>> told = RecipeCandidate(name="told", color="RGB", mean=(0.0,) * 3, scale=(255.0,) * 3, alignment=crops)
     >>> [each.name for each in neighbours_of(told, (112, 112))]
-    ['BGR', '(x - 127.5) / 128', 'x', "ImageNet's mean and deviation", 'mirrored']
+    ['BGR', '(x - 127.5) / 128', 'x', 'ImageNet', 'mirrored']
     """
     other: Color = "BGR" if told.color == "RGB" else "RGB"
     found = [replace(told, name=other, color=other)]

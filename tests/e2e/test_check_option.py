@@ -38,7 +38,10 @@ def test_a_recipe_that_loses_writes_nothing_unless_forced(
     wrong = [*arguments, "--color", "BGR", "--scale", "128"]
     assert main(wrong) == 1
     told = " ".join(capfd.readouterr().err.split())
-    assert "the recipe as told (BGR, (x - 127.5) / 128, none) clearly loses; the model was made for: RGB" in told
+    assert (
+        "the recipe as told (BGR, (x - 127.5) / 128, none) clearly loses; of those tried the model was made for: RGB"
+        in told
+    )
     assert "--force" in told
     assert not list(tmp_path.glob("out/*"))
     assert main([*wrong, "--force"]) == 0
