@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from dlib_files import mutate
 
+import edgeface
+from edgeface.cli import main
 from edgeface.convert import dlib
 from edgeface.convert.dlib import load_dlib
 from edgeface.convert.parity import embed_with_ir, run_model
@@ -26,6 +29,7 @@ from edgeface.model.opset import ops
 from edgeface.recognize.metrics import Metric
 from edgeface.vision.align import align
 from edgeface.vision.image import read_image
+from edgeface.zoo import ModelStore
 from edgeface.zoo.catalog import load_catalog
 from edgeface.zoo.transfer import PackageLocation
 
@@ -141,3 +145,24 @@ def test_the_real_file_mutated_is_read_or_refused_by_name(real_dat: Path, tmp_pa
         with contextlib.suppress(EdgeFaceError):
             load_dlib(path, recipe)
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+def test_without_a_network_the_package_alone_makes_the_default_model(
+    real_dat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("EDGEFACE_MODEL", "EDGEFACE_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    assert main(["zoo", "download", NAME]) == 0
+    capsys.readouterr()
+    with edgeface.load() as app:
+        assert (app.contract.name, app.contract.provenance) == (NAME, "published")
+    ir = ModelStore().ir_path(NAME)
+    first = ir.stat().st_mtime_ns
+    assert edgeface.find_model() == ir
+    assert ir.stat().st_mtime_ns == first, "it is converted once"
+    assert main(["zoo", "list", "--json"]) == 0
+    found = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    assert (found[NAME]["here"], found[NAME]["default"]) == ("converted", True)
