@@ -64,8 +64,9 @@ def write_arcface(
 ) -> Path:
     """Write a convolutional recogniser of 16 numbers in the manner of insightface's.
 
-    `first` are the first operations on the image: ``arithmetic``, ``norm`` or ``reversed``. `last` is the end:
-    ``unit`` length, ``maps`` of (batch, 16, 1, 1), or a Reshape by a fixed ``shape``.
+    `first` are the first operations on the image: ``arithmetic``, ``norm`` or ``reversed``. `last` is the end: ``unit``
+    length, ``maps`` of (batch, 16, 1, 1), a Reshape by a fixed ``shape`` or to a ``vector``, a class ``token`` for a
+    batch of 1, or a ``mixed`` batch, whose rows depend on each other.
     """
     graph = OnnxGraph()
     x = "image"
@@ -96,6 +97,15 @@ def write_arcface(
         x = graph.node("Reshape", x, graph.value([1, 16], np.int64))
     else:
         x = graph.node("Flatten", x, axis=1)
+    if last == "token":
+        x = graph.node(
+            "Concat", graph.weights(1, 1, 16), graph.node("Unsqueeze", x, graph.value([1], np.int64)), axis=1
+        )
+        x = graph.node("ReduceMean", x, axes=[1], keepdims=0)
+    if last == "vector":
+        x = graph.node("Unsqueeze", graph.node("Reshape", x, graph.value([16], np.int64)), graph.value([0], np.int64))
+    if last == "mixed":
+        x = graph.node("Sub", x, graph.node("ReduceMean", x, axes=[0], keepdims=1))
     if outputs == 2:
         graph.node("Tanh", x, output="attributes")
     if last == "unit":

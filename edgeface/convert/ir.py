@@ -62,11 +62,14 @@ def adapt_input(
     """
     first = -1 if batch is None else batch
     wanted = [first, *size, 3] if model_layout == "NHWC" else [first, 3, *size]
+    held = f"expected a model that takes {wanted}, found one for {model.input(0).get_partial_shape()}"
+    held += "; export it with a dynamic batch, or pass --batch 1" * (batch is None)
     try:
         model.reshape(wanted)
     except RuntimeError as error:
-        found = model.input(0).get_partial_shape()
-        raise ConversionError(f"expected a model that takes {wanted}, found one for {found}") from error
+        raise ConversionError(held) from error
+    if batch is None and len(model.outputs) == 1 and model.output(0).get_partial_shape()[0].is_static:
+        raise ConversionError(held)
     swapped = color != model_color
     if not _fold_into_first_convolution(
         model, layout=layout, swapped=swapped, mean=mean, scale=scale, model_layout=model_layout

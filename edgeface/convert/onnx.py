@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from edgeface import errors
 from edgeface.convert.graphdef import parse_message
+from edgeface.convert.ir import flatten_output
 from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe
 from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, read_bytes, run_frontend
@@ -267,6 +268,7 @@ def run_import() -> None:
     """Convert the file that stdin names: write the model and ``answer.json`` into the folder that it names too."""
     path, recipe, folder, limit = pickle.load(sys.stdin.buffer)  # from the process that started this one
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         found = dataclasses.asdict(_import_here(path, recipe, folder))
     except EdgeFaceError as error:
@@ -282,9 +284,11 @@ def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
     layout = _layout_of(model, recipe, path)
     names = model.input(0).get_any_name(), model.output(0).get_any_name()
     notes = _notice_preprocessing(model, layout, recipe, path)
-    _flatten(model, path)
+    flatten_output(model)
+    if len(found := model.output(0).get_partial_shape()) != 2:
+        raise ConversionError(f"{path}: expected an output of (batch, embedding), found {found}; see --output")
     size = _resize(model, layout, recipe, path)
-    if (freed := _free_the_batch(model)) is not None and _rows(freed, size, recipe, path).independent:
+    if (freed := _free_the_batch(model)) is not None:
         model = freed
         notes.append("its batch is fixed; it was made dynamic")
     rows = _rows(model, size, recipe, path)
@@ -419,23 +423,6 @@ def _constant(port: Any) -> NDArray[Any] | None:
     return np.asarray(node.data, np.float64) if node.get_element_type().is_real() else np.asarray(node.data)
 
 
-def _flatten(model: ov.Model, path: Path) -> None:
-    """Make an output of (batch, D, 1, 1), in any order, one of (batch, D)."""
-    shape = model.output(0).get_partial_shape()
-    if shape.rank.is_dynamic or len(shape) == 2:
-        return
-    if len(shape) < 2 or sum(axis.is_dynamic or axis != 1 for axis in list(shape)[1:]) > 1:
-        raise ConversionError(
-            f"{path}: expected an output of (batch, embedding), found {shape}; choose it with --output"
-        )
-    result = model.get_results()[0]
-    rows = result.input_value(0)
-    flat = ops.reshape(rows, ops.constant(np.array([0, -1])), True)
-    flat.output(0).set_names(rows.get_names())
-    result.input(0).replace_source_output(flat.output(0))
-    model.validate_nodes_and_infer_types()
-
-
 def _resize(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> tuple[int, ...]:
     """Fix height and width, and return the shape of one image, (3, H, W) or (H, W, 3)."""
     batch, *axes = model.input(0).get_partial_shape()
@@ -455,29 +442,49 @@ def _resize(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> tupl
 def _free_the_batch(model: ov.Model) -> ov.Model | None:
     """Return the model with a dynamic batch; None if its batch is dynamic already, or the graph holds it fixed.
 
-    Exporters write a batch of 1 into the shapes of Reshape operations; each of those has one axis to spare for it.
+    Exporters write a batch of 1 into the shapes of Reshape operations, where one axis can be left to OpenVINO, and
+    into constants that are concatenated with rows, such as a transformer's class token.
     """
     shape = model.input(0).get_partial_shape()
     if shape[0].is_dynamic:
         return None
     model = model.clone()
+    (parameter,) = model.get_parameters()
+    batch = ops.gather(ops.shape_of(parameter), ops.constant(np.array([0])), ops.constant(np.array(0)))
     for node in model.get_ordered_ops():
-        wanted = _constant(node.input_value(1)) if node.get_type_name() == "Reshape" else None
-        if wanted is None or wanted.size < 2 or 0 in wanted:
-            continue
-        freed = wanted.copy()
-        freed[0] = 0 if -1 in wanted[1:] else -1
-        if -1 in wanted[1:] and wanted[0] != shape[0].get_length():
-            continue
-        replacement = ops.reshape(node.input_value(0), ops.constant(freed.astype(np.int64)), True)
-        replacement.output(0).set_names(node.output(0).get_names())
-        for target in node.output(0).get_target_inputs():
-            target.replace_source_output(replacement.output(0))
+        if node.get_type_name() == "Reshape":
+            _free_reshape(node, shape[0].get_length())
+        elif node.get_type_name() == "Concat" and node.get_attributes()["axis"] != 0:
+            for port in node.inputs():
+                token = port.get_source_output()
+                axes = token.get_partial_shape()
+                if _is_constant(token.get_node()) and axes[0].is_static and axes[0].get_length() == 1:
+                    ones = ops.constant(np.ones(len(axes) - 1, np.int64))
+                    repeated = ops.broadcast(token, ops.concat([batch, ones], 0), broadcast_spec="BIDIRECTIONAL")
+                    port.replace_source_output(repeated.output(0))
     try:
         model.reshape(ov.PartialShape([-1, *list(shape)[1:]]))
     except RuntimeError:
         return None
     return model if model.output(0).get_partial_shape()[0].is_dynamic else None
+
+
+def _free_reshape(node: Any, batch: int) -> None:
+    """Leave the first axis of a Reshape with a constant shape to OpenVINO."""
+    wanted = _constant(node.input_value(1))
+    if wanted is None or wanted.size < 2 or 0 in wanted or (-1 in wanted[1:] and wanted[0] != batch):
+        return
+    freed = wanted.astype(np.int64)
+    freed[0] = 0 if -1 in wanted[1:] else -1  # 0 stands for the axis of what is reshaped
+    replacement = ops.reshape(node.input_value(0), ops.constant(freed), True)
+    replacement.output(0).set_names(node.output(0).get_names())
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(replacement.output(0))
+
+
+def _is_constant(node: Any) -> bool:
+    inputs = [port.get_node() for port in node.input_values()]
+    return bool(node.get_type_name() == "Constant") or (bool(inputs) and all(_is_constant(each) for each in inputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
 
     Raises ArchiveError if the archive is damaged, or holds anything but its manifest and the blobs that it names;
     ChecksumError if bytes differ from the manifest, or the manifest from the catalog or from what was recorded here;
-    ModelNotFoundError if the catalog does not know one of the models; OutputError if the store cannot be written.
+    ModelNotFoundError if the catalog does not know one of the models; OutputError if the store cannot be written;
+    InputError if the licence of a non-commercial model was not accepted.
     """
     with staging_folder(store.root) as staging:
         with _opened(path) as archive:
@@ -93,6 +94,8 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
             entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
             _stage_blobs(archive, manifest, staging, path)
         _check_other_digests(manifest, entries, staging, path)
+        for entry in entries:
+            store.require_license(entry)
         for model, entry in zip(manifest.models, entries, strict=True):
             _adopt(model, entry, store, staging)
     for entry in entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -16,11 +17,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeface.cli import main
-from edgeface.convert import convert
+from edgeface.convert import check_parity, convert
 from edgeface.convert.onnx import load_onnx
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.recipe import RecipeParts, parse_recipe
-from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
+from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError, NegativeResult
 from edgeface.model.contract import ModelContract
 
 onnx = pytest.importorskip("onnx")
@@ -62,6 +63,7 @@ def difference(ir: Path, images: NDArray[np.uint8], rows: NDArray[np.float32]) -
         {"layout": "NHWC"},
         {"batch": 1},
         {"batch": 1, "last": "shape"},
+        {"batch": 1, "last": "token"},
         {"last": "unit"},
         {"last": "maps"},
         {"first": "reversed"},
@@ -164,6 +166,43 @@ def test_the_identity_of_weights_does_not_depend_on_how_the_file_holds_them(tmp_
 def test_a_wrong_shape_is_named(tmp_path: Path, form: dict[str, Any], error: type[EdgeFaceError], told: str) -> None:
     with pytest.raises(error, match=told):
         load_onnx(write_arcface(tmp_path / "model.onnx", **form), recipe().complete())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_rows_that_depend_on_the_rest_of_the_batch_are_refused(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(ConversionError, match="rows that do not depend on the other images of a batch"):
+        load_onnx(write_arcface(tmp_path / "model.onnx", last="mixed", batch=batch), recipe().complete())
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_graph_holds_fixed_stays_fixed(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "model.onnx", last="vector", batch=1)
+
+    with pytest.raises(ConversionError, match="export it with a dynamic batch, or pass --batch 1"):
+        convert(path, tmp_path / "out", recipe=recipe())
+    assert convert(path, tmp_path / "out", recipe=recipe(), batch=1).inputs == {
+        "image_batch/placeholder_port_0": "[1,3,112,112]"
+    }
+
+
+@pytest.mark.slow
+def test_golden_vectors_decide_about_an_onnx_model(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "model.onnx")
+    golden, rows = tmp_path / "golden.npz", expected(path, (photos() - 127.5) / 127.5)
+    np.savez(golden, images=photos(), embeddings=rows)
+
+    result = convert(path, tmp_path / "out", recipe=recipe(), parity=functools.partial(check_parity, golden=golden))
+
+    assert result.parity
+    assert result.parity.against == "golden.npz"
+    with pytest.raises(NegativeResult, match="differs from the original"):
+        convert(
+            path, tmp_path / "bad", recipe=recipe(color="BGR"), parity=functools.partial(check_parity, golden=golden)
+        )
+    with pytest.raises(InputError, match="pass --golden"):
+        convert(path, tmp_path / "bad", recipe=recipe(), parity=check_parity)
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.slow
@@ -400,3 +439,59 @@ def test_a_face_transformer_of_depth_2_equals_onnx_runtime(tmp_path: Path) -> No
     assert (result.contract.embedding_dim, result.contract.normalized) == (512, False)
     names = ov.Core().read_model(result.ir).input(0).get_names()
     assert "input_image" in names
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_face_transformer_exported_by_torch_equals_onnx_runtime(tmp_path: Path, dynamic: bool) -> None:
+    """Depth 20, by an independent implementation, also with a batch of 1 that the exporter writes into the graph."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "FaceTransformerOctupletLoss.onnx"
+    axes = {"input_image": {0: "batch_size"}, "output": {0: "batch_size"}} if dynamic else None
+    torch.manual_seed(0)
+    torch.onnx.export(
+        torch_face_transformer(torch, depth=20), (torch.randn(1, 3, 112, 112),), str(path), opset_version=13,
+        input_names=["input_image"], output_names=["output"], dynamic_axes=axes, dynamo=False,
+    )  # fmt: skip
+    assert abs(path.stat().st_size - 253_021_036) < 1 << 20
+
+    result = convert(path, tmp_path / "out", name="facetransformer-octuplet")
+
+    assert difference(result.ir, photos(3), expected(path, photos(3), name="output")) <= 1e-4
+    assert result.inputs == {"image_batch/placeholder_port_0": "[?,3,112,112]"}
+
+
+def torch_face_transformer(torch: Any, *, depth: int) -> Any:
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.LayerNorm(512), nn.LayerNorm(512)])
+            self.qkv, self.out = nn.Linear(512, 1536, bias=False), nn.Linear(512, 512)
+            self.mlp = nn.Sequential(nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 512))
+
+        def forward(self, x: Any) -> Any:
+            batch, tokens, _ = x.shape
+            qkv = self.qkv(self.norms[0](x)).reshape(batch, tokens, 3, 8, 64).permute(2, 0, 3, 1, 4)
+            weights = (qkv[0] @ qkv[1].transpose(-1, -2) * 512**-0.5).softmax(-1)
+            x = x + self.out((weights @ qkv[2]).transpose(1, 2).reshape(batch, tokens, 512))
+            return x + self.mlp(self.norms[1](x))
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Linear(192, 512)
+            self.token = nn.Parameter(torch.randn(1, 1, 512))
+            self.positions = nn.Parameter(torch.randn(1, 197, 512))
+            self.blocks = nn.Sequential(*[Block() for _ in range(depth)])
+            self.norm = nn.LayerNorm(512)
+
+        def forward(self, x: Any) -> Any:
+            batch = x.shape[0]
+            x = x.reshape(batch, 3, 14, 8, 14, 8).permute(0, 2, 4, 3, 5, 1).reshape(batch, 196, 192)
+            x = torch.cat([self.token.expand(batch, -1, -1), self.patches(x)], 1) + self.positions
+            return self.norm(self.blocks(x)[:, 0])
+
+    return Transformer().eval()
