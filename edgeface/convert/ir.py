@@ -62,14 +62,15 @@ def adapt_input(
     """
     first = -1 if batch is None else batch
     wanted = [first, *size, 3] if model_layout == "NHWC" else [first, 3, *size]
-    held = f"expected a model that takes {wanted}, found one for {model.input(0).get_partial_shape()}"
-    held += "; export it with a dynamic batch, or pass --batch 1" * (batch is None)
+    found = model.input(0).get_partial_shape()
+    remedy = "; export it with a dynamic batch, or pass --batch 1" if batch is None and found[0].is_static else ""
     try:
         model.reshape(wanted)
+        held = remedy and len(model.outputs) == 1 and model.output(0).get_partial_shape()[0].is_static
     except RuntimeError as error:
-        raise ConversionError(held) from error
-    if batch is None and len(model.outputs) == 1 and model.output(0).get_partial_shape()[0].is_static:
-        raise ConversionError(held)
+        raise ConversionError(f"expected a model that takes {wanted}, found one for {found}{remedy}") from error
+    if held:
+        raise ConversionError(f"expected a model that takes {wanted}, found one for {found}{remedy}")
     swapped = color != model_color
     if not _fold_into_first_convolution(
         model, layout=layout, swapped=swapped, mean=mean, scale=scale, model_layout=model_layout
