@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeface.errors import InputError
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
+from edgeface.vision.mtcnn import MTCNN
 from edgeface.vision.mtcnn_nets import load_weights
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -58,6 +60,31 @@ def test_the_wheel_holds_the_reference_weights(data: Path):
             assert np.array_equal(ours.kernel, theirs.kernel)
             assert np.array_equal(ours.bias, theirs.bias)
             assert (ours.slope is None and theirs.slope is None) or np.array_equal(ours.slope, theirs.slope)
+
+
+@pytest.mark.parametrize("change", [(0, 0, 0, 0), (-6, -6, 6, 6), (8, 8, 8, 8), (0, 12, 0, -12)])
+def test_mtcnn_locates_the_landmarks_of_faces_whose_boxes_are_known(
+    change: tuple[int, ...], photos: dict[str, np.ndarray], mtcnn: Detector
+):
+    assert isinstance(mtcnn, MTCNN)
+    for image in photos.values():
+        (faces,) = mtcnn.detect([image])
+        located = mtcnn.locate(image, faces.boxes[::-1] + change)[list(range(len(faces)))[::-1]]
+        eyes = np.linalg.norm(faces.landmarks[:, 1] - faces.landmarks[:, 0], axis=1)
+        errors = np.linalg.norm(located.landmarks - faces.landmarks, axis=2).mean(axis=1) / eyes
+        assert np.median(errors) <= 0.06
+        assert errors.max() <= 0.2
+        assert (located.scores > 0.8).all()
+
+
+def test_mtcnn_says_of_a_box_without_a_face_that_there_is_none(mtcnn: Detector):
+    assert isinstance(mtcnn, MTCNN)
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    assert mtcnn.locate(image, np.array([[20, 20, 80, 90], [-30, -30, 40, 40]])).scores.max() < 0.1
+    assert len(mtcnn.locate(image, np.empty((0, 4)))) == 0
+    for box in ((20, 20, 20, 90), (20, 20, 21, 90), (50, 20, 20, 90), (0, 0, np.nan, 9)):
+        with pytest.raises(InputError, match="more than a pixel"):
+            mtcnn.locate(image, np.array([box]))
 
 
 @pytest.mark.parametrize(
