@@ -187,7 +187,7 @@ def prepend_preprocessing(
 def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str], layout: Layout) -> None:
     """Give the one input and the one output their names; the first of each is the friendly name too."""
     for port, names in ((model.input(0), list(inputs)), (model.output(0), list(outputs))):
-        port.get_tensor().set_names(set(names))
+        port.get_tensor().set_names(set(names) - {""})
         port.get_node().set_friendly_name(names[0])
     (parameter,) = model.get_parameters()
     parameter.set_layout(ov.Layout(layout))

@@ -158,13 +158,15 @@ _CHILD = textwrap.dedent(
     import json, os, random, resource, sys, time
     from pathlib import Path
     from edgeface.convert import convert
+    from edgeface.convert.pytorch import load_pytorch
+    from edgeface.convert.recipe import Recipe
     from edgeface.errors import EdgeFaceError
+    from edgeface.model.contract import Alignment
 
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     seeds = [path.read_bytes() for path in sorted(folder.glob("seed-*.pt"))]
     names = [b"_rebuild_tensor_v2", b"FloatStorage", b"OrderedDict", b"storage", b"PK", b"data.pkl", b"torch"]
     random.seed(20260101)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes, slowest = {}, 0.0
 
     def positions(data):
@@ -191,7 +193,10 @@ _CHILD = textwrap.dedent(
         path.write_bytes(mutate(random.choice(seeds)))
         started = time.process_time()
         try:
-            convert(path, out)
+            if index % 20:
+                load_pytorch(path, Recipe(name="x", size=(160, 160), alignment=Alignment("none")))
+            else:
+                convert(path, out)
             outcome = "converted"
         except EdgeFaceError as error:
             outcome = type(error).__name__
