@@ -26,6 +26,7 @@ from edgeface.convert.converter import (
     finish_output,
     measure_recipe,
     provenance_of,
+    require_plain_name,
     size_of,
 )
 from edgeface.convert.ir import (
@@ -138,7 +139,8 @@ def adopt(
     """
     catalog = catalog or load_catalog()
     told = recipe or RecipeParts()
-    name = name or told.name or ir.stem
+    name = next(each for each in (name, told.name, ir.stem) if each is not None)
+    require_plain_name(name)
     entry = _find_entry(name, told, catalog)
     complete = (parts_of(entry) if entry else RecipeParts()).complete(told, RecipeParts(name=name))
     if complete.lrn is not None:
@@ -403,9 +405,12 @@ def _compare_with(golden: Path, ir: Path, contract: ModelContract) -> ParityRepo
 
 
 def _precision_of(model: ov.Model) -> Precision:
+    """Return what most weights are stored as: OpenVINO leaves those in FP32 that FP16 cannot hold."""
     operations = model.get_ops()
     if any(op.get_type_name() == "FakeQuantize" for op in operations):
         return "INT8"
-    constants = [op for op in operations if op.get_type_name() == "Constant"]
-    largest = max(constants, key=lambda constant: int(np.prod(constant.get_output_shape(0))))
-    return "FP16" if largest.get_element_type() == ov.Type.f16 else "FP32"
+    counts = {ov.Type.f16: 0, ov.Type.f32: 0}
+    for op in operations:
+        if op.get_type_name() == "Constant" and (kind := op.get_element_type()) in counts:
+            counts[kind] += int(np.prod(op.get_output_shape(0)))
+    return "FP16" if counts[ov.Type.f16] > counts[ov.Type.f32] else "FP32"

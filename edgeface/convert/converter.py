@@ -219,8 +219,7 @@ def convert(
     told = recipe or RecipeParts()
     path, entry = _find_source(model, store, catalog)
     name = next(each for each in (name, told.name, entry.name if entry else _name_of(path)) if each is not None)
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise InputError(f"name: expected a plain file name, found {name!r}")
+    require_plain_name(name)
     in_store = output_dir is None
     if output_dir is None:
         if (layout, color, batch) != ("nchw", "bgr", None):
@@ -424,6 +423,12 @@ def finish_output(source: SourceModel, recipe: Recipe, *, path: Path) -> tuple[o
         result.input(0).replace_source_output(unit.output(0))
         return model, True
     return source.model, bool(source.normalized) if recipe.normalized is None else recipe.normalized
+
+
+def require_plain_name(name: str) -> None:
+    """Raise InputError if a name cannot be that of an IR, in the folder that was asked for."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(f"name: expected a plain file name, found {name!r}")
 
 
 def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) -> tuple[Path, ModelEntry | None]:

@@ -21,9 +21,9 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny.xml, photos/ to calibrate with, images/ of 16 people and pairs.txt: two folds."""
+    """tiny.xml, of seeded weights, photos/ to calibrate with, images/ of 16 people and pairs.txt: two folds."""
     made = tmp_path_factory.mktemp("pareto")
-    write_tiny_net(made)
+    write_tiny_net(made, provenance="seeded")
     (made / "photos").mkdir()
     crops = skin_crops(52)
     for number, crop in enumerate(crops[:20]):
@@ -59,8 +59,12 @@ def test_precisions_are_compared_and_written(folder: Path) -> None:
     assert [row["precision"] for row in answer["rows"]] == ["fp32", "fp16", "weights"]
     assert answer["optimal"] == [row["precision"] for row in answer["rows"] if row["optimal"]]
     assert json.loads((folder / "out" / "pareto.json").read_text()) == answer
-    assert (folder / "out" / "pareto.md").is_file()
-    assert (folder / "out" / "pareto.html").is_file()
+    assert answer["provenance"] == "seeded"
+    assert "SEEDED WEIGHTS" in done.stderr
+    assert "SEEDED WEIGHTS" in (folder / "out" / "pareto.md").read_text()
+    page = (folder / "out" / "pareto.html").read_text()
+    assert "Seeded weights." in page
+    assert "Published" not in page
     assert (folder / "out" / "weights" / "tiny.xml").is_file()
 
 

@@ -8,14 +8,16 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import openvino as ov
 import pytest
 from dlib_files import mutate
 
 import edgeface
 from edgeface.cli import main
-from edgeface.convert import dlib
+from edgeface.convert import adopt, convert, dlib
 from edgeface.convert.dlib import load_dlib
 from edgeface.convert.parity import embed_with_ir, run_model
 from edgeface.convert.recipe import recipe_of
@@ -48,8 +50,6 @@ def real_dat() -> Path:
 
 @pytest.fixture(scope="session")
 def dlib_ir(real_dat: Path, made_once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
-    from edgeface.convert import convert
-
     return made_once("dlib", lambda folder: convert(real_dat, folder, name=NAME).ir)
 
 
@@ -81,6 +81,22 @@ def test_the_ir_is_the_published_model(dlib_ir: Path) -> None:
     assert contract.source_sha256 == entry.conversion.sha256 == entry.files[0].sha256
     assert (contract.normalized, contract.alignment.recipe) == (False, "five-point-150")
     assert contract.contract_id == "a3d57e4c2741b880"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_ir_of_another_tool_is_recognised_by_its_fingerprint(
+    precision: Literal["fp32", "fp16"], real_dat: Path, tmp_path: Path
+) -> None:
+    made = convert(real_dat, tmp_path, name=NAME, precision=precision)
+    model = ov.Core().read_model(made.ir)
+    model.reshape([1, 3, 150, 150])
+    bare = ov.Model(model.get_results(), model.get_parameters(), "bare")  # without the contract
+    ov.save_model(bare, tmp_path / "bare.xml", compress_to_fp16=precision == "fp16")
+
+    adopted = adopt(tmp_path / "bare.xml", tmp_path / "adopted", name=NAME).contract
+
+    assert (adopted.provenance, adopted.contract_id) == ("published", made.contract.contract_id)
+    assert (adopted.precision, adopted.normalized) == (precision.upper(), False)
 
 
 def test_a_sum_without_padding_of_rows_and_columns_still_runs_and_is_wrong(

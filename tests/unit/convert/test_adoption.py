@@ -153,6 +153,12 @@ def test_a_zoo_model_without_golden_vectors_or_fingerprint_says_what_would_do(tm
         adopt(foreign(tmp_path), tmp_path / "out", name="tiny-entry", catalog=catalog())
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", ""])
+def test_a_name_stays_inside_the_output_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a plain file name"):
+        adopt(foreign(tmp_path), tmp_path / "out", name=name, recipe=told())
+
+
 @pytest.mark.parametrize("provenance", ["seeded", "unknown", "published"])
 def test_an_ir_with_a_contract_is_not_adopted(provenance: str, tmp_path: Path) -> None:
     ir = write_tiny_net(tmp_path, provenance=provenance)
