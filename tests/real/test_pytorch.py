@@ -81,17 +81,23 @@ def test_a_state_dictionary_gives_the_golden_embeddings_and_the_id_of_the_tensor
 def test_the_zoos_state_dictionary_converts_by_its_name(
     state: dict[str, np.ndarray], golden: Any, tmp_path: Path
 ) -> None:
-    """Its file stands in the store with the weights that are here, a prefix and a classifier."""
+    """The published file is not here: one of its form, with the weights that are, a prefix and a classifier, is."""
     name = "inception-resnet-v1-vggface2"
-    store, entry = ModelStore(tmp_path / "store"), load_catalog()[name]
-    assert entry.conversion is not None
     logits = {"logits.weight": np.zeros((9, 512), np.float32), "logits.bias": np.zeros(9, np.float32)}
     wrapped = {f"module.backbone.{key}": value for key, value in (state | logits).items()}
 
-    store.model_dir(entry).mkdir(parents=True)
-    write_legacy(store.model_dir(entry) / entry.conversion.source, wrapped)
+    path = write_legacy(tmp_path / "x.pt", wrapped)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    published = load_catalog()[name]
+    file = published.files[0].model_copy(update={"sha256": sha256, "size": path.stat().st_size})
+    assert published.conversion is not None
+    conversion = published.conversion.model_copy(update={"sha256": sha256})
+    entry = published.model_copy(update={"files": [file], "conversion": conversion})
+    store = ModelStore(tmp_path / "store")
+    store.add_blob(entry, file, path, sha256=sha256, source="here")
+    store.materialise(entry)
 
-    result = convert(name, store=store)
+    result = convert(name, store=store, catalog={name: entry})
 
     assert result.ir == store.ir_path(name)
     assert np.abs(embed_with_ir(result.ir, golden.images) - golden.embeddings).max() <= 1e-5
