@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     answers = [measure(model, options.cache, options.ship) for model in options.model]
     text = json.dumps({"benchmark": "thresholds", "models": answers})
-    print(re.sub(r'([\[,] ?)(\{"(?:far|enrolled|name)")', r"\1\n\2", text))
+    print(re.sub(r'([\[,]) ?(\{"(?:far|enrolled|name)")', r"\1\n\2", text))
 
 
 def measure(model: Path, cache: Path | None, folder: Path | None) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import pytest
 from edgeface.evaluate.faces import Embedded, FaceSource, embed_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, parse_pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, pair_scores
+from edgeface.model.ir_file import read_contract
 from edgeface.recognize import Metric, calibrate
+from edgeface.recognize.known import shipped_thresholds
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,6 +80,20 @@ def test_a_threshold_from_one_half_keeps_its_rate_on_the_other(embedded: Embedde
     low, high = found.far_interval
     assert low <= np.mean(scores[~half & ~pairs.same] > found.value) <= high
     assert np.mean(scores[~half & pairs.same] <= found.value) < 0.05
+
+
+def test_the_shipped_thresholds_have_the_rates_they_say_on_lfw(embedded: Embedded, pairs: Pairs) -> None:
+    cosine_similarity = pytest.importorskip("sklearn.metrics.pairwise").cosine_similarity
+    people = np.array([name.split("/")[0] for name in pairs.images])
+    scores = cosine_similarity(embedded.vectors[:, :512].astype(np.float64))
+    upper = np.triu(np.ones_like(scores, bool), 1)
+    same = people[:, None] == people
+    impostor, genuine = scores[upper & ~same], scores[upper & same]
+    assert (len(impostor), len(genuine)) == (180_354, 547)
+    contract_id = read_contract(embedded.model)[1].contract_id
+    for each in shipped_thresholds(contract_id)[:2]:  # 1e-2 and 1e-3: some 1,800 and 180 pairs
+        assert np.mean(impostor > each.value) == pytest.approx(each.far, rel=0.35)
+        assert np.mean(genuine <= each.value) == pytest.approx(each.frr, abs=0.04)
 
 
 def test_the_official_list_is_what_its_header_says(data: Path) -> None:
