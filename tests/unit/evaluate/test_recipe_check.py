@@ -190,7 +190,7 @@ def test_neighbours_leave_out_what_is_the_recipe_itself() -> None:
     )
     names = [each.name for each in recipe_candidates(facenet, "RGB")[1:]]
     usual = ["BGR", "x / 255", "x", "ImageNet"]
-    assert names == [*usual, "mtcnn-box-margin:0", "five-point-112", "five-point-150", "mirrored"]
+    assert names == [*usual, "five-point-112", "five-point-150", "mirrored"]
     mobile = RecipeCandidate(
         name="told", color="BGR", mean=(0.0,) * 3, scale=(1.0,) * 3, alignment=Alignment("five-point-96x112")
     )
