@@ -155,7 +155,9 @@ def test_contracts_of_every_alignment_keep_their_ids(number: int) -> None:
 @pytest.mark.parametrize("name", list(EXPECTED["thresholds"]))
 def test_thresholds_decide_as_they_did(work: Path, name: str) -> None:
     found = load_thresholds(work / "thresholds" / name)
-    assert [json.loads(json.dumps(each.to_dict())) for each in found] == EXPECTED["thresholds"][name]
+    for each, wanted in zip(found, EXPECTED["thresholds"][name], strict=True):
+        answer = json.loads(json.dumps(each.to_dict()))
+        assert {key: answer[key] for key in wanted} == wanted  # it may say more
     assert {each.contract_id for each in found} == {CONTRACT_ID}
     assert all(isinstance(each, Threshold) for each in found)
 
@@ -293,7 +295,15 @@ def test_commands_print_what_they_printed(work: Path, capsys: pytest.CaptureFixt
     }.items():
         wanted = json.loads((work / "answers" / f"{name}.json").read_text(encoding="utf-8"))
         found = run(capsys, *words)
+        if name == "identify-calibrated":  # 0.1 took the next stricter threshold, today's lies between two
+            assert 0.47974423199529415 < found["threshold"] < wanted["threshold"]
+            wanted, found = (json.loads(json.dumps(each), object_hook=_without_threshold) for each in (wanted, found))
         close({key: found[key] for key in wanted}, wanted)  # it may say more
+
+
+def _without_threshold(answer: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what changed with the interpolation of search thresholds."""
+    return {key: value for key, value in answer.items() if key not in ("threshold", "expected_fpir", "measured_on")}
 
 
 def test_verification_says_what_it_said(work: Path) -> None:
