@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +20,10 @@ from edgeface.cli.gallery_options import (
     KeyOption,
     RulesOption,
     UnencryptedOption,
+    YesOption,
     answer,
     choose_key,
+    confirm,
     group,
     open_gallery,
     warn,
@@ -245,7 +246,7 @@ def forget(
     template: Annotated[
         list[int] | None, typer.Option(help="Erase only this template. Repeatable.", show_default=False)
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    yes: YesOption = False,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -253,10 +254,7 @@ def forget(
     with open_gallery(gallery, key) as store:
         person = _find_person(store, name)
         what = f"{len(template)} of {counted(person.template_count, 'template')}" if template else "everything"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise InputError("forget: stdin is not a terminal, and nothing was erased: pass --yes to confirm")
-            typer.confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", abort=True, err=True)
+        confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", command="forget", yes=yes)
         done = store.forget(person.id, template_ids=template)
     answer(
         {**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved},

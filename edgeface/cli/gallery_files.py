@@ -1,4 +1,4 @@
-"""The commands `edgeface gallery export|import|rebuild|rekey|check`, for a gallery as a whole."""
+"""The commands `edgeface gallery export|import|rebuild|rekey|restore|check`, for a gallery as a whole."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from edgeface.cli.gallery_options import (
     NewKeyOption,
     RulesOption,
     UnencryptedOption,
+    YesOption,
     answer,
     choose_key,
+    confirm,
     group,
     open_gallery,
     warn,
@@ -177,6 +179,28 @@ def rekey(
     how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, f"{gallery}: {done.rows} rows, {how}", json=json)
     warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
+
+
+@group.command(epilog="Example: edgeface gallery restore people.gallery /media/backup/people.gallery")
+def restore(
+    gallery: GalleryArgument,
+    copy: Annotated[Path, typer.Argument(metavar="COPY", help="Earlier copy of the gallery's file.")],
+    yes: YesOption = False,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Replace a gallery by an earlier copy of its file. People enrolled since are lost; people forgotten since return.
+
+    --key is the key of the copy.
+    """
+    from edgeface.gallery import find_key, restore_gallery
+
+    confirm(f"Replace the people of {gallery} by those of {copy}?", command="restore", yes=yes)
+    done = restore_gallery(gallery, copy, key=find_key(key, beside=gallery))
+    text = f"{gallery}: restored {counted(done.people, 'person', 'people')}, {counted(done.templates, 'template')}; "
+    text += f"{counted(done.lost, 'person', 'people')} enrolled since the copy was made lost"
+    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    warn(f"{name}: forgotten since the copy was made, and enrolled again" for name in done.returned)
 
 
 @group.command(epilog="Example: edgeface gallery check people.gallery --json")

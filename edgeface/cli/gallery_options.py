@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,7 @@ RulesOption = Annotated[
         show_default=False,
     ),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Enrol a face even if it matches another enrolled person.")]
 
 
@@ -71,6 +73,15 @@ def choose_key(key: str | None, gallery: Path, *, unencrypted: bool) -> bytes | 
             "chmod 600 KEYFILE; then pass --key file:KEYFILE; or pass --unencrypted"
         )
     return found
+
+
+def confirm(question: str, *, command: str, yes: bool) -> None:
+    """Ask before something is done for good, unless --yes was given."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(f"{command}: stdin is not a terminal, and nothing was changed: pass --yes to confirm")
+    typer.confirm(question, abort=True, err=True)
 
 
 def answer(found: Mapping[str, Any], text: str, *, json: bool) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TemplateBlock,
     )
     from edgeface.gallery.store.base import GalleryStore
+    from edgeface.gallery.store.restore import Restoring, restore_gallery
     from edgeface.gallery.transfer import export_gallery, import_gallery
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LiveIndex",
     "NewTemplate",
     "Person",
+    "Restoring",
     "StoredEncodings",
     "Template",
     "TemplateBlock",
@@ -50,6 +52,7 @@ __all__ = [
     "open_gallery",
     "read_encodings",
     "read_key",
+    "restore_gallery",
 ]
 
 __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
@@ -72,6 +75,7 @@ __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
             "TemplateBlock",
         ),
         "store.base": ("GalleryStore",),
+        "store.restore": ("Restoring", "restore_gallery"),
         "transfer": ("export_gallery", "import_gallery"),
     },
 )

@@ -177,8 +177,8 @@ class TemplateBlock:
         Of the templates, rising, and of the person of each.
     vectors : (N, D) float32
         Unit length.
-    contract_id, generation
-        Of all of them, and of the gallery when they were read.
+    contract_id, generation, history
+        Of all of them, and of the gallery when they were read (`GalleryStore.history`); empty: of no gallery.
     """
 
     ids: NDArray[np.int64]
@@ -186,6 +186,7 @@ class TemplateBlock:
     vectors: NDArray[np.float32]
     contract_id: str
     generation: int
+    history: str = ""
 
     def __post_init__(self) -> None:
         for array in (self.ids, self.person_ids, self.vectors):
@@ -197,7 +198,7 @@ class TemplateBlock:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Changes:
-    """What happened to the templates since a generation, and the generation of the gallery with these changes.
+    """What happened to the templates since a generation, and generation and history of the gallery with it.
 
     `removed` is (M,) int64: ids of templates that are gone; some may have come and gone in between.
     """
@@ -205,6 +206,7 @@ class Changes:
     generation: int
     removed: NDArray[np.int64]
     added: TemplateBlock
+    history: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

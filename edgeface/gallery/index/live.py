@@ -25,15 +25,17 @@ def follow(index: MemoryIndex, store: GalleryStore) -> bool:
     `GalleryError` if the store cannot be read; then the index is as it was.
     """
     require_same_contract(index.contract_id, store.info.contract_id, what="index and gallery")
-    if store.generation() == index.generation:
-        return False
-    changes = store.changes_since(index.generation)
-    if changes is not None:
-        index.apply(changes)
-    else:
-        _log.info("the index is filled again: what changed since generation %d is not known", index.generation)
-        index.reset(store.load())
-    return True
+    with store.reading():
+        history = store.history()
+        if history and (store.generation(), history) == (index.generation, index.history):
+            return False
+        changes = store.changes_since(index.generation, index.history)
+        if changes is not None:
+            index.apply(changes)
+        else:
+            _log.info("the index is filled again: what changed since generation %d is not known", index.generation)
+            index.reset(store.load())
+        return True
 
 
 class LiveIndex:

@@ -162,6 +162,11 @@ class MemoryIndex(ABC):
         """Of the gallery that it is in step with."""
         return self._generation
 
+    @property
+    def history(self) -> str:
+        """Of the gallery that it is in step with; see `GalleryStore.history`."""
+        return self._history
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -208,6 +213,7 @@ class MemoryIndex(ABC):
                 vectors=self._table.vectors[order],
                 contract_id=self._contract_id,
                 generation=self._generation,
+                history=self._history,
             )
 
     def reset(self, block: TemplateBlock) -> None:
@@ -230,11 +236,11 @@ class MemoryIndex(ABC):
                 self._remove(gone)
             if len(added):
                 self._add(added)
-            self._generation = changes.generation
+            self._generation, self._history = changes.generation, changes.history
 
     def _take(self, block: TemplateBlock) -> None:
         self._table = self._build(block)
-        self._generation = block.generation
+        self._generation, self._history = block.generation, block.history
 
     @abstractmethod
     def _build(self, block: TemplateBlock) -> Table:

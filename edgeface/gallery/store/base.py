@@ -100,6 +100,15 @@ class GalleryStore(ABC):
         with self.database.reading():
             return self.database.state("generation")
 
+    def history(self) -> str:
+        """Return the random id of the last commit.
+
+        A copy that is put back goes on from an earlier generation: its next commits have numbers that were given
+        before, and other ids. What was made of the gallery is current if both are the same.
+        """
+        with self.database.reading():
+            return self.database.history()
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Make several reads see one generation, whatever others write meanwhile.
@@ -222,30 +231,36 @@ class GalleryStore(ABC):
         within = self.database.in_transaction
         with self.database.reading() as connection:
             known = self._read_cache()
-            changes = None if known is None else self._changes(connection, known.generation)
+            changes = None if known is None else self._changes(connection, known.generation, known.history)
             if known is None or changes is None:
                 block = self.rows.block(connection)
                 read = len(block)
             else:
                 block, read = apply_changes(known, changes), len(changes.added) + len(changes.removed)
-            block = dataclasses.replace(block, generation=self._current())
+            block = dataclasses.replace(block, generation=self._current(), history=self.database.history())
         if read >= _CACHED_ROWS and not within:
             self._write_cache(block)
         return block
 
-    def changes_since(self, generation: int) -> Changes | None:
-        """Return what happened to the templates after a generation; None if that is unknown: call `load`."""
-        with self.database.reading() as connection:
-            return self._changes(connection, generation)
+    def changes_since(self, generation: int, history: str) -> Changes | None:
+        """Return what happened to the templates after a commit; None if that is unknown: call `load`.
 
-    def _changes(self, connection: Any, generation: int) -> Changes | None:
+        It is unknown if the commit is too long ago, or not one of this gallery: a copy of it was put back.
+        """
+        with self.database.reading() as connection:
+            return self._changes(connection, generation, history)
+
+    def _changes(self, connection: Any, generation: int, history: str) -> Changes | None:
         if not self.database.state("known_since") <= generation <= self.database.state("generation"):
+            return None
+        if not history or history != self.database.history_at(generation):
             return None
         removed = connection.execute(
             "SELECT template_id FROM removals WHERE generation > ? ORDER BY template_id", (generation,)
         )
         return Changes(
             generation=self._current(),
+            history=self.database.history(),
             removed=np.array([row[0] for row in removed], np.int64),
             added=self.rows.block(connection, "WHERE generation > ?", generation),
         )

@@ -19,6 +19,8 @@ from edgeface.gallery.records import now
 from edgeface.model.contract import current_id
 
 _DIGEST = 16
+_KNOWN_COMMITS = 10_000
+"""How many commits an index can be behind and still follow; their ids take some 60 bytes each."""
 
 
 def _plain_digest(text: str) -> bytes:
@@ -49,6 +51,18 @@ def new_header(
         keeps_images=keep_images,
     )
     return header, cipher
+
+
+def record_commit(connection: Any) -> None:
+    """Give the generation that is being committed a random id.
+
+    A copy of the gallery that is put back reaches the same generations again, with other people: only the ids tell
+    them apart.
+    """
+    connection.execute("INSERT INTO commits SELECT generation, ? FROM gallery", (uuid.uuid4().hex,))
+    connection.execute(
+        "DELETE FROM commits WHERE generation <= (SELECT generation FROM gallery) - ?", (_KNOWN_COMMITS,)
+    )
 
 
 class Database(ABC):
@@ -172,6 +186,7 @@ class Database(ABC):
                 yield connection
                 if self._wrote:
                     connection.execute("UPDATE gallery SET generation = generation + 1")
+                    record_commit(connection)
             with self._errors(committing=self._wrote):
                 connection.execute("COMMIT")
         finally:
@@ -217,6 +232,20 @@ class Database(ABC):
         if row is None or not isinstance(row[0], int):
             raise GalleryDamagedError(f"{self.where}: expected a number in {column}, found {row!r:.40}")
         return row[0]
+
+    def history(self) -> str:
+        """Return the id of the last commit; empty if edgeface 0.1 made it, in a process that is still running."""
+        return self.history_at(self.state("generation"))
+
+    def history_at(self, generation: int) -> str:
+        """Return the id of an earlier commit; empty if it is not known."""
+        row = self._usable().execute("SELECT history FROM commits WHERE generation = ?", (generation,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def oldest_known(self) -> int:
+        """Return the generation from which on it is known what changed."""
+        (oldest,) = self._usable().execute("SELECT coalesce(min(generation), 0) FROM commits").fetchone()
+        return max(int(oldest), self.state("known_since"))
 
     def take_ids(self, count: int) -> range:
         """Return numbers that were never given before."""

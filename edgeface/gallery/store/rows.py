@@ -187,9 +187,13 @@ class Rows:
         while chunk := list(itertools.islice(found, _BLOCK_ROWS)):
             blocks.append(self._decoded(chunk))
         ids, person_ids, vectors = (np.concatenate(part) for part in zip(*blocks, strict=True))
-        contract_id, generation = self._header.contract_id, self._database.state("generation")
         return TemplateBlock(
-            ids=ids, person_ids=person_ids, vectors=vectors, contract_id=contract_id, generation=generation
+            ids=ids,
+            person_ids=person_ids,
+            vectors=vectors,
+            contract_id=self._header.contract_id,
+            generation=self._database.state("generation"),
+            history=self._database.history(),
         )
 
     def _decoded(self, rows: Sequence[tuple[tuple[Any, ...], bytes]]) -> tuple[NDArray[Any], ...]:

@@ -23,11 +23,11 @@ from edgeface.cipher import Cipher
 from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryDamagedError, GalleryError, OutputError
 from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
-from edgeface.gallery.store.database import Database, mark_header
+from edgeface.gallery.store.database import Database, mark_header, record_commit
 
 # Tables and versions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 APPLICATION_ID = 0x45464741
 """``EFGA`` in the file's header (`PRAGMA application_id`): tells a gallery from other databases."""
@@ -77,6 +77,14 @@ ALTER TABLE gallery ADD COLUMN known_since INTEGER NOT NULL DEFAULT 0;  -- remov
 ALTER TABLE gallery ADD COLUMN unscrubbed INTEGER NOT NULL DEFAULT 0;   -- generation of an unfinished erasure
 """
 
+_TABLES_3 = """
+CREATE TABLE commits (
+    generation INTEGER PRIMARY KEY,
+    history TEXT NOT NULL                 -- random: tells a commit from one of a gallery that was restored
+);
+ALTER TABLE gallery ADD COLUMN cached TEXT NOT NULL DEFAULT '';  -- digest of the header of the cache's file
+"""
+
 
 def _script(connection: sqlite3.Connection, script: str) -> None:
     """Run statements inside the open transaction; `executescript` would commit it."""
@@ -94,7 +102,13 @@ def _to_2(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE gallery SET known_since = generation")
 
 
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2})
+def _to_3(connection: sqlite3.Connection) -> None:
+    """Give commits ids, and make room for the digest of the cache, which the gallery then vouches for."""
+    _script(connection, _TABLES_3)
+    record_commit(connection)
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2, 2: _to_3})
 """What turns a file of one version into one of the next."""
 
 
@@ -209,6 +223,7 @@ def create_database(path: Path, header: GalleryHeader, cipher: Cipher) -> None:
                 "INSERT INTO gallery (one, header, header_mark, generation, next_id) VALUES (1, ?, ?, 1, 1)",
                 (text, mark_header(text, cipher)),
             )
+            record_commit(connection)
             connection.commit()
         finally:
             connection.close()
@@ -216,7 +231,7 @@ def create_database(path: Path, header: GalleryHeader, cipher: Cipher) -> None:
             with contextlib.suppress(PermissionError):  # a file system without modes
                 staged.chmod(0o600)
             _link(staged, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def _link(staged: Path, path: Path) -> None:
@@ -233,7 +248,8 @@ def _link(staged: Path, path: Path) -> None:
         raise OutputError(f"{path}: this file exists already; choose another name") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -344,6 +360,27 @@ def _resolved(path: Path) -> Path:
     return real
 
 
+def open_connection(path: Path, *, timeout: float) -> _Connection:
+    """Open a gallery's file as it must be opened; without a write where the file system is read-only."""
+    mode = "rw"
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        mode = "ro&immutable=1"
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size:
+            raise OutputError(
+                f"{path}: its last writes are still in {wal.name}, and the file system is read-only; "
+                "copy both files to a folder that can be written"
+            )
+    connection = _connect(path, uri=f"{path.as_uri()}?mode={mode}", timeout=timeout)
+    try:
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class SqliteDatabase(Database):
     """One connection to a gallery's file; see `SqliteStore` for its parameters and errors."""
 
@@ -352,12 +389,13 @@ class SqliteDatabase(Database):
         super().__init__(str(path), timeout=timeout)
         try:
             with sqlite_errors(path):
-                self._connection: _Connection = self._connect()
+                self._connection: _Connection = open_connection(path, timeout=timeout)
                 try:
                     version = self._version()
                     row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
                     self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
-                    if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
+                    self.migrated = version < SCHEMA_VERSION
+                    if self.migrated:  # only after it is known that the caller has the key
                         migrate(self._connection)
                     self.version = SCHEMA_VERSION
                 except BaseException:
@@ -365,25 +403,6 @@ class SqliteDatabase(Database):
                     raise
         except UnicodeDecodeError as error:  # of SQLite's message, which quotes damaged bytes of the schema
             raise _translate(path, str(error)) from error
-
-    def _connect(self) -> _Connection:
-        mode = "rw"
-        if os.statvfs(self.path).f_flag & os.ST_RDONLY:
-            mode = "ro&immutable=1"
-            wal = self.path.with_name(self.path.name + "-wal")
-            if wal.exists() and wal.stat().st_size:
-                raise OutputError(
-                    f"{self.path}: its last writes are still in {wal.name}, and the file system is read-only; "
-                    "copy both files to a folder that can be written"
-                )
-        connection = _connect(self.path, uri=f"{self.path.as_uri()}?mode={mode}", timeout=self.timeout)
-        try:
-            for pragma in _PRAGMAS:
-                connection.execute(f"PRAGMA {pragma}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _version(self) -> int:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()

@@ -201,7 +201,7 @@ def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(tmp
         assert not folder.exists()
         store._write_cache(stale)
         assert not folder.exists()
-        store._write_cache(dataclasses.replace(stale, generation=store.generation()))
+        store._write_cache(dataclasses.replace(stale, generation=store.generation(), history=store.history()))
         assert folder.exists()
 
 
@@ -215,11 +215,12 @@ def test_no_writer_comes_between_while_the_cache_is_written(tmp_path: Path, monk
 
         thread = threading.Thread(target=forget)
 
-        def write(*what: object) -> None:
+        def write(*what: object) -> str:
             thread.start()
             thread.join(0.3)
-            write_templates(*what)
+            mark = write_templates(*what)
             order.append("written")
+            return mark
 
         monkeypatch.setattr("edgeface.gallery.store.sqlite.write_templates", write)
         store._write_cache(store.load())
@@ -233,15 +234,15 @@ def test_a_large_matrix_is_sealed_in_several_messages(tmp_path: Path, monkeypatc
     with make(tmp_path / "g", KEY) as store:
         block = store.load()
         header, cipher = store.database.header, store.database.cipher
-        write_templates(tmp_path / "g", header, cipher, block)
-        found = read_templates(tmp_path / "g", header, cipher)
+        mark = write_templates(tmp_path / "g", header, cipher, block)
+        found = read_templates(tmp_path / "g", header, cipher, mark)
         np.testing.assert_array_equal(found.vectors, block.vectors)
         file = cache_folder(tmp_path / "g") / "templates.bin"
         content = file.read_bytes()
         begin = 4096
         first, second = content[begin : begin + 128], content[begin + 128 : begin + 256]
         file.write_bytes(content[:begin] + second + first + content[begin + 256 :])
-        assert read_templates(tmp_path / "g", header, cipher) is None
+        assert read_templates(tmp_path / "g", header, cipher, mark) is None
 
 
 # Other processes

@@ -124,7 +124,7 @@ def test_a_rebuilt_gallery_equals_one_that_was_enrolled_with_the_new_model(
     np.testing.assert_allclose(store.load().vectors, expected.load().vectors, atol=1e-6)
     assert np.abs(store.load().vectors - before.vectors).max() > 1e-3
     assert [person.name for person in store.people()] == [person.name for person in expected.people()]
-    assert store.changes_since(generation) is None
+    assert store.changes_since(generation, before.history) is None
     assert store.check().problems == ()
     store.close()
     SqliteStore(tmp_path / "g", key=KEY, contract_id=expected.info.contract_id).close()

@@ -229,6 +229,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "EnrolmentImage.__init__": _ONE,
     "cut_out": "looks at the face's box, not at its embedding",
     "Changes.__init__": _ONE,
+    "examine_cache": _ONE,
     "NewTemplate.__init__": _ONE,
     "Template.__init__": _ONE,
     "Rows.add_templates": _UNBOUND,

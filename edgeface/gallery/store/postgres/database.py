@@ -32,13 +32,13 @@ from edgeface.errors import (
     InputError,
     OutputError,
 )
-from edgeface.gallery.store.database import Database
+from edgeface.gallery.store.database import Database, record_commit
 
 _log = logging.getLogger(__name__)
 
 # Tables
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VectorType = Literal["vector", "halfvec"]
 
 _MAX_DIM = 16000
@@ -69,8 +69,9 @@ CREATE TABLE images (
     body bytea NOT NULL
 );
 CREATE TABLE removals (template_id bigint PRIMARY KEY, generation bigint NOT NULL);
-CREATE INDEX removals_generation ON removals (generation)
+CREATE INDEX removals_generation ON removals (generation);
 """
+_COMMITS = "CREATE TABLE commits (generation bigint PRIMARY KEY, history text NOT NULL)"
 
 _VECTORS = """
 CREATE TABLE vectors (
@@ -91,7 +92,7 @@ def check_gallery_name(name: str) -> str:
 
 def statements(dim: int, searched_as: VectorType | None) -> list[str]:
     """Return what makes the empty tables."""
-    made = [statement for statement in _TABLES.split(";") if statement.strip()]
+    made = [*(statement for statement in _TABLES.split(";") if statement.strip()), _COMMITS]
     return made if searched_as is None else [*made, vectors_statement(dim, searched_as)]
 
 
@@ -240,7 +241,10 @@ class PostgresDatabase(Database):
         super().__init__(place_of(url, self.schema), timeout=timeout)
         self._connection: Connection = self._connect()
         try:
-            self._bind(*self._read_header(), key=key, contract_id=contract_id)
+            version, text, mark = self._read_header()
+            self._bind(text, mark, key=key, contract_id=contract_id)
+            if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
+                self._migrate()
         except BaseException:
             self._connection.close()
             raise
@@ -248,7 +252,16 @@ class PostgresDatabase(Database):
     def _connect(self) -> Connection:
         return connect(self._url, self.schema, timeout=self.timeout, patience=self._patience)
 
-    def _read_header(self) -> tuple[str, bytes]:
+    def _migrate(self) -> None:
+        """Give commits ids, which version 1 had not; a second client that wants to waits, and finds nothing to do."""
+        with self._errors(), self._connection.raw.transaction():
+            (version,) = self._connection.execute("SELECT version FROM gallery FOR UPDATE").fetchone()
+            if version < SCHEMA_VERSION:
+                self._connection.execute(_COMMITS)
+                record_commit(self._connection)
+                self._connection.execute("UPDATE gallery SET version = ?", (SCHEMA_VERSION,))
+
+    def _read_header(self) -> tuple[int, str, bytes]:
         with server_errors(self.where):
             found = self._connection.execute("SELECT to_regclass(?)", (f"{self.schema}.gallery",)).fetchone()
             if found[0] is None:
@@ -256,11 +269,11 @@ class PostgresDatabase(Database):
             version, text, mark = self._connection.execute(
                 "SELECT version, header, header_mark FROM gallery"
             ).fetchone() or (0, "", b"")
-        if version != SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise GalleryError(
-                f"{self.where}: expected a gallery of version {SCHEMA_VERSION}, found {version}; update edgeface"
+                f"{self.where}: expected a gallery of version 1 to {SCHEMA_VERSION}, found {version}; update edgeface"
             )
-        return text, mark
+        return version, text, mark
 
     def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:
         return server_errors(self.where, doubt=_UNKNOWN if committing else "")

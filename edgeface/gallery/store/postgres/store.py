@@ -13,7 +13,7 @@ from edgeface.errors import GalleryBusyError, NotSupportedError, OutputError
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import NewTemplate, Rekeying, TemplateBlock, unit_vector
 from edgeface.gallery.store.base import GalleryStore
-from edgeface.gallery.store.database import mark_header, new_header
+from edgeface.gallery.store.database import mark_header, new_header, record_commit
 from edgeface.gallery.store.postgres.database import (
     SCHEMA_VERSION,
     PostgresDatabase,
@@ -105,6 +105,7 @@ class PostgresStore(GalleryStore):
                 "INSERT INTO gallery VALUES (1, ?, ?, ?, 1, 1, 1, 0)",
                 (SCHEMA_VERSION, header, mark_header(header, cipher)),
             )
+            record_commit(connection)
         return cls(url, name, key=key, contract_id=contract_id, timeout=timeout, patience=patience)
 
     @property

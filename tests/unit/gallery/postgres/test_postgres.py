@@ -205,6 +205,47 @@ def test_a_rekey_that_meets_a_damaged_row_changes_nothing(pgvector: Any, gallery
         assert store.searched_as == "vector"
 
 
+# Restored, and of an earlier version
+
+
+def test_an_index_does_not_follow_tables_that_were_restored(cluster: Any, gallery: str) -> None:
+    """pg_restore puts earlier rows back; after as many commits as were lost the generation is the same."""
+    mallory, carol = vectors(2, seed=77)
+    schema = f"edgeface_{gallery}"
+    with create(cluster.url, gallery, key=KEY) as store, open_store(cluster.url, gallery, key=KEY) as kiosk:
+        store.add_person("Ada", templates=templates(2))
+        saved = cluster.sql(f"SELECT generation, next_id FROM {schema}.gallery")[0]
+        lost = store.add_person("Mallory", templates=[template(mallory)])
+        live = LiveIndex(kiosk)
+        assert live.search(Embedding(mallory, CONTRACT)).person_ids.tolist() == [lost.id]
+        for table, column in (("templates", "person_id"), ("people", "id")):
+            cluster.sql(f"DELETE FROM {schema}.{table} WHERE {column} = {lost.id}")
+        cluster.sql(f"DELETE FROM {schema}.commits WHERE generation > {saved[0]}")
+        cluster.sql(f"UPDATE {schema}.gallery SET generation = {saved[0]}, next_id = {saved[1]}")
+        known = store.add_person("Carol", templates=[template(carol)])
+        assert (known.id, store.generation()) == (lost.id, live.generation)
+        assert live.search(Embedding(mallory, CONTRACT)).scores[0] < 0.9
+        assert live.search(Embedding(carol, CONTRACT)).person_ids.tolist() == [known.id]
+
+
+def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: Any, gallery: str) -> None:
+    schema = f"edgeface_{gallery}"
+    with create(cluster.url, gallery, key=KEY) as store:
+        ada = store.add_person("Ada", templates=templates(2))
+    cluster.sql(f"DROP TABLE {schema}.commits")
+    cluster.sql(f"UPDATE {schema}.gallery SET version = 1")
+    with pytest.raises(GalleryKeyError):
+        open_store(cluster.url, gallery, key=bytes(32))
+    assert cluster.sql(f"SELECT version FROM {schema}.gallery") == [(1,)]
+    for _ in range(2):
+        with open_store(cluster.url, gallery, key=KEY) as store:
+            assert store.people() == (ada,)
+            assert len(store.history()) == 32
+    cluster.sql(f"UPDATE {schema}.gallery SET version = 3")
+    with pytest.raises(GalleryError, match="found 3; update edgeface"):
+        open_store(cluster.url, gallery, key=KEY)
+
+
 # Search
 
 

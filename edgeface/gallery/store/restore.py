@@ -1,0 +1,206 @@
+"""Put a copy of a gallery's file back, so that nothing that was made of the lost state is taken for current."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from edgeface.files import output_errors, staging_folder
+from edgeface.gallery.store.cache import clear_cache
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.store.sqlite_database import APPLICATION_ID, open_connection, sqlite_errors, sync_folder
+
+_PAUSE = 0.02
+_BESIDE = ("-wal", "-shm", "-journal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restoring:
+    """What `restore_gallery` did.
+
+    Attributes
+    ----------
+    people, templates
+        How many the gallery has now.
+    generation
+        Of the gallery now; higher than before, also than in the copy.
+    lost
+        How many people were enrolled after the copy was made, and are no longer in the gallery.
+    returned
+        Names of people who were forgotten after the copy was made, and are enrolled again.
+    """
+
+    people: int
+    templates: int
+    generation: int
+    lost: int
+    returned: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What a file that is restored must not go back behind."""
+
+    gallery_id: str
+    generation: int
+    next_id: int
+    people: frozenset[int]
+
+
+def restore_gallery(path: Path, backup: Path, *, key: bytes | None, timeout: float = 30.0) -> Restoring:
+    """Replace a gallery by an earlier copy of its file, whole or not at all.
+
+    The copy is checked first, and stays as it is. Where the gallery's file can be read it is written over in one
+    transaction, so that other processes that have it open go on with the copy. Numbers of people, templates and
+    generations go on from the higher ones, so that none is given twice. What was lost is then erased from the file.
+
+    Parameters
+    ----------
+    path
+        The gallery; missing and damaged ones are made anew.
+    backup
+        The copy: a file that was copied while no process had it open, or with its ``-wal``, or by SQLite's ``.backup``.
+    key
+        Of the copy, which can be another one than the gallery's.
+    timeout
+        Seconds to wait for other processes.
+
+    Raises
+    ------
+    GalleryError
+        If the copy cannot be opened with this key or is damaged, or `path` is another gallery or something else.
+    OutputError
+        If there is no room: three times the copy's size at most.
+    """
+    path = path.resolve()
+    if path.exists() and backup.exists() and path.samefile(backup):
+        raise GalleryError(f"{backup}: expected a copy of the gallery, found the gallery itself")
+    before = _state_of(path, timeout)
+    with staging_folder(path.parent) as folder:
+        staged = folder / path.name
+        _copy(backup, staged)
+        done = _prepare(staged, backup, before, key)
+        if before is None or not _write_over(staged, path, timeout):
+            _replace(staged, path)
+    with SqliteStore(path, key=key, timeout=timeout):  # which erases what was lost
+        return done
+
+
+def _state_of(path: Path, timeout: float) -> _State | None:
+    """Read what there is without a key; None if it is not there, or damaged."""
+    if not path.exists():
+        return None
+    with output_errors(path), path.open("rb") as file:
+        start = file.read(100)
+    if len(start) < 100 or struct.unpack_from(">I", start, 68)[0] != APPLICATION_ID:
+        raise GalleryError(
+            f"{path}: expected a gallery, or no file, found something else or a gallery without its first bytes; "
+            "move it away, then run restore again"
+        )
+    try:
+        with _open(path, timeout) as connection:
+            text, generation, next_id = connection.execute("SELECT header, generation, next_id FROM gallery").fetchone()
+            people = frozenset(row[0] for row in connection.execute("SELECT id FROM people"))
+        return _State(
+            gallery_id=json.loads(text)["gallery_id"], generation=int(generation), next_id=int(next_id), people=people
+        )
+    except (GalleryDamagedError, ValueError, LookupError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _open(path: Path, timeout: float) -> Iterator[sqlite3.Connection]:
+    with sqlite_errors(path), contextlib.closing(open_connection(path, timeout=timeout)) as connection:
+        yield connection
+
+
+def _copy(backup: Path, staged: Path) -> None:
+    """Copy a file with what is still in its WAL."""
+    try:
+        for suffix in ("", "-wal"):
+            source = backup.with_name(backup.name + suffix)
+            if not suffix or source.exists():
+                shutil.copyfile(source, staged.with_name(staged.name + suffix))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise GalleryError(f"{backup}: expected a copy of a gallery, found: {error.strerror}") from error
+    staged.chmod(0o600)
+
+
+def _prepare(staged: Path, backup: Path, before: _State | None, key: bytes | None) -> Restoring:
+    """Check the copy, and number it so that it goes on from where the gallery was."""
+    try:
+        store = SqliteStore(staged, key=key)
+    except GalleryError as error:
+        raise type(error)(str(error).replace(str(staged), str(backup))) from error
+    with store:
+        if before is not None and before.gallery_id != store.info.gallery_id:
+            raise GalleryError(
+                f"{backup}: expected a copy of the gallery {before.gallery_id}, found one of {store.info.gallery_id}; "
+                "restore it under another name"
+            )
+        if problems := store.check().problems:
+            raise GalleryDamagedError(
+                f"{backup}: this copy is damaged, and nothing was restored: {problems[0]}"
+                f"{f'; {len(problems) - 1} more' if problems[1:] else ''}; restore another copy, or import an export"
+            )
+        with store.database.writing() as connection:
+            generation = max(store.database.wrote(), before.generation + 1 if before else 0)
+            connection.execute(
+                "UPDATE gallery SET generation = ?, next_id = max(next_id, ?), known_since = ?, unscrubbed = ?, "
+                "cached = ''",
+                (generation - 1, before.next_id if before else 0, generation, generation),
+            )
+        people = store.people()
+        known = before.people if before else frozenset(person.id for person in people)
+        return Restoring(
+            people=len(people),
+            templates=sum(person.template_count for person in people),
+            generation=generation,
+            lost=len(known - {person.id for person in people}),
+            returned=tuple(person.name for person in people if person.id not in known),
+        )
+
+
+def _write_over(staged: Path, path: Path, timeout: float) -> bool:
+    """Replace the content of the gallery's file in one transaction; return whether that was possible."""
+    deadline = time.monotonic() + timeout
+
+    def wait(status: int, remaining: int, total: int) -> None:
+        if time.monotonic() > deadline:
+            raise GalleryBusyError(
+                f"{path}: another process writes to this gallery and did not finish in time; nothing was restored; try "
+                "again"
+            )
+
+    try:
+        with _open(staged, timeout) as source, _open(path, timeout) as target:
+            sizes = {each.execute("PRAGMA page_size").fetchone() for each in (source, target)}
+            if len(sizes) > 1:  # SQLite refuses that for a file with a WAL
+                return False
+            source.backup(target, progress=wait, sleep=_PAUSE)
+    except GalleryDamagedError:
+        return False
+    return True
+
+
+def _replace(staged: Path, path: Path) -> None:
+    """Take the place of a damaged file, or of none, without what lay beside it, which SQLite would write into it."""
+    with output_errors(path):
+        if path.exists():
+            shutil.copymode(path, staged)
+        for suffix in _BESIDE:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        clear_cache(path)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+        sync_folder(path.parent)
