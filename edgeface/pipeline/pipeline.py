@@ -18,6 +18,7 @@ from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, gro
 from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
+from edgeface.runtime.serving import refuse_waiting
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
@@ -164,6 +165,7 @@ class Pipeline:
             In place of the first frame that failed in the detector or the embedder. What the frames' iterator raises
             is raised at once, and results in progress are lost.
         """
+        refuse_waiting()
         observe = self._observe_frames if self._tracker is None else _Watch(self, self._tracker).observe
         window: deque[FrameGroup] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:

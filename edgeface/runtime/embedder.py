@@ -39,7 +39,7 @@ from edgeface.runtime.engine import Engine
 from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution, resolve_plan
 from edgeface.runtime.pool import Pool, Retirement
 from edgeface.runtime.schedule import reason_of
-from edgeface.runtime.serving import Policy, Serving
+from edgeface.runtime.serving import Policy, Serving, refuse_waiting
 
 _Answer = TypeVar("_Answer")
 
@@ -359,7 +359,7 @@ class Embedder(Serving):
                     raise  # closed for good
 
     def swap(self, ir: Path | str, *, key: bytes | None = None) -> None:
-        """Replace the IR by another one of the same contract, without losing a request.
+        """Replace the IR by another one of the same contract, without losing a request; not in a future's callback.
 
         The new IR is loaded beside the old one and gets all new requests. This returns when the old one has finished
         its requests. On an error the old one stays in use.
@@ -370,7 +370,10 @@ class Embedder(Serving):
             If the new IR has another `contract_id`: its embeddings could not be compared with those so far.
         EdgeFaceError
             As `load`.
+        RequestError
+            If this is a callback, which must not wait.
         """
+        refuse_waiting()
         with self._swapping:
             source = _read(Path(ir), core=shared_core(), key=key)
             old = self._generations[-1]

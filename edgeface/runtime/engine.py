@@ -117,10 +117,10 @@ class Engine(Serving):
         self._forked = False
         self._drain = True
         self._close_by = float("inf")
-        self._asleep = False
+        self._asleep = True
         self._lock = threading.RLock()  # reentrant, should a device ever call back inside start_async
         self._room = threading.Condition(self._lock)
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._bell: SimpleQueue[Engine | None] = SimpleQueue()
         self._closed = threading.Event()
         reference = weakref.ref(self, partial(_ring, self._bell))
         try:
@@ -170,20 +170,22 @@ class Engine(Serving):
         concurrent.futures.Future
             Its result is an array without the batch dimension, which the caller owns, or a tuple of them if the
             model has several outputs. `cancel` works until the result is there. Callbacks run in the device's
-            thread: keep them short, and do not wait in them.
+            thread: keep them short. To wait for a result in one is a `RequestError`.
 
         Raises
         ------
         ContractError
             If the array is not of the model's shape and dtype.
         Overloaded
-            If the queue is full and the policy is ``reject``, or this is a callback, which must not wait.
+            If the queue is full and the policy is ``reject``, or ``drop-oldest`` and all that waits was submitted by
+            another policy, or this is a callback, which must not wait.
         DeadlineExceeded
             If there was no room by the deadline.
         EngineClosed
             If the engine is closed, or was inherited by a forked child.
         """
-        return self._accept(array, deadline, policy or self._policy, copy)
+        policy = policy or self._policy
+        return self._accept(array, deadline, policy, copy=copy, replaceable=policy == "drop-oldest")
 
     def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
         """Compute one array and wait, in this thread if a request is free: no other thread has to be woken.
@@ -202,7 +204,10 @@ class Engine(Serving):
             As `submit`.
         InferenceError
             If the device failed.
+        RequestError
+            If this is a callback, which must not wait.
         """
+        refuse_waiting()
         self._check(array)
         self._refuse_if_closed()  # before the lock, which may never be free in a forked child
         claim = _Claim()
@@ -306,13 +311,22 @@ class Engine(Serving):
         if outcome == "done" and not in_time:
             raise EngineClosed(f"{self.name}: closed before the result was available")
 
-    def resubmit(self, array: np.ndarray, *, deadline: float | None = None) -> Future[Any]:
-        """Queue, without waiting and beyond the queue's depth, what another engine accepted and did not answer."""
-        return self._accept(array, deadline, None, False)
+    def take(
+        self, array: np.ndarray, *, deadline: float | None, policy: Policy | None, replaceable: bool
+    ) -> Future[Any]:
+        """Queue a pool's array, which must not change until the future is done; see `submit`.
 
-    def _accept(self, array: np.ndarray, deadline: float | None, policy: Policy | None, copy: bool) -> Future[Any]:
+        `policy` None queues beyond the queue's depth what another engine accepted and did not answer. `replaceable`
+        says whether a later ``drop-oldest`` may drop it.
+        """
+        return self._accept(array, deadline, policy, copy=False, replaceable=replaceable)
+
+    def _accept(
+        self, array: np.ndarray, deadline: float | None, policy: Policy | None, *, copy: bool, replaceable: bool
+    ) -> Future[Any]:
         self._check(array)
-        job = Job(self, array, None if deadline is None else time.monotonic() + deadline)
+        end = None if deadline is None else time.monotonic() + deadline
+        job = Job(self, array, end, replaceable=replaceable)
         self._refuse_if_closed()
         with self._lock:
             self._make_room(job, policy)
@@ -322,7 +336,7 @@ class Engine(Serving):
                 self._schedule.keep(job, array)
             if self._asleep or self._schedule.ended:
                 self._asleep = False
-                self._bell.put(None)
+                self._bell.put(self)  # until the engine is at rest the supervisor keeps it: see `look_after`
         return job
 
     def counters(self) -> Counters:
@@ -396,13 +410,13 @@ class Engine(Serving):
             self._refuse_if_closed()
             if policy is None or not self._schedule.full:
                 return
-            if policy == "drop-oldest":
-                self._schedule.drop_oldest()
+            if policy == "drop-oldest" and self._schedule.drop_oldest():
                 continue
-            if policy == "reject":
+            if policy != "block":
                 self._schedule.tally.rejected += 1
+                others = " by callers whose policy is another" if policy == "drop-oldest" else ""
                 raise Overloaded(
-                    f"{self.name}: {self._schedule.depth} requests are queued already; submit fewer, or wait"
+                    f"{self.name}: {self._schedule.depth} requests are queued already{others}; submit fewer, or wait"
                 )
             if may_not_wait():
                 raise Overloaded(
@@ -487,7 +501,7 @@ class _Claim:
     __slots__ = ("__weakref__",)
 
 
-def _ring(bell: SimpleQueue[None], _: object) -> None:
+def _ring(bell: SimpleQueue[Engine | None], _: object) -> None:
     bell.put(None)
 
 

@@ -37,8 +37,12 @@ _supervisors: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _exiting = threading.Event()
 
 
-def look_after(engine: _Engine, reference: Callable[[], _Engine | None], bell: SimpleQueue[None]) -> None:
-    """Start an engine's supervisor thread, which refers to the engine only while it checks it, and ends with it."""
+def look_after(engine: _Engine, reference: Callable[[], _Engine | None], bell: SimpleQueue[Any]) -> None:
+    """Start an engine's supervisor thread, which keeps the engine while that has work, and ends with it.
+
+    Who gives work to an engine at rest puts it into the bell. So the last reference is never dropped in a completion
+    callback, where an infer request cannot end the threads of its model.
+    """
     _engines.add(engine)
     thread = threading.Thread(target=_supervise, args=(reference, bell), name=f"edgeface: {engine.name}", daemon=True)
     _supervisors.add(thread)
@@ -55,8 +59,10 @@ def on_done(find: Callable[[], tuple[Any, Any] | None]) -> None:
         _log.critical("a completion callback failed", exc_info=True)
 
 
-def _supervise(reference: Callable[[], _Engine | None], bell: SimpleQueue[None]) -> None:
-    while (engine := reference()) is not None:
+def _supervise(reference: Callable[[], _Engine | None], bell: SimpleQueue[Any]) -> None:
+    rung: _Engine | None = None
+    while (engine := rung or reference()) is not None:
+        rung = None
         try:
             delay = engine.tick()
         except BaseException:
@@ -67,7 +73,7 @@ def _supervise(reference: Callable[[], _Engine | None], bell: SimpleQueue[None])
                 return
             del engine
         with contextlib.suppress(Empty):
-            bell.get(timeout=None if _exiting.is_set() else delay)
+            rung = bell.get(timeout=None if _exiting.is_set() else delay)
 
 
 def _close_all() -> None:

@@ -113,11 +113,12 @@ class Pool(Serving):
     ) -> Future[Any]:
         """Queue one array as `Engine.submit` does; with `copy` the array is always copied, for a retry."""
         end = None if deadline is None else time.monotonic() + deadline
-        job = _PoolJob(self, array.copy() if copy else array, end)
+        policy = policy or self._policy
+        job = _PoolJob(self, array.copy() if copy else array, end, replaceable=policy == "drop-oldest")
         with self._lock:
             self._open.add(job)
         try:
-            self._place(job, policy or self._policy)
+            self._place(job, policy)
         except BaseException as error:
             with self._lock:
                 self._open.discard(job)
@@ -159,10 +160,11 @@ class Pool(Serving):
                 candidates = candidates[:1]
             if any(self._try(member, job, policy and "reject") for member in candidates):
                 return
-            if policy == "reject" and not candidates[0].retired:
-                raise Overloaded("pool: every queue is full; submit fewer, or wait")
-            if policy == "drop-oldest" and self._try(candidates[0], job, policy):
+            if policy == "drop-oldest" and any(self._try(member, job, policy) for member in candidates):
                 return
+            if policy in ("reject", "drop-oldest") and not candidates[0].retired:
+                others = " of requests by another policy" if policy == "drop-oldest" else ""
+                raise Overloaded(f"pool: every queue is full{others}; submit fewer, or wait")
             if policy == "block":
                 self._wait_for_room(job, finished)
 
@@ -191,14 +193,9 @@ class Pool(Serving):
             return True
         left = None if job.deadline is None else job.deadline - started
         try:
-            if policy is None:
-                inner = member.engine.resubmit(array, deadline=left)
-            else:
-                inner = member.engine.submit(array, deadline=left, policy=policy, copy=False)
+            inner = member.engine.take(array, deadline=left, policy=policy, replaceable=job.replaceable)
         except Overloaded:
-            if policy == "reject":
-                return False
-            raise
+            return False
         except EngineClosed:
             member.retired = True
             return False

@@ -20,6 +20,7 @@ import openvino as ov
 import edgeface.model.opset  # noqa: F401 - makes arrays safe to pass from several threads
 from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, Overloaded, RequestError
 from edgeface.runtime.counters import Counters, Outcome, Tally
+from edgeface.runtime.serving import may_not_wait, refuse_waiting
 
 Outputs = tuple[np.ndarray, ...]
 """One array for each output of a model, in the model's order."""
@@ -58,12 +59,17 @@ class Request:
 
 
 class Job(Future[Any], Request):
-    """A request as a future that can be cancelled until its result is there, even while it is computed."""
+    """A request as a future that can be cancelled until its result is there, even while it is computed.
 
-    def __init__(self, owner: _Owner, array: np.ndarray, deadline: float | None) -> None:
+    To wait for it in a future's callback, by `result`, `exception`, `concurrent.futures.wait` or `as_completed`, is a
+    `RequestError`: the callback holds the thread that has to produce the result.
+    """
+
+    def __init__(self, owner: _Owner, array: np.ndarray, deadline: float | None, *, replaceable: bool = False) -> None:
         Future.__init__(self)
         Request.__init__(self, array, deadline)
         self.owner: _Owner | None = owner
+        self.replaceable = replaceable
         self.copied = False
         self.slot: Slot | None = None
 
@@ -71,6 +77,30 @@ class Job(Future[Any], Request):
     def waiting(self) -> bool:
         """Whether the request has neither started nor ended."""
         return self.slot is None and self.ended is None
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the result, and return it or raise the request's error."""
+        self._refuse_waiting()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the request's end, and return its error, if any."""
+        self._refuse_waiting()
+        return super().exception(timeout)
+
+    def _refuse_waiting(self) -> None:
+        if may_not_wait() and not self.done():
+            refuse_waiting()
+
+    @property
+    def _waiters(self) -> list[Any]:
+        """Where `concurrent.futures.wait` and `as_completed` register before they wait."""
+        self._refuse_waiting()
+        return self._waiting_for_it
+
+    @_waiters.setter
+    def _waiters(self, waiters: list[Any]) -> None:
+        self._waiting_for_it: list[Any] = waiters
 
     def cancel(self) -> bool:
         """Cancel the request, and drop a result that is still being computed; False if it has ended already."""
@@ -241,11 +271,15 @@ class Schedule:
         running = sum(job.ended is None for slot in self.slots for job in slot.jobs)
         return self.tally.snapshot(queued=sum(job.waiting for job in self.queue), running=running)
 
-    def drop_oldest(self) -> None:
-        """Drop the oldest waiting job to make room for a newer one."""
-        oldest = self.queue.popleft()
+    def drop_oldest(self) -> bool:
+        """Make room for a newer job: drop the oldest waiting one that may be replaced; return False if none may."""
+        oldest = next((job for job in self.queue if job.replaceable or not job.waiting), None)
+        if oldest is None:
+            return False
+        self.queue.remove(oldest)
         if oldest.waiting:
             self.end(oldest, "dropped", error=Overloaded(f"{self.name}: dropped for a newer request"))
+        return True
 
     def keep(self, job: Job, array: np.ndarray) -> None:
         """Copy a waiting job's array, so that the caller may overwrite it.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Policy = Literal["block", "drop-oldest", "reject"]
-"""What `submit` does when the queue is full: wait for room, replace the oldest request, or refuse the new one."""
+"""What `submit` does when the queue is full: wait for room, replace the oldest request that was submitted with
+``drop-oldest``, or refuse the new one."""
 
 RECHECK = 0.5
 """Seconds after which a thread that waits for room checks again, in case another one missed its wake-up."""
@@ -37,7 +38,10 @@ def may_not_wait() -> bool:
 def refuse_waiting() -> None:
     """Raise `RequestError` if waiting here would stop the thread that has to produce the result."""
     if may_not_wait():
-        raise RequestError("a future's callback must not wait for results: it holds the device's thread")
+        raise RequestError(
+            "a future's callback must not wait for results: it holds the device's thread; add a callback to that "
+            "result's future too, or let another thread wait"
+        )
 
 
 class Serving(ABC):
@@ -55,7 +59,7 @@ class Serving(ABC):
         """Queue one array and return a future; see `Engine.submit`."""
 
     def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
-        """Compute one array and wait. The array must not change meanwhile."""
+        """Compute one array and wait; not in a future's callback. The array must not change meanwhile."""
         refuse_waiting()
         return self.submit(array, deadline=deadline, policy="block", copy=False).result()
 
@@ -118,6 +122,7 @@ class Serving(ABC):
                             break
                         except Overloaded:
                             if not window:  # others fill the queue; no own request to wait for
+                                refuse_waiting()
                                 await asyncio.sleep(0.001)
                                 continue
                     yield await _await(window)
@@ -138,14 +143,14 @@ class Serving(ABC):
 
 def _wait(window: deque[Future[Any]]) -> Any:
     """Return the oldest future's result. Until then it stays in the window, to be cancelled."""
-    if not window[0].done():
-        refuse_waiting()
     result = window[0].result()
     window.popleft()
     return result
 
 
 async def _await(window: deque[Future[Any]]) -> Any:
+    if not window[0].done():
+        refuse_waiting()
     result = await asyncio.wrap_future(window[0])
     window.popleft()
     return result

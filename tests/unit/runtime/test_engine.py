@@ -329,6 +329,23 @@ def test_drop_oldest_keeps_the_newest(device, board, row):
         assert engine.counters().dropped == 3
 
 
+def test_drop_oldest_never_drops_what_was_submitted_by_another_policy(device, board, row):
+    board.gate.clear()
+    with Engine(device(), requests=1, queue_depth=2) as engine:
+        mine = [engine.submit(row(n)) for n in (1, 2)]
+        first = engine.submit(row(3), policy="drop-oldest")
+        second = engine.submit(row(4), policy="drop-oldest")
+        with pytest.raises(Overloaded, match="newer"):
+            first.result(SOON)
+        assert second.cancel()
+        mine.append(engine.submit(row(5)))
+        with pytest.raises(Overloaded, match="2 requests are queued already by callers whose policy is another"):
+            engine.submit(row(6), policy="drop-oldest")
+        board.gate.set()
+        assert [future.result(SOON)[0] for future in mine] == [1, 2, 5]
+        assert (engine.counters().dropped, engine.counters().rejected) == (1, 1)
+
+
 def test_block_waits_for_room(device, board, row):
     board.gate.clear()
     with Engine(device(), requests=1, queue_depth=1) as engine, ThreadPoolExecutor(1) as other:
@@ -498,6 +515,22 @@ def test_engine_that_is_forgotten_finishes_its_work_and_is_collected(device, boa
     assert forgotten() is None
 
 
+def test_engine_that_is_dropped_right_after_submit_is_destroyed_outside_of_openvinos_threads(double, row):
+    ended_in: list[str] = []
+    for n in range(20):
+        engine = Engine(double(), requests=1, name=f"dropped-{n}")
+        weakref.finalize(engine, lambda: ended_in.append(threading.current_thread().name))
+        future = engine.submit(row(n))
+        del engine
+        assert future.result(SOON)[0] == 2 * n
+    until = time.monotonic() + SOON
+    while len(ended_in) < 20 and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.01)
+    assert len(ended_in) == 20
+    assert all(name.startswith(("edgeface: dropped", "MainThread")) for name in ended_in), ended_in
+
+
 def test_supervisor_ends_with_its_engine(double):
     def supervisors() -> int:
         return sum(thread.name == "edgeface: mine" for thread in threading.enumerate())
@@ -533,6 +566,70 @@ def test_callback_may_submit_and_must_not_wait(device, board, row):
         assert chained.wait(SOON)
         assert said[0].result(SOON)[0] == 10
         assert "must not wait" in str(said[1])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda future: future.result(),
+        lambda future: future.result(5),
+        lambda future: future.exception(),
+        lambda future: wait([future]),
+        lambda future: list(as_completed([future])),
+    ],
+    ids=["result", "result with a time-out", "exception", "wait", "as_completed"],
+)
+def test_callback_that_waits_for_another_result_is_refused_and_the_engine_serves_on(device, board, row, ask):
+    board.gate.clear()
+    said: list[object] = []
+    told = threading.Event()
+
+    def chain(done):
+        assert done.result()[0] == 1, "the future's own result is there"
+        try:
+            said.append(ask(engine.submit(row(2))))
+        except RequestError as error:
+            said.append(error)
+        told.set()
+
+    engine = Engine(device(), requests=1)
+    try:
+        engine.submit(row(1)).add_done_callback(chain)
+        board.gate.set()
+        assert told.wait(SOON)
+        assert "must not wait for results" in str(said[0])
+        assert engine.submit(row(3)).result(SOON)[0] == 3
+        ended = [engine.submit(row(n)) for n in range(5)]
+        assert not wait(ended, SOON).not_done, "another thread may wait as before"
+    finally:
+        engine.close(timeout=1)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_callback_that_infers_or_maps_asynchronously_is_refused(device, board, row, requests):
+    board.gate.clear()
+    said: list[object] = []
+    told = threading.Event()
+
+    async def stream():
+        return [result async for result in engine.amap([row(2)])]
+
+    def chain(_):
+        for ask in (lambda: engine.infer(row(2)), lambda: asyncio.run(stream())):
+            try:
+                said.append(ask())
+            except RequestError as error:
+                said.append(str(error))
+        told.set()
+
+    engine = Engine(device(), requests=requests)
+    try:
+        engine.submit(row(1)).add_done_callback(chain)
+        board.gate.set()
+        assert told.wait(SOON)
+        assert all("must not wait for results" in str(each) for each in said), said
+    finally:
+        engine.close(timeout=1)
 
 
 def test_infer_answers_in_this_thread_when_a_request_is_free(double, row):

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import pytest
 
-from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, InputError, Overloaded
+from edgeface.errors import DeadlineExceeded, EngineClosed, InferenceError, InputError, Overloaded, RequestError
 from edgeface.runtime import Engine, Pool
 
 pytestmark = pytest.mark.timeout(60)
@@ -133,7 +133,7 @@ def test_cancel_and_deadline_reach_the_engine(device, board, row):
 def test_policies_when_every_queue_is_full(device, board, row):
     board.gate.clear()
     with Pool([Engine(device(), requests=1, queue_depth=1, name=n) for n in "ab"]) as pool:
-        futures = [pool.submit(row(n)) for n in range(1, 5)]
+        futures = [pool.submit(row(n), policy="drop-oldest") for n in range(1, 5)]
         with pytest.raises(Overloaded, match="every queue is full"):
             pool.submit(row(5), policy="reject")
         with pytest.raises(DeadlineExceeded):
@@ -145,6 +145,47 @@ def test_policies_when_every_queue_is_full(device, board, row):
         assert newest.result(SOON)[0] == 6
         assert sum(isinstance(future.exception(SOON), Overloaded) for future in futures) == 1
         assert pool.counters().rejected == 1
+
+
+def test_drop_oldest_never_drops_what_was_submitted_by_another_policy(device, board, other, row):
+    board.gate.clear()
+    other.gate.clear()
+    engines = [Engine(device(obeys=each), requests=1, queue_depth=1) for each in (board, other)]
+    with Pool(engines) as pool:
+        running = [pool.submit(row(n)) for n in (1, 2)]
+        mine, first = pool.submit(row(3)), pool.submit(row(4), policy="drop-oldest")
+        second = pool.submit(row(5), policy="drop-oldest")
+        with pytest.raises(Overloaded, match="newer"):
+            first.result(SOON)
+        assert second.cancel()
+        mine_too = pool.submit(row(6))
+        with pytest.raises(Overloaded, match="every queue is full of requests by another policy"):
+            pool.submit(row(7), policy="drop-oldest")
+        board.gate.set()
+        other.gate.set()
+        assert [future.result(SOON)[0] for future in (*running, mine, mine_too)] == [1, 2, 3, 6]
+
+
+def test_callback_that_waits_for_another_result_is_refused(device, board, row):
+    board.gate.clear()
+    said = []
+    told = threading.Event()
+
+    def chain(_):
+        try:
+            said.append(pool.submit(row(2)).result())
+        except RequestError as error:
+            said.append(error)
+        told.set()
+
+    pool = Pool([Engine(device(), requests=1)])
+    try:
+        pool.submit(row(1)).add_done_callback(chain)
+        board.gate.set()
+        assert told.wait(SOON)
+        assert "must not wait for results" in str(said[0])
+    finally:
+        pool.close(timeout=1)
 
 
 @pytest.mark.alone
