@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ContractError, EnrolmentRefused, GalleryError, InputError
+from edgeface.errors import ContractError, EnrolmentRefused, GalleryError, InputError, OutputError
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import NewTemplate, check_name
@@ -185,7 +186,8 @@ def import_encodings(
                     f"{odd.similarity:.3f}); check them"
                 )
         total = len(store.people())
-    store.load()  # writes the cache
+    with contextlib.suppress(GalleryError, OutputError):  # the import is committed, whatever happens now
+        store.load()  # writes the cache: the next one to open the gallery need not wait
     return EncodingImport(
         people=total - before,
         templates=added,

@@ -178,7 +178,8 @@ class _Work:
             connection.execute("DELETE FROM staged")
             connection.execute("UPDATE gallery SET known_since = ?", (generation,))
         self._database.adopt(self._header, self._database.cipher)
-        _, _, remains = self._store.prove(old)
+        with self._database.after_commit(f"the gallery is of contract {self._header.contract_id} now"):
+            _, _, remains = self._store.prove(old)
         return len(dropped), lonely, remains
 
     def _staged_vector(self, connection: Any, template_id: int) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.cipher import KeyedCipher, header_of, is_sealed, seal, unseal
-from edgeface.errors import ArchiveError, ChecksumError, GalleryKeyError, ModelFormatError
+from edgeface.errors import ArchiveError, ChecksumError, GalleryError, GalleryKeyError, ModelFormatError, OutputError
 from edgeface.files import write_atomically
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
@@ -199,7 +199,8 @@ def import_gallery(
             )
             added, already = added + len(done.template_ids), already + done.already
         total = len(store.people())
-    store.load()  # writes the cache: the next one to open the gallery need not wait
+    with contextlib.suppress(GalleryError, OutputError):  # the import is committed, whatever happens now
+        store.load()  # writes the cache: the next one to open the gallery need not wait
     return Import(people=total - before, templates=added, already=already)
 
 

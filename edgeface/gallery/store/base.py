@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgeface.cipher import make_cipher
-from edgeface.errors import GalleryBusyError, GalleryError, OutputError
+from edgeface.errors import GalleryBusyError, GalleryError, GalleryServerError, OutputError
 from edgeface.gallery.codec import GalleryHeader, PersonBody
 from edgeface.gallery.records import (
     Changes,
@@ -65,7 +65,7 @@ class GalleryStore(ABC):
         self.database, self.rows = database, Rows(database)
         try:
             self.scrub()
-        except (GalleryBusyError, OutputError) as error:
+        except (GalleryBusyError, GalleryServerError, OutputError) as error:
             _log.warning("%s: an erasure that was interrupted is still unfinished: %s", database.where, error)
 
     # What depends on where the tables are
@@ -292,7 +292,9 @@ class GalleryStore(ABC):
             if template_ids is None:
                 connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
             connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
-        searched, needles, remains = self.prove(secrets)
+        erased = f"{len(ids)} templates of person {person_id}" if template_ids else f"person {person_id}"
+        with self.database.after_commit(f"{erased} is deleted, and no search finds what is gone"):
+            searched, needles, remains = self.prove(secrets)
         what = {"person_id": person_id, "templates": len(ids), "images": images, "generation": generation}
         return Erasure(**what, searched=searched, needles=needles, remains=remains)
 
@@ -333,12 +335,17 @@ class GalleryStore(ABC):
                 f"{database.where}: this gallery is encrypted with the new key already: {cipher.key_id!r}"
             )
         header = dataclasses.replace(database.header, key_id=cipher.key_id)
-        with database.writing() as connection:
-            also(connection, header)
-            pieces = self.rows.rekey(connection, header, cipher, tables=self.tables)
+        try:
+            with database.writing() as connection:
+                also(connection, header)
+                pieces = self.rows.rekey(connection, header, cipher, tables=self.tables)
+        except GalleryServerError as error:
+            raise type(error)(f"{error}; keep both keys until the gallery was opened with one of them") from error
         database.adopt(header, cipher)
         adopted()
-        searched, _, remains = self.prove(pieces)
+        key_now = f"the new key {cipher.key_id} is in force: keep it" if key else "the gallery is no longer encrypted"
+        with database.after_commit(key_now):
+            searched, _, remains = self.prove(pieces)
         return Rekeying(key_id=cipher.key_id, rows=len(pieces), searched=searched, remains=remains)
 
     def check(self) -> CheckReport:

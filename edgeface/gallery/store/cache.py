@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -39,6 +40,7 @@ from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import Changes, TemplateBlock
 from edgeface.model.embedding import require_same_contract
 
+_log = logging.getLogger(__name__)
 _MAGIC = b"EDGEFTPL"
 _START = struct.Struct("<8sI")
 _DIGEST = 16
@@ -136,7 +138,10 @@ def read_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, mark: s
         with _file(gallery).open("rb") as file:
             _require_guarded(gallery, file.fileno())
             return _read(file, header, cipher, mark)
-    except (*_UNREADABLE, GalleryDamagedError):
+    except FileNotFoundError:
+        return None
+    except (*_UNREADABLE, GalleryDamagedError) as error:
+        _log.warning("%s: %s; it is not used", _file(gallery), error)
         return None  # it is only a copy: the gallery's file is read instead, and tells what is damaged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 import uuid
@@ -18,6 +19,7 @@ from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import now
 from edgeface.model.contract import current_id
 
+_log = logging.getLogger(__name__)
 _DIGEST = 16
 _KNOWN_COMMITS = 10_000
 """How many commits an index can be behind and still follow; their ids take some 60 bytes each."""
@@ -210,6 +212,25 @@ class Database(ABC):
         if self._depth and not self._connection.in_transaction:
             raise OutputError(f"{self.where}: the transaction was rolled back after an earlier failure")
         return self._connection
+
+    @contextlib.contextmanager
+    def after_commit(self, in_force: str) -> Iterator[None]:
+        """Say what is in force where the work that follows a commit fails; the commit stands, whatever the driver says.
+
+        The erasure that the commit has ordered (`unscrubbed`) is finished by the next opening.
+        """
+        try:
+            yield
+        except (GalleryError, OutputError, OSError) as error:
+            known = error if isinstance(error, (GalleryError, OutputError)) else OutputError(str(error))
+            remedy = f"{known.remedy}, then " if known.remedy else ""
+            raise type(known)(
+                f"{self.where}: {in_force}, but the old bytes are not yet overwritten: {known.found or known}; "
+                f"{remedy}run 'edgeface gallery check' or open the gallery again, which completes the erasure"
+            ) from error
+        except BaseException:  # an interrupt, or no memory
+            _log.warning("%s: %s; the next opening completes the erasure", self.where, in_force)
+            raise
 
     def outside(self, statement: str) -> Any:
         """Run a statement that must not be in a transaction, such as VACUUM; return its first row, if it has rows."""

@@ -46,7 +46,9 @@ def truncate_wal(database: SqliteDatabase) -> None:
             continue
         raise GalleryBusyError(
             f"{database.path}: the rows are deleted but not yet overwritten, because another process is still reading; "
-            "close that process, then run 'edgeface gallery check', which completes the erasure"
+            "close that process, then run 'edgeface gallery check', which completes the erasure",
+            found="another process is still reading",
+            remedy="close that process",
         )
 
 

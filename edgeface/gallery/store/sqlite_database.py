@@ -162,18 +162,18 @@ def sqlite_errors(path: Path) -> Iterator[None]:
 def _translate(path: Path, said: str) -> EdgeFaceError:
     """Choose the error by SQLite's text: Python 3.10 does not give its codes."""
     if any(words in said for words in _BUSY):
+        found = "another process writes to this gallery and did not finish in time"
         return GalleryBusyError(
-            f"{path}: another process writes to this gallery and did not finish in time; nothing was changed here; try "
-            "again, or wait longer (timeout)"
+            f"{path}: {found}; nothing was changed here; try again, or wait longer (timeout)", found=found
         )
     if _SPACE in said:
-        return OutputError(
-            f"{path}: no space left ({free_bytes(path):,} bytes are free there); what was being written is undone, "
-            "everything before is kept; free some space"
-        )
+        found, remedy = f"no space left ({free_bytes(path):,} bytes are free there)", "free some space"
+        text = f"{path}: {found}; what was being written is undone, everything before is kept; {remedy}"
+        return OutputError(text, found=found, remedy=remedy)
     for words, advice in _UNWRITABLE.items():
         if words in said:
-            return OutputError(f"{path}: cannot be written or read: {said}; nothing that was stored is lost; {advice}")
+            found = f"cannot be written or read: {said}"
+            return OutputError(f"{path}: {found}; nothing that was stored is lost; {advice}", found=found)
     return GalleryDamagedError(
         f"{path}: expected a gallery written by edgeface, found a file that is damaged or something else: {said}; "
         "restore it from a copy or an export"

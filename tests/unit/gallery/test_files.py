@@ -294,6 +294,46 @@ def test_a_full_disk_is_said_and_loses_nothing(disk: Path) -> None:
         assert store.check().problems == ()
 
 
+def fill(folder: Path) -> None:
+    with contextlib.suppress(OSError), (folder / "rest").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.parametrize("what", ["forget", "rekey", "first key"])
+def test_what_a_disk_that_fills_after_the_commit_leaves_in_force_is_said_and_finished_later(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    old, new = (None if what == "first key" else KEY), bytes(range(1, 33))
+    with SqliteStore.create(disk / "g", contract_id=CONTRACT, dim=DIM, key=old) as store:
+        with store.writing():
+            for number in range(60):
+                store.add_person(f"Person {number}", templates=templates(5, seed=number))
+        (before,) = store.database.outside("SELECT body FROM people WHERE id = 1")
+        overwrite = SqliteStore._overwrite
+
+        def too_late(store: SqliteStore) -> None:
+            fill(disk)
+            overwrite(store)
+
+        said = r"not yet overwritten: no space left .*; free some space, then run 'edgeface gallery check'"
+        in_force = "person 1 is deleted" if what == "forget" else "the new key [0-9a-f]{16} is in force: keep it"
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteStore, "_overwrite", too_late)
+            with pytest.raises(OutputError, match=f"{in_force}.*{said}") as caught:
+                store.forget(1) if what == "forget" else store.rekey(new)
+        assert "undone" not in str(caught.value)
+        assert len(store.people()) == (59 if what == "forget" else 60)
+    key = old if what == "forget" else new
+    with SqliteStore(disk / "g", key=key) as store:  # still full: what can be read is read
+        assert len(store.people()) == (59 if what == "forget" else 60)
+    (disk / "rest").unlink()
+    with SqliteStore(disk / "g", key=key) as store:
+        assert store.check().problems == ()
+        assert store.database.outside("SELECT unscrubbed FROM gallery") == (0,)
+    assert before[-31:] not in b"".join(each.read_bytes() for each in disk.iterdir())
+
+
 def test_a_limit_on_file_sizes_is_said_and_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own, because such a limit cannot be raised again."""
     program = f"""

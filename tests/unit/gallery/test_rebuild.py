@@ -12,7 +12,7 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 from unit.gallery.conformance import template, templates
 
-from edgeface.errors import ContractError, GalleryError
+from edgeface.errors import ContractError, GalleryError, OutputError
 from edgeface.gallery.enrolment_images import enrolment_images
 from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
@@ -106,6 +106,26 @@ def test_a_picture_of_several_or_of_no_faces_or_of_bad_ones_is_refused(
         assert "expected one face, found 2" in refusal(2)
         assert refusal(2, largest=True) == ""
         assert "box side: expected at least 80" in refusal(1, gate=QualityGate(min_box_side=80))
+
+
+def test_a_rebuild_that_fails_after_the_commit_says_which_model_the_gallery_has(
+    tmp_path: Path, irs: tuple[Path, Path], photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: SqliteStore) -> None:
+        raise OutputError("g: undone", found="no space left", remedy="free some space")
+
+    store, _ = fill(tmp_path / "g", irs[0], photos)
+    with Embedder.load(irs[1]) as embedder:
+        contract_id = embedder.contract.contract_id
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteStore, "_overwrite", full)
+            with pytest.raises(OutputError, match=f"of contract {contract_id} now, but .*: no space left; free some"):
+                rebuild(store, embedder)
+    assert store.info.contract_id == contract_id
+    store.close()
+    with SqliteStore(tmp_path / "g", key=KEY, contract_id=contract_id) as store:
+        assert store.check().problems == ()
+        assert store.database.outside("SELECT unscrubbed FROM gallery") == (0,)
 
 
 def test_a_rebuilt_gallery_equals_one_that_was_enrolled_with_the_new_model(

@@ -142,16 +142,20 @@ def _translate(psycopg: Any, where: str, error: Any, doubt: str) -> EdgeFaceErro
     said = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "sqlstate", None) or ""
     if code in _BUSY:
+        found = "another process writes to this gallery and did not finish in time"
         return GalleryBusyError(
-            f"{where}: another process writes to this gallery and did not finish in time; nothing was changed here; "
-            f"try again, or wait longer (timeout): {said}"
+            f"{where}: {found}; nothing was changed here; try again, or wait longer (timeout): {said}",
+            found=f"{found}: {said}",
         )
     if code in _UNWRITABLE:
-        return OutputError(f"{where}: cannot be written: {said}; nothing that was stored is lost; {_UNWRITABLE[code]}")
+        found, remedy = f"cannot be written: {said}", _UNWRITABLE[code]
+        text = f"{where}: {found}; nothing that was stored is lost; {remedy}"
+        return OutputError(text, found=found, remedy=remedy)
     if code in _DAMAGED:
         return GalleryDamagedError(f"{where}: the server found damaged data: {said}; restore it from a backup")
     if code.startswith(_AWAY_CLASSES) or (not code and isinstance(error, psycopg.OperationalError)):
-        return GalleryServerError(f"{where}: the server cannot be reached or went away: {said}; {doubt}")
+        found = f"the server cannot be reached or went away: {said}"
+        return GalleryServerError(f"{where}: {found}; {doubt}", found=found)
     if isinstance(error, psycopg.ProgrammingError) and not code:
         return InputError(f"{where}: expected the address of a PostgreSQL server, found: {said}")
     return GalleryError(f"{where}: the server refused: {said}")

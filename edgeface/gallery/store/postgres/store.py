@@ -141,8 +141,9 @@ class PostgresStore(GalleryStore):
     def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
         try:
             self.scrub()
-        except (GalleryBusyError, OutputError) as error:
+        except (GalleryBusyError, OutputError) as error:  # kiosks read all the time: the next opening tries again
             _log.warning("%s: an erasure is still unfinished: %s", self.database.where, error)
+            return {}, 0, (f"{self.database.where}: not yet overwritten: {error.found or error}",)
         return {}, 0, ()
 
     def rekey(self, key: bytes | None, *, searched_as: VectorType = "vector") -> Rekeying:

@@ -246,6 +246,48 @@ def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: 
         open_store(cluster.url, gallery, key=KEY)
 
 
+@pytest.mark.parametrize("what", ["forget", "rekey"])
+def test_a_connection_lost_after_the_commit_does_not_say_that_nothing_was_changed(
+    cluster: Any, gallery: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from edgeface.gallery.store.postgres import PostgresStore
+
+    overwrite = PostgresStore._overwrite
+
+    def cut_off(store: PostgresStore) -> None:
+        cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'edgeface'")
+        overwrite(store)
+
+    with create(cluster.url, gallery, key=KEY) as store:
+        ada, grace = (store.add_person(name, templates=templates(2, seed=n)) for n, name in enumerate(("Ada", "Grace")))
+        in_force = "the new key .* is in force: keep it" if what == "rekey" else f"person {ada.id} is deleted"
+        with monkeypatch.context() as patched:
+            patched.setattr(PostgresStore, "_overwrite", cut_off)
+            with pytest.raises(GalleryServerError, match=f"{in_force}.*not yet overwritten: .*went away") as caught:
+                store.rekey(OTHER_KEY) if what == "rekey" else store.forget(ada.id)
+        assert "nothing was changed" not in str(caught.value)
+        left = (ada, grace) if what == "rekey" else (grace,)
+        assert store.people() == left
+    state = f"SELECT unscrubbed FROM edgeface_{gallery}.gallery"
+    assert cluster.sql(state) != [(0,)]
+    with open_store(cluster.url, gallery, key=OTHER_KEY if what == "rekey" else KEY) as store:
+        assert store.people() == left
+    assert cluster.sql(state) == [(0,)]
+
+
+def test_an_erasure_that_a_reader_holds_up_is_not_called_finished(cluster: Any, gallery: str) -> None:
+    with (
+        create(cluster.url, gallery, key=KEY, timeout=0.3) as store,
+        open_store(cluster.url, gallery, key=KEY) as kiosk,
+    ):
+        ada = store.add_person("Ada", templates=templates(2))
+        with kiosk.reading():
+            kiosk.people()
+            done = store.forget(ada.id)
+        assert "not yet overwritten: another process" in done.remains[0]
+        assert not done.proved
+
+
 # Search
 
 
