@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -79,7 +80,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def staging_folder(parent: Path) -> Iterator[Path]:
     """Yield a hidden folder inside `parent`, on the same file system, that is removed afterwards.
 
-    `parent` is made if absent, and removed again if nothing was put into it.
+    `parent` is made if absent, and removed again if nothing was put into it. What killed processes left in it is
+    removed first: see `sweep_staging`.
 
     Raises OutputError if it cannot be made, or if writing inside the block fails.
     """
@@ -87,15 +89,56 @@ def staging_folder(parent: Path) -> Iterator[Path]:
         absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".edgeface-", dir=parent))
+            sweep_staging(parent)
+            folder, lock = _locked_folder(parent)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
         finally:
             for made in absent:
                 with contextlib.suppress(OSError):  # it holds the result, or was never made
                     made.rmdir()
+
+
+_STAGING = ".edgeface-"
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """Make a staging folder, and hold a lock on it that ends with this process."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process took it for a killed one's before it was locked
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks: nothing is swept there
+            return folder, lock
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def staging_folders(parent: Path) -> list[Path]:
+    """List what processes write into a folder at the moment, and what killed ones left there."""
+    with contextlib.suppress(OSError):
+        return sorted(path for path in parent.glob(f"{_STAGING}*") if path.is_dir() and not path.is_symlink())
+    return []
+
+
+def sweep_staging(parent: Path) -> None:
+    """Remove the staging folders of processes that were killed: no one holds their locks."""
+    for folder in staging_folders(parent):
+        with contextlib.suppress(OSError):  # another user's, or one that has just ended
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 @contextlib.contextmanager

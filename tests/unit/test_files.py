@@ -6,12 +6,15 @@ import errno
 import hashlib
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgeface.errors import OutputError
-from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
+from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, sweep_staging, write_atomically
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -48,6 +51,35 @@ def test_an_interrupted_write_leaves_no_new_folder(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from edgeface.files import write_atomically\n"
+        "with write_atomically(Path(sys.argv[1]) / 'all') as partial:\n"
+        "    partial.write_text('everybody'); print(partial, flush=True); sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        partial = Path(writer.stdout.readline().strip())
+        with staging_folder(tmp_path), write_atomically(tmp_path / "other") as staged:
+            assert partial.read_text() == "everybody"
+            staged.touch()
+            writer.send_signal(signal.SIGKILL)
+            writer.wait(30)
+            assert partial.read_text() == "everybody"
+    with write_atomically(tmp_path / "other") as staged:
+        staged.touch()
+        assert not partial.parent.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "other"]
+
+
+def test_a_link_that_looks_like_a_staging_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    (tmp_path / ".edgeface-link").symlink_to(tmp_path / "mine")
+    sweep_staging(tmp_path)
+    assert (tmp_path / "mine" / "file").exists()
 
 
 def test_an_empty_folder_that_was_there_stays(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import GalleryBusyError, GalleryDamagedError
+from edgeface.files import staging_folders, sweep_staging
 from edgeface.gallery.codec import PersonBody
 from edgeface.gallery.store.cache import cache_folder, clear_cache
 from edgeface.gallery.store.rows import SEALED_TABLES, Rows
@@ -33,6 +34,7 @@ def overwrite(database: SqliteDatabase) -> None:
     """
     with database.writing():  # the cache is written by writers only
         clear_cache(database.path)
+    sweep_staging(database.path.parent)
     database.outside("VACUUM")
     truncate_wal(database)
 
@@ -74,9 +76,11 @@ def secrets_of(
 
 
 def files_of(gallery: Path) -> list[Path]:
-    """List the gallery's file, what SQLite keeps beside it, and its cache."""
+    """List the gallery's file, what SQLite keeps beside it, its cache, and what is being written into its folder."""
     beside = [gallery.with_name(gallery.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
-    return [path for path in [*beside, *sorted(cache_folder(gallery).rglob("*"))] if path.is_file()]
+    for folder in (cache_folder(gallery), *staging_folders(gallery.parent)):
+        beside += sorted(folder.rglob("*"))
+    return [path for path in beside if path.is_file()]
 
 
 def prove(
@@ -89,9 +93,10 @@ def prove(
     searcher = Searcher(secrets)
     needles = searcher.needles
     files = files_of(database.path)
-    searched = {path.name: path.stat().st_size for path in files}
+    names = {path: path.relative_to(database.path.parent).as_posix() for path in files}
+    searched = {names[path]: path.stat().st_size for path in files}
     found = {
-        (path.name, offset): piece for path in files for offset, piece in searcher.search(database.descriptor(path))
+        (names[path], offset): piece for path in files for offset, piece in searcher.search(database.descriptor(path))
     }
     pieces = set(found.values())
     if pieces:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import GalleryBusyError, GalleryError, OutputError
+from edgeface.files import sweep_staging
 from edgeface.gallery.records import CheckReport, Rekeying, TemplateBlock
 from edgeface.gallery.store.base import MOST_PROBLEMS, GalleryStore
 from edgeface.gallery.store.cache import apply_changes, examine_cache, read_templates, write_templates
@@ -105,6 +106,7 @@ class SqliteStore(GalleryStore):
 
     def check(self) -> CheckReport:
         """As `GalleryStore.check`; the cache is compared with the rows too."""
+        sweep_staging(self.path.parent)
         report = super().check()
         if report:  # with damaged rows there is nothing to compare with
             # Twice, because another process may replace the file while it is read.

@@ -207,6 +207,33 @@ def test_forgetting_removes_what_is_derived_and_a_late_writer_leaves_nothing(tmp
         assert folder.exists()
 
 
+EXPORT = """
+import os, signal, sys
+from pathlib import Path
+from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.transfer import export_gallery
+store = SqliteStore(Path(sys.argv[1]))
+os.fsync = lambda descriptor: (print("written", flush=True), sys.stdin.read())  # as long as it takes
+export_gallery(store, Path(sys.argv[1]).with_name("all.zip"), key=None)
+"""
+
+
+def test_an_export_that_is_running_is_searched_and_one_that_was_killed_is_swept(tmp_path: Path) -> None:
+    with make(tmp_path / "g", None, people=3) as store:
+        words = [sys.executable, "-c", EXPORT, str(tmp_path / "g")]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as export:
+            assert export.stdout.readline() == "written\n"
+            done = store.forget(store.find(f"{NAME} 1").id)
+            assert not done.proved
+            assert all(".edgeface-" in place and "all.zip at byte" in place for place in done.remains)
+            export.kill()
+            export.wait(30)
+        assert store.forget(store.find(f"{NAME} 2").id).proved
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "g-shm", "g-wal"]
+        content = everything(tmp_path)
+        assert not any(secret in content for number in (1, 2) for secret in secrets_of(number))
+
+
 def test_no_writer_comes_between_while_the_cache_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make(tmp_path / "g", None, people=2) as store, SqliteStore(tmp_path / "g") as other:
         order = []
