@@ -127,6 +127,7 @@ def _show(path: Path, answers: list[Identification]) -> None:
             out.print_line(f"  {place}: unusable: {'; '.join(answer.face.reasons)}")
             continue
         who = f"[bold]{escape(answer.person)}[/]" if answer.person else ""
-        score = "the gallery is empty" if answer.score is None else f"{answer.score:.4f}"
+        score = "nobody is enrolled" if answer.score is None else f"{answer.score:.4f}"
+        score += ", of a person who is another face in this photo" if answer.taken else ""
         behind = f", next {escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
         out.stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)

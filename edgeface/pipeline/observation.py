@@ -36,7 +36,8 @@ class Face:
     liveness
         Not measured yet: always None.
     embedding
-        Without a tracker, of this face. With one, of its track's best crop so far. None: there is none.
+        Without a tracker, of this face. With one, of that crop of its track that was embedded last; see
+        `EmbeddingPolicy`. None: there is none.
     reasons
         Why there is no embedding: what the quality gate found, or why the face cannot be aligned.
     number, total

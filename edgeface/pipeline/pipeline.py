@@ -103,6 +103,11 @@ class Pipeline:
         return self._embedder.contract
 
     @property
+    def policy(self) -> EmbeddingPolicy:
+        """When a track is embedded; `TrackIdentifier` needs to know it."""
+        return self._policy
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that the faces and embeddings of a photo depend on, as JSON values.
 
@@ -242,7 +247,7 @@ def _whole(crop: Image) -> Face:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
-    """The last detected face of a track, and the vector of its best crop."""
+    """The last detected face of a track, and the vector of the crop that was embedded last."""
 
     face: Face
     vector: Future[np.ndarray] | None = None
@@ -300,7 +305,8 @@ class _Watch:
         observed = self._pipeline._embed(frame.image, face)
         if observed.vector is None:
             return replace(memory, face=observed.face)
-        return _Memory(observed.face, observed.vector, quality, memory.count + 1, frame.timestamp)
+        refreshed = memory.best is not None and self._pipeline._policy.is_refresh(age)
+        return _Memory(observed.face, observed.vector, quality, memory.count + (not refreshed), frame.timestamp)
 
     def _observation(self, track: Track) -> FaceObservation:
         memory = self._memories[track.id]

@@ -185,39 +185,53 @@ class Tracker:
 class EmbeddingPolicy:
     """When to embed a track.
 
-    The first usable crop is embedded. A later one replaces it only if its quality is clearly higher, and only a few
-    times: the best embedding of a track says nearly all that the others do.
+    The first usable crops are embedded. A later one is embedded only if its quality is clearly higher, and only a few
+    times: the best embeddings of a track say nearly all that the others do.
 
     Attributes
     ----------
     improvement
-        Factor by which the quality of a new crop must exceed that of the best one so far.
+        Factor by which the quality of a new crop must exceed that of the crop that was embedded last.
     most
         Embeddings of one track, those of `refresh` not counted.
     refresh
         Seconds after which a track is embedded again at any quality, in case two people swapped ids; None: never.
+    least
+        Embeddings that a track gets at any quality, a few frames apart; no more than `most`.
     """
 
     improvement: float = 1.2
-    most: int = 3
+    most: int = 4
     refresh: float | None = None
+    least: int = 2
 
     def __post_init__(self) -> None:
-        if not self.improvement >= 1 or self.most < 1 or (self.refresh is not None and not self.refresh > 0):
+        sound = self.improvement >= 1 and self.most >= 1 and self.least >= 1
+        if not sound or (self.refresh is not None and not 0 < self.refresh < math.inf):
             raise InputError(
-                "embedding policy: expected improvement of 1 or more, most of 1 or more and refresh of more than 0 "
-                f"seconds, found {self.improvement}, {self.most} and {self.refresh}"
+                "embedding policy: expected improvement, most and least of 1 or more and a finite refresh of more "
+                f"than 0 seconds or None, found {self.improvement}, {self.most}, {self.least} and {self.refresh}"
             )
+
+    @property
+    def looks(self) -> float:
+        """Embeddings that every track gets if it is seen long enough; infinite with `refresh`."""
+        return min(self.least, self.most) if self.refresh is None else math.inf
 
     def wants(self, quality: float, *, best: float | None, count: int, age: float) -> bool:
         """Return whether to embed a crop of this `Quality.score`.
 
-        `best` is that of the crop embedded last, if any, `count` the embeddings of the track so far, and `age` the
-        seconds since the last of them.
+        `best` is that of the crop embedded last, if any, `count` the embeddings of the track so far, those of `refresh`
+        not counted, and `age` the seconds since the last of all.
         """
-        if best is None or (self.refresh is not None and age >= self.refresh):
+        if best is None or self.is_refresh(age):
             return True
-        return count < self.most and quality > best * self.improvement
+        early = count < self.least and age >= _APART
+        return count < self.most and (early or quality > best * self.improvement)
+
+    def is_refresh(self, age: float) -> bool:
+        """Return whether a track that was embedded `age` seconds ago is due for `refresh`."""
+        return self.refresh is not None and age >= self.refresh
 
 
 def assign(gains: NDArray[np.floating]) -> list[tuple[int, int]]:
@@ -237,6 +251,9 @@ def assign(gains: NDArray[np.floating]) -> list[tuple[int, int]]:
     rows, columns = linear_sum_assignment(useful, maximize=True)
     return [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if useful[row, column]]
 
+
+_APART = 0.15
+"""Seconds between the first embeddings of a track: consecutive frames show the same photo twice."""
 
 _MEMORY = 0.5
 """Share of the old velocity in the new one: halves the jitter of detected centres, follows a turn in two updates."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import InputError
 from edgeface.model.embedding import Embedding, require_same_contract
-from edgeface.pipeline.tracking import assign
+from edgeface.pipeline.tracking import EmbeddingPolicy, assign
 from edgeface.recognize.index import Index, PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold
 
@@ -46,9 +46,12 @@ class Identification:
     person_id
         Person that this face was assigned; None if no score exceeds the threshold, or that person is another face's.
     score
-        Of `person_id`; without one, of the most similar person. None: the gallery is empty.
+        Of `person_id`; without one, of the most similar person who is no other face's or, if all are, of the most
+        similar one of those. None: the gallery has no templates, or the face no embedding.
     runner_up_id, runner_up_score
         The most similar other person who is no other face's, if any.
+    taken
+        Whether `score` is of a person who is another face's: every person of the gallery is.
     looks
         Photos that were used.
     threshold
@@ -69,6 +72,7 @@ class Identification:
     score: float | None = None
     runner_up_id: int | None = None
     runner_up_score: float | None = None
+    taken: bool = False
     looks: int = 0
     threshold: SearchThreshold
     rule: PersonRule
@@ -109,6 +113,7 @@ class Identification:
             "runner_up": self.runner_up,
             "runner_up_score": self.runner_up_score,
             "margin": self.margin,
+            "taken": self.taken,
             "looks": self.looks,
             "threshold": self.threshold.value,
             "fpir": self.threshold.fpir,
@@ -138,15 +143,15 @@ class Identifier:
     ContractError
         If index and threshold are of different contracts.
     InputError
-        If the margin is negative.
+        If the margin is not from 0 to 2.
     """
 
     def __init__(
         self, index: Index, threshold: SearchThreshold, *, rule: PersonRule | None = None, margin: float = 0.0
     ) -> None:
         require_same_contract(index.contract_id, threshold.contract_id, what="identification")
-        if not margin >= 0:
-            raise InputError(f"margin: expected 0 or more, found {margin}")
+        if not 0 <= margin <= 2:
+            raise InputError(f"margin: expected a difference of cosines from 0 to 2, found {margin}")
         self.index, self.threshold, self.margin = index, threshold, margin
         self.rule = rule or PersonRule()
 
@@ -217,9 +222,9 @@ class Identifier:
         looks: int,
     ) -> Identification:
         chosen, taken = assigned.get(face, -1), {row for other, row in assigned.items() if other != face}
-        ranked = np.lexsort((people, -scores)).tolist()
-        order = [row for row in ranked if row not in taken and np.isfinite(scores[row])]
-        first = chosen if chosen >= 0 else next(iter(order), -1)
+        ranked = [row for row in np.lexsort((people, -scores)).tolist() if np.isfinite(scores[row])]
+        order = [row for row in ranked if row not in taken]
+        first = chosen if chosen >= 0 else next(iter(order or ranked), -1)
         second = next((row for row in order if row != first), -1)
         verdict = Verdict.unknown if chosen < 0 else Verdict.accepted
         if chosen >= 0 and second >= 0 and scores[first] - scores[second] < self.margin:
@@ -232,6 +237,7 @@ class Identifier:
             score=float(scores[first]) if first >= 0 else None,
             runner_up_id=runner_up_id,
             runner_up_score=float(scores[second]) if second >= 0 else None,
+            taken=first in taken,
             looks=looks,
             threshold=self.threshold,
             rule=self.rule,
@@ -251,11 +257,27 @@ class TrackIdentifier:
         How many photos of a track to keep.
     needed
         Photos that an accepted verdict needs, from 1 to `looks`; with fewer it is inconclusive.
+    policy
+        That of the pipeline which embeds the tracks (`Pipeline.policy`); None: the default one.
+
+    Raises
+    ------
+    InputError
+        If `needed` is not from 1 to `looks`, or more photos than the policy makes of a track: it would never decide.
     """
 
-    def __init__(self, identifier: Identifier, *, looks: int = 5, needed: int = 1) -> None:
+    def __init__(
+        self, identifier: Identifier, *, looks: int = 5, needed: int = 1, policy: EmbeddingPolicy | None = None
+    ) -> None:
         if not 1 <= needed <= looks:
             raise InputError(f"tracks: expected 1 <= needed <= looks, found {needed} and {looks}")
+        policy = policy or EmbeddingPolicy()
+        if needed > policy.looks:
+            raise InputError(
+                f"tracks: expected a policy that makes the needed {needed} photos of every track, found one that may "
+                f"make no more than {policy.looks}; give this and the pipeline the same policy, such as "
+                f"EmbeddingPolicy(least={needed}, most={max(needed, policy.most)}) or one with refresh"
+            )
         self._identifier, self._looks, self._needed = identifier, looks, needed
         self._tracks: dict[int, deque[Embedding]] = {}
 
@@ -288,7 +310,7 @@ class TrackIdentifier:
             self._tracks = {track: looks for track, looks in self._tracks.items() if track in keep}
         for track, face in faces.items():
             looks = self._tracks.setdefault(track, deque(maxlen=self._looks))
-            if not looks or not np.array_equal(looks[-1].vector, face.vector):
+            if not any(np.array_equal(look.vector, face.vector) for look in looks):
                 looks.append(face)
         found = self._identifier.identify_looks([list(self._tracks[track]) for track in faces])
         return {

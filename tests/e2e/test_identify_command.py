@@ -11,6 +11,11 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.cli.identify import _show
+from edgeface.pipeline.observation import Face
+from edgeface.recognize.identify import Identification, Verdict
+from edgeface.recognize.index import PersonRule
+from edgeface.recognize.open_set import SearchThreshold
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -69,6 +74,26 @@ def test_people_read_names_and_the_exit_code_says_whether_anybody_was_known(
     assert "Blue (1.0000, next Green" in " ".join(capsys.readouterr().out.split())
     assert identify(work, "--threshold", "0.75", asked="asked/Gray.png") == 1
     assert "unknown (0.7" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_face_whose_person_is_another_face_is_not_reported_as_of_an_empty_gallery(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = Identification(
+        verdict=Verdict.unknown,
+        score=0.9,
+        taken=True,
+        threshold=SearchThreshold.by_hand(0.75, contract_id="0" * 16, gallery_size=1),
+        rule=PersonRule(),
+        face=Face(box=np.zeros(4, np.float32), landmarks=np.zeros((5, 2), np.float32), score=1.0, quality=None),
+    )
+    _show(Path("two.jpg"), [answer])
+    assert "unknown (0.9000, of a person who is another face in this photo)" in capsys.readouterr().out
+    (work / "people.gallery").unlink()
+    model = work / "tiny.xml"
+    assert main(["gallery", "create", str(work / "people.gallery"), "--model", str(model), "--unencrypted"]) == 0
+    assert identify(work, "--threshold", "0.75", asked="asked/Blue.png") == 1
+    assert "unknown (nobody is enrolled)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_broken_picture_is_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,12 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.errors import ContractError, InferenceError, InputError
+from edgeface.gallery.index import ExactIndex
+from edgeface.gallery.records import TemplateBlock
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
+from edgeface.recognize.identify import Identifier, TrackIdentifier
+from edgeface.recognize.open_set import SearchThreshold
 from edgeface.runtime import Embedder, ImageFormat
 from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
@@ -204,6 +208,33 @@ def test_a_better_crop_replaces_the_embedding_and_a_worse_one_does_not(embedder:
     assert not np.array_equal(best, answers[0].embedding.vector)
     np.testing.assert_array_equal(answers[-1].embedding.vector, best)
     assert answers[-1].quality.sharpness < answers[4].quality.sharpness
+
+
+def test_refreshing_a_track_does_not_use_up_its_embeddings(embedder: Embedder) -> None:
+    person = (0, 100, 80)
+    images = [draw(person, blur=4)] * 20 + [draw(person)] * 3
+    policy = EmbeddingPolicy(most=2, least=1, refresh=0.2)
+    list(Pipeline(SquareDetector(), embedder, tracker=Tracker(min_hits=1), policy=policy).run(frames_of(images)))
+    # The first, its refreshes after 0.2, 0.4 and 0.6 seconds, and the sharp one.
+    assert embedder.counters().submitted == 5
+
+
+def test_tracks_that_need_two_photos_are_decided_by_the_default_policy_and_sparse_detection(embedder: Embedder) -> None:
+    rng = np.random.default_rng(1)
+    noise = [rng.integers(0, 9, frame.image.shape, np.uint8) for frame in walk(25)]
+    film = [Frame(cv2.add(f.image, n), f.index, f.timestamp, f.source) for f, n in zip(walk(25), noise, strict=True)]
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(), detect_every=5)
+    known = Pipeline(SquareDetector(), embedder).process(film[0].image)
+    vectors = np.stack([face.embedding.vector for face in known])
+    ids = np.array([1, 2])
+    contract_id = embedder.contract.contract_id
+    block = TemplateBlock(ids=ids, person_ids=ids, vectors=vectors, contract_id=contract_id, generation=1)
+    threshold = SearchThreshold.by_hand(0.5, contract_id=contract_id, gallery_size=2)
+    tracks = TrackIdentifier(Identifier(ExactIndex(block), threshold), needed=2, policy=pipeline.policy)
+    last = {}
+    for _, faces in pipeline.run(film):
+        last |= tracks.update({face.track_id: face.embedding for face in faces if face.embedding})
+    assert {track: (bool(answer), answer.looks) for track, answer in last.items()} == {1: (True, 2), 2: (True, 2)}
 
 
 def test_a_second_run_starts_with_new_tracks(embedder: Embedder) -> None:

@@ -126,12 +126,25 @@ def test_time_that_stands_still_is_refused_until_cleared() -> None:
 
 
 def test_the_policy_embeds_first_then_only_clear_improvements_a_few_times() -> None:
-    policy = EmbeddingPolicy(improvement=1.2, most=3, refresh=10)
+    policy = EmbeddingPolicy(improvement=1.2, most=3, refresh=10, least=1)
     assert policy.wants(0.1, best=None, count=0, age=0)
     assert not policy.wants(0.115, best=0.1, count=1, age=1)
     assert policy.wants(0.125, best=0.1, count=2, age=1)
     assert not policy.wants(0.9, best=0.1, count=3, age=9.9)
     assert policy.wants(0.05, best=0.9, count=3, age=10)
+
+
+def test_the_policy_embeds_a_track_at_least_twice_at_any_quality_and_not_in_consecutive_frames() -> None:
+    policy = EmbeddingPolicy()
+    assert not policy.wants(0.1, best=0.9, count=1, age=1 / 25)
+    assert policy.wants(0.1, best=0.9, count=1, age=5 / 25)
+    assert not policy.wants(0.1, best=0.9, count=2, age=100)
+    once = EmbeddingPolicy(most=1)
+    assert not once.wants(0.1, best=0.9, count=1, age=100)
+    assert (policy.looks, once.looks, EmbeddingPolicy(refresh=3).looks) == (2, 1, float("inf"))
+    for wrong in ({"least": 0}, {"most": 0}, {"refresh": float("inf")}, {"improvement": float("nan")}):
+        with pytest.raises(InputError, match="embedding policy: expected"):
+            EmbeddingPolicy(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"min_overlap": 0}, {"min_hits": 0}, {"max_gap": -1}, {"max_gap": float("nan")}])

@@ -20,7 +20,7 @@ from edgeface.errors import ContractError, InputError
 from edgeface.gallery.index import ApproximateIndex, ExactIndex
 from edgeface.gallery.records import TemplateBlock
 from edgeface.model.embedding import Embedding
-from edgeface.pipeline.tracking import assign
+from edgeface.pipeline.tracking import EmbeddingPolicy, assign
 from edgeface.recognize.identify import Identifier, TrackIdentifier, Verdict
 from edgeface.recognize.index import PersonRule, rank_people
 from edgeface.recognize.metrics import Metric, paired
@@ -282,6 +282,7 @@ def test_accepted_unknown_and_inconclusive(make: type) -> None:
         "runner_up_id": 20,
         "runner_up_score": 0,
         "margin": 0,
+        "taken": False,
         "looks": 1,
         "threshold": 0.6,
         "fpir": 0.01,
@@ -313,6 +314,18 @@ def test_two_faces_of_a_picture_are_two_people() -> None:
     first, second = who.identify_frame([near_both, near_both])
     assert {first.person_id, second.person_id} == {10, 20}
     assert first.runner_up_id == second.runner_up_id == 30
+
+
+def test_a_face_whose_only_candidate_is_another_face_has_that_persons_score() -> None:
+    who = Identifier(ExactIndex(block(THREE[:1], [10])), cut(0.5))
+    first, second, third = who.identify_frame([face(1, 0.1, 0, 0), face(1, 0.2, 0, 0), face(0.1, 1, 0, 0)])
+    assert (first.verdict, first.taken) == (Verdict.accepted, False)
+    assert (second.verdict, second.person_id, second.taken) == (Verdict.unknown, None, True)
+    assert second.score == pytest.approx(1 / math.sqrt(1.04))
+    assert third.score == pytest.approx(0.1 / math.sqrt(1.01))
+    assert second.to_dict()["taken"] is True
+    alone = who.identify(face(0, 1, 0, 0))
+    assert (alone.score, alone.taken) == (pytest.approx(0.0), False)
 
 
 def test_more_faces_than_people_leave_some_unknown() -> None:
@@ -370,6 +383,24 @@ def test_a_track_is_accepted_after_enough_looks_and_keeps_the_last_ones() -> Non
             TrackIdentifier(who, looks=looks, needed=needed)
 
 
+def test_tracks_that_need_more_photos_than_the_policy_makes_are_refused() -> None:
+    who = Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.7))
+    TrackIdentifier(who, needed=2)
+    TrackIdentifier(who, needed=3, policy=EmbeddingPolicy(least=3))
+    TrackIdentifier(who, needed=5, policy=EmbeddingPolicy(refresh=1))
+    for policy in (None, EmbeddingPolicy(), EmbeddingPolicy(most=2, least=3)):
+        with pytest.raises(InputError, match=r"needed 3 photos .* no more than 2; .*EmbeddingPolicy\(least=3, most="):
+            TrackIdentifier(who, needed=3, policy=policy)
+    with pytest.raises(InputError, match="no more than 1"):
+        TrackIdentifier(who, needed=2, policy=EmbeddingPolicy(most=1))
+
+
+def test_a_photo_that_comes_back_is_no_new_photo_of_a_track() -> None:
+    tracks = TrackIdentifier(Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.7)))
+    first, second = face(1, 0.1, 0, 0), face(1, 0.2, 0, 0)
+    assert [tracks.update({1: each})[1].looks for each in (first, second, first, second)] == [1, 2, 2, 2]
+
+
 def test_two_tracks_of_a_frame_are_two_people() -> None:
     tracks = TrackIdentifier(Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.5)))
     answers = tracks.update({1: face(1, 0.98, 0, 0), 2: face(1, 0.3, 0, 0)})
@@ -384,6 +415,7 @@ def test_a_frame_with_a_face_of_another_contract_is_refused_and_leaves_no_track(
     assert tracks._tracks == {}
 
 
-def test_a_margin_below_0_is_refused() -> None:
+@pytest.mark.parametrize("margin", [-0.1, 2.1, math.inf, math.nan])
+def test_a_margin_that_no_difference_of_cosines_can_have_is_refused(margin: float) -> None:
     with pytest.raises(InputError, match="margin"):
-        Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.5), margin=-0.1)
+        Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.5), margin=margin)
