@@ -109,10 +109,13 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
     """Make a staging folder, and hold a lock on it that ends with this process."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another process took it for a killed one's before it was locked
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process took it for a killed one's before it was locked
+        except BlockingIOError:  # another process is about to remove it
             os.close(lock)
             continue
         except OSError:  # a file system without locks: nothing is swept there

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_what_a_killed_process_left_is_swept_by_the_next_and_what_a_living_one_w
         staged.touch()
         assert not partial.parent.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "other"]
+
+
+def test_threads_that_write_into_one_folder_do_not_sweep_each_other(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for turn in range(30):
+            with write_atomically(tmp_path / f"{number}.{turn}") as partial:
+                partial.write_text("whole")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.{m}" for n in range(8) for m in range(30))
 
 
 def test_a_link_that_looks_like_a_staging_folder_is_not_followed(tmp_path: Path) -> None:
