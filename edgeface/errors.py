@@ -40,6 +40,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeface.text import hide_secrets
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -80,7 +82,7 @@ class EdgeFaceError(Exception):
     """Base of every error that edgeface raises on purpose.
 
     Give either a whole sentence, or the parts, from which the text is composed:
-    ``path: expected ..., found ...; remedy``.
+    ``path: expected ..., found ...; remedy``. Passwords in addresses are left out of the text.
 
     Attributes
     ----------
@@ -116,7 +118,7 @@ class EdgeFaceError(Exception):
             )
             message = "; ".join(part for part in (fact, remedy) if part)
             message = f"{path}: {message}" if path is not None else message
-        super().__init__(message)
+        super().__init__(hide_secrets(message))
 
     def with_path(self, path: str | PathLike[str]) -> Self:
         """Return the same error with a path, which precedes its text."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ import typer
 import typer.core
 
 import edgeface
-from edgeface.cli.output import emit_json
-from edgeface.errors import EdgeFaceError
+from edgeface.cli.output import LogFormatter, emit_json, guarded_streams
+from edgeface.errors import EdgeFaceError, NegativeResult, OutputError
+from edgeface.text import hide_secrets, printable
 
 _COMMANDS = {
     "demo": ("demo",),
@@ -38,20 +39,18 @@ _UsageError: Any = typer.BadParameter.__base__
 """click's class, of which some releases of typer carry a copy."""
 
 
-class _ReaderGone(Exception):  # noqa: N818 - not an error
-    """The reader of stdout has closed it."""
-
-
 class _Commands(typer.core.TyperGroup):
-    """Lets Ctrl-C and closed pipes through to `main`; typer would exit with 130 and 1 without a message."""
+    """Lets Ctrl-C and broken pipes through to `main`; typer would exit with 130 and 1 without a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise typer.Abort from error
-        except BrokenPipeError as error:
-            raise _ReaderGone from error
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise
+            raise RuntimeError(f"a program that edgeface talked to has gone: {error}") from error
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,9 +65,9 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
 
 
 def _build_app(arguments: Sequence[str]) -> typer.Typer:
@@ -95,27 +94,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 the answer is no, 2 wrong use or bad input, 3 something needed is missing, 4 an internal
-        failure, 130 interrupted.
+        0 done, 1 the answer is no, 2 wrong use or bad input, or the answer could not be written, 3 something needed
+        is missing, 4 an internal failure, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in arguments
+    with guarded_streams() as (stdout, stderr):
+        code = _run(arguments, as_json="--json" in arguments)
+        if (reason := stdout.lost()) and code in (0, NegativeResult.exit_code):  # an answer that nobody has seen
+            code = OutputError.exit_code
+            stderr.write(f"edgeface: cannot write the answer to stdout: {reason}; the command itself ended\n")
+        stderr.flush()
+    return code
+
+
+def _run(arguments: list[str], *, as_json: bool) -> int:
     try:
         result = _build_app(arguments)(args=arguments, prog_name="edgeface", standalone_mode=False)
     except EdgeFaceError as error:
         return _fail(str(error), kind=type(error).__name__, code=error.exit_code, as_json=as_json)
     except _UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
-        sys.stderr.write(usage + "\n")
+        sys.stderr.write(printable(usage) + "\n")
         message = error.format_message() or "expected a command"
         return _fail(message, kind="UsageError", code=2, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
-    except _ReaderGone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no traceback at exit
-        return 0
-    except Exception as error:
-        traceback.print_exc()
+    except (Exception, SystemExit) as error:
+        sys.stderr.write(printable(hide_secrets(traceback.format_exc()), keep="\n"))
         return _fail(
             f"internal failure: {error!r}; this is a bug in edgeface, the lines above say where",
             kind=type(error).__name__,
@@ -126,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:
-    sys.stderr.write(f"edgeface: {message}\n")
+    message = hide_secrets(message)
+    sys.stderr.write(f"edgeface: {printable(message)}\n")
     if as_json:
         emit_json({"error": {"kind": kind, "message": message}})
     return code

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 import edgeface
 from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, option, report, sweep
 from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
+from edgeface.cli.output import JsonOption, emit_json, print_line, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def run(
         warn_if_seeded(result.model.provenance)
         emit_json(result.to_dict(samples=False))
     elif written is not None:
-        stdout.print(f"{escape(str(written))} written", soft_wrap=True)
+        print_line(f"{written} written")
     if result.partial:
         stderr.print("edgeface: interrupted; what was measured is marked as partial")
         raise typer.Exit(130)

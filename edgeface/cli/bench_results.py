@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
+from edgeface.cli.output import (
+    JsonOption,
+    emit_json,
+    escape,
+    print_line,
+    print_note,
+    progress_bars,
+    stderr,
+    stdout,
+    warn_if_seeded,
+)
 from edgeface.errors import InputError, NegativeResult
 from edgeface.progress import Progress
 
@@ -59,14 +67,13 @@ def compare(
     if json:
         emit_json({"comparisons": [e.to_dict() | ({} if g is None else {"gate": g.to_dict()}) for e, g in judged]})
     else:
-        with contextlib.suppress(BrokenPipeError):  # the exit code must not depend on the reader
-            for each in found:
-                stdout.print(comparison_table(each))
-                for name, old, new in each.settings:
-                    stdout.print(f"  {escape(name)}: {escape(old)} / {escape(new)}", soft_wrap=True)
+        for each in found:
+            stdout.print(comparison_table(each))
+            for name, old, new in each.settings:
+                print_line(f"  {name}: {old} / {new}")
     for each, gate in judged:
         if gate is not None:
-            stderr.print(escape(gate_words(each, gate)), soft_wrap=True)
+            print_note(gate_words(each, gate))
     if any(gate is not None and gate.outcome == "failed" for gate in gates):
         raise typer.Exit(NegativeResult.exit_code)
 
@@ -93,7 +100,7 @@ def report(
     if json:
         return emit_json({"results": len(entries), "outputs": [str(path) for path in output]})
     for path in output:
-        stdout.print(f"{escape(str(path))} written", soft_wrap=True)
+        print_line(f"{path} written")
 
 
 def sweep(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from edgeface.bench.report.tables import slowdown_words
 from edgeface.bench.result import BenchmarkResult
+from edgeface.cli.output import escape
 from edgeface.drawing import rounded
 from edgeface.model.contract import SEEDED_WARNING
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import edgeface
@@ -19,7 +18,7 @@ from edgeface.cli.options import (
     ModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stderr, stdout
 from edgeface.errors import InputError
 from edgeface.files import staging_folder
 
@@ -103,7 +102,7 @@ def calibrate(
     save_thresholds(stored, found.thresholds)
     for threshold in found.thresholds:
         if not threshold.supported:
-            stderr.print(f"[bold yellow]not enough data:[/] {threshold.note}", soft_wrap=True)
+            stderr.print(f"[bold yellow]not enough data:[/] {escape(threshold.note)}", soft_wrap=True)
     if found.failures:
         named = escape(", ".join(found.failures[:5]))
         stderr.print(
@@ -122,7 +121,7 @@ def calibrate(
         )
     stdout.print(_threshold_table(found.thresholds))
     used = "" if output else "; it is used for this model from now on, until the file is deleted"
-    stdout.print(f"{escape(str(stored))} written{used}", soft_wrap=True)
+    print_line(f"{stored} written{used}")
 
 
 def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.options import RecipeOptions, with_options
-from edgeface.cli.output import JsonOption, emit_json, print_line, progress_bars, stderr, stdout, warn_if_seeded
+from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
 from edgeface.model.contract import Color, ModelContract
 
@@ -232,9 +231,9 @@ def _show_conversion(result: Any, *, json: bool) -> None:
         stdout.print(_parity_table(result.parity))
     if result.check is not None:
         stdout.print(_check_table(result.check))
-        stdout.print(result.check.summary, markup=False, soft_wrap=True)
+        print_line(result.check.summary)
     line = f"{result.ir} written and checked in {result.seconds:.1f} s"
-    stdout.print(line, markup=False, soft_wrap=True)  # a path is copied from here: whole, brackets and all
+    print_line(line)  # a path is copied from here: whole, brackets and all
     warn_if_seeded(result.contract.provenance)
 
 
@@ -243,11 +242,11 @@ def _contract_table(contract: ModelContract) -> Table:
     height, width = contract.input_size
     low, high = contract.value_range
     form = f"{contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
-    table.add_row("input", f"{contract.input_name}: {form}")
-    table.add_row("output", f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}")
+    table.add_row("input", escape(f"{contract.input_name}: {form}"))
+    table.add_row("output", escape(f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}"))
     table.add_row("alignment", f"{contract.alignment.recipe}, margin {contract.alignment.margin}")
     table.add_row("weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}...")
-    table.add_row("made by", f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}")
+    table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
     return table
 
 

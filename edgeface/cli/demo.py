@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, escape, print_note, progress_bars, stdout
 
 if TYPE_CHECKING:
     from edgeface.demo import DemoResult
@@ -42,9 +41,9 @@ def demo(
     from edgeface.demo import run_demo
 
     if data is not None and not data.is_dir():
-        stderr.print(f"--data (EDGEFACE_DATA): no folder {data}; the demo goes on without it", markup=False)
+        print_note(f"--data (EDGEFACE_DATA): no folder {data}; the demo goes on without it")
     with progress_bars() as progress:
-        result = run_demo(output_dir, data=data, mirror=mirror, offline=offline, say=stderr.print, progress=progress)
+        result = run_demo(output_dir, data=data, mirror=mirror, offline=offline, say=print_note, progress=progress)
     if json:
         emit_json(result.to_dict())
     else:
@@ -58,7 +57,7 @@ def _lines(result: DemoResult) -> Iterator[str]:
     contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
     named = result.recognition
     if named is not None:
-        yield f"[bold]Who is in {escape(str(named.door))}?[/] Answered by {named.contract.name}:"
+        yield f"[bold]Who is in {escape(str(named.door))}?[/] Answered by {escape(named.contract.name)}:"
         for number, each in enumerate(named.faces, 1):
             who = each.answer.person if each.answer else each.answer.verdict.value
             verdict = "[green]right[/]" if each else "[red]wrong[/]"
@@ -69,7 +68,8 @@ def _lines(result: DemoResult) -> Iterator[str]:
     else:
         yield f"[bold yellow]Nobody can be named:[/] {escape(result.missing)}"
     yield ""
-    yield f"FaceNet   {contract.contract_id} {contract.name} {contract.precision}, weights from {result.source.origin}"
+    origin = f"{contract.name} {contract.precision}, weights from {result.source.origin}"
+    yield f"FaceNet   {contract.contract_id} {escape(origin)}"
     if seeded := contract.provenance == "seeded":
         yield "          [bold yellow]SEEDED WEIGHTS:[/] random numbers; this FaceNet recognises no one. No weights in:"
         yield from (f"            {escape(line)}" for line in result.source.tried)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from edgeface.cli.output import JsonOption, emit_json, stdout
+from edgeface.cli.output import JsonOption, emit_json, escape, stdout
 
 _SIGNS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "problem": "[red]problem[/red]"}
 

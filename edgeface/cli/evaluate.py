@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import edgeface
@@ -21,7 +20,7 @@ from edgeface.cli.options import (
     ModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stdout, warn_if_seeded
+from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stdout, warn_if_seeded
 from edgeface.files import staging_folder
 
 
@@ -158,7 +157,7 @@ def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
     if json:
         return emit_json(answer)
     stdout.print(table(answer))
-    stdout.print(f"{escape(str(output_dir / 'report.html'))} written", soft_wrap=True)
+    print_line(f"{output_dir / 'report.html'} written")
 
 
 def _evaluation_table(answer: dict[str, Any]) -> Table:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import edgeface
@@ -29,7 +28,7 @@ from edgeface.cli.gallery_options import (
     warn,
 )
 from edgeface.cli.options import AllowSeededOption, AnalyzerOptions, ModelOption, NoGateOption, with_options
-from edgeface.cli.output import JsonOption, counted, emit_json, print_note, progress_bars, stdout
+from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, progress_bars, stdout
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
@@ -165,11 +164,9 @@ def enrol(
         warn(_doubts(each))
         if not json:
             known = f", {each.already} known already" if each.already else ""
-            stdout.print(
+            print_line(
                 f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new, "
-                f"{counted(each.person.template_count, 'template')} in all{known}",
-                markup=False,
-                soft_wrap=True,
+                f"{counted(each.person.template_count, 'template')} in all{known}"
             )
     if advice:
         print_note(advice)
@@ -226,11 +223,11 @@ def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, js
     if json:
         emit_json({**person.to_dict(), "templates": [each.to_dict() for each in templates]})
         return
-    stdout.print(f"{person.name} (#{person.id}), since {person.created:%Y-%m-%d %H:%M} UTC", markup=False)
+    print_line(f"{person.name} (#{person.id}), since {person.created:%Y-%m-%d %H:%M} UTC")
     if person.labels:
-        stdout.print(f"labels: {', '.join(person.labels)}", markup=False)
+        print_line(f"labels: {', '.join(person.labels)}")
     for field, value in person.metadata.items():
-        stdout.print(f"{field}: {value}", markup=False)
+        print_line(f"{field}: {value}")
     table = Table("template", "quality", "since", "photo", "kept", **_PLAIN)
     for each in templates:
         quality = "" if each.quality != each.quality else f"{each.quality:.2f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeface.cli.output import emit_json, stderr, stdout
+from edgeface.cli.output import emit_json, print_line, print_note
 from edgeface.errors import GalleryKeyError, InputError, NegativeResult
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ def answer(found: Mapping[str, Any], text: str, *, json: bool) -> None:
     if json:
         emit_json(found)
     else:
-        stdout.print(text, markup=False, soft_wrap=True)
+        print_line(text)
 
 
 def warn(problems: Iterable[str], *, fail: bool = False) -> None:
     """Print problems on stderr; with `fail`, exit with 1 if there are any."""
     listed = list(problems)
     for line in listed:
-        stderr.print(line, markup=False, soft_wrap=True)
+        print_note(line)
     if listed and fail:
         raise typer.Exit(NegativeResult.exit_code)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from edgeface.cli import output as out
 from edgeface.cli.gallery_options import KeyOption, open_gallery
@@ -126,8 +125,8 @@ def _show(path: Path, answers: list[Identification]) -> None:
         if answer.face.reasons:
             out.print_line(f"  {place}: unusable: {'; '.join(answer.face.reasons)}")
             continue
-        who = f"[bold]{escape(answer.person)}[/]" if answer.person else ""
+        who = f"[bold]{out.escape(answer.person)}[/]" if answer.person else ""
         score = "nobody is enrolled" if answer.score is None else f"{answer.score:.4f}"
         score += ", of a person who is another face in this photo" if answer.taken else ""
-        behind = f", next {escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
+        behind = f", next {out.escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
         out.stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)

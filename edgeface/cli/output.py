@@ -1,20 +1,31 @@
-"""Print a command's result, as text or as one JSON object, and its progress."""
+"""Print a command's result, as text or as one JSON object, and its progress.
+
+Everything that a command prints leaves through here. Text from outside (names of files, models and people) is made
+printable, and the standard streams never fail inside a command: see `GuardedStream`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
+import logging
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
+import rich.markup
 import typer
 from rich.console import Console
+from rich.segment import Segment
 
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import SEEDED_WARNING
 from edgeface.progress import Progress, ProgressCallback
+from edgeface.text import hide_secrets, printable
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
@@ -22,25 +33,114 @@ JsonOption = Annotated[
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any photo failed.")]
 
 
+class GuardedStream(io.TextIOBase):
+    """A standard stream that never fails inside a command, so that a command always ends as its work did.
+
+    Characters that the stream's encoding lacks are escaped. What cannot be written, because the disk is full, the
+    reader has gone or the stream is closed, is dropped; `failure` is the reason.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self.failure = stream, None if stream else OSError(errno.EBADF, "it is closed")
+        self.asked = False
+        """Whether anything was to be written."""
+
+    def write(self, text: str) -> int:
+        self.asked |= bool(text)
+        encoding = self.encoding or "utf-8"
+        told = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._try(lambda stream: stream.write(told))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action: Callable[[TextIO], object]) -> None:
+        if self._stream is None or self.failure:
+            return
+        try:
+            action(self._stream)
+        except (OSError, ValueError) as error:  # ValueError: closed
+            self.failure = error if isinstance(error, OSError) else OSError(errno.EBADF, "it is closed")
+            with contextlib.suppress(OSError, ValueError):  # what is buffered must not fail again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    @property
+    def encoding(self) -> str | None:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return io.TextIOBase().fileno() if self._stream is None else self._stream.fileno()
+
+    def lost(self) -> str | None:
+        """Return why something that was to be written was not; None if nothing was, or the reader has gone."""
+        self.flush()
+        if not (self.asked and self.failure) or self.failure.errno == errno.EPIPE:
+            return None
+        return self.failure.strerror or str(self.failure)
+
+
+@contextlib.contextmanager
+def guarded_streams() -> Iterator[tuple[GuardedStream, GuardedStream]]:
+    """Guard stdout and stderr inside the block; yield them. A closed stdin reads as empty."""
+    for number in range(3):  # a file opened as one of them would be written into by whatever prints there
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdin, sys.stdout, sys.stderr
+    guarded = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
+    sys.stdin = sys.stdin or io.StringIO()
+    sys.stdout, sys.stderr = guarded
+    try:
+        yield guarded
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
 class _Console(Console):
-    """Leaves closed pipes to `edgeface.cli.app.main`; rich would exit with 1, which here means "no"."""
+    """Makes everything printable that is printed through it, and reads no :names: as pictures."""
 
-    def on_broken_pipe(self) -> None:
-        raise  # what rich has just caught
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False)
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
+            for segment in buffer
+        )
 
 
-stderr = _Console(stderr=True, highlight=False)
-stdout = _Console(highlight=False)
+class LogFormatter(logging.Formatter):
+    """Write one line for each record, printable and without passwords, and then its traceback if it has one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(hide_secrets(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable(hide_secrets(super().formatException(ei)), keep="\n")
+
+
+stderr = _Console(stderr=True)
+stdout = _Console()
+
+
+def escape(text: object) -> str:
+    """Return text for one line or cell of rich's: printable, and with no meaning of brackets."""
+    return rich.markup.escape(printable(str(text)))
 
 
 def print_line(text: str) -> None:
-    """Print text on stdout as it is: unwrapped, and with no meaning of brackets."""
-    stdout.print(text, markup=False, soft_wrap=True)
+    """Print text on stdout in one line: unwrapped, and with no meaning of brackets."""
+    stdout.print(printable(text), markup=False, soft_wrap=True)
 
 
 def print_note(text: str) -> None:
-    """Print text on stderr as it is."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    """Print text on stderr in one line."""
+    stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
 def warn_if_seeded(provenance: str | None) -> None:
@@ -71,7 +171,8 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    stage, unit = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[unit]}"))
+    columns = (stage, BarColumn(), MofNCompleteColumn(), unit)
     times = TimeElapsedColumn(), TimeRemainingColumn()
     shown = stderr.is_terminal
     with Bars(*columns, *times, console=stderr, disable=not shown, refresh_per_second=refresh_per_second) as bars:
@@ -79,7 +180,9 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
 
         def update(progress: Progress) -> None:
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, unit=progress.unit)
+                tasks[progress.stage] = bars.add_task(
+                    printable(progress.stage), total=progress.total, unit=progress.unit
+                )
             bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
         yield update

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from edgeface.cli.options import (
@@ -19,7 +18,16 @@ from edgeface.cli.options import (
     LandmarksModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout, warn_if_seeded
+from edgeface.cli.output import (
+    JsonOption,
+    emit_json,
+    escape,
+    print_line,
+    print_note,
+    progress_bars,
+    stdout,
+    warn_if_seeded,
+)
 from edgeface.errors import InputError, NegativeResult
 
 if TYPE_CHECKING:
@@ -210,17 +218,17 @@ def quantize(
 
 def _finish(answer: dict[str, Any], *, json: bool) -> None:
     for reason in answer["reasons"]:
-        stderr.print(f"refused: {reason}", markup=False, soft_wrap=True)
+        print_note(f"refused: {reason}")
     if json:
         emit_json(answer)
     else:
         verdict = "passed" if answer["passed"] else "REFUSED, nothing was written"
-        table = Table(answer.get("detector") or answer["method"], verdict, title_justify="left")
+        table = Table(escape(answer.get("detector") or answer["method"]), verdict, title_justify="left")
         for name, value in _detector_rows(answer) if "detector" in answer else _rows(answer):
             table.add_row(name, escape(value))
         stdout.print(table)
         for path in filter(None, [answer.get("ir"), *answer.get("files", [])]):
-            stdout.print(str(path), markup=False, soft_wrap=True)
+            print_line(str(path))
     warn_if_seeded(answer.get("provenance"))
     if not answer["passed"]:
         raise typer.Exit(NegativeResult.exit_code)
@@ -328,11 +336,11 @@ def pareto(
     write_pareto(found, output_dir)
     warn_if_seeded(found.contract.provenance)
     if found.disturbance.disturbed:
-        stderr.print(f"timing disturbed: {'; '.join(found.disturbance.reasons)}", markup=False, soft_wrap=True)
+        print_note(f"timing disturbed: {'; '.join(found.disturbance.reasons)}")
     if json:
         return emit_json(found.to_dict())
     stdout.print(_pareto_table(found))
-    stdout.print(f"{escape(str(output_dir / 'pareto.html'))} written", soft_wrap=True)
+    print_line(f"{output_dir / 'pareto.html'} written")
 
 
 def _pareto_table(found: Pareto) -> Table:

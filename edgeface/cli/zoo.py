@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from edgeface import zoo
-from edgeface.cli.output import JsonOption, emit_json, progress_bars, stderr, stdout
+from edgeface.cli.output import JsonOption, emit_json, escape, print_line, print_note, progress_bars, stderr, stdout
 from edgeface.errors import InputError, NegativeResult
 
 group = typer.Typer(no_args_is_help=True, help="List, describe, download, verify and transfer published models.")
@@ -84,10 +83,10 @@ def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_jso
     table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
         here = "yes" if zoo.presence(entry, store=store) else "no"
-        table.add_row(entry.name, entry.task_type, _license_name(entry), _bytes(entry.size), here)
+        table.add_row(escape(entry.name), entry.task_type, escape(_license_name(entry)), _bytes(entry.size), here)
     stdout.print(table)
     if default is not None:
-        stdout.print(f"default: {default}")
+        print_line(f"default: {default}")
 
 
 @group.command()
@@ -165,7 +164,7 @@ def download(
         return emit_json({"models": [_downloaded(entry, result) for entry, result in done]})
     for entry, result in done:
         state = "already here and intact" if result.already_there else "downloaded"
-        stdout.print(f"{entry.name}: {state}: {escape(str(result.folder))}", soft_wrap=True)
+        print_line(f"{entry.name}: {state}: {result.folder}")
         for blob in result.blobs:
             if blob.first_use:
                 stdout.print(
@@ -204,7 +203,7 @@ def verify(
     for name, found in checks.items():
         count = len(damaged[name])
         state = f"{count} of {len(found)} checks failed" if count else f"intact, {len(found)} checks"
-        stdout.print(f"{name}: {state}")
+        print_line(f"{name}: {state}")
     if not entries:
         stdout.print("no model is downloaded")
     if first is not None:
@@ -239,7 +238,7 @@ def default(
     _, contract = read_contract(ir)
     if as_json:
         return emit_json({"model": contract.name, "ir": str(ir), "contract_id": contract.contract_id})
-    stdout.print(f"{contract.name} ({contract.contract_id}): {escape(str(ir))}", soft_wrap=True)
+    print_line(f"{contract.name} ({contract.contract_id}): {ir}")
 
 
 @group.command()
@@ -292,7 +291,7 @@ def reporting(form: ProgressFormat, *, stream: IO[str] | None = None) -> Iterato
 
     def write_line(event: zoo.DownloadEvent) -> None:
         if event.kind == "model_file_download_end" and event.successful:
-            stderr.print(f"{event.model}/{event.model_file}: done", soft_wrap=True, markup=False)
+            print_note(f"{event.model}/{event.model_file}: done")
 
     if form is ProgressFormat.json:
         yield {"on_event": write_event}
@@ -308,7 +307,7 @@ def reporting(form: ProgressFormat, *, stream: IO[str] | None = None) -> Iterato
 def show_license(entry: zoo.ModelEntry, store: zoo.ModelStore) -> None:
     """Show a licence the first time, and record that it was shown."""
     if store.license_state(entry) is None:
-        stderr.print(f"{entry.name}: licence {_license_name(entry)}, {escape(entry.license)}", soft_wrap=True)
+        print_note(f"{entry.name}: licence {_license_name(entry)}, {entry.license}")
         store.record_license(entry, "shown")
 
 
@@ -321,7 +320,7 @@ def agree_to_license(entry: zoo.ModelEntry, store: zoo.ModelStore, *, accept: bo
     if store.license_state(entry) == "accepted":
         return
     if not accept and _is_interactive():
-        stderr.print(f"Do you accept the licence of {entry.name}? \\[y/N] ", end="")
+        stderr.print(f"Do you accept the licence of {escape(entry.name)}? \\[y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
             raise InputError(f"{entry.name}: its licence, {entry.license}, was not accepted; nothing was done")
         accept = True
@@ -358,7 +357,7 @@ def _print_bundle(verb: str, path: Path, manifest: zoo.Manifest, *, as_json: boo
             {"bundle": str(path), "bytes": total, "models": [each.model_dump() for each in manifest.models]}
         )
     names = ", ".join(model.name for model in manifest.models)
-    stdout.print(f"{verb} {escape(str(path))} ({total:,} bytes): {names}", soft_wrap=True)
+    print_line(f"{verb} {path} ({total:,} bytes): {names}")
 
 
 def _facts(entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zoo.Blob]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,6 @@ import glob
 import itertools
 import logging
 import random
-import re
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 
 from edgeface.errors import ImageError, InputError, MissingError
+from edgeface.text import without_secrets
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".m
 """Lower-case endings that are opened as videos."""
 
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
-_SECRET = re.compile(r"(user|login|pass|pwd)\w*=[^&;/]*[&;]?", re.IGNORECASE)
 _NETWORK_TIMEOUT = 5.0
 """Seconds after which OpenCV gives up opening a stream or waiting for its next frame."""
 
@@ -308,7 +307,7 @@ def _video(path: Path, opener: Opener) -> Iterator[Frame]:
 
 def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.Event) -> Iterator[Frame]:
     """Yield frames as they arrive. When they stop, close, wait and open again."""
-    name = f"camera {target}" if isinstance(target, int) else _without_password(target)
+    name = f"camera {target}" if isinstance(target, int) else without_secrets(target)
     started, failures, index = time.monotonic(), 0, 0
     while not stop.is_set():
         capture = opener(target)
@@ -348,10 +347,3 @@ def _as_image(image: Any, name: str) -> Image:
     if not isinstance(image, np.ndarray):
         raise ImageError(f"{name}: expected a frame, found {type(image).__name__}")
     return read_image(image)
-
-
-def _without_password(address: str) -> str:
-    """Remove passwords from an address: before the host, in the query, or as key=value."""
-    scheme, _, rest = address.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{_SECRET.sub('', path)}"
