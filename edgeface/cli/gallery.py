@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,10 +47,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _find_person(store: SqliteStore, name: str) -> Person:
-    """Return a person by name, or by ``#ID``."""
-    if name.startswith("#") and name[1:].isascii() and name[1:].isdigit():
-        return store.person(int(name[1:]))
+    """Return a person by name; by ``#ID`` if nobody has that name, which edgeface 0.1 allowed."""
     person = store.find(name)
+    if person is None and re.fullmatch(r"#[0-9]{1,18}", name):
+        return store.person(int(name[1:]))
     if person is None:
         raise GalleryError(f"{store.path}: no person is named {name!r}; list the people with: edgeface gallery list")
     return person

@@ -11,6 +11,7 @@ import typer
 
 from edgeface.cli.output import emit_json, print_line, print_note
 from edgeface.errors import GalleryKeyError, InputError, NegativeResult
+from edgeface.text import printable
 
 if TYPE_CHECKING:
     from edgeface.gallery.store.sqlite import SqliteStore
@@ -81,7 +82,7 @@ def confirm(question: str, *, command: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise InputError(f"{command}: stdin is not a terminal, and nothing was changed: pass --yes to confirm")
-    typer.confirm(question, abort=True, err=True)
+    typer.confirm(printable(question), abort=True, err=True)
 
 
 def answer(found: Mapping[str, Any], text: str, *, json: bool) -> None:

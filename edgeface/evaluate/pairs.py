@@ -97,7 +97,7 @@ def parse_pairs(raw: bytes, *, source: str = "pairs") -> Pairs:
         )
     if problems:
         more = [f"... and {left} more malformed rows"] if left else []
-        raise InputError("; ".join([*problems, *more]))
+        raise InputError("\n".join([*problems, *more]))
     return _collect(rows, folds=folds)
 
 

@@ -208,12 +208,12 @@ def enrol(
     require_same_contract(store.info.contract_id, rules.contract_id, what="gallery and rules of enrolment")
     if not templates:
         raise EnrolmentRefused(f"{name}: expected at least one usable photo, found none; the person was not enrolled")
-    name = check_name(name)
     vectors = np.stack([unit_vector(each, store.info) for each in templates])
     index = LiveIndex(store) if index is None else index
     require_same_contract(store.info.contract_id, index.contract_id, what="gallery and index")
     with store.writing():
         person = store.find(name)
+        name = check_name(name) if person is None else person.name
         mine = store.templates_of(person.id) if person else ()
         with index.snapshot() as snapshot:
             lookalikes = _lookalikes(store, snapshot, vectors, person, rules)

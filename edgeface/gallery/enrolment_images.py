@@ -14,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgeface.errors import EnrolmentRefused, ImageError, InputError
+from edgeface.errors import EnrolmentRefused, GalleryError, ImageError, InputError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
-from edgeface.gallery.records import KeptImage, NewTemplate
+from edgeface.gallery.records import KeptImage, NewTemplate, check_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, largest_face
@@ -161,7 +161,17 @@ def _people_of(paths: Sequence[str | Path], name: str | None) -> list[tuple[str,
                     remedy="if all photos show one person, pass --name",
                 )
             people.setdefault(name or path.parent.name, []).append(path)
+    for person, (photo, *_) in people.items():
+        if name is not None or photo.suffix not in _TABLES:
+            _require_name(person, photo)
     return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]
+
+
+def _require_name(person: str, photo: Path) -> None:
+    try:
+        check_name(person)
+    except GalleryError as error:  # before anyone is enrolled
+        raise error.with_path(photo.parent) from None
 
 
 def _from_tables(tables: Sequence[Path], name: str | None) -> Generator[_Templates, None, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edgeface.errors import ContractError, GalleryError
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import Embedding
+from edgeface.text import is_invisible
 
 _NAME_LENGTH = 200
 _UNIT = 1e-5
@@ -309,21 +311,43 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
 
 
 def check_name(name: str) -> str:
-    """Normalize a name: Unicode NFC, without spaces around it.
+    """Normalize a person's name: Unicode NFC, one space between words, none around them.
 
-    `GalleryError` is raised if it is empty, longer than 200 characters, or has control characters.
+    `GalleryError` is raised if it is empty, longer than 200 characters, has invisible characters, which would make two
+    people of what looks like one name, or looks like an id, ``#1``.
     """
-    tidy = unicodedata.normalize("NFC", name).strip()
-    if not 1 <= len(tidy) <= _NAME_LENGTH or any(unicodedata.category(c) in ("Cc", "Cs") for c in tidy):
+    tidy = _tidy(name, "name")
+    if re.fullmatch(r"#\s*\d+", unicodedata.normalize("NFKC", tidy)):
         raise GalleryError(
-            f"name: expected 1 to {_NAME_LENGTH} characters and no control characters, found {name!r:.80}"
+            f"name: expected a name, found {name!r:.80}, which looks like the id of a person; leave out the '#'"
         )
     return tidy
 
 
+def name_forms(name: str) -> tuple[str, ...]:
+    """Return the forms in which a person of this name may be stored: that of edgeface 0.1, and today's."""
+    former = unicodedata.normalize("NFC", name).strip()
+    return tuple(dict.fromkeys((former, " ".join(former.split()))))
+
+
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Normalize labels: each as by `check_name`, once, sorted."""
-    return tuple(sorted({check_name(label) for label in labels}))
+    """Normalize labels: each as `check_name` does, but one may look like an id; once, sorted."""
+    return tuple(sorted({_tidy(label, "label") for label in labels}))
+
+
+def _tidy(text: str, what: str) -> str:
+    tidy = unicodedata.normalize("NFC", text).strip()
+    for at, character in enumerate(tidy):
+        if is_invisible(tidy, at):
+            called = unicodedata.name(character, "a control character")
+            raise GalleryError(
+                f"{what}: expected characters that are seen, found U+{ord(character):04X} ({called}) in {text!r:.80}; "
+                "leave it out"
+            )
+    tidy = " ".join(tidy.split())
+    if not 1 <= len(tidy) <= _NAME_LENGTH:
+        raise GalleryError(f"{what}: expected 1 to {_NAME_LENGTH} characters, found {text!r:.80}")
+    return tidy
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

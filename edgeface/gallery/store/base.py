@@ -30,6 +30,7 @@ from edgeface.gallery.records import (
     check_labels,
     check_metadata,
     check_name,
+    name_forms,
     now,
 )
 from edgeface.gallery.store.cache import apply_changes
@@ -185,16 +186,17 @@ class GalleryStore(ABC):
             return self.rows.person(connection, person_id)
 
     def find(self, name: str) -> Person | None:
-        """Return a person by name, compared in the form of `check_name`."""
+        """Return a person by name; spaces around it, and the form of its accents, do not matter."""
         with self.database.reading() as connection:
-            return self.rows.find(connection, check_name(name))
+            found = (self.rows.find(connection, form) for form in name_forms(name))
+            return next(filter(None, found), None)
 
     def people(self, *, label: str | None = None) -> tuple[Person, ...]:
         """Return all people, or those who have a label, by rising id."""
-        wanted = None if label is None else check_name(label)
+        wanted = () if label is None else name_forms(label)
         with self.database.reading() as connection:
             found = self.rows.people(connection)
-            return tuple(person for person in found if wanted is None or wanted in person.labels)
+            return tuple(person for person in found if label is None or not {*wanted}.isdisjoint(person.labels))
 
     # Templates
 
