@@ -224,8 +224,8 @@ def enrolment_images(
 ) -> Generator[EnrolmentImage, None, None]:
     """Make a template from the face in each photo, in order; a pipeline without a detector takes aligned crops.
 
-    `keep_images` keeps the part of the photo that shows the face. A photo of several faces is refused, or `largest`
-    takes the largest one.
+    `keep_images` keeps the part of the photo that shows the face. A photo of several usable faces is refused, or
+    `largest` takes the largest one. What the pipeline's gate rejects does not count: it may be no face.
     """
     digests: dict[int, str] = {}
     failed: dict[int, str] = {}
@@ -265,17 +265,22 @@ def enrolment_images(
 
 
 def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str, Face | None]:
-    """Return the face of a photo, and why it cannot be used."""
+    """Return the face of a photo, or why there is none that can be used."""
     if not faces:
         return "expected a face, found none; use a photo with a larger or clearer face", None
-    if len(faces) > 1 and not largest:
+    size = (image.shape[0], image.shape[1])
+    usable = [face for face in faces if face.embedding is not None]
+    if not usable:
+        reasons = "; ".join(faces[largest_face(faces, size)].reasons)
+        several = f"found {len(faces)} faces, none of them usable; largest: " if len(faces) > 1 else ""
+        return several + reasons, None
+    if len(usable) > 1 and not largest:
         return (
-            f"expected one face, found {len(faces)}; use a photo of one person, or take the largest face of each with "
+            f"expected one face, found {len(usable)}; use a photo of one person, or take the largest face of each with "
             "--largest",
             None,
         )
-    face = faces[largest_face(faces, (image.shape[0], image.shape[1]))]
-    return "; ".join(face.reasons), face
+    return "", usable[largest_face(usable, size)]
 
 
 def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:

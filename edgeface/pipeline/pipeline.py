@@ -43,7 +43,8 @@ class Pipeline:
     gate
         Faces below its limits are not embedded.
     faces
-        Which faces of a photo to keep. ``largest``: the one that `Faces.largest` chooses.
+        Which faces of a photo to keep. ``largest``: the one that `Faces.largest` chooses, with a gate among those that
+        pass it, if any does.
     policy
         When a track is embedded again.
     detect_every
@@ -208,8 +209,14 @@ class Pipeline:
         found = self._detector.detect(images)
         if self._faces == "all":
             return found
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
-        return [faces[faces.largest(size)] if len(faces) else faces for faces, size in zip(found, sizes, strict=True)]
+        return [self._largest(image, faces) for image, faces in zip(images, found, strict=True)]
+
+    def _largest(self, image: Image, faces: Faces) -> Faces:
+        """Keep the largest face. What the gate rejects, which may be no face, comes after all that it passes."""
+        if self._gate and len(faces) > 1:
+            usable = [index for index in range(len(faces)) if not self._measure(image, faces, index).reasons]
+            faces = faces[np.array(usable)] if usable else faces
+        return faces[faces.largest((image.shape[0], image.shape[1]))] if len(faces) else faces
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
         """Describe a detected face: its quality, and what the gate says to it."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from contracts import sample_contract
+from tiny_ir import write_tiny_ir
 from unit.gallery.conformance import CONTRACT, DIM, OTHER_CONTRACT, vectors
+from unit.pipeline.test_pipeline import COLORS, SquareDetector, draw
 
 import edgeface.gallery
 from edgeface.errors import ContractError, GalleryKeyError, InputError, MissingError
 from edgeface.gallery import EnrolRules, create_gallery, enrol_folder, open_gallery
 from edgeface.gallery.enrolment_images import are_tables
 from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
+from edgeface.runtime import Embedder
+from edgeface.vision.quality import QualityGate
 
 RULES = EnrolRules(duplicate_above=0.9, agree_above=0.1, contract_id=CONTRACT)
 
@@ -74,6 +80,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(store: SqliteSt
     assert store.people() == ()
     assert are_tables([alien])
     assert not are_tables([alien, photo])
+
+
+def test_what_the_gate_rejects_is_not_counted_among_the_faces_of_a_photo(tmp_path: Path) -> None:
+    clean, two, none = draw((0, 10, 20)), draw((0, 10, 20), (2, 300, 30)), draw()
+    for photo in (clean, two, none):
+        photo[100:220, 150:270] = COLORS[1]  # a false alarm: larger than a face, and without any detail
+    none[:, :130] = COLORS[2]
+    for name, photo in (("Ada", clean), ("Grace", two), ("Desk", none)):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "people" / name / "1.png"), photo)
+    with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
+        pipeline = Pipeline(SquareDetector(), embedder, gate=QualityGate(min_contrast=5))
+        rules = EnrolRules(duplicate_above=1, agree_above=0.1, contract_id=embedder.contract.contract_id)
+        with create_gallery(tmp_path / "g", contract=embedder.contract, key=None) as store:
+            done = enrol_folder(store, [tmp_path / "people"], rules=rules, pipeline=pipeline)
+            assert [each.person.name for each in done.enrolled] == ["Ada"]
+            refused = {path.parent.name: why for path, why in done.refused.items()}
+            assert refused["Grace"].startswith("expected one face, found 2;")
+            assert refused["Desk"].startswith("found 2 faces, none of them usable; largest: sharpness: ")
+            largest = enrol_folder(
+                store, [tmp_path / "people" / "*" / "1.png"], rules=rules, pipeline=pipeline, largest=True
+            )
+            assert [each.person.name for each in largest.enrolled] == ["Ada", "Grace"]
 
 
 def test_rules_are_chosen_by_a_number_a_file_or_the_contract(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -33,6 +34,7 @@ class SquareDetector:
     """Finds the squares of `COLORS`; counts its calls; fails or waits when told to."""
 
     name = "squares"
+    settings: ClassVar = {"name": "squares"}
 
     def __init__(self, *, fail_at: int | None = None, pause: float = 0.0) -> None:
         self.calls = 0
@@ -117,6 +119,15 @@ def test_the_gate_keeps_a_face_from_being_embedded_and_says_why(embedder: Embedd
     assert face.embedding is None
     assert "box side: expected at least 80, found 60; move closer" in face.reasons[0]
     assert embedder.counters().submitted == 0
+
+
+def test_the_largest_face_is_the_largest_that_passes_the_gate(embedder: Embedder) -> None:
+    photo = draw((0, 10, 20))
+    photo[100:220, 150:270] = COLORS[1]  # a false alarm: larger, and without any detail
+    for gate, x0 in ((QualityGate(min_contrast=5), 10), (None, 150), (QualityGate(min_box_side=300), 150)):
+        (face,) = Pipeline(SquareDetector(), embedder, gate=gate, faces="largest").process(photo)
+        assert face.box[0] == pytest.approx(x0, abs=1)
+    assert face.reasons
 
 
 def test_a_face_outside_the_picture_has_reasons_and_harms_no_other(embedder: Embedder) -> None:
