@@ -65,13 +65,16 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` if the block succeeds, and is removed if it fails.
 
+    `private`: only the owner may read the file, as biometric data requires; else the umask decides.
     Raises OutputError if the folder cannot be made or written to, or is full.
     """
     with staging_folder(path.parent) as staging:
         yield staging / path.name
+        if private:  # nobody else has seen it: the folder is the owner's alone
+            (staging / path.name).chmod(0o600)
         with output_errors(path):
             (staging / path.name).replace(path)
 

@@ -75,7 +75,7 @@ def spreadsheet_cell(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    text = printable(value)
+    text = printable(value, keep="\n")
     return f"'{text}" if text.lstrip()[:1] in set("=+-@|%\uff1d\uff0b\uff0d\uff20") else text
 
 
@@ -124,6 +124,23 @@ def _open_part(path: str) -> str:
             harmless = [field for field in re.split("[&;]", told) if _HARMLESS.fullmatch(field)]
             return "/".join([*parts[:at], "&".join(harmless) or _HIDDEN])
     return path
+
+
+def encoded_user(address: str) -> str:
+    """Percent-encode user and password of an address where they have ``/ ? #``, which would end its host.
+
+    Examples
+    --------
+    >>> encoded_user("rtsp://admin:p/w@camera:554/live")
+    'rtsp://admin:p%2Fw@camera:554/live'
+    """
+    scheme, mark, rest = address.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    is_host = re.fullmatch(r"(\[[^\]]*\]|[^:@]*)(:\d*)?", authority)
+    if "@" not in rest[len(authority) :] or is_host:
+        return address
+    user, _, host = rest.rpartition("@")
+    return f"{scheme}{mark}{urllib.parse.quote(user, safe=':%!$&()*+,;=')}@{host}"
 
 
 def hide_secrets(text: str) -> str:

@@ -24,6 +24,7 @@ from edgeface.model.contract import Provenance
 from edgeface.model.flops import count_work
 from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.progress import ProgressCallback
+from edgeface.text import without_secrets
 from edgeface.zoo import DownloadPolicy, ModelStore, download, load_catalog
 
 MODEL = "facenet-20180408-102900"
@@ -95,7 +96,7 @@ def find_weights(
     def from_mirror() -> tuple[str | Path, str]:
         if not mirror:
             raise MissingError("no mirror is set")
-        return fetched(f"the mirror {mirror}")
+        return fetched(f"the mirror {without_secrets(mirror)}")
 
     def from_data() -> tuple[str | Path, str]:
         weights = data / MODEL / "weights.npz" if data else None

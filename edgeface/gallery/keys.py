@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
+from edgeface.text import name_of_key
 
 KEY_VARIABLE = "EDGEFACE_GALLERY_KEY"
 """Environment variable that holds the key when no other place is named."""
@@ -52,13 +53,13 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
     """
     kind, _, where = source.partition(":")
     if kind == "file" and where:
-        return _parse(_read_file(Path(where), beside), source)
+        return _parse(_read_file(Path(where), beside), f"file:{name_of_key(where)}")
     if kind == "env" and where:
         if where not in os.environ:
-            raise GalleryKeyError(f"key: the environment variable {where} is not set; set it to {_HOW}")
-        return _parse(os.environ[where].encode("utf-8", "surrogateescape"), source)
+            raise GalleryKeyError(f"key: the environment variable {name_of_key(where)} is not set; set it to {_HOW}")
+        return _parse(os.environ[where].encode("utf-8", "surrogateescape"), f"env:{name_of_key(where)}")
     if kind == "command" and where:
-        return _parse(_run(where), f"command:{shlex.split(where)[0]}")
+        return _parse(_run(where), f"command:{name_of_key(shlex.split(where)[0])}")
     found = f"{kind}: and nothing after it" if kind in ("file", "env", "command") else "something else"
     raise GalleryKeyError(  # which may be the key itself
         f"key: expected file:PATH, env:NAME or command:WORDS, found {found} ({len(source)} characters)"
@@ -68,17 +69,18 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
 def _read_file(path: Path, beside: Path | None) -> bytes:
     if beside is not None and _lies_beside(path.resolve().parent, beside.resolve()):
         raise GalleryKeyError(
-            f"{path}: the key is in the same folder as the gallery {beside}, where both can be "
+            f"{name_of_key(str(path))}: the key is in the same folder as the gallery {beside}, where both can be "
             "copied together; move it to another medium or a secret store"
         )
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        named, why = name_of_key(str(path)), getattr(error, "strerror", None) or "a name that no file has"
+        file = named if named == str(path) else "KEYFILE"
         raise GalleryKeyError(
-            f"{path}: expected a key, found: {error.strerror}; make one: openssl rand -hex 32 > {path} && chmod 600 "
-            f"{path}"
-        ) from error
+            f"{named}: expected a key, found: {why}; make one: openssl rand -hex 32 > {file} && chmod 600 {file}"
+        ) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         _log.warning("%s: this key can be read by other users of the machine; chmod 600 it", path)
     return content
@@ -95,11 +97,14 @@ def _run(command: str) -> bytes:
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:  # it holds all words, and what was printed
-        raise GalleryKeyError(f"key command {words[0]}: printed no key within {_COMMAND_SECONDS:.0f} s") from None
-    except (OSError, ValueError, IndexError) as error:
-        raise GalleryKeyError(f"key command: expected a program that prints a key, found: {error}") from error
+        raise GalleryKeyError(
+            f"key command {name_of_key(words[0])}: printed no key within {_COMMAND_SECONDS:.0f} s"
+        ) from None
+    except (OSError, ValueError, IndexError) as error:  # an OSError tells the program's name
+        why = f"{error.strerror}: {name_of_key(words[0])}" if isinstance(error, OSError) else str(error)
+        raise GalleryKeyError(f"key command: expected a program that prints a key, found: {why}") from None
     if done.returncode:
-        raise GalleryKeyError(f"key command {words[0]}: expected exit code 0, found {done.returncode}")
+        raise GalleryKeyError(f"key command {name_of_key(words[0])}: expected exit code 0, found {done.returncode}")
     return done.stdout
 
 

@@ -107,6 +107,8 @@ class EmbeddingTable:
     def save(self, path: Path) -> None:
         """Write a .npz, or a .parquet whose metadata has `contract_id` and `settings`, atomically.
 
+        Only the file's owner may read it.
+
         Raises
         ------
         InputError
@@ -117,7 +119,7 @@ class EmbeddingTable:
             If the file cannot be written.
         """
         require_format(path)
-        with write_atomically(path) as partial:
+        with write_atomically(path, private=True) as partial:
             if path.suffix == ".parquet":
                 _write_parquet(self, partial)
             else:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from edgeface.errors import ImageError, InputError, MissingError
-from edgeface.text import without_secrets
+from edgeface.text import encoded_user, without_secrets
 from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
 
 _log = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ def _open_capture(target: str | int) -> Any:
         return cv2.VideoCapture(target)
     milliseconds = int(_NETWORK_TIMEOUT * 1000)
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
-    return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)
+    return cv2.VideoCapture(encoded_user(target), cv2.CAP_FFMPEG, limits)
 
 
 def _as_image(image: Any, name: str) -> Image:

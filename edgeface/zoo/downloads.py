@@ -19,6 +19,7 @@ from typing import Literal
 from edgeface.errors import ArchiveError, ChecksumError, DownloadError, InputError, OutputError
 from edgeface.files import digests_of, free_bytes, write_atomically
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.text import encoded_user, without_secrets
 from edgeface.zoo.schema import ModelEntry, ModelFile
 from edgeface.zoo.store import Blob, ModelStore, writing
 from edgeface.zoo.transfer import CHUNK, FolderLocation, PackageLocation, Reply, SourceFault, WebLocation, locate
@@ -272,7 +273,7 @@ class _Fetch:
             return [*here, *published]
         if self.mirror.startswith(("http://", "https://")):
             address = f"{self.mirror.rstrip('/')}/{urllib.parse.quote(self.what)}"
-            return [*here, WebLocation(address), *published]
+            return [*here, WebLocation(encoded_user(address), without_secrets(address)), *published]
         return [*here, FolderLocation(Path(self.mirror) / self.what), *published]
 
     def _from_source(self, location: Location) -> Blob:

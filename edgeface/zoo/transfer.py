@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from edgeface.text import hide_secrets
 from edgeface.version import __version__
 from edgeface.zoo.schema import GoogleDriveSource, HttpSource, PythonPackageSource
 
@@ -47,7 +48,7 @@ class SourceFault(Exception):  # noqa: N818 - it never leaves this package
         restart: bool = False,
         checksum: bool = False,
     ) -> None:
-        super().__init__(reason)
+        super().__init__(hide_secrets(reason))
         self.retry, self.wait, self.restart, self.checksum = retry, wait, restart, checksum
 
 
@@ -203,7 +204,8 @@ def _connection_fault(error: Exception) -> SourceFault:
             return SourceFault("host name not found", retry=cause.errno == socket.EAI_AGAIN)
         cause = cause.__cause__ or cause.__context__
     passing = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
-    return SourceFault(f"cannot be reached: {error}", retry=passing)
+    reason = "its address is malformed" if isinstance(error, httpx.InvalidURL) else error  # which tells a part of it
+    return SourceFault(f"cannot be reached: {reason}", retry=passing)
 
 
 def _refuse_downgrade(response: httpx.Response) -> None:

@@ -120,3 +120,36 @@ def test_no_name_of_a_person_is_drawn_as_a_picture_or_markup(work: Path) -> None
     assert name in edgeface("identify", "a.png", "-g", "g", *TINY).stdout
     people = json.loads(edgeface("gallery", "list", "g", "--json").stdout)["people"]
     assert [each["name"] for each in people] == [name]
+
+
+def test_only_its_owner_may_read_a_file_of_embeddings(work: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for name in ("out.npz", "out.parquet"):
+            assert edgeface("embed", "a.png", "-o", name, "-m", "tiny.xml", "--crops").returncode in (
+                0,
+                3,
+            )  # no pyarrow
+    finally:
+        os.umask(before)
+    assert (work / "out.npz").stat().st_mode & 0o777 == 0o600
+    assert all(path.stat().st_mode & 0o077 == 0 for path in work.glob("out.parquet"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "verify rtsp://admin:s3cretQ@camera/live a.png -m tiny.xml",
+        "detect http://admin:s3cretQ@camera/a.jpg",
+        "gallery list postgresql://me:s3cretQ@host/db",
+        "zoo download facenet-20180408-102900 --mirror ftp://me:s3cretQ@127.0.0.1:1/zoo",
+        "convert https://me:s3cretQ@host/model.pb -o out",
+        "gallery list g --key env:abcs3cretQ0123456789",
+    ],
+)
+def test_no_command_tells_a_password_or_a_key(work: Path, words: str) -> None:
+    (work / "g").write_bytes(b"")
+    for form in ((), ("--json",)):
+        done = edgeface(*words.split(), *form)
+        assert done.returncode in (2, 3)
+        assert "s3cretQ" not in done.stdout + done.stderr

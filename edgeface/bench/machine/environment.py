@@ -16,6 +16,7 @@ from edgeface.bench.machine.hardware import Container, Machine, read_container, 
 from edgeface.bench.machine.snapshot import IntervalStats, Snapshot, summarize_interval
 from edgeface.bench.reading import Frozen, Reading, absent
 from edgeface.runtime.devices import DeviceCore, list_devices
+from edgeface.text import hide_secrets
 from edgeface.version import __version__
 
 
@@ -107,4 +108,5 @@ def _identity() -> Identity:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user number without a name
         user = absent("this user has no name")
-    return Identity(host=socket.gethostname(), user=user, folder=str(Path.cwd()), command=tuple(sys.argv))
+    command = tuple(map(hide_secrets, sys.argv))
+    return Identity(host=socket.gethostname(), user=user, folder=str(Path.cwd()), command=command)

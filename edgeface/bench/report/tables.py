@@ -14,6 +14,7 @@ from edgeface.bench.reading import Unknown, known
 from edgeface.bench.result import BenchmarkResult
 from edgeface.drawing import percent, rounded
 from edgeface.stats import QUANTILES
+from edgeface.text import printable, spreadsheet_cell
 
 Row = tuple[str, str, bool]
 """Name, text, and whether the value is known."""
@@ -162,7 +163,7 @@ def _text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
-    return "not known" if value is None else str(value)
+    return "not known" if value is None else printable(str(value))
 
 
 def _list(values: Mapping[str, Any], words: Callable[[Any], object] = str) -> str:
@@ -196,7 +197,8 @@ def as_csv(entries: Sequence[ReportEntry]) -> str:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for entry in entries:
-        writer.writerow({name: "" if value is None else value for name, value in _csv_row(entry).items()})
+        row = {name: "" if value is None else spreadsheet_cell(value) for name, value in _csv_row(entry).items()}
+        writer.writerow(row)
     return file.getvalue()
 
 
@@ -296,9 +298,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range
 
 def _cell(text: str) -> str:
     """Escape text so that it neither ends its cell nor starts a tag or a style."""
+    text = printable(" ".join(text.split()))
     for mark in "\\|<>*_`[]":
         text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return text
 
 
 def interval_words(interval: tuple[float | None, float | None] | None) -> str:

@@ -265,3 +265,14 @@ def test_every_rate_that_a_server_was_tried_at_is_told(tmp_path: Path) -> None:
     made = made_result(SERIES, settings={"scenario": "server"}, server=server)
     write_report([ReportEntry("a", made)], tmp_path / "r.html")
     assert "15.0/s met, 60.0 ms; 25.0/s not met, 100 ms" in (tmp_path / "r.html").read_text()
+
+
+def test_no_cell_of_the_csv_is_a_formula_and_no_report_has_a_control_character(tmp_path: Path) -> None:
+    made = made_result(SERIES)
+    made = made.model_copy(update={"model": made.model.model_copy(update={"name": "=cmd|'/c calc'!A1\x1b[31m"})})
+    for suffix in (".csv", ".md"):
+        write_report([ReportEntry("@SUM(1)", made)], tmp_path / f"r{suffix}")
+        assert "\x1b" not in (tmp_path / f"r{suffix}").read_text()
+    with (tmp_path / "r.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["name"], row["model"]) == ("'@SUM(1)", "'=cmd|'/c calc'!A1\\x1b[31m")

@@ -192,8 +192,23 @@ class Connection:
 
 
 def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connection:
-    """Open one connection, trying again for `patience` seconds while the server is away."""
+    """Open one connection, trying again for `patience` seconds while the server is away.
+
+    `InputError` is raised for an address that is malformed, or whose password reads as a part of its host; neither is
+    shown.
+    """
     psycopg = driver()
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        parts = {"port": "malformed"}
+    told = [str(parts.get(name, "")) for name in ("host", "port", "dbname")]
+    if "@" in "".join(told) or not re.fullmatch(r"[\d,]*", told[1]):
+        raise InputError(
+            f"gallery: expected the address of a PostgreSQL server, postgresql://USER@HOST/DATABASE, found one of "
+            f"{len(url)} characters that cannot be read; write each of @ : / ? # % in its password as %40 %3A %2F "
+            "%3F %23 %25"
+        )
     deadline, pause = time.monotonic() + patience, 0.1
     while True:
         try:
