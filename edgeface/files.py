@@ -123,7 +123,8 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
             continue
         except OSError:  # a file system without locks: nothing is swept there
             return folder, lock
-        if folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            folder.stat()  # locked, and still there
             return folder, lock
         os.close(lock)
 

@@ -98,6 +98,10 @@ class Database(ABC):
     def _roll_back(self) -> None:
         """Undo the transaction, if one is still open."""
 
+    def require_place(self) -> None:
+        """Raise `GalleryError` if what is open is not what others find where the gallery is."""
+        return
+
     # Opening
 
     def _bind(self, text: str, mark: object, *, key: bytes | None, contract_id: str | None) -> None:
@@ -184,9 +188,11 @@ class Database(ABC):
             with self._errors():
                 connection = self._begin(write=write)
                 self._depth, self._owner, self._wrote = 1, threading.get_ident(), False
+                self.require_place()
                 self._require_header(connection)
                 yield connection
                 if self._wrote:
+                    self.require_place()
                     connection.execute("UPDATE gallery SET generation = generation + 1")
                     record_commit(connection)
             with self._errors(committing=self._wrote):

@@ -90,6 +90,7 @@ def prove(
 
     A piece that a person who is still enrolled has too (one photo of two people, one label) does not count.
     """
+    database.require_place()  # or a file would be missing from the proof
     searcher = Searcher(secrets)
     needles = searcher.needles
     files = files_of(database.path)
@@ -98,6 +99,7 @@ def prove(
     found = {
         (names[path], offset): piece for path in files for offset, piece in searcher.search(database.descriptor(path))
     }
+    database.require_place()
     pieces = set(found.values())
     if pieces:
         with database.reading() as connection:

@@ -398,11 +398,31 @@ class SqliteDatabase(Database):
                     if self.migrated:  # only after it is known that the caller has the key
                         migrate(self._connection)
                     self.version = SCHEMA_VERSION
+                    beside = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
+                    self._files = {file: _identity(file) for file in beside if file.exists()}
                 except BaseException:
                     self._connection.close()
                     raise
         except UnicodeDecodeError as error:  # of SQLite's message, which quotes damaged bytes of the schema
             raise _translate(path, str(error)) from error
+
+    def require_place(self) -> None:
+        """Raise `GalleryError` if the file, or one of SQLite's beside it, was removed or replaced.
+
+        SQLite goes on with the file that has no name any more: what it acknowledged then would be lost.
+        """
+        for file, identity in self._files.items():
+            try:
+                same = _identity(file) == identity
+            except OSError:
+                same = False
+            if not same:
+                found = f"{file.name} was removed or replaced while the gallery was open"
+                raise GalleryError(
+                    f"{self.path}: {found}; nothing was changed; open the gallery again, and put copies back with "
+                    "'edgeface gallery restore'",
+                    found=found,
+                )
 
     def _version(self) -> int:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()

@@ -7,11 +7,12 @@ import errno
 import itertools
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import pytest
 from unit.gallery.conformance import CONTRACT, DIM, templates
 
 from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryError, GalleryKeyError, OutputError
+from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.store import sqlite_database as schema
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import sqlite_errors
+from edgeface.model.embedding import Embedding
 
 pytestmark = pytest.mark.timeout(120)
 KEY = bytes(range(32))
@@ -241,6 +244,75 @@ def test_a_number_that_would_be_given_twice_is_found_by_check(tmp_path: Path) ->
         assert store.check().problems == ()
         sqlite3.connect(tmp_path / "g", isolation_level=None).execute("UPDATE gallery SET next_id = 4")
         assert store.check().problems == ("the next number to be given is 4, and 4 was given already",)
+
+
+# Files that are taken away from a process
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("renamed"))
+
+
+def delete_wal(path: Path) -> None:
+    path.with_name("g-wal").unlink()
+
+
+@pytest.mark.parametrize("take", [delete, replace, rename, delete_wal])
+def test_nothing_is_acknowledged_or_proved_that_goes_to_a_file_without_a_name(
+    tmp_path: Path, take: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "g"
+    with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=None) as store:
+        ada = store.add_person("Ada", templates=templates(3))
+        index = LiveIndex(store)
+        take(path)
+        for call in (
+            lambda: store.add_person("Lost"),
+            store.people,
+            lambda: store.forget(ada.id),
+            lambda: store.rekey(KEY),
+            lambda: index.search(Embedding(np.ones(DIM), CONTRACT)),
+        ):
+            with pytest.raises(GalleryError, match="was removed or replaced while the gallery was open"):
+                call()
+    if path.exists():
+        with SqliteStore(path) as store:
+            assert not {"Lost"} & {person.name for person in store.people()}
+
+
+def test_a_file_that_is_replaced_while_it_is_written_to_is_not_committed(tmp_path: Path) -> None:
+    path = tmp_path / "g"
+    with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=None) as store:
+        store.add_person("Ada")
+
+        def write() -> None:
+            with store.writing():
+                store.add_person("Lost")
+                replace(path)
+
+        with pytest.raises(GalleryError, match="g was removed or replaced"):
+            write()
+
+
+def test_a_file_that_is_replaced_during_the_proof_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "g"
+    with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=None) as store:
+        ada = store.add_person("Ada", templates=templates(3))
+        overwrite = SqliteStore._overwrite
+        monkeypatch.setattr(SqliteStore, "_overwrite", lambda store: (overwrite(store), delete(path)))
+        with pytest.raises(GalleryError, match=r"person 1 is deleted.*not yet overwritten: g was removed"):
+            store.forget(ada.id)
 
 
 # Disks
