@@ -79,6 +79,31 @@ def write_atomically(path: Path, *, private: bool = False) -> Iterator[Path]:
             (staging / path.name).replace(path)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a durable file that only its owner may read, whole or not at all.
+
+    Until it is whole it has no name, where the file system allows that: a process that is killed leaves nothing.
+
+    Raises OutputError if the folder cannot be made or written to, or is full.
+    """
+    with write_atomically(path) as partial, output_errors(path):
+        folder = os.open(partial.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            named = False
+            try:
+                descriptor = os.open(partial.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+            except (AttributeError, OSError):  # not Linux, or a file system that has no such files
+                descriptor, named = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), True
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+                if not named:  # `src_dir_fd` makes Python follow the link (linkat(2)), which open(2) shows
+                    os.link(f"/proc/self/fd/{descriptor}", partial, src_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
 @contextlib.contextmanager
 def staging_folder(parent: Path) -> Iterator[Path]:
     """Yield a hidden folder inside `parent`, on the same file system, that is removed afterwards.

@@ -23,7 +23,6 @@ import hmac
 import io
 import json
 import math
-import os
 import struct
 import uuid
 import zipfile
@@ -38,7 +37,7 @@ import numpy as np
 
 from edgeface.cipher import KeyedCipher, header_of, is_sealed, seal, unseal
 from edgeface.errors import ArchiveError, ChecksumError, GalleryError, GalleryKeyError, ModelFormatError, OutputError
-from edgeface.files import write_atomically
+from edgeface.files import write_private
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
@@ -265,12 +264,7 @@ def pack(path: Path, parts: dict[str, bytes], *, key: bytes | None, contract_id:
         key_id = KeyedCipher(key, export_id).key_id
         header = {"kind": _KIND, "contract_id": contract_id, "export_id": export_id, "key_id": key_id}
         content = seal(content, key=key, header=header)
-    with write_atomically(path) as partial, partial.open("wb") as file:
-        with contextlib.suppress(PermissionError):  # a file system without modes
-            partial.chmod(0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_private(path, content)
     return len(content)
 
 

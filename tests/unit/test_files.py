@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from edgeface.errors import OutputError
-from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, sweep_staging, write_atomically
+from edgeface.files import (
+    output_errors,
+    sha256_of,
+    staging_folder,
+    stopwatch,
+    sweep_staging,
+    write_atomically,
+    write_private,
+)
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -84,6 +92,31 @@ def test_threads_that_write_into_one_folder_do_not_sweep_each_other(tmp_path: Pa
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.{m}" for n in range(8) for m in range(30))
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_private_file_is_its_owners_alone_and_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    if not unnamed:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    final = tmp_path / "new" / "all.zip"
+    before = os.umask(0)
+    try:
+        for content in (b"old", b"everybody" * 100_000):
+            write_private(final, content)
+            assert final.read_bytes() == content
+            assert final.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_a_private_file_has_no_name_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.extend(path for path in tmp_path.rglob("*") if path.is_file()))
+    write_private(tmp_path / "all.zip", b"everybody")
+    assert seen == []
 
 
 def test_a_link_that_looks_like_a_staging_folder_is_not_followed(tmp_path: Path) -> None:
