@@ -14,7 +14,7 @@ import openvino as ov
 from openvino.preprocess import ColorFormat, PrePostProcessor, PreProcessSteps, ResizeAlgorithm
 
 from edgeface.errors import ContractError, InputError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.opset import ops
 from edgeface.runtime.devices import split_device
 
@@ -69,7 +69,12 @@ class ImageFormat:
         ``u8``, ``f16`` or ``f32``; 0-255 in each.
     size
         (height, width) in pixels of the images; None: exactly the contract's; ``any``: each image its own.
-        NV12 and I420 need even numbers.
+        NV12 and I420 need even numbers. An image of another size is only resized: no face is searched in it, and it is
+        not aligned. So the embeddings get a contract of their own, of the alignment ``none``, and are never compared
+        with those of aligned crops, unless you vouch by `aligned`.
+    aligned
+        With `size`: you vouch that every image is a crop aligned as the model's contract says, only of another size.
+        Not for photos: a face in a photo embedded whole does not match itself.
     resize
         How images are resized to the contract's size, in float32 and without rounding.
         ``linear``: four neighbours, half-pixel centres, edges repeated; `cv2.INTER_LINEAR` on float32.
@@ -82,6 +87,7 @@ class ImageFormat:
     dtype: Dtype = "u8"
     size: tuple[int, int] | Literal["any"] | None = None
     resize: Resize = "linear"
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         for what, allowed in (("layout", ImageLayout), ("color", ColorOrder), ("dtype", Dtype), ("resize", Resize)):
@@ -93,6 +99,12 @@ class ImageFormat:
             raise InputError(f"image format: expected layout NHWC for {self.color}, found {self.layout}")
         if self.size is not None and self.size != "any":
             _require_size(self.size, even=self.color in _PLANAR_YUV)
+
+    def contract_of(self, contract: ModelContract) -> ModelContract:
+        """Return the contract of embeddings of such images by a model of this contract; see `size`."""
+        if self.aligned or self.size in (None, contract.input_size):
+            return contract
+        return dataclasses.replace(contract, alignment=Alignment("none"))
 
     def image_shape(self, contract: ModelContract) -> tuple[int, int, int]:
         """Return the shape of one image, -1 where it is free."""
@@ -160,12 +172,24 @@ class ImageFormat:
             return "pass images as ImageFormat describes them"
         layout = "NHWC" if image[-1] in (1, 3, 4) else "NCHW"
         channels = image[-1] if layout == "NHWC" else image[0]
-        color = {1: "GRAY", 3: self.color if _CHANNELS[self.color] == 3 else "BGR", 4: "BGRX"}.get(channels)
+        color = {
+            1: self.color if _CHANNELS[self.color] == 1 else "GRAY",
+            3: self.color if _CHANNELS[self.color] == 3 else "BGR",
+            4: "BGRX",
+        }.get(channels)
         if color is None:
             return "pass images as ImageFormat describes them"
-        size = "any" if self.size == "any" else image[:2] if layout == "NHWC" else image[1:]
-        options = {"layout": layout, "color": color, "dtype": name, "size": size}
-        defaults = {"layout": "NHWC", "color": "BGR", "dtype": "u8", "size": contract.input_size}
+        wanted = expected[-3:-1] if self.layout == "NHWC" else expected[-2:]
+        sides = image[:2] if layout == "NHWC" else image[1:]
+        fits = all(want in (-1, side) for want, side in zip(wanted, sides, strict=True))
+        if not fits and sides != contract.input_size:
+            return (
+                "if it is a photo, edgeface.load().analyze(photo) finds, aligns and embeds its faces; "
+                f"ImageFormat(size=) is only for crops that you aligned as the contract says ({contract.alignment})"
+            )
+        options: dict[str, Any] = {"layout": layout, "color": color, "dtype": name}
+        options |= {"size": self.size, "aligned": self.aligned} if fits else {}
+        defaults = {field.name: field.default for field in dataclasses.fields(ImageFormat)}
         given = ", ".join(f"{key}={value!r}" for key, value in options.items() if value != defaults[key])
         return f"if that is what it is, pass ImageFormat({given})"
 

@@ -188,8 +188,9 @@ class Embedder(Serving):
     Attributes
     ----------
     contract
-        Contract of the embeddings. It is the IR's, except for ``flip="concatenate"``, which doubles the length, does
-        not normalise, and so has another `contract_id`.
+        Contract of the embeddings. It is the IR's, except for ``flip="concatenate"``, which doubles the length and does
+        not normalise, and for images of another size that nobody vouches are aligned (`ImageFormat.size`): these have
+        another `contract_id`.
     image_format
         Format of the images for `embed` and `submit`.
     flip
@@ -199,7 +200,7 @@ class Embedder(Serving):
     def __init__(self, recipe: _Recipe, generation: _Generation) -> None:
         self.image_format = recipe.image_format
         self.flip = recipe.flip
-        self.contract = flip_contract(generation.contract, recipe.flip)
+        self.contract = recipe.image_format.contract_of(flip_contract(generation.contract, recipe.flip))
         self._recipe = recipe
         self._generations = [generation]
         self._past = Counters()

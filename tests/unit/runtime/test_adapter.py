@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from edgeface.errors import ContractError, InputError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Alignment, ModelContract
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageFormat, ImageLayout, adapt
 
 try:
@@ -251,7 +251,11 @@ def test_an_odd_contract_has_no_yuv_images():
         adapt(identity_model(contract), contract, ImageFormat(color="NV12"), batch=1)
 
 
-FACENET = a_contract(input_size=(160, 160))
+PHOTO = (
+    "if it is a photo, edgeface.load().analyze(photo) finds, aligns and embeds its faces; ImageFormat(size=) is only "
+    "for crops that you aligned as the contract says (mtcnn-box-margin:32)"
+)
+FACENET = a_contract(input_size=(160, 160), alignment=Alignment("mtcnn-box-margin", 32))
 
 
 @pytest.mark.parametrize(
@@ -266,8 +270,30 @@ FACENET = a_contract(input_size=(160, 160))
         (
             ImageFormat(),
             np.zeros((480, 640, 3), np.uint8),
-            "expected one image of (160, 160, 3) uint8 BGR, found (480, 640, 3) uint8; "
-            "if that is what it is, pass ImageFormat(size=(480, 640))",
+            "expected one image of (160, 160, 3) uint8 BGR, found (480, 640, 3) uint8; " + PHOTO,
+        ),
+        (
+            ImageFormat(size=(112, 96), layout="NCHW", dtype="f32"),
+            np.zeros((200, 160, 4), np.uint8),
+            "expected one image of (3, 112, 96) float32 BGR, found (200, 160, 4) uint8; " + PHOTO,
+        ),
+        (
+            ImageFormat(size=(480, 640)),
+            np.zeros((160, 160, 3), np.uint8),
+            "expected one image of (480, 640, 3) uint8 BGR, found (160, 160, 3) uint8; "
+            "if that is what it is, pass ImageFormat()",
+        ),
+        (
+            ImageFormat(color="NV12"),
+            np.zeros((160, 160, 3), np.uint8),
+            "expected one image of (240, 160, 1) uint8 NV12, found (160, 160, 3) uint8; "
+            "if that is what it is, pass ImageFormat()",
+        ),
+        (
+            ImageFormat(size=(112, 96), aligned=True),
+            np.zeros((112, 96, 4), np.uint8),
+            "expected one image of (112, 96, 3) uint8 BGR, found (112, 96, 4) uint8; "
+            "if that is what it is, pass ImageFormat(color='BGRX', size=(112, 96), aligned=True)",
         ),
         (
             ImageFormat(),

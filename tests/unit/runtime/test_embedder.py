@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import threading
 import time
@@ -13,7 +14,8 @@ import openvino as ov
 import pytest
 
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import Alignment, ModelContract
+from edgeface.model.embedding import require_same_contract
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat, encrypt_ir, share_threads
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 
@@ -109,6 +111,20 @@ def test_any_size_takes_crops_of_different_sizes(ir, crops):
         large = np.repeat(np.repeat(crops[0], 3, 0), 3, 1)
         rows = embedder.embed([crops[0], large, crops[1]])
         np.testing.assert_allclose(rows[[0, 2]], bare(ir, crops[:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(24, 32), "any"])
+def test_embeddings_of_images_of_another_size_are_of_another_contract_unless_they_are_vouched_for(small_ir, size):
+    own = small_ir(alignment=Alignment("mtcnn-box-margin", 32))
+    contract = ModelContract.read_from(ov.Core().read_model(own), source="")
+    with Embedder.load(own, image_format=ImageFormat(size=size)) as embedder:
+        assert embedder.contract == dataclasses.replace(contract, alignment=Alignment("none"))
+        with pytest.raises(ContractError):
+            require_same_contract(embedder.contract.contract_id, contract.contract_id, what="faces")
+        embedder.swap(own)
+    for image_format in (ImageFormat(size=size, aligned=True), ImageFormat(size=(12, 16)), ImageFormat(color="RGB")):
+        with Embedder.load(own, image_format=image_format) as embedder:
+            assert embedder.contract == contract
 
 
 @pytest.mark.parametrize("device", ["AUTO:CPU", "HETERO:CPU", "BATCH:CPU(4)", "cpu"])
