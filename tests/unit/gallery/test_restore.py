@@ -8,6 +8,9 @@ import os
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,6 +183,53 @@ def test_restore_makes_a_missing_or_damaged_gallery_anew(
         assert [person.name for person in store.people()] == ["Ada", "Grace"]
         assert store.check().problems == ()
     assert path.stat().st_mode & 0o777 == (0o600 if damage == "missing" else 0o640)
+
+
+RESTORE = """
+import sys
+from pathlib import Path
+from edgeface.gallery.store.restore import restore_gallery
+path, copy = map(Path, sys.argv[1:])
+print("ready", flush=True)
+print(restore_gallery(path, copy, key=None).people, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [True, False], ids=["written over", "missing"])
+def test_restore_that_is_killed_leaves_the_gallery_as_it_was_or_the_copy(tmp_path: Path, there: bool) -> None:
+    path, copy = tmp_path / "g", tmp_path / "copy"
+    make(path)
+    with SqliteStore(path) as store, store.writing():
+        for number in range(300):
+            store.add_person(f"old {number}", templates=templates(10, seed=number))
+    shutil.copy(path, copy)
+    dice, seen = np.random.default_rng(3), set()
+    for turn in range(12):
+        with SqliteStore(path) as store:
+            store.add_person(f"since {turn}", templates=[template(MALLORY)])
+            known = len(store.people())
+        if not there:
+            path.unlink()
+        words = [sys.executable, "-c", RESTORE, str(path), str(copy)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            if turn < 11:
+                time.sleep(dice.uniform(0, 0.3))
+                process.kill()
+            done = bool(process.stdout.read())
+        if not path.exists():
+            assert not there
+            assert not done
+            shutil.copy(copy, path)
+        with SqliteStore(path) as store:
+            found = len(store.people())
+            assert found == 302 if done or not there else found in (302, known)
+            assert store.check().problems == ()
+            seen.add(found)
+        assert not [each.name for each in tmp_path.iterdir() if each.name.startswith(".edgeface")]  # `check` swept it
+    assert done
+    assert 302 in seen
 
 
 def test_restore_refuses_what_is_no_copy_of_this_gallery_and_changes_nothing(
