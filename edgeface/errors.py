@@ -37,7 +37,14 @@ Every message says what was expected, what was found and what to do next.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import json
+import shlex
+import urllib.parse
+import urllib.request
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeface.text import hide_secrets
@@ -231,13 +238,30 @@ class DownloadError(MissingError):
     """No source delivered the file."""
 
 
+def install_line(extra: str) -> str:
+    """Return the command that adds an optional extra to this installation: a clone, an archive or a release.
+
+    See https://packaging.python.org/en/latest/specifications/direct-url/ for how pip records where it installed from.
+    """
+    clone = Path(__file__).resolve().parents[1]
+    if (clone / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{clone}[{extra}]')}"
+    wanted = f"edgeface[{extra}]"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        record = json.loads(importlib.metadata.distribution("edgeface").read_text("direct_url.json") or "null")
+        if "dir_info" in record:
+            wanted = urllib.request.url2pathname(urllib.parse.urlsplit(record["url"]).path) + f"[{extra}]"
+        else:
+            kind = record["vcs_info"]["vcs"] + "+" if "vcs_info" in record else ""
+            wanted += f" @ {kind}{record['url']}"
+    return f"pip install {shlex.quote(wanted)}"
+
+
 class ExtraNotInstalledError(MissingError):
     """An optional dependency is not installed."""
 
     def __init__(self, extra: str, *, needed_for: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the optional extra {extra!r}; install it with: pip install 'edgeface[{extra}]'"
-        )
+        super().__init__(f"{needed_for} needs the optional extra {extra!r}; install it with: {install_line(extra)}")
         self.extra = extra
 
 

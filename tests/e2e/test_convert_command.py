@@ -28,7 +28,7 @@ from edgeface.cli import main
 from edgeface.convert.messages import SEEDED_MARK
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.tensorflow import load_tensorflow
-from edgeface.errors import InputError
+from edgeface.errors import InputError, install_line
 from edgeface.model.contract import ModelContract
 
 ROOT = Path(edgeface.__file__).resolve().parent.parent
@@ -564,7 +564,7 @@ def test_parity_without_tensorflow_or_golden_vectors_names_the_extra(
     answer = run("convert", pb, "-o", tmp_path / "out", "--parity")
 
     assert answer.code == 3
-    assert "pip install 'edgeface[parity]'" in answer.line
+    assert install_line("parity") in answer.line
 
 
 # --- disks and folders ------------------------------------------------------------------------------------------

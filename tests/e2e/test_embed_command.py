@@ -12,6 +12,7 @@ import pytest
 from tiny_ir import TINY_SIZE, write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.errors import install_line
 from edgeface.pipeline.table import EmbeddingTable
 
 pytestmark = pytest.mark.timeout(120)
@@ -84,7 +85,7 @@ def test_parquet_without_its_extra_exits_3_with_the_line_that_installs_it(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert embed(work, output="out.parquet") == 3
-    assert "pip install 'edgeface[parquet]'" in capsys.readouterr().err
+    assert install_line("parquet") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("output", "words"), [("out.csv", "ends in .npz or .parquet"), ("none/x", "ends in")])

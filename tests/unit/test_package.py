@@ -6,8 +6,13 @@ import importlib
 import inspect
 import json
 import pkgutil
+import shlex
 import subprocess
 import sys
+import types
+from pathlib import Path
+
+import pytest
 
 import edgeface
 from edgeface import errors
@@ -114,3 +119,31 @@ def test_every_class_that_is_a_decision_is_true_or_false_by_it() -> None:
         *("ParityReport", "FileCheck", "DetectorOutcome", "Outcome"),
         *("Erasure", "CheckReport", "FolderEnrolment"),
     }
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ('{"url": "file:///src/edge%20face", "dir_info": {}}', "pip install '/src/edge face[demo]'"),
+        (
+            '{"url": "file:///x/edgeface-1.whl", "archive_info": {}}',
+            "pip install 'edgeface[demo] @ file:///x/edgeface-1.whl'",
+        ),
+        (
+            '{"url": "https://host/e.git", "vcs_info": {"vcs": "git"}}',
+            "pip install 'edgeface[demo] @ git+https://host/e.git'",
+        ),
+        (None, "pip install 'edgeface[demo]'"),
+        ("damaged", "pip install 'edgeface[demo]'"),
+    ],
+)
+def test_the_line_that_installs_an_extra_fits_the_installation(
+    monkeypatch: pytest.MonkeyPatch, record: str | None, line: str
+) -> None:
+    clone = Path(errors.__file__).resolve().parents[1]
+    assert errors.install_line("demo") == f"pip install -e {shlex.quote(f'{clone}[demo]')}"
+    monkeypatch.setattr(errors, "__file__", "/nowhere/site-packages/edgeface/errors.py")
+    monkeypatch.setattr(
+        "importlib.metadata.distribution", lambda name: types.SimpleNamespace(read_text=lambda file: record)
+    )
+    assert errors.install_line("demo") == line

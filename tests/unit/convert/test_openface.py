@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from edgeface.convert.converter import DEFAULT_RECIPE, find_recipe, format_of
 from edgeface.convert.hdf5 import CPU_SECONDS, MEMORY_BYTES, KerasArrays, read_keras_arrays
 from edgeface.convert.openface import SHAPES, load_openface, read_csv
 from edgeface.convert.recipe import Recipe, RecipeParts, recipe_of
-from edgeface.errors import ExtraNotInstalledError, InputError, ModelFormatError, NotSupportedError
+from edgeface.errors import ExtraNotInstalledError, InputError, ModelFormatError, NotSupportedError, install_line
 from edgeface.zoo.catalog import load_catalog
 
 ARRAYS = seeded_arrays()
@@ -253,7 +254,7 @@ def test_without_h5py_the_extra_is_named(recipe: Recipe, tmp_path: Path, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     (tmp_path / "a.h5").touch()
 
-    with pytest.raises(ExtraNotInstalledError, match=r"pip install 'edgeface\[keras\]'"):
+    with pytest.raises(ExtraNotInstalledError, match=re.escape(install_line("keras"))):
         load_openface(tmp_path / "a.h5", recipe)
 
 

