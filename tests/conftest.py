@@ -42,6 +42,12 @@ def _no_store_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the extra `demo`, whose model would be the default."""
+    monkeypatch.setattr("edgeface.zoo.default.is_installed", lambda entry: False)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data; only tests marked `real` may ask for it."""

@@ -170,6 +170,7 @@ def test_seeded_weights_are_announced_on_stderr(run: Callable[..., Answer], tmp_
     assert "SEEDED WEIGHTS" in run("inspect", ir).err
 
 
+@pytest.mark.usefixtures("nothing_installed")
 def test_without_an_output_folder_the_ir_goes_into_the_store_and_the_first_one_becomes_the_default(
     run: Callable[..., Answer], pb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
