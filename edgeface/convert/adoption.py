@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +48,13 @@ from edgeface.convert.parity import (
     embed_with_ir,
     fingerprint_of,
     load_golden,
+    recognise,
     run_model,
     to_input,
     unit_rows,
 )
 from edgeface.convert.recipe import Recipe, RecipeParts, parts_of
-from edgeface.convert.source import SourceModel, digest_of_arrays, float_constants
+from edgeface.convert.source import SourceModel, digest_of_arrays, float_constants, structure_of
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import RT_INFO_KEY, Color, Layout, ModelContract, Precision
@@ -201,33 +201,6 @@ def adopt(
     )
 
 
-def recognise(contract: ModelContract, fingerprint: Embeddings, entries: Iterable[ModelEntry]) -> ModelContract:
-    """Return the contract of an IR with weights, mean, scale and provenance of the zoo model that has its fingerprint.
-
-    Another tool rounds the constants that it folds differently, so its IR's weights have a digest of their own. The
-    embeddings of fixed images identify the model all the same, within the tolerances of `edgeface.convert.parity`. An
-    INT8 model is never recognised: its numbers depend on what it was calibrated with.
-    """
-    if contract.precision == "INT8" or contract.provenance == "seeded":
-        return contract
-    for entry in entries:
-        conversion, preprocessing, embedding = entry.conversion, entry.preprocessing, entry.embedding
-        if conversion is None or conversion.fingerprint is None or preprocessing is None or embedding is None:
-            continue
-        if (preprocessing.size, embedding.dim) != (contract.input_size, contract.embedding_dim):
-            continue
-        expected = np.reshape(conversion.fingerprint, fingerprint.shape)
-        if compare(expected, fingerprint, against=entry.name, precision=contract.precision):
-            return dataclasses.replace(
-                contract,
-                weights_id=conversion.weights_id or contract.weights_id,
-                mean=preprocessing.mean,
-                scale=preprocessing.scale,
-                provenance="published",
-            )
-    return contract
-
-
 def _find_entry(name: str, told: RecipeParts, catalog: Catalog) -> ModelEntry | None:
     """Return the zoo entry of a name; None for a model of the user's own, of which a recipe tells something."""
     if name not in catalog and told.told().keys() - {"name"}:
@@ -274,9 +247,9 @@ def _read(ir: Path, recipe: Recipe, told: RecipeParts) -> SourceModel:
             found=f"one with contract {contract.contract_id} ({contract.name}, {contract.provenance} weights)",
             remedy="use it as it is, or convert its source again",
         )
-    weights_id = digest_of_arrays(float_constants(model))
     if recipe.output is not None:
         model = keep_output(model, recipe.output, source=str(ir))
+    weights_id = digest_of_arrays(float_constants(model), structure_of(model))
     names = [min(port.get_names(), default="") for port in (*model.inputs[:1], *model.outputs[:1])]
     flatten_output(model)
     if len(model.inputs) != 1 or len(model.input(0).get_partial_shape()) != 4:

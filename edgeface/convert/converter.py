@@ -5,6 +5,7 @@ Nothing appears in the output folder before the IR was read back and checked in 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ import numpy as np
 import openvino as ov
 
 from edgeface.convert.ir import FreshProcessCheck, adapt_input, check_structure, name_ports, publish_ir, save_ir
-from edgeface.convert.parity import ParityReport
+from edgeface.convert.parity import (
+    ParityReport,
+    draw_faces,
+    fingerprint_of,
+    fits_fingerprint,
+    recognise,
+    run_model,
+    to_input,
+)
 from edgeface.convert.recipe import Recipe, RecipeParts, parts_of, require_agreement
 from edgeface.convert.source import SourceModel
 from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
@@ -342,6 +351,7 @@ def _convert_source(
             converter_version=__version__,
             openvino_version=ov.get_version(),
         )
+        contract = _identify(contract, converted, catalog)
         with staging_folder(output_dir) as staging:
             staged, contract = save_ir(converted, staging, contract)
             check(staged)
@@ -393,6 +403,17 @@ def find_recipe(path: Path, name: str, entry: ModelEntry | None, told: RecipePar
     if recipe.lrn is not None and format_of(path).reader is not _read_openface:
         raise InputError(path=path, expected="an OpenFace model, where a recipe says lrn", found="another model")
     return recipe
+
+
+def _identify(contract: ModelContract, model: ov.Model, catalog: Catalog) -> ModelContract:
+    """Return the contract with the weights' published identity, if the source file or the embeddings have one."""
+    for entry in catalog.values():
+        if (known := entry.conversion) and known.weights_id and known.sha256 == contract.source_sha256:
+            return dataclasses.replace(contract, weights_id=known.weights_id)
+    if contract.provenance != "unknown" or not any(fits_fingerprint(contract, entry) for entry in catalog.values()):
+        return contract
+    crops = to_input(draw_faces(contract.input_size), layout=contract.layout, color=contract.color)
+    return recognise(contract, fingerprint_of(run_model(model, crops)), catalog.values())
 
 
 def provenance_of(source: SourceModel, catalog: Catalog) -> Provenance:

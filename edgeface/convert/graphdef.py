@@ -29,6 +29,10 @@ _VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
 _TRAINING_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _UNFREEZABLE = frozenset({"Placeholder", "QueueDequeueUpToV2", "QueueDequeueManyV2", "QueueDequeueV2"})
 
+_TOLD = frozenset({"strides", "padding", "explicit_paddings", "dilations", "ksize", "data_format", "epsilon", "alpha"})
+_TOLD |= {"keep_dims", "transpose_a", "transpose_b", "depth_radius", "bias", "beta", "align_corners"}
+"""Attributes that change what an operation computes."""
+
 _LARGE = 4096
 """Values from which a constant is kept apart: kernels are, batch norm statistics are not."""
 
@@ -50,6 +54,22 @@ class Inference:
         for node in self.graph.node:
             if node.op == "Const" and node.attr["dtype"].type == DT_FLOAT:
                 yield tensor_to_array(node.attr["value"].tensor)
+
+    def structure(self) -> list[str]:
+        """Return a line for each operation: its type, what it is told to do, and where its inputs come from."""
+        numbers: dict[str, int] = {}
+        lines = []
+        for node in self.graph.node:
+            inputs = [f"{numbers[name]}:{port}" for name, port in map(_split, node.input)]
+            told = {
+                key: node.attr[key].SerializeToString(deterministic=True).hex() for key in _TOLD if key in node.attr
+            }
+            if node.op == "Const" and node.attr["dtype"].type != DT_FLOAT:
+                told["value"] = tensor_to_array(node.attr["value"].tensor).tolist()
+            operation = node.op.removesuffix("V2").removesuffix("V3")
+            lines.append(f"{operation}({', '.join(inputs)}) {sorted(told.items())}")
+            numbers[node.name] = len(numbers)
+        return lines
 
 
 def parse_message(message_type: Any, content: bytes, path: Path, *, framework: str = "a TensorFlow") -> Any:

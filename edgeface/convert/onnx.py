@@ -46,8 +46,9 @@ ModelProto      ir_version=1:int64 graph=7:GraphProto
 GraphProto      node=1*NodeProto initializer=5*TensorProto input=11*ValueInfoProto output=12*ValueInfoProto
 GraphProto      sparse_initializer=15*bytes
 ValueInfoProto  name=1:string
-NodeProto       input=1*string output=2*string name=3:string op_type=4:string attribute=5*AttributeProto
-AttributeProto  name=1:string i=3:int64 t=5:TensorProto g=6:bytes graphs=11*bytes tensors=10*TensorProto
+NodeProto       input=1*string output=2*string name=3:string op_type=4:string attribute=5*AttributeProto domain=7:string
+AttributeProto  name=1:string f=2:float i=3:int64 s=4:bytes t=5:TensorProto g=6:bytes floats=7*float ints=8*int64
+AttributeProto  tensors=10*TensorProto graphs=11*bytes
 TensorProto     dims=1*int64 data_type=2:int32 float_data=4*float int32_data=5*int32 int64_data=7*int64 name=8:string
 TensorProto     raw_data=9:bytes double_data=10*double uint64_data=11*uint64 external_data=13*Entry
 TensorProto     data_location=14:int32
@@ -59,6 +60,9 @@ _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12:
 """Bytes of one number, by TensorProto.DataType; strings, complex and sub-byte types are no part of a recogniser."""
 _VALUE_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
 _FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
+_INT32, _INT64 = 6, 7
+_FEW = 64
+"""Whole numbers up to which a tensor belongs to the structure."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -81,7 +85,7 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
     graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
     files = [path, *_check_tensors(graph, path)]
     _check_graph(graph, path)
-    weights_id = digest_of_arrays(_weights(graph, path))
+    weights_id = digest_of_arrays(_weights(graph, path), _structure_of(graph, recipe.output))
     del graph
     model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
     for note in imported.notes:
@@ -197,6 +201,35 @@ def _weights(graph: Any, path: Path) -> Iterator[NDArray[Any]]:
             yield array.transpose(*range(2, array.ndim), 1, 0)
         else:
             yield array.T if name in dense and array.ndim == 2 else array
+
+
+def _structure_of(graph: Any, output: str | None) -> list[str]:
+    """Return a line for each node: its type, its attributes, and where its inputs come from; and for the output.
+
+    A layout change of the image itself is left out: it is the same network for images of another layout.
+    """
+    made = {each.name: "image" for each in graph.input} | {name: _shown(each) for name, each in _tensors(graph)}
+    lines: list[str] = []
+    for node in graph.node:
+        inputs = [made.get(name, "none") for name in node.input]
+        if node.op_type == "Constant" or (node.op_type == "Transpose" and inputs == ["image"]):
+            made |= dict.fromkeys(node.output, "image") if inputs else {}
+            continue
+        told = sorted((a.name, a.f, a.i, a.s.hex(), list(a.floats), list(a.ints)) for a in node.attribute)
+        made |= {name: f"{len(lines)}:{slot}" for slot, name in enumerate(node.output)}
+        lines.append(f"{node.domain}.{node.op_type}({', '.join(inputs)}) {told}")
+    chosen = [output] if output is not None else [each.name for each in graph.output]
+    return [*lines, *(made.get(name, "none") for name in chosen)]
+
+
+def _shown(tensor: Any) -> str:
+    """Return a tensor's shape; of a few whole numbers, which are axes and shapes, also the values."""
+    kind = {_INT32: "<i4", _INT64: "<i8"}.get(tensor.data_type)
+    if kind is None or math.prod(tensor.dims) > _FEW or tensor.data_location == 1:
+        return f"tensor {list(tensor.dims)}"
+    if tensor.raw_data:
+        return f"tensor {np.frombuffer(tensor.raw_data, kind).tolist()}"
+    return f"tensor {list(tensor.int64_data if kind == '<i8' else tensor.int32_data)}"
 
 
 def _array(tensor: Any, path: Path) -> NDArray[Any]:

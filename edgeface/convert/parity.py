@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_contract
+from edgeface.zoo.schema import ModelEntry
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.floating[Any]]
@@ -188,6 +190,39 @@ _DRAWN_ELLIPSES = (  # color, centre and radii in 200ths of the image
 def fingerprint_of(embeddings: Embeddings) -> Embeddings:
     """Return what identifies a model: the first 16 numbers of its unit-length embeddings of `draw_faces`."""
     return unit_rows(embeddings)[:, :16]
+
+
+def recognise(contract: ModelContract, fingerprint: Embeddings, entries: Iterable[ModelEntry]) -> ModelContract:
+    """Return the contract of an IR with weights, mean, scale and provenance of the zoo model that has its fingerprint.
+
+    Another tool rounds the constants that it folds differently, so its IR's weights have a digest of their own. The
+    embeddings of fixed images identify the model all the same, within the tolerances of `edgeface.convert.parity`. An
+    INT8 model is never recognised: its numbers depend on what it was calibrated with.
+    """
+    if contract.precision == "INT8" or contract.provenance == "seeded":
+        return contract
+    for entry in entries:
+        conversion, preprocessing = entry.conversion, entry.preprocessing
+        if conversion is None or preprocessing is None or not fits_fingerprint(contract, entry):
+            continue
+        expected = np.array(conversion.fingerprint, np.float64).reshape(fingerprint.shape)
+        if compare(expected, fingerprint, against=entry.name, precision=contract.precision):
+            return dataclasses.replace(
+                contract,
+                weights_id=conversion.weights_id or contract.weights_id,
+                mean=preprocessing.mean,
+                scale=preprocessing.scale,
+                provenance="published",
+            )
+    return contract
+
+
+def fits_fingerprint(contract: ModelContract, entry: ModelEntry) -> bool:
+    """Whether a zoo model has a fingerprint that an IR of this input and output could have."""
+    preprocessing, embedding = entry.preprocessing, entry.embedding
+    if preprocessing is None or embedding is None or entry.conversion is None or entry.conversion.fingerprint is None:
+        return False
+    return (preprocessing.size, embedding.dim) == (contract.input_size, contract.embedding_dim)
 
 
 def unit_rows(embeddings: Embeddings) -> Embeddings:

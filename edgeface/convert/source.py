@@ -67,12 +67,13 @@ class SourceModel:
     output: str = ""
 
 
-def digest_of_arrays(arrays: Iterable[NDArray[Any]]) -> str:
-    """Return the SHA-256 of a set of weights, whatever their names and order.
+def digest_of_arrays(arrays: Iterable[NDArray[Any]], structure: Sequence[str] = ()) -> str:
+    """Return the SHA-256 of a set of weights, whatever their names and order, and of what the network does with them.
 
     It is taken over the sorted digests of the arrays, and each of those over shape and little-endian float32 values
     in C order. Kernels of different libraries are brought into one order of axes first (TensorFlow's, HWIO), so that
-    the same weights have one digest whatever file carried them.
+    the same weights have one digest whatever file carried them. `structure` has a line for each operation of a network
+    that is not known by its reader: the same weights with another stride, or in another order, are another model.
 
     Examples
     --------
@@ -81,7 +82,7 @@ def digest_of_arrays(arrays: Iterable[NDArray[Any]]) -> str:
     True
     """
     with ThreadPoolExecutor(2) as pool:  # hashing leaves the interpreter's lock
-        digests = sorted(pool.map(_digest_of, arrays))
+        digests = [*sorted(pool.map(_digest_of, arrays)), *structure]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -122,6 +123,27 @@ def float_constants(model: ov.Model) -> Iterator[NDArray[np.float32]]:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type().is_real():
             yield np.asarray(node.data, np.float32)
+
+
+_FEW = 16
+"""Values up to which a constant belongs to the structure."""
+
+
+def structure_of(model: ov.Model) -> list[str]:
+    """Return a line for each operation of a model: its type, its attributes, and where its inputs come from."""
+    numbers: dict[str, int] = {}
+    lines = []
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        inputs = [f"{numbers[port.get_node().get_name()]}:{port.get_index()}" for port in node.input_values()]
+        values = node.get_attributes()
+        if kind == "Constant" and (not node.get_element_type().is_real() or node.data.size <= _FEW):
+            values = {"data": np.asarray(node.data).tolist()}  # axes, shapes and factors; weights have their own digest
+        elif kind in ("Constant", "Parameter", "Result"):
+            values = {}
+        lines.append(f"{kind}({', '.join(inputs)}) {sorted(values.items())}")
+        numbers[node.get_name()] = len(numbers)
+    return lines
 
 
 def _digest_of(array: NDArray[Any]) -> str:

@@ -28,6 +28,7 @@ from edgeface.convert.source import (
     float_constants,
     read_bytes,
     run_frontend,
+    structure_of,
 )
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors
@@ -96,12 +97,22 @@ def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], fram
         layout="NHWC",
         framework=framework,
         sha256=source.sha256,
-        weights_id=digest_of_arrays(inference.arrays()),
+        weights_id=digest_of_arrays(inference.arrays(), _structure_of(inference)),
         normalized=None,
         seeded=SEEDED_MARK in names,
         input=ports.input,
         output=ports.output,
     )
+
+
+_FACENET = "b09df326f3d68e1881dee2501835d5ebd0dab143d32eb2355eb7fde9c3355644"
+"""SHA-256 of the structure that `edgeface.convert.facenet_graph` writes."""
+
+
+def _structure_of(inference: Inference) -> list[str]:
+    """Return the structure of a graph, for `digest_of_arrays`; empty for FaceNet's own, which its weights identify."""
+    lines = inference.structure()
+    return [] if hashlib.sha256("\n".join(lines).encode()).hexdigest() == _FACENET else lines
 
 
 def ports_of(path: Path) -> Ports:
@@ -276,7 +287,7 @@ def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]
         layout="NHWC",
         framework="tf",
         sha256=sha256,
-        weights_id=digest_of_arrays(float_constants(model)),
+        weights_id=digest_of_arrays(float_constants(model), structure_of(model)),
         normalized=None,
         seeded=seeded,
         input=names[0] or _INPUTS[0],

@@ -75,6 +75,14 @@ def test_the_identity_of_weights_does_not_depend_on_the_version_of_a_layer(tmp_p
     assert old == new
 
 
+def test_the_same_weights_with_another_stride_or_pool_are_another_model(tmp_path: Path) -> None:
+    def net(stride: int, kind: str) -> str:
+        content = Net(8).con(3, 4, 3, stride, 0).affine(4).pool(kind, 0, 1).to_bytes()
+        return load(tmp_path, content).weights_id
+
+    assert len({net(1, "avg"), net(2, "avg"), net(1, "max")}) == 3
+
+
 @given(st.integers(-(2**63) + 1, 2**63 - 1))
 @settings(max_examples=examples(300))
 def test_integers_survive(value: int) -> None:

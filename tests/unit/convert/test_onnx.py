@@ -251,6 +251,33 @@ def test_a_non_commercial_model_is_converted_only_once_its_licence_is_accepted(
 # --- damaged and hostile files --------------------------------------------------------------------------------------
 
 
+def set_stride(model: Any) -> None:
+    next(each for each in model.graph.node[2].attribute if each.name == "strides").ints[:] = [1, 1]
+
+
+def leave_out_the_relu(model: Any) -> None:
+    relu = next(each for each in model.graph.node if each.op_type == "Relu")
+    relu.op_type = "Abs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", [set_stride, leave_out_the_relu])
+def test_the_same_weights_in_another_network_are_another_model(tmp_path: Path, edit: Callable[[Any], None]) -> None:
+    plain = load_onnx(write_arcface(tmp_path / "one.onnx"), recipe().complete())
+    other = load_onnx(edited(write_arcface(tmp_path / "two.onnx"), edit), recipe().complete())
+
+    assert other.weights_id != plain.weights_id
+
+
+@pytest.mark.slow
+def test_two_outputs_of_one_file_are_two_models(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "two.onnx", outputs=2)
+    one, other = (load_onnx(path, recipe(output=name).complete()) for name in ("embedding", "attributes"))
+
+    assert one.sha256 == other.sha256
+    assert one.weights_id != other.weights_id
+
+
 def edited(path: Path, edit: Callable[[Any], None]) -> Path:
     model = onnx.load(str(path), load_external_data=False)
     edit(model)
