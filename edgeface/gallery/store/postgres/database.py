@@ -312,6 +312,26 @@ class PostgresDatabase(Database):
             self._connection.execute("SELECT 1 FROM gallery FOR UPDATE")
         return self._connection
 
+    def vacuum(self, table: str) -> None:
+        """Rewrite a table; `OutputError` if the server does not, which it says in a warning only."""
+        warnings: list[str] = []
+
+        def hear(said: Any) -> None:
+            if said.severity_nonlocalized == "WARNING":
+                warnings.append(str(said.message_primary))
+
+        with self._lock:
+            raw = self._usable().raw
+            raw.add_notice_handler(hear)
+            try:
+                self.outside(f"VACUUM (FULL) {table}")
+            finally:
+                raw.remove_notice_handler(hear)
+        if warnings:
+            found = f"the server did not rewrite {table}: {warnings[0]}"
+            remedy = "open the gallery once as the user who owns its tables"
+            raise OutputError(f"{self.where}: {found}; {remedy}", found=found, remedy=remedy)
+
     def _roll_back(self) -> None:
         if self._connection is not None and self._connection.in_transaction:
             with contextlib.suppress(driver().Error):

@@ -136,7 +136,7 @@ class PostgresStore(GalleryStore):
 
     def _overwrite(self) -> None:
         for table in (*self.tables, *(["vectors"] if self._searched_as else [])):
-            self.database.outside(f"VACUUM (FULL) {table}")
+            self.database.vacuum(table)
 
     def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
         try:

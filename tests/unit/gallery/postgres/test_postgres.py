@@ -275,6 +275,22 @@ def test_a_connection_lost_after_the_commit_does_not_say_that_nothing_was_change
     assert cluster.sql(state) == [(0,)]
 
 
+def test_an_erasure_that_the_server_skips_is_not_called_finished(cluster: Any, gallery: str) -> None:
+    """VACUUM by a user who does not own a table does nothing, with a warning."""
+    schema, role = f"edgeface_{gallery}", f"kiosk_{gallery}"
+    create(cluster.url, gallery, key=KEY).close()
+    cluster.sql(f"CREATE ROLE {role} LOGIN")
+    cluster.sql(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    cluster.sql(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}")
+    state = f"SELECT unscrubbed FROM {schema}.gallery"
+    with open_store(cluster.url.replace("edgeface@", f"{role}@"), gallery, key=KEY) as store:
+        done = store.forget(store.add_person("Ada", templates=templates(2)).id)
+        assert "the server did not rewrite people: " in done.remains[0]
+        assert cluster.sql(state) != [(0,)]
+    open_store(cluster.url, gallery, key=KEY).close()
+    assert cluster.sql(state) == [(0,)]
+
+
 def test_an_erasure_that_a_reader_holds_up_is_not_called_finished(cluster: Any, gallery: str) -> None:
     with (
         create(cluster.url, gallery, key=KEY, timeout=0.3) as store,
