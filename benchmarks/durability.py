@@ -1,11 +1,12 @@
-"""Kill -9 at random moments of enrol, forget, rekey and rebuild in, what was lost or kept wrongly out.
+"""Kill -9 at random moments of enrol, forget, rekey, rebuild and restore in, what was lost or kept wrongly out.
 
 Each round starts a process that works on a gallery and says on a pipe what it is about to do and what was
 acknowledged, and kills it at a random moment. Then the gallery is opened by this process, which must succeed, checked,
 and compared with what was acknowledged: everything enrolled is there, bit by bit; nothing of anybody forgotten is in
 any file; after a rekey one of the two keys opens it and nothing sealed by the other is left; a rebuild goes on and
-ends. All the while another process opens the gallery, lists who is there, and closes it, as somebody at another
-terminal does: neither may take anything from the other.
+ends; after a restoration there is the gallery or the copy, and nothing in any file of those who were lost. All the
+while another process opens the gallery, lists who is there, and closes it, as somebody at another terminal does:
+neither may take anything from the other.
 
     python benchmarks/durability.py --rounds 200
 """
@@ -20,6 +21,7 @@ import os
 import random
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -36,13 +38,14 @@ from edgeface.errors import GalleryError, GalleryKeyError
 from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.gallery.store.erase import Searcher, files_of
+from edgeface.gallery.store.restore import restore_gallery
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
 
 DIM = 128
-KINDS = ("enrol", "forget", "rekey", "rebuild")
+KINDS = ("enrol", "forget", "rekey", "rebuild", "restore")
 MODELS = ("a" * 16, "b" * 16)
-_ACKNOWLEDGED = (b"enrolled ", b"forgotten ", b"rekeyed ", b"rebuilt ")
+_ACKNOWLEDGED = (b"enrolled ", b"forgotten ", b"rekeyed ", b"rebuilt ", b"restored ")
 _HURRY = 60.0
 
 
@@ -134,12 +137,26 @@ def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
             say("rekeying", number)
             assert not store.rekey(key_of(number)).remains
             say("rekeyed", number)
+    elif kind == "restore":
+        store.close()
+        for person in range(first, first + 10_000):
+            with SqliteStore(path, key=key_of(key), timeout=_HURRY) as store:
+                say("enrolling", person, 1)
+                store.add_person(name_of(person), templates=[new_template(person, 0, model)])
+                say("enrolled", person, 1)
+            say("restoring", person)
+            assert restore_gallery(path, copy_of(path), key=key_of(key), timeout=_HURRY).lost == 1
+            say("restored", person)
     else:
         for turn in range(10_000):
             target = MODELS[(MODELS.index(model) + 1 + turn) % 2]
             say("rebuilding", target)
             assert not rebuild(store, Model(target)).remains  # type: ignore[arg-type]
             say("rebuilt", target)
+
+
+def copy_of(path: Path) -> Path:
+    return path.with_name("people.copy")
 
 
 def bystand(path: Path) -> None:
@@ -182,6 +199,8 @@ class Truth:
     maybe_gone: set[int] = field(default_factory=set)
     gone: dict[int, int] = field(default_factory=dict)
     keys: list[int] = field(default_factory=lambda: [0])
+    copied: dict[int, int] = field(default_factory=dict)
+    maybe_restored: bool = False
     next_person: int = 1
     acknowledged: int = 0
 
@@ -202,7 +221,16 @@ class Truth:
             self.keys = [self.keys[0], int(values[0])]
         elif verb == "rekeyed":
             self.keys = [int(values[0])]
-        self.acknowledged += verb in ("enrolled", "forgotten", "rekeyed", "rebuilt")
+        elif verb == "restoring":
+            self.maybe_restored = True
+        elif verb == "restored":
+            self.restored()
+        self.acknowledged += verb in ("enrolled", "forgotten", "rekeyed", "rebuilt", "restored")
+
+    def restored(self) -> None:
+        """Go back to the copy: who was enrolled since is lost, and erased."""
+        self.gone |= {person: count for person, count in self.people.items() if person not in self.copied}
+        self.people, self.maybe_restored = dict(self.copied), False
 
 
 def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float) -> None:
@@ -247,6 +275,9 @@ def judge(path: Path, truth: Truth, problems: list[str]) -> None:
         problems += store.check().problems
         model = store.info.contract_id
         found = {person_of(each.name): each for each in store.people()}
+        if truth.maybe_restored and truth.people.keys() - truth.copied.keys() - found.keys():
+            truth.restored()
+        truth.maybe_restored = False
         for person in list(truth.maybe_gone):
             if person not in found:
                 truth.gone[person] = truth.people.pop(person)
@@ -295,8 +326,16 @@ def fill(path: Path, truth: Truth, people: int) -> None:
             truth.people[person] = 2
 
 
+def copy(path: Path, truth: Truth) -> None:
+    """Copy the gallery as `sqlite3 people.gallery '.backup COPY'` does."""
+    copy_of(path).unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(copy_of(path))) as to:
+        source.backup(to)
+    truth.copied = dict(truth.people)
+
+
 def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> dict[str, Any]:
-    """So many rounds, the four kinds in turn; what went wrong."""
+    """So many rounds, the kinds in turn; what went wrong."""
     dice, truth, problems = random.Random(seed), Truth(), list[str]()
     acknowledged = dict.fromkeys(KINDS, 0)
     with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder:
@@ -309,6 +348,8 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
             for number in range(rounds):
                 kind = KINDS[number % len(KINDS)]
                 fill(path, truth, people)
+                if kind == "restore":
+                    copy(path, truth)
                 before = truth.acknowledged
                 kill_once(path, kind, truth, dice, longest)
                 acknowledged[kind] += truth.acknowledged - before
