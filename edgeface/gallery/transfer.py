@@ -164,13 +164,15 @@ def import_gallery(
     require_same_contract(store.info.contract_id, described["contract_id"], what=f"gallery and {path.name}")
     try:
         matrix = np.load(io.BytesIO(parts["vectors.npy"]), allow_pickle=False)
+        if matrix.dtype.kind != "f":
+            raise TypeError(f"expected embeddings of real numbers, found {matrix.dtype}")
         grouped: list[list[NewTemplate]] = [[] for _ in people]
         for row, each in zip(matrix, listed, strict=True):
             grouped[each["person"]].append(
                 _template(row, each, parts, described["contract_id"], keep=store.info.keeps_images)
             )
         names = [
-            (str(person["name"]), [str(label) for label in person["labels"]], dict(person["metadata"]))
+            (_text(person["name"]), [_text(label) for label in person["labels"]], dict(person["metadata"]))
             for person in people
         ]
     except _MALFORMED as error:
@@ -320,3 +322,9 @@ def _is_of(sealed: bytes, key: bytes) -> bool:
         return hmac.compare_digest(header["key_id"], KeyedCipher(key, header["export_id"]).key_id)
     except (ModelFormatError, KeyError, TypeError, AttributeError, ValueError):
         return False
+
+
+def _text(stored: Any) -> str:
+    if not isinstance(stored, str):
+        raise TypeError(f"expected text, found {stored!r:.80}")
+    return stored

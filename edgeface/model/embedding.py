@@ -60,7 +60,10 @@ def require_same_contract(*contract_ids: str, what: str) -> None:
 
 
 def _checked(vectors: NDArray[Any], *, dimensions: int) -> NDArray[np.float32]:
-    array = np.asarray(vectors, np.float32).view()
+    given = np.asarray(vectors)
+    if given.size and given.dtype.kind not in "fiu":
+        raise ContractError(f"embedding: expected real numbers, found {given.dtype}")
+    array = np.asarray(given, np.float32).view()
     if array.ndim != dimensions or array.shape[-1] == 0:
         shape = "(D,)" if dimensions == 1 else "(N, D)"
         raise ContractError(f"embedding: expected an array {shape}, found shape {array.shape}")

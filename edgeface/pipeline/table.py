@@ -137,15 +137,32 @@ class EmbeddingTable:
         require_format(path)
         try:
             stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
-            columns: dict[str, Any] = {name: np.asarray(stored[name], dtype) for name, dtype in _COLUMNS.items()}
+            columns: dict[str, Any] = {name: _column(name, stored[name], dtype) for name, dtype in _COLUMNS.items()}
+            vectors = _column("vectors", stored["vectors"], np.float32)
+            if not (np.isfinite(vectors).all() and np.linalg.norm(vectors, axis=-1).all()):
+                raise ValueError("an embedding is not finite or has length 0")
             return cls(
-                vectors=np.asarray(stored["vectors"], np.float32),
-                contract_id=str(stored["contract_id"]),
-                settings=str(stored["settings"]),
-                **columns,
+                vectors=vectors, contract_id=_word(stored["contract_id"]), settings=_word(stored["settings"]), **columns
             )
         except _DAMAGE as error:
             raise InputError(f"{path}: expected {_WHAT}: {error}") from error
+
+
+def _column(name: str, stored: Any, dtype: type) -> NDArray[Any]:
+    """Return a column as this type; what another kind of numbers cannot be without a change is refused."""
+    found = np.asarray(stored)
+    if found.size and found.dtype.kind not in ("iu" if np.dtype(dtype).kind == "i" else np.dtype(dtype).kind):
+        raise ValueError(f"{name}: expected {np.dtype(dtype).name}, found {found.dtype.name}")
+    column: NDArray[Any] = found.astype(dtype)
+    if np.dtype(dtype).kind == "i" and not np.array_equal(column, found):
+        raise ValueError(f"{name}: expected {np.dtype(dtype).name}, found numbers that are larger")
+    return column
+
+
+def _word(stored: Any) -> str:
+    if np.asarray(stored).dtype.kind not in "U" or np.ndim(stored):
+        raise TypeError(f"expected text, found {stored!r:.80}")
+    return str(stored)
 
 
 def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:

@@ -186,18 +186,31 @@ class Threshold:
         Raises
         ------
         InputError
-            If a field is missing or of the wrong type.
+            If a field is missing, of the wrong type, or not possible: off the metric's scale, a rate that is none, a
+            reversed interval, or counts that contradict each other.
         """
         try:
             complete = {"measured_on": "", "inherited": "", **stored}  # 0.1 wrote neither
             fields = {field.name: _PARSERS[field.name](complete[field.name]) for field in dataclasses.fields(cls)}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"threshold: a field is missing or has the wrong type: {error!r}") from error
-        if not math.isfinite(fields["value"]) or min(fields["impostors"], fields["genuines"]) < 1:
+        if min(fields["impostors"], fields["genuines"]) < 1:
             raise InputError(
-                f"threshold: expected a finite value and positive counts, found {fields['value']}, "
-                f"{fields['impostors']} impostor and {fields['genuines']} genuine pairs"
+                f"threshold: expected positive counts, found {fields['impostors']} impostor and {fields['genuines']} "
+                "genuine pairs"
             )
+        low, high = fields["metric"].scale
+        if not low - _ROUNDING <= fields["value"] <= high + _ROUNDING:
+            raise InputError(
+                f"threshold: expected a {fields['metric'].words} from {low:g} to {high:g}, found {fields['value']:g}"
+            )
+        require_rates([fields["far"]])
+        require_rate("confidence", fields["confidence"])
+        for errors, pairs in (("false_accepts", "impostors"), ("false_rejects", "genuines")):
+            if not 0 <= fields[errors] <= fields[pairs]:
+                raise InputError(
+                    f"threshold: {errors}: expected 0 to {fields[pairs]} ({pairs}), found {fields[errors]}"
+                )
         return cls(**fields)
 
 
@@ -465,15 +478,39 @@ def _require_one_kind(thresholds: Sequence[Threshold]) -> None:
 
 
 def _interval(stored: Any) -> tuple[float, float]:
-    low, high = stored
-    return float(low), float(high)
+    low, high = map(_number, stored)
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"expected an interval of rates from 0 to 1, found {low:g} to {high:g}")
+    return low, high
+
+
+def _text(stored: Any) -> str:
+    if not isinstance(stored, str):
+        raise TypeError(f"expected text, found {stored!r:.80}")
+    return stored
+
+
+def _number(stored: Any) -> float:
+    if isinstance(stored, bool) or not isinstance(stored, (int, float)) or not math.isfinite(stored):
+        raise TypeError(f"expected a finite number, found {stored!r:.80}")
+    return float(stored)
+
+
+def _count(stored: Any) -> int:
+    if isinstance(stored, bool) or not isinstance(stored, int):
+        raise TypeError(f"expected a whole number, found {stored!r:.80}")
+    return stored
+
+
+_ROUNDING = 1e-6
+"""By how much a score may be off its metric's scale: the angle of equal vectors is not exactly 0."""
 
 
 _DERIVED = ("observed_far", "frr", "supported", "note")
 _PARSERS: dict[str, Any] = {
     "metric": Metric,
-    **dict.fromkeys(("contract_id", "created_from", "measured_on", "inherited"), str),
-    **dict.fromkeys(("value", "far", "confidence"), float),
-    **dict.fromkeys(("false_accepts", "impostors", "false_rejects", "genuines"), int),
+    **dict.fromkeys(("contract_id", "created_from", "measured_on", "inherited"), _text),
+    **dict.fromkeys(("value", "far", "confidence"), _number),
+    **dict.fromkeys(("false_accepts", "impostors", "false_rejects", "genuines"), _count),
     **dict.fromkeys(("far_interval", "frr_interval"), _interval),
 }

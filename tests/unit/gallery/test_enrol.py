@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import threading
@@ -279,6 +280,12 @@ def rewrite(path: Path, name: str, change: Any) -> None:
     pack(path, parts, key=None, contract_id=CONTRACT)
 
 
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -289,6 +296,8 @@ def rewrite(path: Path, name: str, change: Any) -> None:
         ("people.json", lambda found: ["Ada", *found[1:]]),
         ("people.json", lambda found: [found[0] | {"metadata": 1}, *found[1:]]),
         ("people.json", lambda found: found[:1]),
+        ("people.json", lambda found: [found[0] | {"name": None}, *found[1:]]),
+        ("people.json", lambda found: [found[0] | {"labels": [5]}, *found[1:]]),
         ("templates.json", lambda found: [found[0] | {"created": "0001-01-01T00:00:00+14:00"}, *found[1:]]),
         ("templates.json", lambda found: [found[0] | {"created": "yesterday"}, *found[1:]]),
         ("templates.json", lambda found: [found[0] | {"source_sha256": "x"}, *found[1:]]),
@@ -298,6 +307,9 @@ def rewrite(path: Path, name: str, change: Any) -> None:
         ("vectors.npy", lambda found: b"PK\x05\x06" + bytes(18)),
         ("vectors.npy", lambda found: found.replace(b"(3, 16)", b"(9999999999999, 16)")),
         ("vectors.npy", lambda found: found[:-4]),
+        ("vectors.npy", lambda found: saved(np.ones((3, 16), np.int64))),
+        ("vectors.npy", lambda found: saved(np.full((3, 16), 1 + 1j))),
+        ("vectors.npy", lambda found: saved(np.zeros((3, 16), np.float32))),
         ("vectors.npy", lambda found: found[:-4] + np.float32("nan").tobytes()),
     ],
 )

@@ -109,6 +109,29 @@ def a_table(rows: int = 3, **changes: object) -> EmbeddingTable:
     return dataclasses.replace(table, **changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vectors": np.ones((3, 5), np.complex64)},
+        {"vectors": np.full((3, 5), 300, np.int16)},
+        {"vectors": np.zeros((3, 5), np.float32)},
+        {"vectors": np.full((3, 5), np.nan, np.float32)},
+        {"vectors": np.ones((3, 5), bool)},
+        {"faces": np.array([0, 1, 2**32], np.int64)},
+        {"faces": np.array([0, 1, 1.5])},
+        {"contract_id": np.array(5)},
+    ],
+)
+def test_a_table_of_numbers_that_no_embeddings_are_is_refused_on_reading(
+    changes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    table = a_table()
+    columns = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    np.savez(tmp_path / "t.npz", **(columns | changes))
+    with pytest.raises(InputError, match=r"t\.npz: expected embeddings written by"):
+        EmbeddingTable.load(tmp_path / "t.npz")
+
+
 def test_rows_are_in_the_order_of_files_and_of_faces_from_the_left(
     pictures: list[Path], embedder: Embedder, tmp_path: Path
 ) -> None:

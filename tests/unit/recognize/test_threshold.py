@@ -113,14 +113,16 @@ def test_intervals_cover_what_they_promise() -> None:
 @settings(max_examples=examples(50))
 @given(st.floats(0.01, 0.99), st.sampled_from(list(Metric)))
 def test_json_gives_back_the_same_threshold(far: float, metric: Metric) -> None:
-    threshold = simple(far, metric=metric)
+    low, high = metric.scale
+    scores = np.linspace(low, min(high, 2.0), 101)
+    (threshold,) = calibrate(scores, scores, fars=[far], contract_id=ID, metric=metric)
     assert Threshold.from_dict(json.loads(json.dumps(threshold.to_dict()))) == threshold
 
 
 def test_a_file_of_thresholds_round_trips_and_is_asked_by_rate(tmp_path: Path) -> None:
     genuine, impostor = gaussians(4000)
     made = calibrate(
-        genuine, impostor, fars=[0.1, 0.01], contract_id=ID, metric=Metric.cosine, created_from="pairs.txt"
+        genuine / 10, impostor / 10, fars=[0.1, 0.01], contract_id=ID, metric=Metric.cosine, created_from="pairs.txt"
     )
     save_thresholds(tmp_path / "t.json", made)
     loaded = load_thresholds(tmp_path / "t.json")
@@ -150,6 +152,47 @@ def test_a_file_that_is_not_thresholds_is_named(text: str, tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(InputError, match=r"t\.json"):
         load_thresholds(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": -5.0},
+        {"value": 1.01},
+        {"value": math.nan},
+        {"value": "0.5"},
+        {"value": True},
+        {"far": math.nan},
+        {"far": 0.0},
+        {"far": 1.5},
+        {"far": None},
+        {"confidence": 95.0},
+        {"far_interval": [0.2, 0.1]},
+        {"frr_interval": [-0.1, 0.1]},
+        {"far_interval": [0.0, math.nan]},
+        {"false_accepts": -1},
+        {"false_accepts": 10**9},
+        {"false_rejects": 0.5},
+        {"impostors": True},
+        {"contract_id": None},
+        {"created_from": 5},
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused_on_reading(changes: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    save_thresholds(path, [simple()])
+    document = json.loads(path.read_text())
+    document["thresholds"][0] |= changes
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"t\.json: threshold|t\.json: far|t\.json: confidence"):
+        load_thresholds(path)
+
+
+def test_embeddings_are_of_real_numbers() -> None:
+    for wrong in (np.array([1j, 0]), np.array([True, False]), np.array(["1", "0"]), np.array([None, 1])):
+        with pytest.raises(ContractError, match="expected real numbers"):
+            Embedding(wrong, ID)
+    assert Embedding(np.array([300, 0]), ID).vector.tolist() == [300, 0]
 
 
 def test_two_contracts_never_meet(tmp_path: Path) -> None:
