@@ -86,7 +86,9 @@ LandmarksModelOption = Annotated[
         show_default=False,
     ),
 ]
-MinSizeOption = Annotated[int, typer.Option("--min-size", min=1, help="Minimum face size, pixels.")]
+MinSizeOption = Annotated[
+    int, typer.Option("--min-size", min=1, help="Shorter side of the smallest face's box, pixels.")
+]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
 FlipOption = Annotated[
     FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")

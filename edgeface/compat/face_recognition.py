@@ -50,8 +50,9 @@ MODEL = "dlib-face-recognition-resnet-v1"
 """Zoo name of the network that the original uses."""
 _DIM = 128
 
-_SMALLEST_FACE = 80
-"""Pixels: the window of dlib's detector. Each upsampling of the image halves it."""
+_SMALLEST_FACE = 60
+"""Pixels: shorter side, at least, of MTCNN's box around a face that fills the 80 pixels of dlib's window. Each
+upsampling of the image halves it."""
 _SMALLEST_MTCNN = 12
 """Pixels: the window of MTCNN's first network."""
 _SIDE, _LOWER = 0.49, 0.05

@@ -180,3 +180,12 @@ def test_thresholds_and_sizes_thin_out_the_faces(data: Path, photos: dict[str, n
             assert len(detector.detect([image])[0]) == 0
         with load_detector(name, model=model, threshold=1) as detector:
             assert len(detector.detect([image])[0]) == 0
+
+
+@pytest.mark.parametrize("min_size", [40, 80, 160])
+def test_no_detector_returns_a_face_below_the_smallest_size(data: Path, photos: dict[str, np.ndarray], min_size: int):
+    for name, model in (("mtcnn", None), ("yunet", data / "yunet" / "yunet_n_dynamic.onnx")):
+        with load_detector(name, model=model, min_size=min_size) as detector:
+            for image in (photos["longoria-cooper"], photos["multiface"]):
+                boxes = detector.detect([image])[0].boxes
+                assert ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all()
