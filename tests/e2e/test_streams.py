@@ -153,3 +153,12 @@ def test_no_command_tells_a_password_or_a_key(work: Path, words: str) -> None:
         done = edgeface(*words.split(), *form)
         assert done.returncode in (2, 3)
         assert "s3cretQ" not in done.stdout + done.stderr
+
+
+def test_a_damaged_installation_is_not_the_answer_no(work: Path) -> None:
+    (work / "broken" / "rich").mkdir(parents=True)
+    (work / "broken" / "rich" / "__init__.py").write_text("raise ImportError('rich is damaged')\n")
+    path = os.pathsep.join([str(work / "broken"), os.environ.get("PYTHONPATH", "")])
+    done = shell("edgeface verify a.png b.png TINY", PYTHONPATH=path)
+    assert done.returncode == 3
+    assert done.stderr == "edgeface: this installation is damaged: rich is damaged; install edgeface again\n"
