@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for whatever a shell
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_data = pytest.mark.skip(reason=f"no real data at {DATA}; set EDGEFACE_DATA to its folder")
-    no_tensorflow = pytest.mark.skip(reason="TensorFlow is not installed: pip install 'edgeface[parity]'")
+    no_tensorflow = pytest.mark.skip(reason="TensorFlow is not installed: pip install '.[parity]'")
     for item in items:
         if item.get_closest_marker("real") and not DATA.is_dir():
             item.add_marker(no_data)

@@ -10,4 +10,4 @@ import pytest
 def need_nncf() -> None:
     """Skip the module that calls this where NNCF is not installed."""
     if importlib.util.find_spec("nncf") is None:
-        pytest.skip("NNCF is not installed: pip install 'edgeface[quantize]'", allow_module_level=True)
+        pytest.skip("NNCF is not installed: pip install '.[quantize]'", allow_module_level=True)

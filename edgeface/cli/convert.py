@@ -79,8 +79,8 @@ def convert(
         typer.Option(
             "--output-dir",
             "-o",
-            help="Folder for the IR; made if absent. By default the model store, where the first IR becomes the "
-            "default model unless a FaceNet or dlib's model is there.",
+            help="Folder for the IR; made if absent. By default the model store, where the IR becomes the "
+            "default model if there is none.",
             show_default=False,
         ),
     ] = None,
@@ -224,6 +224,7 @@ def _show_conversion(result: Any, *, json: bool) -> None:
                 "parity": result.parity.to_dict() if result.parity is not None else None,
                 "check": result.check.to_dict() if result.check is not None else None,
                 "provenance": result.contract.provenance,
+                "became_default": result.became_default,
             }
         )
     stdout.print(_contract_table(result.contract))
@@ -234,6 +235,8 @@ def _show_conversion(result: Any, *, json: bool) -> None:
         print_line(result.check.summary)
     line = f"{result.ir} written and checked in {result.seconds:.1f} s"
     print_line(line)  # a path is copied from here: whole, brackets and all
+    if result.became_default:
+        print_line(f"{result.contract.name} is now the default model")
     warn_if_seeded(result.contract.provenance)
 
 

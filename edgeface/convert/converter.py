@@ -33,7 +33,7 @@ from edgeface.model.contract import Color, Layout, ModelContract, Precision, Pro
 from edgeface.model.opset import ops
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
-from edgeface.zoo.default import record_first_default
+from edgeface.zoo.default import default_name, record_first_default
 from edgeface.zoo.downloads import take_installed
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore
@@ -157,6 +157,8 @@ class ConversionResult:
         The comparison with the source model, if requested.
     check
         The comparison of the recipe with its neighbours, if requested.
+    became_default
+        Whether the model was not the default one before and is now.
     """
 
     ir: Path
@@ -166,6 +168,7 @@ class ConversionResult:
     outputs: dict[str, str]
     parity: ParityReport | None
     check: RecipeVerdict | None = None
+    became_default: bool = False
 
 
 def convert(
@@ -194,8 +197,8 @@ def convert(
         .pth), dlib's .dat, OpenFace's .h5 or folder of CSV files. For a file or folder in the working directory whose
         name is a zoo name, write ``./name``.
     output_dir
-        Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where the first
-        IR becomes the default model; only an IR with the default layout, colour and batch goes there.
+        Receives ``<name>.xml`` and ``<name>.bin``, made if absent. By default the model store, where an IR
+        becomes the default model if there is none; only an IR with the default layout, colour and batch goes there.
     precision
         Precision of the stored weights.
     layout, color
@@ -241,6 +244,7 @@ def convert(
     if (known := entry or (catalog[name] if name in catalog else None)) is not None:  # noqa: SIM401
         (store or ModelStore()).require_license(known, accept=accept_licence)
     complete = find_recipe(path, name, entry, told, catalog)
+    before = default_name(store=store) if in_store else None
     result = _convert_source(
         format_of(path).reader,
         path,
@@ -257,6 +261,7 @@ def convert(
     )
     if in_store and result.contract.provenance != "seeded":
         record_first_default(result.ir, store=store)
+        return dataclasses.replace(result, became_default=default_name(store=store) == name != before)
     return result
 
 

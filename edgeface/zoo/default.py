@@ -113,7 +113,8 @@ def set_default_model(model: str | Path, *, store: ModelStore | None = None, cat
     `model` is the name of a face embedding model of the zoo, or the path of an IR (.xml) with a contract.
 
     Raises ModelFormatError, ContractError if a path is no IR, or an IR without a contract; ModelNotFoundError if a zoo
-    name is unknown, or the model is neither downloaded nor converted; InputError if it is no face embedding model.
+    name is unknown, or the model is neither downloaded nor converted; InputError if it is no face embedding model, or
+    its weights are random.
     """
     store = store or ModelStore()
     catalog = catalog or load_catalog()
@@ -128,7 +129,14 @@ def set_default_model(model: str | Path, *, store: ModelStore | None = None, cat
     path = Path(model)
     if isinstance(model, str) and not path.suffix and len(path.parts) == 1 and not path.exists():
         catalog[model]  # raises, naming close matches
-    read_contract(path)
+    _, contract = read_contract(path)
+    if contract.provenance == "seeded":
+        raise InputError(
+            path=path,
+            expected="a model of trained weights",
+            found="seeded ones: random numbers, which recognise no one",
+            remedy="name a trained model (edgeface zoo list); commands that try out this one take --model",
+        )
     _records(store).update({"ir": str(path.resolve()), "model": None})
 
 
@@ -138,8 +146,8 @@ def has_default(*, store: ModelStore | None = None) -> bool:
 
 
 def record_first_default(ir: Path, *, store: ModelStore | None = None) -> bool:
-    """Make an IR the default unless one is set, or `DEFAULT_ORDER` decides; return whether it became the default."""
-    first = not has_default(store=store) and ir.stem not in DEFAULT_ORDER
+    """Make an IR the default if there is no default model at all; return whether it became the default."""
+    first = not has_default(store=store) and default_name(store=store) is None
     if first:
         set_default_model(ir, store=store)
     return first

@@ -185,7 +185,9 @@ def test_without_an_output_folder_the_ir_goes_into_the_store_and_the_first_one_b
     assert answer.code == 0, answer.err
     ir = tmp_path / "cache" / "irs" / "tiny" / "fp32" / "tiny.xml"
     assert Path(json.loads(answer.out)["ir"]) == ir
-    assert run("convert", pb, "--name", "second").code == 0
+    assert json.loads(answer.out)["became_default"] is True
+    second = run("convert", pb, "--name", "second")
+    assert (second.code, "is now the default model" in second.out) == (0, False)
     assert json.loads(run("zoo", "default", "--json").out)["ir"] == str(ir)
     refused = run("convert", pb, "--ir-color", "rgb")
     assert (refused.code, "--output-dir" in refused.line) == (2, True)

@@ -34,7 +34,7 @@ def golden(data: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_the_onnx_network_gives_the_golden_embeddings(
     weights: dict[str, np.ndarray], golden: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnx", reason="the peers are not installed: pip install 'edgeface[peers]'")
+    pytest.importorskip("onnx", reason="the peers are not installed: pip install '.[peers]'")
     from _peers_networks import onnx_model
 
     images, wanted = golden
@@ -47,7 +47,7 @@ def test_the_onnx_network_gives_the_golden_embeddings(
 def test_the_pytorch_network_gives_the_golden_embeddings(
     form: str, weights: dict[str, np.ndarray], golden: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    torch = pytest.importorskip("torch", reason="the peers are not installed: pip install 'edgeface[peers]'")
+    torch = pytest.importorskip("torch", reason="the peers are not installed: pip install '.[peers]'")
     from _peers_networks import torch_model
 
     images, wanted = golden

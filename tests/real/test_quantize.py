@@ -102,7 +102,7 @@ def test_the_gates_embeddings_are_tensorflows(data: Path, real_ir: Path, contrac
 
 @pytest.mark.slow
 def test_facenet_keeps_its_embeddings_in_8_bits(real_ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     from edgeface.quantize import quantize
 
     outcome = quantize(real_ir, tmp_path, calibration)
@@ -118,7 +118,7 @@ def test_facenet_keeps_its_embeddings_in_8_bits(real_ir: Path, calibration: Cali
 def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
     real_ir: Path, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
-    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     from edgeface.quantize import QuantizationRecipe, quantize
 
     outcome = quantize(real_ir, tmp_path, calibration, recipe=QuantizationRecipe(method="weights"))
@@ -140,7 +140,7 @@ def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
 def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     from edgeface.quantize import quantize_detector
 
     omz = "omz/{0}/FP32/{0}.xml".format
@@ -164,7 +164,7 @@ def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Pat
 
 
 def test_photographs_that_are_bad_on_purpose_quantize_no_detector(data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     from edgeface.quantize import quantize_detector
 
     for number, path in enumerate(sorted((data / "lfw" / "calibration").iterdir())[:12]):

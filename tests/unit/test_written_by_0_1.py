@@ -322,7 +322,7 @@ def test_verification_says_what_it_said(work: Path) -> None:
 @pytest.mark.parametrize("name", list(EXPECTED["tables"]))
 def test_a_table_has_its_rows(work: Path, name: str) -> None:
     if name.endswith(".parquet"):
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'edgeface[parquet]'")
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install '.[parquet]'")
     expected = EXPECTED["tables"][name]
     table = EmbeddingTable.load(work / name)
     assert (table.contract_id, table.settings) == (expected["contract_id"], expected["settings"])
@@ -338,7 +338,7 @@ def test_embedding_crops_again_goes_on_where_it_stopped(
     output: str, reused: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if output.endswith(".parquet"):
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'edgeface[parquet]'")
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install '.[parquet]'")
     done = run(capsys, "embed", "people", "--crops", "--model", "models/tiny.xml", "-o", f"tables/{output}")
     assert (done["reused"], done["rows"], done["files"]) == (reused, 6, 6)
     assert not Path("tables", f"{output}.parts").exists()

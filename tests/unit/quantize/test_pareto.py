@@ -78,7 +78,7 @@ def calibration() -> CalibrationSet:
 
 @pytest.fixture(scope="module")
 def pareto(folder: Path, pairs: Pairs, calibration: CalibrationSet) -> Pareto:
-    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'edgeface[quantize]'")
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     return measure_pareto(
         folder / "parent" / "tiny.xml",
         folder / "out",

@@ -160,6 +160,33 @@ def test_only_the_first_ir_becomes_the_default_by_itself(store: zoo.ModelStore, 
     assert zoo.default_model(store=store) == ir
 
 
+@pytest.mark.parametrize("name", DEFAULT_ORDER)
+def test_an_ir_of_the_users_own_does_not_displace_a_published_model_that_is_here(
+    store: zoo.ModelStore, ir: Path, name: str
+) -> None:
+    published = store.ir_path(name)
+    published.parent.mkdir(parents=True)
+    write_tiny_ir(published.parent, name=name)
+    assert not record_first_default(ir, store=store)
+    assert zoo.default_model(store=store) == published
+
+
+def test_an_ir_of_the_users_own_does_not_displace_a_model_of_an_installed_package(
+    store: zoo.ModelStore, ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PackageLocation, "find", lambda self: tmp_path / "packaged.dat")
+    monkeypatch.setattr("edgeface.zoo.default.is_installed", lambda entry: entry.name == DLIB)
+    assert not record_first_default(ir, store=store)
+    assert default_name(store=store) == DLIB
+
+
+def test_a_model_of_random_weights_cannot_be_the_default(store: zoo.ModelStore, tmp_path: Path) -> None:
+    seeded = write_tiny_ir(tmp_path, provenance="seeded")
+    with pytest.raises(InputError, match="random numbers, which recognise no one"):
+        zoo.set_default_model(seeded, store=store)
+    assert not has_default(store=store)
+
+
 def test_the_store_keeps_a_copy_of_an_ir(store: zoo.ModelStore, ir: Path) -> None:
     kept = keep_ir(ir, store=store)
     assert kept == store.ir_path("tiny")
