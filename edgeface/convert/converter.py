@@ -422,14 +422,11 @@ def _identify(contract: ModelContract, model: ov.Model, catalog: Catalog) -> Mod
 
 
 def provenance_of(source: SourceModel, catalog: Catalog) -> Provenance:
-    """Return ``published`` if the digest of the file or of the weights is a published one, else what the file says."""
+    """Return ``published`` if the digest of the file is a published one, else what the file says."""
     if source.seeded:
         return "seeded"
-    published = [each.conversion for each in catalog.values() if each.conversion]
-    known = source.sha256 in {each.sha256 for each in published} or source.weights_id in {
-        each.weights_id for each in published
-    }
-    return "published" if known else "unknown"
+    known = {each.conversion.sha256 for each in catalog.values() if each.conversion}
+    return "published" if source.sha256 in known else "unknown"
 
 
 def finish_output(source: SourceModel, recipe: Recipe, *, path: Path) -> tuple[ov.Model, bool]:

@@ -22,7 +22,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays, read_bytes
+from edgeface.convert.source import SourceModel, digest_of_weights, read_bytes
 from edgeface.errors import InputError, ModelFormatError, NotSupportedError
 from edgeface.model.opset import ops
 
@@ -112,7 +112,7 @@ def load_dlib(path: Path, recipe: Recipe) -> SourceModel:
         layout="NCHW",
         framework="dlib",
         sha256=hashlib.sha256(content).hexdigest(),
-        weights_id=digest_of_arrays(stream.arrays, _structure_of(steps, size)),
+        weights_id=digest_of_weights(stream.arrays, _structure_of(steps, size)),
         normalized=False,
         input="input_rgb_image_sized",
         output="loss_metric",
@@ -415,16 +415,12 @@ def _build(steps: list[_Step], size: tuple[int, int], path: Path) -> ov.Model:
 
 
 def _structure_of(steps: list[_Step], size: tuple[int, int]) -> list[str]:
-    """Return a line for each layer, for `digest_of_arrays`; empty for the published network's, which has one form."""
+    """Return a line for each layer, for `digest_of_weights`."""
     lines = [str(size)]
     for step in steps:
         shown = {name: getattr(step, name, None) for name in ("kind", "window", "strides", "padding", "relu")}
         lines.append(f"{step if isinstance(step, str) else type(step).__name__} {shown}")
-    return [] if hashlib.sha256("\n".join(lines).encode()).hexdigest() == _PUBLISHED else lines
-
-
-_PUBLISHED = "13b46324a0eaa42d5d73473c6245bdd58614c8d0c681d9272ad1b596c8b05782"
-"""SHA-256 of the structure of dlib_face_recognition_resnet_model_v1.dat."""
+    return lines
 
 
 def _strange_tags(path: Path) -> NotSupportedError:

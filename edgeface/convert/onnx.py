@@ -33,7 +33,7 @@ from edgeface.convert.graphdef import parse_message
 from edgeface.convert.ir import flatten_output
 from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files, read_bytes, run_frontend
+from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weights, read_bytes, run_frontend
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Layout
@@ -61,8 +61,6 @@ _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12:
 _VALUE_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
 _FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
 _INT32, _INT64 = 6, 7
-_FEW = 64
-"""Whole numbers up to which a tensor belongs to the structure."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -85,8 +83,10 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
     graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
     files = [path, *_check_tensors(graph, path)]
     _check_graph(graph, path)
-    weights_id = digest_of_arrays(_weights(graph, path), _structure_of(graph, recipe.output))
-    del graph
+    structure, used = _structure_of(graph, recipe.output)
+    weights = dict(_weights(graph, path))
+    weights_id = digest_of_weights([weights[name] for name in used if name in weights], structure)
+    del graph, weights
     model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
     for note in imported.notes:
         log.info("%s: %s", path, note)
@@ -185,8 +185,8 @@ def _check_graph(graph: Any, path: Path) -> None:
         raise ConversionError(f"{path}: expected dense weights, found {len(graph.sparse_initializer)} sparse tensors")
 
 
-def _weights(graph: Any, path: Path) -> Iterator[NDArray[Any]]:
-    """Return the floating-point tensors; convolution kernels as HWIO, weights of dense layers as (in, out)."""
+def _weights(graph: Any, path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Return (name, array) of the floating-point tensors; kernels as HWIO, weights of dense layers as (in, out)."""
     kernels, dense = set(), set()
     for node in graph.node:
         if node.op_type in _CONVOLUTIONS and len(node.input) > 1:
@@ -198,34 +198,40 @@ def _weights(graph: Any, path: Path) -> Iterator[NDArray[Any]]:
             continue
         array = _array(tensor, path)
         if name in kernels and array.ndim > 2:
-            yield array.transpose(*range(2, array.ndim), 1, 0)
+            yield name, array.transpose(*range(2, array.ndim), 1, 0)
         else:
-            yield array.T if name in dense and array.ndim == 2 else array
+            yield name, array.T if name in dense and array.ndim == 2 else array
 
 
-def _structure_of(graph: Any, output: str | None) -> list[str]:
+def _structure_of(graph: Any, output: str | None) -> tuple[list[str], list[str]]:
     """Return a line for each node: its type, its attributes, and where its inputs come from; and for the output.
+
+    The names of the tensors are returned too, in the order of their use.
 
     A layout change of the image itself is left out: it is the same network for images of another layout.
     """
     made = {each.name: "image" for each in graph.input} | {name: _shown(each) for name, each in _tensors(graph)}
     lines: list[str] = []
+    used: dict[str, None] = {}
     for node in graph.node:
+        used |= dict.fromkeys(node.input)
         inputs = [made.get(name, "none") for name in node.input]
-        if node.op_type == "Constant" or (node.op_type == "Transpose" and inputs == ["image"]):
-            made |= dict.fromkeys(node.output, "image") if inputs else {}
+        if node.op_type == "Constant" and any(each.HasField("t") for each in node.attribute):
+            continue
+        if node.op_type == "Transpose" and inputs == ["image"]:
+            made |= dict.fromkeys(node.output, "image")
             continue
         told = sorted((a.name, a.f, a.i, a.s.hex(), list(a.floats), list(a.ints)) for a in node.attribute)
         made |= {name: f"{len(lines)}:{slot}" for slot, name in enumerate(node.output)}
         lines.append(f"{node.domain}.{node.op_type}({', '.join(inputs)}) {told}")
     chosen = [output] if output is not None else [each.name for each in graph.output]
-    return [*lines, *(made.get(name, "none") for name in chosen)]
+    return [*lines, *(made.get(name, "none") for name in chosen)], list(used)
 
 
 def _shown(tensor: Any) -> str:
-    """Return a tensor's shape; of a few whole numbers, which are axes and shapes, also the values."""
+    """Return a tensor's shape; of whole numbers, which are axes, shapes and indices, the values."""
     kind = {_INT32: "<i4", _INT64: "<i8"}.get(tensor.data_type)
-    if kind is None or math.prod(tensor.dims) > _FEW or tensor.data_location == 1:
+    if kind is None or tensor.data_location == 1:
         return f"tensor {list(tensor.dims)}"
     if tensor.raw_data:
         return f"tensor {np.frombuffer(tensor.raw_data, kind).tolist()}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeface.convert.hdf5 import read_keras_arrays
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays, digest_of_files
+from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weights
 from edgeface.errors import InputError, ModelFormatError, NotSupportedError
 from edgeface.files import sha256_of
 from edgeface.model.opset import ops
@@ -99,7 +99,7 @@ def load_openface(path: Path, recipe: Recipe) -> SourceModel:
         layout="NCHW",
         framework="keras",
         sha256=sha256,
-        weights_id=digest_of_arrays([*arrays.values(), *settings]),
+        weights_id=digest_of_weights([*arrays.values(), *settings], []),
         normalized=False,
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeface.convert.facenet_graph import build_graph
 from edgeface.convert.inception_resnet_v1 import SCOPE, Convolution, walk
 from edgeface.convert.recipe import Recipe
-from edgeface.convert.source import SourceModel, digest_of_arrays, structure_of
+from edgeface.convert.source import SourceModel, digest_of_weights, structure_of
 from edgeface.convert.tensorflow import load_graph
 from edgeface.errors import ConversionError, ExtraNotInstalledError, InputError
 from edgeface.files import sha256_of
@@ -99,7 +99,7 @@ def load_module(module: Any, recipe: Recipe) -> SourceModel:
     finally:
         module.train(was_training)
     arrays = [value.detach().cpu().numpy() for value in module.state_dict().values() if value.is_floating_point()]
-    weights_id = digest_of_arrays(map(_in_tensorflow_order, arrays), structure_of(model))
+    weights_id = digest_of_weights(map(_in_tensorflow_order, arrays), structure_of(model))
     return SourceModel(
         model=model,
         layout=layout,

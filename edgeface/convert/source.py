@@ -47,7 +47,7 @@ class SourceModel:
     sha256
         Of the file; of several files, over the lines ``digest  name`` of each.
     weights_id
-        `digest_of_arrays` of the weights as the file holds them, before anything is folded.
+        `digest_of_weights` of the weights as the file holds them, before anything is folded.
     normalized
         Whether rows have unit length; None where that is not known, and the recipe is believed until the check.
     seeded
@@ -67,23 +67,23 @@ class SourceModel:
     output: str = ""
 
 
-def digest_of_arrays(arrays: Iterable[NDArray[Any]], structure: Sequence[str] = ()) -> str:
-    """Return the SHA-256 of a set of weights, whatever their names and order, and of what the network does with them.
+def digest_of_weights(arrays: Iterable[NDArray[Any]], structure: Sequence[str]) -> str:
+    """Return the SHA-256 of a network's weights and of what it does with them, for `SourceModel.weights_id`.
 
-    It is taken over the sorted digests of the arrays, and each of those over shape and little-endian float32 values
-    in C order. Kernels of different libraries are brought into one order of axes first (TensorFlow's, HWIO), so that
-    the same weights have one digest whatever file carried them. `structure` has a line for each operation of a network
-    that is not known by its reader: the same weights with another stride, or in another order, are another model.
+    `arrays` are in an order that follows from the network, not from their names: shape and little-endian float32 values
+    in C order are hashed. Kernels of different libraries are brought into one order of axes first (TensorFlow's,
+    HWIO), so that the same weights have one digest whatever file carried them. `structure` has a line for each
+    operation: the same weights in other layers, or with another stride, are another model.
 
     Examples
     --------
     >>> a, b = np.ones((2, 3)), np.zeros(4)
-    >>> digest_of_arrays([a, b]) == digest_of_arrays([b, a])
-    True
+    >>> digest_of_weights([a, b], ["Conv"]) == digest_of_weights([b, a], ["Conv"])
+    False
     """
     with ThreadPoolExecutor(2) as pool:  # hashing leaves the interpreter's lock
-        digests = [*sorted(pool.map(_digest_of, arrays)), *structure]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        digests = list(pool.map(_digest_of, arrays))
+    return hashlib.sha256("\n".join([*digests, *structure]).encode()).hexdigest()
 
 
 def read_bytes(path: Path, *, limit: int = 1 << 31) -> bytes:
@@ -119,7 +119,7 @@ _NOT_A_MODEL = (
 
 
 def float_constants(model: ov.Model) -> Iterator[NDArray[np.float32]]:
-    """Return the floating-point constants of a model, for `digest_of_arrays` where no file of arrays is at hand."""
+    """Return the floating-point constants of a model, for `digest_of_weights` where no file of arrays is at hand."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type().is_real():
             yield np.asarray(node.data, np.float32)

@@ -23,8 +23,8 @@ from edgeface.convert.graphdef import Inference, parse_message, prune
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
 from edgeface.convert.source import (
     SourceModel,
-    digest_of_arrays,
     digest_of_files,
+    digest_of_weights,
     float_constants,
     read_bytes,
     run_frontend,
@@ -97,22 +97,12 @@ def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], fram
         layout="NHWC",
         framework=framework,
         sha256=source.sha256,
-        weights_id=digest_of_arrays(inference.arrays(), _structure_of(inference)),
+        weights_id=digest_of_weights(inference.arrays(), inference.structure()),
         normalized=None,
         seeded=SEEDED_MARK in names,
         input=ports.input,
         output=ports.output,
     )
-
-
-_FACENET = "b09df326f3d68e1881dee2501835d5ebd0dab143d32eb2355eb7fde9c3355644"
-"""SHA-256 of the structure that `edgeface.convert.facenet_graph` writes."""
-
-
-def _structure_of(inference: Inference) -> list[str]:
-    """Return the structure of a graph, for `digest_of_arrays`; empty for FaceNet's own, which its weights identify."""
-    lines = inference.structure()
-    return [] if hashlib.sha256("\n".join(lines).encode()).hexdigest() == _FACENET else lines
 
 
 def ports_of(path: Path) -> Ports:
@@ -287,7 +277,7 @@ def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]
         layout="NHWC",
         framework="tf",
         sha256=sha256,
-        weights_id=digest_of_arrays(float_constants(model), structure_of(model)),
+        weights_id=digest_of_weights(float_constants(model), structure_of(model)),
         normalized=None,
         seeded=seeded,
         input=names[0] or _INPUTS[0],

@@ -194,7 +194,8 @@ class ModelContract:
         The parent of a compressed IR; None for a converted one.
     weights_id
         SHA-256 over the source model's weights in a form that does not depend on the file they came in
-        (`edgeface.convert.source.digest_of_arrays`); empty in contracts that edgeface 0.1 wrote.
+        (`edgeface.convert.source.digest_of_weights`); a published model's is that of its zoo entry; empty in
+        contracts that edgeface 0.1 wrote.
     """
 
     name: str

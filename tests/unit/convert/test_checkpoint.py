@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from profiles import examples
-from tiny_graphs import write_checkpoint, write_tiny_checkpoint
+from tiny_graphs import tiny_facenet, write_checkpoint, write_tiny_checkpoint
 
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.tensorflow import checkpoint_of, load_tensorflow
@@ -153,3 +153,19 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path, present: str) -> N
 
     with pytest.raises(ModelFormatError, match="expected a"):
         load_tensorflow(tmp_path, size=(160, 160))
+
+
+def test_a_checkpoint_has_the_identity_of_the_frozen_graph_and_another_graph_of_its_weights_has_not(
+    tmp_path: Path,
+) -> None:
+    frozen, other = tiny_facenet(), tiny_facenet()
+    next(node for node in other.message.node if node.op == "Square").op = "Abs"
+    paths = [
+        write_tiny_checkpoint(tmp_path / "checkpoint"),
+        frozen.write(tmp_path / "frozen.pb"),
+        other.write(tmp_path / "other.pb"),
+    ]
+    checkpoint, graph, changed = (load_tensorflow(path, size=(160, 160)).weights_id for path in paths)
+
+    assert checkpoint == graph
+    assert changed != graph
