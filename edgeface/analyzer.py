@@ -286,7 +286,7 @@ class FaceAnalyzer:
         fpir: float | None = None,
         threshold: SearchThreshold | Threshold | float | Path | None = None,
         rule: PersonRule | str = "max",
-        margin: float = 0.05,
+        margin: float = 0.0,
         gate: QualityGate | None = _GATE,
     ) -> list[Identification]:
         """Identify the faces of a photo among the people of a gallery.
@@ -307,8 +307,8 @@ class FaceAnalyzer:
         rule
             How a person's score is computed from templates: ``max`` or ``mean-of-best-N``.
         margin
-            Minimum difference, in cosine, between the scores of the best and the second-best person; below it the
-            verdict is inconclusive.
+            How far, in cosine, the second-best person's score must be below the best; otherwise the verdict is
+            inconclusive. What suits one model refuses everybody with another: see `Identifier`.
         gate
             Faces below its limits are unusable. None: use faces of any quality.
 

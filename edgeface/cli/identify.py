@@ -15,8 +15,6 @@ from edgeface.errors import ImageError, NegativeResult
 if TYPE_CHECKING:
     from edgeface.recognize.identify import Identification
 
-_WORDS = {"accepted": "", "unknown": "unknown", "inconclusive": "inconclusive, take another photo: "}
-
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
@@ -42,8 +40,13 @@ def identify(
         str, typer.Option(metavar="max|mean-of-best-N", help="Score of a person: the best template's, or a mean.")
     ] = "max",
     margin: Annotated[
-        float, typer.Option(min=0, help="Minimum lead over the second person's score, in cosine similarity.")
-    ] = 0.05,
+        float,
+        typer.Option(
+            min=0,
+            help="Lead over the second person's score, in cosine similarity, below which the answer is inconclusive. "
+            "What suits one model refuses everybody with another.",
+        ),
+    ] = 0.0,
     no_gate: NoGateOption = False,
     options: AnalyzerOptions,
     key: KeyOption = None,
@@ -75,7 +78,7 @@ def identify(
                     failures[path] = str(error).removeprefix(f"{path}: ")
                     continue
                 if not json:
-                    _show(path, found[path])
+                    _show(path, found[path], margin=margin)
     if not found:
         raise ImageError("no photo could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
     recognised = sum(map(bool, (each for answers in found.values() for each in answers)))
@@ -117,7 +120,7 @@ def _describe(answer: Identification) -> dict[str, Any]:
     return answer.to_dict() | place | reasons
 
 
-def _show(path: Path, answers: list[Identification]) -> None:
+def _show(path: Path, answers: list[Identification], *, margin: float) -> None:
     out.print_line(f"{path}: {out.counted(len(answers), 'face')}")
     for answer in answers:
         assert answer.face is not None
@@ -129,4 +132,10 @@ def _show(path: Path, answers: list[Identification]) -> None:
         score = "nobody is enrolled" if answer.score is None else f"{answer.score:.4f}"
         score += ", of a person who is another face in this photo" if answer.taken else ""
         behind = f", next {out.escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
-        out.stdout.print(f"  {place}: {_WORDS[answer.verdict.value]}{who} ({score}{behind})", soft_wrap=True)
+        word = {"accepted": "", "unknown": "unknown"}.get(answer.verdict.value, _inconclusive(margin))
+        out.stdout.print(f"  {place}: {word}{who} ({score}{behind})", soft_wrap=True)
+
+
+def _inconclusive(margin: float) -> str:
+    why = f"the lead is under --margin {margin:g}" if margin else "the next person's score is the same"
+    return f"inconclusive, {why}; take another photo: "

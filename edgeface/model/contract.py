@@ -399,8 +399,12 @@ def ids_of(contract_id: str) -> tuple[str, ...]:
 
 
 def remember_former_ids(contract_id: str, former_ids: Iterable[str]) -> None:
-    """Make `current_id` return `contract_id` for each of these, in this process."""
-    _CURRENT_IDS.update(dict.fromkeys(former_ids, contract_id))
+    """Make `current_id` return `contract_id` for each of these, in this process.
+
+    The first claim stays: another contract that claims the same former id gets nothing of what was stored under it.
+    """
+    for former in former_ids:
+        _CURRENT_IDS.setdefault(former, contract_id)
 
 
 _CURRENT_IDS: dict[str, str] = {

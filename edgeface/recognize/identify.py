@@ -136,7 +136,10 @@ class Identifier:
     rule
         How a person's score is computed. None: ``max``.
     margin
-        How far, in cosine, the next person's score must be below; otherwise the verdict is inconclusive.
+        How far, in cosine, the next person's score must be below; otherwise the verdict is inconclusive. By default
+        only a tie is: the rates of `threshold` are measured without a margin. Cosines of models differ in spread: 0.05
+        makes 0 % of the right answers inconclusive with FaceNet and 51 % with dlib's model (LFW, 100 people with two
+        photos each, mean of ten draws).
 
     Raises
     ------
@@ -227,8 +230,9 @@ class Identifier:
         first = chosen if chosen >= 0 else next(iter(order or ranked), -1)
         second = next((row for row in order if row != first), -1)
         verdict = Verdict.unknown if chosen < 0 else Verdict.accepted
-        if chosen >= 0 and second >= 0 and scores[first] - scores[second] < self.margin:
-            verdict = Verdict.inconclusive
+        if chosen >= 0 and second >= 0:
+            lead = scores[first] - scores[second]
+            verdict = Verdict.inconclusive if lead < self.margin or lead <= 0 else verdict
         person_id = int(people[chosen]) if chosen >= 0 else None
         runner_up_id = int(people[second]) if second >= 0 else None
         return Identification(

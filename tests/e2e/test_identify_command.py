@@ -65,6 +65,9 @@ def test_each_face_is_accepted_unknown_or_inconclusive(work: Path, capsys: pytes
     assert (answer["recognised"], answer["templates"], answer["fpir"]) == (2, 2, None)
     assert answer["model"] == "tiny"
     assert "never measured" in " ".join(captured.err.split())
+    assert identify(work, "--threshold", "0.75", "--margin", "0.2", asked="asked/Teal.png") == 1
+    assert "inconclusive, the lead is under --margin 0.2; take another photo" in capsys.readouterr().out
+    assert identify(work, "--threshold", "0.75", asked="asked/Teal.png") == 0  # no margin unless it is asked for
 
 
 def test_people_read_names_and_the_exit_code_says_whether_anybody_was_known(
@@ -87,7 +90,7 @@ def test_a_face_whose_person_is_another_face_is_not_reported_as_of_an_empty_gall
         rule=PersonRule(),
         face=Face(box=np.zeros(4, np.float32), landmarks=np.zeros((5, 2), np.float32), score=1.0, quality=None),
     )
-    _show(Path("two.jpg"), [answer])
+    _show(Path("two.jpg"), [answer], margin=0.0)
     assert "unknown (0.9000, of a person who is another face in this photo)" in capsys.readouterr().out
     (work / "people.gallery").unlink()
     model = work / "tiny.xml"

@@ -225,6 +225,17 @@ def test_the_id_of_edgeface_0_1_means_the_same_ir(lineage: Lineage | None) -> No
         require_same_contract(new.contract_id, dataclasses.replace(new, weights_id="f" * 64).contract_id, what="x")
 
 
+def test_a_second_contract_that_claims_a_former_id_does_not_take_it_over() -> None:
+    old = dataclasses.replace(FACENET, source_sha256="8" * 64)
+    first = dataclasses.replace(old, weights_id="e" * 64)
+    second = dataclasses.replace(old, weights_id="f" * 64)
+
+    assert second.former_ids == first.former_ids == (old.contract_id,)
+    assert module.current_id(old.contract_id) == first.contract_id
+    with pytest.raises(ContractError, match="expected one contract_id"):
+        require_same_contract(second.contract_id, old.contract_id, what="gallery")
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 

@@ -415,6 +415,13 @@ def test_a_frame_with_a_face_of_another_contract_is_refused_and_leaves_no_track(
     assert tracks._tracks == {}
 
 
+def test_without_a_margin_only_a_tie_is_inconclusive() -> None:
+    close = Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.6)).identify(face(1, 0.99, 0, 0))
+    assert (close.verdict, close.person_id) == (Verdict.accepted, 10)
+    tie = Identifier(ExactIndex(block(THREE, [10, 20, 30])), cut(0.6)).identify(face(1, 1, 0, 0))
+    assert (tie.verdict, tie.margin) == (Verdict.inconclusive, 0.0)
+
+
 @pytest.mark.parametrize("margin", [-0.1, 2.1, math.inf, math.nan])
 def test_a_margin_that_no_difference_of_cosines_can_have_is_refused(margin: float) -> None:
     with pytest.raises(InputError, match="margin"):
