@@ -60,16 +60,20 @@ def write_arcface(
     last: str = "",
     outputs: int = 1,
     channels: int = 3,
+    dtype: int = TensorProto.FLOAT,
     **saving: Any,
 ) -> Path:
     """Write a convolutional recogniser of 16 numbers in the manner of insightface's.
 
     `first` are the first operations on the image: ``arithmetic``, ``norm`` or ``reversed``. `last` is the end: ``unit``
-    length, ``maps`` of (batch, 16, 1, 1), a Reshape by a fixed ``shape`` or to a ``vector``, a class ``token`` for a
-    batch of 1, or a ``mixed`` batch, whose rows depend on each other.
+    length, ``maps`` of (batch, 16, 1, 1), a Reshape by a fixed ``shape`` or to a ``vector``, a ``tall`` Reshape whose
+    first axis is not the batch, a class ``token`` for a batch of 1, or a ``mixed`` batch, whose rows depend on each
+    other.
     """
     graph = OnnxGraph()
     x = "image"
+    if dtype != TensorProto.FLOAT:
+        x = graph.node("Cast", x, to=TensorProto.FLOAT)
     if layout == "NHWC":
         x = graph.node("Transpose", x, perm=[0, 3, 1, 2])
     if first == "arithmetic":
@@ -104,6 +108,9 @@ def write_arcface(
         x = graph.node("ReduceMean", x, axes=[1], keepdims=0)
     if last == "vector":
         x = graph.node("Unsqueeze", graph.node("Reshape", x, graph.value([16], np.int64)), graph.value([0], np.int64))
+    if last == "tall":
+        x = graph.node("Reshape", x, graph.value([1, 2, 8], np.int64))
+        x = graph.node("Reshape", graph.node("Transpose", x, perm=[1, 0, 2]), graph.value([1, -1], np.int64))
     if last == "mixed":
         x = graph.node("Sub", x, graph.node("ReduceMean", x, axes=[0], keepdims=1))
     if outputs == 2:
@@ -114,7 +121,7 @@ def write_arcface(
     else:
         graph.node("Gemm", x, graph.weights(16, 16), graph.weights(16), transB=1, output="embedding")
     names = ["attributes", "embedding"][-outputs:]
-    made = graph.model(_shape(batch, size, layout, channels), {name: [batch, 16] for name in names})
+    made = graph.model(_shape(batch, size, layout, channels), {name: [batch, 16] for name in names}, dtype=dtype)
     onnx.save(made, str(path), **saving)
     return path
 

@@ -37,6 +37,7 @@ from edgeface.convert.ir import (
     prepend_preprocessing,
     publish_ir,
     save_ir,
+    take_floats,
 )
 from edgeface.convert.parity import (
     MIN_COSINE,
@@ -53,7 +54,7 @@ from edgeface.convert.parity import (
     to_input,
     unit_rows,
 )
-from edgeface.convert.recipe import Recipe, RecipeParts, parts_of
+from edgeface.convert.recipe import Recipe, RecipeParts, is_raw, parts_of
 from edgeface.convert.source import SourceModel, digest_of_weights, float_constants, structure_of
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
 from edgeface.files import sha256_of, staging_folder, stopwatch
@@ -148,8 +149,9 @@ def adopt(
     known = _known_embeddings(entry, golden, told, ir)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = _read(ir, complete, told)
+        take_floats(source.model, raw=known is not None or is_raw(complete), source=str(ir))
         model, layout, size = source.model, source.layout, size_of(source, ir)
-        reading = _find_reading(source, complete, known, ir) if known else _Reading(complete.color, _is_raw(complete))
+        reading = _find_reading(source, complete, known, ir) if known else _Reading(complete.color, is_raw(complete))
         if not reading.raw:
             model = _with_preprocessing(model, layout, reading.color, complete)
         crops = to_input(draw_faces(size), layout=layout, color=reading.color)
@@ -302,10 +304,6 @@ def fitting_layouts(shape: ov.PartialShape) -> list[Layout]:
     if len(shape) != 4:
         return []
     return [layout for layout, axis in axes.items() if shape[axis].is_dynamic or shape[axis].get_length() == 3]
-
-
-def _is_raw(recipe: Recipe) -> bool:
-    return not any(recipe.mean) and set(recipe.scale) == {1.0}
 
 
 def _find_reading(source: SourceModel, recipe: Recipe, known: _Known, ir: Path) -> _Reading:

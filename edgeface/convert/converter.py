@@ -72,6 +72,13 @@ def format_of(path: Path) -> Format:
             f"{path}: expected a model that can be converted, found one of {_OTHER_FRAMEWORKS[suffix]}; "
             "edgeface converts TensorFlow, ONNX, PyTorch, dlib and OpenFace models so far"
         )
+    if suffix == ".xml":
+        raise NotSupportedError(
+            f"{path}: expected a model to convert, found an OpenVINO IR; edgeface inspect shows what it holds, and "
+            "edgeface adopt adds a contract to one of another tool"
+        )
+    if suffix in _NO_MODELS:
+        raise NotSupportedError(f"{path}: expected {_FORMATS}, found a {suffix} file")
     if suffix == ".dat":
         return Format(_read_dlib, DLIB_RECIPE)
     if suffix == ".onnx":
@@ -121,6 +128,9 @@ def _read_pytorch(path: Path, recipe: Recipe) -> SourceModel:
     return load_pytorch(path, recipe)
 
 
+_FORMATS = "a TensorFlow, ONNX (.onnx), PyTorch (.pt, .pth), dlib (.dat) or OpenFace (.h5) model"
+_PICTURES = (".avi", ".bmp", ".gif", ".jpeg", ".jpg", ".mkv", ".mov", ".mp4", ".png", ".tif", ".tiff", ".webp")
+_NO_MODELS = frozenset((*_PICTURES, ".bin", ".csv", ".json", ".npy", ".npz", ".py", ".toml", ".txt", ".yaml", ".yml"))
 _OTHER_FRAMEWORKS = {".keras": "Keras", ".tflite": "TensorFlow Lite"}
 
 
@@ -318,8 +328,10 @@ def _convert_source(
     """Convert what `reader` returns for the complete recipe; `path` names the source in errors."""
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = reader(path, complete)
-        raw, normalized = finish_output(source, complete, path=path)
         size = complete.size or size_of(source, path)
+        if source.normalized is None and not complete.normalized:
+            source = dataclasses.replace(source, normalized=_has_unit_rows(source, complete, size))
+        raw, normalized = finish_output(source, complete, path=path)
         converted = adapt_input(
             raw,
             layout=_LAYOUTS[layout],
@@ -429,6 +441,15 @@ def provenance_of(source: SourceModel, catalog: Catalog) -> Provenance:
     return "published" if source.sha256 in known else "unknown"
 
 
+def _has_unit_rows(source: SourceModel, recipe: Recipe, size: tuple[int, int]) -> bool:
+    """Whether drawn faces, standardised as the recipe says, get embeddings of unit length."""
+    crops = to_input(draw_faces(size), layout="NHWC", color=recipe.color)
+    images = ((crops - np.array(recipe.mean)) / np.array(recipe.scale)).astype(np.float32)
+    if source.layout == "NCHW":
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return bool(np.allclose(np.linalg.norm(run_model(source.model, images), axis=1), 1, atol=1e-3))
+
+
 def finish_output(source: SourceModel, recipe: Recipe, *, path: Path) -> tuple[ov.Model, bool]:
     """Normalise the output if the recipe wants it; return the model, and whether its rows have unit length.
 
@@ -450,7 +471,7 @@ def finish_output(source: SourceModel, recipe: Recipe, *, path: Path) -> tuple[o
 
 def require_plain_name(name: str) -> None:
     """Raise InputError if a name cannot be that of an IR, in the folder that was asked for."""
-    if Path(name).name != name or name in ("", ".", ".."):
+    if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
         raise InputError(f"name: expected a plain file name, found {name!r}")
 
 

@@ -22,7 +22,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
-from edgeface.errors import ConversionError, EdgeFaceError, OutputError
+from edgeface.errors import ConversionError, EdgeFaceError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Color, Layout, ModelContract
 from edgeface.model.ir_file import check_weights, read_ir
@@ -182,6 +182,37 @@ def prepend_preprocessing(
     if any(each != 1 for each in scale):
         steps.scale(list(scale))
     return processor.build()
+
+
+def take_floats(model: ov.Model, *, raw: bool, source: str) -> None:
+    """Make a model of whole numbers take float32 images of the same values, in place; others stay as they are.
+
+    Values are rounded and cast as the model's input is. Integers hold images of 0-255, so what is already standardised
+    (`raw` is false) would be cut to a few values.
+
+    Raises InputError if the input is not `raw`, ConversionError for a type that does not hold 0-255.
+    """
+    (parameter,) = model.get_parameters()
+    kind = parameter.get_element_type()
+    if kind.is_real():
+        return
+    if kind in (ov.Type.i8, ov.Type.boolean) or kind.bitwidth < 8:
+        raise ConversionError(path=source, expected="an input that holds values of 0-255", found=kind.get_type_name())
+    if not raw:
+        raise InputError(
+            path=source,
+            expected=f"mean 0 and scale 1, as its input is whole numbers ({kind.get_type_name()}) of 0-255",
+            found="another mean or scale",
+            remedy="pass --mean 0 --scale 1",
+        )
+    image = ops.parameter(parameter.get_partial_shape(), np.float32)
+    image.output(0).set_names(parameter.output(0).get_names())
+    cast = ops.convert(ops.round(image, "half_to_even"), kind.get_type_name())
+    for target in parameter.output(0).get_target_inputs():
+        target.replace_source_output(cast.output(0))
+    model.add_parameters([image])
+    model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
 
 
 def name_ports(model: ov.Model, *, inputs: Iterable[str], outputs: Iterable[str], layout: Layout) -> None:
@@ -353,8 +384,9 @@ def check_inference(path: Path) -> None:
 
     The fault it looks for, FaceNets whose first inferences were silently wrong, shows only in a fresh process.
 
-    Raises ConversionError if they differ, are not finite, or lack unit length although the contract promises
-    it; ModelFormatError if the IR cannot be read, or its .bin is not the one that the contract names.
+    Raises ConversionError if they differ, are not finite, are one embedding whatever the image, or lack unit length
+    although the contract promises it; ModelFormatError if the IR cannot be read, or its .bin is not the one that the
+    contract names.
     """
     model = read_ir(path)
     check_structure(model, source=str(path))
@@ -367,8 +399,18 @@ def check_inference(path: Path) -> None:
         check_weights(path, contract, weights.result())
     request = compiled.create_infer_request()
     images = random_images(contract, max(batches))
+    if static.is_static:
+        other = request.infer({0: random_images(contract, 1 + len(images))[1:]})[0].copy()
     first = {batch: request.infer({0: images[:batch]})[0].copy() for batch in batches}
-    again = request.infer({0: images})[0]
+    again = request.infer({0: images})[0].copy()
+    rows = again if static.is_dynamic else np.concatenate([again, other])
+    if not np.isfinite(rows).all():
+        raise ConversionError("expected finite embeddings, found others; see whether mean and scale are the model's")
+    if np.ptp(rows, axis=0).max() <= _ONE_EMBEDDING * np.abs(rows).max():
+        raise ConversionError(
+            f"expected another embedding of each image, found one of all {len(rows)} random images; see whether mean "
+            "and scale are the model's"
+        )
     for batch in batches:
         if first[batch].shape != (batch, contract.embedding_dim):
             raise ConversionError(
@@ -380,6 +422,10 @@ def check_inference(path: Path) -> None:
     lengths = np.linalg.norm(again, axis=1)
     if contract.normalized and not np.allclose(lengths, 1, atol=1e-3):
         raise ConversionError(f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}")
+
+
+_ONE_EMBEDDING = 1e-6
+"""Largest difference between rows, as a fraction of their largest number, that rounding alone explains."""
 
 
 def run_check() -> int:

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from edgeface import errors
 from edgeface.convert.graphdef import parse_message
-from edgeface.convert.ir import flatten_output
+from edgeface.convert.ir import flatten_output, take_floats
 from edgeface.convert.messages import build_messages
-from edgeface.convert.recipe import Recipe
+from edgeface.convert.recipe import Recipe, is_raw
 from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weights, read_bytes, run_frontend
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
 from edgeface.files import output_errors, sha256_of
@@ -322,12 +322,18 @@ def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
     model = _choose_output(run_frontend("onnx", path, path), recipe, path)
     layout = _layout_of(model, recipe, path)
     names = model.input(0).get_any_name(), model.output(0).get_any_name()
+    take_floats(model, raw=is_raw(recipe), source=str(path))
     notes = _notice_preprocessing(model, layout, recipe, path)
     flatten_output(model)
     if len(found := model.output(0).get_partial_shape()) != 2:
         raise ConversionError(f"{path}: expected an output of (batch, embedding), found {found}; see --output")
     size = _resize(model, layout, recipe, path)
-    if (freed := _free_the_batch(model)) is not None:
+    freed = _free_the_batch(model)
+    if (
+        freed is not None
+        and _same_rows(model, freed, size, recipe, path)
+        and _rows(freed, size, recipe, path).independent
+    ):
         model = freed
         notes.append("its batch is fixed; it was made dynamic")
     rows = _rows(model, size, recipe, path)
@@ -469,6 +475,9 @@ def _resize(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> tupl
     if recipe.size is None and any(side.is_dynamic for side in sides):
         raise InputError(f"{path}: it takes images of any size; pass the size of its crops with --size")
     size = recipe.size or tuple(side.get_length() for side in sides)
+    if any(side.is_static and side != wanted for side, wanted in zip(sides, size, strict=True)):
+        wanted, found = (" x ".join(map(str, each)) for each in (size, sides))
+        raise ConversionError(f"{path}: expected a model of {wanted} images (--size), found one of {found}")
     image = (3, *size) if layout == "NCHW" else (*size, 3)
     try:
         model.reshape(ov.PartialShape([batch, *image]))
@@ -526,6 +535,34 @@ def _is_constant(node: Any) -> bool:
     return bool(node.get_type_name() == "Constant") or (bool(inputs) and all(_is_constant(each) for each in inputs))
 
 
+def _same_rows(fixed: ov.Model, freed: ov.Model, image: Sequence[int], recipe: Recipe, path: Path) -> bool:
+    """Whether a model whose batch was made dynamic computes of the fixed batch what it did before."""
+    images = _images(fixed.input(0).get_partial_shape()[0].get_length(), image, recipe)
+    (before,) = _run(fixed, [images], path)
+    try:
+        (after,) = _run(freed, [images], path)
+    except ConversionError:
+        return False
+    return before.shape == after.shape and np.allclose(before, after, rtol=0, atol=1e-4 * np.abs(before).max())
+
+
+def _images(count: int, image: Sequence[int], recipe: Recipe) -> NDArray[np.float32]:
+    """Return random images that were standardised as the recipe says."""
+    raw = np.random.default_rng(0).uniform(0, 255, (count, *image))
+    channels = (3, 1, 1) if image[0] == 3 else (3,)
+    return ((raw - np.reshape(recipe.mean, channels)) / np.reshape(recipe.scale, channels)).astype(np.float32)
+
+
+def _run(model: ov.Model, batches: Sequence[NDArray[np.float32]], path: Path) -> list[NDArray[np.float32]]:
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
+    try:
+        compiled = ov.Core().compile_model(model, "CPU", options)
+        return [np.array(compiled(batch)[0]) for batch in batches]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise ConversionError(f"{path}: OpenVINO cannot run this graph: {' '.join(reason)}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Whether rows of embeddings are the same in any batch, and whether they have unit length."""
@@ -537,23 +574,16 @@ class _Rows:
 def _rows(model: ov.Model, image: Sequence[int], recipe: Recipe, path: Path) -> _Rows:
     """Embed random images one by one, and together where the batch is dynamic."""
     shape = model.input(0).get_partial_shape()
-    count = 3 if shape[0].is_dynamic else shape[0].get_length()
-    raw = np.random.default_rng(0).uniform(0, 255, (count, *image))
-    channels = (3, 1, 1) if image[0] == 3 else (3,)
-    images = ((raw - np.reshape(recipe.mean, channels)) / np.reshape(recipe.scale, channels)).astype(np.float32)
-    try:
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
-        compiled = ov.Core().compile_model(model, "CPU", options)
-        together = np.array(compiled(images)[0])
-        alone = [compiled(each[None])[0] for each in images] if shape[0].is_dynamic else together
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1:]
-        raise ConversionError(f"{path}: OpenVINO cannot run this graph: {' '.join(reason)}") from error
+    images = _images(3 if shape[0].is_dynamic else shape[0].get_length(), image, recipe)
+    batches = [images, *(images[each : each + 1] for each in range(len(images)) if shape[0].is_dynamic)]
+    together, *alone = _run(model, batches, path)
+    if not alone:  # of a fixed batch, the first row has to stay when the other images change
+        (others,) = _run(model, [np.concatenate([images[:1], 255 - images[1:]])], path)
+        alone = [others[:1], together[1:]]
     if not np.isfinite(together).all():
         raise ConversionError(f"{path}: expected finite embeddings, found others; the file is damaged")
     lengths = np.linalg.norm(together, axis=-1)
     largest = np.abs(together).max()
-    same = len(alone) == len(together) and np.allclose(
-        np.reshape(alone, together.shape), together, rtol=0, atol=1e-4 * max(largest, 1e-30)
-    )
+    apart = np.concatenate([each.ravel() for each in alone])
+    same = apart.size == together.size and np.allclose(apart, together.ravel(), rtol=0, atol=1e-4 * max(largest, 1e-30))
     return _Rows(bool(same), bool(np.allclose(lengths, 1, atol=1e-4)))

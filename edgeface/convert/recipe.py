@@ -60,6 +60,11 @@ class Recipe:
     lrn: Lrn | None = None
 
 
+def is_raw(recipe: Recipe) -> bool:
+    """Whether a recipe leaves values of 0-255 as they are."""
+    return not any(recipe.mean) and set(recipe.scale) == {1.0}
+
+
 def _triple(value: Any) -> Any:
     """One number stands for three channels; in text, numbers are separated by commas."""
     if isinstance(value, str):
@@ -98,10 +103,14 @@ def _alignment(value: Any) -> Any:
     """``recipe`` or ``recipe:margin``; a zoo entry's mapping too."""
     try:
         if isinstance(value, str):
-            return Alignment.parse(value)
-        return Alignment(**value) if isinstance(value, dict) else value
+            value = Alignment.parse(value)
+        elif isinstance(value, dict):
+            value = Alignment(**value)
     except (ContractError, TypeError) as error:
         raise ValueError(str(error)) from error
+    if isinstance(value, Alignment) and value.margin and not value.recipe.startswith("mtcnn-box"):
+        raise ValueError(f"expected no margin with {value.recipe}, found {value.margin}; leave it out")
+    return value
 
 
 Pixels = Annotated[int, Strict(), Field(ge=1)]

@@ -425,6 +425,10 @@ def test_a_damaged_checkpoint_is_refused(run: Callable[..., Answer], tmp_path: P
         (["{pb}", "--name", "../x"], 2, "name: expected a plain file name, found '../x'"),
         (["{pb}", "--name", "a/b"], 2, "name: expected a plain file name"),
         (["{pb}", "--name", ".."], 2, "name: expected a plain file name"),
+        (["{pb}", "--name", "con\nx"], 2, "name: expected a plain file name, found 'con\\nx'"),
+        (["a.jpg"], 3, "found a .jpg file"),
+        (["recipe.yml"], 3, "expected a TensorFlow, ONNX (.onnx), PyTorch"),
+        (["models/mine.xml"], 3, "edgeface adopt adds a contract"),
         (["{pb}", "--name", ""], 2, "name: expected a plain file name, found ''"),
         (["{pb}", "--name", "x" * 300], 2, "File name too long"),
         (["{pb}", "--golden", "no/such.npz"], 2, "expected an .npz with 'images' and 'embeddings'"),
@@ -729,3 +733,12 @@ def test_adopting_needs_to_know_what_the_input_expects(
 
     assert answer.code == 3
     assert "pass --golden FILE.npz" in answer.line
+
+
+def test_raw_embeddings_of_a_graph_that_normalises_them_are_refused(
+    run: Callable[..., Answer], pb: Path, tmp_path: Path
+) -> None:
+    answer = run("convert", pb, "-o", tmp_path / "out", "--raw")
+
+    assert answer.code == 2
+    assert "found one that normalises them" in answer.line

@@ -169,7 +169,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path, form: dict[str, Any], error: typ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize("batch", ["batch", 3])
 def test_rows_that_depend_on_the_rest_of_the_batch_are_refused(tmp_path: Path, batch: Any) -> None:
     with pytest.raises(ConversionError, match="rows that do not depend on the other images of a batch"):
         load_onnx(write_arcface(tmp_path / "model.onnx", last="mixed", batch=batch), recipe().complete())
@@ -184,6 +184,47 @@ def test_a_batch_that_the_graph_holds_fixed_stays_fixed(tmp_path: Path) -> None:
     assert convert(path, tmp_path / "out", recipe=recipe(), batch=1).inputs == {
         "image_batch/placeholder_port_0": "[1,3,112,112]"
     }
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_freed_without_changing_the_numbers_stays_fixed(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "model.onnx", last="tall", batch=1)
+
+    with pytest.raises(ConversionError, match="pass --batch 1"):
+        convert(path, tmp_path / "out", recipe=recipe())
+    ir = convert(path, tmp_path / "out", recipe=recipe(), batch=1).ir
+
+    assert difference(ir, photos(), expected(path, (photos() - 127.5) / 127.5)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_an_input_of_whole_numbers_gets_raw_images_or_is_refused(tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "model.onnx", dtype=onnx.TensorProto.UINT8)
+
+    with pytest.raises(InputError, match=r"mean 0 and scale 1.*u8.*pass --mean 0 --scale 1"):
+        load_onnx(path, recipe().complete())
+    ir = convert(path, tmp_path / "out", recipe=recipe(mean="0", scale="1")).ir
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rows = np.concatenate([session.run(None, {"image": each[None].transpose(0, 3, 1, 2)})[0] for each in photos()])
+    assert difference(ir, photos(), rows) <= 1e-5
+    signed = write_arcface(tmp_path / "signed.onnx", dtype=onnx.TensorProto.INT8)
+    with pytest.raises(ConversionError, match="holds values of 0-255"):
+        load_onnx(signed, recipe(mean="0", scale="1").complete())
+
+
+@pytest.mark.slow
+def test_a_size_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"expected a model of 96 x 96 images .*found one of 112 x 112"):
+        load_onnx(write_arcface(tmp_path / "model.onnx"), recipe(size="96").complete())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["1e30", "1e-38"])
+def test_a_scale_that_leaves_one_embedding_of_every_image_is_refused(tmp_path: Path, scale: str) -> None:
+    with pytest.raises(ConversionError, match=r"expected (another|finite) embedding"):
+        convert(write_arcface(tmp_path / "model.onnx"), tmp_path / "out", recipe=recipe(scale=scale))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ("color", "purple", "--color: expected 'BGR' or 'RGB', found 'purple'"),
         ("layout", "CHWN", "--layout: expected 'NCHW' or 'NHWC', found 'CHWN'"),
         ("alignment", "by-hand", "--alignment: alignment recipe: expected one of mtcnn-box-margin"),
+        ("alignment", "five-point-112:16", "--alignment: expected no margin with five-point-112, found 16"),
         ("normalized", "yes", "--normalized: "),
     ],
 )
