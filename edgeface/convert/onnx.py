@@ -550,7 +550,8 @@ def _images(count: int, image: Sequence[int], recipe: Recipe) -> NDArray[np.floa
     """Return random images that were standardised as the recipe says."""
     raw = np.random.default_rng(0).uniform(0, 255, (count, *image))
     channels = (3, 1, 1) if image[0] == 3 else (3,)
-    return ((raw - np.reshape(recipe.mean, channels)) / np.reshape(recipe.scale, channels)).astype(np.float32)
+    images: NDArray[np.float64] = (raw - np.reshape(recipe.mean, channels)) / np.reshape(recipe.scale, channels)
+    return images.astype(np.float32)
 
 
 def _run(model: ov.Model, batches: Sequence[NDArray[np.float32]], path: Path) -> list[NDArray[np.float32]]:
