@@ -22,7 +22,6 @@ STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 demo: EXTRAS = demo
 demo: $(VENV)/.installed-demo
 	$(BIN)/edgeface demo
-	@echo "to use the command edgeface in this shell, run: . $(BIN)/activate"
 
 # Side by side whatever can be, then one after another what measures this machine's time, load or memory.
 PYTEST = $(BIN)/python -m pytest --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)

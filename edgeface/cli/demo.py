@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the IR and the report.")] = Path(
-        "edgeface-demo"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Folder for the IR, the photos, their gallery and the report.")
+    ] = Path("edgeface-demo"),
     data: Annotated[
         Path | None, typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.", show_default=False)
     ] = None,
@@ -33,9 +33,9 @@ def demo(
     offline: Annotated[bool, typer.Option("--offline", help="Do not download from the publisher.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Name people in a photo with a real model, convert the published FaceNet, and write a report.
+    """Name people in photos with a real model, convert the published FaceNet, and write a report.
 
-    Two people are enrolled and named in another picture, beside a person who is not enrolled. If FaceNet's published
+    Two people are enrolled and named in other photos, beside a person who is not enrolled. If FaceNet's published
     weights could be had and no default model is set, it becomes the default model.
     """
     from edgeface.demo import run_demo
@@ -57,13 +57,13 @@ def _lines(result: DemoResult) -> Iterator[str]:
     contract, parity, timing = result.conversion.contract, result.conversion.parity, result.timing
     named = result.recognition
     if named is not None:
-        yield f"[bold]Who is in {escape(str(named.door))}?[/] Answered by {escape(named.contract.name)}:"
-        for number, each in enumerate(named.faces, 1):
+        yield f"[bold]Who is in the photos of {escape(str(named.door))}?[/] Answered by {escape(named.contract.name)}:"
+        for each in named.faces:
             who = each.answer.person if each.answer else each.answer.verdict.value
             verdict = "[green]right[/]" if each else "[red]wrong[/]"
             score = "" if each.answer.score is None else f"score {each.answer.score:.3f}"
             limit = f"threshold {each.answer.threshold.value:.3f}"
-            yield f"  face {number}: {escape(str(who)):<16} {score}, {limit}  {verdict}"
+            yield f"  {each.photo.name}: {escape(str(who)):<16} {score}, {limit}  {verdict}"
         yield f"  The threshold {named.threshold_origin}."
     else:
         yield f"[bold yellow]Nobody can be named:[/] {escape(result.missing)}"

@@ -1,10 +1,13 @@
-"""Name people in a photo with a real model, convert the published FaceNet, and write one HTML report."""
+"""Name people in photos with a real model, convert the published FaceNet, and write one HTML report."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import importlib.util
+import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +33,8 @@ from edgeface.drawing import write_page
 from edgeface.errors import MissingError
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.vision.image import Image
-from edgeface.zoo.default import has_default, keep_ir, record_first_default
+from edgeface.zoo.default import default_name, has_default, keep_ir
+from edgeface.zoo.store import ModelStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class DemoResult:
     Attributes
     ----------
     recognition
-        Who is in the picture; None where no real model or no photos could be had, and `missing` says why.
+        Who is in the photos; None where no real model or no photos could be had, and `missing` says why.
     source, conversion, compared, timing
         Of the published FaceNet: its weights, its IR, pairs of real faces (none without the real data), its speed.
     """
@@ -71,10 +75,13 @@ class DemoResult:
     @property
     def next_commands(self) -> tuple[str, ...]:
         """What to type next, as it can be pasted into a shell."""
+        activate = Path(sys.prefix, "bin", "activate")
+        first = () if shutil.which("edgeface") or not activate.is_file() else (f". {shlex.quote(str(activate))}",)
         if self.recognition is None:
-            return ("edgeface doctor",)
-        gallery, door = self.recognition.gallery, self.recognition.door
+            return (*first, "edgeface doctor")
+        gallery, door = (shlex.quote(str(path)) for path in (self.recognition.gallery, self.recognition.door))
         return (
+            *first,
             f"edgeface identify {door} --gallery {gallery}",
             f"edgeface gallery enrol {gallery} MY-PEOPLE/   # one folder of photos for each person",
             "edgeface verify ONE.jpg ANOTHER.jpg",
@@ -111,7 +118,7 @@ def run_demo(
     say: Callable[[str], None] = lambda line: None,
     progress: ProgressCallback = ignore_progress,
 ) -> DemoResult:
-    """Convert FaceNet 20180408-102900, enrol two people and name them in another picture, and write a report.
+    """Convert FaceNet 20180408-102900, enrol two people and name them in other photos, and write a report.
 
     People are named with the default model: FaceNet where its published weights could be had, which then becomes the
     default unless one is set, else dlib's (extra `demo`). Photos are those of `find_photos`.
@@ -141,12 +148,14 @@ def run_demo(
             name=MODEL,
             parity=functools.partial(check_parity, golden=golden) if can_compare else None,
         )
-    if source.provenance == "published" and not has_default():
-        record_first_default(keep_ir(conversion.ir))
-        say("this model is now the default; show it with: edgeface zoo default")
+    before = default_name()
+    if source.provenance == "published" and not has_default() and ModelStore().find_ir(MODEL) is None:
+        keep_ir(conversion.ir)
+    if default_name() == MODEL != before:
+        say(f"{MODEL} is now the default; show it with: edgeface zoo default")
     recognition, missing = None, ""
     try:
-        photos = find_photos(output_dir, data=data, offline=offline, say=say)
+        photos = find_photos(output_dir / "photos", data=data, offline=offline, say=say)
         recognition = recognise(photos, output_dir, say=say)
     except MissingError as error:
         missing = str(error)

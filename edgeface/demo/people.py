@@ -1,4 +1,4 @@
-"""Enrol two people, and name them in another picture beside a person who is not enrolled."""
+"""Enrol two people, and name them in other photos, beside a person who is not enrolled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 import edgeface
 from edgeface.convert import convert
-from edgeface.errors import MissingError, install_line
+from edgeface.errors import ImageError, MissingError, OutputError, install_line
 from edgeface.files import sha256_of, write_atomically
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import enrol_folder
@@ -30,7 +30,7 @@ from edgeface.vision.image import Image, read_image
 from edgeface.zoo import default_model
 
 _DOOR_HEIGHT = 600
-"""Most pixels of a picture in which people are named."""
+"""Most rows of a door photo with its answers drawn on it."""
 _KNOWN, _UNKNOWN = (80, 200, 60), (90, 150, 245)
 """Colours of boxes, BGR."""
 
@@ -47,17 +47,41 @@ class DemoPhotos:
         Other photos with their names: of the enrolled people, and of one who is not enrolled, whose name is None.
     origin
         Where they are from, and their licence.
+    kind
+        Name of the folder that they are written into, so that another run with other photos finds none of these.
     """
 
     enrolled: Mapping[str, Image]
     door: Sequence[tuple[str | None, Image]]
     origin: str
+    kind: str
+
+    def write(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Write all photos below `folder`, as PNG; return the files of the enrolled people and those of the door.
+
+        Raises OutputError if a file is there that has other pixels; then nothing is written.
+        """
+        people = {folder / "people" / name / "1.png": photo for name, photo in self.enrolled.items()}
+        door = {folder / "door" / f"{number}.png": photo for number, (_, photo) in enumerate(self.door, 1)}
+        new = {path: photo for path, photo in {**people, **door}.items() if not path.exists()}
+        for path, photo in {**people, **door}.items():
+            if path not in new and not _shows(path, photo):
+                raise OutputError(
+                    path=path,
+                    expected="no file, or the demo's photo from an earlier run",
+                    found="another file",
+                    remedy=f"move {folder} away, or choose another --output-dir",
+                )
+        for path, photo in new.items():
+            write_png(path, photo)
+        return list(people), list(door)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedFace:
-    """What the demo says about one face, and who it is; None for a person who is not enrolled."""
+    """What the demo says about one face of a door photo, and who it is; None for a person who is not enrolled."""
 
+    photo: Path
     answer: Identification
     truth: str | None
 
@@ -67,7 +91,7 @@ class NamedFace:
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """People who were enrolled from one photo each, and named in another one.
+    """People who were enrolled from one photo each, and named in other photos.
 
     Attributes
     ----------
@@ -78,9 +102,9 @@ class Recognition:
     pictures
         The door photos, at most 600 pixels high, with a box and a name on each face.
     faces
-        From left to right.
+        Photo by photo, from left to right.
     gallery, door
-        The gallery, and the first door photo, as files.
+        The gallery, and the folder of the door photos.
     """
 
     contract: ModelContract
@@ -101,7 +125,7 @@ class Recognition:
         threshold = self.faces[0].answer.threshold
         rate = f"for a false positive identification rate of {threshold.fpir:g}" if threshold.fpir else "by hand"
         where = f"; it was calibrated on {threshold.measured_on}" if threshold.measured_on else ""
-        return f"was chosen {rate} in a gallery of {len(self.photos.enrolled)} people{where}"
+        return f"was chosen {rate} in a gallery of {threshold.gallery_size} templates{where}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -111,7 +135,10 @@ class Recognition:
             "provenance": self.contract.provenance,
             "photos": self.photos.origin,
             "enrolled": sorted(self.photos.enrolled),
-            "answers": [{"truth": each.truth, "right": bool(each), **each.answer.to_dict()} for each in self.faces],
+            "answers": [
+                {"photo": str(each.photo), "truth": each.truth, "right": bool(each), **each.answer.to_dict()}
+                for each in self.faces
+            ],
             "gallery": str(self.gallery),
         }
 
@@ -134,6 +161,7 @@ def find_photos(
             enrolled={one: first, other: third},
             door=[(one, second), (None, stranger), (other, fourth)],
             origin="Labeled Faces in the Wild, in EDGEFACE_DATA",
+            kind="lfw",
         )
     if importlib.util.find_spec("skimage") is None:
         raise MissingError(expected="photos of people", found="no scikit-image", remedy=f"run: {install_line('demo')}")
@@ -150,6 +178,7 @@ def find_photos(
             "official portraits of the United States government, public domain, from the packages scikit-image and "
             "face_recognition; Eileen Collins's second one is her first, mirrored and darkened"
         ),
+        kind="portraits",
     )
 
 
@@ -200,37 +229,44 @@ def _from_archive(archive: Path, name: str) -> Image:
 def recognise(photos: DemoPhotos, folder: Path, *, say: Callable[[str], None] = lambda line: None) -> Recognition:
     """Enrol people into a gallery in `folder` and name the faces of the door photos, with the default model.
 
-    The gallery is not encrypted; one that is there already is added to.
+    Photos are written below ``photos`` in `folder`. The gallery is not encrypted; an earlier run's is added to. Only
+    the people of `photos` are enrolled, whatever else lies in `folder`.
 
-    Raises MissingError if there is no default model, or no threshold is known for it.
+    Raises MissingError if there is no default model, or no threshold is known for it; OutputError if a file of another
+    origin is where a photo should be written.
     """
     with edgeface.load(default_model(convert=convert)) as app:
         contract = app.contract
         say(f"enrolling {' and '.join(photos.enrolled)}, with {contract.name}")
-        people, place = folder / "people", folder / f"people-{contract.contract_id}.gallery"
-        for name, photo in photos.enrolled.items():
-            write_png(people / name / "1.png", photo)
+        people, door = photos.write(folder / "photos" / photos.kind)
+        place = folder / f"people-{contract.contract_id}.gallery"
         opened = (
             open_gallery(place, key=None) if place.is_file() else create_gallery(place, contract=contract, key=None)
         )
         with opened as gallery:
             rules = EnrolRules.choose(None, contract.contract_id)
-            done = enrol_folder(gallery, [people], rules=rules, pipeline=app.pipeline(), largest=True)
+            done = enrol_folder(gallery, people, rules=rules, pipeline=app.pipeline(), largest=True)
             for name, why in done.not_enrolled.items():
                 say(f"{name} is not enrolled: {why}")
             answers = [app.identify(photo, gallery, gate=None) for _, photo in photos.door]
-    door = folder / "door.png"
-    write_png(door, photos.door[0][1])
     faces, pictures = [], []
-    for (truth, photo), found in zip(photos.door, answers, strict=True):
+    for path, (truth, photo), found in zip(door, photos.door, answers, strict=True):
         sides = [
             0.0 if answer.face is None else float(np.prod(answer.face.box[2:] - answer.face.box[:2]))
             for answer in found
         ]
         person = int(np.argmax(sides)) if sides else None  # the largest face; others are bystanders
-        faces += [NamedFace(answer, truth if row == person else None) for row, answer in enumerate(found)]
+        faces += [NamedFace(path, answer, truth if row == person else None) for row, answer in enumerate(found)]
         pictures.append(_draw(photo, found))
-    return Recognition(contract, photos, tuple(pictures), tuple(faces), place, door)
+    return Recognition(contract, photos, tuple(pictures), tuple(faces), place, door[0].parent)
+
+
+def _shows(path: Path, photo: Image) -> bool:
+    """Whether a file has exactly the pixels of a photo."""
+    try:
+        return np.array_equal(read_image(path), photo)
+    except (ImageError, OSError):
+        return False
 
 
 def _draw(photo: Image, answers: Sequence[Identification]) -> Image:
