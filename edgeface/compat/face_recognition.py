@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import edgeface
 from edgeface.errors import ContractError, FaceError, ImageError, InputError
+from edgeface.gallery.encodings import DLIB_CONTRACT_ID
 from edgeface.model.contract import Alignment
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
@@ -48,7 +49,6 @@ Encoding = NDArray[np.float64]
 
 MODEL = "dlib-face-recognition-resnet-v1"
 """Zoo name of the network that the original uses."""
-_DIM = 128
 
 _SMALLEST_FACE = 60
 """Pixels: shorter side, at least, of MTCNN's box around a face that fills the 80 pixels of dlib's window. Each
@@ -95,12 +95,14 @@ class _Models:
             if self.loaded is None:
                 embedder = Embedder.load(edgeface.find_model(self.model), device=self.device)
                 contract = embedder.contract
-                if contract.embedding_dim != _DIM or contract.normalized:
+                original = replace(contract, precision="FP32", layout="NCHW", color="BGR", lineage=None).contract_id
+                if original != DLIB_CONTRACT_ID:
                     embedder.close()
                     raise ContractError(
                         path=self.model,
-                        expected=f"dlib's network: {_DIM} numbers that are not of unit length",
-                        found=f"{contract.embedding_dim} numbers{' of unit length' * contract.normalized}",
+                        expected=f"dlib's network, contract {DLIB_CONTRACT_ID} or one made from it: the tolerance of "
+                        "0.6 holds for no other",
+                        found=f"{contract.name}, contract {contract.contract_id}",
                         remedy=f"use {MODEL}, or an IR that was quantized from it; other models belong to "
                         "edgeface.load()",
                     )

@@ -22,7 +22,9 @@ from tiny_ir import write_tiny_ir
 
 from edgeface.compat import face_recognition
 from edgeface.errors import ContractError, ImageError, InputError, ModelNotFoundError
+from edgeface.gallery import encodings
 from edgeface.model.contract import Alignment
+from edgeface.model.ir_file import read_contract
 from edgeface.model.opset import ops
 
 SIDE = 150
@@ -46,9 +48,12 @@ def write_ir(folder: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    face_recognition.configure(write_ir(tmp_path_factory.mktemp("ir")))
-    yield
-    face_recognition.configure()
+    path = write_ir(tmp_path_factory.mktemp("ir"))
+    with pytest.MonkeyPatch.context() as patched:  # in place of dlib's weights
+        patched.setattr(face_recognition, "DLIB_CONTRACT_ID", read_contract(path)[1].contract_id)
+        face_recognition.configure(path)
+        yield
+        face_recognition.configure()
 
 
 @pytest.fixture(scope="module")
@@ -312,10 +317,20 @@ def test_a_model_that_is_not_dlib_s_is_refused(tmp_path: Path) -> None:
     before = face_recognition._models
     face_recognition.configure(write_tiny_ir(tmp_path))
     try:
-        with pytest.raises(ContractError, match=r"expected dlib's network: 128 numbers .* found 3 numbers of unit"):
+        with pytest.raises(ContractError, match=r"expected dlib's network, contract .* found tiny, contract "):
             face_recognition.face_encodings(np.zeros((64, 64, 3), np.uint8), [(0, 64, 64, 0)])
     finally:
         face_recognition._models = before
+
+
+def test_another_network_of_128_numbers_is_not_judged_by_dlib_s_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(face_recognition, "DLIB_CONTRACT_ID", encodings.DLIB_CONTRACT_ID)
+    monkeypatch.setattr(face_recognition, "_models", face_recognition._models)
+    face_recognition.configure(write_ir(tmp_path))
+    with pytest.raises(ContractError, match=r"0\.6 holds for no other, found chip"):
+        face_recognition.face_encodings(np.zeros((SIDE, SIDE, 3), np.uint8), [(0, SIDE, SIDE, 0)])
 
 
 def test_threads_that_come_first_together_load_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
