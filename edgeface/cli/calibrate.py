@@ -42,8 +42,8 @@ def calibrate(
         typer.Option(
             "--output",
             "-o",
-            help="JSON file to write, for --threshold. Default: stored for this model; verify, identify and all other "
-            "commands then use it.",
+            help="JSON file to write, for --threshold: also rates that the photos do not support. Default: those that "
+            "they support are stored for this model; verify, identify and all other commands then use them.",
             show_default=False,
         ),
     ] = None,
@@ -67,7 +67,7 @@ def calibrate(
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
     from edgeface.recognize.known import own_path
     from edgeface.recognize.metrics import Metric
-    from edgeface.recognize.threshold import require_rates, save_thresholds
+    from edgeface.recognize.threshold import require_rates, require_supported, save_thresholds
 
     require_rates(far)
     images = people or images
@@ -99,10 +99,12 @@ def calibrate(
             progress=progress,
         )
     stored = output or own_path(found.thresholds[0].contract_id)
-    save_thresholds(stored, found.thresholds)
+    kept = found.thresholds if output else require_supported(found.thresholds)
+    save_thresholds(stored, kept)
     for threshold in found.thresholds:
         if not threshold.supported:
-            stderr.print(f"[bold yellow]not enough data:[/] {escape(threshold.note)}", soft_wrap=True)
+            left_out = "" if output else "; not stored"
+            stderr.print(f"[bold yellow]not enough data:[/] {escape(threshold.note)}{left_out}", soft_wrap=True)
     if found.failures:
         named = escape(", ".join(found.failures[:5]))
         stderr.print(
@@ -115,11 +117,11 @@ def calibrate(
             {
                 "output": str(stored),
                 "contract_id": found.thresholds[0].contract_id,
-                "thresholds": [each.to_dict() for each in found.thresholds],
+                "thresholds": [each.to_dict() for each in kept],
                 "failures": list(found.failures),
             }
         )
-    stdout.print(_threshold_table(found.thresholds))
+    stdout.print(_threshold_table(kept))
     used = "" if output else "; it is used for this model from now on, until the file is deleted"
     print_line(f"{stored} written{used}")
 

@@ -13,7 +13,14 @@ from edgeface.errors import ContractError, InputError, MissingError
 from edgeface.files import default_root
 from edgeface.model.contract import ModelContract, current_id, ids_of
 from edgeface.model.embedding import require_same_contract
-from edgeface.recognize.threshold import USUAL_FAR, Threshold, load_thresholds, require_rate, threshold_at
+from edgeface.recognize.threshold import (
+    USUAL_FAR,
+    Threshold,
+    load_thresholds,
+    require_rate,
+    require_supported,
+    threshold_at,
+)
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """False accept rates that 'edgeface calibrate' chooses thresholds for."""
@@ -55,10 +62,9 @@ def _load(folder: Path, contract_id: str) -> tuple[Threshold, ...]:
 def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:
     """Return all thresholds that are known for a model, given by its contract or its `contract_id`.
 
-    The user's own go before those that ship. For a rate that the user's photos are too few for, the stricter of the
-    two is taken; of the rates that the user did not calibrate, those below, where the threshold that ships is the
-    stricter one. A model that has neither takes those of the same weights in FP32, or its parent's, where
-    `Lineage.agrees`; they carry a note.
+    The user's own go before those that ship, for the rates that the user's photos support; the others are not used.
+    Of the rates below, those that ship follow where they are the stricter ones. A model that has neither takes those
+    of the same weights in FP32, or its parent's, where `Lineage.agrees`; they carry a note.
 
     Returns
     -------
@@ -67,11 +73,8 @@ def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:
     """
     contract_id = model if isinstance(model, str) else model.contract_id
     own, shipped = own_thresholds(contract_id), shipped_thresholds(contract_id)
+    own = tuple(each for each in own if each.supported)
     if own and shipped:
-        at = {each.far: each for each in shipped}
-        own = tuple(
-            each if each.supported else max(each, at.get(each.far, each), key=lambda one: one.cosine) for each in own
-        )
         lowest, strictest = min(each.assured_far for each in own), max(each.cosine for each in own)
         own += tuple(each for each in shipped if each.assured_far < lowest and each.cosine > strictest)
     if own or shipped or isinstance(model, str) or (related := _related(model)) is None:
@@ -85,6 +88,8 @@ def known_thresholds(given: Path | None, contract: ModelContract) -> tuple[Thres
         return tuple(fit_threshold(each, contract) for each in load_thresholds(given))
     known = thresholds_for(contract)
     if not known:
+        if stored := own_thresholds(contract.contract_id):
+            require_supported(stored)  # says what they lack
         differs = "" if contract.lineage is None or contract.lineage.agrees else _differs(contract) + ". "
         raise MissingError(
             f"{contract.name}: no threshold is known for its contract {contract.contract_id}. {differs}"

@@ -20,7 +20,7 @@ from edgeface.errors import InputError
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
 from edgeface.recognize.known import fit_threshold, known_thresholds
-from edgeface.recognize.threshold import Threshold, caution, require_rate
+from edgeface.recognize.threshold import Threshold, caution, lacking, require_rate
 from edgeface.stats import clopper_pearson, trials_needed
 
 USUAL_FPIR = 0.01
@@ -53,6 +53,8 @@ class SearchThreshold:
     expected_fnir
         Share of searches with photos of enrolled people that will find nobody, by the genuine pairs of ``pairs``: with
         one template a person, and without those where somebody else is more similar. None otherwise.
+    trials
+        Impostor pairs or probes that it was made from.
     measured_on, inherited
         See `Threshold`.
     """
@@ -66,6 +68,7 @@ class SearchThreshold:
     fpir_interval: tuple[float, float] = (0.0, 1.0)
     supported: bool = False
     expected_fnir: float | None = None
+    trials: int = 0
     measured_on: str = ""
     inherited: str = ""
 
@@ -104,9 +107,15 @@ class SearchThreshold:
                 f"the threshold was made for {self.gallery_size:,} templates and the gallery has {gallery_size:,}: "
                 "people who are not enrolled are accepted more often than the target"
             )
-        few = f"FPIR {self.fpir:g} is not supported by the data; it is at most {self.fpir_interval[1]:.2g}"
-        said = (self.inherited, "" if self.supported else few, caution(self.measured_on, "FPIR"))
-        return "; ".join(each for each in said if each)
+        if self.supported:
+            said = caution(self.measured_on, "FPIR")
+        else:
+            needs = f"at least {trials_needed(self.fpir):,} probes; there were {self.trials:,}"
+            if self.basis == "pairs":
+                needs = lacking(far_for_fpir(self.fpir, self.gallery_size), self.trials)
+            most = f"{self.fpir_interval[1]:.2g}"
+            said = f"FPIR {self.fpir:g} is not supported by the data, and is at most {most}: it needs {needs}"
+        return "; ".join(each for each in (self.inherited, said) if each)
 
 
 def choose_search_threshold(
@@ -242,6 +251,7 @@ def _between(low: Threshold, high: Threshold, far: float, *, fpir: float, galler
         fpir_interval=(least, most),
         expected_fnir=min(1.0, low.frr + share * (high.frr - low.frr)),
         supported=impostors >= trials_needed(far if share else low.assured_far),
+        trials=impostors,
         measured_on=" and ".join(dict.fromkeys(place for place in places if place)),
         inherited=low.inherited,
     )
@@ -287,4 +297,5 @@ def threshold_from_probes(
         expected_fpir=accepted / len(scores),
         fpir_interval=clopper_pearson(accepted, len(scores), confidence=confidence),
         supported=len(scores) >= trials_needed(fpir),
+        trials=len(scores),
     )

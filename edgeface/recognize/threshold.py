@@ -129,8 +129,8 @@ class Threshold:
             f"FAR {self.far:g} needs at least {trials_needed(self.far):,} impostor pairs (rule of three); "
             f"there were {self.impostors:,}, which show no more than FAR < {self.far_interval[1]:.2g}"
         )
-        said = (self.inherited, "" if self.supported else few, caution(self.measured_on, "false accept rate"))
-        return "; ".join(each for each in said if each)
+        said = caution(self.measured_on, "false accept rate") if self.supported else few
+        return "; ".join(each for each in (self.inherited, said) if each)
 
     @property
     def rate(self) -> str:
@@ -218,10 +218,45 @@ def caution(measured_on: str, rate: str) -> str:
     """Return the warning that a rate of thresholds that ship belongs with; empty for the user's own photos."""
     if SHIPPED_ON not in measured_on.split(" and "):
         return ""
+    advice = "Calibrate on your own" if measured_on == SHIPPED_ON else "Calibrate on more of your own"
     return (
-        f"the {rate} holds on {SHIPPED_ON}; on other photos it was up to {_ELSEWHERE:g} times as high. Calibrate on "
-        "your own: edgeface calibrate PEOPLE"
+        f"the {rate} holds on {SHIPPED_ON}; on other photos it was up to {_ELSEWHERE:g} times as high. {advice}: "
+        "edgeface calibrate PEOPLE"
     )
+
+
+def lacking(far: float, pairs: int) -> str:
+    """Say how many impostor pairs a false accept rate needs, how many people have them, and what is missing.
+
+    Examples
+    --------
+    >>> lacking(0.01, 12)
+    'at least 300 impostor pairs (13 people with two photos each); there were 12, 288 are missing'
+    """
+    needed = trials_needed(far)
+    people = math.ceil((1 + math.sqrt(1 + 2 * needed)) / 2)  # n people with two photos each have 2 n (n - 1) pairs
+    return (
+        f"at least {needed:,} impostor pairs ({people:,} people with two photos each); there were {pairs:,}, "
+        f"{max(0, needed - pairs):,} are missing"
+    )
+
+
+def require_supported(thresholds: Sequence[Threshold]) -> tuple[Threshold, ...]:
+    """Return the thresholds whose rates their data support.
+
+    Raises
+    ------
+    InputError
+        If there are none; the text says how many impostor pairs are missing for the least strict rate.
+    """
+    supported = tuple(each for each in thresholds if each.supported)
+    if not supported:
+        far, pairs = max((each.assured_far, each.impostors) for each in thresholds)
+        remedy = "add people, or write a file with --output, to decide by it unsupported with --threshold FILE"
+        raise InputError(
+            f"calibration: the photos support no rate; FAR {far:g} needs {lacking(far, pairs)}; {remedy}", remedy=remedy
+        )
+    return supported
 
 
 def calibrate(

@@ -256,6 +256,13 @@ def test_calibrate_on_ones_own_photos_is_one_command_and_verify_uses_it(
     assert (answer["far"], answer["measured_on"], answer["supported"]) == (0.01, "images", True)
     main(["verify", *pair, crops, *model, "--far", "0.01"])
     assert "a false accept rate of 0.01 on images" in capsys.readouterr().out
+    (stored,) = (tmp_path / "thresholds").iterdir()
+    assert [each["far"] for each in json.loads(stored.read_text())["thresholds"]] == [0.01]  # 1,104 pairs
+    assert "FAR 0.001 needs at least 3,000 impostor pairs" in said.err
+    stored.unlink()
+    assert main(["calibrate", str(work / "images"), crops, *model, "--far", "1e-4"]) == 2
+    assert "(123 people with two photos each); there were" in capsys.readouterr().err
+    assert not stored.exists()
     assert main(["calibrate", str(work / "images"), crops, *model, "--metric", "euclidean"]) == 2
     assert "--output" in capsys.readouterr().err
 

@@ -417,7 +417,7 @@ def test_own_thresholds_of_an_old_ir_are_found_for_the_ir_converted_today(work: 
     try:
         assert thresholds_for(converted) == ()  # until the IR says what it was called
         contract = read_contract(work / "models" / "now" / "tiny.xml")[1]
-        assert thresholds_for(contract) == load_thresholds(stored)
+        assert thresholds_for(contract) == tuple(each for each in load_thresholds(stored) if each.supported) != ()
     finally:
         stored.unlink()
 

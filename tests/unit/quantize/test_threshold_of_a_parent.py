@@ -45,7 +45,7 @@ def child(parent: ModelContract) -> ModelContract:
 
 
 def threshold(contract_id: str) -> Threshold:
-    scores = np.linspace(-1, 1, 21)
+    scores = np.linspace(-1, 1, 31)
     return calibrate(scores, scores - 1, fars=[0.1], contract_id=contract_id, metric=Metric.cosine)[0]
 
 

@@ -246,6 +246,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Table.__init__": _ONE,
     "Table.put": _UNBOUND,
     "require_rows": _ONE,
+    "require_supported": _ONE,
     "Verification.__init__": _ONE,
     "PostgresIndex.__init__": _ONE,
     "Face.__init__": _ONE,

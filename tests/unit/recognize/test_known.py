@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from contracts import sample_contract
 
 from edgeface.errors import InputError
 from edgeface.recognize import Embedding, Metric, Threshold, calibrate, load_thresholds, save_thresholds, verify
 from edgeface.recognize.known import (
     RATES,
     advise_calibration,
+    choose_threshold,
     own_path,
     own_thresholds,
     shipped_thresholds,
     thresholds_for,
 )
-from edgeface.recognize.open_set import threshold_from_pairs
+from edgeface.recognize.open_set import choose_search_threshold, threshold_from_pairs
 
 FACENET = "c9c4145b201ace67"
 
@@ -72,7 +75,7 @@ def test_the_users_own_thresholds_go_before_those_that_ship_where_the_photos_suf
     assert known[0.01].value > shipped[0.01].value
     assert "LFW" not in known[0.01].note
     for far in (1e-4, 1e-5, 1e-6):  # 4,000 pairs say nothing about these
-        assert known[far].value == max(own[far].value, shipped[far].value)
+        assert known[far] == shipped[far]
     assert known[1e-6].measured_on == "LFW"
     values = [known[far].value for far in RATES]
     assert values == sorted(values)
@@ -80,9 +83,30 @@ def test_the_users_own_thresholds_go_before_those_that_ship_where_the_photos_suf
 
 def test_a_rate_between_own_and_shipped_thresholds_names_both() -> None:
     calibrate_own(4000)
-    found = threshold_from_pairs(thresholds_for(FACENET), fpir=0.01, gallery_size=20)  # FAR 5e-4
+    found = threshold_from_pairs(thresholds_for(FACENET), fpir=0.02, gallery_size=22)  # FAR 9.2e-4
     assert found.measured_on == "LFW and people"
-    assert "3.5 times" in found.note(20)
+    assert "3.5 times as high. Calibrate on more of your own" in found.note(22)
+
+
+def test_a_rate_that_ones_own_photos_are_too_few_for_says_how_many_are_missing_and_nothing_else() -> None:
+    calibrate_own(4000)
+    found = threshold_from_pairs(thresholds_for(FACENET), fpir=0.01, gallery_size=20)  # FAR 5e-4
+    assert not found.supported
+    note = found.note(20)
+    assert "5,972 impostor pairs (56 people with two photos each); there were 4,000, 1,972 are missing" in note
+    assert "LFW" not in note
+    assert "alibrate" not in note
+
+
+def test_own_photos_that_support_no_rate_decide_nothing() -> None:
+    contract = sample_contract()
+    calibrate_own(12, contract_id=contract.contract_id)  # as an earlier version stored them
+    assert thresholds_for(contract) == ()
+    for choose in (choose_threshold, partial(choose_search_threshold, gallery_size=3)):
+        with pytest.raises(InputError, match=r"FAR 0\.01 needs .* \(13 people .*; there were 12, 288 are missing"):
+            choose(None, contract)
+    assert choose_threshold(0.5, contract).value == 0.5
+    assert not choose_threshold(own_path(contract.contract_id), contract, far=0.001).supported  # asked for by name
 
 
 def test_a_former_id_finds_what_was_stored_for_todays() -> None:
