@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import InputError
+from edgeface.files import read_regular
 
 _LARGEST = 1 << 31  # bytes of a file
 _MOST_OPERATIONS = 2_000_000  # of one pickle; each makes an object of about 64 bytes at most, besides what it copies
@@ -96,10 +97,7 @@ def refusals(path: Path, error_class: type[InputError], expected: str, remedy: s
 
 def content_of(path: Path) -> bytes:
     """Return the bytes of a file of at most 2 GiB; raise InputError for a larger one."""
-    size = path.stat().st_size
-    if size > _LARGEST:
-        raise InputError(expected=f"at most {_LARGEST:,} bytes", found=f"{size:,}")
-    return path.read_bytes()
+    return read_regular(path, limit=_LARGEST)
 
 
 # The interpreter

@@ -14,8 +14,8 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import frontend
 
-from edgeface.errors import ConversionError, ModelFormatError
-from edgeface.files import sha256_of
+from edgeface.errors import ConversionError, InputError, ModelFormatError
+from edgeface.files import read_regular, sha256_of
 from edgeface.model.contract import Layout
 
 _FRONTEND_FAILURES = (
@@ -91,13 +91,13 @@ def read_bytes(path: Path, *, limit: int = 1 << 31) -> bytes:
 
     `limit` is by default the most that a protobuf message holds.
 
-    Raises ModelFormatError if the file is absent, empty, of `limit` bytes or more, a Git LFS pointer, an HTML page, an
-    archive or a text graph.
+    Raises ModelFormatError if the file is absent, no regular file, empty, of `limit` bytes or more, a Git LFS pointer,
+    an HTML page, an archive or a text graph.
     """
     try:
-        if (size := path.stat().st_size) >= limit:
-            raise ModelFormatError(path=path, expected=f"a file of less than {limit:,} bytes", found=f"{size:,}")
-        content = path.read_bytes()
+        content = read_regular(path, limit=limit - 1)
+    except InputError as error:
+        raise ModelFormatError(path=path, expected=error.expected, found=error.found, remedy=error.remedy) from None
     except OSError as error:
         raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
     if not content:

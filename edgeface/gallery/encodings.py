@@ -231,7 +231,16 @@ def _refuse_two_names(stored: StoredEncodings, rules: EnrolRules) -> None:
 # Files
 
 
+def _require_regular(path: Path) -> None:
+    """Refuse what may have no end, or never a first byte: a device or a pipe."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(
+            path=path, expected="a regular file", found="a device, pipe or socket", remedy="copy it to a file"
+        )
+
+
 def _read(path: Path) -> Any:
+    _require_regular(path)
     try:
         if path.suffix.lower() == ".npy":
             return np.array(np.lib.format.open_memmap(path, mode="r"))  # refuses objects, and more than is there
@@ -303,6 +312,7 @@ def _names(path: Path, names: Path | None) -> list[Any]:
     if names.suffix.lower() in (".json", ".npy"):
         found = _read(names)
         return list(found) if _is_list(found) else [found]
+    _require_regular(names)
     try:
         return names.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeface.errors import OutputError
+from edgeface.convert.converter import format_of
+from edgeface.convert.recipe import parse_recipe
+from edgeface.errors import InputError, OutputError
 from edgeface.files import (
     output_errors,
+    read_regular,
     sha256_of,
     staging_folder,
     stopwatch,
@@ -24,6 +27,7 @@ from edgeface.files import (
     write_atomically,
     write_private,
 )
+from edgeface.gallery.encodings import read_encodings
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -178,3 +182,30 @@ def test_sha256_of_a_file_of_several_blocks(tmp_path: Path) -> None:
 def test_the_stopwatch_goes_forward() -> None:
     with stopwatch() as elapsed:
         assert 0 <= elapsed() <= elapsed()
+
+
+@pytest.mark.parametrize("suffix", [".pb", ".onnx", ".dat", ".pt"])
+def test_a_pipe_in_place_of_a_model_is_refused_at_once(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    os.mkfifo(path)
+    told = {"name": "mine", "size": 112, "color": "RGB", "mean": 0, "scale": 1, "alignment": "none"}
+
+    with pytest.raises(InputError, match="expected a regular file, found a device, pipe or socket"):
+        format_of(path).reader(path, parse_recipe(**told).complete())
+
+
+def test_a_pipe_in_place_of_encodings_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "known.pickle")
+    os.mkfifo(tmp_path / "known.json")
+
+    for name in ("known.pickle", "known.json"):
+        with pytest.raises(InputError, match="expected a regular file"):
+            read_encodings(tmp_path / name)
+
+
+def test_a_file_is_read_up_to_the_limit_and_not_beyond(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+
+    assert read_regular(tmp_path / "file", limit=5) == b"12345"
+    with pytest.raises(InputError, match="expected at most 4 bytes, found 5"):
+        read_regular(tmp_path / "file", limit=4)
