@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgeface.cli.options import RecipeOptions, with_options
 from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stderr, stdout, warn_if_seeded
@@ -23,6 +23,9 @@ from edgeface.model.contract import Color, ModelContract
 
 if TYPE_CHECKING:
     from edgeface.evaluate import RecipeCheck
+
+_ORIGINS = {"published": "the published ones", "seeded": "random numbers (seeded)", "unknown": "of unknown origin"}
+"""What is known of weights, by the contract's provenance."""
 
 OutputDir = Annotated[
     Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
@@ -231,7 +234,7 @@ def _show_conversion(result: Any, *, json: bool) -> None:
     if result.parity is not None:
         stdout.print(_parity_table(result.parity))
     if result.check is not None:
-        stdout.print(_check_table(result.check))
+        stdout.print(_check_table(result.check, forced=not result.check))
         print_line(result.check.summary)
     line = f"{result.ir} written and checked in {result.seconds:.1f} s"
     print_line(line)  # a path is copied from here: whole, brackets and all
@@ -241,14 +244,23 @@ def _show_conversion(result: Any, *, json: bool) -> None:
 
 
 def _contract_table(contract: ModelContract) -> Table:
-    table = Table("contract", contract.contract_id, title=escape(contract.name), title_justify="left")
+    columns = Column("contract", no_wrap=True), Column(contract.contract_id, overflow="fold")
+    table = Table(*columns, title=escape(contract.name), title_justify="left")
     height, width = contract.input_size
     low, high = contract.value_range
     form = f"{contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
     table.add_row("input", escape(f"{contract.input_name}: {form}"))
-    table.add_row("output", escape(f"{contract.output_name}: {contract.embedding_dim} numbers, {contract.metric}"))
-    table.add_row("alignment", f"{contract.alignment.recipe}, margin {contract.alignment.margin}")
-    table.add_row("weights", f"{contract.precision}, {contract.provenance}, source {contract.source_sha256[:16]}...")
+    mean, scale = (
+        " ".join(f"{value:g}" for value in (each[:1] if len(set(each)) == 1 else each))
+        for each in (contract.mean, contract.scale)
+    )
+    table.add_row("computes", f"(x - mean) / scale first; mean {mean}, scale {scale}")
+    length = "of unit length" if contract.normalized else "not of unit length"
+    form = f"{contract.embedding_dim} numbers, {length}, compared by {contract.metric}"
+    table.add_row("output", escape(f"{contract.output_name}: {form}"))
+    table.add_row("alignment", str(contract.alignment))
+    origin = _ORIGINS[contract.provenance]
+    table.add_row("weights", f"{contract.precision}, {origin}; source SHA-256 {contract.source_sha256[:16]}...")
     table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
     return table
 
@@ -278,9 +290,10 @@ def _recipe_checker(photos: Path | None) -> Any:
     return run
 
 
-def _check_table(check: RecipeCheck) -> Table:
-    table = Table("recipe", "separation", "genuine", "impostor", "against told", "", title_justify="left")
-    table.title = f"check: {check.verdict}"
+def _check_table(check: RecipeCheck, *, forced: bool = False) -> Table:
+    columns = [Column(title, no_wrap=True) for title in ("separation", "genuine", "impostor", "against told", "")]
+    table = Table(Column("recipe", overflow="fold"), *columns, box=None, pad_edge=False, title_justify="left")
+    table.title = f"check: {check.verdict}" + (", overruled by --force" if forced else "")
     for each in check.scores:
         error = (each.interval[1] - each.interval[0]) / 2
         table.add_row(

@@ -78,12 +78,16 @@ def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_jso
     default = zoo.default_name(store=store)
     if as_json:
         return emit_json({"models": [_brief(entry, store, default) for entry in entries]})
-    columns = [Column(title, no_wrap=True) for title in ("name", "task", "licence", "bytes", "here")]
-    columns[0].min_width = max(len(entry.name) for entry in entries)  # a name is copied from here
+    columns = [Column(title, overflow="fold") for title in ("name", "task", "licence", "size", "here")]
+    columns[0].no_wrap, columns[0].min_width = True, max(len(entry.name) for entry in entries)  # copied from here
     table = Table(*columns, box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for entry in entries:
+        task, size = (
+            entry.task_type.replace("_", " "),
+            "unknown" if entry.size is None else f"{entry.size / 1e6:.1f} MB",
+        )
         here = "yes" if zoo.presence(entry, store=store) else "no"
-        table.add_row(escape(entry.name), entry.task_type, escape(_license_name(entry)), _bytes(entry.size), here)
+        table.add_row(escape(entry.name), task, escape(_license_name(entry)), size, here)
     stdout.print(table)
     if default is not None:
         print_line(f"default: {default}")

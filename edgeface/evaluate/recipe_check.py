@@ -156,12 +156,12 @@ class RecipeCheck:
         measured, told = f"{self.photos} photos of {self.people} people", self.scores[0].candidate.name
         names = [each.name for each in self.plausible]
         if self.verdict == "confirmed":
-            return f"{measured}: the model was made for the recipe as told ({told})"
+            return f"{measured}: the model does best with the recipe as told ({told})"
         if self.verdict == "cannot tell":
             others = ", ".join(name for name in names if name != told)
             return f"{measured}: cannot tell the recipe as told from: {others}; {names[0]} separates best; add people"
         best = " or ".join(names) or "mirrored photos"
-        return f"{measured}: the recipe as told ({told}) clearly loses; of those tried the model was made for: {best}"
+        return f"{measured}: the recipe as told ({told}) clearly loses; of those tried the model does best with: {best}"
 
     def __repr__(self) -> str:
         return f"<RecipeCheck {self.verdict}: {self.summary}>"

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from profiles import examples
 from tiny_graphs import EMBEDDING, Graph, dense_weights, tiny_expected, tiny_facenet, write_tiny_checkpoint
+from tiny_ir import write_tiny_ir
 
 import edgeface
 from edgeface.cli import main
@@ -704,6 +705,18 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 
 
 # --- adopt and inspect ------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_what_the_ir_computes_of_raw_values(run: Callable[..., Answer], tmp_path: Path) -> None:
+    equal = write_tiny_ir(tmp_path, name="equal", mean=(127.5,) * 3, scale=(128.0,) * 3)
+    text = " ".join(run("inspect", equal).out.replace("│", " ").split())
+    assert "mean 127.5, scale 128" in text
+    assert "3 numbers, of unit length, compared by cosine" in text
+    assert "FP32, of unknown origin; source SHA-256" in text
+    each = write_tiny_ir(tmp_path, name="each", mean=(123.5, 116.0, 103.0), scale=(58.0, 57.0, 58.0), normalized=False)
+    text = " ".join(run("inspect", each).out.replace("│", " ").split())
+    assert "mean 123.5 116 103, scale 58 57 58" in text
+    assert "3 numbers, not of unit length" in text
 
 
 def test_inspecting_what_is_no_ir_of_ours_gets_one_line(run: Callable[..., Answer], pb: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_forty_photos_refuse_swapped_colours_before_anything_is_written(
         return checks[-1]
 
     told = functools.partial(convert, real_pb, tmp_path / "out", recipe=RecipeParts(name="mine", color="BGR"))
-    with pytest.raises(NegativeResult, match=r"the model was made for: RGB; correct the recipe, or pass --force"):
+    with pytest.raises(NegativeResult, match=r"the model does best with: RGB; correct the recipe, or pass --force"):
         told(check_recipe=run)
     assert not list(tmp_path.glob("out/*"))
     assert checks[0].verdict == "refused"

@@ -10,7 +10,7 @@ import pytest
 from tiny_ir import write_tiny_ir
 
 from edgeface.cli import main
-from edgeface.zoo import ModelStore
+from edgeface.zoo import ModelStore, load_catalog
 
 CONTENT = b"a tiny model"
 CATALOG = """
@@ -53,6 +53,17 @@ def test_list_shows_every_model(capsys: Capture) -> None:
     text = capsys.readouterr().out
     assert "facenet-20180408-102900" in text
     assert "landmarks-regression-retail-0009" in text
+
+
+def test_list_fits_into_80_columns_uncut(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeface.cli.zoo.stdout._width", 80)
+    assert main(["zoo", "list"]) == 0
+    title, *lines, _ = capsys.readouterr().out.splitlines()
+    assert title.split() == ["name", "task", "licence", "size", "here"]
+    assert len(lines) == len(load_catalog()), "one line for each model"
+    assert all(line.split()[-1] in ("yes", "no") for line in lines)
+    assert any("non-commercial" in line for line in lines)
+    assert max(map(len, (title, *lines))) <= 80
 
 
 def test_list_as_json_says_what_is_here(options: list[str], capsys: Capture) -> None:
