@@ -30,7 +30,7 @@ with (
     threshold = choose_search_threshold(None, embedder.contract, gallery_size=max(1, len(index)))
     tracker = Tracker()
     pipeline = Pipeline(detector, embedder, tracker=tracker, gate=QualityGate())
-    tracks = TrackIdentifier(Identifier(index, threshold, margin=0.05), policy=pipeline.policy)
+    tracks = TrackIdentifier(Identifier(index, threshold), policy=pipeline.policy)
     said: dict[int, str] = {}
     for frame, faces in pipeline.run(frames):
         embeddings = {face.track_id: face.embedding for face in faces if face.embedding and face.track_id}

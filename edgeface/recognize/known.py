@@ -133,7 +133,8 @@ def choose_threshold(
     wanted = USUAL_FAR if far is None else far
     require_rate("far", wanted)
     known = known_thresholds(given, contract)
-    return known[0] if far is None and len(known) == 1 else threshold_at(known, wanted)
+    only = given is not None and far is None and len(known) == 1
+    return known[0] if only else threshold_at(known, wanted)
 
 
 def fit_threshold(threshold: Threshold, contract: ModelContract) -> Threshold:

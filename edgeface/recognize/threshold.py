@@ -410,6 +410,8 @@ def threshold_at(thresholds: Iterable[Threshold], far: float) -> Threshold:
     if far not in rates:
         expected = f"a calibrated rate ({', '.join(f'{each:g}' for each in sorted(rates))})"
         remedy = f"choose one of them, or calibrate: edgeface calibrate PEOPLE --model IR --far {far:g}"
+        pairs = max((each.impostors for each in known), default=0)
+        remedy += f", which needs {lacking(far, pairs)}" if pairs < trials_needed(far) else ""
         text = f"far: expected {expected}, found {far:g}; {remedy}"
         raise InputError(text, expected=expected, found=f"{far:g}", remedy=remedy)
     return rates[far]

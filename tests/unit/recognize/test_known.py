@@ -98,6 +98,15 @@ def test_a_rate_that_ones_own_photos_are_too_few_for_says_how_many_are_missing_a
     assert "alibrate" not in note
 
 
+def test_own_photos_for_a_permissive_rate_only_do_not_decide_where_the_usual_one_is_asked_for() -> None:
+    contract = sample_contract()
+    calibrate_own(1000, contract_id=contract.contract_id)
+    assert [each.far for each in thresholds_for(contract)] == [0.01]
+    with pytest.raises(InputError, match=r"rate \(0\.01\), found 0\.001; .*40 people .* 2,000 are missing"):
+        choose_threshold(None, contract)
+    assert choose_threshold(None, contract, far=0.01).supported
+
+
 def test_own_photos_that_support_no_rate_decide_nothing() -> None:
     contract = sample_contract()
     calibrate_own(12, contract_id=contract.contract_id)  # as an earlier version stored them
