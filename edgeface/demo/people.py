@@ -151,7 +151,7 @@ def find_photos(
     They come from ``lfw/images`` of `data`; else from packages: scikit-image's astronaut (extra `demo`), and the
     source archive of face_recognition, which pip downloads unless `offline`, and which is kept in `folder`.
 
-    Raises MissingError if there are neither.
+    Raises MissingError if there are neither; OutputError if another file is where the archive is kept.
     """
     if data is not None and (lfw := data / "lfw" / "images").is_dir():
         photos = {name: [read_image(path) for path in sorted((lfw / name).glob("*.jpg"))[:2]] for name in _LFW_NAMES}
@@ -191,8 +191,15 @@ _ARCHIVE_SHA256 = "5e5efdd1686aa566af0d3cc1313b131e4b197657a8ffd03669e6d3fad9270
 def _photo_archive(folder: Path, *, offline: bool, say: Callable[[str], None]) -> Path:
     """Return face_recognition's source archive, MIT, whose tests have the photos; pip checks its digest."""
     path = folder / "face_recognition-1.3.0.tar.gz"
-    if path.is_file() and sha256_of(path) == _ARCHIVE_SHA256:
-        return path
+    if path.exists():
+        if path.is_file() and sha256_of(path) == _ARCHIVE_SHA256:
+            return path
+        raise OutputError(
+            path=path,
+            expected=f"no file, or {_ARCHIVE}",
+            found="another file",
+            remedy="move it away, or choose another --output-dir",
+        )
     if offline:
         raise MissingError(expected="photos of people", found="--offline", remedy="run it once without, or pass --data")
     say(f"downloading photos from the package index: {_ARCHIVE}, MIT")

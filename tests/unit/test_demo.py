@@ -11,7 +11,7 @@ from tiny_ir import write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.demo import MODEL
-from edgeface.demo.people import DemoPhotos
+from edgeface.demo.people import DemoPhotos, _photo_archive
 from edgeface.errors import OutputError
 from edgeface.vision.image import read_image
 
@@ -87,3 +87,11 @@ def test_a_file_that_the_demo_did_not_write_is_never_overwritten(
     with pytest.raises(OutputError, match=r"found another file; move .* away, or choose another --output-dir"):
         _photos().write(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_a_file_in_the_place_of_the_photo_archive_is_kept(tmp_path: Path) -> None:
+    mine = tmp_path / "face_recognition-1.3.0.tar.gz"
+    mine.write_bytes(b"my own")
+    with pytest.raises(OutputError, match="found another file; move it away"):
+        _photo_archive(tmp_path, offline=False, say=lambda line: None)
+    assert mine.read_bytes() == b"my own"
