@@ -65,10 +65,10 @@ def write_arcface(
 ) -> Path:
     """Write a convolutional recogniser of 16 numbers in the manner of insightface's.
 
-    `first` are the first operations on the image: ``arithmetic``, ``norm`` or ``reversed``. `last` is the end: ``unit``
-    length, ``maps`` of (batch, 16, 1, 1), a Reshape by a fixed ``shape`` or to a ``vector``, a ``tall`` Reshape whose
-    first axis is not the batch, a class ``token`` for a batch of 1, or a ``mixed`` batch, whose rows depend on each
-    other.
+    `first` are the first operations on the image: ``arithmetic`` (also ``constant first``, ``clipped``, ``split`` and
+    ``depthwise``), ``norm`` or ``reversed``. `last` is the end: ``unit`` length, ``maps`` of (batch, 16, 1, 1), a
+    Reshape by a fixed ``shape`` or to a ``vector``, a ``tall`` Reshape whose first axis is not the batch, a class
+    ``token`` for a batch of 1, or a ``mixed`` batch, whose rows depend on each other.
     """
     graph = OnnxGraph()
     x = "image"
@@ -78,6 +78,22 @@ def write_arcface(
         x = graph.node("Transpose", x, perm=[0, 3, 1, 2])
     if first == "arithmetic":
         x = graph.node("Mul", graph.node("Sub", x, graph.value([127.5])), graph.value([0.0078125]))
+    elif first == "constant first":
+        x = graph.node("Sub", graph.value([127.5]), graph.node("Identity", x))
+        x = graph.node("Mul", graph.value([-0.0078125]), x)
+    elif first == "clipped":
+        x = graph.node("Clip", x, graph.value(0), graph.value(255))
+        x = graph.node("Div", graph.node("Sub", x, graph.value([127.5])), graph.value([128]))
+    elif first == "split":
+        parts = [f"part_{each}" for each in range(3)]
+        graph.nodes.append(helper.make_node("Split", [x], parts, axis=1))
+        halves = [
+            graph.node("Div", graph.node("Sub", each, graph.value([127.5])), graph.value([128])) for each in parts
+        ]
+        x = graph.node("Concat", *halves, axis=1)
+    elif first == "depthwise":
+        kernel, bias = graph.value(np.full((3, 1, 1, 1), 1 / 128)), graph.value(np.full(3, -127.5 / 128))
+        x = graph.node("Conv", x, kernel, bias, group=3, kernel_shape=[1, 1])
     elif first == "norm":
         ones = np.ones(3)
         norm = [graph.value(each) for each in (ones, 0 * ones, 127.5 * ones, 64.0**2 * ones)]

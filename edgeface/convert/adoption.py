@@ -28,6 +28,7 @@ from edgeface.convert.converter import (
     require_plain_name,
     size_of,
 )
+from edgeface.convert.inside import notice_preprocessing
 from edgeface.convert.ir import (
     FreshProcessCheck,
     check_structure,
@@ -152,6 +153,8 @@ def adopt(
         take_floats(source.model, raw=known is not None or is_raw(complete), source=str(ir))
         model, layout, size = source.model, source.layout, size_of(source, ir)
         reading = _find_reading(source, complete, known, ir) if known else _Reading(complete.color, is_raw(complete))
+        if known is None:
+            notice_preprocessing(model, layout=layout, size=size, recipe=complete, path=ir)
         if not reading.raw:
             model = _with_preprocessing(model, layout, reading.color, complete)
         crops = to_input(draw_faces(size), layout=layout, color=reading.color)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from edgeface import errors
 from edgeface.convert.graphdef import parse_message
+from edgeface.convert.inside import notice_preprocessing
 from edgeface.convert.ir import flatten_output, take_floats
 from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe, is_raw
@@ -323,11 +324,12 @@ def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
     layout = _layout_of(model, recipe, path)
     names = model.input(0).get_any_name(), model.output(0).get_any_name()
     take_floats(model, raw=is_raw(recipe), source=str(path))
-    notes = _notice_preprocessing(model, layout, recipe, path)
     flatten_output(model)
     if len(found := model.output(0).get_partial_shape()) != 2:
         raise ConversionError(f"{path}: expected an output of (batch, embedding), found {found}; see --output")
     size = _resize(model, layout, recipe, path)
+    sides = (size[1], size[2]) if layout == "NCHW" else (size[0], size[1])
+    notes = notice_preprocessing(model, layout=layout, size=sides, recipe=recipe, path=path)
     freed = _free_the_batch(model)
     if (
         freed is not None
@@ -375,89 +377,6 @@ def _layout_of(model: ov.Model, recipe: Recipe, path: Path) -> Layout:
     if len(found) == 2 and recipe.layout is None:
         raise InputError(f"{path}: its input {shape} does not say where the channels are; pass --layout NCHW or NHWC")
     return recipe.layout or found[0]
-
-
-def _notice_preprocessing(model: ov.Model, layout: Layout, recipe: Recipe, path: Path) -> list[str]:
-    """Say what the graph's first operations do to the image; refuse a recipe that repeats it.
-
-    They repeat it if both bring values of 0-255 down to a range of at most 16, or if they subtract a mean outside the
-    range that the recipe leaves.
-    """
-    factor, shift, steps = _first_steps(model, layout)
-    if not steps or np.any(factor == 0):
-        return []
-    if np.all(factor == 1) and not shift.any():
-        return [f"its first operations reorder the image ({', '.join(steps)}); the recipe's colours are those before"]
-    mean, divisor = -shift / factor, 1 / factor
-    done = f"(x - {_numbers(mean)}) / {_numbers(divisor)} ({', '.join(steps)})"
-    low = (0 - np.array(recipe.mean)) / np.array(recipe.scale)
-    high = (255 - np.array(recipe.mean)) / np.array(recipe.scale)
-    both_divide = np.all(np.abs(high - low) <= _STANDARDISED) and np.all(255 * np.abs(factor) <= _STANDARDISED)
-    outside = np.all((mean <= np.minimum(low, high)) | (mean >= np.maximum(low, high)))
-    if both_divide or (outside and shift.any()):
-        raise InputError(
-            f"{path}: its first operations compute {done} already, which the recipe's mean {list(recipe.mean)} and "
-            f"scale {list(recipe.scale)} would repeat; pass --mean 0 --scale 1"
-        )
-    return [f"its first operations compute {done} of what the recipe gives"]
-
-
-_STANDARDISED = 16
-"""Widest range of an image that was divided already; what was not is 0-255."""
-
-
-def _numbers(values: NDArray[np.float64]) -> str:
-    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]" if np.ptp(values) else f"{values[0]:.6g}"
-
-
-def _first_steps(model: ov.Model, layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Return (a, b) of the a * x + b that the first operations compute of each channel, and their names."""
-    factor, shift, steps = np.ones(3), np.zeros(3), list[str]()
-    node, order = model.get_parameters()[0], list(layout)
-    while (consumer := _only_consumer(node)) is not None:
-        kind = consumer.get_type_name()
-        values = [_constant(port) for port in consumer.input_values()]
-        value = values[1] if len(values) > 1 else None
-        if kind == "Transpose" and value is not None:
-            order = [order[int(axis)] for axis in value]
-        elif kind == "BatchNormInference":
-            constants = [np.broadcast_to(each, 3) for each in values[1:] if each is not None]
-            if len(constants) != 4:
-                break
-            gamma, beta, mean, variance = constants
-            gain = gamma / np.sqrt(variance + consumer.get_attributes()["epsilon"])
-            factor, shift = factor * gain, (shift - mean) * gain + beta
-            steps.append(kind)
-        elif kind in ("Add", "Subtract", "Multiply", "Divide") and value is not None and value.size in (1, 3):
-            value = np.broadcast_to(value.ravel(), 3)
-            if kind in ("Add", "Subtract"):
-                shift = shift + value if kind == "Add" else shift - value
-            else:
-                value = value if kind == "Multiply" else 1 / value
-                factor, shift = factor * value, shift * value
-            steps.append(kind)
-        elif kind == "Gather" and _reverses_channels(values, order):
-            factor, shift = factor[::-1], shift[::-1]
-            steps.append("channels reversed")
-        elif kind != "Convert":
-            break
-        node = consumer
-    return factor, shift, steps
-
-
-def _only_consumer(node: Any) -> Any:
-    targets = list(node.output(0).get_target_inputs())
-    return targets[0].get_node() if len(targets) == 1 and targets[0].get_index() == 0 else None
-
-
-def _reverses_channels(values: Sequence[NDArray[Any] | None], order: Sequence[str]) -> bool:
-    indices, axis = values[1], values[2]
-    return (
-        indices is not None
-        and axis is not None
-        and indices.ravel().tolist() == [2, 1, 0]
-        and order[int(axis.item())] == "C"
-    )
 
 
 def _constant(port: Any) -> NDArray[Any] | None:

@@ -261,3 +261,31 @@ def test_drawn_faces_never_change() -> None:
 
     assert drawn == {(160, 160): "22fca1af62aba13b", (112, 96): "3ad26d68601109a0"}
     assert np.linalg.norm(unit_rows(np.arange(6.0).reshape(2, 3)), axis=1) == pytest.approx([1, 1])
+
+
+def test_preprocessing_inside_is_noticed_and_not_repeated(tmp_path: Path) -> None:
+    model = tiny_net()
+    processor = ov.preprocess.PrePostProcessor(model)
+    processor.input().model().set_layout(ov.Layout("NCHW"))
+    processor.input().preprocess().mean([127.5, 127.5, 127.5])
+    path = tmp_path / "foreign.xml"
+    ov.save_model(processor.build(), path, compress_to_fp16=False)
+
+    with pytest.raises(InputError, match=r"compute \(x - 127.5\) / 1 .*pass --mean 0 --scale 1"):
+        adopt(path, tmp_path / "out", name="mine", recipe=told(mean="127.5", scale="128"))
+    assert adopt(path, tmp_path / "out", name="mine", recipe=told()).ir.is_file()
+
+
+def test_an_input_of_whole_numbers_gets_raw_images_or_is_refused(tmp_path: Path) -> None:
+    processor = ov.preprocess.PrePostProcessor(tiny_net())
+    processor.input().tensor().set_element_type(ov.Type.u8)
+    path = tmp_path / "foreign.xml"
+    ov.save_model(processor.build(), path, compress_to_fp16=False)
+
+    with pytest.raises(InputError, match="mean 0 and scale 1"):
+        adopt(path, tmp_path / "out", name="mine", recipe=told(mean="127.5", scale="128"))
+    ir = adopt(path, tmp_path / "out", name="mine", recipe=told()).ir
+
+    images = draw_faces((SIZE, SIZE))
+    expected = run_model(tiny_net(), to_input(images, layout="NCHW", color="BGR"))
+    np.testing.assert_allclose(embed_with_ir(ir, images), expected, atol=1e-5)

@@ -133,6 +133,13 @@ def test_preprocessing_inside_is_noticed_and_not_repeated(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", ["constant first", "clipped", "split", "depthwise"])
+def test_preprocessing_inside_is_noticed_however_it_is_written(tmp_path: Path, first: str) -> None:
+    with pytest.raises(InputError, match=r"compute \(x - 127.5\) / 128 .*pass --mean 0 --scale 1"):
+        load_onnx(write_arcface(tmp_path / "model.onnx", first=first), recipe().complete())
+
+
+@pytest.mark.slow
 def test_the_identity_of_weights_does_not_depend_on_how_the_file_holds_them(tmp_path: Path) -> None:
     """Layout, fixed batch, weights beside the file, numbers in typed fields: the arrays are the same."""
     one = write_arcface(tmp_path / "one.onnx")
