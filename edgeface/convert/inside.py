@@ -22,7 +22,8 @@ _REORDERING = frozenset({"Gather", "Split", "VariadicSplit", "Concat", "StridedS
 _LOOKED_THROUGH = frozenset(
     {"Identity", "Convert", "Transpose", "Clamp", "Minimum", "Maximum", "Round", "FakeQuantize"}
 )
-_CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
+_CONVOLUTIONS = frozenset({"GroupConvolution"})
+"""One kernel a channel; a 1 x 1 convolution that mixes colours is learned, and the network's first layer."""
 _STANDARDISED = 16
 """Widest range of an image that was divided already; what was not is 0-255."""
 _LOW, _STEP = 0.25, 0.5
