@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0 done, 1 the answer is no, 2 wrong use or bad input, or the answer could not be written, 3 something needed
-        is missing, 4 an internal failure, 130 interrupted.
+        is missing, 4 an internal failure, 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with guarded_streams() as (stdout, stderr):
@@ -105,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stderr.write(f"edgeface: cannot write the answer to stdout: {reason}; the command itself ended\n")
         stderr.flush()
     return code
+
+
+_SIGNALLED = 128
+"""A command that a signal ended has this exit code plus the signal's number, as in a shell."""
 
 
 def _run(arguments: list[str], *, as_json: bool) -> int:
@@ -120,6 +124,8 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > _SIGNALLED:
+            return _fail("terminated", kind="Terminated", code=error.code, as_json=as_json)
         sys.stderr.write(printable(hide_secrets(traceback.format_exc()), keep="\n"))
         return _fail(
             f"internal failure: {error!r}; this is a bug in edgeface, the lines above say where",

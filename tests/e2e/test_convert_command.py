@@ -113,7 +113,7 @@ def test_the_json_answer_and_the_ir_say_the_same(
     model = ov.Core().read_model(ir)
     contract = ModelContract.read_from(model)
     assert {*result} == {
-        "ir", "contract_id", "seconds", "inputs", "outputs", "parity", "check", "provenance",
+        "ir", "contract_id", "seconds", "inputs", "outputs", "parity", "check", "provenance", "became_default",
     }  # fmt: skip
     assert result["ir"] == str(ir)
     assert result["contract_id"] == contract.contract_id
