@@ -31,6 +31,9 @@ OutputDir = Annotated[
     Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
 ]
 
+AcceptLicenceOption = Annotated[
+    bool, typer.Option("--accept-licence", help="Accept the licence of a zoo model for non-commercial use.")
+]
 CheckOption = Annotated[
     Path | None,
     typer.Option(
@@ -102,9 +105,7 @@ def convert(
         Path | None, typer.Option(help="File (.npz) of RGB images and expected embeddings; implies --parity.")
     ] = None,
     recipe: RecipeOptions = RecipeOptions(),  # noqa: B008  # frozen
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept the licence of a zoo model for non-commercial use.")
-    ] = False,
+    accept_licence: AcceptLicenceOption = False,
     check: CheckOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -141,6 +142,7 @@ def adopt(
             help="File (.npz) of RGB images and that model's embeddings; by default $EDGEFACE_DATA/NAME/golden.npz."
         ),
     ] = None,
+    accept_licence: AcceptLicenceOption = False,
     check: CheckOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -157,6 +159,7 @@ def adopt(
             name=name,
             golden=golden or _default_golden(name),
             recipe=told,
+            accept_licence=accept_licence,
             check_recipe=_recipe_checker(check),
             force=force,
         )

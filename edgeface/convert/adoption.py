@@ -25,6 +25,7 @@ from edgeface.convert.converter import (
     finish_output,
     measure_recipe,
     provenance_of,
+    require_licence,
     require_plain_name,
     size_of,
 )
@@ -64,6 +65,7 @@ from edgeface.model.ir_file import read_ir
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.schema import ModelEntry
+from edgeface.zoo.store import ModelStore
 
 READING_COSINE = 0.999
 """FP16 weights stay above 0.9999; swapped colours, a wrong range or another checkpoint are far below."""
@@ -101,6 +103,8 @@ def adopt(
     recipe: RecipeParts | None = None,
     check_recipe: RecipeChecker | None = None,
     force: bool = False,
+    accept_licence: bool = False,
+    store: ModelStore | None = None,
     catalog: Catalog | None = None,
 ) -> ConversionResult:
     """Add a contract to an IR (.xml) that was converted elsewhere; the given files stay as they are.
@@ -120,6 +124,8 @@ def adopt(
         Parts of the recipe that replace those of the zoo entry, or that a model without one needs.
     check_recipe, force
         Compares the recipe with its neighbours; a recipe that loses fails the adoption unless `force`.
+    accept_licence, store
+        Accept the licence of a zoo model for non-commercial use, and where that is recorded.
     catalog
         Where a zoo name is looked up.
 
@@ -144,6 +150,7 @@ def adopt(
     name = next(each for each in (name, told.name, ir.stem) if each is not None)
     require_plain_name(name)
     entry = _find_entry(name, told, catalog)
+    require_licence(ir, entry, name, catalog, store=store, accept=accept_licence)
     complete = (parts_of(entry) if entry else RecipeParts()).complete(told, RecipeParts(name=name))
     if complete.lrn is not None:
         raise InputError(path=ir, expected="a recipe without lrn, which is in an IR's layers", found=complete.lrn)

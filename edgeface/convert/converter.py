@@ -28,7 +28,7 @@ from edgeface.convert.parity import (
 from edgeface.convert.recipe import Recipe, RecipeParts, parts_of, require_agreement
 from edgeface.convert.source import SourceModel
 from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
-from edgeface.files import staging_folder, stopwatch
+from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision, Provenance
 from edgeface.model.opset import ops
 from edgeface.version import __version__
@@ -251,8 +251,7 @@ def convert(
                 remedy="pass --output-dir; the model store keeps only IRs of the default layout, colour and batch",
             )
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
-    if (known := entry or (catalog[name] if name in catalog else None)) is not None:  # noqa: SIM401
-        (store or ModelStore()).require_license(known, accept=accept_licence)
+    require_licence(path, entry, name, catalog, store=store, accept=accept_licence)
     complete = find_recipe(path, name, entry, told, catalog)
     before = default_name(store=store) if in_store else None
     result = _convert_source(
@@ -273,6 +272,23 @@ def convert(
         record_first_default(result.ir, store=store)
         return dataclasses.replace(result, became_default=default_name(store=store) == name != before)
     return result
+
+
+def require_licence(
+    path: Path, entry: ModelEntry | None, name: str, catalog: Catalog, *, store: ModelStore | None, accept: bool
+) -> None:
+    """Require that the licence of the zoo model that a file is, by its name or its digest, was accepted.
+
+    Raises InputError if it is for non-commercial use only and was not.
+    """
+    known = entry or (catalog[name] if name in catalog else None)  # noqa: SIM401  # its `get` raises too
+    for other in catalog.values() if known is None and path.is_file() else ():
+        for file in other.files if other.non_commercial else ():
+            # the size spares reading other files
+            if file.size == path.stat().st_size and file.digests.get("sha256") == sha256_of(path):
+                known = other
+    if known is not None:
+        (store or ModelStore()).require_license(known, accept=accept)
 
 
 def convert_module(module: Any, output_dir: Path, *, recipe: RecipeParts) -> ConversionResult:

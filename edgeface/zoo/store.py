@@ -282,7 +282,7 @@ class ModelStore:
         elif entry.non_commercial and self.license_state(entry) != "accepted":
             raise InputError(
                 f"{entry.name}: its licence, {entry.license}, allows non-commercial use only, and was not accepted; "
-                "read it, and accept it with the option --accept-licence of edgeface zoo download and edgeface convert"
+                "read it, and accept it with --accept-licence"
             )
 
     def _fingerprint(self, entry: ModelEntry) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -17,12 +18,13 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeface.cli import main
-from edgeface.convert import check_parity, convert
+from edgeface.convert import adopt, check_parity, convert
 from edgeface.convert.onnx import load_onnx
 from edgeface.convert.parity import embed_with_ir
 from edgeface.convert.recipe import RecipeParts, parse_recipe
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError, NegativeResult
 from edgeface.model.contract import ModelContract
+from edgeface.zoo.catalog import Catalog, load_catalog
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -294,6 +296,23 @@ def test_a_non_commercial_model_is_converted_only_once_its_licence_is_accepted(
     assert main(command) == 0
     rows = expected(path, (photos() - 127.5) / 127.5)
     assert difference(tmp_path / "out" / "insightface-w600k-mbf.xml", photos(), rows) <= 1e-5
+
+
+def test_a_non_commercial_file_is_known_by_its_digest_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    path = write_arcface(tmp_path / "mine.onnx")
+    entry = load_catalog()["insightface-w600k-mbf"]
+    digest = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    published = entry.model_copy(update={"files": (entry.files[0].model_copy(update=digest),)})
+    catalog = Catalog([published], source="test.yml")
+
+    with pytest.raises(InputError, match="allows non-commercial use only"):
+        convert(path, tmp_path / "out", recipe=recipe(), catalog=catalog)
+    with pytest.raises(InputError, match="allows non-commercial use only"):
+        adopt(tmp_path / "ir.xml", tmp_path / "out", name=entry.name, catalog=catalog)
+    assert not (tmp_path / "out").exists()
 
 
 # --- damaged and hostile files --------------------------------------------------------------------------------------
