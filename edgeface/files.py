@@ -229,7 +229,7 @@ def read_regular(path: Path, *, limit: int) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
             raise InputError(expected="a regular file", found="a device, pipe or socket", remedy="copy it to a file")
-        content = file.read(limit + 1) if status.st_size <= limit else b""
+        content = file.read(status.st_size + 1) if status.st_size <= limit else b""  # a larger argument is allocated
     if (size := max(status.st_size, len(content))) > limit:
         raise InputError(expected=f"at most {limit:,} bytes", found=f"{size:,}")
     return content

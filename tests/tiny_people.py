@@ -54,8 +54,8 @@ def red_network(
         order = weights if color == "BGR" else weights[::-1]
     seen = np.zeros((1, 3, SIZE, SIZE), np.float32)
     seen[..., :8] = np.reshape(order, (1, 3, 1, 1))
-    summed = ops.reduce_sum(planes * ops.constant(seen), ops.constant(np.array([1])), keep_dims=False)
-    rows = ops.reshape(summed, ops.constant(np.array([0, SIZE * SIZE])), special_zero=True)
+    flat = ops.reshape(planes, ops.constant(np.array([0, 3, SIZE * SIZE])), special_zero=True)
+    rows = ops.reduce_sum(flat * ops.constant(seen.reshape(1, 3, -1)), ops.constant(np.array([1])), keep_dims=False)
     model = ov.Model([rows], [image], "red")
     model.input(0).set_names({"image"})
     model.output(0).set_names({"embeddings"})
