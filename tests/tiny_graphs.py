@@ -111,15 +111,22 @@ def write_tiny_checkpoint(folder: Path, *, stem: str = "model", seed: int = 0, s
     return meta
 
 
-def write_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], *, endianness: int = 0) -> None:
-    """Write a checkpoint of one shard as tensor_bundle.h describes it, keys prefix-compressed."""
+def write_checkpoint(
+    prefix: Path, variables: Mapping[str, np.ndarray], *, endianness: int = 0, checksums: bool = True
+) -> None:
+    """Write a checkpoint of one shard as tensor_bundle.h describes it, keys prefix-compressed.
+
+    Without `checksums` of the values TensorFlow refuses it, and a hundred megabytes are written at once.
+    """
     numbers = {np.dtype(np.float32): 1, np.dtype(np.int32): 3, np.dtype(np.int64): 9, np.dtype(np.bool_): 10}
     entries = [(b"", BundleHeader(num_shards=1, endianness=endianness).SerializeToString())]
     data = b""
     for name in sorted(variables, key=str.encode):
         array = np.asarray(variables[name])
         raw = array.tobytes()
-        entry = BundleEntry(dtype=numbers[array.dtype], offset=len(data), size=len(raw), crc32c=_masked_crc(raw))
+        entry = BundleEntry(
+            dtype=numbers[array.dtype], offset=len(data), size=len(raw), crc32c=_masked_crc(raw) if checksums else 0
+        )
         set_shape(entry.shape, array.shape)
         entries.append((name.encode(), entry.SerializeToString()))
         data += raw

@@ -204,7 +204,9 @@ _CHILD = textwrap.dedent(
             assert not out.exists(), error
         slowest = max(slowest, time.process_time() - started)
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss, which a new process inherits from the one that started it.
+    with open("/proc/self/status") as status:
+        after = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     json.dump({"outcomes": outcomes, "slowest": slowest, "megabytes": after / 1024}, sys.stdout)
     """
 )
