@@ -271,7 +271,8 @@ def test_preprocessing_inside_is_noticed_and_not_repeated(tmp_path: Path) -> Non
     path = tmp_path / "foreign.xml"
     ov.save_model(processor.build(), path, compress_to_fp16=False)
 
-    with pytest.raises(InputError, match=r"compute \(x - 127.5\) / 1 .*pass --mean 0 --scale 1"):
+    # OpenVINO 2024 leaves the network's own factor before its first layer.
+    with pytest.raises(InputError, match=r"compute \(x - 127.5\) / (1|128) .*pass --mean 0 --scale 1"):
         adopt(path, tmp_path / "out", name="mine", recipe=told(mean="127.5", scale="128"))
     assert adopt(path, tmp_path / "out", name="mine", recipe=told()).ir.is_file()
 
