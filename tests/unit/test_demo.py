@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def test_without_a_real_model_or_photos_the_demo_says_that_nobody_can_be_named(
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGEFACE_MIRROR", raising=False)
     monkeypatch.delenv("EDGEFACE_DATA", raising=False)
+    find_spec = importlib.util.find_spec  # TensorFlow takes longer than all the rest, and is tried in tests/real
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find_spec(name))
 
     assert main(["demo", "-o", str(tmp_path / "out"), "--offline", "--json"]) == 3
 
