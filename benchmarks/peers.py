@@ -238,15 +238,22 @@ def tune(
     return chosen
 
 
-def run(work: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """Let all peers with their best settings work in turn; ratios are medians of those within a round."""
-    tuned, judged = (json.loads((work / f"{step}.json").read_text(encoding="utf-8")) for step in ("tune", "accuracy"))
-    with workers({name: Setting(**each["best"]) for name, each in tuned.items()}) as running:
+def measure(
+    settings: dict[str, Setting], rounds: int, seconds: float
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+    """Let the workers of all settings work in turn; return what each measured in each round, and what each is."""
+    with workers(settings) as running:
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in running}
         for _ in range(rounds):
             for name, worker in running.items():
                 measured[name].append(worker.run(seconds))
-        about = {name: worker.about for name, worker in running.items()}
+        return measured, {name: worker.about for name, worker in running.items()}
+
+
+def run(work: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """Let all peers with their best settings work in turn; ratios are medians of those within a round."""
+    tuned, judged = (json.loads((work / f"{step}.json").read_text(encoding="utf-8")) for step in ("tune", "accuracy"))
+    measured, about = measure({name: Setting(**each["best"]) for name, each in tuned.items()}, rounds, seconds)
     rows = {}
     for name, each in measured.items():
         ratios = [
@@ -291,12 +298,7 @@ def compare_dlib(facenet: Path, ours: Path, rounds: int, seconds: float) -> dict
         f"dlib, {how}": Setting(peer="dlib", model=str(dlib_file()), workers=w, threads=1, batch=b)
         for how, (w, b) in calls.items()
     }
-    with workers(settings) as running:
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in running}
-        for _ in range(rounds):
-            for name, worker in running.items():
-                measured[name].append(worker.run(seconds))
-        about = {name: worker.about for name, worker in running.items()}
+    measured, about = measure(settings, rounds, seconds)
     rows = {}
     for name, each in measured.items():
         speed = statistics.median(one["images_per_second"] for one in each)
