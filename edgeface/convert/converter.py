@@ -281,7 +281,7 @@ def require_licence(
 
     Raises InputError if it is for non-commercial use only and was not.
     """
-    known = entry or (catalog[name] if name in catalog else None)  # noqa: SIM401  # its `get` raises too
+    known = entry or catalog.get(name)
     for other in catalog.values() if known is None and path.is_file() else ():
         for file in other.files if other.non_commercial else ():
             # the size spares reading other files
@@ -425,7 +425,7 @@ def find_recipe(path: Path, name: str, entry: ModelEntry | None, told: RecipePar
 
     Raises InputError with the options that are missing, or that contradict the zoo entry of that name.
     """
-    known = entry or (catalog[name] if name in catalog else None)  # noqa: SIM401  # its `get` raises too
+    known = entry or catalog.get(name)
     if known is not None:
         require_agreement(told, known)
     elif (default := format_of(path).default_recipe) is not None:

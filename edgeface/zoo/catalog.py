@@ -51,6 +51,10 @@ class Catalog(Mapping[str, ModelEntry]):
         except KeyError:
             raise ModelNotFoundError(self._no_such(name)) from None
 
+    def get(self, name: str, default: Any = None, /) -> Any:
+        """Return one entry, or the default; `Mapping.get` expects a KeyError of `__getitem__`."""
+        return self._entries.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
