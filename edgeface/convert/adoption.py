@@ -22,9 +22,9 @@ from edgeface.convert.converter import (
     OUTPUT_NAMES,
     ConversionResult,
     RecipeChecker,
+    describe,
     finish_output,
     measure_recipe,
-    provenance_of,
     require_licence,
     require_plain_name,
     size_of,
@@ -62,7 +62,6 @@ from edgeface.errors import ContractError, ConversionError, InputError, MissingE
 from edgeface.files import sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import RT_INFO_KEY, Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_ir
-from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore
@@ -171,27 +170,16 @@ def adopt(
         model, normalized = finish_output(source, complete, path=ir)
         outputs = dict.fromkeys((OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1]))
         name_ports(model, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=layout)
-        contract = ModelContract(
-            name=name,
-            framework=source.framework,
-            weights_id=source.weights_id,
-            input_size=size,
-            value_range=(0.0, 255.0),
-            mean=complete.mean,
-            scale=complete.scale,
-            metric="cosine",
-            normalized=normalized,
-            alignment=complete.alignment,
-            source_sha256=source.sha256,
-            provenance=provenance_of(source, catalog),
-            input_name=INPUT_NAMES[0],
-            output_name=OUTPUT_NAMES[0],
+        contract = describe(
+            source,
+            complete,
+            model,
+            size=size,
             layout=layout,
             color=reading.color,
-            embedding_dim=embeddings.shape[1],
             precision=_precision_of(model),
-            converter_version=__version__,
-            openvino_version=ov.get_version(),
+            normalized=normalized,
+            catalog=catalog,
         )
         contract = recognise(contract, fingerprint_of(embeddings), catalog.values())
         with staging_folder(output_dir) as staging:

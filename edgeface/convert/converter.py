@@ -362,27 +362,16 @@ def _convert_source(
         outputs = (OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1])
         name_ports(converted, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=_LAYOUTS[layout])
         check_structure(converted, source=str(path))
-        contract = ModelContract(
-            name=complete.name,
-            framework=source.framework,
-            source_sha256=source.sha256,
-            weights_id=source.weights_id,
-            provenance=provenance_of(source, catalog),
-            input_name=INPUT_NAMES[0],
-            output_name=OUTPUT_NAMES[0],
-            input_size=size,
+        contract = describe(
+            source,
+            complete,
+            converted,
+            size=size,
             layout=_LAYOUTS[layout],
             color=_COLORS[color],
-            value_range=(0.0, 255.0),
-            mean=complete.mean,
-            scale=complete.scale,
-            embedding_dim=converted.output(0).get_partial_shape()[1].get_length(),
-            metric="cosine",
-            normalized=normalized,
-            alignment=complete.alignment,
             precision=_PRECISIONS[precision],
-            converter_version=__version__,
-            openvino_version=ov.get_version(),
+            normalized=normalized,
+            catalog=catalog,
         )
         contract = _identify(contract, converted, catalog)
         with staging_folder(output_dir) as staging:
@@ -402,6 +391,43 @@ def _convert_source(
         outputs={contract.output_name: str(converted.output(0).get_partial_shape())},
         parity=report,
         check=verdict,
+    )
+
+
+def describe(
+    source: SourceModel,
+    recipe: Recipe,
+    model: ov.Model,
+    *,
+    size: tuple[int, int],
+    layout: Layout,
+    color: Color,
+    precision: Precision,
+    normalized: bool,
+    catalog: Catalog,
+) -> ModelContract:
+    """Return the contract of a finished model, whose input has this size, layout and colour order."""
+    return ModelContract(
+        name=recipe.name,
+        framework=source.framework,
+        source_sha256=source.sha256,
+        weights_id=source.weights_id,
+        provenance=provenance_of(source, catalog),
+        input_name=INPUT_NAMES[0],
+        output_name=OUTPUT_NAMES[0],
+        input_size=size,
+        layout=layout,
+        color=color,
+        value_range=(0.0, 255.0),
+        mean=recipe.mean,
+        scale=recipe.scale,
+        embedding_dim=model.output(0).get_partial_shape()[1].get_length(),
+        metric="cosine",
+        normalized=normalized,
+        alignment=recipe.alignment,
+        precision=precision,
+        converter_version=__version__,
+        openvino_version=ov.get_version(),
     )
 
 
