@@ -23,7 +23,8 @@ from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import ExecutionReport
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
-from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
+from edgeface.vision.formats import IMAGE_SUFFIXES
+from edgeface.vision.image import Image, read_image
 
 _CENTRE: Final = np.array([65 / 250, 55 / 250, 185 / 250, 200 / 250])
 """Box that is cut where no face is found, as shares of width and height: where LFW's faces are, and where the reference

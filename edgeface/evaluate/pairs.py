@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.vision.image import IMAGE_SUFFIXES
+from edgeface.vision.formats import IMAGE_SUFFIXES
 
 _MOST_BYTES = 64 << 20
 _MOST_LISTED = 100

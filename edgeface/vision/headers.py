@@ -11,7 +11,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgeface.errors import ImageError
+from edgeface.vision.formats import FileKind, kind_of
 
 _ORIENTATION_TAG = 0x0112
 """EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
@@ -23,6 +26,13 @@ _MOST_SCANS = 100
 """A progressive JPEG has about ten. Each scan covers the whole image: thousands would take hours to decode."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_WIDTH, _HEIGHT = 256, 257
+_TIFF_TAGS = frozenset((_WIDTH, _HEIGHT, 258, 273, 274, 277, 279, 324, 325))
+"""Size, bits, offsets of strips, orientation, samples, lengths of strips, offsets and lengths of tiles."""
+_TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4"}
+_PNM_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
+_PNM_BITMAP = re.compile(rb"P\d" + 2 * _PNM_NUMBER + rb"\s")
+_PNM_HEADER = re.compile(rb"P\d" + 3 * _PNM_NUMBER + rb"\s")
 _BMP_UNCOMPRESSED = (0, 3)
 """BI_RGB and BI_BITFIELDS: their size follows from the header."""
 
@@ -31,14 +41,15 @@ _BMP_UNCOMPRESSED = (0, 3)
 class ImageHeader:
     """The header of an image file."""
 
-    format: str  # JPEG, PNG, WebP or BMP, from the first bytes, not from the file's name
-    width: int  # pixels as stored, before the orientation is applied
+    format: str  # JPEG, PNG, WebP, BMP, TIFF or PNM, from the first bytes, not from the file's name
+    width: int  # pixels as OpenCV gives them, before the orientation is applied
     height: int
-    orientation: int = 1  # of EXIF, 1 to 8; 1 if it is absent or invalid
+    orientation: int = 1  # of EXIF, 1 to 8; 1 if it is absent or invalid, or applied by OpenCV
+    white: int = 0  # value of white, where it is not the largest of 8 or 16 bits
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Read the header of a JPEG, PNG, WebP or BMP, and check that the bytes are complete.
+    """Read the header of a JPEG, PNG, WebP, BMP, TIFF or PNM, and check that the bytes are complete.
 
     Raises
     ------
@@ -47,18 +58,17 @@ def read_header(data: bytes) -> ImageHeader:
     """
     if not data:
         raise ImageError("expected an image, found 0 bytes")
-    for magic, offset, reader in _FORMATS:
-        if data.startswith(magic, offset):
-            try:
-                header = reader(data)
-            except (struct.error, IndexError) as error:
-                raise ImageError("truncated: the file ends inside its header") from error
-            if header.width < 1 or header.height < 1:
-                raise ImageError(
-                    f"damaged {header.format}: expected a positive size, found {header.width}x{header.height}"
-                )
-            return header
-    raise ImageError(f"expected a JPEG, PNG, WebP or BMP image, found bytes that begin with {data[:4]!r}")
+    kind = kind_of(data)
+    if kind is None or kind.name not in _READERS:
+        found = kind or FileKind(f"bytes that begin with {data[:4]!r}", remedy="")
+        raise found.refusal()
+    try:
+        header = _READERS[kind.name](data)
+    except (struct.error, IndexError) as error:
+        raise ImageError("truncated: the file ends inside its header") from error
+    if header.width < 1 or header.height < 1:
+        raise ImageError(f"damaged {header.format}: expected a positive size, found {header.width}x{header.height}")
+    return header
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
@@ -159,6 +169,56 @@ def _read_bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", width, height)
 
 
+def _read_tiff(data: bytes) -> ImageHeader:
+    """Read the first directory of a TIFF (TIFF 6.0, section 2); OpenCV applies its orientation itself."""
+    order = "<" if data.startswith(b"II") else ">"
+    (table,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, table)
+    fields: dict[int, np.ndarray] = {}
+    for at in range(table + 2, table + 2 + 12 * entries, 12):
+        tag, kind, count, place = struct.unpack_from(order + "HHII", data, at)
+        if tag in _TIFF_TAGS and kind in _TIFF_TYPES and count:
+            item = np.dtype(order + _TIFF_TYPES[kind])
+            place = place if count * item.itemsize > 4 else at + 8
+            if place + count * item.itemsize > len(data):
+                raise ImageError("truncated TIFF: the file ends inside its directory")
+            fields[tag] = np.frombuffer(data, item, count, place)
+    if not {_WIDTH, _HEIGHT} <= fields.keys():
+        raise ImageError("damaged TIFF: it has no size")
+    width, height, orientation, samples = (int(fields.get(tag, (1,))[0]) for tag in (_WIDTH, _HEIGHT, 274, 277))
+    bits = int(fields.get(258, np.ones(1)).max())
+    if bits > 16 or samples > 4:
+        raise ImageError(
+            expected="a TIFF of up to 16 bits and 4 channels",
+            found=f"{bits} bits, {samples} channels",
+            remedy="save it as PNG",
+        )
+    for offsets, lengths in ((273, 279), (324, 325)):
+        ends = [fields[tag].astype(np.int64) for tag in (offsets, lengths) if tag in fields]
+        if len(ends) == 2 and len(ends[0]) == len(ends[1]) and (ends[0] + ends[1]).max() > len(data):
+            raise ImageError(f"truncated TIFF: expected {(ends[0] + ends[1]).max()} bytes, found {len(data)}")
+    return ImageHeader("TIFF", *((height, width) if orientation > 4 else (width, height)))
+
+
+def _read_pnm(data: bytes) -> ImageHeader:
+    """Read the header of a PBM, PGM or PPM (the netpbm manual pages of these names)."""
+    kind = data[1] - ord("0")
+    match = (_PNM_BITMAP if kind in (1, 4) else _PNM_HEADER).match(data)
+    if match is None:
+        raise ImageError("damaged PNM: expected width, height and the value of white in its header")
+    width, height, white = (int(number) for number in (*match.groups(), b"1")[:3])
+    if not 1 <= white <= 65535:
+        raise ImageError(f"damaged PNM: expected a value of white from 1 to 65535, found {white}")
+    values = width * height * (3 if kind in (3, 6) else 1)
+    least = {1: values, 4: (width + 7) // 8 * height}.get(
+        kind, values * 2 - 1 if kind < 4 else values * (1 + (white > 255))
+    )
+    if len(data) - match.end() < least:
+        raise ImageError(f"truncated PNM: expected at least {match.end() + least} bytes, found {len(data)}")
+    scaled = kind in (1, 4) or white in (255, 65535) or (kind < 4 and white < 256)  # OpenCV scales text of 8 bits
+    return ImageHeader("PNM", width, height, white=0 if scaled else white)
+
+
 def _orientation(exif: bytes) -> int:
     """Read the orientation from an EXIF block; 1 if it is absent or damaged."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
@@ -176,9 +236,11 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-_FORMATS: tuple[tuple[bytes, int, Callable[[bytes], ImageHeader]], ...] = (
-    (b"\xff\xd8\xff", 0, _read_jpeg),
-    (_PNG_SIGNATURE, 0, _read_png),
-    (b"WEBP", 8, _read_webp),
-    (b"BM", 0, _read_bmp),
-)
+_READERS: dict[str, Callable[[bytes], ImageHeader]] = {
+    "a JPEG": _read_jpeg,
+    "a PNG": _read_png,
+    "a WebP": _read_webp,
+    "a BMP": _read_bmp,
+    "a TIFF": _read_tiff,
+    "a PNM": _read_pnm,
+}

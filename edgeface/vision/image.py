@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ImageError
+from edgeface.vision.formats import decode_heif, kind_of, open_heif
 from edgeface.vision.headers import read_header
 
 Image = NDArray[np.uint8]
 """(H, W, 3), BGR, 0-255."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"})
-"""Lower-case endings of images in folders. The format of a file is read from its bytes."""
 
 _UPRIGHT = {2: "m", 3: "mf", 4: "f", 5: "t", 6: "tm", 7: "tmf", 8: "tf"}
 """EXIF orientation -> steps that make it upright: t(ranspose), m(irror), f(lip upside down)."""
@@ -48,8 +46,9 @@ _DEFAULT_LIMITS = ImageLimits()
 def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
     """Read one image.
 
-    Formats: JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP and BMP. EXIF orientation is applied, 16
-    bits become 8 by division by 257, gray becomes three equal channels, and transparency is laid over white.
+    Formats: JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP, BMP, TIFF, PBM, PGM, PPM; with the extra
+    `heif` also HEIC and AVIF. The orientation is applied, 16 bits become 8 by division by 257, gray becomes three
+    equal channels, and transparency is laid over white.
 
     Parameters
     ----------
@@ -101,11 +100,17 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
 def _decode(data: bytes, limits: ImageLimits) -> Image:
     if len(data) > limits.max_bytes:
         raise ImageError(f"expected at most {limits.max_bytes:,} bytes, found more; raise ImageLimits.max_bytes")
+    kind = kind_of(data)
+    if kind is not None and kind.readable and kind.name in ("an HEIC", "an AVIF"):
+        opened = open_heif(data, kind)
+        _check_pixels(opened.width, opened.height, limits)
+        return _to_bgr8(decode_heif(opened), limits)
     header = read_header(data)
     _check_pixels(header.width, header.height, limits)
     try:
         # Every other flag drops transparency, and treats orientation differently in each format and version.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        # OpenCV wants a line's end after the last number of a PNM in text.
+        pixels = cv2.imdecode(np.frombuffer(data + b"\n" * (header.format == "PNM"), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"damaged {header.format}: OpenCV cannot decode it: {error.err}") from error
     if pixels is None:
@@ -115,6 +120,9 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
             f"damaged {header.format}: expected {header.width}x{header.height} pixels as its header says, "
             f"found {pixels.shape[1]}x{pixels.shape[0]}"
         )
+    if header.white:
+        largest = 255 if pixels.dtype == np.uint8 else 65535
+        pixels = np.minimum(pixels * np.float32(largest / header.white) + 0.5, largest).astype(pixels.dtype)
     return _set_upright(_to_bgr8(pixels, limits), header.orientation)
 
 

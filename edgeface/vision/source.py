@@ -21,12 +21,10 @@ import numpy as np
 
 from edgeface.errors import ImageError, InputError, MissingError
 from edgeface.text import encoded_user, without_secrets
-from edgeface.vision.image import IMAGE_SUFFIXES, Image, read_image
+from edgeface.vision.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from edgeface.vision.image import Image, read_image
 
 _log = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".ts"})
-"""Lower-case endings that are opened as videos."""
 
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
 _NETWORK_TIMEOUT = 5.0

@@ -157,7 +157,7 @@ def test_limits_hold_for_files_and_for_arrays(picture: np.ndarray, tmp_path: Pat
     ("source", "message"),
     [
         (b"", "found 0 bytes"),
-        (b"GIF89a" + bytes(50), "expected a JPEG, PNG, WebP or BMP image"),
+        (b"GIF89a" + bytes(50), "expected a JPEG, PNG, WebP, BMP, TIFF, PGM or PPM image, found a GIF; save it"),
         (b"\xff\xd8\xff\xd9", "has no image data"),
         (np.zeros((4, 4, 3), np.float32), r"found \(4, 4, 3\) float32; convert the array"),
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),

@@ -31,6 +31,7 @@ _CHILD = textwrap.dedent(
             (".jpg", picture, []), (".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", picture[:, :, 0], []),
             (".png", picture, []), (".png", alpha, []), (".png", picture.astype(np.uint16) * 257, []),
             (".webp", picture, []), (".webp", alpha, [cv2.IMWRITE_WEBP_QUALITY, 101]), (".bmp", picture, []),
+            (".tiff", picture, []), (".tiff", picture[:, :, 0].astype(np.uint16) * 257, []), (".ppm", picture, []),
         ]
     ]
 
