@@ -17,7 +17,8 @@ from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from edgeface.files import output_errors, staging_folder
 from edgeface.gallery.store.cache import clear_cache
 from edgeface.gallery.store.sqlite import SqliteStore
-from edgeface.gallery.store.sqlite_database import APPLICATION_ID, open_connection, sqlite_errors, sync_folder
+from edgeface.gallery.store.sqlite_database import open_connection, sqlite_errors, sync_folder
+from edgeface.gallery.store.sqlite_schema import APPLICATION_ID
 
 _PAUSE = 0.02
 _BESIDE = ("-wal", "-shm", "-journal")

@@ -1,10 +1,7 @@
-"""A gallery's SQLite file: its tables and versions, its creation, and durable transactions on it.
+"""A gallery's SQLite file: its creation, and durable transactions on it.
 
 WAL mode with `synchronous=FULL`: a commit is on the disk when it returns. Deleted rows are overwritten
 (`secure_delete`), and nothing of a gallery goes to temporary files (`temp_store=MEMORY`).
-
-A version of the schema is `PRAGMA user_version`. Each step of `_STEPS` is one transaction, so an interruption leaves a
-file of one version or of the next. A file of a later version than this program's is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +10,9 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from edgeface.cipher import Cipher
@@ -24,120 +20,7 @@ from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryDamagedError
 from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.database import Database, mark_header, record_commit
-
-# Tables and versions
-
-SCHEMA_VERSION = 3
-
-APPLICATION_ID = 0x45464741
-"""``EFGA`` in the file's header (`PRAGMA application_id`): tells a gallery from other databases."""
-
-_PAGE_SIZE = 16384
-"""Bytes: seven templates of 512 values a page. In 4,096 one would fit, and half of the file would be empty."""
-
-_TABLES_1 = """
-CREATE TABLE gallery (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    header TEXT NOT NULL,                 -- JSON: what it is bound to
-    header_mark BLOB NOT NULL,            -- digest without the key, then with it
-    generation INTEGER NOT NULL,          -- of the last commit
-    next_id INTEGER NOT NULL              -- for people and templates; never falls
-);
-CREATE TABLE people (
-    id INTEGER PRIMARY KEY,
-    name_mark BLOB NOT NULL UNIQUE,       -- keyed digest of the name
-    body BLOB NOT NULL
-);
-CREATE TABLE templates (
-    id INTEGER PRIMARY KEY,
-    person_id INTEGER NOT NULL REFERENCES people (id),
-    generation INTEGER NOT NULL,          -- whose commit it came with
-    body BLOB NOT NULL
-);
-CREATE INDEX templates_person ON templates (person_id);
-CREATE INDEX templates_generation ON templates (generation);
-CREATE TABLE images (
-    template_id INTEGER PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
-    body BLOB NOT NULL
-);
-"""
-
-_TABLES_2 = """
-CREATE TABLE removals (
-    template_id INTEGER PRIMARY KEY,      -- a number, and nothing of what it was
-    generation INTEGER NOT NULL
-);
-CREATE INDEX removals_generation ON removals (generation);
-CREATE TABLE staged (
-    template_id INTEGER PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
-    contract_id TEXT NOT NULL,            -- of the model that the gallery is on its way to
-    body BLOB NOT NULL
-);
-ALTER TABLE gallery ADD COLUMN known_since INTEGER NOT NULL DEFAULT 0;  -- removals are complete from here on
-ALTER TABLE gallery ADD COLUMN unscrubbed INTEGER NOT NULL DEFAULT 0;   -- generation of an unfinished erasure
-"""
-
-_TABLES_3 = """
-CREATE TABLE commits (
-    generation INTEGER PRIMARY KEY,
-    history TEXT NOT NULL                 -- random: tells a commit from one of a gallery that was restored
-);
-ALTER TABLE gallery ADD COLUMN cached TEXT NOT NULL DEFAULT '';  -- digest of the header of the cache's file
-"""
-
-
-def _script(connection: sqlite3.Connection, script: str) -> None:
-    """Run statements inside the open transaction; `executescript` would commit it."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            connection.execute(statement)
-            statement = ""
-
-
-def _to_2(connection: sqlite3.Connection) -> None:
-    """Record removals, and what a rebuild and an erasure have still to do; earlier removals are not known."""
-    _script(connection, _TABLES_2)
-    connection.execute("UPDATE gallery SET known_since = generation")
-
-
-def _to_3(connection: sqlite3.Connection) -> None:
-    """Give commits ids, and make room for the digest of the cache, which the gallery then vouches for."""
-    _script(connection, _TABLES_3)
-    record_commit(connection)
-
-
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2, 2: _to_3})
-"""What turns a file of one version into one of the next."""
-
-
-def create_tables(connection: sqlite3.Connection, *, version: int = SCHEMA_VERSION) -> None:
-    """Make the empty tables of a version, inside the open transaction."""
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    _script(connection, _TABLES_1)
-    for step in range(1, version):
-        _STEPS[step](connection)
-    connection.execute(f"PRAGMA user_version = {version}")
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a file to this version; a second process that wants to do so waits, and then finds nothing to do."""
-    while True:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version >= SCHEMA_VERSION:
-                return
-            _STEPS[version](connection)
-            connection.execute(f"PRAGMA user_version = {version + 1}")
-        except BaseException:
-            connection.rollback()
-            raise
-        finally:
-            if connection.in_transaction:
-                connection.commit()
-
+from edgeface.gallery.store.sqlite_schema import SCHEMA_VERSION, create_tables, foreign_parts, migrate, require_schema
 
 # Errors
 
@@ -181,6 +64,9 @@ def _translate(path: Path, said: str) -> EdgeFaceError:
 
 
 # Creation
+
+_PAGE_SIZE = 16384
+"""Bytes: seven templates of 512 values a page. In 4,096 one would fit, and half of the file would be empty."""
 
 _BESIDE = ("-wal", "-shm", "-journal", ".index")
 """Endings of what lies beside a gallery. SQLite would write what an earlier one left there into the new one."""
@@ -333,13 +219,19 @@ def _identity(file: Path) -> _Identity:
 
 
 _PRAGMAS = (
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
     "synchronous = FULL",
     "secure_delete = ON",
     "foreign_keys = ON",
     "temp_store = MEMORY",
-    "trusted_schema = OFF",
-    "cell_size_check = ON",
 )
+_DEFENSES = {
+    "SQLITE_DBCONFIG_DEFENSIVE": True,
+    "SQLITE_DBCONFIG_ENABLE_TRIGGER": False,
+    "SQLITE_DBCONFIG_ENABLE_VIEW": False,
+}
+"""For `Connection.setconfig`, which Python has since 3.12. Foreign keys do not need triggers."""
 
 
 def _resolved(path: Path) -> Path:
@@ -361,7 +253,10 @@ def _resolved(path: Path) -> Path:
 
 
 def open_connection(path: Path, *, timeout: float) -> _Connection:
-    """Open a gallery's file as it must be opened; without a write where the file system is read-only."""
+    """Open a gallery's file as it must be opened, if its schema is a gallery's; it raises what `require_schema` does.
+
+    Nothing is written where the file system is read-only.
+    """
     mode = "rw"
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         mode = "ro&immutable=1"
@@ -373,8 +268,14 @@ def open_connection(path: Path, *, timeout: float) -> _Connection:
             )
     connection = _connect(path, uri=f"{path.as_uri()}?mode={mode}", timeout=timeout)
     try:
+        if hasattr(connection, "setconfig"):
+            for name, value in _DEFENSES.items():
+                connection.setconfig(getattr(sqlite3, name), value)
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
+        connection.execute("BEGIN")
+        require_schema(connection, path)
+        connection.execute("COMMIT")
     except BaseException:
         connection.close()
         raise
@@ -386,17 +287,18 @@ class SqliteDatabase(Database):
 
     def __init__(self, path: Path, *, key: bytes | None, contract_id: str | None, timeout: float) -> None:
         self.path = path = _resolved(path)
+        self._schema: int | None = None  # the state of the schema that was compared last
         super().__init__(str(path), timeout=timeout)
         try:
             with sqlite_errors(path):
                 self._connection: _Connection = open_connection(path, timeout=timeout)
                 try:
-                    version = self._version()
                     row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
                     self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
+                    (version,) = self._connection.execute("PRAGMA user_version").fetchone()
                     self.migrated = version < SCHEMA_VERSION
                     if self.migrated:  # only after it is known that the caller has the key
-                        migrate(self._connection)
+                        migrate(self._connection, path)
                     self.version = SCHEMA_VERSION
                     beside = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
                     self._files = {file: _identity(file) for file in beside if file.exists()}
@@ -424,25 +326,19 @@ class SqliteDatabase(Database):
                     found=found,
                 )
 
-    def _version(self) -> int:
-        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise GalleryDamagedError(
-                f"{self.path}: expected a gallery written by edgeface, found another SQLite database, or a damaged one"
-            )
-        if not 1 <= version <= SCHEMA_VERSION:
-            raise GalleryError(
-                f"{self.path}: expected a gallery of version 1 to {SCHEMA_VERSION}, found version {version}; update "
-                "edgeface"
-            )
-        return int(version)
+    def foreign_parts(self) -> list[str]:
+        """Say in what the schema differs from a gallery's, inside a transaction; empty if in nothing."""
+        return foreign_parts(self._connection, self.version)
 
     def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:
         return sqlite_errors(self.path)
 
     def _begin(self, *, write: bool) -> Any:
         self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        (schema,) = self._connection.execute("PRAGMA schema_version").fetchone()
+        if schema != self._schema:  # SQLite counts changes, by whatever program, and VACUUM
+            require_schema(self._connection, self.path)
+            self._schema = schema
         return self._connection
 
     def _roll_back(self) -> None:

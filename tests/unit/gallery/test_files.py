@@ -22,7 +22,7 @@ from unit.gallery.conformance import CONTRACT, DIM, templates
 
 from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.store import sqlite_database as schema
+from edgeface.gallery.store import sqlite_schema as schema
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import sqlite_errors
 from edgeface.model.embedding import Embedding
