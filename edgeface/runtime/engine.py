@@ -6,7 +6,7 @@ A fixed pool of infer requests (`Slot`), a bounded queue, one lock. OpenVINO's c
 gives the freed request the next array, and only then resolves the future: under load no other Python thread is
 involved. One supervisor thread per engine handles what no callback reports: an inference that failed (OpenVINO calls
 no Python callback then), deadlines, and closing. It looks every 20 ms while there is work and sleeps otherwise.
-`infer` and `run_batches` take free slots and compute in the caller's thread: no thread has to be woken.
+`infer` and `stream_batches` take free slots and compute in the caller's thread: no thread has to be woken.
 
 Why it cannot hang
 ------------------
@@ -36,7 +36,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
@@ -227,9 +227,14 @@ class Engine(Serving):
         return value
 
     def run_batches(self, batches: Iterable[np.ndarray]) -> list[Outputs]:
+        """Compute whole batches, and return all results at the end; see `stream_batches`."""
+        return list(self.stream_batches(batches))
+
+    def stream_batches(self, batches: Iterable[np.ndarray]) -> Generator[Outputs, None, None]:
         """Compute whole batches; the next ones are made, in this thread, while the last ones are computed.
 
-        Several threads may do this at the same time; they share the infer requests.
+        Several threads may do this at the same time; they share the infer requests. Whoever stops reading before the
+        end holds some of them until the generator is closed.
 
         Parameters
         ----------
@@ -237,9 +242,9 @@ class Engine(Serving):
             Each of the model's shape and dtype, batch dimension included, C-contiguous. The device reads it in
             place: it must not change until the results are there.
 
-        Returns
-        -------
-        list of tuples of arrays
+        Yields
+        ------
+        tuple of arrays
             Copies of the outputs in the model's order, for each batch in order.
 
         Raises
@@ -255,24 +260,23 @@ class Engine(Serving):
         """
         refuse_waiting()
         self._refuse_if_closed()
-        claim, under_way, results = _Claim(), deque[Slot](), list[Outputs]()
+        claim, under_way = _Claim(), deque[Slot]()
         try:
             for batch in batches:
                 self._check(batch, self._batch_shape)
                 while (slot := self._claim_for_batch(batch, claim, wait=not under_way)) is None:
-                    results.append(self._finish_batch(under_way))
+                    yield self._finish_batch(under_way)
                 under_way.append(slot)
                 try:
                     slot.start_batch(batch)
                 except RuntimeError as error:
                     raise self._schedule.failure(error)  # noqa: B904 - `failure` sets the cause
             while under_way:
-                results.append(self._finish_batch(under_way))
+                yield self._finish_batch(under_way)
         finally:
             for slot in under_way:  # after an error, which is the one to raise
                 slot.settle()
                 self._release(slot, "cancelled")
-        return results
 
     def _claim_for_batch(self, batch: np.ndarray, claim: _Claim, *, wait: bool) -> Slot | None:
         """Claim a free slot. A thread waits only while it holds none: else two threads could wait for each other."""
@@ -496,7 +500,7 @@ class Engine(Serving):
 
 
 class _Claim:
-    """An object that only the frame of `infer` or `run_batches` refers to."""
+    """An object that only the frame of `infer` or `stream_batches` refers to."""
 
     __slots__ = ("__weakref__",)
 

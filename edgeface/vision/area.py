@@ -30,26 +30,41 @@ class AreaImage:
         # OpenCV averages floats faster than bytes.
         self._averaged = image.astype(np.float32) if image.size <= _FLOAT_SIZE else image
 
-    def shrink(self, into: NDArray[np.float32]) -> None:
-        """Average the whole image into `into` (h, w, 3)."""
+    def shrink(self, into: Image) -> None:
+        """Average the whole image into `into` (h, w, 3), rounded."""
         if self._averaged.dtype == np.float32:
-            cv2.resize(self._averaged, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
+            into[:] = np.rint(cv2.resize(self._averaged, into.shape[1::-1], interpolation=cv2.INTER_AREA))
         else:
-            into[:] = cv2.resize(self._averaged, into.shape[1::-1], interpolation=cv2.INTER_AREA)
+            cv2.resize(self._averaged, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
 
     def cut(self, x0: int, y0: int, x1: int, y1: int, into: NDArray[np.float32]) -> None:
         """Average what is in a box into `into` (h, w, 3); beyond the image it is black."""
+        rows, columns = y1 - y0, x1 - x0
+        if rows * columns * 3 > _FLOAT_SIZE and rows > into.shape[0]:
+            narrow = np.empty((rows, into.shape[1], 3), np.float32)  # first the rows, some at a time, then columns
+            step = max(1, _FLOAT_SIZE // (columns * 3))
+            for start in range(0, rows, step):
+                band = narrow[start : start + step]
+                cv2.resize(
+                    self._part(x0, y0 + start, x1, min(y0 + start + step, y1)),
+                    band.shape[1::-1],
+                    dst=band,
+                    interpolation=cv2.INTER_AREA,
+                )
+        else:
+            narrow = self._part(x0, y0, x1, y1)
+        cv2.resize(narrow, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
+
+    def _part(self, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.float32]:
+        """Return what is in a box as floats, because of bytes OpenCV would give bytes."""
         width, height = self.size
         if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
-            part = self._averaged[y0:y1, x0:x1]
-        else:
-            left, right = min(max(x0, 0), width), min(max(x1, 0), width)
-            top, bottom = min(max(y0, 0), height), min(max(y1, 0), height)
-            part = np.zeros((y1 - y0, x1 - x0, 3), np.float32)
-            part[top - y0 : bottom - y0, left - x0 : right - x0] = self._averaged[top:bottom, left:right]
-        if part.dtype != np.float32:  # of bytes OpenCV would give bytes
-            part = part.astype(np.float32)
-        cv2.resize(part, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
+            return self._averaged[y0:y1, x0:x1].astype(np.float32, copy=False)
+        left, right = min(max(x0, 0), width), min(max(x1, 0), width)
+        top, bottom = min(max(y0, 0), height), min(max(y1, 0), height)
+        part = np.zeros((y1 - y0, x1 - x0, 3), np.float32)
+        part[top - y0 : bottom - y0, left - x0 : right - x0] = self._averaged[top:bottom, left:right]
+        return part
 
 
 class AreaBatch:
@@ -62,16 +77,16 @@ class AreaBatch:
         self._sums: NDArray[np.int32] | None = None
         self.size = images[0].size
 
-    def shrink(self, part: slice, height: int, width: int) -> NDArray[np.float32]:
-        """Reduce some of the images: (N, height, width, 3), rounded to whole numbers."""
+    def shrink(self, part: slice, height: int, width: int) -> Image:
+        """Reduce some of the images: (N, height, width, 3), rounded."""
         images, pixels = self._images[part], self.size[0] * self.size[1]
         if _LOOK_UP * height * width + _CALLS // len(images) <= pixels <= _LARGEST:
             small = self._look_up(part, height, width).astype(np.float32)
-        else:
-            small = np.empty((len(images), height, width, 3), np.float32)
-            for image, into in zip(images, small, strict=True):
-                image.shrink(into)
-        return np.rint(small, out=small)
+            return np.rint(small, out=small).astype(np.uint8)
+        small = np.empty((len(images), height, width, 3), np.uint8)
+        for image, into in zip(images, small, strict=True):
+            image.shrink(into)
+        return small
 
     def _look_up(self, part: slice, height: int, width: int) -> NDArray[np.float64]:
         """Average cells by differences of sums at their corners.

@@ -6,9 +6,10 @@ were trained on its boxes. Unlike it, this works in batches: of images, of scale
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
+from edgeface.runtime.schedule import Outputs
 from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
@@ -43,6 +45,9 @@ _NMS_SCALE, _NMS = 0.5, 0.7
 _REQUEST_PIXELS = 1 << 16
 """Most pixels of the images of one scale in a request; `_LARGEST_BATCH` limits the boxes. With larger requests the
 layers' results leave the core's cache, which costs a tenth of the speed."""
+_TILE = 187
+"""Cells on a side of P-Net's maps that are computed together, from 384 pixels. For each of them a request needs some
+200 bytes, which it keeps."""
 _SHARE, _SHARE_PIXELS = 16, 1 << 22
 """Most images, and pixels, that go through the cascade together: limits the tables of sums to about 50 MB."""
 _LARGEST_BATCH = {"rnet": 32, "onet": 8}
@@ -58,6 +63,30 @@ class _Level:
     number: int
     scale: float
     size: tuple[int, int]
+
+    @property
+    def tiles(self) -> list[tuple[slice, slice]]:
+        """Where P-Net's maps are divided, row by row: the whole maps, or tiles that are computed one by one."""
+        # Pooling rounds up at the far edges, where the last windows reach one pixel beyond the image.
+        rows, columns = ((side - _CELL + 1) // _STRIDE + 1 for side in self.size)
+        return list(itertools.product(_parts(rows), _parts(columns)))
+
+    def cut_tiles(self) -> Iterator[NDArray[np.float32]]:
+        """Cut the pixels of each tile, so that the networks' results do not grow with the photo."""
+        small = self.batch.shrink(self.part, *self.size)
+        for rows, columns in self.tiles:
+            yield small[:, _seen(rows), _seen(columns)].astype(np.float32, order="C")
+
+    def join_maps(self, outputs: Iterator[Outputs]) -> NDArray[np.float32]:
+        """Join the maps of the tiles, which are exactly those of the whole level."""
+        tiles = self.tiles
+        if len(tiles) == 1:
+            return next(outputs)[0]
+        (last_rows, last_columns) = tiles[-1]
+        joined = np.empty((len(self.images), 5, last_rows.stop, last_columns.stop), np.float32)
+        for rows, columns in tiles:
+            (joined[:, :, rows, columns],) = next(outputs)
+        return joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +189,9 @@ class MTCNN(NetworkDetector):
     def _propose(self, images: Sequence[AreaImage]) -> _Candidates:
         """P-Net on every scale of every image."""
         levels = _levels(images, self._min_size)
-        outputs = self._run("pnet", (level.batch.shrink(level.part, *level.size) for level in levels))
-        parts = [_read_maps(level, maps) for level, (maps,) in zip(levels, outputs, strict=True)]
+        tiles = (tile for level in levels for tile in level.cut_tiles())
+        with contextlib.closing(self._stream("pnet", tiles)) as outputs:
+            parts = [_read_maps(level, level.join_maps(outputs)) for level in levels]
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
         boxes, scores, shifts, owners, numbers = map(np.concatenate, zip(*parts, strict=True))
@@ -236,6 +266,16 @@ def _levels(images: Sequence[AreaImage], min_size: int) -> list[_Level]:
             number += 1
             side *= _FACTOR
     return levels
+
+
+def _parts(cells: int) -> list[slice]:
+    """Divide a side of P-Net's maps."""
+    return [slice(start, min(start + _TILE, cells)) for start in range(0, cells, _TILE)]
+
+
+def _seen(cells: slice) -> slice:
+    """Return the pixels that P-Net's windows of some cells see; the last ones may end at the image's edge."""
+    return slice(cells.start * _STRIDE, (cells.stop - 1) * _STRIDE + _CELL)
 
 
 def _read_maps(level: _Level, maps: NDArray[np.float32]) -> tuple[np.ndarray, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,9 +75,13 @@ class NetworkDetector(ABC):
 
     def _run(self, label: str, batches: Iterable[np.ndarray]) -> list[Outputs]:
         """Compute batches on one network; see `Engine.run_batches`."""
+        return list(self._stream(label, batches))
+
+    def _stream(self, label: str, batches: Iterable[np.ndarray]) -> Generator[Outputs, None, None]:
+        """Compute batches on one network; see `Engine.stream_batches`."""
         if self._observe is not None:
             batches = _observed(label, batches, self._observe)
-        return self._engines[label].run_batches(batches)
+        return self._engines[label].stream_batches(batches)
 
     def close(self) -> None:
         """See `Detector.close`."""

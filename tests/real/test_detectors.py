@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+import edgeface.vision.mtcnn as mtcnn_module
 from edgeface.errors import InputError
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
@@ -98,6 +100,23 @@ def test_mtcnn_agrees_with_the_stored_reference(images: int, data: Path, mtcnn: 
     assert answer["same_face"] >= 0.995 * answer["images"], answer["disagreements"]
     assert answer["median_box_difference"] <= 1
     assert answer["median_landmark_difference"] <= 1
+
+
+@pytest.mark.parametrize(
+    "images", [200, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1800)])]
+)
+def test_mtcnn_in_tiles_gives_the_bits_that_whole_levels_give(images, data, mtcnn, photos, monkeypatch):
+    paths = sorted((data / "lfw" / "images").rglob("*.jpg"))
+    chosen = [paths[index] for index in np.linspace(0, len(paths) - 1, images).astype(int)]
+    shares = [list(map(read_image, chosen[start : start + 64])) for start in range(0, len(chosen), 64)]
+    large = cv2.resize(photos["multiface"], (2001, 1333))
+    found = {}
+    for tile in (1 << 20, mtcnn_module._TILE, 31):
+        monkeypatch.setattr(mtcnn_module, "_TILE", tile)
+        faces = [*itertools.chain.from_iterable(map(mtcnn.detect, shares)), *mtcnn.detect([large])]
+        found[tile] = [each.boxes.tobytes() + each.landmarks.tobytes() + each.scores.tobytes() for each in faces]
+    whole, *tiled = found.values()
+    assert tiled == [whole, whole]
 
 
 @pytest.mark.parity
