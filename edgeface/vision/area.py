@@ -81,8 +81,7 @@ class AreaBatch:
         """Reduce some of the images: (N, height, width, 3), rounded."""
         images, pixels = self._images[part], self.size[0] * self.size[1]
         if _LOOK_UP * height * width + _CALLS // len(images) <= pixels <= _LARGEST:
-            small = self._look_up(part, height, width).astype(np.float32)
-            return np.rint(small, out=small).astype(np.uint8)
+            return np.rint(self._look_up(part, height, width).astype(np.float32)).astype(np.uint8)
         small = np.empty((len(images), height, width, 3), np.uint8)
         for image, into in zip(images, small, strict=True):
             image.shrink(into)
