@@ -8,6 +8,7 @@ import numpy as np
 import openvino as ov
 from contracts import sample_contract
 
+from edgeface.convert.ir import save_ir
 from edgeface.model.contract import Alignment
 
 try:
@@ -34,7 +35,4 @@ def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin
         alignment=Alignment("mtcnn-box-margin", margin),
         **changes,
     )
-    contract.write_to(model)
-    path = folder / f"{name}.xml"
-    ov.save_model(model, path, compress_to_fp16=False)
-    return path
+    return save_ir(model, folder, contract)[0]

@@ -8,6 +8,8 @@ import numpy as np
 import openvino as ov
 from contracts import sample_contract
 
+from edgeface.convert.ir import save_ir
+
 try:
     from openvino import opset13 as ops
 except ImportError:  # OpenVINO 2024
@@ -44,11 +46,8 @@ def write_tiny_net(folder: Path, *, name: str = "tiny", seed: int = 0, **changes
     """Write the model as folder/name.xml with its contract; its pictures are crops as they are."""
     model = tiny_net(seed=seed)
     own = {"source_sha256": "a" * 64, "scale": (128, 128, 128), "embedding_dim": DIM}
-    sample_contract(**(own | {"name": name} | changes)).write_to(model)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.xml"
-    ov.save_model(model, path, compress_to_fp16=False)
-    return path
+    return save_ir(model, folder, sample_contract(**(own | {"name": name} | changes)))[0]
 
 
 def skin_crops(count: int, *, seed: int = 0) -> np.ndarray:

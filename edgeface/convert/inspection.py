@@ -15,7 +15,7 @@ from edgeface.convert.parity import draw_faces, embed_with_ir, fingerprint_of
 from edgeface.errors import InputError
 from edgeface.model.contract import RT_INFO_KEY, ModelContract
 from edgeface.model.flops import Work, count_work
-from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.model.ir_file import check_weights, contract_of, read_ir
 from edgeface.zoo.catalog import Catalog, load_catalog
 
 
@@ -95,7 +95,7 @@ def inspect_ir(ir: Path, *, catalog: Catalog | None = None) -> Inspection:
     model = read_ir(ir)
     contract = None
     if model.has_rt_info([RT_INFO_KEY, "contract_version"]):
-        contract = ModelContract.read_from(model, source=str(ir))
+        contract = contract_of(model, ir.read_bytes(), source=str(ir))
         check_weights(ir, contract)
     work = None
     with contextlib.suppress(InputError):

@@ -25,7 +25,7 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Color, Layout, ModelContract
-from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.model.ir_file import bind_xml, check_weights, contract_of, read_ir
 from edgeface.model.opset import ops
 
 BATCHES = (1, 2, 5)
@@ -282,7 +282,7 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
 
     Raises OutputError if the folder is full or cannot be written to.
     """
-    dataclasses.replace(contract, weights_sha256=_TO_BE_MEASURED).write_to(model)
+    dataclasses.replace(contract, weights_sha256=_TO_BE_MEASURED).write_to(model, bound=True)
     path = folder / f"{contract.name}.xml"
     with output_errors(path):
         try:
@@ -296,6 +296,7 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
         contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
         xml = path.read_bytes()  # not as text: its encoding is not the user's locale
         path.write_bytes(xml.replace(_TO_BE_MEASURED.encode(), contract.weights_sha256.encode()))
+        bind_xml(path)
     return path, contract
 
 
@@ -390,7 +391,7 @@ def check_inference(path: Path) -> None:
     """
     model = read_ir(path)
     check_structure(model, source=str(path))
-    contract = ModelContract.read_from(model, source=str(path))
+    contract = contract_of(model, path.read_bytes(), source=str(path))
     static = model.input(0).get_partial_shape()[0]
     batches = BATCHES if static.is_dynamic else (static.get_length(),)
     with ThreadPoolExecutor(1) as beside:

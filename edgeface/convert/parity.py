@@ -18,6 +18,7 @@ from edgeface.convert.facenet_graph import read_weights
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
+from edgeface.model.embedding import what_is_wrong
 from edgeface.model.ir_file import read_contract
 from edgeface.zoo.schema import ModelEntry
 
@@ -127,6 +128,10 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
             f"{path}: expected images (N, H, W, 3) uint8 and embeddings (N, D), N at least 1, "
             f"found {images.shape} {images.dtype} and {embeddings.shape}"
         )
+    if embeddings.dtype.kind != "f":
+        raise InputError(f"{path}: expected embeddings of floating-point numbers, found {embeddings.dtype}")
+    if wrong := what_is_wrong(embeddings):
+        raise InputError(f"{path}: {wrong}")
     return images, embeddings
 
 
@@ -134,11 +139,15 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
     """Embed aligned crops with an IR that has a contract, in FP32 on the CPU.
 
     The images are (N, H, W, 3) uint8, RGB, 0-255, and reordered to the layout and colour order of the IR; the result
-    is (N, D) float32. Raises InputError if the images are not of the contract's size.
+    is (N, D) float32. Raises InputError if the images are not of the contract's size, or an embedding is not finite or
+    has length 0.
     """
     model, contract = read_contract(ir)
     _require_size(images, contract, ir)
-    return run_model(model, to_input(images, layout=contract.layout, color=contract.color))
+    found = run_model(model, to_input(images, layout=contract.layout, color=contract.color))
+    if wrong := what_is_wrong(found):
+        raise InputError(f"{ir}: {wrong}; convert the model again")
+    return found
 
 
 def run_model(model: ov.Model, batch: NDArray[np.float32]) -> Embeddings:

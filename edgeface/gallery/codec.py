@@ -19,6 +19,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _TEMPLATE = struct.Struct("<dq32s")
 _IMAGE = struct.Struct("<?14f")
+_NOT_UNIT = 1e-3
+"""Largest difference from 1 of a stored template's squared length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,8 @@ def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
         raise GalleryDamagedError(f"gallery: expected templates of {length} bytes, found one of {wrong}")
     rows = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(bodies), length)
     vectors = np.ascontiguousarray(rows[:, _TEMPLATE.size :]).view("<f4").astype(np.float32, copy=False)
+    if not (np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) <= _NOT_UNIT).all():  # NaN is not either
+        raise GalleryDamagedError("gallery: expected templates of finite numbers and unit length, found others")
     vectors.setflags(write=False)
     return vectors
 

@@ -178,9 +178,10 @@ def _from_tables(tables: Sequence[Path], name: str | None) -> Generator[_Templat
     for path in tables:
         table = EmbeddingTable.load(path)
         people: dict[str, list[tuple[str, NewTemplate]]] = {}
+        embeddings = table.embeddings
         for row, photo in enumerate(table.paths.tolist()):
             person = name or Path(photo).parent.name
-            people.setdefault(person, []).append((photo, NewTemplate(embedding=table.embeddings[row])))
+            people.setdefault(person, []).append((photo, NewTemplate(embedding=embeddings[row])))
         yield from people.items()
 
 

@@ -293,7 +293,7 @@ class CheckReport:
 def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]:
     """Return the embedding as this gallery stores it: (D,) float32 of length 1.
 
-    `ContractError` is raised if it is of another contract, of another length, or has no direction.
+    `ContractError` is raised if it is of another contract, or of another length.
     """
     embedding = template.embedding
     if current_id(embedding.contract_id) != current_id(info.contract_id) or len(embedding.vector) != info.dim:
@@ -303,8 +303,6 @@ def unit_vector(template: NewTemplate, info: GalleryInfo) -> NDArray[np.float32]
             "gallery to this one with 'edgeface gallery rebuild'"
         )
     length = float(np.linalg.norm(embedding.vector.astype(np.float64)))
-    if not length > 0:
-        raise ContractError(f"gallery: expected a nonzero embedding, found one of length {length}")
     if abs(length - 1) <= _UNIT:
         return embedding.vector
     return (embedding.vector.astype(np.float64) / length).astype(np.float32)

@@ -18,13 +18,19 @@ from typing import Any, Literal, get_args
 
 from edgeface.errors import ContractError
 
-CONTRACT_VERSION = 2
-"""Version of the stored form. A newer one is refused, because its meaning is unknown; version 1 has no `weights_id`."""
+CONTRACT_VERSION = 3
+"""Version of the stored form. A newer one is refused, because its meaning is unknown.
+
+Version 3 has the digest of the .xml (`edgeface.model.ir_file.bind_xml`); version 1 has no `weights_id` either.
+"""
 
 SEEDED_WARNING = "SEEDED WEIGHTS: random numbers; this model recognises no one"
 """What every output about such a model says."""
 
 RT_INFO_KEY = "edgeface"
+FILE_SHA256 = "file_sha256"
+"""Field beside the contract's, of an IR file: SHA-256 of its .xml with `NO_DIGEST` in place of these digits."""
+NO_DIGEST = hashlib.sha256(b"edgeface: digest of the .xml, known once it is written").hexdigest()
 MODEL_API_KEY = "model_info"
 
 AlignmentRecipe = Literal[
@@ -322,15 +328,17 @@ class ModelContract:
         except (TypeError, ValueError, KeyError) as error:
             raise ContractError(f"contract: a field has the wrong type: {error}") from error
 
-    def write_to(self, model: Any) -> None:
+    def write_to(self, model: Any, *, bound: bool = False) -> None:
         """Store the contract in an `openvino.Model`'s rt_info, as strings.
 
+        `bound` leaves room for the digest of the .xml, which `edgeface.model.ir_file.bind_xml` has to fill in.
         The keys that Intel's Model API also reads go under ``model_info`` too. Mean and scale do not: they
         are folded into the graph, and Model API would apply them a second time.
         """
         height, width = self.input_size
-        version = CONTRACT_VERSION if self.weights_id else 1
+        version = CONTRACT_VERSION if bound else 2 if self.weights_id else 1
         stored = {"contract_version": str(version), "contract_id": self.contract_id}
+        stored |= {FILE_SHA256: NO_DIGEST} if bound else {}
         for name, value in self.to_dict().items():
             stored[name] = value if isinstance(value, str) else json.dumps(value)
         model.set_rt_info(stored, RT_INFO_KEY)  # all at once, which removes what another contract left
@@ -346,6 +354,8 @@ class ModelContract:
     @classmethod
     def read_from(cls, model: Any, *, source: str = "the IR") -> ModelContract:
         """Read the contract that `write_to` stored in an `openvino.Model`; `source` is the file's name in messages.
+
+        It does not see that the .xml was edited: `edgeface.model.ir_file.contract_of` does.
 
         Raises ContractError if there is none, if a newer edgeface wrote it, or if its `contract_id` does not match.
         """
@@ -365,6 +375,8 @@ class ModelContract:
                 f"{source}: expected a contract of version {CONTRACT_VERSION} or older, found version {version}; "
                 "update edgeface, or convert the model again with this one"
             )
+        if int(version) >= _FIRST_BOUND:
+            text(FILE_SHA256)  # raises without one
         stored: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name in _OPTIONAL and not model.has_rt_info([RT_INFO_KEY, field.name]):
@@ -374,7 +386,9 @@ class ModelContract:
                 stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
             except json.JSONDecodeError as error:
                 raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
-        if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id"}):
+        if unknown := sorted(
+            model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id", FILE_SHA256}
+        ):
             raise ContractError(
                 f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by another program"
             )
@@ -420,6 +434,7 @@ _CURRENT_IDS: dict[str, str] = {
 _OUTSIDE_THE_ID = frozenset(
     {"name", "input_name", "output_name", "provenance", "converter_version", "openvino_version", "weights_sha256"}
 )
+_FIRST_BOUND = 3
 _OPTIONAL = frozenset({"lineage", "weights_id"})
 """Fields that a stored contract may lack."""
 

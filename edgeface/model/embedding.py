@@ -59,6 +59,17 @@ def require_same_contract(*contract_ids: str, what: str) -> None:
         )
 
 
+def what_is_wrong(vectors: NDArray[Any]) -> str | None:
+    """Say why embeddings, (D,) or (N, D), cannot be compared: not finite, or without a direction. None: they can."""
+    squares = np.einsum("...i,...i->...", vectors, vectors)
+    if ((squares > 0) & (squares < np.inf)).all():  # NaN is neither
+        return None
+    if not np.isfinite(vectors).all():
+        return "expected an embedding of finite numbers, found NaN or infinity"
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    return None if lengths.all() else "expected an embedding with a direction, found one of length 0"
+
+
 def _checked(vectors: NDArray[Any], *, dimensions: int) -> NDArray[np.float32]:
     given = np.asarray(vectors)
     if given.size and given.dtype.kind not in "fiu":
@@ -67,7 +78,7 @@ def _checked(vectors: NDArray[Any], *, dimensions: int) -> NDArray[np.float32]:
     if array.ndim != dimensions or array.shape[-1] == 0:
         shape = "(D,)" if dimensions == 1 else "(N, D)"
         raise ContractError(f"embedding: expected an array {shape}, found shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ContractError("embedding: expected finite numbers, found NaN or infinity; the inference failed")
+    if wrong := what_is_wrong(array):
+        raise ContractError(f"{wrong}; embed the photo again")
     array.setflags(write=False)
     return array

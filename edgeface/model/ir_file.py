@@ -1,14 +1,15 @@
-"""Read an IR and its contract, and check that the weights are those that the contract names."""
+"""Read an IR and its contract, and check that topology and weights are those that the contract was written for."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import openvino as ov
 
-from edgeface.errors import ModelFormatError
+from edgeface.errors import ContractError, ModelFormatError
 from edgeface.files import sha256_of
-from edgeface.model.contract import ModelContract
+from edgeface.model.contract import FILE_SHA256, NO_DIGEST, RT_INFO_KEY, ModelContract
 
 
 def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
@@ -36,10 +37,61 @@ def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
 def read_contract(path: Path, *, core: ov.Core | None = None) -> tuple[ov.Model, ModelContract]:
     """Read an IR and the contract in it; parameters as for `read_ir`.
 
-    Raises ModelFormatError as `read_ir` does; ContractError if the IR has no contract, or one of a newer version.
+    Raises ModelFormatError as `read_ir` does; ContractError as `contract_of`.
     """
     model = read_ir(path, core=core)
-    return model, ModelContract.read_from(model, source=str(path))
+    return model, contract_of(model, path.read_bytes(), source=str(path))
+
+
+def contract_of(model: ov.Model, xml: bytes, *, source: str) -> ModelContract:
+    """Return the contract of a model that was read from this .xml; `source` is the file's name in messages.
+
+    Raises
+    ------
+    ContractError
+        If there is no contract, one of a newer version, or one that the model's outputs do not fit.
+    ModelFormatError
+        If the .xml was changed after it was written: its layers, its names, or the contract in it. IRs of edgeface
+        0.1 have no digest that would show it.
+    """
+    contract = ModelContract.read_from(model, source=source)
+    bound = model.has_rt_info([RT_INFO_KEY, FILE_SHA256])
+    stored = str(model.get_rt_info([RT_INFO_KEY, FILE_SHA256]).astype(str)) if bound else ""
+    if bound and (found := _xml_digest(xml, stored)) != stored:
+        raise ModelFormatError(
+            path=source,
+            expected=f"the .xml as it was written, of SHA-256 {stored[:16]}...",
+            found=f"one that was changed, of {found[:16]}...",
+            remedy="convert the model again; to use an .xml of your own, remove the contract in it and run 'edgeface "
+            "adopt'",
+        )
+    shapes = [str(port.get_partial_shape()) for port in model.outputs]
+    fits = [
+        port.get_partial_shape().compatible(ov.PartialShape([-1, contract.embedding_dim])) for port in model.outputs
+    ]
+    if len(model.inputs) != 1 or fits != [True]:
+        raise ContractError(
+            path=source,
+            expected=f"one input, and one output of (batch, {contract.embedding_dim}), as the contract says",
+            found=f"{len(model.inputs)} inputs, and {', '.join(shapes) or 'no output'}",
+            remedy="convert the model again",
+        )
+    return contract
+
+
+def bind_xml(path: Path) -> None:
+    """Store the digest of an .xml in it, in the place that ``ModelContract.write_to(bound=True)`` left.
+
+    It has no key: it shows accidents and careless edits. Who edits the .xml on purpose can compute it again; seal the
+    IR against that (`edgeface.runtime.encryption.encrypt_ir`).
+    """
+    xml = path.read_bytes()
+    path.write_bytes(xml.replace(NO_DIGEST.encode(), _xml_digest(xml, NO_DIGEST).encode()))
+
+
+def _xml_digest(xml: bytes, stored: str) -> str:
+    """Return the SHA-256 of an .xml with `NO_DIGEST` in place of the digest that it stores."""
+    return hashlib.sha256(xml.replace(stored.encode(), NO_DIGEST.encode())).hexdigest()
 
 
 def check_weights(path: Path, contract: ModelContract, found: str | None = None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.files import write_atomically
-from edgeface.model.embedding import Embeddings, require_same_contract
+from edgeface.model.embedding import Embeddings, require_same_contract, what_is_wrong
 
 _COLUMNS: dict[str, type] = {
     "paths": np.str_,
@@ -139,8 +139,8 @@ class EmbeddingTable:
             stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
             columns: dict[str, Any] = {name: _column(name, stored[name], dtype) for name, dtype in _COLUMNS.items()}
             vectors = _column("vectors", stored["vectors"], np.float32)
-            if not (np.isfinite(vectors).all() and np.linalg.norm(vectors, axis=-1).all()):
-                raise ValueError("an embedding is not finite or has length 0")
+            if wrong := what_is_wrong(vectors):
+                raise ValueError(wrong)
             return cls(
                 vectors=vectors, contract_id=_word(stored["contract_id"]), settings=_word(stored["settings"]), **columns
             )

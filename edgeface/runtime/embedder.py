@@ -20,7 +20,8 @@ from edgeface.cipher import is_sealed
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import ModelContract, current_id
-from edgeface.model.ir_file import check_weights, read_ir
+from edgeface.model.embedding import what_is_wrong
+from edgeface.model.ir_file import check_weights, contract_of, read_ir
 from edgeface.runtime.adapter import (
     UNPACKED,
     Flip,
@@ -86,7 +87,7 @@ def _read(path: Path, *, core: ov.Core, key: bytes | None = None) -> _IR:
     return _IR(
         path=path,
         model=model,
-        contract=ModelContract.read_from(model, source=str(path)),
+        contract=contract_of(model, xml, source=str(path)),
         digest=hashlib.sha256(xml).hexdigest(),
         weights=weights,
         weights_digest=digest,
@@ -163,6 +164,7 @@ class _Recipe:
             queue_depth=self.queue_depth,
             policy=self.policy,
             name=f"{source.contract.name} on {plan.device}",
+            check=what_is_wrong,
         )
         notes = (*report.notes, UNPACKED) if unpack else report.notes
         return engine, dataclasses.replace(report, loaded_from_cache=all(cached), notes=notes)
@@ -328,7 +330,8 @@ class Embedder(Serving):
         ContractError
             If a crop's shape, dtype or memory layout is not what `image_format` says.
         RequestError
-            If a crop got no result: `InferenceError`, `DeadlineExceeded`, `EngineClosed`.
+            If a crop got no result: `InferenceError`, also for an embedding that is not finite or has length 0,
+            `DeadlineExceeded`, `EngineClosed`.
         """
         if isinstance(crops, np.ndarray):
             if crops.ndim == 3:

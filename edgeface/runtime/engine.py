@@ -36,7 +36,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
@@ -85,6 +85,9 @@ class Engine(Serving):
         What `submit` does when the queue is full.
     name
         Name of the engine in messages.
+    check
+        Called with each result of `submit` and `infer`: what is wrong with it, or None. A wrong one is an
+        `InferenceError`.
 
     Raises
     ------
@@ -100,6 +103,7 @@ class Engine(Serving):
         queue_depth: int | None = None,
         policy: Policy = "block",
         name: str = "engine",
+        check: Callable[[Any], str | None] | None = None,
     ) -> None:
         models = dict(sorted((compiled if isinstance(compiled, Mapping) else _by_batch(compiled)).items()))
         first = next(iter(models.values()))
@@ -112,6 +116,7 @@ class Engine(Serving):
         if batch > 1 and -1 in self._shape:
             raise InputError(f"{name}: items of variable size cannot be batched; expected only batch size 1")
         self._policy: Policy = policy
+        self._check_result = check
         self._parallel: int = count * batch
         self._refusal: str | None = None
         self._forked = False
@@ -223,6 +228,9 @@ class Engine(Serving):
         except Exception as error:
             self._release(slot, "failed")
             raise self._schedule.failure(error)  # noqa: B904 - `failure` sets the cause
+        if wrong := self._check_result and self._check_result(value):
+            self._release(slot, "failed")
+            raise self._schedule.failure(wrong)
         self._release(slot)
         return value
 
@@ -436,16 +444,21 @@ class Engine(Serving):
 
     def complete(self, slot: Slot) -> None:
         """Handle OpenVINO's callback: copy the results, start the next request, resolve the futures."""
-        jobs, failure = slot.jobs, None
+        jobs, failure, wrong = slot.jobs, None, dict[int, str | None]()
         try:
             values = slot.read()
+            if self._check_result is not None:
+                wrong = {row: self._check_result(value) for row, value in enumerate(values)}
         except Exception as error:
             failure = error
         with self._lock:
             slot.jobs = ()
             if failure is None:
-                for job, value in zip(jobs, values, strict=True):
-                    self._schedule.end(job, "done", value)
+                for row, (job, value) in enumerate(zip(jobs, values, strict=True)):
+                    if reason := wrong.get(row):
+                        self._schedule.fail([job], reason)
+                    else:
+                        self._schedule.end(job, "done", value)
             else:
                 self._schedule.fail(jobs, failure)
             self._schedule.pump()

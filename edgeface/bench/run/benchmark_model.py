@@ -16,6 +16,7 @@ from edgeface.bench.schema import ModelInfo
 from edgeface.errors import ContractError, InputError, ModelFormatError
 from edgeface.model.contract import RT_INFO_KEY, ModelContract
 from edgeface.model.flops import Work, batch_axis, count_work
+from edgeface.model.ir_file import contract_of
 from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
 from edgeface.runtime.schedule import reason_of
@@ -77,7 +78,7 @@ def read_benchmark_model(
         raise ModelFormatError(f"{path}: OpenVINO cannot read this model: {reason_of(error)}") from error
     contract = None
     if model.has_rt_info([RT_INFO_KEY, "contract_version"]):
-        contract = ModelContract.read_from(model, source=str(path))
+        contract = contract_of(model, path.read_bytes(), source=str(path))
     _make_static(model, path, batch, shapes or {})
     bare = count_work(model)
     work = bare

@@ -267,8 +267,6 @@ class MemoryIndex(ABC):
         self._require_length(vectors)
         doubles = vectors.astype(np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", doubles, doubles))
-        if not np.all(lengths > 0):
-            raise InputError("search: expected a nonzero probe embedding, found one of length 0")
         units: Floats = (doubles / lengths[:, np.newaxis]).astype(np.float32)
         return units
 

@@ -395,7 +395,7 @@ def test_a_contract_edited_by_hand_is_refused(tmp_path: Path, old: str, new: str
         ("[127.5, 127.5, 127.5]", "[127.5, 127.5", "field 'mean' is damaged"),
         ('<color value="BGR" />', "", "no field 'color'"),
         ('<color value="BGR" />', '<color value="BGR" /><tint value="1" />', "unknown fields tint"),
-        ('<contract_version value="1"', '<contract_version value="3"', "found version 3"),
+        ('<contract_version value="1"', '<contract_version value="4"', "found version 4"),
         ("<contract_version", "<contract_edition", "expected an IR with an edgeface contract, found none"),
     ],
 )

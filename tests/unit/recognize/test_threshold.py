@@ -260,12 +260,16 @@ def test_scores_that_are_missing_or_not_numbers_are_refused() -> None:
             calibrate(genuine, impostor, fars=[0.1], contract_id=ID, metric=Metric.cosine)
 
 
-def test_embeddings_cannot_be_written_to_and_must_be_finite() -> None:
+def test_embeddings_cannot_be_written_to_and_must_be_finite_and_have_a_direction() -> None:
     faces = Embeddings(np.ones((2, 4), np.float32), ID)
     with pytest.raises(ValueError, match="read-only"):
         faces.vectors[0, 0] = 2
     with pytest.raises(ContractError, match="finite"):
         Embedding(np.array([1, np.nan], np.float32), ID)
+    with pytest.raises(ContractError, match="length 0"):
+        Embeddings(np.array([[1, 0], [0, 0]], np.float32), ID)
+    assert len(Embeddings(np.empty((0, 4), np.float32), ID)) == 0
+    assert len(Embedding(np.full(4, 1e30, np.float32), ID).vector) == 4  # its square is beyond float32
     with pytest.raises(ContractError, match=r"\(N, D\)"):
         Embeddings(np.ones(4, np.float32), ID)
 

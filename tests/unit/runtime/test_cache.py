@@ -117,7 +117,7 @@ logging.basicConfig(level=logging.WARNING)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 with Embedder.load({str(ir)!r}, cache_dir=Path({str(tmp_path)!r})) as embedder:
-    print(embedder.embed(np.zeros((12, 16, 3), np.uint8)).shape, embedder.execution.loaded_from_cache)
+    print(embedder.embed(np.ones((12, 16, 3), np.uint8)).shape, embedder.execution.loaded_from_cache)
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -133,7 +133,7 @@ with Embedder.load({str(ir)!r}, cache_dir=Path({str(tmp_path)!r})) as embedder:
 
 def test_size_limit_removes_the_least_recently_used(ir, crop, tmp_path):
     formats = [ImageFormat(color=color) for color in ("BGR", "RGB", "BGRX")]
-    crops = [crop, crop, np.zeros((12, 16, 4), np.uint8)]
+    crops = [crop, crop, np.ones((12, 16, 4), np.uint8)]
     load(ir, tmp_path, crops[0], image_format=formats[0])
     size = max(path.stat().st_size for path in tmp_path.glob("*.blob"))
     limit = int(2.5 * size)

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from contracts import sample_contract
 
-from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
+from edgeface.convert.ir import save_ir
+from edgeface.errors import ContractError, DeviceError, EngineClosed, InferenceError, InputError, ModelFormatError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import require_same_contract
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat, encrypt_ir, share_threads
@@ -221,6 +223,37 @@ def test_corrupt_weights(ir, tmp_path, damage, cached):
         Embedder.load(path, cache_dir=cache)
 
 
+@pytest.mark.parametrize(("value", "told"), [(0, "one of length 0"), (np.nan, "NaN"), (np.inf, "infinity")])
+@pytest.mark.parametrize("plans", [1, 2])
+def test_a_result_without_a_direction_is_an_error_and_never_a_row(tmp_path, value, told, plans):
+    """Black pixels give numbers that nothing can be compared with."""
+    image = ops.parameter([-1, 3, 16, 16], np.float32, name="image")
+    seen = ops.reduce_mean(image, np.array([2, 3]), keep_dims=False)
+    bad = ops.constant(np.full((1, 3), value, np.float32))
+    rows = ops.select(ops.greater(seen, ops.constant(np.float32(0))), seen, bad)
+    contract = sample_contract(embedding_dim=3, normalized=False)
+    ir, _ = save_ir(ov.Model([rows], [image], "m"), tmp_path, _named(image, rows, contract))
+    good, black = np.full((16, 16, 3), 7, np.uint8), np.zeros((16, 16, 3), np.uint8)
+    with Embedder.load(ir, plan=[DevicePlan(device="CPU", batch_buckets=(1, 4))] * plans) as embedder:
+        for ask in (
+            lambda: embedder.embed(black),
+            lambda: embedder.embed(np.stack([good, black, good])),
+            lambda: embedder.submit(black).result(SOON),
+            lambda: list(embedder.map([good, black])),
+        ):
+            with pytest.raises(InferenceError, match=told):
+                ask()
+        futures = [embedder.submit(crop) for crop in (good, black, good, good)]
+        assert [future.exception(SOON) is None for future in futures] == [True, False, True, True]
+        np.testing.assert_allclose(embedder.embed(good), [[7, 7, 7]])  # it serves on
+
+
+def _named(image, rows, contract):
+    image.output(0).set_names({contract.input_name})
+    rows.output(0).set_names({contract.output_name})
+    return contract
+
+
 def test_ir_without_a_contract(tmp_path, core, double):
     path = tmp_path / "plain.xml"
     x = ops.parameter([1, 4], np.float32)
@@ -233,8 +266,8 @@ def test_contract_of_a_newer_version(ir, tmp_path):
     path = copy_of(ir, tmp_path)
     text = path.read_text()
     assert '<contract_version value="1"' in text
-    path.write_text(text.replace('<contract_version value="1"', '<contract_version value="3"'))
-    with pytest.raises(ContractError, match="found version 3; update edgeface"):
+    path.write_text(text.replace('<contract_version value="1"', '<contract_version value="4"'))
+    with pytest.raises(ContractError, match="found version 4; update edgeface"):
         Embedder.load(path)
 
 
