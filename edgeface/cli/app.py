@@ -32,6 +32,7 @@ _COMMANDS = {
     "gallery": ("gallery",),
     "identify": ("identify",),
     "bench": ("bench",),
+    "train": ("train", "export"),
 }
 """Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 

@@ -183,7 +183,7 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
                 tasks[progress.stage] = bars.add_task(
                     printable(progress.stage), total=progress.total, unit=progress.unit
                 )
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, unit=progress.unit)
 
         yield update
 

@@ -46,7 +46,7 @@ Layout = Literal["NCHW", "NHWC"]
 Color = Literal["BGR", "RGB"]
 Precision = Literal["FP32", "FP16", "INT8"]
 Provenance = Literal["published", "seeded", "unknown"]
-Method = Literal["int8-mixed", "int8-performance", "weights", "fp16"]
+Method = Literal["int8-mixed", "int8-performance", "weights", "fp16", "head", "finetuned"]
 
 MIN_AGREEING_COSINE, MAX_ACCURACY_DROP = 0.97, 0.001
 """What a compressed model must keep: the cosine of each embedding with the parent's, and accuracy on labelled pairs."""
@@ -101,20 +101,22 @@ class Alignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """How a compressed IR was made from its parent, and how much accuracy that cost.
+    """How a compressed or trained IR was made from its parent, and how much accuracy that cost.
 
     Attributes
     ----------
     parent_id
-        `contract_id` of the IR that was compressed.
+        `contract_id` of the IR that was compressed, or trained on.
     method
         ``int8-mixed`` and ``int8-performance``: weights and activations in 8 bits, by NNCF's two presets;
-        ``weights``: weights alone in 8 bits; ``fp16``: weights alone in half precision.
+        ``weights``: weights alone in 8 bits; ``fp16``: weights alone in half precision; ``finetuned``: weights
+        trained further; ``head``: a classifier was trained on its embeddings, and the IR computes what its parent does.
     settings
         Everything else that the numbers depend on, as text: NNCF's version, the number of calibration images,
-        bias correction, the layers left in floating point.
+        bias correction, the layers left in floating point; or the recipe of the training and its epochs.
     calibration_sha256
-        SHA-256 over the calibration crops in their order; empty where the method needs none.
+        SHA-256 over the calibration crops in their order, or over the digests of the photos that were trained on;
+        empty where the method needs none.
     mean_cosine, p01_cosine, min_cosine
         Cosine between the embeddings and the parent's on held-out faces: mean, 1st percentile, lowest.
     accuracy_drop
@@ -149,6 +151,11 @@ class Lineage:
         """Whether the measurements show that it decides like its parent: within the limits that are usual."""
         drop = 0.0 if self.accuracy_drop is None else self.accuracy_drop
         return self.min_cosine >= MIN_AGREEING_COSINE and drop <= MAX_ACCURACY_DROP + 1e-12
+
+    @property
+    def changes_numbers(self) -> bool:
+        """Whether the IR computes other embeddings than its parent."""
+        return self.method != "head"
 
     def identity(self) -> dict[str, str]:
         """Return the fields that the IR's numbers depend on: all but the measured ones."""
@@ -197,7 +204,7 @@ class ModelContract:
     weights_sha256
         SHA-256 of the IR's .bin, to detect a damaged or exchanged one; empty before it is written.
     lineage
-        The parent of a compressed IR; None for a converted one.
+        The parent of a compressed or trained IR; None for a converted one.
     weights_id
         SHA-256 over the source model's weights in a form that does not depend on the file they came in
         (`edgeface.convert.source.digest_of_weights`); a published model's is that of its zoo entry; empty in
@@ -264,8 +271,10 @@ class ModelContract:
         """
         outside = _OUTSIDE_THE_ID | {"framework", "source_sha256"} if self.weights_id else _OUTSIDE_THE_ID
         stored = {key: value for key, value in self.to_dict().items() if key not in outside}
-        if self.lineage is not None:
+        if self.lineage is not None and self.lineage.changes_numbers:
             stored["lineage"] = self.lineage.identity()
+        else:
+            stored.pop("lineage", None)
         canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -278,7 +287,9 @@ class ModelContract:
         if not self.weights_id:
             return ()
         former = dataclasses.replace(self, weights_id="")
-        if self.lineage is not None:
+        if self.lineage is not None and self.lineage.method == "finetuned":
+            return ()
+        if self.lineage is not None and self.lineage.changes_numbers:
             parent = dataclasses.replace(former, precision="FP32", lineage=None)
             lineage = dataclasses.replace(self.lineage, parent_id=parent.contract_id)
             former = dataclasses.replace(former, lineage=lineage)

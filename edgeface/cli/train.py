@@ -1,0 +1,218 @@
+"""`edgeface train head` and `edgeface export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+import edgeface
+from edgeface.cli.options import LabelledOptions, ModelOption, with_options
+from edgeface.cli.output import (
+    JsonOption,
+    counted,
+    emit_json,
+    escape,
+    list_failures,
+    print_line,
+    print_note,
+    progress_bars,
+    stdout,
+)
+from edgeface.errors import NegativeResult
+
+if TYPE_CHECKING:
+    from edgeface.train import HeadOutcome
+
+
+class _Preset(str, enum.Enum):
+    linear = "linear"
+    finetune = "finetune"
+    focal_restarts = "focal-restarts"
+
+
+class _Loss(str, enum.Enum):
+    cross_entropy = "cross-entropy"
+    focal = "focal"
+
+
+class _Weights(str, enum.Enum):
+    balanced = "balanced"
+    rare = "rare"
+    none = "none"
+
+
+class _Augmentation(str, enum.Enum):
+    none = "none"
+    mirror = "mirror"
+    light = "light"
+    some_of_seven = "some-of-seven"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    group = typer.Typer(help="Train on your own photos (extra 'train').", no_args_is_help=True)
+    group.command(epilog="Example: edgeface train head people --model facenet.xml -o trained")(with_options(head))
+    app.add_typer(group, name="train")
+    app.command(epilog="Example: edgeface export trained -o kiosk.tar")(export)
+
+
+def head(
+    people: Annotated[Path, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")],
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder for the embedder, head.npz, the log and report.html. An unfinished training there is resumed.",
+            show_default=False,
+        ),
+    ],
+    *,
+    model: ModelOption = None,
+    unfreeze: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="LAST_BLOCKS",
+            help="Train so many last blocks of the embedder too: 1 is its fully connected layer, 2 the residual "
+            "block before it too, and so on.",
+        ),
+    ] = 0,
+    preset: Annotated[
+        _Preset | None,
+        typer.Option(help="Optimisation. Default: linear, or finetune with --unfreeze.", show_default=False),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs; replaces the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Photos a step; replaces the preset's.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate; replaces the preset's.")] = None,
+    tail_share: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate of unfrozen blocks, as a share of --rate.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")
+    ] = None,
+    loss: Annotated[_Loss, typer.Option(help="Loss.")] = _Loss.cross_entropy,
+    gamma: Annotated[float, typer.Option(min=0.0, help="Gamma of the focal loss.")] = 2.0,
+    class_weights: Annotated[
+        _Weights, typer.Option(help="Weight of people: balanced by their photos; rare: 1 minus the share; or none.")
+    ] = _Weights.balanced,
+    augment: Annotated[
+        _Augmentation, typer.Option(help="Altered copies of the photos to train on too.")
+    ] = _Augmentation.none,
+    copies: Annotated[int, typer.Option(min=1, help="Altered copies of each photo.")] = 1,
+    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 4,
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")] = 0.2,
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to stop training by.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the first weights and the order.")] = 0,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="Photos of other people to verify before and after: a folder with one folder for each person, "
+            "'lfw' (in EDGEFACE_DATA), or a list of pairs (with --images). Needed with --unfreeze.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
+    ] = False,
+    options: LabelledOptions,
+    json: JsonOption = False,
+) -> None:
+    """Train a classifier of people, and write the embedder without it."""
+    from edgeface.train import PRESETS, HeadSettings, pairs_of_strangers, train_head
+
+    settings = HeadSettings(
+        loss=loss.value,
+        gamma=gamma,
+        class_weights=class_weights.value,
+        augmentation=augment.value,
+        copies=copies,
+        unfreeze=unfreeze,
+        min_photos=min_photos,
+        held_out=held_out,
+        validation=validation,
+    )
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": batch,
+        "rate": rate,
+        "tail_share": tail_share,
+        "patience": patience,
+    }
+    chosen = PRESETS[preset.value if preset else "finetune" if unfreeze else "linear"]
+    told = {key: value for key, value in given.items() if value is not None}
+    with options.open() as faces, progress_bars() as progress:
+        outcome = train_head(
+            people,
+            output_dir,
+            edgeface.find_model(model),
+            faces,
+            settings=settings,
+            optimisation=dataclasses.replace(chosen, seed=seed, **told),
+            strangers=pairs_of_strangers(verify, people, images, faces=faces, seed=seed) if verify else None,
+            name=name,
+            force=force,
+            progress=progress,
+        )
+    _finish(outcome, output_dir, json=json)
+
+
+def _finish(outcome: HeadOutcome, output_dir: Path, *, json: bool) -> None:
+    answer = outcome.to_dict()
+    for failure in list_failures({Path(photo): why for photo, why in outcome.faces.failures.items()}):
+        print_note(f"{failure['path']}: {failure['error']}")
+    for person, count in outcome.faces.dropped.items():
+        print_note(
+            f"{person}: left out, with {counted(count, 'usable photo')}; {answer['settings']['min_photos']} needed"
+        )
+    for first, second, cosine in outcome.one_person:
+        print_note(f"{first} and {second} seem to be one person (mean cosine {cosine:.2f}); put them into one folder")
+    for reason in outcome.reasons:
+        print_note(reason)
+    if json:
+        emit_json(answer)
+    else:
+        low, high = answer["accuracy_interval"]
+        table = Table("head", f"{answer['people']} people", title=escape(outcome.contract.name), title_justify="left")
+        table.add_row("photos", ", ".join(f"{part.replace('_', ' ')} {n}" for part, n in answer["photos"].items()))
+        table.add_row("accuracy, held out", f"{answer['accuracy']:.4f} ({low:.4f} to {high:.4f})")
+        table.add_row("calibration error", f"{answer['calibration_error']:.4f}")
+        if change := outcome.verification:
+            low, high = change.accuracy.interval
+            told = f"{change.accuracy.before:.4f} before, {change.accuracy.after:.4f} after"
+            table.add_row(
+                "verification, others", f"{told}; loss {change.accuracy.drop:+.4f} ({low:+.4f} to {high:+.4f})"
+            )
+        table.add_row("epochs", f"{answer['epochs']}, best {answer['best_epoch']}; {answer['training_seconds']:.1f} s")
+        stdout.print(table)
+        print_line(f"{outcome.ir} written" if outcome else "nothing written; --force writes it all the same")
+        print_line(f"{output_dir / 'report.html'} written")
+    if not outcome:
+        raise typer.Exit(NegativeResult.exit_code)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of 'edgeface train head'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Archive (.tar) to write.", show_default=False)],
+    json: JsonOption = False,
+) -> None:
+    """Put a trained embedder, its head with the labels, and the known thresholds into one archive."""
+    from edgeface.train import export_training
+
+    made = export_training(folder, output)
+    if json:
+        return emit_json(made.to_dict())
+    people = counted(len(made.labels), "person", "people")
+    print_line(f"{output} written: {', '.join(name for name, _ in made.files)}; {people}")

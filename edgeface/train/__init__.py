@@ -1,0 +1,62 @@
+"""Train on a user's own photos: a classifier of people, and the embedder's last blocks. Needs the extra `train`.
+
+`data` gathers one aligned face a photo with its embedding, caches both, and splits them by photo. `network` runs the
+last blocks of any FP32 IR in torch, with the first ones in OpenVINO, and writes trained weights back into the IR, so
+that no weights are converted twice: FaceNet's graph and facenet-pytorch's state dictionary both come as the IR that
+'edgeface convert' makes of them. `losses` are functions of tensors. `loop` trains whatever module and loss it is given,
+with a log, early stopping and checkpoints that a killed run resumes from. `head` puts them together for a classifier,
+proves what the embedder gained on people who were not trained on, and publishes embedder, head (`outcome`) and
+`report`. `classify`
+is what stays of the classifier, without torch; `archive` carries it with its IR.
+"""
+
+from typing import TYPE_CHECKING
+
+from edgeface.lazy import exports
+
+if TYPE_CHECKING:
+    from edgeface.train.archive import TrainingArchive, export_training, import_training
+    from edgeface.train.classify import TrainedHead
+    from edgeface.train.data import FaceSet, augment, find_one_person, gather_people, split_photos
+    from edgeface.train.head import pairs_of_strangers, train_head
+    from edgeface.train.loop import PRESETS, History, Optimisation, fit
+    from edgeface.train.losses import focal_loss, weights_of_classes
+    from edgeface.train.network import TrainableTail
+    from edgeface.train.outcome import HeadOutcome, HeadSettings
+
+__all__ = [
+    "PRESETS",
+    "FaceSet",
+    "HeadOutcome",
+    "HeadSettings",
+    "History",
+    "Optimisation",
+    "TrainableTail",
+    "TrainedHead",
+    "TrainingArchive",
+    "augment",
+    "export_training",
+    "find_one_person",
+    "fit",
+    "focal_loss",
+    "gather_people",
+    "import_training",
+    "pairs_of_strangers",
+    "split_photos",
+    "train_head",
+    "weights_of_classes",
+]
+
+__getattr__ = exports(  # torch is imported by what trains alone
+    __name__,
+    {
+        "archive": ("TrainingArchive", "export_training", "import_training"),
+        "classify": ("TrainedHead",),
+        "data": ("FaceSet", "augment", "find_one_person", "gather_people", "split_photos"),
+        "head": ("pairs_of_strangers", "train_head"),
+        "loop": ("PRESETS", "History", "Optimisation", "fit"),
+        "losses": ("focal_loss", "weights_of_classes"),
+        "network": ("TrainableTail",),
+        "outcome": ("HeadOutcome", "HeadSettings"),
+    },
+)

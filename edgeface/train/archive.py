@@ -1,0 +1,166 @@
+"""Carry a trained embedder, its head and its thresholds in one archive, and read it back checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeface.errors import ArchiveError, ChecksumError, ContractError, InputError
+from edgeface.files import output_errors, sha256_of, staging_folder, write_atomically
+from edgeface.model.contract import ModelContract
+from edgeface.model.embedding import require_same_contract
+from edgeface.model.ir_file import check_weights, read_contract
+from edgeface.recognize.known import thresholds_for
+from edgeface.recognize.threshold import load_thresholds, save_thresholds
+from edgeface.train.classify import TrainedHead
+from edgeface.version import __version__
+from edgeface.zoo.archive import unpack
+
+_VERSION = 1
+_MANIFEST, _HEAD, _THRESHOLDS = "manifest.json", "head.npz", "thresholds.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingArchive:
+    """The content of an archive: the contract, the people of the head, and the files with their SHA-256."""
+
+    contract: ModelContract
+    labels: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types: the answer of `edgeface export`."""
+        return {
+            "name": self.contract.name,
+            "contract_id": self.contract.contract_id,
+            "people": list(self.labels),
+            "files": dict(self.files),
+        }
+
+
+def export_training(folder: Path, path: Path) -> TrainingArchive:
+    """Write the IR, the head, and the thresholds that are known for the IR, into one uncompressed tar.
+
+    Parameters
+    ----------
+    folder
+        Output folder of a training.
+    path
+        The archive, which only its owner may read: a head is made of people's faces.
+
+    Raises
+    ------
+    InputError
+        If the folder has no head, or not exactly one IR.
+    ContractError
+        If head and IR are of different contracts.
+    ModelFormatError
+        If the IR is damaged.
+    OutputError
+        If the archive cannot be written; nothing is left of it then.
+    """
+    irs = sorted(folder.glob("*.xml"))
+    if len(irs) != 1 or not (folder / _HEAD).is_file():
+        raise InputError(
+            path=folder,
+            expected=f"the output of 'edgeface train head': one IR and {_HEAD}",
+            found=f"{len(irs)} IRs and {'a' if (folder / _HEAD).is_file() else 'no'} {_HEAD}",
+        )
+    head, contract = _read(irs[0], folder / _HEAD)
+    with staging_folder(path.parent) as staging:
+        sources = [irs[0], irs[0].with_suffix(".bin"), folder / _HEAD]
+        if known := thresholds_for(contract):
+            save_thresholds(staging / _THRESHOLDS, known)
+            sources.append(staging / _THRESHOLDS)
+        files = tuple((source.name, sha256_of(source)) for source in sources)
+        made = TrainingArchive(contract=contract, labels=head.labels, files=files)
+        text = json.dumps(
+            {"schema_version": _VERSION, "created_by": f"edgeface {__version__}", **made.to_dict()}, indent=2
+        )
+        with write_atomically(path, private=True) as partial, tarfile.open(partial, "w") as archive:
+            info = tarfile.TarInfo(_MANIFEST)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+            for source in sources:
+                archive.addfile(_member(source), io.BytesIO(source.read_bytes()))
+    return made
+
+
+def _member(source: Path) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(source.name)  # no owner, no time: the same files give the same archive
+    info.size = source.stat().st_size
+    return info
+
+
+def import_training(path: Path, folder: Path) -> TrainingArchive:
+    """Unpack an archive into a folder, which must not exist, and check it: digests, IR, head, thresholds.
+
+    Raises
+    ------
+    ArchiveError
+        If it is damaged, or no archive of `export_training`.
+    ChecksumError
+        If a file differs from what the manifest says.
+    ContractError
+        If head, thresholds and IR are not of one contract.
+    InputError
+        If the folder exists.
+    OutputError
+        If the folder cannot be written.
+    """
+    if folder.exists():
+        raise InputError(path=folder, expected="a folder to be made", found="one that exists")
+    with staging_folder(folder.parent) as staging:
+        unpacked = staging / "unpacked"
+        unpacked.mkdir()
+        unpack(path, unpacked, format="tar")
+        told = _manifest(unpacked, path)
+        found = {each.name for each in unpacked.iterdir()} - {_MANIFEST}
+        if found != set(told["files"]):
+            raise ArchiveError(
+                path=path, expected=f"the files of its {_MANIFEST}", found=", ".join(sorted(found)) or "none"
+            )
+        for name, digest in told["files"].items():
+            if sha256_of(unpacked / name) != digest:
+                raise ChecksumError(
+                    path=path, expected=f"{name} of SHA-256 {digest[:16]}...", found="another", remedy="copy it again"
+                )
+        (ir,) = unpacked.glob("*.xml")
+        head, contract = _read(ir, unpacked / _HEAD)
+        if (unpacked / _THRESHOLDS).is_file():
+            ids = {each.contract_id for each in load_thresholds(unpacked / _THRESHOLDS)}
+            require_same_contract(contract.contract_id, *ids, what="thresholds and model")
+        with output_errors(folder):
+            unpacked.replace(folder)
+    return TrainingArchive(contract=contract, labels=head.labels, files=tuple(told["files"].items()))
+
+
+def _manifest(unpacked: Path, path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads((unpacked / _MANIFEST).read_text(encoding="utf-8"))
+        files = told["files"]
+        names = [name for name in files if name.endswith(".xml")]
+        if told["schema_version"] != _VERSION or len(names) != 1 or _HEAD not in files:
+            raise ValueError("it is of another kind or version")
+        if not all(isinstance(digest, str) for digest in files.values()):
+            raise ValueError("digests are no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArchiveError(
+            path=path, expected=f"an archive of 'edgeface export' with a {_MANIFEST}", found=f"another one ({error})"
+        ) from error
+    return dict(told)
+
+
+def _read(ir: Path, head_file: Path) -> tuple[TrainedHead, ModelContract]:
+    _, contract = read_contract(ir)
+    check_weights(ir, contract)
+    head = TrainedHead.load(head_file)
+    try:
+        require_same_contract(head.contract_id, contract.contract_id, what="head and model")
+    except ContractError as error:
+        raise error.with_path(head_file) from None
+    return head, contract

@@ -1,0 +1,460 @@
+"""Train a classifier of people on embeddings, drop it, and keep the embedder with the proof of what it gained.
+
+The backbone is frozen unless its last blocks are unfrozen: embeddings are then computed once, and a head is trained in
+seconds. What is published is the embedder, an IR with a contract, and beside it the head with its labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
+from edgeface.convert.source import digest_of_weights, float_constants, structure_of
+from edgeface.errors import ContractError, ExtraNotInstalledError, InputError
+from edgeface.evaluate.faces import CROPS, FaceSource
+from edgeface.evaluate.pairs import Pairs, pairs_from_folders
+from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
+from edgeface.model.contract import Lineage, ModelContract
+from edgeface.model.ir_file import check_weights, read_contract, read_ir
+from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.quantize.calibration import to_inputs
+from edgeface.quantize.gate import cosines, embed
+from edgeface.quantize.verification import SCORED, LabelledPairs, VerificationChange, read_labelled
+from edgeface.train.classify import TrainedHead
+from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, split_photos
+from edgeface.train.loop import PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
+from edgeface.train.losses import focal_loss, weights_of_classes
+from edgeface.train.network import TrainableTail
+from edgeface.train.outcome import HeadJudgement, HeadOutcome, HeadSettings
+from edgeface.train.report import write_report
+
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    raise ExtraNotInstalledError("train", needed_for="training") from error
+
+_MOST_BYTES = 2 << 30
+"""Most memory for the features that unfrozen blocks take."""
+
+
+class _Classifier(nn.Module):  # type: ignore[misc]
+    """A linear layer on embeddings that are as long as those that the embedder was trained with, after a tail."""
+
+    def __init__(self, dim: int, classes: int, tail: TrainableTail | None, *, scale: float, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        bound = dim**-0.5
+        self.linear = nn.Linear(dim, classes)
+        with torch.no_grad():
+            for parameter in self.linear.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+        self.tail, self.scale = tail, scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        embeddings = features if self.tail is None else self.tail(features)
+        logits: torch.Tensor = self.linear(embeddings * self.scale)
+        return logits
+
+
+def train_head(
+    root: Path,
+    output: Path,
+    model: Path,
+    faces: FaceSource = CROPS,
+    *,
+    settings: HeadSettings | None = None,
+    optimisation: Optimisation | None = None,
+    strangers: LabelledPairs | None = None,
+    name: str | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> HeadOutcome:
+    """Train a classifier of the people of a folder, and write the embedder, the head and a report.
+
+    Parameters
+    ----------
+    root
+        Folder with one folder of photos for each person.
+    output
+        Receives ``<name>.xml`` and ``.bin``, ``head.npz``, ``training.json``, ``report.html`` and ``log.jsonl``. An
+        unfinished training there is resumed. It is not the folder of the model.
+    model
+        IR with a contract; FP32 if blocks are unfrozen.
+    faces
+        Source of the faces.
+    settings, optimisation
+        By default the presets for a frozen backbone, and for a fine-tuned one.
+    strangers
+        Labelled pairs of other people, on which embedders before and after are compared; see `pairs_of_strangers`.
+        Needed if blocks are unfrozen.
+    name
+        Of the embedder; None: the model's.
+    force
+        Write an embedder that became worse at telling strangers apart, or for which there are no pairs.
+    cache, progress
+        See `gather_people`; called with the stages of the work.
+
+    Raises
+    ------
+    InputError
+        If the photos, the settings or the model cannot be used.
+    ContractError
+        If the model has no contract or seeded weights.
+    OutputError
+        If the output cannot be written.
+    """
+    settings = settings or HeadSettings()
+    optimisation = optimisation or PRESETS["finetune" if settings.unfreeze else "linear"]
+    parent, contract = read_contract(model)
+    _require_trainable(model, output, contract, settings, strangers, force=force)
+    with stopwatch() as elapsed:
+        people = gather_people(root, model, faces, min_photos=settings.min_photos, cache=cache, progress=progress)
+        parts = split_photos(people, held_out=settings.held_out, validation=settings.validation, seed=optimisation.seed)
+        if not len(parts["held_out"]):
+            raise InputError(
+                path=root, expected="photos to judge by", found="none: the photos of each person are one shot"
+            )
+        tail = TrainableTail(model, settings.unfreeze) if settings.unfreeze else None
+        features = _features(people, tail, model, progress)
+        train = parts["train"]
+        inputs, labels = _augmented(features[train], people, train, settings, optimisation.seed, tail, model, progress)
+        network, history = _train(
+            inputs, labels, features, people, parts, tail, settings, optimisation, output, progress=progress
+        )
+        embeddings = _embeddings(network, features)
+        head = _finished_head(network, people, parts, embeddings)
+        others = people.strangers
+        if tail is not None and len(others):
+            others = _embeddings(network, _embed_crops(people.stranger_crops, people, tail, model, progress))
+        head = head.with_threshold(others)
+        held = parts["held_out"]
+        judgement = HeadJudgement(
+            photos=held, probabilities=head.probabilities(embeddings[held]), truth=people.people[held]
+        )
+        lineage = _lineage(contract, people, settings, optimisation, history, embeddings[held])
+        outcome = HeadOutcome(
+            ir=None,
+            contract=_child(contract, lineage, name, tail, parent),
+            parent_id=contract.contract_id,
+            settings=settings,
+            optimisation=optimisation,
+            head=head,
+            history=history,
+            judgement=judgement,
+            verification=None,
+            faces=people,
+            parts=parts,
+            one_person=find_one_person(people),
+            reasons=(),
+            seconds=0.0,
+        )
+        outcome = _publish(outcome, model, output, tail, strangers, force=force, progress=progress)
+        outcome = dataclasses.replace(outcome, seconds=elapsed())
+    _write_report(outcome, output)
+    if outcome:
+        discard_checkpoint(output)
+    return outcome
+
+
+def _require_trainable(
+    model: Path,
+    output: Path,
+    contract: ModelContract,
+    settings: HeadSettings,
+    strangers: LabelledPairs | None,
+    *,
+    force: bool,
+) -> None:
+    """Refuse what would fail after minutes of work."""
+    check_weights(model, contract, sha256_of(model.with_suffix(".bin")))
+    contract.refuse_seeded(source=str(model))
+    if output.resolve() == model.resolve().parent:
+        raise InputError(path=output, expected="another folder than the model's", found="that of the model")
+    if settings.unfreeze and contract.precision != "FP32":
+        raise ContractError(
+            path=model,
+            expected="an FP32 IR, whose weights can be trained",
+            found=contract.precision,
+            remedy="convert the model with --precision fp32",
+        )
+    if settings.unfreeze and strangers is None and not force:
+        raise InputError(
+            expected="labelled pairs of other people, to prove that the embedder still tells strangers apart",
+            found="none",
+            remedy="pass --verify FOLDER (or a pairs list with --images), or --force",
+        )
+    with staging_folder(output):
+        pass
+
+
+def _features(
+    people: FaceSet, tail: TrainableTail | None, model: Path, progress: ProgressCallback
+) -> NDArray[np.float32]:
+    """Return what is trained on, of each photo: embeddings, or what the unfrozen blocks take."""
+    return people.embeddings if tail is None else _embed_crops(people.crops, people, tail, model, progress)
+
+
+def _embed_crops(
+    crops: NDArray[np.uint8], people: FaceSet, tail: TrainableTail | None, model: Path, progress: ProgressCallback
+) -> NDArray[np.float32]:
+    inputs = to_inputs(crops, people.contract)
+    if tail is None:
+        progress(Progress("features", 0, len(inputs), "crops"))
+        return embed(read_ir(model), inputs)
+    width = tail.features(inputs[:1])[0].nbytes
+    if width * len(inputs) > _MOST_BYTES:
+        raise InputError(
+            expected=f"at most {_MOST_BYTES >> 20:,} MB of features",
+            found=f"{width * len(inputs) >> 20:,} MB for {len(inputs):,} crops",
+            remedy="unfreeze fewer blocks, or make fewer copies",
+        )
+    return tail.features(inputs, progress=progress)
+
+
+def _augmented(
+    originals: NDArray[np.float32],
+    people: FaceSet,
+    rows: NDArray[np.intp],
+    settings: HeadSettings,
+    seed: int,
+    tail: TrainableTail | None,
+    model: Path,
+    progress: ProgressCallback,
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Return the features of the training photos and of altered copies of them, and their people."""
+    copies = list(augment(people.crops[rows], settings.augmentation, copies=settings.copies, seed=seed))
+    labels = np.tile(people.people[rows], 1 + len(copies))
+    found = [_embed_crops(each, people, tail, model, progress) for each in copies]
+    return np.concatenate([originals, *found]), labels
+
+
+def _train(
+    inputs: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    features: NDArray[np.float32],
+    people: FaceSet,
+    parts: Mapping[Part, NDArray[np.intp]],
+    tail: TrainableTail | None,
+    settings: HeadSettings,
+    optimisation: Optimisation,
+    output: Path,
+    *,
+    progress: ProgressCallback,
+) -> tuple[_Classifier, History]:
+    contract, classes = people.contract, len(people.names)
+    scale = contract.embedding_dim**0.5 if contract.normalized else 1.0
+    network = _Classifier(contract.embedding_dim, classes, tail, scale=scale, seed=optimisation.seed)
+    weights = torch.from_numpy(weights_of_classes(labels, classes, settings.class_weights))
+    gamma = settings.gamma if settings.loss == "focal" else 0.0
+    x, y = torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64))
+    rows = parts["validation"] if len(parts["validation"]) else parts["train"]
+    seen, truth = torch.from_numpy(features[rows]), torch.from_numpy(people.people[rows].astype(np.int64))
+
+    def validate() -> Mapping[str, float]:
+        logits = network(seen)
+        right = (logits.argmax(dim=1) == truth).double().mean()
+        return {"loss": float(focal_loss(logits, truth, gamma=gamma)), "accuracy": float(right)}
+
+    fingerprint = json.dumps([contract.contract_id, people.digest, dataclasses.asdict(settings)], sort_keys=True)
+    history = fit(
+        network,
+        lambda batch: focal_loss(network(x[batch]), y[batch], gamma=gamma, weights=weights),
+        shuffled(len(inputs), optimisation.batch, optimisation.seed),
+        validate,
+        optimisation,
+        output,
+        fingerprint=fingerprint,
+        tail=tail,
+        progress=progress,
+    )
+    return network, history
+
+
+def _embeddings(network: _Classifier, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    if network.tail is None:
+        return features
+    with torch.no_grad():
+        found: NDArray[np.float32] = network.tail(torch.from_numpy(features)).numpy()
+    return found
+
+
+def _finished_head(
+    network: _Classifier, people: FaceSet, parts: Mapping[Part, NDArray[np.intp]], embeddings: NDArray[np.float32]
+) -> TrainedHead:
+    """Return the head in numpy, its probabilities calibrated on the validation photos."""
+    head = TrainedHead(
+        labels=people.names,
+        weights=(network.linear.weight.detach().numpy() * np.float32(network.scale)).copy(),
+        bias=network.linear.bias.detach().numpy().copy(),
+        contract_id=people.contract.contract_id,
+    )
+    rows = parts["validation"]
+    return head.calibrated(embeddings[rows], people.people[rows]) if len(rows) else head
+
+
+def _lineage(
+    contract: ModelContract,
+    people: FaceSet,
+    settings: HeadSettings,
+    optimisation: Optimisation,
+    history: History,
+    embeddings: NDArray[np.float32],
+) -> Lineage:
+    """Describe how the embedder was made; the cosines are filled in by `_publish`."""
+    text = {**dataclasses.asdict(settings), **dataclasses.asdict(optimisation), "trained_epochs": history.best + 1}
+    return Lineage(
+        parent_id=contract.contract_id,
+        method="finetuned" if settings.unfreeze else "head",
+        settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {value}" for key, value in sorted(text.items())),
+        calibration_sha256=people.digest,
+        mean_cosine=1.0,
+        p01_cosine=1.0,
+        min_cosine=1.0,
+    )
+
+
+def _child(
+    contract: ModelContract, lineage: Lineage, name: str | None, tail: TrainableTail | None, parent: Any
+) -> ModelContract:
+    """Return the contract of the embedder: the parent's, with the identity of the trained weights."""
+    child = dataclasses.replace(contract, lineage=lineage, name=name or contract.name)
+    if tail is None:
+        return child
+    trained = tail.write_into(parent)
+    return dataclasses.replace(
+        child, weights_id=digest_of_weights(float_constants(trained), structure_of(trained)), provenance="unknown"
+    )
+
+
+def _publish(
+    outcome: HeadOutcome,
+    model: Path,
+    output: Path,
+    tail: TrainableTail | None,
+    strangers: LabelledPairs | None,
+    *,
+    force: bool,
+    progress: ProgressCallback,
+) -> HeadOutcome:
+    """Write embedder and head, if it is no worse than its parent or `force` is set."""
+    held = outcome.faces.crops[outcome.judgement.photos]
+    with FreshProcessCheck() as check, staging_folder(output) as staging:
+        trained = read_ir(model)
+        trained = trained if tail is None else tail.write_into(trained)
+        staged, contract = save_ir(trained, staging, outcome.contract)
+        check(staged)
+        inputs = to_inputs(held, contract)
+        after = embed(read_ir(staged), inputs)  # of the file, as it was written
+        cosine = cosines(outcome.faces.embeddings[outcome.judgement.photos], after)
+        change = None
+        if tail is not None and strangers is not None:
+            (change,) = strangers.compare(model, staged, progress=progress)
+        assert contract.lineage is not None
+        lineage = dataclasses.replace(
+            contract.lineage,
+            mean_cosine=float(cosine.mean()),
+            p01_cosine=float(np.percentile(cosine, 1)),
+            min_cosine=float(cosine.min()),
+            accuracy_drop=None if change is None else change.accuracy.drop,
+        )
+        staged, contract = save_ir(trained, staging, dataclasses.replace(contract, lineage=lineage))
+        head = dataclasses.replace(outcome.head, contract_id=contract.contract_id)
+        reasons = () if change is None else judge_strangers(change)
+        outcome = dataclasses.replace(outcome, contract=contract, head=head, verification=change, reasons=reasons)
+        if reasons and not force:
+            return outcome
+        head.save(output / "head.npz")
+        return dataclasses.replace(outcome, ir=publish_ir(staged, output))
+
+
+def judge_strangers(change: VerificationChange) -> tuple[str, ...]:
+    """Return why an embedder is refused: its accuracy fell, and the paired interval excludes that it did not."""
+    low, high = change.accuracy.interval
+    if low <= 0:
+        return ()
+    return (
+        f"verification of {change.pairs:,} pairs of people who were not trained on: expected no loss, found accuracy "
+        f"{change.accuracy.before:.4f} before and {change.accuracy.after:.4f} after, a drop of "
+        f"{change.accuracy.drop:.4f} (95 % interval {low:.4f} to {high:.4f}): the embedder became worse at telling "
+        "strangers apart",
+    )
+
+
+def pairs_of_strangers(
+    listed: str | Path,
+    trained: Path,
+    images: Path | None = None,
+    *,
+    faces: FaceSource = CROPS,
+    most: int = 1500,
+    seed: int = 0,
+) -> LabelledPairs:
+    """Read labelled pairs, without those of people who are trained on.
+
+    Parameters
+    ----------
+    listed, images
+        A folder with one folder of photos for each person; or as for `edgeface.quantize.read_labelled`.
+    trained
+        Folder of the people who are trained on: pairs with one of their names are left out.
+    faces
+        Source of the faces of a folder or a list.
+    most
+        Most pairs of each kind of a folder.
+    seed
+        Of the order of the pairs, which decides the folds.
+
+    Raises
+    ------
+    InputError
+        If fewer than 20 pairs of a kind are left, or as `edgeface.quantize.read_labelled`.
+    """
+    folder = Path(listed)
+    if folder.is_dir():
+        labelled = LabelledPairs(images=folder, pairs=pairs_from_folders(folder, most=most, seed=seed), faces=faces)
+    else:
+        labelled = read_labelled(listed, images, detector=faces.detector)
+        if labelled.faces.boxes is None:
+            labelled = dataclasses.replace(labelled, faces=faces)
+    names = {each.name for each in trained.iterdir() if each.is_dir()} if trained.is_dir() else set()
+    pairs = labelled.pairs
+    known = np.array([Path(image).parts[0] in names for image in pairs.images])
+    left = np.flatnonzero(~known[pairs.first] & ~known[pairs.second])
+    genuine = int(pairs.same[left].sum())
+    if min(genuine, len(left) - genuine) < _FEWEST_PAIRS:
+        raise InputError(
+            path=listed,
+            expected=f"at least {_FEWEST_PAIRS} genuine and as many impostor pairs of people who are not trained on",
+            found=f"{genuine} and {len(left) - genuine}",
+            remedy="give photos of more people",
+        )
+    # Folds are cut in the order of the list: each gets its share of both kinds.
+    rng = np.random.default_rng(seed)
+    fold_of = np.empty(len(left), np.intp)
+    for kind in (True, False):
+        rows = np.flatnonzero(pairs.same[left] == kind)
+        fold_of[rng.permutation(rows)] = np.arange(len(rows)) * _FOLDS // len(rows)
+    left = left[np.argsort(fold_of, kind="stable")]
+    used, place = np.unique(np.stack([pairs.first[left], pairs.second[left]]), return_inverse=True)
+    first, second = place.reshape(2, -1).astype(np.intp)
+    chosen = Pairs(tuple(pairs.images[row] for row in used), first, second, pairs.same[left], _FOLDS)
+    return dataclasses.replace(labelled, pairs=chosen, scored=SCORED[:1], seed=seed)
+
+
+_FOLDS = 10
+_FEWEST_PAIRS = 20
+
+
+def _write_report(outcome: HeadOutcome, output: Path) -> None:
+    with write_atomically(output / "training.json") as partial, output_errors(output):
+        partial.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_report(outcome, output / "report.html")
