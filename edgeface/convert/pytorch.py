@@ -75,7 +75,7 @@ def load_module(module: Any, recipe: Recipe) -> SourceModel:
     try:
         import torch
     except ImportError as error:
-        raise ExtraNotInstalledError("peers", needed_for="converting a PyTorch module") from error
+        raise ExtraNotInstalledError("train", needed_for="converting a PyTorch module") from error
     name = type(module).__name__
     if recipe.size is None:
         raise InputError(path=name, expected="a recipe with the size of a crop", found="none", remedy="give its size")

@@ -10,8 +10,9 @@ proves what the embedder gained on people who were not trained on, and publishes
 is what stays of the classifier, without torch; `archive` carries it with its IR.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgeface.errors import ExtraNotInstalledError
 from edgeface.lazy import exports
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ __all__ = [
     "weights_of_classes",
 ]
 
-__getattr__ = exports(  # torch is imported by what trains alone
+_find = exports(  # torch is imported by what trains alone
     __name__,
     {
         "archive": ("TrainingArchive", "export_training", "import_training"),
@@ -60,3 +61,12 @@ __getattr__ = exports(  # torch is imported by what trains alone
         "outcome": ("HeadOutcome", "HeadSettings"),
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _find(name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ExtraNotInstalledError("train", needed_for="training") from error

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
 from edgeface.convert.source import digest_of_weights, float_constants, structure_of
-from edgeface.errors import ContractError, ExtraNotInstalledError, InputError
+from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.faces import CROPS, FaceSource
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders
 from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
@@ -34,12 +36,6 @@ from edgeface.train.losses import focal_loss, weights_of_classes
 from edgeface.train.network import TrainableTail
 from edgeface.train.outcome import HeadJudgement, HeadOutcome, HeadSettings
 from edgeface.train.report import write_report
-
-try:
-    import torch
-    from torch import nn
-except ImportError as error:
-    raise ExtraNotInstalledError("train", needed_for="training") from error
 
 _MOST_BYTES = 2 << 30
 """Most memory for the features that unfrozen blocks take."""

@@ -20,17 +20,13 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.errors import InputError
 from edgeface.files import write_atomically
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
-
-try:
-    import torch
-    from torch import Tensor, nn
-except ImportError as error:
-    raise ExtraNotInstalledError("train", needed_for="training") from error
 
 Schedule = Literal["constant", "steps", "cosine-restarts"]
 Batches = Callable[[int], Iterator[NDArray[np.intp]]]

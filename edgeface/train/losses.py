@@ -9,14 +9,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
-from edgeface.errors import ExtraNotInstalledError, InputError
-
-try:
-    from torch import Tensor
-    from torch.nn import functional
-except ImportError as error:
-    raise ExtraNotInstalledError("train", needed_for="training") from error
+from edgeface.errors import InputError
 
 ClassWeights = Literal["none", "balanced", "rare"]
 

@@ -14,19 +14,15 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
-from edgeface.errors import ExtraNotInstalledError, InputError, NotSupportedError
+from edgeface.errors import InputError, NotSupportedError
 from edgeface.model.ir_file import read_ir
 from edgeface.model.opset import ops
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
-
-try:
-    import torch
-    from torch import Tensor, nn
-    from torch.nn import functional
-except ImportError as error:
-    raise ExtraNotInstalledError("train", needed_for="training") from error
 
 _WEIGHTED = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _BATCH = 16

@@ -93,7 +93,12 @@ def public_classes() -> list[type]:
     for module in pkgutil.walk_packages(edgeface.__path__, "edgeface."):
         if module.name.endswith("__main__"):
             continue
-        loaded = importlib.import_module(module.name)
+        try:
+            loaded = importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            if not error.name or error.name.partition(".")[0] == "edgeface":
+                raise
+            continue
         for name, thing in vars(loaded).items():
             if not name.startswith("_") and inspect.isclass(thing) and thing.__module__ == module.name:
                 found.append(thing)

@@ -56,7 +56,12 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for found in pkgutil.walk_packages(edgeface.__path__, "edgeface."):
         if found.name.startswith(ELSEWHERE) or found.name.endswith("__main__"):
             continue
-        module = importlib.import_module(found.name)
+        try:
+            module = importlib.import_module(found.name)
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            if not error.name or error.name.partition(".")[0] == "edgeface":
+                raise
+            continue
         for name, thing in list(vars(module).items()):
             if name.startswith("_") or getattr(thing, "__module__", None) != found.name:
                 continue
