@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeface.errors import InputError, OutputError
@@ -233,6 +234,18 @@ def read_regular(path: Path, *, limit: int) -> bytes:
     if (size := max(status.st_size, len(content))) > limit:
         raise InputError(expected=f"at most {limit:,} bytes", found=f"{size:,}")
     return content
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Identify the content of a file: bytes, modification time in nanoseconds since 1970, and SHA-256 in hexadecimal.
+
+    What was computed from a file is used again only while all three are the same.
+    """
+
+    size: int
+    modified: int
+    sha256: str
 
 
 def sha256_of(path: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import ImageError, InputError
-from edgeface.files import output_errors, staging_folder
+from edgeface.files import FileIdentity, output_errors, sha256_of, staging_folder
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
@@ -80,7 +80,8 @@ def embed_files(
     """Embed the faces of photos into a table.
 
     Photos that the output, or the remains of an interrupted run beside it (``NAME.parts``), has rows of are not
-    embedded again, unless they have changed since. Rows of files that are not listed are dropped. Rows of edgeface
+    embedded again while size, modification time and SHA-256 of the file are those of the bytes that the rows were made
+    of. Rows of other bytes, and of files that are not listed, are dropped. Rows of edgeface
     0.1 with detected faces are computed again: it did not record all settings.
 
     Parameters
@@ -110,8 +111,7 @@ def embed_files(
         pass
     rows = _Rows(output, pipeline)
     failures = _unwritable_names(files, output)
-    changed = {path: _modified(path) for path in files}
-    todo = [path for path in files if path not in failures and not rows.has(path, changed[path])]
+    todo = [path for path in files if path not in failures and not rows.has(path)]
     done = len(files) - len(todo)
     reused = done - len(failures)
 
@@ -121,7 +121,7 @@ def embed_files(
     with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
         for frame, faces in answers:
             path = todo[frame.index]
-            if not rows.add(path, changed[path], faces):
+            if not rows.add(path, frame.file, faces):
                 reasons = [reason for face in faces for reason in face.reasons]
                 failures[path] = "; ".join(reasons) or "expected a face, found none"
             progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
@@ -154,11 +154,13 @@ class _Rows:
         parts = sorted(self._folder.glob("*.npz"))
         loaded = [self._load(path, pipeline.settings) for path in (output, *parts) if path.is_file()]  # before any work
         self._tables = [table for table in loaded if table is not None]
-        self._old = {
-            row for table in self._tables for row in zip(table.paths.tolist(), table.modified.tolist(), strict=True)
-        }
+        self._old: dict[str, set[FileIdentity]] = {}
+        for table in self._tables:
+            for path, made_of in _identities(table):
+                self._old.setdefault(path, set()).add(made_of)
+        self._current: dict[str, FileIdentity] = {}
         self._part = len(parts)
-        self._new: list[tuple[Path, int, int, Face]] = []
+        self._new: list[tuple[Path, FileIdentity, int, Face]] = []
         self._saved = time.monotonic()
 
     def _load(self, path: Path, settings: Mapping[str, Any]) -> EmbeddingTable | None:
@@ -180,12 +182,18 @@ class _Rows:
             f"({'; '.join(_differences(found, settings))}); use those, write to another file, or remove this one"
         )
 
-    def has(self, path: Path, modified: int) -> bool:
-        return (str(path), modified) in self._old
+    def has(self, path: Path) -> bool:
+        """Whether there are rows of the bytes that this file has now."""
+        found = _same_file(path, self._old.get(str(path), ()))
+        if found is not None:
+            self._current[str(path)] = found
+        return found is not None
 
-    def add(self, path: Path, modified: int, faces: Sequence[Face]) -> int:
+    def add(self, path: Path, made_of: FileIdentity | None, faces: Sequence[Face]) -> int:
         """Take the faces of a photo that have embeddings; return how many."""
-        found = [(path, modified, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None]
+        assert made_of is not None  # `open_source` says so of every photo
+        self._current[str(path)] = made_of
+        found = [(path, made_of, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None]
         self._new += found
         if time.monotonic() - self._saved > _PART_SECONDS:
             self._save_part()
@@ -197,13 +205,12 @@ class _Rows:
             return None
         table = EmbeddingTable.join(self._tables)
         order = {str(path): number for number, path in enumerate(files)}
-        keys = zip(table.paths.tolist(), table.modified.tolist(), table.faces.tolist(), strict=True)
-        newest = dict(zip(table.paths.tolist(), table.modified.tolist(), strict=True))
+        keys = zip(_identities(table), table.faces.tolist(), strict=True)
         # Keyed, because a run that was interrupted at its very end leaves the same rows in two places.
         rows = {
             (order[path], face): row
-            for row, (path, modified, face) in enumerate(keys)
-            if path in order and modified == newest[path]
+            for row, ((path, made_of), face) in enumerate(keys)
+            if path in order and made_of == self._current.get(path)
         }
         return table.select(np.array([rows[key] for key in sorted(rows)], np.intp)) if rows else None
 
@@ -230,7 +237,9 @@ class _Rows:
         return EmbeddingTable(
             vectors=np.stack([face.embedding.vector for *_, face in rows if face.embedding is not None]),
             paths=np.array([str(path) for path, *_ in rows], np.str_),
-            modified=np.array([modified for _, modified, *_ in rows], np.int64),
+            modified=np.array([made_of.modified for _, made_of, *_ in rows], np.int64),
+            sizes=np.array([made_of.size for _, made_of, *_ in rows], np.int64),
+            digests=np.array([made_of.sha256 for _, made_of, *_ in rows], np.str_),
             faces=np.array([number for *_, number, _ in rows], np.int32),
             boxes=np.array([face.box for *_, face in rows], np.float32),
             scores=np.array([face.score for *_, face in rows], np.float32),
@@ -261,8 +270,19 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _modified(path: Path) -> int:
+def _identities(table: EmbeddingTable) -> Iterator[tuple[str, FileIdentity]]:
+    """Return the path of each row and what the row was made of."""
+    columns = (getattr(table, name).tolist() for name in ("paths", "sizes", "modified", "digests"))
+    return ((path, FileIdentity(*made_of)) for path, *made_of in zip(*columns, strict=True))
+
+
+def _same_file(path: Path, known: Iterable[FileIdentity]) -> FileIdentity | None:
+    """Return the one of these that the file is now; it is read only if its size and time are those of one."""
     try:
-        return path.stat().st_mtime_ns
+        now = path.stat()
+        fitting = {
+            each.sha256: each for each in known if each.modified == now.st_mtime_ns and each.size in (-1, now.st_size)
+        }
+        return fitting.get(sha256_of(path) if any(fitting) else "")  # edgeface 0.1 recorded no digest
     except OSError:
-        return -1  # reading it will say why
+        return None  # reading it will say why

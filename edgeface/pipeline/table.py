@@ -7,7 +7,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ _COLUMNS: dict[str, type] = {
     "faces": np.int32,
     "boxes": np.float32,
     "scores": np.float32,
+    "sizes": np.int64,
+    "digests": np.str_,
 }
+_UNKNOWN_SIZE, _UNKNOWN_DIGEST = np.array([-1], np.int64), np.array([""])
+_OPTIONAL = {"sizes": _UNKNOWN_SIZE, "digests": _UNKNOWN_DIGEST}
+"""Columns that edgeface 0.1 did not write."""
 _SUFFIXES = (".npz", ".parquet")
 _WHAT = "embeddings written by 'edgeface embed'"
 _DAMAGE = (
@@ -45,7 +50,7 @@ class EmbeddingTable:
     paths : (N,) str
         Files of the photos.
     modified : (N,) int64
-        Modification time of that file when it was embedded, nanoseconds since 1970.
+        Modification time of that file when it was read, nanoseconds since 1970.
     faces : (N,) int32
         Number of the face in the photo, from 0, left to right by the box's x0.
     boxes : (N, 4) float32
@@ -56,6 +61,10 @@ class EmbeddingTable:
         Contract of all embeddings.
     settings
         JSON of `Pipeline.settings`: tables of equal settings may be joined and reused.
+    sizes : (N,) int64
+        Bytes of the file that the row was made of; -1 in tables of edgeface 0.1, which did not record it.
+    digests : (N,) str
+        SHA-256 of these bytes in hexadecimal; empty in tables of edgeface 0.1.
     """
 
     vectors: NDArray[np.float32]
@@ -66,8 +75,13 @@ class EmbeddingTable:
     scores: NDArray[np.float32]
     contract_id: str
     settings: str
+    sizes: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN_SIZE)
+    digests: NDArray[np.str_] = field(default_factory=lambda: _UNKNOWN_DIGEST)
 
     def __post_init__(self) -> None:
+        for name, unknown in _OPTIONAL.items():
+            if getattr(self, name) is unknown:
+                object.__setattr__(self, name, unknown.repeat(len(self)))
         shapes = {name: getattr(self, name).shape for name in ("vectors", *_COLUMNS)}
         ranks = {name: 2 if name in ("vectors", "boxes") else 1 for name in shapes}
         if any(len(shape) != ranks[name] or shape[0] != len(self) for name, shape in shapes.items()):
@@ -137,7 +151,8 @@ class EmbeddingTable:
         require_format(path)
         try:
             stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
-            columns: dict[str, Any] = {name: _column(name, stored[name], dtype) for name, dtype in _COLUMNS.items()}
+            names = [name for name in _COLUMNS if name in stored or name not in _OPTIONAL]
+            columns: dict[str, Any] = {name: _column(name, stored[name], _COLUMNS[name]) for name in names}
             vectors = _column("vectors", stored["vectors"], np.float32)
             if wrong := what_is_wrong(vectors):
                 raise ValueError(wrong)
@@ -203,9 +218,9 @@ def _write_parquet(table: EmbeddingTable, path: Path) -> None:
     def rows(matrix: NDArray[np.float32]) -> Any:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.ravel()), matrix.shape[1])
 
-    columns = {name: arrow.array(getattr(table, name)) for name in _COLUMNS if name not in ("paths", "boxes")}
+    columns = {name: arrow.array(getattr(table, name)) for name in ("modified", "faces", "scores", "sizes")}
     columns |= {
-        "paths": arrow.array(table.paths.tolist(), arrow.string()),
+        **{name: arrow.array(getattr(table, name).tolist(), arrow.string()) for name in ("paths", "digests")},
         "boxes": rows(table.boxes),
         "vectors": rows(table.vectors),
     }
@@ -216,8 +231,9 @@ def _write_parquet(table: EmbeddingTable, path: Path) -> None:
 def _read_parquet(path: Path) -> dict[str, Any]:
     _, parquet = _import_pyarrow()
     table = parquet.read_table(path)
-    stored: dict[str, Any] = {name: table[name].to_numpy() for name in ("modified", "faces", "scores")}
-    stored["paths"] = table["paths"].to_pylist()
+    names = [name for name in _COLUMNS if name in table.column_names]
+    stored: dict[str, Any] = {name: table[name].to_pylist() for name in names if _COLUMNS[name] is np.str_}
+    stored |= {name: table[name].to_numpy() for name in ("modified", "faces", "scores", "sizes") if name in names}
     for name in ("boxes", "vectors"):
         values = table[name].combine_chunks()
         stored[name] = values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)

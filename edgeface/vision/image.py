@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ImageError
+from edgeface.files import FileIdentity
 from edgeface.vision.formats import decode_heif, kind_of, open_heif
 from edgeface.vision.headers import read_header
 
@@ -71,7 +74,7 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
     try:
         if isinstance(source, np.ndarray):
             return _to_bgr8(source, limits)
-        data = _read_file(source, limits) if isinstance(source, Path) else bytes(source)
+        data = _read_file(source, limits)[0] if isinstance(source, Path) else bytes(source)
         return _decode(data, limits)
     except ImageError as error:
         if isinstance(source, Path):
@@ -79,14 +82,24 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
         raise
 
 
-def _read_file(path: Path, limits: ImageLimits) -> bytes:
+def read_photo_file(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
+    """Read an image file, as `read_image` does, and identify the bytes that the image was made of."""
+    try:
+        data, modified = _read_file(path, limits)
+        return _decode(data, limits), FileIdentity(len(data), modified, hashlib.sha256(data).hexdigest())
+    except ImageError as error:
+        raise error.with_path(path) from error
+
+
+def _read_file(path: Path, limits: ImageLimits) -> tuple[bytes, int]:
+    """Return the bytes of a file, at most one more than the limit, and its modification time in nanoseconds."""
     try:
         if path.is_dir():
             raise ImageError(expected="a photo", found="a folder", remedy="name one of the photos in it")
         if path.exists() and not path.is_file():
             raise ImageError("expected an image file, found something else")
         with path.open("rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return file.read(limits.max_bytes + 1), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError as error:
         if str(path).startswith(("http:/", "https:/")):
             raise ImageError(expected="a file", found="an address", remedy="download the photo first") from error

@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 
 from edgeface.errors import ImageError, InputError, MissingError
+from edgeface.files import FileIdentity
 from edgeface.text import encoded_user, without_secrets
 from edgeface.vision.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from edgeface.vision.image import Image, read_image
+from edgeface.vision.image import Image, read_image, read_photo_file
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +46,15 @@ class Frame:
         arrival. Photos: their number.
     source
         The file, or the address of the camera, without user and password.
+    file
+        Of photos: which bytes the image was made of. None otherwise.
     """
 
     image: Image
     index: int
     timestamp: float
     source: str
+    file: FileIdentity | None = None
 
 
 Opener = Callable[[str | int], Any]
@@ -274,13 +278,13 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
 def _photos(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] | None) -> Iterator[Frame]:
     for index, path in enumerate(files):
         try:
-            image = read_image(path)
+            image, file = read_photo_file(path)
         except ImageError as error:
             if on_bad is None:
                 raise
             on_bad(path, error)
             continue
-        yield Frame(image, index, float(index), str(path))
+        yield Frame(image, index, float(index), str(path), file)
 
 
 def _video(path: Path, opener: Opener) -> Iterator[Frame]:

@@ -21,7 +21,7 @@ from faulty_server import CONTENT, QUICK, FaultyServer, dies_after, make_entry, 
 
 from edgeface import zoo
 from edgeface.errors import ChecksumError, DownloadError, InputError, ModelNotFoundError
-from edgeface.zoo import transfer
+from edgeface.zoo import downloads, transfer
 from edgeface.zoo.downloads import is_installed, take_installed
 
 pytestmark = pytest.mark.timeout(60)
@@ -206,3 +206,16 @@ def test_http_is_loaded_by_a_download_only() -> None:
     program = "import sys, edgeface.zoo as z; z.DownloadPolicy(), z.download; print('httpx' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout == "False\n"
+
+
+def test_a_copy_from_a_folder_is_continued_only_where_a_published_digest_decides(tmp_path: Path) -> None:
+    """A file that was replaced by another of the same size and time would be spliced to the first one's beginning."""
+    location, partial = transfer.FolderLocation(tmp_path / "model.bin"), downloads._Partial(tmp_path / "part")
+    location.path.write_bytes(b"first and last")
+    partial.path.write_bytes(b"first")
+    with location.open(0, validator=None, timeout=1) as reply:
+        partial.remember(location, reply)
+    assert partial.resume_point(location, published=False) == (0, None)
+    assert partial.resume_point(location, published=True) == (5, None)
+    with location.open(5, validator=None, timeout=1) as reply:
+        assert (reply.offset, b"".join(reply.chunks)) == (5, b" and last")
