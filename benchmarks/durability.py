@@ -1,12 +1,14 @@
-"""Kill -9 at random moments of enrol, forget, rekey, rebuild and restore in, what was lost or kept wrongly out.
+"""Kill a process at random moments of its work on a gallery, and report what was lost or kept wrongly.
 
 Each round starts a process that works on a gallery and says on a pipe what it is about to do and what was
 acknowledged, and kills it at a random moment. Then the gallery is opened by this process, which must succeed, checked,
 and compared with what was acknowledged: everything enrolled is there, bit by bit; nothing of anybody forgotten is in
 any file; after a rekey one of the two keys opens it and nothing sealed by the other is left; a rebuild goes on and
-ends; after a restoration there is the gallery or the copy, and nothing in any file of those who were lost. All the
-while another process opens the gallery, lists who is there, and closes it, as somebody at another terminal does:
-neither may take anything from the other.
+ends; after a restoration there is the gallery or the copy, and nothing in any file of those who were lost. In some
+rounds a copy is moved over the gallery's file while the process works: it must notice before it acknowledges anything
+more than what it was committing. In others the disk is full at a random moment. All the while another process opens the
+gallery, lists who is there, and closes it, as somebody at another terminal does: neither may take anything from the
+other.
 
     python benchmarks/durability.py --rounds 200
 """
@@ -19,6 +21,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import select
 import signal
 import sqlite3
@@ -34,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import GalleryError, GalleryKeyError
+from edgeface.errors import GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.gallery.store.erase import Searcher, files_of
@@ -43,10 +46,14 @@ from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
 
 DIM = 128
-KINDS = ("enrol", "forget", "rekey", "rebuild", "restore")
+WORK = ("enrol", "forget", "rekey", "rebuild", "restore")
+KINDS = (*WORK, "replace", "full")
 MODELS = ("a" * 16, "b" * 16)
 _ACKNOWLEDGED = (b"enrolled ", b"forgotten ", b"rekeyed ", b"rebuilt ", b"restored ")
 _HURRY = 60.0
+_DISK = 48 << 20
+"""Bytes of the file system in memory that the gallery lies on, where this user may mount one."""
+_MOST_ROOM = 1 << 20
 
 
 def key_of(number: int) -> bytes | None:
@@ -113,7 +120,19 @@ def say(*words: object) -> None:
 
 
 def work(path: Path, kind: str, key: int, first: int, seed: int) -> None:
-    """Do one kind of thing until killed; every line on stdout is true when it is written."""
+    """Do one kind of thing until killed, or until the disk is full or the file is another one; say which."""
+    try:
+        work_on(path, kind, key, first, seed)
+    except OutputError as error:
+        say("full", error)
+    except GalleryError as error:
+        if "was removed or replaced" not in str(error):
+            raise
+        say("replaced")
+
+
+def work_on(path: Path, kind: str, key: int, first: int, seed: int) -> None:
+    """Do one kind of thing without end; every line on stdout is true when it is written."""
     dice = random.Random(seed)
     store = SqliteStore(path, key=key_of(key), timeout=_HURRY)
     model = store.info.contract_id
@@ -171,8 +190,10 @@ def bystand(path: Path) -> None:
                     opened += 1
             except GalleryKeyError:
                 key += 1  # keys are taken in turn
+            except OutputError:
+                pass  # the disk is full
             except GalleryError as error:
-                if "open it again" not in str(error):
+                if "open it again" not in str(error) and "was removed or replaced" not in str(error):
                     raise
             time.sleep(0.02)
     finally:
@@ -201,6 +222,7 @@ class Truth:
     keys: list[int] = field(default_factory=lambda: [0])
     copied: dict[int, int] = field(default_factory=dict)
     maybe_restored: bool = False
+    replaced: bool = False
     next_person: int = 1
     acknowledged: int = 0
 
@@ -232,20 +254,36 @@ class Truth:
         self.gone |= {person: count for person, count in self.people.items() if person not in self.copied}
         self.people, self.maybe_restored = dict(self.copied), False
 
+    def put_back(self) -> None:
+        """Go back to a copy that was moved over the file: who was enrolled since is lost, who was forgotten returns."""
+        self.gone = {person: count for person, count in self.gone.items() if person not in self.copied}
+        self.people, self.maybe_added, self.maybe_gone, self.replaced = dict(self.copied), {}, set(), False
 
-def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float) -> None:
-    """Start a process, kill it some time after it acknowledged so much, both drawn at random; hear what it said."""
+
+def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float, *, also: str = "") -> None:
+    """Start a process, kill it some time after it acknowledged so much, both drawn at random; hear what it said.
+
+    `also` is what it may meet before: a "full" disk, or its file "replaced", of which it then learns instead.
+    """
     words = [sys.executable, __file__, "--work", kind, str(path), str(truth.keys[0]), str(truth.next_person)]
-    process = subprocess.Popen([*words, str(dice.getrandbits(32))], stdout=subprocess.PIPE)
+    words += [str(dice.getrandbits(32)), str(dice.randrange(_MOST_ROOM) if also == "full" and not mounted(path) else 0)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
     said, wanted = b"", dice.choice((0, 0, 1, 2))
     try:
         while sum(map(said.count, _ACKNOWLEDGED)) < wanted or b"ready\n" not in said:
             ready, _, _ = select.select([process.stdout], [], [], _HURRY)
-            if not ready or not (more := os.read(process.stdout.fileno(), 1 << 16)):
+            if ready and (more := os.read(process.stdout.fileno(), 1 << 16)):
+                said += more
+            elif ready and also == "full":
+                break
+            else:
                 raise RuntimeError(f"{kind}: the process said no more than {said!r}")
-            said += more
         time.sleep(dice.random() * longest)
+        if also == "replaced":
+            said += replace(path, process)
+            before = sum(map(said.count, _ACKNOWLEDGED))
+            process.wait(_HURRY)
     finally:
         process.send_signal(signal.SIGKILL)
         said += process.stdout.read()
@@ -255,6 +293,27 @@ def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest:
             truth.hear(line)
     if process.returncode not in (-signal.SIGKILL, 0):
         raise RuntimeError(f"{kind}: the process failed before it was killed: {process.returncode}")
+    if b"\nfull" in said and also != "full":
+        raise RuntimeError(f"{kind}: the disk was not full, and the process said {said!r}")
+    if also == "replaced":
+        truth.replaced = True
+        late = sum(map(said.count, _ACKNOWLEDGED)) - before
+        if late > 1 or b"\nreplaced\n" not in said:  # one was being committed
+            raise RuntimeError(f"{kind}: {late} acknowledged after the file was replaced: {said!r}")
+
+
+def replace(path: Path, process: subprocess.Popen[bytes]) -> bytes:
+    """Move the copy over the gallery's file, as an administrator does, between two instructions of the process."""
+    assert process.stdout is not None
+    process.send_signal(signal.SIGSTOP)
+    said = b""
+    while select.select([process.stdout], [], [], 0.05)[0]:
+        said += os.read(process.stdout.fileno(), 1 << 16)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    copy_of(path).replace(path)
+    process.send_signal(signal.SIGCONT)
+    return said
 
 
 def open_again(path: Path, truth: Truth) -> SqliteStore:
@@ -275,6 +334,8 @@ def judge(path: Path, truth: Truth, problems: list[str]) -> None:
         problems += store.check().problems
         model = store.info.contract_id
         found = {person_of(each.name): each for each in store.people()}
+        if truth.replaced:
+            truth.put_back()
         if truth.maybe_restored and truth.people.keys() - truth.copied.keys() - found.keys():
             truth.restored()
         truth.maybe_restored = False
@@ -334,39 +395,95 @@ def copy(path: Path, truth: Truth) -> None:
     truth.copied = dict(truth.people)
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a file system in memory on a folder, where this user may."""
+    size = ["-o", f"size={_DISK}", "edgeface-durability"]
+    done = subprocess.run(["mount", "-t", "tmpfs", *size, folder], capture_output=True, check=False)
+    try:
+        yield
+    finally:
+        if not done.returncode:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def mounted(path: Path) -> bool:
+    return path.parent.is_mount()
+
+
+@contextlib.contextmanager
+def full(path: Path, dice: random.Random) -> Iterator[None]:
+    """Leave little room on the gallery's file system; where it is not its own, the process limits its files' sizes."""
+    rest = path.with_name("rest")
+    if mounted(path):
+        status = os.statvfs(path)
+        rest.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - dice.randrange(_MOST_ROOM))))
+    try:
+        yield
+    finally:
+        rest.unlink(missing_ok=True)
+
+
+class Bystander:
+    """The process at another terminal; `opened` is how often it opened the gallery so far."""
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        self.opened, self._path, self._problems = 0, path, problems
+        self.start()
+
+    def start(self) -> None:
+        words = [sys.executable, __file__, "--bystand", str(self._path)]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def end(self) -> None:
+        self._process.terminate()
+        self.opened += int(self._process.communicate(timeout=_HURRY)[0] or 0)
+        if self._process.returncode:
+            self._problems.append(f"the process at another terminal ended with {self._process.returncode}")
+
+
+def play(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float, bystander: Bystander) -> None:
+    """Play one round of a kind."""
+    doing = dice.choice(WORK) if kind == "full" else dice.choice(("enrol", "forget")) if kind == "replace" else kind
+    if kind == "replace" or doing == "restore":
+        copy(path, truth)
+    if kind == "replace":
+        bystander.end()  # it would remove the copy's WAL when it closes the file that it opened before
+        kill_once(path, doing, truth, dice, longest, also="replaced")
+        bystander.start()
+    elif kind == "full":
+        with full(path, dice):
+            kill_once(path, doing, truth, dice, longest, also="full")
+    else:
+        kill_once(path, doing, truth, dice, longest)
+
+
 def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> dict[str, Any]:
     """So many rounds, the kinds in turn; what went wrong."""
     dice, truth, problems = random.Random(seed), Truth(), list[str]()
     acknowledged = dict.fromkeys(KINDS, 0)
-    with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder:
+    with tempfile.TemporaryDirectory(prefix="edgeface-durability-") as folder, small_disk(Path(folder)):
         path = Path(folder) / "people.gallery"
         SqliteStore.create(path, contract_id=MODELS[0], dim=DIM, key=key_of(0), keep_images=True).close()
-        bystander = subprocess.Popen(
-            [sys.executable, __file__, "--bystand", str(path)], stdout=subprocess.PIPE, text=True
-        )
+        bystander = Bystander(path, problems)
         try:
             for number in range(rounds):
                 kind = KINDS[number % len(KINDS)]
                 fill(path, truth, people)
-                if kind == "restore":
-                    copy(path, truth)
                 before = truth.acknowledged
-                kill_once(path, kind, truth, dice, longest)
+                play(path, kind, truth, dice, longest, bystander)
                 acknowledged[kind] += truth.acknowledged - before
                 judge(path, truth, problems)
                 sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
-                if kind == "enrol":  # the gallery must not grow without bounds
+                if kind in ("enrol", "full"):  # the gallery must not grow without bounds
                     trim(path, truth, people)
         finally:
-            bystander.terminate()
-            opened = int(bystander.communicate(timeout=_HURRY)[0] or 0)
-        if bystander.returncode:
-            problems.append(f"the process at another terminal ended with {bystander.returncode}")
+            bystander.end()
     return {
         "rounds": rounds,
         "acknowledged": acknowledged,
         "forgotten_people_searched_for": len(truth.gone),
-        "opened_and_closed_by_another_process": opened,
+        "opened_and_closed_by_another_process": bystander.opened,
         "problems": problems,
     }
 
@@ -406,7 +523,10 @@ def trim(path: Path, truth: Truth, people: int) -> None:
 def main() -> int:
     """Run it, print JSON; exit code 1 if anything was lost or kept."""
     if sys.argv[1:2] == ["--work"]:
-        kind, path, key, first, seed = sys.argv[2:]
+        kind, path, key, first, seed, room = sys.argv[2:]
+        if int(room):
+            limit = Path(path).stat().st_size + int(room)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         work(Path(path), kind, int(key), int(first), int(seed))
         return 0
     if sys.argv[1:2] == ["--bystand"]:
