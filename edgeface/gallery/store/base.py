@@ -89,7 +89,8 @@ class GalleryStore(ABC):
 
     def _structure_problems(self, connection: Any) -> Iterable[tuple[str, str]]:
         """Check what lies below the rows."""
-        return ()
+        for part in self.database.foreign_parts():
+            yield "", f"the schema: expected the tables of a gallery and nothing else, found {part}"
 
     @property
     def info(self) -> GalleryInfo:

@@ -9,7 +9,8 @@ import os
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -67,6 +68,31 @@ def record_commit(connection: Any) -> None:
     )
 
 
+_MOST_NAMED = 4
+
+
+def schema_differences(found: AbstractSet[tuple[str, ...]], expected: AbstractSet[tuple[str, ...]]) -> list[str]:
+    """Say in what the parts of a schema differ from a gallery's: each is its kind, its name, and what makes it."""
+    here, wanted = ({part[:2] for part in parts} for parts in (found, expected))
+    told = []
+    for kind, name in sorted({part[:2] for part in found ^ expected}, reverse=True):  # views and triggers first
+        how = "no" if (kind, name) not in here else "another" if (kind, name) in wanted else "a foreign"
+        told.append(f"{how} {kind} {name!r:.60}")
+    return told
+
+
+def require_no_differences(where: str, differences: Sequence[str]) -> None:
+    """Raise `GalleryDamagedError` if `schema_differences` found any."""
+    if differences:
+        more = len(differences) - _MOST_NAMED
+        raise GalleryDamagedError(
+            path=where,
+            expected="the tables of a gallery and nothing else",
+            found=", ".join(differences[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else ""),
+            remedy="another program changed it, and nothing of it was run; restore it from a copy or an export",
+        )
+
+
 class Database(ABC):
     """One connection to a gallery's tables, in SQL that SQLite and PostgreSQL share.
 
@@ -93,6 +119,10 @@ class Database(ABC):
     @abstractmethod
     def _begin(self, *, write: bool) -> Any:
         """Begin a transaction on the connection; one that writes has the gallery for itself."""
+
+    @abstractmethod
+    def foreign_parts(self) -> list[str]:
+        """Say in what the schema differs from a gallery's, inside a transaction; empty if in nothing."""
 
     @abstractmethod
     def _roll_back(self) -> None:

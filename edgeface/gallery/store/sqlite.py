@@ -160,8 +160,7 @@ class SqliteStore(GalleryStore):
         return self._rekey(key)
 
     def _structure_problems(self, connection: Any) -> Iterator[tuple[str, str]]:
-        for part in self.database.foreign_parts():
-            yield "", f"the file's schema: expected the tables of a gallery and nothing else, found {part}"
+        yield from super()._structure_problems(connection)
         for (line,) in connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})"):
             if line != "ok":
                 yield "", f"the file's structure: {line}"

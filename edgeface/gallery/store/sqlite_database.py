@@ -327,7 +327,6 @@ class SqliteDatabase(Database):
                 )
 
     def foreign_parts(self) -> list[str]:
-        """Say in what the schema differs from a gallery's, inside a transaction; empty if in nothing."""
         return foreign_parts(self._connection, self.version)
 
     def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgeface.errors import GalleryDamagedError, GalleryError
-from edgeface.gallery.store.database import record_commit
+from edgeface.gallery.store.database import record_commit, require_no_differences, schema_differences
 
 SCHEMA_VERSION = 3
 
@@ -135,7 +135,6 @@ _Part = tuple[str, str, str, str]
 """Kind (table, index, trigger or view), name, table, and tokens of the statement that made it."""
 
 _TOKEN = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\s+|\w+|.""", re.ASCII | re.DOTALL)
-_MOST_NAMED = 4
 
 
 def _parts(connection: sqlite3.Connection) -> frozenset[_Part]:
@@ -163,13 +162,7 @@ def _expected(version: int) -> frozenset[_Part]:
 
 def foreign_parts(connection: sqlite3.Connection, version: int) -> list[str]:
     """Say in what the schema of a file differs from that of a version; empty if in nothing."""
-    found, expected = _parts(connection), _expected(version)
-    here, wanted = ({part[:2] for part in parts} for parts in (found, expected))
-    told = []
-    for kind, name in sorted({part[:2] for part in found ^ expected}, reverse=True):  # views and triggers first
-        how = "no" if (kind, name) not in here else "another" if (kind, name) in wanted else "a foreign"
-        told.append(f"{how} {kind} {name!r:.60}")
-    return told
+    return schema_differences(_parts(connection), _expected(version))
 
 
 def require_schema(connection: sqlite3.Connection, path: Path) -> int:
@@ -192,12 +185,5 @@ def require_schema(connection: sqlite3.Connection, path: Path) -> int:
         raise GalleryError(
             f"{path}: expected a gallery of version 1 to {SCHEMA_VERSION}, found version {version}; update edgeface"
         )
-    if foreign := foreign_parts(connection, version):
-        more = len(foreign) - _MOST_NAMED
-        raise GalleryDamagedError(
-            path=path,
-            expected="the tables of a gallery and nothing else",
-            found=", ".join(foreign[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else ""),
-            remedy="another program changed this file, and nothing of it was run; restore it from a copy or an export",
-        )
+    require_no_differences(str(path), foreign_parts(connection, version))
     return int(version)

@@ -1,9 +1,4 @@
-"""A gallery's tables on a PostgreSQL server (extra ``postgres``): their schema, errors, and transactions on them.
-
-The tables are those of the file, in a schema of their own. In a gallery that is not encrypted `vectors` holds the
-embeddings once more, in a form that the server can compare: ``vector`` (float32) or ``halfvec`` (float16, half the
-memory). An encrypted gallery has no such table: the server must not be able to read embeddings, so it cannot search
-them either.
+"""A gallery's tables on a PostgreSQL server (extra ``postgres``): connections, errors, and transactions on them.
 
 One writer at a time: the gallery's only row is locked from the beginning of `writing` to its end. Readers see one state
 (``REPEATABLE READ``) and do not block others.
@@ -20,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from edgeface.errors import (
     EdgeFaceError,
@@ -32,78 +27,10 @@ from edgeface.errors import (
     InputError,
     OutputError,
 )
-from edgeface.gallery.store.database import Database, record_commit
+from edgeface.gallery.store.database import Database, record_commit, require_no_differences
+from edgeface.gallery.store.postgres.schema import SCHEMA_VERSION, check_gallery_name, create_statement, foreign_parts
 
 _log = logging.getLogger(__name__)
-
-# Tables
-
-SCHEMA_VERSION = 2
-VectorType = Literal["vector", "halfvec"]
-
-_MAX_DIM = 16000
-"""Values of a vector or halfvec, and 2,000 or 4,000 of one with an HNSW index (pgvector 0.8, README)."""
-
-_TABLES = """
-CREATE TABLE gallery (
-    one integer PRIMARY KEY CHECK (one = 1),
-    version integer NOT NULL,
-    header text NOT NULL,
-    header_mark bytea NOT NULL,
-    generation bigint NOT NULL,
-    next_id bigint NOT NULL,
-    known_since bigint NOT NULL,
-    unscrubbed bigint NOT NULL
-);
-CREATE TABLE people (id bigint PRIMARY KEY, name_mark bytea NOT NULL UNIQUE, body bytea NOT NULL);
-CREATE TABLE templates (
-    id bigint PRIMARY KEY,
-    person_id bigint NOT NULL REFERENCES people (id),
-    generation bigint NOT NULL,
-    body bytea NOT NULL
-);
-CREATE INDEX templates_person ON templates (person_id);
-CREATE INDEX templates_generation ON templates (generation);
-CREATE TABLE images (
-    template_id bigint PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
-    body bytea NOT NULL
-);
-CREATE TABLE removals (template_id bigint PRIMARY KEY, generation bigint NOT NULL);
-CREATE INDEX removals_generation ON removals (generation);
-"""
-_COMMITS = "CREATE TABLE commits (generation bigint PRIMARY KEY, history text NOT NULL)"
-
-_VECTORS = """
-CREATE TABLE vectors (
-    template_id bigint PRIMARY KEY REFERENCES templates (id) ON DELETE CASCADE,
-    embedding {type}({dim}) NOT NULL
-)
-"""
-
-
-def check_gallery_name(name: str) -> str:
-    """Return the name of a gallery's schema; `InputError` if the gallery has no plain name."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
-        raise InputError(
-            f"gallery name: expected a lower-case letter, then up to 49 of a-z, 0-9 and _, found {name!r:.60}"
-        )
-    return f"edgeface_{name}"
-
-
-def statements(dim: int, searched_as: VectorType | None) -> list[str]:
-    """Return what makes the empty tables."""
-    made = [*(statement for statement in _TABLES.split(";") if statement.strip()), _COMMITS]
-    return made if searched_as is None else [*made, vectors_statement(dim, searched_as)]
-
-
-def vectors_statement(dim: int, searched_as: VectorType) -> str:
-    """Return what makes the empty table that pgvector searches."""
-    if searched_as not in ("vector", "halfvec") or not 1 <= dim <= _MAX_DIM:
-        raise InputError(
-            f"vectors: expected vector or halfvec of 1 to {_MAX_DIM:,} values, found {searched_as!r} of {dim:,}"
-        )
-    return _VECTORS.format(type=searched_as, dim=dim)
-
 
 # Errors
 
@@ -186,13 +113,17 @@ class Connection:
         """Whether one is open, failed or not."""
         return not self.raw.closed and int(self.raw.info.transaction_status) != 0
 
+    def resolve(self, *schemas: str) -> None:
+        """Look for names in these schemas, after pg_catalog."""
+        self.raw.execute(f"SET search_path TO {', '.join(schemas or ('pg_catalog',))}")
+
     def close(self) -> None:
         """Close the connection."""
         self.raw.close()
 
 
 def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connection:
-    """Open one connection, trying again for `patience` seconds while the server is away.
+    """Open one connection, trying again for `patience` seconds while the server is away; it resolves in pg_catalog.
 
     `InputError` is raised for an address that is malformed, or whose password reads as a part of its host; neither is
     shown.
@@ -222,14 +153,15 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
                     keepalives_count=3,
                     application_name="edgeface",
                 )
+                connection = Connection(raw)
+                connection.resolve()
                 for name, value in {
-                    "search_path": f"{schema},public",
                     "synchronous_commit": "on",
                     "lock_timeout": f"{max(1, round(timeout * 1000))}ms",
                     "idle_in_transaction_session_timeout": f"{round(_IDLE_SECONDS * 1000)}ms",
                 }.items():
                     raw.execute("SELECT set_config(%s, %s, false)", (name, value))
-                return Connection(raw)
+                return connection
         except GalleryServerError:
             if time.monotonic() + pause > deadline:
                 raise
@@ -269,14 +201,34 @@ class PostgresDatabase(Database):
             raise
 
     def _connect(self) -> Connection:
-        return connect(self._url, self.schema, timeout=self.timeout, patience=self._patience)
+        connection = connect(self._url, self.schema, timeout=self.timeout, patience=self._patience)
+        try:
+            self._enter(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _enter(self, connection: Connection) -> None:
+        """Use the gallery's tables, after comparing them: nothing in its schema is run before."""
+        with server_errors(self.where):
+            connection.resolve()
+            require_no_differences(self.where, foreign_parts(connection, self.schema))
+            connection.resolve(self.schema, "public")
+
+    def foreign_parts(self) -> list[str]:
+        connection = self._usable()
+        connection.resolve()
+        found = foreign_parts(connection, self.schema)
+        connection.resolve(self.schema, "public")
+        return found
 
     def _migrate(self) -> None:
         """Give commits ids, which version 1 had not; a second client that wants to waits, and finds nothing to do."""
         with self._errors(), self._connection.raw.transaction():
             (version,) = self._connection.execute("SELECT version FROM gallery FOR UPDATE").fetchone()
             if version < SCHEMA_VERSION:
-                self._connection.execute(_COMMITS)
+                self._connection.execute(create_statement(self.schema, "commits"))
                 record_commit(self._connection)
                 self._connection.execute("UPDATE gallery SET version = ?", (SCHEMA_VERSION,))
 
@@ -309,6 +261,7 @@ class PostgresDatabase(Database):
             self._connection = self._connect()
             self._connection.execute(begin)
         if write:
+            self._enter(self._connection)  # a trigger would keep what is forgotten
             self._connection.execute("SELECT 1 FROM gallery FOR UPDATE")
         return self._connection
 

@@ -14,14 +14,11 @@ from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import NewTemplate, Rekeying, TemplateBlock, unit_vector
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.database import mark_header, new_header, record_commit
-from edgeface.gallery.store.postgres.database import (
+from edgeface.gallery.store.postgres.database import PostgresDatabase, connect, place_of, server_errors
+from edgeface.gallery.store.postgres.schema import (
     SCHEMA_VERSION,
-    PostgresDatabase,
     VectorType,
     check_gallery_name,
-    connect,
-    place_of,
-    server_errors,
     statements,
     vectors_statement,
 )
@@ -88,7 +85,7 @@ class PostgresStore(GalleryStore):
         """
         schema = check_gallery_name(name)
         searched = None if key is not None else searched_as
-        vectors_statement(dim, searched_as)  # refuses what does not fit, with a key too
+        vectors_statement(schema, dim, searched_as)  # refuses what does not fit, with a key too
         made, cipher = new_header(contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images)
         header = made.encode()
         where = place_of(url, schema)
@@ -99,8 +96,9 @@ class PostgresStore(GalleryStore):
             if searched is not None:
                 _require_pgvector(connection, where)
             connection.execute(f"CREATE SCHEMA {schema}")
-            for statement in statements(dim, searched):
+            for statement in statements(schema, dim, searched):
                 connection.execute(statement)
+            connection.resolve(schema, "public")
             connection.execute(
                 "INSERT INTO gallery VALUES (1, ?, ?, ?, 1, 1, 1, 0)",
                 (SCHEMA_VERSION, header, mark_header(header, cipher)),
@@ -163,7 +161,7 @@ class PostgresStore(GalleryStore):
                 connection.execute("DROP TABLE vectors")
             if searched is not None:
                 _require_pgvector(connection, self.database.where)
-                connection.execute(vectors_statement(header.dim, searched))
+                connection.execute(vectors_statement(self.database.schema, header.dim, searched))
                 block = self.rows.block(connection)
                 for template_id, vector in zip(block.ids.tolist(), block.vectors, strict=True):
                     self._let_search(connection, template_id, vector, searched)
