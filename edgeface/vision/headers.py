@@ -1,6 +1,7 @@
 """Read the size and orientation of an encoded image, and check that it is complete, without decoding it.
 
-OpenCV allocates what a header asks for, and decodes a truncated JPEG to a half-gray image without an error.
+OpenCV allocates what a header asks for, and decodes a truncated JPEG to a half-gray image without an error. Whatever
+OpenCV could understand in another way than this module is refused: a limit holds only if both read the same size.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from edgeface.errors import ImageError
 from edgeface.vision.formats import FileKind, kind_of
+
+T = TypeVar("T")
 
 _ORIENTATION_TAG = 0x0112
 """EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
@@ -22,17 +27,24 @@ _ORIENTATION_TAG = 0x0112
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
 """A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
 _JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
-_MOST_SCANS = 100
-"""A progressive JPEG has about ten. Each scan covers the whole image: thousands would take hours to decode."""
+_MOST_SCANS, _ANY_SCANS, _SCANNED_PIXELS = 100, 12, 200_000_000
+"""Scans of one component of a JPEG, of which encoders write up to seven: the most, those that a photo of any size may
+have, and, in between, pixels times scans. Each scan covers the whole image, however short it is."""
+_MOST_PARTS = 100_000
+"""Segments or chunks of one file; a file of empty ones would take minutes."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDTH, _HEIGHT = 256, 257
-_TIFF_TAGS = frozenset((_WIDTH, _HEIGHT, 258, 273, 274, 277, 279, 324, 325))
-"""Size, bits, offsets of strips, orientation, samples, lengths of strips, offsets and lengths of tiles."""
+_TIFF_TAGS = frozenset((_WIDTH, _HEIGHT, 258, 273, 274, 277, 279, 322, 323, 324, 325))
+"""Size, bits, offsets of strips, orientation, samples, lengths of strips, size, offsets and lengths of tiles."""
+_TIFF_TILE = 1024
+"""Side of a tile that an image of any size may have; larger ones must not be larger than the image."""
 _TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4"}
-_PNM_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
-_PNM_BITMAP = re.compile(rb"P\d" + 2 * _PNM_NUMBER + rb"\s")
-_PNM_HEADER = re.compile(rb"P\d" + 3 * _PNM_NUMBER + rb"\s")
+_PNM_NUMBER = rb"\s*(?:#[^\r\n]*[\r\n]\s*)*(\d{1,9})"
+"""Comments, which for OpenCV end at a carriage return too, and a number, before whose end no comment begins."""
+_PNM_BITMAP = re.compile(rb"P\d" + rb"\s".join([_PNM_NUMBER] * 2) + rb"\s")
+_PNM_HEADER = re.compile(rb"P\d" + rb"\s".join([_PNM_NUMBER] * 3) + rb"\s")
 _BMP_UNCOMPRESSED = (0, 3)
 """BI_RGB and BI_BITFIELDS: their size follows from the header."""
 
@@ -46,6 +58,7 @@ class ImageHeader:
     height: int
     orientation: int = 1  # of EXIF, 1 to 8; 1 if it is absent or invalid, or applied by OpenCV
     white: int = 0  # value of white, where it is not the largest of 8 or 16 bits
+    decoding: int = 16  # bytes a pixel that decoding needs at most, the decoded image among them
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -73,53 +86,78 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    orientation, scans, position = 1, 0, 2
+    orientation, frame, components, passes = 1, 0, 3, 0
+    scans: Counter[int] = Counter()
+    for marker, position, length in _counted("JPEG", _jpeg_segments(data)):
+        if marker in _JPEG_FRAMES and size is None:
+            size, frame, components = struct.unpack_from(">HH", data, position + 3), marker, data[position + 7]
+        elif marker == _JPEG_SCAN:
+            passes += 1
+            scans.update(data[position + 3 : position + 3 + 2 * data[position + 2] : 2])
+        elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", position + 2):
+            orientation = _orientation(data[position + 8 : position + length])
+    if size is None or not scans:
+        raise ImageError("damaged JPEG: it has no image data")
+    most = max(_ANY_SCANS, min(_MOST_SCANS, _SCANNED_PIXELS // max(1, size[0] * size[1])))
+    if max(scans.values()) > most:
+        raise ImageError(
+            f"damaged JPEG: expected at most {most} scans of a component for {size[1]}x{size[0]} pixels, found more"
+        )
+    kept = frame in _JPEG_PROGRESSIVE or passes > 1  # all coefficients until the last scan, 16 bits each
+    return ImageHeader("JPEG", size[1], size[0], orientation, decoding=3 + max(3, 2 * components * kept))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, position and length of each segment."""
+    position = 2
     while match := _JPEG_MARKER.search(data, position):
         marker, position = match[1][0], match.end()
         if marker == _JPEG_END:
-            if size is None or not scans:
-                raise ImageError("damaged JPEG: it has no image data")
-            return ImageHeader("JPEG", size[1], size[0], orientation)
+            return
         (length,) = struct.unpack_from(">H", data, position)
-        if marker in _JPEG_FRAMES and size is None:
-            size = struct.unpack_from(">HH", data, position + 3)
-        elif marker == _JPEG_SCAN:
-            scans += 1
-            if scans > _MOST_SCANS:
-                raise ImageError(f"damaged JPEG: expected at most {_MOST_SCANS} scans, found more")
-        elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", position + 2):
-            orientation = _orientation(data[position + 8 : position + length])
+        yield marker, position, length
         position += length
     raise ImageError("truncated JPEG: its end marker is missing")
 
 
+def _counted(name: str, parts: Iterable[T]) -> Iterator[T]:
+    for number, part in enumerate(parts):
+        if number >= _MOST_PARTS:
+            raise ImageError(f"damaged {name}: expected at most {_MOST_PARTS:,} segments, found more")
+        yield part
+
+
 def _read_png(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    orientation, has_data = 1, False
-    for kind, body in _png_chunks(data):
+    orientation, has_data, decoding = 1, False, 0
+    for kind, body in _counted("PNG", _png_chunks(data)):
         if size is None:
             if kind != b"IHDR":
                 raise ImageError(f"damaged PNG: expected the chunk IHDR first, found {kind!r}")
             size = struct.unpack_from(">II", body)
+            decoding = (6 if body[9] == 2 else 8) * (2 if body[8] == 16 else 1)
+        elif kind == b"acTL":
+            decoding += 6  # animated
         elif kind == b"IDAT":
             has_data = True
         elif kind == b"eXIf":
-            orientation = _orientation(body)
+            orientation = _orientation(bytes(body))
     if size is None or not has_data:
         raise ImageError("damaged PNG: it has no image data")
-    return ImageHeader("PNG", *size, orientation)
+    return ImageHeader("PNG", *size, orientation, decoding=decoding)
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    view = memoryview(data)
     position, kind = len(_PNG_SIGNATURE), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if end + 4 > len(data):
             raise ImageError(f"truncated PNG: the file ends inside its chunk {kind!r}")
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise ImageError(f"damaged PNG: the checksum of its chunk {kind!r} is wrong")
-        yield kind, data[position + 8 : end]
+        yield kind, view[position + 8 : end]
         position = end + 4
 
 
@@ -128,18 +166,23 @@ def _read_webp(data: bytes) -> ImageHeader:
     if len(data) < stated + 8:
         raise ImageError(f"truncated WebP: expected {stated + 8} bytes, found {len(data)}")
     size: tuple[int, int] | None = None
-    orientation, position = 1, 12
-    while position + 8 <= stated + 8:
-        kind, length = struct.unpack_from("<4sI", data, position)
-        body = data[position + 8 : position + 8 + length]
+    orientation = 1
+    for kind, body in _counted("WebP", _webp_chunks(data, stated + 8)):
+        if size is None and (size := _webp_size(kind, body)) is None:
+            raise ImageError(f"damaged WebP: expected VP8X, VP8 or VP8L as its first chunk, found {kind!r}")
         if kind == b"EXIF":
             orientation = _orientation(body.removeprefix(b"Exif\0\0"))
-        elif size is None:
-            size = _webp_size(kind, body)
-        position += 8 + length + length % 2
     if size is None:
         raise ImageError("damaged WebP: it has no image data")
-    return ImageHeader("WebP", *size, orientation)
+    return ImageHeader("WebP", *size, orientation, decoding=12)
+
+
+def _webp_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, bytes]]:
+    position = 12
+    while position + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        yield kind, data[position + 8 : position + 8 + length]
+        position += 8 + length + length % 2
 
 
 def _webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
@@ -166,7 +209,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
     needed = pixels + (width * depth + 31) // 32 * 4 * height
     if compression in _BMP_UNCOMPRESSED and len(data) < needed:
         raise ImageError(f"truncated BMP: expected {needed} bytes, found {len(data)}")
-    return ImageHeader("BMP", width, height)
+    return ImageHeader("BMP", width, height, decoding=8)
 
 
 def _read_tiff(data: bytes) -> ImageHeader:
@@ -177,7 +220,9 @@ def _read_tiff(data: bytes) -> ImageHeader:
     fields: dict[int, np.ndarray] = {}
     for at in range(table + 2, table + 2 + 12 * entries, 12):
         tag, kind, count, place = struct.unpack_from(order + "HHII", data, at)
-        if tag in _TIFF_TAGS and kind in _TIFF_TYPES and count:
+        if tag in _TIFF_TAGS:
+            if tag in fields or kind not in _TIFF_TYPES or not count:  # OpenCV might take another value
+                raise ImageError(f"damaged TIFF: expected one value of field {tag}, as bytes, short or long numbers")
             item = np.dtype(order + _TIFF_TYPES[kind])
             place = place if count * item.itemsize > 4 else at + 8
             if place + count * item.itemsize > len(data):
@@ -193,11 +238,15 @@ def _read_tiff(data: bytes) -> ImageHeader:
             found=f"{bits} bits, {samples} channels",
             remedy="save it as PNG",
         )
+    for side, tile in ((width, fields.get(322)), (height, fields.get(323))):
+        if tile is not None and tile[0] > max(_TIFF_TILE, side + 15):
+            raise ImageError(f"damaged TIFF: expected tiles no larger than its {width}x{height} pixels, found {tile[0]}")
     for offsets, lengths in ((273, 279), (324, 325)):
         ends = [fields[tag].astype(np.int64) for tag in (offsets, lengths) if tag in fields]
         if len(ends) == 2 and len(ends[0]) == len(ends[1]) and (ends[0] + ends[1]).max() > len(data):
             raise ImageError(f"truncated TIFF: expected {(ends[0] + ends[1]).max()} bytes, found {len(data)}")
-    return ImageHeader("TIFF", *((height, width) if orientation > 4 else (width, height)))
+    size = (height, width) if orientation > 4 else (width, height)
+    return ImageHeader("TIFF", *size, decoding=max(6, 2 * samples * (1 + (bits > 8))))
 
 
 def _read_pnm(data: bytes) -> ImageHeader:
@@ -216,7 +265,7 @@ def _read_pnm(data: bytes) -> ImageHeader:
     if len(data) - match.end() < least:
         raise ImageError(f"truncated PNM: expected at least {match.end() + least} bytes, found {len(data)}")
     scaled = kind in (1, 4) or white in (255, 65535) or (kind < 4 and white < 256)  # OpenCV scales text of 8 bits
-    return ImageHeader("PNM", width, height, white=0 if scaled else white)
+    return ImageHeader("PNM", width, height, white=0 if scaled else white, decoding=6 * (1 + (white > 255)))
 
 
 def _orientation(exif: bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,8 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
         )
     if header.white:
         largest = 255 if pixels.dtype == np.uint8 else 65535
-        pixels = np.minimum(pixels * np.float32(largest / header.white) + 0.5, largest).astype(pixels.dtype)
+        for band in _bands(pixels):
+            band[:] = np.minimum(band * np.float32(largest / header.white) + 0.5, largest)
     return _set_upright(_to_bgr8(pixels, limits), header.orientation)
 
 
@@ -156,13 +158,23 @@ def _to_bgr8(pixels: np.ndarray, limits: ImageLimits) -> Image:
             remedy="convert the array; for floats from 0 to 1: (255 * pixels).astype('uint8')",
         )
     _check_pixels(pixels.shape[1], pixels.shape[0], limits)
-    if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
-    if depth == 1:
-        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
-    if depth == 4:
-        return _lay_over_background(pixels)
-    return np.asarray(pixels, np.uint8)
+    if pixels.dtype == np.uint8 and depth == 3:
+        return np.asarray(pixels, np.uint8)
+    image = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for band, into in zip(_bands(pixels), _bands(image), strict=True):
+        if band.dtype == np.uint16:
+            band = cv2.convertScaleAbs(band, alpha=1 / 257)
+        if depth == 1:
+            cv2.cvtColor(band, cv2.COLOR_GRAY2BGR, dst=into)
+        else:
+            into[:] = _lay_over_background(band) if depth == 4 else band
+    return image
+
+
+def _bands(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Divide an image into rows of about a million pixels, so that what is computed from them stays small."""
+    step = max(1, (1 << 20) // pixels.shape[1])
+    return (pixels[start : start + step] for start in range(0, len(pixels), step))
 
 
 def _lay_over_background(pixels: np.ndarray) -> Image:
@@ -173,6 +185,10 @@ def _lay_over_background(pixels: np.ndarray) -> Image:
 
 
 def _set_upright(image: Image, orientation: int) -> Image:
+    """Turn a decoded image, in its own memory where it keeps its shape."""
     for step in _UPRIGHT.get(orientation, ""):
-        image = image.transpose(1, 0, 2) if step == "t" else image[:, ::-1] if step == "m" else image[::-1]
-    return np.ascontiguousarray(image)
+        if step == "t":
+            image = np.asarray(cv2.transpose(image), np.uint8)
+        else:
+            cv2.flip(image, 1 if step == "m" else 0, dst=image)
+    return image
