@@ -240,7 +240,9 @@ def _read_tiff(data: bytes) -> ImageHeader:
         )
     for side, tile in ((width, fields.get(322)), (height, fields.get(323))):
         if tile is not None and tile[0] > max(_TIFF_TILE, side + 15):
-            raise ImageError(f"damaged TIFF: expected tiles no larger than its {width}x{height} pixels, found {tile[0]}")
+            raise ImageError(
+                f"damaged TIFF: expected tiles no larger than its {width}x{height} pixels, found {tile[0]}"
+            )
     for offsets, lengths in ((273, 279), (324, 325)):
         ends = [fields[tag].astype(np.int64) for tag in (offsets, lengths) if tag in fields]
         if len(ends) == 2 and len(ends[0]) == len(ends[1]) and (ends[0] + ends[1]).max() > len(data):

@@ -65,7 +65,9 @@ def tiff_tile(side: int, tile: int) -> bytes:
 
 def webp_canvas(flags: int) -> bytes:
     """A WebP whose canvas is of 10 x 10, before an image, or a frame, of 6,000 x 6,000."""
-    image = cv2.imencode(".webp", np.zeros((HUGE, HUGE, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()[12:]
+    image = cv2.imencode(".webp", np.zeros((HUGE, HUGE, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()[
+        12:
+    ]
     if flags:
         side = (HUGE - 1).to_bytes(3, "little")
         frame = bytes(6) + side + side + bytes(4) + image
@@ -129,8 +131,9 @@ def test_a_large_jpeg_may_have_fewer_scans_than_a_small_one():
     "data",
     [
         b"\xff\xd8" + b"\xff\xfe\0\2" * 2_000_000,
-        cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes()[:33] + (struct.pack(">I4sI", 0, b"teSt", zlib.crc32(b"teSt"))) * 1_000_000,
-        b"RIFF" + struct.pack("<I", 8_000_022) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10) + b"test\0\0\0\0" * 10**6,
+        cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes()[:33]
+        + struct.pack(">I4sI", 0, b"teSt", zlib.crc32(b"teSt")) * 10**6,
+        b"RIFF" + struct.pack("<I4s4sI", 8_000_022, b"WEBP", b"VP8X", 10) + bytes(10) + b"test\0\0\0\0" * 10**6,
     ],
     ids=["JPEG", "PNG", "WebP"],
 )
