@@ -18,7 +18,17 @@ from edgeface.cli.options import (
     ModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stderr, stdout
+from edgeface.cli.output import (
+    JsonOption,
+    emit_json,
+    escape,
+    list_failures,
+    print_line,
+    print_note,
+    progress_bars,
+    stderr,
+    stdout,
+)
 from edgeface.errors import InputError
 from edgeface.files import staging_folder
 
@@ -105,6 +115,8 @@ def calibrate(
         if not threshold.supported:
             left_out = "" if output else "; not stored"
             stderr.print(f"[bold yellow]not enough data:[/] {escape(threshold.note)}{left_out}", soft_wrap=True)
+    for path, why in found.unread.items():
+        print_note(f"{path}: {why}")
     if found.failures:
         named = escape(", ".join(found.failures[:5]))
         stderr.print(
@@ -119,6 +131,7 @@ def calibrate(
                 "contract_id": found.thresholds[0].contract_id,
                 "thresholds": [each.to_dict() for each in kept],
                 "failures": list(found.failures),
+                "unread": list_failures(found.unread),
             }
         )
     stdout.print(_threshold_table(kept))

@@ -71,8 +71,9 @@ def cluster(
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
         out.print_note(result.warning)
+    listed = {"failures": out.list_failures(failures), "left_out": out.list_failures(result.embedded.left_out)}
     if json:
-        out.emit_json({"output_dir": str(output_dir), **answer, "failures": out.list_failures(failures)})
+        out.emit_json({"output_dir": str(output_dir), **answer, **listed})
     else:
         out.print_line(
             f"{out.counted(result.clusters.count, 'person', 'people')} in "
@@ -80,4 +81,4 @@ def cluster(
             f"in {output_dir / 'people'}; {out.counted(len(answer['unknown']), 'face')} in groups of fewer than "
             f"{min_samples}, in people/unknown"
         )
-    out.finish(failures, strict=strict)
+    out.finish(failures, strict=strict, left_out=result.embedded.left_out)

@@ -62,11 +62,12 @@ def detect(
     json: out.JsonOption = False,
 ) -> None:
     """Detect faces: boxes and five landmarks in pixels, and scores."""
-    from edgeface.vision.crops import ImageFolder, detect_photos, find_photos, list_some
+    from edgeface.vision.crops import ImageFolder, detect_photos, list_some
+    from edgeface.vision.listing import list_photos
 
-    photos = find_photos(images, output=draw)
+    listed = list_photos(images, output=draw)
+    photos, failures = listed.photos, dict(listed.failures)
     drawn = ImageFolder(draw, photos) if draw else None
-    failures: dict[Path, str] = {}
     answers: list[dict[str, Any]] = []
     with options.load_detector(threshold=threshold) as model:
         for found in detect_photos(photos, model, failures=failures, drawn=drawn):
@@ -76,8 +77,9 @@ def detect(
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if json:
-        out.emit_json({"detector": options.detector.value, "images": answers, "failures": out.list_failures(failures)})
-    out.finish(failures, strict=strict)
+        about = {"failures": out.list_failures(failures), "left_out": out.list_failures(listed.left_out)}
+        out.emit_json({"detector": options.detector.value, "images": answers, **about})
+    out.finish(failures, strict=strict, left_out=listed.left_out)
 
 
 def align(
@@ -98,7 +100,8 @@ def align(
     json: out.JsonOption = False,
 ) -> None:
     """Write an aligned face crop for every photo in a folder, keeping the subfolders."""
-    from edgeface.vision.crops import align_photos, find_photos, list_some
+    from edgeface.vision.crops import align_photos, list_some
+    from edgeface.vision.listing import list_photos
 
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of photos; there is no such folder")
@@ -109,11 +112,12 @@ def align(
         raise InputError(f"--margin: the recipe {recipe.value} has no margin; leave it out")
     alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
     crop_size = _parse_size(size) if size else _SIZES.get(recipe, (160, 160))
-    photos = find_photos([folder], output=output_dir)
+    listed = list_photos([folder], output=output_dir)
     with options.load_detector(threshold=threshold) as model, out.progress_bars() as progress:
-        report = align_photos(photos, output_dir, model, alignment, crop_size, progress=progress)
+        report = align_photos(listed.photos, output_dir, model, alignment, crop_size, progress=progress)
+    failures = report.failures | listed.failures
     if not report.written:
-        raise FaceError(f"no face could be cropped from any photo: {list_some(report.failures)}")
+        raise FaceError(f"no face could be cropped from any photo: {list_some(failures)}")
     if json:
         out.emit_json(
             {
@@ -122,12 +126,13 @@ def align(
                 "margin": alignment.margin,
                 "size": list(crop_size),
                 "written": len(report.written),
-                "failures": out.list_failures(report.failures),
+                "failures": out.list_failures(failures),
+                "left_out": out.list_failures(listed.left_out),
             }
         )
     else:
         out.print_line(f"{len(report.written)} crops written to {output_dir}")
-    out.finish(report.failures, strict=strict)
+    out.finish(failures, strict=strict, left_out=listed.left_out)
 
 
 def _show(answer: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ def embed(
                 "files": result.files,
                 "reused": result.reused,
                 "failures": out.list_failures(result.failures),
+                "left_out": out.list_failures(result.left_out),
             }
         )
     else:
@@ -69,7 +70,7 @@ def embed(
             f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}, "
             f"by {model}"
         )
-    out.finish(result.failures, strict=strict)
+    out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 
 def verify(

@@ -20,7 +20,16 @@ from edgeface.cli.options import (
     ModelOption,
     with_options,
 )
-from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stdout, warn_if_seeded
+from edgeface.cli.output import (
+    JsonOption,
+    emit_json,
+    escape,
+    print_line,
+    print_note,
+    progress_bars,
+    stdout,
+    warn_if_seeded,
+)
 from edgeface.files import staging_folder
 
 
@@ -154,6 +163,8 @@ def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
     write_results(result, output_dir)  # cuts the crops that the report shows: needs the detector
     answer = result.to_dict()
     warn_if_seeded(answer["model"]["provenance"])
+    for each in answer.get("unread", []):
+        print_note(f"{each['path']}: {each['error']}")
     if json:
         return emit_json(answer)
     stdout.print(table(answer))

@@ -29,7 +29,17 @@ from edgeface.cli.gallery_options import (
     warn,
 )
 from edgeface.cli.options import AllowSeededOption, AnalyzerOptions, ModelOption, NoGateOption, with_options
-from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, progress_bars, stdout
+from edgeface.cli.output import (
+    JsonOption,
+    counted,
+    emit_json,
+    escape,
+    mention_left_out,
+    print_line,
+    print_note,
+    progress_bars,
+    stdout,
+)
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
@@ -97,14 +107,16 @@ def enrol(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Photos; folders with one folder of photos for each person; or files that 'edgeface embed' wrote.",
+            help="Folders with one folder of photos for each person; with --name also photos; or files that 'edgeface "
+            "embed' wrote.",
         ),
     ],
     *,
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the person in all photos. Default: the name of each photo's folder.", show_default=False
+            help="Name of the person in all photos. Default: the names of the folders directly below PATH.",
+            show_default=False,
         ),
     ] = None,
     label: Annotated[
@@ -124,14 +136,20 @@ def enrol(
     ] = False,
     threshold: RulesOption = None,
     no_gate: NoGateOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show people, photos and what is left out; read no photo, enrol no one.")
+    ] = False,
     options: AnalyzerOptions,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Enrol people. Exit code 1: a person was refused.
 
-    A person is refused if no photo is usable, or if the face matches another enrolled person.
+    A person is refused if no photo is usable, if the photos show several people, or if the face matches another
+    enrolled person.
     """
+    if dry_run:
+        return _show_plan(gallery, paths, name, json=json)
     from edgeface.gallery.enrolment import EnrolRules
     from edgeface.gallery.enrolment_images import are_tables, enrol_folder
     from edgeface.recognize.known import advise_calibration
@@ -160,6 +178,7 @@ def enrol(
         advice = advise_calibration(store.info.contract_id, len(store.people()), folder)
     if json:
         emit_json({"gallery": str(gallery), **done.to_dict()})
+    mention_left_out(done.left_out)
     warn(f"{path}: {why}" for path, why in done.refused.items())
     for each in done.enrolled:
         warn(_doubts(each))
@@ -172,6 +191,22 @@ def enrol(
     if advice:
         print_note(advice)
     warn(done.not_enrolled.values(), fail=True)
+
+
+def _show_plan(gallery: Path, paths: list[str], name: str | None, *, json: bool) -> None:
+    from edgeface.gallery.enrolment_images import plan_enrolment
+
+    plan = plan_enrolment(paths, name=name)
+    if json:
+        emit_json({"gallery": str(gallery), "dry_run": True, **plan.to_dict()})
+    else:
+        for person, files in plan.people.items():
+            print_line(f"{person}: {counted(len(files), 'photo')}")
+            for path in files:
+                print_line(f"  {path}")
+    mention_left_out(plan.left_out)
+    warn(f"{path}: {why}" for path, why in plan.refused.items())
+    warn((f"{person}: no photo can be read" for person, files in plan.people.items() if not files), fail=True)
 
 
 def _pair(text: str) -> tuple[str, str]:

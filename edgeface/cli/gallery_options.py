@@ -48,7 +48,12 @@ RulesOption = Annotated[
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Enrol a face even if it matches another enrolled person.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Enrol a face even if it matches another enrolled person, or photos of one name do not match."
+    ),
+]
 
 
 def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:

@@ -55,13 +55,13 @@ def identify(
 ) -> None:
     """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
     from edgeface.recognize.index import PersonRule
+    from edgeface.vision.listing import list_photos
     from edgeface.vision.quality import QualityGate
-    from edgeface.vision.source import find_files
 
-    files = dict.fromkeys(path for place in images for path in find_files(place))
+    photos = list_photos(images)
     scored = PersonRule.parse(rule)
     gate = None if no_gate else QualityGate()
-    failures: dict[Path, str] = {}
+    failures = dict(photos.failures)
     found: dict[Path, list[Identification]] = {}
     with options.load() as app:
         model, contract_id = app.contract.name, app.contract.contract_id
@@ -71,7 +71,7 @@ def identify(
                 out.print_note(limit.summary)
             if note := limit.note(limit.gallery_size):
                 out.print_note(note)
-            for path in files:
+            for path in photos.files:
                 try:
                     found[path] = app.identify(path, store, threshold=limit, rule=scored, margin=margin, gate=gate)
                 except ImageError as error:
@@ -104,11 +104,12 @@ def identify(
                     for path, answers in found.items()
                 ],
                 "failures": out.list_failures(failures),
+                "left_out": out.list_failures(photos.left_out),
             }
         )
     else:
         out.print_line(f"model: {model} ({contract_id})")
-    out.finish(failures, strict=strict)
+    out.finish(failures, strict=strict, left_out=photos.left_out)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)
 

@@ -188,13 +188,22 @@ def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallbac
         yield update
 
 
+def mention_left_out(left_out: Mapping[Path, str]) -> None:
+    """Print in one line of stderr what does not count as a photo or a person."""
+    from edgeface.vision.crops import list_some
+
+    if left_out:
+        print_note(f"left out: {list_some(left_out)}")
+
+
 def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
-    """List the files that failed, and why, for a command's JSON."""
+    """List files and folders that failed or are left out, and why, for a command's JSON."""
     return [{"path": str(path), "error": reason} for path, reason in failures.items()]
 
 
-def finish(failures: Mapping[Path, str], *, strict: bool) -> None:
-    """Print what failed to stderr; exit with 1 if anything did and --strict was given."""
+def finish(failures: Mapping[Path, str], *, strict: bool, left_out: Mapping[Path, str] | None = None) -> None:
+    """Print what failed, and what is no photo, to stderr; exit with 1 if anything failed and --strict was given."""
+    mention_left_out(left_out or {})
     for path, reason in failures.items():
         print_note(f"{path}: {reason}")
     if failures and strict:

@@ -219,6 +219,8 @@ def quantize(
 def _finish(answer: dict[str, Any], *, json: bool) -> None:
     for reason in answer["reasons"]:
         print_note(f"refused: {reason}")
+    for photo in answer.get("calibration", answer)["unreadable"]:
+        print_note(photo)
     if json:
         emit_json(answer)
     else:

@@ -252,9 +252,12 @@ def recognise(photos: DemoPhotos, folder: Path, *, say: Callable[[str], None] = 
         )
         with opened as gallery:
             rules = EnrolRules.choose(None, contract.contract_id)
-            done = enrol_folder(gallery, people, rules=rules, pipeline=app.pipeline(), largest=True)
-            for name, why in done.not_enrolled.items():
-                say(f"{name} is not enrolled: {why}")
+            for path in people:
+                done = enrol_folder(
+                    gallery, [path], name=path.parent.name, rules=rules, pipeline=app.pipeline(), largest=True
+                )
+                for name, why in done.not_enrolled.items():
+                    say(f"{name} is not enrolled: {why}")
             answers = [app.identify(photo, gallery, gate=None) for _, photo in photos.door]
     faces, pictures = [], []
     for path, (truth, photo), found in zip(door, photos.door, answers, strict=True):

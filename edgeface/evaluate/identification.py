@@ -16,7 +16,7 @@ or above T; edgeface accepts scores strictly above T. A tie between the own pers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,8 @@ class IdentificationEvaluation:
         Error rates at each target FPIR; ``threshold`` in the JSON answer is that of the first.
     seed, flip
         Seed of the split, and how mirror images were used.
+    unread
+        Photos and folders that cannot be read or are in no person's folder, and why.
     """
 
     images: tuple[str, ...]
@@ -233,6 +235,7 @@ class IdentificationEvaluation:
     embedded: Embedded
     seed: int
     flip: Flip | None
+    unread: Mapping[Path, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface evaluate identification`."""
@@ -252,6 +255,7 @@ class IdentificationEvaluation:
             "threshold": self.operating[0].threshold.value,
             "operating_points": [each.to_dict() for each in self.operating],
             "flip": self.flip,
+            "unread": [{"path": str(path), "error": why} for path, why in self.unread.items()],
         } | self.embedded.to_dict()
 
 
@@ -291,15 +295,16 @@ def evaluate_identification(
         raise InputError("FPIR: expected at least one target rate")
     for fpir in fpirs:
         require_rate("fpir", fpir)
-    listed, people, names = images_of_people(images)
-    split = split_people(people, names, seed=seed)
+    listed = images_of_people(images)
+    split = split_people(listed.people, listed.names, seed=seed)
     embedded = embed_images(
-        images, listed, model, faces, flip=flip, device=device, allow_seeded=allow_seeded, progress=progress
+        images, listed.images, model, faces, flip=flip, device=device, allow_seeded=allow_seeded, progress=progress
     )
     searches = search(embedded.vectors, split)
     return IdentificationEvaluation(
-        images=listed,
-        names=names,
+        images=listed.images,
+        names=listed.names,
+        unread=listed.unread,
         split=split,
         searches=searches,
         operating=tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -125,10 +125,14 @@ def evaluate_model(
 
 @dataclass(frozen=True, slots=True)
 class ThresholdCalibration:
-    """Thresholds, one for each target false accept rate, and images without a face, whose pairs were left out."""
+    """Thresholds, one for each target false accept rate, and what they were not measured on.
+
+    `failures` are images without a face, whose pairs were left out; `unread` is that of the pairs.
+    """
 
     thresholds: tuple[Threshold, ...]
     failures: tuple[str, ...]
+    unread: Mapping[Path, str]
 
 
 def calibrate_model(
@@ -185,4 +189,4 @@ def calibrate_model(
         created_from=created_from,
         measured_on=measured_on,
     )
-    return ThresholdCalibration(thresholds, tuple(failures))
+    return ThresholdCalibration(thresholds, tuple(failures), pairs.unread)

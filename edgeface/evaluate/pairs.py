@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.vision.formats import IMAGE_SUFFIXES
+from edgeface.vision.listing import list_people
 
 _MOST_BYTES = 64 << 20
 _MOST_LISTED = 100
@@ -33,6 +34,8 @@ class Pairs:
         True for genuine pairs (one person), False for impostor pairs.
     folds
         Number of cross-validation folds; 1 if the list names none.
+    unread
+        Photos and folders that are in no pair because they cannot be read, and why.
     """
 
     images: tuple[str, ...]
@@ -40,9 +43,32 @@ class Pairs:
     second: NDArray[np.intp]
     same: NDArray[np.bool_]
     folds: int
+    unread: Mapping[Path, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.same)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeopleImages:
+    """Images of people, sorted by person and path.
+
+    Attributes
+    ----------
+    images
+        Paths relative to the folder, with forward slashes.
+    people : (N,) intp
+        Index of each image's person in `names`; ascending.
+    names
+        Folders that hold an image.
+    unread
+        Photos and folders that cannot be read or are in no person's folder, and why.
+    """
+
+    images: tuple[str, ...]
+    people: NDArray[np.intp]
+    names: tuple[str, ...]
+    unread: Mapping[Path, str]
 
 
 def read_pairs(path: Path) -> Pairs:
@@ -112,7 +138,8 @@ def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> P
     InputError
         If there are fewer than two people, or no person has two images.
     """
-    images, people, _ = images_of_people(root)
+    found = images_of_people(root)
+    images, people = found.images, found.people
     here = np.arange(len(people))
     ends = np.searchsorted(people, people, side="right")  # of each image's person, who is one run of rows
     genuine = _draw_pairs(here + 1, ends, most=most, seed=seed)
@@ -120,33 +147,25 @@ def pairs_from_folders(root: Path, *, most: int = 1_000_000, seed: int = 0) -> P
     if not len(genuine) or not len(impostor):
         raise InputError(
             f"{root}: expected images of at least two people and at least two images of one person, found "
-            f"{len(images)} images of {len(set(people.tolist()))} people"
+            f"{len(images)} images of {len(found.names)} people"
+            + "".join(f"; {path}: {why}" for path, why in list(found.unread.items())[:3])
         )
     first, second = np.concatenate([genuine, impostor]).T
     same = np.arange(len(first)) < len(genuine)
-    return Pairs(images, first, second, same, folds=1)
+    return Pairs(images, first, second, same, folds=1, unread=found.unread)
 
 
-def images_of_people(root: Path) -> tuple[tuple[str, ...], NDArray[np.intp], tuple[str, ...]]:
-    """List the images ``root/Name/anything.jpg``, sorted by person and file name.
-
-    Returns
-    -------
-    images, people, names
-        Paths relative to `root`, with forward slashes; for each image, the index of its person in `names`, ascending,
-        (N,) intp; names of the folders that hold an image.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: expected a folder that holds one folder a person, but it does not exist")
-    images: list[str] = []
-    people: list[int] = []
-    names: list[str] = []
-    for folder in sorted(each for each in root.iterdir() if each.is_dir()):
-        if found := sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES):
-            images += [each.relative_to(root).as_posix() for each in found]
-            people += [len(names)] * len(found)
-            names.append(folder.name)
-    return tuple(images), np.asarray(people, np.intp), tuple(names)
+def images_of_people(root: Path) -> PeopleImages:
+    """List the images of `list_people`: of one folder a person, ``root/Name/anything.jpg``, in any depth below it."""
+    found = list_people(root)
+    unread = found.failures | dict.fromkeys(found.loose, "in no person's folder")
+    listed = {name: files for name, files in found.people.items() if files}
+    return PeopleImages(
+        images=tuple(path.relative_to(root).as_posix() for files in listed.values() for path in files),
+        people=np.repeat(np.arange(len(listed)), [len(files) for files in listed.values()]).astype(np.intp),
+        names=tuple(listed),
+        unread=unread,
+    )
 
 
 def _draw_pairs(starts: NDArray[np.intp], ends: NDArray[np.intp], *, most: int, seed: int) -> NDArray[np.intp]:

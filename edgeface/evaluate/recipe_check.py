@@ -239,9 +239,10 @@ def check_recipe(
             detector = None
         elif detector is None:
             detector = stack.enter_context(load_detector())
-        faces, failures = find_labelled_faces(*_list_photos(photos), detector)
+        root, names, unread = _list_photos(photos)
+        faces, failures = find_labelled_faces(root, names, detector)
     crops, faces, failed = cut_candidates(faces, candidates, contract.input_size)
-    failures += failed
+    failures += failed + unread
     _require_people(faces, photos, failures)
     vectors = embed_candidates(model, contract, color, candidates, crops, progress=progress)
     return compare_recipes(candidates, vectors, [face.person for face in faces], failures=failures)
@@ -325,7 +326,7 @@ def find_labelled_faces(
     """
     faces, failures = [], []
     for name, path in zip(names, find_images(root, names), strict=True):
-        person, image = name.rpartition("/")[0], read_image(path)
+        person, image = name.partition("/")[0], read_image(path)
         if detector is None:
             faces.append(LabelledFace(name, person, image, None, None))
         elif len(found := detector.detect([image])[0]):
@@ -336,18 +337,24 @@ def find_labelled_faces(
     return faces, tuple(failures)
 
 
-def _list_photos(photos: Path) -> tuple[Path, list[str]]:
-    """Return the folder, and the names ``person/photo`` below it that are used: of people with several photos."""
+def _list_photos(photos: Path) -> tuple[Path, list[str], tuple[str, ...]]:
+    """Return the folder, the names ``person/photo`` below it that are used, of people with several photos; and others.
+
+    The others cannot be read: their paths, and why.
+    """
+    unread: tuple[str, ...] = ()
     if (photos / "pairs.txt").is_file():
         root = photos / "images" if (photos / "images").is_dir() else photos
         listed = sorted(read_pairs(photos / "pairs.txt").images)
     else:
-        root, listed = photos, list(images_of_people(photos)[0])
+        found = images_of_people(photos)
+        root, listed = photos, list(found.images)
+        unread = tuple(f"{path}: {why}" for path, why in found.unread.items())
     people: dict[str, list[str]] = {}
     for name in listed:
-        people.setdefault(name.rpartition("/")[0], []).append(name)
+        people.setdefault(name.partition("/")[0], []).append(name)
     several = [each[:MAX_PHOTOS_EACH] for each in people.values() if len(each) > 1]
-    return root, [name for each in several[:MAX_PEOPLE] for name in each]
+    return root, [name for each in several[:MAX_PEOPLE] for name in each], unread
 
 
 def cut_candidates(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from edgeface.errors import EnrolmentRefused, InputError, MissingError
 from edgeface.gallery.index.live import LiveIndex
@@ -175,6 +177,7 @@ def enrol(
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     force: bool = False,
+    sources: Sequence[str] = (),
 ) -> Enrolment:
     """Add templates to the person of this name, or to a new person.
 
@@ -196,14 +199,17 @@ def enrol(
     labels, metadata
         Replace those of a known person; None: keep them.
     force
-        Enrol a face that another person is enrolled with.
+        Enrol a face that another person is enrolled with, and photos that do not look like one person.
+    sources
+        Photo of each template. Photos must look like one person, together with the templates that are stored; of
+        templates without photos, those that do not are only reported.
 
     Raises
     ------
     ContractError
         If a template or the rules are of another contract than the gallery.
     EnrolmentRefused
-        If the face is another person's, or there are no templates; nothing is changed.
+        If the face is another person's, photos show several people, or there are no templates; nothing is changed.
     """
     require_same_contract(store.info.contract_id, rules.contract_id, what="gallery and rules of enrolment")
     if not templates:
@@ -220,6 +226,8 @@ def enrol(
         if lookalikes and not force:
             raise EnrolmentRefused(_refusal(name, lookalikes))
         new = _not_yet_there(templates, vectors, mine)
+        if sources and new and not force:
+            _require_one_person(name, vectors[new], [sources[row] for row in new], mine, rules)
         disagreements = tuple(_disagreements(vectors, new, mine, rules))
         created = person is None
         if person is None:
@@ -235,6 +243,7 @@ def enrol(
         already=len(templates) - len(new),
         lookalikes=lookalikes,
         disagreements=disagreements,
+        sources=tuple(sources),
     )
 
 
@@ -257,6 +266,33 @@ def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> str:
     return (
         f"{name}: expected a face that no other person is enrolled with, found that of {others}; add the photos to "
         "that person, forget one of the two, or enrol both with --force"
+    )
+
+
+def _require_one_person(
+    name: str, vectors: np.ndarray, sources: Sequence[str], mine: Sequence[Template], rules: EnrolRules
+) -> None:
+    """Refuse photos that fall into groups whose mean similarities to each other are not above `agree_above`.
+
+    The groups are those of average linkage (Sokal and Michener, 1958). One bad photo of a person is easily below the
+    limit with another one, and seldom with all. A group that has a stored template is accepted.
+    """
+    every = np.concatenate([vectors, *(each.embedding.vector[np.newaxis] for each in mine)]).astype(np.float64)
+    if len(every) < 2:
+        return
+    distances = np.clip(1 - every @ every.T, 0, 2)
+    np.fill_diagonal(distances, 0)
+    labels = fcluster(linkage(squareform(distances, checks=False), "average"), 1 - rules.agree_above, "distance")
+    stored = set(labels[len(vectors) :].tolist())
+    groups = [np.flatnonzero(labels[: len(vectors)] == label) for label in dict.fromkeys(labels.tolist())]
+    strange = [rows for rows in groups if len(rows) and labels[rows[0]] not in stored]
+    if len(strange) < 2 and not (strange and stored):
+        return
+    told = "; ".join(", ".join(sources[row] for row in rows[:3]) + ", ..." * (len(rows) > 3) for rows in strange[:4])
+    raise EnrolmentRefused(
+        f"{name}: expected photos of one person, found several people by their faces"
+        f"{' and by those enrolled' if stored else ''}: {told}; put each person's photos into a folder of "
+        "their own, or enrol all as one with --force"
     )
 
 

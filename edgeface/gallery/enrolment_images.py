@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.image import Image, ImageLimits, read_image
-from edgeface.vision.source import Frame, find_files
+from edgeface.vision.listing import PeopleList, PhotoList, list_people, list_photos
+from edgeface.vision.source import Frame
 
 _TABLES = (".npz", ".parquet")
 _AROUND = 0.6
@@ -41,12 +42,14 @@ _Templates = tuple[str, list[tuple[str, NewTemplate]]]
 class FolderEnrolment:
     """What `enrol_folder` did, in the order of first photos; true if no person was refused.
 
-    `not_enrolled` has the names of people who were refused, and `refused` the photos that could not be used, with why.
+    `not_enrolled` has the names of people who were refused, `refused` the photos and folders that could not be used,
+    and `left_out` what does not count as a photo or a person; each with why.
     """
 
     enrolled: tuple[Enrolment, ...]
     not_enrolled: Mapping[str, str]
     refused: Mapping[Path, str]
+    left_out: Mapping[Path, str]
 
     def __bool__(self) -> bool:
         return not self.not_enrolled
@@ -62,8 +65,84 @@ class FolderEnrolment:
         return {
             "enrolled": [each.to_dict() for each in self.enrolled],
             "not_enrolled": [{"name": name, "error": why} for name, why in self.not_enrolled.items()],
-            "refused": [{"path": str(path), "error": why} for path, why in self.refused.items()],
+            "refused": _listed(self.refused),
+            "left_out": _listed(self.left_out),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolmentPlan:
+    """People whom `enrol_folder` would enrol; true if each of them has a photo.
+
+    `people` has the photos of each person. `refused` are photos and folders that cannot be read, and `left_out` is what
+    does not count as a photo or a person; each with why.
+    """
+
+    people: Mapping[str, tuple[Path, ...]]
+    refused: Mapping[Path, str]
+    left_out: Mapping[Path, str]
+
+    def __bool__(self) -> bool:
+        return all(self.people.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "people": [{"name": name, "photos": list(map(str, files))} for name, files in self.people.items()],
+            "refused": _listed(self.refused),
+            "left_out": _listed(self.left_out),
+        }
+
+
+def _listed(reasons: Mapping[Path, str]) -> list[dict[str, str]]:
+    return [{"path": str(path), "error": why} for path, why in reasons.items()]
+
+
+def plan_enrolment(paths: Sequence[str | Path], *, name: str | None = None) -> EnrolmentPlan:
+    """List the people that `enrol_folder` finds in paths, and their photos, without reading or changing anything.
+
+    Raises
+    ------
+    InputError
+        If there are no files, or a photo lies in no person's folder.
+    GalleryError
+        If a person cannot have the name of a folder.
+
+    Examples
+    --------
+    >>> plan_enrolment(["people/"]).people  # doctest: +SKIP
+    {'Ada Lovelace': (PosixPath('people/Ada Lovelace/1.jpg'),)}
+    """
+    people: dict[str, dict[Path, None]] = {}
+    refused: dict[Path, str] = {}
+    left_out: dict[Path, str] = {}
+    if name is not None:
+        check_name(name)
+    for place in paths:
+        loose: Sequence[Path] = ()
+        found: PeopleList | PhotoList
+        if are_tables([place]):
+            table = EmbeddingTable.load(Path(place))
+            for person, photo in zip(_people_of_table(table, place, name), table.paths.tolist(), strict=True):
+                people.setdefault(person, {})[Path(photo)] = None
+            continue
+        if name is None and not Path(place).is_file():
+            found = list_people(place)
+            loose, photos = found.loose, found.people
+            for person in photos:
+                _require_name(person, found.root / person)
+        else:
+            found = list_photos([place])
+            loose, photos = ((), {name: tuple(found.files)}) if name else (found.files, {})
+        if loose or not photos:
+            raise _no_persons_folder(loose[0] if loose else place, "a photo in no person's folder" if loose else "none")
+        for person, files in photos.items():
+            people.setdefault(person, {}).update(dict.fromkeys(files))
+        refused |= found.failures
+        left_out |= found.left_out
+    return EnrolmentPlan(
+        people={person: tuple(files) for person, files in people.items()}, refused=refused, left_out=left_out
+    )
 
 
 def enrol_folder(
@@ -86,20 +165,21 @@ def enrol_folder(
     store
         The gallery.
     paths
-        Photos, shell patterns, folders with one folder of photos for each person; or tables of `embed_folder`
-        (.npz, .parquet), whose photos lie in such folders.
+        Folders with one folder of photos for each person, read by `list_people`; with `name` also photos. Or tables
+        of `embed_folder` (.npz, .parquet), whose photos lie in such folders: a person is a folder directly below the
+        deepest one that holds all photos of the table.
     rules
         Of the gallery's contract; see `EnrolRules.choose`.
     pipeline
         Finds and embeds the faces; with a gate, it refuses bad photos. Not needed for tables.
     name
-        Of the person in all photos; None: the name of each photo's folder.
+        Of the person in all photos; None: the names of the folders.
     labels, metadata
         Replace those of each person; None: keep them.
     largest
         Take the largest of several faces in a photo. Otherwise such a photo is refused.
     force
-        Enrol faces that other people are enrolled with.
+        Enrol faces that other people are enrolled with, and photos of a person that do not look like one person.
     progress
         Called after each photo, with the stage "enrolling".
 
@@ -116,30 +196,43 @@ def enrol_folder(
     >>> done  # doctest: +SKIP
     FolderEnrolment(12 enrolled, 1 not enrolled, 3 photos refused)
     """
-    places = _people_of(paths, name)
-    refused: dict[Path, str] = {}
-    if all(path.suffix in _TABLES for _, path in places):
-        people = _from_tables([path for _, path in places], name)
+    tables = [(path, EmbeddingTable.load(Path(path))) for path in paths] if are_tables(paths) else []
+    for path, table in tables:  # before anyone is enrolled
+        require_same_contract(store.info.contract_id, table.contract_id, what=f"gallery and {path}")
+    plan = plan_enrolment(paths, name=name)
+    refused = dict(plan.refused)
+    if tables:
+        people = _from_tables(tables, name)
     elif pipeline is None:
         raise InputError("enrolment: expected a model to embed the photos with, found none; give the gallery's IR")
     else:
         require_same_contract(store.info.contract_id, pipeline.contract.contract_id, what="gallery and model")
         keep = store.info.keeps_images
-        people = _from_photos(places, pipeline, refused, progress, keep_images=keep, largest=largest)
+        people = _from_photos(plan, pipeline, refused, progress, keep_images=keep, largest=largest)
     index, enrolled, not_enrolled = LiveIndex(store), list[Enrolment](), dict[str, str]()
     with contextlib.closing(people):
         for person, found in people:
             sources, templates = tuple(source for source, _ in found), [each for _, each in found]
             try:
                 done = enrol(
-                    store, person, templates, rules=rules, index=index, labels=labels, metadata=metadata, force=force
+                    store,
+                    person,
+                    templates,
+                    rules=rules,
+                    index=index,
+                    labels=labels,
+                    metadata=metadata,
+                    force=force,
+                    sources=sources,
                 )
             except EnrolmentRefused as error:
                 not_enrolled[person] = str(error)
             else:
-                enrolled.append(dataclasses.replace(done, sources=sources))
+                enrolled.append(done)
+    for person in [person for person, files in plan.people.items() if not files]:
+        not_enrolled[person] = f"{person}: expected at least one photo, found none that can be read; not enrolled"
     store.load()  # writes the cache: the next one to open the gallery need not wait
-    return FolderEnrolment(enrolled=tuple(enrolled), not_enrolled=not_enrolled, refused=refused)
+    return FolderEnrolment(enrolled=tuple(enrolled), not_enrolled=not_enrolled, refused=refused, left_out=plan.left_out)
 
 
 def are_tables(paths: Sequence[str | Path]) -> bool:
@@ -147,46 +240,50 @@ def are_tables(paths: Sequence[str | Path]) -> bool:
     return all(Path(path).suffix in _TABLES for path in paths)
 
 
-def _people_of(paths: Sequence[str | Path], name: str | None) -> list[tuple[str, Path]]:
-    """Return every file and its person; files of one person together, in the order of the first ones."""
-    people: dict[str, list[Path]] = {}
-    for place in paths:
-        folder = Path(place) if Path(place).is_dir() else None
-        for path in find_files(str(place)):
-            if name is None and path.suffix not in _TABLES and (path.parent == folder or not path.parent.name):
-                raise InputError(
-                    path=path,
-                    expected="one folder for each person (people/NAME/photo.jpg)",
-                    found="a photo in no person's folder",
-                    remedy="if all photos show one person, pass --name",
-                )
-            people.setdefault(name or path.parent.name, []).append(path)
-    for person, (photo, *_) in people.items():
-        if name is not None or photo.suffix not in _TABLES:
-            _require_name(person, photo)
-    return [(person, path) for person, files in people.items() for path in dict.fromkeys(files)]
-
-
-def _require_name(person: str, photo: Path) -> None:
+def _require_name(person: str, folder: Path) -> None:
     try:
         check_name(person)
     except GalleryError as error:  # before anyone is enrolled
-        raise error.with_path(photo.parent) from None
+        raise error.with_path(folder) from None
 
 
-def _from_tables(tables: Sequence[Path], name: str | None) -> Generator[_Templates, None, None]:
-    for path in tables:
-        table = EmbeddingTable.load(path)
+def _no_persons_folder(path: str | Path, found: str) -> InputError:
+    return InputError(
+        path=path,
+        expected="one folder for each person (people/NAME/photo.jpg), named by the folder above them",
+        found=found,
+        remedy="if all photos show one person, pass --name",
+    )
+
+
+def _people_of_table(table: EmbeddingTable, path: str | Path, name: str | None) -> list[str]:
+    """Return the person of each row: the folder directly below the deepest one that holds all photos."""
+    photos = list(map(Path, table.paths.tolist()))
+    if name is not None:
+        return [name] * len(photos)
+    try:
+        root = Path(os.path.commonpath([photo.parent for photo in photos]))
+    except ValueError as error:  # absolute and relative paths
+        raise _no_persons_folder(path, "photos that no folder holds all of") from error
+    below = [photo.relative_to(root).parts for photo in photos]
+    if any(len(parts) < 2 for parts in below):
+        raise _no_persons_folder(path, f"photos directly in {root}, which holds all of the table's")
+    return [parts[0] for parts in below]
+
+
+def _from_tables(
+    tables: Sequence[tuple[str | Path, EmbeddingTable]], name: str | None
+) -> Generator[_Templates, None, None]:
+    for path, table in tables:
         people: dict[str, list[tuple[str, NewTemplate]]] = {}
-        embeddings = table.embeddings
-        for row, photo in enumerate(table.paths.tolist()):
-            person = name or Path(photo).parent.name
+        embeddings, names = table.embeddings, _people_of_table(table, path, name)
+        for row, (person, photo) in enumerate(zip(names, table.paths.tolist(), strict=True)):
             people.setdefault(person, []).append((photo, NewTemplate(embedding=embeddings[row])))
         yield from people.items()
 
 
 def _from_photos(
-    places: Sequence[tuple[str, Path]],
+    plan: EnrolmentPlan,
     pipeline: Pipeline,
     refused: dict[Path, str],
     progress: ProgressCallback,
@@ -194,6 +291,7 @@ def _from_photos(
     keep_images: bool,
     largest: bool,
 ) -> Generator[_Templates, None, None]:
+    places = [(person, path) for person, files in plan.people.items() for path in files]
     images = enrolment_images([path for _, path in places], pipeline, keep_images=keep_images, largest=largest)
     with contextlib.closing(images):
         numbered = zip(itertools.count(1), places, images, strict=False)

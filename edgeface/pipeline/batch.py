@@ -9,8 +9,9 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.crops import list_some
-from edgeface.vision.source import find_files, open_source
+from edgeface.vision.listing import list_photos
+from edgeface.vision.source import open_source
 
 _PART_SECONDS = 10.0
 """Work that an interruption can lose, at most."""
@@ -45,13 +47,16 @@ class BulkResult:
     reused
         Files whose rows were there already.
     failures
-        Why a file has no row.
+        Why a file, or a folder of files, has no row.
+    left_out
+        See `edgeface.vision.listing.PhotoList`.
     """
 
     table: EmbeddingTable
     files: int
     reused: int
     failures: dict[Path, str]
+    left_out: dict[Path, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -61,21 +66,34 @@ class BulkResult:
 
 
 def embed_folder(
-    places: Sequence[str | Path], pipeline: Pipeline, output: Path, *, progress: ProgressCallback = ignore_progress
+    places: Sequence[str | Path],
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    results: Path | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> BulkResult:
-    """Embed the faces of the photos in files, folders and shell patterns; see `embed_files`.
+    """Embed the faces of the photos in files, folders and shell patterns; see `list_photos` and `embed_files`.
+
+    Photos below `results` are results of earlier runs and do not count.
 
     Raises
     ------
     InputError
         If a place names nothing; or as `embed_files`.
     """
-    files = dict.fromkeys(path for place in places for path in find_files(place))
-    return embed_files(list(files), pipeline, output, progress=progress)
+    found = list_photos(places, output=results)
+    done = embed_files(found.files, pipeline, output, unread=found.failures, progress=progress)
+    return dataclasses.replace(done, left_out=found.left_out)
 
 
 def embed_files(
-    files: Sequence[Path], pipeline: Pipeline, output: Path, *, progress: ProgressCallback = ignore_progress
+    files: Sequence[Path],
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    unread: Mapping[Path, str] = MappingProxyType({}),
+    progress: ProgressCallback = ignore_progress,
 ) -> BulkResult:
     """Embed the faces of photos into a table.
 
@@ -92,6 +110,8 @@ def embed_files(
         Finds and embeds the faces; `Pipeline.settings` decides whether earlier rows may be reused.
     output
         As `EmbeddingTable.save` takes it.
+    unread
+        Files that were asked for and cannot be photos, and why: more failures.
     progress
         Called after each file.
 
@@ -127,10 +147,10 @@ def embed_files(
             progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
     progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
     if (table := rows.collect(files)) is None:
-        raise ImageError(f"no photo could be embedded: {list_some(failures)}")
+        raise ImageError(f"no photo could be embedded: {list_some(failures | dict(unread))}")
     table.save(output)
     rows.discard_parts()
-    return BulkResult(table, len(files), reused, dict(sorted(failures.items())))
+    return BulkResult(table, len(files) + len(unread), reused, dict(sorted((failures | dict(unread)).items())))
 
 
 def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:

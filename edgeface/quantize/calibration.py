@@ -23,9 +23,10 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.stats import clopper_pearson
 from edgeface.vision.align import align
-from edgeface.vision.crops import Photo, detect_photos, find_photos
+from edgeface.vision.crops import detect_photos
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
+from edgeface.vision.listing import Photo, list_photos
 
 HELD_OUT = 200
 """Greatest number of held-out crops."""
@@ -53,7 +54,7 @@ class CalibrationSet:
     names
         Photos of `crops`, then of `held_out`.
     without_face, unreadable
-        Photos without a face that can be aligned, and files that could not be decoded.
+        Photos without a face that can be aligned; files and folders that could not be read, and why.
     detected
         Whether a detector found the faces; False if the photos were aligned crops.
     """
@@ -112,8 +113,10 @@ def gather(
     InputError
         If there are fewer than two photos.
     """
+    failures: dict[Path, str] = {}
     if isinstance(photos, Path):
-        photos = find_photos([photos])
+        found = list_photos([photos])
+        photos, failures = found.photos, found.failures
     if len(photos) < 2:
         raise InputError(
             "calibration: expected at least 2 photos, one to calibrate with and one held out to measure accuracy, "
@@ -124,7 +127,6 @@ def gather(
     held_out = max(min(HELD_OUT, len(ordered) - subset), round(_LEAST_HELD_OUT * len(ordered)), 1)
     subset = min(subset, len(ordered) - held_out)
     chosen = [ordered[index] for index in order[: subset + held_out]]
-    failures: dict[Path, str] = {}
     crops: list[Image] = []
     names: list[str] = []
     without_face: list[str] = []
@@ -140,7 +142,7 @@ def gather(
         held_out=stacked[cut:],
         names=tuple(names),
         without_face=tuple(without_face),
-        unreadable=tuple(str(path) for path in failures),
+        unreadable=tuple(f"{path}: {why.removeprefix(f'{path}: ')}" for path, why in failures.items()),
         detected=detector is not None,
     )
 

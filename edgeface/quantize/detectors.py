@@ -25,9 +25,9 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import CalibrationSet, find_flaws
 from edgeface.quantize.compress import QuantizationRecipe, check_recipe, compress
 from edgeface.vision.align import align
-from edgeface.vision.crops import find_photos
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image, read_image
+from edgeface.vision.listing import list_photos
 from edgeface.vision.load import DetectorName, load_detector
 from edgeface.vision.mtcnn_nets import build_net, load_weights
 from edgeface.vision.networks import read_network
@@ -158,6 +158,8 @@ class DetectorOutcome:
         SHA-256 of the batches that the networks were calibrated with.
     bytes_before, bytes_after
         Total sizes of the .bin files; 0 if nothing was quantized.
+    unreadable
+        Photos and folders that could not be read, and why.
     """
 
     name: str
@@ -169,6 +171,7 @@ class DetectorOutcome:
     bytes_before: int = 0
     bytes_after: int = 0
     seconds: float = 0.0
+    unreadable: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.reasons
@@ -181,6 +184,7 @@ class DetectorOutcome:
             "files": [str(path) for path in self.files],
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "reasons": list(self.reasons),
+            "unreadable": list(self.unreadable),
             "calibration_sha256": self.calibration_sha256,
             "settings": self.settings,
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
@@ -224,9 +228,11 @@ def quantize_detector(
         check_recipe(network, recipe)
     if model is not None and output.resolve() == model.resolve().parent:
         raise InputError(f"{output}: the quantized model would replace {model.name}; choose another folder")
+    failures: dict[Path, str] = {}
     if isinstance(photos, Path):
-        photos = [photo.path for photo in find_photos([photos])]
-    calibrating, judging = _split(photos, recipe)
+        found = list_photos([photos])
+        photos, failures = found.files, found.failures
+    calibrating, judging = _split(photos, recipe, failures)
     recipe = dataclasses.replace(recipe, subset=len(calibrating))
     batches: dict[str, list[np.ndarray]] = {}
 
@@ -249,6 +255,7 @@ def quantize_detector(
             settings=recipe.settings,
             reasons=_flaws([*calibrating, *judging], [*seen, *expected]),
             seconds=elapsed(),
+            unreadable=tuple(f"{path}: {why}" for path, why in failures.items()),
         )
         if outcome.reasons:
             return outcome
@@ -320,13 +327,15 @@ def _flaws(images: Sequence[Image], found: Sequence[Faces]) -> tuple[str, ...]:
     return tuple(flaw.reason for flaw in find_flaws(known))
 
 
-def _split(photos: Sequence[Path], recipe: QuantizationRecipe) -> tuple[list[Image], list[Image]]:
+def _split(
+    photos: Sequence[Path], recipe: QuantizationRecipe, failures: dict[Path, str]
+) -> tuple[list[Image], list[Image]]:
     readable = []
     for path in sorted(photos):
         try:
             readable.append(read_image(path))
-        except ImageError:
-            continue  # a folder of photos may hold other files
+        except ImageError as error:
+            failures[path] = str(error).removeprefix(f"{path}: ")
     if len(readable) < 5:
         raise InputError(f"calibration: expected at least 5 photos with faces, found {len(readable)}")
     order = np.random.default_rng(recipe.seed).permutation(len(readable))

@@ -20,13 +20,12 @@ from scipy.sparse.csgraph import connected_components
 from edgeface.errors import ContractError, InputError
 from edgeface.files import output_errors, staging_folder, write_atomically
 from edgeface.model.embedding import Embeddings, require_same_contract
-from edgeface.pipeline.batch import BulkResult, embed_files
+from edgeface.pipeline.batch import BulkResult, embed_folder
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.known import choose_threshold, known_thresholds
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold
-from edgeface.vision.source import find_files
 
 NO_CLUSTER = -1
 """Label of a face that belongs to no cluster."""
@@ -267,7 +266,7 @@ def cluster_folder(
     Parameters
     ----------
     folder
-        Photos, in any depth of folders.
+        Photos, in any depth of folders; see `list_photos`.
     output_dir
         Also gets ``clusters.json`` and ``embeddings.npz``. It may lie in `folder`.
     pipeline
@@ -305,10 +304,7 @@ def cluster_folder(
         known = known_thresholds(threshold, pipeline.contract)
     else:
         known = (choose_threshold(threshold, pipeline.contract, far=far),)
-    # What an earlier run wrote is told by where it lies: it may be a link to a photo.
-    written = people.resolve()
-    files = [path for path in find_files(folder) if written not in (path.parent.resolve() / path.name).parents]
-    embedded = embed_files(files, pipeline, output_dir / "embeddings.npz", progress=progress)
+    embedded = embed_folder([folder], pipeline, output_dir / "embeddings.npz", results=people, progress=progress)
     faces = embedded.table.embeddings
     limit = _choose_limit(known, len(faces))
     if method == "dbscan":

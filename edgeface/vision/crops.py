@@ -18,7 +18,7 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image, read_image
-from edgeface.vision.source import find_files
+from edgeface.vision.listing import Photo
 
 _BATCH, _BATCH_PIXELS = 32, 1 << 24
 """Most photos, and pixels of all of them, in memory at a time."""
@@ -27,14 +27,6 @@ _SOME = 5
 _GREEN, _WHITE, _BLACK = (80, 200, 60), (255, 255, 255), (20, 20, 20)
 _FRACTION = 16
 """With `shift=4` OpenCV draws at sixteenths of a pixel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """A file, and its path below the folder that was searched, which names its results."""
-
-    path: Path
-    relative: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +57,6 @@ class CropReport:
 
     written: list[Path] = field(default_factory=list)
     failures: dict[Path, str] = field(default_factory=dict)
-
-
-def find_photos(places: Sequence[str | Path], *, output: Path | None = None) -> list[Photo]:
-    """Find the photos that files, folders and shell patterns name, each once.
-
-    Files below `output`, where results will be written, are results of earlier runs and are left out.
-
-    Raises `InputError` if a place has no photo.
-    """
-    photos: dict[Path, Photo] = {}
-    written = output.resolve() if output else None
-    for place in places:
-        root, found = Path(place), find_files(place)
-        is_folder = root.is_dir()
-        if is_folder and written and root.resolve() in written.parents:
-            found = [path for path in found if written not in path.resolve().parents]
-        if not found:
-            raise InputError(f"{place}: expected photos outside {output}, which holds results, found none")
-        for path in found:
-            photos.setdefault(path, Photo(path, path.relative_to(root) if is_folder else Path(path.name)))
-    return list(photos.values())
 
 
 class ImageFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import logging
 import random
@@ -10,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +21,9 @@ import numpy as np
 from edgeface.errors import ImageError, InputError, MissingError
 from edgeface.files import FileIdentity
 from edgeface.text import encoded_user, without_secrets
-from edgeface.vision.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from edgeface.vision.formats import VIDEO_SUFFIXES
 from edgeface.vision.image import Image, read_image, read_photo_file
+from edgeface.vision.listing import list_photos
 
 _log = logging.getLogger(__name__)
 
@@ -100,15 +100,15 @@ def open_source(
     Parameters
     ----------
     source
-        A photo, a folder (searched with its subfolders), a pattern such as ``photos/*.jpg``, a list of photos; a
+        A photo, a folder or a pattern such as ``photos/*.jpg``, as `list_photos` takes them; a list of photos; a
         video file; a camera's number, as int or text; or an address such as ``rtsp://``.
     capacity
         Frames read ahead of the consumer.
     backoff
         Delays for cameras and addresses.
     on_bad
-        Called, in the reader's thread, with each photo that cannot be read and its error; None: the error ends the
-        source.
+        Called, in the reader's thread, with each photo or folder that cannot be read and its error; None: the error
+        ends the source.
     open_capture
         Used instead of `cv2.VideoCapture`.
 
@@ -126,42 +126,13 @@ def open_source(
         target, retry = source, backoff or Backoff()
         return FrameSource(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
     if not isinstance(source, str | Path):
-        files = list(source)
-    elif (files := find_files(source))[0].suffix.lower() in VIDEO_SUFFIXES:  # then it is the only one
-        return FrameSource(lambda stop: _video(files[0], opener), live=False, capacity=capacity)
-    return FrameSource(lambda stop: _photos(files, on_bad), live=False, capacity=capacity)
-
-
-def find_files(place: str | Path) -> list[Path]:
-    """List the photos of a folder or a pattern, sorted; for any file, that file.
-
-    Raises
-    ------
-    InputError
-        If no file is found.
-    """
-    path = Path(place)
-    try:
-        if path.is_file():
-            return [path]
-        # A pattern may be absolute, which Path.glob does not take.
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207
-        files = sorted(each for each in found if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
-    except OSError as error:  # a name too long for any file, a folder that may not be listed
-        raise InputError(
-            f"{place}: expected a file, a folder or a pattern, found: {error.strerror or error}"
-        ) from error
-    if not files:
-        endings = " ".join(sorted(IMAGE_SUFFIXES))
-        what = f"photos ({endings}) in this folder" if path.is_dir() else "a file, a folder or a pattern"
-        address = str(place).startswith(("http:/", "https:/"))
-        raise InputError(
-            path=place,
-            expected=what,
-            found="an address" if address else "none",
-            remedy="download the photos first" if address else "check the path",
-        )
-    return files
+        files, failures = list(source), dict[Path, str]()
+    elif (video := Path(source)).is_file() and video.suffix.lower() in VIDEO_SUFFIXES:
+        return FrameSource(lambda stop: _video(video, opener), live=False, capacity=capacity)
+    else:
+        found = list_photos([source])
+        files, failures = sorted([*found.files, *found.failures]), found.failures
+    return FrameSource(lambda stop: _photos(files, failures, on_bad), live=False, capacity=capacity)
 
 
 class FrameSource:
@@ -275,16 +246,20 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
         box.end(error)
 
 
-def _photos(files: Sequence[Path], on_bad: Callable[[Path, ImageError], None] | None) -> Iterator[Frame]:
+def _photos(
+    files: Sequence[Path], failures: Mapping[Path, str], on_bad: Callable[[Path, ImageError], None] | None
+) -> Iterator[Frame]:
     for index, path in enumerate(files):
         try:
+            if path in failures:
+                raise ImageError(f"{path}: {failures[path]}", path=path)
             image, file = read_photo_file(path)
         except ImageError as error:
             if on_bad is None:
                 raise
             on_bad(path, error)
-            continue
-        yield Frame(image, index, float(index), str(path), file)
+        else:
+            yield Frame(image, index, float(index), str(path), file)
 
 
 def _video(path: Path, opener: Opener) -> Iterator[Frame]:

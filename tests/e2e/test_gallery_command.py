@@ -205,8 +205,7 @@ def test_after_20_people_the_way_to_calibrate_is_told(work: Path, capsys: pytest
         (work / "staff" / f"P{number:02d}").mkdir(parents=True)
         noise = rng.integers(0, 255, (TINY_SIZE, TINY_SIZE, 3), dtype=np.uint8)
         cv2.imwrite(str(work / "staff" / f"P{number:02d}" / "0.png"), noise)
-    some = [f"staff/P{number:02d}/0.png" for number in range(19)]
-    assert run("enrol", "h", *some, "--force", *ENROL) == 0
+    assert run("enrol", "h", "staff/P0*/0.png", "staff/P1[0-8]", "--force", *ENROL) == 0
     assert "calibrate" not in capsys.readouterr().err
     assert run("enrol", "h", "staff", "--force", *ENROL) == 0
     assert "calibrate on your own photos: edgeface calibrate staff" in capsys.readouterr().err.splitlines()

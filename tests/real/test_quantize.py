@@ -17,9 +17,10 @@ from edgeface.quantize.compress import residuals_of, tail_of
 from edgeface.quantize.gate import embed
 from edgeface.runtime import DevicePlan, Embedder
 from edgeface.runtime.adapter import UNPACKED
-from edgeface.vision.crops import find_photos, write_png
+from edgeface.vision.crops import write_png
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
+from edgeface.vision.listing import list_photos
 from edgeface.vision.load import DetectorName, load_detector
 
 pytestmark = pytest.mark.real
@@ -40,7 +41,7 @@ def contract(real_ir: Path) -> ModelContract:
 
 @pytest.fixture(scope="module")
 def calibration(data: Path, contract: ModelContract, detector: Detector) -> CalibrationSet:
-    photos = find_photos([data / "lfw" / "calibration"])[:PHOTOS]
+    photos = list_photos([data / "lfw" / "calibration"]).photos[:PHOTOS]
     return gather(photos, contract, subset=40, detector=detector)
 
 

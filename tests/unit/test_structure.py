@@ -22,6 +22,7 @@ PACKAGE = ROOT / "edgeface"
 # Where the import is not called as the package is.
 MODULES = {
     "opencv-python-headless": "cv2",
+    "pillow": "PIL",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
     "faiss-cpu": "faiss",

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(store: SqliteSt
     with pytest.raises(ContractError, match=OTHER_CONTRACT):
         enrol_folder(store, [alien], rules=RULES)
     with pytest.raises(InputError, match="expected a model"):
-        enrol_folder(store, [photo], rules=RULES)
+        enrol_folder(store, [photo], rules=RULES, name="Ada")
     with pytest.raises(InputError, match="one folder for each person"):
         enrol_folder(store, [photo.parent], rules=RULES)
     assert store.people() == ()

@@ -95,10 +95,10 @@ def test_a_person_whose_name_0_1_accepted_is_still_found(path: Path, name: str) 
 
 
 def test_a_folder_whose_name_cannot_be_a_person_s_is_told_before_anyone_is_enrolled(tmp_path: Path) -> None:
-    from edgeface.gallery.enrolment_images import _people_of
+    from edgeface.gallery.enrolment_images import plan_enrolment
 
     for name in ("Ada", "Ada\u200b"):
         (tmp_path / "people" / name).mkdir(parents=True)
         (tmp_path / "people" / name / "1.png").write_bytes(b"")
     with pytest.raises(GalleryError, match="U\\+200B"):
-        _people_of([tmp_path / "people"], None)
+        plan_enrolment([tmp_path / "people"])

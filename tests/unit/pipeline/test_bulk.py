@@ -262,7 +262,7 @@ def test_bad_files_and_pictures_without_faces_are_named_and_skipped(
     absent = tmp_path / "absent.png"
     result = embed([*pictures, absent], embedder, tmp_path / "out.npz")
     assert set(result.failures) == {pictures[2], pictures[5], absent}
-    assert "expected a JPEG, PNG, WebP" in result.failures[pictures[2]]
+    assert "expected a JPEG, PNG, WebP, BMP, TIFF, PGM or PPM image" in result.failures[pictures[2]]
     assert result.failures[pictures[5]] == "expected a face, found none"
     assert len(result.table) == 16
 

@@ -22,7 +22,7 @@ from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.gate import embed, measure_fidelity
 from edgeface.quantize.sensitivity import groups_of, rank, revert
 from edgeface.runtime import DevicePlan, Embedder
-from edgeface.vision.crops import find_photos
+from edgeface.vision.listing import list_photos
 
 need_nncf()
 IMPOSSIBLE = QuantizationLimits(min_cosine=1.0)
@@ -192,7 +192,7 @@ def write_photos(folder: Path, count: int) -> Path:
 def test_photographs_are_divided_by_the_seed_and_none_is_in_both_halves(
     contract: ModelContract, tmp_path: Path
 ) -> None:
-    photos = find_photos([write_photos(tmp_path / "photos", 40)])
+    photos = list_photos([write_photos(tmp_path / "photos", 40)]).photos
     first, again, other = (gather(photos, contract, subset=30, seed=seed) for seed in (1, 1, 2))
 
     assert first.names == again.names != other.names
@@ -202,7 +202,7 @@ def test_photographs_are_divided_by_the_seed_and_none_is_in_both_halves(
 
 
 def test_a_fifth_is_held_out_of_a_small_set(contract: ModelContract, tmp_path: Path) -> None:
-    known = gather(find_photos([write_photos(tmp_path / "photos", 20)]), contract, subset=300)
+    known = gather(list_photos([write_photos(tmp_path / "photos", 20)]).photos, contract, subset=300)
 
     assert (len(known.crops), len(known.held_out)) == (16, 4)
 

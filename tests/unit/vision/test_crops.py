@@ -13,8 +13,9 @@ import pytest
 from edgeface.errors import InputError, OutputError
 from edgeface.model.contract import Alignment
 from edgeface.progress import Progress
-from edgeface.vision.crops import ImageFolder, align_photos, detect_photos, find_photos
+from edgeface.vision.crops import ImageFolder, align_photos, detect_photos
 from edgeface.vision.detector import Faces
+from edgeface.vision.listing import list_photos
 
 MARGIN = Alignment("mtcnn-box-margin", 0)
 
@@ -46,7 +47,9 @@ def test_photos_without_a_face_or_unreadable_are_failures_and_the_rest_is_writte
     folder: Path, tmp_path: Path, detector: Any
 ) -> None:
     told: list[Progress] = []
-    report = align_photos(find_photos([folder]), tmp_path / "out", detector, MARGIN, (32, 32), progress=told.append)
+    report = align_photos(
+        list_photos([folder]).photos, tmp_path / "out", detector, MARGIN, (32, 32), progress=told.append
+    )
     assert [path.name for path in report.written] == ["a.png", "c.png"]
     assert {path.name for path in report.failures} == {"black.bmp", "broken.jpg"}
     assert (told[-1].done, told[-1].total) == (4, 4)
@@ -54,7 +57,7 @@ def test_photos_without_a_face_or_unreadable_are_failures_and_the_rest_is_writte
 
 def test_an_output_that_cannot_be_written_ends_the_work(folder: Path, tmp_path: Path, detector: Any) -> None:
     (tmp_path / "file").write_text("in the way")
-    photos = find_photos([folder])
+    photos = list_photos([folder]).photos
     with pytest.raises(OutputError):
         align_photos(photos, tmp_path / "file", detector, MARGIN, (32, 32))
     with pytest.raises(OutputError):
@@ -63,7 +66,7 @@ def test_an_output_that_cannot_be_written_ends_the_work(folder: Path, tmp_path: 
 
 def test_faces_without_landmarks_say_so_in_json(folder: Path, detector: Any) -> None:
     failures: dict[Path, str] = {}
-    first, black, _ = detect_photos(find_photos([folder]), detector, failures=failures)
+    first, black, _ = detect_photos(list_photos([folder]).photos, detector, failures=failures)
     assert first.to_dict() == {
         "path": str(folder / "a.bmp"),
         "width": 60,
@@ -79,4 +82,4 @@ def test_results_of_an_earlier_run_are_no_photos(folder: Path) -> None:
     for path in folder.glob("*.*"):
         path.rename(folder / "out" / path.name)
     with pytest.raises(InputError, match="expected photos outside"):
-        find_photos([folder], output=folder / "out")
+        list_photos([folder], output=folder / "out")

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ImageError, InputError, MissingError
-from edgeface.vision.source import Backoff, Frame, FrameSource, find_files, open_source
+from edgeface.vision.listing import list_photos
+from edgeface.vision.source import Backoff, Frame, FrameSource, open_source
 
 pytestmark = pytest.mark.timeout(20)
 QUICK = Backoff(first=0.001, longest=0.004)
@@ -88,8 +89,8 @@ def test_a_folder_gives_its_pictures_and_those_below_in_order(folder: Path) -> N
 
 
 def test_a_pattern_gives_what_it_matches(folder: Path) -> None:
-    assert [each.name for each in find_files(str(folder / "*.png"))] == ["b.png"]
-    assert [each.name for each in find_files(str(folder / "**/*.png"))] == ["b.png", "c.png"]
+    assert [each.name for each in list_photos([str(folder / "*.png")]).files] == ["b.png"]
+    assert [each.name for each in list_photos([str(folder / "**/*.png")]).files] == ["b.png", "c.png"]
 
 
 @pytest.mark.parametrize("place", ["nothing", "*.gif", "empty"])
@@ -101,7 +102,7 @@ def test_a_place_without_pictures_is_named(tmp_path: Path, place: str) -> None:
 
 def test_an_address_of_a_photo_has_to_be_downloaded_first() -> None:
     with pytest.raises(InputError, match="found an address; download the photos first"):
-        find_files("https://host/a.jpg")
+        list_photos(["https://host/a.jpg"])
 
 
 def test_a_bad_picture_ends_the_source_with_its_error_or_is_told_and_skipped(folder: Path) -> None:
