@@ -140,11 +140,12 @@ def gather_people(
             expected="at least 2 photos a person, one to train on and one to judge by",
             found=f"--min-photos {min_photos}",
         )
-    images, people, names = images_of_people(root)
+    listed = images_of_people(root)
+    images, people, names = listed.images, listed.people, listed.names
     _, contract = read_contract(ir)
     contract.refuse_seeded(source=str(ir), allow_seeded=allow_seeded)
     store = _Cache((cache or default_root()) / "train", contract, faces)
-    failures: dict[str, str] = {}
+    failures = {path.relative_to(root).as_posix(): why for path, why in listed.unread.items()}
     files = [root / image for image in images]
     digests = _digests(files, images, failures)
     crops: dict[int, Crops] = {}
