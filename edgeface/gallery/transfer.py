@@ -275,7 +275,9 @@ def _zip(parts: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
         for name, part in [*sorted(parts.items()), (_SUMS, sums.encode())]:
-            file.writestr(name, part)
+            entry = zipfile.ZipInfo(name)  # of 1980: a ZIP has no dates before that, or after 2107
+            entry.external_attr = 0o600 << 16  # as `writestr` gives a name
+            file.writestr(entry, part)
     return content.getvalue()
 
 

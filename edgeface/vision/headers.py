@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _ORIENTATION_TAG = 0x0112
 """EXIF 2.32, table 4: Orientation, 1 (upright) to 8."""
+_WHOLE_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+"""TIFF 6.0, section 2: type of a field -> its format; EXIF asks for 3 (SHORT), some cameras write another."""
 
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
 """A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
@@ -86,7 +88,7 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    orientation, frame, components, passes = 1, 0, 3, 0
+    exif, frame, components, passes = b"", 0, 3, 0
     scans: Counter[int] = Counter()
     for marker, position, length in _counted("JPEG", _jpeg_segments(data)):
         if marker in _JPEG_FRAMES and size is None:
@@ -95,7 +97,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             passes += 1
             scans.update(data[position + 3 : position + 3 + 2 * data[position + 2] : 2])
         elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", position + 2):
-            orientation = _orientation(data[position + 8 : position + length])
+            exif += data[position + 8 : position + length]  # further blocks continue the first one
     if size is None or not scans:
         raise ImageError("damaged JPEG: it has no image data")
     most = max(_ANY_SCANS, min(_MOST_SCANS, _SCANNED_PIXELS // max(1, size[0] * size[1])))
@@ -104,7 +106,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             f"damaged JPEG: expected at most {most} scans of a component for {size[1]}x{size[0]} pixels, found more"
         )
     kept = frame in _JPEG_PROGRESSIVE or passes > 1  # all coefficients until the last scan, 16 bits each
-    return ImageHeader("JPEG", size[1], size[0], orientation, decoding=3 + max(3, 2 * components * kept))
+    return ImageHeader("JPEG", size[1], size[0], _orientation(exif), decoding=3 + max(3, 2 * components * kept))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -279,9 +281,13 @@ def _orientation(exif: bytes) -> int:
         (table,) = struct.unpack_from(order + "I", exif, 4)
         (entries,) = struct.unpack_from(order + "H", exif, table)
         for index in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, table + 2 + 12 * index)
-            if tag == _ORIENTATION_TAG:
-                return value if 1 <= value <= 8 else 1
+            at = table + 2 + 12 * index
+            tag, kind, count, offset = struct.unpack_from(order + "HHII", exif, at)
+            if tag == _ORIENTATION_TAG and kind in _WHOLE_NUMBERS and count:
+                size = struct.calcsize(form := order + _WHOLE_NUMBERS[kind]) * count
+                at = at + 8 if size <= 4 else offset  # small values stand in place of their offset
+                (value,) = struct.unpack_from(form, exif, at)
+                return value if 1 <= value <= 8 and at + size <= len(exif) else 1
     except struct.error:
         pass
     return 1

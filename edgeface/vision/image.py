@@ -47,7 +47,7 @@ class ImageLimits:
 _DEFAULT_LIMITS = ImageLimits()
 
 
-def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
+def read_image(source: str | Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
     """Read one image.
 
     Formats: JPEG (baseline and progressive, gray, YCbCr, CMYK), PNG, WebP, BMP, TIFF, PBM, PGM, PPM; with the extra
@@ -57,7 +57,7 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
     Parameters
     ----------
     source
-        A file, its bytes, or pixels: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or
+        A file's path, its bytes, or pixels: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or
         uint16. An (H, W, 3) uint8 array is returned without a copy.
     limits
         Largest file and image to accept.
@@ -72,6 +72,8 @@ def read_image(source: Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFA
         If there is no such file, or it is not an image, truncated, damaged or above the limits. The message begins
         with the file's path. JPEG has no checksum: changed bits that keep the structure intact go unnoticed.
     """
+    if isinstance(source, str):
+        source = Path(source)
     try:
         if isinstance(source, np.ndarray):
             return _to_bgr8(source, limits)

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
 _NETWORK_TIMEOUT = 5.0
 """Seconds after which OpenCV gives up opening a stream or waiting for its next frame."""
+_UNUSABLE_FRAMES = 10
+"""Empty or malformed frames in a row after which a live source is opened again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -287,14 +289,20 @@ def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.E
     name = f"camera {target}" if isinstance(target, int) else without_secrets(target)
     started, failures, index = time.monotonic(), 0, 0
     while not stop.is_set():
-        capture = opener(target)
+        capture, unusable = opener(target), 0
         try:
-            while capture.isOpened() and not stop.is_set():
-                ok, image = capture.read()
+            while capture.isOpened() and not stop.is_set() and unusable < _UNUSABLE_FRAMES:
+                ok, pixels = capture.read()
                 if not ok:
                     break
-                failures = 0
-                yield Frame(_as_image(image, name), index, time.monotonic() - started, name)
+                try:
+                    image = _as_image(pixels, name)
+                except ImageError as error:  # many cameras give an empty frame now and then
+                    unusable += 1
+                    _log.warning("%s: a frame is left out: %s", name, error)
+                    continue
+                failures = unusable = 0
+                yield Frame(image, index, time.monotonic() - started, name)
                 index += 1
         finally:
             capture.release()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiles import examples
 
 from edgeface.errors import ImageError
 from edgeface.vision.headers import read_header
@@ -26,14 +31,16 @@ def encode(picture: np.ndarray, suffix: str, *options: int) -> bytes:
     return cv2.imencode(suffix, picture, options)[1].tobytes()
 
 
-def exif(orientation: int, order: str = "<") -> bytes:
+def exif(orientation: int, order: str = "<", *, kind: int = 3, count: int = 1, code: str = "H") -> bytes:
     magic = b"II*\0" if order == "<" else b"MM\0*"
-    return magic + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    value = struct.pack(order + code, orientation).ljust(4, b"\0")
+    return magic + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, count) + value + bytes(4)
 
 
-def with_exif(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
-    body = b"Exif\0\0" + exif(orientation, order)
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+def with_exif(jpeg: bytes, *blocks: bytes) -> bytes:
+    bodies = [b"Exif\0\0" + block for block in blocks]
+    added = b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies)
+    return jpeg[:2] + added + jpeg[2:]
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -58,6 +65,7 @@ def test_files_bytes_and_arrays_give_one_result(picture: np.ndarray, tmp_path: P
     path = tmp_path / "no_suffix_needed"
     path.write_bytes(encode(picture, ".png"))
     assert np.array_equal(read_image(path), picture)
+    assert np.array_equal(read_image(str(path)), picture)
     assert read_image(picture) is picture
 
 
@@ -105,9 +113,37 @@ def test_exif_orientation_sets_the_picture_upright(picture: np.ndarray, orientat
         8: np.rot90(picture, -1),
     }[orientation]
     jpeg = encode(np.ascontiguousarray(stored), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95)
-    image = read_image(with_exif(jpeg, orientation, order))
+    image = read_image(with_exif(jpeg, exif(orientation, order)))
     assert image.shape == picture.shape
     assert np.abs(image.astype(int) - picture).mean() < 2
+
+
+_FIELDS = st.tuples(
+    st.sampled_from([(1, "B"), (2, "B"), (3, "H"), (4, "I"), (6, "b"), (7, "B"), (8, "h"), (9, "i"), (12, "d")]),
+    st.integers(0, 9),
+    st.sampled_from("<>"),
+    st.sampled_from([1, 1, 1, 2]),
+)
+
+
+@given(fields=st.lists(_FIELDS, min_size=1, max_size=3), cut=st.sampled_from([0, 0, 1, 20]))
+@settings(max_examples=examples(200))
+def test_orientation_of_any_type_and_in_several_blocks_is_read_as_pillow_reads_it(fields: list, cut: int):
+    pillow = pytest.importorskip("PIL.Image")
+    blocks = [
+        exif(value, order, kind=kind, count=count, code=code)[: 26 if code != "d" else 34]
+        for (kind, code), value, order, count in fields
+    ]
+    first, rest = blocks[0], blocks[1:]
+    data = with_exif(_TINY_JPEG, *((first[:-cut], first[-cut:]) if cut else (first,)), *rest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about damage
+        found = pillow.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    expected = found if isinstance(found, int) and 1 <= found <= 8 else 1
+    assert read_header(data).orientation == expected
+
+
+_TINY_JPEG = encode(np.full((8, 8, 3), 90, np.uint8), ".jpg")
 
 
 def test_orientation_of_a_png_is_honoured_too(picture: np.ndarray):

@@ -298,6 +298,22 @@ def test_a_gray_camera_gives_three_channels() -> None:
         assert next(frames).image.shape == (4, 6, 3)
 
 
+def test_a_live_source_goes_on_after_empty_frames_and_opens_a_camera_anew_that_gives_nothing_else() -> None:
+    class Faulty(Script):
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            ok, image = super().read()
+            value = None if image is None else image[0, 0, 0]
+            return ok, {0: np.zeros((0, 0, 3), np.uint8), 1: None}.get(value, image)
+
+    camera = Faulty([7, 0, 8, 1, 9], [0] * 50, [6])
+    with open_source("rtsp://camera/1", open_capture=camera, backoff=QUICK) as frames:
+        shown = []
+        while 6 not in shown:
+            shown.append(next(frames).image[0, 0, 0])
+    assert set(shown) <= {7, 8, 9, 6}
+    assert camera.opened == 3
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
