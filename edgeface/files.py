@@ -40,6 +40,8 @@ def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
     except BrokenPipeError:  # the reader of stdout is gone; the disk is not to blame
         raise
     except OSError as error:
+        if not hint and default_root() in (path, *path.parents):
+            hint = "; or set EDGEFACE_CACHE to another one"
         remedy = _REMEDIES.get(error.errno or 0, "choose another folder") + hint
         reason = error.strerror or str(error)
         raise OutputError(
@@ -50,12 +52,30 @@ def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
 
 
 def default_root() -> Path:
-    """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux)."""
+    """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux).
+
+    For a user without a home it is a folder in which nothing is found, and which nobody can make.
+    """
     if chosen := os.environ.get("EDGEFACE_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_home(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("edgeface", appauthor=False))
+    with contextlib.suppress(RuntimeError):  # what some releases of platformdirs raise where there is no home
+        folder = Path(platformdirs.user_cache_dir("edgeface", appauthor=False))
+        if folder.is_absolute():  # the others return ~ as it is
+            return folder
+    return _NO_HOME
+
+
+_NO_HOME = Path(os.devnull, "this user has no home")
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with a leading ``~`` replaced. Raises InputError if this user, or that of ``~name``, has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(path=path, expected="a home of this user", found="none", remedy="name the folder") from error
 
 
 def free_bytes(path: Path) -> int:
@@ -176,15 +196,15 @@ def sweep_staging(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, timeout: float, hint: str = "") -> Iterator[None]:
+def locked(path: Path, *, timeout: float) -> Iterator[None]:
     """Hold an exclusive lock between processes and threads; its file is created, with its folder, and stays.
 
-    `hint` is that of `output_errors`. Raises OutputError if another process or thread holds the lock for longer than
-    `timeout` seconds, or the file cannot be created.
+    Raises OutputError if another process or thread holds the lock for longer than `timeout` seconds, or the file cannot
+    be created.
     """
     import filelock  # here, because most users of this module lock nothing
 
-    with output_errors(path, hint=hint):
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path, timeout=timeout)
         try:

@@ -254,6 +254,8 @@ def _random_crops(contract: ModelContract, count: int = 8) -> Images:
 def _embed_with_tensorflow(source: Path, images: Images, contract: ModelContract) -> tuple[str, Embeddings]:
     """Run the original graph, queue, conditions and all, in inference mode."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not os.path.isabs(os.path.expanduser("~")):  # noqa: PTH111, PTH117  # no home: Keras would make a folder "~" here
+        os.environ.setdefault("KERAS_HOME", os.devnull)
     import tensorflow
 
     tf: Any = tensorflow.compat.v1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
+from edgeface.files import expand_home
 from edgeface.text import name_of_key
 
 KEY_VARIABLE = "EDGEFACE_GALLERY_KEY"
@@ -53,7 +54,7 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
     """
     kind, _, where = source.partition(":")
     if kind == "file" and where:
-        return _parse(_read_file(Path(where), beside), f"file:{name_of_key(where)}")
+        return _parse(_read_file(expand_home(where), beside), f"file:{name_of_key(where)}")
     if kind == "env" and where:
         if where not in os.environ:
             raise GalleryKeyError(f"key: the environment variable {name_of_key(where)} is not set; set it to {_HOW}")

@@ -14,11 +14,11 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
-from edgeface.files import digests_of, sha256_of, staging_folder, write_atomically
+from edgeface.files import digests_of, output_errors, sha256_of, staging_folder, write_atomically
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import ModelStore, place, writing
+from edgeface.zoo.store import ModelStore, place
 
 BUNDLE_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -186,7 +186,7 @@ def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, pa
         stream = archive.extractfile(member)
         assert stream is not None  # it is a regular file
         size = missing.pop(sha256)
-        with writing(staging), (staging / sha256).open("xb") as output:
+        with output_errors(staging), (staging / sha256).open("xb") as output:
             shutil.copyfileobj(stream, output, 1 << 20)
         if member.size != size or sha256_of(staging / sha256) != sha256:
             raise ChecksumError(f"{path}: {member.name}: its checksum differs from its name; copy the bundle again")

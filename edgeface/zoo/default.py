@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgeface.errors import InputError, ModelNotFoundError, install_line
-from edgeface.files import staging_folder
+from edgeface.files import output_errors, staging_folder
 from edgeface.model.ir_file import read_contract
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.downloads import is_installed
 from edgeface.zoo.schema import ModelEntry
-from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder, writing
+from edgeface.zoo.store import JsonRecords, ModelStore, swap_folder
 
 DEFAULT_ORDER = ("facenet-20180402-114759", "facenet-20180408-102900", "dlib-face-recognition-resnet-v1")
 """While no default has been set, it is the first of these zoo models that is here."""
@@ -164,7 +164,7 @@ def keep_ir(ir: Path, *, store: ModelStore | None = None) -> Path:
     target = store.ir_path(contract.name, precision=contract.precision)
     with store.locked(f"convert-{contract.name}"), staging_folder(target.parent.parent) as staging:
         new = staging / target.parent.name
-        with writing(new):
+        with output_errors(new):
             new.mkdir()
             for suffix in (".bin", ".xml"):  # no links: the user may edit the original
                 shutil.copyfile(ir.with_suffix(suffix), new / target.with_suffix(suffix).name)

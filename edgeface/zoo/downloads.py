@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from edgeface.errors import ArchiveError, ChecksumError, DownloadError, InputError, OutputError
-from edgeface.files import digests_of, free_bytes, write_atomically
+from edgeface.files import digests_of, expand_home, free_bytes, output_errors, write_atomically
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.text import encoded_user, without_secrets
 from edgeface.zoo.schema import ModelEntry, ModelFile
-from edgeface.zoo.store import Blob, ModelStore, writing
+from edgeface.zoo.store import Blob, ModelStore
 from edgeface.zoo.transfer import CHUNK, FolderLocation, PackageLocation, Reply, SourceFault, WebLocation, locate
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _mirror(mirror: str | None) -> str | None:
     chosen = mirror or os.environ.get("EDGEFACE_MIRROR") or None
     if chosen is None or chosen.startswith(("http://", "https://")):
         return chosen
-    folder = Path(chosen).expanduser()
+    folder = expand_home(chosen)
     if not folder.is_dir():
         raise InputError(f"mirror: expected an http(s):// address or a folder, found {chosen!r}")
     return str(folder)
@@ -281,7 +281,7 @@ class _Fetch:
         identity = [self.entry.name, self.file.name, self.file.digests or str(location)]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         folder = self.store.root / "partial"
-        with writing(folder):
+        with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         partial = _Partial(folder / f"{key}.part")
         for attempt in range(self.policy.attempts):
@@ -343,7 +343,7 @@ class _Fetch:
         expected = self.file.size if self.file.size is not None else reply.total
         limit = _LARGEST_UNKNOWN if expected is None else expected
         reported = 0.0
-        with writing(path), path.open("r+b" if path.exists() else "x+b") as output:
+        with output_errors(path), path.open("r+b" if path.exists() else "x+b") as output:
             output.truncate(received)
             while chunk := output.read(CHUNK):
                 for hasher in hashers.values():

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -38,10 +37,6 @@ logger = logging.getLogger(__name__)
 _MARKER = ".edgeface.json"
 
 LicenseState = Literal["shown", "accepted"]
-
-_HINT = ", or set EDGEFACE_CACHE"
-writing = functools.partial(output_errors, hint=_HINT)
-"""Turns an `OSError` while writing to the store into an `OutputError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +131,7 @@ class ModelStore:
         """
         target = self.blob_path(sha256)
         blob = Blob(sha256, path.stat().st_size, source, file.trust_on_first_use, _now())
-        with writing(target):
+        with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             path.chmod(0o444)  # models/ links to it: an edit there must fail rather than change the original
             path.replace(target)
@@ -187,7 +182,7 @@ class ModelStore:
 
     def locked(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Hold the lock of this name, waiting up to an hour for another process that downloads or converts."""
-        return locked(self.root / "locks" / f"{name}.lock", timeout=3600, hint=_HINT)
+        return locked(self.root / "locks" / f"{name}.lock", timeout=3600)
 
     def ir_path(self, name: str, *, precision: str = "FP32") -> Path:
         """Return where the store keeps the IR (.xml) of a converted model, whether or not it has it."""
@@ -218,7 +213,7 @@ class ModelStore:
             contents = {str(path.relative_to(staging)): sha256_of(path) for path in files}
             _check_conversion_source(entry, staging, contents)
             marker = {"fingerprint": self._fingerprint(entry), "files": contents}
-            with writing(staging):
+            with output_errors(staging):
                 staging.mkdir(exist_ok=True)
                 (staging / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
             swap_folder(staging, folder)
@@ -305,7 +300,7 @@ class ModelStore:
 
 def place(source: Path, target: Path) -> None:
     """Make `target` have the bytes of `source`: a hard link where that works, else a copy."""
-    with writing(target):
+    with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, target)
@@ -318,7 +313,7 @@ def place(source: Path, target: Path) -> None:
 def swap_folder(new: Path, target: Path) -> None:
     """Replace folder `target` by `new`. The caller holds a lock: for an instant there is no `target`."""
     aside = target.with_name(f".{target.name}.old-{os.getpid()}")
-    with writing(target):
+    with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a folder that is not empty cannot be replaced in one step
             target.replace(aside)
@@ -330,7 +325,7 @@ def _apply(step: UnpackArchive | RegexReplace, staging: Path) -> None:
     """Do one step of an entry's postprocessing."""
     path = staging / step.file
     if isinstance(step, UnpackArchive):
-        with writing(path):
+        with output_errors(path):
             unpack(path, path.parent, format=step.format)
         return path.unlink()
     text, count = re.subn(step.pattern, step.replacement, path.read_text(encoding="utf-8"), count=step.count)
@@ -340,7 +335,7 @@ def _apply(step: UnpackArchive | RegexReplace, staging: Path) -> None:
             "the file is not the one that this entry was written for"
         )
     path.unlink()  # it is a link to the blob, which stays as it was downloaded
-    with writing(path):
+    with output_errors(path):
         path.write_text(text, encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,16 @@ def test_an_export_brings_everybody_to_another_gallery(store: SqliteStore, tmp_p
         assert other.image_of(twin.id).png == store.image_of(first.id).png
         again = import_gallery(other, tmp_path / "export", key=key, rules=RULES)
         assert (again.people, again.templates, again.already) == (0, 0, 3)
+
+
+@pytest.mark.parametrize("year", [1970, 2118])
+def test_an_export_is_written_in_years_that_a_zip_cannot_name(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    fill(store)
+    monkeypatch.setattr("time.localtime", lambda *_: time.struct_time((year, 1, 1, 0, 0, 0, 3, 1, 0)))
+    export_gallery(store, tmp_path / "export", key=None)
+    assert len(unpack(tmp_path / "export", None)) > 2
 
 
 def test_an_import_is_all_or_nothing(store: SqliteStore, tmp_path: Path) -> None:

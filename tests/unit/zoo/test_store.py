@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import edgeface
 from faulty_server import QUICK, FaultyServer, make_entry, make_file, no_trace, of_unknown_length
 
 from edgeface import zoo
-from edgeface.errors import ArchiveError, ModelNotFoundError, OutputError
-from edgeface.files import locked
+from edgeface.errors import ArchiveError, InputError, ModelNotFoundError, OutputError
+from edgeface.files import expand_home, locked, staging_folder
+from edgeface.gallery.keys import read_key
 from edgeface.zoo.store import JsonRecords, default_root
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,6 +56,32 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_root() == Path("/xdg/edgeface")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_root() == Path.home() / ".cache" / "edgeface"
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null", "/proc/no/such/home"])
+def test_without_a_home_the_store_is_empty_and_writing_to_it_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    for name in ("EDGEFACE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    else:
+        monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    monkeypatch.chdir(tmp_path)
+    described = edgeface("zoo", "list", "--json")
+    assert described.returncode == 0
+    assert not any(each["folder"] for each in json.loads(described.stdout)["models"])
+    with pytest.raises(OutputError, match="set EDGEFACE_CACHE"), staging_folder(default_root() / "thresholds"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"~nobody-of-this-name/x: expected a home of this user, found none"):
+        expand_home("~nobody-of-this-name/x")
+    with pytest.raises(InputError, match="expected a home"):
+        read_key("file:~nobody-of-this-name/key", beside=None)
 
 
 def test_a_models_folder_has_its_archive_unpacked_and_its_text_replaced(mirror: Path, store: zoo.ModelStore) -> None:
@@ -198,10 +226,11 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
     assert not list((store.root / "partial").iterdir())
 
 
-def test_a_read_only_cache_is_named(mount: tuple[Path, str], mirror: Path) -> None:
+def test_a_read_only_cache_is_named(mount: tuple[Path, str], mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(mount[0] / "cache"))
     subprocess.run(["mount", "-o", "remount,ro", mount[1]], check=True, timeout=10)
     with pytest.raises(OutputError, match=r"cannot write .*Read-only file system.*EDGEFACE_CACHE"):
-        zoo.download(entry_of(mirror), zoo.ModelStore(mount[0] / "cache"), mirror=str(mirror), policy=QUICK)
+        zoo.download(entry_of(mirror), zoo.ModelStore(), mirror=str(mirror), policy=QUICK)
 
 
 def test_a_file_where_the_cache_should_be_is_named(tmp_path: Path, mirror: Path) -> None:
