@@ -71,7 +71,7 @@ _NO_HOME = Path(os.devnull, "this user has no home")
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path with a leading ``~`` replaced. Raises InputError if this user, or that of ``~name``, has no home."""
+    """Return a path with a leading ``~`` replaced; raise InputError if this user, or that of ``~name``, has no home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

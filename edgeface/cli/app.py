@@ -8,6 +8,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,8 @@ import typer.core
 
 import edgeface
 from edgeface.cli.output import LogFormatter, emit_json, guarded_streams
-from edgeface.errors import EdgeFaceError, NegativeResult, OutputError
+from edgeface.errors import EdgeFaceError, MissingError, ModelFormatError, NegativeResult, OutputError, RequestError
+from edgeface.limits import shortage
 from edgeface.text import hide_secrets, printable
 
 _COMMANDS = {
@@ -100,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with guarded_streams() as (stdout, stderr):
+        if short := shortage():  # a library may crash at it, or wait for ever
+            stderr.write(f"edgeface: note: {short}\n")
         code = _run(arguments, as_json="--json" in arguments)
         if (reason := stdout.lost()) and code in (0, NegativeResult.exit_code):  # an answer that nobody has seen
             code = OutputError.exit_code
@@ -116,17 +120,23 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     try:
         result = _build_app(arguments)(args=arguments, prog_name="edgeface", standalone_mode=False)
     except EdgeFaceError as error:
+        if isinstance(error, (MissingError, ModelFormatError, RequestError)) and (short := _lacks(error)):
+            return _fail(short, kind="MissingError", code=3, as_json=as_json)
         return _fail(str(error), kind=type(error).__name__, code=error.exit_code, as_json=as_json)
     except _UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else "Usage: edgeface --help"
         sys.stderr.write(printable(usage) + "\n")
         message = error.format_message() or "expected a command"
         return _fail(message, kind="UsageError", code=2, as_json=as_json)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if short := _lacks(error.__cause__ or error):
+            return _fail(short, kind="MissingError", code=3, as_json=as_json)
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > _SIGNALLED:
             return _fail("terminated", kind="Terminated", code=error.code, as_json=as_json)
+        if short := _lacks(error):
+            return _fail(short, kind="MissingError", code=3, as_json=as_json)
         sys.stderr.write(printable(hide_secrets(traceback.format_exc()), keep="\n"))
         return _fail(
             f"internal failure: {error!r}; this is a bug in edgeface, the lines above say where",
@@ -135,6 +145,23 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
             as_json=as_json,
         )
     return result if isinstance(result, int) else 0
+
+
+def _lacks(error: BaseException) -> str | None:
+    """Return what this machine or installation lacks, if that is what an error comes from."""
+    if short := shortage():
+        importing = any(frame.f_code.co_name == "<module>" for frame, _ in traceback.walk_tb(error.__traceback__))
+        # OpenBLAS, which NumPy and SciPy load, sends this process a SIGINT if it cannot start its threads.
+        if importing or not isinstance(error, KeyboardInterrupt):
+            return f"{short}; raise this limit. It ended with: {str(error) or type(error).__name__}"
+    if isinstance(error, MemoryError):
+        return f"expected enough memory, found no more; free some, or use smaller photos or batches ({error})"
+    module = error.name if isinstance(error, ImportError) else None
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__file__ is None:
+        module = error.obj.__name__  # of which only the folder is left
+    if module and module.partition(".")[0] != "edgeface":
+        return f"this installation is damaged: {error}; 'edgeface doctor' says what to install again"
+    return None
 
 
 def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:

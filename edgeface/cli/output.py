@@ -19,7 +19,7 @@ from typing import Annotated, Any, TextIO
 
 import rich.markup
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.segment import Segment
 
 from edgeface.errors import NegativeResult
@@ -101,11 +101,21 @@ def guarded_streams() -> Iterator[tuple[GuardedStream, GuardedStream]]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
+_UNCUT = 1_000_000
+"""Columns of a line that is not cut."""
+
+
 class _Console(Console):
     """Makes everything printable that is printed through it, and reads no :names: as pictures."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, emoji=False)
+
+    @property  # type: ignore[misc]  # nothing sets it
+    def size(self) -> ConsoleDimensions:
+        """Lines for a program or a file are as long as their content; a terminal's are cut where it ends."""
+        size = super().size
+        return size if self.is_terminal or "COLUMNS" in os.environ else size._replace(width=_UNCUT)
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         return super()._render_buffer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -17,9 +18,10 @@ import openvino as ov
 import psutil
 
 from edgeface.errors import install_line
+from edgeface.limits import cpu_limit, memory_left, memory_limit, read_text, shortage, usable_cores
 from edgeface.model.opset import ops
 from edgeface.runtime.devices import DeviceCore, DeviceInfo, list_devices
-from edgeface.runtime.probe import in_container, missing_devices, read_text
+from edgeface.runtime.probe import in_container, missing_devices
 
 Status = Literal["ok", "note", "problem"]
 
@@ -28,6 +30,15 @@ OPENVINO_FLOOR = (2024, 6, 0)
 
 _LEAST_MEMORY = 1 << 30
 """Bytes. FaceNet in float32, two streams, takes about 400 MB with OpenVINO's own libraries."""
+
+_PACKAGES = {
+    **{name: name for name in ("openvino", "numpy", "pydantic", "typer", "rich", "jinja2", "cryptography", "filelock")},
+    **{name: name for name in ("httpx", "platformdirs", "psutil", "scipy", "mtcnn", "joblib", "lz4")},
+    **{"opencv-python-headless": "cv2", "protobuf": "google.protobuf", "PyYAML": "yaml"},
+}
+"""Packages that edgeface needs, as in pyproject.toml, and their modules."""
+_ONLY_FILES = ("mtcnn",)
+"""Packages of which only files are read; importing them needs what edgeface does not."""
 
 _FLAGS = {
     "AVX2": ("avx2",),
@@ -101,9 +112,12 @@ def examine(
         _instructions(root),
         _memory(root),
         _cpu_limit(root),
+        _limits(root),
+        packages := _packages(),
         *_extras(),
     )
-    return Diagnosis(tuple(check.name for check in devices if check.status == "ok"), checks)
+    usable = () if packages.status == "problem" else devices
+    return Diagnosis(tuple(check.name for check in usable if check.status == "ok"), checks)
 
 
 def _openvino(version: str) -> Check:
@@ -142,25 +156,45 @@ def _memory(root: Path) -> Check:
     memory = psutil.virtual_memory()
     left, most = memory.available, memory.total
     found = f"{_gib(left)} of {_gib(most)} available"
-    limit = _cgroup_number(root, "memory.max", "memory/memory.limit_in_bytes")
-    if limit is not None and limit < most:
-        used = _cgroup_number(root, "memory.current", "memory/memory.usage_in_bytes") or 0
-        left = min(left, limit - used)
-        found += f"; cgroup limit {_gib(limit)}, {_gib(used)} of it used"
+    limit, unused = memory_limit(root), memory_left(root)
+    if limit is not None and unused is not None and limit < most:
+        left = min(left, unused)
+        found += f"; cgroup limit {_gib(limit)}, {_gib(unused)} of it unused"
     if left < _LEAST_MEMORY:
         return Check("memory", "note", found, f"keep {_gib(_LEAST_MEMORY)} free for one model and its cache")
     return Check("memory", "ok", found)
 
 
 def _cpu_limit(root: Path) -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{usable} logical CPUs usable" + (", in a container" if in_container(root) else "")
-    quota = _cpu_quota(root)
-    if quota is not None and quota < usable:
-        # OpenVINO sizes its thread pool by affinity; threads beyond the quota are throttled, not refused.
-        remedy = f"give plans threads={max(1, int(quota))}, or pin the container with --cpuset-cpus"
-        return Check("CPU limit", "note", f"{found}; the cgroup allows {quota:g} CPUs of time", remedy)
-    return Check("CPU limit", "ok", f"{found}; no cgroup limit below that")
+    allowed, quota = usable_cores(root), cpu_limit(root)
+    found = f"{allowed} of {os.cpu_count()} logical CPUs usable" + (", in a container" if in_container(root) else "")
+    if quota is None:
+        return Check("CPU limit", "ok", f"{found}; no cgroup limit")
+    return Check("CPU limit", "ok", f"{found}; the cgroup allows {quota:g} CPUs of time")
+
+
+def _limits(root: Path) -> Check:
+    if reason := shortage(root):
+        return Check("limits", "note", reason, "raise this limit")
+    return Check("limits", "ok", "enough address space and threads")
+
+
+def _packages() -> Check:
+    """Import what edgeface needs: several packages share one folder, and uninstalling one empties that of the other."""
+    broken = {}
+    for package, module in _PACKAGES.items():
+        try:
+            spec = importlib.util.find_spec(module)
+            if spec is None or spec.origin is None:  # no files, or a folder without code
+                raise ImportError(f"no module {module}")
+            if package not in _ONLY_FILES:
+                importlib.import_module(module)
+        except Exception as error:  # a damaged package may raise anything
+            broken[package] = f"{package} ({error})"
+    if broken:
+        remedy = f"pip install --force-reinstall --no-deps {' '.join(broken)}"
+        return Check("packages", "problem", f"missing or damaged: {', '.join(broken.values())}", remedy)
+    return Check("packages", "ok", f"all {len(_PACKAGES)} that edgeface needs can be imported")
 
 
 def _extras() -> list[Check]:
@@ -191,23 +225,6 @@ def _installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _cgroup_number(root: Path, version_2: str, version_1: str) -> int | None:
-    for name in (version_2, version_1):
-        text = read_text(root / "sys/fs/cgroup" / name)
-        if text.isdigit():
-            return int(text)
-    return None
-
-
-def _cpu_quota(root: Path) -> float | None:
-    """Read the cgroup's limit of CPU time in CPUs (quota / period), or None."""
-    quota, _, period = read_text(root / "sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = read_text(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = read_text(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def _gib(size: int) -> str:

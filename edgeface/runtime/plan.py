@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, get_args
 import openvino as ov
 
 from edgeface.errors import InputError
+from edgeface.limits import limited_cores, usable_cores
 from edgeface.runtime.devices import (
     DeviceCore,
     ResolvedDevice,
@@ -96,6 +96,9 @@ class DevicePlan:
     def compile_config(self) -> dict[str, Any]:
         """Return the properties for `openvino.Core.compile_model`.
 
+        OpenVINO counts the CPUs of the machine, not those whose time a control group allows: on a limited CPU the
+        default of `threads` is the limit, rounded up.
+
         Examples
         --------
         >>> DevicePlan(device="CPU", hint="LATENCY", threads=2).compile_config()
@@ -105,7 +108,7 @@ class DevicePlan:
             "PERFORMANCE_HINT": self.hint,
             "PERFORMANCE_HINT_NUM_REQUESTS": self.requests,
             "NUM_STREAMS": self.streams,
-            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_NUM_THREADS": self.threads or (limited_cores() if self.device == "CPU" else None),
             "INFERENCE_PRECISION_HINT": self.precision,
             "EXECUTION_MODE_HINT": "ACCURACY" if self.precision == "f32" else None,
         }
@@ -216,7 +219,7 @@ def share_threads(
     weights = [1.0] * len(plans) if weights is None else list(weights)
     if len(weights) != len(plans) or any(weight <= 0 for weight in weights):
         raise InputError(f"weights: expected {len(plans)} positive numbers, found {weights}")
-    total = total or len(os.sched_getaffinity(0))
+    total = total or usable_cores()
     on_cpu = [i for i, plan in enumerate(plans) if "CPU" in plan.device]
     # Largest remainder: whole parts first, then one more to those that were cut the most.
     exact = {i: total * weights[i] / sum(weights[j] for j in on_cpu) for i in on_cpu}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeface.limits import read_text
+
 _INTEL = "0x8086"
 _NPU = "https://github.com/intel/linux-npu-driver/releases"
 
@@ -188,14 +190,6 @@ def _causes(
 
 def _is_intel(device: Path, pci_class: str) -> bool:
     return read_text(device / "vendor") == _INTEL and read_text(device / "class").startswith(pci_class)
-
-
-def read_text(path: Path) -> str:
-    """Read a small text file; an unreadable one is empty."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _group(path: Path) -> str:

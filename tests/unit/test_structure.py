@@ -17,6 +17,8 @@ try:
 except ImportError:  # Python 3.10; pytest brings it there
     import tomli as tomllib
 
+from edgeface.runtime import doctor
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "edgeface"
 # Where the import is not called as the package is.
@@ -121,6 +123,11 @@ def test_no_two_public_classes_share_a_name() -> None:
                 homes[node.name].append(module)
     shared = {name: modules for name, modules in homes.items() if len(modules) > 1}
     assert set(shared) == SHARED_NAMES, shared
+
+
+def test_the_doctor_checks_every_package_that_edgeface_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[^\w.-]", each)[0] for each in project["dependencies"]} == set(doctor._PACKAGES)
 
 
 def test_every_package_that_is_installed_is_imported_by_code() -> None:

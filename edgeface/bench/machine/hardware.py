@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
 
 import psutil
 
+from edgeface import limits
 from edgeface.bench.reading import (
     Frozen,
     Reading,
@@ -28,8 +27,6 @@ from edgeface.bench.reading import (
 )
 from edgeface.runtime.probe import in_container
 
-N = TypeVar("N", int, float)
-
 _FLAGS = (
     # x86: what OpenVINO's CPU plugin chooses its kernels by.
     *("sse4_2", "avx", "fma", "f16c", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert"),
@@ -39,9 +36,6 @@ _FLAGS = (
     *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_GROUPS = "sys/fs/cgroup"
-_NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as the largest number of pages that fits, which differs between page sizes."""
 
 
 class Machine(Frozen):
@@ -131,68 +125,27 @@ def _caches(root: Path) -> Reading[dict[str, int]]:
 def read_container(root: Path = Path("/")) -> Container:
     """Describe what this process may use; never raises, whatever the files contain."""
     version: Reading[int] = absent("/sys/fs/cgroup is not mounted")
-    if quiet_text(root, f"{_GROUPS}/cgroup.controllers"):
+    if quiet_text(root, f"{limits.GROUPS}/cgroup.controllers"):
         version = 2
-    elif any(is_folder(root, f"{_GROUPS}/{name}") for name in ("memory", "cpu", "cpu,cpuacct")):
+    elif any(is_folder(root, f"{limits.GROUPS}/{name}") for name in ("memory", "cpu", "cpu,cpuacct")):
         version = 1
     missing = version if isinstance(version, Unknown) else None
     return Container(
         inside=in_container(root),
         cgroup=version,
-        cpu_limit=missing or _least(root, "cpu", _cpus),
-        memory_limit_bytes=missing or _least(root, "memory", _memory),
+        cpu_limit=missing or limits.cpu_limit(root),
+        memory_limit_bytes=missing or limits.memory_limit(root),
         affinity=sense(lambda: tuple(psutil.Process().cpu_affinity() or ()), "the affinity"),
     )
 
 
 def quota_throttled_seconds(root: Path = Path("/")) -> Reading[float]:
     """Return the seconds that this process's control group was throttled because its CPU quota was used up."""
-    for folder in _folders(root, "cpu"):
-        for line in quiet_text(root, f"{folder}/cpu.stat").splitlines():
+    for folder in limits.group_folders("cpu", root):
+        for line in limits.read_text(folder / "cpu.stat").splitlines():
             key, _, number = line.partition(" ")
             per_second = {"throttled_usec": 1e6, "throttled_time": 1e9}.get(key)
             value = integer(number)
             if per_second and value is not None:
                 return value / per_second
     return absent("no cpu.stat of this process's control group tells throttled time")
-
-
-def _folders(root: Path, controller: str) -> Iterator[str]:
-    """Yield the folders of this process's control group and of all groups around it, the innermost first.
-
-    Inside a container without a cgroup namespace /proc/self/cgroup has the host's path, of which only the end is
-    mounted; folders that are not there are skipped.
-    """
-    for line in quiet_text(root, "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and controller not in controllers.split(","):
-            continue
-        mounts = (controllers, controller) if controllers else ("",)
-        group = PurePosixPath("/" + path.strip("/"))
-        if ".." in group.parts:
-            continue  # outside of what this namespace shows
-        for level in (group, *group.parents):
-            for mount in dict.fromkeys(mounts):
-                folder = "/".join(part for part in (_GROUPS, mount, str(level).strip("/")) if part)
-                if is_folder(root, folder):
-                    yield folder
-
-
-def _least(root: Path, controller: str, read: Callable[[Path, str], N | None]) -> N | None:
-    limits = [read(root, folder) for folder in _folders(root, controller)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _cpus(root: Path, folder: str) -> float | None:
-    """Divide the quota by the period; ``max`` and -1 mean no limit."""
-    quota, _, period = quiet_text(root, f"{folder}/cpu.max").partition(" ")
-    if not quota:  # version 1
-        quota, period = (quiet_text(root, f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    used, each = integer(quota), integer(period)
-    return used / each if used and each and used > 0 and each > 0 else None
-
-
-def _memory(root: Path, folder: str) -> int | None:
-    limit = integer(quiet_text(root, f"{folder}/memory.max") or quiet_text(root, f"{folder}/memory.limit_in_bytes"))
-    return None if limit is None or limit >= _NO_LIMIT else limit

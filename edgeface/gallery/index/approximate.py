@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ExtraNotInstalledError, InputError
-from edgeface.gallery.index.exact import ExactIndex, available_cores
+from edgeface.gallery.index.exact import ExactIndex
 from edgeface.gallery.index.memory import MemoryIndex, Table
 from edgeface.gallery.records import TemplateBlock
+from edgeface.limits import usable_cores
 from edgeface.model.embedding import Embeddings
 
 Floats = NDArray[np.float32]
@@ -70,7 +71,7 @@ class ApproximateIndex(MemoryIndex):
             "expansion_add": expansion_add,
             "expansion_search": expansion_search,
         }
-        self._threads = threads or available_cores()
+        self._threads = threads or usable_cores()
         super().__init__(block)
 
     def recall(self, probes: Embeddings, *, k: int = 1) -> float:

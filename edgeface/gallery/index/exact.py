@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.gallery.index.memory import UNIT_TOLERANCE, MemoryIndex, Table
 from edgeface.gallery.records import TemplateBlock
+from edgeface.limits import usable_cores
 
 Storage = Literal["float32", "float16", "int8"]
 Floats = NDArray[np.float32]
@@ -145,11 +146,6 @@ def contenders(scores: NDArray[np.float32], bound: NDArray[np.floating[Any]], k:
     return np.flatnonzero(scores + bound >= kth)
 
 
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_parts(work: Callable[[slice], None], rows: int, *, threads: int) -> None:
     """Call `work` for slices that cover `rows`; it must release the GIL to gain anything.
 
@@ -215,7 +211,7 @@ class ExactIndex(MemoryIndex):
         if threads is not None and threads < 1:
             raise InputError(f"index: expected 1 thread or more, found {threads}")
         self._kernel = kernel_for(storage)
-        self._threads = threads or available_cores()
+        self._threads = threads or usable_cores()
         super().__init__(block)
 
     def _build(self, block: TemplateBlock) -> Table:

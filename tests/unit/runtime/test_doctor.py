@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import pytest
 
 from edgeface.cli.app import main
+from edgeface.limits import cpu_limit, limited_cores, memory_left, memory_limit, tasks_left, usable_cores
 from edgeface.runtime import doctor
 from edgeface.runtime.doctor import Check, Diagnosis, examine, trouble_on
+from edgeface.runtime.plan import DevicePlan
 
 pytestmark = pytest.mark.timeout(60)
 
 XEON = "avx2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16"
+
+GROUPS = {"proc__self__cgroup": "5:cpu,cpuacct:/\n4:memory:/\n0::/\n"}
 
 
 class CpuCore:
@@ -97,15 +102,17 @@ def test_memory_is_read_from_the_machine(tmp_path):
     ids=["cgroup 2", "cgroup 1"],
 )
 def test_a_cgroup_that_leaves_too_little_memory_is_noted(tmp_path, limit, used):
-    a_machine(tmp_path, **{limit: f"{1 << 30}\n", used: f"{1 << 29}\n"})
+    a_machine(tmp_path, **GROUPS, **{limit: f"{1 << 30}\n", used: f"{1 << 29}\n"})
     found = check("memory", tmp_path)
     assert found.status == "note"
-    assert found.found == "8.0 GiB of 16.0 GiB available; cgroup limit 1.0 GiB, 0.5 GiB of it used"
+    assert found.found == "8.0 GiB of 16.0 GiB available; cgroup limit 1.0 GiB, 0.5 GiB of it unused"
 
 
 @pytest.mark.usefixtures("memory")
 def test_a_cgroup_without_a_limit_limits_nothing(tmp_path):
-    a_machine(tmp_path, **{"sys__fs__cgroup__memory.max": "max\n", "sys__fs__cgroup__cpu.max": "max 100000\n"})
+    a_machine(
+        tmp_path, **GROUPS, **{"sys__fs__cgroup__memory.max": "max\n", "sys__fs__cgroup__cpu.max": "max 100000\n"}
+    )
     assert check("memory", tmp_path).found == "8.0 GiB of 16.0 GiB available"
     assert check("CPU limit", tmp_path).status == "ok"
 
@@ -118,11 +125,47 @@ def test_a_cgroup_without_a_limit_limits_nothing(tmp_path):
     ],
     ids=["cgroup 2", "cgroup 1"],
 )
-def test_a_cpu_quota_below_the_usable_cores_asks_for_fewer_threads(tmp_path, files):
-    limit = check("CPU limit", a_machine(tmp_path, **files))
-    assert limit.status == "note"
-    assert limit.found.endswith("the cgroup allows 0.5 CPUs of time")
-    assert limit.remedy.startswith("give plans threads=1")
+def test_a_cpu_quota_is_told_and_makes_fewer_threads(tmp_path, monkeypatch, files):
+    root = a_machine(tmp_path, **GROUPS, **files)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    found = check("CPU limit", root).found
+    assert found == f"1 of {os.cpu_count()} logical CPUs usable; the cgroup allows 0.5 CPUs of time"
+    assert usable_cores(root) == limited_cores(root) == 1
+
+
+def test_limits_of_the_groups_around_this_process_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    described = {
+        "proc__self__cgroup": "0::/a/b\n",
+        "sys__fs__cgroup__a__cpu.max": "250000 100000\n",
+        "sys__fs__cgroup__a__b__cpu.max": "max 100000\n",
+        "sys__fs__cgroup__a__memory.max": "1000\n",
+        "sys__fs__cgroup__a__memory.current": "900\n",
+        "sys__fs__cgroup__a__b__memory.max": "5000\n",
+        "sys__fs__cgroup__a__pids.max": "10\n",
+        "sys__fs__cgroup__a__pids.current": "7\n",
+    }
+    root = a_machine(tmp_path, **described)
+    assert (cpu_limit(root), usable_cores(root)) == (2.5, 3)
+    assert (memory_limit(root), memory_left(root), tasks_left(root)) == (1000, 100, 3)
+
+
+def test_a_plan_for_a_limited_cpu_has_as_many_threads_as_the_limit_allows(monkeypatch):
+    monkeypatch.setattr("edgeface.runtime.plan.limited_cores", lambda: 3)
+    assert DevicePlan(device="CPU").compile_config()["INFERENCE_NUM_THREADS"] == 3
+    assert DevicePlan(device="CPU", threads=5).compile_config()["INFERENCE_NUM_THREADS"] == 5
+    assert "INFERENCE_NUM_THREADS" not in DevicePlan(device="GPU").compile_config()
+
+
+def test_a_package_of_which_only_the_folder_is_left_is_a_problem(tmp_path, monkeypatch):
+    (tmp_path / "cv3").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "_PACKAGES", {"opencv-python-headless": "cv3", "numpy": "numpy"})
+    diagnosis = examine(root=tmp_path, core=CpuCore(), try_out=lambda _: None)
+    found = next(each for each in diagnosis.checks if each.name == "packages")
+    assert (found.status, diagnosis.runs_on) == ("problem", ())
+    assert found.found == "missing or damaged: opencv-python-headless (no module cv3)"
+    assert found.remedy == "pip install --force-reinstall --no-deps opencv-python-headless"
 
 
 def test_a_machine_without_proc_is_examined_all_the_same(tmp_path):

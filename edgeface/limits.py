@@ -1,0 +1,157 @@
+"""Read the limits that control groups and ulimit set to this process, of CPU time, memory and number of tasks.
+
+A limit holds for a group and for all groups below it, so that the tightest of all groups around this process counts.
+Functions that read files take the `root` of the file system, so that tests can use a made-up machine. Nothing here
+raises, whatever the files contain. Sources: the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+GROUPS = "sys/fs/cgroup"
+_NO_LIMIT = 1 << 60
+"""Version 1 writes "no memory limit" as the largest number of pages that fits, which differs between page sizes."""
+_ROOT = Path("/")
+_GIB = 1 << 30
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file; an unreadable one is empty."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def group_folders(controller: str, root: Path = _ROOT) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of all groups around it, the innermost first.
+
+    Inside a container without a cgroup namespace /proc/self/cgroup has the host's path, of which only the end is
+    mounted; folders that are not there are skipped.
+    """
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounts = (controllers, controller) if controllers else ("",)
+        group = PurePosixPath("/" + path.strip("/"))
+        if ".." in group.parts:
+            continue  # outside of what this namespace shows
+        for level in (group, *group.parents):
+            for mount in dict.fromkeys(mounts):
+                folder = root / GROUPS / mount / str(level).strip("/")
+                if os.path.isdir(folder):  # noqa: PTH112 - pathlib raises on some paths
+                    yield folder
+
+
+def cpu_limit(root: Path = _ROOT) -> float | None:
+    """Return the CPU time that this process may use, in CPUs (quota / period); None: no limit."""
+    limits = []
+    for folder in group_folders("cpu", root):
+        quota, _, period = read_text(folder / "cpu.max").partition(" ")
+        if not quota:  # version 1
+            quota, period = (read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        used, each = _number(quota), _number(period)
+        if used and each:
+            limits.append(used / each)
+    return min(limits, default=None)
+
+
+def memory_limit(root: Path = _ROOT) -> int | None:
+    """Return the bytes of memory that this process's group may use; None: no limit."""
+    return min((limit for limit, _ in _memory(root)), default=None)
+
+
+def memory_left(root: Path = _ROOT) -> int | None:
+    """Return the bytes of memory that this process's group may use beyond those it uses already; None: no limit."""
+    return min((max(0, limit - used) for limit, used in _memory(root)), default=None)
+
+
+def _memory(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use of each group that has a limit, in bytes."""
+    for folder in group_folders("memory", root):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit = _number(read_text(folder / limit_name))
+            if limit is not None and limit < _NO_LIMIT:
+                yield limit, _number(read_text(folder / used_name)) or 0
+
+
+def tasks_left(root: Path = _ROOT) -> int | None:
+    """Return how many processes and threads this process's group may still start (pids.max); None: no limit."""
+    left = []
+    for folder in group_folders("pids", root):
+        most = _number(read_text(folder / "pids.max"))
+        if most is not None:
+            left.append(max(0, most - (_number(read_text(folder / "pids.current")) or 0)))
+    return min(left, default=None)
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Count the logical CPUs that this process may use: by affinity, and by the limit of CPU time, rounded up."""
+    return limited_cores(root) or _affinity()
+
+
+def limited_cores(root: Path = _ROOT) -> int | None:
+    """Return the limit of CPU time, rounded up to whole CPUs; None if it is not below the CPUs of the affinity."""
+    limit = cpu_limit(root)
+    return math.ceil(limit) if limit is not None and math.ceil(limit) < _affinity() else None
+
+
+def shortage(root: Path = _ROOT) -> str | None:
+    """Name a limit that is too low for models; None if there is none.
+
+    What a library does at such a limit depends on where it is met: OpenVINO finds no device or calls a good file
+    damaged, OpenBLAS interrupts the process, others crash or wait for ever. Measured with FaceNet and MTCNN on 2 CPUs:
+    2.2 GiB of address space, 0.8 GiB of data, 21 threads; each library has threads for every further CPU.
+    """
+    cores = _affinity()
+    for flag, kind, what, needed in (
+        ("-v", resource.RLIMIT_AS, "address space", 2 * _GIB + cores * _GIB // 6),
+        ("-d", resource.RLIMIT_DATA, "data", _GIB // 2 + cores * _GIB // 6),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            need, has = (f"{size / _GIB:.1f} GiB" for size in (needed, limit))
+            return f"models need about {need} of {what}, and ulimit {flag} allows {has}"
+    tasks = 12 + 5 * cores
+    left = tasks_left(root)
+    if left is not None and left < tasks:
+        return f"models need about {tasks} threads, and pids.max of this control group allows {left} more"
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if os.getuid() and limit != resource.RLIM_INFINITY and limit < _MANY_TASKS and limit - _own_tasks(root) < tasks:
+        return f"models need about {tasks} threads, and ulimit -u allows this user {limit} in all"
+    return None
+
+
+_MANY_TASKS = 4096
+"""A limit on a user's tasks above which they are not counted."""
+
+
+def _own_tasks(root: Path) -> int:
+    """Count the threads of all processes of this user."""
+    count = 0
+    for process in (root / "proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if process.stat().st_uid == os.getuid():
+                count += sum(1 for _ in (process / "task").iterdir())
+    return count
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(text: str) -> int | None:
+    """Parse a whole number from 0 of at most 20 digits; None for anything else: ``max``, -1."""
+    return int(text) if re.fullmatch(r"\d{1,20}", text, re.ASCII) else None

@@ -1,0 +1,91 @@
+"""Machines and installations that lack something: the message names what, not what it broke."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import edgeface
+from tiny_ir import write_tiny_ir
+
+from edgeface import limits
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [("-v", 700_000), ("-v", 1_200_000), ("-d", 600_000)])
+def test_a_limit_that_is_too_low_is_named_whatever_it_broke(tmp_path: Path, limit: tuple[str, int]) -> None:
+    ir = write_tiny_ir(tmp_path)
+    command = f"ulimit {limit[0]} {limit[1]}; exec {sys.executable} -m edgeface verify {__file__} x.jpg -m {ir}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stderr.startswith("edgeface: note: models need about"), done
+    assert f"ulimit {limit[0]} allows" in done.stderr
+
+
+def test_an_error_of_a_library_at_a_limit_is_told_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeface.cli.app.shortage", lambda: "models need more")
+
+    def starve(error: BaseException) -> subprocess.CompletedProcess[str]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("edgeface.runtime.doctor.examine", fail)
+        return edgeface("doctor")
+
+    for error in (MemoryError(), ImportError("failed to map segment"), limits_error()):
+        done = starve(error)
+        assert done.returncode == 3
+        assert "edgeface: models need more; raise this limit. It ended with: " in done.stderr
+    assert starve(KeyboardInterrupt()).returncode == 130  # of a user, not of OpenBLAS during an import
+
+
+def limits_error() -> BaseException:
+    from edgeface.errors import DeviceError
+
+    return DeviceError("no CPU here; OpenVINO found no device")
+
+
+def test_an_interruption_during_an_import_at_a_limit_is_of_openblas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blas.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("edgeface.cli.app.shortage", lambda: "models need more")
+    monkeypatch.setattr("edgeface.runtime.doctor.examine", lambda: __import__("blas"))
+    done = edgeface("doctor")
+    assert (done.returncode, "interrupted" in done.stderr) == (3, False)
+
+
+@pytest.mark.parametrize("what", ["import missing_package", "import hollow; hollow.imread"])
+def test_a_damaged_installation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    (tmp_path / "hollow").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("edgeface.runtime.doctor.examine", lambda: exec(what))
+    done = edgeface("doctor")
+    assert done.returncode == 3
+    assert "edgeface: this installation is damaged: " in done.stderr
+    assert "'edgeface doctor' says what to install again" in done.stderr
+
+
+def test_limits_are_compared_with_what_models_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits.shortage(tmp_path) is None
+    for name, text in {"proc/self/cgroup": "3:pids:/a\n", "sys/fs/cgroup/pids/a/pids.max": "5\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    assert "pids.max of this control group allows 5 more" in str(limits.shortage(tmp_path))
+    (tmp_path / "sys/fs/cgroup/pids/a/pids.max").write_text("max\n")
+    kinds = {limits.resource.RLIMIT_NPROC: 20}
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda kind: (kinds.get(kind, limits.resource.RLIM_INFINITY), -1))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert "ulimit -u allows this user 20 in all" in str(limits.shortage(tmp_path))
+
+
+def test_a_table_in_a_pipe_is_not_cut() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    words = [sys.executable, "-m", "edgeface", "doctor"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    assert any("pip install" in line and "if you need it" in line for line in done.stdout.splitlines()), done
