@@ -88,7 +88,7 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _read_jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    exif, frame, components, passes = b"", 0, 3, 0
+    exif, frame, components, passes = bytearray(), 0, 3, 0
     scans: Counter[int] = Counter()
     for marker, position, length in _counted("JPEG", _jpeg_segments(data)):
         if marker in _JPEG_FRAMES and size is None:
@@ -106,7 +106,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             f"damaged JPEG: expected at most {most} scans of a component for {size[1]}x{size[0]} pixels, found more"
         )
     kept = frame in _JPEG_PROGRESSIVE or passes > 1  # all coefficients until the last scan, 16 bits each
-    return ImageHeader("JPEG", size[1], size[0], _orientation(exif), decoding=3 + max(3, 2 * components * kept))
+    return ImageHeader("JPEG", size[1], size[0], _orientation(bytes(exif)), decoding=3 + max(3, 2 * components * kept))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
