@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ImageError, InputError
+from edgeface.errors import ExtraNotInstalledError, ImageError, InputError
 from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.files import default_root, sha256_of, write_atomically
@@ -217,12 +218,12 @@ def _collect(
     kept = np.flatnonzero(counts >= min_photos)
     dropped = {names[person]: int(counts[person]) for person in range(len(names)) if counts[person] < min_photos}
     if len(kept) < 2:
-        most = f"; {len(failures)} photos cannot be used, the first is {min(failures)}: {failures[min(failures)]}"
+        first = "; ".join(f"{len(failures)} cannot be used, the first {each}" for each in sorted(failures.values())[:1])
         raise InputError(
             path=root,
             expected=f"at least two people with {min_photos} usable photos or more, each in a folder of their own",
             found=f"{len(kept)} of {len(names)} people with a usable photo, {len(usable)} usable photos"
-            + (most if failures else ""),
+            + (f"; {first}" if first else ""),
             remedy="add photos, or pass a lower --min-photos",
         )
     rows = usable[np.isin(people[usable], kept)]
@@ -391,29 +392,37 @@ def augment(crops: Crops, kind: Augmentation, *, copies: int = 1, seed: int = 0)
         return
     for copy in range(copies):
         change = _changes(kind, seed=seed * 1000 + copy)
-        yield np.stack([change(image=np.ascontiguousarray(crop[..., ::-1]))["image"][..., ::-1] for crop in crops])
+        yield np.stack([change(np.ascontiguousarray(crop[..., ::-1]))[..., ::-1] for crop in crops])
 
 
-def _changes(kind: Augmentation, *, seed: int) -> Any:
-    import os
-
-    from edgeface.errors import ExtraNotInstalledError
-
+def _changes(kind: Augmentation, *, seed: int) -> Callable[[Crops], Crops]:
+    """Return what changes one crop, (H, W, 3) uint8 RGB, another way each time."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     try:
         import albumentations as a
     except ImportError as error:
         raise ExtraNotInstalledError("train", needed_for=f"the augmentation {kind!r}") from error
     if kind == "light":
-        return a.Compose([a.HorizontalFlip(p=0.5), a.RandomBrightnessContrast(0.15, 0.15, p=0.5)], seed=seed)
+        light = a.Compose([a.HorizontalFlip(p=0.5), a.RandomBrightnessContrast(0.15, 0.15, p=0.5)], seed=seed)
+        return lambda crop: np.asarray(light(image=crop)["image"])
     hole = (1, 8)
-    seven = [
-        a.HorizontalFlip(p=0.5),
-        a.OneOf([a.GaussNoise(), a.Blur(blur_limit=3)], p=0.1),
-        a.OneOf([a.RandomBrightnessContrast(), a.HueSaturationValue(20, 50, 50), a.RGBShift()], p=0.2),
-        a.Affine(translate_percent=(-0.15, 0.15), scale=(0.85, 1.15), rotate=(-15, 15), border_mode=4, p=0.2),
-        a.OneOf([a.CoarseDropout((1, 16), hole, hole), a.PixelDropout(0.02)], p=0.2),
-        a.OneOf([a.CLAHE(), a.RandomToneCurve()], p=0.2),
-        a.OneOf([a.Downscale((0.8, 0.95)), a.ImageCompression(quality_range=(75, 95))], p=0.1),
+    seven: list[tuple[float, list[Any]]] = [
+        (0.5, [a.HorizontalFlip(p=1)]),
+        (0.1, [a.GaussNoise(p=1), a.Blur(3, p=1)]),
+        (0.2, [a.RandomBrightnessContrast(p=1), a.HueSaturationValue(20, 50, 50, p=1), a.RGBShift(p=1)]),
+        (0.2, [a.Affine((0.85, 1.15), translate_percent=(-0.15, 0.15), rotate=(-15, 15), border_mode=4, p=1)]),
+        (0.2, [a.CoarseDropout((1, 16), hole, hole, p=1), a.PixelDropout(0.02, p=1)]),
+        (0.2, [a.CLAHE(p=1), a.RandomToneCurve(p=1)]),
+        (0.1, [a.Downscale((0.8, 0.95), p=1), a.ImageCompression(quality_range=(75, 95), p=1)]),
     ]
-    return a.Compose([a.SomeOf(seven, n=4)], seed=seed)
+    kinds = [a.Compose([a.OneOf(each, p=1)], seed=seed + number) for number, (_, each) in enumerate(seven)]
+    weights = np.array([weight for weight, _ in seven])
+    rng = np.random.default_rng(seed)
+
+    def change(crop: Crops) -> Crops:
+        # Albumentations 1 chose by weight and applied all that it chose; SomeOf of release 2 applies each by chance.
+        for number in rng.choice(len(kinds), 4, replace=False, p=weights / weights.sum()):
+            crop = kinds[number](image=crop)["image"]
+        return np.asarray(crop)
+
+    return change

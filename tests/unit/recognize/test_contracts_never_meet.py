@@ -40,6 +40,7 @@ from edgeface.recognize.cluster import chinese_whispers, dbscan
 from edgeface.recognize.identify import Identifier, TrackIdentifier
 from edgeface.recognize.index import PersonRule, pair_scores, rank_people
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold, threshold_from_pairs
+from edgeface.train.classify import TrainedHead
 
 CARRIERS = re.compile(
     r"\b(Embeddings?|EmbeddingTable|NewTemplate|Template|TemplateBlock|Changes|Face|FaceObservation|Index|MemoryIndex"
@@ -89,6 +90,11 @@ def cut(contract_id: str) -> SearchThreshold:
 
 def limits(contract_id: str) -> threshold.Threshold:
     return calibrate([0.9], [0.1] * 9, fars=[0.1], contract_id=contract_id, metric=Metric.cosine)[0]
+
+
+def head(contract_id: str) -> TrainedHead:
+    rows, bias = vectors(2).astype(np.float32), np.zeros(2, np.float32)
+    return TrainedHead(labels=("Ada", "Bob"), weights=rows, bias=bias, contract_id=contract_id)
 
 
 def table(contract_id: str) -> EmbeddingTable:
@@ -218,6 +224,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "save_thresholds": lambda o: threshold.save_thresholds(
         o.folder / "t.json", [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
+    "TrainedHead.classify": lambda o: head(CONTRACT).classify(o.alien),
     "threshold_at": lambda o: threshold.threshold_at([limits(CONTRACT), limits(OTHER_CONTRACT)], 0.1),
 }
 
