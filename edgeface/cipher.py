@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edgeface.errors import GalleryDamagedError, GalleryKeyError, InputError, ModelFormatError
+from edgeface.untrusted import MODEL_BYTES, open_regular, parse_json, reading
 
 KEY_BYTES = 32
 """Length of a gallery's key: AES-256."""
@@ -46,7 +47,6 @@ OVERHEAD = _NONCE + _TAG
 
 _MAGIC = b"EDGEFACE"
 _START = struct.Struct("<8sBI")
-_LARGEST = 2**31 - 1  # of one AES-GCM message in `cryptography`
 
 
 def _encrypt(cipher: AESGCM, content: bytes, associated: bytes) -> bytes:
@@ -64,7 +64,7 @@ def _decrypt(cipher: AESGCM, message: bytes, associated: bytes) -> bytes:
 
 def is_sealed(path: Path) -> bool:
     """Return whether a file begins as a sealed one does."""
-    with path.open("rb") as file:
+    with reading(path, "a file that can be read"), open_regular(path) as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
@@ -74,8 +74,8 @@ def seal(content: bytes, *, key: bytes, header: Mapping[str, str]) -> bytes:
     The key is 16, 24 or 32 random bytes. The header's ``kind`` is checked by `unseal`. `InputError` is raised if the
     content is too long, or the key has another length.
     """
-    if len(content) > _LARGEST:
-        raise InputError(f"encryption: expected at most {_LARGEST} bytes, found {len(content)}")
+    if len(content) > MODEL_BYTES:
+        raise InputError(f"encryption: expected at most {MODEL_BYTES} bytes, found {len(content)}")
     text = json.dumps(header, sort_keys=True).encode()
     start = _START.pack(_MAGIC, SEALED_VERSION, len(text)) + text
     return start + _encrypt(_aes(key), content, start)
@@ -85,8 +85,8 @@ def header_of(sealed: bytes) -> dict[str, Any]:
     """Read the header of a sealed file. Only `unseal` proves that it is authentic."""
     try:
         magic, _, length = _START.unpack_from(sealed)
-        header = json.loads(sealed[_START.size : _START.size + length])
-    except (struct.error, ValueError) as error:
+        header = parse_json(sealed[_START.size : _START.size + length])
+    except (struct.error, ValueError, InputError) as error:
         raise ModelFormatError("expected a file sealed by edgeface, found something else") from error
     if magic != _MAGIC or not isinstance(header, dict):
         raise ModelFormatError("expected a file sealed by edgeface, found something else")
@@ -117,8 +117,7 @@ def unseal(sealed: bytes, *, key: bytes, kind: str, source: str) -> bytes:
         raise ModelFormatError(
             f"{source}: cannot be decrypted: the key is another one, or the file is damaged"
         ) from error
-    found = json.loads(start[_START.size :])["kind"]
-    if found != kind:
+    if (found := header_of(sealed).get("kind")) != kind:
         raise ModelFormatError(f"{source}: expected a sealed {kind}, found a sealed {found}")
     return content
 

@@ -8,14 +8,14 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.errors import InputError, OutputError
+from edgeface.errors import OutputError
+from edgeface.untrusted import open_regular
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
@@ -229,31 +229,16 @@ def stopwatch() -> Iterator[Callable[[], float]]:
 
 
 def digests_of(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
-    """Return digests of a file's bytes, as lower-case hexadecimal, by `hashlib` algorithm."""
+    """Return digests of a regular file's bytes, as lower-case hexadecimal, by `hashlib` algorithm.
+
+    Raises as `open_regular`.
+    """
     hashers = {name: hashlib.new(name) for name in algorithms}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             for hasher in hashers.values():
                 hasher.update(block)
     return {name: hasher.hexdigest() for name, hasher in hashers.items()}
-
-
-def read_regular(path: Path, *, limit: int) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes.
-
-    A device or a pipe may have no end, or never a first byte. Raises InputError without a path if it is another kind
-    of file or larger, OSError if it cannot be read.
-    """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(expected="a regular file", found="a device, pipe or socket", remedy="copy it to a file")
-        content = file.read(status.st_size + 1) if status.st_size <= limit else b""  # a larger argument is allocated
-    if (size := max(status.st_size, len(content))) > limit:
-        raise InputError(expected=f"at most {limit:,} bytes", found=f"{size:,}")
-    return content
 
 
 @dataclass(frozen=True, slots=True)

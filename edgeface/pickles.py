@@ -8,14 +8,11 @@ and every value is checked to be plain before it is returned.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import pickletools
 import re
-import struct
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import InputError
-from edgeface.files import read_regular
-
-_LARGEST = 1 << 31  # bytes of a file
-_MOST_OPERATIONS = 2_000_000  # of one pickle; each makes an object of about 64 bytes at most, besides what it copies
-_DEEPEST = 64  # containers inside one another
-_SHARED = 16 << 20  # bytes to which values that are referred to more than once may expand, beyond those of the file
-
-DAMAGE = (ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile)
-"""What the standard library and this module raise for bytes that are not what they should be."""
+from edgeface.untrusted import DEEPEST, MODEL_BYTES, PICKLE_OPERATIONS, PICKLE_SHARED, read_regular, reading
 
 
 def read_pickle(path: Path) -> Any:
@@ -64,40 +53,12 @@ def read_pickle(path: Path) -> Any:
     >>> _ = path.write_bytes(pickle.dumps(print))
     >>> read_pickle(path)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    edgeface.errors.InputError: ...expected only containers, numbers, text and numpy arrays, found builtins.print...
+    edgeface.errors.InputError: ...of only containers, numbers, text and numpy arrays, found builtins.print...
     """
-    expected, remedy = "only containers, numbers, text and numpy arrays", "save it again with nothing else in it"
-    with refusals(path, InputError, expected, remedy):
-        content = content_of(path)
+    expected = "a file of only containers, numbers, text and numpy arrays"
+    with reading(path, expected, remedy="save it again with nothing else in it"):
+        content = read_regular(path, limit=MODEL_BYTES)
         return PickleInterpreter(io.BytesIO(content), CONSTRUCTORS).load()
-
-
-@contextlib.contextmanager
-def refusals(path: Path, error_class: type[InputError], expected: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a malformed file causes inside the block into one error with the path.
-
-    `expected` and `remedy` complete an InputError that has none.
-    """
-    try:
-        yield
-    except InputError as error:
-        raise error_class(
-            path=path, expected=error.expected or expected, found=error.found, remedy=error.remedy or remedy
-        ) from error.__cause__
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise error_class(
-            path=path, expected="a file that can be read", found=reason, remedy="check the path"
-        ) from error
-    except DAMAGE as error:
-        raise error_class(
-            path=path, expected=expected, found=f"damage: {str(error)[:200]}", remedy="copy the file again"
-        ) from error
-
-
-def content_of(path: Path) -> bytes:
-    """Return the bytes of a file of at most 2 GiB; raise InputError for a larger one."""
-    return read_regular(path, limit=_LARGEST)
 
 
 # The interpreter
@@ -150,9 +111,9 @@ class PickleInterpreter:
         """Return the value of the pickle that starts at the file's position; raise InputError, or what damage does."""
         stack = self._stack
         for count, (operation, argument, _) in enumerate(pickletools.genops(self._file)):
-            if count > _MOST_OPERATIONS:
+            if count > PICKLE_OPERATIONS:
                 raise InputError(
-                    found=f"a pickle of more than {_MOST_OPERATIONS:,} values",
+                    found=f"a pickle of more than {PICKLE_OPERATIONS:,} values",
                     remedy="save numbers as numpy arrays instead of lists",
                 )
             name = operation.name
@@ -165,7 +126,7 @@ class PickleInterpreter:
             else:
                 raise unexpected(f"the pickle operation {name}")
         value = self._popped()
-        _require_plain(value, self._kept, _SHARED + 8 * self._size)
+        _require_plain(value, self._kept, PICKLE_SHARED + 8 * self._size)
         return value
 
     def _popped(self) -> Any:
@@ -338,8 +299,8 @@ def _require_plain(value: Any, kept: frozenset[type], budget: int) -> None:
                 item.tolist()  # raises ValueError for numbers that are no characters
             if kind in (dict, list, tuple) and item:
                 levels.append(iter(item.values() if kind is dict else item))
-                if len(levels) > _DEEPEST:
-                    raise unexpected(f"containers that are nested more than {_DEEPEST} levels deep")
+                if len(levels) > DEEPEST:
+                    raise unexpected(f"containers that are nested more than {DEEPEST} levels deep")
                 break
         else:
             levels.pop()

@@ -17,17 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError, ModelFormatError
-from edgeface.pickles import (
-    CONSTRUCTORS,
-    DAMAGE,
-    PickleInterpreter,
-    PickleName,
-    content_of,
-    count_of,
-    refusals,
-    uncalled,
-    unexpected,
-)
+from edgeface.pickles import CONSTRUCTORS, PickleInterpreter, PickleName, count_of, uncalled, unexpected
+from edgeface.untrusted import MODEL_BYTES, open_zip, read_members, read_regular, reading
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {
@@ -66,8 +57,8 @@ def read_torch(path: Path) -> dict[str, NDArray[Any]]:
         but tensors.
     """
     expected, remedy = "a PyTorch state dictionary", "save one: torch.save(model.state_dict(), path)"
-    with refusals(path, ModelFormatError, expected, remedy):
-        content = content_of(path)
+    with reading(path, expected, error=ModelFormatError, remedy=remedy):
+        content = read_regular(path, limit=MODEL_BYTES)
         tensors = _read_archive(content) if content.startswith(b"PK\x03\x04") else _read_legacy(content)
         return {key: tensor.array() for key, tensor in tensors.items()}
 
@@ -174,7 +165,7 @@ def _state_dictionary(file: io.BytesIO, storages: dict[str, _Storage]) -> dict[s
 
 def _read_archive(content: bytes) -> dict[str, _Tensor]:
     """Read the zip format."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with open_zip(io.BytesIO(content)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         folder = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
         if folder is None:
@@ -184,14 +175,14 @@ def _read_archive(content: bytes) -> dict[str, _Tensor]:
                 found="a TorchScript archive, which is a program",
                 remedy="save the state dictionary, torch.save(model.state_dict(), path), or export the model to ONNX",
             )
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
-        if not stored or sum(entry.file_size for entry in entries.values()) > len(content):
-            raise ValueError("entries that are compressed, or larger than the file")
-        order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in entries else b"little"
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("entries that are compressed")
+        parts = read_members(archive, entries.values(), limit=len(content))
+        order = parts.get(f"{folder}byteorder", b"little")
         storages: dict[str, _Storage] = {}
-        tensors = _state_dictionary(io.BytesIO(archive.read(f"{folder}data.pkl")), storages)
+        tensors = _state_dictionary(io.BytesIO(parts[f"{folder}data.pkl"]), storages)
         for key, storage in storages.items():
-            values = archive.read(f"{folder}data/{key}")
+            values = parts[f"{folder}data/{key}"]
             if len(values) != storage.size_in_bytes:
                 raise ValueError(f"{len(values):,} bytes of values where {storage.size_in_bytes:,} are declared")
             storage.fill(values, order=">" if order == b"big" else "<")
@@ -203,7 +194,9 @@ def _read_legacy(content: bytes) -> dict[str, _Tensor]:
     file = io.BytesIO(content)
     try:
         magic = PickleInterpreter(file, {}).load()
-    except DAMAGE as error:
+    except InputError:
+        raise
+    except Exception as error:
         raise InputError(found="neither a zip archive nor PyTorch's magic number") from error
     if magic != _LEGACY_MAGIC or PickleInterpreter(file, {}).load() != _LEGACY_VERSION:
         raise InputError(found="a pickle without PyTorch's magic number and version")

@@ -32,6 +32,7 @@ from edgeface.bench.schema import (
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 from edgeface.stats import Interval, LatencyKey
+from edgeface.untrusted import RESULT_BYTES, RESULT_SAMPLES, read_json
 
 SCHEMA: Literal["edgeface.bench/1"] = "edgeface.bench/1"
 """Name and version of the document. A new version needs a step in `_MIGRATIONS`."""
@@ -132,14 +133,7 @@ class BenchmarkResult(ResultPart):
             If the file is absent, is not a result, or has a newer schema version.
         """
         file = path / FILE_NAME if path.is_dir() else path
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"cannot read {file}: {error.strerror}; results are written by 'edgeface bench run -o DIR'"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{file} is not a result in JSON: {error}") from error
+        document = read_json(file, "a result that 'edgeface bench run -o DIR' wrote, in JSON", limit=RESULT_BYTES)
         return cls.from_dict(document, source=str(file))
 
     @classmethod
@@ -201,10 +195,6 @@ def upgrade(
     return upgraded
 
 
-_LARGEST = 1 << 27
-"""Most samples in a file: two days at a thousand per second, and far less than memory."""
-
-
 class Samples(Frozen):
     """Every query that was measured, in order of start.
 
@@ -221,7 +211,7 @@ class Samples(Frozen):
         Milliseconds from there to its completion: float32 little-endian (relative error 10^-7), zlib, base64.
     """
 
-    count: Annotated[int, Field(ge=0, le=_LARGEST)]
+    count: Annotated[int, Field(ge=0, le=RESULT_SAMPLES)]
     items: Annotated[int, Field(ge=1)] = 1
     start_ns: str
     latency_ms: str

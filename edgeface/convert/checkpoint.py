@@ -21,9 +21,11 @@ from edgeface.convert.graphdef import parse_message
 from edgeface.convert.messages import DTYPES, BundleEntry, BundleHeader
 from edgeface.convert.source import read_bytes
 from edgeface.errors import ModelFormatError, NotSupportedError
+from edgeface.untrusted import reading
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
+_MOST_MISSING = 100  # files of values that a message lists
 _BLOCK_TRAILER_BYTES = 5  # compression type, masked CRC-32C
 
 
@@ -64,11 +66,18 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
     compressed or a variable is stored in slices.
     """
     index = prefix.with_name(prefix.name + ".index")
-    entries = dict(_read_table(read_bytes(index), index))
+    content = read_bytes(index)
+    with reading(index, "a TensorFlow checkpoint index", error=ModelFormatError):
+        return _read_variables(prefix, index, dict(_read_table(content, index)))
+
+
+def _read_variables(prefix: Path, index: Path, entries: dict[bytes, bytes]) -> dict[str, NDArray[Any]]:
     header = parse_message(BundleHeader, entries.pop(b"", b""), index)
     if header.endianness != 0:
         raise NotSupportedError(f"{index}: expected a little-endian checkpoint, found a big-endian one")
-    count = header.num_shards
+    count, found = header.num_shards, len(shard_paths(prefix)) - 1
+    if not 0 <= count <= found + _MOST_MISSING:
+        raise ModelFormatError(path=prefix, expected=f"{count} files of values beside the index", found=str(found))
     shards = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}") for shard in range(count)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ModelFormatError(f"{prefix}: expected {', '.join(missing)} beside the index, found nothing")
@@ -93,6 +102,8 @@ def read_checkpoint(prefix: Path) -> dict[str, NDArray[Any]]:
                 "the file is truncated: copy it again"
             )
         variables[name] = raw.view(dtype).reshape(shape)
+    if sum(each.nbytes for each in variables.values()) > sum(each.nbytes for each in memory):
+        raise ModelFormatError(path=index, expected="variables of their own values", found="some that share them")
     return variables
 
 
@@ -103,13 +114,10 @@ def _read_table(content: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
         raise ModelFormatError(
             f"{path}: expected a TensorFlow checkpoint index, found no index; it is truncated or damaged"
         )
-    try:
-        footer = content[-_FOOTER_BYTES:]
-        _, position = _block_handle(footer, 0)  # the meta-index, empty in checkpoints
-        for _, handle in _read_block(content, *_block_handle(footer, position)[0], path=path):
-            yield from _read_block(content, *_block_handle(handle, 0)[0], path=path)
-    except (IndexError, struct.error) as error:
-        raise ModelFormatError(f"{path}: the checkpoint index is damaged: {error}") from error
+    footer = content[-_FOOTER_BYTES:]
+    _, position = _block_handle(footer, 0)  # the meta-index, empty in checkpoints
+    for _, handle in _read_block(content, *_block_handle(footer, position)[0], path=path):
+        yield from _read_block(content, *_block_handle(handle, 0)[0], path=path)
 
 
 def _read_block(content: bytes, offset: int, size: int, *, path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -147,6 +155,8 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _step(name: str) -> int:

@@ -25,14 +25,13 @@ from edgeface.convert.recipe import Recipe
 from edgeface.convert.source import SourceModel, digest_of_weights, read_bytes
 from edgeface.errors import InputError, ModelFormatError, NotSupportedError
 from edgeface.model.opset import ops
+from edgeface.untrusted import reading
 
 Floats = NDArray[np.float32]
 
 SCALE = 256.0
 """Divisor of the pixels in `input_rgb_image_sized`; it is not in the file (dlib, dnn/input.h)."""
 
-_LARGEST_FILE = 1 << 30
-"""Bytes; the published recognition network has 22 million."""
 _MOST_LAYERS = 10_000
 _LARGEST_MAP = 1 << 24
 """Values of one feature map of one image; the largest of the published network has 0.2 million."""
@@ -103,9 +102,10 @@ def load_dlib(path: Path, recipe: Recipe) -> SourceModel:
     InputError
         If the recipe contradicts the file.
     """
-    content = read_bytes(path, limit=_LARGEST_FILE)
+    content = read_bytes(path)
     stream = _Stream(content, path)
-    size, mean, steps = _read_network(stream)
+    with reading(path, "a network that dlib wrote", error=ModelFormatError):
+        size, mean, steps = _read_network(stream)
     _check_recipe(path, recipe, size, mean)
     return SourceModel(
         model=_build(steps, size, path),

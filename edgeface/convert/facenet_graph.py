@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +31,7 @@ from edgeface.convert.messages import (
 from edgeface.convert.seeded import seeded_weights
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.files import write_atomically
+from edgeface.untrusted import read_npz
 
 DROPOUT_KEEP = 0.4
 """Of the released CASIA-WebFace model (its training command in davidsandberg's wiki)."""
@@ -42,18 +41,9 @@ MOVING_AVERAGE_DECAY = 0.995
 BatchNormOp = Literal["FusedBatchNorm", "FusedBatchNormV3"]
 
 
-def read_weights(path: Path, *, what: str = "TensorFlow variables") -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz, for weights keyed by TensorFlow variable name.
-
-    Raises InputError if the file is no .npz; the message says that `what` was expected in it.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected an .npz with {what}: {error}") from error
-    except (AttributeError, TypeError) as error:  # a bare .npy array is no context manager
-        raise InputError(f"{path}: expected an .npz with {what}, found one array") from error
+def read_weights(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz of weights keyed by TensorFlow variable name; raise InputError if it is none."""
+    return read_npz(path, "an .npz with TensorFlow variables")
 
 
 def write_graph(weights: Mapping[str, NDArray[Any]], path: Path, *, seeded: bool = False) -> Path:

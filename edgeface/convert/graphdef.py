@@ -7,6 +7,7 @@ constant to one branch of a condition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,17 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from edgeface.convert.messages import DT_BOOL, DT_FLOAT, GraphDef, array_to_tensor, set_shape, tensor_to_array
-from edgeface.errors import ConversionError, ModelFormatError
+from edgeface.convert.messages import (
+    DT_BOOL,
+    DT_FLOAT,
+    GraphDef,
+    array_to_tensor,
+    filled_bytes,
+    set_shape,
+    tensor_to_array,
+)
+from edgeface.errors import ConversionError, InputError, ModelFormatError
+from edgeface.untrusted import FILLED_BYTES, reading
 
 _PASS_THROUGH = frozenset(
     {"CheckNumerics", "Identity", "PreventGradient", "ReadVariableOp", "RefIdentity", "StopGradient"}
@@ -26,6 +36,8 @@ _PASS_THROUGH |= {"PlaceholderWithDefault"}  # its input is its value where noth
 _SWITCHES = frozenset({"Switch", "RefSwitch"})
 _MERGES = frozenset({"Merge", "RefMerge"})
 _VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
+_INPUTS = {**dict.fromkeys(_PASS_THROUGH, 1), **dict.fromkeys(_SWITCHES, 2), "LogicalNot": 1}
+"""Inputs that an operation cannot do without."""
 _TRAINING_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 _UNFREEZABLE = frozenset({"Placeholder", "QueueDequeueUpToV2", "QueueDequeueManyV2", "QueueDequeueV2"})
 
@@ -77,13 +89,14 @@ def parse_message(message_type: Any, content: bytes, path: Path, *, framework: s
 
     Raises ModelFormatError if the bytes are truncated or no message of this type.
     """
-    try:
-        return message_type.FromString(content)
-    except DecodeError as error:
-        raise ModelFormatError(
-            f"{path}: expected {framework} {message_type.DESCRIPTOR.name}, found {len(content):,} bytes that do not "
-            "parse as one; the file is truncated or damaged: download it again and compare its checksum"
-        ) from error
+    with reading(path, f"{framework} {message_type.DESCRIPTOR.name}", error=ModelFormatError):
+        try:
+            return message_type.FromString(content)
+        except DecodeError as error:
+            raise InputError(
+                found=f"{len(content):,} bytes that do not parse as one",
+                remedy="the file is truncated or damaged: download it again and compare its checksum",
+            ) from error
 
 
 def prune(
@@ -113,7 +126,15 @@ def prune(
     live.versions.CopyFrom(graph.versions)
     live.library.CopyFrom(graph.library)
     weights: dict[str, NDArray[np.float32]] = {}
+    filled = 0
     for name in _topological(resolver, root):
+        node = resolver.nodes.get(name)
+        filled += filled_bytes(node.attr["value"].tensor) if node is not None and node.op == "Const" else 0
+        if filled > FILLED_BYTES:
+            raise ConversionError(
+                f"{source}: expected constants that repeat a value in at most {FILLED_BYTES:,} bytes, found more, up "
+                f"to {name!r}; this is no face embedding model"
+            )
         value = _large_constant(name, resolver)
         if value is not None:
             weights[name] = value
@@ -257,8 +278,14 @@ class _Resolver:
 
     def _data_inputs(self, name: str) -> list[str]:
         if name not in self._inputs:
-            named = self._node(name).input
-            self._inputs[name] = [each.removesuffix(":0") for each in named if each[0] != "^"]
+            node = self._node(name)
+            data = [each.removesuffix(":0") for each in node.input if not each.startswith("^")]
+            if len(data) < (needed := _INPUTS.get(node.op, 0)):
+                raise ConversionError(
+                    f"{self.source}: expected {node.op} {name!r} with {needed} inputs, found {len(data)}; the file is "
+                    "damaged or was cut by another tool"
+                )
+            self._inputs[name] = data
         return self._inputs[name]
 
     def _pivots(self, name: str) -> list[str]:
@@ -296,7 +323,7 @@ def _large_constant(name: str, resolver: _Resolver) -> NDArray[np.float32] | Non
     if value is None and name != resolver.input and node is not None and node.op == "Const":
         tensor = node.attr["value"].tensor
         sizes = [dim.size for dim in tensor.tensor_shape.dim]
-        if tensor.dtype == DT_FLOAT and np.prod(sizes, dtype=np.int64) >= _LARGE:
+        if tensor.dtype == DT_FLOAT and math.prod(sizes) >= _LARGE:
             value = tensor_to_array(tensor)
     return value if value is not None and value.dtype == np.float32 and value.size >= _LARGE else None
 

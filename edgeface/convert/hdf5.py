@@ -22,10 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ExtraNotInstalledError, ModelFormatError
-
-MEMORY_BYTES = 1 << 30
-CPU_SECONDS = 3
-"""What the process may use; a file of 15 MB takes 0.1 s."""
+from edgeface.untrusted import HDF5_BYTES, HDF5_SECONDS
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Shapes of arrays by layer, then by the array's name: ``{"conv1": {"kernel": (7, 7, 3, 64)}}``."""
@@ -105,8 +102,8 @@ def main() -> None:
     import h5py
 
     request = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    seconds = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_AS, (HDF5_BYTES, HDF5_BYTES))
+    seconds = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + HDF5_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -8,6 +8,7 @@ can be imported in the same process.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from numpy.typing import NDArray
+
+from edgeface.untrusted import FILLED_BYTES
 
 _SCHEMA = """
 GraphDef          node=1*NodeDef library=2:FunctionLibrary versions=4:VersionDef
@@ -103,12 +106,15 @@ BundleEntry: Any = _MESSAGES["BundleEntry"]
 def tensor_to_array(tensor: Any) -> NDArray[Any]:
     """Decode a TensorProto of numbers or booleans.
 
-    Raises ValueError if its type is none of `DTYPES`, or if it holds fewer bytes than its shape needs.
+    Raises ValueError if its type is none of `DTYPES`, if it holds fewer bytes than its shape needs, or repeats a value
+    in more than `FILLED_BYTES`.
     """
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise ValueError(f"expected a tensor of numbers, found TensorFlow DataType {tensor.dtype}")
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if filled_bytes(tensor) > FILLED_BYTES:
+        raise ValueError(f"expected at most {FILLED_BYTES:,} bytes of repeated values, found a tensor of {shape}")
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
     if tensor.dtype == 19:
@@ -118,8 +124,24 @@ def tensor_to_array(tensor: Any) -> NDArray[Any]:
     if values.size == 0:
         return np.zeros(shape, dtype)
     # TensorFlow repeats the last value when fewer are given than the shape holds (tensor.proto).
-    padding = int(np.prod(shape, dtype=np.int64)) - values.size
+    padding = math.prod(shape) - values.size
     return np.concatenate([values, np.repeat(values[-1:], max(padding, 0))]).reshape(shape)
+
+
+def filled_bytes(tensor: Any) -> int:
+    """Return how many bytes a TensorProto becomes that it does not hold, in Python's integers, which do not wrap.
+
+    Raises ValueError for a negative size.
+    """
+    sizes: list[int] = [dim.size for dim in tensor.tensor_shape.dim]
+    held: int = tensor.ByteSize()
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"expected a tensor's shape, found {sizes}")
+    dtype = DTYPES.get(tensor.dtype)
+    return max(0, math.prod(sizes) * (dtype.itemsize if dtype else _TEXT_BYTES) - held)
+
+
+_TEXT_BYTES = 32  # of an empty string in memory
 
 
 def array_to_tensor(array: NDArray[Any], tensor: Any) -> None:

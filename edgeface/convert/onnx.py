@@ -39,6 +39,7 @@ from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFor
 from edgeface.files import output_errors, sha256_of
 from edgeface.model.contract import Layout
 from edgeface.model.opset import ops
+from edgeface.untrusted import IMPORT_BYTES, IMPORT_RATIO, reading
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +83,15 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
         If the recipe contradicts the file, or leaves out what the file does not say.
     """
     graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
-    files = [path, *_check_tensors(graph, path)]
-    _check_graph(graph, path)
-    structure, used = _structure_of(graph, recipe.output)
-    weights = dict(_weights(graph, path))
-    weights_id = digest_of_weights([weights[name] for name in used if name in weights], structure)
-    del graph, weights
-    model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
+    with reading(path, "an ONNX model", error=ModelFormatError):
+        files = [path, *_check_tensors(graph, path)]
+        _check_graph(graph, path)
+        structure, used = _structure_of(graph, recipe.output)
+        size = sum(file.stat().st_size for file in files)
+        weights = dict(_weights(graph, path, most=IMPORT_RATIO * size))
+        weights_id = digest_of_weights([weights[name] for name in used if name in weights], structure)
+        del graph, weights
+    model, imported = _import(path, recipe, size)
     for note in imported.notes:
         log.info("%s: %s", path, note)
     return SourceModel(
@@ -186,8 +189,11 @@ def _check_graph(graph: Any, path: Path) -> None:
         raise ConversionError(f"{path}: expected dense weights, found {len(graph.sparse_initializer)} sparse tensors")
 
 
-def _weights(graph: Any, path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Return (name, array) of the floating-point tensors; kernels as HWIO, weights of dense layers as (in, out)."""
+def _weights(graph: Any, path: Path, *, most: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Return (name, array) of the floating-point tensors; kernels as HWIO, weights of dense layers as (in, out).
+
+    Raises ModelFormatError if they have more than `most` bytes together: several may name the same external bytes.
+    """
     kernels, dense = set(), set()
     for node in graph.node:
         if node.op_type in _CONVOLUTIONS and len(node.input) > 1:
@@ -197,6 +203,9 @@ def _weights(graph: Any, path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     for name, tensor in _tensors(graph):
         if tensor.data_type not in (_FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16):
             continue
+        most -= 4 * math.prod(tensor.dims)
+        if most < 0:
+            raise ModelFormatError(path=path, expected="tensors of their own values", found="some that share them")
         array = _array(tensor, path)
         if name in kernels and array.ndim > 2:
             yield name, array.transpose(*range(2, array.ndim), 1, 0)
@@ -276,7 +285,7 @@ def _import(path: Path, recipe: Recipe, size: int) -> tuple[ov.Model, _Imported]
         output_errors(folder, hint=" for temporary files through TMPDIR"),
         tempfile.TemporaryDirectory(prefix="edgeface-") as temporary,
     ):
-        task = pickle.dumps((path, recipe, Path(temporary), _SPARE_BYTES + 8 * size))
+        task = pickle.dumps((path, recipe, Path(temporary), IMPORT_BYTES + IMPORT_RATIO * size))
         try:
             done = subprocess.run(
                 [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN_IMPORT}"],
@@ -300,8 +309,6 @@ def _import(path: Path, recipe: Recipe, size: int) -> tuple[ov.Model, _Imported]
 
 _RUN_IMPORT = "sys.modules['openvino_telemetry'] = None; from edgeface.convert.onnx import run_import; run_import()"
 _IMPORT_SECONDS = 600
-_SPARE_BYTES = 1 << 30
-"""Memory of a conversion beyond eight times its weights: what the process, OpenVINO and the layers need."""
 
 
 def run_import() -> None:

@@ -22,6 +22,7 @@ from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weig
 from edgeface.errors import InputError, ModelFormatError, NotSupportedError
 from edgeface.files import sha256_of
 from edgeface.model.opset import ops
+from edgeface.untrusted import read_regular, reading
 
 log = logging.getLogger(__name__)
 
@@ -209,10 +210,9 @@ def read_csv(path: Path, count: int) -> Array:
     Raises ModelFormatError if there are more or fewer, or one is no finite number.
     """
     expected = f"{count:,} numbers"
-    size = path.stat().st_size
-    if size > count * _LONGEST_NUMBER:
-        raise ModelFormatError(path=path, expected=expected, found=f"{size:,} bytes, too many for them")
-    fields = path.read_bytes().replace(b"\n", b",").rstrip(b", \r").split(b",")
+    with reading(path, expected, error=ModelFormatError):
+        content = read_regular(path, limit=count * _LONGEST_NUMBER)
+    fields = content.replace(b"\n", b",").rstrip(b", \r").split(b",")
     if len(fields) != count:
         found = f"{len(fields):,}" if fields != [b""] else "an empty file"
         raise ModelFormatError(path=path, expected=expected, found=found)

@@ -14,12 +14,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.convert.facenet_graph import read_weights
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.embedding import what_is_wrong
 from edgeface.model.ir_file import read_contract
+from edgeface.untrusted import read_npz
 from edgeface.zoo.schema import ModelEntry
 
 Images = NDArray[np.uint8]
@@ -118,8 +118,9 @@ def load_golden(path: Path) -> tuple[Images, Embeddings]:
 
     Raises InputError if the file is no .npz with ``images`` and ``embeddings`` of matching length.
     """
-    stored = read_weights(path, what="'images' and 'embeddings'")
-    if missing := {"images", "embeddings"} - stored.keys():
+    wanted = {"images", "embeddings"}
+    stored = read_npz(path, "an .npz with 'images' and 'embeddings'", names=wanted)
+    if missing := wanted - stored.keys():
         raise InputError(f"{path}: expected an .npz with 'images' and 'embeddings'; {min(missing)!r} is missing")
     images, embeddings = stored["images"], stored["embeddings"]
     is_rgb = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8

@@ -14,9 +14,10 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import frontend
 
-from edgeface.errors import ConversionError, InputError, ModelFormatError
-from edgeface.files import read_regular, sha256_of
+from edgeface.errors import ConversionError, ModelFormatError
+from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
+from edgeface.untrusted import MODEL_BYTES, read_regular, reading
 
 _FRONTEND_FAILURES = (
     RuntimeError,
@@ -86,20 +87,14 @@ def digest_of_weights(arrays: Iterable[NDArray[Any]], structure: Sequence[str]) 
     return hashlib.sha256("\n".join([*digests, *structure]).encode()).hexdigest()
 
 
-def read_bytes(path: Path, *, limit: int = 1 << 31) -> bytes:
+def read_bytes(path: Path, *, limit: int = MODEL_BYTES) -> bytes:
     """Read a model file; say what it is if it is no model.
 
-    `limit` is by default the most that a protobuf message holds.
-
-    Raises ModelFormatError if the file is absent, no regular file, empty, of `limit` bytes or more, a Git LFS pointer,
-    an HTML page, an archive or a text graph.
+    Raises ModelFormatError if the file is absent, no regular file, empty, larger than `limit`, a Git LFS pointer, an
+    HTML page, an archive or a text graph.
     """
-    try:
-        content = read_regular(path, limit=limit - 1)
-    except InputError as error:
-        raise ModelFormatError(path=path, expected=error.expected, found=error.found, remedy=error.remedy) from None
-    except OSError as error:
-        raise ModelFormatError(f"{path}: expected a readable model file: {error.strerror}") from error
+    with reading(path, "a readable model file", error=ModelFormatError):
+        content = read_regular(path, limit=limit)
     if not content:
         raise ModelFormatError(f"{path}: expected a model, found an empty file; download it again")
     start = content[:64].lstrip().lower()

@@ -33,6 +33,7 @@ from edgeface.convert.source import (
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors
 from edgeface.model.opset import Constant
+from edgeface.untrusted import reading
 
 _INPUTS = ("image_batch", "input", "input_1")
 _OUTPUT = "embeddings"
@@ -81,23 +82,25 @@ def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], fram
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in names.values()):
         return _load_functions(path, source.sha256, SEEDED_MARK in names, size)
-    ports = _find_ports(path, names, source.signature)
-    _require_size(path, _declared_shape(names.get(ports.input)), size)
-    inference = prune(
-        source.graph,
-        input=ports.input,
-        output=ports.output,
-        shape=(-1, *size, 3),
-        known=dict.fromkeys(ports.training, False),
-        variables=source.variables,
-        source=str(path),
-    )
+    with reading(path, "the inference graph of a FaceNet", error=ModelFormatError):
+        ports = _find_ports(path, names, source.signature)
+        _require_size(path, _declared_shape(names.get(ports.input)), size)
+        inference = prune(
+            source.graph,
+            input=ports.input,
+            output=ports.output,
+            shape=(-1, *size, 3),
+            known=dict.fromkeys(ports.training, False),
+            variables=source.variables,
+            source=str(path),
+        )
+        weights_id = digest_of_weights(inference.arrays(), inference.structure())
     return SourceModel(
         model=_run_frontend(inference, path),
         layout="NHWC",
         framework=framework,
         sha256=source.sha256,
-        weights_id=digest_of_weights(inference.arrays(), inference.structure()),
+        weights_id=weights_id,
         normalized=None,
         seeded=SEEDED_MARK in names,
         input=ports.input,

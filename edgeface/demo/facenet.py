@@ -25,6 +25,7 @@ from edgeface.model.flops import count_work
 from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.progress import ProgressCallback
 from edgeface.text import without_secrets
+from edgeface.untrusted import read_npz
 from edgeface.zoo import DownloadPolicy, ModelStore, download, load_catalog
 
 MODEL = "facenet-20180408-102900"
@@ -148,8 +149,7 @@ def golden_pairs(data: Path | None) -> list[tuple[NDArray[np.uint8], NDArray[np.
     path = data / MODEL / "golden.npz" if data else None
     if path is None or not path.is_file():
         return []
-    with np.load(path) as stored:
-        images = stored["images"]
+    images = read_npz(path, "golden images")["images"]
     return [
         (images[row], images[row + 1], "same person" if row < 16 else "different people") for row in range(0, 24, 2)
     ]

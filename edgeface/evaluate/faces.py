@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from edgeface.errors import FaceError, InputError
 from edgeface.files import stopwatch
 from edgeface.model.contract import Alignment, ModelContract
-from edgeface.pipeline.table import read_npz
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.adapter import Flip
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import ExecutionReport
+from edgeface.untrusted import read_npz
 from edgeface.vision.align import align
 from edgeface.vision.detector import Detector
 from edgeface.vision.formats import IMAGE_SUFFIXES
@@ -88,7 +88,7 @@ def load_boxes(path: Path) -> Boxes:
 
     Points that are all 0 mark an image without a face. Raise InputError if the arrays do not fit each other.
     """
-    arrays = read_npz(path, expected="a .npz of names, boxes and points")
+    arrays = read_npz(path, "a .npz of names, boxes and points", names=("names", "boxes", "points"))
     names, boxes = arrays.get("names", np.empty(0)), arrays.get("boxes", np.empty(0))
     points = arrays.get("points", np.full((names.size, 10), np.nan))
     shapes = names.shape, boxes.shape, points.shape

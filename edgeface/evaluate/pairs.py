@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
+from edgeface.untrusted import DOCUMENT_BYTES, read_regular, reading
 from edgeface.vision.listing import list_people
 
-_MOST_BYTES = 64 << 20
 _MOST_LISTED = 100
 """Malformed rows that one message lists."""
 
@@ -73,12 +73,8 @@ class PeopleImages:
 
 def read_pairs(path: Path) -> Pairs:
     """Read a list in the format of LFW's `pairs.txt`; raise InputError as `parse_pairs`, or if it cannot be read."""
-    try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise InputError(f"{path}: expected a pairs list of at most {_MOST_BYTES:,} bytes, found {size:,}")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable pairs list, found: {error.strerror or error}") from error
+    with reading(path, "a readable pairs list"):
+        raw = read_regular(path, limit=DOCUMENT_BYTES)
     return parse_pairs(raw, source=str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.records import GalleryInfo, KeptImage
+from edgeface.untrusted import parse_json, reading
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -21,6 +23,20 @@ _TEMPLATE = struct.Struct("<dq32s")
 _IMAGE = struct.Struct("<?14f")
 _NOT_UNIT = 1e-3
 """Largest difference from 1 of a stored template's squared length."""
+
+
+_MOST_NUMBERS = 1 << 16
+"""Of an embedding."""
+
+
+def _decoding(what: str) -> contextlib.AbstractContextManager[None]:
+    return reading("gallery", f"{what} that edgeface wrote", error=GalleryDamagedError, remedy="restore it from a copy")
+
+
+def _require(name: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{name}: {value!r:.80}")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +58,16 @@ class GalleryHeader:
 
     @classmethod
     def decode(cls, text: str) -> GalleryHeader:
-        """Read what `encode` wrote; the caller has checked that it did."""
-        return cls(**json.loads(text))
+        """Read what `encode` wrote; GalleryDamagedError for anything else: without a key, anyone can write a mark."""
+        with _decoding("a header"):
+            header = cls(**parse_json(text))
+            for name in ("gallery_id", "contract_id", "metric", "model", "created", "key_id"):
+                _require(name, getattr(header, name), str)
+            _require("keeps_images", header.keeps_images, bool)
+            if _require("dim", header.dim, int) not in range(1, _MOST_NUMBERS + 1):
+                raise ValueError(f"dim: {header.dim}")
+            datetime.fromisoformat(header.created)
+            return header
 
     def info(self, schema_version: int) -> GalleryInfo:
         """Return what users of a store see."""
@@ -72,10 +96,11 @@ class PersonBody:
     @classmethod
     def decode(cls, body: bytes) -> PersonBody:
         """Read what `encode` wrote."""
-        stored = json.loads(body.decode("utf-8", "surrogatepass"))
-        return cls(
-            stored["name"], tuple(stored["labels"]), stored["metadata"], datetime.fromisoformat(stored["created"])
-        )
+        with _decoding("a person"):
+            stored = parse_json(body.decode("utf-8", "surrogatepass"))
+            labels = tuple(_require("label", label, str) for label in _require("labels", stored["labels"], list))
+            name, metadata = _require("name", stored["name"], str), _require("metadata", stored["metadata"], dict)
+            return cls(name, labels, metadata, datetime.fromisoformat(stored["created"]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,9 +121,10 @@ class TemplateBody:
     @classmethod
     def decode(cls, body: bytes, dim: int) -> TemplateBody:
         """Read what `encode` wrote."""
-        quality, microseconds, digest = _TEMPLATE.unpack_from(body)
-        source, created = digest.hex() if any(digest) else "", _EPOCH + microseconds * _MICROSECOND
-        return cls(vectors_of([body], dim)[0], quality, source, created)
+        with _decoding("a template"):
+            quality, microseconds, digest = _TEMPLATE.unpack_from(body)
+            source, created = digest.hex() if any(digest) else "", _EPOCH + microseconds * _MICROSECOND
+            return cls(vectors_of([body], dim)[0], quality, source, created)
 
 
 def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
@@ -123,6 +149,7 @@ def encode_image(image: KeptImage) -> bytes:
 
 def decode_image(body: bytes) -> KeptImage:
     """Decode what `encode_image` wrote."""
-    aligned, *numbers = _IMAGE.unpack_from(body)
-    values = np.array(numbers, np.float32)
+    with _decoding("an image"):
+        aligned, *numbers = _IMAGE.unpack_from(body)
+        values = np.array(numbers, np.float32)
     return KeptImage(png=body[_IMAGE.size :], box=values[:4], landmarks=values[4:].reshape(5, 2), aligned=aligned)

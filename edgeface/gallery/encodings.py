@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ from edgeface.gallery.records import NewTemplate, check_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import Embedding
-from edgeface.pickles import DAMAGE, read_pickle
+from edgeface.pickles import read_pickle
+from edgeface.untrusted import ENCODINGS_BYTES, MODEL_BYTES, parse_npy, read_json, read_regular, read_text, reading
 
 DLIB_CONTRACT_ID = "a3d57e4c2741b880"
 """Contract of dlib-face-recognition-resnet-v1 as `edgeface convert` writes it: FP32."""
@@ -231,30 +230,12 @@ def _refuse_two_names(stored: StoredEncodings, rules: EnrolRules) -> None:
 # Files
 
 
-def _require_regular(path: Path) -> None:
-    """Refuse what may have no end, or never a first byte: a device or a pipe."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(
-            path=path, expected="a regular file", found="a device, pipe or socket", remedy="copy it to a file"
-        )
-
-
 def _read(path: Path) -> Any:
-    _require_regular(path)
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.array(np.lib.format.open_memmap(path, mode="r"))  # refuses objects, and more than is there
-        if path.suffix.lower() == ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(path=path, expected="a file that can be read", found=error.strerror or str(error)) from error
-    except (*DAMAGE, SyntaxError, MemoryError, tokenize.TokenError) as error:
-        raise InputError(
-            path=path,
-            expected="JSON text" if path.suffix.lower() == ".json" else "an array of numbers or text, saved by numpy",
-            found=str(error)[:200],
-            remedy="write it again",
-        ) from error
+    if path.suffix.lower() == ".npy":
+        with reading(path, "an array of numbers or text, saved by numpy"):
+            return parse_npy(read_regular(path, limit=MODEL_BYTES))
+    if path.suffix.lower() == ".json":
+        return read_json(path, "JSON text", limit=ENCODINGS_BYTES)
     return read_pickle(path)
 
 
@@ -312,11 +293,7 @@ def _names(path: Path, names: Path | None) -> list[Any]:
     if names.suffix.lower() in (".json", ".npy"):
         found = _read(names)
         return list(found) if _is_list(found) else [found]
-    _require_regular(names)
-    try:
-        return names.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path=names, expected="one name on each line", found=str(error)[:200]) from error
+    return read_text(names, "one name on each line").splitlines()
 
 
 def _tidy_name(name: Any) -> str:

@@ -14,6 +14,7 @@ from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
 from edgeface.files import expand_home
 from edgeface.text import name_of_key
+from edgeface.untrusted import KEY_FILE_BYTES
 
 KEY_VARIABLE = "EDGEFACE_GALLERY_KEY"
 """Environment variable that holds the key when no other place is named."""
@@ -75,7 +76,8 @@ def _read_file(path: Path, beside: Path | None) -> bytes:
         )
     try:
         mode = path.stat().st_mode
-        content = path.read_bytes()
+        with path.open("rb") as stream:  # a pipe is welcome, as a shell makes one of a secret store's answer
+            content = stream.read(KEY_FILE_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         named, why = name_of_key(str(path)), getattr(error, "strerror", None) or "a name that no file has"
         file = named if named == str(path) else "KEYFILE"

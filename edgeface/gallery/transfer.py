@@ -23,10 +23,8 @@ import hmac
 import io
 import json
 import math
-import struct
 import uuid
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,14 +41,18 @@ from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
+from edgeface.untrusted import (
+    DOCUMENT_BYTES,
+    MODEL_BYTES,
+    open_zip,
+    parse_json,
+    parse_npy,
+    read_members,
+    read_regular,
+    reading,
+)
 
 _FORMAT, _VERSION, _KIND, _SUMS = "edgeface-gallery", 1, "gallery-export", "SHA256SUMS"
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError)
-"""What reading values of the wrong kind raises: an export may have been written by anyone."""
-_MALFORMED_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, LookupError, ValueError, RuntimeError, OverflowError),
-    EOFError,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +164,8 @@ def import_gallery(
     parts = unpack(path, key)
     described, people, listed = _described(path, parts)
     require_same_contract(store.info.contract_id, described["contract_id"], what=f"gallery and {path.name}")
-    try:
-        matrix = np.load(io.BytesIO(parts["vectors.npy"]), allow_pickle=False)
+    with _valid(path):
+        matrix = parse_npy(parts["vectors.npy"])
         if matrix.dtype.kind != "f":
             raise TypeError(f"expected embeddings of real numbers, found {matrix.dtype}")
         grouped: list[list[NewTemplate]] = [[] for _ in people]
@@ -175,8 +177,6 @@ def import_gallery(
             (_text(person["name"]), [_text(label) for label in person["labels"]], dict(person["metadata"]))
             for person in people
         ]
-    except _MALFORMED as error:
-        raise ArchiveError(f"{path}: not a valid export of a gallery: {error!r}") from error
     added = already = 0
     with store.writing():
         before = len(store.people())
@@ -233,17 +233,15 @@ def _template(
 def _described(
     path: Path, parts: dict[str, bytes]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    try:
-        described, people, listed = (json.loads(parts[f"{name}.json"]) for name in ("gallery", "people", "templates"))
+    with _valid(path):
+        described, people, listed = (parse_json(parts[f"{name}.json"]) for name in ("gallery", "people", "templates"))
         wrong = described["format"] != _FORMAT or described["version"] != _VERSION
         if not isinstance(described["contract_id"], str):
             raise TypeError("contract_id is no text")
-    except _MALFORMED as error:
-        raise ArchiveError(f"{path}: not a valid export of a gallery: {error!r}") from error
     if wrong:
         raise ArchiveError(
-            f"{path}: expected {_FORMAT} of version {_VERSION}, found {described['format']!r} of version "
-            f"{described['version']!r}; update edgeface"
+            f"{path}: expected {_FORMAT} of version {_VERSION}, found {described['format']!r:.80} of version "
+            f"{described['version']!r:.80}; update edgeface"
         )
     if not isinstance(people, list) or not isinstance(listed, list):
         raise ArchiveError(f"{path}: expected lists of people and templates, found something else")
@@ -283,11 +281,9 @@ def _zip(parts: dict[str, bytes]) -> bytes:
 
 def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
     """Read and check what `pack` wrote; it raises what `import_gallery` does."""
-    try:
+    with reading(path, "an export of a gallery that can be read", error=ArchiveError):
         sealed = is_sealed(path)
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot read this export of a gallery: {error.strerror}") from error
+        content = read_regular(path, limit=MODEL_BYTES + DOCUMENT_BYTES)
     if sealed != (key is not None):
         what = "an encrypted export and no key" if sealed else "a key and an export that is not encrypted"
         raise GalleryKeyError(f"{path}: expected an encrypted export with its key, or neither; found {what}")
@@ -300,16 +296,10 @@ def unpack(path: Path, key: bytes | None) -> dict[str, bytes]:
                     f"{path}: written with this key, but the file is damaged: decryption failed; export again"
                 ) from error
             raise GalleryKeyError(str(error)) from error
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as file:
-            if (said := sum(each.file_size for each in file.infolist())) > len(content):
-                raise ArchiveError(
-                    f"{path}: expected uncompressed members, found {said:,} bytes in a file of {len(content):,}"
-                )
-            parts = {name: file.read(name) for name in file.namelist()}
+    with reading(path, "an export of a gallery", error=ArchiveError):
+        with open_zip(io.BytesIO(content)) as file:
+            parts = read_members(file, file.infolist(), limit=len(content))
         sums = dict(line.split("  ", 1)[::-1] for line in parts.pop(_SUMS).decode().splitlines())
-    except _MALFORMED_ZIP as error:
-        raise ArchiveError(f"{path}: this export of a gallery is damaged: {error!r}") from error
     found = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
     if found != sums:
         wrong = sorted(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))
@@ -324,6 +314,10 @@ def _is_of(sealed: bytes, key: bytes) -> bool:
         return hmac.compare_digest(header["key_id"], KeyedCipher(key, header["export_id"]).key_id)
     except (ModelFormatError, KeyError, TypeError, AttributeError, ValueError):
         return False
+
+
+def _valid(path: Path) -> contextlib.AbstractContextManager[None]:
+    return reading(path, "a valid export of a gallery", error=ArchiveError)
 
 
 def _text(stored: Any) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgeface.errors import ContractError
+from edgeface.errors import ContractError, InputError
+from edgeface.untrusted import parse_json
 
 CONTRACT_VERSION = 3
 """Version of the stored form. A newer one is refused, because its meaning is unknown.
@@ -336,7 +337,7 @@ class ModelContract:
         try:
             parsed = {name: _PARSERS[name](v) if name in _PARSERS else _parse(str, v) for name, v in stored.items()}
             return cls(**parsed)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ContractError(f"contract: a field has the wrong type: {error}") from error
 
     def write_to(self, model: Any, *, bound: bool = False) -> None:
@@ -394,9 +395,9 @@ class ModelContract:
                 continue
             raw = text(field.name)
             try:
-                stored[field.name] = json.loads(raw) if field.name in _PARSERS else raw
-            except json.JSONDecodeError as error:
-                raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r}") from error
+                stored[field.name] = parse_json(raw) if field.name in _PARSERS else raw
+            except (InputError, ValueError) as error:
+                raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r:.200}") from error
         if unknown := sorted(
             model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id", FILE_SHA256}
         ):

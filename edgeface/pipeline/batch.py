@@ -24,6 +24,7 @@ from edgeface.pipeline.observation import Face, from_left
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.untrusted import parse_json
 from edgeface.vision.crops import list_some
 from edgeface.vision.listing import list_photos
 from edgeface.vision.source import open_source
@@ -188,8 +189,8 @@ class _Rows:
         table = EmbeddingTable.load(path)
         require_same_contract(table.contract_id, self._contract_id, what=str(path))
         try:
-            found = json.loads(table.settings)
-        except ValueError:
+            found = parse_json(table.settings)
+        except (InputError, ValueError):
             found = {}
         complete = found == {"crops": True} and settings["detector"] is None and settings["flip"] is None  # of 0.1
         if complete or _with_current_id(found) == _with_current_id(json.loads(self._settings)):

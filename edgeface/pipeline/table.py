@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import tokenize
-import zipfile
-import zlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.files import write_atomically
 from edgeface.model.embedding import Embeddings, require_same_contract, what_is_wrong
+from edgeface.untrusted import most_unpacked, open_regular, read_npz, reading
 
 _COLUMNS: dict[str, type] = {
     "paths": np.str_,
@@ -30,13 +29,13 @@ _COLUMNS: dict[str, type] = {
 _UNKNOWN_SIZE, _UNKNOWN_DIGEST = np.array([-1], np.int64), np.array([""])
 _OPTIONAL = {"sizes": _UNKNOWN_SIZE, "digests": _UNKNOWN_DIGEST}
 """Columns that edgeface 0.1 did not write."""
+_NAMES = frozenset({*_COLUMNS, "vectors", "contract_id", "settings"})
 _SUFFIXES = (".npz", ".parquet")
+_ROW_BYTES, _LONGEST_TEXT = (
+    32,
+    1 << 14,
+)  # of a row without its arrays and texts; several times the longest path of Linux
 _WHAT = "embeddings written by 'edgeface embed'"
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, MemoryError),
-    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)
-"""Errors of numpy, zipfile and pyarrow on damaged files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -149,8 +148,8 @@ class EmbeddingTable:
             If it does not exist, is damaged, or holds something else.
         """
         require_format(path)
-        try:
-            stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, expected=_WHAT)
+        with reading(path, _WHAT):
+            stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, _WHAT, names=_NAMES)
             names = [name for name in _COLUMNS if name in stored or name not in _OPTIONAL]
             columns: dict[str, Any] = {name: _column(name, stored[name], _COLUMNS[name]) for name in names}
             vectors = _column("vectors", stored["vectors"], np.float32)
@@ -159,8 +158,6 @@ class EmbeddingTable:
             return cls(
                 vectors=vectors, contract_id=_word(stored["contract_id"]), settings=_word(stored["settings"]), **columns
             )
-        except _DAMAGE as error:
-            raise InputError(f"{path}: expected {_WHAT}: {error}") from error
 
 
 def _column(name: str, stored: Any, dtype: type) -> NDArray[Any]:
@@ -178,21 +175,6 @@ def _word(stored: Any) -> str:
     if np.asarray(stored).dtype.kind not in "U" or np.ndim(stored):
         raise TypeError(f"expected text, found {stored!r:.80}")
     return str(stored)
-
-
-def read_npz(path: Path, *, expected: str) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a .npz, without pickle.
-
-    Raises
-    ------
-    InputError
-        If it does not exist, is damaged or not a .npz.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except _DAMAGE as error:
-        raise InputError(f"{path}: expected {expected}: {error}") from error
 
 
 def require_format(path: Path) -> None:
@@ -230,12 +212,28 @@ def _write_parquet(table: EmbeddingTable, path: Path) -> None:
 
 def _read_parquet(path: Path) -> dict[str, Any]:
     _, parquet = _import_pyarrow()
-    table = parquet.read_table(path)
-    names = [name for name in _COLUMNS if name in table.column_names]
-    stored: dict[str, Any] = {name: table[name].to_pylist() for name in names if _COLUMNS[name] is np.str_}
+    texts = [name for name in _COLUMNS if _COLUMNS[name] is np.str_]
+    with open_regular(path) as source, parquet.ParquetFile(source, read_dictionary=texts) as file:
+        limit = most_unpacked(os.fstat(source.fileno()).st_size)
+        widths = [file.schema_arrow.field(name).type.list_size for name in ("boxes", "vectors")]
+        said = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
+        if max(said, file.metadata.num_rows * (4 * sum(widths) + _ROW_BYTES)) > limit:
+            raise InputError(found=f"{file.metadata.num_rows:,} rows of {sum(widths):,} numbers, a decompression bomb")
+        names = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        table = file.read([*names, "vectors"])
+    stored: dict[str, Any] = {name: _texts(table[name], limit) for name in texts if name in names}
     stored |= {name: table[name].to_numpy() for name in ("modified", "faces", "scores", "sizes") if name in names}
     for name in ("boxes", "vectors"):
         values = table[name].combine_chunks()
         stored[name] = values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)
     metadata = table.schema.metadata or {}
     return stored | {key: metadata[key.encode()].decode() for key in ("contract_id", "settings")}
+
+
+def _texts(column: Any, limit: int) -> list[str]:
+    """Return a column of texts, which the file holds once each: their rows may have `limit` bytes together."""
+    longest = max((len(text) for chunk in column.chunks for text in chunk.dictionary.to_pylist()), default=0)
+    if longest > _LONGEST_TEXT or longest * len(column) > limit:
+        raise InputError(found=f"{len(column):,} texts of up to {longest:,} characters, a decompression bomb")
+    texts: list[str] = column.to_pylist()
+    return texts

@@ -18,6 +18,7 @@ from edgeface.files import write_atomically
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.stats import clopper_pearson, trials_needed
+from edgeface.untrusted import read_json
 
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
@@ -375,13 +376,10 @@ def load_thresholds(path: Path) -> tuple[Threshold, ...]:
     ContractError
         If its thresholds are of different contracts.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a file written by 'edgeface calibrate': {error}") from error
+    document = read_json(path, "a file written by 'edgeface calibrate'")
     found = document.get("format") if isinstance(document, dict) else type(document).__name__
     if found != _FORMAT or document.get("version") != _VERSION:
-        raise InputError(f"{path}: expected {_FORMAT!r} of version {_VERSION}, found {found!r}")
+        raise InputError(f"{path}: expected {_FORMAT!r} of version {_VERSION}, found {found!r:.80}")
     entries = document.get("thresholds")
     if not isinstance(entries, list) or not entries or not all(isinstance(each, dict) for each in entries):
         raise InputError(f"{path}: expected a list of at least one threshold, found {entries!r:.80}")

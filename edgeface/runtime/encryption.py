@@ -10,11 +10,13 @@ import struct
 from pathlib import Path
 
 from edgeface.cipher import seal, unseal
-from edgeface.errors import InputError
+from edgeface.errors import InputError, ModelFormatError
 from edgeface.files import write_atomically
 from edgeface.model.ir_file import read_contract
+from edgeface.untrusted import DOCUMENT_BYTES, MODEL_BYTES, read_regular, reading
 
 _LENGTH = struct.Struct("<Q")
+_MOST_BYTES = MODEL_BYTES + DOCUMENT_BYTES  # with its header
 
 
 def encrypt_ir(ir: Path, key: bytes, out: Path) -> Path:
@@ -58,6 +60,8 @@ def open_ir(path: Path, key: bytes) -> tuple[bytes, bytes]:
     ModelFormatError
         If the file is damaged, of a newer version, or the key is another.
     """
-    content = unseal(path.read_bytes(), key=key, kind="ir", source=str(path))
-    end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+    with reading(path, "a sealed model", error=ModelFormatError):
+        sealed = read_regular(path, limit=_MOST_BYTES)
+    content = unseal(sealed, key=key, kind="ir", source=str(path))
+    end = _LENGTH.size + (_LENGTH.unpack_from(content)[0] if len(content) >= _LENGTH.size else 0)
     return content[_LENGTH.size : end], content[end:]

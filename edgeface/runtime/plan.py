@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from edgeface.runtime.devices import (
     shared_core,
     split_device,
 )
+from edgeface.untrusted import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class DevicePlan:
             If a field is missing, unknown or of the wrong type.
         """
         if not isinstance(stored, Mapping):
-            raise InputError(f"{source}: expected an object with a device plan, found {stored!r}")
+            raise InputError(f"{source}: expected an object with a device plan, found {stored!r:.80}")
         known = {item.name for item in dataclasses.fields(cls)}
         values = dict(stored)
         if (folder := values.pop("cache_dir", None)) is not None and isinstance(values.get("extra", {}), Mapping):
@@ -150,13 +150,7 @@ class DevicePlan:
     @classmethod
     def read(cls, path: Path) -> DevicePlan:
         """Read a plan from a JSON file; `InputError` if it cannot be read, is not JSON or is not a plan."""
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the device plan: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: expected a device plan in JSON: {error}") from error
-        return cls.from_dict(stored, source=str(path))
+        return cls.from_dict(read_json(path, "a device plan in JSON"), source=str(path))
 
 
 def default_plan(device: str | ResolvedDevice, **changes: Any) -> DevicePlan:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import MissingError, ModelFormatError
 from edgeface.model.opset import ops
+from edgeface.untrusted import read_npz
 from edgeface.vision.networks import read_network
 
 NetName = Literal["pnet", "rnet", "onet"]
@@ -182,15 +183,15 @@ def _read_npz(name: NetName, folder: Path) -> Sequence[NetLayer]:
     if not path.is_file():
         raise MissingError(f"{path}: expected MTCNN's weights, found no file")
     slopes = "PReLU" if name == "pnet" else "prelu"
-    with np.load(path) as stored:
-        try:
-            hidden = [
-                (stored[f"conv{n}/weights"], stored[f"conv{n}/biases"], stored[f"{slopes}{n}/alpha"])
-                for n in range(1, len(_POOLS[name]) + 1)
-            ]
-            heads = [(stored[f"{head}/weights"], stored[f"{head}/biases"], None) for head in _HEADS[name]]
-        except KeyError as error:
-            raise ModelFormatError(f"{path}: expected MTCNN's weights, found no array {error}") from error
+    stored = read_npz(path, "MTCNN's weights", error=ModelFormatError)
+    try:
+        hidden = [
+            (stored[f"conv{n}/weights"], stored[f"conv{n}/biases"], stored[f"{slopes}{n}/alpha"])
+            for n in range(1, len(_POOLS[name]) + 1)
+        ]
+        heads = [(stored[f"{head}/weights"], stored[f"{head}/biases"], None) for head in _HEADS[name]]
+    except KeyError as error:
+        raise ModelFormatError(f"{path}: expected MTCNN's weights, found no array {error}") from error
     return _layers(name, [*hidden, *heads], transposed=True, source=path)
 
 

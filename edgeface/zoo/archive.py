@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import math
+import os
 import stat
-import struct
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple, TypeVar
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from edgeface.errors import ArchiveError
+from edgeface.untrusted import (
+    ARCHIVE_BYTES,
+    ARCHIVE_FILES,
+    ARCHIVE_FLOOR,
+    ARCHIVE_RATIO,
+    DEEPEST,
+    HEADER_BYTES,
+    Metered,
+    open_regular,
+    open_zip,
+    reading,
+)
 from edgeface.zoo.schema import relative_path
 
 Format = Literal["zip", "tar", "gztar"]
-_T = TypeVar("_T")
-
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
-"""What zipfile and tarfile raise for archives that are cut, altered or of a kind they do not know."""
-
-
-# An archive may not become larger: the largest download of the zoo unpacks to under 300 MB. Weights hardly compress,
-# and text by less than 20; a zip bomb reaches 1000. What stays below the floor is let through whatever its ratio.
-LARGEST_TOTAL = 8 << 30
-MOST_FILES = 20_000
-LARGEST_RATIO, RATIO_FLOOR = 200, 16 << 20
+_LONGEST_NAME = 255  # bytes, of Linux's file systems
 
 
 class _Member(NamedTuple):
@@ -46,12 +49,8 @@ def unpack(archive: Path, folder: Path, *, format: Format) -> None:
     a device, or a file twice; OSError if the folder cannot be written.
     """
     unpacking = _Unpacking(archive, folder)
-    members = _zip_members(archive) if format == "zip" else _tar_members(archive, format)
-    try:
-        for member in members:
-            unpacking.add(member)
-    except _DAMAGED as error:
-        raise ArchiveError(f"{archive}: expected an intact {format} archive: {error}") from error
+    for member in _zip_members(archive) if format == "zip" else _tar_members(archive, compressed=format == "gztar"):
+        unpacking.add(member)
 
 
 @dataclass(slots=True)
@@ -60,16 +59,21 @@ class _Unpacking:
 
     archive: Path
     folder: Path
-    bytes: int = 0
+    written: int = 0
     names: set[PurePosixPath] = field(default_factory=set)
 
     def add(self, member: _Member) -> None:
         try:
             path = PurePosixPath(relative_path(member.name))
         except ValueError as error:
-            raise ArchiveError(f"{self.archive}: {error}, found {member.name!r}") from None
-        if len(self.names) == MOST_FILES:
-            raise ArchiveError(f"{self.archive}: expected at most {MOST_FILES:,} files, found more")
+            raise ArchiveError(f"{self.archive}: {error}, found {member.name!r:.200}") from None
+        if len(path.parts) > DEEPEST or max(len(os.fsencode(part)) for part in (*path.parts, "")) > _LONGEST_NAME:
+            raise ArchiveError(
+                f"{self.archive}: expected names of at most {_LONGEST_NAME} bytes in at most {DEEPEST} folders, found "
+                f"{member.name!r:.200}"
+            )
+        if len(self.names) == ARCHIVE_FILES:
+            raise ArchiveError(f"{self.archive}: expected at most {ARCHIVE_FILES:,} files, found more")
         if path in self.names:
             raise ArchiveError(f"{self.archive}: expected each file once, found {path} twice")
         self.names.add(path)
@@ -82,50 +86,83 @@ class _Unpacking:
             raise ArchiveError(f"{self.archive}: {member.name!r} is a file and a folder at once") from None
 
     def _write(self, member: _Member, target: Path) -> None:
-        packed = _reading(self.archive, member.open)
+        with intact(self.archive):
+            packed = member.open()
         assert packed is not None  # tarfile gives None for links only, which were refused before
         target.parent.mkdir(parents=True, exist_ok=True)
         with packed, target.open("xb") as unpacked:
-            while chunk := _reading(self.archive, lambda: packed.read(1 << 20)):
+            while chunk := self._read(packed):
                 self._count(len(chunk))
                 unpacked.write(chunk)
 
+    def _read(self, packed: IO[bytes]) -> bytes:
+        with intact(self.archive):
+            return packed.read(1 << 20)
+
     def _count(self, count: int) -> None:
-        self.bytes += count
-        if self.bytes > LARGEST_TOTAL:
-            raise ArchiveError(f"{self.archive}: expected at most {LARGEST_TOTAL:,} bytes unpacked, found more")
+        self.written += count
+        if self.written > ARCHIVE_BYTES:
+            raise ArchiveError(f"{self.archive}: expected at most {ARCHIVE_BYTES:,} bytes unpacked, found more")
         packed = max(self.archive.stat().st_size, 1)
-        if self.bytes > max(RATIO_FLOOR, LARGEST_RATIO * packed):
+        if self.written > max(ARCHIVE_FLOOR, ARCHIVE_RATIO * packed):
             raise ArchiveError(
-                f"{self.archive}: {packed:,} bytes unpack to more than {LARGEST_RATIO} times as many: "
+                f"{self.archive}: {packed:,} bytes unpack to more than {ARCHIVE_RATIO} times as many: "
                 "refused as a decompression bomb"
             )
 
 
-def _reading(archive: Path, read: Callable[[], _T]) -> _T:
-    try:
-        return read()
-    except OSError as error:  # gzip and tarfile raise it for damaged input; it is not the disk
-        raise ArchiveError(f"{archive}: expected an intact archive: {error}") from error
+def intact(path: Path, expected: str = "an intact archive") -> contextlib.AbstractContextManager[None]:
+    """Turn what a damaged archive makes its parser raise into an ArchiveError."""
+    return reading(path, expected, error=ArchiveError, remedy="download it again")
 
 
 def _zip_members(path: Path) -> Iterator[_Member]:
-    with zipfile.ZipFile(path) as archive:
+    with contextlib.ExitStack() as opened:
+        with intact(path):
+            archive = opened.enter_context(open_zip(opened.enter_context(open_regular(path))))
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ArchiveError(
                     f"{path}: expected files and folders only, found {info.filename!r}, a link or device"
                 )
-            if info.flag_bits & 0x1:
-                raise ArchiveError(f"{path}: expected no encryption, found {info.filename!r} encrypted")
             name = info.orig_filename  # as stored: zipfile cuts names at NUL, and turns backslashes on Windows
             yield _Member(name, name.endswith("/"), partial(archive.open, info))
 
 
-def _tar_members(path: Path, format: Format) -> Iterator[_Member]:
-    with _reading(path, lambda: tarfile.open(path, "r:gz" if format == "gztar" else "r:")) as archive:
-        while (info := _reading(path, archive.next)) is not None:
+def _tar_members(path: Path, *, compressed: bool) -> Iterator[_Member]:
+    with tar_members(path, compressed=compressed) as (archive, members):
+        for info in members:
             if not (info.isfile() or info.isdir()):
                 raise ArchiveError(f"{path}: expected files and folders only, found {info.name!r}, a link or device")
             yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))
+
+
+@contextlib.contextmanager
+def tar_members(
+    path: Path, *, expected: str = "an intact archive", compressed: bool = False
+) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile.TarInfo]]]:
+    """Open a tar archive, and list its members one by one; raise ArchiveError if it is damaged.
+
+    Their headers are read within `HEADER_BYTES` each: a compressed megabyte can hold a name of a gigabyte.
+    """
+    with contextlib.ExitStack() as opened:
+        with intact(path, expected):
+            file: IO[bytes] = opened.enter_context(open_regular(path))
+            if compressed:
+                file = cast(IO[bytes], opened.enter_context(gzip.GzipFile(fileobj=file)))
+            metered: Any = Metered(file)
+            metered.left = HEADER_BYTES
+            archive = opened.enter_context(tarfile.TarFile(fileobj=metered))  # reads the first header
+
+        def members() -> Iterator[tarfile.TarInfo]:
+            while True:
+                with intact(path):
+                    metered.left = HEADER_BYTES
+                    info = archive.next()
+                    metered.left = math.inf
+                if info is None:
+                    return
+                yield info
+
+        yield archive, members()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,14 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeface.errors import ArchiveError, ChecksumError, ModelNotFoundError
 from edgeface.files import digests_of, output_errors, sha256_of, staging_folder, write_atomically
+from edgeface.untrusted import DOCUMENT_BYTES, parse_json, reading
 from edgeface.version import __version__
+from edgeface.zoo.archive import intact, tar_members
 from edgeface.zoo.catalog import Catalog
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore, place
 
 BUNDLE_VERSION = 1
-_MANIFEST = "manifest.json"
-_LARGEST_MANIFEST = 4 << 20
+_MANIFEST, _BUNDLE = "manifest.json", "an edgeface bundle, a tar archive"
 
 
 class _Strict(BaseModel):
@@ -89,10 +88,10 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
     InputError if the licence of a non-commercial model was not accepted.
     """
     with staging_folder(store.root) as staging:
-        with _opened(path) as archive:
-            manifest = _read_manifest(archive, path)
+        with tar_members(path, expected=_BUNDLE) as (archive, members):
+            manifest = _read_manifest(archive, members, path)
             entries = [_check_against_catalog(model, catalog, store, path) for model in manifest.models]
-            _stage_blobs(archive, manifest, staging, path)
+            _stage_blobs(archive, members, manifest, staging, path)
         _check_other_digests(manifest, entries, staging, path)
         for entry in entries:
             store.require_license(entry)
@@ -105,19 +104,8 @@ def import_bundle(path: Path, catalog: Catalog, store: ModelStore) -> Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a bundle's manifest, without checking its blobs; raise ArchiveError if it is no bundle."""
-    with _opened(path) as archive:
-        return _read_manifest(archive, path)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            yield archive
-    except tarfile.TarError as error:
-        raise ArchiveError(f"{path}: expected an edgeface bundle, a tar archive: {error}") from error
-    except OSError as error:
-        raise ArchiveError(f"{path}: expected a bundle that can be read: {error.strerror}") from error
+    with tar_members(path, expected=_BUNDLE) as (archive, members):
+        return _read_manifest(archive, members, path)
 
 
 def _bundled_model(entry: ModelEntry, store: ModelStore) -> BundledModel:
@@ -137,15 +125,16 @@ def _add(archive: tarfile.TarFile, name: str, stream: IO[bytes], size: int) -> N
     archive.addfile(info, stream)
 
 
-def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
-    first = archive.next()
-    if first is None or first.name != _MANIFEST or not first.isfile() or first.size > _LARGEST_MANIFEST:
+def _read_manifest(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], path: Path) -> Manifest:
+    first = next(members, None)
+    if first is None or first.name != _MANIFEST or not first.isfile() or first.size > DOCUMENT_BYTES:
         found = "nothing" if first is None else repr(first.name)
         raise ArchiveError(f"{path}: expected an edgeface bundle that begins with {_MANIFEST}, found {found}")
     stream = archive.extractfile(first)
     assert stream is not None  # it is a regular file
+    with reading(path, f"{_MANIFEST} in JSON", error=ArchiveError):
+        stored: Any = parse_json(stream.read(first.size))
     try:
-        stored: Any = json.loads(stream.read())
         version = stored.get("schema_version") if isinstance(stored, dict) else None
         if version != BUNDLE_VERSION:
             raise ArchiveError(f"{path}: expected a bundle of version {BUNDLE_VERSION}, found {version!r}")
@@ -154,8 +143,6 @@ def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ArchiveError(f"{path}: {_MANIFEST}: {where}: {problem['msg']}") from error
-    except ValueError as error:
-        raise ArchiveError(f"{path}: {_MANIFEST}: expected JSON: {error}") from error
 
 
 def _check_against_catalog(model: BundledModel, catalog: Catalog, store: ModelStore, path: Path) -> ModelEntry:
@@ -177,16 +164,18 @@ def _check_against_catalog(model: BundledModel, catalog: Catalog, store: ModelSt
     return entry
 
 
-def _stage_blobs(archive: tarfile.TarFile, manifest: Manifest, staging: Path, path: Path) -> None:
+def _stage_blobs(
+    archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], manifest: Manifest, staging: Path, path: Path
+) -> None:
     missing = manifest.sizes
-    while (member := archive.next()) is not None:
+    for member in members:
         sha256 = member.name.removeprefix("blobs/")
         if not member.isfile() or member.name != f"blobs/{sha256}" or sha256 not in missing:
             raise ArchiveError(f"{path}: expected each file of {_MANIFEST} once and no other, found {member.name!r}")
         stream = archive.extractfile(member)
         assert stream is not None  # it is a regular file
         size = missing.pop(sha256)
-        with output_errors(staging), (staging / sha256).open("xb") as output:
+        with intact(path), output_errors(staging), (staging / sha256).open("xb") as output:
             shutil.copyfileobj(stream, output, 1 << 20)
         if member.size != size or sha256_of(staging / sha256) != sha256:
             raise ChecksumError(f"{path}: {member.name}: its checksum differs from its name; copy the bundle again")

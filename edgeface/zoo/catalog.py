@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from edgeface.errors import CatalogError, ModelNotFoundError
+from edgeface.errors import CatalogError, InputError, ModelNotFoundError
+from edgeface.untrusted import YAML_BYTES, YAML_NODES, YAML_WORD, read_text, reading
 from edgeface.zoo.schema import MODEL_NAME, Conversion, ModelEntry, known_keys
 
 CATALOG_VERSION = 1
@@ -19,9 +21,6 @@ CATALOG_FILE = "model_zoo.yml"
 COMPOSITE_FILE = "composite-model.yml"
 
 KeyPath = Sequence[str | int]
-
-_LARGEST = 4 << 20
-"""Bytes; the whole of Open Model Zoo's catalog is a tenth of it."""
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -102,7 +101,8 @@ def load_catalog(path: Path | None = None) -> Catalog:
         raise document.error((key,), "unknown key; expected schema_version and models")
     if top.get("schema_version") != CATALOG_VERSION:
         raise document.error(
-            ("schema_version",), f"expected {CATALOG_VERSION}, found {top.get('schema_version')!r}; update edgeface"
+            ("schema_version",),
+            f"expected {CATALOG_VERSION}, found {_shortened(top.get('schema_version'))}; update edgeface",
         )
     models = _mapping(document, ("models",), top.get("models"))
     entries = [_entry(document, name, model, at=("models", name)) for name, model in models.items()]
@@ -156,7 +156,7 @@ def _with_conversion(entry: ModelEntry) -> ModelEntry:
 
 def _entry(document: Document, name: Any, model: Any, *, at: Sequence[str | int]) -> ModelEntry:
     if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
-        raise document.error(at, f"expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+        raise document.error(at, f"expected a name of letters, digits, '.', '_' and '-', found {_shortened(name)}")
     fields = _mapping(document, at, model)
     if "name" in fields:
         raise document.error((*at, "name"), f"unknown key; the entry's name is {name!r} already")
@@ -168,10 +168,10 @@ def _entry(document: Document, name: Any, model: Any, *, at: Sequence[str | int]
 
 def _mapping(document: Document, at: Sequence[str | int], value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise document.error(at, f"expected a mapping, found {value!r}")
+        raise document.error(at, f"expected a mapping, found {_shortened(value)}")
     for key in value:
         if not isinstance(key, str):
-            raise document.error((*at, key), f"expected a key that is text, found {key!r}")
+            raise document.error((*at, key), f"expected a key that is text, found {_shortened(key)}")
     return value
 
 
@@ -183,20 +183,20 @@ class Document:
 
     def __init__(self, text: str, *, name: str) -> None:
         self.name = name
-        try:
-            loader = yaml.SafeLoader(text)
-            root = loader.get_single_node()
-            if root is not None:
-                self._refuse_doubled_keys(root, set())
-            self.data = None if root is None else loader.construct_document(root)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            line = 1 if mark is None else mark.line + 1
-            raise CatalogError(f"{name}:{line}: expected YAML: {problem}") from error
-        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-            # what PyYAML lets through: a date like 2020-13-40, `!!bool maybe`, ten thousand brackets
-            raise CatalogError(f"{name}:1: expected YAML that can be read: {error!r}") from error
+        with reading(name, "YAML that can be read", error=CatalogError):
+            # and what else PyYAML lets through: a date like 2020-13-40, `!!bool maybe`, ten thousand brackets
+            try:
+                loader = yaml.SafeLoader(text)
+                root = loader.get_single_node()
+                if root is not None:
+                    _count_nodes(root, {})
+                    self._refuse_doubled_keys(root, set())
+                self.data = None if root is None else loader.construct_document(root)
+            except yaml.YAMLError as error:
+                mark = getattr(error, "problem_mark", None)
+                problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+                line = 1 if mark is None else mark.line + 1
+                raise CatalogError(f"{name}:{line}: expected YAML: {problem}") from error
         self._root = root
 
     @classmethod
@@ -205,15 +205,7 @@ class Document:
 
         Raises CatalogError if it cannot be read, is not UTF-8 or YAML, or has a key twice in one mapping.
         """
-        try:
-            if path.stat().st_size > _LARGEST:
-                raise CatalogError(f"{path}: expected at most {_LARGEST:,} bytes of YAML, found more")
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise CatalogError(f"{path}: expected a YAML file: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise CatalogError(f"{path}: expected UTF-8 text: {error}") from error
-        return cls(text, name=path.name)
+        return cls(read_text(path, "a YAML file", error=CatalogError, limit=YAML_BYTES), name=path.name)
 
     def error(self, path: KeyPath, message: str) -> CatalogError:
         """Return the error for the value at `path`, or for the nearest mapping that should hold it."""
@@ -258,6 +250,26 @@ class Document:
                 self._refuse_doubled_keys(item, seen)
 
 
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return the number of values that a node stands for, each alias expanded; refuse too many, and circles."""
+    if (known := counts.get(id(node))) is not None:
+        return known
+    counts[id(node)] = YAML_NODES + 1  # until it is known: an alias to what it stands in
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif len(node.value) > YAML_WORD and node.tag != "tag:yaml.org,2002:str":  # 1:1:1:... is a number to YAML
+        raise InputError(expected=f"numbers of at most {YAML_WORD:,} characters", found=f"one of {len(node.value):,}")
+    counts[id(node)] = count = 1 + sum(_count_nodes(child, counts) for child in children)
+    if count > YAML_NODES:
+        raise InputError(
+            expected=f"at most {YAML_NODES:,} values, aliases expanded", found="more, or an alias inside of its anchor"
+        )
+    return count
+
+
 def _child(node: yaml.Node | None, part: str | int) -> yaml.Node | None:
     if isinstance(node, yaml.MappingNode):
         return next((value for key, value in node.value if key.value == part), None)
@@ -289,6 +301,10 @@ def explain_problem(problem: Any, keys: Sequence[str]) -> str:
     return message if "found" in message else f"{message}, {found}"
 
 
+_SHORTENED = reprlib.Repr()  # of what it leaves out, nothing is made
+_SHORTENED.maxstring = _SHORTENED.maxother = 80
+
+
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    text = _SHORTENED.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -20,6 +20,7 @@ from edgeface.errors import ArchiveError, ChecksumError, DownloadError, InputErr
 from edgeface.files import digests_of, expand_home, free_bytes, output_errors, write_atomically
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.text import encoded_user, without_secrets
+from edgeface.untrusted import read_json
 from edgeface.zoo.schema import ModelEntry, ModelFile
 from edgeface.zoo.store import Blob, ModelStore
 from edgeface.zoo.transfer import CHUNK, FolderLocation, PackageLocation, Reply, SourceFault, WebLocation, locate
@@ -198,10 +199,11 @@ class _Partial:
         """
         try:
             size = self.path.stat().st_size
-            note = json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            note = read_json(self._note, "a note in JSON")
+        except (OSError, InputError):
             return 0, None
-        validator = note.get("validator") if note.get("source") == str(location) else None
+        same = isinstance(note, dict) and note.get("source") == str(location)
+        validator = note.get("validator") if same else None
         return (size, validator) if published or validator is not None else (0, None)
 
     def remember(self, location: Location, reply: Reply) -> None:

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from edgeface.errors import ArchiveError, ChecksumError, InputError, ModelNotFoundError, OutputError
 from edgeface.files import default_root, digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
+from edgeface.untrusted import read_json, read_text
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
@@ -79,11 +80,11 @@ class JsonRecords:
         Raises OutputError if the file cannot be read or holds no JSON object.
         """
         try:
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (ValueError, OSError) as error:
-            raise OutputError(f"{self._path}: expected a readable JSON object: {error}; move it away") from error
+            stored = read_json(self._path, "a readable JSON object", error=OutputError)
+        except OutputError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return {}
+            raise
         if not isinstance(stored, dict):
             raise OutputError(f"{self._path}: expected a JSON object, found {type(stored).__name__}; move it away")
         return stored
@@ -293,8 +294,8 @@ class ModelStore:
     @staticmethod
     def _marker(folder: Path) -> Any:
         try:
-            return json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json(folder / _MARKER, "a record in JSON")
+        except InputError:
             return {}
 
 
@@ -328,7 +329,8 @@ def _apply(step: UnpackArchive | RegexReplace, staging: Path) -> None:
         with output_errors(path):
             unpack(path, path.parent, format=step.format)
         return path.unlink()
-    text, count = re.subn(step.pattern, step.replacement, path.read_text(encoding="utf-8"), count=step.count)
+    content = read_text(path, "the text that this entry was written for", error=ArchiveError)
+    text, count = re.subn(step.pattern, step.replacement, content, count=step.count)
     if count == 0 or count < step.count:
         raise ArchiveError(
             f"{step.file}: expected {step.count or 'some'} matches of {step.pattern!r}, found {count}; "

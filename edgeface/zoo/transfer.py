@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from edgeface.errors import InputError
 from edgeface.text import hide_secrets
+from edgeface.untrusted import open_regular
 from edgeface.version import __version__
 from edgeface.zoo.schema import GoogleDriveSource, HttpSource, PythonPackageSource
 
@@ -79,9 +81,9 @@ class FolderLocation:
     def open(self, offset: int, *, validator: str | None, timeout: float) -> Iterator[Reply]:
         """See `WebLocation.open`; a file needs no time-out, and nothing cheap identifies its version."""
         try:
-            status, stream = self.path.stat(), self.path.open("rb")
-        except OSError as error:
-            raise SourceFault(error.strerror or str(error)) from error
+            status, stream = self.path.stat(), open_regular(self.path)
+        except (OSError, InputError) as error:
+            raise SourceFault(getattr(error, "strerror", None) or str(error)) from error
         if validator is not None or offset > status.st_size:
             offset = 0
         with stream:

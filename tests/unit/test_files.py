@@ -19,7 +19,6 @@ from edgeface.convert.recipe import parse_recipe
 from edgeface.errors import InputError, OutputError
 from edgeface.files import (
     output_errors,
-    read_regular,
     sha256_of,
     staging_folder,
     stopwatch,
@@ -28,6 +27,7 @@ from edgeface.files import (
     write_private,
 )
 from edgeface.gallery.encodings import read_encodings
+from edgeface.untrusted import read_regular
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

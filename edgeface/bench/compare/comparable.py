@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgeface.bench.schema import Execution, ModelInfo, RunSettings
 from edgeface.errors import InputError
 from edgeface.model.contract import SEEDED_WARNING, current_id
 from edgeface.stats import LatencyKey
+from edgeface.untrusted import RESULT_BYTES, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +208,8 @@ def read_any(path: Path) -> BenchmarkResult:
     """Read a result of edgeface, its folder, or a JSON report of benchmark_app; InputError if it is something else."""
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(file, "a result in JSON", limit=RESULT_BYTES)
+    except InputError:
         return BenchmarkResult.read(path)  # raises with the reason
     if isinstance(document, dict) and document.keys() >= _SECTIONS:
         return _from_benchmark_app(document, file)

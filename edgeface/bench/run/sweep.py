@@ -29,6 +29,7 @@ from edgeface.files import write_atomically
 from edgeface.model.contract import Provenance
 from edgeface.runtime import DevicePlan
 from edgeface.runtime.devices import DeviceInfo, list_devices, resolve_device, split_device
+from edgeface.untrusted import read_json
 
 SETTINGS_NAME = "sweep.json"
 """File with what all results of a folder depend on."""
@@ -268,8 +269,8 @@ def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
     if not path.is_file():
         return _write_json(path, wanted)
     stored: object = None
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(InputError):
+        stored = read_json(path, "the settings of a sweep")
     if not isinstance(stored, dict):
         raise InputError(f"{path} does not hold the settings of a sweep; choose another folder")
     differ = [

@@ -34,11 +34,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.cipher import OVERHEAD, Cipher
-from edgeface.errors import GalleryDamagedError
+from edgeface.errors import GalleryDamagedError, InputError
 from edgeface.files import output_errors, write_atomically
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import Changes, TemplateBlock
 from edgeface.model.embedding import require_same_contract
+from edgeface.untrusted import open_regular, parse_json
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"EDGEFTPL"
@@ -129,18 +130,18 @@ def write_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, block:
     return _mark(text)
 
 
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error, InputError)
 
 
 def read_templates(gallery: Path, header: GalleryHeader, cipher: Cipher, mark: str) -> TemplateBlock | None:
     """Read what `write_templates` wrote for this gallery; None if there is nothing that can be trusted."""
     try:
-        with _file(gallery).open("rb") as file:
+        with open_regular(_file(gallery)) as file:
             _require_guarded(gallery, file.fileno())
             return _read(file, header, cipher, mark)
     except FileNotFoundError:
         return None
-    except (*_UNREADABLE, GalleryDamagedError) as error:
+    except _UNREADABLE as error:
         _log.warning("%s: %s; it is not used", _file(gallery), error)
         return None  # it is only a copy: the gallery's file is read instead, and tells what is damaged
 
@@ -155,7 +156,7 @@ def examine_cache(
     """
     mark, reason = "", ""
     try:
-        with _file(gallery).open("rb") as file:
+        with open_regular(_file(gallery)) as file:
             _require_guarded(gallery, file.fileno())
             _, length = _START.unpack(file.read(_START.size))
             mark = _mark(file.read(min(length, os.fstat(file.fileno()).st_size)))
@@ -182,7 +183,7 @@ def _read(file: Any, header: GalleryHeader, cipher: Cipher, mark: str) -> Templa
         raise GalleryDamagedError("is not what edgeface wrote there: its header was changed")
     if mark != _mark(text):
         raise GalleryDamagedError("is not what this gallery wrote last")
-    stored = json.loads(text)
+    stored = parse_json(text)
     rows, dim = int(stored["rows"]), header.dim
     if stored["gallery"] != header.encode():
         raise GalleryDamagedError("belongs to another gallery, or to another key or model of this one")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sqlite3
@@ -15,10 +14,12 @@ from pathlib import Path
 
 from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from edgeface.files import output_errors, staging_folder
+from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.cache import clear_cache
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import open_connection, sqlite_errors, sync_folder
 from edgeface.gallery.store.sqlite_schema import APPLICATION_ID
+from edgeface.untrusted import open_regular, reading
 
 _PAUSE = 0.02
 _BESIDE = ("-wal", "-shm", "-journal")
@@ -100,7 +101,7 @@ def _state_of(path: Path, timeout: float) -> _State | None:
     """Read what there is without a key; None if it is not there, or damaged."""
     if not path.exists():
         return None
-    with output_errors(path), path.open("rb") as file:
+    with reading(path, "a gallery, or no file", error=GalleryError), open_regular(path) as file:
         start = file.read(100)
     if len(start) < 100 or struct.unpack_from(">I", start, 68)[0] != APPLICATION_ID:
         raise GalleryError(
@@ -112,7 +113,10 @@ def _state_of(path: Path, timeout: float) -> _State | None:
             text, generation, next_id = connection.execute("SELECT header, generation, next_id FROM gallery").fetchone()
             people = frozenset(row[0] for row in connection.execute("SELECT id FROM people"))
         return _State(
-            gallery_id=json.loads(text)["gallery_id"], generation=int(generation), next_id=int(next_id), people=people
+            gallery_id=GalleryHeader.decode(text).gallery_id,
+            generation=int(generation),
+            next_id=int(next_id),
+            people=people,
         )
     except (GalleryDamagedError, ValueError, LookupError, TypeError):
         return None

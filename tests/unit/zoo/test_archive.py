@@ -107,11 +107,11 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, folder: Path
 
 def test_the_limits_on_bytes_and_files_hold(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "a.zip", {f"{number}": b"12345" for number in range(5)})
-    monkeypatch.setattr(archive, "LARGEST_TOTAL", 12)
+    monkeypatch.setattr(archive, "ARCHIVE_BYTES", 12)
     with pytest.raises(ArchiveError, match="at most 12 bytes"):
         unpack(path, folder, format="zip")
     monkeypatch.undo()
-    monkeypatch.setattr(archive, "MOST_FILES", 3)
+    monkeypatch.setattr(archive, "ARCHIVE_FILES", 3)
     (other := tmp_path / "other").mkdir()
     with pytest.raises(ArchiveError, match="at most 3 files"):
         unpack(path, other, format="zip")

@@ -122,7 +122,7 @@ BLOB = "blobs/" + hashlib.sha256(CONTENT).hexdigest()
         (lambda m: m.update({"../evil": b"x"}), ArchiveError, r"expected each file of .* found '../evil'"),
         (lambda m: m.update({"blobs/" + "0" * 64: b"x"}), ArchiveError, "expected each file of"),
         (lambda m: m.pop("manifest.json"), ArchiveError, "begins with manifest.json"),
-        (lambda m: m.update({"manifest.json": b"{"}), ArchiveError, "expected JSON"),
+        (lambda m: m.update({"manifest.json": b"{"}), ArchiveError, "expected manifest.json in JSON"),
         (lambda m: m.update({"manifest.json": b"[]"}), ArchiveError, "expected a bundle of version 1, found None"),
     ],
 )
