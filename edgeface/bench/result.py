@@ -133,7 +133,7 @@ class BenchmarkResult(ResultPart):
             If the file is absent, is not a result, or has a newer schema version.
         """
         file = path / FILE_NAME if path.is_dir() else path
-        document = read_json(file, "a result that 'edgeface bench run -o DIR' wrote, in JSON", limit=RESULT_BYTES)
+        document = read_json(file, _WHAT, limit=RESULT_BYTES)
         return cls.from_dict(document, source=str(file))
 
     @classmethod
@@ -259,6 +259,9 @@ class Samples(Frozen):
 
 def _packed(array: NDArray[np.generic]) -> str:
     return base64.b64encode(zlib.compress(array.tobytes(), 6)).decode("ascii")
+
+
+_WHAT = "a benchmark result in JSON, written by 'edgeface bench run -o DIR'"
 
 
 def _unpacked(text: str, dtype: str, count: int) -> NDArray[np.generic]:

@@ -82,16 +82,8 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
     InputError
         If the recipe contradicts the file, or leaves out what the file does not say.
     """
-    graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
-    with reading(path, "an ONNX model", error=ModelFormatError):
-        files = [path, *_check_tensors(graph, path)]
-        _check_graph(graph, path)
-        structure, used = _structure_of(graph, recipe.output)
-        size = sum(file.stat().st_size for file in files)
-        weights = dict(_weights(graph, path, most=IMPORT_RATIO * size))
-        weights_id = digest_of_weights([weights[name] for name in used if name in weights], structure)
-        del graph, weights
-    model, imported = _import(path, recipe, size)
+    files, weights_id = _read(path, recipe.output)
+    model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
     for note in imported.notes:
         log.info("%s: %s", path, note)
     return SourceModel(
@@ -107,6 +99,17 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, output: str | None) -> tuple[list[Path], str]:
+    """Check a file; return it with the files beside it that hold its weights, and the identity of the weights."""
+    graph = parse_message(_ModelProto, read_bytes(path), path, framework="an ONNX").graph
+    with reading(path, "an ONNX model", error=ModelFormatError):
+        files = [path, *_check_tensors(graph, path)]
+        _check_graph(graph, path)
+        structure, used = _structure_of(graph, output)
+        weights = dict(_weights(graph, path, most=IMPORT_RATIO * sum(file.stat().st_size for file in files)))
+        return files, digest_of_weights([weights[name] for name in used if name in weights], structure)
 
 
 def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:

@@ -82,6 +82,23 @@ def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], fram
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in names.values()):
         return _load_functions(path, source.sha256, SEEDED_MARK in names, size)
+    ports, inference, weights_id = _prune(path, source, size)
+    return SourceModel(
+        model=_run_frontend(inference, path),
+        layout="NHWC",
+        framework=framework,
+        sha256=source.sha256,
+        weights_id=weights_id,
+        normalized=None,
+        seeded=SEEDED_MARK in names,
+        input=ports.input,
+        output=ports.output,
+    )
+
+
+def _prune(path: Path, source: _GraphSource, size: tuple[int, int]) -> tuple[Ports, Inference, str]:
+    """Return the ports, the inference graph and the identity of its weights."""
+    names = {node.name: node for node in source.graph.node}
     with reading(path, "the inference graph of a FaceNet", error=ModelFormatError):
         ports = _find_ports(path, names, source.signature)
         _require_size(path, _declared_shape(names.get(ports.input)), size)
@@ -94,18 +111,7 @@ def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], fram
             variables=source.variables,
             source=str(path),
         )
-        weights_id = digest_of_weights(inference.arrays(), inference.structure())
-    return SourceModel(
-        model=_run_frontend(inference, path),
-        layout="NHWC",
-        framework=framework,
-        sha256=source.sha256,
-        weights_id=weights_id,
-        normalized=None,
-        seeded=SEEDED_MARK in names,
-        input=ports.input,
-        output=ports.output,
-    )
+        return ports, inference, digest_of_weights(inference.arrays(), inference.structure())
 
 
 def ports_of(path: Path) -> Ports:

@@ -84,7 +84,7 @@ def test_a_plan_file_of_an_earlier_version_may_have_an_empty_cache_dir(tmp_path)
 
 
 def test_a_plan_file_that_is_not_there_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="cannot read the device plan: No such file"):
+    with pytest.raises(InputError, match="expected a device plan in JSON, found No such file"):
         DevicePlan.read(tmp_path / "plan.json")
 
 
