@@ -262,7 +262,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -
     (tmp_path / "t.npz").write_bytes(content)
 
     def read() -> None:
-        with pytest.raises(InputError, match="expected 200 bytes|Bad CRC-32"):
+        with pytest.raises(InputError, match=r"expected 200 bytes|Bad CRC-32"):
             TARGETS["table"].read(tmp_path / "t.npz")
 
     assert peak_of(read) < MOST
