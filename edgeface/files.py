@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.errors import OutputError
+from edgeface.errors import InputError, OutputError
 from edgeface.untrusted import open_regular
 
 _REMEDIES = {

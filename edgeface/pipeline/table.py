@@ -212,16 +212,18 @@ def _write_parquet(table: EmbeddingTable, path: Path) -> None:
 
 def _read_parquet(path: Path) -> dict[str, Any]:
     _, parquet = _import_pyarrow()
-    texts = [name for name in _COLUMNS if _COLUMNS[name] is np.str_]
-    with open_regular(path) as source, parquet.ParquetFile(source, read_dictionary=texts) as file:
+    with open_regular(path) as source:
+        present = parquet.read_schema(source).names
+        names = [name for name in _COLUMNS if name in present]
+        texts = [name for name in names if _COLUMNS[name] is np.str_]
+        file = parquet.ParquetFile(source, read_dictionary=texts)
         limit = most_unpacked(os.fstat(source.fileno()).st_size)
         widths = [file.schema_arrow.field(name).type.list_size for name in ("boxes", "vectors")]
         said = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
         if max(said, file.metadata.num_rows * (4 * sum(widths) + _ROW_BYTES)) > limit:
             raise InputError(found=f"{file.metadata.num_rows:,} rows of {sum(widths):,} numbers, a decompression bomb")
-        names = [name for name in _COLUMNS if name in file.schema_arrow.names]
         table = file.read([*names, "vectors"])
-    stored: dict[str, Any] = {name: _texts(table[name], limit) for name in texts if name in names}
+    stored: dict[str, Any] = {name: _texts(table[name], limit) for name in texts}
     stored |= {name: table[name].to_numpy() for name in ("modified", "faces", "scores", "sizes") if name in names}
     for name in ("boxes", "vectors"):
         values = table[name].combine_chunks()
