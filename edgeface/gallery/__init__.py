@@ -7,7 +7,7 @@ from edgeface.lazy import exports
 if TYPE_CHECKING:
     from edgeface.gallery.encodings import EncodingImport, StoredEncodings, import_encodings, read_encodings
     from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
-    from edgeface.gallery.enrolment_images import FolderEnrolment, enrol_folder
+    from edgeface.gallery.enrolment_images import EnrolmentPlan, FolderEnrolment, enrol_folder, plan_enrolment
     from edgeface.gallery.index.live import LiveIndex
     from edgeface.gallery.keys import find_key, read_key
     from edgeface.gallery.opening import create_gallery, open_gallery
@@ -30,6 +30,7 @@ __all__ = [
     "EncodingImport",
     "EnrolRules",
     "Enrolment",
+    "EnrolmentPlan",
     "Erasure",
     "FolderEnrolment",
     "GalleryInfo",
@@ -50,6 +51,7 @@ __all__ = [
     "import_encodings",
     "import_gallery",
     "open_gallery",
+    "plan_enrolment",
     "read_encodings",
     "read_key",
     "restore_gallery",
@@ -60,7 +62,7 @@ __getattr__ = exports(  # a gallery's records need neither a model nor OpenCV
     {
         "encodings": ("EncodingImport", "StoredEncodings", "import_encodings", "read_encodings"),
         "enrolment": ("EnrolRules", "Enrolment", "enrol"),
-        "enrolment_images": ("FolderEnrolment", "enrol_folder"),
+        "enrolment_images": ("EnrolmentPlan", "FolderEnrolment", "enrol_folder", "plan_enrolment"),
         "index.live": ("LiveIndex",),
         "keys": ("find_key", "read_key"),
         "opening": ("create_gallery", "open_gallery"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from edgeface.pipeline.observation import Face, largest_face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
-from edgeface.vision.image import Image, ImageLimits, read_image
+from edgeface.vision.image import Image
 from edgeface.vision.listing import PeopleList, PhotoList, list_people, list_photos
-from edgeface.vision.source import Frame
+from edgeface.vision.source import open_source
 
 _TABLES = (".npz", ".parquet")
 _AROUND = 0.6
@@ -201,6 +200,7 @@ def enrol_folder(
         require_same_contract(store.info.contract_id, table.contract_id, what=f"gallery and {path}")
     plan = plan_enrolment(paths, name=name)
     refused = dict(plan.refused)
+    crowds: dict[str, str] = {}
     if tables:
         people = _from_tables(tables, name)
     elif pipeline is None:
@@ -208,10 +208,13 @@ def enrol_folder(
     else:
         require_same_contract(store.info.contract_id, pipeline.contract.contract_id, what="gallery and model")
         keep = store.info.keeps_images
-        people = _from_photos(plan, pipeline, refused, progress, keep_images=keep, largest=largest)
+        people = _from_photos(plan, pipeline, refused, crowds, progress, keep_images=keep, largest=largest)
     index, enrolled, not_enrolled = LiveIndex(store), list[Enrolment](), dict[str, str]()
     with contextlib.closing(people):
         for person, found in people:
+            if person in crowds and not force:
+                not_enrolled[person] = crowds[person]
+                continue
             sources, templates = tuple(source for source, _ in found), [each for _, each in found]
             try:
                 done = enrol(
@@ -286,6 +289,7 @@ def _from_photos(
     plan: EnrolmentPlan,
     pipeline: Pipeline,
     refused: dict[Path, str],
+    crowds: dict[str, str],
     progress: ProgressCallback,
     *,
     keep_images: bool,
@@ -296,13 +300,20 @@ def _from_photos(
     with contextlib.closing(images):
         numbered = zip(itertools.count(1), places, images, strict=False)
         for person, group in itertools.groupby(numbered, key=lambda item: item[1][0]):
-            templates = []
+            templates, several, read = [], 0, 0
             for number, _, image in group:
+                several += image.faces > 1
+                read += image.faces > 0
                 progress(Progress("enrolling", number, len(places), "photos"))
                 if image.template is None:
                     refused[image.path] = image.refusal
                 else:
                     templates.append((str(image.path), image.template))
+            if not largest and 2 <= several > read / 2:
+                crowds[person] = (
+                    f"{person}: expected photos of one person, found several faces in {several} of {read} photos; use "
+                    "photos of this person alone, or take the largest face of each with --largest"
+                )
             yield person, templates
 
 
@@ -311,11 +322,12 @@ def _from_photos(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EnrolmentImage:
-    """One photo's file, and the template that was made from it, or why it cannot be used."""
+    """One photo's file, and the template that was made from it, or why it cannot be used; and its usable faces."""
 
     path: Path
     template: NewTemplate | None = None
     refusal: str = ""
+    faces: int = 0
 
 
 def enrolment_images(
@@ -326,41 +338,32 @@ def enrolment_images(
     `keep_images` keeps the part of the photo that shows the face. A photo of several usable faces is refused, or
     `largest` takes the largest one. What the pipeline's gate rejects does not count: it may be no face.
     """
-    digests: dict[int, str] = {}
-    failed: dict[int, str] = {}
+    failed: dict[Path, str] = {}
     aligned = pipeline.settings["detector"] is None
 
-    def frames() -> Iterator[Frame]:
-        for index, path in enumerate(files):
-            try:
-                with path.open("rb") as file:
-                    content = file.read(ImageLimits().max_bytes + 1)  # one more, and it is refused
-                image = read_image(content)
-            except (OSError, ImageError) as error:
-                failed[index] = str(error)
-                continue
-            digests[index] = hashlib.sha256(content).hexdigest()
-            yield Frame(image, index, float(index), str(path))
+    def fail(path: Path, error: ImageError) -> None:
+        failed[path] = str(error).removeprefix(f"{path}: ")
 
     next_index = 0
-    with contextlib.closing(pipeline.run(frames())) as answers:
+    with open_source(files, on_bad=fail) as frames, contextlib.closing(pipeline.run(frames)) as answers:
         for frame, faces in answers:
             for index in range(next_index, frame.index):
-                yield EnrolmentImage(path=files[index], refusal=failed[index])
+                yield EnrolmentImage(path=files[index], refusal=failed[files[index]])
             next_index = frame.index + 1
             refusal, face = _choose(faces, frame.image, largest=largest)
+            usable = sum(each.embedding is not None for each in faces)
             if face is None or face.embedding is None:
-                yield EnrolmentImage(path=files[frame.index], refusal=refusal)
+                yield EnrolmentImage(path=files[frame.index], refusal=refusal, faces=usable)
                 continue
             template = NewTemplate(
                 embedding=face.embedding,
                 quality=float("nan") if face.quality is None else face.quality.score,
-                source_sha256=digests.pop(frame.index),
+                source_sha256=frame.file.sha256 if frame.file else "",
                 image=cut_out(frame.image, face, aligned=aligned) if keep_images else None,
             )
-            yield EnrolmentImage(path=files[frame.index], template=template)
+            yield EnrolmentImage(path=files[frame.index], template=template, faces=usable)
     for index in range(next_index, len(files)):
-        yield EnrolmentImage(path=files[index], refusal=failed[index])
+        yield EnrolmentImage(path=files[index], refusal=failed[files[index]])
 
 
 def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str, Face | None]:

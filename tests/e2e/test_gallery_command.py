@@ -107,6 +107,40 @@ def test_a_photo_in_no_persons_folder_needs_a_name(work: Path, capsys: pytest.Ca
     assert "1 new, 1 template in all" in capsys.readouterr().out
 
 
+def test_a_dry_run_shows_people_photos_and_what_is_left_out_without_a_model_or_a_gallery(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("@eaDir/0.png/SYNOPHOTO_THUMB_XL.jpg", "2021/2.pgm", "clip.gif"):
+        (work / "people" / "Ada" / name).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(work / "people" / "Ada" / "2021" / "2.pgm"), np.zeros((9, 9), np.uint8))
+    (work / "people" / "Ada" / "clip.gif").write_bytes(b"GIF89a")
+    words = ("enrol", "none.gallery", "people", "--dry-run", "--model", "none.xml")
+    plan = ask(capsys, *words)
+    assert plan["people"][0] == {
+        "name": "Ada",
+        "photos": [f"people/Ada/{each}" for each in ("0.png", "1.png", "2021/2.pgm")],
+    }
+    assert [each["name"] for each in plan["people"]] == list(COLORS)
+    assert [each["path"] for each in plan["left_out"]] == ["people/Ada/@eaDir"]
+    assert [each["path"] for each in plan["refused"]] == ["people/Ada/clip.gif"]
+    (work / "people" / "Nobody").mkdir()
+    assert run(*words) == 1
+    told = capsys.readouterr()
+    assert "Ada: 3 photos\n  people/Ada/0.png\n" in told.out
+    assert "left out: people/Ada/@eaDir: hidden, or written by a system\n" in told.err
+    assert "Nobody: no photo can be read\n" in told.err
+    assert not (work / "none.gallery").exists()
+
+
+@pytest.mark.usefixtures("gallery")
+def test_a_photo_by_itself_enrols_no_person_of_its_folders_name(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "dl").mkdir()
+    (work / "people" / "Ada" / "0.png").rename(work / "dl" / "0.png")
+    for place in ("dl/0.png", "dl", "dl/*.png"):
+        assert run("enrol", "g", place, *ENROL, *KEY) == 2
+        assert "dl/0.png: expected one folder for each person" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("gallery")
 def test_forget_asks_and_erases_and_proves(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("forget", "g", "Ada", *KEY) == 2

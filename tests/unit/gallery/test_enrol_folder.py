@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from unit.pipeline.test_pipeline import COLORS, SquareDetector, draw
 import edgeface.gallery
 from edgeface.errors import ContractError, GalleryKeyError, InputError, MissingError
 from edgeface.gallery import EnrolRules, create_gallery, enrol_folder, open_gallery
-from edgeface.gallery.enrolment_images import are_tables
+from edgeface.gallery.enrolment_images import are_tables, plan_enrolment
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.table import EmbeddingTable
@@ -103,6 +104,62 @@ def test_what_the_gate_rejects_is_not_counted_among_the_faces_of_a_photo(tmp_pat
                 store, [tmp_path / "people" / "*" / "1.png"], rules=rules, pipeline=pipeline, largest=True
             )
             assert [each.person.name for each in largest.enrolled] == ["Ada", "Grace"]
+
+
+def test_a_person_of_a_table_is_the_folder_below_the_one_that_holds_all_photos(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    deep = save_table(tmp_path / "deep.npz", vectors(2), ["in/Ada/2021/1.jpg", "in/Bob/2021/1.jpg"])
+    assert list(plan_enrolment([deep]).people) == ["Ada", "Bob"]
+    for photos in (["dl/1.jpg"], ["in/Ada/1.jpg", "in/Ada/2021/2.jpg"], ["/in/Ada/1.jpg", "in/Bob/1.jpg"]):
+        table = save_table(tmp_path / "unclear.npz", vectors(len(photos)), photos)
+        with pytest.raises(InputError, match=r"one folder for each person.*pass --name"):
+            enrol_folder(store, [table], rules=RULES)
+        assert list(plan_enrolment([table], name="Ada").people) == ["Ada"]
+    assert store.people() == ()
+
+
+def test_photos_of_several_people_under_one_name_are_refused_by_name_unless_forced(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    ada, bob = vectors(2, seed=4)
+    noise = np.random.default_rng(1).normal(scale=0.02, size=(6, DIM))
+    rows = np.stack([ada, ada, bob, ada, ada, bob]) + noise
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    photos = [f"in/Pat/{number}.jpg" for number in range(5)] + ["in/Bob/5.jpg"]
+    rules = EnrolRules(duplicate_above=0.99999, agree_above=0.6, contract_id=CONTRACT)
+    table = save_table(tmp_path / "mixed.npz", rows, photos)
+    done = enrol_folder(store, [table], rules=rules)
+    assert [each.person.name for each in done.enrolled] == ["Bob"]
+    expected = r"Pat: .*several people.*: in/Pat/0.jpg, in/Pat/1.jpg, in/Pat/3.jpg, ...; in/Pat/2.jpg; put each"
+    assert re.match(expected, done.not_enrolled["Pat"])
+    of_ada = save_table(tmp_path / "ada.npz", rows[:1], ["in/Bob/0.jpg"])
+    later = enrol_folder(store, [of_ada], rules=rules, name="Bob")
+    assert "by their faces and by those enrolled: in/Bob/0.jpg" in later.not_enrolled["Bob"]
+    assert enrol_folder(store, [table], rules=rules, force=True)
+    assert enrol_folder(store, [table], rules=rules)  # what is stored is not judged again
+    assert enrol_folder(store, [of_ada], rules=rules, name="Pat")
+
+
+def test_a_folder_of_photos_with_several_faces_is_refused_by_name(tmp_path: Path) -> None:
+    both, alone = draw((0, 10, 20), (2, 300, 30)), draw((0, 10, 20))
+    for name, photos in {"Party": (both, both, alone), "Ada": (alone, both)}.items():
+        (tmp_path / "people" / name).mkdir(parents=True)
+        for number, photo in enumerate(photos):
+            cv2.imwrite(str(tmp_path / "people" / name / f"{number}.png"), photo)
+    (tmp_path / "people" / "Gifs").mkdir()
+    (tmp_path / "people" / "Gifs" / "a.gif").write_bytes(b"GIF89a")
+    with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
+        rules = EnrolRules(duplicate_above=1, agree_above=0.1, contract_id=embedder.contract.contract_id)
+        with create_gallery(tmp_path / "g", contract=embedder.contract, key=None) as store:
+            pipeline = Pipeline(SquareDetector(), embedder)
+            done = enrol_folder(store, [tmp_path / "people"], rules=rules, pipeline=pipeline)
+            assert [each.person.name for each in done.enrolled] == ["Ada"]
+            assert "found several faces in 2 of 3 photos" in done.not_enrolled["Party"]
+            assert "none that can be read" in done.not_enrolled["Gifs"]
+            assert "found a GIF" in done.refused[tmp_path / "people" / "Gifs" / "a.gif"]
+            largest = enrol_folder(store, [tmp_path / "people"], rules=rules, pipeline=pipeline, largest=True)
+            assert [each.person.name for each in largest.enrolled] == ["Ada", "Party"]
 
 
 def test_rules_are_chosen_by_a_number_a_file_or_the_contract(tmp_path: Path) -> None:
