@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 _BLOCK = 128
 """Boxes per block. This size balances numpy's overhead and needless comparisons, bounds the memory of crowded images,
 and changes no result."""
+_PART = 512
+"""Better boxes that a block is compared with at a time: what does not overlap the best of them need only be compared
+with the others, and what is computed stays in the core's cache."""
 _LATER = np.triu(np.ones((_BLOCK, _BLOCK), bool), 1)
 """Which boxes of a block come after which."""
 _LEAST_AREA = float(np.finfo(np.float32).tiny)
@@ -61,12 +64,13 @@ def nms(
     for start in range(0, len(order), _BLOCK):
         block = slice(start, start + _BLOCK)
         mine, label = boxes[block], labels[block]
-        undecided: NDArray[np.bool_] = np.ones(len(mine), bool)
         first = int(np.searchsorted(labels, label[0]))  # only this group can have begun before the block
         better = boxes[first:start][keep[first:start]]
-        if len(better):
-            shared = overlaps(better, mine, relative_to=relative_to, pixel=pixel)
-            undecided = ~((shared > threshold).any(axis=0) & (label == label[0]))
+        undecided, rivals = np.asarray(label != label[0]), np.flatnonzero(label == label[0])
+        for part in range(0, len(better), _PART):
+            shared = overlaps(better[part : part + _PART], mine[rivals], relative_to=relative_to, pixel=pixel)
+            rivals = rivals[~(shared > threshold).any(axis=0)]
+        undecided[rivals] = True
         shared = overlaps(mine, mine, relative_to=relative_to, pixel=pixel)
         suppresses = (shared > threshold) & (label[:, None] == label) & _LATER[: len(mine), : len(mine)]
         keep[block] = _greedy(suppresses, undecided)

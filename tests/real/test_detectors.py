@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,18 @@ def test_mtcnn_in_tiles_gives_the_bits_that_whole_levels_give(images, data, mtcn
         found[tile] = [each.boxes.tobytes() + each.landmarks.tobytes() + each.scores.tobytes() for each in faces]
     whole, *tiled = found.values()
     assert tiled == [whole, whole]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("megapixels", "most"), [(4, 150), (12, 250), (60, 400)])
+def test_the_memory_of_detection_does_not_grow_with_copies_of_the_photo(megapixels, most):
+    script = Path(__file__).parents[2] / "benchmarks" / "photo_memory.py"
+    command = [sys.executable, str(script), "--megapixels", str(megapixels)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout)[f"{megapixels} megapixels"]["now"]
+    assert found["faces"] == 6
+    assert found["detecting_mb"] < most
+    assert found["reading_mb"] < found["decoded_mb"] + 30
 
 
 @pytest.mark.parity
