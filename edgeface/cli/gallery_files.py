@@ -76,6 +76,12 @@ def import_(
         Path | None,
         typer.Option(help="Names of encodings that are stored without: one on each line.", show_default=False),
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Import the person OLD of an export as NEW. Repeatable.", show_default=False
+        ),
+    ] = None,
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
     threshold: RulesOption = None,
@@ -87,8 +93,10 @@ def import_(
     from edgeface.gallery import EnrolRules, find_key, import_gallery
 
     if face_recognition:
-        if export_key:
-            raise InputError("expected --export-key or --face-recognition, found both; encodings are not encrypted")
+        if export_key or rename:
+            raise InputError(
+                "--export-key and --rename are for exports of edgeface; leave them out, or --face-recognition"
+            )
         _import_encodings(gallery, source, names, key=key, threshold=threshold, force=force, json=json)
         return
     if names:
@@ -104,10 +112,18 @@ def import_(
             key=find_key(export_key or key, beside=gallery) if export_key or sealed else None,
             rules=EnrolRules.choose(threshold, store.info.contract_id),
             force=force,
+            rename=dict(_pair(each) for each in rename or ()),
         )
     text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
     text += f"{counted(done.templates, 'new template')}, {done.already} known already"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise InputError(f"--rename: expected OLD=NEW, found {text!r:.80}")
+    return old, new
 
 
 def _import_encodings(

@@ -25,7 +25,7 @@ import json
 import math
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,11 +34,19 @@ from typing import Any
 import numpy as np
 
 from edgeface.cipher import KeyedCipher, header_of, is_sealed, seal, unseal
-from edgeface.errors import ArchiveError, ChecksumError, GalleryError, GalleryKeyError, ModelFormatError, OutputError
+from edgeface.errors import (
+    ArchiveError,
+    ChecksumError,
+    GalleryError,
+    GalleryKeyError,
+    InputError,
+    ModelFormatError,
+    OutputError,
+)
 from edgeface.files import write_private
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
-from edgeface.gallery.records import KeptImage, NewTemplate, Person, now
+from edgeface.gallery.records import KeptImage, NewTemplate, Person, check_name, now
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.untrusted import (
@@ -132,7 +140,13 @@ def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, byt
 
 
 def import_gallery(
-    store: GalleryStore, path: Path, *, key: bytes | None, rules: EnrolRules, force: bool = False
+    store: GalleryStore,
+    path: Path,
+    *,
+    key: bytes | None,
+    rules: EnrolRules,
+    force: bool = False,
+    rename: Mapping[str, str] | None = None,
 ) -> Import:
     """Import all people of an export. If one person is refused, none is imported.
 
@@ -149,11 +163,17 @@ def import_gallery(
         That the export is encrypted with, or None.
     rules, force
         As for `enrol`.
+    rename
+        New names by those in the export, for names that are another person's here, or that edgeface 0.1 allowed.
 
     Raises
     ------
     ContractError
         If it is of another contract.
+    GalleryError
+        If a name is refused, as by `check_name`, or `rename` gives two people one name.
+    InputError
+        If nobody in the export has a name that is to be replaced.
     GalleryKeyError
         If it is encrypted and the key is missing or another one, or is not encrypted and a key was given.
     ArchiveError, ChecksumError
@@ -180,9 +200,10 @@ def import_gallery(
     added = already = 0
     with store.writing():
         before = len(store.people())
+        new_names = _renamed(store, path, [name for name, _, _ in names], rename or {})
         # Of those who are enrolled already: the people of an export have passed these rules before.
         index = LiveIndex(store)
-        for (name, labels, metadata), templates in zip(names, grouped, strict=True):
+        for name, (_, labels, metadata), templates in zip(new_names, names, grouped, strict=True):
             new = store.find(name) is None
             if not templates:
                 if new:
@@ -203,6 +224,34 @@ def import_gallery(
     with contextlib.suppress(GalleryError, OutputError):  # the import is committed, whatever happens now
         store.load()  # writes the cache: the next one to open the gallery need not wait
     return Import(people=total - before, templates=added, already=already)
+
+
+def _renamed(store: GalleryStore, path: Path, names: Sequence[str], rename: Mapping[str, str]) -> list[str]:
+    """Return the names to import people under. A name may be given as messages show it, with escapes."""
+    shown = {repr(name)[1:-1]: name for name in names}
+    chosen = {shown.get(old, old): new for old, new in rename.items()}
+    if unknown := chosen.keys() - set(names):
+        raise InputError(
+            path=path,
+            expected="names of people in this export to rename",
+            found=", ".join(f"{name!r:.80}" for name in sorted(unknown)),
+            remedy="list who is in it: unzip -p FILE people.json, where it is not encrypted",
+        )
+    new_names = [chosen.get(name, name) for name in names]
+    if twice := [new for new in rename.values() if new_names.count(new) > 1]:
+        raise GalleryError(
+            f"{path}: expected another name for each person, found {twice[0]!r:.80} twice; choose another"
+        )
+    for old, new in zip(names, new_names, strict=True):
+        if store.find(new) is None:  # a name that edgeface 0.1 stored is as good as any
+            try:
+                check_name(new)
+            except GalleryError as error:
+                hint = f"{repr(old)[1:-1]}=NEW NAME"
+                raise GalleryError(
+                    f"{path}: {error}; import the person under another name: --rename '{hint}'"
+                ) from error
+    return new_names
 
 
 def _without_nan(landmarks: np.ndarray) -> list[list[float | None]]:

@@ -13,9 +13,11 @@ from edgeface.errors import GalleryError
 from edgeface.gallery.codec import PersonBody
 from edgeface.gallery.records import check_labels, check_name, name_forms, now
 from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.transfer import export_gallery
 from edgeface.text import printable
 
 CONTRACT_ID = "0123456789abcdef"
+KEY = bytes(range(32))
 
 
 @pytest.fixture
@@ -92,6 +94,37 @@ def test_a_person_whose_name_0_1_accepted_is_still_found(path: Path, name: str) 
         assert found is not None
         assert found.id == number
         assert store.update_person(number, name="Ada Lovelace").name == "Ada Lovelace"
+
+
+@pytest.mark.parametrize("name", ["#1", "Ada\u200b"])
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+def test_an_export_of_0_1_with_a_name_that_is_refused_today_is_imported_under_another(
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    key: bytes | None,
+) -> None:
+    with SqliteStore(path, key=None) as store:
+        add_as_0_1_did(store, name)
+        store.add_person("Zoe")
+        export_gallery(store, tmp_path / "export", key=key)
+    monkeypatch.setenv("KEY_OF_EXPORT", KEY.hex())
+    SqliteStore.create(tmp_path / "h", contract_id=CONTRACT_ID, dim=4, key=None).close()
+    words = ["gallery", "import", str(tmp_path / "h"), str(tmp_path / "export"), "--threshold", "0.9"]
+    words += ["--export-key", "env:KEY_OF_EXPORT"] if key else []
+    assert main(words) == 2
+    hint = repr(name)[1:-1]
+    assert f"--rename '{hint}=NEW NAME'" in " ".join(capsys.readouterr().err.split())
+    for wrong, said in (("Ada", "OLD=NEW"), ("Bob=Ada", "'Bob'"), (f"{hint}=Zoe", "twice"), (f"{hint}=#2", "'#2'")):
+        assert main([*words, "--rename", wrong]) == 2
+        assert said in capsys.readouterr().err
+    with SqliteStore(tmp_path / "h", key=None) as store:
+        assert store.people() == ()
+    assert main([*words, "--rename", f"{hint}=Ada Lovelace"]) == 0
+    with SqliteStore(tmp_path / "h", key=None) as store:
+        assert [person.name for person in store.people()] == ["Ada Lovelace", "Zoe"]
 
 
 def test_a_folder_whose_name_cannot_be_a_person_s_is_told_before_anyone_is_enrolled(tmp_path: Path) -> None:
