@@ -21,6 +21,7 @@ from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.database import Database, mark_header, record_commit
 from edgeface.gallery.store.sqlite_schema import SCHEMA_VERSION, create_tables, foreign_parts, migrate, require_schema
+from edgeface.gallery.store.wal import require_own_wal
 
 # Errors
 
@@ -257,29 +258,39 @@ def open_connection(path: Path, *, timeout: float) -> _Connection:
 
     Nothing is written where the file system is read-only.
     """
-    mode = "rw"
+    mode, wal = "rw", path.with_name(path.name + "-wal")
+    unwritten = wal.exists() and wal.stat().st_size
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         mode = "ro&immutable=1"
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size:
+        if unwritten:
             raise OutputError(
                 f"{path}: its last writes are still in {wal.name}, and the file system is read-only; "
                 "copy both files to a folder that can be written"
             )
+    elif unwritten:
+        with contextlib.closing(_connect(path, uri=f"{path.as_uri()}?mode=ro", timeout=timeout)) as reader:
+            _prepare(reader, path, unwritten=True)  # a connection that may write writes the WAL on closing
     connection = _connect(path, uri=f"{path.as_uri()}?mode={mode}", timeout=timeout)
     try:
-        if hasattr(connection, "setconfig"):
-            for name, value in _DEFENSES.items():
-                connection.setconfig(getattr(sqlite3, name), value)
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
-        connection.execute("BEGIN")
-        require_schema(connection, path)
-        connection.execute("COMMIT")
+        _prepare(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _prepare(connection: _Connection, path: Path, *, unwritten: bool = False) -> None:
+    """Set up a new connection, and compare the schema, and a WAL that is not yet written into the file."""
+    if hasattr(connection, "setconfig"):
+        for name, value in _DEFENSES.items():
+            connection.setconfig(getattr(sqlite3, name), value)
+    for pragma in _PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("BEGIN")
+    require_schema(connection, path)
+    if unwritten:
+        require_own_wal(connection, path, connection.descriptor)
+    connection.execute("COMMIT")
 
 
 class SqliteDatabase(Database):
