@@ -6,7 +6,8 @@ and compared with what was acknowledged: everything enrolled is there, bit by bi
 any file; after a rekey one of the two keys opens it and nothing sealed by the other is left; a rebuild goes on and
 ends; after a restoration there is the gallery or the copy, and nothing in any file of those who were lost. In some
 rounds a copy is moved over the gallery's file while the process works: it must notice before it acknowledges anything
-more than what it was committing. In others the disk is full at a random moment. All the while another process opens the
+more than what it was committing; or beside the WAL that it left: the next opening must notice where that belongs to
+another state. In others the disk is full at a random moment. All the while another process opens the
 gallery, lists who is there, and closes it, as somebody at another terminal does: neither may take anything from the
 other.
 
@@ -37,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import GalleryError, GalleryKeyError, OutputError
+from edgeface.errors import GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.gallery.store.erase import Searcher, files_of
@@ -181,6 +182,7 @@ def copy_of(path: Path) -> Path:
 def bystand(path: Path) -> None:
     """Open, read and close, again and again, until told to end; say how often the key was the right one."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    say("ready")
     key, opened = 0, 0
     try:
         while True:
@@ -263,7 +265,8 @@ class Truth:
 def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest: float, *, also: str = "") -> None:
     """Start a process, kill it some time after it acknowledged so much, both drawn at random; hear what it said.
 
-    `also` is what it may meet before: a "full" disk, or its file "replaced", of which it then learns instead.
+    `also` is what happens besides: the disk is "full"; the file is "replaced", which the process must notice; or the
+    process "crashed" and a copy is put beside its WAL, which the next opening must notice.
     """
     words = [sys.executable, __file__, "--work", kind, str(path), str(truth.keys[0]), str(truth.next_person)]
     words += [str(dice.getrandbits(32)), str(dice.randrange(_MOST_ROOM) if also == "full" and not mounted(path) else 0)]
@@ -280,8 +283,9 @@ def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest:
             else:
                 raise RuntimeError(f"{kind}: the process said no more than {said!r}")
         time.sleep(dice.random() * longest)
+        if also in ("replaced", "crashed"):
+            said += replace(path, process, crashed=also == "crashed")
         if also == "replaced":
-            said += replace(path, process)
             before = sum(map(said.count, _ACKNOWLEDGED))
             process.wait(_HURRY)
     finally:
@@ -295,25 +299,31 @@ def kill_once(path: Path, kind: str, truth: Truth, dice: random.Random, longest:
         raise RuntimeError(f"{kind}: the process failed before it was killed: {process.returncode}")
     if b"\nfull" in said and also != "full":
         raise RuntimeError(f"{kind}: the disk was not full, and the process said {said!r}")
+    truth.replaced = also in ("replaced", "crashed")
     if also == "replaced":
-        truth.replaced = True
         late = sum(map(said.count, _ACKNOWLEDGED)) - before
         if late > 1 or b"\nreplaced\n" not in said:  # one was being committed
             raise RuntimeError(f"{kind}: {late} acknowledged after the file was replaced: {said!r}")
 
 
-def replace(path: Path, process: subprocess.Popen[bytes]) -> bytes:
-    """Move the copy over the gallery's file, as an administrator does, between two instructions of the process."""
+def replace(path: Path, process: subprocess.Popen[bytes], *, crashed: bool) -> bytes:
+    """Move the copy over the gallery's file between two instructions of the process, or beside the WAL that it left."""
     assert process.stdout is not None
     process.send_signal(signal.SIGSTOP)
     said = b""
     while select.select([process.stdout], [], [], 0.05)[0]:
         said += os.read(process.stdout.fileno(), 1 << 16)
+    if not crashed:
+        remove_wal(path)
+    copy_of(path).replace(path)
+    if not crashed:
+        process.send_signal(signal.SIGCONT)
+    return said
+
+
+def remove_wal(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    copy_of(path).replace(path)
-    process.send_signal(signal.SIGCONT)
-    return said
 
 
 def open_again(path: Path, truth: Truth) -> SqliteStore:
@@ -323,6 +333,12 @@ def open_again(path: Path, truth: Truth) -> SqliteStore:
             store = SqliteStore(path, key=key_of(number), timeout=_HURRY)
         except GalleryKeyError:
             continue
+        except GalleryDamagedError as error:
+            if not truth.replaced or "-wal: expected what was written after" not in str(error):
+                raise
+            remove_wal(path)  # as the error says
+            store = SqliteStore(path, key=key_of(number), timeout=_HURRY)
+            truth.put_back()
         truth.keys = [number]
         return store
     raise AssertionError(f"none of the keys {truth.keys} opens the gallery")
@@ -334,8 +350,9 @@ def judge(path: Path, truth: Truth, problems: list[str]) -> None:
         problems += store.check().problems
         model = store.info.contract_id
         found = {person_of(each.name): each for each in store.people()}
-        if truth.replaced:
-            truth.put_back()
+        if truth.replaced and found.keys() == truth.copied.keys():
+            truth.put_back()  # else the WAL goes on from the copy, to what was acknowledged
+        truth.replaced = False
         if truth.maybe_restored and truth.people.keys() - truth.copied.keys() - found.keys():
             truth.restored()
         truth.maybe_restored = False
@@ -434,6 +451,8 @@ class Bystander:
     def start(self) -> None:
         words = [sys.executable, __file__, "--bystand", str(self._path)]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # "ready": told to end before, it would not say how often
 
     def end(self) -> None:
         self._process.terminate()
@@ -449,7 +468,7 @@ def play(path: Path, kind: str, truth: Truth, dice: random.Random, longest: floa
         copy(path, truth)
     if kind == "replace":
         bystander.end()  # it would remove the copy's WAL when it closes the file that it opened before
-        kill_once(path, doing, truth, dice, longest, also="replaced")
+        kill_once(path, doing, truth, dice, longest, also=dice.choice(("replaced", "crashed")))
         bystander.start()
     elif kind == "full":
         with full(path, dice):

@@ -7,6 +7,7 @@ disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,12 +94,13 @@ def prove(
     database.require_place()  # or a file would be missing from the proof
     searcher = Searcher(secrets)
     needles = searcher.needles
-    files = files_of(database.path)
-    names = {path: path.relative_to(database.path.parent).as_posix() for path in files}
-    searched = {names[path]: path.stat().st_size for path in files}
-    found = {
-        (names[path], offset): piece for path in files for offset, piece in searcher.search(database.descriptor(path))
-    }
+    searched, found = dict[str, int](), dict[tuple[str, int], bytes]()
+    for path in files_of(database.path):
+        name = path.relative_to(database.path.parent).as_posix()
+        with contextlib.suppress(FileNotFoundError):  # what another process was writing; its name ended meanwhile
+            descriptor = database.descriptor(path)
+            searched[name] = os.fstat(descriptor).st_size
+            found |= {(name, offset): piece for offset, piece in searcher.search(descriptor)}
     database.require_place()
     pieces = set(found.values())
     if pieces:

@@ -22,6 +22,7 @@ from unit.gallery.conformance import CONTRACT, DIM, templates
 
 from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.store import erase
 from edgeface.gallery.store import sqlite_schema as schema
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import sqlite_errors
@@ -313,6 +314,21 @@ def test_a_file_that_is_replaced_during_the_proof_proves_nothing(
         monkeypatch.setattr(SqliteStore, "_overwrite", lambda store: (overwrite(store), delete(path)))
         with pytest.raises(GalleryError, match=r"person 1 is deleted.*not yet overwritten: g was removed"):
             store.forget(ada.id)
+
+
+def test_a_file_whose_name_ends_during_the_search_is_the_gallerys_or_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, listed = tmp_path / "g", erase.files_of
+    with SqliteStore.create(path, contract_id=CONTRACT, dim=DIM, key=None) as store:
+        first, second = (store.add_person(name, templates=templates(3)) for name in ("Ada", "Grace"))
+        monkeypatch.setattr(erase, "files_of", lambda gallery: [*listed(gallery), tmp_path / "written-by-another"])
+        assert store.forget(first.id)
+        monkeypatch.setattr(erase, "files_of", lambda gallery: (listed(gallery), delete_wal(path))[0])
+        with pytest.raises(GalleryError, match=r"person 5 is deleted.*not yet overwritten: g-wal was removed"):
+            store.forget(second.id)
+    with SqliteStore(path) as store:
+        assert store.people() == ()
 
 
 # Disks
