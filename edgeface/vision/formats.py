@@ -83,7 +83,7 @@ _BEGINNINGS = tuple(
         ),
         (rb"\x1a\x45\xdf\xa3", _video("Matroska or WebM")),
         (rb"RIFF....AVI ", _video("AVI")),
-        (rb"\0\0\x01[\xb3\xba]|G.{187}G", _video("MPEG")),
+        (rb"\0\0\x01[\xb3\xba]|G(?=.{0,186}[\0\xff]).{187}G", _video("MPEG")),
         (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11|FLV\x01", _video("WMV or FLV")),
         (rb"....(moov|mdat|wide)", _video("QuickTime")),
     )

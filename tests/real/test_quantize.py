@@ -186,9 +186,12 @@ def test_a_detector_stored_in_half_precision_finds_the_same_faces(data: Path, tm
     from edgeface.quantize import QuantizationRecipe, quantize_detector
 
     photos = sorted((data / "lfw" / "calibration").iterdir())[:10]
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    given = [*photos, tmp_path / "a.gif"]
 
-    outcome = quantize_detector("mtcnn", None, tmp_path, photos, recipe=QuantizationRecipe(method="fp16"))
+    outcome = quantize_detector("mtcnn", None, tmp_path, given, recipe=QuantizationRecipe(method="fp16"))
 
+    assert [each.partition(": ")[0] for each in outcome.unreadable] == [str(tmp_path / "a.gif")]
     assert outcome, outcome.reasons
     assert outcome.bytes_after == pytest.approx(outcome.bytes_before / 2, rel=0.02)
     assert outcome.bytes_after == sum(path.with_suffix(".bin").stat().st_size for path in outcome.files)

@@ -132,6 +132,7 @@ def test_what_is_no_photo_that_is_read_is_named_as_what_it_is(beginning: bytes, 
         (b"", ".gif", "a photo by its name"),  # reading it says that it is empty
         (b"import { a } from 'b'", ".ts", None),
         (b"BMW and P5 are words", ".txt", None),
+        (b"G" * 189, ".txt", None),
         (b"\0\0\0\x20ftypM4A \0\0\0\0isom", ".m4a", None),
     ],
 )
