@@ -52,7 +52,9 @@ HEADER_BYTES = 1 << 20
 FILLED_BYTES = 64 << 20
 """Of the constants in a TensorFlow graph that repeat a value instead of storing it."""
 IMPORT_BYTES, IMPORT_RATIO = 1 << 30, 8
-"""Of the process that converts an ONNX model: this much, and this many times the model's size."""
+"""Of the process that runs a frontend of OpenVINO: this much, and this many times the model's size."""
+LAYER_BYTES = 1 << 30
+"""Of what one layer of a model computes for one image."""
 HDF5_BYTES, HDF5_SECONDS = 1 << 30, 3
 """Of the process that reads an .h5, of which a file of 15 MB takes 0.1 s."""
 PICKLE_OPERATIONS, PICKLE_SHARED = 2_000_000, 16 << 20

@@ -376,7 +376,7 @@ class _Hunt:
         kind = (type(error).__name__, *((frames[-1].filename, frames[-1].lineno) if frames else ()))
         if kind not in self.kinds:
             self.kinds.add(kind)
-            print(f"({self.name!r}, {content!r}),  # {kind} {str(error)[:100]}", flush=True)
+            print(f"# {kind} {str(error)[:100]!r}\n({self.name!r}, {content!r}),", flush=True)
 
 
 def _run_atheris(hunt: _Hunt, seeds: list[bytes], seconds: float) -> int:

@@ -10,15 +10,8 @@ Field numbers are those of onnx/onnx.proto3.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
-import os
-import pickle
-import resource
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,18 +21,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface import errors
+from edgeface.convert.apart import Converted, convert_apart
 from edgeface.convert.graphdef import parse_message
 from edgeface.convert.inside import notice_preprocessing
 from edgeface.convert.ir import flatten_output, take_floats
 from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe, is_raw
 from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weights, read_bytes, run_frontend
-from edgeface.errors import ConversionError, EdgeFaceError, InputError, ModelFormatError
-from edgeface.files import output_errors, sha256_of
+from edgeface.errors import ConversionError, InputError, ModelFormatError
+from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
 from edgeface.model.opset import ops
-from edgeface.untrusted import IMPORT_BYTES, IMPORT_RATIO, reading
+from edgeface.untrusted import IMPORT_RATIO, reading
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +76,9 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
         If the recipe contradicts the file, or leaves out what the file does not say.
     """
     files, weights_id = _read(path, recipe.output)
-    model, imported = _import(path, recipe, sum(file.stat().st_size for file in files))
+    size = sum(file.stat().st_size for file in files)
+    model, found = convert_apart(_import, path, recipe, path=path, size=size)
+    imported = _Imported(**found)
     for note in imported.notes:
         log.info("%s: %s", path, note)
     return SourceModel(
@@ -281,54 +276,7 @@ class _Imported:
     notes: list[str]
 
 
-def _import(path: Path, recipe: Recipe, size: int) -> tuple[ov.Model, _Imported]:
-    """Run `run_import` in a child process; `size` is that of the model's files, in bytes."""
-    folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
-    with (
-        output_errors(folder, hint=" for temporary files through TMPDIR"),
-        tempfile.TemporaryDirectory(prefix="edgeface-") as temporary,
-    ):
-        task = pickle.dumps((path, recipe, Path(temporary), IMPORT_BYTES + IMPORT_RATIO * size))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN_IMPORT}"],
-                input=task,
-                capture_output=True,
-                timeout=_IMPORT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise ConversionError(f"{path}: OpenVINO did not convert this graph within {_IMPORT_SECONDS} s") from None
-        answer = Path(temporary, "answer.json")
-        if not answer.is_file():
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"its process ended with {done.returncode}"
-            raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {reason}")
-        found = json.loads(answer.read_text(encoding="utf-8"))
-        if "error" in found:
-            raise getattr(errors, found["error"])(found["message"])
-        return ov.Core().read_model(Path(temporary, "model.xml"), config={"ENABLE_MMAP": False}), _Imported(**found)
-
-
-_RUN_IMPORT = "sys.modules['openvino_telemetry'] = None; from edgeface.convert.onnx import run_import; run_import()"
-_IMPORT_SECONDS = 600
-
-
-def run_import() -> None:
-    """Convert the file that stdin names: write the model and ``answer.json`` into the folder that it names too."""
-    path, recipe, folder, limit = pickle.load(sys.stdin.buffer)  # from the process that started this one
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        found = dataclasses.asdict(_import_here(path, recipe, folder))
-    except EdgeFaceError as error:
-        found = {"error": type(error).__name__, "message": str(error)}
-    except MemoryError:
-        found = {"error": "ConversionError", "message": f"{path}: converting it takes more than {limit:,} bytes"}
-    Path(folder, "answer.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
+def _import(path: Path, recipe: Recipe) -> Converted:
     """Convert the file with OpenVINO's frontend, and measure what the file does not say."""
     model = _choose_output(run_frontend("onnx", path, path), recipe, path)
     layout = _layout_of(model, recipe, path)
@@ -351,8 +299,7 @@ def _import_here(path: Path, recipe: Recipe, folder: Path) -> _Imported:
     rows = _rows(model, size, recipe, path)
     if not rows.independent:
         raise ConversionError(f"{path}: expected rows that do not depend on the other images of a batch, found some")
-    ov.serialize(model, str(folder / "model.xml"), str(folder / "model.bin"))
-    return _Imported(layout, rows.normalized, *names, notes)
+    return model, dataclasses.asdict(_Imported(layout, rows.normalized, *names, notes))
 
 
 def _choose_output(model: ov.Model, recipe: Recipe, path: Path) -> ov.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from openvino import frontend
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
-from edgeface.untrusted import MODEL_BYTES, read_regular, reading
+from edgeface.untrusted import LAYER_BYTES, MODEL_BYTES, read_regular, reading
 
 _FRONTEND_FAILURES = (
     RuntimeError,
@@ -161,8 +162,19 @@ def run_frontend(framework: str, file: Path, path: Path) -> ov.Model:
     """
     reader = frontend.FrontEndManager().load_by_framework(framework)
     try:
-        return reader.convert(reader.load(str(file)))
+        model = reader.convert(reader.load(str(file)))
     except _FRONTEND_FAILURES as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
         reason = [line for line in lines if not line.startswith(_FRONTEND_CHATTER)] or lines[-1:]
         raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {' '.join(reason[:3])}") from error
+    for node in model.get_ops():
+        for port in node.outputs():
+            axes = port.get_partial_shape()
+            sides = [] if axes.rank.is_dynamic else [axis.get_length() for axis in axes if axis.is_static]
+            if math.prod(sides) * port.get_element_type().size > LAYER_BYTES:
+                raise ConversionError(
+                    path=path,
+                    expected=f"layers of at most {LAYER_BYTES:,} bytes for one image",
+                    found=f"{node.get_friendly_name()!r} of {axes}",
+                )
+    return model

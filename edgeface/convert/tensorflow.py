@@ -18,6 +18,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgeface.convert.apart import Converted, convert_apart
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
@@ -212,6 +213,10 @@ def _is_placeholder(node: Any, dtype: int) -> bool:
     return node is not None and node.op in _PLACEHOLDERS and node.attr["dtype"].type == dtype
 
 
+def _convert(file: Path, path: Path) -> Converted:
+    return run_frontend("tf", file, path), {}
+
+
 def _run_frontend(inference: Inference, path: Path) -> ov.Model:
     folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
     with (
@@ -220,7 +225,7 @@ def _run_frontend(inference: Inference, path: Path) -> ov.Model:
     ):
         file = Path(temporary, "graph.pb")
         file.write_bytes(inference.graph.SerializeToString())
-        model = run_frontend("tf", file, path)
+        model, _ = convert_apart(_convert, file, path, path=path, size=file.stat().st_size)
     _put_weights_in(model, inference.weights)
     return model
 
@@ -271,6 +276,16 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
 
 def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> SourceModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    model, found = convert_apart(
+        _convert_functions, path, size, path=path, size=sum(each.stat().st_size for each in files)
+    )
+    return SourceModel(
+        model=model, layout="NHWC", framework="tf", sha256=sha256, normalized=None, seeded=seeded, **found
+    )
+
+
+def _convert_functions(path: Path, size: tuple[int, int]) -> Converted:
     model = run_frontend("tf", path.parent if path.name == "saved_model.pb" else path, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ConversionError(
@@ -281,14 +296,5 @@ def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]
     axes = [] if shape.rank.is_dynamic else list(shape)
     _require_size(path, [-1 if axis.is_dynamic else axis.get_length() for axis in axes], size)
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
-    return SourceModel(
-        model=model,
-        layout="NHWC",
-        framework="tf",
-        sha256=sha256,
-        weights_id=digest_of_weights(float_constants(model), structure_of(model)),
-        normalized=None,
-        seeded=seeded,
-        input=names[0] or _INPUTS[0],
-        output=names[1] or _OUTPUT,
-    )
+    weights_id = digest_of_weights(float_constants(model), structure_of(model))
+    return model, {"weights_id": weights_id, "input": names[0] or _INPUTS[0], "output": names[1] or _OUTPUT}

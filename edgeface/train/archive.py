@@ -17,6 +17,7 @@ from edgeface.model.ir_file import check_weights, read_contract
 from edgeface.recognize.known import thresholds_for
 from edgeface.recognize.threshold import load_thresholds, save_thresholds
 from edgeface.train.classify import TrainedHead
+from edgeface.untrusted import read_json
 from edgeface.version import __version__
 from edgeface.zoo.archive import unpack
 
@@ -141,14 +142,14 @@ def import_training(path: Path, folder: Path) -> TrainingArchive:
 
 def _manifest(unpacked: Path, path: Path) -> dict[str, Any]:
     try:
-        told = json.loads((unpacked / _MANIFEST).read_text(encoding="utf-8"))
+        told = read_json(unpacked / _MANIFEST, "a manifest")
         files = told["files"]
         names = [name for name in files if name.endswith(".xml")]
         if told["schema_version"] != _VERSION or len(names) != 1 or _HEAD not in files:
             raise ValueError("it is of another kind or version")
         if not all(isinstance(digest, str) for digest in files.values()):
             raise ValueError("digests are no text")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArchiveError(
             path=path, expected=f"an archive of 'edgeface export' with a {_MANIFEST}", found=f"another one ({error})"
         ) from error

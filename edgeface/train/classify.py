@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from edgeface.errors import InputError
 from edgeface.files import write_atomically
 from edgeface.model.embedding import Embedding, require_same_contract
+from edgeface.untrusted import parse_json, read_npz, reading
 
 UNKNOWN_RATE = 0.01
 """Share of strangers' photos that a head may take for someone it knows."""
@@ -135,10 +134,11 @@ class TrainedHead:
     @classmethod
     def load(cls, path: Path) -> TrainedHead:
         """Read a head that `save` wrote; raise InputError if the file is none, or damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                weights, bias = stored["weights"], stored["bias"]
-                told = json.loads(str(stored["description"]))
+        expected = "a head that 'edgeface train head' wrote"
+        with reading(path, expected, remedy="train it again"):
+            stored = read_npz(path, expected, names=("weights", "bias", "description"))
+            weights, bias = stored["weights"], stored["bias"]
+            told = parse_json(str(stored["description"]))
             if told.pop("schema_version") != 1 or {weights.dtype, bias.dtype} != {np.dtype(np.float32)}:
                 raise ValueError("another version")
             labels = told.pop("labels")
@@ -146,19 +146,3 @@ class TrainedHead:
             if not all(isinstance(each, str) for each in texts):
                 raise ValueError("labels are no text")
             return cls(labels=tuple(labels), weights=weights, bias=bias, **told)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise InputError(
-                path=path,
-                expected="a head that 'edgeface train head' wrote",
-                found=str(error) or type(error).__name__,
-                remedy="train it again",
-            ) from error

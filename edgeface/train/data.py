@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import unit_rows
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import DevicePlan
+from edgeface.untrusted import read_npz
 
 SAME_SHOT = 0.95
 """Cosine from which two photos of a person count as one shot. No pair of the 651 photos of LFW's 70 people with eight
@@ -265,11 +265,12 @@ class _Cache:
     def read(self, digest: str, name: str) -> tuple[Crops, NDArray[np.float32]] | None:
         """Return what is cached; None if there is nothing, or nothing that can be read."""
         try:
-            with np.load(self._path(digest, name), allow_pickle=False) as stored:
-                crop, vector = stored["crop"], stored["embedding"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            stored = read_npz(self._path(digest, name), "a crop and its embedding")
+            crop: NDArray[Any] = stored["crop"]
+            vector: NDArray[Any] = stored["embedding"]
+        except (InputError, KeyError):
             return None
-        fits = (crop.shape, vector.shape) == self._shape and (crop.dtype, vector.dtype) == (np.uint8, np.float32)
+        fits = (crop.shape, vector.shape) == self._shape and crop.dtype == np.uint8 and vector.dtype == np.float32
         return (crop, vector) if fits else None
 
     def write(self, digest: str, name: str, crop: Crops, vector: NDArray[np.float32]) -> None:

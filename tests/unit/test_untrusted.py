@@ -28,7 +28,8 @@ from dlib_files import integer, small_net
 from fuzz_targets import TARGETS, attempt
 
 from edgeface.convert.messages import BundleEntry, BundleHeader, GraphDef, set_shape
-from edgeface.errors import ArchiveError, EdgeFaceError, InputError
+from edgeface.convert.tensorflow import load_tensorflow
+from edgeface.errors import ArchiveError, ConversionError, EdgeFaceError, InputError
 from edgeface.files import sha256_of
 from edgeface.gallery.keys import read_key
 from edgeface.untrusted import DEEPEST, DOCUMENT_BYTES, parse_json, parse_npy, read_json, reading
@@ -235,6 +236,30 @@ def test_a_small_file_that_expands_is_refused_before_it_does(tmp_path: Path, bom
     assert peak_of(read) < MOST
     assert refused[0].exit_code == 2
     assert len(str(refused[0])) < 2000
+
+
+def filling(graph: tiny_graphs.Graph, image: str) -> str:
+    sides = graph.constant("sides", np.array([1 << 29], np.int32))
+    big = graph.node("big", "Fill", sides, graph.constant("one", np.float32(1)), T=1)
+    total = graph.node("sum", "Sum", big, graph.constant("axis0", np.array([0], np.int32)), T=1, Tidx=3)
+    return graph.node("plus", "Add", image, total, T=1)
+
+
+def padding(graph: tiny_graphs.Graph, image: str) -> str:
+    return graph.node("pad", "Pad", image, graph.constant("sides", np.full((4, 2), 1 << 14, np.int32)), T=1)
+
+
+@pytest.mark.parametrize("grow", [filling, padding])
+def test_a_graph_that_computes_huge_tensors_is_refused_before_it_does(tmp_path: Path, grow: Callable[..., str]) -> None:
+    graph = tiny_graphs.Graph()
+    graph.embed(grow(graph, graph.image()), graph.constant("weights", tiny_graphs.dense_weights()))
+    path = graph.write(tmp_path / "m.pb")
+
+    def read() -> None:
+        with pytest.raises(ConversionError):
+            load_tensorflow(path, size=(tiny_graphs.SIZE, tiny_graphs.SIZE))
+
+    assert peak_of(read) < MOST
 
 
 @pytest.mark.parametrize("name", ["table", "boxes", "golden"])
