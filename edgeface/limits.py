@@ -71,8 +71,30 @@ def memory_limit(root: Path = _ROOT) -> int | None:
 
 
 def memory_left(root: Path = _ROOT) -> int | None:
-    """Return the bytes of memory that this process's group may use beyond those it uses already; None: no limit."""
+    """Return the bytes of memory that this process's group may use beyond those it uses already; None: no limit.
+
+    Pages of files that were not used lately count as free: the kernel takes them back before it kills a process.
+    """
     return min((max(0, limit - used) for limit, used in _memory(root)), default=None)
+
+
+def memory_available(root: Path = _ROOT) -> int | None:
+    """Return the bytes that this process can still use: by its group, by ulimit and by the machine; None: unknown."""
+    machine, own = read_text(root / "proc/meminfo"), read_text(root / "proc/self/status")
+    left = [memory_left(root)]
+    if (free := _kilobytes(machine, "MemAvailable")) is not None:
+        left.append(free + (_kilobytes(machine, "SwapFree") or 0))
+    for kind, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and (used := _kilobytes(own, field)) is not None:
+            left.append(max(0, limit - used))
+    return min((each for each in left if each is not None), default=None)
+
+
+def _kilobytes(text: str, field: str) -> int | None:
+    """Read a field of /proc/meminfo or /proc/self/status in bytes."""
+    found = re.search(rf"^{field}:\s*(\d{{1,15}}) kB$", text, re.ASCII | re.MULTILINE)
+    return int(found[1]) << 10 if found else None
 
 
 def _memory(root: Path) -> Iterator[tuple[int, int]]:
@@ -84,7 +106,11 @@ def _memory(root: Path) -> Iterator[tuple[int, int]]:
         ):
             limit = _number(read_text(folder / limit_name))
             if limit is not None and limit < _NO_LIMIT:
-                yield limit, _number(read_text(folder / used_name)) or 0
+                used = _number(read_text(folder / used_name)) or 0
+                idle = re.findall(
+                    r"^(?:total_)?inactive_file (\d{1,15})$", read_text(folder / "memory.stat"), re.M | re.A
+                )
+                yield limit, max(0, used - max(map(int, idle), default=0))
 
 
 def tasks_left(root: Path = _ROOT) -> int | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ImageError
 from edgeface.files import FileIdentity
+from edgeface.limits import memory_available
 from edgeface.vision.formats import decode_heif, kind_of, open_heif
 from edgeface.vision.headers import read_header
 
@@ -33,7 +34,7 @@ class ImageLimits:
     max_bytes
         Bytes of the encoded file.
     max_pixels
-        Width times height. Decoding needs up to 8 bytes a pixel (16 bits, four channels).
+        Width times height. Decoding needs 6 bytes a pixel for most photos, up to 16 (16 bits, four channels).
     """
 
     max_bytes: int = 64 << 20
@@ -45,6 +46,10 @@ class ImageLimits:
 
 
 _DEFAULT_LIMITS = ImageLimits()
+_HEIF_DECODING = 20
+"""Bytes a pixel that decoding HEIC and AVIF needs; of other formats the header tells."""
+_UNCHECKED = 32 << 20
+"""Bytes that are used without a look at how many there are, which takes as long as detection in a small image."""
 
 
 def read_image(source: str | Path | bytes | np.ndarray, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image:
@@ -69,8 +74,9 @@ def read_image(source: str | Path | bytes | np.ndarray, *, limits: ImageLimits =
     Raises
     ------
     ImageError
-        If there is no such file, or it is not an image, truncated, damaged or above the limits. The message begins
-        with the file's path. JPEG has no checksum: changed bits that keep the structure intact go unnoticed.
+        If there is no such file, or it is not an image, truncated, damaged, above the limits, or needs more memory
+        than this process may still use. The message begins with the file's path. JPEG has no checksum: changed bits
+        that keep the structure intact go unnoticed.
     """
     if isinstance(source, str):
         source = Path(source)
@@ -120,15 +126,23 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
     if kind is not None and kind.readable and kind.name in ("an HEIC", "an AVIF"):
         opened = open_heif(data, kind)
         _check_pixels(opened.width, opened.height, limits)
+        check_memory(_HEIF_DECODING * opened.width * opened.height, f"to decode {opened.width}x{opened.height} pixels")
         return _to_bgr8(decode_heif(opened), limits)
     header = read_header(data)
     _check_pixels(header.width, header.height, limits)
+    purpose = f"to decode {header.width}x{header.height} pixels"
+    needed = header.decoding * header.width * header.height
+    check_memory(needed, purpose)
     try:
         # Every other flag drops transparency, and treats orientation differently in each format and version.
         # OpenCV wants a line's end after the last number of a PNM in text.
         pixels = cv2.imdecode(np.frombuffer(data + b"\n" * (header.format == "PNM"), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise _short_of_memory(needed, purpose, "less") from error
         raise ImageError(f"damaged {header.format}: OpenCV cannot decode it: {error.err}") from error
+    except MemoryError as error:
+        raise _short_of_memory(needed, purpose, "less") from error
     if pixels is None:
         raise ImageError(f"damaged {header.format}: OpenCV cannot decode it")
     if pixels.shape[:2] != (header.height, header.width):
@@ -141,6 +155,23 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
         for band in _bands(pixels):
             band[:] = np.minimum(band * np.float32(largest / header.white) + 0.5, largest)
     return _set_upright(_to_bgr8(pixels, limits), header.orientation)
+
+
+def check_memory(needed: int, purpose: str) -> None:
+    """Raise `ImageError` if this process may not use as many bytes more: it would be killed without a word."""
+    if needed < _UNCHECKED:
+        return
+    left = memory_available()
+    if left is not None and left < needed:
+        raise _short_of_memory(needed, purpose, f"{left >> 20} MB left of what this process may use")
+
+
+def _short_of_memory(needed: int, purpose: str, found: str) -> ImageError:
+    return ImageError(
+        expected=f"about {(needed >> 20) + 1} MB of free memory {purpose}",
+        found=found,
+        remedy="scale the photo down, or allow more memory",
+    )
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:

@@ -23,7 +23,7 @@ from edgeface.errors import InputError
 from edgeface.runtime.schedule import Outputs
 from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
-from edgeface.vision.image import Image
+from edgeface.vision.image import Image, check_memory
 from edgeface.vision.mtcnn_nets import load_nets
 from edgeface.vision.networks import NetworkDetector, check_images
 from edgeface.vision.nms import nms
@@ -50,6 +50,8 @@ _TILE = 187
 200 bytes, which it keeps."""
 _SHARE, _SHARE_PIXELS = 16, 1 << 22
 """Most images, and pixels, that go through the cascade together: limits the tables of sums to about 50 MB."""
+_FIXED = 64 << 20
+"""Bytes that detection needs besides 8 for each pixel of the first scale: 3 of its colours, 5 of its maps."""
 _LARGEST_BATCH = {"rnet": 32, "onet": 8}
 
 
@@ -133,9 +135,16 @@ class MTCNN(NetworkDetector):
         super().close()
 
     def detect(self, images: Sequence[Image]) -> list[Faces]:
-        """See `Detector.detect`. Images of one size, and many at a time, are fastest."""
+        """See `Detector.detect`. Images of one size, and many at a time, are fastest.
+
+        Raises `ImageError` if this process may not use the memory that a large photo takes.
+        """
         check_images(images)
         largest = max((image.shape[0] * image.shape[1] for image in images), default=1)
+        searched = int(largest * (_CELL / self._min_size) ** 2)  # pixels of the first scale
+        if searched > _SHARE_PIXELS:
+            purpose = f"to find faces from {self._min_size} pixels on in a photo of {largest / 1e6:.1f} megapixels"
+            check_memory(_FIXED + 8 * searched, purpose)
         share = max(1, min(_SHARE, _SHARE_PIXELS // largest))
         parts = [images[start : start + share] for start in range(0, len(images), share)]
         if len(parts) < 2:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ImageError
+from edgeface.vision import image
 from edgeface.vision.headers import read_header
 from edgeface.vision.image import read_image
+from edgeface.vision.load import load_detector
 
 HUGE = 6000
 
@@ -142,6 +146,45 @@ def test_a_file_of_a_million_empty_parts_is_refused_at_once(data):
     with pytest.raises(ImageError, match="at most 100,000 segments"):
         read_image(data)
     assert time.process_time() - started < 1
+
+
+_SHORT = """
+import resource, sys
+import cv2, numpy as np
+import edgeface.vision.image as image
+from edgeface.errors import ImageError
+
+data = cv2.imencode(".jpg", np.zeros((6000, 8000, 3), np.uint8))[1].tobytes()
+used = int(open("/proc/self/status").read().split("VmSize:")[1].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (180 << 20),) * 2)
+for available in (image.memory_available, lambda: None):
+    image.memory_available = available
+    try:
+        image.read_image(data)
+    except ImageError as error:
+        print(error)
+"""
+
+
+def test_a_photo_that_does_not_fit_into_memory_is_named_before_and_while_it_is_decoded():
+    done = subprocess.run([sys.executable, "-c", _SHORT], capture_output=True, text=True, check=True)
+    checked, tried = done.stdout.splitlines()
+    needs = "expected about 275 MB of free memory to decode 8000x6000 pixels, found "
+    assert checked.startswith(needs + "1")
+    assert checked.endswith(" MB left of what this process may use; scale the photo down, or allow more memory")
+    assert tried == needs + "less; scale the photo down, or allow more memory"
+
+
+def test_a_search_for_faces_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(image, "memory_available", lambda: 200 << 20)
+    photo = np.zeros((2000, 3000, 3), np.uint8)
+    with load_detector("mtcnn", min_size=20) as detector:
+        assert len(detector.detect([photo])[0]) == 0
+    with (
+        load_detector("mtcnn", min_size=6) as detector,
+        pytest.raises(ImageError, match=r"about 248 MB .* to find faces from 6 pixels on in a photo of 6\.0"),
+    ):
+        detector.detect([photo])
 
 
 @pytest.mark.parametrize(
