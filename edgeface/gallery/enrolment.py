@@ -221,13 +221,13 @@ def enrol(
         person = store.find(name)
         name = check_name(name) if person is None else person.name
         mine = store.templates_of(person.id) if person else ()
+        new = _not_yet_there(templates, vectors, mine)
+        if sources and new and not force:
+            _require_one_person(name, vectors[new], [sources[row] for row in new], mine, rules)
         with index.snapshot() as snapshot:
             lookalikes = _lookalikes(store, snapshot, vectors, person, rules)
         if lookalikes and not force:
             raise EnrolmentRefused(_refusal(name, lookalikes))
-        new = _not_yet_there(templates, vectors, mine)
-        if sources and new and not force:
-            _require_one_person(name, vectors[new], [sources[row] for row in new], mine, rules)
         disagreements = tuple(_disagreements(vectors, new, mine, rules))
         created = person is None
         if person is None:

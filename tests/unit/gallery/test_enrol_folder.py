@@ -133,6 +133,9 @@ def test_photos_of_several_people_under_one_name_are_refused_by_name_unless_forc
     assert [each.person.name for each in done.enrolled] == ["Bob"]
     expected = r"Pat: .*several people.*: in/Pat/0.jpg, in/Pat/1.jpg, in/Pat/3.jpg, ...; in/Pat/2.jpg; put each"
     assert re.match(expected, done.not_enrolled["Pat"])
+    above = EnrolRules(duplicate_above=0.6, agree_above=0.6, contract_id=CONTRACT)
+    refused = enrol_folder(store, [table], rules=above).not_enrolled["Pat"]
+    assert "several people" in refused  # rather than: this is Bob
     of_ada = save_table(tmp_path / "ada.npz", rows[:1], ["in/Bob/0.jpg"])
     later = enrol_folder(store, [of_ada], rules=rules, name="Bob")
     assert "by their faces and by those enrolled: in/Bob/0.jpg" in later.not_enrolled["Bob"]
