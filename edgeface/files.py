@@ -152,6 +152,12 @@ def staging_folder(parent: Path) -> Iterator[Path]:
                     made.rmdir()
 
 
+def require_writable(folder: Path) -> None:
+    """Raise OutputError if a folder cannot be made or written to: before minutes of work, not after them."""
+    with staging_folder(folder):
+        pass
+
+
 _STAGING = ".edgeface-"
 
 

@@ -129,7 +129,7 @@ def run(
     from edgeface.bench.run.runner import ScenarioOptions, benchmark
     from edgeface.bench.schema import RunSettings
     from edgeface.cli.bench_table import show
-    from edgeface.files import staging_folder
+    from edgeface.files import require_writable
     from edgeface.runtime import DevicePlan
 
     planned = {
@@ -147,8 +147,7 @@ def run(
             raise InputError(
                 path=result_file, expected="a folder without a result", found="one", remedy="choose another folder"
             )
-        with staging_folder(output_dir):  # an error now costs less than one after the measurement
-            pass
+        require_writable(output_dir)
     if hint is None:
         hint = _Hint.latency if scenario is _Scenario.single_stream else _Hint.throughput
     settings = RunSettings(

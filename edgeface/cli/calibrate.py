@@ -30,7 +30,7 @@ from edgeface.cli.output import (
     stdout,
 )
 from edgeface.errors import InputError
-from edgeface.files import staging_folder
+from edgeface.files import require_writable
 
 if TYPE_CHECKING:
     from edgeface.recognize.threshold import Threshold
@@ -75,6 +75,7 @@ def calibrate(
     """Calibrate verification thresholds for target false accept rates on labelled photos."""
     from edgeface.evaluate.lfw import calibrate_model
     from edgeface.evaluate.pairs import pairs_from_folders, read_pairs
+    from edgeface.model.ir_file import read_contract
     from edgeface.recognize.known import own_path
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates, require_supported, save_thresholds
@@ -89,9 +90,8 @@ def calibrate(
             "or give a file with --output"
         )
     target = edgeface.find_model(model)
-    folder = (output or own_path("0")).parent
-    with staging_folder(folder):  # a folder that cannot be written is refused before minutes of work
-        pass
+    require_writable((output or own_path("0")).parent)
+    read_contract(target)
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
     with options.open() as faces, progress_bars() as progress:
         found = calibrate_model(

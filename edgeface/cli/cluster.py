@@ -10,6 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_threshold, with_options
+from edgeface.files import require_writable
 
 
 class _Method(str, enum.Enum):
@@ -53,15 +54,19 @@ def cluster(
 ) -> None:
     """Cluster the faces of a folder of photos into one folder per person. A photo of two people is in both."""
     from edgeface.recognize.cluster import cluster_folder
+    from edgeface.vision.listing import list_photos
     from edgeface.vision.quality import QualityGate
 
+    limit = parse_threshold(threshold)
+    list_photos([folder], output=output_dir / "people")
+    require_writable(output_dir)
     with options.load() as app, out.progress_bars() as progress:
         result = cluster_folder(
             folder,
             output_dir,
             app.pipeline(gate=QualityGate() if gate else None),
             method=method.value,
-            threshold=parse_threshold(threshold),
+            threshold=limit,
             far=far,
             min_samples=min_samples,
             seed=seed,

@@ -113,7 +113,10 @@ def convert(
     """Convert a published model into an OpenVINO IR with a contract."""
     from edgeface.convert import check_parity
     from edgeface.convert import convert as run
+    from edgeface.convert.parity import load_golden
 
+    if golden:
+        load_golden(golden)  # refused before minutes of work
     with _tidy_when_terminated():
         result = run(
             model,
@@ -282,6 +285,9 @@ def _recipe_checker(photos: Path | None) -> Any:
     if photos is None:
         return None
     from edgeface.evaluate import check_recipe
+
+    if not photos.is_dir():
+        raise InputError(path=photos, expected="a folder of photos", found="none", remedy="check the path")
 
     def run(ir: Path, color: Color) -> RecipeCheck:
         with progress_bars() as progress:

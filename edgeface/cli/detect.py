@@ -11,6 +11,7 @@ import typer
 from edgeface.cli import output as out
 from edgeface.cli.options import DetectorOptions, with_options
 from edgeface.errors import FaceError, ImageError, InputError
+from edgeface.files import require_writable
 from edgeface.model.contract import Alignment
 
 
@@ -68,6 +69,8 @@ def detect(
     listed = list_photos(images, output=draw)
     photos, failures = listed.photos, dict(listed.failures)
     drawn = ImageFolder(draw, photos) if draw else None
+    if draw:
+        require_writable(draw)
     answers: list[dict[str, Any]] = []
     with options.load_detector(threshold=threshold) as model:
         for found in detect_photos(photos, model, failures=failures, drawn=drawn):
@@ -113,6 +116,7 @@ def align(
     alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
     crop_size = _parse_size(size) if size else _SIZES.get(recipe, (160, 160))
     listed = list_photos([folder], output=output_dir)
+    require_writable(output_dir)
     with options.load_detector(threshold=threshold) as model, out.progress_bars() as progress:
         report = align_photos(listed.photos, output_dir, model, alignment, crop_size, progress=progress)
     failures = report.failures | listed.failures

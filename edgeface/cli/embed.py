@@ -11,6 +11,7 @@ import typer
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
 from edgeface.errors import NegativeResult
+from edgeface.files import require_writable
 
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
@@ -45,8 +46,11 @@ def embed(
     """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
+    from edgeface.vision.listing import list_photos
 
     require_format(output)
+    list_photos(paths)  # what costs nothing to find is told before the model is loaded
+    require_writable(output.parent)
     with options.load() as app, out.progress_bars() as progress:
         result, model = (
             embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
@@ -89,8 +93,16 @@ def verify(
     json: out.JsonOption = False,
 ) -> None:
     """Decide whether two photos show the same person. Exit code: 0 for the same person, 1 for different people."""
+    from edgeface.recognize.threshold import require_rate
+    from edgeface.vision.image import require_photo
+
+    limit = parse_threshold(threshold)
+    if far is not None:
+        require_rate("far", far)
+    for path in (a, b):
+        require_photo(path)
     with options.load() as app:
-        result = app.verify(a, b, far=far, threshold=parse_threshold(threshold), face_a=face_a, face_b=face_b)
+        result = app.verify(a, b, far=far, threshold=limit, face_a=face_a, face_b=face_b)
     assert result.face_a is not None
     assert result.face_b is not None
     _mention_choice(a, result.face_a, face_a, "--face-a")

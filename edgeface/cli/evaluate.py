@@ -30,7 +30,7 @@ from edgeface.cli.output import (
     stdout,
     warn_if_seeded,
 )
-from edgeface.files import staging_folder
+from edgeface.files import require_writable
 
 
 class _Protocol(str, enum.Enum):
@@ -95,15 +95,22 @@ def lfw(
 ) -> None:
     """Evaluate verification on labelled pairs, LFW's or a list of the same format."""
     from edgeface.evaluate import ProtocolName, evaluate_model, read_pairs
+    from edgeface.evaluate.faces import find_images
+    from edgeface.model.ir_file import read_contract
     from edgeface.recognize.metrics import Metric
+    from edgeface.recognize.threshold import require_rates
 
+    require_rates(far)
     listed = read_pairs(pairs)
-    _require_folder(output_dir)
+    find_images(images, listed.images)
+    require_writable(output_dir)
+    target = edgeface.find_model(model)
+    read_contract(target)
     with options.open() as faces, progress_bars() as progress:
         result = evaluate_model(
             images,
             listed,
-            edgeface.find_model(model),
+            target,
             faces,
             protocol=ProtocolName(protocol.value),
             metric=Metric(metric.value) if metric else None,
@@ -134,12 +141,19 @@ def identification(
 ) -> None:
     """Evaluate 1:N identification in an open set: people with one image are not enrolled."""
     from edgeface.evaluate import evaluate_identification
+    from edgeface.model.ir_file import read_contract
+    from edgeface.recognize.threshold import require_rate
 
-    _require_folder(output_dir)
+    for rate in fpir:
+        require_rate("fpir", rate)
+
+    require_writable(output_dir)
+    target = edgeface.find_model(model)
+    read_contract(target)
     with options.open() as faces, progress_bars() as progress:
         result = evaluate_identification(
             images,
-            edgeface.find_model(model),
+            target,
             faces,
             fpirs=fpir,
             seed=seed,
@@ -149,12 +163,6 @@ def identification(
             progress=progress,
         )
         _finish(result, output_dir, _identification_table, json=json)
-
-
-def _require_folder(output_dir: Path) -> None:
-    """Refuse a folder that cannot be written to before minutes of work."""
-    with staging_folder(output_dir):
-        pass
 
 
 def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:

@@ -28,7 +28,14 @@ from edgeface.cli.gallery_options import (
     open_gallery,
     warn,
 )
-from edgeface.cli.options import AllowSeededOption, AnalyzerOptions, ModelOption, NoGateOption, with_options
+from edgeface.cli.options import (
+    AllowSeededOption,
+    AnalyzerOptions,
+    ModelOption,
+    NoGateOption,
+    parse_threshold,
+    with_options,
+)
 from edgeface.cli.output import (
     JsonOption,
     counted,
@@ -151,14 +158,20 @@ def enrol(
     if dry_run:
         return _show_plan(gallery, paths, name, json=json)
     from edgeface.gallery.enrolment import EnrolRules
-    from edgeface.gallery.enrolment_images import are_tables, enrol_folder
+    from edgeface.gallery.enrolment_images import are_tables, enrol_folder, plan_enrolment
+    from edgeface.gallery.records import check_name
     from edgeface.recognize.known import advise_calibration
     from edgeface.vision.quality import QualityGate
 
+    metadata = dict(map(_pair, meta)) if meta else None
+    parse_threshold(threshold)
+    if name is not None:
+        check_name(name)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_gallery(gallery, key))
         pipeline = None
         if not are_tables(paths):
+            plan_enrolment(paths, name=name)  # what is wrong with the paths is told before the model is loaded
             gate = None if no_gate else QualityGate()
             pipeline = stack.enter_context(options.load()).pipeline(gate=gate)
         rules = EnrolRules.choose(threshold, pipeline.contract if pipeline else store.info.contract_id)
@@ -169,7 +182,7 @@ def enrol(
             pipeline=pipeline,
             name=name,
             labels=label,
-            metadata=dict(_pair(each) for each in meta) if meta else None,
+            metadata=metadata,
             largest=largest,
             force=force,
             progress=stack.enter_context(progress_bars()),

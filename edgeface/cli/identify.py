@@ -55,18 +55,24 @@ def identify(
 ) -> None:
     """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
     from edgeface.recognize.index import PersonRule
+    from edgeface.recognize.threshold import require_rate
     from edgeface.vision.listing import list_photos
     from edgeface.vision.quality import QualityGate
 
     photos = list_photos(images)
     scored = PersonRule.parse(rule)
     gate = None if no_gate else QualityGate()
+    given = parse_threshold(threshold)
+    if fpir is not None:
+        require_rate("fpir", fpir)
+    with open_gallery(gallery, key):
+        pass  # without gallery or key no model is loaded
     failures = dict(photos.failures)
     found: dict[Path, list[Identification]] = {}
     with options.load() as app:
         model, contract_id = app.contract.name, app.contract.contract_id
         with open_gallery(gallery, key, contract_id=contract_id) as store:
-            limit = app.search_threshold(store, fpir=fpir, threshold=parse_threshold(threshold))
+            limit = app.search_threshold(store, fpir=fpir, threshold=given)
             if not json:
                 out.print_note(limit.summary)
             if note := limit.note(limit.gallery_size):

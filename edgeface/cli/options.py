@@ -113,12 +113,15 @@ ThresholdOption = Annotated[
 
 
 def parse_threshold(text: str | None) -> float | Path | None:
-    """Read --threshold: a number is a cosine similarity, anything else names a file."""
+    """Read --threshold: a number is a cosine similarity, anything else names a file, which is read."""
     if text is None:
         return None
     try:
         value = float(text)
     except ValueError:
+        from edgeface.recognize.threshold import load_thresholds
+
+        load_thresholds(Path(text))  # refused before a model is loaded
         return Path(text)
     if not -1 <= value <= 1:
         raise InputError(f"--threshold: expected a file, or a cosine similarity from -1 to 1, found {text}")

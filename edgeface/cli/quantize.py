@@ -29,6 +29,7 @@ from edgeface.cli.output import (
     warn_if_seeded,
 )
 from edgeface.errors import InputError, NegativeResult
+from edgeface.files import require_writable
 
 if TYPE_CHECKING:
     from edgeface.quantize import Pareto
@@ -320,6 +321,7 @@ def pareto(
     from edgeface.quantize.pareto import METHODS
 
     listed = read_pairs(pairs)
+    require_writable(output_dir)
     with progress_bars() as progress, options.open() as faces:
         found = measure_pareto(
             model,

@@ -59,7 +59,7 @@ from edgeface.convert.parity import (
 from edgeface.convert.recipe import Recipe, RecipeParts, is_raw, parts_of
 from edgeface.convert.source import SourceModel, digest_of_weights, float_constants, structure_of
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
-from edgeface.files import sha256_of, staging_folder, stopwatch
+from edgeface.files import require_writable, sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import RT_INFO_KEY, Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_ir
 from edgeface.zoo.catalog import Catalog, load_catalog
@@ -153,6 +153,7 @@ def adopt(
     complete = (parts_of(entry) if entry else RecipeParts()).complete(told, RecipeParts(name=name))
     if complete.lrn is not None:
         raise InputError(path=ir, expected="a recipe without lrn, which is in an IR's layers", found=complete.lrn)
+    require_writable(output_dir)
     known = _known_embeddings(entry, golden, told, ir)
     with stopwatch() as elapsed, FreshProcessCheck() as check:
         source = _read(ir, complete, told)

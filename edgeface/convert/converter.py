@@ -28,7 +28,7 @@ from edgeface.convert.parity import (
 from edgeface.convert.recipe import Recipe, RecipeParts, parts_of, require_agreement
 from edgeface.convert.source import SourceModel
 from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
-from edgeface.files import sha256_of, staging_folder, stopwatch
+from edgeface.files import require_writable, sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision, Provenance
 from edgeface.model.opset import ops
 from edgeface.version import __version__
@@ -253,6 +253,7 @@ def convert(
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
     require_licence(path, entry, name, catalog, store=store, accept=accept_licence)
     complete = find_recipe(path, name, entry, told, catalog)
+    require_writable(output_dir)
     before = default_name(store=store) if in_store else None
     result = _convert_source(
         format_of(path).reader,

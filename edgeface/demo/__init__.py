@@ -31,6 +31,7 @@ from edgeface.demo.facenet import (
 from edgeface.demo.people import Recognition, find_photos, recognise
 from edgeface.drawing import write_page
 from edgeface.errors import MissingError
+from edgeface.files import require_writable
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.vision.image import Image
 from edgeface.zoo.default import default_name, has_default, keep_ir
@@ -128,6 +129,7 @@ def run_demo(
 
     Raises InputError if only a seeded FaceNet can be made and `output_dir` has one that is not seeded.
     """
+    require_writable(output_dir)
     with tempfile.TemporaryDirectory(prefix="edgeface-demo-") as scratch:
         source = find_weights(
             Path(scratch),

@@ -91,6 +91,15 @@ def read_image(source: str | Path | bytes | np.ndarray, *, limits: ImageLimits =
         raise
 
 
+def require_photo(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> None:
+    """Raise the ImageError that `read_image` would raise of a file's path, size and kind, without decoding it."""
+    try:
+        if kind_of(data := _read_file(path, limits)[0]) is None:
+            read_header(data)
+    except ImageError as error:
+        raise error.with_path(path) from error
+
+
 def read_photo_file(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
     """Read an image file, as `read_image` does, and identify the bytes that the image was made of."""
     try:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from commands import edgeface
 from tiny_ir import write_tiny_ir
@@ -89,3 +91,77 @@ def test_a_table_in_a_pipe_is_not_cut() -> None:
     words = [sys.executable, "-m", "edgeface", "doctor"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
     assert any("pip install" in line and "if you need it" in line for line in done.stdout.splitlines()), done
+
+
+@pytest.fixture
+def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """tiny.xml, a.png, a gallery g; loading a model or a detector fails the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EDGEFACE_GALLERY_KEY", raising=False)
+    write_tiny_ir(tmp_path)
+    for person in ("ada", "bob"):
+        for number in (1, 2):
+            (tmp_path / "people" / person).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(
+                str(tmp_path / "people" / person / f"{person}_000{number}.png"), np.full((32, 32, 3), 99, np.uint8)
+            )
+    (tmp_path / "a.png").write_bytes((tmp_path / "people/ada/ada_0001.png").read_bytes())
+    (tmp_path / "pairs.txt").write_text("1\t1\nada\t1\t2\nada\t1\tbob\t1\n")
+    assert edgeface("gallery", "create", "g", "-m", "tiny.xml", "--unencrypted").returncode == 0
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("loaded before the error was found")
+
+    monkeypatch.setattr("edgeface.runtime.embedder.Embedder.load", loaded)
+    monkeypatch.setattr("edgeface.vision.load.load_detector", loaded)
+    monkeypatch.setattr("edgeface.convert.converter._convert_source", loaded)
+    return tmp_path
+
+
+TINY = "-m tiny.xml"
+COSTS_NOTHING = {
+    f"verify a.png nope.jpg {TINY}": "nope.jpg: expected a photo",
+    f"verify a.png a.png {TINY} --threshold nope": "nope: expected a file written by",
+    f"verify a.png a.png {TINY} --threshold 7": "--threshold: expected",
+    f"verify a.png a.png {TINY} --far 7": "far: expected a rate",
+    f"identify a.png -g nope {TINY}": "nope: expected a gallery",
+    f"identify nope.jpg -g g {TINY}": "nope.jpg: expected",
+    f"identify a.png -g g {TINY} --key file:/nope": "/nope: expected a key",
+    f"identify a.png -g g {TINY} --fpir 7": "fpir: expected a rate",
+    f"identify a.png -g g {TINY} --threshold nope": "nope: expected a file written by",
+    f"embed a.png -o /proc/nope/e.npz {TINY}": "cannot write /proc/nope",
+    f"embed nope -o e.npz {TINY}": "nope: expected",
+    f"cluster nope -o out {TINY}": "nope: expected",
+    f"cluster people -o /proc/nope {TINY}": "cannot write /proc/nope",
+    f"cluster people -o out {TINY} --threshold nope": "nope: expected a file written by",
+    f"gallery enrol nope a.png --name A {TINY}": "nope: expected a gallery",
+    f"gallery enrol g nope.jpg --name A {TINY}": "nope.jpg: expected",
+    f"gallery enrol g a.png --name #1 {TINY}": "name: expected a name",
+    f"gallery enrol g a.png --name A --meta x {TINY}": "--meta: expected",
+    f"gallery enrol g a.png --name A --threshold nope {TINY}": "nope: expected a file written by",
+    f"gallery enrol g a.png --name A --key file:/nope {TINY}": "/nope: expected a key",
+    f"gallery rebuild nope {TINY}": "nope: expected a gallery",
+    "detect nope.jpg": "nope.jpg: expected",
+    "detect a.png --draw /proc/nope": "cannot write /proc/nope",
+    "align people -o /proc/nope": "cannot write /proc/nope",
+    f"evaluate lfw --images people --pairs nope -o out {TINY}": "nope: expected a readable pairs list",
+    f"evaluate lfw --images nope --pairs pairs.txt -o out {TINY}": "nope: expected",
+    f"evaluate lfw --images people --pairs pairs.txt -o /proc/nope {TINY}": "cannot write /proc/nope",
+    "evaluate identification --images people -o out -m nope.xml": "nope.xml: expected",
+    "calibrate people -m nope.xml": "nope.xml: expected",
+    f"calibrate people -o /proc/nope/c.json {TINY}": "cannot write /proc/nope",
+    "bench run tiny.xml -o /proc/nope": "cannot write /proc/nope",
+    "convert SEEDED --name facenet-20180408-102900 -o /proc/nope": "cannot write /proc/nope",
+    "convert SEEDED --name facenet-20180408-102900 -o out --golden nope.npz": "nope.npz: expected",
+    "convert SEEDED --name facenet-20180408-102900 -o out --check nope": "nope: expected",
+    "pareto tiny.xml --calibration people --images people --pairs pairs.txt -o /proc/nope": "cannot write /proc/nope",
+    "demo -o /proc/nope --offline": "cannot write /proc/nope",
+}
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("line", COSTS_NOTHING)
+def test_an_error_that_costs_nothing_to_find_comes_before_a_model_is_loaded(line: str, seeded_pb: Path) -> None:
+    done = edgeface(*line.replace("SEEDED", str(seeded_pb)).split())
+    assert done.returncode == 2, done
+    assert COSTS_NOTHING[line] in done.stderr.splitlines()[-1]
