@@ -141,7 +141,8 @@ class FaceAnalyzer:
     embedder
         Of the default image format; closed with the analyzer.
     detector
-        Closed with the analyzer. None: every photo is one aligned crop.
+        Closed with the analyzer. None: every photo is one aligned crop. A whole photo, a blank image and noise are
+        refused.
     """
 
     def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
@@ -214,7 +215,7 @@ class FaceAnalyzer:
         threshold
             What decides; see `choose_threshold`. By default one of `thresholds_for` the model.
         face_a, face_b
-            Number of the face, from the left, from 1. None: the face that `Faces.largest` chooses.
+            Number of the face, from the left, from 1. None: the face that `largest_face` chooses.
 
         Returns
         -------
@@ -246,7 +247,7 @@ class FaceAnalyzer:
     @overload
     def embed(self, photos: list[Any] | tuple[Any, ...]) -> Embeddings: ...
     def embed(self, photos: PhotoLike | list[Any] | tuple[Any, ...]) -> Embedding | Embeddings:
-        """Embed one face of each photo, the one that `Faces.largest` chooses.
+        """Embed one face of each photo, the one that `largest_face` chooses.
 
         Parameters
         ----------
@@ -398,7 +399,7 @@ class FaceAnalyzer:
         return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
 
     def _embed_one(self, photo: PhotoLike, number: int | None, name: str) -> Face:
-        """Embed the face of this number from the left, or the one that `Faces.largest` chooses."""
+        """Embed the face of this number from the left, or the one that `largest_face` chooses."""
         image, pipeline = read_photo(photo, name=name), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:

@@ -62,7 +62,7 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device, e.g. CPU, GPU, NPU or AUTO.")]
 ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.", show_default=False)]
-CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops; skip detection.")]
+CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops, not photos; skip detection.")]
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
 ]

@@ -192,7 +192,8 @@ class _Rows:
             found = parse_json(table.settings)
         except (InputError, ValueError):
             found = {}
-        complete = found == {"crops": True} and settings["detector"] is None and settings["flip"] is None  # of 0.1
+        plain = settings["detector"] is None and settings["flip"] is None and "gate" not in settings
+        complete = plain and found == {"crops": True}  # of 0.1
         if complete or _with_current_id(found) == _with_current_id(json.loads(self._settings)):
             return dataclasses.replace(table, contract_id=self._contract_id, settings=self._settings)
         if not isinstance(found, dict) or "contract_id" not in found:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from edgeface.model.embedding import Embedding
 from edgeface.vision.detector import Faces
-from edgeface.vision.quality import Quality
+from edgeface.vision.quality import Quality, QualityGate
 from edgeface.vision.source import Frame
 
+_CLEAR = QualityGate()
 _GROUP_PIXELS = 1 << 23
 """Pixels that end a group of frames: bounds memory, and large frames gain nothing from batching."""
 
@@ -86,16 +87,22 @@ def from_left(faces: Sequence[Face]) -> list[Face]:
 
 
 def largest_face(faces: Sequence[Face], image_size: tuple[int, int]) -> int:
-    """Return the index of the face that `Faces.largest` chooses; `image_size` is (height, width) in pixels.
+    """Return the index of the face that a user means who names none; `image_size` is (height, width) in pixels.
+
+    It is the one that `Faces.largest` chooses among the faces that pass the pipeline's gate and `QualityGate`, because
+    what fails may be a false alarm of the detector; else among those that pass the former, else among all.
 
     Raises
     ------
     FaceError
         If there are no faces.
     """
-    boxes = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
-    unused = np.zeros(len(faces), np.float32)
-    return Faces(boxes, np.zeros((len(faces), 5, 2), np.float32), unused).largest(image_size)
+    passed = [index for index, face in enumerate(faces) if not face.reasons]
+    clear = [index for index in passed if (quality := faces[index].quality) and _CLEAR.check(quality)]
+    among = clear or passed or list(range(len(faces)))
+    boxes = np.array([faces[index].box for index in among], np.float32).reshape(-1, 4)
+    unused = np.zeros(len(among), np.float32)
+    return among[Faces(boxes, np.zeros((len(among), 5, 2), np.float32), unused).largest(image_size)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,15 +14,15 @@ import numpy as np
 from edgeface.errors import ContractError, FaceError, InputError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.flow import FaceFlow
-from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, group_frames
+from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, group_frames, largest_face
 from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.serving import refuse_waiting
-from edgeface.vision.align import align
+from edgeface.vision.align import align, find_no_crop
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
-from edgeface.vision.quality import QualityGate, measure_quality
+from edgeface.vision.quality import Quality, QualityGate, find_no_face, measure_quality
 from edgeface.vision.source import Frame
 
 
@@ -34,17 +34,18 @@ class Pipeline:
     Parameters
     ----------
     detector
-        Finds the faces. None: every photo is one face, already aligned.
+        Finds the faces. None: every photo is one crop, already aligned. A whole photo, a blank image and noise are
+        refused.
     embedder
         Loaded with the default `ImageFormat`.
     tracker
         Identifies the same face from frame to frame in `run`, so that it is embedded once or a few times and not in
         every frame.
     gate
-        Faces below its limits are not embedded.
+        Faces below its limits are not embedded; of a crop, whose landmarks are unknown, its limits of size, sharpness,
+        contrast and exposure are checked.
     faces
-        Which faces of a photo to keep. ``largest``: the one that `Faces.largest` chooses, with a gate among those that
-        pass it, if any does.
+        Which faces of a photo to keep. ``largest``: the one that `largest_face` chooses.
     policy
         When a track is embedded again.
     detect_every
@@ -115,9 +116,9 @@ class Pipeline:
         Equal settings give equal results for equal photos. Earlier results may be reused if their settings are equal.
         """
         settings: dict[str, Any] = {"contract_id": self.contract.contract_id, "flip": self._embedder.flip}
-        if self._detector is None:
-            return settings | {"detector": None}
         gate = None if self._gate is None else dataclasses.asdict(self._gate)
+        if self._detector is None:
+            return settings | {"detector": None} | ({"gate": gate} if gate else {})
         return settings | {"detector": dict(self._detector.settings), "faces": self._faces, "gate": gate}
 
     def process(self, image: Image) -> list[Face]:
@@ -198,7 +199,7 @@ class Pipeline:
 
     def _find(self, images: Sequence[Image]) -> list[list[Face]]:
         if self._detector is None:
-            return [[_whole(image)] for image in images]
+            return [[self._judge_crop(image)] for image in images]
         return [
             [self._measure(image, found, index) for index in range(len(found))]
             for image, found in zip(images, self._detect(images), strict=True)
@@ -212,11 +213,11 @@ class Pipeline:
         return [self._largest(image, faces) for image, faces in zip(images, found, strict=True)]
 
     def _largest(self, image: Image, faces: Faces) -> Faces:
-        """Keep the largest face. What the gate rejects, which may be no face, comes after all that it passes."""
-        if self._gate and len(faces) > 1:
-            usable = [index for index in range(len(faces)) if not self._measure(image, faces, index).reasons]
-            faces = faces[np.array(usable)] if usable else faces
-        return faces[faces.largest((image.shape[0], image.shape[1]))] if len(faces) else faces
+        """Keep the face that `largest_face` chooses."""
+        if len(faces) < 2:
+            return faces
+        measured = [self._measure(image, faces, index) for index in range(len(faces))]
+        return faces[largest_face(measured, (image.shape[0], image.shape[1]))]
 
     def _measure(self, image: Image, faces: Faces, index: int) -> Face:
         """Describe a detected face: its quality, and what the gate says to it."""
@@ -227,8 +228,19 @@ class Pipeline:
             quality = measure_quality(image, face.box, face.landmarks)
         except FaceError as error:
             return replace(face, reasons=(str(error),))
-        refused = self._gate.check(quality).reasons if self._gate else ()
-        return replace(face, quality=quality, reasons=tuple(map(str, refused)))
+        return replace(face, quality=quality, reasons=self._refusals(quality))
+
+    def _judge_crop(self, crop: Image) -> Face:
+        """Describe an aligned crop; what cannot be one, or shows no face, is refused with and without a gate."""
+        face = _whole(crop)
+        wrong = find_no_crop(crop, self.contract.alignment, self.contract.input_size) or find_no_face(crop)
+        if wrong or self._gate is None:
+            return replace(face, reasons=(wrong,) if wrong else ())
+        # Size and pose of the face in its photo are unknown, so the crop has no quality that could be compared.
+        return replace(face, reasons=self._refusals(measure_quality(crop, face.box)))
+
+    def _refusals(self, quality: Quality) -> tuple[str, ...]:
+        return tuple(map(str, self._gate.check(quality).reasons)) if self._gate else ()
 
     def _embed(self, image: Image, face: Face) -> FaceObservation:
         contract = self.contract

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.errors import install_line
@@ -24,8 +23,7 @@ def work(tmp_path: Path) -> Path:
     write_tiny_ir(tmp_path)
     (tmp_path / "crops" / "sub").mkdir(parents=True)
     for number, name in enumerate(["a.png", "b.png", "sub/c.png"]):
-        crop = np.full((TINY_SIZE, TINY_SIZE, 3), 10, np.uint8)
-        crop[:, :, number] = 200
+        crop = tiny_crop([200 if channel == number else 10 for channel in range(3)])
         cv2.imwrite(str(tmp_path / "crops" / name), crop)
     (tmp_path / "crops" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     return tmp_path

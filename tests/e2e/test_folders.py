@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.evaluate.pairs import images_of_people, pairs_from_folders
@@ -36,8 +35,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = Path("people", name)
         (folder / "2021").mkdir(parents=True)
         for photo in ("a.png", "c.tif"):
-            crop = np.full((TINY_SIZE, TINY_SIZE, 3), 10, np.uint8)
-            crop[:, :, channel] = 200
+            crop = tiny_crop([200 if each == channel else 10 for each in range(3)])
             cv2.imwrite(str(folder / photo), crop)
         crop = crop[:, :, ::-1].tobytes()  # RGB
         (folder / "2021" / "b.pgm").write_bytes(b"P6 %d %d 255\n" % (TINY_SIZE, TINY_SIZE) + crop)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from commands import edgeface as run
 from extras import need_nncf
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 from tiny_net import skin_crops, write_tiny_net
 
 import edgeface
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = root / "images" / f"P{person}"
         folder.mkdir(parents=True)
         for number in range(1, PHOTOS + 1 if person < PEOPLE else 2):  # the last has one photo
-            face = np.clip(color + rng.normal(0, 8, (TINY_SIZE, TINY_SIZE, 3)), 0, 255).astype(np.uint8)
+            face = tiny_crop(color + rng.normal(0, 8, (TINY_SIZE, TINY_SIZE, 3)))
             cv2.imwrite(str(folder / f"{folder.name}_{number:04d}.png"), face)
     rows = ["2\t8"]
     for fold in range(2):

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 from commands import edgeface
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import tiny_crop, write_tiny_ir
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(os.name == "nt", reason="POSIX shells and file names")]
 TINY = ("-m", "tiny.xml", "--crops", "--threshold", "0.9", "--no-gate")
@@ -26,7 +25,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_tiny_ir(tmp_path)
     for name, color in {"a": (220, 20, 20), "b": (20, 20, 220)}.items():
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((TINY_SIZE, TINY_SIZE, 3), color, np.uint8))
+        cv2.imwrite(str(tmp_path / f"{name}.png"), tiny_crop(color))
     return tmp_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer, read_photo
@@ -24,10 +24,14 @@ from edgeface.errors import (
     MissingError,
     ModelNotFoundError,
 )
+from edgeface.gallery.enrolment import EnrolRules
+from edgeface.gallery.enrolment_images import enrol_folder
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
+from edgeface.recognize.identify import Verdict
 from edgeface.vision.detector import Faces
+from edgeface.vision.quality import QualityGate
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -196,15 +200,30 @@ def test_verify_is_true_for_one_person_and_false_for_two(app: FaceAnalyzer) -> N
     assert answer["model"] == different.model == "tiny"
 
 
+PALE_RED, PALE_BLUE, PALE_GREEN = (120, 120, 255), (255, 120, 120), (120, 255, 120)
+
+
 def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is_compared(app: FaceAnalyzer) -> None:
-    crowd = draw(RED, BLUE, GREEN)  # as large as each other, so that the middle one is it
-    assert app.verify(draw(BLUE), crowd, threshold=0.9).face_b.number == 2  # type: ignore[union-attr]
-    assert app.verify(draw(BLUE), crowd, threshold=0.9)
-    assert not app.verify(draw(BLUE), crowd, threshold=0.9, face_b=3)
-    assert app.verify(crowd, draw(GREEN), threshold=0.9, face_a=3)
+    crowd = draw(PALE_RED, PALE_BLUE, PALE_GREEN)  # as large as each other, so that the middle one is it
+    assert app.verify(draw(PALE_BLUE), crowd, threshold=0.9).face_b.number == 2  # type: ignore[union-attr]
+    assert app.verify(draw(PALE_BLUE), crowd, threshold=0.9)
+    assert not app.verify(draw(PALE_BLUE), crowd, threshold=0.9, face_b=3)
+    assert app.verify(crowd, draw(PALE_GREEN), threshold=0.9, face_a=3)
     for number in (0, 4):
         with pytest.raises(InputError, match=f"photo a: expected a face number from 1 to 3, found {number}"):
             app.verify(crowd, crowd, threshold=0.9, face_a=number)
+
+
+def test_a_false_alarm_is_not_taken_for_the_face_that_a_photo_is_about(app: FaceAnalyzer) -> None:
+    photo = draw(PALE_RED, PALE_BLUE, None)
+    photo[:, SIDE : 2 * SIDE] = PALE_BLUE  # in the middle, but without edges: the gate calls it unusable
+    found = app.verify(draw(PALE_RED), photo, threshold=0.9)
+    assert found
+    assert found.face_b.number == 1  # type: ignore[union-attr]
+    assert app.verify(photo, draw(PALE_BLUE), threshold=0.9, face_a=2)  # which may still be asked for
+    np.testing.assert_array_equal(app.embed(photo).vector, app.embed(draw(PALE_RED)).vector)
+    np.testing.assert_array_equal(app.embed([photo]).vectors[0], app.embed(draw(PALE_RED)).vector)
+    assert app.embed(photo[:, SIDE : 2 * SIDE].copy()) is not None  # of one face there is no choice
 
 
 def test_a_photo_without_a_usable_face_is_an_error_that_names_it(app: FaceAnalyzer, tmp_path: Path) -> None:
@@ -301,11 +320,91 @@ def test_a_gallery_of_another_model_is_refused(app: FaceAnalyzer, tmp_path: Path
 
 
 def test_crops_need_no_detector(ir: Path) -> None:
-    crop = np.full((TINY_SIZE, TINY_SIZE, 3), BLUE, np.uint8)
+    crop = tiny_crop(BLUE)
     with edgeface.load(ir, detector=None) as app:
         (face,) = app.analyze(crop)
         assert (face.box.tolist(), face.quality) == ([0, 0, TINY_SIZE, TINY_SIZE], None)
         np.testing.assert_array_equal(app.align(crop)[0], crop)
+
+
+def not_faces() -> dict[str, np.ndarray]:
+    """Images of the size of a crop in which there is no face."""
+    rng, shape = np.random.default_rng(0), (128, 128, 3)
+    return {
+        "black": np.zeros(shape),
+        "white": np.full(shape, 255),
+        "red": np.full(shape, (0, 0, 200)),
+        "a black photo's noise": rng.normal(5, 2, shape).clip(0, 255),
+        "a ramp": np.broadcast_to(np.linspace(0, 255, 128)[None, :, None], shape),
+        "white noise": rng.integers(0, 256, shape),
+        "gray noise": rng.integers(0, 256, (128, 128, 1)).repeat(3, axis=2),
+        "noise of 32 pixels": cv2.resize(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), (128, 128)),
+        "a fine pattern": np.indices((128, 128)).sum(axis=0)[..., None].repeat(3, axis=2) // 4 % 2 * 255,
+    }
+
+
+@pytest.mark.parametrize("what", not_faces())
+def test_a_crop_without_a_face_is_refused_by_everything_that_embeds(ir: Path, tmp_path: Path, what: str) -> None:
+    """Embeddings of such images resemble each other: black was enrolled, and white was then accepted as it."""
+    wrong, right = not_faces()[what].astype(np.uint8), tiny_crop(GREEN)
+    path, told = write(tmp_path, wrong), "expected a face, found"
+    with edgeface.load(ir, detector=None) as app:
+        for gate in (None, QualityGate()):
+            (face,) = app.analyze(wrong, gate=gate)
+            assert face.embedding is None
+            assert face.reasons[0].startswith(told)
+        for ask in (
+            lambda: app.embed(wrong),
+            lambda: app.embed([right, wrong]),
+            lambda: app.verify(wrong, right, threshold=0.5),
+            lambda: app.verify(right, path, threshold=0.5),
+        ):
+            with pytest.raises(FaceError, match=told):
+                ask()
+        with SqliteStore.create(tmp_path / "g", contract_id=app.contract.contract_id, dim=3, key=None) as store:
+            rules = EnrolRules.choose(0.9, app.contract)
+            done = enrol_folder(store, [path], rules=rules, pipeline=app.pipeline(), name="Nobody")
+            assert (done.enrolled, list(done.not_enrolled)) == ((), ["Nobody"])
+            assert told in done.refused[path]
+            (answer,) = app.identify(wrong, store, threshold=0.5, gate=None)
+            assert answer.verdict is Verdict.unusable
+
+
+@pytest.mark.parametrize(
+    ("crop", "told"),
+    [
+        (tiny_crop(GREEN)[:30, :30], "box side: expected at least 32, found 30"),
+        (tiny_crop((200, 200, 200)), "sharpness: expected at least"),
+        (128 + tiny_crop((200, 200, 200)) // 5, "contrast: expected at least 15"),
+        (tiny_crop((200, 200, 200)) // 6, "brightness: expected at least 30"),
+        (tiny_crop((500, 500, 500)), "clipped: expected at most 0.5"),
+    ],
+)
+def test_the_part_of_the_gate_that_needs_no_landmarks_judges_crops(ir: Path, crop: np.ndarray, told: str) -> None:
+    with edgeface.load(ir, detector=None) as app:
+        assert app.analyze(crop)[0].embedding is not None
+        (face,) = app.analyze(crop, gate=QualityGate())
+        assert face.embedding is None
+        assert any(told in reason for reason in face.reasons)
+        good = tiny_crop(np.random.default_rng(0).normal(200, 20, (TINY_SIZE, TINY_SIZE, 1)).repeat(3, axis=2))
+        assert app.analyze(good, gate=QualityGate())[0].embedding is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        *(((32, 32), True), ((128, 128), True), ((100, 64), True)),
+        *(((129, 129), False), ((100, 150), False), ((100, 60), False)),
+    ],
+)
+def test_a_whole_photo_is_not_resized_to_a_crop(ir: Path, shape: tuple[int, int], fits: bool) -> None:
+    """The model's recipe is a box, 32 pixels wide and high once it is cut."""
+    with edgeface.load(ir, detector=None) as app:
+        (face,) = app.analyze(cv2.resize(tiny_crop(GREEN), shape[::-1]))
+        assert (face.embedding is not None) == fits
+        if not fits:
+            assert "or of its shape and at most 4 times as large, found" in face.reasons[0]
+            assert "leave out --crops" in face.reasons[0]
 
 
 def test_closing_closes_both_and_a_failed_load_leaves_nothing_open(ir: Path) -> None:

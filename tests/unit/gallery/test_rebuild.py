@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import pytest
-from tiny_ir import TINY_SIZE, write_tiny_ir
+from tiny_ir import tiny_crop, write_tiny_ir
 from unit.gallery.conformance import template, templates
 
 from edgeface.errors import ContractError, GalleryError, OutputError
@@ -234,7 +234,7 @@ def test_a_rebuild_on_the_way_to_one_model_starts_anew_for_another(
 
 def test_crops_are_used_again_only_when_somebody_says_that_they_fit(tmp_path: Path, irs: tuple[Path, Path]) -> None:
     path = tmp_path / "crop.png"
-    cv2.imwrite(str(path), np.full((TINY_SIZE, TINY_SIZE, 3), (10, 200, 90), np.uint8))
+    cv2.imwrite(str(path), tiny_crop((10, 200, 90)))
     with Embedder.load(irs[0]) as embedder:
         (found,) = enrolment_images([path], Pipeline(None, embedder), keep_images=True)
         contract_id = embedder.contract.contract_id
@@ -246,7 +246,7 @@ def test_crops_are_used_again_only_when_somebody_says_that_they_fit(tmp_path: Pa
             rebuild(store, embedder)
         assert rebuild(store, embedder, same_alignment=True).embedded == 1
     expected = np.array([10, 200, 90]) / np.linalg.norm([10, 200, 90])
-    np.testing.assert_allclose(store.load().vectors[0], expected, atol=1e-4)
+    np.testing.assert_allclose(store.load().vectors[0], expected, atol=2e-3)  # whole pixels
     store.close()
 
 
