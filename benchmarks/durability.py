@@ -455,6 +455,8 @@ class Bystander:
         self._process.stdout.readline()  # "ready": told to end before, it would not say how often
 
     def end(self) -> None:
+        if self._process.stdout is None or self._process.stdout.closed:
+            return
         self._process.terminate()
         self.opened += int(self._process.communicate(timeout=_HURRY)[0] or 0)
         if self._process.returncode:
@@ -469,7 +471,6 @@ def play(path: Path, kind: str, truth: Truth, dice: random.Random, longest: floa
     if kind == "replace":
         bystander.end()  # it would remove the copy's WAL when it closes the file that it opened before
         kill_once(path, doing, truth, dice, longest, also=dice.choice(("replaced", "crashed")))
-        bystander.start()
     elif kind == "full":
         with full(path, dice):
             kill_once(path, doing, truth, dice, longest, also="full")
@@ -493,6 +494,8 @@ def run(rounds: int, *, seed: int, people: int = 40, longest: float = 0.3) -> di
                 play(path, kind, truth, dice, longest, bystander)
                 acknowledged[kind] += truth.acknowledged - before
                 judge(path, truth, problems)
+                if kind == "replace":
+                    bystander.start()
                 sys.stderr.write(f"round {number + 1} of {rounds}: {kind}, {len(problems)} problems\n")
                 if kind in ("enrol", "full"):  # the gallery must not grow without bounds
                     trim(path, truth, people)
