@@ -41,6 +41,7 @@ test: $(STAMP)
 	$(RUN)
 
 # What takes minutes: all of the data, and ten times the examples.
+nightly: EXTRAS = test,demo,fuzz
 nightly: PROFILE = nightly --timeout=1800
 nightly: MARKS = nightly or hypothesis
 nightly: $(STAMP)

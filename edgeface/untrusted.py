@@ -49,7 +49,7 @@ DIRECTORY_BYTES = 16 << 20
 """Of a zip archive's directory: 160,000 names."""
 HEADER_BYTES = 1 << 20
 """Of what stands before a member of a tar archive: long names, pax headers, maps of sparse files."""
-FILLED_BYTES = 64 << 20
+FILLED_BYTES = 4 << 20
 """Of the constants in a TensorFlow graph that repeat a value instead of storing it."""
 IMPORT_BYTES, IMPORT_RATIO = 1 << 30, 8
 """Of the process that runs a frontend of OpenVINO: this much, and this many times the model's size."""

@@ -16,7 +16,15 @@ import typer.core
 
 import edgeface
 from edgeface.cli.output import LogFormatter, emit_json, guarded_streams
-from edgeface.errors import EdgeFaceError, MissingError, ModelFormatError, NegativeResult, OutputError, RequestError
+from edgeface.errors import (
+    EdgeFaceError,
+    InputError,
+    MissingError,
+    ModelFormatError,
+    NegativeResult,
+    OutputError,
+    RequestError,
+)
 from edgeface.limits import shortage
 from edgeface.text import hide_secrets, printable
 
@@ -133,6 +141,10 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
             return _fail(short, kind="MissingError", code=3, as_json=as_json)
         return _fail("interrupted", kind="KeyboardInterrupt", code=130, as_json=as_json)
     except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            found = f"{error.filename!s:.60}..." if error.filename else "a longer one"
+            message = f"expected names of files of at most 255 bytes, with what edgeface adds to them, found {found}"
+            return _fail(message, kind="InputError", code=InputError.exit_code, as_json=as_json)
         if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > _SIGNALLED:
             return _fail("terminated", kind="Terminated", code=error.code, as_json=as_json)
         if short := _lacks(error):

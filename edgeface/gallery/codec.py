@@ -100,7 +100,10 @@ class PersonBody:
             stored = parse_json(body.decode("utf-8", "surrogatepass"))
             labels = tuple(_require("label", label, str) for label in _require("labels", stored["labels"], list))
             name, metadata = _require("name", stored["name"], str), _require("metadata", stored["metadata"], dict)
-            return cls(name, labels, metadata, datetime.fromisoformat(stored["created"]))
+            created = datetime.fromisoformat(stored["created"])
+            if created.tzinfo is None:
+                raise ValueError(f"created: {created}")
+            return cls(name, labels, metadata, created)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,8 +134,8 @@ def vectors_of(bodies: list[bytes], dim: int) -> NDArray[np.float32]:
     """Decode only the vectors of template bodies: (N, dim) float32, read-only."""
     # Rows are authentic: where one has another length, the header is not theirs.
     length = _TEMPLATE.size + 4 * dim
-    if wrong := next((len(body) for body in bodies if len(body) != length), None):
-        raise GalleryDamagedError(f"gallery: expected templates of {length} bytes, found one of {wrong}")
+    if wrong := [len(body) for body in bodies if len(body) != length]:
+        raise GalleryDamagedError(f"gallery: expected templates of {length} bytes, found one of {wrong[0]}")
     rows = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(bodies), length)
     vectors = np.ascontiguousarray(rows[:, _TEMPLATE.size :]).view("<f4").astype(np.float32, copy=False)
     if not (np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) <= _NOT_UNIT).all():  # NaN is not either

@@ -148,7 +148,8 @@ def test_an_empty_folder_that_was_there_stays(tmp_path: Path) -> None:
         (errno.EROFS, "choose a folder that can be written"),
         (errno.EACCES, "choose a folder that can be written"),
         (errno.ENOTDIR, "expected a folder, found that a part of this path is a file"),
-        (errno.ENAMETOOLONG, "choose another folder"),
+        (errno.ENAMETOOLONG, "choose a shorter name"),
+        (errno.EIO, "choose another folder"),
     ],
 )
 def test_a_failed_write_is_told_in_one_line_with_the_free_space(tmp_path: Path, number: int, told: str) -> None:

@@ -126,6 +126,18 @@ def graph_of(*shapes: tuple[int, ...]) -> bytes:
     return graph.message.SerializeToString()
 
 
+def truths_of(count: int) -> bytes:
+    """A graph of `count` times the same truth: what each operation is told is part of a model's identity."""
+    graph = tiny_graphs.Graph()
+    constant = graph.message.node.add(name="truths", op="Const")
+    tensor = constant.attr["value"].tensor
+    tensor.dtype = constant.attr["dtype"].type = 10
+    tensor.bool_val.append(True)
+    set_shape(tensor.tensor_shape, (count,))
+    graph.node("embeddings", "Add", graph.image(), "truths", T=1)
+    return graph.message.SerializeToString()
+
+
 def index_of(header: Any, *entries: tuple[bytes, Any]) -> bytes:
     made = [(b"", header.SerializeToString()), *((name, entry.SerializeToString()) for name, entry in entries)]
     return tiny_graphs._table(made)
@@ -203,6 +215,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a constant of a graph": ("frozen", lambda: graph_of((1 << 29,))),
     "a constant that wraps": ("frozen", lambda: graph_of((1 << 62, 16))),
     "constants of a graph": ("frozen", lambda: graph_of(*[(1 << 22,)] * 40)),
+    "true values of a graph": ("frozen", lambda: truths_of(1 << 25)),
     "files of a checkpoint": ("checkpoint", lambda: index_of(BundleHeader(num_shards=2**31 - 1))),
     "variables of a checkpoint": ("checkpoint", lambda: shared_values(1000)),
     "a tensor of an .onnx": ("onnx", lambda: onnx_of(1 << 20, 1 << 20)),
@@ -380,6 +393,17 @@ def test_a_document_at_its_bound_is_read(tmp_path: Path) -> None:
         read_json(path, "a list")
 
 
+def test_a_name_that_the_file_system_cannot_hold_is_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgeface.cli import main
+
+    monkeypatch.setattr("edgeface.bench.compare.comparable.read_any", lambda path: (tmp_path / ("n" * 300)).stat())
+
+    assert main(["bench", "compare", "a.json", "b.json"]) == 2
+    assert "names of files of at most 255 bytes" in capsys.readouterr().err
+
+
 # --- fuzzing ----------------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +492,9 @@ FINDINGS: list[tuple[str, bytes]] = [
     ),
     ("rows", b"\2" + struct.pack("<dq32s", 0.5, 1 << 62, bytes(32)) + bytes(32)),
     ("rows", b"\2"),
+    ("rows", b"\2" + bytes(1000)),
     ("rows", b"\3"),
+    ("rows", b'\1{"name": "a", "labels": [], "metadata": {}, "created": "2026-01-01T00:00:00"}'),
 ]
 """Files that left a reader as another error than edgeface's, by target: the issues' and what fuzzing found."""
 

@@ -41,6 +41,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translate(path, str(error)) from error
+    except OverflowError as error:  # a count in it that was the largest one already
+        raise _translate(path, str(error)) from error
 
 
 def _translate(path: Path, said: str) -> EdgeFaceError:
