@@ -6,6 +6,7 @@ cosine of `SAME_SHOT` or more, or whose files are equal, stay together.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ExtraNotInstalledError, ImageError, InputError
+from edgeface.errors import ExtraNotInstalledError, InputError
 from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.files import default_root, sha256_of, write_atomically
@@ -67,8 +68,8 @@ class FaceSet:
         People with too few usable photos, and how many they have.
     failures
         Photos that cannot be used, and why.
-    contract
-        Of the IR.
+    contract, faces
+        Of the IR; the source of the faces, in words.
     """
 
     names: tuple[str, ...]
@@ -82,6 +83,7 @@ class FaceSet:
     dropped: Mapping[str, int]
     failures: Mapping[str, str]
     contract: ModelContract
+    faces: str
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -151,35 +153,23 @@ def gather_people(
     digests = _digests(files, images, failures)
     crops: dict[int, Crops] = {}
     vectors: dict[int, NDArray[np.float32]] = {}
-    todo = []
     for index, digest in enumerate(digests):
-        found = store.read(digest, images[index]) if digest else None
-        if found is not None:
-            crops[index], vectors[index] = found
-        elif digest:
-            todo.append(index)
-    done = len(files) - len(todo)
+        if digest and (cached := store.read(digest, images[index])):
+            crops[index], vectors[index] = cached
+    todo = [index for index, digest in enumerate(digests) if digest and index not in vectors]
     if todo:
         cutter = FaceCutter(files, images, contract, faces)
-        with (
-            Embedder.load(ir, plan=DevicePlan(device="CPU", precision="f32"), allow_seeded=allow_seeded) as embedder,
-            ThreadPoolExecutor(2, thread_name_prefix="edgeface-cut") as pool,
-        ):
+        done = len(files) - len(todo)
+        plan = DevicePlan(device="CPU", precision="f32")
+        with Embedder.load(ir, plan=plan, allow_seeded=allow_seeded) as embedder:
             for start in range(0, len(todo), _CHUNK):
-                chunk = todo[start : start + _CHUNK]
-                cut = list(zip(chunk, pool.map(lambda index: _cut(cutter, index), chunk), strict=True))
-                faceless = set(cutter.failures)
-                for index, crop in cut:
-                    if isinstance(crop, str):
-                        failures[images[index]] = crop
-                    elif images[index] in faceless:
-                        failures[images[index]] = "expected a face, found none"
-                    else:
-                        crops[index] = crop
-                        vectors[index] = embedder.infer(crop)
-                        store.write(digests[index], images[index], crop, vectors[index])
-                progress(Progress("faces", done + start + len(chunk), len(files), "photos"))
-    return _collect(root, images, people, names, digests, crops, vectors, failures, contract, min_photos)
+                cut = _cut(cutter, todo[start : start + _CHUNK], images, failures)
+                for (index, crop), vector in zip(cut.items(), embedder.embed(list(cut.values())), strict=True):
+                    crops[index], vectors[index] = crop, vector
+                    store.write(digests[index], images[index], crop, vector)
+                progress(Progress("faces", done + min(start + _CHUNK, len(todo)), len(files), "photos"))
+    people_set = _collect(root, images, people, names, digests, crops, vectors, failures, contract, min_photos)
+    return dataclasses.replace(people_set, faces=faces.text)
 
 
 def _digests(files: Sequence[Path], images: Sequence[str], failures: dict[str, str]) -> list[str]:
@@ -193,11 +183,21 @@ def _digests(files: Sequence[Path], images: Sequence[str], failures: dict[str, s
     return digests
 
 
-def _cut(cutter: FaceCutter, index: int) -> Crops | str:
-    try:
-        return cutter.crop(index)
-    except (ImageError, InputError) as error:
-        return str(error)
+def _cut(cutter: FaceCutter, chunk: Sequence[int], images: Sequence[str], failures: dict[str, str]) -> dict[int, Crops]:
+    """Cut the faces of some photos, two at a time; `failures` gets the photos without one, and why."""
+
+    def crop(index: int) -> Crops | str:
+        try:
+            return cutter.crop(index)
+        except InputError as error:  # an unreadable photo too
+            return str(error)
+
+    with ThreadPoolExecutor(2, thread_name_prefix="edgeface-cut") as pool:
+        found = dict(zip(chunk, pool.map(crop, chunk), strict=True))
+    failures |= {images[index]: each for index, each in found.items() if isinstance(each, str)}
+    faceless = set(cutter.failures)
+    failures |= {images[index]: "expected a face, found none" for index in chunk if images[index] in faceless}
+    return {index: each for index, each in found.items() if not isinstance(each, str) and images[index] not in faceless}
 
 
 def _collect(
@@ -241,6 +241,7 @@ def _collect(
         dropped=dropped,
         failures=dict(sorted(failures.items())),
         contract=contract,
+        faces="",
     )
 
 

@@ -260,7 +260,8 @@ def _train(
         right = (logits.argmax(dim=1) == truth).double().mean()
         return {"loss": float(focal_loss(logits, truth, gamma=gamma)), "accuracy": float(right)}
 
-    fingerprint = json.dumps([contract.contract_id, people.digest, dataclasses.asdict(settings)], sort_keys=True)
+    told = [contract.contract_id, people.digest, people.faces, dataclasses.asdict(settings)]
+    fingerprint = json.dumps(told, sort_keys=True)
     history = fit(
         network,
         lambda batch: focal_loss(network(x[batch]), y[batch], gamma=gamma, weights=weights),
@@ -415,7 +416,7 @@ def pairs_of_strangers(
         If fewer than 20 pairs of a kind are left, or as `edgeface.quantize.read_labelled`.
     """
     folder = Path(listed)
-    if folder.is_dir():
+    if str(listed) != "lfw" and folder.is_dir():
         labelled = LabelledPairs(images=folder, pairs=pairs_from_folders(folder, most=most, seed=seed), faces=faces)
     else:
         labelled = read_labelled(listed, images, detector=faces.detector)

@@ -43,6 +43,7 @@ def face_set(people: list[int], vectors: np.ndarray, *, digests: list[str] | Non
         dropped={},
         failures={},
         contract=sample_contract(),
+        faces="",
     )
 
 
