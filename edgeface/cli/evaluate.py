@@ -90,12 +90,21 @@ def lfw(
         ),
     ] = None,
     far: FarsOption = [0.1, 0.01, 0.001],  # noqa: B006 - typer only reads it
+    low_resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Compare again with the second crop of each pair reduced to so many pixels, e.g. 7,14,28,56.",
+            show_default=False,
+        ),
+    ] = None,
     options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
     """Evaluate verification on labelled pairs, LFW's or a list of the same format."""
-    from edgeface.evaluate import ProtocolName, evaluate_model, read_pairs
+    from edgeface.evaluate import ProtocolName, evaluate_model, parse_resolutions, read_pairs
     from edgeface.evaluate.faces import find_images
+    from edgeface.evaluate.pixels import ir_or_pixels
     from edgeface.model.ir_file import read_contract
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates
@@ -105,7 +114,9 @@ def lfw(
     find_images(images, listed.images)
     require_writable(output_dir)
     target = edgeface.find_model(model)
-    read_contract(target)
+    reduced = parse_resolutions(low_resolution)
+    with ir_or_pixels(target) as ir:
+        read_contract(ir)
     with options.open() as faces, progress_bars() as progress:
         result = evaluate_model(
             images,
@@ -118,6 +129,7 @@ def lfw(
             subtract_mean=subtract_mean,
             fars=far,
             at=at,
+            low_resolution=reduced,
             device=options.device,
             allow_seeded=options.allow_seeded,
             progress=progress,
@@ -192,6 +204,10 @@ def _evaluation_table(answer: dict[str, Any]) -> Table:
     kind = "normalised" if answer["normalized"] else "unnormalised"
     tried = f"of 0 to {answer['thresholds']['to']:g}, {kind} embeddings"
     table.add_row("threshold", f"{answer['threshold']:.3f} {tried}")
+    for pixels, each in answer.get("low_resolution", {}).items():
+        table.add_row(f"at {pixels} pixels", f"{each['accuracy']['mean']:.4f} +- {each['accuracy']['std']:.4f}")
+    if pixel := answer.get("pixels"):
+        table.add_row("pixels alone", f"{pixel['accuracy']['mean']:.4f} +- {pixel['accuracy']['std']:.4f}")
     if at := answer.get("at"):
         table.add_row(f"at {at['threshold']:g}", f"{at['accuracy']:.4f}, FAR {at['far']:.4f}, TAR {at['tar']:.4f}")
     table.add_row("faces", f"{escape(answer['faces'])}; {answer['failures']} not found")

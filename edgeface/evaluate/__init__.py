@@ -10,7 +10,9 @@ from edgeface.evaluate.lfw import (
     calibrate_model,
     evaluate_model,
 )
+from edgeface.evaluate.low_resolution import LowResolution, parse_resolutions, reduce_resolution
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
+from edgeface.evaluate.pixels import write_pixel_ir
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.evaluate.recipe_check import RecipeCheck, check_recipe
 from edgeface.evaluate.report import write_identification_report, write_report, write_results
@@ -24,6 +26,7 @@ __all__ = [
     "FaceCutter",
     "FaceSource",
     "IdentificationEvaluation",
+    "LowResolution",
     "Pairs",
     "ProtocolName",
     "RecipeCheck",
@@ -40,8 +43,11 @@ __all__ = [
     "load_boxes",
     "pairs_from_folders",
     "parse_pairs",
+    "parse_resolutions",
     "read_pairs",
+    "reduce_resolution",
     "write_identification_report",
+    "write_pixel_ir",
     "write_report",
     "write_results",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -268,6 +268,7 @@ def embed_images(
     flip: Flip | None = None,
     device: str = "CPU",
     allow_seeded: bool = False,
+    watch: Callable[[Image], object] | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> Embedded:
     """Cut and embed every image; crops are cut ahead in other threads.
@@ -284,6 +285,8 @@ def embed_images(
         Use of the mirror images, if any; OpenVINO device; called after every image.
     allow_seeded
         Embed with a model of random weights too.
+    watch
+        Called with each crop, in order.
 
     Raises
     ------
@@ -297,7 +300,7 @@ def embed_images(
         cutter = FaceCutter(files, names, embedder.contract, faces)
         vectors = np.empty((len(files), embedder.contract.embedding_dim), np.float32)
         with stopwatch() as elapsed, contextlib.closing(iter(cutter)) as crops:
-            for done, vector in enumerate(embedder.map(crops), start=1):
+            for done, vector in enumerate(embedder.map(_watched(crops, watch)), start=1):
                 vectors[done - 1] = vector
                 progress(Progress("embedding", done, len(files), unit="images"))
             return Embedded(
@@ -308,3 +311,10 @@ def embed_images(
                 execution=embedder.execution,
                 seconds=elapsed(),
             )
+
+
+def _watched(crops: Iterator[Image], watch: Callable[[Image], object] | None) -> Iterator[Image]:
+    for crop in crops:
+        if watch is not None:
+            watch(crop)
+        yield crop

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
+from edgeface.evaluate.low_resolution import LowResolution, evaluate_low_resolution, require_resolutions
 from edgeface.evaluate.pairs import Pairs
+from edgeface.evaluate.pixels import PIXELS, ir_or_pixels, write_pixel_ir
 from edgeface.evaluate.protocol import FARS, Evaluation, ProtocolName, evaluate, pair_scores, split
+from edgeface.model.ir_file import read_contract
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold, calibrate, require_rates
 from edgeface.runtime.adapter import Flip
+from edgeface.runtime.embedder import Embedder
+from edgeface.runtime.plan import DevicePlan
 
 
 class EvaluationSettings(NamedTuple):
@@ -40,7 +49,9 @@ DEFAULTS = MappingProxyType(
 class Result:
     """Evaluation of one model on labelled pairs.
 
-    `flip` tells whether mirror images were concatenated; `at` is a threshold that was chosen before, if any.
+    `flip` tells whether mirror images were concatenated; `at` is a threshold that was chosen before, if any;
+    `low_resolution` are the same pairs with less and less detail in one photo; `pixels` is what the crops' own pixels
+    reach (see `edgeface.evaluate.pixels`), None where they are the model.
     """
 
     evaluation: Evaluation
@@ -48,6 +59,8 @@ class Result:
     pairs: Pairs
     flip: bool
     at: float | None = None
+    low_resolution: tuple[LowResolution, ...] = ()
+    pixels: Evaluation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface evaluate lfw`."""
@@ -55,6 +68,12 @@ class Result:
             self.evaluation.to_dict()
             | {"flip": self.flip}
             | ({} if self.at is None else {"at": self.evaluation.at(self.at)})
+            | (
+                {"low_resolution": {str(each.pixels): each.to_dict() for each in self.low_resolution}}
+                if self.low_resolution
+                else {}
+            )
+            | ({} if self.pixels is None else {"pixels": LowResolution(0, self.pixels).to_dict()})
             | self.embedded.to_dict()
             | {"images_per_second": round(len(self.pairs.images) / self.embedded.seconds, 2)}
         )
@@ -72,6 +91,7 @@ def evaluate_model(
     subtract_mean: bool | None = None,
     fars: Sequence[float] = FARS,
     at: float | None = None,
+    low_resolution: Sequence[int] = (),
     device: str = "CPU",
     allow_seeded: bool = False,
     progress: ProgressCallback = ignore_progress,
@@ -85,7 +105,7 @@ def evaluate_model(
     pairs
         Labelled pairs; see `edgeface.evaluate.read_pairs`.
     model
-        IR with a contract.
+        IR with a contract, or ``pixels``: the baseline of `edgeface.evaluate.pixels`.
     faces
         Source of the faces.
     protocol
@@ -94,6 +114,9 @@ def evaluate_model(
         See `EvaluationSettings`; None takes the default of the protocol.
     fars, at
         Target false accept rates for VAL, each in (0, 1); a distance threshold to score all pairs at, without folds.
+    low_resolution
+        Pixels of a crop's shorter side in which the second photo of each pair is compared too; see
+        `edgeface.evaluate.low_resolution.reduce_resolution`.
     device, progress
         OpenVINO device; called after every image.
     allow_seeded
@@ -107,20 +130,43 @@ def evaluate_model(
     defaults = DEFAULTS[protocol]
     flip = defaults.flip if flip is None else flip
     require_rates(fars)  # before minutes of work
+    require_resolutions(low_resolution)
     split(pairs, protocol)
     mirror: Flip | None = "concatenate" if flip else None
-    embedded = embed_images(
-        images, pairs.images, model, faces, flip=mirror, device=device, allow_seeded=allow_seeded, progress=progress
+    scored: dict[str, Any] = {
+        "protocol": protocol,
+        "metric": metric or defaults.metric,
+        "subtract_mean": defaults.subtract_mean if subtract_mean is None else subtract_mean,
+        "fars": fars,
+    }
+    runtime: dict[str, Any] = {"flip": mirror, "device": device, "allow_seeded": allow_seeded, "progress": progress}
+    pixels: list[NDArray[np.float32]] = []
+    with ir_or_pixels(model) as ir, _pixel_baseline(ir) as baseline:
+        watch = None if baseline is None else lambda crop: pixels.append(baseline.infer(crop))
+        embedded = embed_images(images, pairs.images, ir, faces, watch=watch, **runtime)
+        reduced = evaluate_low_resolution(embedded, pairs, low_resolution, **scored, **runtime)
+    return Result(
+        evaluation=evaluate(embedded.vectors, pairs, **scored),
+        embedded=dataclasses.replace(embedded, model=model),
+        pairs=pairs,
+        flip=flip,
+        at=at,
+        low_resolution=reduced,
+        pixels=evaluate(np.stack(pixels), pairs, **scored) if pixels else None,
     )
-    evaluation = evaluate(
-        embedded.vectors,
-        pairs,
-        protocol=protocol,
-        metric=metric or defaults.metric,
-        subtract_mean=defaults.subtract_mean if subtract_mean is None else subtract_mean,
-        fars=fars,
-    )
-    return Result(evaluation=evaluation, embedded=embedded, pairs=pairs, flip=flip, at=at)
+
+
+@contextlib.contextmanager
+def _pixel_baseline(ir: Path) -> Iterator[Embedder | None]:
+    """Yield what embeds the model's crops as their own pixels; None if that is what the model does."""
+    _, contract = read_contract(ir)
+    if contract.name == PIXELS:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        ir = write_pixel_ir(Path(folder), contract)
+        with Embedder.load(ir, plan=DevicePlan(device="CPU", precision="f32")) as baseline:
+            yield baseline
 
 
 @dataclass(frozen=True, slots=True)

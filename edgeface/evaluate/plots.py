@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,26 @@ def det_plot(roc: Roc) -> Plot:
     """
     labels = ("false accept rate", "false reject rate")
     return _det("DET", labels, roc.far, 1 - roc.tar, _least_rate(roc) / 2, 0.5)
+
+
+def resolution_plot(named: Mapping[str, Mapping[int, float]]) -> Plot:
+    """Draw accuracies over the resolution of one photo of each pair, a line for each name, in pixels."""
+    pixels = sorted({each for accuracies in named.values() for each in accuracies})
+    lowest = min(value for accuracies in named.values() for value in accuracies.values())
+    frame = Axes(
+        logarithmic("pixels of the smaller photo", pixels[0] * 0.9, pixels[-1] * 1.1),
+        linear("accuracy", max(0.0, np.floor(lowest * 10) / 10), 1, words=percent),
+    )
+    shapes = [
+        shape
+        for (_, accuracies), kind in zip(named.items(), ("curve", "whisker other"), strict=False)
+        for shape in (
+            frame.line(sorted(accuracies), [accuracies[each] for each in sorted(accuracies)], kind),
+            *frame.dots(sorted(accuracies), [accuracies[each] for each in sorted(accuracies)], "dot"),
+        )
+    ]
+    legend = tuple(zip(("curve", "other"), named, strict=False)) if len(named) > 1 else ()
+    return Plot("Low resolution", frame, tuple(shapes), legend=legend)
 
 
 def identification_plot(searches: Searches) -> Plot:

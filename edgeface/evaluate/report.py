@@ -48,6 +48,9 @@ def write_report(result: Result, path: Path) -> None:
     """Write the HTML report of an evaluation on labelled pairs."""
     evaluation = result.evaluation
     distances, same, threshold = evaluation.distances, evaluation.same, evaluation.threshold
+    reduced = {each.pixels: each.evaluation.accuracy for each in result.low_resolution}
+    if reduced:  # the whole crop ends the curve
+        reduced |= {min(result.embedded.contract.input_size): evaluation.accuracy}
     write_page(
         path,
         __package__,
@@ -58,6 +61,7 @@ def write_report(result: Result, path: Path) -> None:
             plots.histogram_plot(distances, same, threshold, metric=evaluation.metric),
             plots.roc_plot(evaluation.roc),
             plots.det_plot(evaluation.roc),
+            *((plots.resolution_plot({"": reduced}),) if reduced else ()),
         ),
         genuine=worst_pairs(result, same=True),
         impostor=worst_pairs(result, same=False),
