@@ -297,9 +297,9 @@ def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.E
                     break
                 try:
                     image = _as_image(pixels, name)
-                except ImageError as error:  # many cameras give an empty frame now and then
+                except ImageError:  # many cameras give an empty frame now and then
                     unusable += 1
-                    _log.warning("%s: a frame is left out: %s", name, error)
+                    _log.warning("%s: an empty or malformed frame is left out", name)
                     continue
                 failures = unusable = 0
                 yield Frame(image, index, time.monotonic() - started, name)

@@ -43,7 +43,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Any]:
     return of_bytes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=plain, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_come_back_as_pickle_wrote_them(
     value: Any, protocol: int, tmp_path_factory: pytest.TempPathFactory
