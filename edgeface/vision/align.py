@@ -43,6 +43,8 @@ _OUTER_EYES_AND_NOSE = [36, 45, 33]
 """dlib's numbers of the points of `_OPENFACE_68`."""
 
 _LARGEST_CROP = 4
+_WARPED_SIDE = 32767
+"""From this side on OpenCV 4 cannot warp an image."""
 _FLATTEST = 0.01
 """Smallest area of a usable triangle of landmarks, in units of its longest side squared (0.29 in the template)."""
 
@@ -124,6 +126,8 @@ def align(
         matrix = _fit_affine(points, template * [width, height])
     else:
         matrix = fit_similarity(points, _five_point_template(alignment, size))
+    if max(image.shape[:2]) >= _WARPED_SIDE:
+        image, matrix = _cut_seen(image, matrix, size)
     return np.asarray(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR), np.uint8)
 
 
@@ -198,6 +202,17 @@ def _fit_affine(source: Points, target: Points) -> Points:
     if area <= _FLATTEST * np.square(sides).sum(axis=1).max():
         raise FaceError("expected eyes and nose that are not on one line")
     return np.asarray(cv2.getAffineTransform(source.astype(np.float32), target.astype(np.float32)))
+
+
+def _cut_seen(image: Image, matrix: Points, size: tuple[int, int]) -> tuple[Image, Points]:
+    """Cut out the part of a photo that a crop shows, and move the matrix to it."""
+    corners = np.array([[0, size[1], 0, size[1]], [0, 0, size[0], size[0]], [1, 1, 1, 1]])
+    seen = cv2.invertAffineTransform(matrix) @ corners
+    limits = np.array(image.shape[1::-1])
+    low = np.clip(np.floor(seen.min(axis=1)) - 2, 0, limits - 1).astype(int)
+    high = np.clip(np.ceil(seen.max(axis=1)) + 2, low + 1, limits).astype(int)
+    moved = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ low])
+    return image[low[1] : high[1], low[0] : high[0]], moved
 
 
 def _five_point_template(alignment: Alignment, size: tuple[int, int]) -> Points:

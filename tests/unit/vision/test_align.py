@@ -167,6 +167,18 @@ def test_eyes_and_nose_on_one_line_are_no_openface_crop(picture: np.ndarray):
         align(picture, None, flat, OPENFACE, (96, 96))
 
 
+@pytest.mark.parametrize("alignment", [FIVE_POINTS, FIVE_NARROW, DLIB, OPENFACE])
+@pytest.mark.parametrize("at", [0, 20000, 39750])
+def test_a_crop_of_a_photo_of_40000_pixels_a_side_is_the_one_of_its_surroundings(picture, alignment, at):
+    wide = np.zeros((250, 40000, 3), np.uint8)
+    wide[:, at : at + 250] = picture
+    size = SIZES.get(alignment.recipe, (96, 96))
+    for photo, landmarks in ((wide, LANDMARKS + [at, 0]), (wide.transpose(1, 0, 2), LANDMARKS[:, ::-1] + [0, at])):
+        near = LANDMARKS if photo is wide else LANDMARKS[:, ::-1]
+        expected = align(picture if photo is wide else picture.transpose(1, 0, 2), None, near, alignment, size)
+        assert np.abs(align(photo, None, landmarks, alignment, size).astype(int) - expected).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("alignment", "size"),
     [
