@@ -173,10 +173,12 @@ def test_a_crop_of_a_photo_of_40000_pixels_a_side_is_the_one_of_its_surroundings
     wide = np.zeros((250, 40000, 3), np.uint8)
     wide[:, at : at + 250] = picture
     size = SIZES.get(alignment.recipe, (96, 96))
-    for photo, landmarks in ((wide, LANDMARKS + [at, 0]), (wide.transpose(1, 0, 2), LANDMARKS[:, ::-1] + [0, at])):
-        near = LANDMARKS if photo is wide else LANDMARKS[:, ::-1]
-        expected = align(picture if photo is wide else picture.transpose(1, 0, 2), None, near, alignment, size)
-        assert np.abs(align(photo, None, landmarks, alignment, size).astype(int) - expected).max() <= 2
+    for turned in (False, True):
+        near, photo = (picture.transpose(1, 0, 2), wide.transpose(1, 0, 2)) if turned else (picture, wide)
+        points = LANDMARKS[:, ::-1] if turned else LANDMARKS
+        moved = points + np.array([0, at] if turned else [at, 0])
+        expected = align(near, None, points, alignment, size)
+        assert np.abs(align(photo, None, moved, alignment, size).astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize(
