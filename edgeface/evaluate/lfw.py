@@ -222,6 +222,21 @@ def calibrate_model(
     embedded = embed_images(
         images, pairs.images, model, faces, flip=flip, device=device, allow_seeded=allow_seeded, progress=progress
     )
+    return calibrate_embedded(
+        embedded, pairs, fars=fars, metric=metric, created_from=created_from, measured_on=measured_on
+    )
+
+
+def calibrate_embedded(
+    embedded: Embedded,
+    pairs: Pairs,
+    *,
+    fars: Sequence[float],
+    metric: Metric = Metric.cosine,
+    created_from: str = "",
+    measured_on: str = "",
+) -> ThresholdCalibration:
+    """Choose the thresholds for target false accept rates on images that are embedded; see `calibrate_model`."""
     failures = embedded.cutter.failures
     scores = pair_scores(embedded.vectors, pairs, metric)
     failed = np.isin(pairs.images, failures)

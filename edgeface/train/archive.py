@@ -22,7 +22,9 @@ from edgeface.version import __version__
 from edgeface.zoo.archive import unpack
 
 _VERSION = 1
-_MANIFEST, _HEAD, _THRESHOLDS = "manifest.json", "head.npz", "thresholds.json"
+HEAD, THRESHOLDS = "head.npz", "thresholds.json"
+"""Files beside the IR, in the output folder of a training and in an archive."""
+_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class TrainingArchive:
 
 
 def export_training(folder: Path, path: Path) -> TrainingArchive:
-    """Write the IR, the head, and the thresholds that are known for the IR, into one uncompressed tar.
+    """Write the IR, the head, and the thresholds of the training or that are known for the IR, into one plain tar.
 
     Parameters
     ----------
@@ -58,25 +60,28 @@ def export_training(folder: Path, path: Path) -> TrainingArchive:
     InputError
         If the folder has no head, or not exactly one IR.
     ContractError
-        If head and IR are of different contracts.
+        If head, thresholds and IR are of different contracts.
     ModelFormatError
         If the IR is damaged.
     OutputError
         If the archive cannot be written; nothing is left of it then.
     """
     irs = sorted(folder.glob("*.xml"))
-    if len(irs) != 1 or not (folder / _HEAD).is_file():
+    if len(irs) != 1 or not (folder / HEAD).is_file():
         raise InputError(
             path=folder,
-            expected=f"the output of 'edgeface train head': one IR and {_HEAD}",
-            found=f"{len(irs)} IRs and {'a' if (folder / _HEAD).is_file() else 'no'} {_HEAD}",
+            expected=f"the output of 'edgeface train head': one IR and {HEAD}",
+            found=f"{len(irs)} IRs and {'a' if (folder / HEAD).is_file() else 'no'} {HEAD}",
         )
-    head, contract = _read(irs[0], folder / _HEAD)
+    head, contract = _read(irs[0], folder / HEAD)
     with staging_folder(path.parent) as staging:
-        sources = [irs[0], irs[0].with_suffix(".bin"), folder / _HEAD]
-        if known := thresholds_for(contract):
-            save_thresholds(staging / _THRESHOLDS, known)
-            sources.append(staging / _THRESHOLDS)
+        sources = [irs[0], irs[0].with_suffix(".bin"), folder / HEAD]
+        if (folder / THRESHOLDS).is_file():
+            _require_thresholds(folder / THRESHOLDS, contract)
+            sources.append(folder / THRESHOLDS)
+        elif known := thresholds_for(contract):
+            save_thresholds(staging / THRESHOLDS, known)
+            sources.append(staging / THRESHOLDS)
         files = tuple((source.name, sha256_of(source)) for source in sources)
         made = TrainingArchive(contract=contract, labels=head.labels, files=files)
         text = json.dumps(
@@ -131,13 +136,17 @@ def import_training(path: Path, folder: Path) -> TrainingArchive:
                     path=path, expected=f"{name} of SHA-256 {digest[:16]}...", found="another", remedy="copy it again"
                 )
         (ir,) = unpacked.glob("*.xml")
-        head, contract = _read(ir, unpacked / _HEAD)
-        if (unpacked / _THRESHOLDS).is_file():
-            ids = {each.contract_id for each in load_thresholds(unpacked / _THRESHOLDS)}
-            require_same_contract(contract.contract_id, *ids, what="thresholds and model")
+        head, contract = _read(ir, unpacked / HEAD)
+        if (unpacked / THRESHOLDS).is_file():
+            _require_thresholds(unpacked / THRESHOLDS, contract)
         with output_errors(folder):
             unpacked.replace(folder)
     return TrainingArchive(contract=contract, labels=head.labels, files=tuple(told["files"].items()))
+
+
+def _require_thresholds(path: Path, contract: ModelContract) -> None:
+    ids = {each.contract_id for each in load_thresholds(path)}
+    require_same_contract(contract.contract_id, *ids, what=str(path))
 
 
 def _manifest(unpacked: Path, path: Path) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def _manifest(unpacked: Path, path: Path) -> dict[str, Any]:
         told = read_json(unpacked / _MANIFEST, "a manifest")
         files = told["files"]
         names = [name for name in files if name.endswith(".xml")]
-        if told["schema_version"] != _VERSION or len(names) != 1 or _HEAD not in files:
+        if told["schema_version"] != _VERSION or len(names) != 1 or HEAD not in files:
             raise ValueError("it is of another kind or version")
         if not all(isinstance(digest, str) for digest in files.values()):
             raise ValueError("digests are no text")

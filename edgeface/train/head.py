@@ -20,7 +20,8 @@ from torch import nn
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
 from edgeface.convert.source import digest_of_weights, float_constants, structure_of
 from edgeface.errors import ContractError, InputError
-from edgeface.evaluate.faces import CROPS, FaceSource
+from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
+from edgeface.evaluate.lfw import calibrate_embedded
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders
 from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
 from edgeface.model.contract import Lineage, ModelContract
@@ -28,7 +29,16 @@ from edgeface.model.ir_file import check_weights, read_contract, read_ir
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.gate import cosines, embed
-from edgeface.quantize.verification import SCORED, LabelledPairs, VerificationChange, read_labelled
+from edgeface.quantize.verification import (
+    SCORED,
+    LabelledPairs,
+    VerificationChange,
+    compare_verification,
+    read_labelled,
+)
+from edgeface.recognize.known import RATES
+from edgeface.recognize.threshold import Threshold, save_thresholds
+from edgeface.train.archive import HEAD, THRESHOLDS
 from edgeface.train.classify import TrainedHead
 from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, split_photos
 from edgeface.train.loop import PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
@@ -81,8 +91,9 @@ def train_head(
     root
         Folder with one folder of photos for each person.
     output
-        Receives ``<name>.xml`` and ``.bin``, ``head.npz``, ``training.json``, ``report.html`` and ``log.jsonl``. An
-        unfinished training there is resumed. It is not the folder of the model.
+        Receives ``<name>.xml`` and ``.bin``, ``head.npz``, ``training.json``, ``report.html`` and ``log.jsonl``, and
+        for a fine-tuned embedder ``thresholds.json``, chosen on the pairs of strangers. An unfinished training there
+        is resumed. It is not the folder of the model.
     model
         IR with a contract; FP32 if blocks are unfrozen.
     faces
@@ -352,9 +363,9 @@ def _publish(
         inputs = to_inputs(held, contract)
         after = embed(read_ir(staged), inputs)  # of the file, as it was written
         cosine = cosines(outcome.faces.embeddings[outcome.judgement.photos], after)
-        change = None
+        change, thresholds = None, tuple[Threshold, ...]()
         if tail is not None and strangers is not None:
-            (change,) = strangers.compare(model, staged, progress=progress)
+            change, thresholds = verify_strangers(model, staged, strangers, progress=progress)
         assert contract.lineage is not None
         lineage = dataclasses.replace(
             contract.lineage,
@@ -369,8 +380,31 @@ def _publish(
         outcome = dataclasses.replace(outcome, contract=contract, head=head, verification=change, reasons=reasons)
         if reasons and not force:
             return outcome
-        head.save(output / "head.npz")
+        head.save(output / HEAD)
+        if thresholds:
+            save_thresholds(output / THRESHOLDS, thresholds)
         return dataclasses.replace(outcome, ir=publish_ir(staged, output))
+
+
+def verify_strangers(
+    before: Path, after: Path, strangers: LabelledPairs, *, progress: ProgressCallback = ignore_progress
+) -> tuple[VerificationChange, tuple[Threshold, ...]]:
+    """Verify the same pairs by two embedders; return the comparison, and thresholds for the second one."""
+
+    def embedded(ir: Path, stage: str) -> Embedded:
+        def report(each: Progress) -> None:
+            progress(Progress(stage, each.done, each.total, each.unit))
+
+        return embed_images(strangers.images, strangers.pairs.images, ir, strangers.faces, progress=report)
+
+    first, second = embedded(before, "strangers, before"), embedded(after, "strangers, after")
+    protocol, settings = SCORED[0]
+    pairs = strangers.pairs
+    change = compare_verification(
+        first.vectors, second.vectors, pairs, protocol=protocol, settings=settings, seed=strangers.seed
+    )
+    told = f"{len(pairs):,} pairs of people who were not trained on"
+    return change, calibrate_embedded(second, pairs, fars=RATES, created_from=told).thresholds
 
 
 def judge_strangers(change: VerificationChange) -> tuple[str, ...]:
@@ -444,7 +478,7 @@ def pairs_of_strangers(
     used, place = np.unique(np.stack([pairs.first[left], pairs.second[left]]), return_inverse=True)
     first, second = place.reshape(2, -1).astype(np.intp)
     chosen = Pairs(tuple(pairs.images[row] for row in used), first, second, pairs.same[left], _FOLDS)
-    return dataclasses.replace(labelled, pairs=chosen, scored=SCORED[:1], seed=seed)
+    return dataclasses.replace(labelled, pairs=chosen, seed=seed)
 
 
 _FOLDS = 10

@@ -24,6 +24,7 @@ from edgeface.model.contract import Lineage, ModelContract  # noqa: E402
 from edgeface.model.ir_file import read_contract, read_ir  # noqa: E402
 from edgeface.model.opset import ops  # noqa: E402
 from edgeface.quantize.verification import Change, VerificationChange  # noqa: E402
+from edgeface.recognize.threshold import load_thresholds  # noqa: E402
 from edgeface.runtime.embedder import Embedder  # noqa: E402
 from edgeface.runtime.plan import DevicePlan  # noqa: E402
 from edgeface.train import head as module  # noqa: E402
@@ -275,6 +276,11 @@ def test_a_finetuned_embedder_gets_an_id_of_its_own_and_is_verified_on_strangers
     assert 1e-6 < np.abs(before - after).max() < 0.5
     assert child.lineage.min_cosine < 1
     assert child.lineage.accuracy_drop == done.verification.accuracy.drop
+    chosen = load_thresholds(tmp_path / "out/thresholds.json")
+    assert {each.contract_id for each in chosen} == {child.contract_id}
+    assert chosen[0].impostors == 60
+    made = export_training(tmp_path / "out", tmp_path / "kiosk.tar")
+    assert "thresholds.json" in dict(made.files)
     again = train(people, tmp_path / "b", ir, settings=settings, optimisation=run, strangers=strangers, force=True)
     assert again.contract.contract_id == child.contract_id
 
@@ -285,7 +291,7 @@ def test_an_embedder_that_became_worse_is_not_written_unless_forced(
 ) -> None:
     strangers = strangers_of(tmp_path, people)
     settings, run = HeadSettings(unfreeze=1), Optimisation(epochs=2, rate=5.0, tail_share=1.0, patience=0)
-    monkeypatch.setattr(type(strangers), "compare", lambda *_, **__: (worse(),))
+    monkeypatch.setattr(module, "verify_strangers", lambda *_, **__: (worse(), ()))
     refused = train(people, tmp_path / "out", ir, settings=settings, optimisation=run, strangers=strangers)
     assert not refused
     assert "worse at telling strangers apart" in refused.reasons[0]
@@ -513,7 +519,7 @@ def test_two_names_for_one_person_are_said(tmp_path: Path, ir: Path, people: Pat
 def test_a_refused_embedder_ends_the_command_with_1(
     tmp_path: Path, ir: Path, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.LabelledPairs, "compare", lambda *_, **__: (worse(),))
+    monkeypatch.setattr(module, "verify_strangers", lambda *_, **__: (worse(), ()))
     others = write_photos(tmp_path / "others", 12, 4, seed=2)
     words = ("train", "head", people, "--model", ir, "--crops", "-o", tmp_path / "out", "--unfreeze", 1)
     done = edgeface(*words, "--epochs", 2, "--verify", others)
