@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -131,26 +132,15 @@ def train_head(
                 path=root, expected="photos to judge by", found="none: the photos of each person are one shot"
             )
         tail = TrainableTail(model, settings.unfreeze) if settings.unfreeze else None
-        features = _features(people, tail, model, progress)
-        train = parts["train"]
-        inputs, labels = _augmented(features[train], people, train, settings, optimisation.seed, tail, model, progress)
-        network, history = _train(
-            inputs, labels, features, people, parts, tail, settings, optimisation, output, progress=progress
-        )
-        embeddings = _embeddings(network, features)
-        head = _finished_head(network, people, parts, embeddings)
-        others = people.strangers
-        if tail is not None and len(others):
-            others = _embeddings(network, _embed_crops(people.stranger_crops, people, tail, model, progress))
-        head = head.with_threshold(others)
+        work = _Work(people, parts, tail, model, settings, optimisation, progress)
+        head, embeddings, history = work.train(output)
         held = parts["held_out"]
         judgement = HeadJudgement(
             photos=held, probabilities=head.probabilities(embeddings[held]), truth=people.people[held]
         )
-        lineage = _lineage(contract, people, settings, optimisation, history, embeddings[held])
         outcome = HeadOutcome(
             ir=None,
-            contract=_child(contract, lineage, name, tail, parent),
+            contract=work.child(history, name, parent),
             parent_id=contract.contract_id,
             settings=settings,
             optimisation=optimisation,
@@ -203,144 +193,113 @@ def _require_trainable(
         pass
 
 
-def _features(
-    people: FaceSet, tail: TrainableTail | None, model: Path, progress: ProgressCallback
-) -> NDArray[np.float32]:
-    """Return what is trained on, of each photo: embeddings, or what the unfrozen blocks take."""
-    return people.embeddings if tail is None else _embed_crops(people.crops, people, tail, model, progress)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """What one training works with."""
 
+    people: FaceSet
+    parts: Mapping[Part, NDArray[np.intp]]
+    tail: TrainableTail | None
+    model: Path
+    settings: HeadSettings
+    optimisation: Optimisation
+    progress: ProgressCallback
 
-def _embed_crops(
-    crops: NDArray[np.uint8], people: FaceSet, tail: TrainableTail | None, model: Path, progress: ProgressCallback
-) -> NDArray[np.float32]:
-    inputs = to_inputs(crops, people.contract)
-    if tail is None:
-        progress(Progress("features", 0, len(inputs), "crops"))
-        return embed(read_ir(model), inputs)
-    width = tail.features(inputs[:1])[0].nbytes
-    if width * len(inputs) > _MOST_BYTES:
-        raise InputError(
-            expected=f"at most {_MOST_BYTES >> 20:,} MB of features",
-            found=f"{width * len(inputs) >> 20:,} MB for {len(inputs):,} crops",
-            remedy="unfreeze fewer blocks, or make fewer copies",
+    def train(self, output: Path) -> tuple[TrainedHead, NDArray[np.float32], History]:
+        """Return the head, the embeddings of all photos by the trained embedder, and how it was trained."""
+        features = self.people.embeddings if self.tail is None else self._features(self.people.crops)
+        network, history = self._fit(features, output)
+        embeddings, strangers = self._embed(features), self.people.strangers
+        if self.tail is not None and len(strangers):
+            strangers = self._embed(self._features(self.people.stranger_crops))
+        head = TrainedHead(
+            labels=self.people.names,
+            weights=(network.linear.weight.detach().numpy() * np.float32(network.scale)).copy(),
+            bias=network.linear.bias.detach().numpy().copy(),
+            contract_id=self.people.contract.contract_id,
         )
-    return tail.features(inputs, progress=progress)
+        rows = self.parts["validation"]
+        head = head.calibrated(embeddings[rows], self.people.people[rows]) if len(rows) else head
+        return head.with_threshold(strangers), embeddings, history
 
+    def _features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what is trained on, of crops: embeddings, or what the unfrozen blocks take."""
+        inputs = to_inputs(crops, self.people.contract)
+        if self.tail is None:
+            self.progress(Progress("features", 0, len(inputs), "crops"))
+            return embed(read_ir(self.model), inputs)
+        size = self.tail.features(inputs[:1])[0].nbytes * len(inputs)
+        if size > _MOST_BYTES:
+            raise InputError(
+                expected=f"at most {_MOST_BYTES >> 20:,} MB of features",
+                found=f"{size >> 20:,} MB for {len(inputs):,} crops",
+                remedy="unfreeze fewer blocks",
+            )
+        return self.tail.features(inputs, progress=self.progress)
 
-def _augmented(
-    originals: NDArray[np.float32],
-    people: FaceSet,
-    rows: NDArray[np.intp],
-    settings: HeadSettings,
-    seed: int,
-    tail: TrainableTail | None,
-    model: Path,
-    progress: ProgressCallback,
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Return the features of the training photos and of altered copies of them, and their people."""
-    copies = list(augment(people.crops[rows], settings.augmentation, copies=settings.copies, seed=seed))
-    labels = np.tile(people.people[rows], 1 + len(copies))
-    found = [_embed_crops(each, people, tail, model, progress) for each in copies]
-    return np.concatenate([originals, *found]), labels
+    def _embed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.tail is None:
+            return features
+        with torch.no_grad():
+            found: NDArray[np.float32] = self.tail(torch.from_numpy(features)).numpy()
+        return found
 
+    def _fit(self, features: NDArray[np.float32], output: Path) -> tuple[_Classifier, History]:
+        people, settings, seed = self.people, self.settings, self.optimisation.seed
+        contract, classes, rows = people.contract, len(people.names), self.parts["train"]
+        copies = list(augment(people.crops[rows], settings.augmentation, copies=settings.copies, seed=seed))
+        inputs = np.concatenate([features[rows], *map(self._features, copies)])
+        labels = np.tile(people.people[rows], 1 + len(copies))
+        scale = contract.embedding_dim**0.5 if contract.normalized else 1.0
+        network = _Classifier(contract.embedding_dim, classes, self.tail, scale=scale, seed=seed)
+        weights = torch.from_numpy(weights_of_classes(labels, classes, settings.class_weights))
+        gamma = settings.gamma if settings.loss == "focal" else 0.0
+        x, y = torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64))
+        judged = self.parts["validation"] if len(self.parts["validation"]) else rows
+        seen, truth = torch.from_numpy(features[judged]), torch.from_numpy(people.people[judged].astype(np.int64))
 
-def _train(
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.intp],
-    features: NDArray[np.float32],
-    people: FaceSet,
-    parts: Mapping[Part, NDArray[np.intp]],
-    tail: TrainableTail | None,
-    settings: HeadSettings,
-    optimisation: Optimisation,
-    output: Path,
-    *,
-    progress: ProgressCallback,
-) -> tuple[_Classifier, History]:
-    contract, classes = people.contract, len(people.names)
-    scale = contract.embedding_dim**0.5 if contract.normalized else 1.0
-    network = _Classifier(contract.embedding_dim, classes, tail, scale=scale, seed=optimisation.seed)
-    weights = torch.from_numpy(weights_of_classes(labels, classes, settings.class_weights))
-    gamma = settings.gamma if settings.loss == "focal" else 0.0
-    x, y = torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64))
-    rows = parts["validation"] if len(parts["validation"]) else parts["train"]
-    seen, truth = torch.from_numpy(features[rows]), torch.from_numpy(people.people[rows].astype(np.int64))
+        def validate() -> Mapping[str, float]:
+            logits = network(seen)
+            right = (logits.argmax(dim=1) == truth).double().mean()
+            return {"loss": float(focal_loss(logits, truth, gamma=gamma)), "accuracy": float(right)}
 
-    def validate() -> Mapping[str, float]:
-        logits = network(seen)
-        right = (logits.argmax(dim=1) == truth).double().mean()
-        return {"loss": float(focal_loss(logits, truth, gamma=gamma)), "accuracy": float(right)}
+        told = [contract.contract_id, people.digest, people.faces, dataclasses.asdict(settings)]
+        history = fit(
+            network,
+            lambda batch: focal_loss(network(x[batch]), y[batch], gamma=gamma, weights=weights),
+            shuffled(len(inputs), self.optimisation.batch, seed),
+            validate,
+            self.optimisation,
+            output,
+            fingerprint=json.dumps(told, sort_keys=True),
+            tail=self.tail,
+            progress=self.progress,
+        )
+        return network, history
 
-    told = [contract.contract_id, people.digest, people.faces, dataclasses.asdict(settings)]
-    fingerprint = json.dumps(told, sort_keys=True)
-    history = fit(
-        network,
-        lambda batch: focal_loss(network(x[batch]), y[batch], gamma=gamma, weights=weights),
-        shuffled(len(inputs), optimisation.batch, optimisation.seed),
-        validate,
-        optimisation,
-        output,
-        fingerprint=fingerprint,
-        tail=tail,
-        progress=progress,
-    )
-    return network, history
+    def child(self, history: History, name: str | None, parent: ov.Model) -> ModelContract:
+        """Return the contract of the embedder: the parent's, with a lineage and the identity of trained weights.
 
-
-def _embeddings(network: _Classifier, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    if network.tail is None:
-        return features
-    with torch.no_grad():
-        found: NDArray[np.float32] = network.tail(torch.from_numpy(features)).numpy()
-    return found
-
-
-def _finished_head(
-    network: _Classifier, people: FaceSet, parts: Mapping[Part, NDArray[np.intp]], embeddings: NDArray[np.float32]
-) -> TrainedHead:
-    """Return the head in numpy, its probabilities calibrated on the validation photos."""
-    head = TrainedHead(
-        labels=people.names,
-        weights=(network.linear.weight.detach().numpy() * np.float32(network.scale)).copy(),
-        bias=network.linear.bias.detach().numpy().copy(),
-        contract_id=people.contract.contract_id,
-    )
-    rows = parts["validation"]
-    return head.calibrated(embeddings[rows], people.people[rows]) if len(rows) else head
-
-
-def _lineage(
-    contract: ModelContract,
-    people: FaceSet,
-    settings: HeadSettings,
-    optimisation: Optimisation,
-    history: History,
-    embeddings: NDArray[np.float32],
-) -> Lineage:
-    """Describe how the embedder was made; the cosines are filled in by `_publish`."""
-    text = {**dataclasses.asdict(settings), **dataclasses.asdict(optimisation), "trained_epochs": history.best + 1}
-    return Lineage(
-        parent_id=contract.contract_id,
-        method="finetuned" if settings.unfreeze else "head",
-        settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {value}" for key, value in sorted(text.items())),
-        calibration_sha256=people.digest,
-        mean_cosine=1.0,
-        p01_cosine=1.0,
-        min_cosine=1.0,
-    )
-
-
-def _child(
-    contract: ModelContract, lineage: Lineage, name: str | None, tail: TrainableTail | None, parent: Any
-) -> ModelContract:
-    """Return the contract of the embedder: the parent's, with the identity of the trained weights."""
-    child = dataclasses.replace(contract, lineage=lineage, name=name or contract.name)
-    if tail is None:
-        return child
-    trained = tail.write_into(parent)
-    return dataclasses.replace(
-        child, weights_id=digest_of_weights(float_constants(trained), structure_of(trained)), provenance="unknown"
-    )
+        `parent` is written to. The cosines of the lineage are measured when the IR is there.
+        """
+        contract = self.people.contract
+        told = dataclasses.asdict(self.settings) | dataclasses.asdict(self.optimisation)
+        told["trained_epochs"] = history.best + 1
+        lineage = Lineage(
+            parent_id=contract.contract_id,
+            method="head" if self.tail is None else "finetuned",
+            settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {told[key]}" for key in sorted(told)),
+            calibration_sha256=self.people.digest,
+            mean_cosine=1.0,
+            p01_cosine=1.0,
+            min_cosine=1.0,
+        )
+        child = dataclasses.replace(contract, lineage=lineage, name=name or contract.name)
+        if self.tail is None:
+            return child
+        trained = self.tail.write_into(parent)
+        weights_id = digest_of_weights(float_constants(trained), structure_of(trained))
+        return dataclasses.replace(child, weights_id=weights_id, provenance="unknown")
 
 
 def _publish(
