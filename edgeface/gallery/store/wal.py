@@ -21,8 +21,11 @@ from edgeface.errors import GalleryDamagedError
 _HEADER, _FRAME = struct.Struct(">8xI4x8s8x"), struct.Struct(">II8s8x")
 _COLUMN = 3
 """Place of `generation` in the table `gallery`."""
-_INTEGERS = (0, 1, 2, 3, 4, 6, 8)
-"""Bytes of the serial types 0 (NULL) to 6 of a record."""
+_LEAST_COLUMNS = 5
+"""Of version 1."""
+_INTEGERS = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
+"""Bytes of the serial types 0 (NULL), 1 to 6 (integers), 7 (a float), 8 and 9 (the numbers 0 and 1)."""
+_WHOLE_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 9)
 
 
 def require_own_wal(connection: sqlite3.Connection, path: Path, descriptor: Callable[[Path], int]) -> None:
@@ -84,21 +87,26 @@ def _base(descriptor: int, size: int, root: int) -> int | None:
 
 
 def _generation(page: bytes) -> int | None:
-    """Read the generation from the only page of the table `gallery`; None if it is not such a page."""
+    """Read the generation from the only page of the table `gallery`; None if it is not one whole such page.
+
+    A process that is killed while it writes the WAL into the file leaves the page half old and half new. The lengths in
+    the row then do not fit each other.
+    """
     try:
         if page[0] != 0x0D or page[3:5] != b"\0\1":  # a leaf with one row
             return None
-        at = int.from_bytes(page[8:10], "big")
-        for _ in range(2):  # length of the row, and its number
-            _, at = _varint(page, at)
-        length, types = _varint(page, at)
-        value = at + length
-        for column in range(_COLUMN + 1):
-            kind, types = _varint(page, types)
-            width = (kind - 12) // 2 if kind >= 12 else _INTEGERS[kind] if kind < len(_INTEGERS) else 0
-            if column == _COLUMN:
-                return int.from_bytes(page[value : value + width], "big", signed=True) if 1 <= kind <= 6 else kind - 8
-            value += width
+        payload, at = _varint(page, int.from_bytes(page[8:10], "big"))
+        row, begin = _varint(page, at)
+        length, at = _varint(page, begin)
+        values, widths = list[int](), list[int]()
+        while at < begin + length:
+            kind, at = _varint(page, at)
+            values.append(kind)
+            widths.append((kind - 12) // 2 if kind >= 12 else _INTEGERS[kind])
+        whole = at == begin + length and length + sum(widths) == payload == len(page) - begin
+        kind, start = values[_COLUMN], begin + length + sum(widths[:_COLUMN])
+        if whole and row == 1 and values[0] == 0 and len(values) >= _LEAST_COLUMNS and kind in _WHOLE_NUMBERS:
+            return int.from_bytes(page[start : start + widths[_COLUMN]], "big", signed=True) if kind < 7 else kind - 8
     except IndexError:
         pass
     return None
