@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeface.errors import ContractError, FaceError, InputError
+from edgeface.errors import ContractError, FaceError, ImageError, InputError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.pipeline.flow import FaceFlow
 from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, group_frames, largest_face
@@ -190,7 +190,14 @@ class Pipeline:
                     each.abandon()
 
     def _observe_frames(self, frames: Sequence[Frame]) -> list[list[FaceObservation]]:
-        return self._observe([frame.image for frame in frames])
+        """Observe frames; one that the detector refuses is a face without an embedding, and fails no other."""
+        try:
+            return self._observe([frame.image for frame in frames])
+        except ImageError as error:
+            if len(frames) > 1:
+                return [self._observe_frames([frame])[0] for frame in frames]
+            refused = replace(_whole(frames[0].image), reasons=(str(error),))
+            return [[FaceObservation(refused, None, self.contract.contract_id)]]
 
     def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
         """Detect, and hand every usable face to the embedder."""

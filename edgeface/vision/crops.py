@@ -92,8 +92,8 @@ def detect_photos(
 ) -> Iterator[Detection]:
     """Detect faces in every photo that can be read, in order.
 
-    `failures` gets the reason for each photo that cannot be read, or whose drawing `drawn` refuses; `drawn` gets a
-    copy of each photo with its faces marked.
+    `failures` gets the reason for each photo that cannot be read, that the detector refuses, or whose drawing `drawn`
+    refuses; `drawn` gets a copy of each photo with its faces marked.
 
     Raises
     ------
@@ -101,8 +101,7 @@ def detect_photos(
         If a drawing cannot be written.
     """
     for batch in _read_batches(photos, failures):
-        faces = detector.detect([image for _, image in batch])
-        for (photo, image), found in zip(batch, faces, strict=True):
+        for photo, image, found in _detect(batch, detector, failures):
             if drawn:
                 try:
                     drawn.write(photo, draw_faces(image, found))
@@ -111,6 +110,22 @@ def detect_photos(
                 except InputError as error:
                     failures[photo.path] = str(error)
             yield Detection(photo, image, found)
+
+
+def _detect(
+    batch: Sequence[tuple[Photo, Image]], detector: Detector, failures: dict[Path, str]
+) -> Iterator[tuple[Photo, Image, Faces]]:
+    try:
+        faces = detector.detect([image for _, image in batch])
+    except ImageError as error:
+        if len(batch) == 1:
+            failures[batch[0][0].path] = str(error)
+            return
+        for each in batch:  # one photo fails no other
+            yield from _detect([each], detector, failures)
+        return
+    for (photo, image), found in zip(batch, faces, strict=True):
+        yield photo, image, found
 
 
 def align_photos(

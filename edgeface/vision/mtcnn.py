@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.errors import InputError
+from edgeface.errors import ImageError, InputError
 from edgeface.runtime.schedule import Outputs
 from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
@@ -52,6 +52,9 @@ _SHARE, _SHARE_PIXELS = 16, 1 << 22
 """Most images, and pixels, that go through the cascade together: limits the tables of sums to about 50 MB."""
 _FIXED = 64 << 20
 """Bytes that detection needs besides 8 for each pixel of the first scale: 3 of its colours, 5 of its maps."""
+_MOST_PROPOSALS = 200_000
+"""Places per photo; 60 megapixels have up to 100,000 (1,600 a megapixel at most in real photos). To compare each with
+each takes a minute for so many, and grows with their square."""
 _LARGEST_BATCH = {"rnet": 32, "onet": 8}
 
 
@@ -204,6 +207,12 @@ class MTCNN(NetworkDetector):
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
         boxes, scores, shifts, owners, numbers = map(np.concatenate, zip(*parts, strict=True))
+        if (most := int(np.bincount(owners).max(initial=0))) > _MOST_PROPOSALS:
+            raise ImageError(
+                expected=f"at most {_MOST_PROPOSALS:,} places that P-Net takes for faces in a photo",
+                found=f"{most:,}",
+                remedy="look for larger faces only, or scale the photo down",
+            )
         levels_of_all = owners * (1 + max(level.number for level in levels)) + numbers
         kept = nms(boxes, scores, _NMS_SCALE, groups=levels_of_all, pixel=1)
         kept = kept[nms(boxes[kept], scores[kept], _NMS, groups=owners[kept], pixel=1)]

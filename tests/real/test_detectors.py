@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgeface.vision.mtcnn as mtcnn_module
-from edgeface.errors import InputError
+from edgeface.errors import ImageError, InputError
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
@@ -222,3 +222,14 @@ def test_no_detector_returns_a_face_below_the_smallest_size(data: Path, photos: 
             for image in (photos["longoria-cooper"], photos["multiface"]):
                 boxes = detector.detect([image])[0].boxes
                 assert ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all()
+
+
+def test_a_photo_full_of_faces_is_refused_before_hours_of_comparing(
+    mtcnn: Detector, photos: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = cv2.resize(photos["longoria-cooper"][40:200, 40:200], (24, 24), interpolation=cv2.INTER_AREA)
+    crowd = np.tile(face, (20, 20, 1))
+    monkeypatch.setattr(mtcnn_module, "_MOST_PROPOSALS", 2_000)
+    with pytest.raises(ImageError, match=r"at most 2,000 places .* found [0-9,]+; look for larger faces"):
+        mtcnn.detect([crowd])
+    assert len(mtcnn.detect([photos["multiface"]])[0]) == 6

@@ -267,6 +267,25 @@ def test_bad_files_and_pictures_without_faces_are_named_and_skipped(
     assert len(result.table) == 16
 
 
+def test_a_picture_that_the_detector_refuses_fails_no_other(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = HalfDetector()
+    find, calls = detector.detect, []
+
+    def refuse_the_second(images: Sequence[np.ndarray]) -> list[Faces]:
+        calls.append(len(images))
+        if len(images) > 1 or len(calls) == 3:  # all together, then the second by itself
+            raise ImageError("too many places")
+        return find(images)
+
+    monkeypatch.setattr(detector, "detect", refuse_the_second)
+    pipeline = Pipeline(detector, embedder, gate=None, batch_size=len(pictures), prefetch=1)  # type: ignore[arg-type]
+    result = embed_files(pictures, pipeline, tmp_path / "rows.npz")
+    assert result.failures == {pictures[1]: "too many places"}
+    assert {*map(str, result.table.paths)} == {str(path) for path in pictures if path != pictures[1]}
+
+
 def test_no_embedding_at_all_is_an_error_and_no_file(embedder: Embedder, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no photo could be embedded"):
         embed([tmp_path / "absent.png"], embedder, tmp_path / "out.npz")

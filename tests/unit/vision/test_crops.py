@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeface.errors import InputError, OutputError
+from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.model.contract import Alignment
 from edgeface.progress import Progress
 from edgeface.vision.crops import ImageFolder, align_photos, detect_photos
@@ -53,6 +53,23 @@ def test_photos_without_a_face_or_unreadable_are_failures_and_the_rest_is_writte
     assert [path.name for path in report.written] == ["a.png", "c.png"]
     assert {path.name for path in report.failures} == {"black.bmp", "broken.jpg"}
     assert (told[-1].done, told[-1].total) == (4, 4)
+
+
+def test_a_photo_that_the_detector_refuses_fails_no_other(
+    folder: Path, tmp_path: Path, detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = detector.detect
+
+    def refuse_black(images: Sequence[np.ndarray]) -> list[Faces]:
+        if not all(image.any() for image in images):
+            raise ImageError("too many places")
+        return find(images)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(detector, "detect", refuse_black)
+    failures: dict[Path, str] = {}
+    found = detect_photos(list_photos([folder]).photos, detector, failures=failures)
+    assert [each.photo.path.name for each in found] == ["a.bmp", "c.bmp"]
+    assert failures[folder / "black.bmp"] == "too many places"
 
 
 def test_an_output_that_cannot_be_written_ends_the_work(folder: Path, tmp_path: Path, detector: Any) -> None:
