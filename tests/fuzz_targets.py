@@ -7,6 +7,7 @@ as a line for `FINDINGS` in tests/unit/test_untrusted.py; the exit code is the n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -17,6 +18,7 @@ import pickle
 import random
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -241,6 +243,40 @@ def _archives(kind: str) -> list[bytes]:
         return [Path(shutil.make_archive(f"{folder}/a", kind, f"{folder}/in")).read_bytes()]
 
 
+def _head() -> list[bytes]:
+    from edgeface.train.classify import TrainedHead
+
+    weights, bias = np.eye(2, 3, dtype=np.float32), np.zeros(2, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "head.npz")
+        TrainedHead(labels=("Ann", "Bob"), weights=weights, bias=bias, contract_id="0" * 16).save(path)
+        return [path.read_bytes()]
+
+
+def _training(path: Path) -> None:
+    from edgeface.train.archive import import_training
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        import_training(path, Path(folder, "there"))
+
+
+def _trainings() -> list[bytes]:
+    """An archive whose IR is none, and one without a manifest."""
+    files = {"head.npz": _head()[0], "m.xml": b'<net name="a" version="11"><layers/><edges/></net>', "m.bin": b""}
+    told = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"manifest.json": json.dumps({"schema_version": 1, "files": told}).encode()}
+    made = []
+    for members in (manifest | files, files):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            for name, member in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(member)
+                archive.addfile(info, io.BytesIO(member))
+        made.append(content.getvalue())
+    return made
+
+
 def _rows() -> list[bytes]:
     person = {"name": "Ann", "labels": [], "metadata": {}, "created": "2026-01-01T00:00:00+00:00"}
     return [b"\1" + json.dumps(person).encode(), b"\2" + bytes(48 + 32), b"\3" + bytes(80)]
@@ -309,6 +345,8 @@ TARGETS = {
     "gztar": Target(read=partial(_unpacked, format="gztar"), file="a.tgz", seeds=partial(_archives, "gztar")),
     "bundle": Target(read=_of("edgeface.zoo.bundle", "read_manifest"), file="b.tar", seeds=_stored("zoo/models.tar")),
     "export": Target(read=_export, file="g.export", seeds=_exports),
+    "head": Target(read=_of("edgeface.train.classify", "TrainedHead.load"), file="head.npz", seeds=_head),
+    "training": Target(read=_training, file="t.tar", seeds=_trainings),
     "rows": Target(read=_row, file="row.bin", seeds=_rows),
     "sealed": Target(read=_sealed, file="m.sealed", seeds=_stored("models/tiny.sealed")),
     "contract": Target(read=_contract, file="c.bin", seeds=lambda: [bytes([n]) + b"[1, 2]" for n in range(24)]),

@@ -340,6 +340,7 @@ def _publish(
         if reasons and not force:
             return outcome
         head.save(output / HEAD)
+        (output / THRESHOLDS).unlink(missing_ok=True)  # of an embedder that was trained here before
         if thresholds:
             save_thresholds(output / THRESHOLDS, thresholds)
         return dataclasses.replace(outcome, ir=publish_ir(staged, output))
