@@ -267,6 +267,10 @@ def _contract_table(contract: ModelContract) -> Table:
     table.add_row("alignment", str(contract.alignment))
     origin = _ORIGINS[contract.provenance]
     table.add_row("weights", f"{contract.precision}, {origin}; source SHA-256 {contract.source_sha256[:16]}...")
+    if lineage := contract.lineage:
+        measured = f"cosine between both {lineage.mean_cosine:.4f} on average, at least {lineage.min_cosine:.4f}"
+        table.add_row("made from", f"{lineage.parent_id}: {lineage.method}; {measured}")
+        table.add_row("settings", escape(lineage.settings))
     table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
     return table
 

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from contracts import sample_contract
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import ContractError, InputError
@@ -175,6 +177,28 @@ def test_near_duplicates_and_equal_files_stay_on_one_side() -> None:
             side[rows] = part
         assert all(len(set(side[shots == shot])) == 1 for shot in np.unique(shots))
         assert all(len(rows) for rows in parts.values())
+
+
+@given(
+    shots=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=8), min_size=2, max_size=5),
+    held_out=st.floats(0, 0.5),
+    validation=st.floats(0, 0.5),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_the_shots_each_photo_is_on_one_side_with_its_shot_and_each_person_is_trained_on(
+    shots: list[list[int]], held_out: float, validation: float, seed: int
+) -> None:
+    people = [person for person, sizes in enumerate(shots) for size in sizes for _ in range(size)]
+    shot_of = np.repeat(np.arange(sum(map(len, shots))), [size for sizes in shots for size in sizes])
+    faces = face_set(people, np.eye(40)[shot_of])
+    assert np.array_equal(np.unique(group_shots(faces), return_inverse=True)[1], shot_of)
+    parts = split_photos(faces, held_out=held_out, validation=validation, seed=seed)
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(len(people)))
+    sides = {name: set(shot_of[rows].tolist()) for name, rows in parts.items()}
+    assert sum(map(len, sides.values())) == len(set(shot_of.tolist()))
+    assert set(faces.people[parts["train"]].tolist()) == set(range(len(shots)))
+    several = {person for person, sizes in enumerate(shots) if len(sizes) > 1}
+    assert set(faces.people[parts["held_out"]].tolist()) == (several if held_out else set())
 
 
 def test_people_of_one_shot_are_trained_on_only() -> None:

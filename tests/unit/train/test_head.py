@@ -498,6 +498,9 @@ def test_the_command_trains_reports_and_exports(tmp_path: Path, ir: Path, people
     report = (tmp_path / "out/report.html").read_text()
     assert "Accuracy, held out" in report
     assert "P3_00 (2)" in report
+    shown = edgeface("inspect", tmp_path / "out/tiny.xml", columns=200).stdout
+    assert f"{answer['parent_id']}: head; cosine between both 1.0000" in shown
+    assert "trained_epochs" in shown
     exported = edgeface("export", tmp_path / "out", "-o", tmp_path / "kiosk.tar", "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["people"] == [f"P0_0{each}" for each in range(6)]
