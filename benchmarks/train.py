@@ -1,11 +1,15 @@
 """Train on LFW's people with many photos, and measure what that gains. Prints JSON.
 
-    python benchmarks/train.py --json --model IR.xml [--seeds 5] [--unfreeze 2]
+    python benchmarks/train.py --json --model IR.xml [--seeds 5] [--unfreeze 2] [--only head|octuplet]
 
 ``head_accuracy``: a classifier of the people with eight photos or more in the folder of LFW's pairs, on embeddings of
 the frozen model, over several divisions of the photos into those that are trained on and those that are held out. The
 embeddings exist before the time is taken. `--unfreeze` also trains the model's last blocks with it once, and compares
 embedders before and after on the official pairs of people who were not trained on.
+
+``octuplet_gain_at_14`` and ``octuplet_loss_at_full``: what a projection that was trained by the octuplet loss on half of
+the people with two photos or more gains on official pairs of other people, where the crop of the second photo has 14
+pixels, and what it loses where it has all; with paired 95 % intervals. With `--compare` also for other settings.
 """
 
 from __future__ import annotations
@@ -22,7 +26,16 @@ from typing import Any
 import numpy as np
 
 from edgeface.evaluate.faces import FaceSource, load_boxes
-from edgeface.train import PRESETS, HeadSettings, gather_people, pairs_of_strangers, train_head
+from edgeface.train import (
+    METRIC_DEFAULT,
+    PRESETS,
+    HeadSettings,
+    MetricSettings,
+    gather_people,
+    pairs_of_strangers,
+    train_head,
+    train_metric,
+)
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 MIN_PHOTOS = 8
@@ -36,12 +49,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="divisions of the photos")
     parser.add_argument("--unfreeze", type=int, default=0, metavar="LAST_BLOCKS")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="crops and embeddings of an earlier run")
+    parser.add_argument("--only", choices=["head", "octuplet"], help="measure one of both")
+    parser.add_argument("--resolutions", default="7,14,28", help="of the copies to train on; 14 among them")
+    parser.add_argument("--compare", action="store_true", help="train on the same embeddings with other settings too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeface-train-") as folder:
         people, work = people_with(MIN_PHOTOS, Path(folder) / "people"), Path(folder)
-        answer = {"benchmark": "train", "model": options.model.name, **head(options, people, work)}
+        answer: dict[str, Any] = {"benchmark": "train", "model": options.model.name}
+        if options.only != "octuplet":
+            answer |= head(options, people, work)
         if options.unfreeze:
             answer["finetuned"] = finetuned(options, people, work)
+        if options.only != "head":
+            answer |= octuplet(options, work)
     print(json.dumps(answer, indent=2))
 
 
@@ -132,6 +152,72 @@ def finetuned(options: argparse.Namespace, people: Path, work: Path) -> dict[str
         "reasons": list(done.reasons),
         "cpu_seconds": round(cpu_seconds() - started, 1),
         "wall_seconds": round(time.perf_counter() - clock, 1),
+    }
+
+
+COMPARED: dict[str, dict[str, Any]] = {
+    "one hidden layer": {"hidden": 512},
+    "not kept near the identity": {"keep": 0.0},
+    "kept nearer": {"keep": 5.0},
+    "pulled to the full photo's": {"pull": 1.0},
+    "between resolutions only": {"terms": (0.0, 1.0, 1.0, 0.0)},
+    "margin 1": {"margin": 1.0},
+}
+"""Settings that differ from the default ones."""
+
+
+def octuplet(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Train a projection for low resolution on half of the people, and verify the others."""
+    folder = work / "half"
+    folder.mkdir()
+    found = [each for each in sorted((DATA / "lfw" / "images").iterdir()) if len(list(each.iterdir())) >= 2]
+    for place in np.random.default_rng(0).permutation(len(found))[: len(found) // 2]:
+        (folder / found[place].name).symlink_to(found[place])
+    strangers = pairs_of_strangers("lfw", folder)
+    started, clock = cpu_seconds(), time.perf_counter()
+    resolutions = tuple(int(each) for each in options.resolutions.split(","))
+    rows: list[dict[str, Any]] = []
+    for title, changed in {"default": {}, **(COMPARED if options.compare else {})}.items():
+        done = train_metric(
+            folder,
+            work / f"octuplet{len(rows)}",
+            options.model,
+            reference_faces(),
+            settings=MetricSettings(resolutions=resolutions, **changed),
+            optimisation=METRIC_DEFAULT,
+            strangers=strangers,
+            force=True,
+            cache=options.cache or work / "cache",
+        )
+        rows.append(
+            {
+                "settings": title,
+                "accuracy": {
+                    str(pixels): {
+                        "before": round(change.accuracy.before, 5),
+                        "after": round(change.accuracy.after, 5),
+                        "gain": round(-change.accuracy.drop, 5),
+                        "interval": [round(-end, 5) for end in reversed(change.accuracy.interval)],
+                    }
+                    for pixels, change in done.changes.items()
+                },
+                "epochs": len(done.history.epochs),
+                "training_seconds": round(done.history.seconds, 1),
+                "cpu_seconds": round(cpu_seconds() - started, 1),
+                "wall_seconds": round(time.perf_counter() - clock, 1),
+            }
+        )
+        started, clock = cpu_seconds(), time.perf_counter()
+    low, full = rows[0]["accuracy"]["14"], rows[0]["accuracy"][str(min(done.contract.input_size))]
+    return {
+        "octuplet_gain_at_14": low["gain"],
+        "octuplet_gain_at_14_interval": low["interval"],
+        "octuplet_loss_at_full": -full["gain"],
+        "octuplet_loss_at_full_interval": [-end for end in reversed(full["interval"])],
+        "octuplet_people": len(done.faces.names),
+        "octuplet_photos": len(done.faces),
+        "octuplet_pairs": len(strangers.pairs),
+        "octuplet_settings": rows,
     }
 
 

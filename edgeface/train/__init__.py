@@ -6,7 +6,8 @@ that no weights are converted twice: FaceNet's graph and facenet-pytorch's state
 'edgeface convert' makes of them. `losses` are functions of tensors. `loop` trains whatever module and loss it is given,
 with a log, early stopping and checkpoints that a killed run resumes from. `head` puts them together for a classifier,
 proves what the embedder gained on people who were not trained on, and publishes embedder, head (`outcome`) and
-`report`. `classify`
+`report`. `metric` trains a `projection` of embeddings, or the last blocks, by the losses in `metric_losses`, on photos
+and their `copies` of low resolution. `classify`
 is what stays of the classifier, without torch; `archive` carries it with its IR.
 """
 
@@ -22,16 +23,24 @@ if TYPE_CHECKING:
     from edgeface.train.head import pairs_of_strangers, train_head
     from edgeface.train.loop import PRESETS, History, Optimisation, fit
     from edgeface.train.losses import focal_loss, weights_of_classes
+    from edgeface.train.metric import METRIC_DEFAULT, train_metric
+    from edgeface.train.metric_losses import octuplet_loss, triplet_costs, triplet_loss
+    from edgeface.train.metric_outcome import MetricOutcome, MetricSettings
     from edgeface.train.network import TrainableTail
     from edgeface.train.outcome import HeadOutcome, HeadSettings
+    from edgeface.train.projection import Projection
 
 __all__ = [
+    "METRIC_DEFAULT",
     "PRESETS",
     "FaceSet",
     "HeadOutcome",
     "HeadSettings",
     "History",
+    "MetricOutcome",
+    "MetricSettings",
     "Optimisation",
+    "Projection",
     "TrainableTail",
     "TrainedHead",
     "TrainingArchive",
@@ -42,9 +51,13 @@ __all__ = [
     "focal_loss",
     "gather_people",
     "import_training",
+    "octuplet_loss",
     "pairs_of_strangers",
     "split_photos",
     "train_head",
+    "train_metric",
+    "triplet_costs",
+    "triplet_loss",
     "weights_of_classes",
 ]
 
@@ -57,8 +70,12 @@ _find = exports(  # torch is imported by what trains alone
         "head": ("pairs_of_strangers", "train_head"),
         "loop": ("PRESETS", "History", "Optimisation", "fit"),
         "losses": ("focal_loss", "weights_of_classes"),
+        "metric": ("METRIC_DEFAULT", "train_metric"),
+        "metric_losses": ("octuplet_loss", "triplet_costs", "triplet_loss"),
+        "metric_outcome": ("MetricOutcome", "MetricSettings"),
         "network": ("TrainableTail",),
         "outcome": ("HeadOutcome", "HeadSettings"),
+        "projection": ("Projection",),
     },
 )
 

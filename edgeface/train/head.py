@@ -123,7 +123,7 @@ def train_head(
     settings = settings or HeadSettings()
     optimisation = optimisation or PRESETS["finetune" if settings.unfreeze else "linear"]
     parent, contract = read_contract(model)
-    _require_trainable(model, output, contract, settings, strangers, force=force)
+    require_trainable(model, output, contract, changes=settings.unfreeze > 0, judged=strangers is not None or force)
     with stopwatch() as elapsed:
         people = gather_people(root, model, faces, min_photos=settings.min_photos, cache=cache, progress=progress)
         parts = split_photos(people, held_out=settings.held_out, validation=settings.validation, seed=optimisation.seed)
@@ -162,28 +162,23 @@ def train_head(
     return outcome
 
 
-def _require_trainable(
-    model: Path,
-    output: Path,
-    contract: ModelContract,
-    settings: HeadSettings,
-    strangers: LabelledPairs | None,
-    *,
-    force: bool,
-) -> None:
-    """Refuse what would fail after minutes of work."""
+def require_trainable(model: Path, output: Path, contract: ModelContract, *, changes: bool, judged: bool) -> None:
+    """Refuse what would fail after minutes of work.
+
+    `changes` tells whether embeddings will change, and `judged` whether pairs of strangers show how, or it is forced.
+    """
     check_weights(model, contract, sha256_of(model.with_suffix(".bin")))
     contract.refuse_seeded(source=str(model))
     if output.resolve() == model.resolve().parent:
         raise InputError(path=output, expected="another folder than the model's", found="that of the model")
-    if settings.unfreeze and contract.precision != "FP32":
+    if changes and contract.precision != "FP32":
         raise ContractError(
             path=model,
             expected="an FP32 IR, whose weights can be trained",
             found=contract.precision,
             remedy="convert the model with --precision fp32",
         )
-    if settings.unfreeze and strangers is None and not force:
+    if changes and not judged:
         raise InputError(
             expected="labelled pairs of other people, to prove that the embedder still tells strangers apart",
             found="none",
