@@ -7,8 +7,8 @@ the frozen model, over several divisions of the photos into those that are train
 embeddings exist before the time is taken. `--unfreeze` also trains the model's last blocks with it once, and compares
 embedders before and after on the official pairs of people who were not trained on.
 
-``octuplet_gain_at_14`` and ``octuplet_loss_at_full``: what a projection that was trained by the octuplet loss on half of
-the people with two photos or more gains on official pairs of other people, where the crop of the second photo has 14
+``octuplet_gain_at_14`` and ``octuplet_loss_at_full``: what a projection, trained by the octuplet loss on half of the
+people with two photos or more, gains on official pairs of other people where the crop of the second photo has 14
 pixels, and what it loses where it has all; with paired 95 % intervals. With `--compare` also for other settings.
 """
 

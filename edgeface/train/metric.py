@@ -1,8 +1,8 @@
 """Train an embedder by a metric loss: a projection behind it, or its last blocks.
 
 It is meant for faces of low resolution above all. The embedder's embeddings of the photos, and of copies of low
-resolution, are computed once; a projection of them trains in minutes on a CPU. It becomes the end of the IR, which is a model of its own: its embeddings do not compare with the
-parent's.
+resolution, are computed once; a projection of them trains in minutes on a CPU. It becomes the end of the IR, which is a
+model of its own: its embeddings do not compare with the parent's.
 """
 
 from __future__ import annotations
