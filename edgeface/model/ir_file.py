@@ -20,7 +20,9 @@ def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
     if not path.is_file():
         raise ModelFormatError(f"{path}: expected an IR (.xml), found nothing there")
     if path.suffix != ".xml":  # OpenVINO would read an .onnx or .pb too, and there is no .bin beside those
-        raise ModelFormatError(f"{path}: expected an IR (.xml), found a {path.suffix or 'nameless'} file")
+        found = f"a {path.suffix or 'nameless'} file"
+        remedy = "convert it first: edgeface convert"
+        raise ModelFormatError(path=path, expected="an IR (.xml)", found=found, remedy=remedy)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelFormatError(f"{path}: expected an IR with its .bin beside it, found no {weights.name}")
