@@ -155,6 +155,11 @@ class FaceAnalyzer:
         """What the model is, and how its input has to look."""
         return self._embedder.contract
 
+    @property
+    def precision(self) -> str | None:
+        """Precision that the device computes in, whatever that of the weights; see `ExecutionReport.precision`."""
+        return self._embedder.execution.precision
+
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
         """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer.
 

@@ -269,7 +269,8 @@ def _contract_table(contract: ModelContract) -> Table:
     table.add_row("weights", f"{contract.precision}, {origin}; source SHA-256 {contract.source_sha256[:16]}...")
     if lineage := contract.lineage:
         measured = f"cosine between both {lineage.mean_cosine:.4f} on average, at least {lineage.min_cosine:.4f}"
-        table.add_row("made from", f"{lineage.parent_id}: {lineage.method}; {measured}")
+        drop = "" if lineage.accuracy_drop is None else f"; accuracy lower by {lineage.accuracy_drop:.4f}"
+        table.add_row("made from", f"{lineage.parent_id}: {lineage.method}; {measured}{drop}")
         table.add_row("settings", escape(lineage.settings))
     table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
     return table
@@ -289,9 +290,11 @@ def _recipe_checker(photos: Path | None) -> Any:
     if photos is None:
         return None
     from edgeface.evaluate import check_recipe
+    from edgeface.evaluate.recipe_check import require_photos
 
     if not photos.is_dir():
         raise InputError(path=photos, expected="a folder of photos", found="none", remedy="check the path")
+    require_photos(photos)  # before minutes of work
 
     def run(ir: Path, color: Color) -> RecipeCheck:
         with progress_bars() as progress:

@@ -72,7 +72,7 @@ def embed(
     else:
         out.print_line(
             f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}, "
-            f"by {model}"
+            f"by {model}" + (f"; {out.counted(result.reused, 'file')} from an earlier run" if result.reused else "")
         )
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
@@ -103,15 +103,19 @@ def verify(
         require_photo(path)
     with options.load() as app:
         result = app.verify(a, b, far=far, threshold=limit, face_a=face_a, face_b=face_b)
+        contract, precision = app.contract, app.precision
     assert result.face_a is not None
     assert result.face_b is not None
     _mention_choice(a, result.face_a, face_a, "--face-a")
     _mention_choice(b, result.face_b, face_b, "--face-b")
     if json:
-        about = {"a": _about(a, result.face_a), "b": _about(b, result.face_b)}
+        about = {"precision": precision, "a": _about(a, result.face_a), "b": _about(b, result.face_b)}
         out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
         _show(result)
+        out.print_model(contract, precision)
+        if result.threshold.note:
+            out.print_note(result.threshold.note)
     if not result:
         raise typer.Exit(NegativeResult.exit_code)
 
@@ -135,6 +139,3 @@ def _show(result: Verification) -> None:
     rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}{where}"
     relation = ">" if result.score > threshold.value else "<="
     out.print_line(f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}")
-    out.print_line(f"model: {result.model} ({threshold.contract_id})")
-    if threshold.note:
-        out.print_note(threshold.note)

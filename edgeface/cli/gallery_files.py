@@ -214,7 +214,7 @@ def restore(
     confirm(f"Replace the people of {gallery} by those of {copy}?", command="restore", yes=yes)
     done = restore_gallery(gallery, copy, key=find_key(key, beside=gallery))
     text = f"{gallery}: restored {counted(done.people, 'person', 'people')}, {counted(done.templates, 'template')}; "
-    text += f"{counted(done.lost, 'person', 'people')} enrolled since the copy was made lost"
+    text += f"lost: {counted(done.lost, 'person', 'people')} enrolled since the copy was made"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: forgotten since the copy was made, and enrolled again" for name in done.returned)
 
@@ -224,7 +224,8 @@ def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = Fa
     """Verify every row, and complete an interrupted erasure or rekey. Exit code 1: damage was found."""
     with open_gallery(gallery, key) as store:
         done = store.check()
-    counted = ", ".join(f"{count} {table}" for table, count in done.rows.items())
+    rows = ", ".join(f"{count} {table}" for table, count in done.rows.items())
+    verdict = f"{counted(len(done.problems), 'problem')} found" if done.problems else "all whole"
     found = {"gallery": str(gallery), "rows": done.rows, "problems": list(done.problems)}
-    answer(found, f"{gallery}: {counted} are whole", json=json)
+    answer(found, f"{gallery}: {rows}: {verdict}", json=json)
     warn(done.problems, fail=True)

@@ -70,8 +70,8 @@ def identify(
     failures = dict(photos.failures)
     found: dict[Path, list[Identification]] = {}
     with options.load() as app:
-        model, contract_id = app.contract.name, app.contract.contract_id
-        with open_gallery(gallery, key, contract_id=contract_id) as store:
+        contract, precision = app.contract, app.precision
+        with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=given)
             if not json:
                 out.print_note(limit.summary)
@@ -92,8 +92,9 @@ def identify(
         out.emit_json(
             {
                 "gallery": str(gallery),
-                "model": model,
-                "contract_id": contract_id,
+                "model": contract.name,
+                "contract_id": contract.contract_id,
+                "precision": precision,
                 "templates": limit.gallery_size,
                 "threshold": limit.value,
                 "fpir": limit.fpir,
@@ -114,7 +115,7 @@ def identify(
             }
         )
     else:
-        out.print_line(f"model: {model} ({contract_id})")
+        out.print_model(contract, precision)
     out.finish(failures, strict=strict, left_out=photos.left_out)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)

@@ -23,7 +23,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.segment import Segment
 
 from edgeface.errors import NegativeResult
-from edgeface.model.contract import SEEDED_WARNING
+from edgeface.model.contract import SEEDED_WARNING, ModelContract
 from edgeface.progress import Progress, ProgressCallback
 from edgeface.text import hide_secrets, printable
 
@@ -151,6 +151,13 @@ def print_line(text: str) -> None:
 def print_note(text: str) -> None:
     """Print text on stderr in one line."""
     stderr.print(printable(text), markup=False, soft_wrap=True)
+
+
+def print_model(contract: ModelContract, precision: str | None) -> None:
+    """Print which model answered, with its precisions unless it is an FP32 model that computes in FP32."""
+    usual = contract.precision == "FP32" and precision == "f32"
+    precisions = "" if usual else f", {contract.precision} weights, computed in {precision or 'an unknown precision'}"
+    print_line(f"model: {contract.name} ({contract.contract_id}){precisions}")
 
 
 def warn_if_seeded(provenance: str | None) -> None:

@@ -265,7 +265,9 @@ def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{hint['hint']} inference", told))
     if answer["passed"]:
         weights = f"{size['after']:,} of {size['before']:,} bytes ({size['ratio']:.3f})"
-        thresholds = answer["thresholds"] or "those of the FP32 IR are not valid"
+        thresholds = answer["thresholds"] or (
+            "those of the parent decide" if answer["agrees"] else "none: too far from its parent; calibrate it"
+        )
         contract = f"{answer['contract_id']}, {answer['provenance']} weights"
         rows += [("weights", weights), ("contract", contract), ("thresholds", thresholds)]
     return [*rows, ("time", f"{seconds['all']:.1f} s, compression {seconds['compression']:.1f} s")]

@@ -15,7 +15,17 @@ import typer
 from rich.table import Column, Table
 
 from edgeface import zoo
-from edgeface.cli.output import JsonOption, emit_json, escape, print_line, print_note, progress_bars, stderr, stdout
+from edgeface.cli.output import (
+    JsonOption,
+    counted,
+    emit_json,
+    escape,
+    print_line,
+    print_note,
+    progress_bars,
+    stderr,
+    stdout,
+)
 from edgeface.errors import InputError, NegativeResult
 
 group = typer.Typer(no_args_is_help=True, help="List, describe, download, verify and transfer published models.")
@@ -206,7 +216,7 @@ def verify(
         return
     for name, found in checks.items():
         count = len(damaged[name])
-        state = f"{count} of {len(found)} checks failed" if count else f"intact, {len(found)} checks"
+        state = f"{count} of {len(found)} checks failed" if count else f"intact, {counted(len(found), 'check')}"
         print_line(f"{name}: {state}")
     if not entries:
         stdout.print("no model is downloaded")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -243,7 +244,7 @@ def check_recipe(
         faces, failures = find_labelled_faces(root, names, detector)
     crops, faces, failed = cut_candidates(faces, candidates, contract.input_size)
     failures += failed + unread
-    _require_people(faces, photos, failures)
+    _require_people([face.person for face in faces], photos, failures)
     vectors = embed_candidates(model, contract, color, candidates, crops, progress=progress)
     return compare_recipes(candidates, vectors, [face.person for face in faces], failures=failures)
 
@@ -378,12 +379,21 @@ def cut_candidates(
     return crops, kept, tuple(failures)
 
 
-def _require_people(faces: Sequence[LabelledFace], photos: Path, failures: Sequence[str]) -> None:
-    counts = [sum(face.person == person for face in faces) for person in {face.person for face in faces}]
-    several = sum(count > 1 for count in counts)
+def require_photos(photos: Path) -> None:
+    """Refuse a folder that holds too few people for `check_recipe`, before a model is made.
+
+    Raises `InputError`.
+    """
+    _, names, unread = _list_photos(photos)
+    _require_people([name.partition("/")[0] for name in names], photos, unread)
+
+
+def _require_people(people: Sequence[str], photos: Path, failures: Sequence[str]) -> None:
+    several = sum(count > 1 for count in Counter(people).values())
     if several >= MIN_PEOPLE:
         return
-    without = f", and no face in {len(failures)} photos ({', '.join(failures[:3])})" if failures else ""
+    first = ", ".join(failures[:3])
+    without = f", and {len(failures)} photos without a face or unreadable ({first})" if failures else ""
     raise InputError(
         path=photos,
         expected=f"at least {MIN_PEOPLE} people with 2 photos each, in one folder a person or listed in pairs.txt",

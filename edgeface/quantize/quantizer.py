@@ -129,6 +129,7 @@ class Outcome:
             "parent_id": lineage.parent_id if lineage else self.contract.contract_id,
             "method": self.recipe.method,
             "settings": lineage.settings if lineage else self.recipe.settings,
+            "agrees": lineage.agrees if lineage else None,
             "reasons": list(self.reasons),
             "fidelity": last["fidelity"],
             "verification": last["verification"],

@@ -253,7 +253,7 @@ def require_supported(thresholds: Sequence[Threshold]) -> tuple[Threshold, ...]:
     supported = tuple(each for each in thresholds if each.supported)
     if not supported:
         far, pairs = max((each.assured_far, each.impostors) for each in thresholds)
-        remedy = "add people, or write a file with --output, to decide by it unsupported with --threshold FILE"
+        remedy = "add people; or write the thresholds to a file with --output and give it with --threshold"
         raise InputError(
             f"calibration: the photos support no rate; FAR {far:g} needs {lacking(far, pairs)}; {remedy}", remedy=remedy
         )

@@ -222,7 +222,7 @@ def _collect(
         raise InputError(
             path=root,
             expected=f"at least two people with {min_photos} usable photos or more, each in a folder of their own",
-            found=f"{len(kept)} of {len(names)} people with a usable photo, {len(usable)} usable photos"
+            found=f"{len(kept)} such people of {len(names)}, and {len(usable)} usable photos in all"
             + (f"; {first}" if first else ""),
             remedy="add photos, or pass a lower --min-photos",
         )

@@ -56,7 +56,7 @@ def curves(epochs: Sequence[Epoch], best: int) -> list[Plot]:
         if name == "loss":
             continue
         values = np.array([epoch.validation[name] for epoch in epochs])
-        low = max(0.0, float(np.floor(values.min() * 10) / 10))
+        low = min(0.9, max(0.0, float(np.floor(values.min() * 10) / 10)))
         frame = Axes(linear("epoch", 1, last), linear(f"validation {name}", low, max(1.0, float(values.max()))))
         plots.append(
             Plot(name.capitalize(), frame, (frame.line(numbers, values, "curve"), frame.upright(best + 1, "cut")))

@@ -57,7 +57,7 @@ def test_the_answer_names_the_model(work: Path, capsys: pytest.CaptureFixture[st
     assert embed(work, "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == "tiny"
     assert embed(work) == 0
-    assert capsys.readouterr().out.rstrip().endswith("by tiny")
+    assert capsys.readouterr().out.rstrip().endswith("by tiny; 3 files from an earlier run")
 
 
 def test_strict_turns_a_broken_file_into_exit_1_and_still_writes(work: Path) -> None:

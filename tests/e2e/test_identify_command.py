@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,12 @@ from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.cli.identify import _show
+from edgeface.cli.output import print_model
 from edgeface.pipeline.observation import Face
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.recognize.index import PersonRule
 from edgeface.recognize.open_set import SearchThreshold
+from edgeface.runtime import Embedder
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -79,6 +82,26 @@ def test_each_face_is_accepted_unknown_or_inconclusive(work: Path, capsys: pytes
     assert identify(work, "--threshold", "0.75", "--margin", "0.2", asked="asked/Teal.png") == 1
     assert "inconclusive, the lead is under --margin 0.2; take another photo" in capsys.readouterr().out
     assert identify(work, "--threshold", "0.75", asked="asked/Teal.png") == 0  # no margin unless it is asked for
+
+
+def test_an_answer_names_the_precision_that_computed_unless_it_is_fp32_throughout(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Embedder.load(work / "tiny.xml") as embedder:
+        contract, executed = embedder.contract, embedder.execution.precision
+    assert identify(work, "--threshold", "0.75", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == executed
+    assert identify(work, "--threshold", "0.75") == 0
+    told = f"model: tiny ({contract.contract_id})"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (told if executed == "f32" else f"{told}, FP32 weights, computed in {executed}")
+    for weights, precision, words in (
+        ("FP32", "f32", ""),
+        ("FP32", "bf16", ", FP32 weights, computed in bf16"),
+        ("FP16", "f32", ", FP16 weights, computed in f32"),
+    ):
+        print_model(replace(contract, precision=weights), precision)
+        assert capsys.readouterr().out.partition(")")[2] == f"{words}\n"
 
 
 def test_people_read_names_and_the_exit_code_says_whether_anybody_was_known(

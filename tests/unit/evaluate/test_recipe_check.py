@@ -217,7 +217,7 @@ def test_too_few_people_are_counted_in_the_error(
 
 def test_photos_without_faces_are_named(people: Path, tmp_path: Path) -> None:
     ir = write_red_ir(tmp_path / "tiny.xml", alignment=Alignment("mtcnn-box-margin", 32))
-    with pytest.raises(InputError, match=r"no face in 12 photos \(P0/P0_0001.png, "):
+    with pytest.raises(InputError, match=r"12 photos without a face or unreadable \(P0/P0_0001.png, "):
         check_recipe(ir, "RGB", photos=people)
 
 

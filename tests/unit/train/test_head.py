@@ -297,7 +297,7 @@ def test_pairs_of_people_who_are_trained_on_are_left_out(tmp_path: Path, people:
     [
         (HeadSettings(unfreeze=1), {}, "labelled pairs of other people"),
         (HeadSettings(unfreeze=9), {"force": True}, "1 to 3"),
-        (HeadSettings(min_photos=11), {}, "0 of 6 people"),
+        (HeadSettings(min_photos=11), {}, "0 such people of 6"),
         (HeadSettings(held_out=0.0), {}, "photos to judge by"),
     ],
 )
