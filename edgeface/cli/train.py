@@ -1,4 +1,4 @@
-"""`edgeface train head` and `edgeface export`."""
+"""`edgeface train head`, `edgeface export`, and the group of all trainings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import LabelledOptions, ModelOption, with_options
-from edgeface.cli.output import (
-    JsonOption,
-    counted,
-    emit_json,
-    escape,
-    list_failures,
-    print_line,
-    print_note,
-    progress_bars,
-    stdout,
-)
+from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, progress_bars, stdout
+from edgeface.cli.train_embedder import classifier, list_left_out, metric
 from edgeface.errors import NegativeResult
 
 if TYPE_CHECKING:
@@ -57,6 +48,12 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     group = typer.Typer(help="Train on your own photos (extra 'train').", no_args_is_help=True)
     group.command(epilog="Example: edgeface train head people --model facenet.xml -o trained")(with_options(head))
+    group.command(epilog="Example: edgeface train metric people --verify others --model facenet.xml -o trained")(
+        with_options(metric)
+    )
+    group.command(epilog="Example: edgeface train classifier people --model facenet.xml -o trained")(
+        with_options(classifier)
+    )
     app.add_typer(group, name="train")
     app.command(epilog="Example: edgeface export trained -o kiosk.tar")(export)
 
@@ -171,14 +168,7 @@ def head(
 
 def _finish(outcome: HeadOutcome, output_dir: Path, *, json: bool) -> None:
     answer = outcome.to_dict()
-    for failure in list_failures({Path(photo): why for photo, why in outcome.faces.failures.items()}):
-        print_note(f"{failure['path']}: {failure['error']}")
-    for person, count in outcome.faces.dropped.items():
-        print_note(
-            f"{person}: left out, with {counted(count, 'usable photo')}; {answer['settings']['min_photos']} needed"
-        )
-    for first, second, cosine in outcome.one_person:
-        print_note(f"{first} and {second} seem to be one person (mean cosine {cosine:.2f}); put them into one folder")
+    list_left_out(answer, answer["settings"]["min_photos"])
     for reason in outcome.reasons:
         print_note(reason)
     if json:

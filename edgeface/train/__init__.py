@@ -18,6 +18,7 @@ from edgeface.lazy import exports
 
 if TYPE_CHECKING:
     from edgeface.train.archive import TrainingArchive, export_training, import_training
+    from edgeface.train.classifier import ClassifierOutcome, train_classifier
     from edgeface.train.classify import TrainedHead
     from edgeface.train.data import FaceSet, augment, find_one_person, gather_people, split_photos
     from edgeface.train.head import pairs_of_strangers, train_head
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRIC_DEFAULT",
     "PRESETS",
+    "ClassifierOutcome",
     "FaceSet",
     "HeadOutcome",
     "HeadSettings",
@@ -54,6 +56,7 @@ __all__ = [
     "octuplet_loss",
     "pairs_of_strangers",
     "split_photos",
+    "train_classifier",
     "train_head",
     "train_metric",
     "triplet_costs",
@@ -65,6 +68,7 @@ _find = exports(  # torch is imported by what trains alone
     __name__,
     {
         "archive": ("TrainingArchive", "export_training", "import_training"),
+        "classifier": ("ClassifierOutcome", "train_classifier"),
         "classify": ("TrainedHead",),
         "data": ("FaceSet", "augment", "find_one_person", "gather_people", "split_photos"),
         "head": ("pairs_of_strangers", "train_head"),

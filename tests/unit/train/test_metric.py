@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import edgeface
 from tiny_trainable import DIM, SIZE, write_net, write_photos
 
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
@@ -195,3 +196,20 @@ def test_an_embedder_that_became_worse_is_not_written(
 def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match="expected"):
         MetricSettings(**wrong)
+
+
+def test_the_command_tells_gains_by_resolution_and_says_no_by_its_exit_code(
+    ir: Path, people: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    words = ["train", "metric", people, "-o", tmp_path / "out", "--model", ir, "--crops", "--epochs", "2"]
+    words += ["--verify", others, "--resolutions", "4,8"]
+    done = edgeface(*words, "--json", "--force")
+    assert done.returncode == 0
+    assert list(json.loads(done.stdout)["verification"]) == ["4", "8", str(SIZE)]
+    assert "8 pixels" in edgeface(*words, "--force").stdout
+    monkeypatch.setattr(module, "judge_strangers", lambda change: ("it became worse",))
+    refused = edgeface(*words, "-o", tmp_path / "refused")
+    assert refused.returncode == 1
+    assert "it became worse" in refused.stderr
+    assert edgeface(*words, "--resolutions", "2").returncode == 2

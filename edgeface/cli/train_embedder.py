@@ -1,0 +1,227 @@
+"""`edgeface train metric|classifier`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import edgeface
+from edgeface.cli.options import LabelledOptions, ModelOption
+from edgeface.cli.output import (
+    JsonOption,
+    counted,
+    emit_json,
+    escape,
+    list_failures,
+    print_line,
+    print_note,
+    progress_bars,
+    stdout,
+)
+from edgeface.errors import NegativeResult
+
+
+class _MetricLoss(str, enum.Enum):
+    octuplet = "octuplet"
+    triplet = "triplet"
+
+
+class _Mining(str, enum.Enum):
+    batch_hard = "batch-hard"
+    semi_hard = "semi-hard"
+
+
+class _Kind(str, enum.Enum):
+    svm = "svm"
+    logistic = "logistic"
+
+
+PeopleArgument = Annotated[
+    Path, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")]
+
+
+def metric(
+    people: PeopleArgument,
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder for the embedder, the log and report.html. An unfinished training there is resumed.",
+            show_default=False,
+        ),
+    ],
+    *,
+    model: ModelOption = None,
+    loss: Annotated[_MetricLoss, typer.Option(help="Octuplet, for faces of low resolution; or triplet.")] = (
+        _MetricLoss.octuplet
+    ),
+    resolutions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Resolutions of the copies that the photos are trained and judged with. Default: 7,14,28,56 for "
+            "octuplet, none for triplet.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0.0, help="Margin, on the scale of the distance.")] = 0.5,
+    mining: Annotated[_Mining, typer.Option(help="Choice of triplets.")] = _Mining.semi_hard,
+    keep: Annotated[float, typer.Option(min=0.0, help="Weight of staying near the parent's embeddings.")] = 1.0,
+    hidden: Annotated[int, typer.Option(min=0, help="Width of a hidden layer of the projection; 0: none.")] = 0,
+    unfreeze: Annotated[
+        int, typer.Option(min=0, metavar="LAST_BLOCKS", help="Train so many last blocks instead of a projection.")
+    ] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(min=4, help="Photos a step.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")
+    ] = None,
+    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 2,
+    seed: SeedOption = 0,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="Photos of other people to verify before and after: a folder with one folder for each person, "
+            "'lfw' (in EDGEFACE_DATA), or a list of pairs (with --images). Needed unless --force.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
+    ] = False,
+    options: LabelledOptions,
+    json: JsonOption = False,
+) -> None:
+    """Train an embedder by triplets or octuplets of photos, for low resolution above all."""
+    from edgeface.evaluate import parse_resolutions
+    from edgeface.train import METRIC_DEFAULT, MetricSettings, pairs_of_strangers, train_metric
+
+    settings = MetricSettings(
+        loss=loss.value,
+        margin=margin,
+        mining=mining.value,
+        resolutions=parse_resolutions(resolutions or ("7,14,28,56" if loss is _MetricLoss.octuplet else None)),
+        keep=keep,
+        hidden=hidden,
+        unfreeze=unfreeze,
+        min_photos=min_photos,
+    )
+    given = {"epochs": epochs, "batch": batch, "rate": rate, "patience": patience}
+    told: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    with options.open() as faces, progress_bars() as progress:
+        outcome = train_metric(
+            people,
+            output_dir,
+            edgeface.find_model(model),
+            faces,
+            settings=settings,
+            optimisation=dataclasses.replace(METRIC_DEFAULT, seed=seed, **told),
+            strangers=pairs_of_strangers(verify, people, images, faces=faces, seed=seed) if verify else None,
+            name=name,
+            force=force,
+            progress=progress,
+        )
+    answer = outcome.to_dict()
+    list_left_out(answer, min_photos)
+    for reason in outcome.reasons:
+        print_note(reason)
+    if json:
+        emit_json(answer)
+    else:
+        table = Table("second photo", "before", "after", "gain, 95 % paired", title_justify="left")
+        table.title = escape(f"{outcome.contract.name}: accuracy on people who were not trained on")
+        for pixels, change in outcome.changes.items():
+            low, high = change.accuracy.interval
+            figures = change.accuracy
+            table.add_row(
+                f"{pixels} pixels",
+                f"{figures.before:.4f}",
+                f"{figures.after:.4f}",
+                f"{-figures.drop:+.4f} ({-high:+.4f} to {-low:+.4f})",
+            )
+        stdout.print(table)
+        print_line(f"{outcome.ir} written" if outcome else "nothing written; --force writes it all the same")
+        print_line(f"{output_dir / 'report.html'} written")
+    if not outcome:
+        raise typer.Exit(NegativeResult.exit_code)
+
+
+def classifier(
+    people: PeopleArgument,
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir", "-o", help="Folder for classifier.npz, its figures and report.html.", show_default=False
+        ),
+    ],
+    *,
+    model: ModelOption = None,
+    kind: Annotated[_Kind, typer.Option(help="Linear support vector machine, or logistic regression.")] = _Kind.svm,
+    c: Annotated[float, typer.Option("--c", help="How little it is regularised.")] = 1.0,
+    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 4,
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")] = 0.2,
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to calibrate by.")
+    ] = 0.1,
+    seed: SeedOption = 0,
+    options: LabelledOptions,
+    json: JsonOption = False,
+) -> None:
+    """Train a classifier of people on embeddings, and compare it with a gallery of the same photos."""
+    from edgeface.train import train_classifier
+
+    with options.open() as faces, progress_bars() as progress:
+        outcome = train_classifier(
+            people,
+            output_dir,
+            edgeface.find_model(model),
+            faces,
+            kind=kind.value,
+            c=c,
+            min_photos=min_photos,
+            held_out=held_out,
+            validation=validation,
+            seed=seed,
+            progress=progress,
+        )
+    answer = outcome.to_dict()
+    list_left_out(answer, min_photos)
+    if json:
+        return emit_json(answer)
+    table = Table(f"{answer['people']} people", "classifier", "gallery", title=kind.value, title_justify="left")
+    told = {"right": "named rightly", "wrong": "named wrongly", "strangers_named": "strangers given a name"}
+    for key, text in told.items():
+        shares = (answer[each][key]["share"] for each in ("classifier", "gallery"))
+        table.add_row(text, *("not measured" if share is None else f"{share:.1%}" for share in shares))
+    stdout.print(table)
+    print_line(outcome.advice)
+    print_line(f"{outcome.file} written")
+    print_line(f"{output_dir / 'report.html'} written")
+
+
+def list_left_out(answer: dict[str, Any], min_photos: int) -> None:
+    """Print the photos and people that were not used, and names that seem to be of one person."""
+    for failure in list_failures({Path(photo): why for photo, why in answer["unusable_photos"].items()}):
+        print_note(f"{failure['path']}: {failure['error']}")
+    for person, count in answer["dropped_people"].items():
+        print_note(f"{person}: left out, with {counted(count, 'usable photo')}; {min_photos} needed")
+    for each in answer["one_person"]:
+        first, second = each["names"]
+        print_note(
+            f"{first} and {second} seem to be one person (mean cosine {each['mean_cosine']:.2f}); "
+            "put them into one folder"
+        )
