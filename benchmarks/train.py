@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--unfreeze", type=int, default=0, metavar="LAST_BLOCKS")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="crops and embeddings of an earlier run")
     parser.add_argument("--only", choices=["head", "octuplet"], help="measure one of both")
-    parser.add_argument("--resolutions", default="7,14,28", help="of the copies to train on; 14 among them")
+    parser.add_argument("--resolutions", default="14", help="of the copies to train on; 14 among them")
     parser.add_argument("--compare", action="store_true", help="train on the same embeddings with other settings too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeface-train-") as folder:
