@@ -409,7 +409,7 @@ class FaceAnalyzer:
         faces = from_left(pipeline.find(image))
         if not faces:
             raise _no_face(name)
-        if number is not None and not 1 <= number <= len(faces):
+        if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
             raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
         return pipeline.embed(image, faces[index])

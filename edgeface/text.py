@@ -8,7 +8,7 @@ import unicodedata
 import urllib.parse
 
 _INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"  # fillers, selectors
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffc\U0001d159\U000e0100-\U000e01ef]"
 )
 _JOINERS = "\u200c\u200d"
 _ENDS_A_JOIN = re.compile(
@@ -26,7 +26,8 @@ _HIDDEN = "***"
 def is_invisible(text: str, at: int) -> bool:
     """Return whether the character at `at` shows nothing, or changes the order in which others are shown.
 
-    Controls, formats, line separators, surrogates, variation selectors and fillers do. A zero-width joiner or
+    Controls, formats, line separators, surrogates, characters of private use, variation selectors, fillers and blanks
+    that are no spaces do. A zero-width joiner or
     non-joiner does not where it changes the shape of letters: after a virama, or between Arabic letters that join
     (Unicode Standard Annex 31, section 2.3).
     """
@@ -38,7 +39,7 @@ def is_invisible(text: str, at: int) -> bool:
         joins = before and after and {unicodedata.bidirectional(before), unicodedata.bidirectional(after)} == {"AL"}
         return not joins or bool(_ENDS_A_JOIN.match(before))
     category = unicodedata.category(character)
-    return category in ("Cc", "Cf", "Cs", "Zl", "Zp") or bool(_INVISIBLE.match(character))
+    return category in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp") or bool(_INVISIBLE.match(character))
 
 
 def printable(text: str, *, keep: str = "") -> str:

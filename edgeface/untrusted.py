@@ -149,12 +149,12 @@ def read_json(path: Path, expected: str, *, error: type[InputError] = InputError
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of JSON of at most `DEEPEST` levels whose whole numbers have 64 bits.
+    """Return the value of JSON of at most `DEEPEST` levels, with whole numbers of 64 bits and each key once.
 
     Raises InputError without a path, or ValueError, for any other.
     """
     try:
-        value = json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_whole, object_pairs_hook=_once)
     except RecursionError:
         raise _too_deep() from None
     level = [value]
@@ -169,6 +169,14 @@ def parse_json(text: str | bytes) -> Any:
         if not level:
             return value
     raise _too_deep()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # json keeps the last, and loses what the others say
+        twice = next(key for number, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:number]))
+        raise ValueError(f"expected each key once, found {twice!r:.80} again")
+    return found
 
 
 def _whole(digits: str) -> int:

@@ -65,6 +65,7 @@ def embed(
                 "rows": len(result.table),
                 "files": result.files,
                 "reused": result.reused,
+                "dropped": result.dropped,
                 "failures": out.list_failures(result.failures),
                 "left_out": out.list_failures(result.left_out),
             }
@@ -74,6 +75,8 @@ def embed(
             f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}, "
             f"by {model}" + (f"; {out.counted(result.reused, 'file')} from an earlier run" if result.reused else "")
         )
+    if result.dropped:
+        out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 

@@ -193,6 +193,11 @@ def enrol(
         emit_json({"gallery": str(gallery), **done.to_dict()})
     mention_left_out(done.left_out)
     warn(f"{path}: {why}" for path, why in done.refused.items())
+    if pipeline is None and not no_gate:
+        print_note(
+            "stored embeddings are enrolled as 'edgeface embed' chose the faces: of any quality, also of photos with "
+            "several faces"
+        )
     for each in done.enrolled:
         warn(_doubts(each))
         if not json:

@@ -217,6 +217,11 @@ def restore(
     text += f"lost: {counted(done.lost, 'person', 'people')} enrolled since the copy was made"
     answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: forgotten since the copy was made, and enrolled again" for name in done.returned)
+    if done.former_key_id not in (None, done.key_id):
+        old, new = (
+            f"sealed with key {key_id}" if key_id else "not encrypted" for key_id in (done.former_key_id, done.key_id)
+        )
+        warn([f"{gallery}: was {old}, and is {new} again, as the copy; change that: edgeface gallery rekey {gallery}"])
 
 
 @group.command(epilog="Example: edgeface gallery check people.gallery --json")

@@ -312,12 +312,17 @@ def check_name(name: str) -> str:
     """Normalize a person's name: Unicode NFC, one space between words, none around them.
 
     `GalleryError` is raised if it is empty, longer than 200 characters, has invisible characters, which would make two
-    people of what looks like one name, or looks like an id, ``#1``.
+    people of what looks like one name, looks like an id, ``#1``, or is ``unknown``, which is said of who is nobody.
     """
     tidy = _tidy(name, "name")
     if re.fullmatch(r"#\s*\d+", unicodedata.normalize("NFKC", tidy)):
         raise GalleryError(
             f"name: expected a name, found {name!r:.80}, which looks like the id of a person; leave out the '#'"
+        )
+    if tidy.casefold() == "unknown":
+        raise GalleryError(
+            f"name: expected a person's name, found {name!r}, which 'edgeface identify' says of people who are not "
+            "enrolled; choose another, or move a folder of that name away"
         )
     return tidy
 

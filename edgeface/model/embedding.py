@@ -67,7 +67,9 @@ def what_is_wrong(vectors: NDArray[Any]) -> str | None:
     if not np.isfinite(vectors).all():
         return "expected an embedding of finite numbers, found NaN or infinity"
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
-    return None if lengths.all() else "expected an embedding with a direction, found one of length 0"
+    if (lengths >= np.finfo(np.float32).tiny).all():  # below, float32 rounds the direction away
+        return None
+    return f"expected an embedding with a direction, found one of length {lengths.min():.3g}"
 
 
 def _checked(vectors: NDArray[Any], *, dimensions: int) -> NDArray[np.float32]:

@@ -49,6 +49,8 @@ class BulkResult:
         Files whose rows were there already.
     failures
         Why a file, or a folder of files, has no row.
+    dropped
+        Files whose rows were in the output, and which were not asked for.
     left_out
         See `edgeface.vision.listing.PhotoList`.
     """
@@ -57,6 +59,7 @@ class BulkResult:
     files: int
     reused: int
     failures: dict[Path, str]
+    dropped: int = 0
     left_out: dict[Path, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -151,7 +154,8 @@ def embed_files(
         raise ImageError(f"no photo could be embedded: {list_some(failures | dict(unread))}")
     table.save(output)
     rows.discard_parts()
-    return BulkResult(table, len(files) + len(unread), reused, dict(sorted((failures | dict(unread)).items())))
+    unusable = dict(sorted((failures | dict(unread)).items()))
+    return BulkResult(table, len(files) + len(unread), reused, unusable, rows.count_others(files))
 
 
 def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
@@ -235,6 +239,10 @@ class _Rows:
             if path in order and made_of == self._current.get(path)
         }
         return table.select(np.array([rows[key] for key in sorted(rows)], np.intp)) if rows else None
+
+    def count_others(self, files: Sequence[Path]) -> int:
+        """Count the files with earlier rows that are not among these."""
+        return len(self._old.keys() - set(map(str, files)))
 
     def discard_parts(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

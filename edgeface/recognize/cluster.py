@@ -6,6 +6,7 @@ of rows, and only the pairs above the threshold are kept: memory grows with the 
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.recognize.known import choose_threshold, known_thresholds
 from edgeface.recognize.metrics import Metric
 from edgeface.recognize.threshold import Threshold
+from edgeface.untrusted import read_json, reading
 
 NO_CLUSTER = -1
 """Label of a face that belongs to no cluster."""
 
+_NAMED = 3
+"""Most files that a message names."""
 _TOLERATED = 0.1
 """False neighbours of a face, on average. Every face is compared with all others, so the false accept rate must be
 below this divided by the number of faces."""
@@ -261,7 +265,8 @@ def cluster_folder(
     """Sort the photos of a folder into one folder a person: ``output_dir/people/0001``, ``0002``, ...
 
     A photo of two people is in both folders. Faces in no cluster are in ``people/unknown``. A later run replaces
-    the folders when the new ones are complete, and embeds only what is new.
+    the folders when the new ones are complete, and embeds only what is new. It refuses folders with anything that it
+    could not write again.
 
     Parameters
     ----------
@@ -288,18 +293,15 @@ def cluster_folder(
     Raises
     ------
     InputError
-        If there is no such folder, or ``people`` was not written by an earlier run; or as `embed_files`.
+        If there is no such folder; if ``people`` was not written by an earlier run, or has since got files or names
+        of others, or the only copies of photos; or as `embed_files`.
     MissingError
         If no threshold is given and none ships with the model.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of photos, found none")
     people = output_dir / "people"
-    if people.exists() and not (output_dir / "clusters.json").is_file():
-        raise InputError(
-            f"{people}: this folder exists and was not written by 'edgeface cluster' (no clusters.json beside it); "
-            "choose another output folder"
-        )
+    _require_own(people, output_dir / "clusters.json", folder)
     if far is None and (threshold is None or isinstance(threshold, Path)):
         known = known_thresholds(threshold, pipeline.contract)
     else:
@@ -314,6 +316,42 @@ def cluster_folder(
     result = ClusteredFolder(found, embedded, method, _warning(limit, len(faces)))
     _write_people(result, folder, output_dir, link=link)
     return result
+
+
+def _require_own(people: Path, listing: Path, folder: Path) -> None:
+    """Raise InputError if there is more in the folders of an earlier run than links and copies of photos."""
+    if not people.exists():
+        return
+    if not listing.is_file():
+        raise InputError(
+            f"{people}: this folder exists and was not written by 'edgeface cluster' (no clusters.json beside it); "
+            "choose another output folder"
+        )
+    with reading(listing, "people as 'edgeface cluster' lists them"):
+        stored = read_json(listing, "people as 'edgeface cluster' lists them")
+        sources: dict[tuple[str, str], list[Path]] = {}
+        for person in [*stored["people"], {"name": "unknown", "faces": stored["unknown"]}]:
+            for path in {Path(face["path"]) for face in person["faces"]}:
+                sources.setdefault((person["name"], path.name), []).append(path)
+    others = []
+    for path in sorted(people.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            name, *below = path.relative_to(people).parts
+            photos = [each for each in sources.get((name, path.name), ()) if list(each.parts[-len(below) :]) == below]
+            if not any(_is_copy(path, photo) for photo in (*photos, *([folder.joinpath(*below)] if photos else ()))):
+                others.append(str(path.relative_to(people)))
+    if others:
+        raise InputError(
+            path=people,
+            expected="links and copies of photos, as the earlier run wrote them",
+            found=f"{', '.join(others[:_NAMED])}{f' and {len(others) - _NAMED:,} more' if others[_NAMED:] else ''}, "
+            "which would be lost",
+            remedy="move them away, or choose another output folder",
+        )
+
+
+def _is_copy(path: Path, photo: Path) -> bool:
+    return path.is_symlink() or (photo.is_file() and filecmp.cmp(path, photo))
 
 
 def _choose_limit(known: tuple[Threshold, ...], faces: int) -> Threshold:

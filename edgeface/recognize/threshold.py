@@ -97,8 +97,8 @@ class Threshold:
         True
         """
         low, high = metric.scale
-        if not low <= value <= high:
-            raise InputError(f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value:g}")
+        if isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"threshold: expected a {metric.words} from {low:g} to {high:g}, found {value!r}")
         return cls(value=float(value), metric=metric, contract_id=contract_id, far=None)
 
     @property

@@ -18,6 +18,15 @@ from edgeface.vision.formats import HEAD, IMAGE_SUFFIXES, kind_of
 
 _LITTER = frozenset(
     {"@eadir", "@tmp", "@recycle", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "system volume information"}
+    | {
+        "@recently-snapshot",
+        "@sharebin",
+        "~snapshot",
+        "network trash folder",
+        "temporary items",
+        "recycler",
+        "found.000",
+    }
     | {"lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini"}
 )
 """Lower-case names of what operating systems, NAS and photo managers write into folders of photos."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -73,6 +74,39 @@ def test_another_run_replaces_its_own_people_only(work: Path, capsys: pytest.Cap
     assert cluster(work, "--threshold", "0.9", output="mine") == 2
     assert "no clusters.json beside it" in capsys.readouterr().err
     assert (work / "mine" / "people" / "grandmother").is_dir()
+
+
+def _rename(work: Path) -> str:
+    (work / "out/people/0001").rename(work / "out/people/Ada")
+    return "Ada/day0/0.png"
+
+
+def _add(work: Path) -> str:
+    (work / "out/people/0002/note.txt").write_text("my neighbour")
+    return "0002/note.txt"
+
+
+def _edit(work: Path) -> str:
+    with (work / "out/people/unknown/day1/9.png").open("ab") as file:
+        file.write(b"turned")
+    return "unknown/day1/9.png"
+
+
+def _remove_original(work: Path) -> str:
+    (work / "photos/day1/9.png").unlink()
+    return "unknown/day1/9.png"
+
+
+@pytest.mark.parametrize("change", [_rename, _add, _edit, _remove_original])
+def test_another_run_loses_no_file_or_name_that_is_only_in_the_folders_of_people(
+    change: Callable[[Path], str], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cluster(work, "--threshold", "0.9") == 0
+    kept = work / "out/people" / change(work)
+    before = kept.read_bytes()
+    assert cluster(work, "--threshold", "0.9") == 2
+    assert str(kept.relative_to(work / "out/people")) in capsys.readouterr().err
+    assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize("output", [".", "photos", "photos/out"])

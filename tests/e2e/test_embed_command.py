@@ -53,6 +53,18 @@ def test_a_second_run_embeds_nothing_again(work: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out.partition("\n")[2])["reused"] == 3
 
 
+def test_a_run_says_what_an_earlier_one_embedded_and_it_was_not_asked_for(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embed(work) == 0
+    assert "no longer" not in capsys.readouterr().err
+    one = ["embed", work / "crops/a.png", "--crops", "--model", work / "tiny.xml", "-o", work / "out.npz"]
+    assert main([str(word) for word in one]) == 0
+    assert "out.npz: no longer has 2 files that this run was not asked for" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
+
+
 def test_the_answer_names_the_model(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embed(work, "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == "tiny"

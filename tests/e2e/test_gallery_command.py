@@ -220,6 +220,15 @@ def test_the_key_of_the_environment_is_used(work: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("gallery")
+def test_enrolling_stored_embeddings_says_that_no_gate_has_judged_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "people", "--crops", "--model", "tiny.xml", "-o", "people.npz"]) == 0
+    for gate, told in (([], True), (["--no-gate"], False)):
+        assert run("create", f"h{told}", "--model", "tiny.xml", "--unencrypted") == 0
+        assert run("enrol", f"h{told}", "people.npz", "--threshold", "0.9", *gate) == 0
+        assert ("of any quality" in capsys.readouterr().err) == told
+
+
+@pytest.mark.usefixtures("gallery")
 @pytest.mark.usefixtures("nothing_installed")
 def test_what_edgeface_embed_wrote_is_enrolled_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embed", "people", "--crops", "--model", "tiny.xml", "-o", "people.npz"]) == 0

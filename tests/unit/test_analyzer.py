@@ -209,7 +209,7 @@ def test_of_several_faces_the_one_that_the_photo_is_about_or_the_numbered_one_is
     assert app.verify(draw(PALE_BLUE), crowd, threshold=0.9)
     assert not app.verify(draw(PALE_BLUE), crowd, threshold=0.9, face_b=3)
     assert app.verify(crowd, draw(PALE_GREEN), threshold=0.9, face_a=3)
-    for number in (0, 4):
+    for number in (0, 4, True):
         with pytest.raises(InputError, match=f"photo a: expected a face number from 1 to 3, found {number}"):
             app.verify(crowd, crowd, threshold=0.9, face_a=number)
 

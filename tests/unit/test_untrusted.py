@@ -355,6 +355,11 @@ def test_json_is_as_deep_as_its_bound(opened: str) -> None:
         parse_json(nested(DEEPEST + 1))
 
 
+def test_json_that_names_a_key_twice_is_refused_and_none_of_it_is_lost() -> None:
+    with pytest.raises(ValueError, match="expected each key once, found 'Ada' again"):
+        parse_json('[{"Ada": [1], "Bob": [2], "Ada": [3]}]')
+
+
 @pytest.mark.parametrize("dtype", ["<f4", ">i8", "|b1", "<U7", "<f2"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_array_is_read_as_numpy_reads_it(dtype: str, order: Any) -> None:

@@ -39,6 +39,9 @@ class Restoring:
         How many people were enrolled after the copy was made, and are no longer in the gallery.
     returned
         Names of people who were forgotten after the copy was made, and are enrolled again.
+    key_id, former_key_id
+        Of the keys of the copy, which is in force now, and of what was replaced; empty without encryption. The former
+        is None if there was no gallery, or a damaged one.
     """
 
     people: int
@@ -46,6 +49,8 @@ class Restoring:
     generation: int
     lost: int
     returned: tuple[str, ...]
+    key_id: str
+    former_key_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ class _State:
     generation: int
     next_id: int
     people: frozenset[int]
+    key_id: str
 
 
 def restore_gallery(path: Path, backup: Path, *, key: bytes | None, timeout: float = 30.0) -> Restoring:
@@ -112,11 +118,13 @@ def _state_of(path: Path, timeout: float) -> _State | None:
         with _open(path, timeout) as connection:
             text, generation, next_id = connection.execute("SELECT header, generation, next_id FROM gallery").fetchone()
             people = frozenset(row[0] for row in connection.execute("SELECT id FROM people"))
+        header = GalleryHeader.decode(text)
         return _State(
-            gallery_id=GalleryHeader.decode(text).gallery_id,
+            gallery_id=header.gallery_id,
             generation=int(generation),
             next_id=int(next_id),
             people=people,
+            key_id=header.key_id,
         )
     except (GalleryDamagedError, ValueError, LookupError, TypeError):
         return None
@@ -172,6 +180,8 @@ def _prepare(staged: Path, backup: Path, before: _State | None, key: bytes | Non
             generation=generation,
             lost=len(known - {person.id for person in people}),
             returned=tuple(person.name for person in people if person.id not in known),
+            key_id=store.database.header.key_id,
+            former_key_id=before.key_id if before else None,
         )
 
 

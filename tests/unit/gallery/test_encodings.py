@@ -347,7 +347,7 @@ def test_the_command_tells_counts_and_skipped_entries(
     assert main([*command[:4], "encodings.npy", "--names", "who.txt", "--threshold", "0.9"]) == 0
     for wrong, why in (
         (["g", "encodings.npy", "--names", "who.txt"], "found --names alone"),
-        (["g", "encodings.pkl", "--face-recognition", "--export-key", "env:X"], "found both"),
+        (["g", "encodings.pkl", "--face-recognition", "--export-key", "env:X"], "are for exports of edgeface"),
         (["g", "absent.pkl", "--face-recognition", "--threshold", "0.9"], "absent.pkl: expected a file"),
     ):
         assert main(["gallery", "import", *wrong]) == 2

@@ -38,7 +38,20 @@ def add_as_0_1_did(store: SqliteStore, name: str) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    ["Ada\u200b", "A\u200dda", "\u202eadA", "Ada\ufeff", "A\u00adda", "Ada\ufe0f", "Ada\u2066", "\x1b[31mAda", "A\nda"],
+    [
+        *(
+            "Ada\u200b",
+            "A\u200dda",
+            "\u202eadA",
+            "Ada\ufeff",
+            "A\u00adda",
+            "Ada\ufe0f",
+            "Ada\u2066",
+            "\x1b[31mAda",
+            "A\nda",
+        ),
+        *("Ada\u2800", "Ada\ufffc", "Ada\ue000", "Ada\U0001d159"),
+    ],
 )
 def test_no_character_that_is_not_seen_makes_another_person_of_ada(path: Path, name: str) -> None:
     with SqliteStore(path, key=None) as store:
@@ -86,7 +99,17 @@ def test_a_person_named_like_an_id_is_the_one_who_is_meant(path: Path) -> None:
     assert main(["gallery", "show", str(path), "#" + "9" * 5000]) == 2
 
 
-@pytest.mark.parametrize("name", ["Ada  Lovelace", "#1", "Ada\u200b"])
+@pytest.mark.parametrize("name", ["unknown", " Unknown"])
+def test_no_person_is_named_as_those_who_are_nobody(path: Path, tmp_path: Path, name: str) -> None:
+    with SqliteStore(path, key=None) as store:
+        ada = store.add_person("Ada")
+        with pytest.raises(GalleryError, match="expected a person's name"):
+            store.add_person(name)
+        with pytest.raises(GalleryError, match="expected a person's name"):
+            store.update_person(ada.id, name=name)
+
+
+@pytest.mark.parametrize("name", ["Ada  Lovelace", "#1", "Ada\u200b", "unknown"])
 def test_a_person_whose_name_0_1_accepted_is_still_found(path: Path, name: str) -> None:
     with SqliteStore(path, key=None) as store:
         number = add_as_0_1_did(store, name)
@@ -96,7 +119,7 @@ def test_a_person_whose_name_0_1_accepted_is_still_found(path: Path, name: str) 
         assert store.update_person(number, name="Ada Lovelace").name == "Ada Lovelace"
 
 
-@pytest.mark.parametrize("name", ["#1", "Ada\u200b"])
+@pytest.mark.parametrize("name", ["#1", "Ada\u200b", "unknown"])
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 def test_an_export_of_0_1_with_a_name_that_is_refused_today_is_imported_under_another(
     path: Path,

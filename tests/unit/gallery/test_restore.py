@@ -270,8 +270,29 @@ def test_the_command_restores_and_names_who_is_enrolled_again(
     said = capsys.readouterr()
     assert json.loads(said.out) == {
         "gallery": str(path), "people": 2, "templates": 6, "generation": 6, "lost": 1, "returned": ["Grace"],
+        "key_id": "", "former_key_id": "",
     }  # fmt: skip
     assert "Grace: forgotten since the copy was made, and enrolled again" in said.err
+
+
+def test_the_command_says_that_the_copy_brings_back_a_former_key_or_none(
+    copied: Callable[[bytes | None], tuple[Path, Path]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, copy = copied(None)
+    with SqliteStore(path, key=None) as store:
+        key_id = store.rekey(KEY).key_id
+    assert main(["gallery", "restore", str(path), str(copy), "--yes"]) == 0
+    assert f"was sealed with key {key_id}, and is not encrypted again, as the copy" in capsys.readouterr().err
+    with SqliteStore(path, key=None) as store:
+        store.rekey(bytes(32))
+    shutil.copy(path, copy)
+    with SqliteStore(path, key=bytes(32)) as store:
+        store.rekey(KEY)
+    monkeypatch.setenv("EDGEFACE_GALLERY_KEY", bytes(32).hex())
+    assert main(["gallery", "restore", str(path), str(copy), "--yes"]) == 0
+    assert f"was sealed with key {key_id}, and is sealed with key " in capsys.readouterr().err
 
 
 # What lies beside a gallery

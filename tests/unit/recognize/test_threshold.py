@@ -268,6 +268,9 @@ def test_embeddings_cannot_be_written_to_and_must_be_finite_and_have_a_direction
         Embedding(np.array([1, np.nan], np.float32), ID)
     with pytest.raises(ContractError, match="length 0"):
         Embeddings(np.array([[1, 0], [0, 0]], np.float32), ID)
+    with pytest.raises(ContractError, match="a direction, found one of length 1"):  # of which float32 keeps 2 digits
+        Embeddings(np.array([[1, 0], [1e-43, 3e-44]], np.float32), ID)
+    assert Embedding(np.full(4, 1e-30, np.float32), ID)
     assert len(Embeddings(np.empty((0, 4), np.float32), ID)) == 0
     assert len(Embedding(np.full(4, 1e30, np.float32), ID).vector) == 4  # its square is beyond float32
     with pytest.raises(ContractError, match=r"\(N, D\)"):

@@ -64,6 +64,12 @@ LITTER = (
     ".DS_Store",
     "Thumbs.db",
     "#recycle/b.jpg",
+    "@Recently-Snapshot/d/a.jpg",
+    "~snapshot/hourly.0/a.jpg",
+    "Network Trash Folder/a.jpg",
+    "Temporary Items/a.jpg",
+    "RECYCLER/a.jpg",
+    "found.000/a.jpg",
     ".thumbnails/c.jpg",
 )
 
