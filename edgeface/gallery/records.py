@@ -224,7 +224,8 @@ class Erasure:
     searched
         Files that were read from the first byte to the last, and their sizes.
     needles, remains
-        How many pieces of names, embeddings and images were searched for, and where one was found.
+        How many pieces of names, embeddings and images were searched for, and where one was found; also rows that are
+        not what was written there, of which nobody can say whose they are.
     """
 
     person_id: int

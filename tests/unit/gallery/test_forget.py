@@ -54,6 +54,22 @@ def secrets_of(number: int) -> list[bytes]:
     return [*vectors_, *texts, *(picture[start : start + 16] for start in range(0, 20_000, 1000))]
 
 
+def test_an_erasure_is_not_proved_while_a_row_may_be_the_persons_under_another_number(
+    tmp_path: Path, key: bytes | None
+) -> None:
+    with make(tmp_path / "g", key, people=3) as store:
+        ada, other = store.find(f"{NAME} 1").id, store.find(f"{NAME} 2").id
+    with sqlite3.connect(tmp_path / "g") as connection:
+        connection.execute("UPDATE templates SET person_id = ? WHERE person_id = ?", (other, ada))
+    connection.close()
+    with SqliteStore(tmp_path / "g", key=key) as store:
+        done = store.forget(ada)
+        assert not done
+        assert all("is not what was written there" in each for each in done.remains)
+        assert len(done.remains) == 3
+        assert not store.check()
+
+
 def test_nothing_of_a_forgotten_person_is_found_and_the_others_stay(tmp_path: Path, key: bytes | None) -> None:
     with make(tmp_path / "g", key) as store:
         store.update_person(store.find(f"{NAME} 3").id, labels=["a"])  # an old copy of the row in the WAL
