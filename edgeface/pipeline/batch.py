@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeface.errors import ImageError, InputError
+from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.files import FileIdentity, output_errors, sha256_of, staging_folder
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import require_same_contract
@@ -128,34 +130,63 @@ def embed_files(
     ImageError
         If no file at all gave an embedding.
     OutputError
-        If the output cannot be written.
+        If the output cannot be written, or another run is writing it.
     """
     require_format(output)
     with staging_folder(output.parent):  # a folder that cannot be written is refused before any work
         pass
-    rows = _Rows(output, pipeline)
-    failures = _unwritable_names(files, output)
-    todo = [path for path in files if path not in failures and not rows.has(path)]
-    done = len(files) - len(todo)
-    reused = done - len(failures)
+    with _alone(_parts_of(output)):
+        rows = _Rows(output, pipeline)
+        failures = _unwritable_names(files, output)
+        todo = [path for path in files if path not in failures and not rows.has(path)]
+        done = len(files) - len(todo)
+        reused = done - len(failures)
 
-    def fail(path: Path, error: ImageError) -> None:
-        failures[path] = str(error).removeprefix(f"{path}: ")
+        def fail(path: Path, error: ImageError) -> None:
+            failures[path] = str(error).removeprefix(f"{path}: ")
 
-    with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
-        for frame, faces in answers:
-            path = todo[frame.index]
-            if not rows.add(path, frame.file, faces):
-                reasons = [reason for face in faces for reason in face.reasons]
-                failures[path] = "; ".join(reasons) or "expected a face, found none"
-            progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
-    progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
-    if (table := rows.collect(files)) is None:
-        raise ImageError(f"no photo could be embedded: {list_some(failures | dict(unread))}")
-    table.save(output)
-    rows.discard_parts()
-    unusable = dict(sorted((failures | dict(unread)).items()))
-    return BulkResult(table, len(files) + len(unread), reused, unusable, rows.count_others(files))
+        with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
+            for frame, faces in answers:
+                path = todo[frame.index]
+                if not rows.add(path, frame.file, faces):
+                    reasons = [reason for face in faces for reason in face.reasons]
+                    failures[path] = "; ".join(reasons) or "expected a face, found none"
+                progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
+        progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
+        if (table := rows.collect(files)) is None:
+            raise ImageError(f"no photo could be embedded: {list_some(failures | dict(unread))}")
+        table.save(output)
+        rows.discard_parts()
+        unusable = dict(sorted((failures | dict(unread)).items()))
+        return BulkResult(table, len(files) + len(unread), reused, unusable, rows.count_others(files))
+
+
+def _parts_of(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
+@contextlib.contextmanager
+def _alone(parts: Path) -> Iterator[None]:
+    """Hold the folder of parts: of two runs that write one file at once, the last would replace the other's rows."""
+    with output_errors(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+        folder = os.open(parts, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{parts.with_suffix('')}: another run is writing this file; wait until it ends, or write to another"
+            ) from None
+        except OSError:  # a network file system may lock no folders
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # there is something to resume from
+                parts.rmdir()
+    finally:
+        os.close(folder)
 
 
 def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
@@ -173,7 +204,7 @@ class _Rows:
     """Old and new rows; new ones go to disk every few seconds, and when the block ends."""
 
     def __init__(self, output: Path, pipeline: Pipeline) -> None:
-        self._folder = output.with_name(output.name + ".parts")
+        self._folder = _parts_of(output)
         self._contract_id = pipeline.contract.contract_id
         self._settings = json.dumps(pipeline.settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))

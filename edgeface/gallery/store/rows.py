@@ -246,6 +246,9 @@ class Rows:
         (highest,) = connection.execute(_HIGHEST_ID).fetchone()
         if highest >= (next_id := self._database.state("next_id")):
             yield "", f"the next number to be given is {next_id}, and {highest} was given already"
+        (last,) = connection.execute("SELECT coalesce(max(generation), 0) FROM commits").fetchone()
+        if last > (generation := self._database.state("generation")):
+            yield "", f"the last commit is number {generation}, and {last} was made already"
         for table in tables:
             for identity, stored in self.sealed(connection, table):
                 try:

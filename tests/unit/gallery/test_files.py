@@ -247,6 +247,14 @@ def test_a_number_that_would_be_given_twice_is_found_by_check(tmp_path: Path) ->
         assert store.check().problems == ("the next number to be given is 4, and 4 was given already",)
 
 
+def test_a_generation_that_was_set_back_is_found_by_check(tmp_path: Path) -> None:
+    with SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
+        store.add_person("Ada", templates=templates(3))
+        sqlite3.connect(tmp_path / "g", isolation_level=None).execute("UPDATE gallery SET generation = 0")
+        (problem,) = store.check().problems
+    assert problem.startswith("the last commit is number 0, and ")
+
+
 # Files that are taken away from a process
 
 

@@ -159,6 +159,23 @@ def test_an_interrupted_run_goes_on_where_it_was(pictures: list[Path], embedder:
     assert not output.with_name("out.npz.parts").exists()
 
 
+def test_a_second_run_into_the_same_file_at_once_is_refused_and_the_first_is_whole(
+    pictures: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    output, refused = tmp_path / "out.npz", []
+
+    def another(_: Progress) -> None:
+        with pytest.raises(OutputError, match=r"out\.npz: another run is writing this file"):
+            embed(pictures[:1], embedder, output)
+        refused.append(1)
+
+    embed(pictures, embedder, output, progress=another)
+    assert refused
+    assert len(EmbeddingTable.load(output)) == 20
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.npz"]
+    assert embed(pictures, embedder, output).reused == 10
+
+
 def test_only_new_and_changed_files_are_embedded_again(
     pictures: list[Path], embedder: Embedder, tmp_path: Path
 ) -> None:
