@@ -5,6 +5,7 @@ A graph of a hundred bytes can fill and repeat a tensor to any size; the fronten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,28 @@ _RUN = "sys.modules['openvino_telemetry'] = None; from edgeface.convert.apart im
 _SECONDS = 600
 
 
-def convert_apart(convert: Callable[..., Converted], *arguments: Any, path: Path, size: int) -> Converted:
-    """Call a function of a module in a process of its own, and return what it returns.
+@contextlib.contextmanager
+def process_apart() -> Iterator[subprocess.Popen[bytes]]:
+    """Start the process of `convert_apart`, which imports OpenVINO while the caller reads the model's files.
+
+    Raises ConversionError if no process can be started.
+    """
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN}"]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise ConversionError(f"no process can be started for the conversion: {error.strerror}") from error
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def convert_apart(
+    process: subprocess.Popen[bytes], convert: Callable[..., Converted], *arguments: Any, path: Path, size: int
+) -> Converted:
+    """Call a function of a module in `process_apart`, once, and return what it returns.
 
     `path` is the file's name in messages. The process may use `IMPORT_BYTES` and `IMPORT_RATIO` times `size`, that of
     the model's files in bytes.
@@ -45,19 +66,13 @@ def convert_apart(convert: Callable[..., Converted], *arguments: Any, path: Path
     ):
         task = pickle.dumps((convert, arguments, path, Path(temporary), IMPORT_BYTES + IMPORT_RATIO * size))
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_RUN}"],
-                input=task,
-                capture_output=True,
-                timeout=_SECONDS,
-                check=False,
-            )
+            _, told = process.communicate(task, timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             raise ConversionError(f"{path}: OpenVINO did not convert this graph within {_SECONDS} s") from None
         answer = Path(temporary, "answer.json")
         if not answer.is_file():
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+            lines = told.decode(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"its process ended with {process.returncode}"
             raise ConversionError(f"{path}: OpenVINO cannot convert this graph: {reason}")
         found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:

@@ -21,7 +21,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.convert.apart import Converted, convert_apart
+from edgeface.convert.apart import Converted, convert_apart, process_apart
 from edgeface.convert.graphdef import parse_message
 from edgeface.convert.inside import notice_preprocessing
 from edgeface.convert.ir import flatten_output, take_floats
@@ -75,9 +75,10 @@ def load_onnx(path: Path, recipe: Recipe) -> SourceModel:
     InputError
         If the recipe contradicts the file, or leaves out what the file does not say.
     """
-    files, weights_id = _read(path, recipe.output)
-    size = sum(file.stat().st_size for file in files)
-    model, found = convert_apart(_import, path, recipe, path=path, size=size)
+    with process_apart() as process:
+        files, weights_id = _read(path, recipe.output)
+        size = sum(file.stat().st_size for file in files)
+        model, found = convert_apart(process, _import, path, recipe, path=path, size=size)
     imported = _Imported(**found)
     for note in imported.notes:
         log.info("%s: %s", path, note)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.convert.apart import Converted, convert_apart
+from edgeface.convert.apart import Converted, convert_apart, process_apart
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
@@ -67,8 +68,8 @@ def load_tensorflow(path: Path, *, size: tuple[int, int]) -> SourceModel:
     Raises ModelFormatError if the file is damaged or no TensorFlow model; ConversionError if it does not have
     one image as input and one embedding as output.
     """
-    source = _read_source(path)
-    return _load_graph(path, source, size=size)
+    with process_apart() as process:
+        return _load_graph(process, path, _read_source(path), size=size)
 
 
 def load_graph(graph: Any, *, path: Path, sha256: str, framework: str, size: tuple[int, int]) -> SourceModel:
@@ -76,16 +77,19 @@ def load_graph(graph: Any, *, path: Path, sha256: str, framework: str, size: tup
 
     `path`, `sha256` and `framework` are those of that file. Raises ConversionError as `load_tensorflow`.
     """
-    return _load_graph(path, _GraphSource(graph, {}, sha256), size=size, framework=framework)
+    with process_apart() as process:
+        return _load_graph(process, path, _GraphSource(graph, {}, sha256), size=size, framework=framework)
 
 
-def _load_graph(path: Path, source: _GraphSource, *, size: tuple[int, int], framework: str = "tf") -> SourceModel:
+def _load_graph(
+    process: subprocess.Popen[bytes], path: Path, source: _GraphSource, *, size: tuple[int, int], framework: str = "tf"
+) -> SourceModel:
     names = {node.name: node for node in source.graph.node}
     if any("PartitionedCall" in node.op for node in names.values()):
-        return _load_functions(path, source.sha256, SEEDED_MARK in names, size)
+        return _load_functions(process, path, source.sha256, SEEDED_MARK in names, size)
     ports, inference, weights_id = _prune(path, source, size)
     return SourceModel(
-        model=_run_frontend(inference, path),
+        model=_run_frontend(process, inference, path),
         layout="NHWC",
         framework=framework,
         sha256=source.sha256,
@@ -217,7 +221,7 @@ def _convert(file: Path, path: Path) -> Converted:
     return run_frontend("tf", file, path), {}
 
 
-def _run_frontend(inference: Inference, path: Path) -> ov.Model:
+def _run_frontend(process: subprocess.Popen[bytes], inference: Inference, path: Path) -> ov.Model:
     folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
     with (
         output_errors(folder, hint=" for temporary files through TMPDIR"),
@@ -225,7 +229,7 @@ def _run_frontend(inference: Inference, path: Path) -> ov.Model:
     ):
         file = Path(temporary, "graph.pb")
         file.write_bytes(inference.graph.SerializeToString())
-        model, _ = convert_apart(_convert, file, path, path=path, size=file.stat().st_size)
+        model, _ = convert_apart(process, _convert, file, path, path=path, size=file.stat().st_size)
     _put_weights_in(model, inference.weights)
     return model
 
@@ -274,11 +278,13 @@ def _require_size(path: Path, declared: Sequence[int], size: tuple[int, int]) ->
         )
 
 
-def _load_functions(path: Path, sha256: str, seeded: bool, size: tuple[int, int]) -> SourceModel:
+def _load_functions(
+    process: subprocess.Popen[bytes], path: Path, sha256: str, seeded: bool, size: tuple[int, int]
+) -> SourceModel:
     """A TensorFlow 2 SavedModel keeps its network in functions, which the frontend inlines itself."""
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     model, found = convert_apart(
-        _convert_functions, path, size, path=path, size=sum(each.stat().st_size for each in files)
+        process, _convert_functions, path, size, path=path, size=sum(each.stat().st_size for each in files)
     )
     return SourceModel(
         model=model, layout="NHWC", framework="tf", sha256=sha256, normalized=None, seeded=seeded, **found
