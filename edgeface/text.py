@@ -21,6 +21,7 @@ _SECRET_WORD = re.compile(
 )
 _HARMLESS = re.compile(r"(ch|channel|stream|subtype|cam(era)?)=\d{1,4}", re.IGNORECASE)
 _HIDDEN = "***"
+_PASSWORD_FIELD = re.compile(r"(?<!\S)((?:ssl)?password\s*=\s*)(?:'(?:\\.|[^'\\\n])*'|[^\s:]+)")
 
 
 def is_invisible(text: str, at: int) -> bool:
@@ -147,11 +148,16 @@ def encoded_user(address: str) -> str:
 def hide_secrets(text: str) -> str:
     """Replace each address of a text that has a user, a query or a fragment by `without_secrets` of it.
 
+    The password of PostgreSQL's other form of address, ``host=db password=...``, is replaced too.
+
     Examples
     --------
+    >>> hide_secrets("host=db password=lovelace dbname=people: expected a gallery")
+    'host=db password=*** dbname=people: expected a gallery'
     >>> hide_secrets("http://ada:lovelace@host/a.xml: no such file")
     'http://host/a.xml: no such file'
     """
+    text = _PASSWORD_FIELD.sub(rf"\1{_HIDDEN}", text)
     return _ADDRESS.sub(_hide, text) if ":/" in text else text
 
 

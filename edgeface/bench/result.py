@@ -212,7 +212,7 @@ class Samples(Frozen):
     """
 
     count: Annotated[int, Field(ge=0, le=RESULT_SAMPLES)]
-    items: Annotated[int, Field(ge=1)] = 1
+    items: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
     start_ns: str
     latency_ms: str
 

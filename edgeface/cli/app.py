@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -108,16 +109,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 the answer is no, 2 wrong use or bad input, or the answer could not be written, 3 something needed
         is missing, 4 an internal failure, 130 interrupted, 143 terminated.
     """
+    of_program = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with guarded_streams() as (stdout, stderr):
         if short := shortage():  # a library may crash at it, or wait for ever
             stderr.write(f"edgeface: note: {short}\n")
+            if of_program:
+                _end_with_3_if_a_library_exits(short, as_json="--json" in arguments)
         code = _run(arguments, as_json="--json" in arguments)
         if (reason := stdout.lost()) and code in (0, NegativeResult.exit_code):  # an answer that nobody has seen
             code = OutputError.exit_code
             stderr.write(f"edgeface: cannot write the answer to stdout: {reason}; the command itself ended\n")
         stderr.flush()
+    if short and of_program:  # what is registered with the C library calls Python, which will have ended
+        os._exit(code)
     return code
+
+
+def _end_with_3_if_a_library_exits(short: str, *, as_json: bool) -> None:
+    """End the process with 3 if a library ends it: OpenBLAS calls C's ``exit(1)`` without memory, and 1 means "no"."""
+    import ctypes
+
+    def end() -> None:
+        message = f"{short}; raise this limit. A library ended the program"
+        code = _fail(message, kind="MissingError", code=3, as_json=as_json)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    register = getattr(ctypes.CDLL(None), "__cxa_atexit", None)  # 'atexit' itself is no symbol of glibc
+    if register is not None:
+        _kept.append(ctypes.CFUNCTYPE(None)(end))
+        register(_kept[-1], None, None)
+
+
+_kept: list[object] = []
+"""Functions that the C library calls."""
 
 
 _SIGNALLED = 128

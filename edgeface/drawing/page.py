@@ -40,7 +40,7 @@ def write_page(
     environment.filters |= {"rounded": rounded, "percent": percent, "counted": counted, **(filters or {})}
     page = environment.get_template(template).render(**shown)
     with write_atomically(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def rounded(value: float | None, digits: int = 4) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import shlex
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 from edgeface.cipher import KEY_BYTES
@@ -96,9 +98,12 @@ def _lies_beside(folder: Path, gallery: Path) -> bool:
 def _run(command: str) -> bytes:
     try:
         words = shlex.split(command)
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False
-        )
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            try:
+                content = _read_pipe(process, time.monotonic() + _COMMAND_SECONDS)
+            except BaseException:
+                process.kill()
+                raise
     except subprocess.TimeoutExpired:  # it holds all words, and what was printed
         raise GalleryKeyError(
             f"key command {name_of_key(words[0])}: printed no key within {_COMMAND_SECONDS:.0f} s"
@@ -106,9 +111,29 @@ def _run(command: str) -> bytes:
     except (OSError, ValueError, IndexError) as error:  # an OSError tells the program's name
         why = f"{error.strerror}: {name_of_key(words[0])}" if isinstance(error, OSError) else str(error)
         raise GalleryKeyError(f"key command: expected a program that prints a key, found: {why}") from None
-    if done.returncode:
-        raise GalleryKeyError(f"key command {name_of_key(words[0])}: expected exit code 0, found {done.returncode}")
-    return done.stdout
+    if len(content) > KEY_FILE_BYTES:
+        raise GalleryKeyError(
+            f"key command {name_of_key(words[0])}: expected {_HOW}, found more than {KEY_FILE_BYTES:,} bytes"
+        )
+    if process.returncode:
+        raise GalleryKeyError(f"key command {name_of_key(words[0])}: expected exit code 0, found {process.returncode}")
+    return content
+
+
+def _read_pipe(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """Return what a program prints, or its beginning if that is more than a key; then it is stopped."""
+    assert process.stdout is not None
+    content = b""
+    while len(content) <= KEY_FILE_BYTES:
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([process.stdout], [], [], left)[0]:
+            raise subprocess.TimeoutExpired(process.args, _COMMAND_SECONDS)
+        if not (part := os.read(process.stdout.fileno(), KEY_FILE_BYTES + 1)):
+            process.wait(max(0.0, deadline - time.monotonic()))
+            return content
+        content += part
+    process.kill()
+    return content
 
 
 def _parse(content: bytes, source: str) -> bytes:

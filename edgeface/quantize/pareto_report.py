@@ -42,7 +42,7 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
     texts = json.dumps(pareto.to_dict(), indent=2) + "\n", to_markdown(pareto)
     for name, text in zip(FILES, texts, strict=False):
         with write_atomically(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     write_page(
         folder / "pareto.html",
         "edgeface.quantize",

@@ -93,6 +93,46 @@ def test_a_table_in_a_pipe_is_not_cut() -> None:
     assert any("pip install" in line and "if you need it" in line for line in done.stdout.splitlines()), done
 
 
+@pytest.mark.parametrize("words", [("doctor",), ("zoo", "list"), ("detect", "--help")])
+def test_a_terminal_without_a_size_gets_the_whole_answer(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeface", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "0"},
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert len(done.stdout) > 200, done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize(("work", "ended"), [("ctypes.CDLL(None).exit(1)", 3), ("1", 1)])
+def test_a_library_that_exits_at_a_limit_is_not_the_answer_no(work: str, ended: int) -> None:
+    program = (
+        "import ctypes, sys, edgeface.cli.app as app\n"
+        "app.shortage = lambda: 'models need more'\n"
+        f"app._run = lambda *_, **__: {work}\n"
+        "sys.exit(app.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == ended, done
+    assert ("raise this limit" in done.stderr) == (ended == 3)
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_no_traceback() -> None:
+    program = (
+        "import sys, edgeface.cli\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'edgeface.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(edgeface.cli.main(['devices']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "edgeface: interrupted\n")
+
+
 @pytest.fixture
 def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """tiny.xml, a.png, a gallery g; loading a model or a detector fails the test."""

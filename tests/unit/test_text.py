@@ -85,3 +85,11 @@ def test_what_may_be_a_key_is_not_shown(key: str) -> None:
 @pytest.mark.parametrize("name", ["EDGEFACE_GALLERY_KEY", "/run/secrets/key", "vault kv get -field=key kiosk"])
 def test_the_name_of_a_place_for_a_key_is_shown(name: str) -> None:
     assert name_of_key(name) == name
+
+
+@pytest.mark.parametrize(
+    "address",
+    [f"host=db password={SECRET} dbname=x", f"host=db password = '{SECRET} \\' {SECRET}'", f"sslpassword={SECRET}"],
+)
+def test_a_password_in_postgres_other_form_of_address_is_hidden(address: str) -> None:
+    assert SECRET not in hide_secrets(f"{address}: expected a gallery, found no file")

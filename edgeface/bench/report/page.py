@@ -58,7 +58,7 @@ def write_report(entries: Sequence[ReportEntry], path: Path) -> None:
         return _write_html(entries, _comparisons(entries), path)
     text = as_csv(entries) if path.suffix == ".csv" else as_markdown(entries, _comparisons(entries))
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def require_suffix(path: Path) -> None:

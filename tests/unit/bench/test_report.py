@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from edgeface.bench.report.many_plots import comparison_plots, heat_maps, throug
 from edgeface.bench.report.page import write_report
 from edgeface.bench.report.run_plots import roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import COLUMNS
+from edgeface.bench.result import BenchmarkResult
 from edgeface.errors import InputError
 
 SERIES = latencies("outliers", np.random.default_rng(0), 800)
@@ -276,3 +278,17 @@ def test_no_cell_of_the_csv_is_a_formula_and_no_report_has_a_control_character(t
     with (tmp_path / "r.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["name"], row["model"]) == ("'@SUM(1)", "'=cmd|'/c calc'!A1\\x1b[31m")
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md", ".csv"])
+def test_a_name_that_is_no_unicode_is_escaped(suffix: str, tmp_path: Path) -> None:
+    entries = [ReportEntry(f"\ud800{each}", made_result(SERIES)) for each in range(2)]
+    write_report(entries, tmp_path / f"r{suffix}")
+    assert r"\ud800" in (tmp_path / f"r{suffix}").read_text(encoding="utf-8")
+
+
+def test_a_query_of_more_items_than_can_be_counted_is_refused() -> None:
+    document = json.loads(json.dumps(made_result(SERIES).to_dict()))
+    document["samples"]["items"] = 1 << 63
+    with pytest.raises(InputError, match="items"):
+        BenchmarkResult.from_dict(document)

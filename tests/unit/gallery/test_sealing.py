@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sqlite3
 import sys
@@ -331,3 +332,10 @@ def self_found(searcher: Searcher, content: bytes | bytearray, folder: Path) -> 
     (folder / "file").write_bytes(content)
     with (folder / "file").open("rb") as file:
         return next(searcher.search(file.fileno()), None) is not None
+
+
+def test_a_program_that_prints_without_end_is_stopped_at_the_size_of_a_key(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(GalleryKeyError, match="found more than 4,096 bytes"):
+        read_key("command:yes", beside=tmp_path / "g")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
