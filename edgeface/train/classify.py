@@ -44,7 +44,7 @@ class TrainedHead:
     >>> weights, bias = 10 * np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
     >>> head = TrainedHead(labels=("Ada", "Bob"), weights=weights, bias=bias, contract_id="c")
     >>> head.classify(Embedding(np.array([0.9, 0.1], np.float32), "c"))
-    ('Ada', 0.9996646498695336)
+    ('Ada', 0.99966...)
     """
 
     labels: tuple[str, ...]

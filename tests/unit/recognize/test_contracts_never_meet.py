@@ -248,6 +248,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "rebuild": "brings the gallery to the embedder's contract, which is what it is for",
     "export_gallery": _ONE,
     "Identification.__init__": _ONE,
+    "ClassifierOutcome.__init__": _ONE,
     "TrackIdentifier.__init__": _ONE,
     "ApproximateIndex.__init__": _ONE,
     "MemoryIndex.__init__": _ONE,

@@ -123,9 +123,9 @@ def test_broken_photos_and_mixed_sizes_are_named_and_the_others_are_used(tmp_pat
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ({"Ada": 5}, "1 of 1 people"),
-        ({"Ada": 1, "Bob": 1, "Eve": 1}, "0 of 3 people"),
-        ({"Ada": 5, "Bob": 1}, "1 of 2 people"),
+        ({"Ada": 5}, "1 such people of 1,"),
+        ({"Ada": 1, "Bob": 1, "Eve": 1}, "0 such people of 3,"),
+        ({"Ada": 5, "Bob": 1}, "1 such people of 2,"),
     ],
 )
 def test_too_few_people_are_refused_with_what_was_found(
