@@ -76,6 +76,10 @@ def read_benchmark_model(
         model = core.read_model(path)
     except RuntimeError as error:
         raise ModelFormatError(f"{path}: OpenVINO cannot read this model: {reason_of(error)}") from error
+    if not (model.inputs and model.outputs):
+        raise ModelFormatError(
+            path=path, expected="a model with inputs and outputs", found=f"{len(model.inputs)} and {len(model.outputs)}"
+        )
     contract = None
     if model.has_rt_info([RT_INFO_KEY, "contract_version"]):
         contract = contract_of(model, path.read_bytes(), source=str(path))

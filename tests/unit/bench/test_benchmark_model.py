@@ -113,6 +113,13 @@ def test_what_is_no_model_is_named(
         read_benchmark_model(tmp_path / name, core=CORE)
 
 
+def test_an_ir_without_layers_is_refused_before_it_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text('<?xml version="1.0"?><net name="a" version="11"/>')
+    (tmp_path / "a.bin").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match="expected a model with inputs and outputs, found 0 and 0"):
+        read_benchmark_model(tmp_path / "a.xml", core=ov.Core())
+
+
 def test_a_truncated_ir_is_named(tmp_path: Path) -> None:
     path = write_convolution(tmp_path / "conv.xml", [1, 3, 8, 8])
     path.write_bytes(path.read_bytes()[:200])
