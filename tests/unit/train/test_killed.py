@@ -23,7 +23,7 @@ import sys, time
 sys.path[:] = {sys.path!r}
 from pathlib import Path
 from edgeface.train import HeadSettings, MetricSettings, Optimisation, loop, train_head, train_metric
-loop._CHECKPOINT_SECONDS = 0.05
+loop._CHECKPOINT_SECONDS = 0.2
 kind, root, output, ir = sys.argv[1], *map(Path, sys.argv[2:])
 options = dict(
     optimisation=Optimisation(epochs={EPOCHS}, batch=16, rate=0.01, patience=0),
@@ -55,11 +55,9 @@ def weights_of(folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["head", "metric"])
-@pytest.mark.parametrize(
-    "rounds", [1, pytest.param(20, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])], ids=str
-)
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.nightly)], ids=str)
 def test_a_training_that_is_killed_ends_with_the_weights_of_one_that_is_not(
     tmp_path: Path, rounds: int, kind: str
 ) -> None:
@@ -75,7 +73,7 @@ def test_a_training_that_is_killed_ends_with_the_weights_of_one_that_is_not(
             if lines >= before + 2:
                 break
             time.sleep(0.02)
-        time.sleep(float(rng.uniform(0, 0.2)))
+        time.sleep(float(rng.uniform(0, 0.5)))
         child.send_signal(signal.SIGKILL)
         child.communicate()
         assert not list(killed.glob("*.partial*"))
