@@ -61,6 +61,8 @@ class PeopleImages:
         Index of each image's person in `names`; ascending.
     names
         Folders that hold an image.
+    empty
+        Folders that hold none.
     unread
         Photos and folders that cannot be read or are in no person's folder, and why.
     """
@@ -68,6 +70,7 @@ class PeopleImages:
     images: tuple[str, ...]
     people: NDArray[np.intp]
     names: tuple[str, ...]
+    empty: tuple[str, ...]
     unread: Mapping[Path, str]
 
 
@@ -160,6 +163,7 @@ def images_of_people(root: Path) -> PeopleImages:
         images=tuple(path.relative_to(root).as_posix() for files in listed.values() for path in files),
         people=np.repeat(np.arange(len(listed)), [len(files) for files in listed.values()]).astype(np.intp),
         names=tuple(listed),
+        empty=tuple(name for name, files in found.people.items() if not files),
         unread=unread,
     )
 

@@ -24,6 +24,8 @@ from edgeface.zoo.archive import unpack
 _VERSION = 1
 HEAD, THRESHOLDS = "head.npz", "thresholds.json"
 """Files beside the IR, in the output folder of a training and in an archive."""
+CLASSIFIER = "classifier.npz"
+"""What `edgeface.train.train_classifier` writes."""
 _MANIFEST = "manifest.json"
 
 
@@ -71,7 +73,9 @@ def export_training(folder: Path, path: Path) -> TrainingArchive:
         raise InputError(
             path=folder,
             expected=f"the output of 'edgeface train head': one IR and {HEAD}",
-            found=f"{len(irs)} IRs and {'a' if (folder / HEAD).is_file() else 'no'} {HEAD}",
+            found=f"{', '.join(each.name for each in irs) or 'no IR'} and "
+            f"{'a' if (folder / HEAD).is_file() else 'no'} {HEAD}",
+            remedy=_remedy(folder, len(irs)),
         )
     head, contract = _read(irs[0], folder / HEAD)
     with staging_folder(path.parent) as staging:
@@ -94,6 +98,16 @@ def export_training(folder: Path, path: Path) -> TrainingArchive:
             for source in sources:
                 archive.addfile(_member(source), io.BytesIO(source.read_bytes()))
     return made
+
+
+def _remedy(folder: Path, irs: int) -> str:
+    if irs > 1:
+        return "remove the .xml and .bin of those that shall not travel"
+    if irs:  # of 'edgeface train metric'
+        return "an embedder without a head needs no archive: copy its .xml and .bin; or train a head on it"
+    if (folder / CLASSIFIER).is_file():
+        return f"a classifier needs no archive: copy {CLASSIFIER}, and the .xml and .bin of the model it was trained on"
+    return "train a head first, with 'edgeface train head'"
 
 
 def _member(source: Path) -> tarfile.TarInfo:
@@ -125,8 +139,8 @@ def import_training(path: Path, folder: Path) -> TrainingArchive:
         unpacked.mkdir()
         unpack(path, unpacked, format="tar")
         told = _manifest(unpacked, path)
-        found = {each.name for each in unpacked.iterdir()} - {_MANIFEST}
-        if found != set(told["files"]):
+        found = {each.name + "/" * each.is_dir() for each in unpacked.iterdir()} - {_MANIFEST}
+        if found != set(told["files"]) or any(name.endswith("/") for name in found):
             raise ArchiveError(
                 path=path, expected=f"the files of its {_MANIFEST}", found=", ".join(sorted(found)) or "none"
             )
@@ -136,9 +150,12 @@ def import_training(path: Path, folder: Path) -> TrainingArchive:
                     path=path, expected=f"{name} of SHA-256 {digest[:16]}...", found="another", remedy="copy it again"
                 )
         (ir,) = unpacked.glob("*.xml")
-        head, contract = _read(ir, unpacked / HEAD)
-        if (unpacked / THRESHOLDS).is_file():
-            _require_thresholds(unpacked / THRESHOLDS, contract)
+        try:
+            head, contract = _read(ir, unpacked / HEAD)
+            if (unpacked / THRESHOLDS).is_file():
+                _require_thresholds(unpacked / THRESHOLDS, contract)
+        except InputError as error:  # it names files that are about to vanish
+            raise error.with_path(path) from None
         with output_errors(folder):
             unpacked.replace(folder)
     return TrainingArchive(contract=contract, labels=head.labels, files=tuple(told["files"].items()))
@@ -173,4 +190,11 @@ def _read(ir: Path, head_file: Path) -> tuple[TrainedHead, ModelContract]:
         require_same_contract(head.contract_id, contract.contract_id, what="head and model")
     except ContractError as error:
         raise error.with_path(head_file) from None
+    if head.weights.shape[1] != contract.embedding_dim:
+        raise InputError(
+            path=head_file,
+            expected=f"a head for embeddings of {contract.embedding_dim} numbers, as the model's",
+            found=f"one for {head.weights.shape[1]}",
+            remedy="train it again",
+        )
     return head, contract

@@ -29,11 +29,11 @@ from edgeface.recognize.index import rank_people
 from edgeface.recognize.metrics import unit_rows
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold, threshold_from_probes
 from edgeface.stats import clopper_pearson
+from edgeface.train.archive import CLASSIFIER
 from edgeface.train.classify import UNKNOWN_RATE, TrainedHead
-from edgeface.train.data import FaceSet, Part, find_one_person, gather_people, split_photos
+from edgeface.train.data import FaceSet, Part, find_one_person, gather_people, require_held_out, split_photos
 
 ClassifierKind = Literal["svm", "logistic"]
-CLASSIFIER = "classifier.npz"
 _FEWEST_STRANGERS = 200
 """Photos of strangers of which one half chooses thresholds and the other judges them."""
 
@@ -186,8 +186,7 @@ def train_classifier(
     with stopwatch() as elapsed:
         people = gather_people(root, model, faces, min_photos=min_photos, cache=cache, progress=progress)
         parts = split_photos(people, held_out=held_out, validation=validation, seed=seed)
-        if not len(parts["held_out"]):
-            raise InputError(path=root, expected="photos to judge by", found="none: each person's are one shot")
+        require_held_out(root, parts, held_out)
         head = _fit(people, parts["train"], kind, c, seed)
         checked = parts["validation"]
         if len(checked):

@@ -143,6 +143,6 @@ class TrainedHead:
                 raise ValueError("another version")
             labels = told.pop("labels")
             texts = [told["contract_id"], told["threshold_from"], *labels]
-            if not all(isinstance(each, str) for each in texts):
-                raise ValueError("labels are no text")
+            if not isinstance(labels, list) or not all(isinstance(each, str) for each in texts):
+                raise ValueError("labels are no list of texts")
             return cls(labels=tuple(labels), weights=weights, bias=bias, **told)

@@ -97,7 +97,12 @@ class FaceSet:
         rows = sorted(
             f"{digest} {self.names[person]}" for digest, person in zip(self.digests, self.people, strict=True)
         )
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """Return what a checkpoint is valid for: model, files, their names, which decide their order, and settings."""
+        told = [self.contract.contract_id, self.digest, self.photos, self.faces, settings]
+        return json.dumps(told, sort_keys=True)
 
 
 def gather_people(
@@ -169,7 +174,8 @@ def gather_people(
                     store.write(digests[index], images[index], crop, vector)
                 progress(Progress("faces", done + min(start + _CHUNK, len(todo)), len(files), "photos"))
     people_set = _collect(root, images, people, names, digests, crops, vectors, failures, contract, min_photos)
-    return dataclasses.replace(people_set, faces=faces.text)
+    dropped = {**people_set.dropped, **dict.fromkeys(listed.empty, 0)}
+    return dataclasses.replace(people_set, faces=faces.text, dropped=dropped)
 
 
 def _digests(files: Sequence[Path], images: Sequence[str], failures: dict[str, str]) -> list[str]:
@@ -342,6 +348,17 @@ def split_photos(
                 part_of[shots == shot] = part
                 wanted -= sizes[shot]
     return {name: np.flatnonzero(part_of == number) for number, name in enumerate(PARTS)}
+
+
+def require_held_out(root: Path, parts: Mapping[Part, NDArray[np.intp]], held_out: float) -> None:
+    """Raise InputError if `split_photos` left no photo to judge by."""
+    if not len(parts["held_out"]):
+        raise InputError(
+            path=root,
+            expected="photos to judge by",
+            found="none: the photos of each person are one shot" if held_out else "none: their share is 0",
+            remedy="add photos of another day" if held_out else "pass a higher --held-out",
+        )
 
 
 def find_one_person(faces: FaceSet) -> tuple[tuple[str, str, float], ...]:

@@ -41,7 +41,7 @@ from edgeface.recognize.known import RATES
 from edgeface.recognize.threshold import Threshold, save_thresholds
 from edgeface.train.archive import HEAD, THRESHOLDS
 from edgeface.train.classify import TrainedHead
-from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, split_photos
+from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, require_held_out, split_photos
 from edgeface.train.loop import PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
 from edgeface.train.losses import focal_loss, weights_of_classes
 from edgeface.train.network import TrainableTail
@@ -127,10 +127,7 @@ def train_head(
     with stopwatch() as elapsed:
         people = gather_people(root, model, faces, min_photos=settings.min_photos, cache=cache, progress=progress)
         parts = split_photos(people, held_out=settings.held_out, validation=settings.validation, seed=optimisation.seed)
-        if not len(parts["held_out"]):
-            raise InputError(
-                path=root, expected="photos to judge by", found="none: the photos of each person are one shot"
-            )
+        require_held_out(root, parts, settings.held_out)
         tail = TrainableTail(model, settings.unfreeze) if settings.unfreeze else None
         work = _Work(people, parts, tail, model, settings, optimisation, progress)
         head, embeddings, history = work.train(output)
@@ -258,7 +255,6 @@ class _Work:
             right = (logits.argmax(dim=1) == truth).double().mean()
             return {"loss": float(focal_loss(logits, truth, gamma=gamma)), "accuracy": float(right)}
 
-        told = [contract.contract_id, people.digest, people.faces, dataclasses.asdict(settings)]
         history = fit(
             network,
             lambda batch: focal_loss(network(x[batch]), y[batch], gamma=gamma, weights=weights),
@@ -266,7 +262,7 @@ class _Work:
             validate,
             self.optimisation,
             output,
-            fingerprint=json.dumps(told, sort_keys=True),
+            fingerprint=people.fingerprint(dataclasses.asdict(settings)),
             tail=self.tail,
             progress=self.progress,
         )

@@ -234,8 +234,6 @@ def _train(
         losses = [float(loss_of(rows)) for rows in judged]
         return {"loss": float(np.average(losses, weights=[len(rows) for rows in judged]))}
 
-    told = dataclasses.asdict(settings)
-    fingerprint = json.dumps([people.contract.contract_id, people.digest, told], sort_keys=True)
     history = fit(
         network,
         loss_of,
@@ -243,7 +241,7 @@ def _train(
         validate,
         optimisation,
         output,
-        fingerprint=fingerprint,
+        fingerprint=people.fingerprint(dataclasses.asdict(settings)),
         tail=network if settings.unfreeze else None,
         progress=progress,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import stat
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def ir(tmp_path: Path) -> Path:
 
 
 def test_people_below_the_minimum_are_dropped_and_listed(tmp_path: Path, ir: Path) -> None:
-    root = write_people(tmp_path / "people", {"Ada": 5, "Bob": 4, "Eve": 2})
+    root = write_people(tmp_path / "people", {"Ada": 5, "Bob": 4, "Eve": 2, "Nobody": 0})
     found = gather_people(root, ir, min_photos=4, cache=tmp_path / "cache")
     assert found.names == ("Ada", "Bob")
     assert found.people.tolist() == [0] * 5 + [1] * 4
-    assert found.dropped == {"Eve": 2}
+    assert found.dropped == {"Eve": 2, "Nobody": 0}
     assert found.strangers.shape == (2, 8)
     assert found.embeddings == pytest.approx(np.array(found.embeddings))
     assert np.array_equal(found.crops[0], cv2.imread(str(root / "Ada/0.png")))
@@ -230,6 +231,20 @@ def test_one_file_under_two_names_is_said() -> None:
     shared = (*faces.digests[:5], faces.digests[0])
     (found,) = find_one_person(dataclasses.replace(faces, digests=shared))
     assert found[:2] == ("P0", "P1")
+
+
+def test_a_checkpoint_is_not_valid_for_photos_of_other_names_or_faces_of_another_source() -> None:
+    faces = random_set([2, 2])
+    renamed = dataclasses.replace(faces, photos=faces.photos[::-1])
+    cut = dataclasses.replace(faces, faces="faces that mtcnn finds")
+    assert faces.fingerprint({"seed": 1}) == random_set([2, 2]).fingerprint({"seed": 1})
+    assert len({each.fingerprint({"seed": 1}) for each in (faces, renamed, cut)} | {faces.fingerprint({})}) == 4
+
+
+def test_a_name_that_is_no_utf_8_has_a_digest() -> None:
+    faces = random_set([2, 2])
+    odd = dataclasses.replace(faces, names=("P0", os.fsdecode(b"Ren\xe9")))
+    assert odd.digest != faces.digest
 
 
 def test_the_mirror_is_the_mirror_and_none_is_nothing() -> None:

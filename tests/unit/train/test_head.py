@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import stat
 import tarfile
@@ -298,7 +299,7 @@ def test_pairs_of_people_who_are_trained_on_are_left_out(tmp_path: Path, people:
         (HeadSettings(unfreeze=1), {}, "labelled pairs of other people"),
         (HeadSettings(unfreeze=9), {"force": True}, "1 to 3"),
         (HeadSettings(min_photos=11), {}, "0 such people of 6"),
-        (HeadSettings(held_out=0.0), {}, "photos to judge by"),
+        (HeadSettings(held_out=0.0), {}, "their share is 0; pass a higher --held-out"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_leaves_nothing(
@@ -407,6 +408,46 @@ def test_an_archive_that_was_changed_is_refused_and_nothing_is_left(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_what_an_archive_holds_is_checked_even_if_its_digests_agree(tmp_path: Path, ir: Path, people: Path) -> None:
+    done = train(people, tmp_path / "out", ir)
+    export_training(tmp_path / "out", tmp_path / "kiosk.tar")
+    with tarfile.open(tmp_path / "kiosk.tar") as archive:
+        told = json.load(archive.extractfile("manifest.json"))
+    narrow = dataclasses.replace(done.head, weights=done.head.weights[:, :3])
+    narrow.save(tmp_path / "narrow.npz")
+    for name, content, message in (
+        ("head.npz", b"PK\x03\x04", "bad.tar: .*expected a head"),
+        ("head.npz", (tmp_path / "narrow.npz").read_bytes(), "bad.tar: .*found one for 3"),
+        ("deep/more.txt", b"x", "bad.tar: expected the files of its manifest.json, found deep/"),
+    ):
+        digest = hashlib.sha256(content).hexdigest()
+        manifest = {**told, "files": {**told["files"], name.split("/")[0]: digest}}
+        changes = {name: content, "manifest.json": json.dumps(manifest).encode()}
+        bad = rewrite(tmp_path / "kiosk.tar", tmp_path / "bad.tar", changes)
+        with pytest.raises(InputError, match=message):
+            import_training(bad, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (("a.xml",), r"copy its \.xml and \.bin; or train a head"),
+        (("classifier.npz",), r"copy classifier\.npz"),
+        (("a.xml", "b.xml", "head.npz"), r"found a\.xml, b\.xml and a head\.npz; remove the \.xml and \.bin"),
+        ((), "edgeface train head"),
+    ],
+)
+def test_a_folder_that_holds_no_head_is_refused_with_what_to_do(
+    tmp_path: Path, files: tuple[str, ...], remedy: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=remedy):
+        export_training(tmp_path, tmp_path / "kiosk.tar")
+
+
+@pytest.mark.slow
 def test_a_head_of_another_model_does_not_travel_with_it(tmp_path: Path, ir: Path, people: Path) -> None:
     done = train(people, tmp_path / "out", ir)
     dataclasses.replace(done.head, contract_id="f" * 16).save(tmp_path / "out/head.npz")
@@ -424,6 +465,14 @@ def test_a_file_that_is_no_head_is_named(tmp_path: Path, content: bytes | None) 
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"head\.npz: expected a head"):
         TrainedHead.load(path)
+
+
+def test_labels_that_are_one_text_are_no_labels(tmp_path: Path) -> None:
+    told = {"labels": "ab", "contract_id": "c", "threshold_from": "", "schema_version": 1}
+    arrays = {"weights": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    np.savez(tmp_path / "head.npz", **arrays, description=np.array(json.dumps(told)))
+    with pytest.raises(InputError, match="no list of texts"):
+        TrainedHead.load(tmp_path / "head.npz")
 
 
 def test_a_head_of_impossible_numbers_cannot_be_made() -> None:
