@@ -92,8 +92,14 @@ def write_atomically(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` if the block succeeds, and is removed if it fails.
 
     `private`: only the owner may read the file, as biometric data requires; else the umask decides.
-    Raises OutputError if the folder cannot be made or written to, or is full.
+    Raises OutputError if the folder cannot be made or written to, or is full, or `path` is a device or a pipe, which
+    the file would replace.
     """
+    with output_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OutputError(
+                path=path, expected="a file to write", found="a device or a pipe", remedy="choose another name"
+            )
     with staging_folder(path.parent) as staging:
         yield staging / path.name
         if private:  # nobody else has seen it: the folder is the owner's alone

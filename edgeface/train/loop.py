@@ -264,7 +264,7 @@ def _fit(
         if not math.isfinite(mean) or not math.isfinite(validation["loss"]):
             raise InputError(
                 expected="a finite loss",
-                found=f"{mean:g} in epoch {number + 1}",
+                found=f"{mean:g} in epoch {number + 1}, and {validation['loss']:g} in its validation",
                 remedy="pass a lower learning rate with --rate",
             )
         state.add(Epoch(number, rate, mean, validation, time.perf_counter() - started))

@@ -173,6 +173,13 @@ def test_a_file_in_the_way_of_the_folder_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="a device or a pipe"), write_atomically(tmp_path / "pipe") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_sha256_of_a_file_of_several_blocks(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000
     (tmp_path / "file").write_bytes(content)

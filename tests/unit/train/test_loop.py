@@ -188,7 +188,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path: Path) -> None:
     problem = Problem()
     problem.x *= float("nan")
-    with pytest.raises(InputError, match=r"finite loss.*--rate"):
+    with pytest.raises(InputError, match=r"finite loss, found nan in epoch 1, and nan in its validation.*--rate"):
         problem.fit(tmp_path, RUN)
 
 
