@@ -186,10 +186,13 @@ def _read(ir: Path, head_file: Path) -> tuple[TrainedHead, ModelContract]:
     _, contract = read_contract(ir)
     check_weights(ir, contract)
     head = TrainedHead.load(head_file)
-    try:
-        require_same_contract(head.contract_id, contract.contract_id, what="head and model")
-    except ContractError as error:
-        raise error.with_path(head_file) from None
+    if head.contract_id != contract.contract_id:
+        raise ContractError(
+            path=head_file,
+            expected=f"a head for {ir.name}, of contract_id {contract.contract_id}",
+            found=f"one for {head.contract_id}, which another training wrote",
+            remedy="train a head on this model, in a folder of its own",
+        )
     if head.weights.shape[1] != contract.embedding_dim:
         raise InputError(
             path=head_file,
