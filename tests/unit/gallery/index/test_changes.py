@@ -23,6 +23,7 @@ from edgeface.gallery.records import Changes, NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding, Embeddings
 
+pytestmark = pytest.mark.alone  # the kernels of usearch have ended a process that many other libraries were loaded into
 Make = Callable[..., Any]
 DIM = 32
 

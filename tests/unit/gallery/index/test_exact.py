@@ -17,6 +17,8 @@ from edgeface.gallery.index import ExactIndex
 from edgeface.gallery.index.exact import contenders, kernel_for
 from edgeface.model.embedding import Embedding, Embeddings
 
+pytestmark = pytest.mark.alone  # the kernels of usearch have ended a process that many other libraries were loaded into
+
 STORAGES = ["float32", "float16", "int8"]
 
 
