@@ -77,7 +77,9 @@ def convert_apart(
         found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:
             raise getattr(errors, found["error"])(found["message"])
-        return ov.Core().read_model(Path(temporary, "model.xml"), config={"ENABLE_MMAP": False}), found
+        core = ov.Core()
+        core.set_property({"ENABLE_MMAP": False})  # the file ends with the block
+        return core.read_model(Path(temporary, "model.xml")), found
 
 
 def main() -> None:
