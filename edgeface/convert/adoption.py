@@ -57,7 +57,7 @@ from edgeface.convert.parity import (
     unit_rows,
 )
 from edgeface.convert.recipe import Recipe, RecipeParts, is_raw, parts_of
-from edgeface.convert.source import SourceModel, digest_of_weights, float_constants, structure_of
+from edgeface.convert.source import SourceModel, weights_id_of
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
 from edgeface.files import require_writable, sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import RT_INFO_KEY, Color, Layout, ModelContract, Precision
@@ -250,7 +250,7 @@ def _read(ir: Path, recipe: Recipe, told: RecipeParts) -> SourceModel:
         )
     if recipe.output is not None:
         model = keep_output(model, recipe.output, source=str(ir))
-    weights_id = digest_of_weights(float_constants(model), structure_of(model))
+    weights_id = weights_id_of(model)
     names = [min(port.get_names(), default="") for port in (*model.inputs[:1], *model.outputs[:1])]
     flatten_output(model)
     if len(model.inputs) != 1 or len(model.input(0).get_partial_shape()) != 4:

@@ -88,6 +88,11 @@ def digest_of_weights(arrays: Iterable[NDArray[Any]], structure: Sequence[str]) 
     return hashlib.sha256("\n".join([*digests, *structure]).encode()).hexdigest()
 
 
+def weights_id_of(model: ov.Model) -> str:
+    """Return the digest of a model's weights in their order and of what it does with them."""
+    return digest_of_weights(float_constants(model), structure_of(model))
+
+
 def read_bytes(path: Path, *, limit: int = MODEL_BYTES) -> bytes:
     """Read a model file; say what it is if it is no model.
 

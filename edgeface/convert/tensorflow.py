@@ -27,10 +27,9 @@ from edgeface.convert.source import (
     SourceModel,
     digest_of_files,
     digest_of_weights,
-    float_constants,
     read_bytes,
     run_frontend,
-    structure_of,
+    weights_id_of,
 )
 from edgeface.errors import ConversionError, ModelFormatError
 from edgeface.files import output_errors
@@ -302,5 +301,5 @@ def _convert_functions(path: Path, size: tuple[int, int]) -> Converted:
     axes = [] if shape.rank.is_dynamic else list(shape)
     _require_size(path, [-1 if axis.is_dynamic else axis.get_length() for axis in axes], size)
     names = [port.get_any_name() if port.get_names() else "" for port in (model.input(0), model.output(0))]
-    weights_id = digest_of_weights(float_constants(model), structure_of(model))
+    weights_id = weights_id_of(model)
     return model, {"weights_id": weights_id, "input": names[0] or _INPUTS[0], "output": names[1] or _OUTPUT}
