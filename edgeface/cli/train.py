@@ -12,9 +12,19 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import LabelledOptions, ModelOption, with_options
-from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, progress_bars, stdout
-from edgeface.cli.train_embedder import classifier, list_left_out, metric
-from edgeface.errors import NegativeResult
+from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, progress_bars
+from edgeface.cli.train_embedder import (
+    ForceOption,
+    HeldOutOption,
+    ImagesOption,
+    MinPhotosOption,
+    NameOption,
+    PatienceOption,
+    PeopleArgument,
+    classifier,
+    finish,
+    metric,
+)
 
 if TYPE_CHECKING:
     from edgeface.train import HeadOutcome
@@ -59,7 +69,7 @@ def register(app: typer.Typer) -> None:
 
 
 def head(
-    people: Annotated[Path, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")],
+    people: PeopleArgument,
     output_dir: Annotated[
         Path,
         typer.Option(
@@ -90,9 +100,7 @@ def head(
     tail_share: Annotated[
         float | None, typer.Option(min=0.0, help="Learning rate of unfrozen blocks, as a share of --rate.")
     ] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")
-    ] = None,
+    patience: PatienceOption = None,
     loss: Annotated[_Loss, typer.Option(help="Loss.")] = _Loss.cross_entropy,
     gamma: Annotated[float, typer.Option(min=0.0, help="Gamma of the focal loss.")] = 2.0,
     class_weights: Annotated[
@@ -102,8 +110,8 @@ def head(
         _Augmentation, typer.Option(help="Altered copies of the photos to train on too.")
     ] = _Augmentation.none,
     copies: Annotated[int, typer.Option(min=1, help="Altered copies of each photo.")] = 1,
-    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 4,
-    held_out: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")] = 0.2,
+    min_photos: MinPhotosOption = 4,
+    held_out: HeldOutOption = 0.2,
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to stop training by.")
     ] = 0.1,
@@ -117,13 +125,9 @@ def head(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
-    ] = False,
+    images: ImagesOption = None,
+    name: NameOption = None,
+    force: ForceOption = False,
     options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
@@ -163,34 +167,23 @@ def head(
             force=force,
             progress=progress,
         )
-    _finish(outcome, output_dir, json=json)
+    finish(outcome, output_dir, _head_table, json=json)
 
 
-def _finish(outcome: HeadOutcome, output_dir: Path, *, json: bool) -> None:
-    answer = outcome.to_dict()
-    list_left_out(answer, answer["settings"]["min_photos"])
-    for reason in outcome.reasons:
-        print_note(reason)
-    if json:
-        emit_json(answer)
-    else:
-        low, high = answer["accuracy_interval"]
-        table = Table("head", f"{answer['people']} people", title=escape(outcome.contract.name), title_justify="left")
-        table.add_row("photos", ", ".join(f"{part.replace('_', ' ')} {n}" for part, n in answer["photos"].items()))
-        table.add_row("accuracy, held out", f"{answer['accuracy']:.4f} ({low:.4f} to {high:.4f})")
-        table.add_row("calibration error", f"{answer['calibration_error']:.4f}")
-        if change := outcome.verification:
-            low, high = change.accuracy.interval
-            told = f"{change.accuracy.before:.4f} before, {change.accuracy.after:.4f} after"
-            table.add_row(
-                "verification, others", f"{told}; loss {change.accuracy.drop:+.4f} ({low:+.4f} to {high:+.4f})"
-            )
-        table.add_row("epochs", f"{answer['epochs']}, best {answer['best_epoch']}; {answer['training_seconds']:.1f} s")
-        stdout.print(table)
-        print_line(f"{outcome.ir} written" if outcome else "nothing written; --force writes it all the same")
-        print_line(f"{output_dir / 'report.html'} written")
-    if not outcome:
-        raise typer.Exit(NegativeResult.exit_code)
+def _head_table(outcome: HeadOutcome) -> Table:
+    judged, history = outcome.judgement, outcome.history
+    low, high = judged.interval
+    table = Table("head", f"{len(outcome.head.labels)} people", title=escape(outcome.contract.name))
+    table.title_justify = "left"
+    table.add_row("photos", ", ".join(f"{part.replace('_', ' ')} {len(rows)}" for part, rows in outcome.parts.items()))
+    table.add_row("accuracy, held out", f"{judged.accuracy:.4f} ({low:.4f} to {high:.4f})")
+    table.add_row("calibration error", f"{judged.calibration_error:.4f}")
+    if change := outcome.verification:
+        low, high = change.accuracy.interval
+        told = f"{change.accuracy.before:.4f} before, {change.accuracy.after:.4f} after"
+        table.add_row("verification, others", f"{told}; loss {change.accuracy.drop:+.4f} ({low:+.4f} to {high:+.4f})")
+    table.add_row("epochs", f"{len(history.epochs)}, best {history.best + 1}; {history.seconds:.1f} s")
+    return table
 
 
 def export(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -24,6 +25,12 @@ from edgeface.cli.output import (
     stdout,
 )
 from edgeface.errors import NegativeResult
+
+if TYPE_CHECKING:
+    from edgeface.train import MetricOutcome
+    from edgeface.train.outcome import TrainingOutcome
+
+Outcome = TypeVar("Outcome", bound="TrainingOutcome")
 
 
 class _MetricLoss(str, enum.Enum):
@@ -45,6 +52,16 @@ PeopleArgument = Annotated[
     Path, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")]
+PatienceOption = Annotated[int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")]
+MinPhotosOption = Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")]
+HeldOutOption = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")]
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
+]
+NameOption = Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
+]
 
 
 def metric(
@@ -82,10 +99,8 @@ def metric(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
     batch: Annotated[int | None, typer.Option(min=4, help="Photos a step.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")
-    ] = None,
-    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 2,
+    patience: PatienceOption = None,
+    min_photos: MinPhotosOption = 2,
     seed: SeedOption = 0,
     verify: Annotated[
         str | None,
@@ -96,13 +111,9 @@ def metric(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
-    ] = False,
+    images: ImagesOption = None,
+    name: NameOption = None,
+    force: ForceOption = False,
     options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
@@ -135,25 +146,34 @@ def metric(
             force=force,
             progress=progress,
         )
+    finish(outcome, output_dir, _metric_table, json=json)
+
+
+def _metric_table(outcome: MetricOutcome) -> Table:
+    table = Table("second photo", "before", "after", "gain, 95 % paired", title_justify="left")
+    table.title = escape(f"{outcome.contract.name}: accuracy on people who were not trained on")
+    for pixels, change in outcome.changes.items():
+        low, high = change.accuracy.interval
+        figures = change.accuracy
+        table.add_row(
+            f"{pixels} pixels",
+            f"{figures.before:.4f}",
+            f"{figures.after:.4f}",
+            f"{-figures.drop:+.4f} ({-high:+.4f} to {-low:+.4f})",
+        )
+    return table
+
+
+def finish(outcome: Outcome, output_dir: Path, table_of: Callable[[Outcome], Table], *, json: bool) -> None:
+    """Print what came of training an embedder; exit with 1 if it was not written."""
     answer = outcome.to_dict()
-    list_left_out(answer, min_photos)
+    list_left_out(answer, answer["settings"]["min_photos"])
     for reason in outcome.reasons:
         print_note(reason)
     if json:
         emit_json(answer)
     else:
-        table = Table("second photo", "before", "after", "gain, 95 % paired", title_justify="left")
-        table.title = escape(f"{outcome.contract.name}: accuracy on people who were not trained on")
-        for pixels, change in outcome.changes.items():
-            low, high = change.accuracy.interval
-            figures = change.accuracy
-            table.add_row(
-                f"{pixels} pixels",
-                f"{figures.before:.4f}",
-                f"{figures.after:.4f}",
-                f"{-figures.drop:+.4f} ({-high:+.4f} to {-low:+.4f})",
-            )
-        stdout.print(table)
+        stdout.print(table_of(outcome))
         print_line(f"{outcome.ir} written" if outcome else "nothing written; --force writes it all the same")
         print_line(f"{output_dir / 'report.html'} written")
     if not outcome:
@@ -172,8 +192,8 @@ def classifier(
     model: ModelOption = None,
     kind: Annotated[_Kind, typer.Option(help="Linear support vector machine, or logistic regression.")] = _Kind.svm,
     c: Annotated[float, typer.Option("--c", help="How little it is regularised.")] = 1.0,
-    min_photos: Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")] = 4,
-    held_out: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")] = 0.2,
+    min_photos: MinPhotosOption = 4,
+    held_out: HeldOutOption = 0.2,
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to calibrate by.")
     ] = 0.1,

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from edgeface.train.losses import focal_loss, weights_of_classes
     from edgeface.train.metric import METRIC_DEFAULT, train_metric
     from edgeface.train.metric_losses import octuplet_loss, triplet_costs, triplet_loss
-    from edgeface.train.metric_outcome import MetricOutcome, MetricSettings
     from edgeface.train.network import TrainableTail
-    from edgeface.train.outcome import HeadOutcome, HeadSettings
+    from edgeface.train.outcome import HeadOutcome, HeadSettings, MetricOutcome, MetricSettings
     from edgeface.train.projection import Projection
 
 __all__ = [
@@ -76,9 +75,8 @@ _find = exports(  # torch is imported by what trains alone
         "losses": ("focal_loss", "weights_of_classes"),
         "metric": ("METRIC_DEFAULT", "train_metric"),
         "metric_losses": ("octuplet_loss", "triplet_costs", "triplet_loss"),
-        "metric_outcome": ("MetricOutcome", "MetricSettings"),
         "network": ("TrainableTail",),
-        "outcome": ("HeadOutcome", "HeadSettings"),
+        "outcome": ("HeadOutcome", "HeadSettings", "MetricOutcome", "MetricSettings"),
         "projection": ("Projection",),
     },
 )

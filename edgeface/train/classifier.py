@@ -6,7 +6,6 @@ people at any time, so the report shows both on the same photos.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.drawing import write_page
 from edgeface.errors import ExtraNotInstalledError, InputError, MissingError
 from edgeface.evaluate.faces import CROPS, FaceSource
-from edgeface.files import staging_folder, stopwatch, write_atomically
+from edgeface.files import staging_folder, stopwatch
 from edgeface.gallery.index import ExactIndex
 from edgeface.gallery.records import TemplateBlock
 from edgeface.model.embedding import Embedding
@@ -31,7 +29,8 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.stats import clopper_pearson
 from edgeface.train.archive import CLASSIFIER
 from edgeface.train.classify import UNKNOWN_RATE, TrainedHead
-from edgeface.train.data import FaceSet, Part, find_one_person, gather_people, require_held_out, split_photos
+from edgeface.train.data import FaceSet, Part, find_one_person, gather_people, left_out, require_held_out, split_photos
+from edgeface.train.report import write_answer
 
 ClassifierKind = Literal["svm", "logistic"]
 _FEWEST_STRANGERS = 200
@@ -115,9 +114,7 @@ class ClassifierOutcome:
             "contract_id": self.head.contract_id,
             "people": len(self.head.labels),
             "photos": {part: len(rows) for part, rows in self.parts.items()},
-            "dropped_people": dict(self.faces.dropped),
-            "unusable_photos": dict(self.faces.failures),
-            "one_person": [{"names": [a, b], "mean_cosine": cosine} for a, b, cosine in self.one_person],
+            **left_out(self.faces, self.one_person),
             "temperature": self.head.temperature,
             "threshold": {"probability": self.head.threshold, "from": self.head.threshold_from},
             "gallery_threshold": {"cosine": self.search_threshold.value, "basis": self.search_threshold.basis},
@@ -216,15 +213,8 @@ def train_classifier(
             p_value=mcnemar(lost, won),
             seconds=elapsed(),
         )
-    with write_atomically(output / "classifier.json") as partial:
-        partial.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    write_page(
-        output / "report.html",
-        "edgeface.train",
-        template="classifier.html.j2",
-        outcome=outcome,
-        answer=outcome.to_dict(),
-        contract=people.contract,
+    write_answer(
+        outcome.to_dict(), output / "classifier.json", "classifier.html.j2", outcome=outcome, contract=people.contract
     )
     return outcome
 

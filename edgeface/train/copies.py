@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.errors import InputError
 from edgeface.evaluate.low_resolution import reduce_resolution
 from edgeface.files import default_root, write_atomically
 from edgeface.model.contract import ModelContract
@@ -19,6 +19,7 @@ from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import DevicePlan
 from edgeface.train.data import Crops, FaceSet
 from edgeface.train.network import TrainableTail
+from edgeface.untrusted import read_npz
 
 _CHUNK = 512
 """Crops after which what is known is stored: a run that is killed goes on from there."""
@@ -83,9 +84,9 @@ class Features:
     def _read(self) -> dict[bytes, NDArray[np.float32]]:
         """Return what is cached; nothing if there is nothing that can be read."""
         try:
-            with np.load(self._file, allow_pickle=False) as stored:
-                digests, vectors = stored["digests"], stored["vectors"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            stored = read_npz(self._file, "digests of crops and their embeddings")
+            digests, vectors = stored["digests"], stored["vectors"]
+        except (InputError, KeyError):
             return {}
         if vectors.dtype != np.float32 or vectors.shape != (len(digests), self.contract.embedding_dim):
             return {}

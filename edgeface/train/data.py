@@ -382,6 +382,15 @@ def find_one_person(faces: FaceSet) -> tuple[tuple[str, str, float], ...]:
     return tuple(sorted(found, key=lambda each: -each[2]))
 
 
+def left_out(faces: FaceSet, one_person: Sequence[tuple[str, str, float]]) -> dict[str, Any]:
+    """Return, as JSON types, who and what was not trained on, and names that seem to be of one person."""
+    return {
+        "dropped_people": dict(faces.dropped),
+        "unusable_photos": dict(faces.failures),
+        "one_person": [{"names": [a, b], "mean_cosine": cosine} for a, b, cosine in one_person],
+    }
+
+
 def _share_a_file(faces: FaceSet) -> set[tuple[int, int]]:
     owners: dict[str, set[int]] = {}
     for digest, person in zip(faces.digests, faces.people.tolist(), strict=True):

@@ -7,7 +7,6 @@ seconds. What is published is the embedder, an IR with a contract, and beside it
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
-from edgeface.convert.source import digest_of_weights, float_constants, structure_of
+from edgeface.convert.source import weights_id_of
 from edgeface.errors import ContractError, InputError
 from edgeface.evaluate.faces import CROPS, Embedded, FaceSource, embed_images
 from edgeface.evaluate.lfw import calibrate_embedded
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders
-from edgeface.files import output_errors, sha256_of, staging_folder, stopwatch, write_atomically
-from edgeface.model.contract import Lineage, ModelContract
+from edgeface.files import sha256_of, staging_folder, stopwatch
+from edgeface.model.contract import Method, ModelContract
 from edgeface.model.ir_file import check_weights, read_contract, read_ir
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import to_inputs
@@ -44,8 +43,8 @@ from edgeface.train.classify import TrainedHead
 from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, require_held_out, split_photos
 from edgeface.train.loop import PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
 from edgeface.train.losses import focal_loss, weights_of_classes
-from edgeface.train.network import TrainableTail
-from edgeface.train.outcome import HeadJudgement, HeadOutcome, HeadSettings
+from edgeface.train.network import TrainableTail, run_batches
+from edgeface.train.outcome import HeadJudgement, HeadOutcome, HeadSettings, lineage_of, measured
 from edgeface.train.report import write_report
 
 _MOST_BYTES = 2 << 30
@@ -153,7 +152,7 @@ def train_head(
         )
         outcome = _publish(outcome, model, output, tail, strangers, force=force, progress=progress)
         outcome = dataclasses.replace(outcome, seconds=elapsed())
-    _write_report(outcome, output)
+    write_report(outcome, output)
     if outcome:
         discard_checkpoint(output)
     return outcome
@@ -201,9 +200,9 @@ class _Work:
         """Return the head, the embeddings of all photos by the trained embedder, and how it was trained."""
         features = self.people.embeddings if self.tail is None else self._features(self.people.crops)
         network, history = self._fit(features, output)
-        embeddings, strangers = self._embed(features), self.people.strangers
+        embeddings, strangers = run_batches(self.tail, features), self.people.strangers
         if self.tail is not None and len(strangers):
-            strangers = self._embed(self._features(self.people.stranger_crops))
+            strangers = run_batches(self.tail, self._features(self.people.stranger_crops))
         head = TrainedHead(
             labels=self.people.names,
             weights=(network.linear.weight.detach().numpy() * np.float32(network.scale)).copy(),
@@ -228,13 +227,6 @@ class _Work:
                 remedy="unfreeze fewer blocks",
             )
         return self.tail.features(inputs, progress=self.progress)
-
-    def _embed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.tail is None:
-            return features
-        with torch.no_grad():
-            found: NDArray[np.float32] = self.tail(torch.from_numpy(features)).numpy()
-        return found
 
     def _fit(self, features: NDArray[np.float32], output: Path) -> tuple[_Classifier, History]:
         people, settings, seed = self.people, self.settings, self.optimisation.seed
@@ -274,23 +266,12 @@ class _Work:
         `parent` is written to. The cosines of the lineage are measured when the IR is there.
         """
         contract = self.people.contract
-        told = dataclasses.asdict(self.settings) | dataclasses.asdict(self.optimisation)
-        told["trained_epochs"] = history.best + 1
-        lineage = Lineage(
-            parent_id=contract.contract_id,
-            method="head" if self.tail is None else "finetuned",
-            settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {told[key]}" for key in sorted(told)),
-            calibration_sha256=self.people.digest,
-            mean_cosine=1.0,
-            p01_cosine=1.0,
-            min_cosine=1.0,
-        )
+        method: Method = "head" if self.tail is None else "finetuned"
+        lineage = lineage_of(self.people, method, self.settings, self.optimisation, history)
         child = dataclasses.replace(contract, lineage=lineage, name=name or contract.name)
         if self.tail is None:
             return child
-        trained = self.tail.write_into(parent)
-        weights_id = digest_of_weights(float_constants(trained), structure_of(trained))
-        return dataclasses.replace(child, weights_id=weights_id, provenance="unknown")
+        return dataclasses.replace(child, weights_id=weights_id_of(self.tail.write_into(parent)), provenance="unknown")
 
 
 def _publish(
@@ -317,13 +298,7 @@ def _publish(
         if tail is not None and strangers is not None:
             change, thresholds = verify_strangers(model, staged, strangers, progress=progress)
         assert contract.lineage is not None
-        lineage = dataclasses.replace(
-            contract.lineage,
-            mean_cosine=float(cosine.mean()),
-            p01_cosine=float(np.percentile(cosine, 1)),
-            min_cosine=float(cosine.min()),
-            accuracy_drop=None if change is None else change.accuracy.drop,
-        )
+        lineage = measured(contract.lineage, cosine, change)
         staged, contract = save_ir(trained, staging, dataclasses.replace(contract, lineage=lineage))
         head = dataclasses.replace(outcome.head, contract_id=contract.contract_id)
         reasons = () if change is None else judge_strangers(change)
@@ -434,9 +409,3 @@ def pairs_of_strangers(
 
 _FOLDS = 10
 _FEWEST_PAIRS = 20
-
-
-def _write_report(outcome: HeadOutcome, output: Path) -> None:
-    with write_atomically(output / "training.json") as partial, output_errors(output):
-        partial.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    write_report(outcome, output / "report.html")

@@ -8,7 +8,6 @@ model of its own: its embeddings do not compare with the parent's.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
-from edgeface.convert.source import digest_of_weights, float_constants, structure_of
+from edgeface.convert.source import weights_id_of
 from edgeface.errors import InputError
 from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource, find_images
 from edgeface.evaluate.low_resolution import pairs_with_copies
-from edgeface.files import output_errors, staging_folder, stopwatch, write_atomically
-from edgeface.model.contract import Lineage
+from edgeface.files import staging_folder, stopwatch
 from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.quantize.calibration import to_inputs
@@ -35,10 +33,10 @@ from edgeface.train.data import FaceSet, find_one_person, gather_people
 from edgeface.train.head import judge_strangers, require_trainable
 from edgeface.train.loop import Batches, History, Optimisation, discard_checkpoint, fit
 from edgeface.train.metric_losses import octuplet_loss, triplet_loss
-from edgeface.train.metric_outcome import MetricOutcome, MetricSettings
-from edgeface.train.metric_report import write_metric_report
-from edgeface.train.network import TrainableTail
+from edgeface.train.network import TrainableTail, run_batches
+from edgeface.train.outcome import MetricOutcome, MetricSettings, lineage_of, measured
 from edgeface.train.projection import Projection
+from edgeface.train.report import write_metric_report
 
 METRIC_DEFAULT = Optimisation(epochs=40, batch=128, rate=1e-3, patience=10)
 """Optimisation of a projection."""
@@ -129,9 +127,7 @@ def train_metric(
         after = run_batches(network, full)
         outcome = _publish(outcome, model, output, network, before, after, name or contract.name, force=force)
         outcome = dataclasses.replace(outcome, seconds=elapsed())
-    with write_atomically(output / "training.json") as partial, output_errors(output):
-        partial.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    write_metric_report(outcome, output / "report.html")
+    write_metric_report(outcome, output)
     if outcome:
         discard_checkpoint(output)
     return outcome
@@ -260,16 +256,6 @@ def _choose_validation(count: int, share: float, seed: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed).permutation(count)[:chosen]).astype(np.intp)
 
 
-def run_batches(network: nn.Module | None, features: NDArray[np.float32], *, batch: int = 256) -> NDArray[np.float32]:
-    """Return what a network makes of features, without gradients; None passes them on."""
-    if network is None:
-        return features
-    with torch.no_grad():
-        rows = [network(torch.from_numpy(features[start : start + batch])) for start in range(0, len(features), batch)]
-        found: NDArray[np.float32] = torch.cat(rows).numpy()
-    return found
-
-
 def _judge(
     strangers: LabelledPairs, features: Features, before: nn.Module | None, after: nn.Module, resolutions: Sequence[int]
 ) -> dict[int, VerificationChange]:
@@ -319,25 +305,13 @@ def _publish(
     """Write the embedder, if it is no worse than its parent in full resolution or `force` is set."""
     trained = network.write_into(read_ir(model))
     change = outcome.changes.get(min(outcome.contract.input_size))
-    cosine = cosines(before, after)
-    told = {**dataclasses.asdict(outcome.settings), **dataclasses.asdict(outcome.optimisation)}
-    told["trained_epochs"] = outcome.history.best + 1
-    lineage = Lineage(
-        parent_id=outcome.parent_id,
-        method="finetuned",
-        settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {value}" for key, value in sorted(told.items())),
-        calibration_sha256=outcome.faces.digest,
-        mean_cosine=float(cosine.mean()),
-        p01_cosine=float(np.percentile(cosine, 1)),
-        min_cosine=float(cosine.min()),
-        accuracy_drop=None if change is None else change.accuracy.drop,
-    )
+    lineage = lineage_of(outcome.faces, "finetuned", outcome.settings, outcome.optimisation, outcome.history)
     contract = dataclasses.replace(
         outcome.contract,
-        lineage=lineage,
+        lineage=measured(lineage, cosines(before, after), change),
         name=name,
         normalized=outcome.contract.normalized or not outcome.settings.unfreeze,
-        weights_id=digest_of_weights(float_constants(trained), structure_of(trained)),
+        weights_id=weights_id_of(trained),
         provenance="unknown",
     )
     with FreshProcessCheck() as check, staging_folder(output) as staging:

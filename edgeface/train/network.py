@@ -34,6 +34,16 @@ def count_blocks(model: ov.Model) -> int:
     return len(_starts(model))
 
 
+def run_batches(network: nn.Module | None, features: NDArray[np.float32], *, batch: int = 256) -> NDArray[np.float32]:
+    """Return what a network makes of features, without gradients; None passes them on."""
+    if network is None:
+        return features
+    with torch.no_grad():
+        rows = [network(torch.from_numpy(features[start : start + batch])) for start in range(0, len(features), batch)]
+        found: NDArray[np.float32] = torch.cat(rows).numpy()
+    return found
+
+
 class TrainableTail(nn.Module):  # type: ignore[misc]
     """The last blocks of an IR as a torch module: features in, embeddings out.
 

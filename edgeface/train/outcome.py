@@ -1,4 +1,4 @@
-"""What a head was trained with, and what came of it."""
+"""What a head or an embedder was trained with, and what came of it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgeface.errors import InputError
-from edgeface.model.contract import ModelContract
+from edgeface.evaluate.low_resolution import require_resolutions
+from edgeface.model.contract import Lineage, Method, ModelContract
 from edgeface.quantize.verification import VerificationChange
 from edgeface.stats import clopper_pearson
 from edgeface.train.classify import TrainedHead
-from edgeface.train.data import Augmentation, FaceSet, Part
+from edgeface.train.data import Augmentation, FaceSet, Part, left_out
 from edgeface.train.loop import History, Optimisation
 from edgeface.train.losses import ClassWeights
+from edgeface.train.metric_losses import DistanceKind, Mining, Terms
 
 Loss = Literal["cross-entropy", "focal"]
+MetricLoss = Literal["octuplet", "triplet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +57,162 @@ class HeadSettings:
     validation: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("loss", Loss), ("class_weights", ClassWeights), ("augmentation", Augmentation)):
-            if getattr(self, name) not in get_args(allowed):
-                raise InputError(
-                    expected=f"{name}, one of {', '.join(get_args(allowed))}", found=repr(getattr(self, name))
-                )
+        _require_choices(self, loss=Loss, class_weights=ClassWeights, augmentation=Augmentation)
         if not 0 <= self.gamma <= 10 or self.copies < 1 or self.unfreeze < 0:
             raise InputError(
                 expected="a gamma from 0 to 10, 1 or more copies and 0 or more blocks",
                 found=f"{self.gamma:g}, {self.copies} and {self.unfreeze}",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSettings:
+    """What an embedder is trained on and with.
+
+    Attributes
+    ----------
+    loss
+        ``octuplet``, for faces of low resolution, or ``triplet``.
+    margin, distance, terms, mining
+        See `edgeface.train.metric_losses`; `terms` are those of the octuplet loss, `mining` is that of the triplet's.
+    resolutions
+        Pixels of the copies of low resolution. Each epoch takes each photo with a copy in one of them, drawn at random;
+        the triplet loss takes the copies for photos. What was gained is measured in each of them.
+    keep, pull
+        Weights of two more terms: the mean squared distance of embeddings in full resolution from what they were, and
+        that of the copies' from the full ones' as they were.
+    hidden
+        Width of the hidden layer of the projection; 0: none.
+    unfreeze
+        Last blocks of the embedder that are trained; 0: none, but a projection behind it.
+    photos
+        Photos of a person in a batch, at most.
+    min_photos, validation
+        Fewest usable photos of a person; share of the people to stop training by.
+    """
+
+    loss: MetricLoss = "octuplet"
+    margin: float = 0.5
+    distance: DistanceKind = "euclidean"
+    terms: Terms = (1.0, 1.0, 1.0, 1.0)
+    mining: Mining = "semi-hard"
+    resolutions: tuple[int, ...] = (7, 14, 28, 56)
+    keep: float = 1.0
+    pull: float = 0.0
+    hidden: int = 0
+    unfreeze: int = 0
+    photos: int = 4
+    min_photos: int = 2
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_choices(self, loss=MetricLoss, distance=DistanceKind, mining=Mining)
+        require_resolutions(self.resolutions)
+        if self.loss == "octuplet" and not self.resolutions:
+            raise InputError(expected="resolutions for the octuplet loss, like 7,14,28", found="none")
+        weights = (self.margin, self.keep, self.pull, *self.terms)
+        if len(self.terms) != 4 or not all(0 <= each < np.inf for each in weights) or not any(self.terms):
+            raise InputError(
+                expected="a margin, four terms and other weights from 0, one of the terms above it",
+                found=f"{self.margin:g}, {self.terms}, {self.keep:g} and {self.pull:g}",
+            )
+        if self.photos < 2 or min(self.hidden, self.unfreeze) < 0 or not 0 < self.validation <= 0.5:
+            raise InputError(
+                expected="2 or more photos of a person, no negative number of units or blocks, a share from 0 to 0.5",
+                found=f"{self.photos}, {self.hidden}, {self.unfreeze} and {self.validation:g}",
+            )
+
+
+def _require_choices(settings: HeadSettings | MetricSettings, **choices: Any) -> None:
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in get_args(allowed):
+            raise InputError(
+                expected=f"{name}, one of {', '.join(get_args(allowed))}", found=repr(getattr(settings, name))
+            )
+
+
+def lineage_of(
+    faces: FaceSet,
+    method: Method,
+    settings: HeadSettings | MetricSettings,
+    optimisation: Optimisation,
+    history: History,
+) -> Lineage:
+    """Return where a trained embedder comes from; `measured` adds what was measured on it."""
+    told = dataclasses.asdict(settings) | dataclasses.asdict(optimisation) | {"trained_epochs": history.best + 1}
+    return Lineage(
+        parent_id=faces.contract.contract_id,
+        method=method,
+        settings=f"torch {torch.__version__}; " + ", ".join(f"{key} {told[key]}" for key in sorted(told)),
+        calibration_sha256=faces.digest,
+        mean_cosine=1.0,
+        p01_cosine=1.0,
+        min_cosine=1.0,
+    )
+
+
+def measured(lineage: Lineage, cosine: NDArray[np.floating[Any]], change: VerificationChange | None) -> Lineage:
+    """Return a lineage with the cosines (N,) between embeddings before and after, and the change on strangers."""
+    return dataclasses.replace(
+        lineage,
+        mean_cosine=float(cosine.mean()),
+        p01_cosine=float(np.percentile(cosine, 1)),
+        min_cosine=float(cosine.min()),
+        accuracy_drop=None if change is None else change.accuracy.drop,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TrainingOutcome:
+    """Result of training an embedder; true if it was written.
+
+    Attributes
+    ----------
+    ir
+        The embedder; None if it was refused.
+    contract, parent_id
+        Of the embedder, and the `contract_id` of its parent.
+    settings, optimisation, history
+        What it was trained with, and how that went.
+    faces, one_person
+        The photos, and pairs of names that seem to be of one person, with the mean cosine.
+    reasons
+        Why it was refused; empty if it was not.
+    seconds
+        Wall time of everything.
+    """
+
+    ir: Path | None
+    contract: ModelContract
+    parent_id: str
+    settings: HeadSettings | MetricSettings
+    optimisation: Optimisation
+    history: History
+    faces: FaceSet
+    one_person: Sequence[tuple[str, str, float]]
+    reasons: tuple[str, ...]
+    seconds: float
+
+    def __bool__(self) -> bool:
+        return self.ir is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types: the answer of the command."""
+        return {
+            "written": bool(self),
+            "ir": None if self.ir is None else str(self.ir),
+            "contract_id": self.contract.contract_id,
+            "parent_id": self.parent_id,
+            "lineage": None if self.contract.lineage is None else dataclasses.asdict(self.contract.lineage),
+            "reasons": list(self.reasons),
+            **left_out(self.faces, self.one_person),
+            "epochs": len(self.history.epochs),
+            "best_epoch": self.history.best + 1,
+            "resumed_at_epoch": self.history.resumed_at or None,
+            "settings": dataclasses.asdict(self.settings) | dataclasses.asdict(self.optimisation),
+            "training_seconds": round(self.history.seconds, 3),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -127,56 +277,32 @@ class HeadJudgement:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class HeadOutcome:
+class HeadOutcome(TrainingOutcome):
     """Result of `train_head`; true if embedder and head were written.
 
     Attributes
     ----------
-    ir
-        The embedder; None if it was refused.
-    contract, head, history, judgement, verification, seconds
-        Of the embedder; what was trained; how; how it answers held-out photos; how it verifies people who were not
-        trained on, before and after, None where its embeddings did not change; wall time of everything.
-    faces, parts, one_person
-        The photos, their division, and pairs of names that seem to be of one person, with the mean cosine.
-    reasons
-        Why it was refused; empty if it was not.
+    head, judgement
+        What was trained, and how it answers held-out photos.
+    verification
+        How the embedder verifies people who were not trained on, before and after; None where its embeddings did not
+        change.
+    parts
+        The division of the photos.
     """
 
-    ir: Path | None
-    contract: ModelContract
-    parent_id: str
-    settings: HeadSettings
-    optimisation: Optimisation
     head: TrainedHead
-    history: History
     judgement: HeadJudgement
     verification: VerificationChange | None
-    faces: FaceSet
     parts: Mapping[Part, NDArray[np.intp]]
-    one_person: Sequence[tuple[str, str, float]]
-    reasons: tuple[str, ...]
-    seconds: float
-
-    def __bool__(self) -> bool:
-        return self.ir is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface train head`."""
         judged, names = self.judgement, self.head.labels
         recalls = judged.recalls(len(names))
-        return {
-            "written": bool(self),
-            "ir": None if self.ir is None else str(self.ir),
-            "contract_id": self.contract.contract_id,
-            "parent_id": self.parent_id,
-            "lineage": None if self.contract.lineage is None else dataclasses.asdict(self.contract.lineage),
-            "reasons": list(self.reasons),
+        return TrainingOutcome.to_dict(self) | {
             "people": len(names),
             "photos": {part: len(rows) for part, rows in self.parts.items()},
-            "dropped_people": dict(self.faces.dropped),
-            "unusable_photos": dict(self.faces.failures),
-            "one_person": [{"names": [a, b], "mean_cosine": cosine} for a, b, cosine in self.one_person],
             "accuracy": judged.accuracy,
             "accuracy_interval": list(judged.interval),
             "calibration_error": judged.calibration_error,
@@ -187,11 +313,30 @@ class HeadOutcome:
                 {"person": names[truth], "answer": names[answer], "photos": count}
                 for truth, answer, count in judged.mistakes()
             ],
-            "epochs": len(self.history.epochs),
-            "best_epoch": self.history.best + 1,
-            "resumed_at_epoch": self.history.resumed_at or None,
             "verification": None if self.verification is None else dataclasses.asdict(self.verification),
-            "settings": dataclasses.asdict(self.settings) | dataclasses.asdict(self.optimisation),
-            "training_seconds": round(self.history.seconds, 3),
-            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MetricOutcome(TrainingOutcome):
+    """Result of `train_metric`; true if the embedder was written.
+
+    Attributes
+    ----------
+    validation
+        The people, of `faces.names`, whom training was stopped by, (V,) intp.
+    changes
+        Verification of people who were not trained on, before and after, by the pixels of the second photo of each
+        pair; by the crop's size for pairs in full resolution. Empty without such pairs.
+    """
+
+    validation: NDArray[np.intp]
+    changes: Mapping[int, VerificationChange]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types: the answer of `edgeface train metric`."""
+        return TrainingOutcome.to_dict(self) | {
+            "people": {"train": len(self.faces.names) - len(self.validation), "validation": len(self.validation)},
+            "photos": len(self.faces),
+            "verification": {str(pixels): dataclasses.asdict(each) for pixels, each in self.changes.items()},
         }

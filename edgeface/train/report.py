@@ -1,15 +1,21 @@
-"""Write the report of a trained head as one self-contained HTML page."""
+"""Write what came of a training: its answer as JSON, and a report as one self-contained HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeface.drawing import Axes, Plot, categories, linear, percent, write_page
-from edgeface.train.loop import Epoch
-from edgeface.train.outcome import HeadJudgement, HeadOutcome
+from edgeface.evaluate.plots import resolution_plot
+from edgeface.files import output_errors, write_atomically
+
+if TYPE_CHECKING:  # they need torch, and this does not
+    from edgeface.train.loop import Epoch
+    from edgeface.train.outcome import HeadJudgement, HeadOutcome, MetricOutcome
 
 _MOST_SHOWN = 40
 """People whose recall the page lists, the lowest first; and confusions."""
@@ -17,19 +23,19 @@ _MOST_CELLS = 24
 """People in the plot of confusions: those who are confused."""
 
 
-def write_report(outcome: HeadOutcome, path: Path) -> None:
-    """Write the page, whole or not at all; raise OutputError if that fails."""
+def write_report(outcome: HeadOutcome, output: Path) -> None:
+    """Write ``training.json`` and ``report.html`` of a head, whole or not at all; raise OutputError if that fails."""
     judged, names = outcome.judgement, outcome.head.labels
     recalls = [(names[each], right, of) for each, (right, of) in enumerate(judged.recalls(len(names))) if of]
     recalls.sort(key=lambda each: (each[1] / each[2], -each[2]))
     plots = [*curves(outcome.history.epochs, outcome.history.best), reliability_plot(judged)]
     if mistakes := judged.mistakes():
         plots.append(confusion_plot(judged, names))
-    write_page(
-        path,
-        "edgeface.train",
+    write_answer(
+        outcome.to_dict(),
+        output / "training.json",
+        "report.html.j2",
         outcome=outcome,
-        answer=outcome.to_dict(),
         contract=outcome.contract,
         judged=judged,
         plots=plots,
@@ -37,6 +43,31 @@ def write_report(outcome: HeadOutcome, path: Path) -> None:
         left=max(0, len(recalls) - _MOST_SHOWN),
         mistakes=[(names[truth], names[answer], count) for truth, answer, count in mistakes[:_MOST_SHOWN]],
     )
+
+
+def write_metric_report(outcome: MetricOutcome, output: Path) -> None:
+    """Write those of an embedder that was trained by a metric loss."""
+    plots = curves(outcome.history.epochs, outcome.history.best)
+    if len(outcome.changes) > 1:
+        after = {pixels: change.accuracy.after for pixels, change in outcome.changes.items()}
+        before = {pixels: change.accuracy.before for pixels, change in outcome.changes.items()}
+        plots.append(resolution_plot({"after": after, "before": before}))
+    write_answer(
+        outcome.to_dict(),
+        output / "training.json",
+        "metric.html.j2",
+        outcome=outcome,
+        contract=outcome.contract,
+        plots=plots,
+        size=min(outcome.contract.input_size),
+    )
+
+
+def write_answer(answer: Mapping[str, Any], path: Path, template: str, **shown: Any) -> None:
+    """Write the answer of a training as JSON, and ``report.html`` beside it."""
+    with write_atomically(path) as partial, output_errors(path.parent):
+        partial.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    write_page(path.with_name("report.html"), "edgeface.train", template=template, answer=answer, **shown)
 
 
 def curves(epochs: Sequence[Epoch], best: int) -> list[Plot]:

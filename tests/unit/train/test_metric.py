@@ -21,7 +21,7 @@ from edgeface.train.copies import Features  # noqa: E402
 from edgeface.train.head import pairs_of_strangers  # noqa: E402
 from edgeface.train.loop import Optimisation  # noqa: E402
 from edgeface.train.metric import person_batches, train_metric  # noqa: E402
-from edgeface.train.metric_outcome import MetricSettings  # noqa: E402
+from edgeface.train.outcome import MetricSettings  # noqa: E402
 from edgeface.train.projection import Projection  # noqa: E402
 
 FAST = Optimisation(epochs=6, batch=24, rate=0.01, patience=0)
