@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.cipher import Cipher
-from edgeface.errors import EdgeFaceError, GalleryBusyError, GalleryDamagedError, GalleryError, OutputError
+from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError, InputError, OutputError
 from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.database import Database, mark_header, record_commit
@@ -35,23 +35,35 @@ _UNWRITABLE = {
 
 
 @contextlib.contextmanager
-def sqlite_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises about a gallery's file into one clear error."""
+def sqlite_errors(
+    path: Path,
+    what: str = "gallery",
+    *,
+    damaged: type[InputError] = GalleryDamagedError,
+    busy: type[InputError] = GalleryBusyError,
+    restore: str = "restore it from a copy or an export",
+) -> Iterator[None]:
+    """Turn what SQLite raises about a file into one clear error; `what` names the file's kind."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise _translate(path, str(error)) from error
-    except OverflowError as error:  # a count in it that was the largest one already
-        raise _translate(path, str(error)) from error
+    # OverflowError: a count that was the largest already. UnicodeDecodeError: a message that quotes damaged bytes.
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        said = str(error)
+        if any(words in said for words in _BUSY):
+            found = f"another process writes to this {what} and did not finish in time"
+            raise busy(
+                f"{path}: {found}; nothing was changed here; try again, or wait longer (timeout)", found=found
+            ) from error
+        if (failure := _write_failure(path, said)) is not None:
+            raise failure from error
+        raise damaged(
+            f"{path}: expected a {what} written by edgeface, found a file that is damaged or something else: {said}; "
+            f"{restore}"
+        ) from error
 
 
-def _translate(path: Path, said: str) -> EdgeFaceError:
+def _write_failure(path: Path, said: str) -> OutputError | None:
     """Choose the error by SQLite's text: Python 3.10 does not give its codes."""
-    if any(words in said for words in _BUSY):
-        found = "another process writes to this gallery and did not finish in time"
-        return GalleryBusyError(
-            f"{path}: {found}; nothing was changed here; try again, or wait longer (timeout)", found=found
-        )
     if _SPACE in said:
         found, remedy = f"no space left ({free_bytes(path):,} bytes are free there)", "free some space"
         text = f"{path}: {found}; what was being written is undone, everything before is kept; {remedy}"
@@ -60,10 +72,7 @@ def _translate(path: Path, said: str) -> EdgeFaceError:
         if words in said:
             found = f"cannot be written or read: {said}"
             return OutputError(f"{path}: {found}; nothing that was stored is lost; {advice}", found=found)
-    return GalleryDamagedError(
-        f"{path}: expected a gallery written by edgeface, found a file that is damaged or something else: {said}; "
-        "restore it from a copy or an export"
-    )
+    return None
 
 
 # Creation
@@ -302,24 +311,21 @@ class SqliteDatabase(Database):
         self.path = path = _resolved(path)
         self._schema: int | None = None  # the state of the schema that was compared last
         super().__init__(str(path), timeout=timeout)
-        try:
-            with sqlite_errors(path):
-                self._connection: _Connection = open_connection(path, timeout=timeout)
-                try:
-                    row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
-                    self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
-                    (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-                    self.migrated = version < SCHEMA_VERSION
-                    if self.migrated:  # only after it is known that the caller has the key
-                        migrate(self._connection, path)
-                    self.version = SCHEMA_VERSION
-                    beside = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
-                    self._files = {file: _identity(file) for file in beside if file.exists()}
-                except BaseException:
-                    self._connection.close()
-                    raise
-        except UnicodeDecodeError as error:  # of SQLite's message, which quotes damaged bytes of the schema
-            raise _translate(path, str(error)) from error
+        with sqlite_errors(path):
+            self._connection: _Connection = open_connection(path, timeout=timeout)
+            try:
+                row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
+                self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
+                (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+                self.migrated = version < SCHEMA_VERSION
+                if self.migrated:  # only after it is known that the caller has the key
+                    migrate(self._connection, path)
+                self.version = SCHEMA_VERSION
+                beside = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
+                self._files = {file: _identity(file) for file in beside if file.exists()}
+            except BaseException:
+                self._connection.close()
+                raise
 
     def require_place(self) -> None:
         """Raise `GalleryError` if the file, or one of SQLite's beside it, was removed or replaced.
