@@ -28,7 +28,7 @@ def group_address(address: str | None) -> str:
     ('2001:0db8:0000:0001::/64', '10.0.0.7', 'local')
     """
     try:
-        parsed = ipaddress.ip_address(address or "")
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:
         return "local"
     if isinstance(parsed, ipaddress.IPv4Address):
@@ -58,7 +58,7 @@ class _Buckets:
 class Rates:
     """How often one key and one address may ask; for all threads.
 
-    Look a key up first, and ask `wrong_key` if it is refused, else `address` and `key`. Wrong keys then take nothing
+    Look a key up first, and ask `wrong_key` if it is refused, else the other two. Wrong keys then take nothing
     from who has a right one, not even at the same address, behind which many may be. They cannot be guessed, so nobody
     is locked out for wrong ones: the limit only bounds what answering and logging them costs.
 
@@ -74,8 +74,8 @@ class Rates:
     Examples
     --------
     >>> rates = Rates(per_key=0.1, per_address=200, wrong_per_address=1, clock=lambda: 0.0)
-    >>> rates.key("4f1c22d8"), rates.key("4f1c22d8"), rates.key("0b7e5a91")
-    (0.0, 10.0, 0.0)
+    >>> rates.wait_for_key("4f1c22d8"), rates.wait_for_key("4f1c22d8")
+    (0.0, 10.0)
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Rates:
         )
         self._lock, self._clock = threading.Lock(), clock
 
-    def key(self, key_id: str) -> float:
+    def wait_for_key(self, key_id: str) -> float:
         """Count a request of a key; return the seconds to wait (Retry-After), 0 if it may go on."""
         return self._take(self._keys, key_id)
 
-    def address(self, address: str | None) -> float:
-        """Count a request of an address, as `key`."""
+    def wait_for_address(self, address: str | None) -> float:
+        """Count a request of an address, as `wait_for_key`."""
         return self._take(self._addresses, group_address(address))
 
     def wrong_key(self, address: str | None) -> float:
-        """Count a wrong key of an address, as `key`: 0 if it is to be told so, and logged."""
+        """Count a wrong key of an address, as `wait_for_key`: 0 if it is to be told so, and logged."""
         return self._take(self._wrong, group_address(address))
 
     def _take(self, buckets: _Buckets, name: str) -> float:

@@ -28,21 +28,21 @@ def rates(clock: Clock, rate: float = 2.0, *, most: int = 10_000) -> Rates:
 def test_a_key_that_was_idle_may_ask_its_rate_times_ten_seconds_at_once_and_then_its_rate() -> None:
     clock = Clock()
     limit = rates(clock, 2.0)
-    assert [limit.key("a") for _ in range(20)] == [0.0] * 20
-    assert limit.key("a") == pytest.approx(0.5)
-    assert limit.key("a") == pytest.approx(0.5)  # what was refused is not counted
+    assert [limit.wait_for_key("a") for _ in range(20)] == [0.0] * 20
+    assert limit.wait_for_key("a") == pytest.approx(0.5)
+    assert limit.wait_for_key("a") == pytest.approx(0.5)  # what was refused is not counted
     clock.now += 0.5
-    assert limit.key("a") == 0
-    assert limit.key("a") == pytest.approx(0.5)
+    assert limit.wait_for_key("a") == 0
+    assert limit.wait_for_key("a") == pytest.approx(0.5)
 
 
 def test_a_rate_below_one_in_ten_seconds_lets_single_requests_through() -> None:
     clock = Clock()
     limit = rates(clock, 0.01)
-    assert limit.key("a") == 0
-    assert limit.key("a") == pytest.approx(100)
+    assert limit.wait_for_key("a") == 0
+    assert limit.wait_for_key("a") == pytest.approx(100)
     clock.now += 100
-    assert limit.key("a") == 0
+    assert limit.wait_for_key("a") == 0
 
 
 @given(waits=st.lists(st.floats(0, 20), min_size=1, max_size=200), rate=st.floats(0.05, 50))
@@ -53,11 +53,11 @@ def test_no_time_sees_more_than_the_bucket_and_the_rate_and_who_waits_as_told_pa
     limit, passed = rates(clock, rate), list[float]()
     for wait in waits:
         clock.now += wait
-        told = limit.key("a")
+        told = limit.wait_for_key("a")
         assert told >= 0
         if told:
             clock.now += told + 1e-6
-            assert limit.key("a") == 0
+            assert limit.wait_for_key("a") == 0
         passed.append(clock.now)
     for first, last in itertools.combinations(range(len(passed)), 2):
         most = max(1.0, rate * BURST_SECONDS) + rate * (passed[last] - passed[first])
@@ -66,7 +66,7 @@ def test_no_time_sees_more_than_the_bucket_and_the_rate_and_who_waits_as_told_pa
 
 def test_keys_addresses_and_wrong_keys_are_counted_apart() -> None:
     limit = rates(Clock(), 0.1)
-    for ask in (limit.key, limit.address, limit.wrong_key):
+    for ask in (limit.wait_for_key, limit.wait_for_address, limit.wrong_key):
         assert (ask("10.0.0.1"), ask("10.0.0.1") > 0, ask("10.0.0.2")) == (0, True, 0)
 
 
@@ -108,8 +108,8 @@ def test_ten_thousand_wrong_keys_a_second_lock_out_no_one_with_a_right_key() -> 
         clock.now += 1e-4
         told += limit.wrong_key("10.0.0.66") == 0
     assert told <= 10 + 10 + 1
-    assert limit.address("10.0.0.7") == limit.key("4f1c22d8") == 0
-    assert limit.address("10.0.0.66") == 0  # many may be behind one address
+    assert limit.wait_for_address("10.0.0.7") == limit.wait_for_key("4f1c22d8") == 0
+    assert limit.wait_for_address("10.0.0.66") == 0  # many may be behind one address
 
 
 @pytest.mark.alone
@@ -125,7 +125,9 @@ def test_a_wrong_key_takes_a_few_microseconds() -> None:
 
 def test_threads_count_each_request_once() -> None:
     limit, passed = rates(Clock(), 100.0), list[float]()
-    threads = [threading.Thread(target=lambda: passed.extend(limit.key("a") for _ in range(500))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: passed.extend(limit.wait_for_key("a") for _ in range(500))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
