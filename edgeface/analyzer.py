@@ -156,6 +156,11 @@ class FaceAnalyzer:
         return self._embedder.contract
 
     @property
+    def embedder(self) -> Embedder:
+        """The model without the detector, for aligned crops; it is closed with the analyzer."""
+        return self._embedder
+
+    @property
     def precision(self) -> str | None:
         """Precision that the device computes in, whatever that of the weights; see `ExecutionReport.precision`."""
         return self._embedder.execution.precision
@@ -287,7 +292,7 @@ class FaceAnalyzer:
     def identify(
         self,
         photo: PhotoLike,
-        gallery: str | Path | GalleryStore,
+        gallery: str | Path | GalleryStore | LiveIndex,
         *,
         fpir: float | None = None,
         threshold: SearchThreshold | Threshold | float | Path | None = None,
@@ -303,7 +308,8 @@ class FaceAnalyzer:
             See `PhotoLike`.
         gallery
             File or server address of a gallery, as for `open_gallery`: it is opened for this call, with the key in
-            EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls.
+            EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls. Or that index,
+            where several galleries are searched in turn.
         fpir
             Target false positive identification rate: the share of searches for people who are not enrolled that
             may return a person. Default: 0.01.
@@ -415,7 +421,10 @@ class FaceAnalyzer:
         return pipeline.embed(image, faces[index])
 
     @contextlib.contextmanager
-    def _opened(self, gallery: str | Path | GalleryStore) -> Iterator[LiveIndex]:
+    def _opened(self, gallery: str | Path | GalleryStore | LiveIndex) -> Iterator[LiveIndex]:
+        if isinstance(gallery, LiveIndex):
+            yield gallery
+            return
         if isinstance(gallery, (str, Path)):
             key = find_key(None, beside=Path(gallery))
             with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:

@@ -44,6 +44,7 @@ _COMMANDS = {
     "identify": ("identify",),
     "bench": ("bench",),
     "train": ("train", "export"),
+    "serve": ("serve",),
 }
 """Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 

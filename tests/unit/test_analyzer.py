@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
+from tiny_ir import BLUE, GREEN, RED, SIDE, TEAL, TINY_SIZE, SquareDetector, draw, tiny_crop, write_tiny_ir
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer, read_photo
@@ -30,53 +30,9 @@ from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
-from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
 
 pytestmark = pytest.mark.timeout(60)
-
-BLUE, GREEN, RED, TEAL = (220, 20, 20), (20, 220, 20), (20, 20, 220), (200, 200, 20)
-SIDE = 40
-
-
-class SquareDetector:
-    """Every bright square of 40 pixels on the grid of 40 is a face; the last one is found first."""
-
-    name = "squares"
-    settings: dict[str, object] = {"name": "squares"}  # noqa: RUF012
-    closed = 0
-
-    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
-        return [self._find(image) for image in images]
-
-    def _find(self, image: np.ndarray) -> Faces:
-        height, width = image.shape[:2]
-        boxes = [
-            [x, y, x + SIDE, y + SIDE]
-            for x in range(0, width - SIDE + 1, SIDE)
-            for y in range(0, height - SIDE + 1, SIDE)
-            if image[y : y + SIDE, x : x + SIDE].max() > 150
-        ][::-1]
-        count = len(boxes)
-        return Faces(
-            np.array(boxes, np.float32).reshape(-1, 4),
-            np.full((count, 5, 2), np.nan, np.float32),
-            np.linspace(0.9, 0.8, count, dtype=np.float32),
-        )
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def draw(*colours: tuple[int, int, int] | None, margin: int = 0) -> np.ndarray:
-    """Squares side by side, None for a dark one, in a frame of so many dark squares."""
-    image = np.zeros(((2 * margin + 1) * SIDE, (2 * margin + len(colours)) * SIDE, 3), np.uint8)
-    y = margin * SIDE
-    for number, colour in enumerate(colours):
-        x = (margin + number) * SIDE
-        image[y : y + SIDE, x : x + SIDE] = colour or (0, 0, 0)
-        image[y : y + SIDE : 4, x : x + SIDE] //= 2
-    return image
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""The commands `edgeface serve ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeface.cli.output import JsonOption, emit_json, print_line, print_note
+
+group = typer.Typer(help="Serve face recognition; keep its keys.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    app.add_typer(group, name="serve")
+
+
+@group.callback(invoke_without_command=True, epilog="Example: edgeface serve --config serve.yml")
+def serve(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file. Default: EDGEFACE_SERVE_... and defaults.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check configuration, models, galleries, keys and address; serve nothing.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all keys of the configuration with their defaults.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Serve face recognition over HTTP and gRPC."""
+    from edgeface.serve.settings import describe_settings, load_settings
+
+    if print_config:
+        typer.echo(describe_settings(), nl=False)
+        return
+    context.obj = settings = load_settings(config)
+    if context.invoked_subcommand:
+        return
+    from edgeface.serve import server
+
+    if check:
+        report = server.check(settings)
+        emit_json(report) if json else print_line("ready to serve: " + ", ".join(report["models"]))
+        return
+
+    def announce(address: str, first_key: str | None) -> None:
+        if first_key is not None:
+            print_note(f"the key for administrators, which is shown this once: {first_key}")
+        if json:
+            emit_json({"address": address, "first_key": first_key})
+        else:
+            print_line(f"serving on {address}")
+
+    server.serve(settings, announce=announce)

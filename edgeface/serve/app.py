@@ -1,0 +1,238 @@
+"""Build the ASGI application: what every request passes before and after its route."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from edgeface.errors import EdgeFaceError
+from edgeface.serve import api, health
+from edgeface.serve.problems import Problem, problem_of
+from edgeface.serve.routing import render_problem
+from edgeface.serve.service import Caller, Service
+from edgeface.serve.work import WorkQueue
+from edgeface.version import __version__
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger("edgeface.serve")
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+"""All that needs no key."""
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+    (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
+)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_DIALECTS: dict[str, Callable[[Problem], Response]] = {}
+"""How the paths below a prefix word their problems; as `render_problem` for all others."""
+
+
+def render(path: str, problem: Problem) -> Response:
+    """Word a problem as clients of this path expect it."""
+    for prefix, renderer in _DIALECTS.items():
+        if path.startswith(prefix):
+            return renderer(problem)
+    return render_problem(problem)
+
+
+# What every request passes
+
+
+class Gate:
+    """Names each request, asks for its key, holds its limits, cancels it when its client leaves, and logs it.
+
+    Pure ASGI, outside of everything else: what it refuses costs no more than its headers.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(self._service, scope, receive, send)
+        try:
+            exchange.admit()
+        except EdgeFaceError as error:
+            await render(scope["path"], problem_of(error))(scope, receive, exchange.send)
+        else:
+            await exchange.run(self._app)
+        finally:
+            exchange.log()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service, self._scope, self._receive, self._send = service, scope, receive, send
+        self._headers = {name.lower(): value for name, value in scope["headers"]}
+        given = self._headers.get(b"x-request-id", b"").decode("latin-1")
+        self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._began, self._received, self._status = time.monotonic(), 0, 0
+        self._ended = asyncio.Event()  # the body has arrived
+        limits = service.settings.limits
+        self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
+        scope["edgeface.request_id"] = self._id
+
+    def admit(self) -> None:
+        """Raise `Problem` for what is refused by its headers alone."""
+        self._scope["edgeface.deadline"] = self._deadline()
+        length = self._headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._most:
+            raise self._too_large(length.decode("latin-1"))
+        if self._scope["path"] not in OPEN_PATHS:
+            address = (self._scope.get("client") or ("",))[0]
+            key = self._service.authenticate(self._headers, address)
+            self._scope["edgeface.caller"] = Caller(key=key, request_id=self._id)
+
+    def _deadline(self) -> float:
+        most = self._service.settings.limits.seconds
+        given = self._headers.get(b"x-request-timeout")
+        try:
+            seconds = most if given is None else float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            raise Problem(400, "bad-timeout", "X-Request-Timeout: expected seconds above 0")
+        return self._began + min(seconds, most)
+
+    def _too_large(self, found: str) -> Problem:
+        return Problem(413, "too-large", f"expected a body of at most {self._most} bytes, found {found}")
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the routes answer; end them when the client has gone."""
+        answering = asyncio.ensure_future(app(self._scope, self.receive, self.send))
+        leaving = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (leaving, answering):
+                if not task.done():
+                    task.cancel()
+            outcome, _ = await asyncio.gather(answering, leaving, return_exceptions=True)
+        if isinstance(outcome, asyncio.CancelledError):
+            self._status = self._status or 499  # as nginx calls it
+        elif isinstance(outcome, BaseException):
+            raise outcome
+
+    async def receive(self) -> Message:
+        """Give the body, of which neither more nor slower arrives than the limits allow."""
+        left = self._body_until - time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+        except asyncio.TimeoutError:
+            self._scope["edgeface.broken"] = True
+            raise Problem(408, "too-slow", "the body did not arrive in time; send it faster, or send less") from None
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._most:
+                raise self._too_large(f"{self._received} so far")
+            if not message.get("more_body", False):
+                self._ended.set()
+        return message
+
+    async def _gone(self) -> None:
+        await self._ended.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def send(self, message: Message) -> None:
+        """Pass the answer on, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            there = {name.lower() for name, _ in message["headers"]}
+            message = dict(message)
+            message["headers"] = [
+                *message["headers"],
+                *((name, value) for name, value in _HEADERS if name not in there),
+                (b"x-request-id", self._id.encode()),
+            ]
+        await self._send(message)
+
+    def log(self) -> None:
+        """Write one line of the request: no name of a person, and no query."""
+        route = self._scope.get("route")
+        _log.info(
+            "request",
+            extra={
+                "request_id": self._id,
+                "method": self._scope["method"],
+                "route": getattr(route, "path", "none"),
+                "status": self._status,
+                "seconds": round(time.monotonic() - self._began, 4),
+                "bytes": self._received,
+            },
+        )
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application of a service; the service is closed by its owner.
+
+    Everything but `OPEN_PATHS` needs a key, and every route names the role of it.
+    """
+    limits = service.settings.limits
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            app.state.work.close()
+
+    app = FastAPI(
+        title="edgeface",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        root_path=service.settings.listen.root_path,
+    )
+    app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
+    app.add_exception_handler(EdgeFaceError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)
+    for router in (health.router, api.router):
+        app.include_router(router)
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        problem = Problem(
+            422, "bad-input", "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        )
+    elif isinstance(error, HTTPException):
+        code = {404: "no-such-path", 405: "method"}.get(error.status_code, "refused")
+        problem = Problem(error.status_code, code, str(error.detail))
+    else:
+        problem = problem_of(error)
+    if problem.status >= 500 and problem.code in ("internal", "device-failed"):
+        _log.error("request failed", exc_info=error, extra={"request_id": request.scope.get("edgeface.request_id")})
+    response = render(request.url.path, problem)
+    if request.scope.get("edgeface.broken"):
+        response.headers["Connection"] = "close"
+    return response

@@ -1,0 +1,158 @@
+"""Answer errors: what each error is over HTTP, and how each of the APIs words it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeface.errors import (
+    ContractError,
+    DeadlineExceeded,
+    DeviceError,
+    EdgeFaceError,
+    EngineClosed,
+    EnrolmentRefused,
+    ExtraNotInstalledError,
+    FaceError,
+    GalleryBusyError,
+    GalleryDamagedError,
+    GalleryError,
+    GalleryKeyError,
+    GalleryServerError,
+    ImageError,
+    InferenceError,
+    InputError,
+    MissingError,
+    NegativeResult,
+    NotSupportedError,
+    OutputError,
+    Overloaded,
+)
+
+
+class Problem(EdgeFaceError):  # noqa: N818 - it is an answer, as RFC 9457 names it
+    """What a request is answered with instead of a result.
+
+    Attributes
+    ----------
+    status, code
+        HTTP status, and a word that programs can rely on, e.g. ``no-face``.
+    retry_after
+        Seconds after which to try again; None: trying again is of no use.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        remedy: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(detail, expected=expected, found=found, remedy=remedy)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that belong to it."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as RFC 9457 wants it, with ``code``, ``expected``, ``found`` and ``remedy`` beside."""
+        known = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
+        return {
+            "type": f"urn:edgeface:problem:{self.code}",
+            "title": self.code.replace("-", " "),
+            "status": self.status,
+            "code": self.code,
+            "detail": str(self),
+        } | {key: value for key, value in known.items() if value is not None}
+
+
+class NotFound(Problem):
+    """There is no such person, template, gallery, model or job."""
+
+    def __init__(self, what: str, found: object, *, remedy: str | None = None) -> None:
+        super().__init__(
+            404,
+            f"no-such-{what}",
+            f"there is no {what} {found!r}",
+            expected=f"a {what}",
+            found=repr(found),
+            remedy=remedy,
+        )
+
+
+_STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
+    (Overloaded, 503, "overloaded"),
+    (DeadlineExceeded, 504, "deadline-exceeded"),
+    (EngineClosed, 503, "closing"),
+    (InferenceError, 503, "device-failed"),
+    (EnrolmentRefused, 409, "enrolment-refused"),
+    (NegativeResult, 409, "refused"),
+    (FaceError, 422, "no-face"),
+    (ImageError, 422, "bad-image"),
+    (GalleryBusyError, 503, "gallery-busy"),
+    (GalleryServerError, 503, "gallery-server-away"),
+    (GalleryDamagedError, 503, "gallery-damaged"),
+    (GalleryKeyError, 503, "gallery-key"),
+    (GalleryError, 409, "gallery"),
+    (ContractError, 409, "other-contract"),
+    (OutputError, 507, "cannot-write"),
+    (InputError, 422, "bad-input"),
+    (ExtraNotInstalledError, 501, "not-installed"),
+    (NotSupportedError, 501, "not-supported"),
+    (DeviceError, 503, "device-missing"),
+    (MissingError, 409, "missing"),
+)
+"""The first class that fits decides. 409: the request is well formed and does not fit what is there."""
+
+_RETRY = {503: 1.0}
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Return what an exception is over HTTP; what edgeface did not raise on purpose tells nothing of itself."""
+    if isinstance(error, Problem):
+        return error
+    for kind, status, code in _STATUS:
+        if isinstance(error, kind):
+            return Problem(
+                status,
+                code,
+                str(error),
+                expected=error.expected,
+                found=error.found,
+                remedy=error.remedy,
+                retry_after=_RETRY.get(status),
+            )
+    return Problem(500, "internal", "an internal failure; the log of the service has it under this request's id")
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem, as RFC 9457 describes it.",
+        "content": {
+            "application/problem+json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["type", "title", "status", "code", "detail"],
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "code": {"type": "string"},
+                        "detail": {"type": "string"},
+                        "expected": {"type": "string"},
+                        "found": {"type": "string"},
+                        "remedy": {"type": "string"},
+                        "errors": {"type": "array", "items": {"type": "object"}},
+                    },
+                }
+            }
+        },
+    }
+}
+"""For the OpenAPI of each operation."""

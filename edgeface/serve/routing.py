@@ -1,0 +1,70 @@
+"""What routes ask for: the service, the caller's role, a thread to compute in; and how problems are worded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from edgeface.serve.keys import Role
+from edgeface.serve.problems import Problem
+from edgeface.serve.service import Caller, Service
+from edgeface.serve.work import WorkQueue
+
+Renderer = Callable[[Problem], Response]
+
+
+def render_problem(problem: Problem) -> Response:
+    """Word a problem as RFC 9457 does."""
+    return JSONResponse(
+        problem.to_dict(), problem.status, headers=problem.headers, media_type="application/problem+json"
+    )
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that answers this request."""
+    service: Service = request.app.state.service
+    return service
+
+
+def needs(role: Role) -> Any:
+    """Return the dependency of a route that keys of this role may call; it gives the `Caller`."""
+
+    def check(request: Request) -> Caller:
+        caller: Caller | None = request.scope.get("edgeface.caller")
+        if caller is None:
+            raise Problem(401, "no-key", "expected a key in the header x-api-key, found none")
+        if not caller.key.role.includes(role):
+            raise Problem(
+                403, "wrong-role", f"expected a key of the role {role.value}, found one of {caller.key.role.value}"
+            )
+        return caller
+
+    check.role = role  # type: ignore[attr-defined]
+    return Depends(check)
+
+
+Recognises = Annotated[Caller, needs(Role.recognise)]
+Enrols = Annotated[Caller, needs(Role.enrol)]
+Administers = Annotated[Caller, needs(Role.admin)]
+Measures = Annotated[Caller, needs(Role.metrics)]
+Served = Annotated[Service, Depends(service_of)]
+
+
+class Computing:
+    """Computes for one request in the service's threads, by its deadline; a dependency of routes."""
+
+    def __init__(self, request: Request) -> None:
+        self._work: WorkQueue = request.app.state.work
+        self._deadline = request.scope.get("edgeface.deadline", math.inf)
+        self._work.refuse_if_full()  # before the body is read
+
+    async def __call__(self, work: Callable[[], Any], *, same: Any = None) -> Any:
+        """Return what `work` returns; see `WorkQueue.run`."""
+        return await self._work.run(work, deadline=self._deadline, same=same)
+
+
+Compute = Annotated[Computing, Depends(Computing)]

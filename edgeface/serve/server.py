@@ -1,0 +1,168 @@
+"""Run the service: sockets, TLS, signals, and what systemd wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from edgeface.serve.service import Service
+
+_log = logging.getLogger("edgeface.serve")
+DRAIN_SECONDS = 10
+"""For what was accepted when the service is asked to stop."""
+_FIELDS = ("request_id", "method", "route", "status", "seconds", "bytes")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what a request is logged with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log to stderr as configured, instead of what was set up before."""
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started this process with Type=notify; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.sendall(state.encode())
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Open the listening socket; InputError if the address is taken or not this machine's."""
+    listen = settings.listen
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            expected=f"a free address {listen.host}:{listen.port}",
+            found=error.strerror or str(error),
+            remedy="choose another with listen.host and listen.port",
+        ) from error
+    return listener
+
+
+def check(settings: Settings) -> dict[str, Any]:
+    """Open everything that `serve` would, and close it; return what there is. Raises what `serve` raises."""
+    from edgeface.serve.service import Service
+
+    with bind(settings), Service(settings) as service:
+        models = {}
+        for name in service.models.names():
+            with service.models.use(name) as model:
+                models[name] = model.contract.contract_id
+        return {"models": models, "galleries": {name: len(each.index) for name, each in service.galleries.items()}}
+
+
+def serve(settings: Settings, *, announce: Callable[[str, str | None], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    settings
+        See `Settings`.
+    announce
+        Is called once the service is ready, with its address, and with the text of the first key if one was made.
+
+    Raises
+    ------
+    EdgeFaceError
+        If the configuration, a model, a gallery, a key or the address cannot be used; nothing is served then.
+    """
+    try:
+        import uvicorn
+
+        from edgeface.serve.app import create_app
+        from edgeface.serve.service import Service
+    except ImportError as error:
+        raise ExtraNotInstalledError("serve", needed_for="the service") from error
+    set_up_logging(settings)
+    with bind(settings) as listener, Service(settings) as service:
+        app = create_app(service)
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.limits.connections,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            proxy_headers=bool(settings.listen.trusted_proxies),
+            forwarded_allow_ips=list(settings.listen.trusted_proxies),
+        )
+        tls = settings.tls
+        if tls:
+            config.ssl_certfile, config.ssl_keyfile = str(tls.certificate), str(tls.key)
+            if tls.client_ca:
+                config.ssl_ca_certs, config.ssl_cert_reqs = str(tls.client_ca), ssl.CERT_REQUIRED
+        host, port = listener.getsockname()[:2]
+        address = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        server = uvicorn.Server(config)
+        asyncio.run(_run(server, app, service, listener, lambda: announce(address, service.first_key)))
+
+
+async def _run(server: Any, app: Any, service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    server.install_signal_handlers = lambda: None
+    server.capture_signals = contextlib.nullcontext
+    serving = asyncio.ensure_future(server.serve([listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        ready()
+        notify("READY=1")
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
+    await app.state.work.drain(DRAIN_SECONDS)
+    server.should_exit = True
+    await serving

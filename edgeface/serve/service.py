@@ -1,0 +1,330 @@
+"""Hold models, galleries, keys and the audit log for as long as the service runs, and compute what requests ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+import edgeface
+from edgeface.analyzer import FaceAnalyzer
+from edgeface.errors import ContractError, ImageError, InputError
+from edgeface.files import default_root, output_errors, write_private
+from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.keys import KEY_VARIABLE
+from edgeface.gallery.opening import create_gallery, open_gallery
+from edgeface.gallery.store.base import GalleryStore
+from edgeface.recognize.identify import Identification
+from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
+from edgeface.serve.problems import NotFound, Problem
+from edgeface.serve.settings import Gallery, Model, Settings
+from edgeface.vision.image import Image, ImageLimits, read_image
+from edgeface.vision.quality import QualityGate
+
+if TYPE_CHECKING:
+    from edgeface.model.contract import ModelContract
+    from edgeface.pipeline.observation import Face
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """One version of a model: what answers requests for it until another version takes over."""
+
+    name: str
+    version: int
+    path: Path
+    analyzer: FaceAnalyzer
+    users: int = 0
+    retired: bool = False
+
+    @property
+    def contract(self) -> ModelContract:
+        """What the model is."""
+        return self.analyzer.contract
+
+
+class Models:
+    """The models by name; a new version answers once it is tested, and the old one ends with its last request.
+
+    Parameters
+    ----------
+    cache
+        Folder of compiled models.
+    load
+        As `edgeface.load`.
+    """
+
+    def __init__(self, cache: Path, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
+        self._cache, self._load, self._lock = cache, load, threading.Lock()
+        self._changing = threading.Lock()  # one load at a time
+        self._loaded: dict[str, LoadedModel] = {}
+        self._versions: dict[str, int] = {}
+
+    def names(self) -> list[str]:
+        """Return the names of the models that answer."""
+        return sorted(self._loaded)
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[LoadedModel]:
+        """Keep the version that answers now until the block ends, whatever is loaded meanwhile."""
+        with self._lock:
+            model = self._loaded.get(name)
+            if model is None:
+                raise NotFound("model", name, remedy=f"the models are {', '.join(sorted(self._loaded)) or 'none'}")
+            model.users += 1
+        try:
+            yield model
+        finally:
+            with self._lock:
+                model.users -= 1
+                over = model.retired and not model.users
+            if over:
+                model.analyzer.close()
+
+    def load(self, name: str, options: Model) -> LoadedModel:
+        """Load a model, test it, and let it answer instead of the version before; raise what `edgeface.load` raises."""
+        with self._changing:
+            path = edgeface.find_model(options.model)
+            analyzer = self._load(
+                path,
+                device=options.device,
+                detector=options.detector,
+                min_size=options.min_size,
+                cache_dir=self._cache,
+                allow_seeded=options.allow_seeded,
+            )
+            try:
+                self_test(analyzer)
+            except BaseException:
+                analyzer.close()
+                raise
+            version = self._versions[name] = self._versions.get(name, 0) + 1
+            model = LoadedModel(name, version, path, analyzer)
+            with self._lock:
+                old, self._loaded[name] = self._loaded.get(name), model
+            self._retire(old)
+            _log.info("model %s version %d: %s on %s", name, version, analyzer.contract.contract_id, options.device)
+            return model
+
+    def unload(self, name: str) -> None:
+        """Let a model answer no more; it ends with its last request."""
+        with self._changing:
+            with self._lock:
+                old = self._loaded.pop(name, None)
+            if old is None:
+                raise NotFound("model", name)
+            self._retire(old)
+
+    def _retire(self, model: LoadedModel | None) -> None:
+        if model is None:
+            return
+        with self._lock:
+            model.retired, over = True, not model.users
+        if over:
+            model.analyzer.close()
+
+    def close(self) -> None:
+        """Unload all."""
+        for name in list(self._loaded):
+            self.unload(name)
+
+
+def self_test(analyzer: FaceAnalyzer) -> None:
+    """Embed an image that is no face twice; raise ContractError unless both vectors are the same and of unit length."""
+    height, width = analyzer.contract.input_size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    first, second = (analyzer.embedder.embed(noise[np.newaxis])[0] for _ in range(2))
+    if not np.allclose(first, second, atol=1e-3) or abs(float(np.linalg.norm(first)) - 1) > 0.01:
+        raise ContractError(
+            f"{analyzer.contract.name}: expected the same unit vector twice in the self-test, found another; the "
+            "version before goes on answering"
+        )
+
+
+@dataclass(slots=True)
+class ServedGallery:
+    """A gallery, its search index, and what decides in it."""
+
+    name: str
+    options: Gallery
+    opener: Callable[[], GalleryStore]
+    store: GalleryStore
+    index: LiveIndex
+
+    @property
+    def gate(self) -> QualityGate | None:
+        """What its faces must pass."""
+        return QualityGate() if self.options.gate else None
+
+    def close(self) -> None:
+        """Close the gallery."""
+        self.store.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks: a key, and the id of the request."""
+
+    key: Key
+    request_id: str
+
+
+class Service:
+    """Everything that outlives a request. Its methods may be called from several threads; a context manager.
+
+    Parameters
+    ----------
+    settings
+        See `Settings`.
+    load
+        As `edgeface.load`.
+
+    Attributes
+    ----------
+    first_key
+        Text of the key for administrators that a first start makes; to be shown once. None: there was one.
+    """
+
+    def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
+        self.settings, self.started = settings, time.time()
+        self.limits = ImageLimits(max_bytes=settings.limits.image_bytes, max_pixels=settings.limits.image_pixels)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_alone_in(settings.state))
+            self.keys = stack.enter_context(contextlib.closing(KeyStore(settings.state / "keys.sqlite")))
+            self.models = Models(settings.cache or default_root() / "compiled", load)
+            stack.callback(self.models.close)
+            for name, model in settings.models.items():
+                self.models.load(name, model)
+            self.galleries: dict[str, ServedGallery] = {}
+            for name, gallery in settings.galleries.items():
+                self.galleries[name] = served = self._open(name, gallery)
+                stack.callback(served.close)
+            self.first_key = None if self.keys.count_admins() else self.keys.add("first", Role.admin)[1]
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close models, galleries, keys and the audit log; closing again does nothing."""
+        self._stack.close()
+
+    def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Key:
+        """Return the key of a request by its headers, lower case; `Problem` if it has none that may ask now."""
+        text = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+        kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if not text and kind.lower() == "bearer":
+            text = token.strip()
+        if not text:
+            raise Problem(401, "no-key", "expected a key in the header x-api-key, or as a bearer token, found none")
+        try:
+            return self.keys.find(text)
+        except KeyRefused as error:
+            raise Problem(401, f"key-{error.reason}", str(error)) from None
+
+    # Galleries
+
+    def gallery(self, name: str | None, caller: Caller | None = None) -> ServedGallery:
+        """Return a gallery by name, or the first; raise `Problem` if there is none, or the key is for another one."""
+        only = caller.key.gallery if caller else None
+        name = name or only or next(iter(self.galleries))
+        if name not in self.galleries or only not in (None, name):
+            raise NotFound("gallery", name)
+        return self.galleries[name]
+
+    def _open(self, name: str, options: Gallery) -> ServedGallery:
+        with self.models.use(options.model) as model:
+            contract = model.contract
+        made = self.settings.state / "galleries" / f"{name}.gallery"
+        place: str | Path = options.place or made
+        key = None if options.unencrypted else options.key
+        if not options.unencrypted and key is None:
+            if options.place is None:
+                key = f"file:{_key_file(self.settings.state / 'keys' / f'{name}.key')}"
+            elif KEY_VARIABLE in os.environ:
+                key = f"env:{KEY_VARIABLE}"
+        if options.place is None and not made.exists():
+            made.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            seeded = self.settings.models[options.model].allow_seeded
+            create_gallery(
+                made, contract=contract, key=key, keep_images=options.keep_images, allow_seeded=seeded
+            ).close()
+        opener = functools.partial(open_gallery, place, key=key, contract_id=contract.contract_id)
+        store = opener()
+        try:
+            return ServedGallery(name, options, opener, store, LiveIndex(store))
+        except BaseException:
+            store.close()
+            raise
+
+    # What requests ask for
+
+    def read_photo(self, data: bytes, name: str = "photo") -> Image:
+        """Decode an image within the limits; ImageError names the upload."""
+        try:
+            return read_image(data, limits=self.limits)
+        except ImageError as error:
+            raise error.with_path(name) from error
+
+    def analyze(self, model: LoadedModel, image: Image, **options: Any) -> list[Face]:
+        """Find and embed the faces of a photo; `Problem` if there are more than the limit."""
+        faces = model.analyzer.analyze(image, **options)
+        if len(faces) > self.settings.limits.faces:
+            raise Problem(
+                422, "too-many-faces", f"expected at most {self.settings.limits.faces} faces, found {len(faces)}"
+            )
+        return faces
+
+    def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:
+        """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
+        with self.models.use(gallery.options.model) as model:
+            return model.analyzer.identify(
+                self.read_photo(photo),
+                gallery.index,
+                fpir=fpir or (None if gallery.options.threshold is not None else gallery.options.fpir),
+                threshold=gallery.options.threshold,
+                margin=gallery.options.margin,
+                gate=gallery.gate,
+            )
+
+
+@contextlib.contextmanager
+def _alone_in(state: Path) -> Iterator[None]:
+    """Make the folder and hold it, so that no other service writes to it."""
+    with output_errors(state):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(state / "serve.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            path=state, expected="a folder of one service", found="another service that runs", remedy="set state"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key_file(path: Path) -> Path:
+    """Make a key where there is none."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        write_private(path, f"{secrets.token_hex(32)}\n".encode())
+    return path

@@ -1,0 +1,271 @@
+"""Configure the service: one YAML file, each key also an environment variable, everything checked before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgeface.errors import InputError
+from edgeface.limits import usable_cores
+from edgeface.untrusted import YAML_BYTES, read_text, reading
+
+PREFIX = "EDGEFACE_SERVE"
+"""Begins the name of each environment variable, e.g. EDGEFACE_SERVE_LISTEN__PORT."""
+
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Listen(_Section):
+    """Where the service listens."""
+
+    host: str = "127.0.0.1"
+    """Address of the interface; 0.0.0.0 for all, which needs tls unless insecure is true."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Of HTTP; 0: any free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Of KServe V2 over gRPC (extra grpc); null: no gRPC."""
+    insecure: bool = False
+    """Serve other machines without TLS: keys and faces can be read on the way."""
+    root_path: str = ""
+    """Path below which a proxy shows the service."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed."""
+
+
+class Tls(_Section):
+    """Files of TLS, as `edgeface serve certificates` makes them."""
+
+    certificate: Path
+    """Chain in PEM."""
+    key: Path
+    """Private key in PEM."""
+    client_ca: Path | None = None
+    """Authority of client certificates, which are then needed; null: none are asked for."""
+
+
+class Model(_Section):
+    """One model and the detector before it."""
+
+    model: str | None = None
+    """An IR (.xml) or a zoo name; null: the default model of this machine."""
+    device: str = "CPU"
+    """OpenVINO device."""
+    detector: Literal["mtcnn", "yunet", "retail-0004"] | None = "mtcnn"
+    """What finds the faces; null: every photo is one aligned crop."""
+    min_size: Positive = 20
+    """Smallest face that is looked for, in pixels."""
+    allow_seeded: bool = False
+    """Take a model of random weights, which recognises no one."""
+
+
+class Gallery(_Section):
+    """One gallery."""
+
+    place: str | None = None
+    """A file, or postgresql://user@host/database?gallery=NAME; null: NAME.gallery in the state folder, made if
+    missing."""
+    key: str | None = None
+    """Where its key is: file:PATH, env:NAME or command:WORDS; null: keys/NAME.key in the state folder, made if
+    missing, for a gallery that the service makes, else EDGEFACE_GALLERY_KEY."""
+    unencrypted: bool = False
+    """The gallery has no key."""
+    model: Name = "default"
+    """Which of the models embeds its faces."""
+    keep_images: bool = False
+    """A gallery that the service makes keeps an image of each face, which a rebuild with another model needs."""
+    gate: bool = True
+    """Faces that are too small, blurred, dark or turned are not compared."""
+    fpir: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Target false positive identification rate; null: 0.01."""
+    threshold: float | Path | None = None
+    """A cosine, or a file of thresholds; null: those known for the model."""
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """How far the next person's cosine must be below the best one's."""
+
+
+class Limits(_Section):
+    """What one request, and all at once, may take."""
+
+    body_bytes: Positive = 16 << 20
+    """Of a request's body."""
+    image_bytes: Positive = 10 << 20
+    """Of one image file."""
+    image_pixels: Positive = 25_000_000
+    """Of one image, read from its header before it is decoded."""
+    images: Positive = 32
+    """Of one batch request."""
+    faces: Positive = 64
+    """Of one photo; more are an error."""
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    """For one request; a client may ask for less with the header X-Request-Timeout."""
+    body_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Within which a request's body must have arrived."""
+    workers: Positive = Field(default_factory=usable_cores)
+    """Requests that are computed at once; default: one for each core."""
+    queue: Annotated[int, Field(ge=0)] = 8
+    """Requests that wait for a worker; more are refused with 503."""
+    connections: Positive = 256
+    """Open connections; more are refused with 503."""
+    people_page: Positive = 1000
+    """Most people or templates of one page."""
+
+
+class Keys(_Section):
+    """How often a key or an address may ask."""
+
+    per_key: Annotated[float, Field(gt=0)] = 100.0
+    """Requests a second of one key, on average over ten seconds."""
+    per_address: Annotated[float, Field(gt=0)] = 200.0
+    """Requests a second of one address."""
+    wrong_per_address: Annotated[float, Field(gt=0)] = 1.0
+    """Wrong keys a second of one address, after ten."""
+
+
+class Audit(_Section):
+    """The log of who asked what."""
+
+    enabled: bool = True
+    """Write it."""
+    retention_days: Positive = 365
+    """Older rows are removed."""
+
+
+def state_folder() -> Path:
+    """Return the folder for what the service keeps: the user's data folder (``~/.local/share/edgeface/serve``)."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("edgeface", appauthor=False)) / "serve"
+
+
+class Settings(_Section):
+    """All of the service's configuration; see `load_settings`."""
+
+    state: Path = Field(default_factory=state_folder)
+    """Folder of keys, audit log, jobs, and of galleries that the service makes."""
+    listen: Listen = Listen()
+    """Where it listens."""
+    tls: Tls | None = None
+    """TLS; null: plain HTTP."""
+    models: dict[Name, Model] = Field(default_factory=lambda: {"default": Model()}, min_length=1)
+    """By name; the name is that of KServe's paths too."""
+    galleries: dict[Name, Gallery] = Field(default_factory=lambda: {"default": Gallery()}, min_length=1)
+    """By name; the first one is used where a request names none."""
+    limits: Limits = Field(default_factory=Limits)
+    """Of one request and of all at once."""
+    keys: Keys = Keys()
+    """Of rates."""
+    audit: Audit = Audit()
+    """The audit log."""
+    origins: tuple[str, ...] = ()
+    """Origins of pages that may call the API from a browser (CORS), e.g. https://door.example; none by default."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Of the log on stderr."""
+    log_format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text."""
+    cache: Path | None = None
+    """Folder of compiled models; null: a folder of the user's cache."""
+    telemetry: str | None = None
+    """Address of an OpenTelemetry collector (OTLP over HTTP); null: nothing is sent."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Settings:
+        for name, gallery in self.galleries.items():
+            if gallery.model not in self.models:
+                raise ValueError(
+                    f"galleries.{name}.model: expected one of {sorted(self.models)}, found {gallery.model!r}"
+                )
+        local = self.listen.host in ("127.0.0.1", "::1", "localhost")
+        if not local and self.tls is None and not self.listen.insecure:
+            raise ValueError(
+                f"listen.host: {self.listen.host} can be reached by other machines and there is no tls; make "
+                "certificates with 'edgeface serve certificates', or say insecure: true"
+            )
+        return self
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the configuration.
+
+    Parameters
+    ----------
+    path
+        A YAML file; None: defaults.
+    environ
+        Variables that begin with ``EDGEFACE_SERVE_`` replace keys: two underscores go one level down, the value is
+        YAML. ``EDGEFACE_SERVE_GALLERIES__DEFAULT__FPIR=0.001`` sets ``galleries.default.fpir``.
+
+    Raises
+    ------
+    InputError
+        For a file that cannot be read, an unknown key, or a value out of range: all of them are named.
+
+    Examples
+    --------
+    >>> load_settings(environ={"EDGEFACE_SERVE_LISTEN__PORT": "8443"}).listen.port
+    8443
+    """
+    where = "environment" if path is None else str(path)
+    given: Any = {} if path is None else _read(path)
+    if not isinstance(given, dict):
+        raise InputError(path=path, expected="keys and values", found=type(given).__name__)
+    for name, text in sorted(environ.items()):
+        if name.startswith(PREFIX + "_"):
+            _put(given, name.removeprefix(PREFIX + "_").lower().split("__"), text, name)
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
+        raise InputError(
+            path=where, expected="the keys that 'edgeface serve --print-config' shows", found="; ".join(wrong)
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    text = read_text(path, "the service's configuration", limit=YAML_BYTES)
+    with reading(path, "YAML", remedy="compare it with 'edgeface serve --print-config'"):
+        return yaml.safe_load(text) or {}
+
+
+def _put(tree: dict[str, Any], keys: list[str], text: str, name: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{name}: expected a variable of one value, found that {key} has no keys below it")
+    try:
+        tree[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: expected a YAML value, found {text!r}") from error
+
+
+def describe_settings() -> str:
+    """Return a YAML file of the defaults in which each key is explained, and its environment variable is named."""
+    return "\n".join(_describe(Settings(), PREFIX, 0)) + "\n"
+
+
+def _describe(section: BaseModel, prefix: str, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, field in type(section).model_fields.items():
+        variable = f"{prefix}{'__' if depth else '_'}{name.upper()}"
+        value = getattr(section, name)
+        yield f"{indent}# {' '.join((field.description or '').split())} [{variable}]"
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _describe(value, variable, depth + 1)
+        elif isinstance(value, dict):
+            yield f"{indent}{name}:"
+            for key, each in value.items():
+                yield f"{indent}  {key}:"
+                yield from _describe(each, f"{variable}__{key.upper()}", depth + 2)
+        else:
+            plain = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True)
+            yield f"{indent}{name}: {plain.strip().removesuffix('...').strip()}"

@@ -1,0 +1,145 @@
+"""Compute what requests ask for, off the event loop: bounded, with deadlines, never the same work twice at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from edgeface.errors import DeadlineExceeded, EngineClosed, Overloaded
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work that was accepted; `deadline` is the latest of all who wait for its result."""
+
+    result: asyncio.Future[Any]
+    deadline: float
+    waiting: int = 0
+
+
+class WorkQueue:
+    """A fixed number of threads, and a bounded number of requests that wait for one.
+
+    What cannot wait is refused at once, so that a load beyond the capacity costs answers, and neither memory nor the
+    time of those who were accepted. Used from one event loop.
+
+    Parameters
+    ----------
+    workers
+        Threads.
+    waiting
+        Most requests that wait for a thread.
+    """
+
+    def __init__(self, workers: int, waiting: int) -> None:
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="edgeface-serve")
+        self._limit, self._open = workers + waiting, 0
+        self._same: dict[Hashable, _Job] = {}
+        self._closed = False
+        self.refused = 0
+        self.waited = 0.0  # seconds that the last request waited for a thread
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that are computed or wait."""
+        return self._open
+
+    @property
+    def full(self) -> bool:
+        """Whether the next request would be refused."""
+        return self._open >= self._limit
+
+    def refuse_if_full(self) -> None:
+        """Raise `Overloaded` where `run` would, before a body is read; `EngineClosed` after `close`."""
+        if self._closed:
+            raise EngineClosed("the service is stopping; ask another one, or try again later")
+        if self.full:
+            self.refused += 1
+            raise Overloaded(f"{self._open} requests are under way, which is the limit; try again in a second")
+
+    async def run(self, work: Callable[[], Result], *, deadline: float = math.inf, same: Hashable = None) -> Result:
+        """Compute in a thread.
+
+        Parameters
+        ----------
+        work
+            Takes as long as it takes: a deadline ends the waiting, and what was not begun is never begun.
+        deadline
+            On the clock of `time.monotonic`.
+        same
+            Requests with an equal value are computed once while they overlap; None: never. The last one that goes
+            away cancels the work.
+
+        Raises
+        ------
+        Overloaded, EngineClosed
+            If it was not accepted.
+        DeadlineExceeded
+            If there is no result by the deadline.
+        """
+        job = None if same is None else self._same.get(same)
+        if job is None:
+            self.refuse_if_full()
+            job = self._begin(work, deadline)
+            if same is not None:
+                self._same[same] = job
+                job.result.add_done_callback(lambda _: self._same.pop(same, None))
+        job.waiting, job.deadline = job.waiting + 1, max(job.deadline, deadline)
+        try:
+            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            return await asyncio.wait_for(asyncio.shield(job.result), left)
+        except DeadlineExceeded:
+            raise
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("no result by the request's deadline; ask for more time, or less often") from None
+        finally:
+            job.waiting -= 1
+            if not job.waiting and not job.result.done():
+                job.result.cancel()
+
+    def _begin(self, work: Callable[[], Result], deadline: float) -> _Job:
+        loop, asked = asyncio.get_running_loop(), time.monotonic()
+        result: asyncio.Future[Result] = loop.create_future()
+        job = _Job(result, deadline)
+
+        def compute() -> Result:
+            if result.cancelled() or time.monotonic() > job.deadline:
+                raise DeadlineExceeded("no thread was free by the request's deadline")
+            self.waited = time.monotonic() - asked
+            return work()
+
+        def deliver(outcome: asyncio.Future[Result]) -> None:
+            self._open -= 1
+            if result.done():
+                outcome.exception()  # nobody waits for it
+            elif error := outcome.exception():
+                result.set_exception(error)
+                result.exception()  # whoever waits sees it; it may be that nobody does
+            else:
+                result.set_result(outcome.result())
+
+        running = loop.run_in_executor(self._threads, compute)
+        self._open += 1
+        running.add_done_callback(deliver)
+        return job
+
+    async def drain(self, seconds: float) -> bool:
+        """Accept nothing more, and wait for what was accepted; return whether all of it was computed."""
+        self._closed, until = True, time.monotonic() + seconds
+        while self._open and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        return not self._open
+
+    def close(self) -> None:
+        """End the threads; what was not begun is dropped."""
+        self._closed = True
+        with contextlib.suppress(RuntimeError):
+            self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,83 @@
+"""A service with a tiny model, whose faces are squares and whose embeddings are their mean colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from tiny_ir import SquareDetector, draw, write_tiny_ir
+
+pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+pytest.importorskip("httptools", reason="the extra 'serve' is not installed")
+
+from fastapi.testclient import TestClient
+
+import edgeface
+from edgeface.gallery.records import NewTemplate
+from edgeface.serve.app import create_app
+from edgeface.serve.keys import Role
+from edgeface.serve.service import Service
+from edgeface.serve.settings import Settings
+
+OPEN = {"threshold": 0.95, "gate": False}
+"""A gallery of squares, which pass no gate."""
+MakeService = Callable[..., Service]
+
+
+def load_squares(model: Any, *, detector: Any, min_size: int, **options: Any) -> edgeface.FaceAnalyzer:
+    """As `edgeface.load`, with squares for faces."""
+    return edgeface.load(model, detector=detector and SquareDetector(), **options)
+
+
+def jpeg(*colours: Any) -> bytes:
+    """A photo of faces of these colours side by side, as a PNG: nothing is lost."""
+    return cv2.imencode(".png", draw(*colours))[1].tobytes()
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[MakeService]:
+    """Make a service; what is given replaces keys of the configuration."""
+    made: list[Service] = []
+
+    def make(**changes: Any) -> Service:
+        given = {
+            "state": tmp_path / "state",
+            "models": {"default": {"model": str(write_tiny_ir(tmp_path))}},
+            "galleries": {"default": OPEN},
+            "limits": {"workers": 2},
+        }
+        made.append(Service(Settings.model_validate(given | changes), load=load_squares))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.close()
+
+
+@pytest.fixture
+def service(make_service: MakeService) -> Service:
+    return make_service()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
+    """A client with the first key, an administrator's."""
+    with client_of(service) as client:
+        yield client
+
+
+def client_of(service: Service, role: Role | None = None, **options: Any) -> TestClient:
+    """A client with a key of this role; None: the first key."""
+    text = service.first_key if role is None else service.keys.add(role.value, role, **options)[1]
+    return TestClient(create_app(service), headers={"x-api-key": text or ""}, raise_server_exceptions=False)
+
+
+def enrol(service: Service, name: str, colour: tuple[int, int, int], gallery: str = "default") -> int:
+    """Enrol a person by a colour, without a photo; return the id."""
+    served = service.gallery(gallery)
+    with service.models.use(served.options.model) as model:
+        template = NewTemplate(embedding=model.analyzer.embed(draw(colour)))
+    return served.store.add_person(name, templates=[template]).id

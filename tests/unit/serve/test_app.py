@@ -1,0 +1,97 @@
+"""What every request passes: its key, its limits, its answer's form; and one photo, identified."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from fastapi.testclient import TestClient
+from tiny_ir import BLUE, GREEN, RED
+from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
+
+from edgeface.serve.app import OPEN_PATHS
+from edgeface.serve.keys import Role
+from edgeface.serve.service import Service
+
+pytestmark = pytest.mark.timeout(60)
+IDENTIFY = "/api/edgeface/v1/identify"
+
+
+def test_a_photo_is_identified_in_every_form_it_can_be_sent_in(client: TestClient, service: Service) -> None:
+    ada = enrol(service, "Ada", BLUE)
+    photo = jpeg(BLUE, None, GREEN)
+    answers = [
+        client.post(IDENTIFY, content=photo, headers={"content-type": "image/png"}),
+        client.post(IDENTIFY, files={"photo": photo}),
+        client.post(IDENTIFY, json={"photo": base64.b64encode(photo).decode()}),
+        client.post(IDENTIFY, json={"photo": "data:image/png;base64," + base64.b64encode(photo).decode()}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        first, second = answer.json()["faces"]
+        assert (first["verdict"], first["person_id"], first["person"]) == ("accepted", ada, "Ada")
+        assert (second["verdict"], second["person"]) == ("unknown", None)
+
+
+@pytest.mark.parametrize("photo", ["http://somewhere/a.jpg", "file:///etc/passwd", "/etc/passwd", 7, None])
+def test_neither_an_address_nor_a_path_is_read(client: TestClient, photo: object) -> None:
+    answer = client.post(IDENTIFY, json={"photo": photo})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_everything_but_health_needs_a_key_and_a_role(client: TestClient, service: Service) -> None:
+    with client_of(service, Role.metrics) as measuring:
+        for path, methods in client.app.openapi()["paths"].items():  # type: ignore[attr-defined]
+            for method in methods:
+                if path not in OPEN_PATHS:
+                    assert client.request(method, path, headers={"x-api-key": ""}).status_code == 401, path
+                    assert measuring.request(method, path).status_code == 403, path
+
+
+def test_a_key_opens_what_its_role_includes_and_its_own_gallery(make_service: MakeService) -> None:
+    service = make_service(galleries={"default": OPEN, "north": OPEN})
+    photo = {"photo": jpeg(RED)}
+    with client_of(service, Role.metrics) as client:
+        assert client.post(IDENTIFY, files=photo).status_code == 403
+    with client_of(service, Role.recognise, gallery="north") as client:
+        assert client.post(IDENTIFY, files=photo).json()["gallery"] == "north"
+        assert client.post(IDENTIFY, params={"gallery": "default"}, files=photo).status_code == 404
+    with client_of(service, Role.recognise) as client:
+        assert client.post(IDENTIFY, files=photo, headers={"x-api-key": "0" * 36}).status_code == 401
+        key = client.headers["x-api-key"]
+        bearer = {"authorization": f"Bearer {key}", "x-api-key": ""}
+        assert client.post(IDENTIFY, files=photo, headers=bearer).status_code == 200
+
+
+def test_what_is_too_large_is_refused_by_its_headers_and_by_what_arrives(make_service: MakeService) -> None:
+    service = make_service(limits={"body_bytes": 1000, "image_pixels": 3000, "workers": 1})
+    with client_of(service) as client:
+        assert client.post(IDENTIFY, content=b"x" * 1001).status_code == 413
+        parts = (b"x" * 600 for _ in range(3))
+        assert client.post(IDENTIFY, content=parts, headers={"content-type": "image/png"}).status_code == 413
+        answer = client.post(IDENTIFY, content=jpeg(RED, RED), headers={"content-type": "image/png"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad-image")
+
+
+def test_answers_carry_the_headers_of_safety_and_the_requests_id(client: TestClient) -> None:
+    answer = client.get("/health/live", headers={"x-request-id": "door-7"})
+    assert answer.headers["x-request-id"] == "door-7"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert client.get("/health/live", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_what_is_not_there_and_what_is_malformed_is_a_problem_with_a_code(client: TestClient) -> None:
+    for answer, status, code in [
+        (client.get("/nowhere"), 404, "no-such-path"),
+        (client.get(IDENTIFY), 405, "method"),
+        (client.post(IDENTIFY, content=b"{", headers={"content-type": "application/json"}), 400, "malformed-body"),
+        (client.post(IDENTIFY, content=b"<a>", headers={"content-type": "text/html"}), 415, "media-type"),
+        (client.post(IDENTIFY, params={"fpir": 2}, files={"photo": b"x"}), 422, "bad-input"),
+        (client.post(IDENTIFY, params={"gallery": "no"}, files={"photo": b"x"}), 404, "no-such-gallery"),
+        (client.post(IDENTIFY, files={"photo": b"no image"}), 422, "bad-image"),
+        (client.post(IDENTIFY, files={"other": b"x"}), 422, "missing-photo"),
+        (client.post(IDENTIFY, headers={"x-request-timeout": "-1"}), 400, "bad-timeout"),
+    ]:
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
