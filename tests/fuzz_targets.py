@@ -161,7 +161,8 @@ def _contract(path: Path) -> None:
     """Read a contract of which one field has the bytes as its text."""
     from contracts import sample_contract
 
-    from edgeface.model.contract import RT_INFO_KEY, ModelContract
+    from edgeface.model.contract import ModelContract
+    from edgeface.model.stored import RT_INFO_KEY
 
     class Model:
         rt_info: dict[str, Any]
@@ -215,6 +216,17 @@ def _onnx() -> list[bytes]:
 
     with tempfile.TemporaryDirectory() as folder:
         return [write_arcface(Path(folder, "m.onnx"), size=16).read_bytes()]
+
+
+def _minifasnet() -> list[bytes]:
+    from minifasnet_files import state_of_minifasnet
+    from torch_states import write_legacy
+
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            write_legacy(Path(folder, "m.pth"), state_of_minifasnet(se=se, size=32)).read_bytes()
+            for se in (False, True)
+        ]
 
 
 def _torch() -> list[bytes]:
@@ -334,6 +346,11 @@ TARGETS = {
         ],
     ),
     "torch": Target(read=_of("edgeface.torch_file", "read_torch"), file="m.pt", seeds=_torch),
+    "minifasnet": Target(
+        read=_of("edgeface.convert.minifasnet", "load_minifasnet", size=(32, 32), classes=3),
+        file="m.pth",
+        seeds=_minifasnet,
+    ),
     "graph": Target(read=_graph, file="g.bin", seeds=lambda: [b"\0"]),
     "frozen": Target(read=_frozen, file="m.pb", seeds=_pb),
     "checkpoint": Target(read=_checkpoint, file="m.index", seeds=_index),

@@ -20,6 +20,7 @@ from edgeface.cli.options import RecipeOptions, with_options
 from edgeface.cli.output import JsonOption, emit_json, escape, print_line, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
 from edgeface.model.contract import Color, ModelContract
+from edgeface.model.liveness_contract import LivenessContract
 
 if TYPE_CHECKING:
     from edgeface.evaluate import RecipeCheck
@@ -249,13 +250,30 @@ def _show_conversion(result: Any, *, json: bool) -> None:
     warn_if_seeded(result.contract.provenance)
 
 
-def _contract_table(contract: ModelContract) -> Table:
+def _contract_table(contract: ModelContract | LivenessContract) -> Table:
     columns = Column("contract", no_wrap=True), Column(contract.contract_id, overflow="fold")
     table = Table(*columns, title=escape(contract.name), title_justify="left")
     height, width = contract.input_size
     low, high = contract.value_range
     form = f"{contract.layout} {height}x{width} {contract.color} {low:g}-{high:g}"
     table.add_row("input", escape(f"{contract.input_name}: {form}"))
+    if isinstance(contract, LivenessContract):
+        table.add_row("output", escape(f"{contract.output_name}: {', '.join(contract.classes)}"))
+        table.add_row("crop", f"{contract.crop_scale:g} sides of the face, {contract.crop} into the frame")
+    else:
+        _add_embedding_rows(table, contract)
+    origin = _ORIGINS[contract.provenance]
+    table.add_row("weights", f"{contract.precision}, {origin}; source SHA-256 {contract.source_sha256[:16]}...")
+    if isinstance(contract, ModelContract) and (lineage := contract.lineage):
+        measured = f"cosine between both {lineage.mean_cosine:.4f} on average, at least {lineage.min_cosine:.4f}"
+        drop = "" if lineage.accuracy_drop is None else f"; accuracy lower by {lineage.accuracy_drop:.4f}"
+        table.add_row("made from", f"{lineage.parent_id}: {lineage.method}; {measured}{drop}")
+        table.add_row("settings", escape(lineage.settings))
+    table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
+    return table
+
+
+def _add_embedding_rows(table: Table, contract: ModelContract) -> None:
     mean, scale = (
         " ".join(f"{value:g}" for value in (each[:1] if len(set(each)) == 1 else each))
         for each in (contract.mean, contract.scale)
@@ -265,15 +283,6 @@ def _contract_table(contract: ModelContract) -> Table:
     form = f"{contract.embedding_dim} numbers, {length}, compared by {contract.metric}"
     table.add_row("output", escape(f"{contract.output_name}: {form}"))
     table.add_row("alignment", str(contract.alignment))
-    origin = _ORIGINS[contract.provenance]
-    table.add_row("weights", f"{contract.precision}, {origin}; source SHA-256 {contract.source_sha256[:16]}...")
-    if lineage := contract.lineage:
-        measured = f"cosine between both {lineage.mean_cosine:.4f} on average, at least {lineage.min_cosine:.4f}"
-        drop = "" if lineage.accuracy_drop is None else f"; accuracy lower by {lineage.accuracy_drop:.4f}"
-        table.add_row("made from", f"{lineage.parent_id}: {lineage.method}; {measured}{drop}")
-        table.add_row("settings", escape(lineage.settings))
-    table.add_row("made by", escape(f"edgeface {contract.converter_version}, OpenVINO {contract.openvino_version}"))
-    return table
 
 
 def _parity_table(report: Any) -> Table:

@@ -392,7 +392,7 @@ def _facts(entry: zoo.ModelEntry, answer: dict[str, Any], recorded: dict[str, zo
             yield key, f"{algorithm.upper()} {digest}"
         for source in file.sources:
             yield key, f"from {source}"
-    for key in ("preprocessing", "alignment", "embedding", "conversion"):
+    for key in ("preprocessing", "alignment", "embedding", "liveness", "conversion"):
         if key in answer:
             yield key, ", ".join(f"{name} {value}" for name, value in answer[key].items())
     for number in entry.published:

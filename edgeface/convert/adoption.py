@@ -60,8 +60,9 @@ from edgeface.convert.recipe import Recipe, RecipeParts, is_raw, parts_of
 from edgeface.convert.source import SourceModel, weights_id_of
 from edgeface.errors import ContractError, ConversionError, InputError, MissingError, ModelNotFoundError, NegativeResult
 from edgeface.files import require_writable, sha256_of, staging_folder, stopwatch
-from edgeface.model.contract import RT_INFO_KEY, Color, Layout, ModelContract, Precision
+from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.ir_file import read_ir
+from edgeface.model.stored import RT_INFO_KEY
 from edgeface.zoo.catalog import Catalog, load_catalog
 from edgeface.zoo.schema import ModelEntry
 from edgeface.zoo.store import ModelStore

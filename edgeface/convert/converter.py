@@ -15,7 +15,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import openvino as ov
 
-from edgeface.convert.ir import FreshProcessCheck, adapt_input, check_structure, name_ports, publish_ir, save_ir
+from edgeface.convert.ir import (
+    FreshProcessCheck,
+    adapt_input,
+    check_structure,
+    fold_constants,
+    name_ports,
+    publish_ir,
+    save_ir,
+)
 from edgeface.convert.parity import (
     ParityReport,
     draw_faces,
@@ -25,11 +33,12 @@ from edgeface.convert.parity import (
     run_model,
     to_input,
 )
-from edgeface.convert.recipe import Recipe, RecipeParts, parts_of, require_agreement
+from edgeface.convert.recipe import Recipe, RecipeParts, is_raw, parts_of, require_agreement
 from edgeface.convert.source import SourceModel
 from edgeface.errors import ConversionError, InputError, ModelNotFoundError, NegativeResult, NotSupportedError
 from edgeface.files import require_writable, sha256_of, staging_folder, stopwatch
 from edgeface.model.contract import Color, Layout, ModelContract, Precision, Provenance
+from edgeface.model.liveness_contract import LivenessContract
 from edgeface.model.opset import ops
 from edgeface.version import __version__
 from edgeface.zoo.catalog import Catalog, load_catalog
@@ -172,7 +181,7 @@ class ConversionResult:
     """
 
     ir: Path
-    contract: ModelContract
+    contract: ModelContract | LivenessContract
     seconds: float
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -252,6 +261,14 @@ def convert(
             )
         output_dir = (store or ModelStore()).ir_path(name, precision=precision).parent
     require_licence(path, entry, name, catalog, store=store, accept=accept_licence)
+    if (liveness := _find_liveness(path, entry or catalog.get(name), catalog)) is not None:
+        if (layout, color, batch, parity, check_recipe) != ("nchw", "bgr", None, None, None) or told.told():
+            raise InputError(
+                f"{path}: a liveness model has one input, which its contract states, and no recipe: pass --output-dir, "
+                "--precision and --name only"
+            )
+        require_writable(output_dir)
+        return _convert_liveness(path, liveness, name, output_dir, precision=_PRECISIONS[precision])
     complete = find_recipe(path, name, entry, told, catalog)
     require_writable(output_dir)
     before = default_name(store=store) if in_store else None
@@ -273,6 +290,65 @@ def convert(
         record_first_default(result.ir, store=store)
         return dataclasses.replace(result, became_default=default_name(store=store) == name != before)
     return result
+
+
+def _find_liveness(path: Path, entry: ModelEntry | None, catalog: Catalog) -> ModelEntry | None:
+    """Return the zoo entry of a liveness model, by its name or its digest; None if the file is of another kind."""
+    if entry is not None or path.suffix.lower() not in (".pt", ".pth") or not path.is_file():
+        return entry if entry is not None and entry.liveness is not None else None
+    of_that_size = [
+        each for each in catalog.values() if each.liveness and each.files[0].size in (None, path.stat().st_size)
+    ]
+    digest = sha256_of(path) if of_that_size else ""
+    return next((each for each in of_that_size if each.conversion and each.conversion.sha256 == digest), None)
+
+
+def _convert_liveness(
+    path: Path, entry: ModelEntry, name: str, output_dir: Path, *, precision: Precision
+) -> ConversionResult:
+    """Convert a liveness model as its zoo entry describes it."""
+    from edgeface.convert.minifasnet import load_minifasnet
+
+    told, spec = entry.preprocessing, entry.liveness
+    assert spec is not None
+    if told is None or told.size is None or not is_raw(told):
+        raise InputError(f"{entry.name}: expected preprocessing with a size, mean 0 and scale 1 of a liveness model")
+    with stopwatch() as elapsed, FreshProcessCheck() as check:
+        source = load_minifasnet(path, size=told.size, classes=len(spec.classes))
+        name_ports(source.model, inputs=["image"], outputs=["probabilities"], layout="NCHW")
+        fold_constants(source.model)
+        known = entry.conversion is not None and entry.conversion.sha256 == source.sha256
+        contract = LivenessContract(
+            name=name,
+            framework=source.framework,
+            source_sha256=source.sha256,
+            weights_id=source.weights_id,
+            provenance="published" if known else "unknown",
+            input_name="image",
+            output_name="probabilities",
+            input_size=told.size,
+            layout=told.layout,
+            color=told.color,
+            value_range=told.value_range,
+            crop_scale=spec.crop_scale,
+            crop="shifted",
+            classes=spec.classes,
+            precision=precision,
+            converter_version=__version__,
+            openvino_version=ov.get_version(),
+        )
+        with staging_folder(output_dir) as staging:
+            staged, contract = save_ir(source.model, staging, contract)
+            check(staged)
+            ir = publish_ir(staged, output_dir)
+    return ConversionResult(
+        ir=ir,
+        contract=contract,
+        seconds=elapsed(),
+        inputs={contract.input_name: str(source.model.input(0).get_partial_shape())},
+        outputs={contract.output_name: str(source.model.output(0).get_partial_shape())},
+        parity=None,
+    )
 
 
 def require_licence(
@@ -522,7 +598,8 @@ def _find_source(model: str | Path, store: ModelStore | None, catalog: Catalog) 
     path = Path(model)
     if isinstance(model, str) and model in catalog:  # also beside a folder of that name
         entry = catalog[model]
-        parts_of(entry)  # what cannot be converted need not be downloaded first
+        if entry.liveness is None:
+            parts_of(entry)  # what cannot be converted need not be downloaded first
         format_of(Path(entry.conversion.source if entry.conversion else entry.name))
         store = store or ModelStore()
         take_installed(entry, store)

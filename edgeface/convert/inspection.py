@@ -13,9 +13,11 @@ from edgeface.convert.adoption import fitting_layouts
 from edgeface.convert.ir import embedding_axis
 from edgeface.convert.parity import draw_faces, embed_with_ir, fingerprint_of
 from edgeface.errors import InputError
-from edgeface.model.contract import RT_INFO_KEY, ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.model.flops import Work, count_work
-from edgeface.model.ir_file import check_weights, contract_of, read_ir
+from edgeface.model.ir_file import any_contract_of, check_weights, read_ir
+from edgeface.model.liveness_contract import LivenessContract
+from edgeface.model.stored import RT_INFO_KEY
 from edgeface.zoo.catalog import Catalog, load_catalog
 
 
@@ -54,7 +56,7 @@ class Inspection:
     """
 
     ir: Path
-    contract: ModelContract | None
+    contract: ModelContract | LivenessContract | None
     adoption: AdoptionNeeds | None
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -63,11 +65,11 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types: the answer of `edgeface inspect`.
 
-        It runs a model that has a contract: ``fingerprint`` is what a zoo entry holds to recognise its weights.
+        It runs an embedding model: ``fingerprint`` is what a zoo entry holds to recognise its weights.
         """
         contract, needs, work = self.contract, self.adoption, self.work
         rows = None
-        if contract is not None:
+        if isinstance(contract, ModelContract):
             rows = fingerprint_of(embed_with_ir(self.ir, draw_faces(contract.input_size))).ravel()
         return {
             "contract": contract and {"contract_id": contract.contract_id, **contract.to_dict()},
@@ -95,7 +97,7 @@ def inspect_ir(ir: Path, *, catalog: Catalog | None = None) -> Inspection:
     model = read_ir(ir)
     contract = None
     if model.has_rt_info([RT_INFO_KEY, "contract_version"]):
-        contract = contract_of(model, ir.read_bytes(), source=str(ir))
+        contract = any_contract_of(model, ir.read_bytes(), source=str(ir))
         check_weights(ir, contract)
     work = None
     with contextlib.suppress(InputError):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -24,9 +24,13 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of
-from edgeface.model.contract import Color, Layout, ModelContract
-from edgeface.model.ir_file import bind_xml, check_weights, contract_of, read_ir
+from edgeface.model.contract import Color, Layout
+from edgeface.model.ir_file import any_contract_of, bind_xml, check_weights, read_ir
+from edgeface.model.liveness_contract import LivenessContract
 from edgeface.model.opset import ops
+from edgeface.model.stored import StoredContract
+
+_Contract = TypeVar("_Contract", bound=StoredContract)
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
@@ -277,12 +281,12 @@ def check_structure(model: ov.Model, *, source: str) -> None:
         raise ConversionError(f"{source}: {'; '.join(problems)}")
 
 
-def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Path, ModelContract]:
+def save_ir(model: ov.Model, folder: Path, contract: _Contract) -> tuple[Path, _Contract]:
     """Write ``<name>.xml`` and ``<name>.bin``; return the .xml and the contract that it holds.
 
     Raises OutputError if the folder is full or cannot be written to.
     """
-    dataclasses.replace(contract, weights_sha256=_TO_BE_MEASURED).write_to(model, bound=True)
+    _with_weights(contract, _TO_BE_MEASURED).write_to(model, bound=True)
     path = folder / f"{contract.name}.xml"
     with output_errors(path):
         try:
@@ -293,11 +297,15 @@ def save_ir(model: ov.Model, folder: Path, contract: ModelContract) -> tuple[Pat
             raise OutputError(f"{path}: OpenVINO could not write the IR: {' '.join(reason)}") from error
         _probe(path, 1 << 12)  # OpenVINO 2024 cuts an IR short on a full disk without an error
         weights = path.with_suffix(".bin")
-        contract = dataclasses.replace(contract, weights_sha256=sha256_of(weights))
+        contract = _with_weights(contract, sha256_of(weights))
         xml = path.read_bytes()  # not as text: its encoding is not the user's locale
         path.write_bytes(xml.replace(_TO_BE_MEASURED.encode(), contract.weights_sha256.encode()))
         bind_xml(path)
     return path, contract
+
+
+def _with_weights(contract: _Contract, digest: str) -> _Contract:
+    return dataclasses.replace(contract, weights_sha256=digest)  # type: ignore[type-var]
 
 
 def _probe(path: Path, size: int) -> None:
@@ -391,7 +399,7 @@ def check_inference(path: Path) -> None:
     """
     model = read_ir(path)
     check_structure(model, source=str(path))
-    contract = contract_of(model, path.read_bytes(), source=str(path))
+    contract = any_contract_of(model, path.read_bytes(), source=str(path))
     static = model.input(0).get_partial_shape()[0]
     batches = BATCHES if static.is_dynamic else (static.get_length(),)
     with ThreadPoolExecutor(1) as beside:
@@ -413,13 +421,17 @@ def check_inference(path: Path) -> None:
             "and scale are the model's"
         )
     for batch in batches:
-        if first[batch].shape != (batch, contract.embedding_dim):
+        if first[batch].shape != (batch, contract.output_length):
             raise ConversionError(
-                f"expected embeddings of {(batch, contract.embedding_dim)}, found {first[batch].shape}"
+                f"expected an output of {(batch, contract.output_length)}, found {first[batch].shape}"
             )
         difference = float(np.abs(first[batch] - again[:batch]).max())
         if not difference <= TOLERANCE:  # also catches NaN
             raise ConversionError(f"the first inference at batch {batch} differs from a later one by {difference:.3g}")
+    if isinstance(contract, LivenessContract):
+        if not np.allclose(again.sum(axis=1), 1, atol=1e-3):
+            raise ConversionError(f"expected probabilities that add up to 1, found {again.sum(axis=1).tolist()}")
+        return
     lengths = np.linalg.norm(again, axis=1)
     if contract.normalized and not np.allclose(lengths, 1, atol=1e-3):
         raise ConversionError(f"expected embeddings of unit length, found {lengths.min():.4f}..{lengths.max():.4f}")
@@ -443,7 +455,7 @@ def run_check() -> int:
     return 0
 
 
-def random_images(contract: ModelContract, batch: int) -> NDArray[np.float32]:
+def random_images(contract: StoredContract, batch: int) -> NDArray[np.float32]:
     """Return seeded raw images in the contract's layout and range, float32."""
     low, high = contract.value_range
     generator = np.random.default_rng(batch)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from edgeface.errors import ContractError, InputError
 from edgeface.model.contract import Alignment, Color, Layout
 from edgeface.zoo.catalog import Document, explain_problem
-from edgeface.zoo.schema import ModelEntry
+from edgeface.zoo.schema import ModelEntry, PreprocessingSpec
 
 Triple = tuple[float, float, float]
 Lrn = Literal["keras", "torch", "none"]
@@ -60,8 +60,8 @@ class Recipe:
     lrn: Lrn | None = None
 
 
-def is_raw(recipe: Recipe) -> bool:
-    """Whether a recipe leaves values of 0-255 as they are."""
+def is_raw(recipe: Recipe | PreprocessingSpec) -> bool:
+    """Whether preprocessing leaves values of 0-255 as they are."""
     return not any(recipe.mean) and set(recipe.scale) == {1.0}
 
 

@@ -7,32 +7,31 @@ are never compared.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from edgeface.errors import ContractError, InputError
-from edgeface.untrusted import parse_json
-
-CONTRACT_VERSION = 3
-"""Version of the stored form. A newer one is refused, because its meaning is unknown.
-
-Version 3 has the digest of the .xml (`edgeface.model.ir_file.bind_xml`); version 1 has no `weights_id` either.
-"""
+from edgeface.errors import ContractError
+from edgeface.model.stored import (
+    UNNUMBERED,
+    ModelKind,
+    StoredContract,
+    hash_fields,
+    parse_as,
+    parse_floats,
+    parse_size,
+    require_hexadecimal,
+    require_member,
+)
+from edgeface.model.stored import Color as Color
+from edgeface.model.stored import Layout as Layout
+from edgeface.model.stored import Precision as Precision
+from edgeface.model.stored import Provenance as Provenance
 
 SEEDED_WARNING = "SEEDED WEIGHTS: random numbers; this model recognises no one"
 """What every output about such a model says."""
-
-RT_INFO_KEY = "edgeface"
-FILE_SHA256 = "file_sha256"
-"""Field beside the contract's, of an IR file: SHA-256 of its .xml with `NO_DIGEST` in place of these digits."""
-NO_DIGEST = hashlib.sha256(b"edgeface: digest of the .xml, known once it is written").hexdigest()
-MODEL_API_KEY = "model_info"
 
 AlignmentRecipe = Literal[
     "mtcnn-box-margin",
@@ -43,10 +42,6 @@ AlignmentRecipe = Literal[
     "outer-eyes-nose-96",
     "none",
 ]
-Layout = Literal["NCHW", "NHWC"]
-Color = Literal["BGR", "RGB"]
-Precision = Literal["FP32", "FP16", "INT8"]
-Provenance = Literal["published", "seeded", "unknown"]
 Method = Literal["int8-mixed", "int8-performance", "weights", "fp16", "head", "finetuned"]
 
 MIN_AGREEING_COSINE, MAX_ACCURACY_DROP = 0.97, 0.001
@@ -78,7 +73,7 @@ class Alignment:
     margin: int = 0
 
     def __post_init__(self) -> None:
-        _require_member("alignment recipe", self.recipe, AlignmentRecipe)
+        require_member("alignment recipe", self.recipe, AlignmentRecipe)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise ContractError(f"alignment margin: expected 0 or more whole pixels, found {self.margin!r}")
 
@@ -135,10 +130,10 @@ class Lineage:
     accuracy_drop: float | None = None
 
     def __post_init__(self) -> None:
-        _require_member("lineage: method", self.method, Method)
-        _require_hexadecimal("lineage: parent_id", self.parent_id, 16)
+        require_member("lineage: method", self.method, Method)
+        require_hexadecimal("lineage: parent_id", self.parent_id, 16)
         if self.calibration_sha256:
-            _require_hexadecimal("lineage: calibration_sha256", self.calibration_sha256, 64)
+            require_hexadecimal("lineage: calibration_sha256", self.calibration_sha256, 64)
         for name in _MEASURED:
             value = getattr(self, name)
             if value is None and name == "accuracy_drop":
@@ -174,8 +169,8 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelContract:
-    """What one IR expects and what it returns.
+class ModelContract(StoredContract):
+    """What the IR of an embedding model expects and what it returns.
 
     Attributes
     ----------
@@ -235,16 +230,23 @@ class ModelContract:
     lineage: Lineage | None = None
     weights_id: str = ""
 
+    kind: ClassVar[ModelKind] = "embedding"
+    optional: ClassVar[frozenset[str]] = frozenset({"lineage", "weights_id"})
+    parsers: ClassVar[Mapping[str, Any]] = {
+        "input_size": parse_size,
+        "value_range": parse_floats,
+        "mean": parse_floats,
+        "scale": parse_floats,
+        "embedding_dim": lambda value: parse_as(int, value),
+        "normalized": lambda value: parse_as(bool, value),
+        "alignment": lambda value: Alignment(**value),
+        "lineage": Lineage.from_dict,
+    }
+
     def __post_init__(self) -> None:
-        _require_member("provenance", self.provenance, Provenance)
-        _require_member("layout", self.layout, Layout)
-        _require_member("color", self.color, Color)
-        _require_member("metric", self.metric, Literal["cosine"])
-        _require_member("precision", self.precision, Precision)
-        _require_hexadecimal("source_sha256", self.source_sha256, 64)
-        for name in ("weights_sha256", "weights_id"):
-            if digest := getattr(self, name):
-                _require_hexadecimal(name, digest, 64)
+        self.check_shared_fields()
+        require_member("metric", self.metric, Literal["cosine"])
+        require_hexadecimal("source_sha256", self.source_sha256, 64)
         # One value has one form, or the same contract would have two ids: 127 and 127.0 differ in JSON.
         for name, length in {"input_size": 2, "value_range": 2, "mean": 3, "scale": 3}.items():
             number = int if name == "input_size" else float
@@ -270,14 +272,18 @@ class ModelContract:
         may round differently. With a `weights_id`, the file that carried the weights is left out too: a frozen graph
         and a checkpoint of the same weights have one id.
         """
-        outside = _OUTSIDE_THE_ID | {"framework", "source_sha256"} if self.weights_id else _OUTSIDE_THE_ID
+        outside = UNNUMBERED | {"framework", "source_sha256"} if self.weights_id else UNNUMBERED
         stored = {key: value for key, value in self.to_dict().items() if key not in outside}
         if self.lineage is not None and self.lineage.changes_numbers:
             stored["lineage"] = self.lineage.identity()
         else:
             stored.pop("lineage", None)
-        canonical = json.dumps(stored, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return hash_fields(stored)
+
+    @property
+    def output_length(self) -> int:
+        """Numbers of one embedding."""
+        return self.embedding_dim
 
     @property
     def former_ids(self) -> tuple[str, ...]:
@@ -310,108 +316,6 @@ class ModelContract:
                 "allow_seeded=True",
             )
 
-    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Return the shape of the IR's input for this many faces."""
-        height, width = self.input_size
-        return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every field as JSON types, without `contract_id`, and without the optional ones that are not set."""
-        stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in _OPTIONAL:
-            if not stored[name]:
-                del stored[name]  # older versions of edgeface read the contract too, and the id stays
-        return stored
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> ModelContract:
-        """Rebuild what `to_dict` wrote.
-
-        Raises ContractError if a field is missing, unknown, or of the wrong type.
-        """
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        if missing := sorted(known.keys() - stored.keys() - _OPTIONAL):
-            raise ContractError(f"contract: the fields {', '.join(missing)} are missing")
-        if unknown := sorted(stored.keys() - known.keys()):
-            raise ContractError(f"contract: unknown fields {', '.join(unknown)}; it was written by another program")
-        try:
-            parsed = {name: _PARSERS[name](v) if name in _PARSERS else _parse(str, v) for name, v in stored.items()}
-            return cls(**parsed)
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ContractError(f"contract: a field has the wrong type: {error}") from error
-
-    def write_to(self, model: Any, *, bound: bool = False) -> None:
-        """Store the contract in an `openvino.Model`'s rt_info, as strings.
-
-        `bound` leaves room for the digest of the .xml, which `edgeface.model.ir_file.bind_xml` has to fill in.
-        The keys that Intel's Model API also reads go under ``model_info`` too. Mean and scale do not: they
-        are folded into the graph, and Model API would apply them a second time.
-        """
-        height, width = self.input_size
-        version = CONTRACT_VERSION if bound else 2 if self.weights_id else 1
-        stored = {"contract_version": str(version), "contract_id": self.contract_id}
-        stored |= {FILE_SHA256: NO_DIGEST} if bound else {}
-        for name, value in self.to_dict().items():
-            stored[name] = value if isinstance(value, str) else json.dumps(value)
-        model.set_rt_info(stored, RT_INFO_KEY)  # all at once, which removes what another contract left
-        for key, text in {
-            "model_name": self.name,
-            "resize_type": "standard",
-            "orig_height": str(height),
-            "orig_width": str(width),
-            "reverse_input_channels": str(self.color == "RGB"),
-        }.items():
-            model.set_rt_info(text, [MODEL_API_KEY, key])
-
-    @classmethod
-    def read_from(cls, model: Any, *, source: str = "the IR") -> ModelContract:
-        """Read the contract that `write_to` stored in an `openvino.Model`; `source` is the file's name in messages.
-
-        It does not see that the .xml was edited: `edgeface.model.ir_file.contract_of` does.
-
-        Raises ContractError if there is none, if a newer edgeface wrote it, or if its `contract_id` does not match.
-        """
-        if not model.has_rt_info([RT_INFO_KEY, "contract_version"]):
-            raise ContractError(
-                f"{source}: expected an IR with an edgeface contract, found none; convert the model with "
-                "'edgeface convert', or add a contract to the IR with 'edgeface adopt'"
-            )
-
-        def text(name: str) -> str:
-            if not model.has_rt_info([RT_INFO_KEY, name]):
-                raise ContractError(f"{source}: the contract has no field {name!r}; convert the model again")
-            return str(model.get_rt_info([RT_INFO_KEY, name]).astype(str))
-
-        if (version := text("contract_version")) not in map(str, range(1, CONTRACT_VERSION + 1)):
-            raise ContractError(
-                f"{source}: expected a contract of version {CONTRACT_VERSION} or older, found version {version}; "
-                "update edgeface, or convert the model again with this one"
-            )
-        if int(version) >= _FIRST_BOUND:
-            text(FILE_SHA256)  # raises without one
-        stored: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.name in _OPTIONAL and not model.has_rt_info([RT_INFO_KEY, field.name]):
-                continue
-            raw = text(field.name)
-            try:
-                stored[field.name] = parse_json(raw) if field.name in _PARSERS else raw
-            except (InputError, ValueError) as error:
-                raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r:.200}") from error
-        if unknown := sorted(
-            model.rt_info[RT_INFO_KEY].keys() - {*stored, "contract_version", "contract_id", FILE_SHA256}
-        ):
-            raise ContractError(
-                f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by another program"
-            )
-        contract = cls.from_dict(stored)
-        if contract.contract_id != text("contract_id"):
-            raise ContractError(
-                f"{source}: the contract says contract_id {text('contract_id')}, but its fields give "
-                f"{contract.contract_id}: it was edited by hand; convert the model again"
-            )
-        return contract
-
 
 def current_id(contract_id: str) -> str:
     """Return the id that an IR of these numbers has today, for an id that edgeface 0.1 wrote; others are returned."""
@@ -442,49 +346,3 @@ _CURRENT_IDS: dict[str, str] = {
     "79268cb30e28fc95": "c41a484efc9868e9",
 }
 """Today's id of each former one: of the published models, and of every contract that this process has read."""
-
-_OUTSIDE_THE_ID = frozenset(
-    {"name", "input_name", "output_name", "provenance", "converter_version", "openvino_version", "weights_sha256"}
-)
-_FIRST_BOUND = 3
-_OPTIONAL = frozenset({"lineage", "weights_id"})
-"""Fields that a stored contract may lack."""
-
-
-def _require_member(what: str, value: object, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ContractError(f"{what}: expected one of {', '.join(get_args(allowed))}, found {value!r}")
-
-
-def _require_hexadecimal(what: str, value: str, digits: int) -> None:
-    if len(value) != digits or set(value) - set("0123456789abcdef"):
-        raise ContractError(f"{what}: expected {digits} lower-case hexadecimal digits, found {value!r}")
-
-
-def _parse(kind: type, value: Any) -> Any:
-    """Return a value that has this type; true and false are no numbers."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"expected {_KINDS[kind]}, found {value!r}")
-    return value
-
-
-_KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a whole number"}
-
-
-def _floats(value: Any) -> tuple[float, ...]:
-    return tuple(float(item) for item in value)
-
-
-_PARSERS: Mapping[str, Any] = types.MappingProxyType(
-    {
-        "input_size": lambda value: tuple(_parse(int, item) for item in value),
-        "value_range": _floats,
-        "mean": _floats,
-        "scale": _floats,
-        "embedding_dim": lambda value: _parse(int, value),
-        "normalized": lambda value: _parse(bool, value),
-        "alignment": lambda value: Alignment(**value),
-        "lineage": Lineage.from_dict,
-    }
-)
-"""Parsers of the fields that are stored as JSON rather than as plain text."""

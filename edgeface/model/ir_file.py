@@ -9,7 +9,9 @@ import openvino as ov
 
 from edgeface.errors import ContractError, ModelFormatError
 from edgeface.files import sha256_of
-from edgeface.model.contract import FILE_SHA256, NO_DIGEST, RT_INFO_KEY, ModelContract
+from edgeface.model.contract import ModelContract
+from edgeface.model.liveness_contract import LivenessContract
+from edgeface.model.stored import FILE_SHA256, NO_DIGEST, RT_INFO_KEY, StoredContract, stored_kind
 
 
 def read_ir(path: Path, *, core: ov.Core | None = None) -> ov.Model:
@@ -45,18 +47,40 @@ def read_contract(path: Path, *, core: ov.Core | None = None) -> tuple[ov.Model,
     return model, contract_of(model, path.read_bytes(), source=str(path))
 
 
+def read_liveness_contract(path: Path, *, core: ov.Core | None = None) -> tuple[ov.Model, LivenessContract]:
+    """Read the IR of a liveness model and the contract in it, as `read_contract` does for an embedding model."""
+    model = read_ir(path, core=core)
+    contract = LivenessContract.read_from(model, source=str(path))
+    _check_file(model, path.read_bytes(), contract, source=str(path))
+    return model, contract
+
+
+def any_contract_of(model: ov.Model, xml: bytes, *, source: str) -> ModelContract | LivenessContract:
+    """Return the contract of a model of any kind; otherwise as `contract_of`."""
+    kind = LivenessContract if stored_kind(model) == LivenessContract.kind else ModelContract
+    contract = kind.read_from(model, source=source)
+    _check_file(model, xml, contract, source=source)
+    return contract
+
+
 def contract_of(model: ov.Model, xml: bytes, *, source: str) -> ModelContract:
     """Return the contract of a model that was read from this .xml; `source` is the file's name in messages.
 
     Raises
     ------
     ContractError
-        If there is no contract, one of a newer version, or one that the model's outputs do not fit.
+        If there is no contract, one of another kind or of a newer version, or one that the model's outputs do not fit.
     ModelFormatError
         If the .xml was changed after it was written: its layers, its names, or the contract in it. IRs of edgeface
         0.1 have no digest that would show it.
     """
     contract = ModelContract.read_from(model, source=source)
+    _check_file(model, xml, contract, source=source)
+    return contract
+
+
+def _check_file(model: ov.Model, xml: bytes, contract: StoredContract, *, source: str) -> None:
+    """Raise as `contract_of` if the .xml was changed, or the model's ports are not those of the contract."""
     bound = model.has_rt_info([RT_INFO_KEY, FILE_SHA256])
     stored = str(model.get_rt_info([RT_INFO_KEY, FILE_SHA256]).astype(str)) if bound else ""
     if bound and (found := _xml_digest(xml, stored)) != stored:
@@ -69,16 +93,15 @@ def contract_of(model: ov.Model, xml: bytes, *, source: str) -> ModelContract:
         )
     shapes = [str(port.get_partial_shape()) for port in model.outputs]
     fits = [
-        port.get_partial_shape().compatible(ov.PartialShape([-1, contract.embedding_dim])) for port in model.outputs
+        port.get_partial_shape().compatible(ov.PartialShape([-1, contract.output_length])) for port in model.outputs
     ]
     if len(model.inputs) != 1 or fits != [True]:
         raise ContractError(
             path=source,
-            expected=f"one input, and one output of (batch, {contract.embedding_dim}), as the contract says",
+            expected=f"one input, and one output of (batch, {contract.output_length}), as the contract says",
             found=f"{len(model.inputs)} inputs, and {', '.join(shapes) or 'no output'}",
             remedy="convert the model again",
         )
-    return contract
 
 
 def bind_xml(path: Path) -> None:
@@ -96,7 +119,7 @@ def _xml_digest(xml: bytes, stored: str) -> str:
     return hashlib.sha256(xml.replace(stored.encode(), NO_DIGEST.encode())).hexdigest()
 
 
-def check_weights(path: Path, contract: ModelContract, found: str | None = None) -> None:
+def check_weights(path: Path, contract: StoredContract, found: str | None = None) -> None:
     """Raise ModelFormatError if an IR's weights are not those that its contract was written for.
 
     A contract without a digest accepts any weights. `found` is the SHA-256 of the weights, where it is known already.

@@ -240,6 +240,13 @@ class EmbeddingSpec(_Strict):
     normalized: Flag
 
 
+class LivenessSpec(_Strict):
+    """The crop and the output of a liveness model, as in `LivenessContract`."""
+
+    crop_scale: Annotated[Number, Field(ge=1)]
+    classes: tuple[Text, ...]  # in the order of the output
+
+
 class Conversion(_Strict):
     """The file or folder of the unpacked download that the converter reads; ``.`` is the model's folder itself.
 
@@ -282,7 +289,8 @@ class ModelEntry(_Strict):
     quantized: Literal["INT8"] | None = None
     preprocessing: PreprocessingSpec | None = None  # None in a model.yml, which does not say it reliably
     alignment_spec: AlignmentSpec | None = Field(default=None, alias="alignment")
-    embedding: EmbeddingSpec | None = None  # None for detectors
+    embedding: EmbeddingSpec | None = None  # None for detectors and liveness models
+    liveness: LivenessSpec | None = None  # None for all others
     conversion: Conversion | None = None
     published: tuple[Published, ...] = ()
     stages: tuple[Text, ...] = ()  # of a composite model, in order; their files live in folders of these names

@@ -14,9 +14,10 @@ import openvino as ov
 
 from edgeface.bench.schema import ModelInfo
 from edgeface.errors import ContractError, InputError, ModelFormatError
-from edgeface.model.contract import RT_INFO_KEY, ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.model.flops import Work, batch_axis, count_work
 from edgeface.model.ir_file import contract_of
+from edgeface.model.stored import RT_INFO_KEY
 from edgeface.runtime import ImageFormat
 from edgeface.runtime.adapter import ColorOrder, Dtype, ImageLayout, Resize, adapt
 from edgeface.runtime.schedule import reason_of

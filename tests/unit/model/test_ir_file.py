@@ -15,9 +15,10 @@ from tiny_net import tiny_net, write_tiny_net
 from edgeface.convert.inspection import inspect_ir
 from edgeface.convert.ir import check_inference
 from edgeface.errors import ContractError, ModelFormatError
-from edgeface.model.contract import CONTRACT_VERSION, ModelContract
+from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import contract_of, read_contract
 from edgeface.model.opset import ops
+from edgeface.model.stored import CONTRACT_VERSION
 from edgeface.runtime import Embedder, encrypt_ir
 
 KEY = bytes(range(32))

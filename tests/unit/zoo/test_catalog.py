@@ -30,6 +30,8 @@ NAMES = [
     "yunet",
     "face-detection-retail-0004",
     "landmarks-regression-retail-0009",
+    "minifasnet-v2",
+    "minifasnet-v1se",
 ]
 
 # Open Model Zoo's own form (2023): SHA-384 as a bare checksum, a regular expression, no keys of ours.
