@@ -61,7 +61,7 @@ class ServiceFile:
 
     def __init__(self, path: Path, kind: ServiceFileKind, *, create: bool, timeout: float = 5.0) -> None:
         self.path, self._kind, self._timeout = path, kind, timeout
-        self.lock = threading.RLock()
+        self.lock, self._waits = threading.RLock(), True
         self._connection: sqlite3.Connection | None = None
         if create and not path.exists():
             self._make()
@@ -96,7 +96,9 @@ class ServiceFile:
             if (connection := self._connection) is None:
                 raise ServiceFileError(path=self.path, expected=f"an open {self._kind.what}", found="a closed one")
             self._require_place()
-            connection.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000) if wait else 0}")
+            if wait is not self._waits:
+                connection.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000) if wait else 0}")
+                self._waits = wait
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield connection
@@ -105,6 +107,12 @@ class ServiceFile:
                 if connection.in_transaction:  # SQLite undid it itself where the disk was full
                     connection.execute("ROLLBACK")
                 raise
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Sync what was committed; `truncate`: and empty the write-ahead log, unless another process reads it."""
+        with self.lock, self._errors():
+            if self._connection is not None:
+                self._connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchall()
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         restore = "nothing in it was changed; restore it from a copy, or move it away"
