@@ -10,11 +10,12 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
@@ -90,7 +91,9 @@ class _Exchange:
         given = self._headers.get(b"x-request-id", b"").decode("latin-1")
         self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self._began, self._received, self._status = time.monotonic(), 0, 0
-        self._ended = asyncio.Event()  # the body has arrived
+        self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Future[None] | None = None  # from the end of the body on
+        self._why: str | None = None  # it was ended
         limits = service.settings.limits
         self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
         scope["edgeface.request_id"] = self._id
@@ -121,41 +124,49 @@ class _Exchange:
         return Problem(413, "too-large", f"expected a body of at most {self._most} bytes, found {found}")
 
     async def run(self, app: ASGIApp) -> None:
-        """Let the routes answer; end them when the client has gone."""
-        answering = asyncio.ensure_future(app(self._scope, self.receive, self.send))
-        leaving = asyncio.ensure_future(self._gone())
+        """Let the routes answer; end them when the client has gone, or sends too slowly."""
+        loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        late = loop.call_later(self._body_until - time.monotonic(), self._end, "slow")
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (leaving, answering):
-                if not task.done():
-                    task.cancel()
-            outcome, _ = await asyncio.gather(answering, leaving, return_exceptions=True)
-        if isinstance(outcome, asyncio.CancelledError):
+            await app(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if self._why is None:  # the service stops
+                raise
+            if self._why == "slow" and not self._status:
+                slow = Problem(408, "too-slow", "the body did not arrive in time; send it faster, or send less")
+                await render(self._scope["path"], slow)(self._scope, self._receive, self._closing)
             self._status = self._status or 499  # as nginx calls it
-        elif isinstance(outcome, BaseException):
-            raise outcome
+        finally:
+            late.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
+            self._task = None
+
+    def _end(self, why: str) -> None:
+        if self._task is not None and not (why == "slow" and self._watch is not None):
+            self._why = why
+            self._task.cancel()
 
     async def receive(self) -> Message:
-        """Give the body, of which neither more nor slower arrives than the limits allow."""
-        left = self._body_until - time.monotonic()
-        try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
-        except asyncio.TimeoutError:
-            self._scope["edgeface.broken"] = True
-            raise Problem(408, "too-slow", "the body did not arrive in time; send it faster, or send less") from None
+        """Give the body, of which no more arrives than the limit; from its end on, watch the client."""
+        message = await self._receive()
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._most:
                 raise self._too_large(f"{self._received} so far")
-            if not message.get("more_body", False):
-                self._ended.set()
+            if not message.get("more_body", False) and self._watch is None:
+                self._watch = asyncio.ensure_future(self._gone())
         return message
 
     async def _gone(self) -> None:
-        await self._ended.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._end("gone")
+
+    async def _closing(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"].append((b"connection", b"close"))
+        await self.send(message)
 
     async def send(self, message: Message) -> None:
         """Pass the answer on, with the headers that every answer has."""
@@ -195,9 +206,11 @@ def create_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        probing = asyncio.ensure_future(app.state.probe.run())
         try:
             yield
         finally:
+            probing.cancel()
             app.state.work.close()
 
     app = FastAPI(
@@ -210,6 +223,7 @@ def create_app(service: Service) -> FastAPI:
         root_path=service.settings.listen.root_path,
     )
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
+    app.state.probe = health.Probe(service)
     app.add_exception_handler(EdgeFaceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
@@ -221,6 +235,8 @@ def create_app(service: Service) -> FastAPI:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)
     if isinstance(error, RequestValidationError):
         problem = Problem(
             422, "bad-input", "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -232,7 +248,4 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
     if problem.status >= 500 and problem.code in ("internal", "device-failed"):
         _log.error("request failed", exc_info=error, extra={"request_id": request.scope.get("edgeface.request_id")})
-    response = render(request.url.path, problem)
-    if request.scope.get("edgeface.broken"):
-        response.headers["Connection"] = "close"
-    return response
+    return render(request.url.path, problem)

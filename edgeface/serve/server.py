@@ -124,9 +124,27 @@ def serve(settings: Settings, *, announce: Callable[[str, str | None], None]) ->
     set_up_logging(settings)
     with bind(settings) as listener, Service(settings) as service:
         app = create_app(service)
-        config = uvicorn.Config(
+        server = make_server(app, settings)
+        host, port = listener.getsockname()[:2]
+        address = f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        asyncio.run(_run(server, app, listener, lambda: announce(address, service.first_key)))
+
+
+def make_server(app: Any, settings: Settings) -> Any:
+    """Return a `uvicorn.Server` that leaves signals alone; `serve(sockets=[...])` runs it."""
+    import uvicorn
+
+    from edgeface.serve.connection import Connection
+
+    tls, options = settings.tls, {}
+    if tls is not None:
+        options = {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.key)}
+        if tls.client_ca is not None:
+            options |= {"ssl_ca_certs": str(tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    server = uvicorn.Server(
+        uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             log_config=None,
             access_log=False,
@@ -136,33 +154,45 @@ def serve(settings: Settings, *, announce: Callable[[str, str | None], None]) ->
             timeout_graceful_shutdown=DRAIN_SECONDS,
             proxy_headers=bool(settings.listen.trusted_proxies),
             forwarded_allow_ips=list(settings.listen.trusted_proxies),
+            **options,
         )
-        tls = settings.tls
-        if tls:
-            config.ssl_certfile, config.ssl_keyfile = str(tls.certificate), str(tls.key)
-            if tls.client_ca:
-                config.ssl_ca_certs, config.ssl_cert_reqs = str(tls.client_ca), ssl.CERT_REQUIRED
-        host, port = listener.getsockname()[:2]
-        address = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        server = uvicorn.Server(config)
-        asyncio.run(_run(server, app, service, listener, lambda: announce(address, service.first_key)))
+    )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    return server
 
 
-async def _run(server: Any, app: Any, service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+async def _run(server: Any, app: Any, listener: socket.socket, ready: Callable[[], None]) -> None:
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            server.force_exit = True  # asked twice
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    server.install_signal_handlers = lambda: None
-    server.capture_signals = contextlib.nullcontext
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(app)))
     serving = asyncio.ensure_future(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
         ready()
         notify("READY=1")
-    stopped = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    watching = asyncio.ensure_future(_feed_watchdog(app.state.probe))
+    await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
-    await app.state.work.drain(DRAIN_SECONDS)
+    drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
+    if not drained:
+        _log.warning("stopped with requests under way: they took longer than %d seconds", DRAIN_SECONDS)
     server.should_exit = True
+    watching.cancel()
     await serving
+
+
+async def _feed_watchdog(probe: Any) -> None:
+    """Tell systemd that the engine answers, twice as often as it wants to know (sd_watchdog_enabled(3))."""
+    every = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+    while every:
+        if probe.answers:
+            notify("WATCHDOG=1")
+        await asyncio.sleep(every)

@@ -1,0 +1,74 @@
+"""Bound what a connection may send before its request is known: uvicorn's protocol limits neither headers nor time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_BYTES = 32 << 10
+"""Of the request line and all headers of one request."""
+HEADER_SECONDS = 10.0
+"""From the first byte of a request, or from the beginning of a connection, to the end of its headers."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if the headers of a request are too many, or arrive too slowly."""
+
+    _late: asyncio.TimerHandle | None = None
+    _in_headers = True
+    _seen = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first headers."""
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives before the end of the headers."""
+        if self._in_headers:
+            # Of what one read brings, up to 256 KiB, all is counted: headers and a body in one read are cut off where
+            # the body begins, so that only the part before it counts.
+            self._seen += len(data) if b"\r\n\r\n" not in data else data.index(b"\r\n\r\n")
+            if self._seen > HEADER_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for the headers of the next request."""
+        super().on_message_begin()
+        if not self._in_headers:
+            self._seen = 0
+            self._wait_for_headers()
+
+    def on_headers_complete(self) -> None:
+        """Stop waiting; refuse what may mean two things to two servers (RFC 9112, 6.1)."""
+        self._stop_waiting()
+        self._in_headers, self._seen = False, 0
+        names = [name for name, _ in self.headers]
+        if max(map(names.count, (b"host", b"content-length"))) > 1 or {b"transfer-encoding", b"content-length"} <= {*names}:
+            raise ValueError("headers that contradict each other")  # answered with 400
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        self._stop_waiting()
+        self._in_headers = True
+        self._late = self.loop.call_later(HEADER_SECONDS, self._refuse, b"408 Request Timeout")
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self, status: bytes) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
