@@ -55,4 +55,4 @@ def serve(
         else:
             print_line(f"serving on {address}")
 
-    server.serve(settings, announce=announce)
+    server.serve(lambda: load_settings(config), announce=announce)

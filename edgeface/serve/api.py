@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 from typing import Annotated, Any
@@ -30,4 +31,5 @@ async def identify(
     photo = (await read_upload(request, "photo")).photo("photo")
     same = ("identify", served.name, fpir, hashlib.sha256(photo).digest())
     faces = await compute(functools.partial(service.identify, photo, served, fpir=fpir), same=same)
+    await asyncio.to_thread(service.note_identifications, caller, served, faces)
     return {"gallery": served.name, "faces": [face.to_dict() for face in faces]}

@@ -48,7 +48,9 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._in_headers, self._seen = False, 0
         names = [name for name, _ in self.headers]
-        if max(map(names.count, (b"host", b"content-length"))) > 1 or {b"transfer-encoding", b"content-length"} <= {*names}:
+        if max(map(names.count, (b"host", b"content-length"))) > 1 or {b"transfer-encoding", b"content-length"} <= {
+            *names
+        }:
             raise ValueError("headers that contradict each other")  # answered with 400
         super().on_headers_complete()
 

@@ -99,13 +99,13 @@ def check(settings: Settings) -> dict[str, Any]:
         return {"models": models, "galleries": {name: len(each.index) for name, each in service.galleries.items()}}
 
 
-def serve(settings: Settings, *, announce: Callable[[str, str | None], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | None], None]) -> None:
+    """Serve until SIGTERM or SIGINT; asked twice, without waiting for what is under way.
 
     Parameters
     ----------
-    settings
-        See `Settings`.
+    configure
+        Returns the configuration; called again at SIGHUP.
     announce
         Is called once the service is ready, with its address, and with the text of the first key if one was made.
 
@@ -115,19 +115,18 @@ def serve(settings: Settings, *, announce: Callable[[str, str | None], None]) ->
         If the configuration, a model, a gallery, a key or the address cannot be used; nothing is served then.
     """
     try:
-        import uvicorn
-
         from edgeface.serve.app import create_app
         from edgeface.serve.service import Service
     except ImportError as error:
         raise ExtraNotInstalledError("serve", needed_for="the service") from error
+    settings = configure()
     set_up_logging(settings)
     with bind(settings) as listener, Service(settings) as service:
         app = create_app(service)
         server = make_server(app, settings)
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_run(server, app, listener, lambda: announce(address, service.first_key)))
+        asyncio.run(_run(server, app, listener, lambda: announce(address, service.first_key), configure))
 
 
 def make_server(app: Any, settings: Settings) -> Any:
@@ -136,7 +135,7 @@ def make_server(app: Any, settings: Settings) -> Any:
 
     from edgeface.serve.connection import Connection
 
-    tls, options = settings.tls, {}
+    tls, options = settings.tls, dict[str, Any]()
     if tls is not None:
         options = {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.key)}
         if tls.client_ca is not None:
@@ -157,12 +156,14 @@ def make_server(app: Any, settings: Settings) -> Any:
             **options,
         )
     )
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     return server
 
 
-async def _run(server: Any, app: Any, listener: socket.socket, ready: Callable[[], None]) -> None:
-    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+async def _run(
+    server: Any, app: Any, listener: socket.socket, ready: Callable[[], None], configure: Callable[[], Settings]
+) -> None:
+    loop, stopping, tasks = asyncio.get_running_loop(), asyncio.Event(), list[Any]()
 
     def stop() -> None:
         if stopping.is_set():
@@ -171,7 +172,9 @@ async def _run(server: Any, app: Any, listener: socket.socket, ready: Callable[[
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(app)))
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: tasks.append(asyncio.ensure_future(_reload(app.state.service, configure)))
+    )
     serving = asyncio.ensure_future(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -196,3 +199,16 @@ async def _feed_watchdog(probe: Any) -> None:
         if probe.answers:
             notify("WATCHDOG=1")
         await asyncio.sleep(every)
+
+
+async def _reload(service: Service, configure: Callable[[], Settings]) -> None:
+    """Take the configuration anew; if it is wrong, say so and go on with the old one."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        settings = await asyncio.to_thread(configure)
+        kept = await asyncio.to_thread(service.reload, settings)
+        logging.getLogger().setLevel(settings.log_level.upper())
+        _log.info("took the configuration anew" + (f"; a restart is needed for {', '.join(kept)}" if kept else ""))
+    except Exception:
+        _log.exception("the configuration was not taken: the service goes on as it was")
+    notify("READY=1")

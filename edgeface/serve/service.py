@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ from edgeface.gallery.keys import KEY_VARIABLE
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.recognize.identify import Identification
+from edgeface.serve.audit import AuditLog
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 from edgeface.serve.problems import NotFound, Problem
+from edgeface.serve.rates import Rates
 from edgeface.serve.settings import Gallery, Model, Settings
 from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.quality import QualityGate
@@ -200,18 +202,22 @@ class Service:
 
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self.settings, self.started = settings, time.time()
-        self.limits = ImageLimits(max_bytes=settings.limits.image_bytes, max_pixels=settings.limits.image_pixels)
+        self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_alone_in(settings.state))
             self.keys = stack.enter_context(contextlib.closing(KeyStore(settings.state / "keys.sqlite")))
+            self.rates = _rates(settings)
+            self.audit: AuditLog | None = None
+            if settings.audit.enabled:
+                self.audit = stack.enter_context(contextlib.closing(AuditLog(settings.state / "audit.sqlite")))
             self.models = Models(settings.cache or default_root() / "compiled", load)
             stack.callback(self.models.close)
             for name, model in settings.models.items():
                 self.models.load(name, model)
             self.galleries: dict[str, ServedGallery] = {}
+            stack.callback(self._close_galleries)
             for name, gallery in settings.galleries.items():
-                self.galleries[name] = served = self._open(name, gallery)
-                stack.callback(served.close)
+                self.galleries[name] = self._open(name, gallery)
             self.first_key = None if self.keys.count_admins() else self.keys.add("first", Role.admin)[1]
             self._stack = stack.pop_all()
 
@@ -234,9 +240,86 @@ class Service:
         if not text:
             raise Problem(401, "no-key", "expected a key in the header x-api-key, or as a bearer token, found none")
         try:
-            return self.keys.find(text)
+            key = self.keys.find(text)
         except KeyRefused as error:
+            if wait := self.rates.wrong_key(address):
+                raise _too_often(wait) from None
             raise Problem(401, f"key-{error.reason}", str(error)) from None
+        if wait := self.rates.wait_for_address(address) or self.rates.wait_for_key(key.id):
+            raise _too_often(wait)
+        return key
+
+    def note(
+        self,
+        caller: Caller,
+        action: str,
+        *,
+        gallery: str | None = None,
+        people: Sequence[int] = (),
+        decision: str | None = None,
+        contract_id: str | None = None,
+    ) -> None:
+        """Write a row of the audit log: takes a lock and 50 microseconds, so never on the event loop."""
+        if self.audit is not None:
+            self.audit.record(
+                action,
+                key_id=caller.key.id,
+                gallery=gallery,
+                people=people,
+                decision=decision,
+                contract_id=contract_id,
+                request_id=caller.request_id,
+            )
+
+    def note_identifications(self, caller: Caller, gallery: ServedGallery, faces: Sequence[Identification]) -> None:
+        """Write a row for each face of a photo that was identified."""
+        for face in faces:
+            people = () if face.person_id is None else (face.person_id,)
+            self.note(
+                caller,
+                "identify",
+                gallery=gallery.name,
+                people=people,
+                decision=face.verdict.value,
+                contract_id=face.threshold.contract_id,
+            )
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take another configuration while requests are answered; return the keys whose change needs a restart.
+
+        Models that changed are loaded beside those that answer. A gallery that changed or left ends with the next
+        reload, when the last request for it has long been answered. If anything fails all is as it was, but for
+        models.
+        """
+        kept = [
+            name
+            for name in ("state", "listen", "tls", "cache", "audit")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        for name, model in settings.models.items():
+            if self.settings.models.get(name) != model:
+                self.models.load(name, model)
+        opened: dict[str, ServedGallery] = {}
+        try:
+            for name, gallery in settings.galleries.items():
+                if self.settings.galleries.get(name) != gallery:
+                    opened[name] = self._open(name, gallery)
+        except BaseException:
+            for served in opened.values():
+                served.close()
+            raise
+        old, self.galleries = (
+            self.galleries,
+            {name: opened.get(name) or self.galleries[name] for name in settings.galleries},
+        )
+        for name in self.settings.models.keys() - settings.models.keys():
+            self.models.unload(name)
+        for served in self._leaving:
+            served.close()
+        self._leaving = [served for name, served in old.items() if self.galleries.get(name) is not served]
+        self.settings, self.rates = settings, _rates(settings)
+        self.limits = _image_limits(settings)
+        return kept
 
     # Galleries
 
@@ -272,6 +355,10 @@ class Service:
         except BaseException:
             store.close()
             raise
+
+    def _close_galleries(self) -> None:
+        for served in (*self.galleries.values(), *self._leaving):
+            served.close()
 
     # What requests ask for
 
@@ -320,6 +407,19 @@ def _alone_in(state: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _image_limits(settings: Settings) -> ImageLimits:
+    return ImageLimits(max_bytes=settings.limits.image_bytes, max_pixels=settings.limits.image_pixels)
+
+
+def _rates(settings: Settings) -> Rates:
+    keys = settings.keys
+    return Rates(per_key=keys.per_key, per_address=keys.per_address, wrong_per_address=keys.wrong_per_address)
+
+
+def _too_often(wait: float) -> Problem:
+    return Problem(429, "too-often", "expected fewer requests a second; wait as Retry-After says", retry_after=wait)
 
 
 def _key_file(path: Path) -> Path:
