@@ -43,9 +43,10 @@ import json
 import shlex
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeface.text import hide_secrets
 
@@ -139,7 +140,26 @@ class NegativeResult(EdgeFaceError):  # noqa: N818 - the program worked; its ans
 
 
 class EnrolmentRefused(NegativeResult):
-    """No one was enrolled: the face belongs to another enrolled person, or no photo is good enough."""
+    """No one was enrolled: the face belongs to another enrolled person, or no photo is good enough.
+
+    Attributes
+    ----------
+    reason
+        A word for programs: ``lookalike``, ``several-people`` or ``no-usable-photo``.
+    details
+        JSON objects: the people who are alike, one of each group of photos, or why each photo is not usable.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "no-usable-photo",
+        details: Iterable[Mapping[str, object]] = (),
+        **parts: Any,
+    ) -> None:
+        super().__init__(message, **parts)
+        self.reason, self.details = reason, tuple(map(dict, details))
 
 
 class RequestError(EdgeFaceError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,7 +307,7 @@ def forget(
         confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", command="forget", yes=yes)
         done = store.forget(person.id, template_ids=template)
     answer(
-        {**dataclasses.asdict(done), "remains": list(done.remains), "proved": done.proved},
+        done.to_dict(),
         f"{person.name}: erased {counted(done.templates, 'template')} and {counted(done.images, 'image')}; searched "
         f"{counted(len(done.searched), 'file')}, {sum(done.searched.values()):,} bytes, "
         f"for {counted(done.needles, 'piece')}",

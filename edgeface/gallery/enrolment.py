@@ -108,6 +108,10 @@ class Lookalike:
     person: Person
     similarity: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"id": self.person.id, "name": self.person.name, "similarity": self.similarity}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
@@ -151,10 +155,7 @@ class Enrolment:
             "new_person": self.created,
             "new_templates": list(self.template_ids),
             "already": self.already,
-            "lookalikes": [
-                {"id": each.person.id, "name": each.person.name, "similarity": each.similarity}
-                for each in self.lookalikes
-            ],
+            "lookalikes": [each.to_dict() for each in self.lookalikes],
             "disagreements": [
                 {
                     "new": self.sources[each.new],
@@ -227,7 +228,7 @@ def enrol(
         with index.snapshot() as snapshot:
             lookalikes = _lookalikes(store, snapshot, vectors, person, rules)
         if lookalikes and not force:
-            raise EnrolmentRefused(_refusal(name, lookalikes))
+            raise _refusal(name, lookalikes)
         disagreements = tuple(_disagreements(vectors, new, mine, rules))
         created = person is None
         if person is None:
@@ -261,11 +262,13 @@ def _lookalikes(
     return tuple(Lookalike(person=store.person(each), similarity=score) for each, score in ranked)
 
 
-def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> str:
+def _refusal(name: str, lookalikes: Sequence[Lookalike]) -> EnrolmentRefused:
     others = ", ".join(f"{each.person.name!r} (similarity {each.similarity:.3f})" for each in lookalikes)
-    return (
+    return EnrolmentRefused(
         f"{name}: expected a face that no other person is enrolled with, found that of {others}; add the photos to "
-        "that person, forget one of the two, or enrol both with --force"
+        "that person, forget one of the two, or enrol both with --force",
+        reason="lookalike",
+        details=[each.to_dict() for each in lookalikes],
     )
 
 
@@ -292,7 +295,9 @@ def _require_one_person(
     raise EnrolmentRefused(
         f"{name}: expected photos of one person, found several people by their faces"
         f"{' and by those enrolled' if stored else ''}: {told}; put each person's photos into a folder of "
-        "their own, or enrol all as one with --force"
+        "their own, or enrol all as one with --force",
+        reason="several-people",
+        details=[{"photos": [sources[row] for row in rows.tolist()]} for rows in strange],
     )
 
 

@@ -322,12 +322,43 @@ def _from_photos(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EnrolmentImage:
-    """One photo's file, and the template that was made from it, or why it cannot be used; and its usable faces."""
+    """One photo, and the template that was made from it, or why it cannot be used; and its usable faces.
+
+    `reason` says why in a word for programs: ``bad-image``, ``no-face``, ``poor-quality`` or ``several-faces``.
+    """
 
     path: Path
     template: NewTemplate | None = None
     refusal: str = ""
+    reason: str = ""
     faces: int = 0
+
+
+def enrolment_image(
+    path: Path,
+    image: Image,
+    faces: Sequence[Face],
+    *,
+    sha256: str,
+    keep_image: bool,
+    largest: bool = False,
+    aligned: bool = False,
+) -> EnrolmentImage:
+    """Make a template from what a pipeline found in a photo; the options are those of `enrolment_images`.
+
+    `aligned`: the photo is one crop, from a pipeline without a detector. `sha256` is of the photo's file; may be empty.
+    """
+    reason, refusal, face = _choose(faces, image, largest=largest)
+    usable = sum(each.embedding is not None for each in faces)
+    if face is None or face.embedding is None:
+        return EnrolmentImage(path=path, refusal=refusal, reason=reason, faces=usable)
+    template = NewTemplate(
+        embedding=face.embedding,
+        quality=float("nan") if face.quality is None else face.quality.score,
+        source_sha256=sha256,
+        image=cut_out(image, face, aligned=aligned) if keep_image else None,
+    )
+    return EnrolmentImage(path=path, template=template, faces=usable)
 
 
 def enrolment_images(
@@ -348,41 +379,39 @@ def enrolment_images(
     with open_source(files, on_bad=fail) as frames, contextlib.closing(pipeline.run(frames)) as answers:
         for frame, faces in answers:
             for index in range(next_index, frame.index):
-                yield EnrolmentImage(path=files[index], refusal=failed[files[index]])
+                yield EnrolmentImage(path=files[index], refusal=failed[files[index]], reason="bad-image")
             next_index = frame.index + 1
-            refusal, face = _choose(faces, frame.image, largest=largest)
-            usable = sum(each.embedding is not None for each in faces)
-            if face is None or face.embedding is None:
-                yield EnrolmentImage(path=files[frame.index], refusal=refusal, faces=usable)
-                continue
-            template = NewTemplate(
-                embedding=face.embedding,
-                quality=float("nan") if face.quality is None else face.quality.score,
-                source_sha256=frame.file.sha256 if frame.file else "",
-                image=cut_out(frame.image, face, aligned=aligned) if keep_images else None,
+            yield enrolment_image(
+                files[frame.index],
+                frame.image,
+                faces,
+                sha256=frame.file.sha256 if frame.file else "",
+                keep_image=keep_images,
+                largest=largest,
+                aligned=aligned,
             )
-            yield EnrolmentImage(path=files[frame.index], template=template, faces=usable)
     for index in range(next_index, len(files)):
-        yield EnrolmentImage(path=files[index], refusal=failed[files[index]])
+        yield EnrolmentImage(path=files[index], refusal=failed[files[index]], reason="bad-image")
 
 
-def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str, Face | None]:
-    """Return the face of a photo, or why there is none that can be used."""
+def _choose(faces: Sequence[Face], image: Image, *, largest: bool) -> tuple[str, str, Face | None]:
+    """Return the face of a photo, or why there is none that can be used: a word, and a sentence."""
     if not faces:
-        return "expected a face, found none; use a photo with a larger or clearer face", None
+        return "no-face", "expected a face, found none; use a photo with a larger or clearer face", None
     size = (image.shape[0], image.shape[1])
     usable = [face for face in faces if face.embedding is not None]
     if not usable:
         reasons = "; ".join(faces[largest_face(faces, size)].reasons)
         several = f"found {len(faces)} faces, none of them usable; largest: " if len(faces) > 1 else ""
-        return several + reasons, None
+        return "poor-quality", several + reasons, None
     if len(usable) > 1 and not largest:
         return (
+            "several-faces",
             f"expected one face, found {len(usable)}; use a photo of one person, or take the largest face of each with "
             "--largest",
             None,
         )
-    return "", usable[largest_face(usable, size)]
+    return "", "", usable[largest_face(usable, size)]
 
 
 def cut_out(image: Image, face: Face, *, aligned: bool) -> KeptImage:

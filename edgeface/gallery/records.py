@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ContractError, GalleryError
+from edgeface.errors import ContractError, GalleryError, InputError
 from edgeface.model.contract import current_id
 from edgeface.model.embedding import Embedding
 from edgeface.text import is_invisible
+from edgeface.untrusted import parse_json
 
 _NAME_LENGTH = 200
 _UNIT = 1e-5
@@ -239,6 +240,11 @@ class Erasure:
     def __bool__(self) -> bool:
         return self.proved
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, with whether it is proved."""
+        lists = {"searched": dict(self.searched), "remains": list(self.remains)}
+        return {**dataclasses.asdict(self), **lists, "proved": self.proved}
+
     @property
     def proved(self) -> bool:
         """Whether files were searched, and nothing was found."""
@@ -355,11 +361,16 @@ def _tidy(text: str, what: str) -> str:
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy metadata as JSON will give it back; `GalleryError` for other than JSON values by text keys."""
+    """Copy metadata as JSON will give it back; `GalleryError` for other than JSON values by text keys.
+
+    So are values that `parse_json` refuses, as deep ones: the person could be stored, and never be read again.
+    """
     stored = dict(metadata or {})
     try:
-        copy = json.loads(json.dumps(stored, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        text = json.dumps([stored], allow_nan=False)
+        (copy,) = parse_json(text)
+        json.dumps(copy, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written
+    except (TypeError, ValueError, RecursionError, InputError) as error:
         raise GalleryError(f"metadata: expected JSON values, found {stored!r:.80}: {error}") from error
     if copy.keys() != stored.keys():
         raise GalleryError(f"metadata: expected text keys, found {list(stored)!r:.80}")

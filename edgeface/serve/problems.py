@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgeface.errors import (
@@ -38,6 +39,8 @@ class Problem(EdgeFaceError):  # noqa: N818 - it is an answer, as RFC 9457 names
         HTTP status, and a word that programs can rely on, e.g. ``no-face``.
     retry_after
         Seconds after which to try again; None: trying again is of no use.
+    errors
+        What was found, as JSON objects, e.g. the people who are alike.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class Problem(EdgeFaceError):  # noqa: N818 - it is an answer, as RFC 9457 names
         found: str | None = None,
         remedy: str | None = None,
         retry_after: float | None = None,
+        errors: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(detail, expected=expected, found=found, remedy=remedy)
-        self.status, self.code, self.retry_after = status, code, retry_after
+        self.status, self.code, self.retry_after, self.errors = status, code, retry_after, tuple(errors)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -62,14 +66,14 @@ class Problem(EdgeFaceError):  # noqa: N818 - it is an answer, as RFC 9457 names
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as RFC 9457 wants it, with ``code``, ``expected``, ``found`` and ``remedy`` beside."""
-        known = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
+        known = {"expected": self.expected, "found": self.found, "remedy": self.remedy, "errors": list(self.errors)}
         return {
             "type": f"urn:edgeface:problem:{self.code}",
             "title": self.code.replace("-", " "),
             "status": self.status,
             "code": self.code,
             "detail": str(self),
-        } | {key: value for key, value in known.items() if value is not None}
+        } | {key: value for key, value in known.items() if value not in (None, [])}
 
 
 class NotFound(Problem):
@@ -91,7 +95,6 @@ _STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
     (DeadlineExceeded, 504, "deadline-exceeded"),
     (EngineClosed, 503, "closing"),
     (InferenceError, 503, "device-failed"),
-    (EnrolmentRefused, 409, "enrolment-refused"),
     (NegativeResult, 409, "refused"),
     (FaceError, 422, "no-face"),
     (ImageError, 422, "bad-image"),
@@ -117,6 +120,9 @@ def problem_of(error: BaseException) -> Problem:
     """Return what an exception is over HTTP; what edgeface did not raise on purpose tells nothing of itself."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, EnrolmentRefused):
+        status = 422 if error.reason == "no-usable-photo" else 409
+        return Problem(status, error.reason, _options(str(error)), errors=error.details)
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             return Problem(
@@ -129,6 +135,13 @@ def problem_of(error: BaseException) -> Problem:
                 retry_after=_RETRY.get(status),
             )
     return Problem(500, "internal", "an internal failure; the log of the service has it under this request's id")
+
+
+def _options(text: str) -> str:
+    """Name the options of the command line as they are over HTTP."""
+    for option in ("force", "largest"):
+        text = text.replace(f"--{option}", f"{option}=true")
+    return text
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {

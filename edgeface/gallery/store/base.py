@@ -192,12 +192,23 @@ class GalleryStore(ABC):
             found = (self.rows.find(connection, form) for form in name_forms(name))
             return next(filter(None, found), None)
 
-    def people(self, *, label: str | None = None) -> tuple[Person, ...]:
-        """Return all people, or those who have a label, by rising id."""
-        wanted = () if label is None else name_forms(label)
+    def people(
+        self,
+        *,
+        label: str | None = None,
+        where: Callable[[Person], bool] = lambda person: True,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> tuple[Person, ...]:
+        """Return people by rising id: all, or those who have a label, for whom a condition holds, of ids above `after`.
+
+        `limit`: at most so many.
+        """
+        wanted = set(() if label is None else name_forms(label))
         with self.database.reading() as connection:
-            found = self.rows.people(connection)
-            return tuple(person for person in found if label is None or not {*wanted}.isdisjoint(person.labels))
+            found = filter(where, self.rows.people(connection, after))
+            labelled = (each for each in found if label is None or not wanted.isdisjoint(each.labels))
+            return tuple(itertools.islice(labelled, limit))
 
     # Templates
 

@@ -79,9 +79,9 @@ class Rows:
 
     # People
 
-    def people(self, connection: Any) -> Iterator[Person]:
-        """Yield all people, by rising id."""
-        for row in connection.execute(f"{_PEOPLE} ORDER BY id"):
+    def people(self, connection: Any, after: int = 0) -> Iterator[Person]:
+        """Yield the people of ids above `after`, by rising id."""
+        for row in connection.execute(f"{_PEOPLE} WHERE id > ? ORDER BY id", (after,)):
             yield self._person(*row)
 
     def person(self, connection: Any, person_id: int) -> Person:

@@ -1,0 +1,331 @@
+"""Enrol people from uploaded photos, record their consent, find them, and forget them: what all APIs have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from edgeface.errors import EnrolmentRefused, GalleryError, ImageError
+from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
+from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
+from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
+from edgeface.gallery.store.base import GalleryStore
+from edgeface.serve.problems import NotFound, Problem
+from edgeface.serve.service import LoadedModel, ServedGallery, Service
+
+CONSENT = "consent"
+"""Key of a person's metadata that is reserved for `Consent`."""
+METADATA_BYTES, LABELS = 16 << 10, 64
+"""The most that the service stores with a person."""
+
+
+# What a person may be called, and carries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """What a person agreed to: kept in the person's metadata, and so encrypted, exported and forgotten with them.
+
+    Attributes
+    ----------
+    text_version
+        Names the text that the person agreed to, 1 to 100 characters.
+    recorded_by, recorded
+        Id of the key that recorded it, and when.
+    expires
+        When it ends; None: not by itself.
+    """
+
+    text_version: str
+    recorded_by: str
+    recorded: datetime
+    expires: datetime | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        expires = None if self.expires is None else self.expires.isoformat()
+        return {**dataclasses.asdict(self), "recorded": self.recorded.isoformat(), "expires": expires}
+
+    @classmethod
+    def of(cls, person: Person) -> Consent | None:
+        """Return a person's record; None if there is none, or it is not one that the service wrote."""
+        try:
+            stored = dict(person.metadata[CONSENT])
+            expires = None if stored["expires"] is None else _time(stored["expires"])
+            version, key = str(stored["text_version"]), str(stored["recorded_by"])
+            return cls(text_version=version, recorded_by=key, recorded=_time(stored["recorded"]), expires=expires)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
+    def record(cls, given: Any, key_id: str) -> Consent:
+        """Return the record of what a client sends: ``text_version`` and perhaps ``expires``; `Problem` for others."""
+        try:
+            if not isinstance(given, Mapping) or not {"text_version"} <= given.keys() <= {"text_version", "expires"}:
+                raise ValueError("other keys")
+            version = given["text_version"]
+            if not isinstance(version, str) or not 1 <= len(version.strip()) == len(version) <= 100:
+                raise ValueError("text_version")
+            expires = None if given.get("expires") is None else _time(given["expires"])
+        except (TypeError, ValueError) as error:
+            raise Problem(
+                422,
+                "bad-consent",
+                f"expected a consent of text_version, 1 to 100 characters, and expires, a time with a zone such as "
+                f"2027-01-31T00:00:00Z or null, found another one: {error}",
+            ) from None
+        return cls(text_version=version, recorded_by=key_id, recorded=datetime.now(timezone.utc), expires=expires)
+
+
+def _time(text: Any) -> datetime:
+    if not isinstance(text, str):
+        raise TypeError("a time that is no text")
+    time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    if time.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return time.astimezone(timezone.utc)
+
+
+def describe(person: Person) -> dict[str, Any]:
+    """Return a person's JSON values, with the consent beside the other metadata."""
+    consent, metadata = Consent.of(person), dict(person.metadata)
+    if consent is not None:
+        del metadata[CONSENT]
+    return {**person.to_dict(), "metadata": metadata, "consent": None if consent is None else consent.to_dict()}
+
+
+@contextlib.contextmanager
+def _checked(code: str) -> Iterator[None]:
+    """Turn a value that a gallery refuses into a problem of the request."""
+    try:
+        yield
+    except GalleryError as error:
+        raise Problem(422, code, str(error)) from None
+
+
+def check_person(
+    *, name: str | None = None, labels: Sequence[str] | None = None, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Raise `Problem` for what no person can have, before anything is computed."""
+    if name is not None:
+        with _checked("bad-name"):
+            check_name(name)
+    if labels is not None:
+        if len(labels) > LABELS:
+            raise Problem(422, "bad-labels", f"expected at most {LABELS} labels, found {len(labels)}")
+        with _checked("bad-labels"):
+            check_labels(labels)
+    if metadata is not None:
+        with _checked("bad-metadata"):
+            check_metadata(metadata)
+        if CONSENT in metadata:
+            raise Problem(422, "bad-metadata", f"expected other metadata than {CONSENT!r}, which has its own field")
+        if (size := len(json.dumps(metadata))) > METADATA_BYTES:
+            raise Problem(422, "bad-metadata", f"expected at most {METADATA_BYTES} bytes of metadata, found {size}")
+
+
+def _merged(
+    person: Person | None, metadata: Mapping[str, Any] | None, consent: Consent | None
+) -> dict[str, Any] | None:
+    """Return the metadata to store: what is not given stays; None: all of it."""
+    if metadata is None and consent is None:
+        return None
+    before = {} if person is None else dict(person.metadata)
+    kept = {CONSENT: before[CONSENT]} if CONSENT in before else {}
+    new = before if metadata is None else {**metadata, **kept}
+    return new if consent is None else {**new, CONSENT: consent.to_dict()}
+
+
+# People
+
+
+def find_person(gallery: ServedGallery, person_id: int) -> Person:
+    """Return a person; `NotFound` if there is none of this id."""
+    with _found(gallery.store, person_id):
+        return gallery.store.person(person_id)
+
+
+@contextlib.contextmanager
+def _found(store: GalleryStore, person_id: int) -> Iterator[None]:
+    """Raise `NotFound` where a block failed because there is no such person, as when it was forgotten meanwhile."""
+    try:
+        yield
+    except GalleryError:
+        if not [person for person in store.people(after=person_id - 1, limit=1) if person.id == person_id]:
+            raise NotFound("person", person_id) from None
+        raise
+
+
+def list_people(
+    gallery: ServedGallery, *, after: int, limit: int, name: str | None = None, label: str | None = None
+) -> list[Person]:
+    """Return the people whose id is above `after`, by rising id, at most `limit`.
+
+    `name`: a part of it, whatever the case. A page has who is there when it is asked for: who was enrolled meanwhile
+    comes on a later one, and nobody comes twice or is left out because another one was forgotten.
+    """
+    part = None if name is None else _folded(name)
+    return list(
+        gallery.store.people(
+            label=label, after=after, limit=limit, where=lambda person: part is None or part in _folded(person.name)
+        )
+    )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def update_person(
+    gallery: ServedGallery,
+    person_id: int,
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    consent: Consent | None = None,
+) -> Person:
+    """Replace what is given, and keep what is None; `Problem` 409 ``name-taken`` if another person has this name."""
+    check_person(name=name, labels=labels, metadata=metadata)
+    store = gallery.store
+    with _found(store, person_id), store.writing():
+        person = store.person(person_id)
+        if name is not None and (other := store.find(name)) is not None and other.id != person_id:
+            raise Problem(409, "name-taken", f"another person has this name, id {other.id}", errors=[{"id": other.id}])
+        return store.update_person(person_id, name=name, labels=labels, metadata=_merged(person, metadata, consent))
+
+
+# Photos
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoEnrolment:
+    """What `enrol_photos` did, and the photos that it could not use; each is called by its number, ``photo 1``."""
+
+    enrolment: Enrolment
+    refused: tuple[EnrolmentImage, ...]
+
+    @property
+    def person(self) -> Person:
+        """As stored now."""
+        return self.enrolment.person
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        done = self.enrolment.to_dict()
+        return {**done, **describe(self.person), "refused": [_refusal(each) for each in self.refused]}
+
+
+def _refusal(image: EnrolmentImage) -> dict[str, Any]:
+    return {"photo": str(image.path), "code": image.reason, "detail": image.refusal, "faces": image.faces}
+
+
+def enrol_photos(
+    service: Service,
+    gallery: ServedGallery,
+    who: str | int,
+    photos: Sequence[bytes],
+    *,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    consent: Consent | None = None,
+    largest: bool = False,
+    force: bool = False,
+) -> PhotoEnrolment:
+    """Enrol a person by photos; one that cannot be used is left out, unless none is left.
+
+    Parameters
+    ----------
+    service, gallery
+        The photos are embedded by the gallery's model, and their parts with the face are kept if the gallery does so.
+    who
+        Name of a person, new or known; or the id of a known one.
+    photos
+        Bytes of image files.
+    labels, metadata, consent
+        Replace those of a known person; None: keep them.
+    largest, force
+        As in `enrol_folder`.
+
+    Raises
+    ------
+    EnrolmentRefused
+        By its ``reason``: ``lookalike``, ``several-people``, or ``no-usable-photo``; nothing is changed.
+    Problem
+        If there is no such person, the name or the rest cannot be stored, or there are more photos than the limit.
+    """
+    check_person(name=who if isinstance(who, str) else None, labels=labels, metadata=metadata)
+    if (most := service.settings.limits.images) < len(photos):
+        raise Problem(422, "too-many-photos", f"expected at most {most} photos, found {len(photos)}")
+    person = find_person(gallery, who) if isinstance(who, int) else None
+    store = gallery.store
+    with service.models.use(gallery.options.model) as model:
+        rules = EnrolRules.choose(gallery.options.threshold, model.contract)
+        images = [_template(service, gallery, model, number, each, largest) for number, each in enumerate(photos, 1)]
+    usable = [(each.path, each.template) for each in images if each.template is not None]
+    refused = tuple(each for each in images if each.template is None)
+    name = person.name if person else str(who)
+    if not usable:
+        told = "; ".join(f"{each.path}: {each.refusal}" for each in refused) or "no photo"
+        raise EnrolmentRefused(
+            f"{name}: expected at least one usable photo, found none: {told}", details=map(_refusal, refused)
+        )
+    with _found(store, person.id) if person else contextlib.nullcontext(), store.writing():
+        known = store.find(name) if person is None else store.person(person.id)
+        done = enrol(
+            store,
+            name if known is None else known.name,
+            [template for _, template in usable],
+            rules=rules,
+            index=gallery.index,
+            labels=labels,
+            metadata=_merged(known, metadata, consent),
+            force=force,
+            sources=[str(path) for path, _ in usable],
+        )
+    return PhotoEnrolment(enrolment=done, refused=refused)
+
+
+def _template(
+    service: Service, gallery: ServedGallery, model: LoadedModel, number: int, photo: bytes, largest: bool
+) -> EnrolmentImage:
+    path = Path(f"photo {number}")
+    try:
+        image = service.read_photo(photo, str(path))
+        faces = service.analyze(model, image, gate=gallery.gate)
+    except ImageError as error:
+        return EnrolmentImage(path=path, refusal=str(error).removeprefix(f"{path}: "), reason="bad-image")
+    return enrolment_image(
+        path,
+        image,
+        faces,
+        sha256=hashlib.sha256(photo).hexdigest(),
+        keep_image=gallery.store.info.keeps_images,
+        largest=largest,
+        aligned=service.settings.models[gallery.options.model].detector is None,
+    )
+
+
+def find_template(gallery: ServedGallery, person_id: int, template_id: int) -> Template:
+    """Return a person's template; `NotFound` if there is none of this id, or it is another person's."""
+    with _found(gallery.store, person_id):
+        for template in gallery.store.templates_of(person_id):
+            if template.id == template_id:
+                return template
+    raise NotFound("template", template_id)
+
+
+def forget(gallery: ServedGallery, person_id: int, *, template_id: int | None = None) -> Erasure:
+    """Erase a person, or one template, for good, and prove it; `NotFound` if there is none."""
+    if template_id is not None:
+        find_template(gallery, person_id, template_id)
+    with _found(gallery.store, person_id):
+        return gallery.store.forget(person_id, template_ids=None if template_id is None else [template_id])
