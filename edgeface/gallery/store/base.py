@@ -229,7 +229,27 @@ class GalleryStore(ABC):
         """Return a person's templates, by rising id."""
         with self.database.reading() as connection:
             self.rows.require_person(connection, person_id)
-            return tuple(self.rows.templates_of(connection, person_id))
+            return tuple(self.rows.templates(connection, "person_id", person_id))
+
+    def template(self, template_id: int) -> Template | None:
+        """Return a template by id, if there is one."""
+        with self.database.reading() as connection:
+            return next(self.rows.templates(connection, "id", template_id), None)
+
+    def merge(self, person_id: int, into: int) -> Person:
+        """Give a person's templates, which keep their ids, to another person, and remove the one who has none left.
+
+        Labels and metadata are those of `into`, who is returned. `GalleryError` is raised if both are one person, or
+        there is no person of an id.
+        """
+        if person_id == into:
+            raise GalleryError(f"merge: expected two people, found person {into} twice")
+        with self.database.writing() as connection:
+            self.rows.require_person(connection, into)
+            self.rows.require_person(connection, person_id)
+            self.rows.move_templates(connection, person_id, into, self.database.wrote())
+            connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
+            return self.rows.person(connection, into)
 
     def image_of(self, template_id: int) -> KeptImage | None:
         """Return the image that a template was made from, if it was kept."""

@@ -252,13 +252,18 @@ def apply_changes(block: TemplateBlock, changes: Changes) -> TemplateBlock:
     """Bring a block to a later generation, unless what was added is of another contract."""
     added = changes.added
     require_same_contract(block.contract_id, added.contract_id, what="templates")
-    kept = ~np.isin(block.ids, changes.removed) if len(changes.removed) else None
+    moved = np.isin(added.ids, block.ids) if len(block) and len(added) and added.ids[0] <= block.ids[-1] else None
+    gone = changes.removed if moved is None else np.concatenate([changes.removed, added.ids[moved]])
+    kept = ~np.isin(block.ids, gone) if len(gone) else None
     if not len(added) and (kept is None or kept.all()):
         return dataclasses.replace(block, generation=changes.generation, history=changes.history)
     columns = {}
     for name in ("ids", "person_ids", "vectors"):
         old = getattr(block, name)
         columns[name] = np.concatenate([old if kept is None else old[kept], getattr(added, name)])
+    if moved is not None:  # to another person, with their ids
+        order = np.argsort(columns["ids"])
+        columns = {name: column[order] for name, column in columns.items()}
     return TemplateBlock(
         **columns, contract_id=block.contract_id, generation=changes.generation, history=changes.history
     )

@@ -156,20 +156,30 @@ class Rows:
                     "gallery with --keep-images"
                 )
 
-    def templates_of(self, connection: Any, person_id: int) -> Iterator[Template]:
-        """Yield a person's templates, by rising id."""
-        query = "SELECT template_id FROM images JOIN templates ON id = template_id WHERE person_id = ?"
-        with_image = {row[0] for row in connection.execute(query, (person_id,))}
-        for identity, stored in self.sealed(connection, "templates", "WHERE person_id = ?", person_id):
+    def templates(self, connection: Any, column: str, value: int) -> Iterator[Template]:
+        """Yield the templates whose `id` or `person_id` is this, by rising id."""
+        query = f"SELECT template_id FROM images JOIN templates ON id = template_id WHERE {column} = ?"
+        with_image = {row[0] for row in connection.execute(query, (value,))}
+        for identity, stored in self.sealed(connection, "templates", f"WHERE {column} = ?", value):
             body = TemplateBody.decode(self.open("templates", identity, stored), self._header.dim)
             yield Template(
                 id=identity[0],
-                person_id=person_id,
+                person_id=identity[1],
                 embedding=Embedding(body.vector, self._header.contract_id),
                 quality=body.quality,
                 source_sha256=body.source_sha256,
                 created=body.created,
                 has_image=identity[0] in with_image,
+            )
+
+    def move_templates(self, connection: Any, person_id: int, into: int, generation: int) -> None:
+        """Seal a person's templates anew as those of another, in this generation: indexes replace them by their ids."""
+        for identity, stored in list(self.sealed(connection, "templates", "WHERE person_id = ?", person_id)):
+            new = (identity[0], into, generation)
+            body = self.seal("templates", new, self.open("templates", identity, stored))
+            connection.execute(
+                "UPDATE templates SET person_id = ?, generation = ?, body = ? WHERE id = ?",
+                (into, generation, body, new[0]),
             )
 
     def image(self, connection: Any, template_id: int) -> KeptImage | None:

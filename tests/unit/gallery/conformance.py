@@ -345,6 +345,38 @@ class StoreConformance:
         assert nothing is not None
         assert (len(nothing.removed), len(nothing.added)) == (0, 0)
 
+    def test_merged_people_keep_their_templates_and_the_ids_of_these(
+        self, store: GalleryStore, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("edgeface.gallery.store.base._CACHED_ROWS", 1)
+        ada = store.add_person("Ada", templates=[template(vectors(1)[0], image=kept())], metadata={"a": 1})
+        twin = store.add_person("Ada L", labels=["staff"], templates=templates(2, seed=1))
+        grace = store.add_person("Grace", templates=templates(1, seed=2))
+        old, index, start = store.load(), LiveIndex(store), store.generation()  # the cache has Ada's two names
+        merged = store.merge(ada.id, twin.id)
+        assert (merged.name, merged.labels, merged.metadata, merged.template_count) == ("Ada L", ("staff",), {}, 3)
+        assert (store.find("Ada"), store.generation()) == (None, start + 1)
+        with place.open(contract_id=CONTRACT) as again:
+            new = again.load()
+            np.testing.assert_array_equal(new.ids, old.ids)
+            np.testing.assert_array_equal(new.vectors, old.vectors)
+            assert new.person_ids.tolist() == [twin.id] * 3 + [grace.id]
+            assert again.check()
+            moved = again.template(int(old.ids[0]))
+            assert moved is not None
+            assert (moved.person_id, moved.has_image) == (twin.id, True)
+            assert again.template(999) is None
+        assert index.block().person_ids.tolist() == new.person_ids.tolist()
+        assert index.search(Embedding(vectors(1)[0], CONTRACT)).person_ids.tolist() == [twin.id]
+
+    def test_a_merger_that_names_one_person_twice_or_an_unknown_one_changes_nothing(self, store: GalleryStore) -> None:
+        ada = store.add_person("Ada", templates=templates(1))
+        start = store.generation()
+        for person_id, into in ((ada.id, ada.id), (ada.id, 999), (999, ada.id)):
+            with pytest.raises(GalleryError, match=r"two people|999"):
+                store.merge(person_id, into)
+        assert (store.generation(), store.person(ada.id)) == (start, ada)
+
     def test_a_generation_that_never_was_has_no_changes(self, store: GalleryStore) -> None:
         assert store.changes_since(store.generation() + 1, store.history()) is None
         assert store.changes_since(-1, store.history()) is None
