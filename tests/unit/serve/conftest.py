@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ import edgeface
 from edgeface.gallery.records import NewTemplate
 from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
+from edgeface.serve.server import make_server
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
 
@@ -81,3 +86,36 @@ def enrol(service: Service, name: str, colour: tuple[int, int, int], gallery: st
     with service.models.use(served.options.model) as model:
         template = NewTemplate(embedding=model.analyzer.embed(draw(colour)))
     return served.store.add_person(name, templates=[template]).id
+
+
+@contextlib.contextmanager
+def serving(service: Service) -> Iterator[int]:
+    """Serve on 127.0.0.1 by the real server, in a thread; give the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = make_server(create_app(service), service.settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def converse(port: int, *sent: bytes, pause: float = 0.0) -> bytes:
+    """Send these bytes one after another over one connection, and return all that comes until it is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):
+            for part in sent:
+                connection.sendall(part)
+                time.sleep(pause)
+        return b"".join(iter(lambda: _receive(connection), b""))
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except ConnectionError:
+        return b""

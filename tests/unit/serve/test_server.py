@@ -1,0 +1,242 @@
+"""The real server: what comes over its sockets, how it stops, and what it takes anew."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_ir import BLUE, write_tiny_ir
+from unit.serve.conftest import MakeService, converse, jpeg, serving
+
+from edgeface.serve import connection, health
+from edgeface.serve.service import Service
+
+pytestmark = pytest.mark.timeout(60)
+IDENTIFY = "/api/edgeface/v1/identify"
+
+
+def test_headers_that_are_endless_or_slow_close_the_connection(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    with serving(service) as port:
+        line = b"x-a: " + b"y" * 1000 + b"\r\n"
+        assert converse(port, b"GET / HTTP/1.1\r\nhost: a\r\n", *[line] * 40).startswith(b"HTTP/1.1 431 ")
+        began = time.monotonic()
+        assert converse(port, b"GET / HTTP/1.1\r\nhost: a\r\n").startswith(b"HTTP/1.1 408 ")
+        assert converse(port).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - began < 5
+        alive = b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n"
+        last = alive[:-2] + b"connection: close\r\n\r\n"
+        answers = converse(port, alive, last[:20], last[20:], pause=0.1)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"content-length: 3\r\ntransfer-encoding: chunked",
+        b"transfer-encoding: chunked\r\ncontent-length: 3",
+        b"content-length: 3\r\ncontent-length: 4",
+        b"content-length: 3\r\ncontent-length: 3",
+        b"content-length: +3",
+        b"content-length : 3",
+        b"transfer-encoding: chunked, identity",
+        b"transfer-encoding: xchunked",
+        b"x-a: b\r\n folded: c",
+        b"host: b",
+    ],
+)
+def test_what_two_servers_may_read_differently_is_refused(service: Service, headers: bytes) -> None:
+    request = (
+        b"POST "
+        + IDENTIFY.encode()
+        + b" HTTP/1.1\r\nhost: a\r\n"
+        + headers
+        + b"\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n"
+    )
+    with serving(service) as port:
+        answer = converse(port, request)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_that_trickles_is_ended(make_service: MakeService) -> None:
+    service = make_service(limits={"body_seconds": 0.3, "workers": 1})
+    head = f"POST {IDENTIFY} HTTP/1.1\r\nhost: a\r\nx-api-key: {service.first_key}\r\ncontent-length: 1000\r\n"
+    with serving(service) as port:
+        answer = converse(port, head.encode() + b"content-type: image/png\r\n\r\n", b"x")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer.lower()
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "too-slow"
+
+
+def test_a_client_that_leaves_takes_its_work_with_it(make_service: MakeService) -> None:
+    service = make_service(limits={"workers": 1, "queue": 4})
+    gate, computed = threading.Event(), []
+
+    def identify(photo: bytes, *_: object, **__: object) -> list[object]:
+        computed.append(photo)
+        gate.wait(20)
+        return []
+
+    service.identify = identify  # type: ignore[method-assign]
+    with serving(service) as port, contextlib.ExitStack() as open_ones:
+        connections = []
+        for number in range(3):  # the first is computed, the others wait
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            open_ones.callback(client.close)
+            headers = {"x-api-key": service.first_key or "", "content-type": "image/png"}
+            client.request("POST", IDENTIFY, body=b"%d" % number, headers=headers)
+            connections.append(client)
+            time.sleep(0.1)
+        connections[1].close()
+        time.sleep(0.1)
+        gate.set()
+        assert [connections[number].getresponse().status for number in (0, 2)] == [200, 200]
+        assert computed == [b"0", b"2"]
+
+
+def test_a_model_that_does_not_answer_is_not_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(health, "LOST_SECONDS", 0.3)
+    with serving(service) as port:
+        ask = b"GET /health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        time.sleep(0.4)
+        assert converse(port, ask).startswith(b"HTTP/1.1 200 ")
+        with service.models.use("default") as model:
+            model.analyzer.close()
+        time.sleep(0.4)
+        assert converse(port, ask).startswith(b"HTTP/1.1 503 ")
+
+
+# The command, in a process of its own
+
+_PROGRAM = textwrap.dedent(
+    """
+    import sys, time
+    from unit.serve.conftest import load_squares
+    from edgeface.serve import service
+    from edgeface.cli import main
+
+    service.Service.__init__.__kwdefaults__["load"] = load_squares
+    identify = service.Service.identify
+    def slowly(*given, **options):
+        time.sleep(float(sys.argv.pop()) if sys.argv[-1].startswith("0.") else 0.3)
+        return identify(*given, **options)
+    service.Service.identify = slowly
+    sys.exit(main(sys.argv[1:]))
+    """
+)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`edgeface serve` with squares for faces and 0.3 s for an identification."""
+    config = tmp_path / "serve.yml"
+    ir = write_tiny_ir(tmp_path)
+    config.write_text(
+        f"state: {tmp_path / 'state'}\nmodels: {{default: {{model: {ir}}}}}\nlisten: {{port: 0}}\n"
+        "galleries: {default: {threshold: 0.95, gate: false}}\nlimits: {workers: 1, queue: 3}\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, "serve", "--config", str(config), "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _ready(command: subprocess.Popen[str]) -> dict[str, str]:
+    assert command.stdout is not None
+    lines = list(iter(command.stdout.readline, "}\n"))
+    answer: dict[str, str] = json.loads("".join(lines) + "}")
+    return answer
+
+
+def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(command: subprocess.Popen[str]) -> None:
+    ready = _ready(command)
+    port = int(re.search(r":(\d+)$", ready["address"])[1])  # type: ignore[index]
+    answers: list[tuple[int, str | None]] = []
+
+    def ask(number: int) -> None:
+        time.sleep(number * 0.05)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("POST", IDENTIFY, jpeg(BLUE, *[None] * number), {"x-api-key": ready["first_key"]})
+        with contextlib.closing(client):
+            answer = client.getresponse()
+            answers.append((answer.status, answer.getheader("retry-after")))
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(8)]
+    for thread in threads[:3]:
+        thread.start()
+    time.sleep(0.2)
+    command.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    for thread in threads[3:]:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert command.wait(20) == 0
+    accepted = [status for status, _ in answers if status == 200]
+    assert len(accepted) >= 3
+    assert all(status == 200 or (status, bool(retry)) == (503, True) for status, retry in answers)
+
+
+def test_sighup_takes_what_is_right_and_keeps_what_was_for_what_is_wrong(
+    command: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert command.stderr is not None
+    ready = _ready(command)
+    config = tmp_path / "serve.yml"
+    right = config.read_text()
+    for text, said in [
+        (right.replace("{default: {threshold", "{north: {threshold").replace("port: 0", "port: 1"), "for listen"),
+        ("listen: {prot: 1}", "goes on as it was"),
+    ]:
+        config.write_text(text)
+        command.send_signal(signal.SIGHUP)
+        _wait_for(command.stderr, said)
+    client = http.client.HTTPConnection("127.0.0.1", int(ready["address"].rpartition(":")[2]), timeout=30)
+    client.request("POST", IDENTIFY, jpeg(BLUE), {"x-api-key": ready["first_key"], "content-type": "image/png"})
+    assert json.loads(client.getresponse().read())["gallery"] == "north"
+
+
+def _wait_for(stream: object, text: str) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if select.select([stream], [], [], 0.2)[0] and text in stream.readline():  # type: ignore[attr-defined]
+            return
+    raise AssertionError(f"not said: {text}")
+
+
+def test_systemd_is_told_of_the_beginning_the_end_and_that_the_engine_answers(tmp_path: Path) -> None:
+    from edgeface.serve.server import notify
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, pytest.MonkeyPatch.context() as patch:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(5)
+        patch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify("READY=1")
+        assert listener.recv(100) == b"READY=1"
+    notify("READY=1")  # nobody listens
