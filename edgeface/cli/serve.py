@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from edgeface.cli import serve_admin
 from edgeface.cli.output import JsonOption, emit_json, print_line, print_note
 
 group = typer.Typer(help="Serve face recognition; keep its keys.")
+serve_admin.add_to(group)
 
 
 def register(app: typer.Typer) -> None:

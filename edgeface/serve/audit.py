@@ -34,7 +34,7 @@ from edgeface.errors import InputError
 from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind
 
 _KIND = ServiceFileKind(
-    what="audit log",
+    what="service's audit log",
     application_id=0x45464155,  # EFAU
     schema="""
 CREATE TABLE log (one INTEGER PRIMARY KEY CHECK (one = 1), id BLOB NOT NULL);

@@ -110,10 +110,17 @@ def issue_server(folder: Path, names: Iterable[str] = (), *, now: datetime.datet
 def issue_client(folder: Path, name: str, *, now: datetime.datetime | None = None) -> IssuedCertificate:
     """Make or renew the certificate of a client; its name is 1 to 40 ASCII letters, digits and ``_-``.
 
-    Raises as `issue_server`.
+    Raises as `issue_server`, and `InputError` if the folder has no authority yet.
     """
     if not _CLIENT.fullmatch(name):
         raise InputError(f"client certificate: expected a name of 1 to 40 of A-Z a-z 0-9 _ -, found {name!r:.60}")
+    if not (folder / "ca.crt").exists():
+        raise InputError(
+            path=folder / "ca.crt",
+            expected="an authority",
+            found="no file",
+            remedy="make the server's certificate first: edgeface serve certificates NAME",
+        )
     authority = _open_authority(folder, [], now or datetime.datetime.now(datetime.timezone.utc))
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     # With a space a client's name looks like no DNS name, to which the constraints would apply.

@@ -146,6 +146,9 @@ def test_a_server_that_wants_client_certificates_answers_only_those_of_its_autho
     made: IssuedCertificate, tmp_path: Path
 ) -> None:
     client = issue_client(made.authority.parent, "door-7")
+    with pytest.raises(InputError, match="first"):
+        issue_client(tmp_path / "other", "door-7")
+    issue_server(tmp_path / "other")
     stranger = issue_client(tmp_path / "other", "door-7")
     assert (client.certificate.name, client.key.name) == ("client-door-7.crt", "client-door-7.key")
     with serving(made.certificate, made.key, client_ca=made.authority) as port:
