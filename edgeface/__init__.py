@@ -8,6 +8,7 @@ Verification(matched=True, cosine 0.8123 > 0.5701, far=0.001)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from edgeface.recognize.open_set import SearchThreshold
     from edgeface.recognize.threshold import Threshold, Verification
     from edgeface.vision.detector import Detector
+    from edgeface.vision.liveness import Liveness, LivenessChecker, LivenessLimits
     from edgeface.vision.quality import Quality, QualityGate
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "Face",
     "FaceAnalyzer",
     "Identification",
+    "Liveness",
+    "LivenessLimits",
     "Metric",
     "ModelContract",
     "Quality",
@@ -55,6 +59,7 @@ __all__ = [
     "find_model",
     "load",
     "load_detector",
+    "load_liveness",
     "verify",
 ]
 __all__ += errors.__all__
@@ -70,9 +75,13 @@ __getattr__ = exports(  # importing edgeface loads neither OpenVINO nor OpenCV
         "recognize.metrics": ("Metric",),
         "recognize.open_set": ("SearchThreshold",),
         "recognize.threshold": ("Threshold", "Verification"),
+        "vision.liveness": ("Liveness", "LivenessChecker", "LivenessLimits"),
         "vision.quality": ("Quality", "QualityGate"),
     },
 )
+
+LIVENESS_MODELS = ("minifasnet-v2", "minifasnet-v1se")
+"""Zoo names of the models of `load_liveness`."""
 
 MODEL_VARIABLE = "EDGEFACE_MODEL"
 """Environment variable with the path of the default model."""
@@ -86,6 +95,7 @@ def load(
     detector_model: Path | None = None,
     landmarks_model: Path | None = None,
     min_size: int = 20,
+    liveness: bool | str | Path | LivenessChecker = False,
     flip: Literal["average", "concatenate"] | None = None,
     cache_dir: Path | None = None,
     key: bytes | None = None,
@@ -104,6 +114,9 @@ def load(
         aligned crop.
     detector_model, landmarks_model, min_size
         For a detector given by name; see `load_detector`.
+    liveness
+        Whether to judge if faces are live: True, the models that `load_liveness` finds; the path of an IR of such a
+        model, or of a folder of them; or a loaded checker, which is closed with the result.
     flip
         Embed each crop's mirror image too; see `edgeface.runtime.flip.Flip`.
     cache_dir
@@ -138,15 +151,22 @@ def load(
     embedder = Embedder.load(
         find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key, allow_seeded=allow_seeded
     )
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(embedder.close)
         if isinstance(detector, str):
             detector = load_detector(
                 detector, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=min_size
             )
-        return FaceAnalyzer(embedder, detector)
-    except BaseException:
-        embedder.close()
-        raise
+            opened.callback(detector.close)
+        checker: LivenessChecker | None = None
+        if not isinstance(liveness, (bool, str, Path)):
+            checker = liveness
+        elif liveness is not False:
+            checker = load_liveness(None if liveness is True else liveness, device=device)
+            opened.callback(checker.close)
+        analyzer = FaceAnalyzer(embedder, detector, checker)
+        opened.pop_all()
+    return analyzer
 
 
 def verify(
@@ -256,6 +276,42 @@ def load_detector(
     return run(
         name, device=device, model=model, landmarks_model=landmarks_model, min_size=min_size, threshold=threshold
     )
+
+
+def load_liveness(
+    models: str | Path | None = None,
+    *,
+    device: str = "CPU",
+    threshold: float = 0.5,
+    limits: LivenessLimits | None = None,
+) -> LivenessChecker:
+    """Load the models that judge whether a face is live; those of the zoo are converted at their first use.
+
+    Parameters
+    ----------
+    models
+        The .xml of an IR with a liveness contract, or a folder of them. None: both models that 'edgeface zoo download'
+        stored.
+    device, threshold, limits
+        See `edgeface.vision.liveness.LivenessChecker`.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If no models are given, and they are not downloaded.
+    ModelFormatError, ContractError
+        If one is no liveness model.
+
+    Examples
+    --------
+    >>> with edgeface.load_liveness() as checker:  # doctest: +SKIP
+    ...     checker.check(frame, detector.detect([frame])[0])
+    [Liveness(live, score 0.9936, threshold 0.5)]
+    """
+    from edgeface.vision.liveness import load_liveness as run
+
+    found = [find_model(name) for name in LIVENESS_MODELS] if models is None else Path(models)
+    return run(found, device=device, threshold=threshold, limits=limits)
 
 
 def _downloaded(name: str, file: str) -> Path:

@@ -28,8 +28,9 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.recognize.threshold import Threshold, Verification, verify
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
-from edgeface.vision.detector import Detector
+from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image, read_image
+from edgeface.vision.liveness import LivenessChecker
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame
 
@@ -143,10 +144,24 @@ class FaceAnalyzer:
     detector
         Closed with the analyzer. None: every photo is one aligned crop. A whole photo, a blank image and noise are
         refused.
+    liveness
+        Closed with the analyzer; it needs a detector. `analyze` and `identify` then fill `Face.liveness`, which changes
+        no other answer.
+
+    Raises
+    ------
+    InputError
+        If there is liveness without a detector: a crop has no surroundings to look at.
     """
 
-    def __init__(self, embedder: Embedder, detector: Detector | None) -> None:
-        self._embedder, self._detector = embedder, detector
+    def __init__(self, embedder: Embedder, detector: Detector | None, liveness: LivenessChecker | None = None) -> None:
+        if liveness is not None and detector is None:
+            raise InputError(
+                expected="a detector, because liveness looks at whole photos",
+                found="aligned crops",
+                remedy="name a detector, or leave liveness out",
+            )
+        self._embedder, self._detector, self._liveness = embedder, detector, liveness
         self._index: tuple[GalleryStore, LiveIndex] | None = None
         self._closed = False
 
@@ -202,7 +217,17 @@ class FaceAnalyzer:
         ...     app.analyze("group.jpg")
         [Face(box=(60, 43, 148, 160), score=0.999, quality=0.83, embedded)]
         """
-        return from_left(self.pipeline(gate=gate).process(read_photo(photo)))
+        image = read_photo(photo)
+        faces = from_left(self.pipeline(gate=gate).process(image))
+        if self._liveness is None or not faces:
+            return faces
+        found = Faces(
+            np.stack([face.box for face in faces]),
+            np.stack([face.landmarks for face in faces]),
+            np.array([face.score for face in faces], np.float32),
+        )
+        judged = self._liveness.check(image, found)
+        return [replace(face, liveness=answer) for face, answer in zip(faces, judged, strict=True)]
 
     def verify(
         self,
@@ -391,13 +416,12 @@ class FaceAnalyzer:
         return np.stack(crops) if crops else np.empty((0, *size, 3), np.uint8)
 
     def close(self) -> None:
-        """Release the model and the detector; closing again does nothing."""
+        """Release the models and the detector; closing again does nothing."""
         self._index, self._closed = None, True
-        try:
-            self._embedder.close()
-        finally:
-            if self._detector is not None:
-                self._detector.close()
+        with contextlib.ExitStack() as closing:
+            for each in (self._liveness, self._detector, self._embedder):
+                if each is not None:
+                    closing.callback(each.close)
 
     def __enter__(self) -> Self:
         return self

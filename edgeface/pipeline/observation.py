@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeface.model.embedding import Embedding
 from edgeface.vision.detector import Faces
+from edgeface.vision.liveness import Liveness
 from edgeface.vision.quality import Quality, QualityGate
 from edgeface.vision.source import Frame
 
@@ -35,7 +36,7 @@ class Face:
     quality
         Measured where the face was last detected; None for a crop, or if the box lies outside the photo.
     liveness
-        Not measured yet: always None.
+        Answer of the liveness models, if the analyzer was loaded with them; None otherwise.
     embedding
         Without a tracker, of this face. With one, of that crop of its track that was embedded last; see
         `EmbeddingPolicy`. None: there is none.
@@ -51,7 +52,7 @@ class Face:
     landmarks: NDArray[np.float32]
     score: float
     quality: Quality | None
-    liveness: float | None = None
+    liveness: Liveness | None = None
     embedding: Embedding | None = None
     reasons: tuple[str, ...] = ()
     number: int | None = None
@@ -62,7 +63,8 @@ class Face:
         x0, y0, x1, y1 = self.box.tolist()
         quality = "" if self.quality is None else f", quality={self.quality.score:.2f}"
         state = "; ".join(self.reasons) or ("embedded" if self.embedding else "not embedded")
-        return f"Face(box=({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f}), score={self.score:.3f}{quality}, {state})"
+        live = "" if self.liveness is None else f", {self.liveness.verdict} {self.liveness.score:.2f}"
+        return f"Face(box=({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f}), score={self.score:.3f}{quality}{live}, {state})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is known of the face, without its embedding, as JSON types."""
@@ -72,7 +74,7 @@ class Face:
             "landmarks": [[round(x, 1), round(y, 1)] for x, y in self.landmarks.tolist()] if known else None,
             "score": self.score,
             "quality": None if self.quality is None else self.quality.score,
-            "liveness": self.liveness,
+            "liveness": None if self.liveness is None else self.liveness.to_dict(),
             "reasons": list(self.reasons),
             "number": self.number,
             "total": self.total,

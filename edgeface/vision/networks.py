@@ -53,9 +53,7 @@ class NetworkDetector(ABC):
             "model": _digest(files),
             "landmarks_model": None if landmarks_model is None else _digest([landmarks_model]),
         }
-        # FP32 even where the device would choose bfloat16: boxes must not depend on the machine.
-        plan, _ = resolve_plan(DevicePlan(device=device, precision="f32"))
-        plan = dataclasses.replace(plan, streams=2 if plan.device == "CPU" else None)
+        plan = repeatable_plan(device)
         self._engines = {
             label: compile_engine(network, plan, requests=_REQUESTS) for label, network in networks.items()
         }
@@ -101,6 +99,12 @@ def _observed(label: str, batches: Iterable[np.ndarray], observe: Observer) -> I
     for batch in batches:
         observe(label, batch)
         yield batch
+
+
+def repeatable_plan(device: str) -> DevicePlan:
+    """Return the plan for small networks whose answers must not depend on the machine: FP32, two streams on a CPU."""
+    plan, _ = resolve_plan(DevicePlan(device=device, precision="f32"))
+    return dataclasses.replace(plan, streams=2 if plan.device == "CPU" else None)
 
 
 def read_network(path: Path | None) -> ov.Model:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from minifasnet_files import write_liveness_ir
 from tiny_ir import BLUE, GREEN, RED, SIDE, TEAL, TINY_SIZE, SquareDetector, draw, tiny_crop, write_tiny_ir
 
 import edgeface
@@ -402,3 +403,18 @@ def test_a_detector_that_is_not_downloaded_says_how(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
     with pytest.raises(ModelNotFoundError, match="zoo download"):
         edgeface.load_detector("yunet")
+
+
+def test_liveness_needs_whole_photos_and_a_liveness_model(ir: Path, tmp_path: Path) -> None:
+    liveness = write_liveness_ir(tmp_path / "liveness")
+    with pytest.raises(InputError, match="looks at whole photos"):
+        edgeface.load(ir, detector=None, liveness=liveness)
+    with pytest.raises(ContractError, match="expected a liveness model, found an embedding model"):
+        edgeface.load(ir, detector=SquareDetector(), liveness=ir)  # type: ignore[arg-type]
+    with pytest.raises(ModelNotFoundError, match="edgeface zoo download minifasnet-v2"):
+        edgeface.load(ir, detector=SquareDetector(), liveness=True)  # type: ignore[arg-type]
+    with edgeface.load(ir, detector=SquareDetector(), liveness=liveness) as app:  # type: ignore[arg-type]
+        faces = app.analyze(draw(BLUE, None, GREEN))
+        assert [bool(face.liveness) for face in faces] == [False, False]  # without landmarks
+        assert all(face.liveness is not None and face.liveness.verdict == "inconclusive" for face in faces)
+        assert "inconclusive" in repr(faces[0])

@@ -31,6 +31,8 @@ FRONT_DOOR = [
     "Face",
     "FaceAnalyzer",
     "Identification",
+    "Liveness",
+    "LivenessLimits",
     "Metric",
     "ModelContract",
     "Quality",
@@ -43,6 +45,7 @@ FRONT_DOOR = [
     "find_model",
     "load",
     "load_detector",
+    "load_liveness",
     "verify",
 ]
 
