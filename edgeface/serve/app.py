@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, health
+from edgeface.serve import api, health, metrics
+from edgeface.serve.metrics import Metrics
 from edgeface.serve.problems import Problem, problem_of
 from edgeface.serve.routing import render_problem
 from edgeface.serve.service import Caller, Service
@@ -64,14 +65,14 @@ class Gate:
     Pure ASGI, outside of everything else: what it refuses costs no more than its headers.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
+        self._app, self._service, self._metrics = app, service, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self._service, scope, receive, send)
+        exchange = _Exchange(self._service, self._metrics, scope, receive, send)
         try:
             exchange.admit()
         except EdgeFaceError as error:
@@ -79,13 +80,15 @@ class Gate:
         else:
             await exchange.run(self._app)
         finally:
-            exchange.log()
+            exchange.end()
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, service: Service, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics = metrics
+        metrics.in_flight.inc()
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
         given = self._headers.get(b"x-request-id", b"").decode("latin-1")
@@ -181,17 +184,19 @@ class _Exchange:
             ]
         await self._send(message)
 
-    def log(self) -> None:
-        """Write one line of the request: no name of a person, and no query."""
-        route = self._scope.get("route")
+    def end(self) -> None:
+        """Count the request, and write one line of it: no name of a person, and no query."""
+        route, seconds = getattr(self._scope.get("route"), "path", "none"), time.monotonic() - self._began
+        self._metrics.in_flight.dec()
+        self._metrics.count(route, self._status, seconds)
         _log.info(
             "request",
             extra={
                 "request_id": self._id,
                 "method": self._scope["method"],
-                "route": getattr(route, "path", "none"),
+                "route": route,
                 "status": self._status,
-                "seconds": round(time.monotonic() - self._began, 4),
+                "seconds": round(seconds, 4),
                 "bytes": self._received,
             },
         )
@@ -228,9 +233,10 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    for router in (health.router, api.router):
+    for router in (health.router, metrics.router, api.router):
         app.include_router(router)
-    app.add_middleware(Gate, service=service)
+    app.state.metrics = metrics.Metrics(service, app.state.work)
+    app.add_middleware(Gate, service=service, metrics=app.state.metrics)
     return app
 
 

@@ -25,7 +25,7 @@ from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.keys import KEY_VARIABLE
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.store.base import GalleryStore
-from edgeface.recognize.identify import Identification
+from edgeface.recognize.identify import Identification, Verdict
 from edgeface.serve.audit import AuditLog
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 from edgeface.serve.problems import NotFound, Problem
@@ -196,12 +196,15 @@ class Service:
 
     Attributes
     ----------
+    outcomes
+        How many faces were identified with each verdict.
     first_key
         Text of the key for administrators that a first start makes; to be shown once. None: there was one.
     """
 
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self.settings, self.started = settings, time.time()
+        self.outcomes, self._lock = dict.fromkeys(Verdict, 0), threading.Lock()
         self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_alone_in(settings.state))
@@ -272,7 +275,10 @@ class Service:
             )
 
     def note_identifications(self, caller: Caller, gallery: ServedGallery, faces: Sequence[Identification]) -> None:
-        """Write a row for each face of a photo that was identified."""
+        """Count the faces of a photo that was identified, and write a row of the audit log for each."""
+        with self._lock:
+            for face in faces:
+                self.outcomes[face.verdict] += 1
         for face in faces:
             people = () if face.person_id is None else (face.person_id,)
             self.note(

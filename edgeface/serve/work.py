@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgeface.errors import DeadlineExceeded, EngineClosed, Overloaded
+from edgeface.runtime.counters import LatencyHistogram, Tally
 
 Result = TypeVar("Result")
 
@@ -23,6 +24,7 @@ class _Job:
     result: asyncio.Future[Any]
     deadline: float
     waiting: int = 0
+    waited: float = 0.0
 
 
 class WorkQueue:
@@ -45,12 +47,17 @@ class WorkQueue:
         self._same: dict[Hashable, _Job] = {}
         self._closed = False
         self.refused = 0
-        self.waited = 0.0  # seconds that the last request waited for a thread
+        self._waits = Tally()
 
     @property
     def outstanding(self) -> int:
         """Requests that are computed or wait."""
         return self._open
+
+    @property
+    def waits(self) -> LatencyHistogram:
+        """How long requests waited for a thread."""
+        return self._waits.snapshot(queued=0, running=0).latency
 
     @property
     def full(self) -> bool:
@@ -113,11 +120,12 @@ class WorkQueue:
         def compute() -> Result:
             if result.cancelled() or time.monotonic() > job.deadline:
                 raise DeadlineExceeded("no thread was free by the request's deadline")
-            self.waited = time.monotonic() - asked
+            job.waited = time.monotonic() - asked
             return work()
 
         def deliver(outcome: asyncio.Future[Result]) -> None:
             self._open -= 1
+            self._waits.measure(job.waited)
             if result.done():
                 outcome.exception()  # nobody waits for it
             elif error := outcome.exception():

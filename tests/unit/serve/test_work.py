@@ -72,6 +72,7 @@ def test_equal_work_is_done_once_and_only_the_last_to_leave_cancels_it() -> None
         left = asyncio.ensure_future(queue.run(work, same="b"))
         await asyncio.sleep(0)
         left.cancel()
+        await asyncio.sleep(0.01)
         gate.set()
         assert await asyncio.gather(busy, two, three) == [True, 1, 1]
         while queue.outstanding:

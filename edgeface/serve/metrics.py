@@ -1,0 +1,111 @@
+"""Measure the service for Prometheus: names by its conventions, base units, and never a person in a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgeface.runtime.counters import LatencyHistogram
+from edgeface.serve.routing import Measures
+from edgeface.serve.service import Service
+from edgeface.serve.work import WorkQueue
+from edgeface.version import __version__
+
+router = APIRouter(tags=["health"])
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+"""Upper bounds of OpenTelemetry's http.server.request.duration."""
+_EVERY = 8
+"""Of the engine's buckets, a quarter of an octave each, one is shown: a factor of four."""
+
+
+class Metrics:
+    """The metrics of one service, in a registry of their own."""
+
+    def __init__(self, service: Service, work: WorkQueue) -> None:
+        self.registry = CollectorRegistry()
+        self._service, self._work = service, work
+        self._requests = Counter(
+            "edgeface_requests_total", "Requests answered.", ["endpoint", "code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "edgeface_request_duration_seconds",
+            "From a request's headers to its answer's end.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("edgeface_requests_in_flight", "Requests under way.", registry=self.registry)
+        self.registry.register(self)
+
+    def count(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request; `endpoint` is the route's template."""
+        self._requests.labels(endpoint, str(status)).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read what others count: the queue, the engines and the galleries; called by the registry."""
+        yield GaugeMetricFamily("edgeface_queue_requests", "Requests computed or waiting.", self._work.outstanding)
+        refused = CounterMetricFamily("edgeface_queue_refused", "Requests refused: the queue was full.")
+        refused.add_metric([], self._work.refused)
+        yield refused
+        yield _histogram("edgeface_queue_wait_seconds", "Until a thread was free.", [((), self._work.waits)], ())
+        info = GaugeMetricFamily(
+            "edgeface_build_info", "What runs.", labels=["version", "openvino", "model", "contract_id"]
+        )
+        inferences: list[tuple[tuple[str, ...], LatencyHistogram]] = []
+        for name in self._service.models.names():
+            with self._service.models.use(name) as model:
+                info.add_metric([__version__, _openvino(), name, model.contract.contract_id], 1)
+                device = self._service.settings.models[name].device
+                inferences.append(((name, device), model.analyzer.embedder.counters().latency))
+        yield info
+        yield _histogram(
+            "edgeface_inference_duration_seconds", "Of one crop, with waiting.", inferences, ("model", "device")
+        )
+        outcomes = CounterMetricFamily("edgeface_identifications", "Faces that were identified.", labels=["outcome"])
+        for verdict, count in self._service.outcomes.items():
+            outcomes.add_metric([verdict.value], count)
+        yield outcomes
+        templates = GaugeMetricFamily("edgeface_gallery_templates", "Templates.", labels=["gallery"])
+        for name, gallery in self._service.galleries.items():
+            templates.add_metric([name], len(gallery.index))
+        yield templates
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: what `collect` yields is read when it is asked for, not when it is registered."""
+        return []
+
+
+def _openvino() -> str:
+    import openvino
+
+    return str(openvino.get_version())
+
+
+def _histogram(
+    name: str, text: str, values: list[tuple[tuple[str, ...], LatencyHistogram]], labels: tuple[str, ...]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for given, latency in values:
+        buckets, seen = [], 0
+        for bucket, count in enumerate(latency.counts):
+            seen += count
+            if bucket % _EVERY == _EVERY - 1:
+                buckets.append((f"{latency.upper_bound(bucket):.6g}", seen))
+        family.add_metric([*given], [*buckets, ("+Inf", seen)], latency.total_seconds)
+    return family
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request, caller: Measures) -> Response:
+    """Return all metrics in the text format of Prometheus."""
+    measured: Any = request.app.state.metrics
+    return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
