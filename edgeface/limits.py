@@ -2,7 +2,7 @@
 
 A limit holds for a group and for all groups below it, so that the tightest of all groups around this process counts.
 Functions that read files take the `root` of the file system, so that tests can use a made-up machine. Nothing here
-raises, whatever the files contain. Sources: the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/.
+raises because of what the files contain. Sources: the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from edgeface.errors import MissingError
 
 GROUPS = "sys/fs/cgroup"
 _NO_LIMIT = 1 << 60
@@ -80,15 +82,20 @@ def memory_left(root: Path = _ROOT) -> int | None:
 
 def memory_available(root: Path = _ROOT) -> int | None:
     """Return the bytes that this process can still use: by its group, by ulimit and by the machine; None: unknown."""
-    machine, own = read_text(root / "proc/meminfo"), read_text(root / "proc/self/status")
-    left = [memory_left(root)]
+    machine = read_text(root / "proc/meminfo")
+    left = [memory_left(root), *(left for _, left, _ in _left_by_ulimit(root))]
     if (free := _kilobytes(machine, "MemAvailable")) is not None:
         left.append(free + (_kilobytes(machine, "SwapFree") or 0))
-    for kind, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+    return min((each for each in left if each is not None), default=None)
+
+
+def _left_by_ulimit(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the flag of each limit that ulimit sets to memory, the bytes that are left of it, and the limit."""
+    own = read_text(root / "proc/self/status")
+    for flag, kind, field in (("-v", resource.RLIMIT_AS, "VmSize"), ("-d", resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and (used := _kilobytes(own, field)) is not None:
-            left.append(max(0, limit - used))
-    return min((each for each in left if each is not None), default=None)
+            yield flag, max(0, limit - used), limit
 
 
 def _kilobytes(text: str, field: str) -> int | None:
@@ -158,6 +165,29 @@ def shortage(root: Path = _ROOT) -> str | None:
     if os.getuid() and limit != resource.RLIM_INFINITY and limit < _MANY_TASKS and limit - _own_tasks(root) < tasks:
         return f"models need about {tasks} threads, and ulimit -u allows this user {limit} in all"
     return None
+
+
+TO_COMPILE = {"-v": (_GIB // 4, _GIB // 8), "-d": (_GIB // 8, _GIB // 16)}
+"""Bytes of address space and of data that compiling and running one network takes: in all, and more for each CPU.
+
+Below them OpenVINO's `compile_model` fails, aborts the process, or waits for ever for a thread that did not start.
+Measured with OpenVINO 2026.4.1 on 2 CPUs, each limit five times or more: FaceNet (FP32, INT8) and dlib's network fail
+with 250 MiB of address space left (and at times load with 150), and work with 300; FaceNet fails with 120 MiB of data
+and works with 200. The networks of MTCNN, which follow in the same process, take up to 290 MiB of address space.
+"""
+
+
+def require_room_to_compile(root: Path = _ROOT) -> None:
+    """Raise MissingError if ulimit leaves too little memory for OpenVINO to compile a network (`TO_COMPILE`)."""
+    for flag, left, limit in _left_by_ulimit(root):
+        base, each = TO_COMPILE[flag]
+        needed = base + each * _affinity()
+        if left < needed:
+            raise MissingError(
+                expected=f"{needed >> 20} MiB of memory to compile a model",
+                found=f"{left >> 20} MiB, which ulimit {flag} of {limit >> 20} MiB leaves",
+                remedy="raise this limit, or let the process use fewer CPUs: taskset",
+            )
 
 
 _MANY_TASKS = 4096

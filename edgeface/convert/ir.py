@@ -24,6 +24,7 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of
+from edgeface.limits import require_room_to_compile
 from edgeface.model.contract import Color, Layout
 from edgeface.model.ir_file import any_contract_of, bind_xml, check_weights, read_ir
 from edgeface.model.liveness_contract import LivenessContract
@@ -402,6 +403,7 @@ def check_inference(path: Path) -> None:
     contract = any_contract_of(model, path.read_bytes(), source=str(path))
     static = model.input(0).get_partial_shape()[0]
     batches = BATCHES if static.is_dynamic else (static.get_length(),)
+    require_room_to_compile()
     with ThreadPoolExecutor(1) as beside:
         weights = beside.submit(sha256_of, path.with_suffix(".bin"))
         compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

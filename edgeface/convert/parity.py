@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeface.convert.tensorflow import checkpoint_of, ports_of
 from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.limits import require_room_to_compile
 from edgeface.model.contract import Color, Layout, ModelContract, Precision
 from edgeface.model.embedding import what_is_wrong
 from edgeface.model.ir_file import read_contract
@@ -153,6 +154,7 @@ def embed_with_ir(ir: Path, images: Images) -> Embeddings:
 
 def run_model(model: ov.Model, batch: NDArray[np.float32]) -> Embeddings:
     """Run an image model over a batch of any size, in FP32 on the CPU; its own batch may be static."""
+    require_room_to_compile()
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     size = model.input(0).get_partial_shape()[0]
     step = len(batch) if size.is_dynamic else size.get_length()

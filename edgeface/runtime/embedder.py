@@ -19,6 +19,7 @@ import openvino as ov
 from edgeface.cipher import is_sealed
 from edgeface.errors import ContractError, DeviceError, EngineClosed, InputError, ModelFormatError
 from edgeface.files import sha256_of
+from edgeface.limits import require_room_to_compile
 from edgeface.model.contract import ModelContract, current_id
 from edgeface.model.embedding import what_is_wrong
 from edgeface.model.ir_file import check_weights, contract_of, read_ir
@@ -140,6 +141,7 @@ class _Recipe:
         compiled: dict[int, ov.CompiledModel] = {}
         cached = []
         for batch in buckets:
+            require_room_to_compile()
             build = functools.partial(self._adapted, source, batch, unpack=unpack)
             try:
                 if cache is None:

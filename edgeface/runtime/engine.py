@@ -54,6 +54,7 @@ from edgeface.errors import (
     InputError,
     Overloaded,
 )
+from edgeface.limits import require_room_to_compile
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 from edgeface.runtime.counters import Counters, Outcome
 from edgeface.runtime.devices import shared_core
@@ -544,7 +545,10 @@ def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = 
         If the device is absent or cannot compile the model.
     InferenceError
         If the device cannot make its infer requests.
+    MissingError
+        If ulimit leaves too little memory.
     """
+    require_room_to_compile()
     name = model.get_friendly_name()
     if must_unpack(model, plan.device):
         unpack_weights(model)

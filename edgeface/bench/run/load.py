@@ -16,6 +16,7 @@ import openvino as ov
 from edgeface.bench.run.benchmark_model import BenchmarkModel, Shapes, read_benchmark_model
 from edgeface.bench.schema import Execution, RunSettings
 from edgeface.errors import DeviceError, InferenceError, InputError
+from edgeface.limits import require_room_to_compile
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
 from edgeface.runtime.devices import resolve_device
@@ -129,6 +130,7 @@ def load(
 def _compile(
     core: ov.Core, benchmark_model: BenchmarkModel, plan: DevicePlan, more: dict[str, Any]
 ) -> ov.CompiledModel:
+    require_room_to_compile()
     config = plan.compile_config() | more
     config.pop("CACHE_DIR", None)
     model = benchmark_model.model
