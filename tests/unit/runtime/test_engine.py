@@ -102,7 +102,7 @@ def test_map_of_a_slow_producer_yields_what_is_ready_before_it_asks_for_more(dou
             for n in range(5):
                 asked.append(n)
                 yield row(n)
-                time.sleep(0.1)
+                engine.infer(row(n))  # whose turn comes after the one that was yielded, which then is ready
 
         for n, _ in enumerate(engine.map(camera())):
             assert len(asked) <= n + 2
@@ -298,7 +298,8 @@ def test_closing_is_bounded_while_a_batch_hangs(device, board, row):
     engine = Engine(device(), requests=1)
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(engine.run_batches, [row(1)[np.newaxis]])
-        time.sleep(0.1)
+        while not board.seen:
+            time.sleep(0.01)
         engine.close(timeout=0.2)
         assert engine.closed
         board.gate.set()
@@ -678,7 +679,8 @@ def test_closing_waits_for_an_infer_and_is_bounded(device, board, row):
     with ThreadPoolExecutor(1) as other:
         engine = Engine(device(), requests=1)
         asked = other.submit(engine.infer, row(1))
-        time.sleep(0.05)
+        while not board.seen:
+            time.sleep(0.01)
         started = time.monotonic()
         engine.close(timeout=0.3)
         assert 0.2 < time.monotonic() - started < 2

@@ -177,7 +177,8 @@ LOOPS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
-def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
+@pytest.mark.parametrize("hits", [200, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_interrupts_lose_no_slot_and_no_request(loop, hits):
     """Ctrl-C at any point leaves an engine that still has all its requests."""
     done = run(
         """
@@ -192,25 +193,26 @@ def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
                     wrong.append(n)
                 answered[0] += 1
         other = threading.Thread(target=client); other.start()
+        hits, inside = 0, False
+        def interrupt(*_):
+            if inside:  # not between two rounds of the loop below, where nothing would catch it
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, interrupt)
         def pester():
-            for _ in range(1000):
+            while hits < HITS or answered[0] <= 10:
                 time.sleep(0.001 * np.random.random())
                 os.kill(os.getpid(), signal.SIGINT)
             stop.set()
         pest = threading.Thread(target=pester)
-        hits = 0
-        started = False
-        while True:
+        pest.start()
+        while not stop.is_set():
             try:
-                while not stop.is_set():
-                    if not started:
-                        started = True
-                        pest.start()
-                    LOOP
-                        if result[0] != 2 * n:
-                            wrong.append(n)
-                break
+                inside = True
+                LOOP
+                    if result[0] != 2 * n:
+                        wrong.append(n)
             except KeyboardInterrupt:
+                inside = False
                 hits += 1
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         pest.join(20); other.join(30)
@@ -218,13 +220,12 @@ def test_thousand_interrupts_lose_no_slot_and_no_request(loop):
         futures = [engine.submit(row(n)) for n in range(200)]
         assert [f.result(20)[0] for f in futures] == [2 * n for n in range(200)]
         assert not wrong, wrong
-        assert hits > 100 and answered[0] > 10, (hits, answered)
         assert engine.infer(row(7))[0] == 14
         engine._schedule.reap()
         assert not any(slot.jobs for slot in engine._schedule.slots)
         engine.close()
         print("sound")
-        """.replace("LOOP", LOOPS[loop]),
+        """.replace("LOOP", LOOPS[loop]).replace("HITS", str(hits)),
         timeout=110,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "sound"), done.stderr

@@ -26,11 +26,11 @@ QUICK = Backoff(first=0.001, longest=0.004)
 
 
 class Script:
-    """A capture: numbers are gray frames, ``lost`` ends the connection, ``refused`` does not open."""
+    """A capture: numbers are gray frames, events are awaited, ``lost`` ends a connection, ``refused`` opens none."""
 
-    def __init__(self, *connections: list[int | str], pause: float = 0.0) -> None:
+    def __init__(self, *connections: list[int | str | threading.Event], pause: float = 0.0) -> None:
         self._connections, self._pause = iter(connections), pause
-        self._now: list[int | str] = []
+        self._now: list[int | str | threading.Event] = []
         self.opened = self.released = 0
 
     def __call__(self, target: str | int) -> Script:
@@ -43,6 +43,8 @@ class Script:
 
     def read(self) -> tuple[bool, np.ndarray | None]:
         time.sleep(self._pause)
+        while self._now and isinstance(self._now[0], threading.Event):
+            assert self._now.pop(0).wait(10)
         if not self._now or self._now[0] == "lost":
             return False, None
         return True, np.full((4, 6, 3), self._now.pop(0), np.uint8)
@@ -132,22 +134,26 @@ def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
 
 
 def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
-    script = Script([*range(100), *["lost"]], pause=0.001)
+    script = Script([0, taken := threading.Event(), *range(1, 100), "lost"], pause=0.001)
     with open_source("rtsp://somewhere/1", open_capture=script, backoff=Backoff(first=60, longest=60)) as frames:
         first = next(frames)
-        wait_until(lambda: frames.dropped >= 90)
+        taken.set()
         wait_until(lambda: script.released == 1)
         last = next(frames)
-    assert first.index < 9  # 0, unless this thread was slower than the camera
+    assert first.index == 0
     assert last.index == 99 == int(last.image[0, 0, 0])
     assert last.timestamp > first.timestamp
     assert frames.dropped == 98
 
 
 def test_a_lost_connection_is_opened_again_and_numbers_go_on() -> None:
-    script = Script([1, 2, "lost"], ["refused"], ["refused"], [3, "lost"], pause=0.02)
+    taken = [threading.Event(), threading.Event()]
+    script = Script([1, taken[0], 2, taken[1], "lost"], ["refused"], ["refused"], [3, "lost"])
     with open_source("rtsp://user:secret@camera/1", open_capture=script, backoff=QUICK) as frames:
-        found = [next(frames) for _ in range(3)]
+        found = []
+        for event in (*taken, threading.Event()):
+            found.append(next(frames))
+            event.set()
     assert [int(each.image[0, 0, 0]) for each in found] == [1, 2, 3]
     assert [each.index for each in found] == [0, 1, 2]
     assert script.opened >= 4
@@ -305,13 +311,14 @@ def test_a_live_source_goes_on_after_empty_frames_and_opens_a_camera_anew_that_g
             value = None if image is None else image[0, 0, 0]
             return ok, {0: np.zeros((0, 0, 3), np.uint8), 1: None}.get(value, image)
 
-    camera = Faulty([7, 0, 8, 1, 9], [0] * 50, [6])
+    camera = Faulty([7, 0, 8, 1, 9], [0] * 50, [6, seen := threading.Event()])
     with open_source("rtsp://camera/1", open_capture=camera, backoff=QUICK) as frames:
         shown = []
         while 6 not in shown:
             shown.append(next(frames).image[0, 0, 0])
+        assert camera.opened == 3
+        seen.set()
     assert set(shown) <= {7, 8, 9, 6}
-    assert camera.opened == 3
 
 
 @pytest.mark.parametrize(
