@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+# Tests run beside each other: a second thread of torch's or of NumPy's would wait for a core, and computes as it waits.
+os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests share tiny_graphs in any import mode
 import profiles  # noqa: F401  (registers the Hypothesis profiles)
 

@@ -51,3 +51,14 @@ def real_ir(real_pb: Path, made_once: MadeOnce) -> Path:
     from edgeface.convert import convert
 
     return made_once("ir", lambda folder: convert(real_pb, folder).ir)
+
+
+@pytest.fixture(scope="session")
+def converted(real_pb: Path, made_once: MadeOnce) -> Callable[..., Path]:
+    """`converted(layout="nhwc", color="rgb", precision="fp16")`: that graph converted so. Tests only read it."""
+    from edgeface.convert import convert
+
+    def get(**options: str) -> Path:
+        return made_once("-".join(["ir", *options.values()]), lambda folder: convert(real_pb, folder, **options).ir)
+
+    return get

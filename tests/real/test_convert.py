@@ -22,6 +22,7 @@ from edgeface.convert.tensorflow import load_tensorflow
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
+from edgeface.model.ir_file import read_contract
 from edgeface.recognize.known import choose_threshold, shipped_thresholds
 from edgeface.runtime import DevicePlan, Embedder
 
@@ -81,19 +82,18 @@ def test_the_nhwc_rgb_ir_with_a_static_batch_gives_the_golden_embeddings(
     [("nchw", "bgr", as_bgr_nchw), ("nhwc", "rgb", lambda images: images.astype(np.float32))],
 )
 def test_the_fp16_ir_is_half_as_large_and_as_good(
-    real_pb: Path,
+    converted: Callable[..., Path],
     real_ir: Path,
     golden: Any,
-    tmp_path: Path,
     layout: Any,
     color: Any,
     feed: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    result = convert(real_pb, tmp_path, precision="fp16", layout=layout, color=color)
+    ir = converted(layout=layout, color=color, precision="fp16")
 
-    found = embed(ov.Core().read_model(result.ir), feed(golden.images))
+    found = embed(ov.Core().read_model(ir), feed(golden.images))
     assert cosines(found, golden.embeddings).min() >= 0.9999
-    halves = result.ir.with_suffix(".bin").stat().st_size / real_ir.with_suffix(".bin").stat().st_size
+    halves = ir.with_suffix(".bin").stat().st_size / real_ir.with_suffix(".bin").stat().st_size
     assert 0.49 < halves < 0.51
 
 
@@ -317,28 +317,26 @@ def few_golden(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def omz_2021(real_ir: Path, real_pb: Path, folder: Path) -> ov.Model:
+def omz_2021(same: Path, real_pb: Path) -> ov.Model:
     """Open Model Zoo's form of 2021: NCHW, BGR, static."""
-    model = ov.Core().read_model(real_ir)
+    model = ov.Core().read_model(same)
     model.reshape([1, 3, 160, 160])
     return bare(model, input="image_batch/placeholder_port_0", output=NORMALIZE)
 
 
-def mo_2024(real_ir: Path, real_pb: Path, folder: Path) -> ov.Model:
+def mo_2024(same: Path, real_pb: Path) -> ov.Model:
     """`mo`'s form: NHWC, BGR (reverse_input_channels)."""
-    ir = convert(real_pb, folder / "mo", layout="nhwc", color="bgr", precision="fp16").ir
-    return bare(ov.Core().read_model(ir), input="image_batch", output="embeddings")
+    return bare(ov.Core().read_model(same), input="image_batch", output="embeddings")
 
 
-def ovc_like(real_ir: Path, real_pb: Path, folder: Path) -> ov.Model:
+def ovc_like(same: Path, real_pb: Path) -> ov.Model:
     """The network alone: NHWC, standardised RGB."""
     return bare(load_tensorflow(real_pb, size=(160, 160)).model, input="image_batch:0", output="embeddings:0")
 
 
-def rgb(real_ir: Path, real_pb: Path, folder: Path) -> ov.Model:
+def rgb(same: Path, real_pb: Path) -> ov.Model:
     """NCHW, RGB 0-255: reverse_input_channels forgotten."""
-    ir = convert(real_pb, folder / "rgb", color="rgb").ir
-    return bare(ov.Core().read_model(ir), input="input", output="embeddings")
+    return bare(ov.Core().read_model(same), input="input", output="embeddings")
 
 
 @pytest.mark.slow
@@ -357,14 +355,15 @@ def test_a_foreign_ir_gets_the_contract_that_its_answers_prove(
     layout: str,
     color: str,
     golden_given: bool,
-    real_ir: Path,
+    converted: Callable[..., Path],
     real_pb: Path,
     golden: Any,
     few_golden: Path,
     tmp_path: Path,
 ) -> None:
+    same = converted(layout=layout.lower(), color=color.lower(), precision=precision.lower())
     foreign = tmp_path / "foreign.xml"
-    ov.save_model(make(real_ir, real_pb, tmp_path), foreign, compress_to_fp16=precision == "FP16")
+    ov.save_model(make(same, real_pb), foreign, compress_to_fp16=precision == "FP16")
     before = foreign.read_bytes()
 
     result = adopt(foreign, tmp_path / "adopted", name=FACENET, golden=few_golden if golden_given else None)
@@ -373,8 +372,7 @@ def test_a_foreign_ir_gets_the_contract_that_its_answers_prove(
     assert contract == result.contract
     assert (contract.layout, contract.color, contract.precision) == (layout, color, precision)
     assert contract.provenance == "published"  # by its fingerprint: other constants, but the same network
-    same = convert(real_pb, tmp_path / "same", layout=layout.lower(), color=color.lower(), precision=precision.lower())
-    assert contract.contract_id == same.contract.contract_id
+    assert contract.contract_id == read_contract(same)[1].contract_id
     assert contract.value_range == (0.0, 255.0)
     assert result.inputs == {"image_batch/placeholder_port_0": "[?,3,160,160]" if layout == "NCHW" else "[?,160,160,3]"}
     found = embed_with_ir(result.ir, golden.images[:FEW])

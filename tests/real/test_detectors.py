@@ -122,7 +122,9 @@ def test_mtcnn_in_tiles_gives_the_bits_that_whole_levels_give(images, data, mtcn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("megapixels", "most"), [(4, 150), (12, 250), (60, 400)])
+@pytest.mark.parametrize(
+    ("megapixels", "most"), [(4, 150), (12, 250), pytest.param(60, 400, marks=pytest.mark.nightly)]
+)
 def test_the_memory_of_detection_does_not_grow_with_copies_of_the_photo(megapixels, most):
     script = Path(__file__).parents[2] / "benchmarks" / "photo_memory.py"
     command = [sys.executable, str(script), "--megapixels", str(megapixels)]

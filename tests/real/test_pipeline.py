@@ -25,7 +25,7 @@ from edgeface.vision.quality import QualityGate, measure_quality
 from edgeface.vision.source import Frame, open_source
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
-FRAMES = 40
+FRAMES = 28
 
 
 @pytest.fixture(scope="module")

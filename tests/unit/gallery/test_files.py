@@ -551,7 +551,7 @@ with SqliteStore(Path({str(tmp_path / "g")!r}), key=bytes(range(32))) as store:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [8, pytest.param(80, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("rounds", [4, pytest.param(80, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])])
 def test_rounds_of_kill_9_lose_nothing_and_keep_nothing_forgotten(rounds: int) -> None:
     import importlib.util
 

@@ -201,15 +201,12 @@ import edgeface.train.loop as loop
 import test_loop
 loop._CHECKPOINT_SECONDS = 0.02
 problem = test_loop.Problem()
-history = problem.fit(Path(sys.argv[1]), test_loop.LONG, pause=0.005)
-import numpy as np
-np.save(Path(sys.argv[1]) / "weights.npy", problem.weights)
-print(history.resumed_at)
+problem.fit(Path(sys.argv[1]), test_loop.LONG, pause=0.005)
 """
 
 
-def kill_until_done(folder: Path, *, rounds: int, seed: int) -> int:
-    """Train in processes that are killed at random moments after their first epoch; the last one may finish."""
+def kill_again_and_again(folder: Path, *, rounds: int, seed: int) -> int:
+    """Train in processes that are killed at random moments after their first epoch."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     resumed = 0
@@ -223,22 +220,21 @@ def kill_until_done(folder: Path, *, rounds: int, seed: int) -> int:
         child.send_signal(signal.SIGKILL)
         child.communicate()
         resumed += (folder / "checkpoint.pt").exists()
-    done = subprocess.run([sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= 0
     return resumed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rounds", [2, pytest.param(20, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])], ids=str
+    "rounds", [1, pytest.param(20, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])], ids=str
 )
 def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_one_that_is_not(
     tmp_path: Path, rounds: int
 ) -> None:
     whole = Problem()
     whole.fit(tmp_path / "whole", LONG)
-    assert kill_until_done(tmp_path / "killed", rounds=rounds, seed=rounds) > 0
-    found = np.load(tmp_path / "killed" / "weights.npy")
-    assert np.abs(found - whole.weights).max() <= 1e-6
+    assert kill_again_and_again(tmp_path / "killed", rounds=rounds, seed=rounds) > 0
+    resumed = Problem()
+    resumed.fit(tmp_path / "killed", LONG)
+    assert np.abs(resumed.weights - whole.weights).max() <= 1e-6
     lines = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
     assert [line["number"] for line in lines] == list(range(120))

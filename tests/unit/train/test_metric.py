@@ -86,6 +86,7 @@ def test_a_batch_has_photos_of_several_people_and_the_seed_decides_it() -> None:
         person_batches(owner, np.arange(5), batch=12, photos=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -128,6 +129,7 @@ def test_what_is_trained_is_written_with_its_lineage_and_what_others_gain(
     assert losses[-1] < losses[0] or settings.mining == "semi-hard"  # whose negatives become harder meanwhile
 
 
+@pytest.mark.slow
 def test_accuracy_after_is_that_of_the_ir_that_was_written(
     ir: Path, people: Path, others: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +167,7 @@ def test_without_pairs_of_strangers_nothing_is_trained_unless_forced(ir: Path, p
         train_metric(few, tmp_path / "out", ir, settings=SETTINGS, cache=tmp_path / "cache", force=True)
 
 
+@pytest.mark.slow
 def test_an_embedder_that_became_worse_is_not_written(
     ir: Path, people: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +201,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
         MetricSettings(**wrong)
 
 
+@pytest.mark.slow
 def test_the_command_tells_gains_by_resolution_and_says_no_by_its_exit_code(
     ir: Path, people: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
