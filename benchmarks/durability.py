@@ -41,8 +41,9 @@ import numpy as np
 from edgeface.errors import GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
 from edgeface.gallery.rebuild import rebuild
 from edgeface.gallery.records import KeptImage, NewTemplate
-from edgeface.gallery.store.erase import Searcher, files_of
+from edgeface.gallery.store.erase import files_of
 from edgeface.gallery.store.restore import restore_gallery
+from edgeface.gallery.store.searcher import Searcher
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
 
@@ -389,8 +390,9 @@ def remains_of(path: Path, gone: dict[int, int]) -> Iterator[str]:
     searcher = Searcher(secrets)
     for place in files_of(path):
         # No connection to the gallery is open here, and the other process may just have closed the last one.
-        with contextlib.suppress(FileNotFoundError), place.open("rb") as file:
-            for offset, _ in searcher.search(file.fileno()):
+        with contextlib.suppress(FileNotFoundError):
+            content = place.read_bytes()
+            for offset, _ in searcher.search(lambda at, length, whole=content: whole[at : at + length]):
                 yield f"{place.name} at byte {offset}"
 
 

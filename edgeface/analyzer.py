@@ -332,7 +332,7 @@ class FaceAnalyzer:
         photo
             See `PhotoLike`.
         gallery
-            File or server address of a gallery, as for `open_gallery`: it is opened for this call, with the key in
+            Address of a gallery (`edgeface.gallery.address`): it is opened for this call, with the key in
             EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls. Or that index,
             where several galleries are searched in turn.
         fpir
@@ -450,7 +450,7 @@ class FaceAnalyzer:
             yield gallery
             return
         if isinstance(gallery, (str, Path)):
-            key = find_key(None, beside=Path(gallery))
+            key = find_key(None, beside=gallery)
             with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:
                 yield LiveIndex(store)
             return

@@ -17,6 +17,7 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests share tiny_graphs in any import mode
 import profiles  # noqa: F401  (registers the Hypothesis profiles)
+from postgres_server import cluster, pgvector  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
 MadeOnce = Callable[[str, Callable[[Path], Path]], Path]

@@ -49,8 +49,7 @@ from edgeface.cli.output import (
 from edgeface.errors import GalleryError, InputError
 
 if TYPE_CHECKING:
-    from edgeface.gallery import Enrolment, Person
-    from edgeface.gallery.store.sqlite import SqliteStore
+    from edgeface.gallery import Enrolment, GalleryStore, Person
 
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
@@ -62,13 +61,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="gallery")
 
 
-def _find_person(store: SqliteStore, name: str) -> Person:
+def _find_person(store: GalleryStore, gallery: str, name: str) -> Person:
     """Return a person by name; by ``#ID`` if nobody has that name, which edgeface 0.1 allowed."""
     person = store.find(name)
     if person is None and re.fullmatch(r"#[0-9]{1,18}", name):
         return store.person(int(name[1:]))
     if person is None:
-        raise GalleryError(f"{store.path}: no person is named {name!r}; list the people with: edgeface gallery list")
+        raise GalleryError(f"{gallery}: no person is named {name!r}; list the people with: edgeface gallery list")
     return person
 
 
@@ -100,9 +99,9 @@ def create(
         allow_seeded=allow_seeded,
     ) as store:
         info = store.info
-    how = "encrypted" if info.encrypted else "not encrypted: anyone who has the file can read it"
+    how = "encrypted" if info.encrypted else "not encrypted: names and embeddings can be read without a key"
     text = f"{gallery}: a gallery of {info.model}, contract {info.contract_id}, {how}"
-    answer({"gallery": str(gallery), **info.to_dict()}, text, json=json)
+    answer({"gallery": gallery, **info.to_dict()}, text, json=json)
 
 
 @group.command(epilog="Example: edgeface gallery enrol people.gallery ada1.jpg ada2.jpg --name 'Ada Lovelace'")
@@ -189,7 +188,7 @@ def enrol(
         folder = paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else "PEOPLE"
         advice = advise_calibration(store.info.contract_id, len(store.people()), folder)
     if json:
-        emit_json({"gallery": str(gallery), **done.to_dict()})
+        emit_json({"gallery": gallery, **done.to_dict()})
     mention_left_out(done.left_out)
     warn(f"{path}: {why}" for path, why in done.refused.items())
     if pipeline is None and not no_gate:
@@ -210,12 +209,12 @@ def enrol(
     warn(done.not_enrolled.values(), fail=True)
 
 
-def _show_plan(gallery: Path, paths: list[str], name: str | None, *, json: bool) -> None:
+def _show_plan(gallery: str, paths: list[str], name: str | None, *, json: bool) -> None:
     from edgeface.gallery.enrolment_images import plan_enrolment
 
     plan = plan_enrolment(paths, name=name)
     if json:
-        emit_json({"gallery": str(gallery), "dry_run": True, **plan.to_dict()})
+        emit_json({"gallery": gallery, "dry_run": True, **plan.to_dict()})
     else:
         for person, files in plan.people.items():
             print_line(f"{person}: {counted(len(files), 'photo')}")
@@ -257,7 +256,7 @@ def list_people(
         info, people = store.info, store.people(label=label)
     if json:
         told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
-        emit_json({"gallery": str(gallery), **told, "people": [person.to_dict() for person in people]})
+        emit_json({"gallery": gallery, **told, "people": [person.to_dict() for person in people]})
         return
     table = Table("id", "name", "templates", "labels", "since", **_PLAIN)
     for person in people:
@@ -271,7 +270,7 @@ def list_people(
 def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, json: JsonOption = False) -> None:
     """Show a person and the person's templates."""
     with open_gallery(gallery, key) as store:
-        person = _find_person(store, name)
+        person = _find_person(store, gallery, name)
         templates = store.templates_of(person.id)
     if json:
         emit_json({**person.to_dict(), "templates": [each.to_dict() for each in templates]})
@@ -300,9 +299,12 @@ def forget(
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Erase a person permanently, and check that no data is left in the files. Exit code 1: data was left."""
+    """Erase a person permanently, and check that no data is left in the files. Exit code 1: data was left.
+
+    What could not be searched, such as the log of a server, is named.
+    """
     with open_gallery(gallery, key) as store:
-        person = _find_person(store, name)
+        person = _find_person(store, gallery, name)
         what = f"{len(template)} of {counted(person.template_count, 'template')}" if template else "everything"
         confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", command="forget", yes=yes)
         done = store.forget(person.id, template_ids=template)
@@ -313,6 +315,7 @@ def forget(
         f"for {counted(done.needles, 'piece')}",
         json=json,
     )
+    warn(f"not searched: {place}" for place in done.unsearched)
     if done.remains:
         advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
         warn([*(f"still there: {place}" for place in done.remains), advice], fail=True)

@@ -116,7 +116,7 @@ def import_(
         )
     text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
     text += f"{counted(done.templates, 'new template')}, {done.already} known already"
-    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    answer({"gallery": gallery, **dataclasses.asdict(done)}, text, json=json)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -127,7 +127,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _import_encodings(
-    gallery: Path, source: Path, names: Path | None, *, key: str | None, threshold: str | None, force: bool, json: bool
+    gallery: str, source: Path, names: Path | None, *, key: str | None, threshold: str | None, force: bool, json: bool
 ) -> None:
     from edgeface.gallery.encodings import DLIB_CONTRACT_ID, import_encodings
     from edgeface.gallery.enrolment import EnrolRules
@@ -137,7 +137,7 @@ def _import_encodings(
         done = import_encodings(store, source, rules=rules, names=names, force=force)
     text = f"{gallery}: {counted(done.people, 'new person', 'new people')}, "
     text += f"{counted(done.templates, 'new template')}, {done.already} known already, {len(done.skipped)} skipped"
-    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    answer({"gallery": gallery, **dataclasses.asdict(done)}, text, json=json)
     warn(f"{source}: skipped {line}" for line in done.skipped)
     warn(done.disagreements)
 
@@ -174,8 +174,9 @@ def rebuild(
         f"{gallery}: contract {done.contract_id}, {counted(done.embedded, 'template')} embedded, {done.reused} from an "
     )
     text += f"interrupted run, {done.dropped} dropped"
-    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    answer({"gallery": gallery, **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: no template is left; enrol this person again" for name in done.without_templates)
+    warn(f"not searched: {place}" for place in done.unsearched)
     warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 
@@ -193,7 +194,8 @@ def rekey(
     with open_gallery(gallery, key) as store:
         done = store.rekey(choose_key(new_key, gallery, unencrypted=unencrypted))
     how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
-    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, f"{gallery}: {done.rows} rows, {how}", json=json)
+    answer({"gallery": gallery, **dataclasses.asdict(done)}, f"{gallery}: {done.rows} rows, {how}", json=json)
+    warn(f"not searched: {place}" for place in done.unsearched)
     warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
 
 
@@ -207,7 +209,7 @@ def restore(
 ) -> None:
     """Replace a gallery by an earlier copy of its file. People enrolled since are lost; people forgotten since return.
 
-    --key is the key of the copy.
+    --key is the key of the copy. A gallery on a server is put back by pg_restore.
     """
     from edgeface.gallery import find_key, restore_gallery
 
@@ -215,7 +217,7 @@ def restore(
     done = restore_gallery(gallery, copy, key=find_key(key, beside=gallery))
     text = f"{gallery}: restored {counted(done.people, 'person', 'people')}, {counted(done.templates, 'template')}; "
     text += f"lost: {counted(done.lost, 'person', 'people')} enrolled since the copy was made"
-    answer({"gallery": str(gallery), **dataclasses.asdict(done)}, text, json=json)
+    answer({"gallery": gallery, **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: forgotten since the copy was made, and enrolled again" for name in done.returned)
     if done.former_key_id not in (None, done.key_id):
         old, new = (
@@ -231,6 +233,6 @@ def check(gallery: GalleryArgument, key: KeyOption = None, json: JsonOption = Fa
         done = store.check()
     rows = ", ".join(f"{count} {table}" for table, count in done.rows.items())
     verdict = f"{counted(len(done.problems), 'problem')} found" if done.problems else "all whole"
-    found = {"gallery": str(gallery), "rows": done.rows, "problems": list(done.problems)}
+    found = {"gallery": gallery, "rows": done.rows, "problems": list(done.problems)}
     answer(found, f"{gallery}: {rows}: {verdict}", json=json)
     warn(done.problems, fail=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from edgeface.errors import GalleryKeyError, InputError, NegativeResult
 from edgeface.text import printable
 
 if TYPE_CHECKING:
-    from edgeface.gallery.store.sqlite import SqliteStore
+    from edgeface.gallery import GalleryStore
 
 group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
 
@@ -23,7 +22,9 @@ def _key_option(flag: str, text: str) -> Any:
     return typer.Option(flag, metavar="file:PATH|env:NAME|command:WORDS", help=text, show_default=False)
 
 
-GalleryArgument = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's file.")]
+_ADDRESS = "The gallery's file, or postgresql://USER@HOST/DATABASE?gallery=NAME."
+GalleryArgument = Annotated[str, typer.Argument(metavar="GALLERY", help=_ADDRESS)]
+GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help=_ADDRESS, show_default=False)]
 KeyOption = Annotated[
     str | None,
     _key_option("--key", "Encryption key: file:PATH, env:NAME or command:WORDS. Default: env:EDGEFACE_GALLERY_KEY."),
@@ -35,7 +36,7 @@ NewKeyOption = Annotated[
     str | None, _key_option("--new-key", "New encryption key: file:PATH, env:NAME or command:WORDS.")
 ]
 UnencryptedOption = Annotated[
-    bool, typer.Option("--unencrypted", help="Do not encrypt: anyone who has the file can read names and embeddings.")
+    bool, typer.Option("--unencrypted", help="Do not encrypt: names and embeddings can be read without a key.")
 ]
 RulesOption = Annotated[
     str | None,
@@ -56,15 +57,14 @@ ForceOption = Annotated[
 ]
 
 
-def open_gallery(path: Path, key: str | None, *, contract_id: str | None = None) -> SqliteStore:
-    """Open a gallery's file with the key that an option names."""
-    from edgeface.gallery.keys import find_key
-    from edgeface.gallery.store.sqlite import SqliteStore
+def open_gallery(gallery: str, key: str | None, *, contract_id: str | None = None) -> GalleryStore:
+    """Open a gallery with the key that an option names."""
+    from edgeface.gallery import find_key, opening
 
-    return SqliteStore(path, key=find_key(key, beside=path), contract_id=contract_id)
+    return opening.open_gallery(gallery, key=find_key(key, beside=gallery), contract_id=contract_id)
 
 
-def choose_key(key: str | None, gallery: Path, *, unencrypted: bool) -> bytes | None:
+def choose_key(key: str | None, gallery: str, *, unencrypted: bool) -> bytes | None:
     """Return the key to encrypt with; None only with --unencrypted."""
     from edgeface.gallery.keys import find_key
 

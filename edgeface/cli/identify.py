@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeface.cli import output as out
-from edgeface.cli.gallery_options import KeyOption, open_gallery
+from edgeface.cli.gallery_options import GalleryOption, KeyOption, open_gallery
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
 from edgeface.errors import ImageError, NegativeResult
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def identify(
     images: Annotated[list[str], typer.Argument(metavar="IMG...", help="Photos, folders or shell patterns.")],
-    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery file.", show_default=False)],
+    gallery: GalleryOption,
     *,
     fpir: Annotated[
         float | None,
@@ -91,7 +91,7 @@ def identify(
     if json:
         out.emit_json(
             {
-                "gallery": str(gallery),
+                "gallery": gallery,
                 "model": contract.name,
                 "contract_id": contract.contract_id,
                 "precision": precision,

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgeface.cipher import KEY_BYTES
 from edgeface.errors import GalleryKeyError
 from edgeface.files import expand_home
+from edgeface.gallery.address import is_on_server
 from edgeface.text import name_of_key
 from edgeface.untrusted import KEY_FILE_BYTES
 
@@ -26,14 +27,14 @@ _HOW = "32 random bytes, or 64 hexadecimal digits as 'openssl rand -hex 32' prin
 _log = logging.getLogger(__name__)
 
 
-def find_key(source: str | None, *, beside: Path) -> bytes | None:
+def find_key(source: str | None, *, beside: str | Path) -> bytes | None:
     """Fetch the key that is named, else the one in `KEY_VARIABLE`, else none; see `read_key`."""
     if source is None and KEY_VARIABLE in os.environ:
         source = f"env:{KEY_VARIABLE}"
     return None if source is None else read_key(source, beside=beside)
 
 
-def read_key(source: str, *, beside: Path | None) -> bytes:
+def read_key(source: str, *, beside: str | Path | None) -> bytes:
     """Fetch a key.
 
     Parameters
@@ -42,8 +43,8 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
         ``file:PATH``; ``env:NAME``, an environment variable; or ``command:WORDS``, a program that prints the key,
         such as the client of a secret store. It is started without a shell.
     beside
-        The gallery. A key file in its folder is refused, because a thief of the folder would have both. So is one in
-        its cache, because `forget` empties that folder. None: the gallery is on a server.
+        The gallery's address. A key file in the folder of its file is refused, because a thief of the folder would
+        have both. So is one in its cache, because `forget` empties that folder. None: the key is for no gallery.
 
     Returns
     -------
@@ -70,8 +71,8 @@ def read_key(source: str, *, beside: Path | None) -> bytes:
     )
 
 
-def _read_file(path: Path, beside: Path | None) -> bytes:
-    if beside is not None and _lies_beside(path.resolve().parent, beside.resolve()):
+def _read_file(path: Path, beside: str | Path | None) -> bytes:
+    if beside is not None and not is_on_server(beside) and _lies_beside(path.resolve().parent, Path(beside).resolve()):
         raise GalleryKeyError(
             f"{name_of_key(str(path))}: the key is in the same folder as the gallery {beside}, where both can be "
             "copied together; move it to another medium or a secret store"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeface.errors import InputError
+from edgeface.gallery.address import is_on_server, split_address
 from edgeface.gallery.keys import read_key
 
 if TYPE_CHECKING:
@@ -14,21 +14,14 @@ if TYPE_CHECKING:
 
 
 def open_gallery(
-    place: str | Path,
-    *,
-    name: str | None = None,
-    key: bytes | str | None = None,
-    contract_id: str | None = None,
-    timeout: float = 30.0,
+    place: str | Path, *, key: bytes | str | None = None, contract_id: str | None = None, timeout: float = 30.0
 ) -> GalleryStore:
     """Open a gallery: a file, or one on a PostgreSQL server.
 
     Parameters
     ----------
     place
-        The file, or the server's address: ``postgresql://user@host/database``.
-    name
-        Of the gallery on a server; None: `place` is a file.
+        The file, or ``postgresql://USER@HOST/DATABASE?gallery=NAME``; see `edgeface.gallery.address`.
     key
         The 32 bytes it was created with, or where they are kept, as `read_key` takes it: ``file:PATH``, ``env:NAME``
         or ``command:WORDS``. None: it is not encrypted.
@@ -48,14 +41,15 @@ def open_gallery(
     ...     [person.name for person in store.people()]
     ['Ada Lovelace', 'Grace Hopper']
     """
-    if name is None:
-        from edgeface.gallery.store.sqlite import SqliteStore
+    secret = read_key(key, beside=place) if isinstance(key, str) else key
+    if is_on_server(place):
+        from edgeface.gallery.store.postgres import PostgresStore
 
-        path = _path(place)
-        return SqliteStore(path, key=_bytes(key, path), contract_id=contract_id, timeout=timeout)
-    from edgeface.gallery.store.postgres import PostgresStore
+        url, name = split_address(str(place))
+        return PostgresStore(url, name, key=secret, contract_id=contract_id, timeout=timeout)
+    from edgeface.gallery.store.sqlite import SqliteStore
 
-    return PostgresStore(str(place), name, key=_bytes(key, None), contract_id=contract_id, timeout=timeout)
+    return SqliteStore(Path(place), key=secret, contract_id=contract_id, timeout=timeout)
 
 
 def create_gallery(
@@ -63,7 +57,6 @@ def create_gallery(
     *,
     contract: ModelContract,
     key: bytes | str | None,
-    name: str | None = None,
     keep_images: bool = False,
     allow_seeded: bool = False,
 ) -> GalleryStore:
@@ -71,13 +64,13 @@ def create_gallery(
 
     Parameters
     ----------
-    place, name
+    place
         As for `open_gallery`.
     contract
         Of the model whose embeddings it will hold.
     key
-        As for `open_gallery`. None: anyone who can read the file can read names and embeddings; this is why there is
-        no default.
+        As for `open_gallery`. None: anyone who can read the file, or the tables, can read names and embeddings; this
+        is why there is no default.
     keep_images
         Whether it keeps the part of each photo that shows the face, which a rebuild with another model needs.
     allow_seeded
@@ -93,26 +86,21 @@ def create_gallery(
         If there is no key at the named place.
     """
     contract.refuse_seeded(source=contract.name, allow_seeded=allow_seeded)
+    secret = read_key(key, beside=place) if isinstance(key, str) else key
     contract_id, dim, model = contract.contract_id, contract.embedding_dim, contract.name
-    if name is None:
-        from edgeface.gallery.store.sqlite import SqliteStore
+    if is_on_server(place):
+        from edgeface.gallery.store.postgres import PostgresStore
 
-        path = _path(place)
-        return SqliteStore.create(
-            path, contract_id=contract_id, dim=dim, key=_bytes(key, path), model=model, keep_images=keep_images
+        return PostgresStore.create(
+            *split_address(str(place)),
+            contract_id=contract_id,
+            dim=dim,
+            key=secret,
+            model=model,
+            keep_images=keep_images,
         )
-    from edgeface.gallery.store.postgres import PostgresStore
+    from edgeface.gallery.store.sqlite import SqliteStore
 
-    return PostgresStore.create(
-        str(place), name, contract_id=contract_id, dim=dim, key=_bytes(key, None), model=model, keep_images=keep_images
+    return SqliteStore.create(
+        Path(place), contract_id=contract_id, dim=dim, key=secret, model=model, keep_images=keep_images
     )
-
-
-def _path(place: str | Path) -> Path:
-    if str(place).startswith(("postgresql:", "postgres:")):
-        raise InputError("gallery: expected the name of a gallery on the server, found none; give name=")
-    return Path(place)
-
-
-def _bytes(key: bytes | str | None, beside: Path | None) -> bytes | None:
-    return read_key(key, beside=beside) if isinstance(key, str) else key

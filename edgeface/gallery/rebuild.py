@@ -1,6 +1,6 @@
 """Embed the kept images of a gallery with another model, and bring the gallery to its contract.
 
-New embeddings are staged in the gallery's own file, some at a time, and take the place of the old ones in one
+New embeddings are staged in the gallery itself, some at a time, and take the place of the old ones in one
 transaction when all are there: until then the gallery works as before, and an interrupted rebuild is resumed.
 """
 
@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from edgeface.errors import FaceError, GalleryDamagedError, GalleryError, ImageError
 from edgeface.gallery.codec import GalleryHeader, TemplateBody
-from edgeface.gallery.records import KeptImage, NewTemplate, Rebuilding, unit_vector
-from edgeface.gallery.store.base import delete_templates
-from edgeface.gallery.store.rows import SEALED_TABLES
-from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.gallery.records import KeptImage, NewTemplate, Proof, Rebuilding, unit_vector
+from edgeface.gallery.store.base import GalleryStore, delete_templates
 from edgeface.model.contract import Alignment, current_id
 from edgeface.model.embedding import Embedding
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
@@ -30,7 +28,7 @@ _BATCH_SIZE = 32
 
 
 def rebuild(
-    store: SqliteStore,
+    store: GalleryStore,
     embedder: Embedder,
     *,
     drop_missing: bool = False,
@@ -82,14 +80,15 @@ def rebuild(
             done += len(crops)
             progress(Progress("embedding", reused + done, reused + len(todo), "templates"))
         if (finished := work.finish()) is not None:
-            dropped, lonely, remains = finished
+            dropped, lonely, proof = finished
             return Rebuilding(
                 contract_id=header.contract_id,
                 embedded=done,
                 reused=reused,
                 dropped=dropped,
                 without_templates=lonely,
-                remains=remains,
+                remains=proof.remains,
+                unsearched=proof.unsearched,
             )
         todo, staged = work.begin()
         reused = staged - done  # what others forgot was staged in vain
@@ -98,7 +97,7 @@ def rebuild(
 class _Work:
     """One gallery on its way to another header."""
 
-    def __init__(self, store: SqliteStore, header: GalleryHeader, *, same_alignment: bool, drop_missing: bool) -> None:
+    def __init__(self, store: GalleryStore, header: GalleryHeader, *, same_alignment: bool, drop_missing: bool) -> None:
         self._store, self._header = store, header
         self._database, self._rows = store.database, store.rows
         self._same_alignment, self._drop_missing = same_alignment, drop_missing
@@ -143,15 +142,15 @@ class _Work:
                 vector = unit_vector(NewTemplate(embedding=Embedding(row, info.contract_id)), info)
                 identity = (template_id, self._header.contract_id)
                 connection.execute(
-                    "INSERT OR REPLACE INTO staged (template_id, contract_id, body) "
-                    "SELECT ?, ?, ? FROM templates WHERE id = ?",
+                    "INSERT INTO staged (template_id, contract_id, body) SELECT ?, ?, ? FROM templates WHERE id = ? "
+                    "ON CONFLICT (template_id) DO UPDATE SET contract_id = excluded.contract_id, body = excluded.body",
                     (*identity, self._rows.seal("staged", identity, vector.astype("<f4").tobytes()), template_id),
                 )
 
-    def finish(self) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+    def finish(self) -> tuple[int, tuple[str, ...], Proof] | None:
         """Put the staged embeddings in the places of the old ones, unless a template was added meanwhile (None).
 
-        Return how many were dropped, names of people without templates, and remains.
+        Return how many were dropped, names of people without templates, and what is left of the old rows.
         """
         with self._database.writing() as connection:
             staged = self._staged(connection)
@@ -174,13 +173,12 @@ class _Work:
                 body = TemplateBody.decode(content, self._database.header.dim)
                 return (*identity[:2], generation), dataclasses.replace(body, vector=vector).encode()
 
-            old = self._rows.rekey(connection, self._header, self._database.cipher, tables=SEALED_TABLES, change=change)
+            old = self._store.reseal(connection, self._header, self._database.cipher, change=change)
             connection.execute("DELETE FROM staged")
             connection.execute("UPDATE gallery SET known_since = ?", (generation,))
-        self._database.adopt(self._header, self._database.cipher)
+        self._store.adopt(self._header, self._database.cipher)
         with self._database.after_commit(f"the gallery is of contract {self._header.contract_id} now"):
-            _, _, remains = self._store.prove(old)
-        return len(dropped), lonely, remains
+            return len(dropped), lonely, self._store.prove(old)
 
     def _staged_vector(self, connection: Any, template_id: int) -> NDArray[np.float32]:
         for identity, stored in self._rows.sealed(connection, "staged", "WHERE template_id = ?", template_id):

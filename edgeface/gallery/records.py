@@ -227,6 +227,9 @@ class Erasure:
     needles, remains
         How many pieces of names, embeddings and images were searched for, and where one was found; also rows that are
         not what was written there, of which nobody can say whose they are.
+    unsearched
+        What may hold it and was not read, and what to do about it: on a server its log and its backups, and its files
+        where the user may not read them.
     """
 
     person_id: int
@@ -236,32 +239,44 @@ class Erasure:
     searched: Mapping[str, int]
     needles: int
     remains: tuple[str, ...]
+    unsearched: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.proved
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, with whether it is proved."""
-        lists = {"searched": dict(self.searched), "remains": list(self.remains)}
-        return {**dataclasses.asdict(self), **lists, "proved": self.proved}
+        searched = {"searched": dict(self.searched), "remains": list(self.remains), "unsearched": list(self.unsearched)}
+        return {**dataclasses.asdict(self), **searched, "proved": self.proved}
 
     @property
     def proved(self) -> bool:
-        """Whether files were searched, and nothing was found."""
+        """Whether the gallery's own files were searched, and nothing was found."""
         return bool(self.searched) and not self.remains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a search for what was erased has found; the attributes are those of `Erasure`."""
+
+    searched: Mapping[str, int]
+    needles: int
+    remains: tuple[str, ...]
+    unsearched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rekeying:
     """What `rekey` did: how many rows it sealed anew, and the id of the new key, empty without encryption.
 
-    `searched` and `remains` are as in `Erasure`, of rows as they were stored before.
+    `searched`, `remains` and `unsearched` are as in `Erasure`, of rows as they were stored before.
     """
 
     key_id: str
     rows: int
     searched: Mapping[str, int]
     remains: tuple[str, ...]
+    unsearched: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +291,8 @@ class Rebuilding:
         Names of people who have no template left, and have to be enrolled again.
     remains
         Where an old row was found in the files afterwards; empty unless the erasure failed.
+    unsearched
+        As in `Erasure`.
     """
 
     contract_id: str
@@ -284,6 +301,7 @@ class Rebuilding:
     dropped: int
     without_templates: tuple[str, ...]
     remains: tuple[str, ...]
+    unsearched: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

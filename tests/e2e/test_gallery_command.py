@@ -202,7 +202,7 @@ def test_a_gallery_without_a_key_must_be_asked_for(work: Path, capsys: pytest.Ca
     assert not (work / "g").exists()
     assert run("create", "g", "--model", "tiny.xml", "--unencrypted", *KEY) == 2
     assert run("create", "g", "--model", "tiny.xml", "--unencrypted") == 0
-    assert "not encrypted: anyone who has the file can read it" in capsys.readouterr().out
+    assert "not encrypted: names and embeddings can be read without a key" in capsys.readouterr().out
 
 
 def test_no_command_at_all_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,13 @@ import dataclasses
 import itertools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeface.cipher import make_cipher
+from edgeface.cipher import Cipher, make_cipher
 from edgeface.errors import GalleryBusyError, GalleryError, GalleryServerError, OutputError
 from edgeface.gallery.codec import GalleryHeader, PersonBody
 from edgeface.gallery.records import (
@@ -24,6 +24,7 @@ from edgeface.gallery.records import (
     KeptImage,
     NewTemplate,
     Person,
+    Proof,
     Rekeying,
     Template,
     TemplateBlock,
@@ -35,7 +36,9 @@ from edgeface.gallery.records import (
 )
 from edgeface.gallery.store.cache import apply_changes
 from edgeface.gallery.store.database import Database
-from edgeface.gallery.store.rows import SEALED_TABLES, Rows
+from edgeface.gallery.store.rows import SEALED_TABLES, Change, Rows
+from edgeface.gallery.store.searcher import secrets_of
+from edgeface.gallery.store.watch import GalleryWatch, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,8 +62,6 @@ class GalleryStore(ABC):
     the tables are, and how they are erased.
     """
 
-    tables: ClassVar[tuple[str, ...]] = tuple(SEALED_TABLES)
-
     def __init__(self, database: Database) -> None:
         # For what belongs to this package: they write what nothing checks.
         self.database, self.rows = database, Rows(database)
@@ -76,8 +77,8 @@ class GalleryStore(ABC):
         """Rewrite what holds deleted rows, so that nothing is left of them; outside of transactions."""
 
     @abstractmethod
-    def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
-        """Finish an erasure, and search for secrets: `searched`, `needles` and `remains` of an `Erasure`."""
+    def prove(self, secrets: Sequence[bytes]) -> Proof:
+        """Finish an erasure, and search for what must not be found after it."""
 
     def _read_cache(self) -> TemplateBlock | None:
         """Read templates that were kept to be loaded fast; None if there are none that can be trusted."""
@@ -110,6 +111,23 @@ class GalleryStore(ABC):
         """
         with self.database.reading():
             return self.database.history()
+
+    def watch(self) -> GalleryWatch:
+        """Begin to wait for commits, by any process: within a second each is known.
+
+        Examples
+        --------
+        >>> with store.watch() as watch:  # doctest: +SKIP
+        ...     while running:
+        ...         if watch.wait(timeout=10):
+        ...             print(len(store.people()))
+        """
+
+        def state() -> State:
+            with self.reading():
+                return self.generation(), self.history()
+
+        return GalleryWatch(state)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -328,18 +346,27 @@ class GalleryStore(ABC):
             connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
         erased = f"{len(ids)} templates of person {person_id}" if template_ids else f"person {person_id}"
         with self.database.after_commit(f"{erased} is deleted, and no search finds what is gone"):
-            searched, needles, remains = self.prove(secrets)
-        if searched:  # a row that was moved here or there is in nobody's pieces
+            proof = self.prove(secrets)
+        if proof.searched:  # a row that was moved here or there is in nobody's pieces
             with self.database.reading() as connection:
-                found = self.rows.problems(connection, self.tables)
+                found = self.rows.problems(connection)
                 odd = (problem for table, problem in found if table and problem)
-                remains += tuple(itertools.islice(odd, MOST_PROBLEMS))
-        what = {"person_id": person_id, "templates": len(ids), "images": images, "generation": generation}
-        return Erasure(**what, searched=searched, needles=needles, remains=remains)
+                remains = (*proof.remains, *itertools.islice(odd, MOST_PROBLEMS))
+            proof = dataclasses.replace(proof, remains=remains)
+        return Erasure(
+            person_id=person_id,
+            templates=len(ids),
+            images=images,
+            generation=generation,
+            searched=proof.searched,
+            needles=proof.needles,
+            remains=proof.remains,
+            unsearched=proof.unsearched,
+        )
 
     def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
         """Yield what must not be found after these templates, or the whole person, were erased."""
-        return ()
+        return secrets_of(connection, self.rows, person_id, ids, whole=whole)
 
     def scrub(self) -> bool:
         """Finish every erasure that was begun; return whether there was one.
@@ -357,14 +384,16 @@ class GalleryStore(ABC):
             connection.execute("UPDATE gallery SET unscrubbed = 0 WHERE unscrubbed = ?", (due,))
         return True
 
-    def _rekey(
-        self,
-        key: bytes | None,
-        *,
-        also: Callable[[Any, GalleryHeader], None] = lambda connection, header: None,
-        adopted: Callable[[], None] = lambda: None,
-    ) -> Rekeying:
-        """Seal every row anew; `also` is called in the transaction, `adopted` when it was committed."""
+    def rekey(self, key: bytes | None) -> Rekeying:
+        """Seal everything with another key, the first one, or none, in one transaction.
+
+        No state has some rows under the old key and some under the new. An interruption before the commit leaves
+        everything as it was; one after it leaves only the erasure of the old bytes to the next opening. It takes room
+        for the gallery's size again. Other processes must open the gallery again.
+
+        Nothing is changed if it is this key already (`GalleryError`), a row is damaged (`GalleryDamagedError`), there
+        is no room (`OutputError`), or pgvector is needed and missing (`NotSupportedError`).
+        """
         database = self.database
         if database.in_transaction:
             raise GalleryError("rekey: cannot be called inside writing()")
@@ -376,23 +405,37 @@ class GalleryStore(ABC):
         header = dataclasses.replace(database.header, key_id=cipher.key_id)
         try:
             with database.writing() as connection:
-                also(connection, header)
-                pieces = self.rows.rekey(connection, header, cipher, tables=self.tables)
+                pieces = self.reseal(connection, header, cipher)
         except GalleryServerError as error:
             raise type(error)(f"{error}; keep both keys until the gallery was opened with one of them") from error
-        database.adopt(header, cipher)
-        adopted()
+        self.adopt(header, cipher)
         key_now = f"the new key {cipher.key_id} is in force: keep it" if key else "the gallery is no longer encrypted"
         with database.after_commit(key_now):
-            searched, _, remains = self.prove(pieces)
-        return Rekeying(key_id=cipher.key_id, rows=len(pieces), searched=searched, remains=remains)
+            proof = self.prove(pieces)
+        return Rekeying(
+            key_id=cipher.key_id,
+            rows=len(pieces),
+            searched=proof.searched,
+            remains=proof.remains,
+            unsearched=proof.unsearched,
+        )
+
+    def reseal(
+        self, connection: Any, header: GalleryHeader, cipher: Cipher, *, change: Change | None = None
+    ) -> list[bytes]:
+        """Bind every row to another header and cipher, as `Rows.rekey`; the caller calls `adopt` after the commit."""
+        return self.rows.rekey(connection, header, cipher, change=change)
+
+    def adopt(self, header: GalleryHeader, cipher: Cipher) -> None:
+        """Go on with what `reseal` bound the gallery to, now that it is committed."""
+        self.database.adopt(header, cipher)
 
     def check(self) -> CheckReport:
         """Finish what was interrupted, as `scrub` does, then read the structure, and every row in its place."""
         self.scrub()
         counts, problems = dict.fromkeys(SEALED_TABLES, 0), []
         with self.database.reading() as connection:
-            found = itertools.chain(self._structure_problems(connection), self.rows.problems(connection, self.tables))
+            found = itertools.chain(self._structure_problems(connection), self.rows.problems(connection))
             for table, problem in found:
                 if problem:
                     problems.append(problem)

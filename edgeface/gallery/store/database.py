@@ -128,6 +128,10 @@ class Database(ABC):
     def _roll_back(self) -> None:
         """Undo the transaction, if one is still open."""
 
+    def _announce(self, connection: Any) -> None:
+        """Let others hear of the commit that follows, where there is a way."""
+        return
+
     def require_place(self) -> None:
         """Raise `GalleryError` if what is open is not what others find where the gallery is."""
         return
@@ -225,6 +229,7 @@ class Database(ABC):
                     self.require_place()
                     connection.execute("UPDATE gallery SET generation = generation + 1")
                     record_commit(connection)
+                    self._announce(connection)
             with self._errors(committing=self._wrote):
                 connection.execute("COMMIT")
         finally:

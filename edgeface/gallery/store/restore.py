@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError, NotSupportedError
 from edgeface.files import output_errors, staging_folder
+from edgeface.gallery.address import is_on_server, split_address
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.cache import clear_cache
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -64,7 +65,7 @@ class _State:
     key_id: str
 
 
-def restore_gallery(path: Path, backup: Path, *, key: bytes | None, timeout: float = 30.0) -> Restoring:
+def restore_gallery(gallery: str | Path, backup: Path, *, key: bytes | None, timeout: float = 30.0) -> Restoring:
     """Replace a gallery by an earlier copy of its file, whole or not at all.
 
     The copy is checked first, and stays as it is. Where the gallery's file can be read it is written over in one
@@ -73,8 +74,8 @@ def restore_gallery(path: Path, backup: Path, *, key: bytes | None, timeout: flo
 
     Parameters
     ----------
-    path
-        The gallery; missing and damaged ones are made anew.
+    gallery
+        Its file; missing and damaged ones are made anew.
     backup
         The copy: a file that was copied while no process had it open, or with its ``-wal``, or by SQLite's ``.backup``.
     key
@@ -85,11 +86,21 @@ def restore_gallery(path: Path, backup: Path, *, key: bytes | None, timeout: flo
     Raises
     ------
     GalleryError
-        If the copy cannot be opened with this key or is damaged, or `path` is another gallery or something else.
+        If the copy cannot be opened with this key or is damaged, or `gallery` is another gallery or something else.
+    NotSupportedError
+        If the gallery is on a server, whose administrator restores it.
     OutputError
         If there is no room: three times the copy's size at most.
     """
-    path = path.resolve()
+    if is_on_server(gallery):
+        _, name = split_address(str(gallery))
+        raise NotSupportedError(
+            f"restore: expected a gallery in a file, found {name!r} on a server, whose tables the administrator copies "
+            f"and puts back: pg_dump --format=custom --schema=edgeface_{name} --file=COPY ADDRESS, pg_restore --clean "
+            "--if-exists --single-transaction --dbname=ADDRESS COPY; then run 'edgeface gallery check'; or use "
+            "'edgeface gallery export' and 'import'"
+        )
+    path = Path(gallery).resolve()
     if path.exists() and backup.exists() and path.samefile(backup):
         raise GalleryError(f"{backup}: expected a copy of the gallery, found the gallery itself")
     before = _state_of(path, timeout)

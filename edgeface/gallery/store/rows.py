@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -214,13 +214,7 @@ class Rows:
     # All rows
 
     def rekey(
-        self,
-        connection: Any,
-        header: GalleryHeader,
-        cipher: Cipher,
-        *,
-        tables: Iterable[str],
-        change: Change | None = None,
+        self, connection: Any, header: GalleryHeader, cipher: Cipher, *, change: Change | None = None
     ) -> list[bytes]:
         """Seal every row for another header and cipher; the caller adopts them after the commit.
 
@@ -228,7 +222,7 @@ class Rows:
         """
         generation = self._database.wrote()
         pieces = []
-        for table in tables:
+        for table in SEALED_TABLES:
             for identity, stored in self._chunked(connection, table):
                 pieces.append(stored[-_PIECE:])
                 content = self.open(table, identity, stored)
@@ -251,7 +245,7 @@ class Rows:
             yield from chunk
             last = chunk[-1][0][0]
 
-    def problems(self, connection: Any, tables: Iterable[str]) -> Iterator[tuple[str, str]]:
+    def problems(self, connection: Any) -> Iterator[tuple[str, str]]:
         """Yield a table's name and "" for each row that is whole, and a sentence for each problem."""
         (highest,) = connection.execute(_HIGHEST_ID).fetchone()
         if highest >= (next_id := self._database.state("next_id")):
@@ -259,7 +253,7 @@ class Rows:
         (last,) = connection.execute("SELECT coalesce(max(generation), 0) FROM commits").fetchone()
         if last > (generation := self._database.state("generation")):
             yield "", f"the last commit is number {generation}, and {last} was made already"
-        for table in tables:
+        for table in SEALED_TABLES:
             for identity, stored in self.sealed(connection, table):
                 try:
                     content = self.open(table, identity, stored)

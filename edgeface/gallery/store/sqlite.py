@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from edgeface.errors import GalleryBusyError, GalleryError, OutputError
 from edgeface.files import sweep_staging
-from edgeface.gallery.records import CheckReport, Rekeying, TemplateBlock
+from edgeface.gallery.records import CheckReport, Proof, TemplateBlock
 from edgeface.gallery.store.base import MOST_PROBLEMS, GalleryStore
 from edgeface.gallery.store.cache import apply_changes, examine_cache, read_templates, write_templates
 from edgeface.gallery.store.database import new_header
-from edgeface.gallery.store.erase import overwrite, prove, secrets_of, truncate_wal
+from edgeface.gallery.store.erase import overwrite, prove, truncate_wal
 from edgeface.gallery.store.sqlite_database import SqliteDatabase, create_database
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class SqliteStore(GalleryStore):
         same = _same(apply_changes(block, changes), self.rows.block(connection))
         return "" if same else "holds other templates than the gallery"
 
-    # Erasure, another key, another model
+    # Erasure, check
 
     def scrub(self) -> bool:
         """Finish every erasure that was begun; see `GalleryStore.scrub`."""
@@ -140,24 +140,9 @@ class SqliteStore(GalleryStore):
     def _overwrite(self) -> None:
         overwrite(self.database)
 
-    def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
+    def prove(self, secrets: Sequence[bytes]) -> Proof:
         self.scrub()
         return prove(self.database, self.rows, secrets)
-
-    def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
-        return secrets_of(connection, self.rows, person_id, ids, whole=whole)
-
-    def rekey(self, key: bytes | None) -> Rekeying:
-        """Seal everything with another key, the first one, or none, in one transaction.
-
-        No state has some rows under the old key and some under the new. An interruption before the commit leaves
-        everything as it was; one after it leaves only the erasure of the old bytes to the next opening. It takes room
-        for the gallery's size again, in the WAL. Other processes must open the gallery again.
-
-        Nothing is changed if it is this key already (`GalleryError`), a row is damaged (`GalleryDamagedError`), or
-        there is no room (`OutputError`).
-        """
-        return self._rekey(key)
 
     def _structure_problems(self, connection: Any) -> Iterator[tuple[str, str]]:
         yield from super()._structure_problems(connection)

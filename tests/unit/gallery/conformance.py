@@ -377,6 +377,26 @@ class StoreConformance:
                 store.merge(person_id, into)
         assert (store.generation(), store.person(ada.id)) == (start, ada)
 
+    def test_a_watch_tells_of_each_commit_once_and_of_nothing_else(self, store: GalleryStore, place: Place) -> None:
+        with place.open(contract_id=CONTRACT) as other, other.watch() as watch:
+            assert not watch.wait(0)
+            store.add_person("Ada", templates=templates(1))  # before anybody waits
+            assert watch.wait(1)
+            store.people()
+            with contextlib.suppress(KeyError), store.writing():
+                store.add_person("undone")
+                raise KeyError
+            assert not watch.wait(0.3)
+            timer = threading.Timer(0.3, store.add_person, ("Grace",))
+            timer.start()
+            begin = time.monotonic()
+            assert watch.wait(5)
+            assert time.monotonic() - begin < 1.3
+            timer.join()
+            threading.Timer(0.2, watch.close).start()
+            assert not watch.wait(30)
+            assert time.monotonic() - begin < 10
+
     def test_a_generation_that_never_was_has_no_changes(self, store: GalleryStore) -> None:
         assert store.changes_since(store.generation() + 1, store.history()) is None
         assert store.changes_since(-1, store.history()) is None

@@ -188,8 +188,9 @@ def test_a_gallery_is_created_and_opened_by_one_function_each(tmp_path: Path) ->
         assert store.info == info
     with pytest.raises(GalleryKeyError):
         open_gallery(path)
-    with pytest.raises(InputError, match="give name="):
-        open_gallery("postgresql://nowhere/db")
+    for wrong in ("mysql://nowhere/db", Path("postgresql://nowhere/db")):
+        with pytest.raises(InputError, match="postgresql://HOST/DATABASE with"):
+            open_gallery(wrong)
 
 
 def test_the_package_exports_what_it_names() -> None:

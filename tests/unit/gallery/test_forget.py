@@ -17,7 +17,7 @@ from unit.gallery.conformance import CONTRACT, DIM, kept, template, vectors
 from edgeface.errors import GalleryBusyError
 from edgeface.gallery.store import base
 from edgeface.gallery.store.cache import cache_folder, read_templates, write_templates
-from edgeface.gallery.store.erase import Searcher
+from edgeface.gallery.store.searcher import Searcher
 from edgeface.gallery.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(120)
@@ -98,7 +98,7 @@ def test_the_mark_of_a_name_is_looked_for_too(tmp_path: Path, monkeypatch: pytes
             sought.extend(secrets)
             super().__init__(secrets)
 
-    monkeypatch.setattr("edgeface.gallery.store.erase.Searcher", Recorder)
+    monkeypatch.setattr("edgeface.gallery.store.searcher.Searcher", Recorder)
     with make(tmp_path / "g", None, people=2) as store:
         assert store.forget(store.find(f"{NAME} 1").id).proved
     assert hashlib.blake2b(f"name:{NAME} 1".encode(), digest_size=32).digest() in sought

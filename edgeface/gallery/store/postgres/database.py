@@ -28,7 +28,14 @@ from edgeface.errors import (
     OutputError,
 )
 from edgeface.gallery.store.database import Database, record_commit, require_no_differences
-from edgeface.gallery.store.postgres.schema import SCHEMA_VERSION, check_gallery_name, create_statement, foreign_parts
+from edgeface.gallery.store.postgres.schema import (
+    ADDED_LATER,
+    SCHEMA_VERSION,
+    check_gallery_name,
+    foreign_parts,
+    keep_plain,
+    table_statements,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +46,7 @@ _BUSY = ("55P03", "40001", "40P01", "57014")
 _UNWRITABLE = {
     "53100": "the server's disk is full; free some space there",
     "25006": "the server is read-only (a standby?); connect to the primary",
-    "42501": "this user may not; grant it the right",
+    "42501": "this user may not; grant it the right, or open the gallery once as the user who owns its tables",
 }
 _DAMAGED = ("XX001", "XX002")
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
@@ -80,6 +87,12 @@ def _translate(psycopg: Any, where: str, error: Any, doubt: str) -> EdgeFaceErro
         return OutputError(text, found=found, remedy=remedy)
     if code in _DAMAGED:
         return GalleryDamagedError(f"{where}: the server found damaged data: {said}; restore it from a backup")
+    tried = getattr(error, "pgconn", None)  # of an attempt to connect
+    if tried is not None and (tried.needs_password or tried.used_password):
+        return GalleryError(
+            f"{where}: the server asks for a password and did not accept {'this' if tried.used_password else 'none'}: "
+            f"{said}; set PGPASSWORD, or write it to ~/.pgpass, which only you may read (chmod 600)"
+        )
     if code.startswith(_AWAY_CLASSES) or (not code and isinstance(error, psycopg.OperationalError)):
         found = f"the server cannot be reached or went away: {said}"
         return GalleryServerError(f"{where}: {found}; {doubt}", found=found)
@@ -94,7 +107,15 @@ _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _IDLE_SECONDS = 60
 """How long a writer that stopped inside a block may hold up the others."""
+_COLUMN_TYPE = (
+    "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('vectors') "
+    "AND attname = 'embedding'"
+)
 _UNKNOWN = "the connection was lost while committing, so it is not known whether this was stored: check, then repeat"
+
+
+_DEAD_MILLISECONDS = 20_000
+"""How long the server's machine may leave unconfirmed what was sent to it; Linux alone gives up after 15 minutes."""
 
 
 class Connection:
@@ -151,6 +172,7 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
                     keepalives_idle=10,
                     keepalives_interval=5,
                     keepalives_count=3,
+                    tcp_user_timeout=_DEAD_MILLISECONDS,
                     application_name="edgeface",
                 )
                 connection = Connection(raw)
@@ -200,8 +222,9 @@ class PostgresDatabase(Database):
             self._connection.close()
             raise
 
-    def _connect(self) -> Connection:
-        connection = connect(self._url, self.schema, timeout=self.timeout, patience=self._patience)
+    def _connect(self, *, patience: float | None = None) -> Connection:
+        seconds = self._patience if patience is None else patience
+        connection = connect(self._url, self.schema, timeout=self.timeout, patience=seconds)
         try:
             self._enter(connection)
         except BaseException:
@@ -224,13 +247,32 @@ class PostgresDatabase(Database):
         return found
 
     def _migrate(self) -> None:
-        """Give commits ids, which version 1 had not; a second client that wants to waits, and finds nothing to do."""
+        """Bring the tables up to date; a second client that wants to waits, and finds nothing to do."""
         with self._errors(), self._connection.raw.transaction():
             (version,) = self._connection.execute("SELECT version FROM gallery FOR UPDATE").fetchone()
-            if version < SCHEMA_VERSION:
-                self._connection.execute(create_statement(self.schema, "commits"))
+            if version >= SCHEMA_VERSION:
+                return
+            run = self._connection.execute
+            for table in ADDED_LATER[version - 1 :]:
+                for statement in (*table_statements(self.schema, table), *self._grants(table)):
+                    run(statement)
+            vectors = run(_COLUMN_TYPE).fetchone()
+            for table in ("people", "templates", "images", *(["vectors"] if vectors else [])):
+                for statement in keep_plain(self.schema, table):
+                    run(statement.replace("public.{type}({dim})", vectors[0] if vectors else ""))
+            run("UPDATE people SET body = body || ''")  # writes anew what was compressed
+            if version == 1:
                 record_commit(self._connection)
-                self._connection.execute("UPDATE gallery SET version = ?", (SCHEMA_VERSION,))
+            run("UPDATE gallery SET version = ?, unscrubbed = generation", (SCHEMA_VERSION,))
+
+    def _grants(self, table: str) -> list[str]:
+        """Return what gives a new table the rights that others have on the old ones."""
+        rows = self._connection.execute(
+            "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, "
+            "string_agg(privilege_type, ', ') FROM pg_class, aclexplode(relacl) "
+            "WHERE pg_class.oid = to_regclass('people') AND grantee <> relowner GROUP BY grantee"
+        )
+        return [f"GRANT {rights} ON {self.schema}.{table} TO {grantee}" for grantee, rights in rows.fetchall()]
 
     def _read_header(self) -> tuple[int, str, bytes]:
         with server_errors(self.where):
@@ -284,6 +326,17 @@ class PostgresDatabase(Database):
             found = f"the server did not rewrite {table}: {warnings[0]}"
             remedy = "open the gallery once as the user who owns its tables"
             raise OutputError(f"{self.where}: {found}; {remedy}", found=found, remedy=remedy)
+
+    def _announce(self, connection: Any) -> None:
+        # The number of a generation tells nothing, and nothing is believed that such a message says: it wakes only.
+        connection.execute("SELECT pg_notify(?, (SELECT generation FROM gallery)::text)", (self.schema,))
+
+    def listen(self) -> Connection:
+        """Open another connection, which hears of commits where the server tells of them: a standby does not."""
+        connection = self._connect(patience=0)
+        with contextlib.suppress(OutputError), server_errors(self.where):
+            connection.raw.execute(f"LISTEN {self.schema}")
+        return connection
 
     def _roll_back(self) -> None:
         if self._connection is not None and self._connection.in_transaction:

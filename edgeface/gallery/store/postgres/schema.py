@@ -8,6 +8,10 @@ them either.
 A server runs what is attached to a table: triggers, rules and views, defaults and generated columns, expressions of
 indexes and checks, policies of row security, which can also hide rows from `forget`. A function or an operator in the
 gallery's schema can be taken for a built-in one. So everything there is compared before any statement on the tables.
+
+A server also copies values to where no erasure reaches: ANALYZE samples them into pg_statistic, with names where the
+gallery is not encrypted, and long values are compressed, so that a search for their bytes finds nothing. Both are
+turned off for what is sealed, and for embeddings.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ from typing import Any, Literal
 from edgeface.errors import InputError
 from edgeface.gallery.store.database import schema_differences
 
-SCHEMA_VERSION = 2
-"""1 had no table `commits`."""
+SCHEMA_VERSION = 3
+"""1 had no table `commits`; 2 no `staged`, and let the server sample and compress what is sealed."""
+ADDED_LATER = ("commits", "staged")
 VectorType = Literal["vector", "halfvec"]
 
 _MAX_DIM = 16000
@@ -38,6 +43,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "images": ("template_id bigint", "body bytea"),
         "removals": ("template_id bigint", "generation bigint"),
         "commits": ("generation bigint", "history text"),
+        "staged": ("template_id bigint", "contract_id text", "body bytea"),
         "vectors": ("template_id bigint", "embedding public.{type}({dim})"),
     }
 )
@@ -54,6 +60,7 @@ _CONSTRAINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "images": {"images_pkey": "PRIMARY KEY (template_id)", "images_template_id_fkey": _OF_TEMPLATE},
         "removals": {"removals_pkey": "PRIMARY KEY (template_id)"},
         "commits": {"commits_pkey": "PRIMARY KEY (generation)"},
+        "staged": {"staged_pkey": "PRIMARY KEY (template_id)", "staged_template_id_fkey": _OF_TEMPLATE},
         "vectors": {"vectors_pkey": "PRIMARY KEY (template_id)", "vectors_template_id_fkey": _OF_TEMPLATE},
     }
 )
@@ -82,25 +89,34 @@ def check_gallery_name(name: str) -> str:
 
 def statements(schema: str, dim: int, searched_as: VectorType | None) -> list[str]:
     """Return what makes the empty tables."""
-    made = [create_statement(schema, table) for table in _COLUMNS if table != "vectors"]
+    made = [statement for table in _COLUMNS if table != "vectors" for statement in table_statements(schema, table)]
     made += [f"CREATE INDEX {name} ON {schema}.{what}" for name, what in _INDEXES.items()]
-    return made if searched_as is None else [*made, vectors_statement(schema, dim, searched_as)]
+    return made if searched_as is None else [*made, *vectors_statements(schema, dim, searched_as)]
 
 
-def vectors_statement(schema: str, dim: int, searched_as: VectorType) -> str:
+def vectors_statements(schema: str, dim: int, searched_as: VectorType) -> list[str]:
     """Return what makes the empty table that pgvector searches."""
     if searched_as not in ("vector", "halfvec") or not 1 <= dim <= _MAX_DIM:
         raise InputError(
             f"vectors: expected vector or halfvec of 1 to {_MAX_DIM:,} values, found {searched_as!r} of {dim:,}"
         )
-    return create_statement(schema, "vectors").format(type=searched_as, dim=dim)
+    return [each.format(type=searched_as, dim=dim) for each in table_statements(schema, "vectors")]
 
 
-def create_statement(schema: str, table: str) -> str:
+def table_statements(schema: str, table: str) -> list[str]:
     """Return what makes an empty table."""
     parts = [f"{column} NOT NULL" for column in _COLUMNS[table]]
     parts += [f"CONSTRAINT {name} {text.format(schema=schema)}" for name, text in _CONSTRAINTS[table].items()]
-    return f"CREATE TABLE {schema}.{table} ({', '.join(parts)})"
+    return [f"CREATE TABLE {schema}.{table} ({', '.join(parts)})", *keep_plain(schema, table)]
+
+
+def keep_plain(schema: str, table: str) -> list[str]:
+    """Return what lets the server neither sample nor compress a table's secrets, and drops what it has sampled."""
+    changes = []
+    for name, kind in (column.split(" ", 1) for column in _COLUMNS[table]):
+        if name in ("body", "name_mark", "embedding"):  # `TYPE` drops the statistics, also where it changes nothing
+            changes += [f"ALTER {name} {what}" for what in (f"TYPE {kind}", "SET STATISTICS 0", "SET STORAGE EXTERNAL")]
+    return [f"ALTER TABLE {schema}.{table} {', '.join(changes)}"] if changes else []
 
 
 # Comparison
@@ -154,7 +170,7 @@ def foreign_parts(connection: Any, schema: str) -> list[str]:
     found = {(str(kind), str(name), _plain(str(text))) for kind, name, text in rows if not _GRAPH.fullmatch(str(text))}
     if not found:
         return []
-    optional = {table for table in ("commits", "vectors") if ("table", table, "") not in found}
+    optional = {table for table in (*ADDED_LATER, "vectors") if ("table", table, "") not in found}
     expected = _expected(schema, _COLUMNS.keys() - optional)
     return schema_differences(found, expected)
 

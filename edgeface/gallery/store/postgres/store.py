@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.cipher import Cipher
 from edgeface.errors import GalleryBusyError, NotSupportedError, OutputError
-from edgeface.gallery.codec import GalleryHeader
-from edgeface.gallery.records import NewTemplate, Rekeying, TemplateBlock, unit_vector
+from edgeface.gallery.codec import GalleryHeader, TemplateBody
+from edgeface.gallery.records import NewTemplate, Proof, TemplateBlock, unit_vector
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.database import mark_header, new_header, record_commit
 from edgeface.gallery.store.postgres.database import PostgresDatabase, connect, place_of, server_errors
@@ -20,10 +22,35 @@ from edgeface.gallery.store.postgres.schema import (
     VectorType,
     check_gallery_name,
     statements,
-    vectors_statement,
+    vectors_statements,
 )
+from edgeface.gallery.store.postgres.watch import PostgresWatch
+from edgeface.gallery.store.rows import SEALED_TABLES, Change
+from edgeface.gallery.store.searcher import Read, search_places
 
 _log = logging.getLogger(__name__)
+
+_BEYOND = (
+    "the server's write-ahead log, its archive, standbys and backups, which its administrator rules over; what they "
+    "hold of an encrypted gallery is noise without its key"
+)
+_READ_FILE = "pg_read_binary_file(text, bigint, bigint, boolean)"
+_UNREADABLE = (
+    f"the server's files of the tables, which this user may not read; run 'edgeface gallery forget' as a superuser, or "
+    f"let this one read files: GRANT EXECUTE ON FUNCTION {_READ_FILE}"
+)
+_MAY_READ = f"SELECT has_function_privilege('{_READ_FILE}', 'EXECUTE')"
+_FILES = """
+WITH own AS (SELECT oid, reltoastrelid FROM pg_class WHERE relkind = 'r'
+    AND (relnamespace = to_regnamespace(?) OR oid = 'pg_catalog.pg_statistic'::regclass)),
+tables AS (SELECT oid FROM own UNION SELECT reltoastrelid FROM own WHERE reltoastrelid <> 0)
+SELECT each.oid::regclass::text, pg_relation_filepath(each.oid), pg_relation_size(each.oid)
+    FROM (SELECT oid FROM tables UNION SELECT indexrelid FROM pg_index JOIN tables ON indrelid = tables.oid) AS each
+"""
+"""Name, first file and size of each table of a schema, of what is too long for its rows, of its indexes, and of the
+server's statistics, which sample values."""
+_SEGMENT_BYTES = 1 << 30
+"""A longer file goes on in another (PostgreSQL manual, 73.1)."""
 
 
 class PostgresStore(GalleryStore):
@@ -32,12 +59,12 @@ class PostgresStore(GalleryStore):
     `url` is any libpq connection string, such as ``postgresql://user@host/database``; `patience` is how many seconds to
     try again while the server cannot be reached. See `open_gallery` for the rest.
 
-    What `forget` and `rekey` leave behind is overwritten in the server's files of the tables (``VACUUM FULL``). The
-    server's WAL, its archive, standbys and backups are out of reach, and nothing can be searched from here:
-    `Erasure.searched` is empty. Encrypt the gallery where that is not enough.
+    What `forget`, `rekey` and `rebuild` leave behind is overwritten in the server's files of the tables (``VACUUM
+    FULL``). Those files are then searched, as the file of a gallery is, by a user who may read them
+    (``pg_read_binary_file``); for others `Erasure.searched` is empty. The server's WAL, its archive, standbys and
+    backups are out of reach. Encrypt the gallery where that is not enough.
     """
 
-    tables = ("people", "templates", "images")  # there is no rebuild on a server
     database: PostgresDatabase
 
     def __init__(
@@ -85,7 +112,7 @@ class PostgresStore(GalleryStore):
         """
         schema = check_gallery_name(name)
         searched = None if key is not None else searched_as
-        vectors_statement(schema, dim, searched_as)  # refuses what does not fit, with a key too
+        vectors_statements(schema, dim, searched_as)  # refuses what does not fit, with a key too
         made, cipher = new_header(contract_id=contract_id, dim=dim, key=key, model=model, keep_images=keep_images)
         header = made.encode()
         where = place_of(url, schema)
@@ -107,7 +134,7 @@ class PostgresStore(GalleryStore):
         return cls(url, name, key=key, contract_id=contract_id, timeout=timeout, patience=patience)
 
     @property
-    def searched_as(self) -> str | None:
+    def searched_as(self) -> VectorType | None:
         """How embeddings are stored for pgvector; None in an encrypted gallery, which the server cannot search."""
         return self._searched_as
 
@@ -130,46 +157,77 @@ class PostgresStore(GalleryStore):
         """Return templates for which a condition with one list of numbers holds, inside `PostgresDatabase.reading`."""
         return self.rows.block(connection, f"WHERE {condition}", list(values))
 
-    # Erasure and another key
+    def watch(self) -> PostgresWatch:
+        return PostgresWatch(self.database)
+
+    # Erasure, another key, another model
+
+    @property
+    def _tables(self) -> tuple[str, ...]:
+        return (*SEALED_TABLES, *(["vectors"] if self._searched_as else []))
 
     def _overwrite(self) -> None:
-        for table in (*self.tables, *(["vectors"] if self._searched_as else [])):
+        for table in self._tables:
             self.database.vacuum(table)
 
-    def prove(self, secrets: Sequence[bytes]) -> tuple[dict[str, int], int, tuple[str, ...]]:
+    def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterator[bytes]:
+        yield from super()._secrets(connection, person_id, ids, whole=whole)
+        if self._searched_as is not None:
+            query = "SELECT embedding::real[] FROM vectors WHERE template_id = ANY(?)"
+            for (values,) in connection.execute(query, (list(ids),)).fetchall():
+                yield np.array(values, "<f4" if self._searched_as == "vector" else "<f2").tobytes()
+
+    def prove(self, secrets: Sequence[bytes]) -> Proof:
         try:
             self.scrub()
         except (GalleryBusyError, OutputError) as error:  # kiosks read all the time: the next opening tries again
             _log.warning("%s: an erasure is still unfinished: %s", self.database.where, error)
-            return {}, 0, (f"{self.database.where}: not yet overwritten: {error.found or error}",)
-        return {}, 0, ()
+            remains = (f"{self.database.where}: not yet overwritten: {error.found or error}",)
+            return Proof(searched={}, needles=0, remains=remains, unsearched=(_BEYOND,))
+        with self.database.reading() as connection:
+            if not connection.execute(_MAY_READ).fetchone()[0]:
+                return Proof(searched={}, needles=0, remains=(), unsearched=(_UNREADABLE, _BEYOND))
+            # Nobody rewrites the files until the block ends: that would need the tables for itself.
+            connection.execute(f"LOCK TABLE {', '.join(self._tables)} IN ACCESS SHARE MODE")
+            files = connection.execute(_FILES, (self.database.schema,)).fetchall()
+            proof = search_places(_segments(connection, files), secrets, self.rows, self.database)
+        return dataclasses.replace(proof, unsearched=(_BEYOND,))
 
-    def rekey(self, key: bytes | None, *, searched_as: VectorType = "vector") -> Rekeying:
-        """Seal every row with another key, the first one, or none, in one transaction.
+    def reseal(
+        self, connection: Any, header: GalleryHeader, cipher: Cipher, *, change: Change | None = None
+    ) -> list[bytes]:
+        """Bind every row to another header and cipher, and make the server's own form of the embeddings anew.
 
-        With a key the server's own form of the embeddings goes, and a graph over it; without one it is made again.
-        Other processes must open the gallery again. `searched_as` is as in `create`.
-
-        Nothing is changed if it is this key already (`GalleryError`), a row is damaged (`GalleryDamagedError`), or
-        pgvector is needed and missing (`NotSupportedError`).
+        With a key there is none, and no graph over it. `GalleryDamagedError` is raised if a row is damaged,
+        `NotSupportedError` if pgvector is needed and missing.
         """
-        searched: VectorType | None = None if key is not None else searched_as
-        before = self._searched_as
+        graph = connection.execute("SELECT pg_get_indexdef(to_regclass('vectors_graph'))").fetchone()[0]
+        searched = self._form(header)
+        if self._searched_as is not None:
+            connection.execute("DROP TABLE vectors")
+        if searched is None:
+            return super().reseal(connection, header, cipher, change=change)
+        _require_pgvector(connection, self.database.where)
+        for statement in vectors_statements(self.database.schema, header.dim, searched):
+            connection.execute(statement)
 
-        def replace_vectors(connection: Any, header: GalleryHeader) -> None:
-            if before is not None:
-                connection.execute("DROP TABLE vectors")
-            if searched is not None:
-                _require_pgvector(connection, self.database.where)
-                connection.execute(vectors_statement(self.database.schema, header.dim, searched))
-                block = self.rows.block(connection)
-                for template_id, vector in zip(block.ids.tolist(), block.vectors, strict=True):
-                    self._let_search(connection, template_id, vector, searched)
+        def also(table: str, identity: tuple[Any, ...], content: bytes) -> tuple[tuple[Any, ...], bytes]:
+            new, content = (identity, content) if change is None else change(table, identity, content)
+            if table == "templates":
+                self._let_search(connection, new[0], TemplateBody.decode(content, header.dim).vector, searched)
+            return new, content
 
-        def adopted() -> None:
-            self._searched_as = searched
+        pieces = super().reseal(connection, header, cipher, change=also)
+        if graph is not None:
+            connection.execute(graph)
+        return pieces
 
-        return self._rekey(key, also=replace_vectors, adopted=adopted)
+    def adopt(self, header: GalleryHeader, cipher: Cipher) -> None:
+        super().adopt(header, cipher)
+        self._searched_as = self._form(header)
+
+    def _form(self, header: GalleryHeader) -> VectorType | None:
+        return None if header.key_id else self._searched_as or "vector"
 
     def add_graph(self, *, connectivity: int = 16, expansion: int = 64) -> None:
         """Let the server keep an HNSW graph, so that `PostgresIndex` searches approximately, and fast.
@@ -187,17 +245,29 @@ class PostgresStore(GalleryStore):
             )
 
 
+def _segments(connection: Any, files: Sequence[tuple[str, str, int]]) -> Iterator[tuple[str, Read]]:
+    query = f"SELECT {_READ_FILE.partition('(')[0]}(?, ?, ?, false)"
+    for relation, path, size in files:
+        for number in range(1 + max(0, size - 1) // _SEGMENT_BYTES):
+            segment = f"{path}.{number}" if number else path
+
+            def read(offset: int, length: int, segment: str = segment) -> bytes:
+                return bytes(connection.execute(query, (segment, offset, length)).fetchone()[0])
+
+            yield f"{relation} ({segment})", read
+
+
 def vector_text(vector: Any) -> str:
     """Write a vector in pgvector's input form; nine digits give back every float32."""
     return "[" + ",".join(f"{value:.9g}" for value in vector.tolist()) + "]"
 
 
-def _searched_as(connection: Any) -> str | None:
+def _searched_as(connection: Any) -> VectorType | None:
     row = connection.execute(
         "SELECT format_type(atttypid, NULL) FROM pg_attribute "
         "WHERE attrelid = to_regclass('vectors') AND attname = 'embedding'"
     ).fetchone()
-    return None if row is None else str(row[0]).rpartition(".")[2]
+    return None if row is None else ("halfvec" if str(row[0]).endswith("halfvec") else "vector")
 
 
 def _require_pgvector(connection: Any, where: str) -> None:

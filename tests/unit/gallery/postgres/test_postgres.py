@@ -91,10 +91,11 @@ def test_a_wrong_key_another_contract_and_no_gallery_are_each_refused(cluster: A
 
 def test_a_gallery_on_a_server_is_created_and_opened_by_the_same_functions(cluster: Any, gallery: str) -> None:
     contract = sample_contract()
-    with create_gallery(cluster.url, name=gallery, contract=contract, key=KEY) as store:
+    address = f"{cluster.url}?gallery={gallery}"
+    with create_gallery(address, contract=contract, key=KEY) as store:
         info = store.info
         assert (info.contract_id, info.encrypted) == (contract.contract_id, True)
-    with open_gallery(cluster.url, name=gallery, key=KEY, contract_id=contract.contract_id) as store:
+    with open_gallery(address, key=KEY, contract_id=contract.contract_id) as store:
         assert store.info == info
 
 
@@ -232,7 +233,7 @@ def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: 
     schema = f"edgeface_{gallery}"
     with create(cluster.url, gallery, key=KEY) as store:
         ada = store.add_person("Ada", templates=templates(2))
-    cluster.sql(f"DROP TABLE {schema}.commits")
+    cluster.sql(f"DROP TABLE {schema}.commits, {schema}.staged")
     cluster.sql(f"UPDATE {schema}.gallery SET version = 1")
     with pytest.raises(GalleryKeyError):
         open_store(cluster.url, gallery, key=bytes(32))
@@ -241,8 +242,8 @@ def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: 
         with open_store(cluster.url, gallery, key=KEY) as store:
             assert store.people() == (ada,)
             assert len(store.history()) == 32
-    cluster.sql(f"UPDATE {schema}.gallery SET version = 3")
-    with pytest.raises(GalleryError, match="found 3; update edgeface"):
+    cluster.sql(f"UPDATE {schema}.gallery SET version = 4")
+    with pytest.raises(GalleryError, match="found 4; update edgeface"):
         open_store(cluster.url, gallery, key=KEY)
 
 

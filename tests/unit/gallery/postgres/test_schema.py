@@ -111,7 +111,7 @@ def test_the_tables_that_0_1_made_are_a_gallerys(pgvector: Any, gallery: str) ->
         ada = store.add_person("Ada", templates=templates(2))
     rest = f"""
         ALTER TABLE templates RENAME TO old_templates; ALTER TABLE people RENAME TO old_people;
-        ALTER TABLE gallery RENAME TO old_gallery; DROP TABLE images, removals, commits, vectors;
+        ALTER TABLE gallery RENAME TO old_gallery; DROP TABLE images, removals, commits, staged, vectors;
         ALTER TABLE old_templates DROP CONSTRAINT templates_person_id_fkey, DROP CONSTRAINT templates_pkey;
         ALTER TABLE old_people DROP CONSTRAINT people_pkey, DROP CONSTRAINT people_name_mark_key;
         ALTER TABLE old_gallery DROP CONSTRAINT gallery_pkey, DROP CONSTRAINT gallery_one_check;

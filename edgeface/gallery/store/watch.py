@@ -1,0 +1,87 @@
+"""Wait for what others write to a gallery."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeface.errors import GalleryServerError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+State = tuple[int, str]
+"""Generation and random id of a gallery's last commit."""
+
+
+class GalleryWatch:
+    """Waits for commits, by any process; `GalleryStore.watch` makes it.
+
+    It asks for the last commit five times a second. `wait` is for one thread at a time; any may call `close`, which
+    ends it.
+
+    Parameters
+    ----------
+    state
+        Reads the last commit.
+    """
+
+    longest_pause: ClassVar[float] = 0.2
+    """Seconds after which it looks, whether it was told of a commit or not."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._read, self._closed, self._lock = state, threading.Event(), threading.Lock()
+        self._seen = self._state()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there is another last commit than when this last returned True, or was made.
+
+        So no commit is missed between two calls; several together are one. False: there was none for `timeout` seconds,
+        or `close` was called.
+
+        Raises
+        ------
+        GalleryServerError
+            If the server cannot be reached when the time is over. The next call tries again.
+        GalleryError
+            If the gallery is gone.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._closed.is_set():
+            left = max(0.0, deadline - time.monotonic())
+            pause = min(left, self.longest_pause)
+            try:
+                with self._lock:
+                    if (state := self._state()) != self._seen:
+                        self._seen = state
+                        return True
+                    if left:
+                        self._pause(pause)
+            except GalleryServerError:
+                if not left:
+                    raise
+                self._closed.wait(pause)
+            if not left:
+                return False
+        return False
+
+    def _state(self) -> State:
+        return self._read()
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
+    def close(self) -> None:
+        """End `wait`, and let go of what it holds; a second call does nothing."""
+        self._closed.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
