@@ -14,7 +14,7 @@ from edgeface.gallery.index.postgres import PostgresIndex
 from edgeface.model.embedding import Embedding
 
 pytestmark = pytest.mark.timeout(120)
-NOTES = {"notes": "Zebedee Quux is often late. " * 200}
+NOTES = {"notes": "Ermintrude is often late. " * 200}
 """As compressible as a server could wish."""
 
 
@@ -23,7 +23,7 @@ def fill(store: Any, *, people: int = 3, seed: int = 500) -> list[int]:
     rows = vectors(2 * people, seed=seed)
     return [
         store.add_person(
-            f"Zebedee Quux {seed} {number}",
+            f"Ermintrude {seed} {number}",
             metadata=NOTES,
             templates=[template(row, image=kept(dice.bytes(5000))) for row in rows[2 * number : 2 * number + 2]],
         ).id
@@ -63,7 +63,7 @@ def test_the_search_finds_each_thing_that_is_left_in_a_file(pgvector: Any, galle
     table, name = column.split(".")
     key = "template_id" if table == "vectors" else "id"
     with create(pgvector.url, gallery, searched_as="halfvec") as store:
-        gone, other = (store.add_person(f"Zebedee {n}", templates=templates(1, seed=520 + n)).id for n in range(2))
+        gone, other = (store.add_person(f"Ermintrude {n}", templates=templates(1, seed=520 + n)).id for n in range(2))
         row, other_row = (gone, other) if table == "people" else (gone + 1, other + 1)
         names = f"SET search_path TO edgeface_{gallery}, public"
         overwrite = type(store)._overwrite
