@@ -12,7 +12,8 @@ no address of a client, which would be personal data that is kept for the years 
 asked, and the request's id leads to the service's log, which is kept for days.
 
 A commit is not synced (``synchronous=NORMAL``): a sync takes milliseconds, in each request. A killed process loses no
-row. A power cut loses those since the last `AuditLog.sync`, which the service calls each second, and keeps the chain.
+row. A power cut loses those since the last `AuditLog.maintain`, which the service calls each second, and keeps the
+chain.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import re
 import sqlite3
 import time
@@ -44,6 +46,7 @@ INSERT INTO log VALUES (1, randomblob(16));
 """,
     synchronous="NORMAL",
 )
+_log = logging.getLogger(__name__)
 _PRUNE = "audit.prune"
 _VERIFY = "see how much of the log is whole: edgeface serve audit verify"
 _TOKEN = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}")
@@ -158,6 +161,8 @@ class AuditLog:
 
     def __init__(self, path: Path, *, create: bool = True, clock: Callable[[], float] = time.time) -> None:
         self._file, self._clock = ServiceFile(path, _KIND, create=create), clock
+        self._syncing = ServiceFile(path, _KIND, create=False)  # so that a sync stops no one who writes
+        self._synced, self._day = True, 0
 
     @property
     def path(self) -> Path:
@@ -167,6 +172,7 @@ class AuditLog:
     def close(self) -> None:
         """Close the file; closing again does nothing."""
         self._file.close()
+        self._syncing.close()
 
     def record(
         self,
@@ -190,7 +196,9 @@ class AuditLog:
                 raise InputError(f"audit log: expected an id or a word of 1 to 100 ASCII letters, found {text!r:.110}")
         with self._file.transaction(write=True) as connection:
             row = (action, key_id, gallery, tuple(map(int, people)), decision, contract_id, request_id, None)
-            return self._append(connection, *row)
+            number = self._append(connection, *row)
+        self._synced = False
+        return number
 
     def rows(self, *, since: datetime.datetime | None = None, action: str | None = None) -> Iterator[AuditRow]:
         """Yield rows in order, a few hundred at a time in memory: since a time with a zone, of one action."""
@@ -311,12 +319,21 @@ class AuditLog:
             ).fetchone()
             first = self._append(connection, _PRUNE, key_id, None, (), None, None, None, _head(*removed))
             connection.execute(f"DELETE FROM rows {until} AND sequence < ?", (young, first))
-        self.sync(truncate=True)  # the write-ahead log has them still
+        self._file.checkpoint(truncate=True)  # the write-ahead log has them still
         return int(count)
 
-    def sync(self, *, truncate: bool = False) -> None:
-        """Make all rows so far outlive a power cut; `truncate`: and leave nothing in the write-ahead log."""
-        self._file.checkpoint(truncate=truncate)
+    def maintain(self, retention_days: float) -> None:
+        """Make rows outlive a power cut; once a day, remove old ones as `prune` does, and log the head at level INFO.
+
+        The service calls it each second.
+        """
+        if not self._synced:
+            self._synced = True
+            self._syncing.checkpoint()
+        if (day := int(self._clock() // 86_400)) != self._day:
+            self._day = day
+            count = self.prune(retention_days)
+            _log.info("audit log: removed %d rows; head %s", count, self.head())
 
     def _append(self, connection: sqlite3.Connection, *content: Any) -> int:
         last, previous = self._last(connection)

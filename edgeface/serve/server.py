@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.errors import EdgeFaceError, ExtraNotInstalledError, InputError
 from edgeface.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def _run(
     if server.started:
         ready()
         notify("READY=1")
-    watching = asyncio.ensure_future(_feed_watchdog(app.state.probe))
+    watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_audit(app.state.service))
     await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
@@ -199,6 +199,17 @@ async def _feed_watchdog(probe: Any) -> None:
         if probe.answers:
             notify("WATCHDOG=1")
         await asyncio.sleep(every)
+
+
+async def _keep_audit(service: Service) -> None:
+    """Sync the audit log each second, and remove its old rows each day."""
+    while service.audit is not None:
+        await asyncio.sleep(1)
+        try:
+            await asyncio.to_thread(service.audit.maintain, service.settings.audit.retention_days)
+        except EdgeFaceError as error:
+            _log.error("the audit log was not synced or pruned: %s", error)
+            await asyncio.sleep(60)
 
 
 async def _reload(service: Service, configure: Callable[[], Settings]) -> None:

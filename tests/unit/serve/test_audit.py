@@ -184,7 +184,7 @@ def test_a_row_that_was_removed_inserted_or_exchanged_is_found(log: AuditLog, tm
         ("UPDATE log SET id = x'00'", 1),
     ):  # fmt: skip
         copy = tmp_path / "copy.sqlite"
-        log.sync(truncate=True)
+        log._file.checkpoint(truncate=True)
         shutil.copy(log.path, copy)
         with contextlib.closing(AuditLog(copy)) as changed:
             change(changed, sql)
@@ -283,6 +283,37 @@ def test_a_wrong_clock_neither_keeps_rows_for_ever_nor_removes_young_ones(log: A
     clock.now = start + 31 * DAY
     assert log.prune(30) == 3
     assert log.verify()
+
+
+def test_maintenance_syncs_new_rows_and_once_a_day_prunes_and_logs_the_head(
+    log: AuditLog, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "edgeface.serve.audit")
+    syncs = list[bool]()
+    monkeypatch.setattr(log._syncing, "checkpoint", lambda: syncs.append(True))
+    log.maintain(30)
+    assert (len(syncs), [record.getMessage() for record in caplog.records]) == (
+        0,
+        [f"audit log: removed 0 rows; head {log.head()}"],
+    )
+    fill(log, 3)
+    log.maintain(30)
+    log.maintain(30)
+    assert (len(syncs), len(caplog.records)) == (1, 1)
+    clock.now += 31 * DAY
+    log.maintain(30)
+    assert caplog.records[-1].getMessage() == f"audit log: removed 3 rows; head {log.head()}"
+    assert log.verify().rows == 1
+
+
+def test_maintenance_moves_what_was_recorded_from_the_write_ahead_log_into_the_file(
+    log: AuditLog, tmp_path: Path
+) -> None:
+    fill(log, 3)
+    log.maintain(30)
+    shutil.copy(log.path, tmp_path / "copy.sqlite")  # without the write-ahead log
+    with contextlib.closing(AuditLog(tmp_path / "copy.sqlite")) as copy:
+        assert copy.verify().rows == 3
 
 
 @pytest.mark.parametrize("days", [-1, float("nan"), 1e9])

@@ -23,6 +23,8 @@ from tiny_ir import BLUE, write_tiny_ir
 from unit.serve.conftest import MakeService, converse, jpeg, serving
 
 from edgeface.serve import connection, health
+from edgeface.serve.audit import AuditLog
+from edgeface.serve.keys import KeyStore
 from edgeface.serve.service import Service
 
 pytestmark = pytest.mark.timeout(60)
@@ -240,3 +242,28 @@ def test_systemd_is_told_of_the_beginning_the_end_and_that_the_engine_answers(tm
         notify("READY=1")
         assert listener.recv(100) == b"READY=1"
     notify("READY=1")  # nobody listens
+
+
+def test_a_running_service_keeps_its_audit_log_and_follows_a_revocation(
+    command: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert command.stderr is not None
+    ready = _ready(command)
+
+    def ask() -> int:
+        client = http.client.HTTPConnection("127.0.0.1", int(ready["address"].rpartition(":")[2]), timeout=30)
+        with contextlib.closing(client):
+            client.request("POST", IDENTIFY, jpeg(BLUE), {"x-api-key": ready["first_key"], "content-type": "image/png"})
+            return client.getresponse().status
+
+    assert ask() == 200
+    _wait_for(command.stderr, "audit log: removed 0 rows; head ")
+    with contextlib.closing(AuditLog(tmp_path / "state" / "audit.sqlite", create=False)) as log:
+        (row,) = log.rows(action="identify")
+        assert log.verify()
+    with contextlib.closing(KeyStore(tmp_path / "state" / "keys.sqlite", create=False)) as store:
+        (key,) = store.list()
+        assert (row.key_id, key.last_used) == (key.id, store.now().date())
+        store.revoke(key.id)
+    time.sleep(0.5)
+    assert ask() == 401
