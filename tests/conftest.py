@@ -21,6 +21,7 @@ from postgres_server import cluster, pgvector  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
 MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
+LIVENESS_FILES = {"minifasnet-v2": "2.7_80x80_MiniFASNetV2.pth", "minifasnet-v1se": "4_0_0_80x80_MiniFASNetV1SE.pth"}
 DATA = Path(os.environ.get("EDGEFACE_DATA", ROOT.parent / "shared" / "data"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for whatever a shell runs in the background
@@ -74,6 +75,19 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
             return Path(done.read_text())
 
     return get
+
+
+@pytest.fixture(scope="session")
+def liveness_irs(data: Path, made_once: MadeOnce) -> Path:
+    """The folder of the IRs of both published liveness models."""
+    from edgeface.convert import convert
+
+    def make(folder: Path) -> Path:
+        for name, file in LIVENESS_FILES.items():
+            convert(data / "liveness" / file, folder, name=name)
+        return folder
+
+    return made_once("liveness", make)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import openvino as ov
 
 from edgeface.model.liveness_contract import LivenessContract
 from edgeface.model.opset import ops
+from edgeface.vision.detector import Faces
 
 BLOCKS = {"conv_23": 0, "conv_3": 4, "conv_34": 0, "conv_4": 6, "conv_45": 0, "conv_5": 2}
 
@@ -100,3 +101,21 @@ def write_liveness_ir(folder: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     path, _ = save_ir(ov.Model([answer], [image], "tiny_liveness"), folder, contract)
     return path
+
+
+LANDMARKS = np.array([[36, 40], [64, 40], [50, 55], [38, 72], [62, 72]], np.float32)
+"""Of a frontal face in a box of 100 x 100."""
+
+
+def faces_at(*boxes: tuple[float, float, float, float], landmarks: bool = True) -> Faces:
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    points = array[:, None, :2] + LANDMARKS * ((array[:, 2:] - array[:, :2]) / 100)[:, None]
+    scores = np.ones(len(array), np.float32)
+    return Faces(array, (points if landmarks else points * np.nan).astype(np.float32), scores)
+
+
+def frame(color: tuple[int, int, int] = (40, 200, 40), *, size: tuple[int, int] = (480, 640), seed: int = 0) -> Any:
+    """Draw a frame of blocks whose mean colour is darker, with the contrast that a face has."""
+    blocks = np.random.default_rng(seed).uniform(0.6, 1.0, (size[0] // 8 + 1, size[1] // 8 + 1, 1))
+    grown = blocks.repeat(8, axis=0).repeat(8, axis=1)[: size[0], : size[1]]
+    return np.rint(np.array(color) * grown).clip(0, 255).astype(np.uint8)

@@ -42,6 +42,7 @@ _COMMANDS = {
     "cluster": ("cluster",),
     "gallery": ("gallery",),
     "identify": ("identify",),
+    "liveness": ("liveness",),
     "bench": ("bench",),
     "train": ("train", "export"),
     "serve": ("serve",),

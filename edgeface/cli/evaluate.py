@@ -1,4 +1,4 @@
-"""`edgeface evaluate lfw|identification`."""
+"""`edgeface evaluate lfw|identification|liveness`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgeface.cli.options import (
     FlipName,
     FlipOption,
     ImagesOption,
+    LivenessOptions,
     MetricName,
     ModelOption,
     with_options,
@@ -52,6 +53,7 @@ def register(app: typer.Typer) -> None:
     group.command(epilog="Example: edgeface evaluate identification --images lfw --model facenet.xml -o result")(
         with_options(identification)
     )
+    group.command(epilog="Example: edgeface evaluate liveness --images presentations -o result")(with_options(liveness))
     app.add_typer(group, name="evaluate")
 
 
@@ -177,12 +179,34 @@ def identification(
         _finish(result, output_dir, _identification_table, json=json)
 
 
+def liveness(
+    images: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with live faces in 'live', and one folder for each kind of attack, e.g. 'print' and 'screen'.",
+            show_default=False,
+        ),
+    ],
+    output_dir: OutputOption,
+    *,
+    options: LivenessOptions,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate liveness as ISO/IEC 30107-3 asks: APCER for each kind of attack, BPCER, and what got no answer."""
+    from edgeface.evaluate import evaluate_liveness
+
+    require_writable(output_dir)
+    with options.load_checker() as checker, options.load_detector() as detector, progress_bars() as progress:
+        result = evaluate_liveness(images, checker, detector, progress=progress)
+    _finish(result, output_dir, _liveness_table, json=json)
+
+
 def _finish(result: Any, output_dir: Path, table: Any, *, json: bool) -> None:
     from edgeface.evaluate import write_results
 
     write_results(result, output_dir)  # cuts the crops that the report shows: needs the detector
     answer = result.to_dict()
-    warn_if_seeded(answer["model"]["provenance"])
+    warn_if_seeded(answer.get("model", {}).get("provenance"))
     for each in answer.get("unread", []):
         print_note(f"{each['path']}: {each['error']}")
     if json:
@@ -231,4 +255,22 @@ def _identification_table(answer: dict[str, Any]) -> Table:
             f"{each['threshold']:.4f}",
         )
     table.caption = escape(f"{answer['faces']}; {answer['failures']} faces not found")
+    return table
+
+
+def _liveness_table(answer: dict[str, Any]) -> Table:
+    table = Table("presentations", "live", "spoof", "no answer", "error rate, 95 % interval", title_justify="left")
+    table.title = escape(", ".join(each["name"] for each in answer["models"]) + f"; threshold {answer['threshold']:g}")
+    for rate, each in (("bpcer", answer["bona_fide"]), *(("apcer", attack) for attack in answer["attacks"])):
+        shown = "-"
+        if each[rate] is not None:
+            low, high = each[f"{rate}_interval"]
+            shown = f"{rate.upper()} {each[rate]:.4f} ({low:.4f} to {high:.4f})"
+        table.add_row(
+            escape(f"{each['name']}: {each['presentations']:,}"),
+            f"{each['live']:,}",
+            f"{each['spoof']:,}",
+            f"{each['inconclusive']:,} inconclusive, {each['no_face']:,} without a face",
+            shown,
+        )
     return table

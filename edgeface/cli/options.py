@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeface.convert.recipe import RecipeParts
     from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
+    from edgeface.vision.liveness import LivenessChecker
 
 
 class FlipName(str, enum.Enum):
@@ -171,6 +172,31 @@ class AnalyzerOptions(DetectorOptions):
         )
         warn_if_seeded(app.contract.provenance)
         return app
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivenessOptions(DetectorOptions):
+    """Options of a command that judges whether faces are live."""
+
+    liveness: Annotated[
+        Path | None,
+        typer.Option(
+            "--liveness",
+            metavar="PATH",
+            help="IR (.xml) of a liveness model, or a folder of them. Default: both downloaded models.",
+            show_default=False,
+        ),
+    ] = None
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.5, max=0.999, help="Probability that a live face has to exceed.")
+    ] = 0.5
+
+    def load_checker(self) -> LivenessChecker:
+        """Load the liveness models."""
+        checker = edgeface.load_liveness(self.liveness, device=self.device, threshold=self.threshold)
+        for contract in checker.contracts:
+            warn_if_seeded(contract.provenance)
+        return checker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from edgeface.evaluate.lfw import (
     calibrate_model,
     evaluate_model,
 )
+from edgeface.evaluate.liveness import LivenessEvaluation, evaluate_liveness
 from edgeface.evaluate.low_resolution import LowResolution, parse_resolutions, reduce_resolution
 from edgeface.evaluate.pairs import Pairs, pairs_from_folders, parse_pairs, read_pairs
 from edgeface.evaluate.pixels import write_pixel_ir
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
 from edgeface.evaluate.recipe_check import RecipeCheck, check_recipe
-from edgeface.evaluate.report import write_identification_report, write_report, write_results
+from edgeface.evaluate.report import write_identification_report, write_liveness_report, write_report, write_results
 
 __all__ = [
     "DEFAULTS",
@@ -26,6 +27,7 @@ __all__ = [
     "FaceCutter",
     "FaceSource",
     "IdentificationEvaluation",
+    "LivenessEvaluation",
     "LowResolution",
     "Pairs",
     "ProtocolName",
@@ -38,6 +40,7 @@ __all__ = [
     "evaluate",
     "evaluate_distances",
     "evaluate_identification",
+    "evaluate_liveness",
     "evaluate_model",
     "find_images",
     "load_boxes",
@@ -47,6 +50,7 @@ __all__ = [
     "read_pairs",
     "reduce_resolution",
     "write_identification_report",
+    "write_liveness_report",
     "write_pixel_ir",
     "write_report",
     "write_results",

@@ -87,6 +87,16 @@ def scores_plot(searches: Searches, threshold: float) -> Plot:
     )
 
 
+def liveness_plot(live: Doubles, attacks: Doubles, threshold: float) -> Plot:
+    """Draw the histograms of the scores of live faces and of attacks, each at least one, in 60 bins."""
+    return _histograms(
+        ("Scores", "probability of a live face", "share of presentations"),
+        np.linspace(0.0, 1.0, _BINS + 1),
+        {"live faces": live, "attacks": attacks},
+        threshold,
+    )
+
+
 def cmc_plot(searches: Searches) -> Plot:
     """Draw the closed-set hit rate over the rank."""
     ranks = np.arange(1, _DEEPEST_RANK + 1)

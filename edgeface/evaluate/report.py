@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +17,10 @@ from edgeface.evaluate import plots
 from edgeface.evaluate.faces import FaceCutter
 from edgeface.evaluate.identification import IdentificationEvaluation
 from edgeface.evaluate.lfw import Result
+from edgeface.evaluate.liveness import BONA_FIDE, LivenessEvaluation, Presentation, misjudged
 from edgeface.files import write_atomically
+from edgeface.vision.image import Image, read_image
+from edgeface.vision.liveness import crop_region
 
 _WORST = 10
 """Number of pairs of each kind that the report shows."""
@@ -33,13 +36,17 @@ class WorstPair(NamedTuple):
     wrong: bool
 
 
-def write_results(result: Result | IdentificationEvaluation, folder: Path) -> None:
-    """Write evaluation.json (or identification.json) and report.html; raise OutputError if one cannot be written."""
+def write_results(result: Result | IdentificationEvaluation | LivenessEvaluation, folder: Path) -> None:
+    """Write report.html and evaluation.json, identification.json or liveness.json; raise OutputError if that fails."""
     if isinstance(result, Result):
+        name = "evaluation"
         write_report(result, folder / "report.html")
+    elif isinstance(result, LivenessEvaluation):
+        name = "liveness"
+        write_liveness_report(result, folder / "report.html")
     else:
+        name = "identification"
         write_identification_report(result, folder / "report.html")
-    name = "evaluation" if isinstance(result, Result) else "identification"
     with write_atomically(folder / f"{name}.json") as partial:
         partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -99,6 +106,41 @@ def write_identification_report(result: IdentificationEvaluation, path: Path) ->
     )
 
 
+def write_liveness_report(result: LivenessEvaluation, path: Path) -> None:
+    """Write the HTML report of an evaluation of liveness models."""
+    live = result.bona_fide.scores
+    attacks = np.concatenate([np.empty(0), *(each.scores for each in result.attacks)])
+    shown = [
+        [_presented(name, each, result.threshold) for name, each in misjudged(result, attacks=attacks, count=_WORST)]
+        for attacks in (False, True)
+    ]
+    write_page(
+        path,
+        __package__,
+        template="liveness.html.j2",
+        answer=result.to_dict(),
+        plots=(plots.liveness_plot(live, attacks, result.threshold),) if len(live) and len(attacks) else (),
+        lowest=shown[0],
+        highest=shown[1],
+    )
+
+
+def _presented(species: str, presentation: Presentation, threshold: float) -> dict[str, Any]:
+    """Describe one presentation: its face with half of a side around it, as a data URI."""
+    assert presentation.answer is not None
+    assert presentation.box is not None
+    region, _ = crop_region(presentation.box, (image := read_image(presentation.path)).shape[:2], 2.0)
+    picture = cv2.resize(image[region], (112, 112), interpolation=cv2.INTER_AREA)
+    score = presentation.answer.score
+    return {
+        "species": species,
+        "name": presentation.path.name,
+        "score": score,
+        "wrong": (score > threshold) != (species == BONA_FIDE),
+        "picture": _encode(np.asarray(picture, np.uint8)),
+    }
+
+
 def worst_pairs(result: Result, *, same: bool, count: int = _WORST) -> list[WorstPair]:
     """Return the genuine pairs with the greatest, or the impostor pairs with the least distances, worst first."""
     evaluation, pairs = result.evaluation, result.pairs
@@ -134,5 +176,9 @@ def _show(
 
 
 def _data_uri(cutter: FaceCutter, index: int) -> str:
-    _, encoded = cv2.imencode(".jpg", cutter.crop(index), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return _encode(cutter.crop(index))
+
+
+def _encode(crop: Image) -> str:
+    _, encoded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

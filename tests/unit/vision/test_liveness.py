@@ -13,30 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minifasnet_files import write_liveness_ir
+from minifasnet_files import faces_at, frame, write_liveness_ir
 
 from edgeface.errors import ContractError, EngineClosed, FaceError, InputError, ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.liveness import Liveness, LivenessChecker, LivenessLimits, crop_region, load_liveness
 from edgeface.vision.liveness_track import Challenge, decide_track
 from edgeface.vision.quality import _FACE_MODEL, QualityGate
-
-LANDMARKS = np.array([[36, 40], [64, 40], [50, 55], [38, 72], [62, 72]], np.float32)
-"""Of a frontal face in a box of 100 x 100."""
-
-
-def faces_at(*boxes: tuple[float, float, float, float], landmarks: bool = True) -> Faces:
-    array = np.array(boxes, np.float32).reshape(-1, 4)
-    points = array[:, None, :2] + LANDMARKS * ((array[:, 2:] - array[:, :2]) / 100)[:, None]
-    scores = np.ones(len(array), np.float32)
-    return Faces(array, (points if landmarks else points * np.nan).astype(np.float32), scores)
-
-
-def frame(color: tuple[int, int, int] = (40, 200, 40), *, size: tuple[int, int] = (480, 640), seed: int = 0) -> Any:
-    """Draw a frame of blocks whose mean colour is darker, with the contrast that a face has."""
-    blocks = np.random.default_rng(seed).uniform(0.6, 1.0, (size[0] // 8 + 1, size[1] // 8 + 1, 1))
-    grown = blocks.repeat(8, axis=0).repeat(8, axis=1)[: size[0], : size[1]]
-    return np.rint(np.array(color) * grown).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture
