@@ -23,6 +23,7 @@ The tree:
     │   │   ├── GalleryKeyError         the gallery's key is wrong, missing or malformed
     │   │   ├── GalleryDamagedError     the gallery's bytes are not those that were written
     │   │   ├── GalleryBusyError        another process holds the gallery's lock; a TimeoutError too
+    │   │   ├── GalleryReplacedError    the gallery changed below an open store: open it again
     │   │   └── GalleryServerError      the gallery's server cannot be reached; a ConnectionError too
     │   └── OutputError                 the output cannot be written
     └── MissingError                 3  something needed is missing
@@ -71,6 +72,7 @@ __all__ = [
     "GalleryDamagedError",
     "GalleryError",
     "GalleryKeyError",
+    "GalleryReplacedError",
     "GalleryServerError",
     "ImageError",
     "InferenceError",
@@ -234,6 +236,10 @@ class GalleryDamagedError(GalleryError):
 
 class GalleryBusyError(GalleryError, TimeoutError):
     """Another process kept the gallery locked for longer than the time-out."""
+
+
+class GalleryReplacedError(GalleryError):
+    """What is open is not the gallery that is there: it was removed, replaced, rebuilt, rekeyed or closed meanwhile."""
 
 
 class GalleryServerError(GalleryError, ConnectionError):

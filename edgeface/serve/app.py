@@ -21,7 +21,7 @@ from starlette.responses import Response
 from edgeface.errors import EdgeFaceError
 from edgeface.serve import api, health, metrics
 from edgeface.serve.metrics import Metrics
-from edgeface.serve.problems import Problem, problem_of
+from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.routing import render_problem
 from edgeface.serve.service import Caller, Service
 from edgeface.serve.work import WorkQueue
@@ -252,6 +252,6 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         problem = Problem(error.status_code, code, str(error.detail))
     else:
         problem = problem_of(error)
-    if problem.status >= 500 and problem.code in ("internal", "device-failed"):
+    if is_operators(problem):
         _log.error("request failed", exc_info=error, extra={"request_id": request.scope.get("edgeface.request_id")})
     return render(request.url.path, problem)

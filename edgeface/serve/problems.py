@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgeface.errors import (
     GalleryDamagedError,
     GalleryError,
     GalleryKeyError,
+    GalleryReplacedError,
     GalleryServerError,
     ImageError,
     InferenceError,
@@ -102,6 +104,7 @@ _STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
     (GalleryServerError, 503, "gallery-server-away"),
     (GalleryDamagedError, 503, "gallery-damaged"),
     (GalleryKeyError, 503, "gallery-key"),
+    (GalleryReplacedError, 503, "gallery-replaced"),
     (GalleryError, 409, "gallery"),
     (ContractError, 409, "other-contract"),
     (OutputError, 507, "cannot-write"),
@@ -114,6 +117,18 @@ _STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
 """The first class that fits decides. 409: the request is well formed and does not fit what is there."""
 
 _RETRY = {503: 1.0}
+_LOG = "the log of the service says more, under this request's id"
+_OPERATORS: dict[str, str] = {
+    "gallery-busy": "another process writes to the gallery; nothing was changed; try again",
+    "gallery-server-away": f"the gallery's server cannot be reached; look whether it was stored, and repeat; {_LOG}",
+    "gallery-damaged": f"the gallery is damaged; {_LOG}",
+    "gallery-key": f"the gallery cannot be opened with the service's key; {_LOG}",
+    "gallery-replaced": f"the gallery was removed, replaced or changed, and is opened again once it is there; {_LOG}",
+    "cannot-write": f"it could not be written, for want of space or of the right to; {_LOG}",
+    "internal": f"an internal failure; {_LOG}",
+}
+"""What concerns who runs the service: what clients are told of it. The log has the error itself."""
+_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:;,'\"]+)+/(?=[^\s/])|PostgreSQL \S+ \S+: ")
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -125,16 +140,22 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(status, error.reason, _options(str(error)), errors=error.details)
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
-            return Problem(
-                status,
-                code,
-                str(error),
-                expected=error.expected,
-                found=error.found,
-                remedy=error.remedy,
-                retry_after=_RETRY.get(status),
-            )
-    return Problem(500, "internal", "an internal failure; the log of the service has it under this request's id")
+            if code in _OPERATORS:
+                return Problem(status, code, _OPERATORS[code], retry_after=_RETRY.get(status))
+            parts = {name: getattr(error, name) for name in ("expected", "found", "remedy")}
+            shown: dict[str, Any] = {name: part and _without_places(part) for name, part in parts.items()}
+            return Problem(status, code, _without_places(str(error)), retry_after=_RETRY.get(status), **shown)
+    return Problem(500, "internal", _OPERATORS["internal"])
+
+
+def is_operators(problem: Problem) -> bool:
+    """Return whether the client is told less than the log is to have."""
+    return problem.code in _OPERATORS or problem.code == "device-failed"
+
+
+def _without_places(text: str) -> str:
+    """Leave out folders and servers: where the service keeps what it has is nothing to clients."""
+    return _FOLDERS.sub("", text)
 
 
 def _options(text: str) -> str:

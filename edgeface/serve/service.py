@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,19 +17,16 @@ from filelock import FileLock, Timeout
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError
-from edgeface.files import default_root, output_errors, write_private
-from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.keys import KEY_VARIABLE
-from edgeface.gallery.opening import create_gallery, open_gallery
-from edgeface.gallery.store.base import GalleryStore
+from edgeface.files import default_root, output_errors
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.serve.audit import AuditLog
+from edgeface.serve.galleries import ServedGallery as ServedGallery
+from edgeface.serve.galleries import serve_gallery
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.rates import Rates
 from edgeface.serve.settings import Gallery, Model, Settings
 from edgeface.vision.image import Image, ImageLimits, read_image
-from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
     from edgeface.model.contract import ModelContract
@@ -154,26 +148,6 @@ def self_test(analyzer: FaceAnalyzer) -> None:
             f"{analyzer.contract.name}: expected the same unit vector twice in the self-test, found another; the "
             "version before goes on answering"
         )
-
-
-@dataclass(slots=True)
-class ServedGallery:
-    """A gallery, its search index, and what decides in it."""
-
-    name: str
-    options: Gallery
-    opener: Callable[[], GalleryStore]
-    store: GalleryStore
-    index: LiveIndex
-
-    @property
-    def gate(self) -> QualityGate | None:
-        """What its faces must pass."""
-        return QualityGate() if self.options.gate else None
-
-    def close(self) -> None:
-        """Close the gallery."""
-        self.store.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,29 +312,12 @@ class Service:
         return self.galleries[name]
 
     def _open(self, name: str, options: Gallery) -> ServedGallery:
-        with self.models.use(options.model) as model:
-            contract = model.contract
-        made = self.settings.state / "galleries" / f"{name}.gallery"
-        place: str | Path = options.place or made
-        key = None if options.unencrypted else options.key
-        if not options.unencrypted and key is None:
-            if options.place is None:
-                key = f"file:{_key_file(self.settings.state / 'keys' / f'{name}.key')}"
-            elif KEY_VARIABLE in os.environ:
-                key = f"env:{KEY_VARIABLE}"
-        if options.place is None and not made.exists():
-            made.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            seeded = self.settings.models[options.model].allow_seeded
-            create_gallery(
-                made, contract=contract, key=key, keep_images=options.keep_images, allow_seeded=seeded
-            ).close()
-        opener = functools.partial(open_gallery, place, key=key, contract_id=contract.contract_id)
-        store = opener()
-        try:
-            return ServedGallery(name, options, opener, store, LiveIndex(store))
-        except BaseException:
-            store.close()
-            raise
+        def contract() -> ModelContract:
+            with self.models.use(options.model) as model:
+                return model.contract
+
+        seeded = self.settings.models[options.model].allow_seeded
+        return serve_gallery(name, options, self.settings.state, contract, allow_seeded=seeded)
 
     def _close_galleries(self) -> None:
         for served in (*self.galleries.values(), *self._leaving):
@@ -426,11 +383,3 @@ def _rates(settings: Settings) -> Rates:
 
 def _too_often(wait: float) -> Problem:
     return Problem(429, "too-often", "expected fewer requests a second; wait as Retry-After says", retry_after=wait)
-
-
-def _key_file(path: Path) -> Path:
-    """Make a key where there is none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        write_private(path, f"{secrets.token_hex(32)}\n".encode())
-    return path

@@ -98,6 +98,10 @@ class GalleryStore(ABC):
         """What the gallery is bound to."""
         return self.database.header.info(self.database.version)
 
+    def is_current(self) -> bool:
+        """Return whether this is still the gallery that is there; else open it again. It reads nothing of it."""
+        return self.database.is_current()
+
     def generation(self) -> int:
         """Return the number of the last commit, by any process; an index with a lower number is out of date."""
         with self.database.reading():

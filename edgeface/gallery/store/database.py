@@ -15,7 +15,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from edgeface.cipher import Cipher, make_cipher
-from edgeface.errors import ContractError, GalleryDamagedError, GalleryError, GalleryKeyError, OutputError
+from edgeface.errors import (
+    ContractError,
+    GalleryDamagedError,
+    GalleryError,
+    GalleryKeyError,
+    GalleryReplacedError,
+    OutputError,
+)
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.records import now
 from edgeface.model.contract import current_id
@@ -109,6 +116,7 @@ class Database(ABC):
         self._lock = threading.RLock()
         self._depth, self._owner, self._wrote = 0, 0, False
         self._connection: Any = None
+        self._superseded = False  # by another key or model
 
     # What depends on where the tables are
 
@@ -133,8 +141,16 @@ class Database(ABC):
         return
 
     def require_place(self) -> None:
-        """Raise `GalleryError` if what is open is not what others find where the gallery is."""
+        """Raise `GalleryReplacedError` if what is open is not what others find where the gallery is."""
         return
+
+    def is_current(self) -> bool:
+        """Return whether what is open is still the gallery, as far as is known without reading it."""
+        try:
+            self.require_place()
+        except GalleryReplacedError:
+            return False
+        return self._connection is not None and not self._superseded
 
     # Opening
 
@@ -239,13 +255,14 @@ class Database(ABC):
     def _require_header(self, connection: Any) -> None:
         row = connection.execute("SELECT header FROM gallery").fetchone()
         if row is None or row[0] != self.header.encode():
-            raise GalleryError(
+            self._superseded = True
+            raise GalleryReplacedError(
                 f"{self.where}: another process changed the key or the model of this gallery; open it again"
             )
 
     def _usable(self) -> Any:
         if self._connection is None:
-            raise GalleryError(f"{self.where}: this gallery is closed; open it again")
+            raise GalleryReplacedError(f"{self.where}: this gallery is closed; open it again")
         if self._pid != os.getpid():
             raise GalleryError(
                 f"{self.where}: opened before this process was forked; open it again in the child process"

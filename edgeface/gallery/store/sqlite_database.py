@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.cipher import Cipher
-from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError, InputError, OutputError
+from edgeface.errors import (
+    GalleryBusyError,
+    GalleryDamagedError,
+    GalleryError,
+    GalleryReplacedError,
+    InputError,
+    OutputError,
+)
 from edgeface.files import free_bytes, output_errors, staging_folder
 from edgeface.gallery.codec import GalleryHeader
 from edgeface.gallery.store.database import Database, mark_header, record_commit
@@ -328,7 +335,7 @@ class SqliteDatabase(Database):
                 raise
 
     def require_place(self) -> None:
-        """Raise `GalleryError` if the file, or one of SQLite's beside it, was removed or replaced.
+        """Raise `GalleryReplacedError` if the file, or one of SQLite's beside it, was removed or replaced.
 
         SQLite goes on with the file that has no name any more: what it acknowledged then would be lost.
         """
@@ -339,7 +346,7 @@ class SqliteDatabase(Database):
                 same = False
             if not same:
                 found = f"{file.name} was removed or replaced while the gallery was open"
-                raise GalleryError(
+                raise GalleryReplacedError(
                     f"{self.path}: {found}; nothing was changed; open the gallery again, and put copies back with "
                     "'edgeface gallery restore'",
                     found=found,
