@@ -316,11 +316,10 @@ def _template(
 
 def find_template(gallery: ServedGallery, person_id: int, template_id: int) -> Template:
     """Return a person's template; `NotFound` if there is none of this id, or it is another person's."""
-    with _found(gallery.store, person_id):
-        for template in gallery.store.templates_of(person_id):
-            if template.id == template_id:
-                return template
-    raise NotFound("template", template_id)
+    template = gallery.store.template(template_id)
+    if template is None or template.person_id != person_id:
+        raise NotFound("template", template_id)
+    return template
 
 
 def forget(gallery: ServedGallery, person_id: int, *, template_id: int | None = None) -> Erasure:
