@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, health, metrics
+from edgeface.serve import api, compreface, compreface_faces, health, metrics
 from edgeface.serve.metrics import Metrics
 from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.routing import render_problem
@@ -44,7 +44,7 @@ _HEADERS = (
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-_DIALECTS: dict[str, Callable[[Problem], Response]] = {}
+_DIALECTS: dict[str, Callable[[Problem], Response]] = {f"{compreface.PREFIX}/": compreface.render_compreface}
 """How the paths below a prefix word their problems; as `render_problem` for all others."""
 
 
@@ -233,7 +233,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    for router in (health.router, metrics.router, api.router):
+    for router in (health.router, metrics.router, api.router, compreface.router, compreface_faces.router):
         app.include_router(router)
     app.state.metrics = metrics.Metrics(service, app.state.work)
     app.add_middleware(Gate, service=service, metrics=app.state.metrics)

@@ -239,6 +239,7 @@ def enrol_photos(
     consent: Consent | None = None,
     largest: bool = False,
     force: bool = False,
+    least_score: float = 0.0,
 ) -> PhotoEnrolment:
     """Enrol a person by photos; one that cannot be used is left out, unless none is left.
 
@@ -254,6 +255,8 @@ def enrol_photos(
         Replace those of a known person; None: keep them.
     largest, force
         As in `enrol_folder`.
+    least_score
+        Detection score below which a face is none.
 
     Raises
     ------
@@ -269,7 +272,10 @@ def enrol_photos(
     store = gallery.store
     with service.models.use(gallery.options.model) as model:
         rules = EnrolRules.choose(gallery.options.threshold, model.contract)
-        images = [_template(service, gallery, model, number, each, largest) for number, each in enumerate(photos, 1)]
+        images = [
+            _template(service, gallery, model, number, each, largest, least_score)
+            for number, each in enumerate(photos, 1)
+        ]
     usable = [(each.path, each.template) for each in images if each.template is not None]
     refused = tuple(each for each in images if each.template is None)
     name = person.name if person else str(who)
@@ -295,12 +301,12 @@ def enrol_photos(
 
 
 def _template(
-    service: Service, gallery: ServedGallery, model: LoadedModel, number: int, photo: bytes, largest: bool
+    service: Service, gallery: ServedGallery, model: LoadedModel, number: int, photo: bytes, largest: bool, least: float
 ) -> EnrolmentImage:
     path = Path(f"photo {number}")
     try:
         image = service.read_photo(photo, str(path))
-        faces = service.analyze(model, image, gate=gallery.gate)
+        faces = [face for face in service.analyze(model, image, gate=gallery.gate) if face.score >= least]
     except ImageError as error:
         return EnrolmentImage(path=path, refusal=str(error).removeprefix(f"{path}: "), reason="bad-image")
     return enrolment_image(

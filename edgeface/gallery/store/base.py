@@ -333,23 +333,36 @@ class GalleryStore(ABC):
     # Erasure, another key, check
 
     def forget(self, person_id: int, *, template_ids: Sequence[int] | None = None) -> Erasure:
-        """Erase a person, or some templates of a person, for good; not inside `writing`.
+        """Erase a person, or some templates of a person, for good; see `forget_many`."""
+        return self.forget_many({person_id: template_ids})[0]
 
-        `GalleryError` is raised if there is no person of this id, or a template is not theirs.
+    def forget_many(self, wanted: Mapping[int, Sequence[int] | None]) -> tuple[Erasure, ...]:
+        """Erase people, or those of their templates that are named, for good; not inside `writing`.
+
+        All of it is one transaction, one rewriting of the tables and one search, whose memory grows with what is
+        erased: name a few hundred templates at a time, or a few dozen with images.
+
+        `GalleryError` is raised if there is no person of an id, or a template is not theirs; nothing is erased then.
         """
         if self.database.in_transaction:
             raise GalleryError("forget: cannot be called inside writing(), because an erasure cannot be rolled back")
+        gone, secrets, told = list[dict[str, int]](), list[bytes](), list[str]()
         with self.database.writing() as connection:
-            self.rows.require_person(connection, person_id)
-            ids = _ids_to_forget(connection, person_id, template_ids)
-            secrets = list(self._secrets(connection, person_id, ids, whole=template_ids is None))
-            generation = self.database.wrote()
-            images = delete_templates(connection, ids, generation)
-            if template_ids is None:
-                connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
-            connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
-        erased = f"{len(ids)} templates of person {person_id}" if template_ids else f"person {person_id}"
-        with self.database.after_commit(f"{erased} is deleted, and no search finds what is gone"):
+            for person_id, template_ids in wanted.items():
+                self.rows.require_person(connection, person_id)
+                ids = _ids_to_forget(connection, person_id, template_ids)
+                secrets += self._secrets(connection, person_id, ids, whole=template_ids is None)
+                generation = self.database.wrote()
+                images = delete_templates(connection, ids, generation)
+                if template_ids is None:
+                    connection.execute("DELETE FROM people WHERE id = ?", (person_id,))
+                connection.execute("UPDATE gallery SET unscrubbed = ?", (generation,))
+                what = {"person_id": person_id, "templates": len(ids), "images": images, "generation": generation}
+                gone.append(what)
+                told.append(f"{len(ids)} templates of person {person_id}" if template_ids else f"person {person_id}")
+        if not gone:
+            return ()
+        with self.database.after_commit(f"{' and '.join(told)} is deleted, and no search finds what is gone"):
             proof = self.prove(secrets)
         if proof.searched:  # a row that was moved here or there is in nobody's pieces
             with self.database.reading() as connection:
@@ -357,16 +370,8 @@ class GalleryStore(ABC):
                 odd = (problem for table, problem in found if table and problem)
                 remains = (*proof.remains, *itertools.islice(odd, MOST_PROBLEMS))
             proof = dataclasses.replace(proof, remains=remains)
-        return Erasure(
-            person_id=person_id,
-            templates=len(ids),
-            images=images,
-            generation=generation,
-            searched=proof.searched,
-            needles=proof.needles,
-            remains=proof.remains,
-            unsearched=proof.unsearched,
-        )
+        known = {name: getattr(proof, name) for name in ("searched", "needles", "remains", "unsearched")}
+        return tuple(Erasure(**what, **known) for what in gone)
 
     def _secrets(self, connection: Any, person_id: int, ids: Sequence[int], *, whole: bool) -> Iterable[bytes]:
         """Yield what must not be found after these templates, or the whole person, were erased."""

@@ -541,6 +541,21 @@ class StoreConformance:
             assert again.id != ada.id
             assert used.isdisjoint(each.id for each in other.templates_of(again.id))
 
+    def test_several_people_and_templates_are_forgotten_at_once_or_not_at_all(self, store: GalleryStore) -> None:
+        ada = store.add_person("Ada", templates=templates(2))
+        grace = store.add_person("Grace", templates=templates(1, seed=1))
+        mary = store.add_person("Mary", templates=templates(2, seed=2))
+        one, other = (each.id for each in store.templates_of(mary.id))
+        start = store.generation()
+        with pytest.raises(GalleryError, match="999"):
+            store.forget_many({ada.id: None, 999: None})
+        assert (store.generation(), store.forget_many({})) == (start, ())
+        done = store.forget_many({ada.id: None, grace.id: None, mary.id: [one]})
+        assert [(each.person_id, each.templates) for each in done] == [(ada.id, 2), (grace.id, 1), (mary.id, 1)]
+        assert store.generation() == done[0].generation == done[2].generation == start + 1
+        assert [each.name for each in store.people()] == ["Mary"]
+        assert store.load().ids.tolist() == [other]
+
     def test_forgetting_is_no_part_of_a_larger_transaction(self, store: GalleryStore) -> None:
         ada = store.add_person("Ada")
         with pytest.raises(GalleryError, match="writing"), store.writing():
