@@ -22,8 +22,8 @@ class SimilarityScale:
     Examples
     --------
     >>> scale = PUBLISHED["20180408-102900"]
-    >>> [scale.similarity(cosine) for cosine in (0.3545, 0.5517, 0.7260)]
-    [0.50007, 0.9, 0.99]
+    >>> [round(scale.similarity(cosine), 3) for cosine in (0.3545, 0.5517, 0.7260)]
+    [0.5, 0.9, 0.99]
     """
 
     c0: float
