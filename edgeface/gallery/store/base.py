@@ -346,7 +346,7 @@ class GalleryStore(ABC):
         """
         if self.database.in_transaction:
             raise GalleryError("forget: cannot be called inside writing(), because an erasure cannot be rolled back")
-        gone, secrets, told = list[dict[str, int]](), list[bytes](), list[str]()
+        gone, secrets, told = list[dict[str, Any]](), list[bytes](), list[str]()
         with self.database.writing() as connection:
             for person_id, template_ids in wanted.items():
                 self.rows.require_person(connection, person_id)
