@@ -42,9 +42,9 @@ from typing import Any
 import numpy as np
 
 from edgeface.gallery.index import ApproximateIndex, ExactIndex, Index
-from edgeface.gallery.index.exact import available_cores
 from edgeface.gallery.records import NewTemplate, TemplateBlock
 from edgeface.gallery.store.sqlite import SqliteStore
+from edgeface.limits import usable_cores
 from edgeface.model.embedding import Embedding, Embeddings
 
 Answer = tuple[dict[str, Any], dict[str, Any]]
@@ -86,7 +86,7 @@ def main() -> None:
             load = round(os.getloadavg()[0], 1)
             headline, details = measure()
             found |= {**headline, name: {**details, "load": load}}
-    print(json.dumps({**found, "templates": options.templates, "threads": available_cores()}, indent=1))
+    print(json.dumps({**found, "templates": options.templates, "threads": usable_cores()}, indent=1))
 
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -132,7 +132,7 @@ def search(count: int, rounds: int) -> Answer:
     """One probe at a time, every side in turn."""
     import faiss
 
-    threads = available_cores()
+    threads = usable_cores()
     block = made(count)
     indexes = {storage: ExactIndex(block, storage=storage) for storage in ("float32", "float16", "int8")}
     faiss.omp_set_num_threads(threads)

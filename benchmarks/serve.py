@@ -1,0 +1,454 @@
+"""What does the service cost over the bare pipeline, and what happens beyond its capacity? Prints JSON.
+
+    python benchmarks/serve.py MODEL PHOTOS [--only load|overload|start|idle|soak] [--rounds 7] [--seconds 8] [--json]
+
+MODEL is an IR; PHOTOS a folder of photos with one face or a few. The server is `edgeface serve` in a process of its own
+with a gallery of 100 people, this process is its client, over as many connections as there are cores.
+
+load      identify, in a closed loop, alternating with `FaceAnalyzer.identify` in a third process with as many threads:
+          throughput_ratio is the median of the ratios within a round; http_cpu_ms is the CPU time of the server for
+          one request less that of the bare pipeline.
+overload  requests at fixed times, at 80 % and at twice the capacity that `load` found: overload_p99_ratio is the
+          accepted requests' p99 over that at 80 %, refusal_ms the p99 of what was refused.
+start     from the start of the process to the first 200 of /health/ready, with a warm cache of compiled models.
+idle      CPU time of the server in 60 s without requests, in percent of one core.
+soak      --requests of all kinds, with clients that leave, send garbage, trickle and hold connections: resident memory,
+          descriptors and threads after a warm-up and at the end, and all answers by status.
+
+Wall times are of this machine under the load that is printed; ratios and CPU times mean more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PATH = "/api/edgeface/v1/identify"
+PARTS = ("load", "overload", "start", "idle", "soak")
+_BARE = """
+import sys, threading, time
+from pathlib import Path
+import edgeface
+from edgeface.gallery.opening import open_gallery
+model, gallery, seconds, workers, *photos = sys.argv[1:]
+data = [Path(each).read_bytes() for each in photos]
+with edgeface.load(model, cache_dir=Path(gallery).parent / "compiled") as app, open_gallery(gallery) as store:
+    app.identify(data[0], store)
+    for line in sys.stdin:
+        counts, until = [0] * int(workers), time.monotonic() + float(seconds)
+        def work(number):
+            turn = number
+            while time.monotonic() < until:
+                app.identify(data[turn % len(data)], store)
+                counts[number] += 1
+                turn += int(workers)
+        threads = [threading.Thread(target=work, args=[each]) for each in range(int(workers))]
+        cpu = time.process_time()
+        for each in threads: each.start()
+        for each in threads: each.join()
+        print(sum(counts) / float(seconds), (time.process_time() - cpu) / sum(counts), flush=True)
+"""
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one round")
+    parser.add_argument("--count", type=int, default=200, help="photos that are used")
+    parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
+    parser.add_argument("--json", action="store_true", help="print the figures that are quoted alone")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), options)
+        for part in options.only or PARTS[:-1]:
+            print(f"{part} ...", file=sys.stderr)
+            found |= getattr(bench, part)() | {f"{part}_load": round(os.getloadavg()[0], 1)}
+    quoted = ("throughput_ratio", "http_cpu_ms", "overload_p99_ratio", "refusal_ms", "start_seconds", "idle_percent")
+    print(json.dumps({key: found[key] for key in quoted if key in found} if options.json else found, indent=1))
+
+
+class Bench:
+    """A service to measure."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+        self.files = random.Random(0).sample(files, min(options.count, len(files)))
+        self.photos = [path.read_bytes() for path in self.files]
+        self.workers, self.capacity = len(os.sched_getaffinity(0)), 0.0
+        self.gallery = folder / "people.gallery"
+        self.config = folder / "serve.json"  # JSON is YAML
+        self.config.write_text(
+            json.dumps(
+                {
+                    "state": str(folder / "state"),
+                    "cache": str(folder / "compiled"),
+                    "listen": {"port": 0},
+                    "models": {"default": {"model": str(options.model)}},
+                    "galleries": {"default": {"place": str(self.gallery), "unencrypted": True}},
+                    "keys": {"per_key": 1e6, "per_address": 1e6},
+                }
+            )
+        )
+        _enrol(options.model, self.gallery, self.photos[:100], folder / "compiled")
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Server]:
+        """Start `edgeface serve`, and stop it."""
+        command = [sys.executable, "-m", "edgeface", "serve", "--config", str(self.config), "--json"]
+        began = time.monotonic()
+        with (self.folder / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        try:
+            said = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+            key = self.folder / "key"
+            if said["first_key"]:
+                key.write_text(said["first_key"])
+            server = Server(process, int(said["address"].rpartition(":")[2]), key.read_text())
+            while server.get("/health/ready") != 200:
+                time.sleep(0.01)
+            server.started = time.monotonic() - began
+            yield server
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def load(self) -> dict[str, Any]:
+        """Alternate rounds of the service and of the bare pipeline."""
+        arguments = [self.options.model, self.gallery, self.options.seconds, self.workers, *self.files]
+        bare = subprocess.Popen(
+            [sys.executable, "-c", _BARE, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        rounds = []
+        with self.serving() as server:
+            self.closed_loop(server, 2.0)
+            for _ in range(self.options.rounds):
+                cpu, client = server.cpu(), time.process_time()
+                rate = self.closed_loop(server, self.options.seconds)
+                requests = rate * self.options.seconds
+                cpu, client = (server.cpu() - cpu) / requests, (time.process_time() - client) / requests
+                print("go", file=bare.stdin, flush=True)
+                assert bare.stdout is not None
+                bare_rate, bare_cpu = map(float, bare.stdout.readline().split())
+                rounds.append((rate, bare_rate, cpu, bare_cpu, client))
+        assert bare.stdin is not None
+        bare.stdin.close()
+        bare.wait(30)
+        self.capacity = statistics.median(each[0] for each in rounds)
+        return {
+            "throughput_ratio": round(statistics.median(each[0] / each[1] for each in rounds), 3),
+            "http_cpu_ms": round(1000 * statistics.median(each[2] - each[3] for each in rounds), 2),
+            "requests_per_second": round(self.capacity, 1),
+            "bare_per_second": round(statistics.median(each[1] for each in rounds), 1),
+            "server_cpu_ms": round(1000 * statistics.median(each[2] for each in rounds), 2),
+            "bare_cpu_ms": round(1000 * statistics.median(each[3] for each in rounds), 2),
+            "client_cpu_ms": round(1000 * statistics.median(each[4] for each in rounds), 2),
+            "throughput_ratios": [round(each[0] / each[1], 3) for each in rounds],
+        }
+
+    def closed_loop(self, server: Server, seconds: float) -> float:
+        """Ask over one connection a core, and return the answers a second."""
+        counts, until = [0] * self.workers, time.monotonic() + seconds
+
+        def work(number: int) -> None:
+            turn = number
+            with server.connected() as client:
+                while time.monotonic() < until:
+                    assert client.identify(self.photos[turn % len(self.photos)]) == 200
+                    counts[number] += 1
+                    turn += self.workers
+
+        _side_by_side(work, self.workers)
+        return sum(counts) / seconds
+
+    def overload(self) -> dict[str, Any]:
+        """Ask at fixed times, below and beyond the capacity."""
+        with self.serving() as server:
+            self.closed_loop(server, 2.0)
+            capacity = self.capacity or self.closed_loop(server, self.options.seconds)
+            rounds = []
+            for _ in range(max(3, self.options.rounds // 2)):
+                rounds.append([self.open_loop(server, share * capacity) for share in (0.8, 2.0)])
+        p99 = lambda values: sorted(values)[max(0, int(0.99 * len(values)) - 1)] if values else float("nan")  # noqa: E731
+        below, beyond = ([sum((each[i] for each in rounds), Answers())][0] for i in (0, 1))
+        return {
+            "overload_p99_ratio": round(p99(beyond.accepted) / p99(below.accepted), 2),
+            "refusal_ms": round(1000 * p99(beyond.refused), 1),
+            "refusal_median_ms": round(1000 * statistics.median(beyond.refused), 1) if beyond.refused else None,
+            "p99_ms": [round(1000 * p99(each.accepted), 1) for each in (below, beyond)],
+            "accepted": [len(below.accepted), len(beyond.accepted)],
+            "refused": [len(below.refused), len(beyond.refused)],
+        }
+
+    def open_loop(self, server: Server, rate: float) -> Answers:
+        """Ask at random times (a Poisson process), and return how long each answer took from when it was due."""
+        dice, due, answers, lock = random.Random(1), [], Answers(), threading.Lock()
+        at = time.monotonic() + 0.2
+        until = at + self.options.seconds
+        while at < until:
+            due.append(at)
+            at += dice.expovariate(rate)
+        turn = iter(range(len(due)))
+
+        def work(_: int) -> None:
+            with server.connected() as client:
+                while True:
+                    with lock:
+                        number = next(turn, None)
+                    if number is None:
+                        return
+                    time.sleep(max(0.0, due[number] - time.monotonic()))
+                    began = time.monotonic()
+                    status = client.identify(self.photos[number % len(self.photos)])
+                    (answers.accepted if status == 200 else answers.refused).append(time.monotonic() - began)
+                    assert status in (200, 503)
+
+        _side_by_side(work, 32)
+        return answers
+
+    def start(self) -> dict[str, Any]:
+        """Start with a warm cache."""
+        times = []
+        for _ in range(self.options.rounds + 1):
+            with self.serving() as server:
+                times.append(server.started)
+        return {"start_seconds": round(statistics.median(times[1:]), 2)}
+
+    def idle(self) -> dict[str, Any]:
+        """Ask nothing."""
+        with self.serving() as server:
+            self.closed_loop(server, 2.0)
+            time.sleep(2)
+            cpu = server.cpu()
+            time.sleep(60)
+            return {"idle_percent": round((server.cpu() - cpu) / 60 * 100, 2)}
+
+    def soak(self) -> dict[str, Any]:
+        """Ask all kinds of things in all kinds of ways."""
+        with self.serving() as server:
+            soak = Soak(server, self.photos)
+            soak.run(max(500, self.options.requests // 20))
+            before = server.resources()
+            soak.statuses.clear()
+            soak.run(self.options.requests)
+            time.sleep(3)
+            after = server.resources()
+        faults = {status: count for status, count in soak.statuses.items() if status >= 500 and status != 503}
+        return {
+            "soak_before": before,
+            "soak_after": after,
+            "soak_statuses": dict(sorted(soak.statuses.items())),
+            "soak_faults": faults,
+        }
+
+
+class Answers:
+    """Seconds of what was accepted, and of what was refused."""
+
+    def __init__(self) -> None:
+        self.accepted: list[float] = []
+        self.refused: list[float] = []
+
+    def __add__(self, other: Answers) -> Answers:
+        both = Answers()
+        both.accepted, both.refused = self.accepted + other.accepted, self.refused + other.refused
+        return both
+
+
+class Server:
+    """`edgeface serve` in a process of its own."""
+
+    started = 0.0
+
+    def __init__(self, process: subprocess.Popen[str], port: int, key: str) -> None:
+        self.port, self.key, self._process = port, key, psutil.Process(process.pid)
+
+    def cpu(self) -> float:
+        """Return its CPU seconds."""
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+    def resources(self) -> dict[str, float]:
+        """Return what it holds."""
+        return {
+            "rss_mb": round(self._process.memory_info().rss / 1e6, 1),
+            "descriptors": self._process.num_fds(),
+            "threads": self._process.num_threads(),
+        }
+
+    def get(self, path: str) -> int:
+        """Return the status of a GET."""
+        with self.connected() as client:
+            return client.ask("GET", path)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Client]:
+        """Open a connection, and close it."""
+        client = Client(self)
+        try:
+            yield client
+        finally:
+            client.connection.close()
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, server: Server) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._headers = {"x-api-key": server.key, "content-type": "image/jpeg"}
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> int:
+        """Ask, read the answer, and return its status."""
+        self.connection.request(method, path, body, self._headers | headers)
+        answer = self.connection.getresponse()
+        answer.read()
+        return answer.status
+
+    def identify(self, photo: bytes) -> int:
+        """Identify one photo."""
+        return self.ask("POST", PATH, photo)
+
+
+class Soak:
+    """Clients of all kinds."""
+
+    def __init__(self, server: Server, photos: list[bytes]) -> None:
+        self._server, self._photos, self.statuses = server, photos, Counter[int]()
+        self._lock = threading.Lock()
+
+    def run(self, requests: int) -> None:
+        """Let eight threads ask so many times."""
+        left = iter(range(requests))
+
+        def work(number: int) -> None:
+            dice = random.Random(number)
+            while True:
+                with self._lock:
+                    if next(left, None) is None:
+                        return
+                status = self._one(dice)
+                with self._lock:
+                    self.statuses[status] += 1
+
+        _side_by_side(work, 8)
+
+    def _one(self, dice: random.Random) -> int:
+        kinds: list[tuple[float, Callable[[random.Random], int]]] = [
+            (0.03, self._leave),
+            (0.05, self._garbage),
+            (0.01, self._trickle),
+            (0.02, self._hold),
+            (0.05, self._wrong_key),
+            (0.30, self._photo),
+        ]
+        draw = dice.random()
+        for share, kind in kinds:
+            if draw < share:
+                return kind(dice)
+            draw -= share
+        with self._server.connected() as client:
+            return client.ask("GET", dice.choice(["/health/ready", "/metrics", "/nowhere", PATH]))
+
+    def _photo(self, dice: random.Random) -> int:
+        with self._server.connected() as client:
+            return client.identify(dice.choice(self._photos))
+
+    def _wrong_key(self, dice: random.Random) -> int:
+        with self._server.connected() as client:
+            return client.ask("POST", PATH, b"x", **{"x-api-key": str(dice.random())})
+
+    def _leave(self, dice: random.Random) -> int:
+        with self._socket() as connection:
+            connection.sendall(self._head(len(self._photos[0])) + self._photos[0][: dice.choice([10, None])])
+        return 0
+
+    def _garbage(self, dice: random.Random) -> int:
+        with self._server.connected() as client:
+            photo = bytearray(dice.choice(self._photos))
+            for _ in range(50):
+                photo[dice.randrange(len(photo))] = dice.randrange(256)
+            return client.identify(bytes(photo[: dice.randrange(1, len(photo))]))
+
+    def _trickle(self, dice: random.Random) -> int:
+        with self._socket() as connection:
+            for byte in self._head(100)[: dice.randrange(1, 60)]:
+                connection.send(bytes([byte]))
+                time.sleep(0.001)
+        return 0
+
+    def _hold(self, dice: random.Random) -> int:
+        with self._socket():
+            time.sleep(0.05 * dice.random())
+        return 0
+
+    def _socket(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._server.port), timeout=60)
+
+    def _head(self, length: int) -> bytes:
+        head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\nx-api-key: {self._server.key}\r\n"
+        return f"{head}content-length: {length}\r\ncontent-type: image/jpeg\r\n\r\n".encode()
+
+
+def _side_by_side(work: Callable[[int], None], count: int) -> None:
+    failed: list[BaseException] = []
+
+    def watched(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=watched, args=[each]) for each in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _enrol(model: Path, gallery: Path, photos: list[bytes], cache: Path) -> None:
+    import edgeface
+    from edgeface.errors import FaceError
+    from edgeface.gallery.opening import create_gallery
+    from edgeface.gallery.records import NewTemplate
+
+    with (
+        edgeface.load(model, cache_dir=cache) as app,
+        create_gallery(gallery, contract=app.contract, key=None) as store,
+        store.writing(),
+    ):
+        for number, photo in enumerate(photos):
+            with contextlib.suppress(FaceError):
+                store.add_person(f"Person {number}", templates=[NewTemplate(embedding=app.embed(photo))])
+
+
+if __name__ == "__main__":
+    main()
