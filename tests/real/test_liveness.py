@@ -135,3 +135,28 @@ def test_a_face_without_room_around_it_is_inconclusive(data: Path, liveness_irs:
     with edgeface.load_detector() as detector, load_liveness(liveness_irs, limits=strict) as checker:
         (answer,) = checker.check(image, detector.detect([image])[0])
     assert answer.verdict == "inconclusive"
+
+
+@pytest.mark.slow
+def test_live_faces_are_live_with_room_around_them_and_refused_without(data: Path, checker: LivenessChecker) -> None:
+    """The numbers of docs/liveness.md; too little room makes live faces spoofs, never the reverse."""
+    capture, frames = cv2.VideoCapture(str(data / "video" / "faces.mp4")), []
+    while (grabbed := capture.read())[0]:
+        frames.append(grabbed[1])
+    frames = frames[::8] + [cv2.imread(str(path)) for path in sorted((data / "photos").rglob("*.jp*g"))]
+    live = dict.fromkeys((4.0, 3.3, 2.7, 2.3, 2.0, 1.8, 1.2), 0)
+    total = 0
+    with edgeface.load_detector("yunet", model=data / "yunet" / "yunet_n_dynamic.onnx") as detector:
+        for frame, faces in zip(frames, detector.detect(frames), strict=True):
+            for box in faces.boxes:
+                sides = box[2:] - box[:2]
+                if sides.min() < 50 or crop_region(box, frame.shape[:2], 4.0)[1] < 4:
+                    continue
+                total += 1
+                for room in live:
+                    width, height = sides * room + 1
+                    x, y = ((box[:2] + box[2:]) / 2 - (width / 2, height / 2)).astype(int).clip(0)
+                    cut = frame[y : y + int(height) + 1, x : x + int(width) + 1]
+                    live[room] += checker.score(cut, (box - [x, y, x, y])[None]).mean(axis=1)[0, 1] > 0.5
+    assert total == 70
+    assert list(live.values()) == pytest.approx([69, 69, 66, 60, 53, 37, 22], abs=2), live
