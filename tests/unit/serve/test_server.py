@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from unit.serve.conftest import MakeService, converse, jpeg, serving
 
 from edgeface.serve import connection, health
 from edgeface.serve.audit import AuditLog
+from edgeface.serve.authority import issue_client, issue_server
 from edgeface.serve.keys import KeyStore
 from edgeface.serve.service import Service
 
@@ -267,3 +269,28 @@ def test_a_running_service_keeps_its_audit_log_and_follows_a_revocation(
         store.revoke(key.id)
     time.sleep(0.5)
     assert ask() == 401
+
+
+def test_certificates_of_the_own_authority_let_in_who_has_one_and_trusts_it(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    made = issue_server(tmp_path / "tls")
+    client = issue_client(tmp_path / "tls", "door-7")
+    files = {"certificate": str(made.certificate), "key": str(made.key), "client_ca": str(made.authority)}
+    service = make_service(tls=files)
+
+    def ask(*, trust: Path | None, own: bool) -> int:
+        context = ssl.create_default_context(cafile=trust)
+        if own:
+            context.load_cert_chain(client.certificate, client.key)
+        asking = http.client.HTTPSConnection("localhost", port, timeout=20, context=context)
+        with contextlib.closing(asking):
+            asking.request("POST", IDENTIFY, jpeg(BLUE), {"x-api-key": service.first_key or ""})
+            return asking.getresponse().status
+
+    with serving(service) as port:
+        assert ask(trust=made.authority, own=True) == 200
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ask(trust=None, own=True)
+        with pytest.raises(OSError):  # noqa: PT011 - by TLS 1.3 an alert after the handshake, or a reset
+            ask(trust=made.authority, own=False)
