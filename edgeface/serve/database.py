@@ -60,8 +60,8 @@ class ServiceFile:
     """
 
     def __init__(self, path: Path, kind: ServiceFileKind, *, create: bool, timeout: float = 5.0) -> None:
-        self.path, self._kind, self._timeout = path, kind, timeout
-        self.lock, self._waits = threading.RLock(), True
+        self.path, self._kind = path, kind
+        self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         if create and not path.exists():
             self._make()
@@ -78,6 +78,11 @@ class ServiceFile:
                 self.close()
                 raise
 
+    @property
+    def closed(self) -> bool:
+        """Return whether it is closed."""
+        return self._connection is None
+
     def close(self) -> None:
         """Close the connection; closing again does nothing."""
         with self.lock:
@@ -86,19 +91,15 @@ class ServiceFile:
             self._connection = None
 
     @contextlib.contextmanager
-    def transaction(self, *, write: bool = False, wait: bool = True) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
         """Yield the connection inside a transaction that is undone if the block fails.
 
-        `wait`: wait for another process that writes, rather than fail at once.
         Raises as the class, and `ServiceFileError` if the file was removed or replaced since it was opened.
         """
         with self.lock, self._errors():
             if (connection := self._connection) is None:
                 raise ServiceFileError(path=self.path, expected=f"an open {self._kind.what}", found="a closed one")
             self._require_place()
-            if wait is not self._waits:
-                connection.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000) if wait else 0}")
-                self._waits = wait
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield connection

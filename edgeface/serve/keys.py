@@ -8,6 +8,7 @@ stored.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import hmac
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeface.errors import InputError, NegativeResult, OutputError
+from edgeface.errors import EdgeFaceError, InputError, NegativeResult
 from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind
 from edgeface.text import printable
 
@@ -129,7 +130,7 @@ _FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LOOK = 0.25
 """Seconds between looks at what other processes changed."""
 _COARSE = 60
-"""Seconds that the latest time seen may be ahead of the one on the disk."""
+"""Seconds that the latest time seen may be ahead of the one on the disk, unless a key has expired since."""
 
 
 class KeyStore:
@@ -162,11 +163,11 @@ class KeyStore:
         self._keys: dict[bytes, tuple[Key, bytes]] = {}
         self._latest = self._stored = 0
         self._version: tuple[int, int] | None = None
-        self._looked = self._writes_again = 0.0
+        self._looked, self._used = 0.0, dict[str, int]()
         try:
             self._refresh()
         except BaseException:
-            self.close()
+            self._file.close()
             raise
 
     @property
@@ -175,7 +176,12 @@ class KeyStore:
         return self._file.path
 
     def close(self) -> None:
-        """Close the file; closing again does nothing."""
+        """Write down what `maintain` does, and close the file; closing again does nothing."""
+        if not self._file.closed:
+            try:
+                self.maintain()
+            except EdgeFaceError as error:
+                _log.warning("%s", error)
         self._file.close()
 
     def find(self, text: str) -> Key:
@@ -195,13 +201,33 @@ class KeyStore:
             if key is None or not known:
                 raise KeyRefused("unknown")
             state = key.state(now)
-            if state == "valid" and key.last_used != now.date():
-                self._note(f"UPDATE keys SET last_used = {_seconds(now)} WHERE id = ?", key.id)
-            elif self._latest - self._stored >= _COARSE or (key.expires and _time(self._stored) < key.expires <= now):
-                self._note()
             if state != "valid":
                 raise KeyRefused(state)
+            if key.last_used != now.date():
+                self._used[key.id] = _seconds(now)
             return key
+
+    def maintain(self) -> None:
+        """Write down the latest time, and which keys were used; the service calls it each second.
+
+        `find` writes nothing, so it never waits for a disk. Raises as the class.
+        """
+        with self._lock:
+            now, latest, used = self._now(), self._latest, dict(self._used)
+            ends = (key.expires for key, _ in self._keys.values())
+            ended = any(end is not None and _time(self._stored) < end <= now for end in ends)
+            if not used and not ended and latest - self._stored < _COARSE:
+                return
+        with (
+            contextlib.closing(ServiceFile(self.path, _KIND, create=False)) as file,  # `find` goes on meanwhile
+            file.transaction(write=True) as connection,
+        ):
+            connection.execute("UPDATE store SET latest = max(latest, ?)", (latest,))
+            days = [(when, key_id) for key_id, when in used.items()]
+            connection.executemany("UPDATE keys SET last_used = ? WHERE id = ?", days)
+        with self._lock:
+            self._refresh()
+            self._used = {key_id: when for key_id, when in self._used.items() if used.get(key_id) != when}
 
     def list(self) -> list[Key]:
         """Return all keys, also those that are not accepted any more, oldest first."""
@@ -315,21 +341,6 @@ class KeyStore:
     def _now(self) -> datetime.datetime:
         self._latest = max(self._latest, int(self._clock()))
         return _time(self._latest)
-
-    def _note(self, also: str = "", *values: str) -> None:
-        """Write the latest time, and that a key was used; a key is not refused because that cannot be written."""
-        if time.monotonic() < self._writes_again:
-            return
-        try:
-            with self._file.transaction(write=True, wait=False) as connection:
-                connection.execute("UPDATE store SET latest = max(latest, ?)", (self._latest,))
-                if also:
-                    connection.execute(also, values)
-        except OutputError as error:
-            self._writes_again = time.monotonic() + _COARSE
-            _log.warning("%s", error)
-            return
-        self._refresh()
 
     def _refresh(self) -> None:
         """Read all keys again if any process changed them."""

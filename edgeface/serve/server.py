@@ -181,7 +181,7 @@ async def _run(
     if server.started:
         ready()
         notify("READY=1")
-    watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_audit(app.state.service))
+    watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(app.state.service))
     await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
@@ -201,14 +201,16 @@ async def _feed_watchdog(probe: Any) -> None:
         await asyncio.sleep(every)
 
 
-async def _keep_audit(service: Service) -> None:
-    """Sync the audit log each second, and remove its old rows each day."""
-    while service.audit is not None:
+async def _keep_files(service: Service) -> None:
+    """Each second, write down which keys were used, and sync the audit log; each day, remove its old rows."""
+    while True:
         await asyncio.sleep(1)
         try:
-            await asyncio.to_thread(service.audit.maintain, service.settings.audit.retention_days)
+            await asyncio.to_thread(service.keys.maintain)
+            if service.audit is not None:
+                await asyncio.to_thread(service.audit.maintain, service.settings.audit.retention_days)
         except EdgeFaceError as error:
-            _log.error("the audit log was not synced or pruned: %s", error)
+            _log.error("keys and the audit log are not kept: %s", error)
             await asyncio.sleep(60)
 
 
