@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -97,11 +97,17 @@ def issue_server(folder: Path, names: Iterable[str] = (), *, now: datetime.datet
     host = socket.gethostname().lower()
     former = folder / "server.crt"
     given = [_parse(name) for name in names] or (_names_of(former) if former.exists() else [])
-    wanted = list(
-        dict.fromkeys([*given, *(_parse(name) for name in (host, *_ALWAYS) if name != host or _is_dns(host))])
-    )
-    authority = _open_authority(folder, wanted, now or datetime.datetime.now(datetime.timezone.utc))
-    authority.require_permitted(wanted)
+    own = [_parse(name) for name in (host, *_ALWAYS) if name != host or _is_dns(host)]
+    authority = _open_authority(folder, [*given, *own], now or datetime.datetime.now(datetime.timezone.utc))
+    for name in given:
+        if not authority.may_vouch(name):
+            raise InputError(
+                path=folder / "ca.crt",
+                expected=f"names that this authority may vouch for: {', '.join(map(str, authority.permitted() or ()))}",
+                found=str(name.value),
+                remedy="make another authority in a new folder, and install it on the clients",
+            )
+    wanted = list(dict.fromkeys([*given, *filter(authority.may_vouch, own)]))  # the host may have been renamed
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     told = tuple(str(name.value) for name in wanted)
     return authority.issue("server", f"edgeface server {host}", told, [x509.SubjectAlternativeName(wanted), usage])
@@ -135,25 +141,21 @@ class _Authority:
     made: bool
     now: datetime.datetime
 
-    def require_permitted(self, names: Iterable[_General]) -> None:
-        """Raise InputError for a name that clients would not accept from this authority."""
+    def permitted(self) -> list[Any] | None:
+        """Return the DNS names and networks that clients accept from this authority; None: all."""
         try:
             trees = self.certificate.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees
         except x509.ExtensionNotFound:  # an authority that was made elsewhere
-            return
-        permitted = [tree.value for tree in trees or ()]
-        for name in names:
-            if isinstance(name, x509.DNSName):
-                fits = any(f".{name.value}".endswith(f".{each}") for each in permitted if isinstance(each, str))
-            else:
-                fits = any(name.value in each for each in permitted if not isinstance(each, str))
-            if not fits:
-                raise InputError(
-                    path=self.folder / "ca.crt",
-                    expected=f"names that this authority may vouch for: {', '.join(map(str, permitted))}",
-                    found=str(name.value),
-                    remedy="make another authority in a new folder, and install it on the clients",
-                )
+            return None
+        return [tree.value for tree in trees or ()]
+
+    def may_vouch(self, name: _General) -> bool:
+        permitted = self.permitted()
+        if permitted is None:
+            return True
+        if isinstance(name, x509.DNSName):
+            return any(f".{name.value}".endswith(f".{each}") for each in permitted if isinstance(each, str))
+        return any(name.value in each for each in permitted if not isinstance(each, str))
 
     def issue(
         self, file: str, subject: str, names: tuple[str, ...], extensions: Iterable[x509.ExtensionType]

@@ -218,6 +218,14 @@ def test_a_name_that_the_authority_may_not_vouch_for_needs_another_one(tmp_path:
     assert (tmp_path / "server.crt").read_bytes() != before
 
 
+def test_a_renamed_host_keeps_its_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "first")
+    assert "first" in issue_server(tmp_path, ["kiosk.local"]).names
+    for host in ("second", "not_dns", "(none)"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        assert issue_server(tmp_path).names == ("kiosk.local", "first", "localhost", "127.0.0.1", "::1")
+
+
 @pytest.mark.parametrize(
     "name", ["", "https://kiosk", "kiosk:8443", "a b", "-a", "a..b", "*.local", "1.2.3", "a" * 64, "a\n", "10.0.0.0/8"]
 )
