@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -22,6 +23,7 @@ from postgres_server import cluster, pgvector  # noqa: F401  (fixtures)
 ROOT = Path(__file__).resolve().parent.parent
 MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
 LIVENESS_FILES = {"minifasnet-v2": "2.7_80x80_MiniFASNetV2.pth", "minifasnet-v1se": "4_0_0_80x80_MiniFASNetV1SE.pth"}
+FACENET = "facenet-20180408-102900"
 DATA = Path(os.environ.get("EDGEFACE_DATA", ROOT.parent / "shared" / "data"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for whatever a shell runs in the background
@@ -91,9 +93,48 @@ def liveness_irs(data: Path, made_once: MadeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
-def seeded_pb(made_once: MadeOnce) -> Path:
-    """A FaceNet graph of seeded weights and 128 outputs: what there is without the real data."""
-    from edgeface.convert.facenet_graph import write_graph
+def seeded(made_once: MadeOnce) -> dict[str, Any]:
+    """Seeded weights of a FaceNet of 128 outputs: what there is without the real data. They take seconds to make."""
+    import numpy as np
+
     from edgeface.convert.seeded import seeded_weights
 
-    return made_once("seeded", lambda folder: write_graph(seeded_weights(1, 128), folder / "seeded.pb", seeded=True))
+    def make(folder: Path) -> Path:
+        np.savez(folder / "weights.npz", **seeded_weights(1, 128))
+        return folder / "weights.npz"
+
+    with np.load(made_once("seeded-weights", make)) as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="session")
+def seeded_pb(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
+    """A FaceNet graph of seeded weights."""
+    from edgeface.convert.facenet_graph import write_graph
+
+    return made_once(
+        "seeded", lambda folder: write_graph(request.getfixturevalue("seeded"), folder / "seeded.pb", seeded=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def weights(data: Path) -> dict[str, Any]:
+    from edgeface.convert.facenet_graph import read_weights
+
+    return read_weights(data / FACENET / "weights.npz")
+
+
+@pytest.fixture(scope="session")
+def real_pb(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
+    """The original training-and-inference graph with the published weights; only tests marked `real` may ask."""
+    from edgeface.convert.facenet_graph import write_graph
+
+    return made_once("real", lambda folder: write_graph(request.getfixturevalue("weights"), folder / f"{FACENET}.pb"))
+
+
+@pytest.fixture(scope="session")
+def real_ir(real_pb: Path, made_once: MadeOnce) -> Path:
+    """That graph converted with the defaults: FP32, NCHW, BGR, dynamic batch. Tests only read it."""
+    from edgeface.convert import convert
+
+    return made_once("ir", lambda folder: convert(real_pb, folder).ir)

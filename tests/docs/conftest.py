@@ -14,19 +14,8 @@ FACENET = "facenet-20180408-102900"
 ADA_AT_DOOR, STRANGER = ("Hans_Blix", 2), ("David_Beckham", 0)
 
 
-@pytest.fixture(scope="session")
-def facenet(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published FaceNet, converted as `edgeface convert` does."""
-    from edgeface.convert import convert
-    from edgeface.convert.facenet_graph import read_weights, write_graph
-
-    folder = tmp_path_factory.mktemp("facenet")
-    graph = write_graph(read_weights(data / FACENET / "weights.npz"), folder / f"{FACENET}.pb")
-    return convert(graph, folder / "models", name=FACENET).ir
-
-
 @pytest.fixture
-def desk(facenet: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(real_ir: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the documents name.
 
     a.jpg and b.jpg show one person, c.jpg another one, door.jpg Ada Lovelace, group.jpg several people;
@@ -47,8 +36,8 @@ def desk(facenet: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
         **{f"people/Ada Lovelace/{number}.jpg": path for number, path in enumerate((ada[4], ada[8], ada[1]))},
         **{f"people/Grace Hopper/{number}.jpg": path for number, path in enumerate(grace[1:4])},
         **{f"photos/{path.name}": path for path in (*ada[:3], *grace[:3])},
-        f"models/{FACENET}.xml": facenet,
-        f"models/{FACENET}.bin": facenet.with_suffix(".bin"),
+        f"models/{FACENET}.xml": real_ir,
+        f"models/{FACENET}.bin": real_ir.with_suffix(".bin"),
     }
     for name, source in copies.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

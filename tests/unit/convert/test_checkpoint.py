@@ -155,6 +155,7 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path, present: str) -> N
         load_tensorflow(tmp_path, size=(160, 160))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_identity_of_the_frozen_graph_and_another_graph_of_its_weights_has_not(
     tmp_path: Path,
 ) -> None:

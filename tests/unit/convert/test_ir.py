@@ -163,6 +163,7 @@ def test_another_structure_is_named(build: object, told: str) -> None:
 # --- the check of a saved IR ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_good_ir_passes_in_a_fresh_process(ir: Path) -> None:
     with FreshProcessCheck() as check:
         check(ir)

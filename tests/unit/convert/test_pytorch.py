@@ -132,6 +132,7 @@ def test_a_module_becomes_an_ir_that_computes_the_same(
     assert (contract.normalized, contract.input_size) == (normalized, (20, 24))
 
 
+@pytest.mark.slow
 def test_the_identity_of_a_module_is_that_of_its_weights(torch: Any, module: Any) -> None:
     recipe = PARTS.complete()
     first, second = (load_module(module, recipe).weights_id for _ in range(2))

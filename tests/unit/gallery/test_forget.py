@@ -235,6 +235,7 @@ export_gallery(store, Path(sys.argv[1]).with_name("all.zip"), key=None)
 """
 
 
+@pytest.mark.slow
 def test_an_export_that_is_running_is_searched_and_one_that_was_killed_is_swept(tmp_path: Path) -> None:
     with make(tmp_path / "g", None, people=3) as store:
         words = [sys.executable, "-c", EXPORT, str(tmp_path / "g")]
@@ -306,6 +307,7 @@ def names_seen_by_another_process(path: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_who_forgot_somebody_keeps_its_locks_and_what_it_enrols_then_is_seen_by_all(tmp_path: Path) -> None:
     """Closing a file takes a process's locks on it: another process would delete the WAL that this one writes to."""
     with make(tmp_path / "g", None, people=3) as store:

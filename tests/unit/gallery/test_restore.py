@@ -197,7 +197,10 @@ print(restore_gallery(path, copy, key=None).people, flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False], ids=["written over", "missing"])
-def test_restore_that_is_killed_leaves_the_gallery_as_it_was_or_the_copy(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("turns", [5, pytest.param(50, marks=pytest.mark.nightly)])
+def test_restore_that_is_killed_leaves_the_gallery_as_it_was_or_the_copy(
+    tmp_path: Path, there: bool, turns: int
+) -> None:
     path, copy = tmp_path / "g", tmp_path / "copy"
     make(path)
     with SqliteStore(path) as store, store.writing():
@@ -205,7 +208,7 @@ def test_restore_that_is_killed_leaves_the_gallery_as_it_was_or_the_copy(tmp_pat
             store.add_person(f"old {number}", templates=templates(10, seed=number))
     shutil.copy(path, copy)
     dice, seen = np.random.default_rng(3), set()
-    for turn in range(12):
+    for turn in range(turns):
         with SqliteStore(path) as store:
             store.add_person(f"since {turn}", templates=[template(MALLORY)])
             known = len(store.people())
@@ -214,7 +217,7 @@ def test_restore_that_is_killed_leaves_the_gallery_as_it_was_or_the_copy(tmp_pat
         words = [sys.executable, "-c", RESTORE, str(path), str(copy)]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
-            if turn < 11:
+            if turn < turns - 1:
                 time.sleep(dice.uniform(0, 0.3))
                 process.kill()
             done = bool(process.stdout.read())

@@ -67,6 +67,7 @@ def quantized(ir: Path) -> ov.Model:
     return compress(read_ir(ir), inputs(), QuantizationRecipe())
 
 
+@pytest.mark.slow
 def test_the_layers_compute_in_8_bits_and_the_embeddings_stay_close(quantized: ov.Model) -> None:
     before, after = embed(tiny_net(), inputs()), embed(quantized, inputs())
 

@@ -329,6 +329,7 @@ def test_forked_child_may_load_its_own():
     assert done.stdout.split() == ["0"], done.stderr
 
 
+@pytest.mark.slow
 def test_spawned_child_loads_its_own(tmp_path):
     script = tmp_path / "spawned.py"
     script.write_text(

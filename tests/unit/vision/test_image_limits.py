@@ -175,6 +175,7 @@ def test_a_photo_that_does_not_fit_into_memory_is_named_before_and_while_it_is_d
     assert tried == needs + "less; scale the photo down, or allow more memory"
 
 
+@pytest.mark.slow
 def test_a_search_for_faces_that_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr(image, "memory_available", lambda: 200 << 20)
     photo = np.zeros((2000, 3000, 3), np.uint8)

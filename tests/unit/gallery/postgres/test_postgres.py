@@ -372,6 +372,7 @@ def test_an_encrypted_gallery_is_searched_by_the_client(cluster: Any, gallery: s
 # The server goes away
 
 
+@pytest.mark.slow
 def test_a_restarted_server_is_connected_to_again(cluster: Any, gallery: str) -> None:
     with create(cluster.url, gallery, key=KEY) as store:
         ada = store.add_person("Ada", templates=templates(1))
