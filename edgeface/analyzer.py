@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
@@ -373,18 +373,29 @@ class FaceAnalyzer:
         scored = PersonRule.parse(rule) if isinstance(rule, str) else rule
         with self._opened(gallery) as index:
             if not isinstance(threshold, SearchThreshold):
-                threshold = choose_search_threshold(
-                    threshold, self.contract, fpir=fpir, gallery_size=max(1, len(index))
-                )
+                threshold = self.search_threshold(index, fpir=fpir, threshold=threshold)
             faces = self.analyze(photo, gate=gate)
-            identifier = Identifier(index, threshold, rule=scored, margin=margin)
-            found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
-        unusable, name = Identification(verdict=Verdict.unusable, threshold=threshold, rule=scored), self.contract.name
+            return self.identify_faces(faces, index, threshold=threshold, rule=scored, margin=margin)
+
+    def identify_faces(
+        self,
+        faces: Sequence[Face],
+        gallery: LiveIndex,
+        *,
+        threshold: SearchThreshold,
+        rule: PersonRule | None = None,
+        margin: float = 0.0,
+    ) -> list[Identification]:
+        """Identify the faces that `analyze` found in one photo; see `identify`, of which this is the second half."""
+        identifier = Identifier(gallery, threshold, rule=rule, margin=margin)
+        found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
+        unusable = Identification(verdict=Verdict.unusable, threshold=threshold, rule=identifier.rule)
+        name = self.contract.name
         return [replace(unusable if face.embedding is None else next(found), face=face, model=name) for face in faces]
 
     def search_threshold(
         self,
-        gallery: str | Path | GalleryStore,
+        gallery: str | Path | GalleryStore | LiveIndex,
         *,
         fpir: float | None = None,
         threshold: Threshold | float | Path | None = None,

@@ -139,7 +139,7 @@ class Pipeline:
         EdgeFaceError
             What the detector and the embedder raise. A face that cannot be aligned is no error: it has `reasons`.
         """
-        return [each.finish() for each in self._observe([image])[0]]
+        return self.embed_all(image, self.find(image))
 
     def find(self, image: Image) -> list[Face]:
         """Find the faces of one photo without embedding them; best score first."""
@@ -148,6 +148,10 @@ class Pipeline:
     def embed(self, image: Image, face: Face) -> Face:
         """Embed one face of `find`, and wait; without an embedding, it has `reasons`."""
         return self._embed(image, face).finish()
+
+    def embed_all(self, image: Image, faces: Sequence[Face]) -> list[Face]:
+        """Embed faces of `find` together, and wait; see `embed`."""
+        return [each.finish() for each in [self._embed(image, face) for face in faces]]
 
     def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.

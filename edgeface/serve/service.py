@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -18,6 +18,7 @@ import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError
 from edgeface.files import default_root, output_errors
+from edgeface.pipeline.observation import Face, from_left
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.serve.audit import AuditLog
 from edgeface.serve.galleries import ServedGallery as ServedGallery
@@ -30,7 +31,6 @@ from edgeface.vision.image import Image, ImageLimits, read_image
 
 if TYPE_CHECKING:
     from edgeface.model.contract import ModelContract
-    from edgeface.pipeline.observation import Face
 
 _log = logging.getLogger(__name__)
 
@@ -332,26 +332,25 @@ class Service:
         except ImageError as error:
             raise error.with_path(name) from error
 
-    def analyze(self, model: LoadedModel, image: Image, **options: Any) -> list[Face]:
-        """Find and embed the faces of a photo; `Problem` if there are more than the limit."""
-        faces = model.analyzer.analyze(image, **options)
-        if len(faces) > self.settings.limits.faces:
-            raise Problem(
-                422, "too-many-faces", f"expected at most {self.settings.limits.faces} faces, found {len(faces)}"
-            )
-        return faces
+    def analyze(
+        self, model: LoadedModel, image: Image, *, gate: QualityGate | None = None, embeddings: bool = True
+    ) -> list[Face]:
+        """Find the faces of a photo, from left to right, and embed them; `Problem` if there are more than the limit."""
+        pipeline, most = model.analyzer.pipeline(gate=gate), self.settings.limits.faces
+        faces = pipeline.find(image)
+        if len(faces) > most:
+            raise Problem(422, "too-many-faces", f"expected at most {most} faces, found {len(faces)}")
+        return from_left(pipeline.embed_all(image, faces) if embeddings else faces)
 
     def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:
         """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
-        with self.models.use(gallery.options.model) as model:
-            return model.analyzer.identify(
-                self.read_photo(photo),
-                gallery.index,
-                fpir=fpir or (None if gallery.options.threshold is not None else gallery.options.fpir),
-                threshold=gallery.options.threshold,
-                margin=gallery.options.margin,
-                gate=gallery.gate,
-            )
+        options = gallery.options
+        with self.models.use(options.model) as model:
+            analyzer, image = model.analyzer, self.read_photo(photo)
+            fpir = fpir or (None if options.threshold is not None else options.fpir)
+            threshold = analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
+            faces = self.analyze(model, image, gate=gallery.gate)
+            return analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=options.margin)
 
 
 @contextlib.contextmanager
