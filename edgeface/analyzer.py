@@ -272,8 +272,7 @@ class FaceAnalyzer:
         """
         decisive = choose_threshold(threshold, self.contract, far=far)
         name_a, name_b = _name(a, "photo a"), _name(b, "photo b")
-        first = self._embed_one(a, face_a, name_a)
-        second = self._embed_one(b, face_b, name_b)
+        first, second = self.embed_face(a, face_a, name=name_a), self.embed_face(b, face_b, name=name_b)
         answer = verify(_embedding(first, name_a), _embedding(second, name_b), decisive)
         return replace(answer, face_a=first, face_b=second, model=self.contract.name)
 
@@ -303,7 +302,7 @@ class FaceAnalyzer:
         """
         if not isinstance(photos, (list, tuple)):
             name = _name(photos, "photo")
-            return _embedding(self._embed_one(photos, None, name), name)
+            return _embedding(self.embed_face(photos, name=name), name)
         names = [_name(photo, f"photos[{i}]") for i, photo in enumerate(photos)]
         frames = (Frame(read_photo(photo, name=names[i]), i, float(i), names[i]) for i, photo in enumerate(photos))
         vectors = np.empty((len(photos), self.contract.embedding_dim), np.float32)
@@ -313,6 +312,36 @@ class FaceAnalyzer:
                     raise _no_face(frame.source)
                 vectors[frame.index] = _embedding(faces[0], frame.source).vector
         return Embeddings(vectors, self.contract.contract_id)
+
+    def embed_face(self, photo: PhotoLike, number: int | None = None, *, name: str = "photo") -> Face:
+        """Embed one face of a photo, and return it.
+
+        Parameters
+        ----------
+        photo
+            See `PhotoLike`.
+        number
+            From the left, from 1. None: the face that `largest_face` chooses.
+        name
+            Of a photo that is no file, in an error's text.
+
+        Raises
+        ------
+        ImageError, FaceError
+            If the photo cannot be read, or has no usable face.
+        InputError
+            If there is no face of this number.
+        """
+        image, pipeline = read_photo(photo, name=name), self.pipeline()
+        faces = from_left(pipeline.find(image))
+        if not faces:
+            raise _no_face(name)
+        if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
+            raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
+        index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
+        face = pipeline.embed(image, faces[index])
+        _embedding(face, name)
+        return face
 
     def identify(
         self,
@@ -443,17 +472,6 @@ class FaceAnalyzer:
     def __repr__(self) -> str:
         detector = "crops" if self._detector is None else self._detector.name
         return f"FaceAnalyzer({self.contract.name}, {detector}, contract {self.contract.contract_id})"
-
-    def _embed_one(self, photo: PhotoLike, number: int | None, name: str) -> Face:
-        """Embed the face of this number from the left, or the one that `largest_face` chooses."""
-        image, pipeline = read_photo(photo, name=name), self.pipeline()
-        faces = from_left(pipeline.find(image))
-        if not faces:
-            raise _no_face(name)
-        if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
-            raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
-        index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
-        return pipeline.embed(image, faces[index])
 
     @contextlib.contextmanager
     def _opened(self, gallery: str | Path | GalleryStore | LiveIndex) -> Iterator[LiveIndex]:

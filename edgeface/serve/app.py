@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -19,8 +20,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, compreface, compreface_faces, health, metrics
+from edgeface.serve import api, compreface, compreface_faces, health, metrics, pages
+from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.metrics import Metrics
+from edgeface.serve.openapi import describe_api
 from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.routing import render_problem
 from edgeface.serve.service import Caller, Service
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("edgeface.serve")
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}) | pages.PAGES
 """All that needs no key."""
+ROUTERS = (health.router, metrics.router, api.router, pages.router)
+"""What the OpenAPI document describes; others' APIs are described by others."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -73,12 +78,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(self._service, self._metrics, scope, receive, send)
+        answer = exchange.answer_browser()
         try:
-            exchange.admit()
+            if answer is None:
+                exchange.admit()
         except EdgeFaceError as error:
             await render(scope["path"], problem_of(error))(scope, receive, exchange.send)
         else:
-            await exchange.run(self._app)
+            await exchange.run(self._app if answer is None else answer)
         finally:
             exchange.end()
 
@@ -99,7 +106,14 @@ class _Exchange:
         self._why: str | None = None  # it was ended
         limits = service.settings.limits
         self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
+        self._method = scope["method"]
         scope["edgeface.request_id"] = self._id
+        if self._method == "HEAD":  # as GET, without the body (RFC 9110, section 9.3.2)
+            self._scope = dict(scope, method="GET")
+
+    def answer_browser(self) -> ASGIApp | None:
+        """Return the answer to a preflight request, which has no key; None for all others."""
+        return preflight(self._method, self._headers, self._service.settings.origins)
 
     def admit(self) -> None:
         """Raise `Problem` for what is refused by its headers alone."""
@@ -180,8 +194,11 @@ class _Exchange:
             message["headers"] = [
                 *message["headers"],
                 *((name, value) for name, value in _HEADERS if name not in there),
+                *cors_headers(self._headers, self._service.settings.origins),
                 (b"x-request-id", self._id.encode()),
             ]
+        elif self._method == "HEAD":
+            message = dict(message, body=b"")
         await self._send(message)
 
     def end(self) -> None:
@@ -193,7 +210,7 @@ class _Exchange:
             "request",
             extra={
                 "request_id": self._id,
-                "method": self._scope["method"],
+                "method": self._method,
                 "route": route,
                 "status": self._status,
                 "seconds": round(seconds, 4),
@@ -233,11 +250,18 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    for router in (health.router, metrics.router, api.router, compreface.router, compreface_faces.router):
+    for router in (*ROUTERS, compreface.router, compreface_faces.router):
         app.include_router(router)
+    app.openapi = describe  # type: ignore[method-assign]
     app.state.metrics = metrics.Metrics(service, app.state.work)
     app.add_middleware(Gate, service=service, metrics=app.state.metrics)
     return app
+
+
+@functools.cache
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI document of the service, which depends on no configuration; it is not to be changed."""
+    return describe_api([route for router in ROUTERS for route in router.routes])
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

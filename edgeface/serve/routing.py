@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -65,6 +67,12 @@ class Computing:
     async def __call__(self, work: Callable[[], Any], *, same: Any = None) -> Any:
         """Return what `work` returns; see `WorkQueue.run`."""
         return await self._work.run(work, deadline=self._deadline, same=same)
+
+    async def when_free(self, work: Callable[[], Any], *, same: Any = None) -> Any:
+        """Compute a part of an accepted request: wait, by the deadline, instead of being refused."""
+        while self._work.full and time.monotonic() < self._deadline:
+            await asyncio.sleep(0.02)
+        return await self(work, same=same)
 
 
 async def _compute(request: Request) -> Computing:

@@ -73,6 +73,11 @@ class Models:
         """Return the names of the models that answer."""
         return sorted(self._loaded)
 
+    def require(self, name: str) -> None:
+        """Raise `NotFound` unless a model of this name answers."""
+        with self.use(name):
+            pass
+
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[LoadedModel]:
         """Keep the version that answers now until the block ends, whatever is loaded meanwhile."""

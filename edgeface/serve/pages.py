@@ -1,0 +1,42 @@
+"""Serve the OpenAPI document, and a page that lists its operations and tries them: of this package's files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from edgeface.serve.openapi import PREFIX
+from edgeface.serve.routing import Recognises
+
+router = APIRouter()
+_FOLDER = Path(__file__).with_name("page")
+_FILES = {
+    "/docs": ("page.html", "text/html; charset=utf-8"),
+    "/docs/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/docs/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+PAGES = frozenset(_FILES)
+"""Paths that need no key: the page holds nothing, and asks for a key before it reads the OpenAPI document."""
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def _page(request: Request) -> Response:
+    name, kind = _FILES[request.scope["route"].path]
+    return Response((_FOLDER / name).read_bytes(), media_type=kind, headers={"Content-Security-Policy": _POLICY})
+
+
+for path in _FILES:
+    router.add_api_route(path, _page, include_in_schema=False)
+
+
+@router.get(f"{PREFIX}/openapi.json", include_in_schema=False)
+def openapi(request: Request, caller: Recognises) -> Response:
+    """Return the OpenAPI document of this service."""
+    document = request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
+    return Response(json.dumps(document), media_type="application/json")
