@@ -242,6 +242,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # to an address made of the header Host
         root_path=service.settings.listen.root_path,
     )
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
@@ -278,4 +279,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
     if is_operators(problem):
         _log.error("request failed", exc_info=error, extra={"request_id": request.scope.get("edgeface.request_id")})
-    return render(request.url.path, problem)
+    response = render(request.url.path, problem)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)  # Allow, of 405
+    return response

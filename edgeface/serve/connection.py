@@ -11,6 +11,9 @@ HEADER_BYTES = 32 << 10
 """Of the request line and all headers of one request."""
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from the beginning of a connection, to the end of its headers."""
+FRAMING = 8
+"""Bytes around a chunked body for each of its own, beyond `HEADER_BYTES`; chunks of one byte have five. Trailers and
+extensions of chunks, which httptools keeps, are among them."""
 
 
 class Connection(HttpToolsProtocol):
@@ -19,6 +22,7 @@ class Connection(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
     _in_headers = True
     _seen = 0
+    _around = 0  # bytes after the headers that are no body
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first headers."""
@@ -34,7 +38,16 @@ class Connection(HttpToolsProtocol):
             if self._seen > HEADER_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large")
                 return
+        else:
+            self._around += len(data)
         super().data_received(data)
+        if self._around > HEADER_BYTES:
+            self._refuse(b"400 Bad Request")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, whose bytes `edgeface.serve.app.Gate` counts."""
+        self._around = max(0, self._around - (1 + FRAMING) * len(body))
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         """Begin to wait for the headers of the next request."""
@@ -46,7 +59,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop waiting; refuse what may mean two things to two servers (RFC 9112, 6.1)."""
         self._stop_waiting()
-        self._in_headers, self._seen = False, 0
+        self._in_headers, self._seen, self._around = False, 0, 0
         names = [name for name, _ in self.headers]
         if max(map(names.count, (b"host", b"content-length"))) > 1 or {b"transfer-encoding", b"content-length"} <= {
             *names
@@ -61,7 +74,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_headers(self) -> None:
         self._stop_waiting()
-        self._in_headers = True
+        self._in_headers, self._around = True, 0
         self._late = self.loop.call_later(HEADER_SECONDS, self._refuse, b"408 Request Timeout")
 
     def _stop_waiting(self) -> None:

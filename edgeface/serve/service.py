@@ -351,10 +351,10 @@ class Service:
         """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
         options = gallery.options
         with self.models.use(options.model) as model:
-            analyzer, image = model.analyzer, self.read_photo(photo)
+            analyzer = model.analyzer
             fpir = fpir or (None if options.threshold is not None else options.fpir)
             threshold = analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
-            faces = self.analyze(model, image, gate=gallery.gate)
+            faces = self.analyze(model, self.read_photo(photo), gate=gallery.gate)
             return analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=options.margin)
 
 
