@@ -28,6 +28,7 @@ from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.rates import Rates
 from edgeface.serve.settings import Gallery, Model, Settings
 from edgeface.vision.image import Image, ImageLimits, read_image
+from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
     from edgeface.model.contract import ModelContract
