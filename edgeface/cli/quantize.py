@@ -162,7 +162,15 @@ def quantize(
     json: JsonOption = False,
 ) -> None:
     """Make an IR smaller and faster; write it only if accuracy holds."""
-    from edgeface.quantize import QuantizationLimits, QuantizationRecipe, quantize_detector, read_labelled
+    from edgeface.model.ir_file import read_ir
+    from edgeface.model.stored import stored_kind
+    from edgeface.quantize import (
+        QuantizationLimits,
+        QuantizationRecipe,
+        quantize_detector,
+        quantize_liveness,
+        read_labelled,
+    )
     from edgeface.quantize import quantize as run
 
     recipe = QuantizationRecipe(
@@ -191,12 +199,22 @@ def quantize(
                 progress=progress,
             )
         return _finish(made.to_dict(), json=json)
-    with (
-        progress_bars() as progress,
-        LabelledOptions(
-            crops=crops, detector=detector, detector_model=detector_model, landmarks_model=landmarks_model
-        ).open() as faces,
-    ):
+    options = LabelledOptions(
+        crops=crops, detector=detector, detector_model=detector_model, landmarks_model=landmarks_model
+    )
+    if stored_kind(read_ir(Path(model))) == "liveness":
+        if validate != "none" or images or recalibrate or crops:
+            raise InputError(
+                "a liveness model is compared with FP32 on the calibration photos; leave --validate, --images, "
+                "--recalibrate and --crops out"
+            )
+        with progress_bars() as progress, options.open() as faces:
+            assert faces.detector is not None
+            judged = quantize_liveness(
+                Path(model), output_dir, calibration, faces.detector, recipe=recipe, progress=progress
+            )
+        return _finish(judged.to_dict(), json=json)
+    with progress_bars() as progress, options.open() as faces:
         pairs, thresholds = (
             None if listed is None else read_labelled(listed, images, detector=faces.detector, seed=seed)
             for listed in (None if validate == "none" else validate, recalibrate)
@@ -226,8 +244,9 @@ def _finish(answer: dict[str, Any], *, json: bool) -> None:
         emit_json(answer)
     else:
         verdict = "passed" if answer["passed"] else "REFUSED, nothing was written"
-        table = Table(escape(answer.get("detector") or answer["method"]), verdict, title_justify="left")
-        for name, value in _detector_rows(answer) if "detector" in answer else _rows(answer):
+        what = answer.get("detector") or answer.get("liveness") or answer["method"]
+        table = Table(escape(what), verdict, title_justify="left")
+        for name, value in _rows_of(answer):
             table.add_row(name, escape(value))
         stdout.print(table)
         for path in filter(None, [answer.get("ir"), *answer.get("files", [])]):
@@ -235,6 +254,12 @@ def _finish(answer: dict[str, Any], *, json: bool) -> None:
     warn_if_seeded(answer.get("provenance"))
     if not answer["passed"]:
         raise typer.Exit(NegativeResult.exit_code)
+
+
+def _rows_of(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    if "detector" in answer:
+        return _detector_rows(answer)
+    return _liveness_rows(answer) if "liveness" in answer else _rows(answer)
 
 
 def _rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
@@ -285,6 +310,18 @@ def _detector_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
             ("weights", f"{answer['bytes']['after']:,} of {answer['bytes']['before']:,} bytes"),
         ]
     return [*rows, ("time", f"{answer['seconds']:.1f} s")]
+
+
+def _liveness_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    found = answer["agreement"]
+    return [
+        ("faces", f"{answer['calibrated']} calibrated; held out: {found['live']} live, {found['attacks']} attacks"),
+        ("attacks that become live", str(found["opened"])),
+        ("live faces that become attacks", str(found["refused"])),
+        ("change of the probability", f"mean {found['mean_change']:.4f}, max {found['max_change']:.4f}"),
+        ("weights", f"{answer['bytes']['after']:,} of {answer['bytes']['before']:,} bytes"),
+        ("time", f"{answer['seconds']:.1f} s"),
+    ]
 
 
 def pareto(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgeface.quantize.compress import QuantizationRecipe
     from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
     from edgeface.quantize.gate import QuantizationLimits
+    from edgeface.quantize.liveness import LivenessOutcome, quantize_liveness
     from edgeface.quantize.pareto import Pareto, measure_pareto
     from edgeface.quantize.pareto_report import write_pareto
     from edgeface.quantize.quantizer import Outcome, open_parent, quantize
@@ -18,6 +19,7 @@ __all__ = [
     "CalibrationSet",
     "DetectorOutcome",
     "LabelledPairs",
+    "LivenessOutcome",
     "Outcome",
     "Pareto",
     "QuantizationLimits",
@@ -27,6 +29,7 @@ __all__ = [
     "open_parent",
     "quantize",
     "quantize_detector",
+    "quantize_liveness",
     "read_labelled",
     "write_pareto",
 ]
@@ -38,6 +41,7 @@ __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluati
         "compress": ("QuantizationRecipe",),
         "detectors": ("DetectorOutcome", "quantize_detector"),
         "gate": ("QuantizationLimits",),
+        "liveness": ("LivenessOutcome", "quantize_liveness"),
         "pareto": ("Pareto", "measure_pareto"),
         "pareto_report": ("write_pareto",),
         "quantizer": ("Outcome", "open_parent", "quantize"),

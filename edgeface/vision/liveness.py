@@ -242,14 +242,10 @@ class LivenessChecker:
             If the device failed, or the checker is closed.
         """
         check_images([image])
-        regions = [
-            [crop_region(box, (image.shape[0], image.shape[1]), each.crop_scale)[0] for each in self.contracts]
-            for box in boxes
-        ]
         futures = [
-            engine.submit(_cut(image, region, contract))
-            for row in regions
-            for region, contract, engine in zip(row, self.contracts, self._engines, strict=True)
+            engine.submit(cut_crop(image, box, contract))
+            for box in boxes
+            for contract, engine in zip(self.contracts, self._engines, strict=True)
         ]
         found = np.array([future.result() for future in futures], np.float32)
         if not np.isfinite(found).all():
@@ -311,8 +307,12 @@ class LivenessChecker:
         self.close()
 
 
-def _cut(image: Image, region: tuple[slice, slice], contract: LivenessContract) -> NDArray[np.float32]:
-    """Cut a crop out and bring it into the form that every liveness contract has: CHW, BGR, raw 0-255."""
+def cut_crop(image: Image, box: Box, contract: LivenessContract) -> NDArray[np.float32]:
+    """Cut out the crop of a face, (3, H, W) float32 in the form that every liveness contract has: BGR, raw 0-255.
+
+    Raises FaceError if the box has no area.
+    """
+    region, _ = crop_region(box, (image.shape[0], image.shape[1]), contract.crop_scale)
     height, width = contract.input_size
     crop = cv2.resize(image[region], (width, height), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(crop.transpose(2, 0, 1), np.float32)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from commands import edgeface
 
+from edgeface.model.ir_file import read_liveness_contract
+
 pytestmark = pytest.mark.real
 
 
@@ -74,7 +76,42 @@ def test_an_evaluation_names_each_kind_of_attack(data: Path, irs: Path, tmp_path
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_a_liveness_model_is_refused_where_an_embedding_model_is_needed(data: Path, irs: Path, tmp_path: Path) -> None:
-    done = edgeface("quantize", irs / "minifasnet-v2.xml", "--calibration", data / "liveness", "-o", tmp_path / "out")
+def test_a_liveness_model_is_refused_where_an_embedding_model_is_needed(data: Path, irs: Path) -> None:
+    photo = data / "liveness" / "image_T1.jpg"
+    done = edgeface("verify", photo, photo, "--model", irs / "minifasnet-v2.xml")
     assert done.returncode == 2
     assert "expected an embedding model, found a liveness model" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fp16", "int8"])
+def test_a_compressed_liveness_model_is_written_only_if_it_decides_like_fp32(
+    data: Path, irs: Path, tmp_path: Path, mode: str
+) -> None:
+    """LFW has no attacks: what FP32 takes for some are small photos, which is enough to compare two models on."""
+    if mode == "int8":
+        pytest.importorskip("nncf")
+    photos = tmp_path / "photos"
+    shutil.copytree(data / "lfw" / "calibration", photos)
+    for each in (data / "liveness").glob("*.jpg"):
+        shutil.copy(each, photos)
+
+    model = irs / "minifasnet-v2.xml"
+    done = edgeface("quantize", model, "--calibration", photos, "-o", tmp_path / "out", "--mode", mode, "--json")
+
+    answer = json.loads(done.stdout)
+    agreement, written = answer["agreement"], tmp_path / "out" / "minifasnet-v2.xml"
+    assert answer["passed"] == (done.returncode == 0) == written.is_file()
+    assert min(agreement["live"], agreement["attacks"]) >= 10
+    if mode == "fp16":
+        assert answer["passed"], answer["reasons"]
+        assert agreement["max_change"] < 0.02
+    if answer["passed"]:
+        assert agreement["opened"] == 0
+        _, contract = read_liveness_contract(written)
+        assert contract.contract_id == answer["contract_id"]
+        assert contract.contract_id != read_liveness_contract(model)[1].contract_id
+        assert contract.precision == mode.upper()
+        verdicts = edgeface("liveness", data / "liveness", "--liveness", written, "--json")
+        found = [each["faces"][0]["liveness"]["verdict"] for each in json.loads(verdicts.stdout)["images"]]
+        assert found == ["spoof", "spoof", "live"]

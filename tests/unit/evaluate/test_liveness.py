@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from minifasnet_files import faces_at, frame, write_liveness_ir
+from minifasnet_files import MiddleDetector, frame, write_liveness_ir
 from scipy.stats import binomtest
 
 from edgeface.errors import InputError
 from edgeface.evaluate import LivenessEvaluation, evaluate_liveness, write_results
-from edgeface.vision.detector import Faces
 from edgeface.vision.liveness import LivenessChecker, LivenessLimits, load_liveness
 from edgeface.vision.quality import QualityGate
 
@@ -26,18 +24,6 @@ PRESENTATIONS = {
     "screen": [RED] * 2 + [DARK],
     "mask": [DARK],
 }
-
-
-class MiddleDetector:
-    """Finds a frontal face of 100 x 100 in the middle of every frame that is not black."""
-
-    name = "middle"
-    settings: dict[str, Any] = {"name": "middle"}  # noqa: RUF012
-
-    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
-        return [faces_at(*[(270, 190, 370, 290)] * bool(image.any())) for image in images]
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
