@@ -294,6 +294,24 @@ def _rows() -> list[bytes]:
     return [b"\1" + json.dumps(person).encode(), b"\2" + bytes(48 + 32), b"\3" + bytes(80)]
 
 
+def _kserve(path: Path) -> None:
+    """Read a request of KServe V2, with the length of its JSON in two bytes before it, and encode its inputs."""
+    from edgeface.serve.tensors import InferAnswer, decode_request, encode_answer
+
+    content = path.read_bytes()
+    request = decode_request(content[2:], int.from_bytes(content[:2], "big") or None)
+    if request.outputs is None:
+        encode_answer(InferAnswer(model="m", version="1", outputs=request.inputs), request)
+
+
+def _requests() -> list[bytes]:
+    raw = b'{"inputs":[{"name":"a","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":6}}]}'
+    return [
+        b'\0\0{"id":"1","inputs":[{"name":"a","datatype":"FP64","shape":[2,1],"data":[[1],[2e9]]}],"outputs":[]}',
+        len(raw).to_bytes(2, "big") + raw + b"\2\0\0\0ab",
+    ]
+
+
 TARGETS = {
     "catalog": Target(read=_of("edgeface.zoo.catalog", "load_catalog"), file="z.yml", seeds=_stored("zoo/catalog.yml")),
     "model-yml": Target(
@@ -366,6 +384,7 @@ TARGETS = {
     "training": Target(read=_training, file="t.tar", seeds=_trainings),
     "rows": Target(read=_row, file="row.bin", seeds=_rows),
     "sealed": Target(read=_sealed, file="m.sealed", seeds=_stored("models/tiny.sealed")),
+    "kserve": Target(read=_kserve, file="request.bin", seeds=_requests),
     "contract": Target(read=_contract, file="c.bin", seeds=lambda: [bytes([n]) + b"[1, 2]" for n in range(24)]),
 }
 

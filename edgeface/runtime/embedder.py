@@ -127,7 +127,8 @@ class _Recipe:
                 raise
         pooled = len(engines) > 1 or self.on_event is not None
         serving = Pool(engines, policy=self.policy, on_event=self.on_event) if pooled else engines[0]
-        return _Generation(serving, source.contract, tuple(reports))
+        names = tuple(tuple(sorted(port.get_names())) for port in (source.model.input(0), source.model.output(0)))
+        return _Generation(serving, source.contract, tuple(reports), *names)
 
     def _engine(
         self, source: _IR, plan: DevicePlan, resolved: ResolvedDevice, key: bytes | None
@@ -184,6 +185,8 @@ class _Generation:
     serving: Serving
     contract: ModelContract
     reports: tuple[ExecutionReport, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
 
 
 class Embedder(Serving):
@@ -306,6 +309,16 @@ class Embedder(Serving):
     def execution(self) -> ExecutionReport:
         """Report of what executes the first plan."""
         return self.executions[0]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """All names of the IR's input, the contract's among them."""
+        return self._generations[-1].input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """All names of the IR's output, the contract's among them."""
+        return self._generations[-1].output_names
 
     @property
     def capacity(self) -> int:

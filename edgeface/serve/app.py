@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, compreface, compreface_faces, health, metrics, pages
+from edgeface.serve import api, compreface, compreface_faces, health, kserve, metrics, pages
 from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.metrics import Metrics
 from edgeface.serve.openapi import describe_api
@@ -49,7 +49,10 @@ _HEADERS = (
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-_DIALECTS: dict[str, Callable[[Problem], Response]] = {f"{compreface.PREFIX}/": compreface.render_compreface}
+_DIALECTS: dict[str, Callable[[Problem], Response]] = {
+    f"{compreface.PREFIX}/": compreface.render_compreface,
+    "/v2": kserve.render_problem,
+}
 """How the paths below a prefix word their problems; as `render_problem` for all others."""
 
 
@@ -251,7 +254,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    for router in (*ROUTERS, compreface.router, compreface_faces.router):
+    for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router):
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]
     app.state.metrics = metrics.Metrics(service, app.state.work)

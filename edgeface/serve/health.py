@@ -57,7 +57,7 @@ async def live(request: Request) -> JSONResponse:
 
 @router.get("/ready")
 async def ready(request: Request, service: Served) -> JSONResponse:
-    """Answer 200 if all models are loaded, all galleries can be read, and the queue has room; else 503."""
+    """Answer 200 if all galleries can be read, their models are loaded, and the queue has room; else 503."""
     reasons = await asyncio.to_thread(_find_reasons, service)
     if request.app.state.work.full:
         reasons.append("the queue is full")
@@ -65,7 +65,8 @@ async def ready(request: Request, service: Served) -> JSONResponse:
 
 
 def _find_reasons(service: Service) -> list[str]:
-    reasons = [f"the model {name} is not loaded" for name in service.settings.models.keys() - {*service.models.names()}]
+    needed = {gallery.options.model for gallery in service.galleries.values()}  # others may be unloaded on purpose
+    reasons = [f"the model {name} is not loaded" for name in sorted(needed - {*service.models.names()})]
     for name, gallery in service.galleries.items():
         try:
             gallery.store.generation()

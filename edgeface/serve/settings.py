@@ -57,7 +57,8 @@ class Model(_Section):
     """One model and the detector before it."""
 
     model: str | None = None
-    """An IR (.xml) or a zoo name; null: the default model of this machine."""
+    """An IR (.xml), a zoo name, or a folder with a folder for each version (1, 2, ...), of which the highest is
+    loaded; null: the default model of this machine."""
     device: str = "CPU"
     """OpenVINO device."""
     detector: Literal["mtcnn", "yunet", "retail-0004"] | None = "mtcnn"

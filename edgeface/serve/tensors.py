@@ -30,7 +30,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
 _DATATYPES = (*_NUMPY, "BYTES")
 _TENSORS, _DIMENSIONS, _NAME = 16, 8, 256
 """Most tensors of a request, dimensions of one, and characters of a name or an id."""
-_JSON_TYPES = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
+_JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +126,7 @@ def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], content: b
 
 
 def _split(name: str, count: int, content: bytes | memoryview) -> tuple[bytes, ...]:
-    elements, at, end = [], 0, len(content)
+    elements, at, end = list[bytes](), 0, len(content)
     while at < end:
         length = int.from_bytes(content[at : at + 4], "little")
         if end - at < 4 or length > end - at - 4 or len(elements) == count:
@@ -273,8 +273,8 @@ class _Fields:
 
     def text(self, name: str, default: str | None = None) -> str:
         value: str = self.get(name, str, default)
-        if len(value) > _NAME or (default is None and not value):
-            raise _refuse(f"{self.where}.{name}", f"1 to {_NAME} characters", f"{len(value):,}")
+        if len(value) > _NAME or not value.isprintable() or (default is None and not value):
+            raise _refuse(f"{self.where}.{name}", f"1 to {_NAME} printable characters", f"{value!r:.40}")
         return value
 
     def objects(self, name: str) -> list[_Fields]:
