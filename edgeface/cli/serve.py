@@ -33,7 +33,7 @@ def serve(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve face recognition over HTTP and gRPC."""
+    """Serve face recognition over HTTP."""
     from edgeface.serve.settings import describe_settings, load_settings
 
     if print_config:

@@ -1,1 +1,1 @@
-"""A service over HTTP and gRPC: own API, KServe V2, CompreFace's and DeepStack's paths (extra ``serve``)."""
+"""A service over HTTP: own API, KServe V2 and CompreFace's paths (extra ``serve``)."""

@@ -32,8 +32,6 @@ class Listen(_Section):
     """Address of the interface; 0.0.0.0 for all, which needs tls unless insecure is true."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Of HTTP; 0: any free one."""
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Of KServe V2 over gRPC (extra grpc); null: no gRPC."""
     insecure: bool = False
     """Serve other machines without TLS: keys and faces can be read on the way."""
     root_path: str = ""
@@ -175,8 +173,6 @@ class Settings(_Section):
     """One JSON object a line, or text."""
     cache: Path | None = None
     """Folder of compiled models; null: a folder of the user's cache."""
-    telemetry: str | None = None
-    """Address of an OpenTelemetry collector (OTLP over HTTP); null: nothing is sent."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Settings:
