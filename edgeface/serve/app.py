@@ -67,7 +67,7 @@ def render(path: str, problem: Problem) -> Response:
 # What every request passes
 
 
-class Gate:
+class RequestGate:
     """Names each request, asks for its key, holds its limits, cancels it when its client leaves, and logs it.
 
     Pure ASGI, outside of everything else: what it refuses costs no more than its headers.
@@ -258,7 +258,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]
     app.state.metrics = metrics.Metrics(service, app.state.work)
-    app.add_middleware(Gate, service=service, metrics=app.state.metrics)
+    app.add_middleware(RequestGate, service=service, metrics=app.state.metrics)
     return app
 
 

@@ -16,7 +16,7 @@ FRAMING = 8
 extensions of chunks, which httptools keeps, are among them."""
 
 
-class Connection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """A connection that is closed if the headers of a request are too many, or arrive too slowly."""
 
     _late: asyncio.TimerHandle | None = None
@@ -45,7 +45,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(b"400 Bad Request")
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body, whose bytes `edgeface.serve.app.Gate` counts."""
+        """Take a part of the body, whose bytes `edgeface.serve.app.RequestGate` counts."""
         self._around = max(0, self._around - (1 + FRAMING) * len(body))
         super().on_body(body)
 

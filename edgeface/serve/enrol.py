@@ -19,7 +19,7 @@ from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
 from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.service import LoadedModel, ServedGallery, Service
+from edgeface.serve.service import ServedGallery, ServedModel, Service
 
 CONSENT = "consent"
 """Key of a person's metadata that is reserved for `Consent`."""
@@ -301,7 +301,7 @@ def enrol_photos(
 
 
 def _template(
-    service: Service, gallery: ServedGallery, model: LoadedModel, number: int, photo: bytes, largest: bool, least: float
+    service: Service, gallery: ServedGallery, model: ServedModel, number: int, photo: bytes, largest: bool, least: float
 ) -> EnrolmentImage:
     path = Path(f"photo {number}")
     try:

@@ -20,7 +20,7 @@ from edgeface.serve.answers import (
     analyzed_face,
     threshold_answer,
 )
-from edgeface.serve.service import Caller, LoadedModel, Service
+from edgeface.serve.service import Caller, ServedModel, Service
 from edgeface.vision.quality import QualityGate
 
 Number = Annotated[int, Field(ge=1, le=1000)]
@@ -79,7 +79,7 @@ class ThresholdOptions(Options):
     """False positive identification rate that a search threshold is for."""
 
 
-def _by(model: LoadedModel) -> dict[str, Any]:
+def _by(model: ServedModel) -> dict[str, Any]:
     return {"model": model.name, "version": model.version, "contract_id": model.contract.contract_id}
 
 
@@ -121,7 +121,7 @@ def embed(service: Service, options: EmbedOptions, photo: bytes) -> EmbedAnswer:
         return EmbedAnswer.model_validate(_by(model) | answer)
 
 
-def _describe(service: Service, model: LoadedModel, caller: Caller) -> dict[str, Any]:
+def _describe(service: Service, model: ServedModel, caller: Caller) -> dict[str, Any]:
     contract, execution = model.contract, model.analyzer.embedder.execution
     options = service.settings.models.get(model.name)
     only = caller.key.gallery

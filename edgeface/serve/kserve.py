@@ -25,7 +25,7 @@ from edgeface.errors import EdgeFaceError, InputError
 from edgeface.serve import health
 from edgeface.serve.problems import NotFound, Problem, problem_of
 from edgeface.serve.routing import Administers, Compute, Recognises, Served
-from edgeface.serve.service import Caller, LoadedModel, Service
+from edgeface.serve.service import Caller, ServedModel, Service
 from edgeface.serve.tensors import (
     InferAnswer,
     InferRequest,
@@ -56,7 +56,7 @@ def render_problem(problem: Problem) -> Response:
 
 
 @contextlib.contextmanager
-def use(service: Service, name: str, version: str | None = None) -> Iterator[LoadedModel]:
+def use(service: Service, name: str, version: str | None = None) -> Iterator[ServedModel]:
     """Keep a model's version that answers now; `Problem` unless it is this one, where one is named."""
     with service.models.use(name) as model:
         if version and version != str(model.version):
@@ -82,7 +82,7 @@ def describe(service: Service, name: str, version: str | None = None) -> dict[st
         }
 
 
-def _outputs_of(model: LoadedModel) -> list[str]:
+def _outputs_of(model: ServedModel) -> list[str]:
     first = model.contract.output_name
     return [first, *(name for name in model.analyzer.embedder.output_names if name != first)]
 
@@ -124,7 +124,7 @@ def infer(service: Service, caller: Caller, name: str, version: str | None, requ
         )
 
 
-def _read_crops(service: Service, model: LoadedModel, request: InferRequest) -> NDArray[np.float32]:
+def _read_crops(service: Service, model: ServedModel, request: InferRequest) -> NDArray[np.float32]:
     """Return crops of float32, 0-255, in the IR's layout and colour order: from numbers, or from image files."""
     contract, most = model.contract, service.settings.limits.images
     name, shape = contract.input_name, contract.input_shape(1)
@@ -158,7 +158,7 @@ def _read_crops(service: Service, model: LoadedModel, request: InferRequest) -> 
     return pixels if (low, high) == (0, 255) else (pixels - np.float32(low)) * np.float32(255 / span)
 
 
-def _read_crop(service: Service, model: LoadedModel, file: bytes) -> NDArray[np.float32]:
+def _read_crop(service: Service, model: ServedModel, file: bytes) -> NDArray[np.float32]:
     """Decode an aligned crop and resize it to the input, as OpenVINO Model Server does; no face is looked for."""
     contract = model.contract
     height, width = contract.input_size

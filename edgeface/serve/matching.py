@@ -21,7 +21,7 @@ from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.recognize.threshold import Threshold, verify
 from edgeface.serve.problems import Problem
-from edgeface.serve.service import LoadedModel, ServedGallery, Service
+from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.similarity import SimilarityScale, scale_of
 from edgeface.vision.quality import QualityGate
 
@@ -83,7 +83,7 @@ class FoundFaces:
 
 def find_faces(
     service: Service,
-    model: LoadedModel,
+    model: ServedModel,
     photo: bytes,
     query: FaceQuery,
     *,
@@ -120,7 +120,7 @@ class RankedFace:
 
 
 @dataclass(frozen=True, slots=True)
-class Recognition:
+class RankedPhoto:
     """What `recognise` found in a photo."""
 
     found: FoundFaces
@@ -139,7 +139,7 @@ class Recognition:
         return {**self.found.describe(ranked.face, query), "subjects": subjects, **decided}
 
 
-def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: FaceQuery) -> Recognition:
+def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: FaceQuery) -> RankedPhoto:
     """Rank the people of a gallery for each face of a photo, in one generation of it.
 
     Each face is decided by itself, so that a decision is always of the first of the people: one person may be two
@@ -150,7 +150,7 @@ def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: Fac
     with gallery.index.snapshot() as index:
         threshold = _search_threshold(gallery, contract)
         ranked = [_rank(index, face, threshold, gallery, most_people(service, query)) for face in found.faces]
-    return Recognition(found, ranked, scale_of(contract), contract.contract_id)
+    return RankedPhoto(found, ranked, scale_of(contract), contract.contract_id)
 
 
 def most_people(service: Service, query: FaceQuery) -> int:

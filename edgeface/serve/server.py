@@ -133,7 +133,7 @@ def make_server(app: Any, settings: Settings) -> Any:
     """Return a `uvicorn.Server` that leaves signals alone; `serve(sockets=[...])` runs it."""
     import uvicorn
 
-    from edgeface.serve.connection import Connection
+    from edgeface.serve.connection import HttpConnection
 
     tls, options = settings.tls, dict[str, Any]()
     if tls is not None:
@@ -143,7 +143,7 @@ def make_server(app: Any, settings: Settings) -> Any:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=Connection,
+            http=HttpConnection,
             ws="none",
             log_config=None,
             access_log=False,

@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class LoadedModel:
+class ServedModel:
     """One version of a model: what answers requests for it until another version takes over."""
 
     name: str
@@ -137,7 +137,7 @@ class Models:
     def __init__(self, cache: Path, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self._cache, self._load, self._lock = cache, load, threading.Lock()
         self._changing = threading.Lock()  # one load at a time
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[str, ServedModel] = {}
         self._versions: dict[str, int] = {}
 
     def names(self) -> list[str]:
@@ -150,7 +150,7 @@ class Models:
             pass
 
     @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[LoadedModel]:
+    def use(self, name: str) -> Iterator[ServedModel]:
         """Keep the version that answers now until the block ends, whatever is loaded meanwhile."""
         with self._lock:
             model = self._loaded.get(name)
@@ -173,7 +173,7 @@ class Models:
         *,
         number: int | None = None,
         accept: Callable[[ModelContract], None] = lambda contract: None,
-    ) -> LoadedModel:
+    ) -> ServedModel:
         """Load a model, test it, and let it answer instead of the version before; raise what `edgeface.load` raises.
 
         `number` is as for `find_version`; `accept` raises an error if a model of this contract must not answer.
@@ -189,7 +189,7 @@ class Models:
                 allow_seeded=options.allow_seeded,
             )
             version = found or self._versions.get(name, 0) + 1
-            model, old = LoadedModel(name, version, path, analyzer, options, self._cache), self._loaded.get(name)
+            model, old = ServedModel(name, version, path, analyzer, options, self._cache), self._loaded.get(name)
             try:
                 accept(analyzer.contract)
                 self_test(analyzer)
@@ -214,7 +214,7 @@ class Models:
                 raise NotFound("model", name)
             self._retire(old)
 
-    def _retire(self, model: LoadedModel | None) -> None:
+    def _retire(self, model: ServedModel | None) -> None:
         if model is None:
             return
         with self._lock:
@@ -355,7 +355,7 @@ class Service:
                 contract_id=face.threshold.contract_id,
             )
 
-    def load_model(self, name: str, number: int | None = None) -> LoadedModel:
+    def load_model(self, name: str, number: int | None = None) -> ServedModel:
         """Load a configured model anew, which answers once it is tested; see `find_version` for the number.
 
         Raises ContractError if a gallery has embeddings of another contract than the model that was found, Overloaded
@@ -447,7 +447,7 @@ class Service:
             raise error.with_path(name) from error
 
     def analyze(
-        self, model: LoadedModel, image: Image, *, gate: QualityGate | None = None, embeddings: bool = True
+        self, model: ServedModel, image: Image, *, gate: QualityGate | None = None, embeddings: bool = True
     ) -> list[Face]:
         """Find the faces of a photo, from left to right, and embed them; `Problem` if there are more than the limit."""
         pipeline, most = model.analyzer.pipeline(gate=gate), self.settings.limits.faces

@@ -116,6 +116,8 @@ def test_every_class_that_is_a_decision_is_true_or_false_by_it() -> None:
     """An `if verify(...)` that is always true opens the door to everybody."""
     decisions = set()
     for kind in public_classes():
+        if hasattr(kind, "model_json_schema"):
+            continue  # it describes the JSON of an answer to a client, and is never one here
         own = {*vars(kind), *getattr(kind, "__annotations__", {})}
         answers = DECISIONS & own
         if answers:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "edgeface"
 # Where the import is not called as the package is.
 MODULES = {
+    "compreface-sdk": "compreface",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
