@@ -47,7 +47,7 @@ nightly: MARKS = nightly or hypothesis
 nightly: $(STAMP)
 	$(RUN)
 
-lint: $(VENV)/.installed-lint
+lint: $(VENV)/.installed-lint-serve  # whose types FastAPI and uvicorn bring themselves
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
