@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgeface.cli.gallery_options import YesOption, answer, confirm
 from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, stdout
@@ -75,12 +75,13 @@ def list_keys(context: typer.Context, json: JsonOption = False) -> None:
     if json:
         emit_json({"keys": told})
         return
-    columns = ("id", "name", "role", "gallery", "state", "created", "expires", "last_used", "replaced_by")
-    table = Table(*(column.replace("_", " ") for column in columns), box=None, pad_edge=False, header_style="bold")
+    folded = (Column(name, overflow="fold") for name in ("name", "role", "gallery", "state"))
+    days = (Column(name, no_wrap=True) for name in ("expires", "last used"))
+    table = Table(Column("id", no_wrap=True), *folded, *days, box=None, pad_edge=False, header_style="bold")
     for each in told:
-        each |= {"gallery": each["gallery"] or "all", "created": each["created"][:10]}
-        each["expires"] = each["expires"] and each["expires"][:16].replace("T", " ")
-        table.add_row(*(escape(each[column] or "") for column in columns))
+        state = f"{each['state']}, replaced by {each['replaced_by']}" if each["replaced_by"] else each["state"]
+        cells = each["id"], each["name"], each["role"], each["gallery"] or "all", state
+        table.add_row(*map(escape, cells), *((each[name] or "")[:10] for name in ("expires", "last_used")))
     stdout.print(table)
 
 
