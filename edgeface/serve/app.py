@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, compreface, compreface_faces, health, kserve, metrics, pages
+from edgeface.serve import api, compreface, compreface_faces, health, kserve, metrics, pages, people
 from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.metrics import Metrics
 from edgeface.serve.openapi import describe_api
@@ -37,7 +37,7 @@ _log = logging.getLogger("edgeface.serve")
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}) | pages.PAGES
 """All that needs no key."""
-ROUTERS = (health.router, metrics.router, api.router, pages.router)
+ROUTERS = (health.router, metrics.router, api.router, people.router, pages.router)
 """What the OpenAPI document describes; others' APIs are described by others."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

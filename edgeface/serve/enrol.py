@@ -20,6 +20,7 @@ from edgeface.gallery.records import Erasure, Person, Template, check_labels, ch
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import ServedGallery, ServedModel, Service
+from edgeface.text import printable
 
 CONSENT = "consent"
 """Key of a person's metadata that is reserved for `Consent`."""
@@ -74,8 +75,10 @@ class Consent:
             version = given["text_version"]
             if not isinstance(version, str) or not 1 <= len(version.strip()) == len(version) <= 100:
                 raise ValueError("text_version")
+            if printable(version) != version:
+                raise ValueError("text_version")
             expires = None if given.get("expires") is None else _time(given["expires"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise Problem(
                 422,
                 "bad-consent",

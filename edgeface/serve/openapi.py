@@ -10,11 +10,12 @@ from typing import Any
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute
 
 from edgeface.serve.answers import ProblemAnswer
 from edgeface.serve.keys import Role
-from edgeface.serve.routing import Computing
+from edgeface.serve.routing import computing_of
 
 PREFIX = "/api/edgeface/v1"
 VERSION = "1"
@@ -77,6 +78,28 @@ def batch_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def person_body(fields: type[BaseModel] | None) -> dict[str, Any]:
+    """Return the `openapi_extra` of an operation with photos of one person, and fields about them."""
+    named = {} if fields is None else _schema(fields)
+    required = [*named.get("required", ()), "photo"]
+
+    def form(photo: dict[str, Any]) -> dict[str, Any]:
+        properties = named.get("properties", {}) | {"photo": {"type": "array", "minItems": 1, "items": photo}}
+        return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+
+    content = {"multipart/form-data": {"schema": form(_FILE)}, "application/json": {"schema": form(_BASE64)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def json_body(fields: Any) -> dict[str, Any]:
+    """Return the `openapi_extra` of an operation that takes one JSON object."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(fields)}}}}
+
+
+def _schema(fields: Any) -> dict[str, Any]:
+    return TypeAdapter(fields).json_schema(ref_template="#/components/schemas/{model}")
+
+
 def _object(names: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
     properties = {name: dict(value) for name in names}
     return {"type": "object", "required": list(names), "properties": properties, "additionalProperties": False}
@@ -135,7 +158,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> None:
         statuses |= {422}
     if "{" in route.path:
         statuses |= {404}
-    if Computing in _calls(route.dependant):
+    if computing_of in _calls(route.dependant):
         statuses |= {501, 504}
     for status, response in problems(*statuses).items():
         responses.setdefault(str(status), response)

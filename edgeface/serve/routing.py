@@ -48,6 +48,7 @@ def needs(role: Role) -> Any:
             )
         return caller
 
+    check.role = role  # type: ignore[attr-defined]  # for the OpenAPI
     return Depends(check)
 
 
@@ -75,10 +76,11 @@ class Computing:
         return await self(work, same=same)
 
 
-async def _compute(request: Request) -> Computing:
+async def computing_of(request: Request) -> Computing:
+    """Return what computes for this request; `Overloaded` if it would be refused."""
     work: WorkQueue = request.app.state.work
     work.refuse_if_full()  # before the body is read
     return Computing(work, request.scope.get("edgeface.deadline", math.inf))
 
 
-Compute = Annotated[Computing, Depends(_compute)]
+Compute = Annotated[Computing, Depends(computing_of)]

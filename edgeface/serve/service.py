@@ -40,6 +40,7 @@ from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
     from edgeface.model.contract import ModelContract
+    from edgeface.recognize.open_set import SearchThreshold
 
 _log = logging.getLogger(__name__)
 
@@ -458,13 +459,18 @@ class Service:
 
     def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:
         """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
-        options = gallery.options
-        with self.models.use(options.model) as model:
-            analyzer = model.analyzer
-            fpir = fpir or (None if options.threshold is not None else options.fpir)
-            threshold = analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
+        with self.models.use(gallery.options.model) as model:
+            threshold = self.search_threshold(gallery, fpir=fpir)
             faces = self.analyze(model, self.read_photo(photo), gate=gallery.gate)
-            return analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=options.margin)
+            margin = gallery.options.margin
+            return model.analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
+
+    def search_threshold(self, gallery: ServedGallery, *, fpir: float | None = None) -> SearchThreshold:
+        """Return what decides in a gallery of this size, by the gallery's own rate or another one."""
+        options = gallery.options
+        fpir = fpir or (None if options.threshold is not None else options.fpir)
+        with self.models.use(options.model) as model:
+            return model.analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
 
 
 @contextlib.contextmanager

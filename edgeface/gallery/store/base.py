@@ -232,6 +232,14 @@ class GalleryStore(ABC):
             labelled = (each for each in found if label is None or not wanted.isdisjoint(each.labels))
             return tuple(itertools.islice(labelled, limit))
 
+    def count(self) -> tuple[int, int]:
+        """Return how many people and how many templates there are."""
+        with self.database.reading() as connection:
+            people, templates = connection.execute(
+                "SELECT (SELECT count(*) FROM people), (SELECT count(*) FROM templates)"
+            ).fetchone()
+            return int(people), int(templates)
+
     # Templates
 
     def add_templates(self, person_id: int, templates: Sequence[NewTemplate]) -> tuple[int, ...]:
