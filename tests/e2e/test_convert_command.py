@@ -319,7 +319,7 @@ def test_a_facenet_truncated_between_nodes_is_refused(seeded_pb: Path, tmp_path:
     boundaries = list(_node_boundaries(content))
     assert len(boundaries) > 4000
     path = tmp_path / "cut.pb"
-    for boundary in boundaries[:: len(boundaries) // 4][1:]:
+    for boundary in boundaries[:: len(boundaries) // 4][1:4]:
         path.write_bytes(content[:boundary])
         with pytest.raises(InputError, match=r"'embeddings', found .* nodes without one.*truncated"):
             load_tensorflow(path, size=(160, 160))

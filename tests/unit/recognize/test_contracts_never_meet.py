@@ -232,6 +232,7 @@ _ONE = "holds or reads what is of one contract"
 _PROTOCOL = "a protocol: its children are tried"
 _UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
 _BOX = "looks at the face's box, not at its embedding"
+_SERVED = "one model's answer, or decided by `Identifier` or `verify`, which are tried"
 _SIZE = "looks at the gallery's size; tried with `choose_search_threshold`"
 BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "ThresholdCalibration.__init__": _ONE,
@@ -271,6 +272,17 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "ServedGallery.__init__": "compares its model with the gallery at every search; see unit/serve/test_galleries.py",
     "cluster_folder": "tried with `choose_threshold` and `dbscan`, which decide",
     "from_left": _BOX,
+    "FaceAnalyzer.identify_faces": _SERVED,
+    "FoundFaces.__init__": _SERVED,
+    "FoundFaces.describe": _SERVED,
+    "PairComparer.__init__": _SERVED,
+    "PairComparer.compare": _SERVED,
+    "Pipeline.embed_all": _SERVED,
+    "RankedFace.__init__": _SERVED,
+    "analyzed_face": _SERVED,
+    "compare_embeddings": _SERVED,
+    "people_like": _SERVED,
+    "threshold_answer": _SERVED,
     "largest_face": _BOX,
 }
 
