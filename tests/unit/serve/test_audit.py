@@ -19,25 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from unit.serve.conftest import Clock
 
 from edgeface.errors import InputError, OutputError
 from edgeface.serve.audit import AuditLog, AuditReport
 from edgeface.serve.database import ServiceFileError
 
 DAY = 86_400
-
-
-class Clock:
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

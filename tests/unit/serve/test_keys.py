@@ -22,25 +22,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.serve.conftest import Clock
 
 from edgeface.errors import InputError, OutputError
 from edgeface.serve.database import ServiceFileError
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 
 DAY = datetime.timedelta(days=1)
-
-
-class Clock:
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
