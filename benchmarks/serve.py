@@ -195,13 +195,12 @@ class Bench:
             rounds = []
             for _ in range(max(3, self.options.rounds // 2)):
                 rounds.append([self.open_loop(server, share * capacity) for share in (0.8, 2.0)])
-        p99 = lambda values: sorted(values)[max(0, int(0.99 * len(values)) - 1)] if values else float("nan")  # noqa: E731
-        below, beyond = ([sum((each[i] for each in rounds), Answers())][0] for i in (0, 1))
+        below, beyond = (sum(answers, Answers()) for answers in zip(*rounds, strict=True))
         return {
-            "overload_p99_ratio": round(p99(beyond.accepted) / p99(below.accepted), 2),
-            "refusal_ms": round(1000 * p99(beyond.refused), 1),
+            "overload_p99_ratio": round(_p99(beyond.accepted) / _p99(below.accepted), 2),
+            "refusal_ms": round(1000 * _p99(beyond.refused), 1),
             "refusal_median_ms": round(1000 * statistics.median(beyond.refused), 1) if beyond.refused else None,
-            "p99_ms": [round(1000 * p99(each.accepted), 1) for each in (below, beyond)],
+            "p99_ms": [round(1000 * _p99(each.accepted), 1) for each in (below, beyond)],
             "accepted": [len(below.accepted), len(beyond.accepted)],
             "refused": [len(below.refused), len(beyond.refused)],
         }
@@ -414,6 +413,10 @@ class Soak:
     def _head(self, length: int) -> bytes:
         head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\nx-api-key: {self._server.key}\r\n"
         return f"{head}content-length: {length}\r\ncontent-type: image/jpeg\r\n\r\n".encode()
+
+
+def _p99(seconds: list[float]) -> float:
+    return sorted(seconds)[max(0, int(0.99 * len(seconds)) - 1)] if seconds else float("nan")
 
 
 def _side_by_side(work: Callable[[int], None], count: int) -> None:
