@@ -1,4 +1,4 @@
-"""Define what is asked and answered about galleries, people, templates and jobs."""
+"""Define what is asked and answered about galleries, people and templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ LARGEST = (1 << 63) - 1
 PersonId = Annotated[int, Field(ge=1, le=LARGEST)]
 Cursor = Annotated[int, Field(ge=0, le=LARGEST)]
 Page = Annotated[int, Field(ge=1, le=10_000)]
-JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -299,76 +298,3 @@ class ErasureAnswer(Answer):
     """What may hold it and cannot be read from here."""
     proved: bool
     """Whether files were searched, and nothing was found."""
-
-
-State = Literal["waiting", "running", "done", "cancelled", "interrupted", "failed"]
-
-
-class JobAnswer(Answer):
-    """A bulk enrolment."""
-
-    id: str
-    """Of the job."""
-    gallery: str
-    """Where people are enrolled."""
-    state: State
-    """interrupted: the service ended meanwhile; failed: see code. What was enrolled is in the gallery in every state;
-    send the rest, or all of it, again."""
-    code: str | None
-    """Of the problem that ended it."""
-    people: Count
-    """In the upload."""
-    done: Count
-    """Of these."""
-    enrolled: Count
-    """Of those that are done."""
-    refused: Count
-    """Of those that are done."""
-    created: datetime.datetime
-    """UTC."""
-    started: datetime.datetime | None
-    """Null: it waits."""
-    ended: datetime.datetime | None
-    """Null: not yet. Jobs are forgotten a week later."""
-
-
-class JobsAnswer(Answer):
-    """The jobs of a gallery."""
-
-    jobs: list[JobAnswer]
-    """Newest first."""
-
-
-class JobResultAnswer(Answer):
-    """What became of one person of the upload."""
-
-    number: Count
-    """In the upload, from 1."""
-    name: str | None
-    """Null: unknown, or of somebody who was forgotten since."""
-    outcome: Literal["enrolled", "refused"]
-    """Whether they are in the gallery."""
-    person_id: int | None
-    """Of the person, if there is one."""
-    code: str | None
-    """Why they were refused, for programs; null if they are enrolled."""
-    detail: str | None
-    """Why, for people."""
-    errors: list[dict[str, Any]]
-    """What was found: the people who are alike, or what is wrong with each photo."""
-
-
-class JobResultsAnswer(Answer):
-    """A page of results."""
-
-    results: list[JobResultAnswer]
-    """By their number."""
-    next: int | None
-    """`after` of the next page; null: there is no more so far."""
-
-
-class ResultsQuery(PageQuery):
-    """Of the results of a job."""
-
-    outcome: Literal["enrolled", "refused"] | None = None
-    """Only these."""

@@ -163,30 +163,3 @@ def _options(text: str) -> str:
     for option in ("force", "largest"):
         text = text.replace(f"--{option}", f"{option}=true")
     return text
-
-
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "A problem, as RFC 9457 describes it.",
-        "content": {
-            "application/problem+json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "code", "detail"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "code": {"type": "string"},
-                        "detail": {"type": "string"},
-                        "expected": {"type": "string"},
-                        "found": {"type": "string"},
-                        "remedy": {"type": "string"},
-                        "errors": {"type": "array", "items": {"type": "object"}},
-                    },
-                }
-            }
-        },
-    }
-}
-"""For the OpenAPI of each operation."""

@@ -16,8 +16,6 @@ from edgeface.serve.problems import Problem
 from edgeface.serve.service import Caller, Service
 from edgeface.serve.work import WorkQueue
 
-Renderer = Callable[[Problem], Response]
-
 
 def render_problem(problem: Problem) -> Response:
     """Word a problem as RFC 9457 does."""
