@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeface.model.contract import ModelContract
 from edgeface.pipeline.observation import Face
+from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.threshold import Threshold
 from edgeface.vision.quality import Quality
 
@@ -376,6 +377,12 @@ def analyzed_face(face: Face) -> dict[str, Any]:
     """Return the fields of `AnalyzedFaceAnswer`."""
     vector = None if face.embedding is None else face.embedding.vector.tolist()
     return face.to_dict() | {"measurements": measurements_of(face.quality), "embedding": vector}
+
+
+def search_fields(kind: type[SearchThresholdAnswer], chosen: SearchThreshold) -> dict[str, Any]:
+    """Return what a threshold of identification says of the fields of an answer of this kind."""
+    known = {name: getattr(chosen, name, None) for name in kind.model_fields}
+    return known | {"templates": chosen.gallery_size, "note": chosen.note(chosen.gallery_size)}
 
 
 def threshold_answer(threshold: Threshold) -> dict[str, Any]:

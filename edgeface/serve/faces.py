@@ -18,6 +18,7 @@ from edgeface.serve.answers import (
     ThresholdsAnswer,
     VerifyAnswer,
     analyzed_face,
+    search_fields,
     threshold_answer,
 )
 from edgeface.serve.service import Caller, ServedModel, Service
@@ -164,9 +165,6 @@ def thresholds(service: Service, name: str, options: ThresholdOptions) -> Thresh
         search = None
         if known and options.templates is not None:
             chosen = choose_search_threshold(None, contract, fpir=options.fpir, gallery_size=options.templates)
-            search = {field: getattr(chosen, field, None) for field in SearchThresholdAnswer.model_fields} | {
-                "templates": chosen.gallery_size,
-                "note": chosen.note(chosen.gallery_size),
-            }
+            search = search_fields(SearchThresholdAnswer, chosen)
         answer = {"verification": [threshold_answer(each) for each in known], "search": search}
         return ThresholdsAnswer.model_validate(_by(model) | answer)

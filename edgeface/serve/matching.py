@@ -18,7 +18,7 @@ from edgeface.recognize.identify import Identification, Identifier
 from edgeface.recognize.index import Index, rank_people
 from edgeface.recognize.known import choose_threshold
 from edgeface.recognize.metrics import Metric, paired
-from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
+from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.threshold import Threshold, verify
 from edgeface.serve.problems import Problem
 from edgeface.serve.service import ServedGallery, ServedModel, Service
@@ -147,9 +147,9 @@ def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: Fac
     """
     with service.models.use(gallery.options.model) as model:
         found, contract = find_faces(service, model, photo, query, gate=gallery.gate), model.contract
-    with gallery.index.snapshot() as index:
-        threshold = _search_threshold(gallery, contract)
-        ranked = [_rank(index, face, threshold, gallery, most_people(service, query)) for face in found.faces]
+        with gallery.index.snapshot() as index:
+            threshold = _search_threshold(service, model, gallery)
+            ranked = [_rank(index, face, threshold, gallery, most_people(service, query)) for face in found.faces]
     return RankedPhoto(found, ranked, scale_of(contract), contract.contract_id)
 
 
@@ -183,12 +183,10 @@ def subject_like(person: tuple[str, float], scale: SimilarityScale) -> dict[str,
     return {"subject": name, "similarity": scale.similarity(cosine), "cosine": round(cosine, 6)}
 
 
-def _search_threshold(gallery: ServedGallery, contract: ModelContract) -> SearchThreshold | None:
+def _search_threshold(service: Service, model: ServedModel, gallery: ServedGallery) -> SearchThreshold | None:
     """Return what decides in a gallery; None if no threshold is known for its model."""
-    given = gallery.options.threshold
-    fpir = gallery.options.fpir if given is None else None
     try:
-        return choose_search_threshold(given, contract, fpir=fpir, gallery_size=max(1, len(gallery.index)))
+        return service.search_threshold(model, gallery)
     except MissingError:
         return None
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from edgeface.errors import ContractError, InputError
 from edgeface.gallery.records import Erasure
-from edgeface.serve.answers import Answer
+from edgeface.serve.answers import Answer, search_fields
 from edgeface.serve.bodies import media_type, parse_object, read_body, read_upload
 from edgeface.serve.enrol import Consent, describe, enrol_photos, find_person, find_template, forget
 from edgeface.serve.enrol import list_people as list_some
@@ -109,12 +109,10 @@ async def gallery_threshold(
     served = service.gallery(gallery, caller)
 
     def choose() -> GalleryThresholdAnswer:
-        chosen = service.search_threshold(served, fpir=options.fpir)
-        found = {field: getattr(chosen, field, None) for field in GalleryThresholdAnswer.model_fields}
-        size = {"templates": chosen.gallery_size, "note": chosen.note(chosen.gallery_size)}
-        return GalleryThresholdAnswer.model_validate(
-            found | size | {"gallery": served.name, "margin": served.options.margin}
-        )
+        with service.models.use(served.options.model) as model:
+            chosen = service.search_threshold(model, served, fpir=options.fpir)
+        of_gallery = {"gallery": served.name, "margin": served.options.margin}
+        return GalleryThresholdAnswer.model_validate(search_fields(GalleryThresholdAnswer, chosen) | of_gallery)
 
     answer: GalleryThresholdAnswer = await compute(choose)
     return answer

@@ -7,7 +7,6 @@ import functools
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +200,7 @@ class Models:
                 raise
             self._versions[name] = version
             with self._lock:
-                old, self._loaded[name] = self._loaded.get(name), model
+                self._loaded[name] = model
             self._retire(old)
             _log.info("model %s version %d: %s on %s", name, version, analyzer.contract.contract_id, options.device)
             return model
@@ -268,7 +267,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
-        self.settings, self.started = settings, time.time()
+        self.settings = settings
         self.outcomes, self._lock = dict.fromkeys(Verdict, 0), threading.Lock()
         self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
         self._loading = threading.Lock()
@@ -460,17 +459,18 @@ class Service:
     def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:
         """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
         with self.models.use(gallery.options.model) as model:
-            threshold = self.search_threshold(gallery, fpir=fpir)
+            threshold = self.search_threshold(model, gallery, fpir=fpir)
             faces = self.analyze(model, self.read_photo(photo), gate=gallery.gate)
             margin = gallery.options.margin
             return model.analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
 
-    def search_threshold(self, gallery: ServedGallery, *, fpir: float | None = None) -> SearchThreshold:
+    def search_threshold(
+        self, model: ServedModel, gallery: ServedGallery, *, fpir: float | None = None
+    ) -> SearchThreshold:
         """Return what decides in a gallery of this size, by the gallery's own rate or another one."""
         options = gallery.options
         fpir = fpir or (None if options.threshold is not None else options.fpir)
-        with self.models.use(options.model) as model:
-            return model.analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
+        return model.analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
 
 
 @contextlib.contextmanager
