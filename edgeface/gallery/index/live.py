@@ -26,8 +26,8 @@ def follow(index: MemoryIndex, store: GalleryStore) -> bool:
     """
     require_same_contract(index.contract_id, store.info.contract_id, what="index and gallery")
     with store.reading():
-        history = store.history()
-        if history and (store.generation(), history) == (index.generation, index.history):
+        last = store.last_commit()
+        if last[1] and last == (index.generation, index.history):
             return False
         changes = store.changes_since(index.generation, index.history)
         if changes is not None:

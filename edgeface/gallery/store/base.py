@@ -38,7 +38,7 @@ from edgeface.gallery.store.cache import apply_changes
 from edgeface.gallery.store.database import Database
 from edgeface.gallery.store.rows import SEALED_TABLES, Change, Rows
 from edgeface.gallery.store.searcher import secrets_of
-from edgeface.gallery.store.watch import GalleryWatch, State
+from edgeface.gallery.store.watch import GalleryWatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,17 +104,20 @@ class GalleryStore(ABC):
 
     def generation(self) -> int:
         """Return the number of the last commit, by any process; an index with a lower number is out of date."""
-        with self.database.reading():
-            return self.database.state("generation")
+        return self.last_commit()[0]
 
     def history(self) -> str:
-        """Return the random id of the last commit.
+        """Return the random id of the last commit."""
+        return self.last_commit()[1]
+
+    def last_commit(self) -> tuple[int, str]:
+        """Return the number and the random id of the last commit, by any process.
 
         A copy that is put back goes on from an earlier generation: its next commits have numbers that were given
         before, and other ids. What was made of the gallery is current if both are the same.
         """
         with self.database.reading():
-            return self.database.history()
+            return self.database.last_commit()
 
     def watch(self) -> GalleryWatch:
         """Begin to wait for commits, by any process: within a second each is known.
@@ -126,12 +129,7 @@ class GalleryStore(ABC):
         ...         if watch.wait(timeout=10):
         ...             print(len(store.people()))
         """
-
-        def state() -> State:
-            with self.reading():
-                return self.generation(), self.history()
-
-        return GalleryWatch(state)
+        return GalleryWatch(self.last_commit)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -301,7 +299,7 @@ class GalleryStore(ABC):
                 read = len(block)
             else:
                 block, read = apply_changes(known, changes), len(changes.added) + len(changes.removed)
-            block = dataclasses.replace(block, generation=self._current(), history=self.database.history())
+            block = dataclasses.replace(block, generation=self._current(), history=self.database.last_commit()[1])
         if read >= _CACHED_ROWS and not within:
             self._write_cache(block)
         return block
@@ -324,7 +322,7 @@ class GalleryStore(ABC):
         )
         return Changes(
             generation=self._current(),
-            history=self.database.history(),
+            history=self.database.last_commit()[1],
             removed=np.array([row[0] for row in removed], np.int64),
             added=self.rows.block(connection, "WHERE generation > ?", generation),
         )

@@ -75,6 +75,9 @@ def record_commit(connection: Any) -> None:
     )
 
 
+LAST_COMMIT = (
+    "SELECT generation, (SELECT history FROM commits AS c WHERE c.generation = g.generation) FROM gallery AS g"
+)
 _MOST_NAMED = 4
 
 
@@ -312,9 +315,12 @@ class Database(ABC):
             raise GalleryDamagedError(f"{self.where}: expected a number in {column}, found {row!r:.40}")
         return row[0]
 
-    def history(self) -> str:
-        """Return the id of the last commit; empty if edgeface 0.1 made it, in a process that is still running."""
-        return self.history_at(self.state("generation"))
+    def last_commit(self) -> tuple[int, str]:
+        """Return number and id of the last commit; no id if edgeface 0.1 made it, in a process that still runs."""
+        row = self._usable().execute(LAST_COMMIT).fetchone()
+        if row is None or not isinstance(row[0], int):
+            raise GalleryDamagedError(f"{self.where}: expected the number of the last commit, found {row!r:.40}")
+        return row[0], str(row[1] or "")
 
     def history_at(self, generation: int) -> str:
         """Return the id of an earlier commit; empty if it is not known."""

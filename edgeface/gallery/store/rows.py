@@ -197,13 +197,14 @@ class Rows:
         while chunk := list(itertools.islice(found, _BLOCK_ROWS)):
             blocks.append(self._decoded(chunk))
         ids, person_ids, vectors = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        generation, history = self._database.last_commit()
         return TemplateBlock(
             ids=ids,
             person_ids=person_ids,
             vectors=vectors,
             contract_id=self._header.contract_id,
-            generation=self._database.state("generation"),
-            history=self._database.history(),
+            generation=generation,
+            history=history,
         )
 
     def _decoded(self, rows: Sequence[tuple[tuple[Any, ...], bytes]]) -> tuple[NDArray[Any], ...]:

@@ -98,7 +98,7 @@ class SqliteStore(GalleryStore):
         """Write it, unless another process writes, which makes it out of date anyway, or there is no room."""
         try:
             with self.database.writing() as connection:
-                if (self.database.state("generation"), self.database.history()) == (block.generation, block.history):
+                if self.database.last_commit() == (block.generation, block.history):
                     mark = write_templates(self.path, self.database.header, self.database.cipher, block)
                     connection.execute("UPDATE gallery SET cached = ?", (mark,))
         except (GalleryBusyError, OutputError) as error:

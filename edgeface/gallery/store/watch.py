@@ -13,9 +13,6 @@ from edgeface.errors import GalleryServerError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-State = tuple[int, str]
-"""Generation and random id of a gallery's last commit."""
-
 
 class GalleryWatch:
     """Waits for commits, by any process; `GalleryStore.watch` makes it.
@@ -25,16 +22,16 @@ class GalleryWatch:
 
     Parameters
     ----------
-    state
-        Reads the last commit.
+    last_commit
+        Reads number and id of the last commit.
     """
 
     longest_pause: ClassVar[float] = 0.2
     """Seconds after which it looks, whether it was told of a commit or not."""
 
-    def __init__(self, state: Callable[[], State]) -> None:
-        self._read, self._closed, self._lock = state, threading.Event(), threading.Lock()
-        self._seen = self._state()
+    def __init__(self, last_commit: Callable[[], tuple[int, str]]) -> None:
+        self._last_commit, self._closed, self._lock = last_commit, threading.Event(), threading.Lock()
+        self._seen = last_commit()
 
     def wait(self, timeout: float) -> bool:
         """Wait until there is another last commit than when this last returned True, or was made.
@@ -55,8 +52,8 @@ class GalleryWatch:
             pause = min(left, self.longest_pause)
             try:
                 with self._lock:
-                    if (state := self._state()) != self._seen:
-                        self._seen = state
+                    if (last := self._last_commit()) != self._seen:
+                        self._seen = last
                         return True
                     if left:
                         self._pause(pause)
@@ -67,9 +64,6 @@ class GalleryWatch:
             if not left:
                 return False
         return False
-
-    def _state(self) -> State:
-        return self._read()
 
     def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from edgeface.errors import GalleryDamagedError, GalleryServerError
+from edgeface.gallery.store.database import LAST_COMMIT
 from edgeface.gallery.store.postgres.database import Connection, PostgresDatabase, server_errors
-from edgeface.gallery.store.watch import GalleryWatch, State
-
-_STATE = "SELECT generation, (SELECT history FROM commits AS c WHERE c.generation = gallery.generation) FROM gallery"
+from edgeface.gallery.store.watch import GalleryWatch
 
 
 class PostgresWatch(GalleryWatch):
@@ -26,16 +25,16 @@ class PostgresWatch(GalleryWatch):
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
         self._connection: Connection | None = None
-        super().__init__(self._read_state)
+        super().__init__(self._read)
 
-    def _read_state(self) -> State:
+    def _read(self) -> tuple[int, str]:
         if self._connection is None:
             self._connection = self._database.listen()
         with self._lost():
-            row = self._connection.execute(_STATE).fetchone()
+            row = self._connection.execute(LAST_COMMIT).fetchone()
         if row is None:
             raise GalleryDamagedError(f"{self._database.where}: expected one row in gallery, found none")
-        return int(row[0]), str(row[1])
+        return int(row[0]), str(row[1] or "")
 
     def _pause(self, seconds: float) -> None:
         assert self._connection is not None
