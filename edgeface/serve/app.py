@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, compreface, compreface_faces, health, kserve, metrics, pages, people
+from edgeface.serve import api, compreface, compreface_faces, deepstack, health, kserve, metrics, pages, people
 from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.metrics import Metrics
 from edgeface.serve.openapi import describe_api
@@ -51,6 +51,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _DIALECTS: dict[str, Callable[[Problem], Response]] = {
     f"{compreface.PREFIX}/": compreface.render_compreface,
+    f"{deepstack.PREFIX}/": deepstack.render_deepstack,
     "/v2": kserve.render_problem,
 }
 """How the paths below a prefix word their problems; as `render_problem` for all others."""
@@ -126,6 +127,9 @@ class _Exchange:
             raise self._too_large(length.decode("latin-1"))
         if self._scope["path"] not in OPEN_PATHS:
             address = (self._scope.get("client") or ("",))[0]
+            if self._scope["path"] in deepstack.PATHS and not self._headers.keys() & {b"x-api-key", b"authorization"}:
+                self._service.admit_address(address)  # the key is in the form
+                return
             key = self._service.authenticate(self._headers, address)
             self._scope["edgeface.caller"] = Caller(key=key, request_id=self._id)
 
@@ -225,7 +229,8 @@ class _Exchange:
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service; the service is closed by its owner.
 
-    Everything but `OPEN_PATHS` needs a key, and every route names the role of it.
+    Everything but `OPEN_PATHS` needs a key, and every route names the role of it; `deepstack.PATHS` take it from the
+    form.
     """
     limits = service.settings.limits
 
@@ -254,10 +259,10 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router):
+    for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router, deepstack.router):
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]
-    app.state.metrics = metrics.Metrics(service, app.state.work)
+    app.state.metrics, app.state.reads = metrics.Metrics(service, app.state.work), deepstack.KeylessReads()
     app.add_middleware(RequestGate, service=service, metrics=app.state.metrics)
     return app
 

@@ -40,14 +40,19 @@ def needs(role: Role) -> Any:
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is None:
             raise Problem(401, "no-key", "expected a key in the header x-api-key, found none")
-        if not caller.key.role.includes(role):
-            raise Problem(
-                403, "wrong-role", f"expected a key of the role {role.value}, found one of {caller.key.role.value}"
-            )
-        return caller
+        return require_role(caller, role)
 
     check.role = role  # type: ignore[attr-defined]  # for the OpenAPI
     return Depends(check)
+
+
+def require_role(caller: Caller, role: Role) -> Caller:
+    """Return a caller whose key may do what a role may; `Problem` for others."""
+    if not caller.key.role.includes(role):
+        raise Problem(
+            403, "wrong-role", f"expected a key of the role {role.value}, found one of {caller.key.role.value}"
+        )
+    return caller
 
 
 Recognises = Annotated[Caller, needs(Role.recognise)]

@@ -317,6 +317,11 @@ class Service:
             raise _too_often(wait)
         return key
 
+    def admit_address(self, address: str) -> None:
+        """Count a request whose key is not known yet; `Problem` if its address asks too often."""
+        if wait := self.rates.wait_for_address(address):
+            raise _too_often(wait)
+
     def note(
         self,
         caller: Caller,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
+import os
+import shutil
+import subprocess
 import sys
 import types
 import uuid
@@ -108,6 +112,31 @@ def test_double_take_trains_recognizes_and_untrains(client: TestClient) -> None:
     assert recognize(client, jpeg(None), "det_prob_threshold=0.8").json()["code"] == 28
     assert client.delete(f"{RECOGNITION}/faces", params={"subject": "ada"}).json() == {"deleted": 1}
     assert client.delete(f"{RECOGNITION}/faces", params={"subject": "nobody"}).json() == {"deleted": 0}
+
+
+def test_the_requests_of_the_document_work(service: Service, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("curl ") and RECOGNITION in line]
+    assert len(lines) == 2
+    for name in ("ada.jpg", "door.jpg"):
+        (tmp_path / name).write_bytes(jpeg(BLUE))
+    key = service.keys.add("curl", Role.enrol)[1]
+    with serving(service) as port:
+        added, recognized = (
+            json.loads(
+                subprocess.run(
+                    ["sh", "-c", line.replace("127.0.0.1:8000", f"127.0.0.1:{port}")],
+                    cwd=tmp_path,
+                    env={**os.environ, "KEY": key},
+                    check=True,
+                    capture_output=True,
+                ).stdout
+            )
+            for line in lines
+        )
+    assert (added["subject"], recognized["result"][0]["subjects"][0]["subject"]) == ("Ada", "Ada")
 
 
 # Bodies
