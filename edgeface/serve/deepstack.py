@@ -22,7 +22,7 @@ from edgeface.serve.bodies import Upload, read_upload
 from edgeface.serve.compreface_faces import erase
 from edgeface.serve.enrol import enrol_photos
 from edgeface.serve.keys import Role
-from edgeface.serve.matching import FaceQuery, RankedFace, Recognition, recognise
+from edgeface.serve.matching import FaceQuery, RankedFace, RankedPhoto, recognise
 from edgeface.serve.problems import Problem
 from edgeface.serve.routing import Compute, Served, require_role
 from edgeface.serve.service import Caller
@@ -83,7 +83,9 @@ def _form(role: Role) -> Any:
 
 
 @router.post("/recognize")
-async def recognize(compute: Compute, form: Annotated[KeyedForm, _form(Role.recognise)], service: Served) -> dict[str, Any]:
+async def recognize(
+    compute: Compute, form: Annotated[KeyedForm, _form(Role.recognise)], service: Served
+) -> dict[str, Any]:
     """Name the faces of a photo: those that the gallery's threshold accepts, if they reach ``min_confidence`` too."""
     gallery, photo = service.gallery(None, form.caller), form.upload.photo("image")
     least = _confidence(form.upload.fields.get("min_confidence"))
@@ -107,9 +109,9 @@ def _confidence(text: Any) -> float:
     return value
 
 
-def _prediction(answer: Recognition, ranked: RankedFace, least: float) -> dict[str, Any]:
+def _prediction(answer: RankedPhoto, ranked: RankedFace, least: float) -> dict[str, Any]:
     face = answer.describe(ranked, FaceQuery())
-    best = face["subjects"][0] if face["subjects"] else {"subject": "", "similarity": 0.0}
+    best: dict[str, Any] = face["subjects"][0] if face["subjects"] else {"subject": "", "similarity": 0.0}
     known = bool(ranked.identification) and best["similarity"] >= least
     box = {name: face["box"][name] for name in ("x_min", "y_min", "x_max", "y_max")}
     named = {"userid": best["subject"], "confidence": best["similarity"]}

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "edgeface"
 # Where the import is not called as the package is.
 MODULES = {
     "compreface-sdk": "compreface",
+    "deepstack-python": "deepstack",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "protobuf": "google.protobuf",

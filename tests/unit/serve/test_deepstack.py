@@ -44,7 +44,7 @@ def test_double_take_trains_recognizes_and_untrains(anonymous: TestClient, servi
 
 
 def test_the_python_client_of_deepstack_works_unchanged(service: Service) -> None:
-    core = pytest.importorskip("deepstack.core", reason="deepstack-python is not installed")
+    core = pytest.importorskip("deepstack.core", reason="the extra 'clients' is not installed")
     with serving(service) as port:
         face = core.DeepstackFace(ip="127.0.0.1", port=port, api_key=service.keys.add("ha", Role.enrol)[1])
         assert face.register("Ada", jpeg(BLUE)) == "face added"
