@@ -11,7 +11,7 @@ from edgeface import zoo
 from edgeface.cli import main
 from edgeface.gallery.opening import open_gallery
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.nightly]  # .ci/run makes the demo itself, twice
 
 
 def test_the_demo_makes_the_report_and_the_default_model(

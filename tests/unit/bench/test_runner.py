@@ -41,6 +41,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline", "server"])
 @pytest.mark.parametrize("end_to_end", [False, True])
 def test_every_scenario_gives_a_result_that_can_be_read_again(ir: Path, scenario: Any, end_to_end: bool) -> None:

@@ -20,7 +20,7 @@ from edgeface.errors import DeviceError, InputError
 from edgeface.model.opset import ops
 from edgeface.runtime import DevicePlan, Embedder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # a warm-up beside another test waits long for times that settle
 SHORT = DEFAULTS.model_copy(update={"duration_s": 0.05, "min_count": 20, "max_duration_s": 0.5, "warm_up_s": 0.05})
 AXES = SweepAxes(hints=("LATENCY", "THROUGHPUT"), batches=(1, 2))
 
