@@ -1,0 +1,1 @@
+"""What happens at the door: cameras, one decision a visit, and what is told of it."""
