@@ -49,12 +49,12 @@ def serve(
         emit_json(report) if json else print_line("ready to serve: " + ", ".join(report["models"]))
         return
 
-    def announce(address: str, first_key: str | None) -> None:
+    def announce(address: str, grpc_address: str | None, first_key: str | None) -> None:
         if first_key is not None:
             print_note(f"the key for administrators, which is shown this once: {first_key}")
         if json:
-            emit_json({"address": address, "first_key": first_key})
+            emit_json({"address": address, "grpc_address": grpc_address, "first_key": first_key})
         else:
-            print_line(f"serving on {address}")
+            print_line(f"serving on {address}" + (f", gRPC on {grpc_address}" if grpc_address else ""))
 
     server.serve(lambda: load_settings(config), announce=announce)

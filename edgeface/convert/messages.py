@@ -2,21 +2,18 @@
 
 Field numbers and types are those of tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto
 and tensorflow/core/protobuf/{meta_graph,saved_model,tensor_bundle}.proto. Fields that are not named here survive
-reading and writing as unknown fields. The messages live in a descriptor pool of their own, so that TensorFlow
-can be imported in the same process.
+reading and writing as unknown fields.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from numpy.typing import NDArray
 
+from edgeface.protobuf import build_messages
 from edgeface.untrusted import FILLED_BYTES
 
 _SCHEMA = """
@@ -39,10 +36,7 @@ BundleHeader      num_shards=1:int32 endianness=2:int32
 BundleEntry       dtype=1:int32 shape=2:TensorShape shard_id=3:int32 offset=4:int64 size=5:int64 crc32c=6:fixed32
 BundleEntry       slices=7*bytes
 """
-"""Fields are name=number, then `:` single, `*` repeated, `|` one of several, `%` map from string, then the type."""
-
-_FIELD = re.compile(r"(\w+)=(\d+)([:*|%])(\w+)")
-_Field = descriptor_pb2.FieldDescriptorProto
+"""In the notation of `edgeface.protobuf`."""
 
 DTYPES: dict[int, np.dtype[Any]] = {
     number: np.dtype(name) for number, name in {1: "f4", 2: "f8", 3: "i4", 4: "u1", 9: "i8", 10: "?", 19: "f2"}.items()
@@ -55,42 +49,6 @@ SEEDED_MARK = "edgeface_seeded_weights"
 """Name of a NoOp that marks a graph of random weights, which is useless for recognition."""
 
 _VALUE_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
-
-
-def build_messages(schema: str, package: str) -> dict[str, Any]:
-    """Return the message classes of a schema in the notation of `_SCHEMA`, by name."""
-    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
-    lines = [line.split() for line in schema.strip().splitlines()]
-    messages = {name: file.message_type.add(name=name) for name in dict.fromkeys(line[0] for line in lines)}
-    for name, *fields in lines:
-        for field in fields:
-            _add_field(messages[name], field, messages.keys(), package)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages}
-
-
-def _add_field(message: Any, text: str, messages: Collection[str], package: str) -> None:
-    match = _FIELD.fullmatch(text)
-    assert match is not None, text
-    name, number, cardinality, kind = match.groups()
-    field = message.field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
-    if cardinality == "|":
-        if not message.oneof_decl:
-            message.oneof_decl.add(name="value")
-        field.oneof_index = 0
-    if cardinality == "%":  # on the wire, a map is a repeated message of key and value
-        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
-        entry.options.map_entry = True
-        _add_field(entry, "key=1:string", messages, package)
-        _add_field(entry, f"value=2:{kind}", messages, package)
-        kind = f"{message.name}.{entry.name}"
-    if cardinality in "*%":
-        field.label = _Field.LABEL_REPEATED
-    if cardinality == "%" or kind in messages:
-        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{package}.{kind}"
-    else:
-        field.type = getattr(_Field, f"TYPE_{kind.upper()}")
 
 
 _MESSAGES = build_messages(_SCHEMA, "edgeface.tensorflow")

@@ -25,13 +25,13 @@ from edgeface.convert.apart import Converted, convert_apart, process_apart
 from edgeface.convert.graphdef import parse_message
 from edgeface.convert.inside import notice_preprocessing
 from edgeface.convert.ir import flatten_output, take_floats
-from edgeface.convert.messages import build_messages
 from edgeface.convert.recipe import Recipe, is_raw
 from edgeface.convert.source import SourceModel, digest_of_files, digest_of_weights, read_bytes, run_frontend
 from edgeface.errors import ConversionError, InputError, ModelFormatError
 from edgeface.files import sha256_of
 from edgeface.model.contract import Layout
 from edgeface.model.opset import ops
+from edgeface.protobuf import build_messages
 from edgeface.untrusted import IMPORT_RATIO, reading
 
 log = logging.getLogger(__name__)

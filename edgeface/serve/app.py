@@ -7,9 +7,7 @@ import contextlib
 import functools
 import logging
 import math
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ from starlette.responses import Response
 from edgeface.errors import EdgeFaceError
 from edgeface.serve import api, compreface, compreface_faces, deepstack, health, kserve, metrics, pages, people
 from edgeface.serve.cors import cors_headers, preflight
-from edgeface.serve.metrics import Metrics
+from edgeface.serve.metrics import Metrics, choose_request_id
 from edgeface.serve.openapi import describe_api
 from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.routing import render_problem
@@ -47,7 +45,6 @@ _HEADERS = (
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
 )
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _DIALECTS: dict[str, Callable[[Problem], Response]] = {
     f"{compreface.PREFIX}/": compreface.render_compreface,
@@ -102,8 +99,7 @@ class _Exchange:
         metrics.in_flight.inc()
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
-        given = self._headers.get(b"x-request-id", b"").decode("latin-1")
-        self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._id = choose_request_id(self._headers.get(b"x-request-id", b"").decode("latin-1"))
         self._began, self._received, self._status = time.monotonic(), 0, 0
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Future[None] | None = None  # from the end of the body on
@@ -209,21 +205,9 @@ class _Exchange:
         await self._send(message)
 
     def end(self) -> None:
-        """Count the request, and write one line of it: no name of a person, and no query."""
-        route, seconds = getattr(self._scope.get("route"), "path", "none"), time.monotonic() - self._began
-        self._metrics.in_flight.dec()
-        self._metrics.count(route, self._status, seconds)
-        _log.info(
-            "request",
-            extra={
-                "request_id": self._id,
-                "method": self._method,
-                "route": route,
-                "status": self._status,
-                "seconds": round(seconds, 4),
-                "bytes": self._received,
-            },
-        )
+        """Count the request, and log it."""
+        route = getattr(self._scope.get("route"), "path", "none")
+        self._metrics.end(self._id, self._method, route, self._status, self._began, self._received)
 
 
 def create_app(service: Service) -> FastAPI:

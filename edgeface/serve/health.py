@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from edgeface.serve.routing import Served
 from edgeface.serve.service import Service, self_test
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -56,12 +56,16 @@ async def live(request: Request) -> JSONResponse:
 
 
 @router.get("/ready")
-async def ready(request: Request, service: Served) -> JSONResponse:
+async def ready(request: Request) -> JSONResponse:
     """Answer 200 if all galleries can be read, their models are loaded, and the queue has room; else 503."""
-    reasons = await asyncio.to_thread(_find_reasons, service)
-    if request.app.state.work.full:
-        reasons.append("the queue is full")
+    reasons = await find_reasons(request.app.state)
     return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+
+async def find_reasons(state: Any) -> list[str]:
+    """Return why the application of this state cannot answer; none if it can."""
+    reasons = await asyncio.to_thread(_find_reasons, state.service)
+    return [*reasons, "the queue is full"] if state.work.full else reasons
 
 
 def _find_reasons(service: Service) -> list[str]:

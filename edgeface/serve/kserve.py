@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.serve import health
 from edgeface.serve.problems import NotFound, Problem, problem_of
-from edgeface.serve.routing import Administers, Compute, Recognises, Served
+from edgeface.serve.routing import AdministersAll, Compute, Recognises, Served
 from edgeface.serve.service import Caller, ServedModel, Service
 from edgeface.serve.tensors import (
     InferAnswer,
@@ -44,6 +44,8 @@ router = APIRouter(prefix="/v2", tags=["kserve"])
 SERVER = {"name": "edgeface", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
 _MODEL, _VERSION = "/models/{name}", "/models/{name}/versions/{version}"
 _HEADER = "Inference-Header-Content-Length"
+SMALL_BYTES = 64 << 10
+"""Of a request without tensors."""
 
 
 def render_problem(problem: Problem) -> Response:
@@ -141,12 +143,12 @@ def _read_crops(service: Service, model: ServedModel, request: InferRequest) -> 
     else:
         tensor = request.inputs[0]
     images = isinstance(tensor.values, tuple)
-    fits = tensor.shape[1:] == (() if images else shape[1:]) and tensor.datatype in ("FP32", "UINT8", "BYTES")
+    fits = tensor.shape[1:] == (() if images else shape[1:]) and tensor.datatype in ("FP32", "FP16", "UINT8", "BYTES")
     if not fits or not 0 < tensor.shape[0] <= most:
         numbers = ", ".join(map(str, shape[1:]))
         raise InputError(
-            f"{name}: expected FP32 or UINT8 of [N, {numbers}], or BYTES of [N] with image files of crops, N from 1 to "
-            f"{most}, found {tensor.datatype} of {list(tensor.shape)}"
+            f"{name}: expected FP32, FP16 or UINT8 of [N, {numbers}], or BYTES of [N] with image files of crops, N from "
+            f"1 to {most}, found {tensor.datatype} of {list(tensor.shape)}"
         )
     if isinstance(tensor.values, tuple):
         return np.stack([_read_crop(service, model, each) for each in tensor.values])
@@ -221,9 +223,9 @@ async def live(request: Request) -> JSONResponse:
 
 
 @router.get("/health/ready")
-async def ready(request: Request, service: Served) -> JSONResponse:
+async def ready(request: Request) -> JSONResponse:
     """Say whether the service can answer; without a key."""
-    return await health.ready(request, service)
+    return await health.ready(request)
 
 
 @router.get("")
@@ -285,7 +287,7 @@ async def index(request: Request, caller: Recognises, service: Served) -> list[d
 
 
 @router.post("/repository/models/{name}/load")
-async def load_model(request: Request, caller: Administers, service: Served, name: str) -> dict[str, Any]:
+async def load_model(request: Request, caller: AdministersAll, service: Served, name: str) -> dict[str, Any]:
     """Load a configured model anew: the new version answers once it is tested, the old one ends its requests."""
     parameters = (await _fields(request)).get("parameters") or {}
     await asyncio.to_thread(functools.partial(load, service, caller, name, parameters))
@@ -293,7 +295,7 @@ async def load_model(request: Request, caller: Administers, service: Served, nam
 
 
 @router.post("/repository/models/{name}/unload")
-async def unload_model(caller: Administers, service: Served, name: str) -> dict[str, Any]:
+async def unload_model(caller: AdministersAll, service: Served, name: str) -> dict[str, Any]:
     """Let a model answer no more."""
     await asyncio.to_thread(unload, service, caller, name)
     return {"name": name, "unload": True}
@@ -301,8 +303,8 @@ async def unload_model(caller: Administers, service: Served, name: str) -> dict[
 
 async def _fields(request: Request) -> dict[str, Any]:
     body = await request.body()
-    if len(body) > 64 << 10:
-        raise Problem(413, "too-large", f"expected at most 64 kB, found {len(body):,} bytes")
+    if len(body) > SMALL_BYTES:
+        raise Problem(413, "too-large", f"expected at most {SMALL_BYTES:,} bytes, found {len(body):,}")
     try:
         given = parse_json(body.decode() or "{}")
     except (ValueError, InputError) as error:

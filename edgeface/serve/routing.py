@@ -33,32 +33,35 @@ async def service_of(request: Request) -> Service:
     return service
 
 
-def needs(role: Role) -> Any:
-    """Return the dependency of a route that keys of this role may call; it gives the `Caller`."""
+def needs(role: Role, *, everywhere: bool = False) -> Any:
+    """Return the dependency of a route that keys of this role may call, as `require_role`; it gives the `Caller`."""
 
     async def check(request: Request) -> Caller:
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is None:
             raise Problem(401, "no-key", "expected a key in the header x-api-key, found none")
-        return require_role(caller, role)
+        return require_role(caller, role, everywhere=everywhere)
 
     check.role = role  # type: ignore[attr-defined]  # for the OpenAPI
     return Depends(check)
 
 
-def require_role(caller: Caller, role: Role) -> Caller:
-    """Return a caller whose key may do what a role may; `Problem` for others."""
+def require_role(caller: Caller, role: Role, *, everywhere: bool = False) -> Caller:
+    """Return a caller whose key may do what a role may, to the whole service if `everywhere`; `Problem` for others."""
     if not caller.key.role.includes(role):
         raise Problem(
             403, "wrong-role", f"expected a key of the role {role.value}, found one of {caller.key.role.value}"
         )
+    if everywhere and caller.key.gallery is not None:
+        raise Problem(403, "one-gallery", "expected a key for all galleries, found one that is for one gallery only")
     return caller
 
 
 Recognises = Annotated[Caller, needs(Role.recognise)]
 Enrols = Annotated[Caller, needs(Role.enrol)]
 Administers = Annotated[Caller, needs(Role.admin)]
-Measures = Annotated[Caller, needs(Role.metrics)]
+AdministersAll = Annotated[Caller, needs(Role.admin, everywhere=True)]
+Measures = Annotated[Caller, needs(Role.metrics, everywhere=True)]
 Served = Annotated[Service, Depends(service_of)]
 
 

@@ -64,12 +64,11 @@ def notify(state: str) -> None:
         sender.sendall(state.encode())
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Open the listening socket; InputError if the address is taken or not this machine's."""
-    listen = settings.listen
+def bind(host: str, port: int, setting: str = "listen.port") -> socket.socket:
+    """Open the listening socket; InputError, which names the setting, if the address is taken or another machine's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
@@ -80,9 +79,9 @@ def bind(settings: Settings) -> socket.socket:
             raise
     except OSError as error:
         raise InputError(
-            expected=f"a free address {listen.host}:{listen.port}",
+            expected=f"a free address {host}:{port}",
             found=error.strerror or str(error),
-            remedy="choose another with listen.host and listen.port",
+            remedy=f"choose another with listen.host and {setting}",
         ) from error
     return listener
 
@@ -91,7 +90,8 @@ def check(settings: Settings) -> dict[str, Any]:
     """Open everything that `serve` would, and close it; return what there is. Raises what `serve` raises."""
     from edgeface.serve.service import Service
 
-    with bind(settings), Service(settings) as service:
+    with bind(settings.listen.host, settings.listen.port), Service(settings) as service:
+        serve_grpc(None, settings)
         models = {}
         for name in service.models.names():
             with service.models.use(name) as model:
@@ -99,7 +99,7 @@ def check(settings: Settings) -> dict[str, Any]:
         return {"models": models, "galleries": {name: len(each.index) for name, each in service.galleries.items()}}
 
 
-def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | None], None]) -> None:
+def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | None, str | None], None]) -> None:
     """Serve until SIGTERM or SIGINT; asked twice, without waiting for what is under way.
 
     Parameters
@@ -107,7 +107,8 @@ def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | N
     configure
         Returns the configuration; called again at SIGHUP.
     announce
-        Is called once the service is ready, with its address, and with the text of the first key if one was made.
+        Is called once the service is ready, with its address, with host and port of gRPC if there is any, and with the
+        text of the first key if one was made.
 
     Raises
     ------
@@ -121,12 +122,28 @@ def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | N
         raise ExtraNotInstalledError("serve", needed_for="the service") from error
     settings = configure()
     set_up_logging(settings)
-    with bind(settings) as listener, Service(settings) as service:
+    with bind(settings.listen.host, settings.listen.port) as listener, Service(settings) as service:
         app = create_app(service)
-        server = make_server(app, settings)
+        server, beside = make_server(app, settings), serve_grpc(app.state, settings)
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_run(server, app, listener, lambda: announce(address, service.first_key), configure))
+        asyncio.run(_run(server, app, listener, beside, lambda at: announce(address, at, service.first_key), configure))
+
+
+def serve_grpc(state: Any, settings: Settings) -> contextlib.AbstractAsyncContextManager[str | None]:
+    """Return what serves gRPC in a block, which gets host and port; None in it where the configuration has no gRPC.
+
+    Raises ExtraNotInstalledError without the extra, and InputError if the address is taken or another machine's.
+    """
+    listen = settings.listen
+    if listen.grpc_port is None:
+        return contextlib.nullcontext(None)
+    try:
+        from edgeface.serve import rpc
+    except ImportError as error:
+        raise ExtraNotInstalledError("grpc", needed_for="listen.grpc_port") from error
+    with bind(listen.host, listen.grpc_port, "listen.grpc_port") as free:  # gRPC takes no socket, and says less
+        return rpc.serving(state, free.getsockname()[0], settings)
 
 
 def make_server(app: Any, settings: Settings) -> Any:
@@ -161,7 +178,12 @@ def make_server(app: Any, settings: Settings) -> Any:
 
 
 async def _run(
-    server: Any, app: Any, listener: socket.socket, ready: Callable[[], None], configure: Callable[[], Settings]
+    server: Any,
+    app: Any,
+    listener: socket.socket,
+    beside: contextlib.AbstractAsyncContextManager[str | None],
+    ready: Callable[[str | None], None],
+    configure: Callable[[], Settings],
 ) -> None:
     loop, stopping, tasks = asyncio.get_running_loop(), asyncio.Event(), list[Any]()
 
@@ -175,21 +197,22 @@ async def _run(
     loop.add_signal_handler(
         signal.SIGHUP, lambda: tasks.append(asyncio.ensure_future(_reload(app.state.service, configure)))
     )
-    serving = asyncio.ensure_future(server.serve([listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        ready()
-        notify("READY=1")
-    watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(app.state.service))
-    await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    notify("STOPPING=1")
-    drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
-    if not drained:
-        _log.warning("stopped with requests under way: they took longer than %d seconds", DRAIN_SECONDS)
-    server.should_exit = True
-    watching.cancel()
-    await serving
+    async with beside as grpc_address:
+        serving = asyncio.ensure_future(server.serve([listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready(grpc_address)
+            notify("READY=1")
+        watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(app.state.service))
+        await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        notify("STOPPING=1")
+        drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
+        if not drained:
+            _log.warning("stopped with requests under way: they took longer than %d seconds", DRAIN_SECONDS)
+        server.should_exit = True
+        watching.cancel()
+        await serving
 
 
 async def _feed_watchdog(probe: Any) -> None:

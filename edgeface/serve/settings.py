@@ -32,6 +32,8 @@ class Listen(_Section):
     """Address of the interface; 0.0.0.0 for all, which needs tls unless insecure is true."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Of HTTP; 0: any free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Of KServe V2 over gRPC (extra grpc), with the same keys and TLS; 0: any free one; null: there is no gRPC."""
     insecure: bool = False
     """Serve other machines without TLS: keys and faces can be read on the way."""
     root_path: str = ""

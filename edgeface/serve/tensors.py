@@ -28,7 +28,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
 }
 """Datatypes of a fixed size; BYTES is the one that is not."""
 _DATATYPES = (*_NUMPY, "BYTES")
-_TENSORS, _DIMENSIONS, _NAME = 16, 8, 256
+MOST_TENSORS, MOST_DIMENSIONS, _NAME = 16, 8, 256
 """Most tensors of a request, dimensions of one, and characters of a name or an id."""
 _JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
 
@@ -96,8 +96,8 @@ def _refuse(where: str, expected: str, found: object) -> InputError:
 
 def count_elements(where: str, shape: Sequence[Any]) -> int:
     """Return the product of a shape; InputError unless it is at most 8 whole numbers that are not negative."""
-    if len(shape) > _DIMENSIONS or not all(type(side) is int and 0 <= side < 1 << 32 for side in shape):
-        raise _refuse(where, f"a shape of at most {_DIMENSIONS} whole numbers", list(shape))
+    if len(shape) > MOST_DIMENSIONS or not all(type(side) is int and 0 <= side < 1 << 32 for side in shape):
+        raise _refuse(where, f"a shape of at most {MOST_DIMENSIONS} whole numbers", list(shape))
     if math.prod(max(1, side) for side in shape) >= 1 << 48:  # beside a 0 too: no array has such a shape
         raise _refuse(where, "a shape of fewer elements", list(shape))
     return math.prod(shape)
@@ -272,24 +272,33 @@ class _Fields:
         return bool(self.get(name, bool, default))
 
     def text(self, name: str, default: str | None = None) -> str:
-        value: str = self.get(name, str, default)
-        if len(value) > _NAME or not value.isprintable() or (default is None and not value):
-            raise _refuse(f"{self.where}.{name}", f"1 to {_NAME} printable characters", f"{value!r:.40}")
-        return value
+        return check_text(f"{self.where}.{name}", self.get(name, str, default), empty=default is not None)
 
     def objects(self, name: str) -> list[_Fields]:
         items = self.get(name, list, [])
-        if len(items) > _TENSORS:
-            raise _refuse(f"{self.where}.{name}", f"at most {_TENSORS}", f"{len(items):,}")
+        if len(items) > MOST_TENSORS:
+            raise _refuse(f"{self.where}.{name}", f"at most {MOST_TENSORS}", f"{len(items):,}")
         return [_Fields(name, each) for each in items]
 
     def parameters(self) -> _Fields:
         """Return the parameters; InputError for those that this service cannot heed without a wrong answer."""
         found = _Fields(f"{self.where}.parameters", self.get("parameters", dict, {}))
-        for name in ("shared_memory_region", "classification"):
-            if found.values.get(name):
-                raise _refuse(f"{found.where}.{name}", "none: this service has no such extension", "one")
+        refuse_extensions(found.where, found.values)
         return found
+
+
+def check_text(where: str, text: str, *, empty: bool = False) -> str:
+    """Return a name or an id; InputError if it is long or has control characters, or is empty and must not be."""
+    if len(text) > _NAME or not text.isprintable() or not (text or empty):
+        raise _refuse(where, f"1 to {_NAME} printable characters", f"{text!r:.40}")
+    return text
+
+
+def refuse_extensions(where: str, parameters: Mapping[str, Any]) -> None:
+    """Raise InputError for parameters that this service cannot heed, and must not leave out."""
+    for name in ("shared_memory_region", "classification"):
+        if parameters.get(name):
+            raise _refuse(f"{where}.{name}", "none: this service has no such extension", "one")
 
 
 def encode_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
