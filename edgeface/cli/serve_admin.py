@@ -235,13 +235,16 @@ def certificates(
     folder: Annotated[
         Path | None, typer.Option(help="Default: tls in the service's state folder.", show_default=False)
     ] = None,
+    addresses: Annotated[
+        bool, typer.Option(help="For IP addresses too, which gRPC's clients in Python and C++ cannot check.")
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Make or renew the certificate of the server, or of a client, and the authority that clients install once."""
     from edgeface.serve.authority import issue_client, issue_server
 
     place = folder or context.obj.state / "tls"
-    made = issue_server(place, names or ()) if client is None else issue_client(place, client)
+    made = issue_server(place, names or (), addresses=addresses) if client is None else issue_client(place, client)
     files = {name: str(getattr(made, name)) for name in ("certificate", "key", "authority")}
     if json:
         rest = {"names": made.names, "fingerprint": made.fingerprint, "new_authority": made.new_authority}

@@ -73,7 +73,9 @@ class IssuedCertificate:
     new_authority: bool
 
 
-def issue_server(folder: Path, names: Iterable[str] = (), *, now: datetime.datetime | None = None) -> IssuedCertificate:
+def issue_server(
+    folder: Path, names: Iterable[str] = (), *, addresses: bool = True, now: datetime.datetime | None = None
+) -> IssuedCertificate:
     """Make or renew the server's certificate, and the authority if the folder has none.
 
     Parameters
@@ -83,6 +85,9 @@ def issue_server(folder: Path, names: Iterable[str] = (), *, now: datetime.datet
     names
         DNS names and IP addresses by which clients call the server, beside its host name, localhost, 127.0.0.1 and
         ::1. None given: those of the certificate that is renewed.
+    addresses
+        Whether it is for IP addresses too. BoringSSL, by which gRPC's clients in Python and C++ check a certificate,
+        knows no constraints of addresses, and refuses one that has any.
     now
         A time with a zone; None: the clock's.
 
@@ -108,6 +113,7 @@ def issue_server(folder: Path, names: Iterable[str] = (), *, now: datetime.datet
                 remedy="make another authority in a new folder, and install it on the clients",
             )
     wanted = list(dict.fromkeys([*given, *filter(authority.may_vouch, own)]))  # the host may have been renamed
+    wanted = [name for name in wanted if addresses or isinstance(name, x509.DNSName)]
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     told = tuple(str(name.value) for name in wanted)
     return authority.issue("server", f"edgeface server {host}", told, [x509.SubjectAlternativeName(wanted), usage])

@@ -147,8 +147,8 @@ def _read_crops(service: Service, model: ServedModel, request: InferRequest) -> 
     if not fits or not 0 < tensor.shape[0] <= most:
         numbers = ", ".join(map(str, shape[1:]))
         raise InputError(
-            f"{name}: expected FP32, FP16 or UINT8 of [N, {numbers}], or BYTES of [N] with image files of crops, N from "
-            f"1 to {most}, found {tensor.datatype} of {list(tensor.shape)}"
+            f"{name}: expected FP32, FP16 or UINT8 of [N, {numbers}], or BYTES of [N] with image files of crops, N "
+            f"from 1 to {most}, found {tensor.datatype} of {list(tensor.shape)}"
         )
     if isinstance(tensor.values, tuple):
         return np.stack([_read_crop(service, model, each) for each in tensor.values])

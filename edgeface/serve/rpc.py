@@ -295,7 +295,7 @@ def _read_request(message: Any) -> InferRequest:
     for each in (*outputs, *(inputs := _parse_each("inputs", "Input", message.inputs))):
         check_text("name", each.name)
         refuse_extensions(each.name, _parameters(each.name, each.parameters))
-    if len(wanted := {each.name for each in outputs}) != len(outputs):
+    if len(wanted := dict.fromkeys((each.name for each in outputs), True)) != len(outputs):
         raise InputError(path="outputs", expected="each name once", found="one twice")
     raw = message.raw_input_contents
     if raw and len(raw) != len(inputs):
@@ -304,7 +304,7 @@ def _read_request(message: Any) -> InferRequest:
         )
     return InferRequest(
         inputs=tuple(_read_input(each, raw[number] if raw else None) for number, each in enumerate(inputs)),
-        outputs=dict.fromkeys(wanted, bool(raw)) or None,
+        outputs=wanted or None,
         binary=bool(raw),
         id=check_text("id", message.id, empty=True),
     )

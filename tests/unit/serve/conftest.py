@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
+import os
+import queue
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +30,7 @@ import edgeface
 from edgeface.gallery.records import NewTemplate
 from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
-from edgeface.serve.server import make_server
+from edgeface.serve.server import make_server, serve_grpc
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
 
@@ -106,12 +113,26 @@ def enrol(service: Service, name: str, colour: tuple[int, int, int], gallery: st
 @contextlib.contextmanager
 def serving(service: Service) -> Iterator[int]:
     """Serve on 127.0.0.1 by the real server, in a thread; give the port."""
+    with serving_both(service) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def serving_both(service: Service) -> Iterator[tuple[int, str | None]]:
+    """Serve by the real servers, in a thread; give the port of HTTP, and the address of gRPC if it is configured."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(create_app(service), service.settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    app = create_app(service)
+    server, addresses = make_server(app, service.settings), queue.SimpleQueue[str | None]()
+
+    async def run() -> None:
+        async with serve_grpc(app.state, service.settings) as address:
+            addresses.put(address)
+            await server.serve([listener])
+
+    thread = threading.Thread(target=asyncio.run, args=[run()], daemon=True)
     thread.start()
     try:
-        yield listener.getsockname()[1]
+        yield listener.getsockname()[1], addresses.get(timeout=10)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -134,3 +155,57 @@ def _receive(connection: socket.socket) -> bytes:
         return connection.recv(65536)
     except ConnectionError:
         return b""
+
+
+# The command, in a process of its own
+
+_PROGRAM = textwrap.dedent(
+    """
+    import sys, time
+    from unit.serve.conftest import load_squares
+    from edgeface.serve import service
+    from edgeface.cli import main
+
+    service.Service.__init__.__kwdefaults__["load"] = load_squares
+    identify, embed = service.Service.identify, service.ServedModel.embed_exactly
+    def slowly(*given, **options):
+        time.sleep(float(sys.argv.pop()) if sys.argv[-1].startswith("0.") else 0.3)
+        return identify(*given, **options)
+    def embed_slowly(*given):
+        time.sleep(0.3)
+        return embed(*given)
+    service.Service.identify, service.ServedModel.embed_exactly = slowly, embed_slowly
+    sys.exit(main(sys.argv[1:]))
+    """
+)
+
+
+@contextlib.contextmanager
+def run_command(folder: Path, listen: str = "port: 0") -> Iterator[subprocess.Popen[str]]:
+    """Run `edgeface serve` with squares for faces, and 0.3 s for an identification and for crops that are embedded."""
+    config = folder / "serve.yml"
+    ir = write_tiny_ir(folder)
+    config.write_text(
+        f"state: {folder / 'state'}\nmodels: {{default: {{model: {ir}}}}}\nlisten: {{{listen}}}\n"
+        "galleries: {default: {threshold: 0.95, gate: false}}\nlimits: {workers: 1, queue: 3}\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, "serve", "--config", str(config), "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def answer_of(command: subprocess.Popen[str]) -> dict[str, str]:
+    """What the command prints once it is ready."""
+    assert command.stdout is not None
+    lines = list(iter(command.stdout.readline, "}\n"))
+    answer: dict[str, str] = json.loads("".join(lines) + "}")
+    return answer

@@ -6,23 +6,20 @@ import contextlib
 import datetime
 import http.client
 import json
-import os
 import re
 import select
 import signal
 import socket
 import ssl
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_ir import BLUE, write_tiny_ir
-from unit.serve.conftest import MakeService, converse, jpeg, serving
+from tiny_ir import BLUE
+from unit.serve.conftest import MakeService, answer_of, converse, jpeg, run_command, serving
 
 from edgeface.serve import connection, health
 from edgeface.serve.audit import AuditLog
@@ -131,56 +128,15 @@ def test_a_model_that_does_not_answer_is_not_alive(service: Service, monkeypatch
 
 # The command, in a process of its own
 
-_PROGRAM = textwrap.dedent(
-    """
-    import sys, time
-    from unit.serve.conftest import load_squares
-    from edgeface.serve import service
-    from edgeface.cli import main
-
-    service.Service.__init__.__kwdefaults__["load"] = load_squares
-    identify = service.Service.identify
-    def slowly(*given, **options):
-        time.sleep(float(sys.argv.pop()) if sys.argv[-1].startswith("0.") else 0.3)
-        return identify(*given, **options)
-    service.Service.identify = slowly
-    sys.exit(main(sys.argv[1:]))
-    """
-)
-
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`edgeface serve` with squares for faces and 0.3 s for an identification."""
-    config = tmp_path / "serve.yml"
-    ir = write_tiny_ir(tmp_path)
-    config.write_text(
-        f"state: {tmp_path / 'state'}\nmodels: {{default: {{model: {ir}}}}}\nlisten: {{port: 0}}\n"
-        "galleries: {default: {threshold: 0.95, gate: false}}\nlimits: {workers: 1, queue: 3}\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    with subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, "serve", "--config", str(config), "--json"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _ready(command: subprocess.Popen[str]) -> dict[str, str]:
-    assert command.stdout is not None
-    lines = list(iter(command.stdout.readline, "}\n"))
-    answer: dict[str, str] = json.loads("".join(lines) + "}")
-    return answer
+    with run_command(tmp_path) as process:
+        yield process
 
 
 def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(command: subprocess.Popen[str]) -> None:
-    ready = _ready(command)
+    ready = answer_of(command)
     port = int(re.search(r":(\d+)$", ready["address"])[1])  # type: ignore[index]
     answers: list[tuple[int, str | None]] = []
 
@@ -212,7 +168,7 @@ def test_sighup_takes_what_is_right_and_keeps_what_was_for_what_is_wrong(
     command: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     assert command.stderr is not None
-    ready = _ready(command)
+    ready = answer_of(command)
     config = tmp_path / "serve.yml"
     right = config.read_text()
     for text, said in [
@@ -251,7 +207,7 @@ def test_a_running_service_keeps_its_audit_log_and_follows_a_revocation(
     command: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     assert command.stderr is not None
-    ready = _ready(command)
+    ready = answer_of(command)
 
     def ask() -> int:
         client = http.client.HTTPConnection("127.0.0.1", int(ready["address"].rpartition(":")[2]), timeout=30)
