@@ -30,6 +30,7 @@ MODULES = {
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
     "faiss-cpu": "faiss",
+    "grpcio": "grpc",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "dlib-bin": "dlib",

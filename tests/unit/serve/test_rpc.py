@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import struct
 import sys
@@ -160,6 +161,14 @@ def test_tritonclients_of_both_kinds_get_the_embedders_vectors_by_bytes_and_by_j
     response = found.get_response() if module is triton else None
     assert response is None or response.id == "7"
     over_http.close()
+
+
+def test_the_program_of_the_document_works(served: Served, expected: np.ndarray) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(import tritonclient.*?)```", page, re.S)
+    names = {"crops": PIXELS, **{name.replace("x-api-", ""): text for name, text in served.key.items()}}
+    exec(program.replace("127.0.0.1:8001", served.address), names)
+    np.testing.assert_array_equal(names["embeddings"], expected)
 
 
 def test_tritonclient_reads_metadata_and_the_repository(served: Served) -> None:
