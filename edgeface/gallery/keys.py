@@ -56,15 +56,29 @@ def read_key(source: str, *, beside: str | Path | None) -> bytes:
     GalleryKeyError
         If there is no key, it is malformed, or it lies beside the gallery.
     """
+    return _parse(*_fetch(source, beside))
+
+
+def read_password(source: str) -> str:
+    """Fetch a password of a service from a place as `read_key` does, without the line end after it."""
+    content, named = _fetch(source, None)
+    try:
+        return content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise GalleryKeyError(f"password from {named}: expected text in UTF-8, found other bytes") from None
+
+
+def _fetch(source: str, beside: str | Path | None) -> tuple[bytes, str]:
+    """Return what a place holds, and how messages may name the place."""
     kind, _, where = source.partition(":")
     if kind == "file" and where:
-        return _parse(_read_file(expand_home(where), beside), f"file:{name_of_key(where)}")
+        return _read_file(expand_home(where), beside), f"file:{name_of_key(where)}"
     if kind == "env" and where:
         if where not in os.environ:
             raise GalleryKeyError(f"key: the environment variable {name_of_key(where)} is not set; set it to {_HOW}")
-        return _parse(os.environ[where].encode("utf-8", "surrogateescape"), f"env:{name_of_key(where)}")
+        return os.environ[where].encode("utf-8", "surrogateescape"), f"env:{name_of_key(where)}"
     if kind == "command" and where:
-        return _parse(_run(where), f"command:{name_of_key(shlex.split(where)[0])}")
+        return _run(where), f"command:{name_of_key(shlex.split(where)[0])}"
     found = f"{kind}: and nothing after it" if kind in ("file", "env", "command") else "something else"
     raise GalleryKeyError(  # which may be the key itself
         f"key: expected file:PATH, env:NAME or command:WORDS, found {found} ({len(source)} characters)"

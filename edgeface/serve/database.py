@@ -115,6 +115,13 @@ class ServiceFile:
             if self._connection is not None:
                 self._connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchall()
 
+    def rewrite(self) -> None:
+        """Write every page anew, without copies of what was removed, and empty the write-ahead log as `checkpoint`."""
+        with self.lock, self._errors():
+            if self._connection is not None:
+                self._connection.execute("VACUUM")
+        self.checkpoint(truncate=True)
+
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         restore = "nothing in it was changed; restore it from a copy, or move it away"
         return sqlite_errors(self.path, self._kind.what, damaged=ServiceFileError, busy=OutputError, restore=restore)

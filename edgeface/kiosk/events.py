@@ -1,0 +1,484 @@
+"""Keep the events of the kiosk: who came when, what is still to be told to whom, and for how long.
+
+One SQLite file holds the events, their crops and the **outbox**: what each target (a webhook, a broker) is still to be
+told. An event and its deliveries are one transaction, so that a killed process loses neither. A commit is synced: an
+event that was recorded outlives a power cut.
+
+Rows are only appended. `EventLog.purge` removes old ones, and `EventLog.forget` the name and id of one person; nothing
+else of a row can be changed, which a trigger sees to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import json
+import logging
+import threading
+import time
+import zoneinfo
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+
+from edgeface.errors import InputError
+from edgeface.gallery.records import Proof
+from edgeface.gallery.store.searcher import Searcher
+from edgeface.kiosk.decision import VisitEvent, VisitKind
+from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind
+from edgeface.text import spreadsheet_cell
+
+_KIND = ServiceFileKind(
+    what="kiosk's event log",
+    application_id=0x45464556,  # EFEV
+    schema="""
+CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, time TEXT NOT NULL,
+    camera TEXT NOT NULL, kind TEXT NOT NULL, person_id INTEGER, name TEXT, score REAL, threshold REAL,
+    contract_id TEXT NOT NULL, frames INTEGER NOT NULL, liveness REAL, reason TEXT NOT NULL);
+CREATE INDEX events_of_person ON events (person_id);
+CREATE TRIGGER only_forgotten BEFORE UPDATE ON events
+    WHEN NEW.name IS NOT NULL OR NEW.person_id IS NOT NULL BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
+CREATE TRIGGER only_appended BEFORE UPDATE OF sequence, id, time, camera, kind, score, threshold, contract_id, frames,
+    liveness, reason ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
+CREATE TABLE crops (sequence INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
+CREATE TABLE deliveries (target TEXT NOT NULL, sequence INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL,
+    error TEXT, dead INTEGER NOT NULL, PRIMARY KEY (target, dead, sequence)) WITHOUT ROWID;
+""",
+    synchronous="FULL",
+)
+_BATCH = 500
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """A `VisitEvent` as the log has it: with a number, without its crop, and without a person who was forgotten.
+
+    Attributes
+    ----------
+    sequence
+        Rises with each event, and is never used twice; there are gaps where events were purged.
+    person_id, name
+        Of the person; None unless ``known``, and None once the person was forgotten.
+    id, time, camera, kind, score, threshold, contract_id, frames, liveness, reason
+        As of `VisitEvent`.
+    """
+
+    sequence: int
+    id: str
+    time: datetime.datetime
+    camera: str
+    kind: VisitKind
+    person_id: int | None
+    name: str | None
+    score: float | None
+    threshold: float | None
+    contract_id: str
+    frames: int
+    liveness: float | None
+    reason: str
+
+    def to_dict(self, *, names: bool = True) -> dict[str, Any]:
+        """Return the event for JSON and tables; times are UTC, RFC 3339. `names`: with the person's name."""
+        told = {each: getattr(self, each) for each in _FIELDS if names or each != "name"}
+        return told | {"time": _text(self.time), "kind": self.kind.value}
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(LoggedEvent))
+_SELECT = f"SELECT {', '.join(_FIELDS)} FROM events"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event that a target is still to be told, or, if `dead`, is not told any more unless it is sent again."""
+
+    target: str
+    sequence: int
+    event_id: str
+    attempts: int
+    error: str | None
+    dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """Visits of a person on a day: the first, the last and how many; times are of the zone that was asked for."""
+
+    day: datetime.date
+    person_id: int
+    name: str | None
+    first: datetime.datetime
+    last: datetime.datetime
+    count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON and tables."""
+        times = {name: getattr(self, name).isoformat(timespec="seconds") for name in ("first", "last")}
+        plain = {"day": self.day.isoformat(), "person_id": self.person_id, "name": self.name}
+        return {**plain, **times, "zone": str(self.first.tzinfo), "count": self.count}
+
+
+class EventLog:
+    """An append-only log of events, and the outbox, for all threads of a process and for several processes.
+
+    Parameters
+    ----------
+    path
+        The file; made, readable by its owner only, if there is none.
+    create
+        False: it must exist.
+    targets
+        By name, the kinds of events that each is told. Deliveries of earlier targets stay until they are purged.
+    retention_days
+        `maintain` removes older events.
+    crop_hours
+        `maintain` removes older crops. 0: no crop is ever written.
+    clock
+        Seconds since 1970.
+
+    Raises
+    ------
+    ServiceFileError
+        If the file is damaged or something else, or others may write to it; by every method, too, once it was removed
+        or replaced.
+    OutputError
+        If it cannot be made or written to, e.g. because the disk is full: the event is not recorded then.
+
+    Examples
+    --------
+    >>> log = EventLog(Path("events.sqlite"), targets={"office": set(VisitKind)})  # doctest: +SKIP
+    >>> log.record(event).sequence                                                 # doctest: +SKIP
+    1
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = True,
+        targets: Mapping[str, Collection[VisitKind]] | None = None,
+        retention_days: float = 90,
+        crop_hours: float = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._file, self._clock, self._targets = ServiceFile(path, _KIND, create=create), clock, dict(targets or {})
+        self._retention_days, self._crop_hours = retention_days, crop_hours
+        self._grown, self._recorded, self._hour = threading.Condition(), 0, 0
+
+    @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self._file.path
+
+    def close(self) -> None:
+        """Close the file; closing again does nothing."""
+        self._file.close()
+
+    def record(self, event: VisitEvent) -> LoggedEvent:
+        """Append an event with its deliveries. An event whose id is there already is not appended again."""
+        values = [getattr(event, name) for name in _FIELDS[1:]]
+        values[1:2], values[3:4] = [_text(event.time)], [event.kind.value]
+        with self._file.transaction(write=True) as connection:
+            insert = f"INSERT OR IGNORE INTO events VALUES (NULL{', ?' * len(values)})"
+            new = connection.execute(insert, values).rowcount
+            logged = self._logged(connection.execute(f"{_SELECT} WHERE id = ?", (event.id,)).fetchone())
+            if not new:
+                return logged
+            if event.crop is not None and self._crop_hours > 0:
+                jpeg = cv2.imencode(".jpg", event.crop)[1].tobytes()
+                connection.execute("INSERT INTO crops VALUES (?, ?)", (logged.sequence, jpeg))
+            connection.executemany(
+                "INSERT INTO deliveries VALUES (?, ?, 0, 0, NULL, 0)",
+                [(target, logged.sequence) for target, kinds in self._targets.items() if event.kind in kinds],
+            )
+        with self._grown:
+            self._recorded += 1
+            self._grown.notify_all()
+        return logged
+
+    def wait(self, recorded: int, seconds: float) -> int:
+        """Wait while this process has recorded so many events, at most some seconds; return how many it has now."""
+        with self._grown:
+            self._grown.wait_for(lambda: self._recorded != recorded, seconds)
+            return self._recorded
+
+    # Reading
+
+    def events(
+        self,
+        *,
+        after: int = 0,
+        since: datetime.datetime | None = None,
+        until: datetime.datetime | None = None,
+        kind: VisitKind | None = None,
+        person_id: int | None = None,
+    ) -> Iterator[LoggedEvent]:
+        """Yield events in order, a few hundred at a time in memory.
+
+        Parameters
+        ----------
+        after
+            Only events of a greater number.
+        since, until
+            First time, and time before which; with a zone.
+        kind, person_id
+            Only events of these.
+        """
+        wanted = {
+            "since": "" if since is None else _text(since),
+            "until": "9" if until is None else _text(until),
+            "kind": kind,
+            "person": person_id,
+        }
+        where = "sequence > :after AND time >= :since AND time < :until AND (:kind IS NULL OR kind = :kind)"
+        where += "" if person_id is None else " AND person_id = :person"
+        while True:
+            with self._file.transaction() as connection:
+                rows = connection.execute(
+                    f"{_SELECT} WHERE {where} ORDER BY sequence LIMIT {_BATCH}", {**wanted, "after": after}
+                ).fetchall()
+            yield from map(self._logged, rows)
+            if len(rows) < _BATCH:
+                return
+            after = rows[-1][0]
+
+    def last(self, count: int) -> list[LoggedEvent]:
+        """Return the last events, in order."""
+        with self._file.transaction() as connection:
+            rows = connection.execute(f"{_SELECT} ORDER BY sequence DESC LIMIT ?", (count,)).fetchall()
+        return [self._logged(row) for row in reversed(rows)]
+
+    def crop(self, event_id: str) -> bytes | None:
+        """Return the crop of an event as a JPEG; None if it is not kept."""
+        query = "SELECT jpeg FROM crops JOIN events USING (sequence) WHERE id = ?"
+        with self._file.transaction() as connection:
+            row = connection.execute(query, (event_id,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def attendance(
+        self, zone: str, *, first: datetime.date | None = None, last: datetime.date | None = None
+    ) -> list[Attendance]:
+        """Count the visits of each known person on each day.
+
+        Parameters
+        ----------
+        zone
+            Time zone that days are of, e.g. ``Europe/Berlin``. `InputError` is raised for an unknown one.
+        first, last
+            First and last day; None: no limit.
+
+        Returns
+        -------
+        list of Attendance
+            By day, then by the first visit. A person has the name of the day's last visit.
+        """
+        try:
+            local = zoneinfo.ZoneInfo(zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise InputError(f"time zone: expected a name such as Europe/Berlin, found {zone!r:.60}") from error
+        one = datetime.timedelta(days=1)
+        since = None if first is None else datetime.datetime.combine(first, datetime.time(), local)
+        until = None if last is None else datetime.datetime.combine(last + one, datetime.time(), local)
+        found: dict[tuple[datetime.date, int], Attendance] = {}
+        for each in self.events(since=since, until=until, kind=VisitKind.known):
+            if (person := each.person_id) is None:  # forgotten
+                continue
+            when = each.time.astimezone(local)
+            before = found.get((when.date(), person))
+            found[when.date(), person] = Attendance(
+                day=when.date(),
+                person_id=person,
+                name=each.name,
+                first=min(when, before.first) if before else when,
+                last=max(when, before.last) if before else when,
+                count=before.count + 1 if before else 1,
+            )
+        return sorted(found.values(), key=lambda each: (each.day, each.first))
+
+    # Removing
+
+    def purge(self, older_than_days: float, *, dry_run: bool = False) -> int:
+        """Remove and overwrite events older than some days, with crops and deliveries; return how many there are.
+
+        Events are removed from the first on, up to the first one that is young enough. One that is dated in the future
+        by a wrong clock does not count as young.
+        """
+        now = self._clock()
+        with self._file.transaction(write=not dry_run) as connection:
+            (young,) = connection.execute(
+                "SELECT min(sequence) FROM events WHERE time >= ? AND time <= ?",
+                (_text(_utc(now - older_than_days * 86_400)), _text(_utc(now))),
+            ).fetchone()
+            until, below = ("", ()) if young is None else ("WHERE sequence < ?", (young,))
+            (count,) = connection.execute(f"SELECT count(*) FROM events {until}", below).fetchone()
+            if not count or dry_run:
+                return int(count)
+            for table in ("events", "crops", "deliveries"):
+                connection.execute(f"DELETE FROM {table} {until}", below)
+        self._file.checkpoint(truncate=True)  # the write-ahead log has them still
+        return int(count)
+
+    def forget(self, person_id: int) -> Proof:
+        """Remove name, id and crops of a person from all events, and prove it; the events stay and still count.
+
+        Call it after the gallery has forgotten the person. Events that are still to be delivered are delivered without
+        the name. The file is rewritten, and then it and its write-ahead log are searched for the names, as the gallery
+        does: names shorter than six bytes, and those that another person has too, are not.
+        """
+        with self._file.transaction(write=True) as connection:
+            of_person = "SELECT sequence FROM events WHERE person_id = ?"
+            names = {
+                name
+                for (name,) in connection.execute(
+                    "SELECT DISTINCT name FROM events WHERE person_id = ? AND name IS NOT NULL", (person_id,)
+                )
+            }
+            connection.execute(f"DELETE FROM crops WHERE sequence IN ({of_person})", (person_id,))
+            connection.execute("UPDATE events SET name = NULL, person_id = NULL WHERE person_id = ?", (person_id,))
+            for (other,) in connection.execute(
+                "SELECT name FROM events WHERE name NOTNULL UNION SELECT camera FROM events"
+            ):
+                names = {name for name in names if name not in other}
+        self._file.rewrite()
+        return self._search([name.encode("utf-8", "surrogatepass") for name in names])
+
+    def _search(self, secrets: Sequence[bytes]) -> Proof:
+        searcher, searched, remains = Searcher(secrets), dict[str, int](), list[str]()
+        for path in (self.path, self.path.with_name(self.path.name + "-wal")):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
+                remains += [
+                    f"{path.name} at byte {at}" for at, _ in searcher.search(lambda _, length: stream.read(length))
+                ]
+                searched[path.name] = stream.tell()
+        return Proof(searched=searched, needles=searcher.needles, remains=tuple(remains))
+
+    def maintain(self) -> None:
+        """Once an hour, remove events and crops that are too old."""
+        now = self._clock()
+        if (hour := int(now // 3600)) == self._hour:
+            return
+        oldest = _text(_utc(now - self._crop_hours * 3600))
+        with self._file.transaction(write=True) as connection:
+            connection.execute(
+                "DELETE FROM crops WHERE sequence IN (SELECT sequence FROM events WHERE time < ? OR time > ?)",
+                (oldest, _text(_utc(now))),
+            )
+        count = self.purge(self._retention_days)
+        self._file.checkpoint(truncate=True)
+        self._hour = hour
+        _log.info("event log: removed %d events", count)
+
+    # The outbox
+
+    def deliveries(self, *, dead: bool | None = None) -> list[Delivery]:
+        """Return what is still to be delivered (`dead` False), what is not any more (True), or both, in order."""
+        query = "SELECT target, sequence, id, attempts, error, dead FROM deliveries JOIN events USING (sequence)"
+        with self._file.transaction() as connection:
+            rows = connection.execute(f"{query} WHERE ? IS NULL OR dead = ? ORDER BY sequence, target", (dead, dead))
+            return [Delivery(*each, bool(is_dead)) for *each, is_dead in map(tuple, rows)]
+
+    def next_delivery(self, target: str, *, strict: bool) -> tuple[LoggedEvent, int] | float | None:
+        """Return the event that a target is to be told now, and how often that failed.
+
+        An event waits for the earlier ones of the same person, and one of no person for those of its camera. `strict`:
+        it waits for all earlier ones.
+
+        Returns
+        -------
+        tuple, float or None
+            A number: nothing now; the next is due in so many seconds. None: nothing.
+        """
+        query = (
+            "SELECT sequence, due, attempts, coalesce(person_id, camera) FROM deliveries JOIN events USING (sequence) "
+            "WHERE target = ? AND dead = 0 ORDER BY sequence"
+        )
+        now, blocked, soonest = self._clock(), set[object](), None
+        with self._file.transaction() as connection:
+            for sequence, due, attempts, lane in connection.execute(query, (target,)):
+                if lane not in blocked:
+                    if due <= now:
+                        row = connection.execute(f"{_SELECT} WHERE sequence = ?", (sequence,)).fetchone()
+                        return self._logged(row), int(attempts)
+                    soonest = due - now if soonest is None else min(soonest, due - now)
+                if strict:
+                    break
+                blocked.add(lane)
+        return soonest
+
+    def delivered(self, target: str, sequence: int) -> None:
+        """Take a delivery out of the outbox."""
+        with self._file.transaction(write=True) as connection:
+            connection.execute("DELETE FROM deliveries WHERE target = ? AND sequence = ?", (target, sequence))
+
+    def undelivered(self, target: str, sequence: int, error: str, *, seconds: float | None) -> None:
+        """Note that a delivery failed, and is due again in some seconds; None: it is dead."""
+        due = 0 if seconds is None else self._clock() + seconds
+        with self._file.transaction(write=True) as connection:
+            connection.execute(
+                "UPDATE deliveries SET attempts = attempts + 1, due = ?, error = ?, dead = ? "
+                "WHERE target = ? AND sequence = ? AND dead = 0",
+                (due, error[:300], seconds is None, target, sequence),
+            )
+
+    def resend(self, *, target: str | None = None, event_id: str | None = None) -> int:
+        """Make dead deliveries due now, of one target or event or all; return how many. A running kiosk sends them."""
+        where = "dead = 1 AND (:target IS NULL OR target = :target) AND (:event IS NULL OR id = :event)"
+        with self._file.transaction(write=True) as connection:
+            changed = connection.execute(
+                "UPDATE deliveries SET dead = 0, attempts = 0, due = 0 WHERE (target, sequence) IN "
+                f"(SELECT target, sequence FROM deliveries JOIN events USING (sequence) WHERE {where})",
+                {"target": target, "event": event_id},
+            )
+            return changed.rowcount
+
+    def _logged(self, values: Sequence[Any]) -> LoggedEvent:
+        row = dict(zip(_FIELDS, values, strict=True))
+        try:
+            times = {"time": datetime.datetime.fromisoformat(row["time"]), "kind": VisitKind(row["kind"])}
+        except (TypeError, ValueError) as error:
+            raise ServiceFileError(
+                path=self.path, expected="rows written by edgeface", found=f"event {values[0]} damaged: {error}"[:200]
+            ) from error
+        return LoggedEvent(**row | times)
+
+
+def write_csv(rows: Iterable[Mapping[str, object]], stream: TextIO) -> int:
+    """Write rows of the same keys as CSV, in which no spreadsheet finds a formula; return how many.
+
+    Examples
+    --------
+    >>> import sys
+    >>> write_csv([{"name": "=1+1", "count": 2}], sys.stdout)
+    name,count
+    '=1+1,2
+    1
+    """
+    writer, count = csv.writer(stream, lineterminator="\n"), 0
+    for row in rows:
+        if not count:
+            writer.writerow(row)
+        writer.writerow(["" if value is None else spreadsheet_cell(value) for value in row.values()])
+        count += 1
+    return count
+
+
+def write_ndjson(rows: Iterable[Mapping[str, object]], stream: TextIO) -> int:
+    """Write rows as JSON, one object a line; return how many."""
+    count = 0
+    for row in rows:
+        stream.write(json.dumps(row, allow_nan=False) + "\n")
+        count += 1
+    return count
+
+
+def _utc(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(max(seconds, 0), datetime.timezone.utc)
+
+
+def _text(when: datetime.datetime) -> str:
+    return when.astimezone(datetime.timezone.utc).isoformat(timespec="milliseconds")
