@@ -30,7 +30,7 @@ from edgeface.errors import InputError
 from edgeface.gallery.records import Proof
 from edgeface.gallery.store.searcher import Searcher
 from edgeface.kiosk.decision import VisitEvent, VisitKind
-from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind
+from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind, last_too_old
 from edgeface.text import spreadsheet_cell
 
 _KIND = ServiceFileKind(
@@ -305,21 +305,17 @@ class EventLog:
     def purge(self, older_than_days: float, *, dry_run: bool = False) -> int:
         """Remove and overwrite events older than some days, with crops and deliveries; return how many there are.
 
-        Events are removed from the first on, up to the first one that is young enough. One that is dated in the future
-        by a wrong clock does not count as young.
+        See `last_too_old` for events of a clock that was wrong.
         """
         now = self._clock()
         with self._file.transaction(write=not dry_run) as connection:
-            (young,) = connection.execute(
-                "SELECT min(sequence) FROM events WHERE time >= ? AND time <= ?",
-                (_text(_utc(now - older_than_days * 86_400)), _text(_utc(now))),
-            ).fetchone()
-            until, below = ("", ()) if young is None else ("WHERE sequence < ?", (young,))
-            (count,) = connection.execute(f"SELECT count(*) FROM events {until}", below).fetchone()
+            since = _text(_utc(now - older_than_days * 86_400))
+            last = last_too_old(connection, "events", since, _text(_utc(now)))
+            (count,) = connection.execute("SELECT count(*) FROM events WHERE sequence <= ?", (last,)).fetchone()
             if not count or dry_run:
                 return int(count)
             for table in ("events", "crops", "deliveries"):
-                connection.execute(f"DELETE FROM {table} {until}", below)
+                connection.execute(f"DELETE FROM {table} WHERE sequence <= ?", (last,))
         self._file.checkpoint(truncate=True)  # the write-ahead log has them still
         return int(count)
 
@@ -365,8 +361,7 @@ class EventLog:
         oldest = _text(_utc(now - self._crop_hours * 3600))
         with self._file.transaction(write=True) as connection:
             connection.execute(
-                "DELETE FROM crops WHERE sequence IN (SELECT sequence FROM events WHERE time < ? OR time > ?)",
-                (oldest, _text(_utc(now))),
+                "DELETE FROM crops WHERE sequence IN (SELECT sequence FROM events WHERE time < ?)", (oldest,)
             )
         count = self.purge(self._retention_days)
         self._file.checkpoint(truncate=True)
@@ -380,7 +375,7 @@ class EventLog:
         query = "SELECT target, sequence, id, attempts, error, dead FROM deliveries JOIN events USING (sequence)"
         with self._file.transaction() as connection:
             rows = connection.execute(f"{query} WHERE ? IS NULL OR dead = ? ORDER BY sequence, target", (dead, dead))
-            return [Delivery(*each, bool(is_dead)) for *each, is_dead in map(tuple, rows)]
+            return [Delivery(**dict(zip(Delivery.__slots__, row, strict=True))) for row in rows]
 
     def next_delivery(self, target: str, *, strict: bool) -> tuple[LoggedEvent, int] | float | None:
         """Return the event that a target is to be told now, and how often that failed.

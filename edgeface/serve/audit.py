@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeface.errors import InputError
-from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind
+from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind, last_too_old
 
 _KIND = ServiceFileKind(
     what="service's audit log",
@@ -290,8 +290,7 @@ class AuditLog:
     def prune(self, older_than_days: float, *, dry_run: bool = False, key_id: str | None = None) -> int:
         """Remove rows older than some days, overwrite them, and return how many there are.
 
-        The chain goes on from a last row that names the head of what was removed. Rows are removed from the first on,
-        up to the first one that is young enough; one that is dated in the future by a wrong clock does not count.
+        The chain goes on from a last row that names the head of what was removed. See `last_too_old` for wrong clocks.
 
         Parameters
         ----------
@@ -306,19 +305,15 @@ class AuditLog:
             raise InputError(f"audit log: expected 0 to 36,525 days, found {older_than_days:g}")
         now = self._clock()
         with self._file.transaction(write=not dry_run) as connection:
-            (young,) = connection.execute(
-                "SELECT min(sequence) FROM rows WHERE time >= ? AND time <= ?",
-                (_text(now - older_than_days * 86_400), _text(now)),
-            ).fetchone()
-            until = "WHERE sequence < ?" if young is not None else "WHERE ? IS NULL"
-            (count,) = connection.execute(f"SELECT count(*) FROM rows {until}", (young,)).fetchone()
+            last = last_too_old(connection, "rows", _text(now - older_than_days * 86_400), _text(now))
+            (count,) = connection.execute("SELECT count(*) FROM rows WHERE sequence <= ?", (last,)).fetchone()
             if not count or dry_run:
                 return int(count)
             removed = connection.execute(
-                f"SELECT sequence, hash FROM rows {until} ORDER BY sequence DESC LIMIT 1", (young,)
+                "SELECT sequence, hash FROM rows WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1", (last,)
             ).fetchone()
-            first = self._append(connection, _PRUNE, key_id, None, (), None, None, None, _head(*removed))
-            connection.execute(f"DELETE FROM rows {until} AND sequence < ?", (young, first))
+            self._append(connection, _PRUNE, key_id, None, (), None, None, None, _head(*removed))
+            connection.execute("DELETE FROM rows WHERE sequence <= ?", (last,))
         self._file.checkpoint(truncate=True)  # the write-ahead log has them still
         return int(count)
 

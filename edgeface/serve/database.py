@@ -181,6 +181,20 @@ class ServiceFile:
             )
 
 
+def last_too_old(connection: sqlite3.Connection, table: str, since: str, now: str) -> int:
+    """Return the sequence of the last row of a log to remove, with all before it; 0: none.
+
+    Rows are removed from the first on, up to the first one that is dated from `since` to `now`. One that is dated in
+    the future by a wrong clock does not count; if no row is older, it is the clock that was set back.
+    """
+    (last,) = connection.execute(
+        f"SELECT coalesce((SELECT min(sequence) - 1 FROM {table} WHERE time >= :since AND time <= :now), "
+        f"(SELECT max(sequence) FROM {table} WHERE time < :since), 0)",
+        {"since": since, "now": now},
+    ).fetchone()
+    return int(last)
+
+
 def _parts(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
     return set(connection.execute("SELECT type, name, sql FROM sqlite_master"))
 

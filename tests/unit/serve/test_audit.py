@@ -273,6 +273,12 @@ def test_a_wrong_clock_neither_keeps_rows_for_ever_nor_removes_young_ones(log: A
     assert log.verify()
 
 
+def test_a_clock_that_was_set_back_before_all_rows_removes_none(log: AuditLog, clock: Clock) -> None:
+    fill(log, 3)
+    clock.now = 60.0  # a machine without a clock of its own has started
+    assert log.prune(30, dry_run=True) == log.prune(30) == 0
+
+
 def test_maintenance_syncs_new_rows_and_once_a_day_prunes_and_logs_the_head(
     log: AuditLog, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
