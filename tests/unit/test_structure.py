@@ -26,6 +26,7 @@ MODULES = {
     "compreface-sdk": "compreface",
     "deepstack-python": "deepstack",
     "opencv-python-headless": "cv2",
+    "paho-mqtt": "paho",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",

@@ -89,7 +89,10 @@ def server() -> Iterator[Endpoint]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(length := int(self.headers["Content-Length"]))
+            if len(body) < length:  # the client was killed
+                self.close_connection = True
+                return
             endpoint.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(endpoint.answers(body))
             self.send_header("Content-Length", "0")
@@ -100,6 +103,7 @@ def server() -> Iterator[Endpoint]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of a connection that a kill ended
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint.url = f"http://127.0.0.1:{server.server_port}"
         yield endpoint

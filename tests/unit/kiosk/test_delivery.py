@@ -69,14 +69,14 @@ def webhook(endpoint: Endpoint | str, **settings: object) -> WebhookSender:
 # Delivering
 
 
-def test_an_event_is_told_within_a_tenth_of_a_second(log: EventLog) -> None:
+def test_an_event_is_told_without_waiting_for_the_next_look_into_the_outbox(log: EventLog) -> None:
     target = Told()
     with Deliveries(log, {"a": target}):
-        time.sleep(0.05)
+        time.sleep(0.1)
         started = time.monotonic()
         log.record(visit())
         wait_until(lambda: target.got)
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 0.5
     assert log.deliveries() == []
 
 
@@ -149,7 +149,7 @@ def test_two_processes_do_not_deliver_from_one_log(log: EventLog) -> None:
 
 
 _KIOSK = """
-import datetime, os, signal, sys
+import os, sys, time
 from pathlib import Path
 from edgeface.kiosk.decision import VisitEvent, VisitKind
 from edgeface.kiosk.delivery import Deliveries, WebhookSender
@@ -164,6 +164,7 @@ def kiosk(path, url):
             for person in range(1, 4):
                 event = VisitEvent(camera="door", kind=VisitKind.known, person_id=person, name="Ada Lovelace",
                                    contract_id="0", frames=1, reason="")
+                time.sleep(0.002)
                 print("recorded", log.record(event).sequence, event.id, flush=True)
 
 for line in sys.stdin:  # each line starts a kiosk in a process of its own, which another line kills
