@@ -1,0 +1,79 @@
+"""Record each event of the kiosk, and tell it to whom the configuration names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeface.gallery.keys import read_key
+from edgeface.kiosk.decision import VisitEvent
+from edgeface.kiosk.delivery import Deliveries, Sender, WebhookSender
+from edgeface.kiosk.events import EventLog, LoggedEvent
+from edgeface.kiosk.hook import CommandHook
+from edgeface.kiosk.mqtt import MqttSender
+from edgeface.kiosk.targets import EventSettings
+
+
+class EventPublisher:
+    """The log, the workers that deliver from it, and the door's command, until closed.
+
+    Parameters
+    ----------
+    path
+        The log's file, made if there is none.
+    settings
+        Retention and targets. The log knows a webhook as ``webhook:NAME``, the broker as ``mqtt``.
+    cameras
+        Names of cameras that Home Assistant is told of before their first event.
+
+    Attributes
+    ----------
+    log : EventLog
+        The log.
+
+    Raises
+    ------
+    InputError
+        If another process delivers from this log, or a secret or certificate cannot be read.
+    ExtraNotInstalledError
+        For MQTT without paho-mqtt.
+    """
+
+    def __init__(self, path: Path, settings: EventSettings, *, cameras: Iterable[str] = ()) -> None:
+        with contextlib.ExitStack() as stack:
+            senders: dict[str, Sender] = {}
+            kinds = {f"webhook:{name}": hook.kinds for name, hook in settings.webhooks.items()}
+            if settings.mqtt is not None:
+                kinds["mqtt"] = settings.mqtt.kinds
+            self.log = stack.enter_context(
+                contextlib.closing(
+                    EventLog(
+                        path, targets=kinds, retention_days=settings.retention_days, crop_hours=settings.crop_hours
+                    )
+                )
+            )
+            for name, hook in settings.webhooks.items():
+                senders[f"webhook:{name}"] = WebhookSender(hook, read_key(hook.secret, beside=None))
+            if settings.mqtt is not None:
+                senders["mqtt"] = MqttSender(settings.mqtt, cameras)
+            stack.enter_context(Deliveries(self.log, senders, give_up_hours=settings.give_up_hours))
+            self._door = settings.door and stack.enter_context(contextlib.closing(CommandHook(settings.door)))
+            self._open = stack.pop_all()
+
+    def publish(self, event: VisitEvent) -> LoggedEvent:
+        """Record an event, then run the door's command for it; an event that cannot be recorded opens no door."""
+        logged = self.log.record(event)
+        if self._door is not None:
+            self._door.offer(logged)
+        return logged
+
+    def close(self) -> None:
+        """Wait for what is sent and run now; what is not delivered stays in the log's outbox."""
+        self._open.close()
+
+    def __enter__(self) -> EventPublisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
