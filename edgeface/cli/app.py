@@ -46,6 +46,7 @@ _COMMANDS = {
     "bench": ("bench",),
     "train": ("train", "export"),
     "serve": ("serve",),
+    "events": ("events",),
 }
 """Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import filelock
 import httpx
@@ -206,7 +206,7 @@ class WebhookSender:
     the name is resolved once, and the request goes to an address that `Webhook.plain_http` allows.
     """
 
-    strict: ClassVar[bool] = False
+    strict = False
 
     def __init__(self, settings: Webhook, secret: bytes) -> None:
         self._settings, self._secret, self._url = settings, secret, httpx.URL(settings.url)

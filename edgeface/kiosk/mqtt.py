@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from edgeface.errors import ExtraNotInstalledError
 from edgeface.gallery.keys import read_password
@@ -45,7 +45,7 @@ class MqttSender:
         If the password cannot be read.
     """
 
-    strict: ClassVar[bool] = True
+    strict = True
 
     def __init__(self, settings: Mqtt, cameras: Iterable[str] = ()) -> None:
         try:

@@ -58,7 +58,9 @@ class EventPublisher:
             if settings.mqtt is not None:
                 senders["mqtt"] = MqttSender(settings.mqtt, cameras)
             stack.enter_context(Deliveries(self.log, senders, give_up_hours=settings.give_up_hours))
-            self._door = settings.door and stack.enter_context(contextlib.closing(CommandHook(settings.door)))
+            self._door = None if settings.door is None else CommandHook(settings.door)
+            if self._door is not None:
+                stack.callback(self._door.close)
             self._open = stack.pop_all()
 
     def publish(self, event: VisitEvent) -> LoggedEvent:
