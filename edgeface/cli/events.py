@@ -81,7 +81,7 @@ def list_events(
     stdout.print(table)
 
 
-@group.command(epilog="Example: edgeface events export events.sqlite --since 2026-11-01 > november.csv")
+@group.command(epilog="Example: edgeface events export events.sqlite --since 2026-11-01")
 def export(
     log: LogArgument,
     since: SinceOption = None,

@@ -78,3 +78,10 @@ def test_what_cannot_start_says_why_and_leaves_nothing_open(
         EventPublisher(path, settings)
     monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
     EventPublisher(path, settings).close()
+
+
+def test_the_configuration_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+    settings = EventSettings.model_validate(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]))
+    assert settings.door is not None
+    assert settings.webhooks["office"].kinds == ("known",)
