@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -271,6 +272,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
     if is_operators(problem):
         _log.error("request failed", exc_info=error, extra={"request_id": request.scope.get("edgeface.request_id")})
+    traceback.clear_frames(error.__traceback__)  # in a cycle with a future: they would keep the body
     response = render(request.url.path, problem)
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)  # Allow, of 405

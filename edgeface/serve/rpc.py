@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import time
+import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,18 +82,9 @@ ErrorInfo     reason=1:string domain=2:string
 """Messages that a request repeats are bytes here: they are counted before they are read."""
 
 _CONTENTS = {
-    datatype: f"{field}_contents"
-    for field, datatypes in {
-        "bool": "BOOL",
-        "int": "INT8 INT16 INT32",
-        "int64": "INT64",
-        "uint": "UINT8 UINT16 UINT32",
-        "uint64": "UINT64",
-        "fp32": "FP32",
-        "fp64": "FP64",
-        "bytes": "BYTES",
-    }.items()
-    for datatype in datatypes.split()
+    **{datatype: f"{datatype.lower()}_contents" for datatype in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
 }
 """Where the values of a datatype are; FP16 has no such field."""
 
@@ -141,6 +133,7 @@ async def serving(state: Any, host: str, settings: Settings) -> AsyncIterator[st
             ("grpc.max_receive_message_length", settings.limits.body_bytes),
             ("grpc.max_allowed_incoming_connections", settings.limits.connections),
             ("grpc.server_handshake_timeout_ms", int(HEADER_SECONDS * 1000)),
+            ("grpc.max_connection_idle_ms", 300_000),  # a client connects again by itself
         ],
         maximum_concurrent_rpcs=settings.limits.connections,
     )
@@ -189,9 +182,9 @@ class _Call:
     @property
     def deadline(self) -> float:
         """The client's, or the service's if that is earlier."""
+        latest: float = self.began + self.state.service.settings.limits.seconds
         left: float | None = self.context.time_remaining()
-        most: float = self.state.service.settings.limits.seconds
-        return self.began + (most if left is None else min(left, most))
+        return latest if left is None else min(latest, time.monotonic() + left)
 
     async def read(self) -> bytes:
         """Return the message; `Problem` if it does not arrive in time."""
@@ -232,6 +225,7 @@ async def _answer(state: Any, route: str, method: _Method, _: Any, context: Any)
         status = problem.status
         if is_operators(problem):
             _log.error("request failed", exc_info=error, extra={"request_id": call.request_id})
+        traceback.clear_frames(error.__traceback__)  # in a cycle with a future: they would keep the message
         await context.abort(*_word(problem, call.request_id))
         raise
     finally:

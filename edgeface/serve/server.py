@@ -213,6 +213,8 @@ async def _run(
         server.should_exit = True
         watching.cancel()
         await serving
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
 
 
 async def _feed_watchdog(probe: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -138,7 +138,7 @@ def _split(name: str, count: int, content: bytes | memoryview) -> tuple[bytes, .
     return tuple(elements)
 
 
-def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: Iterable[Any]) -> InferTensor:
+def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: Collection[Any]) -> InferTensor:
     """Make a tensor of values in row-major order; InputError if there are more, fewer, or some of another type.
 
     Examples
@@ -146,11 +146,12 @@ def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: I
     >>> tensor_from_values("a", "UINT8", [1, 2], [7, 255]).values
     array([[  7, 255]], dtype=uint8)
     """
-    count, flat = count_elements(name, shape), list(values)
+    count = count_elements(name, shape)
     if datatype not in _DATATYPES or datatype == "FP16":
         raise _refuse(name, "FP16 as bytes" if datatype == "FP16" else f"one of {', '.join(_DATATYPES)}", datatype)
-    if len(flat) != count:
-        raise _refuse(name, f"{count:,} values for the shape {list(shape)}", f"{len(flat):,}")
+    if len(values) != count:
+        raise _refuse(name, f"{count:,} values for the shape {list(shape)}", f"{len(values):,}")
+    flat = list(values)
     if wrong := set(map(type, flat)) - _JSON_TYPES.get(datatype, {int}) - ({bytes} if datatype == "BYTES" else set()):
         raise _refuse(name, f"values of {datatype}", ", ".join(sorted(each.__name__ for each in wrong)))
     if datatype == "BYTES":

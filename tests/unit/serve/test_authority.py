@@ -106,6 +106,14 @@ def test_a_client_that_trusts_the_authority_accepts_the_server_by_all_its_names(
             assert greet(port, name, trust=made.authority) == b"hello"
 
 
+def test_a_certificate_without_addresses_has_only_names(tmp_path: Path) -> None:
+    made = issue_server(tmp_path, ["kiosk.local", "192.168.1.20"], addresses=False)
+    certificate = x509.load_pem_x509_certificate(made.certificate.read_bytes())
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {type(name) for name in found} == {x509.DNSName}
+    assert {"kiosk.local", "localhost"} <= {*made.names} == {name.value for name in found}
+
+
 def test_no_other_client_and_no_other_name_is_served(made: IssuedCertificate) -> None:
     with serving(made.certificate, made.key) as port:
         with pytest.raises(ssl.SSLCertVerificationError):

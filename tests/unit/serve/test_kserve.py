@@ -110,6 +110,10 @@ def test_a_key_comes_as_x_api_key_or_as_a_bearer_token_and_models_are_changed_by
         assert client.get("/v2/models/default").status_code == 200
     with client_of(service, Role.metrics) as client:
         assert client.post("/v2/models/default/infer", json=ask()).status_code == 403
+    with client_of(service, Role.admin, gallery="default") as client:  # models are not of one gallery
+        for action in ("load", "unload"):
+            assert client.post(f"/v2/repository/models/default/{action}").status_code == 403
+        assert client.get("/metrics").status_code == 403
 
 
 def test_no_path_is_redirected_and_errors_have_the_form_of_the_protocol(client: TestClient) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -409,6 +411,39 @@ def test_a_message_is_bounded_before_it_is_decoded_and_packed_ones_when_they_are
         assert packed.raw_output_contents
         error = served.refusal("RepositoryModelLoad", b"\x22\x00" * 40_000)
         assert (error.code(), reason(error)) == (Code.RESOURCE_EXHAUSTED, "TOO_LARGE")
+
+
+def test_connections_are_bounded_and_a_silent_one_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "HEADER_SECONDS", 0.5)
+    with serve_both(tmp_path, limits={"connections": 2}) as served, contextlib.ExitStack() as stack:
+        host, _, port = served.address.partition(":")
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(3)]
+        time.sleep(0.2)
+        assert served.refusal("ServerLive").code() is Code.UNAVAILABLE
+        for connection in silent:
+            while connection.recv(100):
+                pass
+        assert served.call("ServerLive", wait_for_ready=True)
+
+
+def test_a_message_that_is_refused_is_not_kept(served: Served) -> None:
+    """Not even until Python collects cycles, for which it sees no reason: to it a message is one small object."""
+
+    def count() -> int:
+        return sum(type(each) is rpc._MESSAGES["Infer"] for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        for _ in range(5):
+            served.refusal("ModelInfer", HOSTILE["fewer values"])
+        until = time.monotonic() + 5
+        while count() > before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert count() <= before
+    finally:
+        gc.enable()
 
 
 def test_a_message_that_does_not_arrive_is_ended_and_an_absent_one_refused(tmp_path: Path) -> None:
