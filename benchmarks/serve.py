@@ -12,8 +12,10 @@ overload  requests at fixed times, at 80 % and at twice the capacity that `load`
           accepted requests' p99 over that at 80 %, refusal_ms the p99 of what was refused.
 start     from the start of the process to the first 200 of /health/ready, with a warm cache of compiled models.
 idle      CPU time of the server in 60 s without requests, in percent of one core.
-soak      --requests of all kinds, with clients that leave, send garbage, trickle and hold connections: resident memory,
-          descriptors and threads after a warm-up and at the end, and all answers by status.
+soak      --requests of all kinds, 3 % of them for MODEL and the others for a tiny one, with clients that leave, send
+          garbage, trickle and hold connections, and models that are swapped meanwhile: what resident memory,
+          descriptors and threads grew by after a warm-up, all answers by kind and status, and soak_faults, which are
+          5xx but for refusals. soak_holds: no faults, and no more growth than 5 % or 30 MB of memory.
 
 Wall times are of this machine under the load that is printed; ratios and CPU times mean more.
 """
@@ -26,7 +28,6 @@ import http.client
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _soak import SWAPS, Soak, configure
 
 PATH = "/api/edgeface/v1/identify"
 PARTS = ("load", "overload", "start", "idle", "soak")
@@ -250,20 +252,34 @@ class Bench:
 
     def soak(self) -> dict[str, Any]:
         """Ask all kinds of things in all kinds of ways."""
+        self.config.write_text(json.dumps(configure(json.loads(self.config.read_text()), self.folder)))
         with self.serving() as server:
-            soak = Soak(server, self.photos)
-            soak.run(max(500, self.options.requests // 20))
-            before = server.resources()
-            soak.statuses.clear()
-            soak.run(self.options.requests)
+            soak = Soak(server.port, server.key, server.pid, self.photos)
+            for number in range(SWAPS, SWAPS + 4):
+                soak.run(max(500, self.options.requests // 80), seed=number)
+                soak.change()
             time.sleep(3)
-            after = server.resources()
-        faults = {status: count for status, count in soak.statuses.items() if status >= 500 and status != 503}
+            held = [server.resources()]
+            warm = Counter(soak.answers)
+            for number in range(SWAPS):
+                soak.run(self.options.requests // SWAPS, seed=number)
+                soak.change()
+                held.append(server.resources())
+                print(f"soak {number + 1} of {SWAPS}: {held[-1]}", file=sys.stderr)
+            time.sleep(3)
+            held.append(server.resources())
+        kinds: dict[str, dict[int, int]] = {}
+        for (kind, status), count in sorted((soak.answers - warm).items()):
+            kinds.setdefault(kind, {})[status] = count
+        most = max(30.0, 0.05 * held[0]["rss_mb"])
+        grown = {key: round(held[-1][key] - held[0][key], 1) for key in held[0]}
         return {
-            "soak_before": before,
-            "soak_after": after,
-            "soak_statuses": dict(sorted(soak.statuses.items())),
-            "soak_faults": faults,
+            "soak_requests": (soak.answers - warm).total(),
+            "soak_holds": grown["rss_mb"] <= most and not (grown["descriptors"] or grown["threads"] or soak.faults),
+            "soak_grown": grown,
+            "soak_held": held,
+            "soak_answers": kinds,
+            "soak_faults": dict(soak.faults),
         }
 
 
@@ -286,7 +302,7 @@ class Server:
     started = 0.0
 
     def __init__(self, process: subprocess.Popen[str], port: int, key: str) -> None:
-        self.port, self.key, self._process = port, key, psutil.Process(process.pid)
+        self.port, self.key, self.pid, self._process = port, key, process.pid, psutil.Process(process.pid)
 
     def cpu(self) -> float:
         """Return its CPU seconds."""
@@ -333,86 +349,6 @@ class Client:
     def identify(self, photo: bytes) -> int:
         """Identify one photo."""
         return self.ask("POST", PATH, photo)
-
-
-class Soak:
-    """Clients of all kinds."""
-
-    def __init__(self, server: Server, photos: list[bytes]) -> None:
-        self._server, self._photos, self.statuses = server, photos, Counter[int]()
-        self._lock = threading.Lock()
-
-    def run(self, requests: int) -> None:
-        """Let eight threads ask so many times."""
-        left = iter(range(requests))
-
-        def work(number: int) -> None:
-            dice = random.Random(number)
-            while True:
-                with self._lock:
-                    if next(left, None) is None:
-                        return
-                status = self._one(dice)
-                with self._lock:
-                    self.statuses[status] += 1
-
-        _side_by_side(work, 8)
-
-    def _one(self, dice: random.Random) -> int:
-        kinds: list[tuple[float, Callable[[random.Random], int]]] = [
-            (0.03, self._leave),
-            (0.05, self._garbage),
-            (0.01, self._trickle),
-            (0.02, self._hold),
-            (0.05, self._wrong_key),
-            (0.30, self._photo),
-        ]
-        draw = dice.random()
-        for share, kind in kinds:
-            if draw < share:
-                return kind(dice)
-            draw -= share
-        with self._server.connected() as client:
-            return client.ask("GET", dice.choice(["/health/ready", "/metrics", "/nowhere", PATH]))
-
-    def _photo(self, dice: random.Random) -> int:
-        with self._server.connected() as client:
-            return client.identify(dice.choice(self._photos))
-
-    def _wrong_key(self, dice: random.Random) -> int:
-        with self._server.connected() as client:
-            return client.ask("POST", PATH, b"x", **{"x-api-key": str(dice.random())})
-
-    def _leave(self, dice: random.Random) -> int:
-        with self._socket() as connection:
-            connection.sendall(self._head(len(self._photos[0])) + self._photos[0][: dice.choice([10, None])])
-        return 0
-
-    def _garbage(self, dice: random.Random) -> int:
-        with self._server.connected() as client:
-            photo = bytearray(dice.choice(self._photos))
-            for _ in range(50):
-                photo[dice.randrange(len(photo))] = dice.randrange(256)
-            return client.identify(bytes(photo[: dice.randrange(1, len(photo))]))
-
-    def _trickle(self, dice: random.Random) -> int:
-        with self._socket() as connection:
-            for byte in self._head(100)[: dice.randrange(1, 60)]:
-                connection.send(bytes([byte]))
-                time.sleep(0.001)
-        return 0
-
-    def _hold(self, dice: random.Random) -> int:
-        with self._socket():
-            time.sleep(0.05 * dice.random())
-        return 0
-
-    def _socket(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self._server.port), timeout=60)
-
-    def _head(self, length: int) -> bytes:
-        head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\nx-api-key: {self._server.key}\r\n"
-        return f"{head}content-length: {length}\r\ncontent-type: image/jpeg\r\n\r\n".encode()
 
 
 def _p99(seconds: list[float]) -> float:
