@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def open_gallery(
-    place: str | Path, *, key: bytes | str | None = None, contract_id: str | None = None, timeout: float = 30.0
+    place: str | Path,
+    *,
+    key: bytes | str | None = None,
+    contract_id: str | None = None,
+    timeout: float = 30.0,
+    patience: float = 10.0,
 ) -> GalleryStore:
     """Open a gallery: a file, or one on a PostgreSQL server.
 
@@ -29,6 +34,8 @@ def open_gallery(
         Expected contract; None: any.
     timeout
         Seconds to wait for another process that writes.
+    patience
+        Seconds to wait for a PostgreSQL server that is away, now and whenever it went away.
 
     Raises
     ------
@@ -46,7 +53,7 @@ def open_gallery(
         from edgeface.gallery.store.postgres import PostgresStore
 
         url, name = split_address(str(place))
-        return PostgresStore(url, name, key=secret, contract_id=contract_id, timeout=timeout)
+        return PostgresStore(url, name, key=secret, contract_id=contract_id, timeout=timeout, patience=patience)
     from edgeface.gallery.store.sqlite import SqliteStore
 
     return SqliteStore(Path(place), key=secret, contract_id=contract_id, timeout=timeout)

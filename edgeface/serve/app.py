@@ -118,6 +118,8 @@ class _Exchange:
 
     def admit(self) -> None:
         """Raise `Problem` for what is refused by its headers alone."""
+        if self._headers.get(b"upgrade", b"").lower() == b"websocket":
+            raise Problem(400, "no-websocket", "expected a request over HTTP: there are no WebSockets here")
         self._scope["edgeface.deadline"] = self._deadline()
         length = self._headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:

@@ -25,9 +25,15 @@ class HttpConnection(HttpToolsProtocol):
     _around = 0  # bytes after the headers that are no body
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first headers."""
+        """Begin to wait for the first headers; refuse a connection beyond the limit, so that descriptors suffice."""
         super().connection_made(transport)
-        self._wait_for_headers()
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            self._refuse(b"503 Service Unavailable\r\nretry-after: 1")
+        else:
+            self._wait_for_headers()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: `edgeface.serve.app.RequestGate` refuses WebSockets, and other upgrades are not needed."""
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives before the end of the headers."""
@@ -66,6 +72,8 @@ class HttpConnection(HttpToolsProtocol):
         }:
             raise ValueError("headers that contradict each other")  # answered with 400
         super().on_headers_complete()
+        if self.parser.should_upgrade():  # to what it is not: the parser reads nothing more of this connection
+            self.cycle.keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""

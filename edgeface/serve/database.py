@@ -184,12 +184,14 @@ class ServiceFile:
 def last_too_old(connection: sqlite3.Connection, table: str, since: str, now: str) -> int:
     """Return the sequence of the last row of a log to remove, with all before it; 0: none.
 
-    Rows are removed from the first on, up to the first one that is dated from `since` to `now`. One that is dated in
-    the future by a wrong clock does not count; if no row is older, it is the clock that was set back.
+    Rows are removed from the first on, up to the last one that is older than `since`, and not beyond the first one that
+    is dated from `since` to `now`. One that is dated in the future is neither: its clock was wrong, or this one was set
+    back; it leaves when a row after it is old.
     """
     (last,) = connection.execute(
-        f"SELECT coalesce((SELECT min(sequence) - 1 FROM {table} WHERE time >= :since AND time <= :now), "
-        f"(SELECT max(sequence) FROM {table} WHERE time < :since), 0)",
+        "SELECT min(coalesce(old, 0), coalesce(young - 1, old, 0)) FROM "
+        f"(SELECT max(sequence) AS old FROM {table} WHERE time < :since), "
+        f"(SELECT min(sequence) AS young FROM {table} WHERE time BETWEEN :since AND :now)",
         {"since": since, "now": now},
     ).fetchone()
     return int(last)

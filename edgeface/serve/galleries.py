@@ -133,7 +133,8 @@ def serve_gallery(
         create_gallery(
             made, contract=contract(), key=key, keep_images=options.keep_images, allow_seeded=allow_seeded
         ).close()
-    served = ServedGallery(name, options, lambda: open_gallery(place, key=key), contract)
+    # A server that is away is said to clients at once: who waits for it holds a thread that others need.
+    served = ServedGallery(name, options, lambda: open_gallery(place, key=key, patience=0.0), contract)
     try:
         served.index  # noqa: B018 - of this contract, or the service does not start
     except ContractError:

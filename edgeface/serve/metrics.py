@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -16,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgeface.errors import EdgeFaceError
 from edgeface.runtime.counters import LatencyHistogram
 from edgeface.serve.routing import Measures
 from edgeface.serve.service import Service
@@ -58,13 +60,17 @@ class Metrics:
         self.registry.register(self)
 
     def end(self, request_id: str, method: str, route: str, status: int, began: float, received: int) -> None:
-        """Count a request, and write one line of it: no name of a person, and no query; `route` is its template."""
+        """Count a request, and write one line of it: no name of a person, and no query; `route` is its template.
+
+        Of a client that asks too often the metrics tell enough: its requests shall not fill the disk.
+        """
         seconds = time.monotonic() - began
         self.in_flight.dec()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         line = {"request_id": request_id, "method": method, "route": route, "status": status}
-        _log.info("request", extra=line | {"seconds": round(seconds, 4), "bytes": received})
+        level = logging.DEBUG if status == 429 else logging.INFO
+        _log.log(level, "request", extra=line | {"seconds": round(seconds, 4), "bytes": received})
 
     def collect(self) -> Iterator[Metric]:
         """Read what others count: the queue, the engines and the galleries; called by the registry."""
@@ -92,7 +98,8 @@ class Metrics:
         yield outcomes
         templates = GaugeMetricFamily("edgeface_gallery_templates", "Templates.", labels=["gallery"])
         for name, gallery in self._service.galleries.items():
-            templates.add_metric([name], len(gallery.index))
+            with contextlib.suppress(EdgeFaceError):  # away or replaced: the rest is as worth knowing
+                templates.add_metric([name], len(gallery.index))
         yield templates
 
     def describe(self) -> list[Metric]:

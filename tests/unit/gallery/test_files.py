@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -342,24 +342,10 @@ def test_a_file_whose_name_ends_during_the_search_is_the_gallerys_or_no_matter(
 # Disks
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "edgeface-test", folder], capture_output=True, timeout=30, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True, timeout=30)
-
-
-def test_a_full_disk_is_said_and_loses_nothing(disk: Path) -> None:
-    with SqliteStore.create(disk / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
+def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path) -> None:
+    with SqliteStore.create(small_disk / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
         store.add_person("Ada", templates=templates(3))
-        rest = disk / "rest"
+        rest = small_disk / "rest"
         with contextlib.suppress(OSError), rest.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
@@ -382,7 +368,7 @@ def test_a_full_disk_is_said_and_loses_nothing(disk: Path) -> None:
         with pytest.raises(OutputError):
             store.rekey(bytes(32))
         assert store.generation() == generation
-    with SqliteStore(disk / "g", key=KEY) as store:
+    with SqliteStore(small_disk / "g", key=KEY) as store:
         assert len(store.people()) == 1 + added
         rest.unlink()
         store.add_person("with room", templates=templates(3))
@@ -398,10 +384,10 @@ def fill(folder: Path) -> None:
 
 @pytest.mark.parametrize("what", ["forget", "rekey", "first key"])
 def test_what_a_disk_that_fills_after_the_commit_leaves_in_force_is_said_and_finished_later(
-    disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     old, new = (None if what == "first key" else KEY), bytes(range(1, 33))
-    with SqliteStore.create(disk / "g", contract_id=CONTRACT, dim=DIM, key=old) as store:
+    with SqliteStore.create(small_disk / "g", contract_id=CONTRACT, dim=DIM, key=old) as store:
         with store.writing():
             for number in range(60):
                 store.add_person(f"Person {number}", templates=templates(5, seed=number))
@@ -409,7 +395,7 @@ def test_what_a_disk_that_fills_after_the_commit_leaves_in_force_is_said_and_fin
         overwrite = SqliteStore._overwrite
 
         def too_late(store: SqliteStore) -> None:
-            fill(disk)
+            fill(small_disk)
             overwrite(store)
 
         said = r"not yet overwritten: no space left .*; free some space, then run 'edgeface gallery check'"
@@ -421,13 +407,13 @@ def test_what_a_disk_that_fills_after_the_commit_leaves_in_force_is_said_and_fin
         assert "undone" not in str(caught.value)
         assert len(store.people()) == (59 if what == "forget" else 60)
     key = old if what == "forget" else new
-    with SqliteStore(disk / "g", key=key) as store:  # still full: what can be read is read
+    with SqliteStore(small_disk / "g", key=key) as store:  # still full: what can be read is read
         assert len(store.people()) == (59 if what == "forget" else 60)
-    (disk / "rest").unlink()
-    with SqliteStore(disk / "g", key=key) as store:
+    (small_disk / "rest").unlink()
+    with SqliteStore(small_disk / "g", key=key) as store:
         assert store.check().problems == ()
         assert store.database.outside("SELECT unscrubbed FROM gallery") == (0,)
-    assert before[-31:] not in b"".join(each.read_bytes() for each in disk.iterdir())
+    assert before[-31:] not in b"".join(each.read_bytes() for each in small_disk.iterdir())
 
 
 def test_a_limit_on_file_sizes_is_said_and_loses_nothing(tmp_path: Path) -> None:
@@ -465,12 +451,12 @@ def remount(folder: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True, timeout=30)
 
 
-def test_on_a_read_only_disk_everything_can_be_read_and_a_write_is_said(disk: Path) -> None:
-    with SqliteStore.create(disk / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
+def test_on_a_read_only_disk_everything_can_be_read_and_a_write_is_said(small_disk: Path) -> None:
+    with SqliteStore.create(small_disk / "g", contract_id=CONTRACT, dim=DIM, key=KEY) as store:
         ada = store.add_person("Ada", templates=templates(3))
-    remount(disk, "ro")
+    remount(small_disk, "ro")
     try:
-        with SqliteStore(disk / "g", key=KEY) as store:
+        with SqliteStore(small_disk / "g", key=KEY) as store:
             assert store.people() == (ada,)
             assert len(store.load()) == 3
             for call in (
@@ -482,29 +468,29 @@ def test_on_a_read_only_disk_everything_can_be_read_and_a_write_is_said(disk: Pa
                     call()
             assert store.people() == (ada,)
         with pytest.raises(OutputError):
-            SqliteStore.create(disk / "h", contract_id=CONTRACT, dim=DIM, key=KEY)
+            SqliteStore.create(small_disk / "h", contract_id=CONTRACT, dim=DIM, key=KEY)
     finally:
-        remount(disk, "rw")
-    with SqliteStore(disk / "g", key=KEY) as store:
+        remount(small_disk, "rw")
+    with SqliteStore(small_disk / "g", key=KEY) as store:
         assert store.check().problems == ()
 
 
-def test_writes_that_are_only_in_the_wal_are_not_overlooked_on_a_read_only_disk(disk: Path) -> None:
+def test_writes_that_are_only_in_the_wal_are_not_overlooked_on_a_read_only_disk(small_disk: Path) -> None:
     program = f"""
 import os
 from pathlib import Path
 from edgeface.gallery.store.sqlite import SqliteStore
-SqliteStore.create(Path({str(disk / "g")!r}), contract_id={CONTRACT!r}, dim={DIM}, key=None).add_person("Ada")
+SqliteStore.create(Path({str(small_disk / "g")!r}), contract_id={CONTRACT!r}, dim={DIM}, key=None).add_person("Ada")
 os._exit(0)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
-    remount(disk, "ro")
+    remount(small_disk, "ro")
     try:
         with pytest.raises(OutputError, match="last writes are still in"):
-            SqliteStore(disk / "g")
+            SqliteStore(small_disk / "g")
     finally:
-        remount(disk, "rw")
-    with SqliteStore(disk / "g") as store:
+        remount(small_disk, "rw")
+    with SqliteStore(small_disk / "g") as store:
         assert [person.name for person in store.people()] == ["Ada"]
 
 

@@ -277,6 +277,25 @@ def test_a_clock_that_was_set_back_before_all_rows_removes_none(log: AuditLog, c
     fill(log, 3)
     clock.now = 60.0  # a machine without a clock of its own has started
     assert log.prune(30, dry_run=True) == log.prune(30) == 0
+    assert log.verify()
+
+
+@pytest.mark.parametrize("back", [400, 20_000])
+def test_a_clock_that_is_set_back_removes_nothing_that_a_right_one_would_keep(
+    log: AuditLog, clock: Clock, back: int
+) -> None:
+    fill(log, 3)
+    clock.now -= back * DAY
+    log.maintain(365)
+    fill(log, 2)
+    clock.now += DAY
+    log.maintain(365)
+    clock.now += (back - 1) * DAY
+    assert log.prune(365) == 0
+    assert [row.sequence for row in log.rows()] == [1, 2, 3, 4, 5]
+    clock.now += 366 * DAY
+    assert log.prune(365) == 5
+    assert log.verify()
 
 
 def test_maintenance_syncs_new_rows_and_once_a_day_prunes_and_logs_the_head(

@@ -168,7 +168,7 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
                 raw = psycopg.connect(
                     url,
                     autocommit=True,
-                    connect_timeout=max(2, round(timeout)),
+                    connect_timeout=max(2, round(min(timeout, patience))),
                     keepalives_idle=10,
                     keepalives_interval=5,
                     keepalives_count=3,
