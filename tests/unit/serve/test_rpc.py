@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_ir import write_tiny_ir
 from unit.serve import test_kserve
@@ -385,7 +385,6 @@ def test_what_is_not_there_is_not_found(served: Served) -> None:
         assert (error.code(), reason(error)) == (Code.NOT_FOUND, "NO_SUCH_MODEL")
 
 
-@settings(max_examples=200)
 @given(st.data())
 def test_damaged_messages_are_answered_or_refused_by_a_code_of_ours(served: Served, data: st.DataObject) -> None:
     """Some damage hits the pixels, and is a right request; nothing becomes an internal failure."""
