@@ -31,19 +31,24 @@ def serve(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all keys of the configuration with their defaults.")
     ] = False,
+    openapi: Annotated[
+        bool, typer.Option("--openapi", help="Print the OpenAPI document of the service's own API.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Serve face recognition over HTTP."""
+    from edgeface.serve import server
     from edgeface.serve.settings import describe_settings, load_settings
 
     if print_config:
         typer.echo(describe_settings(), nl=False)
         return
+    if openapi:
+        emit_json(server.describe_api())
+        return
     context.obj = settings = load_settings(config)
     if context.invoked_subcommand:
         return
-    from edgeface.serve import server
-
     if check:
         report = server.check(settings)
         emit_json(report) if json else print_line("ready to serve: " + ", ".join(report["models"]))

@@ -21,6 +21,8 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Vector = list[float]
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ class FaceAnswer(Answer):
 
     box: Annotated[list[float], Field(min_length=4, max_length=4)]
     """x0, y0, x1, y1 in pixels of the upright photo; may lie partly outside."""
-    landmarks: Annotated[list[tuple[float, float]], Field(min_length=5, max_length=5)] | None
+    landmarks: Annotated[list[Point], Field(min_length=5, max_length=5)] | None
     """x, y of both eyes, the nose and both corners of the mouth, the photo's left one first; null if unknown."""
     score: float
     """Of the detector, 0 to 1."""
@@ -184,7 +186,7 @@ class VerifyAnswer(ByModel):
     """Beyond which score is accepted."""
     far: float | None
     """Target false accept rate of the threshold; null: it was given by hand."""
-    far_interval: tuple[Share, Share]
+    far_interval: Interval
     """95 % interval of that rate, by the data it was calibrated on."""
     supported: bool
     """Whether these data are enough for that rate."""
@@ -244,11 +246,11 @@ class ThresholdAnswer(Answer):
     """Of the scores."""
     observed_far: float | None
     """On the calibration data, at most far."""
-    far_interval: tuple[Share, Share]
+    far_interval: Interval
     """Clopper-Pearson interval of the false accept rate."""
     frr: float | None
     """False reject rate on the calibration data."""
-    frr_interval: tuple[Share, Share]
+    frr_interval: Interval
     """Clopper-Pearson interval of the false reject rate."""
     impostors: int
     """Impostor pairs."""
@@ -275,7 +277,7 @@ class SearchThresholdAnswer(Answer):
     """Size of the gallery; a larger one needs a stricter threshold."""
     expected_fpir: float | None
     """By the calibration data."""
-    fpir_interval: tuple[Share, Share]
+    fpir_interval: Interval
     """Interval of that rate."""
     expected_fnir: float | None
     """Share of searches with photos of enrolled people that will find nobody."""

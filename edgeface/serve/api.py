@@ -177,20 +177,21 @@ async def embed_batch(
 
 
 @router.get("/models", tags=["models"])
-def models(caller: Recognises, service: Served) -> ModelsAnswer:
+async def models(caller: Recognises, service: Served) -> ModelsAnswer:
     """List the models that answer."""
     return ModelsAnswer(models=faces.list_models(service, caller))
 
 
 @router.get("/models/{model}", tags=["models"])
-def model(model: str, caller: Recognises, service: Served) -> ModelDetailAnswer:
+async def model(model: str, caller: Recognises, service: Served) -> ModelDetailAnswer:
     """Describe a model: what computes it, and its contract."""
     return faces.describe_model(service, model, caller)
 
 
 @router.get("/models/{model}/thresholds", tags=["models"])
-def thresholds(
-    model: str, caller: Recognises, service: Served, options: Annotated[ThresholdOptions, Query()]
+async def thresholds(
+    model: str, caller: Recognises, service: Served, compute: Compute, options: Annotated[ThresholdOptions, Query()]
 ) -> ThresholdsAnswer:
     """Return a model's thresholds of verification by false accept rate, and one of identification if asked for."""
-    return faces.thresholds(service, model, options)
+    answer: ThresholdsAnswer = await compute(functools.partial(faces.thresholds, service, model, options))
+    return answer

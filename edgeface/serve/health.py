@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from edgeface.serve.answers import Answer
 from edgeface.serve.service import Service, self_test
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -19,6 +20,22 @@ PROBE_SECONDS = 10.0
 """Between two probes of a service that nobody asks: FaceNet takes 0.3 % of a core so."""
 LOST_SECONDS = 30.0
 """Without an answer of the engine after which the service does not live."""
+
+
+class LiveAnswer(Answer):
+    """Whether the event loop and the models answer."""
+
+    live: bool
+    """They do."""
+
+
+class ReadyAnswer(Answer):
+    """Whether the service can answer, and what is in the way."""
+
+    ready: bool
+    """It can."""
+    reasons: list[str]
+    """Empty if it is ready."""
 
 
 class Probe:
@@ -48,14 +65,18 @@ class Probe:
                 self_test(model.analyzer)
 
 
-@router.get("/live")
+@router.get("/live", response_model=LiveAnswer, responses={503: {"model": LiveAnswer, "description": "They do not."}})
 async def live(request: Request) -> JSONResponse:
     """Answer 200 while the event loop and the models answer, else 503."""
     answers = request.app.state.probe.answers
     return JSONResponse({"live": answers}, 200 if answers else 503)
 
 
-@router.get("/ready")
+@router.get(
+    "/ready",
+    response_model=ReadyAnswer,
+    responses={503: {"model": ReadyAnswer, "description": "It cannot, for a while."}},
+)
 async def ready(request: Request) -> JSONResponse:
     """Answer 200 if all galleries can be read, their models are loaded, and the queue has room; else 503."""
     reasons = await find_reasons(request.app.state)

@@ -100,8 +100,7 @@ def find_faces(
     faces = faces[: query.limit or None]
     if not faces:
         raise FaceError(path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face")
-    if len(faces) > (most := service.settings.limits.faces):
-        raise Problem(422, "too-many-faces", f"{name}: expected at most {most} faces, found {len(faces)}")
+    service.refuse_crowd(len(faces), name)
     detected = time.perf_counter()
     if embed:
         faces = [pipeline.embed(image, face) for face in faces]

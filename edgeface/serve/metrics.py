@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -127,8 +128,12 @@ def _histogram(
     return family
 
 
-@router.get("/metrics", response_class=Response)
-def metrics(request: Request, caller: Measures) -> Response:
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "All metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request, caller: Measures) -> Response:
     """Return all metrics in the text format of Prometheus."""
     measured: Any = request.app.state.metrics
-    return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(generate_latest, measured.registry), media_type=CONTENT_TYPE_LATEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -48,10 +49,12 @@ _SECURITY = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of an operation for problems of its own; those that all have are added to them."""
-    return {
-        status: {"description": _MEANING[status], "content": {"application/problem+json": _PROBLEM}}
-        for status in statuses
-    }
+    described: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        described[status] = {"description": _MEANING[status], "content": {"application/problem+json": _PROBLEM}}
+        if status in (429, 503):
+            described[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return described
 
 
 def photo_body(*names: str) -> dict[str, Any]:
@@ -124,6 +127,7 @@ def describe_api(routes: Iterable[BaseRoute]) -> dict[str, Any]:
                 operation["operationId"] = route.name
     components = document.setdefault("components", {})
     components["securitySchemes"] = _SECURITY
+    components["responses"] = {str(status): response for status, response in problems(*_MEANING).items()}
     schemas = components.setdefault("schemas", {})
     schemas["ProblemAnswer"] = ProblemAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of errors, which is never answered
@@ -137,6 +141,11 @@ def describe_api(routes: Iterable[BaseRoute]) -> dict[str, Any]:
 def _complete(operation: dict[str, Any], route: APIRoute) -> None:
     """Add an operation's key, its role, and the problems that follow from what it takes."""
     responses = operation["responses"]
+    if tags := operation.get("tags"):
+        operation["tags"] = tags[-1:]  # the route's own, if it has one, else its router's
+    for response in responses.values():
+        if response["description"] == "Successful Response" and route.response_model is not None:
+            response["description"] = inspect.getdoc(route.response_model)
     if lines := responses.get("200", {}).get("content", {}).get("application/x-ndjson"):
         lines["schema"] = {"$ref": f"#/components/schemas/{route.response_model.__name__}"}
     if "HTTPValidationError" in str(responses.get("422")):
@@ -149,8 +158,6 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> None:
         f"{operation.get('description', '')}\n\nNeeds a key of the role {roles[0].value}.".strip()
     )
     operation["x-role"] = roles[0].value
-    if not route.path.startswith(PREFIX):
-        return  # other APIs word their problems in their own way
     statuses = {400, 401, 403, 429, 503}
     if "requestBody" in operation:
         statuses |= {408, 413, 415, 422}
@@ -159,9 +166,9 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> None:
     if "{" in route.path:
         statuses |= {404}
     if computing_of in _calls(route.dependant):
-        statuses |= {501, 504}
-    for status, response in problems(*statuses).items():
-        responses.setdefault(str(status), response)
+        statuses |= {501, 504, 507}
+    statuses |= {int(status) for status in responses if int(status) in _MEANING}
+    responses |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
     operation["responses"] = dict(sorted(responses.items()))
 
 

@@ -26,7 +26,7 @@ _POLICY = (
 )
 
 
-def _page(request: Request) -> Response:
+async def _page(request: Request) -> Response:
     name, kind = _FILES[request.scope["route"].path]
     return Response((_FOLDER / name).read_bytes(), media_type=kind, headers={"Content-Security-Policy": _POLICY})
 
@@ -36,7 +36,7 @@ for path in _FILES:
 
 
 @router.get(f"{PREFIX}/openapi.json", include_in_schema=False)
-def openapi(request: Request, caller: Recognises) -> Response:
+async def openapi(request: Request, caller: Recognises) -> Response:
     """Return the OpenAPI document of this service."""
     document = request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
     return Response(json.dumps(document), media_type="application/json")

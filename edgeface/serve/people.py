@@ -364,7 +364,9 @@ async def forget_template(
 @router.get(
     f"{_TEMPLATES}/{{template_id}}/image",
     response_class=Response,
-    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={
+        200: {"description": "A PNG.", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+    },
 )
 async def template_image(
     gallery: str, person_id: Id, template_id: Id, compute: Compute, caller: Enrols, service: Served

@@ -99,6 +99,19 @@ def check(settings: Settings) -> dict[str, Any]:
         return {"models": models, "galleries": {name: len(each.index) for name, each in service.galleries.items()}}
 
 
+def describe_api() -> dict[str, Any]:
+    """Return the OpenAPI document of the service's own API."""
+    return _import_app()[1]()
+
+
+def _import_app() -> tuple[Callable[[Service], Any], Callable[[], dict[str, Any]]]:
+    try:
+        from edgeface.serve.app import create_app, describe
+    except ImportError as error:
+        raise ExtraNotInstalledError("serve", needed_for="the service") from error
+    return create_app, describe
+
+
 def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | None, str | None], None]) -> None:
     """Serve until SIGTERM or SIGINT; asked twice, without waiting for what is under way.
 
@@ -115,11 +128,9 @@ def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | N
     EdgeFaceError
         If the configuration, a model, a gallery, a key or the address cannot be used; nothing is served then.
     """
-    try:
-        from edgeface.serve.app import create_app
-        from edgeface.serve.service import Service
-    except ImportError as error:
-        raise ExtraNotInstalledError("serve", needed_for="the service") from error
+    create_app, _ = _import_app()
+    from edgeface.serve.service import Service
+
     settings = configure()
     set_up_logging(settings)
     with bind(settings.listen.host, settings.listen.port) as listener, Service(settings) as service:
@@ -185,18 +196,20 @@ async def _run(
     ready: Callable[[str | None], None],
     configure: Callable[[], Settings],
 ) -> None:
-    loop, stopping, tasks = asyncio.get_running_loop(), asyncio.Event(), list[Any]()
+    loop, stopping, reloads = asyncio.get_running_loop(), asyncio.Event(), set[asyncio.Future[None]]()
 
     def stop() -> None:
         if stopping.is_set():
             server.force_exit = True  # asked twice
         stopping.set()
 
+    def reload() -> None:
+        reloads.add(begun := asyncio.ensure_future(_reload(app.state.service, configure)))  # the loop keeps none alive
+        begun.add_done_callback(reloads.discard)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: tasks.append(asyncio.ensure_future(_reload(app.state.service, configure)))
-    )
+    loop.add_signal_handler(signal.SIGHUP, reload)
     async with beside as grpc_address:
         serving = asyncio.ensure_future(server.serve([listener]))
         while not server.started and not serving.done():

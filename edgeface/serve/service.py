@@ -451,14 +451,18 @@ class Service:
         except ImageError as error:
             raise error.with_path(name) from error
 
+    def refuse_crowd(self, faces: int, name: str = "photo") -> None:
+        """Raise `Problem` for more faces of a photo than the limit."""
+        if faces > (most := self.settings.limits.faces):
+            raise Problem(422, "too-many-faces", f"{name}: expected at most {most} faces, found {faces}")
+
     def analyze(
         self, model: ServedModel, image: Image, *, gate: QualityGate | None = None, embeddings: bool = True
     ) -> list[Face]:
         """Find the faces of a photo, from left to right, and embed them; `Problem` if there are more than the limit."""
-        pipeline, most = model.analyzer.pipeline(gate=gate), self.settings.limits.faces
+        pipeline = model.analyzer.pipeline(gate=gate)
         faces = pipeline.find(image)
-        if len(faces) > most:
-            raise Problem(422, "too-many-faces", f"expected at most {most} faces, found {len(faces)}")
+        self.refuse_crowd(len(faces))
         return from_left(pipeline.embed_all(image, faces) if embeddings else faces)
 
     def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:

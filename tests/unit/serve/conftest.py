@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from tiny_ir import SquareDetector, draw, write_tiny_ir
 
@@ -27,7 +28,7 @@ pytest.importorskip("httptools", reason="the extra 'serve' is not installed")
 from fastapi.testclient import TestClient
 
 import edgeface
-from edgeface.gallery.records import NewTemplate
+from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
 from edgeface.serve.server import make_server, serve_grpc
@@ -103,10 +104,12 @@ def client_of(service: Service, role: Role | None = None, **options: Any) -> Tes
 
 
 def enrol(service: Service, name: str, colour: tuple[int, int, int], gallery: str = "default") -> int:
-    """Enrol a person by a colour, without a photo; return the id."""
+    """Enrol a person by a colour, with its image if the gallery keeps images; return the id."""
     served = service.gallery(gallery)
+    box, points = np.float32([0, 0, 40, 40]), np.full((5, 2), 20, np.float32)
+    image = KeptImage(png=jpeg(colour), box=box, landmarks=points) if served.store.info.keeps_images else None
     with service.models.use(served.options.model) as model:
-        template = NewTemplate(embedding=model.analyzer.embed(draw(colour)))
+        template = NewTemplate(embedding=model.analyzer.embed(draw(colour)), image=image)
     return served.store.add_person(name, templates=[template]).id
 
 

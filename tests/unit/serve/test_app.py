@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, RED
 from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
 
-from edgeface.serve.app import OPEN_PATHS
+from edgeface.serve.app import OPEN_PATHS, describe
 from edgeface.serve.keys import Role
 from edgeface.serve.service import Service
 
@@ -47,6 +49,21 @@ def test_everything_but_health_needs_a_key_and_a_role(client: TestClient, servic
                 if path not in OPEN_PATHS:
                     assert client.request(method, path, headers={"x-api-key": ""}).status_code == 401, path
                     assert measuring.request(method, path).status_code == (200 if path == "/metrics" else 403), path
+
+
+def test_the_openapi_names_role_and_answers_of_every_operation() -> None:
+    for path, methods in describe()["paths"].items():
+        for method, operation in methods.items():
+            for status, answer in operation["responses"].items():
+                assert "$ref" in answer or answer["description"] != "Successful Response", (method, path, status)
+            if not path.startswith("/health"):
+                assert operation["x-role"] in {role.value for role in Role}, (method, path)
+                assert {"401", "403", "429", "503"} <= operation["responses"].keys(), (method, path)
+
+
+def test_the_checked_in_openapi_is_that_of_this_version() -> None:
+    file = Path(__file__).parents[3] / "docs" / "openapi.json"
+    assert json.loads(file.read_text()) == describe(), "renew it: edgeface serve --openapi > docs/openapi.json"
 
 
 def test_a_key_opens_what_its_role_includes_and_its_own_gallery(make_service: MakeService) -> None:

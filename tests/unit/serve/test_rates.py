@@ -10,15 +10,9 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.serve.conftest import Clock
 
 from edgeface.serve.rates import BURST_SECONDS, Rates, group_address
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def rates(clock: Clock, rate: float = 2.0, *, most: int = 10_000) -> Rates:
