@@ -27,12 +27,14 @@ def tiny_crop(color: object) -> np.ndarray:
     return np.rint(np.array(color) * blocks).clip(0, 255).astype(np.uint8)
 
 
-def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin: int = 0, **changes: object) -> Path:
-    """Write folder/name.xml: (B, 3, 32, 32) BGR to unit-length means of blue, green and red."""
+def write_tiny_ir(
+    folder: Path, *, name: str = "tiny", source: str = "a", margin: int = 0, unit: bool = True, **changes: object
+) -> Path:
+    """Write folder/name.xml: (B, 3, 32, 32) BGR to means of blue, green and red, of unit length or as they are."""
     image = ops.parameter([-1, 3, TINY_SIZE, TINY_SIZE], np.float32, name="image")
     mean = ops.reduce_mean(image, ops.constant(np.array([2, 3])), keep_dims=False)
-    unit = ops.normalize_l2(mean, ops.constant(np.array([1])), 1e-10, "max")
-    model = ov.Model([unit], [image], name)
+    output = ops.normalize_l2(mean, ops.constant(np.array([1])), 1e-10, "max") if unit else mean
+    model = ov.Model([output], [image], name)
     model.input(0).set_names({"image"})
     model.output(0).set_names({"embeddings"})
     contract = sample_contract(
@@ -41,7 +43,7 @@ def write_tiny_ir(folder: Path, *, name: str = "tiny", source: str = "a", margin
         input_size=(TINY_SIZE, TINY_SIZE),
         embedding_dim=3,
         alignment=Alignment("mtcnn-box-margin", margin),
-        **changes,
+        **{"normalized": unit, **changes},
     )
     return save_ir(model, folder, contract)[0]
 

@@ -294,7 +294,7 @@ def face_distance(
     Raises
     ------
     InputError
-        If the encodings are not of one length.
+        If the encodings are not of one length, or not finite real numbers.
 
     Examples
     --------
@@ -306,7 +306,7 @@ def face_distance(
     if len(face_encodings) == 0:
         return np.empty(0)
     try:
-        known, other = np.asarray(face_encodings, np.float64), np.asarray(face_to_compare, np.float64)
+        known, other = _as_reals(face_encodings), _as_reals(face_to_compare)
     except (TypeError, ValueError) as error:
         raise InputError(f"encodings: expected numbers of one length, found {error}") from error
     if known.ndim != 2 or other.shape not in [(known.shape[1],), (1, known.shape[1])]:
@@ -315,7 +315,10 @@ def face_distance(
             found=f"shapes {known.shape} and {other.shape}",
             remedy="pass a list of encodings first and one encoding second; face_encodings returns a list",
         )
-    return np.asarray(np.linalg.norm(known - other, axis=1))
+    if not (np.isfinite(known).all() and np.isfinite(other).all()):
+        raise InputError(expected="encodings of finite numbers", found="NaN, infinity, or None")
+    with np.errstate(over="ignore"):  # the distance of numbers that are too large for float64 is infinite
+        return np.asarray(np.linalg.norm(known - other, axis=1))
 
 
 def compare_faces(
@@ -340,7 +343,17 @@ def compare_faces(
     >>> compare_faces([np.zeros(128), np.ones(128)], np.full(128, 0.01))
     [True, False]
     """
+    if not 0 <= tolerance < np.inf:
+        raise InputError(f"tolerance: expected a distance of 0 or more, found {tolerance!r}")
     return [bool(each) for each in face_distance(known_face_encodings, face_encoding_to_check) <= tolerance]
+
+
+def _as_reals(encodings: ArrayLike | Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Convert numbers to float64; raise TypeError for complex, text and objects, which numpy converts too."""
+    given = np.asarray(encodings)
+    if given.size and given.dtype.kind not in "fiu":
+        raise TypeError(f"an array of {given.dtype}")
+    return given.astype(np.float64)
 
 
 def _require(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -22,9 +22,12 @@ def write_page(
     *,
     template: str = "report.html.j2",
     filters: Mapping[str, Callable[..., object]] | None = None,
+    private: bool = False,
     **shown: Any,
 ) -> None:
     """Render a template of a package and write the page, whole or not at all; raise OutputError if that fails.
+
+    `private`: only the owner may read it, because it shows faces or names.
 
     The template gets the variables `shown`, whose text is escaped, and `filters` beside `rounded`, `percent` and
     `counted`.
@@ -39,7 +42,7 @@ def write_page(
     )
     environment.filters |= {"rounded": rounded, "percent": percent, "counted": counted, **(filters or {})}
     page = environment.get_template(template).render(**shown)
-    with write_atomically(path) as partial:
+    with write_atomically(path, private=private) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 

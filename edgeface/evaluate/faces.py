@@ -21,10 +21,11 @@ from edgeface.runtime.adapter import Flip
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import ExecutionReport
 from edgeface.untrusted import read_npz
-from edgeface.vision.align import align
+from edgeface.vision.align import align, find_no_crop
 from edgeface.vision.detector import Detector
 from edgeface.vision.formats import IMAGE_SUFFIXES
 from edgeface.vision.image import Image, read_image
+from edgeface.vision.quality import find_no_face
 
 _CENTRE: Final = np.array([65 / 250, 55 / 250, 185 / 250, 200 / 250])
 """Box that is cut where no face is found, as shares of width and height: where LFW's faces are, and where the reference
@@ -128,7 +129,7 @@ class FaceCutter:
     """Iterate over aligned crops, (H, W, 3) uint8 BGR, one for each image, in order.
 
     An image without a usable face gives its centre instead, and is listed in `failures`: every pair counts in the
-    score.
+    score. So is what was given for an aligned crop and cannot be one.
 
     Parameters
     ----------
@@ -158,7 +159,7 @@ class FaceCutter:
         self._contract = contract
         self.faces = faces
         self._places: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]] | None] = {}
-        self._failed: set[int] = set()
+        self._failed: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -167,6 +168,11 @@ class FaceCutter:
     def failures(self) -> list[str]:
         """Names of the images, of those cut so far, in which no face was found."""
         return [self._names[index] for index in sorted(self._failed)]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each of `failures` is one, by its name."""
+        return {self._names[index]: self._failed[index] for index in sorted(self._failed)}
 
     def __iter__(self) -> Generator[Image, None, None]:
         chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
@@ -200,6 +206,8 @@ class FaceCutter:
     def _align(self, index: int, image: Image) -> Image:
         size = self._contract.input_size
         if self.faces.boxes is None and self.faces.detector is None:
+            if wrong := find_no_crop(image, self._contract.alignment, size) or find_no_face(image):
+                self._failed[index] = wrong
             return align(image, None, None, Alignment("none"), size)
         recipe = self._contract.alignment
         if self.faces.boxes is not None and recipe.recipe in ("mtcnn-box-margin", "mtcnn-box-output-margin"):
@@ -209,7 +217,7 @@ class FaceCutter:
                 return align(image, *place, recipe, size)
             except FaceError:
                 pass  # counts as a failure, like an image without a face
-        self._failed.add(index)
+        self._failed[index] = "expected a face, found none"
         height, width = image.shape[:2]
         return align(image, _CENTRE * [width, height, width, height], None, _AS_IT_IS, size)
 
@@ -291,7 +299,7 @@ def embed_images(
     Raises
     ------
     InputError
-        If images are missing or broken, or there are boxes, but for none of the names.
+        If images are missing or broken, or there are boxes, but for none of the names, or no image can be a crop.
     ContractError
         If the model has no contract, or its weights are seeded.
     """
@@ -303,6 +311,10 @@ def embed_images(
             for done, vector in enumerate(embedder.map(_watched(crops, watch)), start=1):
                 vectors[done - 1] = vector
                 progress(Progress("embedding", done, len(files), unit="images"))
+            if faces.boxes is None and faces.detector is None and len(cutter.reasons) == len(files) > 0:
+                raise InputError(
+                    f"{images / names[0]}: {cutter.reasons[names[0]]}; the other images are no crops either"
+                )
             return Embedded(
                 vectors=vectors,
                 model=model,

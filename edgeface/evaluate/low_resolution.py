@@ -77,8 +77,14 @@ def parse_resolutions(text: str | None) -> tuple[int, ...]:
     return found
 
 
-def require_resolutions(resolutions: Sequence[int]) -> None:
-    """Raise InputError unless all are at least 4 pixels, and none is given twice."""
+def require_resolutions(resolutions: Sequence[int], *, side: int | None = None) -> None:
+    """Raise InputError unless all are at least 4 pixels, at most the `side` of a crop, and none is given twice."""
+    whole = [each for each in resolutions if side and each > side]
+    if whole:
+        raise InputError(
+            expected=f"resolutions of at most that of the model's crops, {side} pixels",
+            found=", ".join(map(str, whole)),
+        )
     if any(each < FEWEST_PIXELS for each in resolutions) or len(set(resolutions)) < len(resolutions):
         raise InputError(
             expected=f"different resolutions of at least {FEWEST_PIXELS} pixels, like 7,14,28",
@@ -102,6 +108,7 @@ def embed_low_resolution(
     progress: ProgressCallback = ignore_progress,
 ) -> NDArray[np.float32]:
     """Embed the crops of these rows again in each resolution: (R, n, D), with faces where `embedded` found them."""
+    require_resolutions(resolutions, side=min(embedded.contract.input_size))
     total = len(rows) * len(resolutions)
     found = np.empty((len(rows), len(resolutions), embedded.vectors.shape[1]), np.float32)
     crops = (

@@ -47,7 +47,7 @@ def write_results(result: Result | IdentificationEvaluation | LivenessEvaluation
     else:
         name = "identification"
         write_identification_report(result, folder / "report.html")
-    with write_atomically(folder / f"{name}.json") as partial:
+    with write_atomically(folder / f"{name}.json", private=True) as partial:  # it names images, which name people
         partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -61,6 +61,7 @@ def write_report(result: Result, path: Path) -> None:
     write_page(
         path,
         __package__,
+        private=True,
         contract=result.embedded.contract,
         result=result,
         evaluation=evaluation,
@@ -88,6 +89,7 @@ def write_identification_report(result: IdentificationEvaluation, path: Path) ->
     write_page(
         path,
         __package__,
+        private=True,
         template="identification.html.j2",
         contract=result.embedded.contract,
         result=result,
@@ -117,6 +119,7 @@ def write_liveness_report(result: LivenessEvaluation, path: Path) -> None:
     write_page(
         path,
         __package__,
+        private=True,
         template="liveness.html.j2",
         answer=result.to_dict(),
         plots=(plots.liveness_plot(live, attacks, result.threshold),) if len(live) and len(attacks) else (),

@@ -384,7 +384,7 @@ def _write_people(result: ClusteredFolder, folder: Path, output_dir: Path, *, li
                     target.symlink_to(path.resolve())
                 else:
                     shutil.copy2(path, target)
-        with write_atomically(output_dir / "clusters.json") as partial:
+        with write_atomically(output_dir / "clusters.json", private=True) as partial:
             partial.write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
         with output_errors(people):
             if people.exists():

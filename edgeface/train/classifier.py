@@ -29,7 +29,16 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.stats import clopper_pearson
 from edgeface.train.archive import CLASSIFIER
 from edgeface.train.classify import UNKNOWN_RATE, TrainedHead
-from edgeface.train.data import FaceSet, Part, find_one_person, gather_people, left_out, require_held_out, split_photos
+from edgeface.train.data import (
+    FaceSet,
+    Part,
+    find_one_person,
+    gather_people,
+    left_out,
+    require_held_out,
+    require_output,
+    split_photos,
+)
 from edgeface.train.report import write_answer
 
 ClassifierKind = Literal["svm", "logistic"]
@@ -178,6 +187,7 @@ def train_classifier(
         raise InputError(
             expected=f"one of {', '.join(get_args(ClassifierKind))} and a positive C", found=f"{kind!r} and {c:g}"
         )
+    require_output(root, output, "classifier.json")
     with staging_folder(output):
         pass
     with stopwatch() as elapsed:

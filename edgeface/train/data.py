@@ -20,10 +20,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import ExtraNotInstalledError, InputError
+from edgeface.errors import ExtraNotInstalledError, GalleryError, InputError
 from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource
 from edgeface.evaluate.pairs import images_of_people
 from edgeface.files import default_root, sha256_of, write_atomically
+from edgeface.gallery.records import check_name
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import read_contract
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
@@ -149,7 +150,7 @@ def gather_people(
             found=f"--min-photos {min_photos}",
         )
     listed = images_of_people(root)
-    images, people, names = listed.images, listed.people, listed.names
+    images, people, names = listed.images, listed.people, _check_people(root, listed.names)
     _, contract = read_contract(ir)
     contract.refuse_seeded(source=str(ir), allow_seeded=allow_seeded)
     store = _Cache((cache or default_root()) / "train", contract, faces)
@@ -178,6 +179,46 @@ def gather_people(
     return dataclasses.replace(people_set, faces=faces.text, dropped=dropped)
 
 
+def _check_people(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of people's folders as a gallery would take them: what a head answers can be enrolled.
+
+    Raises InputError for a name that no gallery takes, such as ``unknown``, and for two folders of one name.
+    """
+    names: dict[str, str] = {}
+    for folder in folders:
+        try:
+            name = check_name(folder)
+        except GalleryError as error:
+            raise InputError(f"{root / folder}: {error}") from error
+        if name in names:
+            raise InputError(
+                path=root,
+                expected="one folder a person",
+                found=f"two of the name {name!r}: {names[name]!r} and {folder!r}",
+                remedy="put their photos into one folder",
+            )
+        names[name] = folder
+    return tuple(names)
+
+
+def require_output(root: Path, output: Path, result: str, unfinished: str | None = None) -> None:
+    """Raise InputError if a training must not write into a folder: it has a finished one, or is among the photos.
+
+    `result` is the file that a training leaves there, and `unfinished` one that is beside it where it can be resumed.
+    """
+    if output.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            path=output, expected="a folder outside of the photos", found=f"one in {root}", remedy="choose another"
+        )
+    if (output / result).exists() and not (unfinished and (output / unfinished).exists()):
+        raise InputError(
+            path=output,
+            expected="a folder without a finished training",
+            found=result,
+            remedy="choose another folder, or remove it",
+        )
+
+
 def _digests(files: Sequence[Path], images: Sequence[str], failures: dict[str, str]) -> list[str]:
     digests = []
     for file, image in zip(files, images, strict=True):
@@ -201,8 +242,8 @@ def _cut(cutter: FaceCutter, chunk: Sequence[int], images: Sequence[str], failur
     with ThreadPoolExecutor(2, thread_name_prefix="edgeface-cut") as pool:
         found = dict(zip(chunk, pool.map(crop, chunk), strict=True))
     failures |= {images[index]: each for index, each in found.items() if isinstance(each, str)}
-    faceless = set(cutter.failures)
-    failures |= {images[index]: "expected a face, found none" for index in chunk if images[index] in faceless}
+    faceless = cutter.reasons
+    failures |= {images[index]: faceless[images[index]] for index in chunk if images[index] in faceless}
     return {index: each for index, each in found.items() if not isinstance(each, str) and images[index] not in faceless}
 
 

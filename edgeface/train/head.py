@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeface.convert.converter import require_plain_name
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
 from edgeface.convert.source import weights_id_of
 from edgeface.errors import ContractError, InputError
@@ -40,8 +41,17 @@ from edgeface.recognize.known import RATES
 from edgeface.recognize.threshold import Threshold, save_thresholds
 from edgeface.train.archive import HEAD, THRESHOLDS
 from edgeface.train.classify import TrainedHead
-from edgeface.train.data import FaceSet, Part, augment, find_one_person, gather_people, require_held_out, split_photos
-from edgeface.train.loop import PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
+from edgeface.train.data import (
+    FaceSet,
+    Part,
+    augment,
+    find_one_person,
+    gather_people,
+    require_held_out,
+    require_output,
+    split_photos,
+)
+from edgeface.train.loop import CHECKPOINT, PRESETS, History, Optimisation, discard_checkpoint, fit, shuffled
 from edgeface.train.losses import focal_loss, weights_of_classes
 from edgeface.train.network import TrainableTail, run_batches
 from edgeface.train.outcome import HeadJudgement, HeadOutcome, HeadSettings, lineage_of, measured
@@ -113,7 +123,7 @@ def train_head(
     Raises
     ------
     InputError
-        If the photos, the settings or the model cannot be used.
+        If the photos, the settings, the model or the name cannot be used, or `output` has a finished training.
     ContractError
         If the model has no contract or seeded weights.
     OutputError
@@ -122,6 +132,8 @@ def train_head(
     settings = settings or HeadSettings()
     optimisation = optimisation or PRESETS["finetune" if settings.unfreeze else "linear"]
     parent, contract = read_contract(model)
+    require_plain_name(contract.name if name is None else name)
+    require_output(root, output, "training.json", CHECKPOINT)
     require_trainable(model, output, contract, changes=settings.unfreeze > 0, judged=strangers is not None or force)
     with stopwatch() as elapsed:
         people = gather_people(root, model, faces, min_photos=settings.min_photos, cache=cache, progress=progress)

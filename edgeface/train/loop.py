@@ -32,7 +32,7 @@ Schedule = Literal["constant", "steps", "cosine-restarts"]
 Batches = Callable[[int], Iterator[NDArray[np.intp]]]
 """Returns the batches of an epoch, each as the rows of its examples."""
 
-_CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_SECONDS = 1.0
 """Seconds between two checkpoints: what a kill costs at most, beside the epoch that it interrupts."""
 
 
@@ -261,10 +261,10 @@ def fit(
 
 def discard_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of a run that is finished and written."""
-    (folder / _CHECKPOINT).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-_CHECKPOINT, _LOG = "checkpoint.pt", "log.jsonl"
+CHECKPOINT, _LOG = "checkpoint.pt", "log.jsonl"
 
 
 class _Run:
@@ -277,7 +277,7 @@ class _Run:
         self._saved = time.monotonic()
 
     def resume(self) -> int:
-        path = self._folder / _CHECKPOINT
+        path = self._folder / CHECKPOINT
         if path.exists():
             try:
                 stored = torch.load(path, weights_only=True)
@@ -310,7 +310,7 @@ class _Run:
             self._best, self._best_state = epoch.number, copy.deepcopy(self._module.state_dict())
         with (self._folder / _LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(epoch.to_dict()) + "\n")
-        if time.monotonic() - self._saved >= _CHECKPOINT_SECONDS:
+        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             self._save()
 
     def finished(self, optimisation: Optimisation) -> bool:
@@ -331,7 +331,7 @@ class _Run:
             "best": self._best,
             "best_state": self._best_state,
         }
-        with write_atomically(self._folder / _CHECKPOINT, private=True) as partial:
+        with write_atomically(self._folder / CHECKPOINT, private=True) as partial:
             torch.save(stored, partial)
         self._saved = time.monotonic()
 

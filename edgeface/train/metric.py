@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeface.convert.converter import require_plain_name
 from edgeface.convert.ir import FreshProcessCheck, publish_ir, save_ir
 from edgeface.convert.source import weights_id_of
 from edgeface.errors import InputError
 from edgeface.evaluate.faces import CROPS, FaceCutter, FaceSource, find_images
-from edgeface.evaluate.low_resolution import pairs_with_copies
+from edgeface.evaluate.low_resolution import pairs_with_copies, require_resolutions
 from edgeface.files import staging_folder, stopwatch
 from edgeface.model.ir_file import read_contract, read_ir
 from edgeface.progress import ProgressCallback, ignore_progress
@@ -29,9 +30,9 @@ from edgeface.quantize.calibration import to_inputs
 from edgeface.quantize.gate import cosines, embed
 from edgeface.quantize.verification import SCORED, LabelledPairs, VerificationChange, compare_verification
 from edgeface.train.copies import Features
-from edgeface.train.data import FaceSet, find_one_person, gather_people
+from edgeface.train.data import FaceSet, find_one_person, gather_people, require_output
 from edgeface.train.head import judge_strangers, require_trainable
-from edgeface.train.loop import Batches, History, Optimisation, discard_checkpoint, fit
+from edgeface.train.loop import CHECKPOINT, Batches, History, Optimisation, discard_checkpoint, fit
 from edgeface.train.metric_losses import octuplet_loss, triplet_loss
 from edgeface.train.network import TrainableTail, run_batches
 from edgeface.train.outcome import MetricOutcome, MetricSettings, lineage_of, measured
@@ -97,6 +98,9 @@ def train_metric(
     """
     settings, optimisation = settings or MetricSettings(), optimisation or METRIC_DEFAULT
     _, contract = read_contract(model)
+    require_resolutions(settings.resolutions, side=min(contract.input_size))
+    require_plain_name(contract.name if name is None else name)
+    require_output(root, output, "training.json", CHECKPOINT)
     require_trainable(model, output, contract, changes=True, judged=strangers is not None or force)
     with stopwatch() as elapsed:
         people = gather_people(root, model, faces, min_photos=settings.min_photos, cache=cache, progress=progress)

@@ -64,10 +64,11 @@ def write_metric_report(outcome: MetricOutcome, output: Path) -> None:
 
 
 def write_answer(answer: Mapping[str, Any], path: Path, template: str, **shown: Any) -> None:
-    """Write the answer of a training as JSON, and ``report.html`` beside it."""
-    with write_atomically(path) as partial, output_errors(path.parent):
+    """Write the answer of a training as JSON, and ``report.html`` beside it, for the owner alone: they name people."""
+    with write_atomically(path, private=True) as partial, output_errors(path.parent):
         partial.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
-    write_page(path.with_name("report.html"), "edgeface.train", template=template, answer=answer, **shown)
+    page = path.with_name("report.html")
+    write_page(page, "edgeface.train", template=template, private=True, answer=answer, **shown)
 
 
 def curves(epochs: Sequence[Epoch], best: int) -> list[Plot]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError, NotSupportedError
+from edgeface.errors import GalleryBusyError, GalleryDamagedError, GalleryError, InputError, NotSupportedError
 from edgeface.files import output_errors, staging_folder
 from edgeface.gallery.address import is_on_server, split_address
 from edgeface.gallery.codec import GalleryHeader
@@ -153,7 +153,10 @@ def _copy(backup: Path, staged: Path) -> None:
         for suffix in ("", "-wal"):
             source = backup.with_name(backup.name + suffix)
             if not suffix or source.exists():
-                shutil.copyfile(source, staged.with_name(staged.name + suffix))
+                with open_regular(source) as read, staged.with_name(staged.name + suffix).open("wb") as written:
+                    shutil.copyfileobj(read, written)
+    except InputError as error:
+        raise GalleryError(f"{backup}: {error}") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise GalleryError(f"{backup}: expected a copy of a gallery, found: {error.strerror}") from error
     staged.chmod(0o600)

@@ -136,11 +136,22 @@ def test_a_list_of_one_encoding_is_taken_as_that_encoding() -> None:
         ([np.zeros(128)] * 2, [np.zeros(128)] * 2),
         ([np.zeros(128)], []),
         ([None], np.zeros(128)),
+        ([np.full(128, np.nan)], np.zeros(128)),
+        ([np.zeros(128)], np.full(128, np.inf)),
+        ([np.zeros(128)], np.zeros(128, complex)),
+        ([["0.5"] * 128], np.zeros(128)),
+        (np.zeros((1, 128), bool), np.zeros(128)),
     ],
 )
 def test_encodings_that_do_not_fit_are_refused(known: object, other: object) -> None:
     with pytest.raises(InputError, match="encodings"):
         face_recognition.face_distance(known, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -5])
+def test_a_tolerance_that_is_no_distance_is_refused(tolerance: float) -> None:
+    with pytest.raises(InputError, match="tolerance: expected a distance of 0 or more"):
+        face_recognition.compare_faces([np.zeros(128)], np.zeros(128), tolerance)
 
 
 # --- images

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -160,3 +161,15 @@ def test_no_damage_to_a_file_of_boxes_gets_past_its_reader(tmp_path: Path) -> No
             assert str(path) in str(error)  # noqa: PT017 - a flipped bit that means nothing is read
             refused += 1
     assert refused > 400
+
+
+def test_what_cannot_be_a_crop_counts_as_a_failure_and_says_why(tmp_path: Path, contract) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
+    images = {"photo": photo, "blank": np.full((16, 16, 3), 90, np.uint8)}
+    for name, image in images.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    cutter = FaceCutter([tmp_path / f"{name}.png" for name in images], list(images), contract)
+    assert len(list(cutter)) == 2
+    assert cutter.failures == list(images)
+    assert "found 500x300; if it is a photo, leave out --crops" in cutter.reasons["photo"]
+    assert "one colour" in cutter.reasons["blank"]

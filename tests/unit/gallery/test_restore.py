@@ -397,3 +397,12 @@ def test_who_is_killed_before_the_commit_of_the_cache_leaves_nothing_wrong(
         assert store.check().problems == ()
         assert len(store.load()) == 6
         assert store._read_cache() is not None
+
+
+@pytest.mark.timeout(20)
+def test_a_device_or_a_pipe_is_no_copy_and_fills_no_disk(tmp_path: Path) -> None:
+    make(tmp_path / "g")
+    os.mkfifo(tmp_path / "pipe")
+    for copy in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(GalleryError, match="expected a regular file, found a device, pipe or socket"):
+            restore_gallery(tmp_path / "g", copy, key=None)

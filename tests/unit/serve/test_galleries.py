@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
 
-from edgeface.errors import GalleryError, GalleryServerError
+from edgeface.errors import ContractError, GalleryError, GalleryServerError
 from edgeface.gallery.keys import read_key
 from edgeface.gallery.opening import open_gallery
 from edgeface.gallery.store.restore import restore_gallery
@@ -110,3 +110,19 @@ def test_a_client_is_not_told_where_things_are(make_service: MakeService, tmp_pa
         answer = client.post(IDENTIFY, params={"gallery": "north"}, files={"photo": jpeg(BLUE)})
         assert (answer.status_code, answer.json()["code"]) == (503, "gallery-replaced")
         assert identified(client) == "None"
+
+
+def test_a_model_whose_embeddings_are_of_any_length_is_served(tmp_path: Path, make_service: MakeService) -> None:
+    """As dlib's, the default model of a first start."""
+    ir = write_tiny_ir(tmp_path / "long", name="long", unit=False)
+    service = make_service(models={"default": {"model": str(ir)}}, galleries={"default": OPEN | {"threshold": 0.9}})
+    enrol(service, "Ada", BLUE)
+    with client_of(service) as client:
+        answer = client.post("/api/edgeface/v1/identify", files={"photo": jpeg(BLUE, GREEN)}).json()
+    assert [face["person"] for face in answer["faces"]] == ["Ada", None]
+
+
+def test_a_contract_that_says_unit_length_is_held_to_it(tmp_path: Path, make_service: MakeService) -> None:
+    ir = write_tiny_ir(tmp_path / "long", unit=False, normalized=True)
+    with pytest.raises(ContractError, match="of the length that the contract says, found lengths"):
+        make_service(models={"default": {"model": str(ir)}})

@@ -119,6 +119,9 @@ def test_the_command_compares_both_and_tells_what_to_use(
     assert answer["classifier"]["strangers_named"]["interval"][0] == 0 or answer["classifier"]["strangers"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Beside the gallery" in page
-    shown = edgeface(*words)
+    refused = edgeface(*words)
+    assert refused.returncode == 2
+    assert "expected a folder without a finished training, found classifier.json" in refused.stderr
+    shown = edgeface(*words, "-o", tmp_path / "shown")
     assert "strangers given a name" in shown.stdout
     assert edgeface(*words, "--c", "-1").returncode == 2

@@ -112,12 +112,16 @@ def test_broken_photos_and_mixed_sizes_are_named_and_the_others_are_used(tmp_pat
     root = write_people(tmp_path / "people", {"Ada": 3, "Bob": 3})
     (root / "Ada/broken.jpg").write_bytes(b"no photo")
     (root / "Bob/cut.png").write_bytes((root / "Bob/0.png").read_bytes()[:60])
-    cv2.imwrite(str(root / "Bob/large.png"), np.full((40, 30, 3), 90, np.uint8))
+    cv2.imwrite(str(root / "Bob/blank.png"), np.full((16, 16, 3), 90, np.uint8))
+    cv2.imwrite(str(root / "Bob/photo.png"), np.zeros((40, 90, 3), np.uint8))
+    cv2.imwrite(str(root / "Bob/large.png"), cv2.imread(str(root / "Bob/1.png")).repeat(2, 0).repeat(2, 1))
     found = gather_people(root, ir, min_photos=3, cache=tmp_path / "cache")
     assert len(found) == 7
     assert found.crops.shape == (7, 16, 16, 3)
-    assert sorted(found.failures) == ["Ada/broken.jpg", "Bob/cut.png"]
-    with pytest.raises(InputError, match=r"2 cannot be used, the first .*broken\.jpg"):
+    assert sorted(found.failures) == ["Ada/broken.jpg", "Bob/blank.png", "Bob/cut.png", "Bob/photo.png"]
+    assert "an image of one colour" in found.failures["Bob/blank.png"]
+    assert "found 90x40; if it is a photo, leave out --crops" in found.failures["Bob/photo.png"]
+    with pytest.raises(InputError, match=r"4 cannot be used, the first .*broken\.jpg"):
         gather_people(root, ir, min_photos=5, cache=tmp_path / "cache")
 
 

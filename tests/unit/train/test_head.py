@@ -488,6 +488,43 @@ def test_a_head_of_impossible_numbers_cannot_be_made() -> None:
             TrainedHead(**{**good, "contract_id": "c", **wrong})
 
 
+@pytest.mark.parametrize("name", ["../evil", "", "a\x1b[31m", "a/b"])
+def test_a_name_that_is_no_file_name_is_refused_before_the_work(
+    tmp_path: Path, ir: Path, people: Path, name: str
+) -> None:
+    with pytest.raises(InputError, match="name: expected a plain file name"):
+        train(people, tmp_path / "out", ir, name=name)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["unknown", "#7", "A\u200bda", "\x1b[31mAda", "Ada\udcff"])
+def test_a_folder_whose_name_no_gallery_takes_becomes_no_label(
+    tmp_path: Path, ir: Path, people: Path, folder: str
+) -> None:
+    (people / "P0_00").rename(people / folder)
+    with pytest.raises(InputError, match="name: expected"):
+        train(people, tmp_path / "out", ir)
+
+
+def test_two_folders_of_one_name_are_not_two_people(tmp_path: Path, ir: Path, people: Path) -> None:
+    (people / "P0_00").rename(people / "Zo\u00eb")
+    (people / "P0_01").rename(people / "Zoe\u0308")
+    with pytest.raises(InputError, match="expected one folder a person, found two of the name 'Zo\u00eb'"):
+        train(people, tmp_path / "out", ir)
+
+
+def test_nothing_is_written_among_the_photos_or_over_a_finished_training(
+    tmp_path: Path, ir: Path, people: Path
+) -> None:
+    for output in (people, people / "P0_00", people / "out"):
+        with pytest.raises(InputError, match="expected a folder outside of the photos"):
+            train(people, output, ir)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/training.json").write_text("{}")
+    with pytest.raises(InputError, match="expected a folder without a finished training"):
+        train(people, tmp_path / "out", ir)
+
+
 # The commands
 
 
@@ -505,6 +542,8 @@ def test_the_command_trains_reports_and_exports(tmp_path: Path, ir: Path, people
     assert "broken.jpg" in done.stderr
     assert "P3_00: left out, with 2 usable photos" in done.stderr
     report = (tmp_path / "out/report.html").read_text()
+    named = (tmp_path / "out" / each for each in ("report.html", "training.json", "head.npz"))
+    assert {stat.S_IMODE(each.stat().st_mode) for each in named} == {0o600}  # they name people
     assert "Accuracy, held out" in report
     assert "P3_00 (2)" in report
     shown = edgeface("inspect", tmp_path / "out/tiny.xml", columns=200).stdout

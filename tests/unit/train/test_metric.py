@@ -211,7 +211,9 @@ def test_the_command_tells_gains_by_resolution_and_says_no_by_its_exit_code(
     done = edgeface(*words, "--json", "--force")
     assert done.returncode == 0
     assert list(json.loads(done.stdout)["verification"]) == ["4", "8", str(SIZE)]
-    assert "8 pixels" in edgeface(*words, "--force").stdout
+    assert "8 pixels" in edgeface(*words, "--force", "-o", tmp_path / "shown").stdout
+    whole = edgeface(*words, "--force", "--resolutions", f"8,{SIZE + 1}")
+    assert (whole.returncode, f"at most that of the model's crops, {SIZE} pixels" in whole.stderr) == (2, True)
     monkeypatch.setattr(module, "judge_strangers", lambda change: ("it became worse",))
     refused = edgeface(*words, "-o", tmp_path / "refused")
     assert refused.returncode == 1
