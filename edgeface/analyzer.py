@@ -176,6 +176,16 @@ class FaceAnalyzer:
         return self._embedder
 
     @property
+    def detector(self) -> Detector | None:
+        """What finds the faces; it is closed with the analyzer. None: every photo is one crop."""
+        return self._detector
+
+    @property
+    def liveness(self) -> LivenessChecker | None:
+        """What judges whether faces are live; it is closed with the analyzer."""
+        return self._liveness
+
+    @property
     def precision(self) -> str | None:
         """Precision that the device computes in, whatever that of the weights; see `ExecutionReport.precision`."""
         return self._embedder.execution.precision

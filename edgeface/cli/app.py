@@ -47,6 +47,7 @@ _COMMANDS = {
     "train": ("train", "export"),
     "serve": ("serve",),
     "events": ("events",),
+    "watch": ("watch",),
 }
 """Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 

@@ -182,6 +182,12 @@ def emit_json(answer: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
 
 
+def emit_json_line(answer: Mapping[str, Any]) -> None:
+    """Print one JSON object of a command that goes on, in one line, at once."""
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
 @contextlib.contextmanager
 def progress_bars(*, refresh_per_second: float = 10) -> Iterator[ProgressCallback]:
     """Yield the callback that draws a bar for each stage on a terminal; elsewhere it draws nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,14 +18,17 @@ PREFIX = "EDGEFACE_SERVE"
 """Begins the name of each environment variable, e.g. EDGEFACE_SERVE_LISTEN__PORT."""
 
 Positive = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys of a configuration, each with a docstring that `describe_settings` prints; an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Listen(_Section):
+class Listen(Section):
     """Where the service listens."""
 
     host: str = "127.0.0.1"
@@ -42,7 +45,7 @@ class Listen(_Section):
     """Addresses whose X-Forwarded-For is believed."""
 
 
-class Tls(_Section):
+class Tls(Section):
     """Files of TLS, as `edgeface serve certificates` makes them."""
 
     certificate: Path
@@ -53,7 +56,7 @@ class Tls(_Section):
     """Authority of client certificates, which are then needed; null: none are asked for."""
 
 
-class Model(_Section):
+class Model(Section):
     """One model and the detector before it."""
 
     model: str | None = None
@@ -69,7 +72,7 @@ class Model(_Section):
     """Take a model of random weights, which recognises no one."""
 
 
-class Gallery(_Section):
+class Gallery(Section):
     """One gallery."""
 
     place: str | None = None
@@ -94,7 +97,7 @@ class Gallery(_Section):
     """How far the next person's cosine must be below the best one's."""
 
 
-class Limits(_Section):
+class Limits(Section):
     """What one request, and all at once, may take."""
 
     body_bytes: Positive = 16 << 20
@@ -121,7 +124,7 @@ class Limits(_Section):
     """Most people or templates of one page."""
 
 
-class Keys(_Section):
+class Keys(Section):
     """How often a key or an address may ask."""
 
     per_key: Annotated[float, Field(gt=0)] = 100.0
@@ -132,7 +135,7 @@ class Keys(_Section):
     """Wrong keys a second of one address, after ten."""
 
 
-class Audit(_Section):
+class Audit(Section):
     """The log of who asked what."""
 
     enabled: bool = True
@@ -148,7 +151,7 @@ def state_folder() -> Path:
     return Path(platformdirs.user_data_dir("edgeface", appauthor=False)) / "serve"
 
 
-class Settings(_Section):
+class Settings(Section):
     """All of the service's configuration; see `load_settings`."""
 
     state: Path = Field(default_factory=state_folder)
@@ -193,45 +196,57 @@ class Settings(_Section):
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the configuration.
-
-    Parameters
-    ----------
-    path
-        A YAML file; None: defaults.
-    environ
-        Variables that begin with ``EDGEFACE_SERVE_`` replace keys: two underscores go one level down, the value is
-        YAML. ``EDGEFACE_SERVE_GALLERIES__DEFAULT__FPIR=0.001`` sets ``galleries.default.fpir``.
-
-    Raises
-    ------
-    InputError
-        For a file that cannot be read, an unknown key, or a value out of range: all of them are named.
+    """Read the service's configuration with `read_settings`.
 
     Examples
     --------
     >>> load_settings(environ={"EDGEFACE_SERVE_LISTEN__PORT": "8443"}).listen.port
     8443
     """
+    return read_settings(Settings, path, environ, prefix=PREFIX, command="edgeface serve")
+
+
+def read_settings(kind: type[S], path: Path | None, environ: Mapping[str, str], *, prefix: str, command: str) -> S:
+    """Read a configuration.
+
+    Parameters
+    ----------
+    kind
+        What its keys are.
+    path
+        A YAML file; None: defaults.
+    environ
+        Variables that begin with `prefix` and an underscore replace keys: two underscores go one level down, the
+        value is YAML. ``EDGEFACE_SERVE_GALLERIES__DEFAULT__FPIR=0.001`` sets ``galleries.default.fpir``.
+    prefix
+        E.g. ``EDGEFACE_SERVE``.
+    command
+        Its option ``--print-config`` is named in errors.
+
+    Raises
+    ------
+    InputError
+        For a file that cannot be read, an unknown key, or a value out of range: all of them are named.
+    """
     where = "environment" if path is None else str(path)
-    given: Any = {} if path is None else _read(path)
+    given: Any = {} if path is None else _read(path, command)
     if not isinstance(given, dict):
         raise InputError(path=path, expected="keys and values", found=type(given).__name__)
     for name, text in sorted(environ.items()):
-        if name.startswith(PREFIX + "_"):
-            _put(given, name.removeprefix(PREFIX + "_").lower().split("__"), text, name)
+        if name.startswith(prefix + "_"):
+            _put(given, name.removeprefix(prefix + "_").lower().split("__"), text, name)
     try:
-        return Settings.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
         raise InputError(
-            path=where, expected="the keys that 'edgeface serve --print-config' shows", found="; ".join(wrong)
+            path=where, expected=f"the keys that '{command} --print-config' shows", found="; ".join(wrong)
         ) from error
 
 
-def _read(path: Path) -> Any:
-    text = read_text(path, "the service's configuration", limit=YAML_BYTES)
-    with reading(path, "YAML", remedy="compare it with 'edgeface serve --print-config'"):
+def _read(path: Path, command: str) -> Any:
+    text = read_text(path, f"the configuration of {command}", limit=YAML_BYTES)
+    with reading(path, "YAML", remedy=f"compare it with '{command} --print-config'"):
         return yaml.safe_load(text) or {}
 
 
@@ -246,9 +261,12 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, name: str) -> None:
         raise InputError(f"{name}: expected a YAML value, found {text!r}") from error
 
 
-def describe_settings() -> str:
-    """Return a YAML file of the defaults in which each key is explained, and its environment variable is named."""
-    return "\n".join(_describe(Settings(), PREFIX, 0)) + "\n"
+def describe_settings(settings: Section | None = None, *, prefix: str = PREFIX) -> str:
+    """Return a YAML file of the defaults in which each key is explained, and its environment variable is named.
+
+    `settings` are the defaults; None: those of the service.
+    """
+    return "\n".join(_describe(settings or Settings(), prefix, 0)) + "\n"
 
 
 def _describe(section: BaseModel, prefix: str, depth: int) -> Iterator[str]:

@@ -96,6 +96,8 @@ def open_source(
     backoff: Backoff | None = None,
     on_bad: Callable[[Path, ImageError], None] | None = None,
     open_capture: Opener | None = None,
+    interval: Callable[[], float] | None = None,
+    hardware: bool = False,
 ) -> FrameSource:
     """Open a source of frames.
 
@@ -113,20 +115,25 @@ def open_source(
         ends the source.
     open_capture
         Used instead of `cv2.VideoCapture`.
+    interval
+        Asked before each frame of a camera or an address: seconds since the last frame within which others are taken
+        from it, but not converted to pixels, which costs more than to decode a still picture.
+    hardware
+        Let FFmpeg decode an address on a graphics processor where it can.
 
     Raises
     ------
     InputError
         If there is nothing to read.
     """
-    opener = open_capture or _open_capture
+    opener = open_capture or (lambda target: _open_capture(target, hardware=hardware))
     if isinstance(source, str) and source.isdecimal():
         source = int(source)
     if isinstance(source, int) and source < 0:
         raise InputError(f"camera {source}: expected a number from 0")
     if isinstance(source, int) or (isinstance(source, str) and source.lower().startswith(_STREAMS)):
         target, retry = source, backoff or Backoff()
-        return FrameSource(lambda stop: _live(target, opener, retry, stop), live=True, capacity=1)
+        return FrameSource(lambda stop: _live(target, opener, retry, stop, interval), live=True, capacity=1)
     if not isinstance(source, str | Path):
         files, failures = list(source), dict[Path, str]()
     elif (video := Path(source)).is_file() and video.suffix.lower() in VIDEO_SUFFIXES:
@@ -160,11 +167,20 @@ class FrameSource:
         """Frames of a live source that newer ones replaced."""
         return self._box.dropped
 
+    @property
+    def newest(self) -> float:
+        """Timestamp of the newest frame that arrived, taken or not; -1 before the first one."""
+        return self._box.newest
+
+    def read(self, timeout: float | None = None) -> Frame | None:
+        """Return the next frame, or None at the end; TimeoutError if none came within `timeout` seconds."""
+        return self._box.take(timeout)
+
     def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
-        frame = self._box.take()
+        frame = self.read()
         if frame is None:
             raise StopIteration
         return frame
@@ -192,6 +208,7 @@ class _Mailbox:
     def __init__(self, capacity: int, *, newest_wins: bool) -> None:
         self.stop = threading.Event()
         self.dropped = 0
+        self.newest = -1.0
         self._capacity, self._newest_wins = capacity, newest_wins
         self._frames: deque[Frame] = deque()
         self._ended = False
@@ -205,6 +222,7 @@ class _Mailbox:
                 self.dropped += 1
             self._changed.wait_for(lambda: self.stop.is_set() or len(self._frames) < self._capacity)
             self._frames.append(frame)
+            self.newest = frame.timestamp
             self._changed.notify_all()
 
     def end(self, error: BaseException | None) -> None:
@@ -212,10 +230,10 @@ class _Mailbox:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
-    def take(self) -> Frame | None:
-        """Return the next frame, or None at the end."""
+    def take(self, timeout: float | None) -> Frame | None:
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set())
+            if not self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set(), timeout):
+                raise TimeoutError
             if self.stop.is_set():
                 return None
             if self._frames:
@@ -284,17 +302,29 @@ def _video(path: Path, opener: Opener) -> Iterator[Frame]:
         capture.release()
 
 
-def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.Event) -> Iterator[Frame]:
+def _live(
+    target: str | int,
+    opener: Opener,
+    backoff: Backoff,
+    stop: threading.Event,
+    interval: Callable[[], float] | None = None,
+) -> Iterator[Frame]:
     """Yield frames as they arrive. When they stop, close, wait and open again."""
     name = f"camera {target}" if isinstance(target, int) else without_secrets(target)
     started, failures, index = time.monotonic(), 0, 0
+    last = 0.0
     while not stop.is_set():
         capture, unusable = opener(target), 0
         try:
             while capture.isOpened() and not stop.is_set() and unusable < _UNUSABLE_FRAMES:
+                if interval is not None and time.monotonic() < last + interval():
+                    if not capture.grab():
+                        break
+                    continue
                 ok, pixels = capture.read()
                 if not ok:
                     break
+                last = time.monotonic()
                 try:
                     image = _as_image(pixels, name)
                 except ImageError:  # many cameras give an empty frame now and then
@@ -319,11 +349,13 @@ def _live(target: str | int, opener: Opener, backoff: Backoff, stop: threading.E
         stop.wait(delay)
 
 
-def _open_capture(target: str | int) -> Any:
+def _open_capture(target: str | int, *, hardware: bool) -> Any:
     if isinstance(target, int) or not target.lower().startswith(_STREAMS):
         return cv2.VideoCapture(target)
     milliseconds = int(_NETWORK_TIMEOUT * 1000)
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    if hardware:  # without a processor that can, or of another codec, FFmpeg decodes in software
+        limits += [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_ANY]
     return cv2.VideoCapture(encoded_user(target), cv2.CAP_FFMPEG, limits)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kiosk_door import door, make_door, store  # noqa: F401  (fixtures)
 
 from edgeface.kiosk.decision import VisitEvent, VisitKind
 from edgeface.kiosk.events import EventLog

@@ -33,6 +33,8 @@ from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock, unit_v
 from edgeface.gallery.store import cache
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.transfer import export_gallery, import_gallery
+from edgeface.kiosk.decision import Decider
+from edgeface.kiosk.settings import DecisionSettings
 from edgeface.model.contract import ModelContract
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.recognize import Embedding, Embeddings, Metric, calibrate, known, threshold
@@ -224,6 +226,7 @@ REFUSES: dict[str, Callable[[SimpleNamespace], object]] = {
     "save_thresholds": lambda o: threshold.save_thresholds(
         o.folder / "t.json", [limits(CONTRACT), limits(OTHER_CONTRACT)]
     ),
+    "Decider.__init__": lambda o: Decider(DecisionSettings(), contract_of("b"), LiveIndex(o.store), bool),
     "TrainedHead.classify": lambda o: head(CONTRACT).classify(o.alien),
     "threshold_at": lambda o: threshold.threshold_at([limits(CONTRACT), limits(OTHER_CONTRACT)], 0.1),
 }
@@ -266,6 +269,9 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "PostgresIndex.__init__": _ONE,
     "Face.__init__": _ONE,
     "FaceObservation.__init__": _ONE,
+    "Decider.identify": "returns the refusal of `Identifier` as a reason; see unit/kiosk/test_visits.py",
+    "DoorWatch.__init__": "makes a `Decider`, which is tried",
+    "Visits.see": "asks its `Decider`",
     "FrameGroup.__init__": _ONE,
     "FaceAnalyzer.search_threshold": _SIZE,
     "Pipeline.embed": _BOX,

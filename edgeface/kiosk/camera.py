@@ -1,0 +1,290 @@
+"""Watch one camera: whether it lives, whether something moves, and which frames are worth a look."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.kiosk.settings import CameraSettings, Polygon
+from edgeface.text import without_secrets
+from edgeface.vision.detector import Detector, Faces
+from edgeface.vision.image import Image
+from edgeface.vision.source import Frame, Opener, open_source
+
+_log = logging.getLogger(__name__)
+
+_POLL = 0.25
+"""Seconds between two looks at whether a camera that gives no frame is lost."""
+_EARLY = 0.75
+"""Share of the time between two frames after which the next one may come: cameras are not punctual, and one of the
+wanted rate must not lose every second frame."""
+_LINGER = 3.0
+"""Seconds after the last motion or face within which every frame is looked at."""
+_GLANCE = 5.0
+"""Seconds after which a frame without motion is looked at all the same: somebody may stand very still."""
+_SMALL, _CHANGED, _SHARE, _MEMORY = 160, 12.0, 0.002, 0.2
+"""Motion: longer side in pixels of the reduced picture, the gray values by which a pixel of it has changed, the share
+of pixels that have, and the part of each frame in the picture that is remembered."""
+_STRIDE = 8
+"""Every so many rows and columns are compared to notice a repeated picture: noise changes them in a living one."""
+
+
+class CameraState(str, Enum):
+    """How a camera is."""
+
+    connected = "connected"
+    frozen = "frozen"
+    lost = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraHealth:
+    """How a camera is, and what was made of its frames.
+
+    Attributes
+    ----------
+    state
+        ``lost`` before its first frame too, and after the last one of a file.
+    source
+        Its address, without user and password.
+    analyzed, dropped
+        Frames in which faces were looked for, and that were replaced by newer ones before.
+    latency, slowest
+        Seconds from the arrival of a frame to the end of its analysis: the last one, and the longest; of live cameras.
+    error
+        What last went wrong; empty if nothing did.
+    """
+
+    state: CameraState
+    source: str
+    analyzed: int
+    dropped: int
+    latency: float
+    slowest: float
+    error: str
+
+
+class Camera:
+    """Gives the frames of one camera that are worth a look, newest first, and opens it again whenever it fails.
+
+    Timestamps of a live camera are monotonic time (`time.monotonic`), those of a file begin with it.
+
+    Parameters
+    ----------
+    name
+        Of the camera, for the log.
+    settings
+        What to open, and how.
+    open_capture
+        As of `open_source`.
+
+    Raises
+    ------
+    InputError
+        If the source is neither a camera nor a file.
+    """
+
+    def __init__(self, name: str, settings: CameraSettings, *, open_capture: Opener | None = None) -> None:
+        self.name, self.error, self._closed = name, "", False
+        self._settings, self._opener = settings, open_capture
+        self._motion = MotionGate(settings.zones)
+        self._awake_until = self._glanced = self._last = -np.inf
+        self._digest, self._changed, self._frozen, self._lost = -1, time.monotonic(), False, False
+        self._analyzed, self._dropped, self._latency, self._slowest = 0, 0, 0.0, 0.0
+        self._open()
+
+    def _open(self) -> None:
+        self._opened = time.monotonic()
+        self._source = open_source(
+            self._settings.source,
+            open_capture=self._opener,
+            interval=lambda: self._interval * _EARLY,
+            hardware=self._settings.hardware_decode,
+        )
+        self.live = self._source.live
+
+    @property
+    def _interval(self) -> float:
+        """Seconds between two frames that are looked at."""
+        awake = self._awake_until >= self._last
+        return 1 / (self._settings.active_fps if awake else self._settings.idle_fps)
+
+    @property
+    def state(self) -> CameraState:
+        """Whether pictures come, and change."""
+        if self._source.newest < 0 or self._is_silent():
+            return CameraState.lost
+        return CameraState.frozen if self._frozen else CameraState.connected
+
+    @property
+    def health(self) -> CameraHealth:
+        """How it is."""
+        return CameraHealth(
+            state=self.state,
+            source=without_secrets(self._settings.source),
+            analyzed=self._analyzed,
+            dropped=self._dropped + self._source.dropped,
+            latency=self._latency,
+            slowest=self._slowest,
+            error=self.error,
+        )
+
+    def frames(self, on_break: Callable[[str], None] = lambda reason: None) -> Iterator[Frame]:
+        """Yield the frames in which to look for faces; end with the file, or when the camera is closed.
+
+        `on_break` is called, in this thread, with the reason when the picture freezes or the camera is lost.
+        """
+        self._on_break = on_break
+        while True:
+            try:
+                frame = self._source.read(_POLL)
+            except TimeoutError:
+                self._notice_loss()
+                continue
+            if frame is None:
+                return
+            self._lost = False
+            if self.live:
+                frame = replace(frame, timestamp=self._opened + frame.timestamp)
+            if self._is_new(frame) and self._is_due(frame) and self._is_worth(frame):
+                yield frame
+
+    def finish(self, frame: Frame, *, busy: bool) -> None:
+        """Take note that a frame was analyzed, and whether somebody is there."""
+        self._analyzed += 1
+        if busy:
+            self._awake_until = frame.timestamp + _LINGER
+        if self.live:
+            self._latency = time.monotonic() - frame.timestamp
+            self._slowest = max(self._slowest, self._latency)
+
+    def _is_silent(self) -> bool:
+        last = self._opened + max(0.0, self._source.newest)
+        return self.live and time.monotonic() - last > self._settings.lost_seconds
+
+    def _notice_loss(self) -> None:
+        if not self._lost and self._is_silent():
+            self._lost = True
+            self._report(f"the camera was lost: no frame for {self._settings.lost_seconds:g} s")
+
+    def _is_new(self, frame: Frame) -> bool:
+        """Whether a frame differs from the last one; if none did for long, open the camera again."""
+        digest = zlib.crc32(frame.image[::_STRIDE, ::_STRIDE].tobytes())
+        if digest != self._digest:
+            self._digest, self._changed, self._frozen = digest, frame.timestamp, False
+            return True
+        if frame.timestamp - self._changed >= self._settings.frozen_seconds:
+            if not self._frozen:
+                self._report(f"the picture is frozen: no change for {self._settings.frozen_seconds:g} s")
+            self._frozen, self._changed = True, frame.timestamp
+            if self.live:
+                self._dropped += self._source.dropped
+                self._source.close()
+                self._open()
+                if self._closed:
+                    self._source.close()
+        return False
+
+    def _is_due(self, frame: Frame) -> bool:
+        if frame.timestamp < self._last + self._interval * _EARLY:
+            return False
+        self._last = frame.timestamp
+        return True
+
+    def _is_worth(self, frame: Frame) -> bool:
+        """Whether something moves, did so lately, or nothing was looked at for long."""
+        if self._motion.moved(frame.image):
+            self._awake_until = max(self._awake_until, frame.timestamp + _LINGER)
+        if frame.timestamp > self._awake_until and frame.timestamp < self._glanced + _GLANCE:
+            return False
+        self._glanced = frame.timestamp
+        return True
+
+    def _report(self, reason: str) -> None:
+        self.error = reason
+        _log.warning("%s: %s", self.name, reason)
+        self._on_break(reason)
+
+    def close(self) -> None:
+        """Stop reading; `frames` then ends."""
+        self._closed = True
+        self._source.close()
+
+
+class MotionGate:
+    """Notices that something moves before a camera, by a picture of what was there before.
+
+    Examples
+    --------
+    >>> gate, still = MotionGate(), np.zeros((90, 160, 3), np.uint8)
+    >>> moving = still.copy()
+    >>> moving[20:60, 20:60] = 200
+    >>> gate.moved(still), gate.moved(still), gate.moved(moving)
+    (True, False, True)
+    """
+
+    def __init__(self, zones: Sequence[Polygon] = ()) -> None:
+        self._zones = zones
+        self._before: NDArray[np.float32] | None = None
+
+    def moved(self, image: Image) -> bool:
+        """Compare an image, (H, W, 3) uint8 BGR, with those before it; the first one, or of another size, has moved."""
+        step = max(1, max(image.shape[:2]) // _SMALL)
+        gray = cv2.cvtColor(np.ascontiguousarray(image[::step, ::step]), cv2.COLOR_BGR2GRAY)
+        small = np.asarray(cv2.GaussianBlur(gray, (5, 5), 0), np.float32)
+        if self._before is None or self._before.shape != small.shape:
+            self._before, self._counts = small, mask_of(self._zones, (small.shape[0], small.shape[1]))
+            return True
+        changed = np.abs(small - self._before) > _CHANGED
+        self._before += _MEMORY * (small - self._before)
+        return bool(np.count_nonzero(changed & self._counts) > _SHARE * np.count_nonzero(self._counts))
+
+
+def mask_of(zones: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which pixels of a picture of `size`, (height, width), are inside one of the zones; all without zones."""
+    mask = np.full(size, not zones, np.uint8)
+    for zone in zones:
+        corners = np.rint(np.array(zone) * (size[1] - 1, size[0] - 1)).astype(np.int32)
+        cv2.fillPoly(mask, [corners], 1)
+    return mask.astype(bool)
+
+
+class ZoneDetector:
+    """A detector that finds only the faces that count at a camera: large enough, with their centre in a zone.
+
+    Closing it does nothing: `detector` belongs to somebody else.
+    """
+
+    def __init__(self, detector: Detector, settings: CameraSettings) -> None:
+        self._detector, self._least, self._zones = detector, settings.min_face, settings.zones
+        self.name, self.settings = detector.name, detector.settings
+
+    def detect(self, images: Sequence[Image]) -> list[Faces]:
+        """See `Detector.detect`."""
+        return [self._count(image, faces) for image, faces in zip(images, self._detector.detect(images), strict=True)]
+
+    def _count(self, image: Image, faces: Faces) -> Faces:
+        if not len(faces):
+            return faces
+        low, high = faces.boxes[:, :2], faces.boxes[:, 2:]
+        size = np.array(image.shape[1::-1], np.float32)
+        x, y = np.clip((low + high) / 2, 0, size - 1).astype(int).T
+        large = (high - low).min(axis=1) >= self._least
+        return faces[large & mask_of(self._zones, (image.shape[0], image.shape[1]))[y, x]]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> ZoneDetector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -1,0 +1,222 @@
+"""Watch several cameras with one model and one gallery, and give one event a visit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import edgeface
+from edgeface.analyzer import FaceAnalyzer
+from edgeface.errors import InputError
+from edgeface.gallery.index.live import LiveIndex
+from edgeface.gallery.keys import find_key
+from edgeface.gallery.opening import open_gallery
+from edgeface.kiosk.camera import Camera, CameraHealth, ZoneDetector
+from edgeface.kiosk.decision import STALE, Decider, VisitEvent
+from edgeface.kiosk.settings import WatchSettings
+from edgeface.kiosk.visits import TRACK_GAP, Visits
+from edgeface.pipeline.pipeline import Pipeline
+from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
+from edgeface.serve.service import find_version
+from edgeface.vision.quality import QualityGate
+from edgeface.vision.source import Opener
+
+_log = logging.getLogger(__name__)
+
+_REFRESH = 1.0
+"""Seconds after which a face that stays is embedded again, to notice another in its place."""
+_AGAIN = 1.0
+"""Seconds after which a camera whose analysis failed is watched again."""
+_POLL = 0.25
+"""Seconds between looks at whether everything has ended."""
+
+
+class DoorWatch:
+    """Watches the cameras from the start on, each in its own thread; iterate over it for the events.
+
+    A context manager. It ends when all cameras are files that have ended, or it is closed. Live cameras are watched
+    for ever: what fails is logged, told by `health`, and tried again.
+
+    Parameters
+    ----------
+    settings
+        Cameras, and when a person is known.
+    analyzer
+        With a detector and, unless the settings say otherwise, liveness models: without these nobody is known. It is
+        not closed.
+    index
+        Of the gallery; its store is not closed.
+    open_capture
+        Used instead of `cv2.VideoCapture`.
+
+    Raises
+    ------
+    InputError
+        If there is no detector, or a source is neither a camera nor a file.
+    ContractError
+        If the gallery is of another model.
+    """
+
+    def __init__(
+        self, settings: WatchSettings, analyzer: FaceAnalyzer, index: LiveIndex, *, open_capture: Opener | None = None
+    ) -> None:
+        if analyzer.detector is None:
+            raise InputError(expected="an analyzer with a detector", found="none", remedy="name a detector")
+        self._settings, self._analyzer = settings, analyzer
+        self._events: queue.Queue[tuple[float, VisitEvent]] = queue.Queue(settings.queue)
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._decider = Decider(settings.decision, analyzer.contract, index, self._emit)
+        self.cameras: dict[str, Camera] = {}
+        with contextlib.ExitStack() as undo:
+            for name, each in settings.cameras.items():
+                self.cameras[name] = camera = Camera(name, each, open_capture=open_capture)
+                undo.callback(camera.close)
+            undo.pop_all()
+        self._threads = [
+            threading.Thread(target=self._work, args=(camera,), name=f"edgeface-watch-{name}", daemon=True)
+            for name, camera in self.cameras.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def health(self) -> dict[str, CameraHealth]:
+        """How each camera is, by its name."""
+        return {name: camera.health for name, camera in self.cameras.items()}
+
+    def __iter__(self) -> Iterator[VisitEvent]:
+        """Yield events as they are decided; a known person whose event waited too long is inconclusive.
+
+        Raises
+        ------
+        EdgeFaceError
+            If a file cannot be read, or a model fails on one.
+        """
+        while not self._stop.is_set():
+            ended = not any(thread.is_alive() for thread in self._threads)
+            try:
+                at, event = self._events.get(timeout=0 if ended else _POLL)
+            except queue.Empty:
+                if not ended:
+                    continue
+                if self._error is not None:
+                    raise self._error from None
+                return
+            waited = time.monotonic() - at
+            if event.person_id is not None and waited > STALE and self.cameras[event.camera].live:
+                self._decider.forget(event.person_id)
+                event = event.closed(f"the event waited {waited:.1f} s to be taken")
+            yield event
+
+    def _emit(self, event: VisitEvent) -> bool:
+        """Queue an event; when the queue is full a live camera's is lost, and a file waits."""
+        camera = self.cameras[event.camera]
+        while not self._stop.is_set():
+            try:
+                self._events.put((time.monotonic(), event), block=not camera.live, timeout=_POLL)
+                return True
+            except queue.Full:
+                if camera.live:
+                    camera.error = "events are not taken: the queue is full"
+                    _log.error("%s: %s", camera.name, camera.error)
+                    return False
+        return False
+
+    def _work(self, camera: Camera) -> None:
+        visits = Visits(camera.name, self._decider, self._analyzer.liveness)
+        tracker = Tracker(max_gap=TRACK_GAP)
+        while not self._stop.is_set():
+            try:
+                self._follow(camera, visits, tracker)
+                visits.end("the recording ended")
+                return
+            except Exception as error:  # whatever failed: nobody is known, and the camera is watched again
+                camera.error = f"{type(error).__name__}: {error}"
+                visits.end(f"the analysis failed: {error}")
+                if not camera.live:
+                    self._error = error
+                    return
+                _log.exception("%s: the analysis failed", camera.name)
+                self._stop.wait(_AGAIN)
+
+    def _follow(self, camera: Camera, visits: Visits, tracker: Tracker) -> None:
+        """Analyze a camera's frames until it ends or something fails."""
+        assert self._analyzer.detector is not None
+        decision, looks = self._settings.decision, 2 * self._settings.decision.looks
+        pipeline = Pipeline(
+            ZoneDetector(self._analyzer.detector, self._settings.cameras[camera.name]),
+            self._analyzer.embedder,
+            tracker=tracker,
+            gate=QualityGate() if decision.gate else None,
+            policy=EmbeddingPolicy(least=looks, most=looks, refresh=_REFRESH),
+            prefetch=1,  # a frame that was taken in advance would wait
+        )
+        with contextlib.closing(pipeline.run(camera.frames(visits.end))) as results:
+            for frame, faces in results:
+                age = time.monotonic() - frame.timestamp if camera.live else 0.0
+                visits.see(frame.image, faces, frame.timestamp, age=age)
+                camera.finish(frame, busy=bool(faces))
+
+    def close(self) -> None:
+        """Stop all cameras, and wait for them; closing again does nothing."""
+        self._stop.set()
+        for camera in self.cameras.values():
+            camera.close()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def __enter__(self) -> DoorWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
+    """Open the gallery, load the models that the settings name, and watch.
+
+    Raises
+    ------
+    InputError, MissingError
+        If there is no gallery, or anything that the settings name cannot be opened or loaded. Without liveness models
+        nothing is watched, unless the settings say that they are not needed.
+
+    Examples
+    --------
+    >>> with open_watch(load_watch_settings(Path("watch.yml"))) as watch:  # doctest: +SKIP
+    ...     for event in watch:
+    ...         print(event.kind.value, event.name)
+    known Ada Lovelace
+    """
+    decision, model = settings.decision, settings.model
+    if settings.gallery is None:
+        raise InputError(expected="a gallery", found="none", remedy="name one with 'gallery', or --gallery")
+    with contextlib.ExitStack() as opened:
+        key = find_key(settings.key, beside=settings.gallery)
+        open_gallery(settings.gallery, key=key).close()  # without it no model is loaded
+        checker = None
+        if decision.liveness:
+            checker = edgeface.load_liveness(
+                decision.liveness_models, device=model.device, threshold=decision.liveness_threshold
+            )
+            opened.callback(checker.close)
+        analyzer = opened.enter_context(
+            edgeface.load(
+                find_version(model.model)[0],
+                device=model.device,
+                detector=model.detector,
+                min_size=max(model.min_size, min(each.min_face for each in settings.cameras.values())),
+                liveness=checker or False,
+                cache_dir=settings.cache,
+                allow_seeded=model.allow_seeded,
+            )
+        )
+        contract_id = analyzer.contract.contract_id
+        store = opened.enter_context(open_gallery(settings.gallery, key=key, contract_id=contract_id))
+        yield opened.enter_context(DoorWatch(settings, analyzer, LiveIndex(store)))
