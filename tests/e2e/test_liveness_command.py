@@ -84,7 +84,7 @@ def test_a_liveness_model_is_refused_where_an_embedding_model_is_needed(data: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fp16", "int8"])
+@pytest.mark.parametrize("mode", [pytest.param("fp16", marks=pytest.mark.nightly), "int8"])
 def test_a_compressed_liveness_model_is_written_only_if_it_decides_like_fp32(
     data: Path, irs: Path, tmp_path: Path, mode: str
 ) -> None:

@@ -71,7 +71,7 @@ def test_help_and_version_go_to_closed_streams_without_exit_code_1(work: Path) -
         assert shell(f"edgeface {words} >&- 2>&-").returncode == 2, words
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.nightly)])
 def test_a_name_that_the_terminal_cannot_show_ends_no_command(work: Path, encoding: str) -> None:
     photo = os.fsencode(work) + "/Ада ".encode() + b"\xff.png"
     Path(os.fsdecode(photo)).write_bytes((work / "a.png").read_bytes())

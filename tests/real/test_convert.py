@@ -79,7 +79,10 @@ def test_the_nhwc_rgb_ir_with_a_static_batch_gives_the_golden_embeddings(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "color", "feed"),
-    [("nchw", "bgr", as_bgr_nchw), ("nhwc", "rgb", lambda images: images.astype(np.float32))],
+    [
+        ("nchw", "bgr", as_bgr_nchw),
+        pytest.param("nhwc", "rgb", lambda images: images.astype(np.float32), marks=pytest.mark.nightly),
+    ],
 )
 def test_the_fp16_ir_is_half_as_large_and_as_good(
     converted: Callable[..., Path],
@@ -197,11 +200,11 @@ def default_attributes_left_out(graph: Any) -> None:
     ("options", "change"),
     [
         ({"batch_norm": "FusedBatchNorm"}, unchanged),
-        ({"batch_norm": "FusedBatchNorm", "queue": False}, unchanged),
+        pytest.param({"batch_norm": "FusedBatchNorm", "queue": False}, unchanged, marks=pytest.mark.nightly),
         ({"queue": False}, unchanged),
         ({}, phase_train_with_default),
-        ({}, extra_identities),
-        ({"queue": False}, input_is_named_input),
+        pytest.param({}, extra_identities, marks=pytest.mark.nightly),
+        pytest.param({"queue": False}, input_is_named_input, marks=pytest.mark.nightly),
         ({}, default_attributes_left_out),
     ],
     ids=[
@@ -344,9 +347,9 @@ def rgb(same: Path, real_pb: Path) -> ov.Model:
     ("make", "precision", "layout", "color", "golden_given"),
     [
         (omz_2021, "FP32", "NCHW", "BGR", False),
-        (mo_2024, "FP16", "NHWC", "BGR", True),
+        pytest.param(mo_2024, "FP16", "NHWC", "BGR", True, marks=pytest.mark.nightly),
         (ovc_like, "FP16", "NHWC", "RGB", False),
-        (rgb, "FP32", "NCHW", "RGB", True),
+        pytest.param(rgb, "FP32", "NCHW", "RGB", True, marks=pytest.mark.nightly),
     ],
 )
 def test_a_foreign_ir_gets_the_contract_that_its_answers_prove(

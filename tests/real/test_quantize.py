@@ -139,7 +139,9 @@ def test_facenets_weights_alone_in_8_bits_cost_next_to_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mtcnn", "yunet", "retail-0004"])
+@pytest.mark.parametrize(
+    "name", ["mtcnn", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("yunet", "retail-0004"))]
+)
 def test_a_detector_finds_the_same_faces_in_8_bits(name: DetectorName, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[quantize]'")
     from edgeface.quantize import quantize_detector
