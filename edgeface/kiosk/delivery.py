@@ -114,6 +114,7 @@ class Deliveries:
     def close(self) -> None:
         """Stop the workers, after what each is sending now; what is not delivered stays in the outbox."""
         self._ending.set()
+        self._log.wake()
         for thread in self._threads:
             thread.join()
         for sender in self._senders.values():

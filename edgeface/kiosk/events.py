@@ -168,7 +168,7 @@ class EventLog:
     ) -> None:
         self._file, self._clock, self._targets = ServiceFile(path, _KIND, create=create), clock, dict(targets or {})
         self._retention_days, self._crop_hours = retention_days, crop_hours
-        self._grown, self._recorded, self._hour = threading.Condition(), 0, 0
+        self._grown, self._woken, self._hour = threading.Condition(), 0, 0
 
     @property
     def path(self) -> Path:
@@ -196,16 +196,23 @@ class EventLog:
                 "INSERT INTO deliveries VALUES (?, ?, 0, 0, NULL, 0)",
                 [(target, logged.sequence) for target, kinds in self._targets.items() if event.kind in kinds],
             )
-        with self._grown:
-            self._recorded += 1
-            self._grown.notify_all()
+        self.wake()
         return logged
 
-    def wait(self, recorded: int, seconds: float) -> int:
-        """Wait while this process has recorded so many events, at most some seconds; return how many it has now."""
+    def wake(self) -> None:
+        """End every `wait` now."""
         with self._grown:
-            self._grown.wait_for(lambda: self._recorded != recorded, seconds)
-            return self._recorded
+            self._woken += 1
+            self._grown.notify_all()
+
+    def wait(self, seen: int, seconds: float) -> int:
+        """Wait until this process records an event, at most some seconds.
+
+        `seen` is what the last call has returned, 0 at first: an event that was recorded since then ends it at once.
+        """
+        with self._grown:
+            self._grown.wait_for(lambda: self._woken != seen, seconds)
+            return self._woken
 
     # Reading
 

@@ -33,7 +33,7 @@ class Webhook(_Target):
     """An HTTP endpoint that is sent each event."""
 
     url: str
-    """https://..., or http://... as plain_http allows."""
+    """https://..., or http://... as plain_http allows, in ASCII."""
     secret: str
     """Where the key of its signatures is: file:PATH, env:NAME or command:WORDS; 32 bytes, or 64 hexadecimal digits."""
     plain_http: Literal["loopback", "lan"] = "loopback"
@@ -43,7 +43,14 @@ class Webhook(_Target):
     @classmethod
     def _is_url(cls, url: str) -> str:
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        if (
+            not url.isascii()
+            or not url.isprintable()
+            or parts.port == 0
+            or parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or "@" in parts.netloc
+        ):
             raise ValueError("expected https://HOST/PATH or http://HOST/PATH, without user and password")
         return url
 

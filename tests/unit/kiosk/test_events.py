@@ -7,6 +7,7 @@ import csv
 import datetime
 import io
 import json
+import random
 import sqlite3
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.kiosk.conftest import NOON, Clock, visit
 
-from edgeface.errors import InputError
+from edgeface.errors import EdgeFaceError, InputError
 from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.events import EventLog, write_csv, write_ndjson
 from edgeface.serve.database import ServiceFileError
@@ -99,6 +100,35 @@ def test_a_damaged_row_is_an_error_of_the_log(log: EventLog) -> None:
         connection.execute("UPDATE events SET kind = 'friend'")
     with pytest.raises(ServiceFileError, match="event 1 damaged"):
         list(log.events())
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(60), pytest.param(2000, marks=pytest.mark.nightly)])
+def test_a_damaged_file_is_an_error_of_the_log_and_no_other(tmp_path: Path, rounds: int) -> None:
+    whole, path, chance = tmp_path / "whole.sqlite", tmp_path / "events.sqlite", random.Random(rounds)
+    with contextlib.closing(EventLog(whole, targets={"a": set(VisitKind)})) as log:
+        for person in (7, 8, None) * 4:
+            log.record(visit(person))
+    content, refused = whole.read_bytes(), 0
+    (page,) = (at for at in range(0, len(content), 4096) if b"score above" in content[at : at + 4096])
+    for _ in range(rounds):
+        damaged = bytearray(content)
+        for _ in range(chance.randint(1, 3)):
+            damaged[chance.choice([at for at in range(page, page + 4096) if content[at]])] = chance.randrange(256)
+        for file in tmp_path.glob("events.sqlite*"):
+            file.unlink()
+        path.write_bytes(damaged)
+        path.chmod(0o600)
+        try:
+            with contextlib.closing(EventLog(path, create=False)) as log:
+                write_csv((each.to_dict() for each in log.events()), io.StringIO())
+                write_ndjson((each.to_dict() for each in log.last(5)), io.StringIO())
+                log.attendance("Europe/Berlin")
+                log.next_delivery("a", strict=False)
+                log.record(visit())
+                log.forget(8)
+        except EdgeFaceError:
+            refused += 1
+    assert 0 < refused < rounds
 
 
 # Retention
