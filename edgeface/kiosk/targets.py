@@ -43,14 +43,8 @@ class Webhook(_Target):
     @classmethod
     def _is_url(cls, url: str) -> str:
         parts = urllib.parse.urlsplit(url)
-        if (
-            not url.isascii()
-            or not url.isprintable()
-            or parts.port == 0
-            or parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or "@" in parts.netloc
-        ):
+        plain = url.isascii() and url.isprintable() and parts.port != 0 and "@" not in parts.netloc
+        if not plain or parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected https://HOST/PATH or http://HOST/PATH, without user and password")
         return url
 

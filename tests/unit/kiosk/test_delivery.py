@@ -300,10 +300,11 @@ def test_without_tls_an_event_goes_only_where_configured(log: EventLog, url: str
     assert ("ConnectError" in str(caught.value)) is allowed
 
 
+OTHER = "ftp://host/x https:///x https://user:secret@host/x file:///etc/passwd https://host:0/ https://host:99999/"
+
+
 @pytest.mark.parametrize(
-    "url",
-    ["ftp://host/x", "https:///x", "https://user:secret@host/x", "file:///etc/passwd", "", "https://host:0/"]
-    + ["https://host:99999/", "https://host:x/", "https://[::1/x", "https://h\u00f6st/", "https://host/a\nb"],
+    "url", [*OTHER.split(), "", "https://host:x/", "https://[::1/", "https://h\u00f6st/", "https://h/a\nb"]
 )
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(ValidationError):
