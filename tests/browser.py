@@ -53,15 +53,15 @@ class Browser:
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Load a file in a window of this many CSS pixels, and wait until it is laid out."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Load a file or an address in a window of this many CSS pixels, and wait until it is laid out."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="screen", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
 

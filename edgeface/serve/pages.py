@@ -21,7 +21,7 @@ _FILES = {
 PAGES = frozenset(_FILES)
 """Paths that need no key: the page holds nothing, and asks for a key before it reads the OpenAPI document."""
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
