@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import enum
 import json as json_
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from edgeface.cli.gallery_options import YesOption, answer, confirm
-from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, print_note, stdout
+from edgeface.cli.output import GuardedStream, JsonOption, counted, emit_json, escape, print_line, print_note, stdout
 from edgeface.errors import NegativeResult
 
 if TYPE_CHECKING:
@@ -121,8 +122,14 @@ def _describe(key: Key, store: KeyStore) -> dict[str, Any]:
 def _print_new(key: Key, text: str, store: KeyStore, *, json: bool) -> None:
     if json:
         emit_json({"text": text, **_describe(key, store)})
+    else:
+        print_line(text)
+    if isinstance(sys.stdout, GuardedStream) and sys.stdout.lost():
+        store.revoke(key.id)
+        print_note(f"key {key.id} ({key.name}) is revoked, because nobody has seen it; add another one")
         return
-    print_line(text)
+    if json:
+        return
     ends = f"expires on {key.expires:%Y-%m-%d}" if key.expires else "does not expire"
     print_note(
         f"key {key.id} ({key.name}): {key.role.value}, {key.gallery or 'all galleries'}, {ends}; shown this once"

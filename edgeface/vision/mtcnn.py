@@ -55,6 +55,8 @@ _FIXED = 64 << 20
 _MOST_PROPOSALS = 200_000
 """Places per photo; 60 megapixels have up to 100,000 (1,600 a megapixel at most in real photos). To compare each with
 each takes a minute for so many, and grows with their square."""
+_ALWAYS, _PROPOSALS_PER_PIXEL = 20_000, 0.004
+"""Places that every photo may have, and how many more for each pixel: a small photo made for it takes seconds only."""
 _LARGEST_BATCH = {"rnet": 32, "onet": 8}
 
 
@@ -207,12 +209,14 @@ class MTCNN(NetworkDetector):
         if not parts:
             return _Candidates(np.empty((0, 4)), np.empty(0, np.intp))
         boxes, scores, shifts, owners, numbers = map(np.concatenate, zip(*parts, strict=True))
-        if (most := int(np.bincount(owners).max(initial=0))) > _MOST_PROPOSALS:
-            raise ImageError(
-                expected=f"at most {_MOST_PROPOSALS:,} places that P-Net takes for faces in a photo",
-                found=f"{most:,}",
-                remedy="look for larger faces only, or scale the photo down",
-            )
+        for image, found in zip(images, np.bincount(owners, minlength=len(images)).tolist(), strict=True):
+            most = min(_MOST_PROPOSALS, _ALWAYS + int(_PROPOSALS_PER_PIXEL * image.size[0] * image.size[1]))
+            if found > most:
+                raise ImageError(
+                    expected=f"at most {most:,} places that P-Net takes for faces in a photo of its size",
+                    found=f"{found:,}",
+                    remedy="look for larger faces only, or scale the photo down",
+                )
         levels_of_all = owners * (1 + max(level.number for level in levels)) + numbers
         kept = nms(boxes, scores, _NMS_SCALE, groups=levels_of_all, pixel=1)
         kept = kept[nms(boxes[kept], scores[kept], _NMS, groups=owners[kept], pixel=1)]

@@ -53,6 +53,16 @@ def test_a_key_alone_is_printed_on_stdout_and_works(state: Path) -> None:
     assert done.stdout.strip() not in edgeface("serve", "keys", "list").stdout
 
 
+def test_a_key_that_could_not_be_shown_is_revoked(state: Path) -> None:
+    words = [sys.executable, "-m", "edgeface", "serve", "keys", "add", "door", "--role", "admin"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "(door) is revoked, because nobody has seen it; add another one" in done.stderr
+    with contextlib.closing(KeyStore(state / "keys.sqlite")) as store:
+        assert [key.state(store.now()) for key in store.list()] == ["revoked"]
+
+
 def test_keys_are_listed_with_what_became_of_them() -> None:
     first = ask("keys", "add", "Tür [bold]", "--role", "admin")
     second = ask("keys", "rotate", first["id"], "--grace", "7")
