@@ -6,19 +6,15 @@ import urllib.parse
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from edgeface.kiosk.decision import VisitKind
-from edgeface.serve.settings import Name, Positive
+from edgeface.serve.settings import Name, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0, le=300)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class _Target(_Section):
+class _Target(Section):
     kinds: tuple[VisitKind, ...] = tuple(VisitKind)
     """Events that it is told."""
     names: bool = False
@@ -68,7 +64,7 @@ class Mqtt(_Target):
     """Home Assistant's discovery prefix; null: no discovery."""
 
 
-class DoorCommand(_Section):
+class DoorCommand(Section):
     """A program that is run when a known person is decided, e.g. to switch a relay."""
 
     command: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -83,7 +79,7 @@ class DoorCommand(_Section):
     """How many may run at once; while so many do, no other one is run."""
 
 
-class EventSettings(_Section):
+class EventSettings(Section):
     """How long events are kept, and who is told."""
 
     retention_days: Positive = 90
