@@ -204,7 +204,8 @@ async def _run(
         stopping.set()
 
     def reload() -> None:
-        reloads.add(begun := asyncio.ensure_future(_reload(app.state.service, configure)))  # the loop keeps none alive
+        begun = asyncio.ensure_future(_reload(app.state.service, configure, server.config))
+        reloads.add(begun)  # the loop keeps none alive
         begun.add_done_callback(reloads.discard)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,9 +253,33 @@ async def _keep_files(service: Service) -> None:
             await asyncio.sleep(60)
 
 
-async def _reload(service: Service, configure: Callable[[], Settings]) -> None:
-    """Take the configuration anew; if it is wrong, say so and go on with the old one."""
+def renew_certificate(config: Any) -> None:
+    """Serve new connections of a `uvicorn.Config` with what its files of TLS hold now; others keep theirs.
+
+    Raises InputError for files that are no pair, or whose key needs a password: the certificate before stays in use.
+    """
+    files = {"certfile": config.ssl_certfile, "keyfile": config.ssl_keyfile, "password": ""}
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(**files)  # half a pair would break the one in use
+        config.ssl.load_cert_chain(**files)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise InputError(
+            path=config.ssl_certfile,
+            expected=f"a certificate and its key in {config.ssl_keyfile}",
+            found=str(error),
+            remedy="put a pair there, and send SIGHUP again; the certificate before is served meanwhile",
+        ) from error
+
+
+async def _reload(service: Service, configure: Callable[[], Settings], config: Any) -> None:
+    """Take certificates and the configuration anew; if they are wrong, say so and go on with the old ones."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    if getattr(config, "ssl", None) is not None:  # which it has once it serves
+        try:
+            renew_certificate(config)
+            _log.info("took the certificate anew")
+        except EdgeFaceError as error:
+            _log.error("the certificate was not taken: %s", error)
     try:
         settings = await asyncio.to_thread(configure)
         kept = await asyncio.to_thread(service.reload, settings)

@@ -114,18 +114,18 @@ def enrol(service: Service, name: str, colour: tuple[int, int, int], gallery: st
 
 
 @contextlib.contextmanager
-def serving(service: Service) -> Iterator[int]:
-    """Serve on 127.0.0.1 by the real server, in a thread; give the port."""
-    with serving_both(service) as (port, _):
+def serving(service: Service, server: Any = None) -> Iterator[int]:
+    """Serve on 127.0.0.1 by the real server, or this one, in a thread; give the port."""
+    with serving_both(service, server) as (port, _):
         yield port
 
 
 @contextlib.contextmanager
-def serving_both(service: Service) -> Iterator[tuple[int, str | None]]:
+def serving_both(service: Service, server: Any = None) -> Iterator[tuple[int, str | None]]:
     """Serve by the real servers, in a thread; give the port of HTTP, and the address of gRPC if it is configured."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(service)
-    server, addresses = make_server(app, service.settings), queue.SimpleQueue[str | None]()
+    server, addresses = server or make_server(create_app(service), service.settings), queue.SimpleQueue[str | None]()
+    app = server.config.app
 
     async def run() -> None:
         async with serve_grpc(app.state, service.settings) as address:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import http.client
 import json
+import os
 import re
 import select
 import signal
@@ -16,19 +18,24 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from tiny_ir import BLUE
 from unit.serve.conftest import MakeService, answer_of, converse, jpeg, run_command, serving
 
+from edgeface.errors import InputError
 from edgeface.serve import connection, health
+from edgeface.serve.app import create_app
 from edgeface.serve.audit import AuditLog
 from edgeface.serve.authority import issue_client, issue_server
 from edgeface.serve.keys import KeyStore
+from edgeface.serve.server import _reload, make_server, renew_certificate
 from edgeface.serve.service import Service
 
 pytestmark = pytest.mark.timeout(60)
 IDENTIFY = "/api/edgeface/v1/identify"
+END = "-----END CERTIFICATE-----\n"
 
 
 def test_headers_that_are_endless_or_slow_close_the_connection(
@@ -183,12 +190,13 @@ def test_sighup_takes_what_is_right_and_keeps_what_was_for_what_is_wrong(
     assert json.loads(client.getresponse().read())["gallery"] == "north"
 
 
-def _wait_for(stream: object, text: str) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if select.select([stream], [], [], 0.2)[0] and text in stream.readline():  # type: ignore[attr-defined]
-            return
-    raise AssertionError(f"not said: {text}")
+def _wait_for(stream: IO[str], text: str) -> None:
+    """Read the log until it says this; from its descriptor, as what a buffer holds would not be waited for."""
+    said, until = b"", time.monotonic() + 20
+    while time.monotonic() < until and text.encode() not in said:
+        if select.select([stream], [], [], 0.2)[0]:
+            said += os.read(stream.fileno(), 65536)
+    assert text in said.decode(), said.decode()
 
 
 def test_systemd_is_told_of_the_beginning_the_end_and_that_the_engine_answers(tmp_path: Path) -> None:
@@ -253,3 +261,48 @@ def test_certificates_of_the_own_authority_let_in_who_has_one_and_trusts_it(
             ask(trust=None, own=True)
         with pytest.raises(OSError):  # noqa: PT011 - by TLS 1.3 an alert after the handshake, or a reset
             ask(trust=made.authority, own=False)
+
+
+def test_a_renewed_certificate_is_served_to_new_connections_and_a_broken_pair_is_not(
+    make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, other = issue_server(tmp_path / "tls"), issue_server(tmp_path / "other")
+    service = make_service(tls={"certificate": str(made.certificate), "key": str(made.key)})
+    context = ssl.create_default_context(cafile=made.authority)
+    server = make_server(create_app(service), service.settings)
+
+    def served() -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as connection,
+        ):
+            return connection.getpeercert(binary_form=True) or b""
+
+    def hang_up() -> None:
+        """As SIGHUP does."""
+        asyncio.run(_reload(service, lambda: service.settings, server.config))
+
+    def on_disk() -> bytes:
+        return ssl.PEM_cert_to_DER_cert(made.certificate.read_text().partition("-----END CERTIFICATE-----")[0] + END)
+
+    with serving(service, server) as port:
+        before = served()
+        assert before == on_disk()
+        old = http.client.HTTPSConnection("localhost", port, timeout=20, context=context)
+        old.connect()
+        issue_server(tmp_path / "tls")
+        hang_up()
+        assert served() == on_disk() != before
+        good = made.key.read_bytes()
+        for key in (other.key.read_bytes(), b"no key", good[:200]):
+            made.key.write_bytes(key)
+            with pytest.raises(InputError, match="the certificate before is served"):
+                renew_certificate(server.config)
+            assert served() == on_disk()
+        made.key.unlink()
+        hang_up()
+        assert "the certificate was not taken" in caplog.text
+        assert served() == on_disk()
+        with contextlib.closing(old):  # what is connected stays so
+            old.request("GET", "/health/live")
+            assert old.getresponse().status == 200
