@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeface.errors import ArchiveError, ChecksumError, ContractError, InputError
+from edgeface.errors import ArchiveError, ChecksumError, ContractError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of, staging_folder, write_atomically
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
@@ -55,7 +55,7 @@ def export_training(folder: Path, path: Path) -> TrainingArchive:
     folder
         Output folder of a training.
     path
-        The archive, which only its owner may read: a head is made of people's faces.
+        The archive, a new file, which only its owner may read: a head is made of people's faces.
 
     Raises
     ------
@@ -66,8 +66,10 @@ def export_training(folder: Path, path: Path) -> TrainingArchive:
     ModelFormatError
         If the IR is damaged.
     OutputError
-        If the archive cannot be written; nothing is left of it then.
+        If the archive exists or cannot be written; nothing is left of it then.
     """
+    if path.is_file():
+        raise OutputError(f"{path}: this file exists already; choose another name")
     irs = sorted(folder.glob("*.xml"))
     if len(irs) != 1 or not (folder / HEAD).is_file():
         raise InputError(

@@ -18,7 +18,7 @@ from tiny_trainable import DIM, SIZE, face_net, write_net, write_photos
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
 from edgeface.convert.parity import run_model  # noqa: E402
-from edgeface.errors import ArchiveError, ChecksumError, ContractError, InputError  # noqa: E402
+from edgeface.errors import ArchiveError, ChecksumError, ContractError, InputError, OutputError  # noqa: E402
 from edgeface.model.contract import Lineage, ModelContract  # noqa: E402
 from edgeface.model.ir_file import read_contract, read_ir  # noqa: E402
 from edgeface.model.opset import ops  # noqa: E402
@@ -357,6 +357,8 @@ def test_an_archive_brings_the_embedder_the_head_and_its_labels_to_another_machi
     again = export_training(tmp_path / "out", tmp_path / "again.tar")
     assert (tmp_path / "kiosk.tar").read_bytes() == (tmp_path / "again.tar").read_bytes()
     assert made == again
+    with pytest.raises(OutputError, match="this file exists already"):
+        export_training(tmp_path / "out", tmp_path / "again.tar")
     there = import_training(tmp_path / "kiosk.tar", tmp_path / "there")
     assert there.labels == done.faces.names
     assert there.files == made.files
