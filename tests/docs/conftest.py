@@ -27,6 +27,7 @@ def desk(real_ir: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
     grace = sorted((lfw / "Tiger_Woods").glob("*.jpg"))
     copies = {
         "a.jpg": ada[0],
+        "ada.jpg": ada[0],
         "b.jpg": ada[1],
         "c.jpg": grace[0],
         "door.jpg": ada[2],
