@@ -155,10 +155,20 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(command: subproc
             answer = client.getresponse()
             answers.append((answer.status, answer.getheader("retry-after")))
 
+    def queued() -> float:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        with contextlib.closing(client):
+            client.request("GET", "/metrics", headers={"x-api-key": ready["first_key"]})
+            found = re.search(r"^edgeface_queue_requests (\S+)$", client.getresponse().read().decode(), re.M)
+        assert found
+        return float(found[1])
+
     threads = [threading.Thread(target=ask, args=[number]) for number in range(8)]
     for thread in threads[:3]:
         thread.start()
-    time.sleep(0.2)
+    until = time.monotonic() + 20
+    while len(answers) + queued() < 3:  # all three are accepted: a first request may take longer than a pause
+        assert time.monotonic() < until
     command.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     for thread in threads[3:]:
