@@ -26,6 +26,7 @@ from unit.serve.conftest import MakeService, client_of, converse, enrol, jpeg, s
 from edgeface.serve.bodies import parse_form, parse_object
 from edgeface.serve.problems import Problem
 from edgeface.serve.service import Service
+from edgeface.serve.settings import Limits
 
 pytestmark = pytest.mark.timeout(60)
 ANALYZE = "/api/edgeface/v1/analyze"
@@ -382,3 +383,10 @@ def test_every_answer_has_the_headers_of_safety(client: TestClient) -> None:
         assert answer.headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert "unsafe" not in answer.headers["content-security-policy"]
+
+
+def test_as_many_embeddings_as_faces_may_be_sent_in_one_body() -> None:
+    given = {"embeddings": [[0.123456] * 512] * Limits().faces}
+    assert parse_object(json.dumps(given).encode()) == given
+    with pytest.raises(Problem, match="commas"):
+        parse_object(json.dumps([[0] * 1000] * 41).encode())
