@@ -128,7 +128,8 @@ class DoorWatch:
         return False
 
     def _work(self, camera: Camera) -> None:
-        visits = Visits(camera.name, self._decider, self._analyzer.liveness)
+        checker = self._analyzer.liveness if self._settings.decision.liveness else None
+        visits = Visits(camera.name, self._decider, checker)
         tracker = Tracker(max_gap=TRACK_GAP)
         while not self._stop.is_set():
             try:
