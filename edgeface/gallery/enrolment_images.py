@@ -309,12 +309,19 @@ def _from_photos(
                     refused[image.path] = image.refusal
                 else:
                     templates.append((str(image.path), image.template))
-            if not largest and 2 <= several > read / 2:
-                crowds[person] = (
-                    f"{person}: expected photos of one person, found several faces in {several} of {read} photos; use "
-                    "photos of this person alone, or take the largest face of each with --largest"
-                )
+            if not largest and (crowd := crowd_refusal(person, several, read)):
+                crowds[person] = crowd
             yield person, templates
+
+
+def crowd_refusal(person: str, several: int, read: int) -> str:
+    """Return why photos are not of one person; empty unless most have `several` faces, of those `read` with any."""
+    if not 2 <= several > read / 2:
+        return ""
+    return (
+        f"{person}: expected photos of one person, found several faces in {several} of {read} photos; use photos of "
+        "this person alone, or take the largest face of each with --largest"
+    )
 
 
 # Photos

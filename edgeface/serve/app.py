@@ -19,8 +19,20 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError
-from edgeface.serve import api, compreface, compreface_faces, deepstack, health, kserve, metrics, pages, people
+from edgeface.serve import (
+    api,
+    compreface,
+    compreface_faces,
+    deepstack,
+    health,
+    job_routes,
+    kserve,
+    metrics,
+    pages,
+    people,
+)
 from edgeface.serve.cors import cors_headers, preflight
+from edgeface.serve.jobs import JobRunner
 from edgeface.serve.metrics import Metrics, choose_request_id
 from edgeface.serve.openapi import describe_api
 from edgeface.serve.problems import Problem, is_operators, problem_of
@@ -36,7 +48,7 @@ _log = logging.getLogger("edgeface.serve")
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}) | pages.PAGES
 """All that needs no key."""
-ROUTERS = (health.router, metrics.router, api.router, people.router, pages.router)
+ROUTERS = (health.router, metrics.router, api.router, people.router, job_routes.router, pages.router)
 """What the OpenAPI document describes; others' APIs are described by others."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -106,8 +118,10 @@ class _Exchange:
         self._watch: asyncio.Future[None] | None = None  # from the end of the body on
         self._why: str | None = None  # it was ended
         limits = service.settings.limits
-        self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
         self._method = scope["method"]
+        self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
+        if self._method == "POST" and job_routes.PATH.fullmatch(scope["path"]):
+            self._most, self._body_until = limits.job_bytes, self._began + limits.job_seconds
         scope["edgeface.request_id"] = self._id
         if self._method == "HEAD":  # as GET, without the body (RFC 9110, section 9.3.2)
             self._scope = dict(scope, method="GET")
@@ -224,10 +238,12 @@ def create_app(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         probing = asyncio.ensure_future(app.state.probe.run())
+        app.state.jobs.start()
         try:
             yield
         finally:
             probing.cancel()
+            await asyncio.to_thread(app.state.jobs.stop)
             app.state.work.close()
 
     app = FastAPI(
@@ -241,7 +257,7 @@ def create_app(service: Service) -> FastAPI:
         root_path=service.settings.listen.root_path,
     )
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
-    app.state.probe = health.Probe(service)
+    app.state.probe, app.state.jobs = health.Probe(service), JobRunner(service, app.state.work)
     app.add_exception_handler(EdgeFaceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)

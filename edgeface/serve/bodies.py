@@ -61,13 +61,16 @@ class Upload:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body as it is;
-    `Problem` if it is compressed.
-    """
+    """Return the body as it is; `Problem` if it is compressed."""
+    require_plain(request)
+    return await request.body()
+
+
+def require_plain(request: Request) -> None:
+    """Raise `Problem` if the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise Problem(415, "content-encoding", f"expected a body that is not compressed, found {encoding!r:.40}")
-    return await request.body()
 
 
 def media_type(request: Request) -> str:

@@ -59,12 +59,16 @@ class Consent:
     def of(cls, person: Person) -> Consent | None:
         """Return a person's record; None if there is none, or it is not one that the service wrote."""
         try:
-            stored = dict(person.metadata[CONSENT])
-            expires = None if stored["expires"] is None else _time(stored["expires"])
-            version, key = str(stored["text_version"]), str(stored["recorded_by"])
-            return cls(text_version=version, recorded_by=key, recorded=_time(stored["recorded"]), expires=expires)
+            return cls.from_dict(person.metadata[CONSENT])
         except (KeyError, TypeError, ValueError):
             return None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Consent:
+        """Return what `to_dict` gave; KeyError, TypeError or ValueError if it is something else."""
+        expires = None if stored["expires"] is None else _time(stored["expires"])
+        version, key = str(stored["text_version"]), str(stored["recorded_by"])
+        return cls(text_version=version, recorded_by=key, recorded=_time(stored["recorded"]), expires=expires)
 
     @classmethod
     def record(cls, given: Any, key_id: str) -> Consent:
@@ -271,14 +275,30 @@ def enrol_photos(
     check_person(name=who if isinstance(who, str) else None, labels=labels, metadata=metadata)
     if (most := service.settings.limits.images) < len(photos):
         raise Problem(422, "too-many-photos", f"expected at most {most} photos, found {len(photos)}")
-    person = find_person(gallery, who) if isinstance(who, int) else None
-    store = gallery.store
+    if isinstance(who, int):
+        find_person(gallery, who)
     with service.models.use(gallery.options.model) as model:
-        rules = EnrolRules.choose(gallery.options.threshold, model.contract)
         images = [
-            _template(service, gallery, model, number, each, largest, least_score)
+            read_template(service, gallery, model, f"photo {number}", each, largest=largest, least_score=least_score)
             for number, each in enumerate(photos, 1)
         ]
+        return enrol_images(gallery, model, who, images, labels=labels, metadata=metadata, consent=consent, force=force)
+
+
+def enrol_images(
+    gallery: ServedGallery,
+    model: ServedModel,
+    who: str | int,
+    images: Sequence[EnrolmentImage],
+    *,
+    labels: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    consent: Consent | None = None,
+    force: bool = False,
+) -> PhotoEnrolment:
+    """Enrol a person by what `read_template` made of photos with this model; see `enrol_photos`."""
+    person, store = find_person(gallery, who) if isinstance(who, int) else None, gallery.store
+    rules = EnrolRules.choose(gallery.options.threshold, model.contract)
     usable = [(each.path, each.template) for each in images if each.template is not None]
     refused = tuple(each for each in images if each.template is None)
     name = person.name if person else str(who)
@@ -303,13 +323,21 @@ def enrol_photos(
     return PhotoEnrolment(enrolment=done, refused=refused)
 
 
-def _template(
-    service: Service, gallery: ServedGallery, model: ServedModel, number: int, photo: bytes, largest: bool, least: float
+def read_template(
+    service: Service,
+    gallery: ServedGallery,
+    model: ServedModel,
+    name: str,
+    photo: bytes,
+    *,
+    largest: bool,
+    least_score: float = 0.0,
 ) -> EnrolmentImage:
-    path = Path(f"photo {number}")
+    """Make a template of a photo with the gallery's model, or say why there is none; errors call it by this name."""
+    path = Path(name)
     try:
-        image = service.read_photo(photo, str(path))
-        faces = [face for face in service.analyze(model, image, gate=gallery.gate) if face.score >= least]
+        image = service.read_photo(photo, name)
+        faces = [face for face in service.analyze(model, image, gate=gallery.gate) if face.score >= least_score]
     except ImageError as error:
         return EnrolmentImage(path=path, refusal=str(error).removeprefix(f"{path}: "), reason="bad-image")
     return enrolment_image(

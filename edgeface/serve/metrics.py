@@ -97,6 +97,14 @@ class Metrics:
         for verdict, count in self._service.outcomes.items():
             outcomes.add_metric([verdict.value], count)
         yield outcomes
+        jobs = GaugeMetricFamily("edgeface_jobs", "Jobs that wait or run.", labels=["state"])
+        for state, number in self._service.jobs.count().items():
+            jobs.add_metric([state], number)
+        yield jobs
+        photos = CounterMetricFamily("edgeface_job_photos", "Photos of jobs.", labels=["outcome"])
+        for outcome, number in self._service.jobs.photos.items():
+            photos.add_metric([outcome], number)
+        yield photos
         templates = GaugeMetricFamily("edgeface_gallery_templates", "Templates.", labels=["gallery"])
         for name, gallery in self._service.galleries.items():
             with contextlib.suppress(EdgeFaceError):  # away or replaced: the rest is as worth knowing

@@ -94,6 +94,17 @@ def person_body(fields: type[BaseModel] | None) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def job_body() -> dict[str, Any]:
+    """Return the `openapi_extra` of an operation with the photos of many people."""
+    line = _object(("photo",), _BASE64)
+    line["properties"] = {"person": {"type": "string", "minLength": 1, "maxLength": 200}} | line["properties"]
+    line["required"] = ["person", "photo"]
+    line["description"] = "One line of NDJSON; there are as many lines as photos."
+    archive = _FILE | {"description": "A ZIP archive: one folder a person, with the person's name and photos."}
+    content = {"application/zip": {"schema": archive}, "application/x-ndjson": {"schema": line}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def json_body(fields: Any) -> dict[str, Any]:
     """Return the `openapi_extra` of an operation that takes one JSON object."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(fields)}}}}

@@ -30,6 +30,7 @@ from edgeface.runtime.plan import default_plan
 from edgeface.serve.audit import AuditLog
 from edgeface.serve.galleries import ServedGallery as ServedGallery
 from edgeface.serve.galleries import serve_gallery
+from edgeface.serve.job_store import JobStore
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.rates import Rates
@@ -279,6 +280,7 @@ class Service:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_alone_in(settings.state))
             self.keys = stack.enter_context(contextlib.closing(KeyStore(settings.state / "keys.sqlite")))
+            self.jobs = stack.enter_context(contextlib.closing(JobStore(settings.state)))
             self.rates = _rates(settings)
             self.audit: AuditLog | None = None
             if settings.audit.enabled:

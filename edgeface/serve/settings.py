@@ -114,6 +114,14 @@ class Limits(Section):
     """For one request; a client may ask for less with the header X-Request-Timeout."""
     body_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Within which a request's body must have arrived."""
+    job_bytes: Positive = 256 << 20
+    """Of the upload of a job."""
+    job_unpacked: Positive = 1 << 30
+    """Bytes that such an upload may unpack to."""
+    job_photos: Positive = 10_000
+    """Of one job."""
+    job_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Within which the upload of a job must have arrived."""
     workers: Positive = Field(default_factory=usable_cores)
     """Requests that are computed at once; default: one for each core."""
     queue: Annotated[int, Field(ge=0)] = 8

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from edgeface.errors import InputError
 from edgeface.vision.formats import HEAD, IMAGE_SUFFIXES, kind_of
@@ -164,7 +164,7 @@ class _Search:
             start = len(_fixed_part(place).parts)
             for path in _expand(place):
                 parents = (Path(*path.parts[:end]) for end in range(start + 1, len(path.parts) + 1))
-                if litter := next(filter(_is_litter, parents), None):
+                if litter := next(filter(is_litter, parents), None):
                     search.left_out[litter] = _WHY_LITTER
                 elif path.is_dir():
                     search._walk(path)
@@ -195,7 +195,7 @@ class _Search:
                 continue
             for entry in entries:
                 path = folder / entry.name
-                if not os.path.isdir(path) or _is_litter(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
+                if not os.path.isdir(path) or is_litter(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
                     self._judge(path, root)
                 elif self._written and path.resolve() == self._written:
                     self.has_results = True
@@ -213,7 +213,7 @@ class _Search:
     def _judge(self, path: Path, root: Path) -> None:
         """Count a file as a photo, a failure or litter, or pass over it."""
         suffix = path.suffix.lower()
-        if _is_litter(path):
+        if is_litter(path):
             self.left_out[path] = _WHY_LITTER
             return
         try:
@@ -252,7 +252,8 @@ def _expand(place: str | Path) -> Iterator[Path]:
             yield Path(match)
 
 
-def _is_litter(path: Path) -> bool:
+def is_litter(path: PurePath) -> bool:
+    """Return whether a file or folder is hidden, or of a name that systems write into folders of photos."""
     name = path.name.lower()
     return name.startswith((".", "synophoto_")) or name in _LITTER
 
