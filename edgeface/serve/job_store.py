@@ -266,7 +266,7 @@ def _place(job_id: str, what: str) -> bytes:
 
 
 class JobUpload:
-    """A sealed file that has no name until it is kept, where the file system allows that; to be closed.
+    """A sealed file that has no name until it is kept, where the file system allows that; a context manager.
 
     Its methods raise OutputError if the disk is full, or cannot be written to.
     """
@@ -282,6 +282,12 @@ class JobUpload:
             except (AttributeError, OSError):  # not Linux, or a file system that has no such files
                 descriptor, self._named = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), True
             self._file = os.fdopen(descriptor, "w+b")
+
+    def __enter__(self) -> JobUpload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(self, data: bytes) -> None:
         """Append to it."""
