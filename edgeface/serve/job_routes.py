@@ -16,7 +16,7 @@ from edgeface.serve.batch import NDJSON
 from edgeface.serve.bodies import media_type, require_plain
 from edgeface.serve.enrol import Consent
 from edgeface.serve.job_photos import UploadKind, open_photos
-from edgeface.serve.job_store import Job, JobUpload
+from edgeface.serve.job_store import EnrolmentJob, JobUpload
 from edgeface.serve.jobs import JobOptions, JobRunner
 from edgeface.serve.openapi import PREFIX, job_body, problems
 from edgeface.serve.people import require_force
@@ -113,7 +113,7 @@ class JobsAnswer(Answer):
     """The newest first."""
 
 
-def _fields(job: Job) -> dict[str, Any]:
+def _fields(job: EnrolmentJob) -> dict[str, Any]:
     known = {name: getattr(job, name, None) for name in JobAnswer.model_fields}
     for name in ("created", "started", "finished"):
         at = known[name]
@@ -122,7 +122,7 @@ def _fields(job: Job) -> dict[str, Any]:
     return known | {"detail": job.error or stays}
 
 
-def _find(service: Service, caller: Caller, gallery: str, job_id: str) -> tuple[ServedGallery, Job]:
+def _find(service: Service, caller: Caller, gallery: str, job_id: str) -> tuple[ServedGallery, EnrolmentJob]:
     served = service.gallery(gallery, caller)
     try:
         job = service.jobs.find(job_id)
@@ -172,7 +172,7 @@ async def create_job(
 
 def _accept(
     service: Service, served: ServedGallery, caller: Caller, upload: JobUpload, kind: UploadKind, options: JobOptions
-) -> Job:
+) -> EnrolmentJob:
     with upload.read_all() as file:
         photos = open_photos(file, kind, service.settings.limits)
     job = service.jobs.add(

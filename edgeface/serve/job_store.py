@@ -49,7 +49,7 @@ _OPEN = "('queued', 'running')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class EnrolmentJob:
     """A job as stored.
 
     Attributes
@@ -145,7 +145,7 @@ class JobStore:
                 if path.name not in kept:
                     path.unlink()
 
-    def add(self, upload: JobUpload, **values: Any) -> Job:
+    def add(self, upload: JobUpload, **values: Any) -> EnrolmentJob:
         """Keep an upload, and queue the job of it; it is there, whatever happens, when this returns."""
         upload.keep()
         try:
@@ -161,18 +161,18 @@ class JobStore:
         self.prune()
         return self.find(upload.id)
 
-    def find(self, job_id: str) -> Job:
+    def find(self, job_id: str) -> EnrolmentJob:
         """Return a job; KeyError if there is none of this id."""
         found = self._select("WHERE id = ?", job_id)
         if not found:
             raise KeyError(job_id)
         return found[0]
 
-    def of_gallery(self, gallery: str) -> list[Job]:
+    def of_gallery(self, gallery: str) -> list[EnrolmentJob]:
         """Return the jobs of a gallery, the newest first."""
         return self._select("WHERE gallery = ? ORDER BY number DESC", gallery)
 
-    def next(self) -> Job | None:
+    def next(self) -> EnrolmentJob | None:
         """Return the oldest job that waits."""
         found = self._select("WHERE state = 'queued' ORDER BY number LIMIT 1")
         return found[0] if found else None
@@ -183,12 +183,14 @@ class JobStore:
             rows = connection.execute(f"SELECT state, count(*) FROM jobs WHERE state IN {_OPEN} GROUP BY state")
             return {"queued": 0, "running": 0} | dict(rows)
 
-    def _select(self, where: str, *values: Any) -> list[Job]:
+    def _select(self, where: str, *values: Any) -> list[EnrolmentJob]:
         with self._file.transaction() as connection:
-            rows = connection.execute(f"SELECT {', '.join(Job.__slots__)} FROM jobs {where}", values).fetchall()
-        return [Job(**dict(zip(Job.__slots__, row, strict=True))) for row in rows]
+            rows = connection.execute(
+                f"SELECT {', '.join(EnrolmentJob.__slots__)} FROM jobs {where}", values
+            ).fetchall()
+        return [EnrolmentJob(**dict(zip(EnrolmentJob.__slots__, row, strict=True))) for row in rows]
 
-    def set_state(self, job: Job, state: JobState, error: str | None = None) -> bool:
+    def set_state(self, job: EnrolmentJob, state: JobState, error: str | None = None) -> bool:
         """Change the state of a job that is not finished; return whether it was not. The upload goes with its end."""
         now, over = self._clock(), state not in ("queued", "running")
         with self._file.transaction(write=True) as connection:
@@ -204,7 +206,7 @@ class JobStore:
         return bool(changed)
 
     def progress(
-        self, job: Job, *, enrolled: int, already: int, refusals: Sequence[JobRefusal], cipher: Cipher
+        self, job: EnrolmentJob, *, enrolled: int, already: int, refusals: Sequence[JobRefusal], cipher: Cipher
     ) -> None:
         """Write down what became of one person's photos: the next person is the next to be enrolled."""
         done, first = enrolled + len(refusals), f"(SELECT count(*) FROM refusals WHERE job = {job.number})"
@@ -222,7 +224,7 @@ class JobStore:
         self.photos["enrolled"] += enrolled
         self.photos["refused"] += len(refusals)
 
-    def refusals(self, job: Job, cipher: Cipher, *, after: int, limit: int) -> list[tuple[int, JobRefusal]]:
+    def refusals(self, job: EnrolmentJob, cipher: Cipher, *, after: int, limit: int) -> list[tuple[int, JobRefusal]]:
         """Return refused photos by rising number above `after`; without their names if the gallery's key is another."""
         with self._file.transaction() as connection:
             rows = connection.execute(
@@ -252,7 +254,7 @@ class JobStore:
         """Return a file to write an upload into."""
         return JobUpload(self._folder, cipher)
 
-    def open_upload(self, job: Job, cipher: Cipher) -> io.BufferedReader:
+    def open_upload(self, job: EnrolmentJob, cipher: Cipher) -> io.BufferedReader:
         """Open the upload of a job; OSError or InputError if it is not there, or not whole."""
         file = (self._folder / job.id).open("rb")
         return _reader(file, job.id, job.size, cipher)

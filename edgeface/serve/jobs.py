@@ -22,7 +22,7 @@ from edgeface.errors import ContractError, EdgeFaceError, ImageError, MissingErr
 from edgeface.gallery.enrolment_images import EnrolmentImage, crowd_refusal
 from edgeface.serve.enrol import Consent, PhotoEnrolment, enrol_images, read_template
 from edgeface.serve.job_photos import JobPhoto, JobPhotos, UploadKind, open_photos
-from edgeface.serve.job_store import Job, JobRefusal
+from edgeface.serve.job_store import EnrolmentJob, JobRefusal
 from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.work import WorkQueue
@@ -108,7 +108,7 @@ class JobRunner:
         """Say that there is another job."""
         self._awake.set()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: EnrolmentJob) -> None:
         """End a job, unless it is finished; who is enrolled stays, and nobody is when this has returned."""
         with self._step:
             self._store.set_state(job, "cancelled")
@@ -129,7 +129,7 @@ class JobRunner:
                 _log.error("jobs wait: %s", error)
                 self._stopping.wait(_PAUSE_SECONDS)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: EnrolmentJob) -> None:
         try:
             if self._store.set_state(job, "running"):
                 self._enrol_all(job)
@@ -142,7 +142,7 @@ class JobRunner:
                 _log.error("job %s failed", job.id, exc_info=error)
             self._fail(job, f"{problem.code}: {problem}")
 
-    def _fail(self, job: Job, why: str) -> None:
+    def _fail(self, job: EnrolmentJob, why: str) -> None:
         while True:
             try:
                 self._store.set_state(job, "failed", why)
@@ -152,7 +152,7 @@ class JobRunner:
                 if self._stopping.wait(_PAUSE_SECONDS):
                     return
 
-    def _enrol_all(self, job: Job) -> None:
+    def _enrol_all(self, job: EnrolmentJob) -> None:
         gallery = self._service.gallery(job.gallery)
         if job.crashes >= _CRASHES:
             raise _interrupted(f"the service ended {job.crashes} times while it enrolled the same person")
@@ -166,7 +166,7 @@ class JobRunner:
                 self._enrol_patiently(job, gallery, photos, person, mine)
 
     def _enrol_patiently(
-        self, job: Job, gallery: ServedGallery, photos: JobPhotos, person: str, mine: Sequence[JobPhoto]
+        self, job: EnrolmentJob, gallery: ServedGallery, photos: JobPhotos, person: str, mine: Sequence[JobPhoto]
     ) -> None:
         for attempt in range(_RETRIES):
             try:
@@ -181,7 +181,7 @@ class JobRunner:
 
     def _enrol(
         self,
-        job: Job,
+        job: EnrolmentJob,
         gallery: ServedGallery,
         model: ServedModel,
         photos: JobPhotos,
@@ -229,14 +229,14 @@ class JobRunner:
         except Problem as problem:  # too many faces
             return EnrolmentImage(path=Path(photo.name), refusal=str(problem), reason=problem.code)
 
-    def _give_way(self, job: Job) -> None:
+    def _give_way(self, job: EnrolmentJob) -> None:
         """Wait until no request is under way; `_Stopped` if the job is not to go on."""
         until = time.monotonic() + _PATIENCE_SECONDS
         while self._work.outstanding and time.monotonic() < until and not self._stopping.wait(0.005):
             pass
         self._require_running(job)
 
-    def _require_running(self, job: Job) -> None:
+    def _require_running(self, job: EnrolmentJob) -> None:
         if self._stopping.is_set() or self._store.find(job.id).state != "running":
             raise _Stopped
 
