@@ -54,8 +54,8 @@ class Player:
             return bool(self._capture.grab())
         return True
 
-    def read(self) -> tuple[bool, Any]:
-        return self._capture.retrieve() if self.grab() else (False, None)
+    def retrieve(self) -> tuple[bool, Any]:
+        return self._capture.retrieve()
 
     def get(self, prop: int) -> float:
         return 0.0

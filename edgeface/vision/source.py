@@ -317,11 +317,11 @@ def _live(
         capture, unusable = opener(target), 0
         try:
             while capture.isOpened() and not stop.is_set() and unusable < _UNUSABLE_FRAMES:
+                if interval is not None and not capture.grab():
+                    break
                 if interval is not None and time.monotonic() < last + interval():
-                    if not capture.grab():
-                        break
                     continue
-                ok, pixels = capture.read()
+                ok, pixels = capture.read() if interval is None else capture.retrieve()
                 if not ok:
                     break
                 last = time.monotonic()

@@ -36,8 +36,7 @@ class Lens:
         self.grabbed += 1
         return self.what != "nothing"
 
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        time.sleep(0.01)
+    def retrieve(self) -> tuple[bool, np.ndarray | None]:
         self.read_frames += 1
         if self.what == "nothing":
             return False, None

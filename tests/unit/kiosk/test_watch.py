@@ -65,8 +65,7 @@ class Squares:
                 time.sleep(0.02)
                 return squares.colours[target] != "lost"
 
-            def read(self) -> tuple[bool, Any]:
-                time.sleep(0.02)
+            def retrieve(self) -> tuple[bool, Any]:
                 squares.count += 1
                 if squares.colours[target] == "lost":
                     return False, None
