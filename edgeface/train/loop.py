@@ -32,7 +32,7 @@ Schedule = Literal["constant", "steps", "cosine-restarts"]
 Batches = Callable[[int], Iterator[NDArray[np.intp]]]
 """Returns the batches of an epoch, each as the rows of its examples."""
 
-CHECKPOINT_SECONDS = 1.0
+_CHECKPOINT_SECONDS = 1.0
 """Seconds between two checkpoints: what a kill costs at most, beside the epoch that it interrupts."""
 
 
@@ -310,7 +310,7 @@ class _Run:
             self._best, self._best_state = epoch.number, copy.deepcopy(self._module.state_dict())
         with (self._folder / _LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(epoch.to_dict()) + "\n")
-        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+        if time.monotonic() - self._saved >= _CHECKPOINT_SECONDS:
             self._save()
 
     def finished(self, optimisation: Optimisation) -> bool:
