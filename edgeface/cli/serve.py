@@ -37,16 +37,17 @@ def serve(
     json: JsonOption = False,
 ) -> None:
     """Serve face recognition over HTTP."""
+    from edgeface.kiosk.doorkeeper import Doorkeeper, KioskServiceSettings
     from edgeface.serve import server
     from edgeface.serve.settings import describe_settings, load_settings
 
     if print_config:
-        typer.echo(describe_settings(), nl=False)
+        typer.echo(describe_settings(KioskServiceSettings()), nl=False)
         return
     if openapi:
         emit_json(server.describe_api())
         return
-    context.obj = settings = load_settings(config)
+    context.obj = settings = load_settings(config, kind=KioskServiceSettings)
     if context.invoked_subcommand:
         return
     if check:
@@ -62,4 +63,4 @@ def serve(
         else:
             print_line(f"serving on {address}" + (f", gRPC on {grpc_address}" if grpc_address else ""))
 
-    server.serve(lambda: load_settings(config), announce=announce)
+    server.serve(lambda: load_settings(config, kind=KioskServiceSettings), announce=announce, watch=Doorkeeper)

@@ -55,6 +55,8 @@ class CameraHealth:
         ``lost`` before its first frame too, and after the last one of a file.
     source
         Its address, without user and password.
+    age
+        Seconds since the newest frame arrived; None before the first one, and of a file.
     analyzed, dropped
         Frames in which faces were looked for, and that were replaced by newer ones before.
     latency, slowest
@@ -65,6 +67,7 @@ class CameraHealth:
 
     state: CameraState
     source: str
+    age: float | None
     analyzed: int
     dropped: int
     latency: float
@@ -130,6 +133,7 @@ class Camera:
         return CameraHealth(
             state=self.state,
             source=without_secrets(self._settings.source),
+            age=self._age if self.live and self._source.newest >= 0 else None,
             analyzed=self._analyzed,
             dropped=self._dropped + self._source.dropped,
             latency=self._latency,
@@ -167,8 +171,12 @@ class Camera:
             self._slowest = max(self._slowest, self._latency)
 
     def _is_silent(self) -> bool:
-        last = self._opened + max(0.0, self._source.newest)
-        return self.live and time.monotonic() - last > self._settings.lost_seconds
+        return self.live and self._age > self._settings.lost_seconds
+
+    @property
+    def _age(self) -> float:
+        """Seconds since the newest frame, or since the camera was opened."""
+        return time.monotonic() - self._opened - max(0.0, self._source.newest)
 
     def _notice_loss(self) -> None:
         if not self._lost and self._is_silent():

@@ -224,6 +224,7 @@ class EventLog:
         until: datetime.datetime | None = None,
         kind: VisitKind | None = None,
         person_id: int | None = None,
+        camera: str | None = None,
     ) -> Iterator[LoggedEvent]:
         """Yield events in order, a few hundred at a time in memory.
 
@@ -233,7 +234,7 @@ class EventLog:
             Only events of a greater number.
         since, until
             First time, and time before which; with a zone.
-        kind, person_id
+        kind, person_id, camera
             Only events of these.
         """
         wanted = {
@@ -241,8 +242,10 @@ class EventLog:
             "until": "9" if until is None else _text(until),
             "kind": kind,
             "person": person_id,
+            "camera": camera,
         }
         where = "sequence > :after AND time >= :since AND time < :until AND (:kind IS NULL OR kind = :kind)"
+        where += "" if camera is None else " AND camera = :camera"
         where += "" if person_id is None else " AND person_id = :person"
         while True:
             with self._file.transaction() as connection:

@@ -24,6 +24,7 @@ from edgeface.serve import (
     compreface,
     compreface_faces,
     deepstack,
+    doors,
     health,
     job_routes,
     kserve,
@@ -48,7 +49,7 @@ _log = logging.getLogger("edgeface.serve")
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}) | pages.PAGES
 """All that needs no key."""
-ROUTERS = (health.router, metrics.router, api.router, people.router, job_routes.router, pages.router)
+ROUTERS = (health.router, metrics.router, api.router, people.router, job_routes.router, doors.router, pages.router)
 """What the OpenAPI document describes; others' APIs are described by others."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -227,8 +228,8 @@ class _Exchange:
         self._metrics.end(self._id, self._method, route, self._status, self._began, self._received)
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application of a service; the service is closed by its owner.
+def create_app(service: Service, events: doors.EventSource | None = None) -> FastAPI:
+    """Return the application of a service; the service is closed by its owner, and so is what watches its doors.
 
     Everything but `OPEN_PATHS` needs a key, and every route names the role of it; `deepstack.PATHS` take it from the
     form.
@@ -258,6 +259,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
     app.state.probe, app.state.jobs = health.Probe(service), JobRunner(service, app.state.work)
+    app.state.streams = doors.Streams(events)
     app.add_exception_handler(EdgeFaceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)

@@ -36,6 +36,8 @@ class ReadyAnswer(Answer):
     """It can."""
     reasons: list[str]
     """Empty if it is ready."""
+    degraded: list[str]
+    """What does not work while the service can answer all the same: cameras."""
 
 
 class Probe:
@@ -79,8 +81,9 @@ async def live(request: Request) -> JSONResponse:
 )
 async def ready(request: Request) -> JSONResponse:
     """Answer 200 if all galleries can be read, their models are loaded, and the queue has room; else 503."""
-    reasons = await find_reasons(request.app.state)
-    return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    reasons, degraded = await find_reasons(request.app.state), request.app.state.streams.degraded()
+    answer = {"ready": not reasons, "reasons": reasons, "degraded": degraded}
+    return JSONResponse(answer, 503 if reasons else 200)
 
 
 async def find_reasons(state: Any) -> list[str]:

@@ -19,6 +19,7 @@ from edgeface.errors import EdgeFaceError, ExtraNotInstalledError, InputError
 from edgeface.serve.settings import Settings
 
 if TYPE_CHECKING:
+    from edgeface.serve.doors import EventSource
     from edgeface.serve.service import Service
 
 _log = logging.getLogger("edgeface.serve")
@@ -104,7 +105,7 @@ def describe_api() -> dict[str, Any]:
     return _import_app()[1]()
 
 
-def _import_app() -> tuple[Callable[[Service], Any], Callable[[], dict[str, Any]]]:
+def _import_app() -> tuple[Callable[..., Any], Callable[[], dict[str, Any]]]:
     try:
         from edgeface.serve.app import create_app, describe
     except ImportError as error:
@@ -112,7 +113,12 @@ def _import_app() -> tuple[Callable[[Service], Any], Callable[[], dict[str, Any]
     return create_app, describe
 
 
-def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | None, str | None], None]) -> None:
+def serve(
+    configure: Callable[[], Settings],
+    *,
+    announce: Callable[[str, str | None, str | None], None],
+    watch: Callable[[Service], contextlib.AbstractContextManager[EventSource]] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; asked twice, without waiting for what is under way.
 
     Parameters
@@ -122,6 +128,8 @@ def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | N
     announce
         Is called once the service is ready, with its address, with host and port of gRPC if there is any, and with the
         text of the first key if one was made.
+    watch
+        Watches the doors of a service in a block; None: there are none.
 
     Raises
     ------
@@ -133,8 +141,9 @@ def serve(configure: Callable[[], Settings], *, announce: Callable[[str, str | N
 
     settings = configure()
     set_up_logging(settings)
-    with bind(settings.listen.host, settings.listen.port) as listener, Service(settings) as service:
-        app = create_app(service)
+    with bind(settings.listen.host, settings.listen.port) as listener, contextlib.ExitStack() as opened:
+        service = opened.enter_context(Service(settings))
+        app = create_app(service, None if watch is None else opened.enter_context(watch(service)))
         server, beside = make_server(app, settings), serve_grpc(app.state, settings)
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -221,6 +230,7 @@ async def _run(
         watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(app.state.service))
         await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
+        app.state.streams.end()
         drained = await app.state.work.drain(DRAIN_SECONDS)  # what comes meanwhile is refused with 503
         if not drained:
             _log.warning("stopped with requests under way: they took longer than %d seconds", DRAIN_SECONDS)

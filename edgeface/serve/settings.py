@@ -203,15 +203,17 @@ class Settings(Section):
         return self
 
 
-def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the service's configuration with `read_settings`.
+def load_settings(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, *, kind: type[Settings] = Settings
+) -> Settings:
+    """Read the service's configuration with `read_settings`; `kind` may know more keys.
 
     Examples
     --------
     >>> load_settings(environ={"EDGEFACE_SERVE_LISTEN__PORT": "8443"}).listen.port
     8443
     """
-    return read_settings(Settings, path, environ, prefix=PREFIX, command="edgeface serve")
+    return read_settings(kind, path, environ, prefix=PREFIX, command="edgeface serve")
 
 
 def read_settings(kind: type[S], path: Path | None, environ: Mapping[str, str], *, prefix: str, command: str) -> S:

@@ -137,6 +137,7 @@ def serving_both(service: Service, server: Any = None) -> Iterator[tuple[int, st
     try:
         yield listener.getsockname()[1], addresses.get(timeout=10)
     finally:
+        app.state.streams.end()
         server.should_exit = True
         thread.join(20)
         listener.close()

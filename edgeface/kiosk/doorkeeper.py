@@ -1,0 +1,239 @@
+"""Watch the doors inside `edgeface serve`, with its models and galleries; whatever fails, the service goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+import edgeface
+from edgeface.analyzer import FaceAnalyzer
+from edgeface.errors import InputError
+from edgeface.kiosk.decision import VisitKind
+from edgeface.kiosk.publisher import EventPublisher
+from edgeface.kiosk.settings import CameraSettings, DecisionSettings, WatchSettings
+from edgeface.kiosk.targets import EventSettings
+from edgeface.kiosk.watch import DoorWatch
+from edgeface.serve.problems import Problem
+from edgeface.serve.service import ServedModel, Service
+from edgeface.serve.settings import Name, Positive, Section, Settings
+from edgeface.vision.detector import Detector
+
+_log = logging.getLogger(__name__)
+
+_POLL = 0.25
+"""Seconds between looks at whether the configuration, the model or the gallery has changed."""
+_AGAIN = 5.0
+"""Seconds after which watching is tried again."""
+
+
+class KioskSettings(Section):
+    """Cameras that the service watches, and who is told."""
+
+    cameras: Annotated[dict[Name, CameraSettings], Field(min_length=1)]
+    """By name."""
+    decision: DecisionSettings = DecisionSettings()
+    """When a person is known."""
+    gallery: Name | None = None
+    """Gallery of the service, whose model finds and embeds the faces; null: the first one."""
+    names: bool = False
+    """Show the names of people at the door: the stream tells them."""
+    streams: Positive = 16
+    """Most pages and others that may follow the stream at once."""
+    events: EventSettings = EventSettings()
+    """How long events are kept in events.sqlite of the state folder, and who is told."""
+
+
+class KioskServiceSettings(Settings):
+    """The service's configuration with its cameras."""
+
+    kiosk: KioskSettings | None = None
+    """Cameras to watch; null: none."""
+
+    @model_validator(mode="after")
+    def _kiosk_finds_faces(self) -> KioskServiceSettings:
+        if self.kiosk is None:
+            return self
+        name = self.kiosk.gallery or next(iter(self.galleries))
+        if name not in self.galleries:
+            raise ValueError(f"kiosk.gallery: expected one of {sorted(self.galleries)}, found {name!r}")
+        if self.models[model := self.galleries[name].model].detector is None:
+            raise ValueError(f"models.{model}.detector: expected one, which finds the faces of cameras; found null")
+        return self
+
+
+class Doorkeeper:
+    """Watches the cameras of a service's configuration from the start on, in threads of its own; a context manager.
+
+    It begins anew when the configuration, the model or the gallery is another one, and tries again what failed.
+
+    Parameters
+    ----------
+    service
+        Its settings are `KioskServiceSettings`; with others nothing is watched.
+    load_detector
+        As `edgeface.load_detector`.
+    """
+
+    def __init__(self, service: Service, *, load_detector: Callable[..., Detector] = edgeface.load_detector) -> None:
+        self._service, self._load_detector = service, load_detector
+        self._publisher: EventPublisher | None = None
+        self._watch: DoorWatch | None = None
+        self._why, self._unrecorded, self._last = "watching has not begun", "", 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="edgeface-doorkeeper", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Doorkeeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching; closing again does nothing."""
+        self._stop.set()
+        self._thread.join()
+
+    # What routes ask for; see `edgeface.serve.doors.EventSource`
+
+    @property
+    def _section(self) -> KioskSettings | None:
+        settings = self._service.settings
+        return settings.kiosk if isinstance(settings, KioskServiceSettings) else None
+
+    @property
+    def gallery(self) -> str | None:
+        """Name of the gallery; None without a kiosk."""
+        section = self._section
+        return None if section is None else section.gallery or next(iter(self._service.settings.galleries))
+
+    @property
+    def names(self) -> bool:
+        """Whether streams tell names."""
+        return (section := self._section) is not None and section.names
+
+    @property
+    def most_streams(self) -> int:
+        """Most streams at once."""
+        return 0 if (section := self._section) is None else section.streams
+
+    @property
+    def last(self) -> int:
+        """Number of the newest event."""
+        return self._last
+
+    @property
+    def closed(self) -> str:
+        """Why nobody can be known; empty while the cameras are watched and their events recorded."""
+        return self._why or self._unrecorded
+
+    def cameras(self) -> dict[str, dict[str, Any]]:
+        """Return how the cameras are."""
+        watch = self._watch
+        return {} if watch is None else {name: dataclasses.asdict(each) for name, each in watch.health.items()}
+
+    def events(
+        self, *, after: int, limit: int, names: bool = True, kind: str | None = None, **filters: Any
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Return numbers and fields of events; `Problem` while there is no log."""
+        publisher = self._publisher
+        if publisher is None:
+            raise Problem(503, "kiosk-closed", "the event log is not open; try again", retry_after=_AGAIN)
+        found = publisher.log.events(after=after, kind=None if kind is None else VisitKind(kind), **filters)
+        return [(each.sequence, each.to_dict(names=names)) for each in itertools.islice(found, limit)]
+
+    # What its threads do
+
+    def _keep(self) -> None:
+        while not self._stop.is_set():
+            section = self._section
+            if section is None:
+                self._stop.wait(_POLL)
+                continue
+            try:
+                path = self._service.settings.state / "events.sqlite"
+                with EventPublisher(path, section.events, cameras=section.cameras) as publisher:
+                    self._last = max((each.sequence for each in publisher.log.last(1)), default=0)
+                    self._publisher = publisher
+                    while self._goes_on(section):
+                        self._try(section, publisher)
+            except Exception as error:  # e.g. the log is damaged: nobody is known, and it is tried again
+                self._fail(error)
+                self._stop.wait(_AGAIN)
+            finally:
+                self._publisher = None
+
+    def _goes_on(self, section: KioskSettings) -> bool:
+        return not self._stop.is_set() and self._section == section
+
+    def _fail(self, error: Exception) -> None:
+        self._why = f"{type(error).__name__}: {error}"
+        _log.exception("the doors are not watched")
+
+    def _try(self, section: KioskSettings, publisher: EventPublisher) -> None:
+        """Watch until the configuration, the model or the gallery is another one, or it fails."""
+        try:
+            self._watch_doors(section, publisher)
+        except Exception as error:  # whatever it was: the service goes on, and it is tried again
+            self._fail(error)
+            self._stop.wait(_AGAIN)
+        finally:
+            self._watch, self._why = None, self._why or "watching begins anew"
+
+    def _watch_doors(self, section: KioskSettings, publisher: EventPublisher) -> None:
+        served = self._service.gallery(section.gallery)
+        with self._service.models.use(served.options.model) as model, contextlib.ExitStack() as opened:
+            index, analyzer = served.index, self._analyzer(section, model, opened)
+            settings = WatchSettings(cameras=section.cameras, decision=section.decision, model=model.options)
+            watch = self._watch = opened.enter_context(DoorWatch(settings, analyzer, index))
+            failed = list[Exception]()
+            taking = threading.Thread(target=self._take, args=(watch, publisher, failed), name="edgeface-door-events")
+            taking.start()
+            opened.callback(taking.join)
+            opened.callback(watch.close)  # before it is waited for
+            self._why = ""
+            while self._goes_on(section) and not model.retired:
+                if failed:
+                    raise failed[0]
+                if not taking.is_alive():
+                    self._why = "all recordings have ended"
+                try:
+                    if self._service.gallery(section.gallery).index is not index:
+                        return
+                except Exception as error:  # it is away; each decision says so until it is back
+                    _log.debug("gallery %s: %s", served.name, error)
+                self._stop.wait(_POLL)
+
+    def _analyzer(self, section: KioskSettings, model: ServedModel, opened: contextlib.ExitStack) -> FaceAnalyzer:
+        """Return an analyzer of the model, with a detector for what counts at cameras, and with liveness if needed."""
+        options, decision = model.options, section.decision
+        if options.detector is None:
+            raise InputError(expected="a model with a detector", found="none", remedy="name a detector")
+        least = max(options.min_size, min(each.min_face for each in section.cameras.values()))
+        detector = self._load_detector(options.detector, device=options.device, min_size=least)
+        opened.callback(detector.close)
+        checker = None
+        if decision.liveness:
+            checker = edgeface.load_liveness(
+                decision.liveness_models, device=options.device, threshold=decision.liveness_threshold
+            )
+            opened.callback(checker.close)
+        return FaceAnalyzer(model.analyzer.embedder, detector, checker)
+
+    def _take(self, watch: DoorWatch, publisher: EventPublisher, failed: list[Exception]) -> None:
+        try:
+            for event in watch:
+                try:
+                    self._last, self._unrecorded = publisher.publish(event).sequence, ""
+                except Exception as error:  # e.g. the disk is full: what is not recorded is told to nobody
+                    self._unrecorded = f"events cannot be recorded: {error}"
+                    _log.exception("an event could not be recorded")
+        except Exception as error:
+            failed.append(error)
