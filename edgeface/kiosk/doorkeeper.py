@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -137,7 +138,8 @@ class Doorkeeper:
     def cameras(self) -> dict[str, dict[str, Any]]:
         """Return how the cameras are."""
         watch = self._watch
-        return {} if watch is None else {name: dataclasses.asdict(each) for name, each in watch.health.items()}
+        health = {} if watch is None else watch.health
+        return {name: dataclasses.asdict(each) | {"state": each.state.value} for name, each in health.items()}
 
     def events(
         self, *, after: int, limit: int, names: bool = True, kind: str | None = None, **filters: Any
@@ -166,12 +168,17 @@ class Doorkeeper:
                         self._try(section, publisher)
             except Exception as error:  # e.g. the log is damaged: nobody is known, and it is tried again
                 self._fail(error)
-                self._stop.wait(_AGAIN)
+                self._pause(section)
             finally:
                 self._publisher = None
 
     def _goes_on(self, section: KioskSettings) -> bool:
         return not self._stop.is_set() and self._section == section
+
+    def _pause(self, section: KioskSettings) -> None:
+        until = time.monotonic() + _AGAIN
+        while self._goes_on(section) and time.monotonic() < until:
+            self._stop.wait(_POLL)
 
     def _fail(self, error: Exception) -> None:
         self._why = f"{type(error).__name__}: {error}"
@@ -183,7 +190,7 @@ class Doorkeeper:
             self._watch_doors(section, publisher)
         except Exception as error:  # whatever it was: the service goes on, and it is tried again
             self._fail(error)
-            self._stop.wait(_AGAIN)
+            self._pause(section)
         finally:
             self._watch, self._why = None, self._why or "watching begins anew"
 

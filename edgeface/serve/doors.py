@@ -21,7 +21,7 @@ from edgeface.errors import EdgeFaceError
 from edgeface.serve.answers import Answer, Cosine, Share
 from edgeface.serve.openapi import PREFIX, problems
 from edgeface.serve.people_answers import LARGEST, Count, PageQuery, PersonId
-from edgeface.serve.problems import NotFound, Problem
+from edgeface.serve.problems import Problem
 from edgeface.serve.routing import Administers, Enrols, Recognises, Served
 from edgeface.serve.service import Caller, Service
 
@@ -164,9 +164,9 @@ class Streams:
         self.source, self.ending, self._open = source, False, 0
 
     def require(self, service: Service, caller: Caller) -> EventSource:
-        """Return what watches; `NotFound` if nothing does, or with a gallery that the key is not for."""
+        """Return what watches; `Problem` if nothing does, or with a gallery that the key is not for."""
         if self.source is None or self.source.gallery is None:
-            raise NotFound("kiosk", "", remedy="configure it with the key kiosk")
+            raise Problem(404, "no-kiosk", "there is no kiosk; configure one with the key kiosk")
         service.gallery(self.source.gallery, caller)
         return self.source
 

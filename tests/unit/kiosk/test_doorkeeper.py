@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("httptools", reason="the extra 'serve' is not installed")
 import cv2
 from tiny_ir import BLUE, RED, SquareDetector, draw, write_tiny_ir
-from unit.serve.conftest import enrol, load_squares, serving
+from unit.serve.conftest import answer_of, enrol, load_squares, run_command, serving
 
 from edgeface.errors import InputError
 from edgeface.kiosk.doorkeeper import Doorkeeper, KioskServiceSettings
 from edgeface.kiosk.events import EventLog
 from edgeface.serve import doors
+from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
+from edgeface.serve.server import make_server
 from edgeface.serve.service import Service
 from edgeface.serve.settings import load_settings
 
@@ -92,7 +96,7 @@ def watched(folder: Path, kiosk: dict[str, Any] | None, **changes: Any) -> Itera
         assert ada == 1
         with (
             Doorkeeper(service, load_detector=lambda *_, **__: SquareDetector()) as keeper,
-            serving(service, keeper) as port,
+            serving(service, make_server(create_app(service, keeper), service.settings)) as port,
         ):
             yield Doors(service, keeper, port)
 
@@ -237,6 +241,22 @@ def test_without_the_section_nothing_is_watched(tmp_path: Path) -> None:
         assert made.get(f"{KIOSK}/events")["status"] == 404
         assert made.get("/health/ready")["degraded"] == []
         assert not (tmp_path / "state" / "events.sqlite").exists()
+
+
+def test_the_command_watches_and_ends_its_streams_when_it_is_asked_to_stop(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "door.avi", None)
+    kiosk = f"kiosk: {{cameras: {{door: {{source: {video}}}}}, decision: {{liveness: false, threshold: 0.95}}}}\n"
+    with run_command(tmp_path, more=kiosk) as command:
+        answer = answer_of(command)
+        connection = http.client.HTTPConnection(answer["address"].removeprefix("http://"), timeout=10)
+        connection.request("GET", f"{KIOSK}/stream", headers={"x-api-key": answer["first_key"]})
+        told = messages(connection.getresponse())
+        assert next(told)["event"] == "status"
+        command.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert all(each["event"] == "status" for each in told)
+        assert command.wait(10) == 0
+        assert time.monotonic() - began < 5
 
 
 def test_a_kiosk_of_no_gallery_or_without_a_detector_is_refused(tmp_path: Path) -> None:

@@ -185,13 +185,13 @@ _PROGRAM = textwrap.dedent(
 
 
 @contextlib.contextmanager
-def run_command(folder: Path, listen: str = "port: 0") -> Iterator[subprocess.Popen[str]]:
+def run_command(folder: Path, listen: str = "port: 0", more: str = "") -> Iterator[subprocess.Popen[str]]:
     """Run `edgeface serve` with squares for faces, and 0.3 s for an identification and for crops that are embedded."""
     config = folder / "serve.yml"
     ir = write_tiny_ir(folder)
     config.write_text(
         f"state: {folder / 'state'}\nmodels: {{default: {{model: {ir}}}}}\nlisten: {{{listen}}}\n"
-        "galleries: {default: {threshold: 0.95, gate: false}}\nlimits: {workers: 1, queue: 3}\n"
+        f"galleries: {{default: {{threshold: 0.95, gate: false}}}}\nlimits: {{workers: 1, queue: 3}}\n{more}"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     with subprocess.Popen(
