@@ -1,4 +1,4 @@
-"""Serve the OpenAPI document, and a page that lists its operations and tries them: of this package's files alone."""
+"""Serve the OpenAPI document, a page that lists and tries its operations, and one for doors, of our own files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ _FILES = {
     "/docs": ("page.html", "text/html; charset=utf-8"),
     "/docs/page.css": ("page.css", "text/css; charset=utf-8"),
     "/docs/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/door": ("door.html", "text/html; charset=utf-8"),
+    "/door/door.css": ("door.css", "text/css; charset=utf-8"),
+    "/door/door.js": ("door.js", "text/javascript; charset=utf-8"),
+    "/door/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
 PAGES = frozenset(_FILES)
-"""Paths that need no key: the page holds nothing, and asks for a key before it reads the OpenAPI document."""
+"""Paths that need no key: the pages hold nothing, and ask for a key before they read anything."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,0 +1,177 @@
+"use strict";
+
+/* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
+
+const STREAM = "api/edgeface/v1/kiosk/stream", STORED = "edgeface-door-key";
+const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
+const asked = new URLSearchParams(location.search), at = (id) => document.getElementById(id);
+const camera = asked.get("camera"); /* null: all cameras */
+let language = "en", state = "closed", name = "", key = "", last = "", open = false, heard = 0;
+let following = null, sound = null, ends = 0;
+
+function word(id) { return WORDS[language][id]; }
+
+function choose(wanted) {
+  language = wanted.map((each) => each.toLowerCase().split("-")[0]).find((each) => Object.hasOwn(WORDS, each)) || "en";
+  document.documentElement.lang = language;
+  document.documentElement.dir = word("dir");
+  document.title = word("door");
+  for (const each of document.querySelectorAll("[data-word]")) each.textContent = word(each.dataset.word);
+  at("language").value = language;
+  if (at("why").dataset.why) at("why").textContent = word(at("why").dataset.why);
+  render();
+}
+
+function render() {
+  document.body.dataset.state = state;
+  at("icon").setAttribute("href", "#icon-" + state);
+  at("title").textContent = word(state);
+  at("detail").textContent = word(state + "-detail");
+  if (!name) return;
+  const who = document.createElement("bdi"); /* a name may run the other way */
+  who.textContent = name;
+  at("title").append(document.createElement("br"), who);
+}
+
+function show(next, who = "") {
+  if (state === next && name === who) return; /* so that it is not read out again */
+  state = next;
+  name = who;
+  render();
+}
+
+function ask(why) {
+  if (following) following.abort();
+  following = null;
+  key = last = "";
+  sessionStorage.removeItem(STORED);
+  at("why").dataset.why = why;
+  at("why").textContent = why ? word(why) : "";
+  at("ask").hidden = false;
+  at("shown").hidden = at("leave").hidden = true;
+  at("key").value = "";
+  at("key").focus();
+}
+
+function begin(given) {
+  key = given;
+  at("ask").hidden = true;
+  at("shown").hidden = at("leave").hidden = false;
+  open = false;
+  show("closed");
+  following = new AbortController();
+  follow(following);
+}
+
+/* One controller lives as long as a key; each connection has its own, which the silence ends. */
+async function follow(mine) {
+  for (let failures = 0; !mine.signal.aborted; failures += 1) {
+    const connection = new AbortController(), leave = () => connection.abort();
+    mine.signal.addEventListener("abort", leave);
+    heard = performance.now();
+    const silence = setInterval(() => { if (performance.now() - heard > SILENCE) leave(); }, 500);
+    try {
+      const headers = last ? { "x-api-key": key, "Last-Event-ID": last } : { "x-api-key": key };
+      const answer = await fetch(STREAM, { headers, cache: "no-store", redirect: "error", signal: connection.signal });
+      if (answer.status === 401 || answer.status === 403) return ask("refused");
+      if (answer.status === 404) return ask("none");
+      if (answer.status === 422) last = "";
+      if (answer.ok) await read(answer.body.getReader(), () => { failures = 0; });
+    } catch { /* tried again below */ } finally {
+      clearInterval(silence);
+      mine.signal.removeEventListener("abort", leave);
+      leave();
+    }
+    if (mine.signal.aborted) return undefined;
+    open = false;
+    show("closed");
+    await new Promise((done) => setTimeout(done, Math.min(1000 * 2 ** failures, 15000)));
+  }
+  return undefined;
+}
+
+async function read(reader, begun) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    heard = performance.now();
+    begun();
+    text += decoder.decode(value, { stream: true });
+    const messages = text.split("\n\n");
+    text = messages.pop();
+    for (const each of messages) take(each);
+  }
+}
+
+function take(message) {
+  const fields = Object.fromEntries(message.split("\n").map((line) => {
+    const colon = line.indexOf(": ");
+    return [line.slice(0, colon), line.slice(colon + 2)];
+  }));
+  const data = JSON.parse(fields.data);
+  if (fields.event === "status") return status(data);
+  if (fields.event !== "visit") return undefined;
+  last = fields.id;
+  const here = camera === null || data.camera === camera;
+  return here && open && data.age < STALE ? decide(data) : undefined;
+}
+
+function status(data) {
+  const states = Object.entries(data.cameras).filter(([each]) => camera === null || each === camera);
+  open = data.open && states.length > 0 && states.every(([, each]) => each === "connected");
+  if (!open) show("closed");
+  else if (state === "closed") show("wait");
+}
+
+function decide(visit) {
+  if (!Object.hasOwn(WORDS.en, visit.kind + "-detail")) return;
+  show(visit.kind, visit.kind === "known" ? visit.name || "" : "");
+  play(visit.kind === "known");
+  clearTimeout(ends);
+  ends = setTimeout(() => { if (open) show("wait"); }, SHOWN);
+}
+
+/* Known: two rising notes; anything else: one low one. */
+function play(good) {
+  if (!sound) return;
+  (good ? [660, 990] : [196]).forEach((frequency, number) => {
+    const tone = sound.createOscillator(), volume = sound.createGain(), from = sound.currentTime + number * 0.18;
+    tone.frequency.value = frequency;
+    volume.gain.setValueAtTime(0.2, from);
+    volume.gain.exponentialRampToValueAtTime(0.001, from + (good ? 0.16 : 0.5));
+    tone.connect(volume).connect(sound.destination);
+    tone.start(from);
+    tone.stop(from + 0.5);
+  });
+}
+
+for (const [code, words] of Object.entries(WORDS)) {
+  const option = new Option(words.called, code);
+  option.lang = code;
+  at("language").append(option);
+}
+at("language").addEventListener("change", () => {
+  asked.set("lang", at("language").value);
+  history.replaceState(null, "", "?" + asked);
+  choose([at("language").value]);
+});
+at("sound").addEventListener("click", () => {
+  if (sound) sound.close();
+  sound = sound ? null : new AudioContext();
+  at("sound").setAttribute("aria-pressed", String(sound !== null));
+});
+at("leave").addEventListener("click", () => ask(""));
+at("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = at("key").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(given)) return ask("refused");
+  if (at("keep").checked) sessionStorage.setItem(STORED, given);
+  return begin(given);
+});
+
+choose([asked.get("lang") || "", ...navigator.languages]);
+const kept = sessionStorage.getItem(STORED);
+if (kept) begin(kept);
+else ask("");
