@@ -19,7 +19,7 @@ def desk(real_ir: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
     """The files that the documents name.
 
     a.jpg and b.jpg show one person, c.jpg another one, door.jpg Ada Lovelace, group.jpg several people;
-    people/NAME/ are enrolment photos, photos/ others, models/ holds the IR; in video.mp4
+    people/NAME/ are enrolment photos, people.zip has them, photos/ others, models/ holds the IR; in video.mp4
     are Ada Lovelace and the person of stranger.jpg.
     """
     lfw = data / "lfw" / "images"
@@ -43,6 +43,7 @@ def desk(real_ir: Path, data: Path, video: Path, tmp_path: Path, monkeypatch: py
     for name, source in copies.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, tmp_path / name)
+    shutil.make_archive(str(tmp_path / "people"), "zip", tmp_path / "people")
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))  # calibrated thresholds are of one document only
     monkeypatch.setenv("EDGEFACE_MODEL", str(tmp_path / "models" / f"{FACENET}.xml"))
     monkeypatch.delenv("EDGEFACE_GALLERY_KEY", raising=False)

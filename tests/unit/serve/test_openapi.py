@@ -16,6 +16,7 @@ from tiny_ir import BLUE, GREEN, RED, write_tiny_ir
 from unit.serve.conftest import OPEN, enrol, jpeg, load_squares
 
 from edgeface.serve.app import create_app, describe
+from edgeface.serve.jobs import JobOptions
 from edgeface.serve.keys import Role
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
@@ -68,7 +69,11 @@ def known(service: Service) -> dict[str, Any]:
     """Return values of path parameters that name what is there."""
     person = enrol(service, f"person {next(NUMBERS)}", BLUE)
     template = service.gallery(None).store.templates_of(person)[0].id
-    return {"gallery": "default", "model": "default", "person_id": person, "template_id": template}
+    with service.jobs.new_upload(service.gallery(None).store.database.cipher) as upload:
+        by = {"gallery": "default", "key_id": "k", "request_id": "r"}
+        job = service.jobs.add(upload, **by, kind="zip", options=JobOptions().to_json(), photos=1, left_out=0)
+    names = {"gallery": "default", "model": "default", "person_id": person, "template_id": template}
+    return names | {"job_id": job.id}
 
 
 @pytest.mark.parametrize("number", [15, pytest.param(1000, marks=pytest.mark.nightly)])
