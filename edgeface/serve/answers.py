@@ -29,7 +29,12 @@ T = TypeVar("T")
 class Answer(BaseModel):
     """One JSON object of which every key is known."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # the log has no names
+    )
 
 
 class FaceAnswer(Answer):

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from edgeface.errors import EdgeFaceError
+from edgeface.errors import EdgeFaceError, Overloaded
 from edgeface.serve import (
     api,
     compreface,
@@ -86,21 +86,24 @@ class RequestGate:
     """
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
-        self._app, self._service, self._metrics = app, service, metrics
+        self._app, self.service, self.metrics = app, service, metrics
+        self.held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self._service, self._metrics, scope, receive, send)
+        exchange = _Exchange(self, scope, receive, send)
         answer = exchange.answer_browser()
         try:
             if answer is None:
                 exchange.admit()
-        except EdgeFaceError as error:
-            await render(scope["path"], problem_of(error))(scope, receive, exchange.send)
-        else:
             await exchange.run(self._app if answer is None else answer)
+        except Exception as error:
+            if exchange.answers:
+                raise
+            refusal = await _answer_error(Request(scope), error)
+            await refusal(scope, receive, exchange.send)
         finally:
             exchange.end()
 
@@ -108,24 +111,31 @@ class RequestGate:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, service: Service, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics = metrics
-        metrics.in_flight.inc()
+    def __init__(self, gate: RequestGate, scope: Scope, receive: Receive, send: Send) -> None:
+        self._gate, self._metrics, service = gate, gate.metrics, gate.service
+        self._metrics.in_flight.inc()
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
         self._id = choose_request_id(self._headers.get(b"x-request-id", b"").decode("latin-1"))
-        self._began, self._received, self._status = time.monotonic(), 0, 0
+        self._began, self._received, self._held, self._status = time.monotonic(), 0, 0, 0
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Future[None] | None = None  # from the end of the body on
         self._why: str | None = None  # it was ended
         limits = service.settings.limits
         self._method = scope["method"]
         self._most, self._body_until = limits.body_bytes, self._began + limits.body_seconds
+        self._most_held: float = limits.body_bytes * (limits.workers + limits.queue)
         if self._method == "POST" and job_routes.PATH.fullmatch(scope["path"]):
             self._most, self._body_until = limits.job_bytes, self._began + limits.job_seconds
+            self._most_held = math.inf  # written to the disk as they arrive
         scope["edgeface.request_id"] = self._id
         if self._method == "HEAD":  # as GET, without the body (RFC 9110, section 9.3.2)
             self._scope = dict(scope, method="GET")
+
+    @property
+    def answers(self) -> bool:
+        """Whether an answer has begun, which no other can follow."""
+        return self._status > 0
 
     def answer_browser(self) -> ASGIApp | None:
         """Return the answer to a preflight request, which has no key; None for all others."""
@@ -189,9 +199,14 @@ class _Exchange:
         """Give the body, of which no more arrives than the limit; from its end on, watch the client."""
         message = await self._receive()
         if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
+            self._received += (more := len(message.get("body", b"")))
+            if self._most_held < math.inf:
+                self._held += more
+                self._gate.held += more
             if self._received > self._most:
                 raise self._too_large(f"{self._received} so far")
+            if self._gate.held > self._most_held:  # by many at once, before any of them could be refused for the queue
+                raise Overloaded("more is being sent than can be held; try again in a second")
             if not message.get("more_body", False) and self._watch is None:
                 self._watch = asyncio.ensure_future(self._gone())
         return message
@@ -210,6 +225,8 @@ class _Exchange:
         """Pass the answer on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            if self._scope.get("edgeface.changes"):  # who is told of a change is not answered by what began before it
+                self._scope["app"].state.work.part()
             there = {name.lower() for name, _ in message["headers"]}
             message = dict(message)
             message["headers"] = [
@@ -224,6 +241,7 @@ class _Exchange:
 
     def end(self) -> None:
         """Count the request, and log it."""
+        self._gate.held -= self._held
         route = getattr(self._scope.get("route"), "path", "none")
         self._metrics.end(self._id, self._method, route, self._status, self._began, self._received)
 
@@ -263,7 +281,6 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     app.add_exception_handler(EdgeFaceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_exception_handler(Exception, _answer_error)
     for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router, deepstack.router):
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]

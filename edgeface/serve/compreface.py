@@ -188,6 +188,8 @@ async def recognize(
     answer = await compute(functools.partial(recognise, service, gallery, photo, query), same=same)
     decided = [each.identification for each in answer.ranked if each.identification is not None]
     await asyncio.to_thread(service.note_identifications, caller, gallery, decided)
+    if len(decided) < len(answer.ranked):  # ranked, and by no threshold
+        await asyncio.to_thread(service.note, caller, "identify", gallery=gallery.name)
     result = [answer.describe(each, query) for each in answer.ranked]
     return {"result": result, **plugin_versions(service, gallery, query)}
 

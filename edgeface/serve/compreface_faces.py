@@ -63,8 +63,14 @@ async def _read_subject(request: Request) -> str:
 @router.get("/subjects/")
 async def list_subjects(caller: Enrols, service: Served) -> dict[str, Any]:
     """Name all people."""
-    people = await asyncio.to_thread(service.gallery(None, caller).store.people)
-    return {"subjects": [person.name for person in people]}
+    gallery = service.gallery(None, caller)
+
+    def read() -> list[str]:
+        people = gallery.store.people()
+        service.note(caller, "list", gallery=gallery.name)
+        return [person.name for person in people]
+
+    return {"subjects": await asyncio.to_thread(read)}
 
 
 @router.post("/subjects", status_code=201)
@@ -193,6 +199,7 @@ async def list_faces(request: Request, caller: Enrols, service: Served) -> dict[
             people = gallery.store.people() if not name else [find_subject(gallery, name)]
             total = sum(person.template_count for person in people)
             faces = list(itertools.islice(_faces(gallery, people, page * size), size))
+        service.note(caller, "list", gallery=gallery.name)
         pages = math.ceil(total / size)
         counts = {"page_number": page, "page_size": size, "total_pages": pages, "total_elements": total}
         return {"faces": faces, **counts}
@@ -272,9 +279,11 @@ async def read_face(image: str, caller: Enrols, service: Served) -> Response:
     gallery = service.gallery(None, caller)
 
     def read() -> bytes:
-        kept = gallery.store.image_of(find_image(gallery, image).id)
+        template = find_image(gallery, image)
+        kept = gallery.store.image_of(template.id)
         if kept is None:
             raise NotFound("image", image, remedy="this gallery keeps no images")
+        service.note(caller, "read-image", gallery=gallery.name, people=[template.person_id])
         return kept.png
 
     png = await asyncio.to_thread(read)
@@ -288,19 +297,19 @@ async def verify_face(
     """Compare the faces of a photo with one template."""
     gallery = service.gallery(None, caller)
     photo = (await read_upload(request, "file")).photo("file")
-    result = await compute(functools.partial(_verify, service, gallery, image, photo, query))
-    await asyncio.to_thread(service.note, caller, "verify", gallery=gallery.name)
+    result = await compute(functools.partial(_verify, service, caller, gallery, image, photo, query))
     return {"result": result, **plugin_versions(service, gallery, query)}
 
 
 def _verify(
-    service: Service, gallery: ServedGallery, image: str, photo: bytes, query: FaceQuery
+    service: Service, caller: Caller, gallery: ServedGallery, image: str, photo: bytes, query: FaceQuery
 ) -> list[dict[str, Any]]:
     template = find_image(gallery, image)
     subject = gallery.store.person(template.person_id).name
     with service.models.use(gallery.options.model) as model:
         found = find_faces(service, model, photo, query)
         comparer = PairComparer(template.embedding, pair_threshold(gallery, model.contract), scale_of(model.contract))
+    service.note(caller, "verify", gallery=gallery.name, people=[template.person_id])
     return [
         {**found.describe(face, query), "subject": subject, **comparer.compare(face.embedding)} for face in found.faces
     ]
@@ -314,9 +323,8 @@ async def verify_face_embeddings(
     gallery, given = service.gallery(None, caller), (await read_object(request)).get("embeddings")
 
     def compare() -> list[dict[str, Any]]:
-        probes, reference = read_embeddings(service, gallery, given), find_image(gallery, image).embedding
-        return compare_embeddings(service, gallery, reference, probes)
+        probes, template = read_embeddings(service, gallery, given), find_image(gallery, image)
+        service.note(caller, "verify", gallery=gallery.name, people=[template.person_id])
+        return compare_embeddings(service, gallery, template.embedding, probes)
 
-    result = await compute(compare)
-    await asyncio.to_thread(service.note, caller, "verify", gallery=gallery.name)
-    return {"result": result}
+    return {"result": await compute(compare)}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from edgeface.errors import ContractError, InputError
-from edgeface.gallery.records import Erasure
+from edgeface.gallery.records import Erasure, Person
 from edgeface.serve.answers import Answer, search_fields
 from edgeface.serve.bodies import media_type, parse_object, read_body, read_upload
 from edgeface.serve.enrol import Consent, describe, enrol_photos, find_person, find_template, forget
@@ -132,6 +132,7 @@ async def people(
     def read() -> PeopleAnswer:
         found = list_some(served, after=query.after, limit=most, name=query.name, label=query.label)
         last = found[-1].id if len(found) == most else None
+        service.note(caller, "list", gallery=served.name)
         return PeopleAnswer.model_validate({"people": [describe(each) for each in found], "next": last})
 
     answer: PeopleAnswer = await compute(read)
@@ -257,8 +258,14 @@ def _render(answer: Answer, status: int = 200) -> Response:
 @router.get(_PERSON)
 async def person(gallery: str, person_id: Id, caller: Enrols, service: Served, compute: Compute) -> PersonAnswer:
     """Return a person."""
-    found = await compute(functools.partial(find_person, service.gallery(gallery, caller), person_id))
+    found = await compute(functools.partial(_read_person, service, caller, service.gallery(gallery, caller), person_id))
     return PersonAnswer.model_validate(describe(found))
+
+
+def _read_person(service: Service, caller: Caller, served: ServedGallery, person_id: int) -> Person:
+    found = find_person(served, person_id)
+    _note(service, caller, served, "read", person_id)
+    return found
 
 
 @router.patch(_PERSON, openapi_extra=json_body(PersonChanges), responses=problems(409))
@@ -321,7 +328,7 @@ async def consent(
     gallery: str, person_id: Id, caller: Enrols, service: Served, compute: Compute
 ) -> ConsentRecordAnswer:
     """Return what a person agreed to."""
-    found = await compute(functools.partial(find_person, service.gallery(gallery, caller), person_id))
+    found = await compute(functools.partial(_read_person, service, caller, service.gallery(gallery, caller), person_id))
     return ConsentRecordAnswer.model_validate({"person_id": person_id, "consent": describe(found)["consent"]})
 
 
@@ -345,7 +352,7 @@ async def templates(gallery: str, person_id: Id, caller: Enrols, service: Served
     served = service.gallery(gallery, caller)
 
     def read() -> TemplatesAnswer:
-        find_person(served, person_id)
+        _read_person(service, caller, served, person_id)
         found = [each.to_dict() for each in served.store.templates_of(person_id)]
         return TemplatesAnswer.model_validate({"person_id": person_id, "templates": found})
 

@@ -387,7 +387,9 @@ class Service:
         for gallery in self.galleries.values():
             if gallery.options.model == name:
                 require_same_contract(
-                    contract.contract_id, gallery.index.contract_id, what=f"model {name} and gallery {gallery.name}"
+                    contract.contract_id,
+                    gallery.store.info.contract_id,
+                    what=f"model {name} and gallery {gallery.name}",
                 )
 
     def reload(self, settings: Settings) -> list[str]:

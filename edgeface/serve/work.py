@@ -93,12 +93,12 @@ class WorkQueue:
             If there is no result by the deadline.
         """
         job = None if same is None else self._same.get(same)
-        if job is None:
+        if job is None or job.result.done():  # what was cancelled leaves the table a moment later
             self.refuse_if_full()
             job = self._begin(work, deadline)
             if same is not None:
                 self._same[same] = job
-                job.result.add_done_callback(lambda _: self._same.pop(same, None))
+                job.result.add_done_callback(lambda _: self._leave(same, job))
         job.waiting, job.deadline = job.waiting + 1, max(job.deadline, deadline)
         try:
             left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
@@ -111,6 +111,14 @@ class WorkQueue:
             job.waiting -= 1
             if not job.waiting and not job.result.done():
                 job.result.cancel()
+
+    def part(self) -> None:
+        """Let no request that comes from now on share work that was begun before: what it reads has changed."""
+        self._same.clear()
+
+    def _leave(self, same: Hashable, job: _Job) -> None:
+        if self._same.get(same) is job:
+            del self._same[same]
 
     def _begin(self, work: Callable[[], Result], deadline: float) -> _Job:
         loop, asked = asyncio.get_running_loop(), time.monotonic()

@@ -210,7 +210,7 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
         brightness=float(gray.mean()),
         contrast=contrast,
         clipped=float(((gray < _DARK) | (gray > _BRIGHT)).mean()),
-        inside=float(np.prod(high - low) / np.prod(box[2:] - box[:2])),
+        inside=min(1.0, float(np.prod(high - low) / np.prod(box[2:] - box[:2]))),  # float32 rounds
         covered=_covered(gray, (points - low) / (high - low) * _SIDE, contrast) if known else (),
     )
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from tiny_ir import BLUE, GREEN, RED
-from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
+from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg, serving
 
 from edgeface.serve.app import OPEN_PATHS, describe
 from edgeface.serve.keys import Role
+from edgeface.serve.people_answers import PersonAnswer
 from edgeface.serve.service import Service
 
 pytestmark = pytest.mark.timeout(60)
@@ -112,3 +120,82 @@ def test_what_is_not_there_and_what_is_malformed_is_a_problem_with_a_code(client
         (client.post(IDENTIFY, headers={"x-request-timeout": "-1"}), 400, "bad-timeout"),
     ]:
         assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_an_internal_failure_is_answered_counted_and_logged_as_one_and_tells_nobody_what_failed(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = make_service(origins=["https://door.example"])
+
+    def fail(*given: object, **options: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(service, "identify", fail)
+    with client_of(service) as client, caplog.at_level("INFO"):
+        sent = {"origin": "https://door.example", "x-request-id": "r1"}
+        answer = client.post(IDENTIFY, files={"photo": jpeg(RED)}, headers=sent)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        assert "secret" not in answer.text
+        headers = {"x-request-id": "r1", "access-control-allow-origin": "https://door.example"}
+        assert headers.items() <= dict(answer.headers).items()
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert f'edgeface_requests_total{{code="500",endpoint="{IDENTIFY}"}} 1.0' in client.get("/metrics").text
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_an_answer_that_is_wrong_is_logged_without_what_is_in_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        PersonAnswer.model_validate({"id": "x", "name": "Ada Lovelace", "labels": "Ada Lovelace"})
+    assert "Ada" not in str(caught.value)
+
+
+def test_bodies_that_arrive_at_once_are_held_up_to_what_can_be_computed_or_wait(make_service: MakeService) -> None:
+    limits = {"workers": 1, "queue": 1, "body_bytes": 1 << 20, "connections": 64}
+    service = make_service(limits=limits)
+    key = str(service.first_key).encode()
+    head = (
+        b"POST " + IDENTIFY.encode() + b" HTTP/1.1\r\nhost: a\r\nx-api-key: " + key + b"\r\ncontent-type: image/png\r\n"
+    )
+    head += b"content-length: 1000000\r\n\r\n"
+    with serving(service) as port, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(4)]
+        for connection in connections[:2]:
+            connection.sendall(head + bytes(990_000))
+        time.sleep(0.3)
+        connections[2].sendall(head + bytes(200_000))
+        assert connections[2].recv(100).startswith(b"HTTP/1.1 503 ")
+        for connection in connections[:2]:
+            connection.sendall(bytes(10_000))
+            assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
+        connections[3].sendall(head + bytes(1_000_000))
+        assert connections[3].recv(100).startswith(b"HTTP/1.1 422 ")
+
+
+def test_who_was_told_that_somebody_is_forgotten_is_not_answered_with_that_person(
+    service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An equal photo that was asked about before shares its answer only with who asked before."""
+    ada, identify = enrol(service, "Ada", BLUE), service.identify
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly(*given: Any, **options: Any) -> Any:
+        found = identify(*given, **options)
+        if not begun.is_set():
+            begun.set()
+            assert go.wait(10)
+        return found
+
+    monkeypatch.setattr(service, "identify", slowly)
+
+    def ask() -> Any:
+        return client.post(IDENTIFY, files={"photo": jpeg(BLUE)}).json()["faces"][0]["person"]
+
+    with ThreadPoolExecutor(1) as threads:
+        before = threads.submit(ask)
+        assert begun.wait(10)
+        assert client.delete(f"/api/edgeface/v1/galleries/default/people/{ada}").status_code == 200
+        try:
+            assert ask() is None
+        finally:
+            go.set()
+        assert before.result() == "Ada"

@@ -382,3 +382,21 @@ def test_a_full_queue_and_too_many_requests_say_when_to_come_back(make_service: 
         answers = [client.get(f"{RECOGNITION}/subjects") for _ in range(3)]
     assert (answers[-1].status_code, answers[-1].json()["code"]) == (429, 0)
     assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+def test_who_reads_names_and_images_is_in_the_audit_log(make_service: MakeService) -> None:
+    service = make_service(galleries={"default": OPEN | {"keep_images": True}})
+    assert service.audit is not None
+    with client_of(service, Role.enrol) as client:
+        ada = enrol(service, "Ada", BLUE)
+        (face,) = client.get("/api/v1/recognition/faces").json()["faces"]
+        client.get("/api/v1/recognition/subjects")
+        image = f"/api/v1/recognition/faces/{face['image_id']}"
+        assert client.get(f"{image}/img").status_code == 200
+        assert client.post(f"{image}/verify", files={"file": jpeg(BLUE)}).status_code == 200
+        people = "/api/edgeface/v1/galleries/default/people"
+        for path in ("", f"/{ada}", f"/{ada}/consent", f"/{ada}/templates"):
+            assert client.get(people + path).status_code == 200
+    rows = [(row.action, tuple(row.people)) for row in service.audit.rows()]
+    reads = [("read-image", (ada,)), ("verify", (ada,)), ("list", ()), *[("read", (ada,))] * 3]
+    assert rows == [("list", ()), ("list", ()), *reads]

@@ -471,3 +471,10 @@ def save_negated(path: Path, folder: Path) -> Path:
     result.input(0).replace_source_output(negative.output(0))
     model.validate_nodes_and_infer_types()
     return save_ir(model, folder, contract)[0]
+
+
+def test_the_model_of_a_gallery_comes_back_too(client: TestClient) -> None:
+    assert client.post("/v2/repository/models/default/unload").status_code == 200
+    assert client.get("/v2/health/ready").status_code == 503
+    assert client.post("/v2/repository/models/default/load").status_code == 200
+    assert client.get("/v2/health/ready").status_code == 200

@@ -95,3 +95,22 @@ def test_an_error_reaches_everybody_who_waits_and_the_queue_goes_on() -> None:
         queue.close()
 
     run(body())
+
+
+def test_who_comes_right_after_equal_work_was_cancelled_gets_work_of_its_own() -> None:
+    async def body() -> None:
+        queue, gate = WorkQueue(2, 2), threading.Event()
+        first = asyncio.ensure_future(queue.run(gate.wait, same="a"))
+        await asyncio.sleep(0.05)
+        second: list[asyncio.Future[int]] = []
+        first.add_done_callback(lambda _: second.append(asyncio.ensure_future(queue.run(lambda: 2, same="a"))))
+        job = queue._same["a"]
+        job.result.cancel()  # as the last one to leave does, and before the loop has told anybody
+        assert await queue.run(lambda: 3, same="a") == 3
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second[0] == 2
+        queue.close()
+
+    run(body())

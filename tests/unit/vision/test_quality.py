@@ -125,3 +125,9 @@ def test_the_score_falls_with_blur_size_and_turn(picture: np.ndarray) -> None:
 def test_a_limit_below_zero_is_refused() -> None:
     with pytest.raises(InputError, match="min_sharpness"):
         QualityGate(min_sharpness=-1)
+
+
+def test_no_face_is_more_than_whole(picture: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    for box in rng.uniform([5, 5, 60, 60], [40, 40, 110, 110], (100, 4)).astype(np.float32):
+        assert measure_quality(picture, box).inside <= 1  # float32 rounds
