@@ -91,7 +91,7 @@ class MqttSender:
         message = self._client.publish(topic, payload, _QOS, retain=retain)
         try:
             message.wait_for_publish(self._settings.timeout)
-            return message.is_published()
+            return bool(message.is_published())
         except (RuntimeError, ValueError):  # the connection was lost; the queue is full
             return False
 
