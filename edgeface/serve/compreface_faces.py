@@ -176,12 +176,11 @@ async def add_face(request: Request, query: Wanted, compute: Compute, caller: En
     photo = (await read_upload(request, "file")).photo("file")
 
     def enrol() -> dict[str, Any]:
-        done = enrol_photos(service, gallery, name, [photo], least_score=query.least_score)
+        done = enrol_photos(service, gallery, caller, name, [photo], least_score=query.least_score)
         ids = done.enrolment.template_ids
         if not ids:
             digest, theirs = hashlib.sha256(photo).hexdigest(), gallery.store.templates_of(done.person.id)
             ids = tuple(each.id for each in theirs if each.source_sha256 == digest) or (theirs[-1].id,)
-        service.note(caller, "enrol", gallery=gallery.name, people=[done.person.id])
         return {"image_id": image_id(gallery, ids[0]), "subject": done.person.name}
 
     return await compute(enrol)

@@ -128,11 +128,7 @@ async def register(compute: Compute, form: Annotated[KeyedForm, _form(Role.enrol
     if not photos:
         raise Problem(400, "missing-photo", "expected a photo in the field 'image', found none")
 
-    def enrol() -> None:
-        done = enrol_photos(service, gallery, name, photos)
-        service.note(form.caller, "enrol", gallery=gallery.name, people=[done.person.id])
-
-    await compute(enrol)
+    await compute(functools.partial(enrol_photos, service, gallery, form.caller, name, photos))
     return {"success": True, "message": "face added"}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
 from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.service import ServedGallery, ServedModel, Service
+from edgeface.serve.service import Asking, ServedGallery, ServedModel, Service
 from edgeface.text import printable
 
 CONSENT = "consent"
@@ -238,6 +239,7 @@ def _refusal(image: EnrolmentImage) -> dict[str, Any]:
 def enrol_photos(
     service: Service,
     gallery: ServedGallery,
+    caller: Asking,
     who: str | int,
     photos: Sequence[bytes],
     *,
@@ -254,6 +256,8 @@ def enrol_photos(
     ----------
     service, gallery
         The photos are embedded by the gallery's model, and their parts with the face are kept if the gallery does so.
+    caller
+        Who asks, for the audit log.
     who
         Name of a person, new or known; or the id of a known one.
     photos
@@ -282,7 +286,10 @@ def enrol_photos(
             read_template(service, gallery, model, f"photo {number}", each, largest=largest, least_score=least_score)
             for number, each in enumerate(photos, 1)
         ]
-        return enrol_images(gallery, model, who, images, labels=labels, metadata=metadata, consent=consent, force=force)
+        note = functools.partial(service.note, caller, "enrol", gallery=gallery.name)
+        return enrol_images(
+            gallery, model, who, images, note, labels=labels, metadata=metadata, consent=consent, force=force
+        )
 
 
 def enrol_images(
@@ -290,13 +297,18 @@ def enrol_images(
     model: ServedModel,
     who: str | int,
     images: Sequence[EnrolmentImage],
+    note: Callable[..., None],
     *,
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     consent: Consent | None = None,
     force: bool = False,
 ) -> PhotoEnrolment:
-    """Enrol a person by what `read_template` made of photos with this model; see `enrol_photos`."""
+    """Enrol a person by what `read_template` made of photos with this model; see `enrol_photos`.
+
+    `note` writes a row of the audit log, of ``people`` and a ``decision``: of the person who was enrolled, or of those
+    whose faces these are, because the refusal names them.
+    """
     person, store = find_person(gallery, who) if isinstance(who, int) else None, gallery.store
     rules = EnrolRules.choose(gallery.options.threshold, model.contract)
     usable = [(each.path, each.template) for each in images if each.template is not None]
@@ -307,19 +319,25 @@ def enrol_images(
         raise EnrolmentRefused(
             f"{name}: expected at least one usable photo, found none: {told}", details=map(_refusal, refused)
         )
-    with _found(store, person.id) if person else contextlib.nullcontext(), store.writing():
-        known = store.find(name) if person is None else store.person(person.id)
-        done = enrol(
-            store,
-            name if known is None else known.name,
-            [template for _, template in usable],
-            rules=rules,
-            index=gallery.index,
-            labels=labels,
-            metadata=_merged(known, metadata, consent),
-            force=force,
-            sources=[str(path) for path, _ in usable],
-        )
+    try:
+        with _found(store, person.id) if person else contextlib.nullcontext(), store.writing():
+            known = store.find(name) if person is None else store.person(person.id)
+            done = enrol(
+                store,
+                name if known is None else known.name,
+                [template for _, template in usable],
+                rules=rules,
+                index=gallery.index,
+                labels=labels,
+                metadata=_merged(known, metadata, consent),
+                force=force,
+                sources=[str(path) for path, _ in usable],
+            )
+    except EnrolmentRefused as error:
+        if error.reason == "lookalike":
+            note(people=[each["id"] for each in error.details], decision=error.reason)
+        raise
+    note(people=[done.person.id], decision="forced" if force else None)
     return PhotoEnrolment(enrolment=done, refused=refused)
 
 

@@ -8,12 +8,13 @@ twice. What was not written down yet is computed anew.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -196,7 +197,8 @@ class JobRunner:
             self._require_running(job)
             cipher = gallery.store.database.cipher
             try:
-                done = _enrol_person(gallery, model, person, images, options)
+                note = functools.partial(self._service.note, job, "enrol", gallery=job.gallery)
+                done = _enrol_person(gallery, model, person, images, options, note)
             except EdgeFaceError as error:
                 problem = problem_of(error)
                 if problem.status >= 500 or isinstance(error, (ContractError, MissingError)):
@@ -207,15 +209,6 @@ class JobRunner:
             refusals = [_refusal(image) for image in done.refused]
             already, enrolled = done.enrolment.already, len(images) - len(refusals)
             self._store.progress(job, enrolled=enrolled, already=already, refusals=refusals, cipher=cipher)
-        if self._service.audit is not None:
-            self._service.audit.record(
-                "enrol",
-                key_id=job.key_id,
-                gallery=job.gallery,
-                people=[done.person.id],
-                decision="forced" if options.force else None,
-                request_id=job.request_id,
-            )
 
     def _read(
         self, gallery: ServedGallery, model: ServedModel, photos: JobPhotos, photo: JobPhoto, *, largest: bool
@@ -242,12 +235,17 @@ class JobRunner:
 
 
 def _enrol_person(
-    gallery: ServedGallery, model: ServedModel, person: str, images: Sequence[EnrolmentImage], options: JobOptions
+    gallery: ServedGallery,
+    model: ServedModel,
+    person: str,
+    images: Sequence[EnrolmentImage],
+    options: JobOptions,
+    note: Callable[..., None],
 ) -> PhotoEnrolment:
     several, read = sum(image.faces > 1 for image in images), sum(image.faces > 0 for image in images)
     if not options.largest and not options.force and (crowd := crowd_refusal(person, several, read)):
         raise Problem(409, "several-people", crowd.replace("--largest", "largest=true"))
-    return enrol_images(gallery, model, person, images, consent=options.consent, force=options.force)
+    return enrol_images(gallery, model, person, images, note, consent=options.consent, force=options.force)
 
 
 def _refusal(image: EnrolmentImage, person: Problem | None = None) -> JobRefusal:

@@ -205,6 +205,7 @@ async def _enrol(
         done = enrol_photos(
             service,
             served,
+            caller,
             person_id or str(known.name),
             [data for _, data in upload.photos],
             labels=known.labels,
@@ -212,7 +213,6 @@ async def _enrol(
             consent=consent,
             **options.model_dump(),
         )
-        _note(service, caller, served, "enrol", done.person.id, "forced" if options.force else None)
         return EnrolmentAnswer.model_validate(done.to_dict()), done.enrolment.created
 
     answer, created = await compute(enrol)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -253,6 +253,20 @@ class Caller:
     key: Key
     request_id: str
 
+    @property
+    def key_id(self) -> str:
+        """Id of the key."""
+        return self.key.id
+
+
+class Asking(Protocol):
+    """For whom something is done, as the audit log has it: a `Caller`, or a job of one."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
+
 
 class Service:
     """Everything that outlives a request. Its methods may be called from several threads; a context manager.
@@ -331,7 +345,7 @@ class Service:
 
     def note(
         self,
-        caller: Caller,
+        caller: Asking,
         action: str,
         *,
         gallery: str | None = None,
@@ -339,11 +353,16 @@ class Service:
         decision: str | None = None,
         contract_id: str | None = None,
     ) -> None:
-        """Write a row of the audit log: takes a lock and 50 microseconds, so never on the event loop."""
+        """Write a row of the audit log: takes a lock and 50 microseconds, so never on the event loop.
+
+        The contract is that of the gallery, unless it is given.
+        """
+        if contract_id is None and gallery is not None and gallery in self.galleries:
+            contract_id = self.galleries[gallery].store.info.contract_id
         if self.audit is not None:
             self.audit.record(
                 action,
-                key_id=caller.key.id,
+                key_id=caller.key_id,
                 gallery=gallery,
                 people=people,
                 decision=decision,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from tiny_ir import BLUE, GREEN, RED
 from unit.serve.conftest import OPEN, MakeService, jpeg
@@ -13,20 +15,21 @@ from edgeface.serve.service import Service
 
 pytestmark = pytest.mark.timeout(60)
 NEAR_BLUE = (220, 26, 20)
+CALLER = SimpleNamespace(key_id="0badcafe", request_id="door-7")
 
 
 def test_photos_make_a_person_and_later_ones_are_added_to_it(service: Service) -> None:
     gallery = service.gallery(None)
     consent = Consent.record({"text_version": "2026-1", "expires": "2030-01-01T00:00:00+02:00"}, "0badcafe")
     done = enrol_photos(
-        service, gallery, "Ada", [jpeg(BLUE), b"no image", jpeg(None)], labels=["door"], consent=consent
+        service, gallery, CALLER, "Ada", [jpeg(BLUE), b"no image", jpeg(None)], labels=["door"], consent=consent
     )
     assert done.enrolment.created
     assert [(str(each.path), each.reason) for each in done.refused] == [
         ("photo 2", "bad-image"),
         ("photo 3", "no-face"),
     ]
-    again = enrol_photos(service, gallery, done.person.id, [jpeg(NEAR_BLUE), jpeg(BLUE)], metadata={"desk": 7})
+    again = enrol_photos(service, gallery, CALLER, done.person.id, [jpeg(NEAR_BLUE), jpeg(BLUE)], metadata={"desk": 7})
     assert (again.enrolment.created, len(again.enrolment.template_ids), again.enrolment.already) == (False, 1, 1)
     stored = find_person(gallery, done.person.id)
     assert (stored.template_count, stored.labels, stored.metadata["desk"]) == (2, ("door",), 7)
@@ -37,22 +40,24 @@ def test_photos_make_a_person_and_later_ones_are_added_to_it(service: Service) -
 
 def test_a_face_is_enrolled_once_unless_by_force(service: Service) -> None:
     gallery = service.gallery(None)
-    ada = enrol_photos(service, gallery, "Ada", [jpeg(BLUE)]).person
+    ada = enrol_photos(service, gallery, CALLER, "Ada", [jpeg(BLUE)]).person
     with pytest.raises(EnrolmentRefused) as refusal:
-        enrol_photos(service, gallery, "Eve", [jpeg(NEAR_BLUE)])
+        enrol_photos(service, gallery, CALLER, "Eve", [jpeg(NEAR_BLUE)])
     assert refusal.value.reason == "lookalike"
     (found,) = refusal.value.details
     assert (found["id"], found["name"]) == (ada.id, "Ada")
     with pytest.raises(EnrolmentRefused) as refusal:
-        enrol_photos(service, gallery, "Bob", [jpeg(GREEN), jpeg(RED)])
+        enrol_photos(service, gallery, CALLER, "Bob", [jpeg(GREEN), jpeg(RED)])
     assert refusal.value.reason == "several-people"
     assert refusal.value.details == ({"photos": ["photo 1"]}, {"photos": ["photo 2"]})
     with pytest.raises(EnrolmentRefused) as refusal:
-        enrol_photos(service, gallery, "Bob", [jpeg(GREEN, RED)])
+        enrol_photos(service, gallery, CALLER, "Bob", [jpeg(GREEN, RED)])
     assert refusal.value.reason == "no-usable-photo"
     assert refusal.value.details[0]["code"] == "several-faces"
     assert [person.name for person in gallery.store.people()] == ["Ada"]
-    assert enrol_photos(service, gallery, "Bob", [jpeg(GREEN), jpeg(RED)], force=True).person.template_count == 2
+    assert (
+        enrol_photos(service, gallery, CALLER, "Bob", [jpeg(GREEN), jpeg(RED)], force=True).person.template_count == 2
+    )
 
 
 def test_what_cannot_be_stored_is_refused_before_photos_are_read(service: Service) -> None:
@@ -72,7 +77,7 @@ def test_what_cannot_be_stored_is_refused_before_photos_are_read(service: Servic
         ({"photos": [b""] * 33}, "too-many-photos"),
     ]:
         with pytest.raises(Problem) as problem:
-            enrol_photos(service, gallery, **({"who": "Ada", "photos": [b""]} | changes))  # type: ignore[arg-type]
+            enrol_photos(service, gallery, CALLER, **({"who": "Ada", "photos": [b""]} | changes))  # type: ignore[arg-type]
         assert problem.value.code == code
         assert problem.value.status == 422
     for given in (
@@ -88,8 +93,8 @@ def test_what_cannot_be_stored_is_refused_before_photos_are_read(service: Servic
 def test_forgetting_is_proved_and_what_is_gone_is_not_found(make_service: MakeService) -> None:
     service = make_service(galleries={"default": {**OPEN, "keep_images": True}})
     gallery = service.gallery(None)
-    ada = enrol_photos(service, gallery, "Ada Lovelace", [jpeg(BLUE), jpeg(NEAR_BLUE)]).person
-    bob = enrol_photos(service, gallery, "Bob", [jpeg(GREEN)]).person
+    ada = enrol_photos(service, gallery, CALLER, "Ada Lovelace", [jpeg(BLUE), jpeg(NEAR_BLUE)]).person
+    bob = enrol_photos(service, gallery, CALLER, "Bob", [jpeg(GREEN)]).person
     first, second = (each.id for each in gallery.store.templates_of(ada.id))
     assert find_template(gallery, ada.id, first).has_image
     with pytest.raises(NotFound, match="template"):
@@ -102,13 +107,13 @@ def test_forgetting_is_proved_and_what_is_gone_is_not_found(make_service: MakeSe
         with pytest.raises(NotFound, match="person"):
             call(gallery, ada.id)
     with pytest.raises(NotFound):
-        enrol_photos(service, gallery, ada.id, [jpeg(BLUE)])
+        enrol_photos(service, gallery, CALLER, ada.id, [jpeg(BLUE)])
 
 
 def test_a_change_keeps_the_rest_and_a_name_is_given_once(service: Service) -> None:
     gallery = service.gallery(None)
-    ada = enrol_photos(service, gallery, "Ada", [jpeg(BLUE)], metadata={"desk": 7}).person
-    bob = enrol_photos(service, gallery, "Bob", [jpeg(GREEN)]).person
+    ada = enrol_photos(service, gallery, CALLER, "Ada", [jpeg(BLUE)], metadata={"desk": 7}).person
+    bob = enrol_photos(service, gallery, CALLER, "Bob", [jpeg(GREEN)]).person
     with pytest.raises(Problem) as problem:
         update_person(gallery, ada.id, name="Bob")
     assert (problem.value.status, problem.value.code, problem.value.errors) == (409, "name-taken", ({"id": bob.id},))

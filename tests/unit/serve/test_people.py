@@ -57,12 +57,16 @@ def test_a_person_is_enrolled_by_a_form_or_json_and_again_without_a_change(clien
     assert found == {key: more.json()[key] for key in found}
 
 
-def test_who_is_refused_is_told_with_whom_and_which_photos(client: TestClient) -> None:
+def test_who_is_refused_is_told_with_whom_and_which_photos(client: TestClient, service: Service) -> None:
     ada = add(client, "Ada", jpeg(BLUE)).json()["id"]
     alike = add(client, "Eve", jpeg(NEAR_BLUE))
     assert (alike.status_code, alike.json()["code"]) == (409, "lookalike")
     assert [(each["id"], each["name"]) for each in alike.json()["errors"]] == [(ada, "Ada")]
     assert "force=true" in alike.json()["detail"]
+    assert service.audit is not None
+    *_, row = service.audit.rows()  # the refusal names Ada, and so it identified her
+    assert (row.action, row.people, row.decision) == ("enrol", (ada,), "lookalike")
+    assert row.contract_id == service.galleries["default"].store.info.contract_id
     several = add(client, "Bob", jpeg(GREEN), jpeg(RED))
     assert (several.status_code, several.json()["code"]) == (409, "several-people")
     crowd = add(client, "Bob", jpeg(GREEN, RED))
