@@ -155,7 +155,7 @@ async def create_job(
     with runner.receiving():
         if runner.uploads + sum((await asyncio.to_thread(service.jobs.count)).values()) > _OPEN_JOBS:
             raise Problem(
-                503, "too-many-jobs", f"expected at most {_OPEN_JOBS} jobs, found more; try later", retry_after=60
+                429, "too-many-jobs", f"expected at most {_OPEN_JOBS} jobs, found more; try later", retry_after=60
             )
         upload = await asyncio.to_thread(lambda: service.jobs.new_upload(served.store.database.cipher))
         try:
