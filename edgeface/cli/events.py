@@ -29,7 +29,7 @@ class TableFormat(str, enum.Enum):
     ndjson = "ndjson"
 
 
-class KindName(str, enum.Enum):
+class _Kind(str, enum.Enum):
     """`edgeface.kiosk.decision.VisitKind`, without importing what decides."""
 
     known = "known"
@@ -86,7 +86,7 @@ def export(
     log: LogArgument,
     since: SinceOption = None,
     until: UntilOption = None,
-    kind: Annotated[KindName | None, typer.Option(help="Events of this kind only.", show_default=False)] = None,
+    kind: Annotated[_Kind | None, typer.Option(help="Events of this kind only.", show_default=False)] = None,
     names: Annotated[bool, typer.Option("--names/--no-names", help="With the names of people.")] = True,
     format: FormatOption = TableFormat.csv,
 ) -> None:
