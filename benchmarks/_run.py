@@ -1,4 +1,4 @@
-"""A command in, its wall seconds, CPU seconds and peak memory out; shared by the benchmarks here."""
+"""Run a command for its wall and CPU seconds and peak memory, or work in threads; shared by the benchmarks here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -52,3 +53,22 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
         "cpu_seconds": round(statistics.median(each.cpu_seconds for each in runs), 3),
         "peak_mb": round(max(each.peak_mb for each in runs), 1),
     }
+
+
+def side_by_side(work: Callable[[int], None], count: int) -> None:
+    """Do a work in as many threads, each with its number; raise what one of them raised."""
+    failed: list[BaseException] = []
+
+    def watched(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=watched, args=[each]) for each in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]

@@ -23,6 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from _run import side_by_side
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -71,23 +72,18 @@ class Soak:
     def run(self, requests: int, seed: int) -> None:
         """Ask so many times, or a few more: what enrols somebody also forgets them."""
         until = sum(self.answers.values()) + requests
-        failed: list[BaseException] = []
+        failed = threading.Event()
 
         def work(number: int) -> None:
             try:
                 with contextlib.closing(_Client(self, random.Random(seed * CLIENTS + number))) as client:
-                    while sum(self.answers.values()) < until and not failed:
+                    while sum(self.answers.values()) < until and not failed.is_set():
                         client.ask_something()
-            except BaseException as error:
-                failed.append(error)
+            except BaseException:
+                failed.set()  # the others stop too
+                raise
 
-        threads = [threading.Thread(target=work, args=[each]) for each in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
+        side_by_side(work, CLIENTS)
 
     def change(self) -> None:
         """Load a model anew, and let the service take its configuration anew, while it is asked."""

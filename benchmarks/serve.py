@@ -35,11 +35,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from _run import side_by_side
 from _soak import SWAPS, Soak, configure
 
 PATH = "/api/edgeface/v1/identify"
@@ -186,7 +187,7 @@ class Bench:
                     counts[number] += 1
                     turn += self.workers
 
-        _side_by_side(work, self.workers)
+        side_by_side(work, self.workers)
         return sum(counts) / seconds
 
     def overload(self) -> dict[str, Any]:
@@ -230,7 +231,7 @@ class Bench:
                     (answers.accepted if status == 200 else answers.refused).append(time.monotonic() - began)
                     assert status in (200, 503)
 
-        _side_by_side(work, 32)
+        side_by_side(work, 32)
         return answers
 
     def start(self) -> dict[str, Any]:
@@ -353,24 +354,6 @@ class Client:
 
 def _p99(seconds: list[float]) -> float:
     return sorted(seconds)[max(0, int(0.99 * len(seconds)) - 1)] if seconds else float("nan")
-
-
-def _side_by_side(work: Callable[[int], None], count: int) -> None:
-    failed: list[BaseException] = []
-
-    def watched(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=watched, args=[each]) for each in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
 
 
 def _enrol(model: Path, gallery: Path, photos: list[bytes], cache: Path) -> None:

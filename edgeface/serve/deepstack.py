@@ -24,7 +24,7 @@ from edgeface.serve.enrol import enrol_photos
 from edgeface.serve.keys import Role
 from edgeface.serve.matching import FaceQuery, RankedFace, RankedPhoto, recognise
 from edgeface.serve.problems import Problem
-from edgeface.serve.routing import Compute, Served, note_changes, require_role
+from edgeface.serve.routing import Compute, Served, admit
 from edgeface.serve.service import Caller
 
 PREFIX = "/v1/vision"
@@ -71,15 +71,13 @@ def _form(role: Role) -> Any:
             raise Problem(400, "key-in-address", "expected api_key in the form: addresses are written into logs")
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is not None:
-            return KeyedForm(
-                note_changes(request, require_role(caller, role), role), await read_upload(request, "image")
-            )
+            return KeyedForm(admit(request, caller, role), await read_upload(request, "image"))
         with request.app.state.reads.one():
             upload = await read_upload(request, "image")
         text, address = str(upload.fields.get("api_key", "")), request.client.host if request.client else ""
         key = service.authenticate({b"x-api-key": text.encode("latin-1", "replace")}, address)
         request.scope["edgeface.caller"] = caller = Caller(key=key, request_id=request.scope["edgeface.request_id"])
-        return KeyedForm(note_changes(request, require_role(caller, role), role), upload)
+        return KeyedForm(admit(request, caller, role), upload)
 
     return Depends(read)
 

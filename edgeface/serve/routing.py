@@ -40,14 +40,15 @@ def needs(role: Role, *, everywhere: bool = False) -> Any:
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is None:
             raise Problem(401, "no-key", "expected a key in the header x-api-key, found none")
-        return note_changes(request, require_role(caller, role, everywhere=everywhere), role)
+        return admit(request, caller, role, everywhere=everywhere)
 
     check.role = role  # type: ignore[attr-defined]  # for the OpenAPI
     return Depends(check)
 
 
-def note_changes(request: Request, caller: Caller, role: Role) -> Caller:
-    """Remember whether a request that needs this role may change something; return its caller."""
+def admit(request: Request, caller: Caller, role: Role, *, everywhere: bool = False) -> Caller:
+    """Return a caller as `require_role`, and remember whether a request that needs this role may change something."""
+    require_role(caller, role, everywhere=everywhere)
     request.scope["edgeface.changes"] = role.includes(Role.enrol)
     return caller
 
