@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -31,8 +30,8 @@ from edgeface.serve.batch import NdjsonResponse, answer_lines, read_batch, refus
 from edgeface.serve.bodies import read_upload
 from edgeface.serve.faces import AnalyzeOptions, EmbedOptions, IdentifyOptions, ThresholdOptions, VerifyOptions
 from edgeface.serve.openapi import PREFIX, batch_body, photo_body, problems
-from edgeface.serve.routing import Compute, Computing, Recognises, Served
-from edgeface.serve.service import Service
+from edgeface.serve.routing import Compute, Computing, Recognises, Served, shared
+from edgeface.serve.service import ServedGallery, Service
 
 router = APIRouter(prefix=PREFIX, tags=["faces"])
 _ONE = photo_body("photo")
@@ -42,18 +41,20 @@ _ONE = photo_body("photo")
 class _Task:
     """What an operation makes of a photo.
 
-    `work` is shared by all who ask for the `same` at a time; `finish` makes each one's answer of what it returned, and
-    writes the audit log.
+    `work` is shared by all who ask for the `same` at a time, of a model or a gallery that does not change meanwhile;
+    `finish` makes each one's answer of what it returned, and writes the audit log.
     """
 
+    service: Service
+    reads: ServedGallery | str
     work: Callable[[bytes], Any]
     same: Hashable
     finish: Callable[[Any], Answer] | None = None
 
     async def answer(self, run: Callable[..., Awaitable[Any]], photo: bytes) -> Answer:
         """Compute the answer by a method of `Computing`."""
-        same = (self.same, hashlib.sha256(photo).digest())
-        result = await run(functools.partial(self.work, photo), same=same)
+        same = shared(self.service, self.reads, self.same, photo)
+        result = await run(functools.partial(self.work, photo), **same)
         return result if self.finish is None else await asyncio.to_thread(self.finish, result)
 
 
@@ -75,13 +76,13 @@ async def _answer_many(request: Request, service: Service, compute: Computing, t
 
 
 def _analyzing(service: Service, options: AnalyzeOptions) -> _Task:
-    service.models.require(faces.name_of_model(service, options))
-    return _Task(functools.partial(faces.analyze, service, options), ("analyze", options))
+    service.models.require(name := faces.name_of_model(service, options))
+    return _Task(service, name, functools.partial(faces.analyze, service, options), ("analyze", options))
 
 
 def _embedding(service: Service, options: EmbedOptions) -> _Task:
-    service.models.require(faces.name_of_model(service, options))
-    return _Task(functools.partial(faces.embed, service, options), ("embed", options))
+    service.models.require(name := faces.name_of_model(service, options))
+    return _Task(service, name, functools.partial(faces.embed, service, options), ("embed", options))
 
 
 def _identifying(service: Service, options: IdentifyOptions, caller: Recognises) -> _Task:
@@ -92,7 +93,7 @@ def _identifying(service: Service, options: IdentifyOptions, caller: Recognises)
         return IdentifyAnswer.model_validate({"gallery": gallery.name, "faces": [each.to_dict() for each in found]})
 
     work = functools.partial(service.identify, gallery=gallery, fpir=options.fpir)
-    return _Task(work, ("identify", gallery.name, options.fpir), finish)
+    return _Task(service, gallery, work, ("identify", options.fpir), finish)
 
 
 @router.post("/analyze", response_model=AnalyzeAnswer, openapi_extra=_ONE, responses=problems(404))
@@ -113,8 +114,8 @@ async def verify(
     upload = await read_upload(request, "photo_a", "photo_b")
     refuse_fields(request, upload.fields)
     photos = [upload.photo(name) for name in ("photo_a", "photo_b")]
-    same = ("verify", options, *(hashlib.sha256(photo).digest() for photo in photos))
-    answer: VerifyAnswer = await compute(functools.partial(faces.verify, service, options, *photos), same=same)
+    same = shared(service, faces.name_of_model(service, options), ("verify", options), *photos)
+    answer: VerifyAnswer = await compute(functools.partial(faces.verify, service, options, *photos), **same)
     decision = "matched" if answer.matched else "different"
     await asyncio.to_thread(service.note, caller, "verify", decision=decision, contract_id=answer.contract_id)
     return _render(answer)

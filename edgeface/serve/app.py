@@ -225,8 +225,6 @@ class _Exchange:
         """Pass the answer on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            if self._scope.get("edgeface.changes"):  # who is told of a change is not answered by what began before it
-                self._scope["app"].state.work.part()
             there = {name.lower() for name, _ in message["headers"]}
             message = dict(message)
             message["headers"] = [

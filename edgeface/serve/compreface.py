@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -34,7 +33,7 @@ from edgeface.serve.matching import (
     verify_faces,
 )
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.routing import Compute, Recognises, Served
+from edgeface.serve.routing import Compute, Recognises, Served, shared
 from edgeface.serve.service import ServedGallery, Service
 from edgeface.serve.similarity import scale_of
 
@@ -184,8 +183,8 @@ async def recognize(
     """Rank the people of the key's gallery for each face."""
     gallery = service.gallery(None, caller)
     photo = (await read_upload(request, "file")).photo("file")
-    same = ("compreface", gallery.name, query, hashlib.sha256(photo).digest())
-    answer = await compute(functools.partial(recognise, service, gallery, photo, query), same=same)
+    work = functools.partial(recognise, service, gallery, photo, query)
+    answer = await compute(work, **shared(service, gallery, ("compreface", query), photo))
     decided = [each.identification for each in answer.ranked if each.identification is not None]
     await asyncio.to_thread(service.note_identifications, caller, gallery, decided)
     if len(decided) < len(answer.ranked):  # ranked, and by no threshold

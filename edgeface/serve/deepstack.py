@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from edgeface.serve.enrol import enrol_photos
 from edgeface.serve.keys import Role
 from edgeface.serve.matching import FaceQuery, RankedFace, RankedPhoto, recognise
 from edgeface.serve.problems import Problem
-from edgeface.serve.routing import Compute, Served, admit
+from edgeface.serve.routing import Compute, Served, require_role, shared
 from edgeface.serve.service import Caller
 
 PREFIX = "/v1/vision"
@@ -71,13 +70,13 @@ def _form(role: Role) -> Any:
             raise Problem(400, "key-in-address", "expected api_key in the form: addresses are written into logs")
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is not None:
-            return KeyedForm(admit(request, caller, role), await read_upload(request, "image"))
+            return KeyedForm(require_role(caller, role), await read_upload(request, "image"))
         with request.app.state.reads.one():
             upload = await read_upload(request, "image")
         text, address = str(upload.fields.get("api_key", "")), request.client.host if request.client else ""
         key = service.authenticate({b"x-api-key": text.encode("latin-1", "replace")}, address)
         request.scope["edgeface.caller"] = caller = Caller(key=key, request_id=request.scope["edgeface.request_id"])
-        return KeyedForm(admit(request, caller, role), upload)
+        return KeyedForm(require_role(caller, role), upload)
 
     return Depends(read)
 
@@ -91,7 +90,7 @@ async def recognize(
     least = _confidence(form.upload.fields.get("min_confidence"))
     work = functools.partial(recognise, service, gallery, photo, FaceQuery())
     try:
-        answer = await compute(work, same=("deepstack", gallery.name, hashlib.sha256(photo).digest()))
+        answer = await compute(work, **shared(service, gallery, "deepstack", photo))
     except FaceError:
         return {"success": True, "predictions": []}
     decided = [each.identification for each in answer.ranked if each.identification is not None]

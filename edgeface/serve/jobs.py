@@ -232,6 +232,9 @@ class JobRunner:
     def _require_running(self, job: EnrolmentJob) -> None:
         if self._stopping.is_set() or self._store.find(job.id).state != "running":
             raise _Stopped
+        if (state := self._service.keys.state_of(job.key_id)) != "valid":
+            stays = "who is enrolled stays: send the rest again with another key"
+            raise Problem(409, f"key-{state}", f"the key of the job, {job.key_id}, is {state}; {stays}")
 
 
 def _enrol_person(

@@ -312,6 +312,10 @@ class KeyStore:
                 )
             return self._get(key_id)
 
+    def state_of(self, key_id: str) -> str:
+        """Return the state of a key now, as `Key.state`; raise `InputError` if there is none of this id."""
+        return self._get(key_id).state(self.now())
+
     def _get(self, key_id: str) -> Key:
         for key in self.list():
             if key.id == key_id:

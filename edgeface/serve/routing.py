@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -13,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgeface.serve.keys import Role
 from edgeface.serve.problems import Problem
-from edgeface.serve.service import Caller, Service
+from edgeface.serve.service import Caller, ServedGallery, Service
 from edgeface.serve.work import WorkQueue
 
 
@@ -40,17 +42,10 @@ def needs(role: Role, *, everywhere: bool = False) -> Any:
         caller: Caller | None = request.scope.get("edgeface.caller")
         if caller is None:
             raise Problem(401, "no-key", "expected a key in the header x-api-key, found none")
-        return admit(request, caller, role, everywhere=everywhere)
+        return require_role(caller, role, everywhere=everywhere)
 
     check.role = role  # type: ignore[attr-defined]  # for the OpenAPI
     return Depends(check)
-
-
-def admit(request: Request, caller: Caller, role: Role, *, everywhere: bool = False) -> Caller:
-    """Return a caller as `require_role`, and remember whether a request that needs this role may change something."""
-    require_role(caller, role, everywhere=everywhere)
-    request.scope["edgeface.changes"] = role.includes(Role.enrol)
-    return caller
 
 
 def require_role(caller: Caller, role: Role, *, everywhere: bool = False) -> Caller:
@@ -78,15 +73,27 @@ class Computing:
     def __init__(self, work: WorkQueue, deadline: float) -> None:
         self._work, self._deadline = work, deadline
 
-    async def __call__(self, work: Callable[[], Any], *, same: Any = None) -> Any:
-        """Return what `work` returns; see `WorkQueue.run`."""
-        return await self._work.run(work, deadline=self._deadline, same=same)
+    async def __call__(self, work: Callable[[], Any], **shared: Any) -> Any:
+        """Return what `work` returns; see `WorkQueue.run`, also for `same` and `state`."""
+        return await self._work.run(work, deadline=self._deadline, **shared)
 
-    async def when_free(self, work: Callable[[], Any], *, same: Any = None) -> Any:
+    async def when_free(self, work: Callable[[], Any], **shared: Any) -> Any:
         """Compute a part of an accepted request: wait, by the deadline, instead of being refused."""
         while self._work.full and time.monotonic() < self._deadline:
             await asyncio.sleep(0.02)
-        return await self(work, same=same)
+        return await self(work, **shared)
+
+
+def shared(service: Service, reads: ServedGallery | str, what: Hashable, *photos: bytes) -> dict[str, Any]:
+    """Return what lets equal requests share one computation, as options of `Computing`.
+
+    `reads` is the gallery in which photos are searched, or the name of the model that answers without one; `what` is
+    all else that the answer depends on.
+    """
+    gallery = None if isinstance(reads, str) else reads
+    model = reads if isinstance(reads, str) else reads.options.model
+    same = (what, model, gallery, *(hashlib.sha256(photo).digest() for photo in photos))
+    return {"same": same, "state": functools.partial(service.state_of, model, gallery)}
 
 
 async def computing_of(request: Request) -> Computing:

@@ -501,6 +501,15 @@ class Service:
             margin = gallery.options.margin
             return model.analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
 
+    def state_of(self, model: str, gallery: ServedGallery | None, read: bool) -> tuple[object, ...]:
+        """Return what answers depend on beside their requests: another value after each change, whoever made it.
+
+        `read` False gives the gallery as it was last searched, and reads nothing.
+        """
+        with self.models.use(model) as version:
+            found = gallery and (gallery.store if read else gallery.index)
+            return self.settings, version, found and found.last_commit()
+
     def search_threshold(
         self, model: ServedModel, gallery: ServedGallery, *, fpir: float | None = None
     ) -> SearchThreshold:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +23,8 @@ class _Job:
 
     result: asyncio.Future[Any]
     deadline: float
+    begun: bool = False
+    state: object = None
     waiting: int = 0
     waited: float = 0.0
 
@@ -72,7 +74,14 @@ class WorkQueue:
             self.refused += 1
             raise Overloaded(f"{self._open} requests are under way, which is the limit; try again in a second")
 
-    async def run(self, work: Callable[[], Result], *, deadline: float = math.inf, same: Hashable = None) -> Result:
+    async def run(
+        self,
+        work: Callable[[], Result],
+        *,
+        deadline: float = math.inf,
+        same: Hashable = None,
+        state: Callable[[bool], object] = lambda read: None,
+    ) -> Result:
         """Compute in a thread.
 
         Parameters
@@ -84,6 +93,10 @@ class WorkQueue:
         same
             Requests with an equal value are computed once while they overlap; None: never. The last one that goes
             away cancels the work.
+        state
+            Returns what the work reads beside its request, so that no answer is shared that was begun before a change
+            of it. It is called in a thread: with False as the work begins, when it may return an older state than
+            there is, and with True by a request that could share the work, which it does if both are equal.
 
         Raises
         ------
@@ -92,35 +105,35 @@ class WorkQueue:
         DeadlineExceeded
             If there is no result by the deadline.
         """
-        job = None if same is None else self._same.get(same)
-        if job is None or job.result.done():  # what was cancelled leaves the table a moment later
+        job = await self._find(same, state, deadline)
+        if job is None:
             self.refuse_if_full()
-            job = self._begin(work, deadline)
+            job = self._begin(work, deadline, state)
             if same is not None:
                 self._same[same] = job
                 job.result.add_done_callback(lambda _: self._leave(same, job))
         job.waiting, job.deadline = job.waiting + 1, max(job.deadline, deadline)
         try:
-            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-            return await asyncio.wait_for(asyncio.shield(job.result), left)
-        except DeadlineExceeded:
-            raise
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded("no result by the request's deadline; ask for more time, or less often") from None
+            return await _by(deadline, asyncio.shield(job.result))
         finally:
             job.waiting -= 1
             if not job.waiting and not job.result.done():
                 job.result.cancel()
 
-    def part(self) -> None:
-        """Let no request that comes from now on share work that was begun before: what it reads has changed."""
-        self._same.clear()
+    async def _find(self, same: Hashable, state: Callable[[bool], object], deadline: float) -> _Job | None:
+        """Return equal work under way that reads what there is now; None if there is none."""
+        job = None if same is None else self._same.get(same)
+        if job is None:
+            return None
+        if job.begun and job.state != await _by(deadline, asyncio.to_thread(state, True)):
+            return None
+        return None if job.result.done() else job  # what was cancelled leaves the table a moment later
 
     def _leave(self, same: Hashable, job: _Job) -> None:
         if self._same.get(same) is job:
             del self._same[same]
 
-    def _begin(self, work: Callable[[], Result], deadline: float) -> _Job:
+    def _begin(self, work: Callable[[], Result], deadline: float, state: Callable[[bool], object]) -> _Job:
         loop, asked = asyncio.get_running_loop(), time.monotonic()
         result: asyncio.Future[Result] = loop.create_future()
         job = _Job(result, deadline)
@@ -129,6 +142,8 @@ class WorkQueue:
             if result.cancelled() or time.monotonic() > job.deadline:
                 raise DeadlineExceeded("no thread was free by the request's deadline")
             job.waited = time.monotonic() - asked
+            job.begun = True  # before it reads anything
+            job.state = state(False)
             return work()
 
         def deliver(outcome: asyncio.Future[Result]) -> None:
@@ -159,3 +174,13 @@ class WorkQueue:
         self._closed = True
         with contextlib.suppress(RuntimeError):
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _by(deadline: float, result: Awaitable[Result]) -> Result:
+    """Wait for a result until a deadline; `DeadlineExceeded` then."""
+    try:
+        return await asyncio.wait_for(result, None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+    except DeadlineExceeded:
+        raise
+    except asyncio.TimeoutError:
+        raise DeadlineExceeded("no result by the request's deadline; ask for more time, or less often") from None

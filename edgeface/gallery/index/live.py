@@ -72,6 +72,10 @@ class LiveIndex:
         """Of the store when it last caught up."""
         return self._index.generation
 
+    def last_commit(self) -> tuple[int, str]:
+        """As `GalleryStore.last_commit`, of the store when it last caught up."""
+        return self._index.generation, self._index.history
+
     def __len__(self) -> int:
         with self.snapshot():
             return len(self._index)

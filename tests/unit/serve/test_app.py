@@ -6,11 +6,8 @@ import base64
 import contextlib
 import json
 import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -169,33 +166,3 @@ def test_bodies_that_arrive_at_once_are_held_up_to_what_can_be_computed_or_wait(
             assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
         connections[3].sendall(head + bytes(1_000_000))
         assert connections[3].recv(100).startswith(b"HTTP/1.1 422 ")
-
-
-def test_who_was_told_that_somebody_is_forgotten_is_not_answered_with_that_person(
-    service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An equal photo that was asked about before shares its answer only with who asked before."""
-    ada, identify = enrol(service, "Ada", BLUE), service.identify
-    begun, go = threading.Event(), threading.Event()
-
-    def slowly(*given: Any, **options: Any) -> Any:
-        found = identify(*given, **options)
-        if not begun.is_set():
-            begun.set()
-            assert go.wait(10)
-        return found
-
-    monkeypatch.setattr(service, "identify", slowly)
-
-    def ask() -> Any:
-        return client.post(IDENTIFY, files={"photo": jpeg(BLUE)}).json()["faces"][0]["person"]
-
-    with ThreadPoolExecutor(1) as threads:
-        before = threads.submit(ask)
-        assert begun.wait(10)
-        assert client.delete(f"/api/edgeface/v1/galleries/default/people/{ada}").status_code == 200
-        try:
-            assert ask() is None
-        finally:
-            go.set()
-        assert before.result() == "Ada"

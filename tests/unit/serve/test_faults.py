@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, RED, TEAL, write_tiny_ir
 from unit.serve.conftest import OPEN, Clock, MakeService, client_of, converse, enrol, jpeg, load_squares, serving
+from unit.serve.test_jobs import ZIP, archive, finish
+from unit.serve.test_sharing import held
 
 import edgeface
 from edgeface.errors import InferenceError
@@ -52,7 +54,7 @@ def add(client: TestClient, name: str, colour: Any) -> Any:
 def two(cluster: Any, tmp_path: Path) -> Iterator[tuple[TestClient, TestClient]]:
     """Clients of two services on one gallery of a PostgreSQL server."""
     ir = write_tiny_ir(tmp_path)
-    place = f"{cluster.url}?gallery=doors_{os.getpid()}"
+    place = f"{cluster.url}?gallery=doors_{uuid.uuid4().hex[:8]}"
     with edgeface.load(ir, detector=None) as app:
         create_gallery(place, contract=app.contract, key=bytes(range(32))).close()
     (tmp_path / "key").write_text(bytes(range(32)).hex())
@@ -94,6 +96,27 @@ def test_services_on_one_postgresql_gallery_see_each_others_people_and_outlive_i
     assert add(north, "Bob", GREEN).status_code == 201
     assert people_in(identify(south, BLUE, GREEN)) == ["Ada", "Bob"]
     assert south.get("/health/ready").status_code == 200
+
+
+def test_a_photo_is_not_identified_as_before_what_another_service_changed(
+    two: tuple[TestClient, TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south = two
+    service = south.app.state.service  # type: ignore[attr-defined]
+    with held(monkeypatch, service, "identify", lambda: people_in(identify(south, BLUE))) as before:
+        assert add(north, "Ada", BLUE).status_code == 201
+        assert people_in(identify(south, BLUE)) == ["Ada"]
+    assert before.result() == [None]
+
+
+def test_a_job_on_a_postgresql_gallery_enrols_for_all_services(two: tuple[TestClient, TestClient]) -> None:
+    north, south = two
+    upload = archive(("Ada/1.png", jpeg(BLUE)), ("Bob/1.png", jpeg(GREEN)), ("Bob/2.png", jpeg(None)))
+    answer = north.post(f"{API}/galleries/default/jobs", content=upload, headers=ZIP)
+    job = finish(north, answer.headers["location"])
+    assert (job["state"], job["enrolled"], job["refused"]) == ("done", 2, 1)
+    assert people_in(identify(south, BLUE, GREEN)) == ["Ada", "Bob"]
+    assert south.get(answer.headers["location"]).status_code == 404  # a job is its service's
 
 
 # Its disk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
 import signal
@@ -304,6 +305,27 @@ def test_a_cancelled_job_keeps_who_is_enrolled_and_enrols_nobody_after(
     assert client.delete(first).json()["state"] == "cancelled"
     assert client.delete(answer.headers["location"]).json()["state"] == "done"
     assert list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_job_ends_with_its_key(
+    client: TestClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    gate, clock.now = Gate(monkeypatch, 1), time.time()
+    monkeypatch.setattr(service.keys, "_clock", clock)
+    expires = service.keys.now() + datetime.timedelta(hours=1)
+    key, text = service.keys.add("desk", Role.enrol, expires=expires)
+    upload = archive(("Ada/1.png", jpeg(BLUE)), ("Grace/1.png", jpeg(GREEN)))
+    answer = client.post(JOBS, content=upload, headers=ZIP | {"x-api-key": text})
+    assert all(gate.reached.acquire(timeout=20) for _ in range(2))
+    if end == "revoked":
+        service.keys.revoke(key.id)
+    else:
+        clock.now += 3601
+    gate.photos.release(10)
+    job = finish(client, answer.headers["location"])
+    assert (job["state"], job["enrolled"], people_of(client)) == ("failed", 1, {"Ada": 1})
+    assert job["detail"].startswith(f"key-{end}: ")
 
 
 def test_a_service_that_stops_goes_on_with_the_job_when_it_starts(
