@@ -15,7 +15,8 @@ from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.opening import create_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
-from edgeface.kiosk.decision import Decider, VisitEvent
+from edgeface.kiosk.decision import Decider
+from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.settings import DecisionSettings
 from edgeface.kiosk.visits import Visits
 from edgeface.model.embedding import Embedding

@@ -30,7 +30,7 @@ class TableFormat(str, enum.Enum):
 
 
 class _Kind(str, enum.Enum):
-    """`edgeface.kiosk.decision.VisitKind`, without importing what decides."""
+    """`edgeface.kiosk.outcome.VisitKind`, without importing what decides."""
 
     known = "known"
     unknown = "unknown"
@@ -91,7 +91,7 @@ def export(
     format: FormatOption = TableFormat.csv,
 ) -> None:
     """Print events as CSV, in which no spreadsheet finds a formula, or as NDJSON."""
-    from edgeface.kiosk.decision import VisitKind
+    from edgeface.kiosk.outcome import VisitKind
 
     first, end = (each and each.replace(tzinfo=datetime.timezone.utc) for each in (since, until))
     end = end and end + datetime.timedelta(days=1)

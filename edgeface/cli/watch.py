@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from edgeface.cli.gallery_options import KeyOption
 from edgeface.cli.options import ModelOption
 
 if TYPE_CHECKING:
-    from edgeface.kiosk.decision import VisitEvent
+    from edgeface.kiosk.outcome import VisitEvent
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +36,10 @@ def watch(
     ] = None,
     key: KeyOption = None,
     model: ModelOption = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file to record events in, instead of the configuration's.", show_default=False),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all keys of the configuration with their defaults.")
     ] = False,
@@ -46,10 +51,13 @@ def watch(
     if print_config:
         typer.echo(describe_watch_settings(), nl=False)
         return
-    settings = load_watch_settings(config).replaced(sources=sources or (), gallery=gallery, key=key, model=model)
+    settings = load_watch_settings(config).replaced(
+        sources=sources or (), gallery=gallery, key=key, model=model, log=log
+    )
     from edgeface.kiosk.watch import open_watch
 
     with open_watch(settings) as watching:
+        signal.signal(signal.SIGTERM, lambda *_: watching.stop())
         out.print_note("watching " + ", ".join(watching.cameras))
         for event in watching:
             out.emit_json_line(event.to_dict()) if json else _show(event)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
-from edgeface.kiosk.decision import VisitKind
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.settings import CameraSettings, DecisionSettings, WatchSettings
 from edgeface.kiosk.targets import EventSettings
@@ -86,7 +86,7 @@ class Doorkeeper:
         self._service, self._load_detector = service, load_detector
         self._publisher: EventPublisher | None = None
         self._watch: DoorWatch | None = None
-        self._why, self._unrecorded, self._last = "watching has not begun", "", 0
+        self._why, self._last = "watching has not begun", 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="edgeface-doorkeeper", daemon=True)
         self._thread.start()
@@ -133,7 +133,8 @@ class Doorkeeper:
     @property
     def closed(self) -> str:
         """Why nobody can be known; empty while the cameras are watched and their events recorded."""
-        return self._why or self._unrecorded
+        watch = self._watch
+        return self._why or ("" if watch is None else watch.unrecorded)
 
     def cameras(self) -> dict[str, dict[str, Any]]:
         """Return how the cameras are."""
@@ -199,9 +200,13 @@ class Doorkeeper:
         with self._service.models.use(served.options.model) as model, contextlib.ExitStack() as opened:
             index, analyzer = served.index, self._analyzer(section, model, opened)
             settings = WatchSettings(cameras=section.cameras, decision=section.decision, model=model.options)
-            watch = self._watch = opened.enter_context(DoorWatch(settings, analyzer, index))
+
+            def record(event: VisitEvent) -> None:
+                self._last = publisher.publish(event).sequence
+
+            watch = self._watch = opened.enter_context(DoorWatch(settings, analyzer, index, record=record))
             failed = list[Exception]()
-            taking = threading.Thread(target=self._take, args=(watch, publisher, failed), name="edgeface-door-events")
+            taking = threading.Thread(target=self._take, args=(watch, failed), name="edgeface-door-events")
             taking.start()
             opened.callback(taking.join)
             opened.callback(watch.close)  # before it is waited for
@@ -234,13 +239,9 @@ class Doorkeeper:
             opened.callback(checker.close)
         return FaceAnalyzer(model.analyzer.embedder, detector, checker)
 
-    def _take(self, watch: DoorWatch, publisher: EventPublisher, failed: list[Exception]) -> None:
+    def _take(self, watch: DoorWatch, failed: list[Exception]) -> None:
         try:
-            for event in watch:
-                try:
-                    self._last, self._unrecorded = publisher.publish(event).sequence, ""
-                except Exception as error:  # e.g. the disk is full: what is not recorded is told to nobody
-                    self._unrecorded = f"events cannot be recorded: {error}"
-                    _log.exception("an event could not be recorded")
+            for _ in watch:  # is recorded before it is given here
+                pass
         except Exception as error:
             failed.append(error)

@@ -29,7 +29,7 @@ import cv2
 from edgeface.errors import InputError
 from edgeface.gallery.records import Proof
 from edgeface.gallery.store.searcher import Searcher
-from edgeface.kiosk.decision import VisitEvent, VisitKind
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.serve.database import ServiceFile, ServiceFileError, ServiceFileKind, last_too_old
 from edgeface.text import spreadsheet_cell
 

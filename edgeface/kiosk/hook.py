@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.events import LoggedEvent
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.kiosk.targets import DoorCommand
 
 _AHEAD = 1.0

@@ -17,9 +17,9 @@ from typing import Any
 
 from edgeface.errors import ExtraNotInstalledError
 from edgeface.gallery.keys import read_password
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.delivery import Undelivered, tls_context
 from edgeface.kiosk.events import LoggedEvent
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.kiosk.targets import Mqtt
 from edgeface.version import __version__
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgeface.gallery.keys import read_key
-from edgeface.kiosk.decision import VisitEvent
 from edgeface.kiosk.delivery import Deliveries, Sender, WebhookSender
 from edgeface.kiosk.events import EventLog, LoggedEvent
 from edgeface.kiosk.hook import CommandHook
 from edgeface.kiosk.mqtt import MqttSender
+from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.targets import EventSettings
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from edgeface.kiosk.targets import EventSettings
 from edgeface.serve.settings import Model, Name, Positive, Section, describe_settings, read_settings
 
 PREFIX = "EDGEFACE_WATCH"
@@ -83,6 +84,10 @@ class WatchSettings(Section):
     """A file, or postgresql://user@host/database?gallery=NAME."""
     key: str | None = None
     """Where its key is: file:PATH, env:NAME or command:WORDS; null: EDGEFACE_GALLERY_KEY."""
+    log: Path | None = None
+    """SQLite file in which events are recorded, and from which they are told, made if there is none; null: none."""
+    events: EventSettings = EventSettings()
+    """How long events are kept in the log, and who is told; needs a log."""
     queue: Positive = 64
     """Events that wait to be taken; while they are so many, nobody is known."""
     cache: Path | None = None
@@ -92,6 +97,8 @@ class WatchSettings(Section):
     def _cameras_find_faces(self) -> WatchSettings:
         if self.model.detector is None:
             raise ValueError("model.detector: expected a detector, which finds the faces of a camera; found null")
+        if self.log is None and self.events != EventSettings():
+            raise ValueError("events: expected a log, from which they are told; name a file with log; found null")
         return self
 
     def replaced(
@@ -101,12 +108,13 @@ class WatchSettings(Section):
         gallery: str | None = None,
         key: str | None = None,
         model: Path | None = None,
+        log: Path | None = None,
     ) -> WatchSettings:
         """Return the settings with what is given; sources replace all cameras, and have the keys of the first one.
 
         They are then called ``camera-1`` and so on.
         """
-        told: dict[str, object] = {"gallery": gallery, "key": key}
+        told: dict[str, object] = {"gallery": gallery, "key": key, "log": log}
         if model is not None:
             told["model"] = self.model.model_copy(update={"model": str(model)})
         if sources:

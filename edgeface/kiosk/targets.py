@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from edgeface.kiosk.decision import VisitKind
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.serve.settings import Name, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0, le=300)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.kiosk.decision import Decider, VisitEvent, VisitKind
+from edgeface.kiosk.decision import Decider
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.model.embedding import Embedding
 from edgeface.pipeline.observation import Face
 from edgeface.recognize.identify import Identification, Verdict

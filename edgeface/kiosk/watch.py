@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
@@ -16,7 +16,9 @@ from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
 from edgeface.kiosk.camera import Camera, CameraHealth, ZoneDetector
-from edgeface.kiosk.decision import STALE, Decider, VisitEvent
+from edgeface.kiosk.decision import STALE, Decider
+from edgeface.kiosk.outcome import VisitEvent
+from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.visits import TRACK_GAP, Visits
 from edgeface.pipeline.pipeline import Pipeline
@@ -50,8 +52,15 @@ class DoorWatch:
         not closed.
     index
         Of the gallery; its store is not closed.
+    record
+        Is given each event before it is yielded. One that it fails on is told to nobody.
     open_capture
         Used instead of `cv2.VideoCapture`.
+
+    Attributes
+    ----------
+    unrecorded
+        Why the last event could not be recorded; empty if it was.
 
     Raises
     ------
@@ -62,11 +71,17 @@ class DoorWatch:
     """
 
     def __init__(
-        self, settings: WatchSettings, analyzer: FaceAnalyzer, index: LiveIndex, *, open_capture: Opener | None = None
+        self,
+        settings: WatchSettings,
+        analyzer: FaceAnalyzer,
+        index: LiveIndex,
+        *,
+        record: Callable[[VisitEvent], object] = lambda event: None,
+        open_capture: Opener | None = None,
     ) -> None:
         if analyzer.detector is None:
             raise InputError(expected="an analyzer with a detector", found="none", remedy="name a detector")
-        self._settings, self._analyzer = settings, analyzer
+        self._settings, self._analyzer, self._record, self.unrecorded = settings, analyzer, record, ""
         self._events: queue.Queue[tuple[float, VisitEvent]] = queue.Queue(settings.queue)
         self._stop = threading.Event()
         self._error: Exception | None = None
@@ -90,7 +105,7 @@ class DoorWatch:
         return {name: camera.health for name, camera in self.cameras.items()}
 
     def __iter__(self) -> Iterator[VisitEvent]:
-        """Yield events as they are decided; a known person whose event waited too long is inconclusive.
+        """Yield events as they are decided and recorded; a known person whose event waited too long is inconclusive.
 
         Raises
         ------
@@ -111,7 +126,20 @@ class DoorWatch:
             if event.person_id is not None and waited > STALE and self.cameras[event.camera].live:
                 self._decider.forget(event.person_id)
                 event = event.closed(f"the event waited {waited:.1f} s to be taken")
-            yield event
+            if self._recorded(event):
+                yield event
+
+    def _recorded(self, event: VisitEvent) -> bool:
+        try:
+            self._record(event)
+        except Exception as error:  # e.g. the disk is full: the door stays closed, and the cameras are watched
+            self.unrecorded = f"events cannot be recorded: {error}"
+            _log.exception("%s: an event could not be recorded", event.camera)
+            if event.person_id is not None:
+                self._decider.forget(event.person_id)
+            return False
+        self.unrecorded = ""
+        return True
 
     def _emit(self, event: VisitEvent) -> bool:
         """Queue an event; when the queue is full a live camera's is lost, and a file waits."""
@@ -163,9 +191,13 @@ class DoorWatch:
                 visits.see(frame.image, faces, frame.timestamp, age=age)
                 camera.finish(frame, busy=bool(faces))
 
+    def stop(self) -> None:
+        """Let the iteration end soon; for signal handlers."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop all cameras, and wait for them; closing again does nothing."""
-        self._stop.set()
+        self.stop()
         for camera in self.cameras.values():
             camera.close()
         for thread in self._threads:
@@ -180,7 +212,9 @@ class DoorWatch:
 
 @contextlib.contextmanager
 def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
-    """Open the gallery, load the models that the settings name, and watch.
+    """Open the gallery and the log of events, load the models that the settings name, and watch.
+
+    With a log events are recorded and told before they are yielded.
 
     Raises
     ------
@@ -201,6 +235,11 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
     with contextlib.ExitStack() as opened:
         key = find_key(settings.key, beside=settings.gallery)
         open_gallery(settings.gallery, key=key).close()  # without it no model is loaded
+        record: Callable[[VisitEvent], object] = lambda event: None  # noqa: E731
+        if settings.log is not None:
+            record = opened.enter_context(
+                EventPublisher(settings.log, settings.events, cameras=settings.cameras)
+            ).publish
         checker = None
         if decision.liveness:
             checker = edgeface.load_liveness(
@@ -220,4 +259,4 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
         )
         contract_id = analyzer.contract.contract_id
         store = opened.enter_context(open_gallery(settings.gallery, key=key, contract_id=contract_id))
-        yield opened.enter_context(DoorWatch(settings, analyzer, LiveIndex(store)))
+        yield opened.enter_context(DoorWatch(settings, analyzer, LiveIndex(store), record=record))

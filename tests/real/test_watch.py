@@ -15,7 +15,7 @@ from edgeface.analyzer import FaceAnalyzer
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.opening import create_gallery
 from edgeface.gallery.records import NewTemplate
-from edgeface.kiosk.decision import VisitEvent
+from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.watch import DoorWatch
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from kiosk_door import door, make_door, store  # noqa: F401  (fixtures)
 
-from edgeface.kiosk.decision import VisitEvent, VisitKind
 from edgeface.kiosk.events import EventLog
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 
 
 class Clock:

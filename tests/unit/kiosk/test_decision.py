@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgeface.errors import InputError
-from edgeface.kiosk.decision import VisitEvent, VisitKind
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 
 VISIT: dict[str, Any] = {"camera": "door", "contract_id": "c", "frames": 3, "reason": "r"}
 

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from unit.kiosk.conftest import Endpoint, visit, wait_until
 
 from edgeface.errors import InputError
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.delivery import Deliveries, Undelivered, WebhookSender, sign, verify_signature
 from edgeface.kiosk.events import EventLog, LoggedEvent
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.kiosk.targets import Webhook
 
 SECRET = b"s" * 32
@@ -151,7 +151,7 @@ def test_two_processes_do_not_deliver_from_one_log(log: EventLog) -> None:
 _KIOSK = """
 import os, sys, time
 from pathlib import Path
-from edgeface.kiosk.decision import VisitEvent, VisitKind
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.kiosk.delivery import Deliveries, WebhookSender
 from edgeface.kiosk.events import EventLog
 from edgeface.kiosk.targets import Webhook

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from unit.kiosk.conftest import NOON, Clock, visit
 
 from edgeface.errors import EdgeFaceError, InputError
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.events import EventLog, write_csv, write_ndjson
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.serve.database import ServiceFileError
 
 CROP = np.full((16, 16, 3), 200, np.uint8)

@@ -15,8 +15,8 @@ import pytest
 from unit.kiosk.conftest import NOON, visit
 
 from edgeface.cli import main
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.events import EventLog
+from edgeface.kiosk.outcome import VisitKind
 
 Run = Callable[..., tuple[str, str]]
 

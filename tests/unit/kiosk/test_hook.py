@@ -15,9 +15,9 @@ import pytest
 from pydantic import ValidationError
 from unit.kiosk.conftest import NOON, Clock, visit, wait_until
 
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.events import EventLog, LoggedEvent
 from edgeface.kiosk.hook import CommandHook
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.kiosk.targets import DoorCommand
 
 

@@ -15,9 +15,9 @@ import pytest
 from unit.kiosk.conftest import visit, wait_until
 
 from edgeface.errors import GalleryKeyError
-from edgeface.kiosk.decision import VisitKind
 from edgeface.kiosk.delivery import Deliveries, Undelivered
 from edgeface.kiosk.events import EventLog, LoggedEvent
+from edgeface.kiosk.outcome import VisitKind
 from edgeface.kiosk.targets import Mqtt
 
 paho = pytest.importorskip("paho.mqtt.client", reason="extra 'mqtt'")

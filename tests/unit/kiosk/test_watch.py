@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,8 @@ from edgeface.gallery.opening import create_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.kiosk.camera import CameraState
-from edgeface.kiosk.decision import VisitEvent
+from edgeface.kiosk.events import EventLog
+from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.watch import DoorWatch
 
@@ -178,3 +181,37 @@ def test_a_source_that_is_not_there_is_named(analyzer: FaceAnalyzer, people: Gal
         pytest.raises(InputError, match=r"broken\.avi"),
     ):
         list(watch)
+
+
+def test_an_event_is_recorded_before_it_is_told_and_what_cannot_be_recorded_is_told_to_nobody(
+    tmp_path: Path, analyzer: FaceAnalyzer, people: GalleryStore
+) -> None:
+    log, full = EventLog(tmp_path / "events.sqlite"), [True]
+
+    def record(event: VisitEvent) -> None:
+        if full[0]:
+            raise OSError("No space left on device")
+        log.record(event)
+
+    settings = configure({"front": "0"}, decision={"anti_passback": 3600.0, "cooldown": 0.0})
+    with (
+        contextlib.closing(log),
+        DoorWatch(
+            settings, analyzer, LiveIndex(people), record=record, open_capture=(squares := Squares(BLUE))
+        ) as watch,
+    ):
+        told: list[VisitEvent] = []
+        threading.Thread(target=lambda: told.extend(watch), daemon=True).start()
+        wait_until(lambda: "No space left" in watch.unrecorded)
+        assert told == list(log.events()) == []
+        full[0], squares.colours[0] = False, None
+        time.sleep(1.2)  # the visit has ended
+        squares.colours[0] = BLUE
+        wait_until(lambda: bool(told))  # who was not let in has not passed
+        assert (told[0].name, watch.unrecorded) == ("Blue", "")
+        assert [each.id for each in log.events()] == [told[0].id]
+
+
+def test_targets_without_a_log_are_refused() -> None:
+    with pytest.raises(ValueError, match="name a file with log"):
+        configure({"front": "0"}, events={"door": {"command": ["/bin/true"]}})
