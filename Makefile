@@ -13,6 +13,9 @@ ifneq ($(wildcard ../shared/data),)
 export EDGEFACE_DATA ?= $(abspath ../shared/data)
 endif
 
+# Some images set it. Every process of the tests would compile all that it imports, again.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN = $(VENV)/bin
 # One stamp a set of extras, so that asking for more of them installs them.
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))

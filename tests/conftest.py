@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_data)
         if item.get_closest_marker("parity") and importlib.util.find_spec("tensorflow") is None:
             item.add_marker(no_tensorflow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what collecting has made, which stays to the end, out of every search for garbage: each took 0.2 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -86,7 +86,6 @@ def test_sealed_and_cached_model_is_the_same(real_ir, golden, bgr, tmp_path):
             np.testing.assert_allclose(loaded.embed(bgr[:4]), golden.embeddings[:4], rtol=0, atol=EXACT)
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_memory_stays_where_it_was(real_ir):
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--ir", str(real_ir), "--quick"]

@@ -42,6 +42,8 @@ TOLERANCE = 0.02
 
 _WINDOW = RunLimits(duration_s=0.5, min_count=10, max_duration_s=30.0)
 """Length of a warm-up window; two windows in a row have to agree."""
+_CAPACITY_S = 2.0
+"""Seconds that the search for a rate measures the capacity, unless each of its trials is shorter."""
 _RESOLUTION = 0.02
 """Resolution of the search for a rate, relative to the capacity."""
 _LONGEST_SLEEP = 0.2
@@ -239,7 +241,8 @@ def find_rate(
     InputError is raised if the target is too slow to answer enough queries within the longest duration: no rate
     could be shown to meet the bound.
     """
-    capacity = offline(target, RunLimits(duration_s=2.0, min_count=4 * target.slots, max_duration_s=20.0))
+    seconds = min(_CAPACITY_S, limits.duration_s)
+    capacity = offline(target, RunLimits(duration_s=seconds, min_count=4 * target.slots, max_duration_s=20.0))
     if capacity.interrupted:
         raise KeyboardInterrupt
     queries_per_second = capacity.items_per_second / target.items

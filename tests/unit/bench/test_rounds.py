@@ -18,7 +18,6 @@ def test_one_series_is_shorter_only_if_it_is_so_in_every_round() -> None:
     assert compare_rounds((1.0, 2.0), (1.0, 2.1)) == 0
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_every_round_measures_every_model_in_both_scenarios(tmp_path: Path) -> None:
     ir = write_tiny_net(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from burning import burning_core
 from tiny_ir import write_tiny_ir
 
+from edgeface.bench.machine.peak import measure_peak
 from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.load import OpenVinoTarget, load, random_inputs
@@ -41,7 +43,6 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline", "server"])
 @pytest.mark.parametrize("end_to_end", [False, True])
 def test_every_scenario_gives_a_result_that_can_be_read_again(ir: Path, scenario: Any, end_to_end: bool) -> None:
@@ -133,7 +134,11 @@ def test_what_does_not_go_together_is_refused(
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_high(ir: Path) -> None:
+def test_a_peak_that_somebody_disturbed_is_told_for_the_efficiency_would_be_too_high(
+    ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = functools.partial(measure_peak, precisions=("f32",))  # which takes long enough to be disturbed
+    monkeypatch.setattr("edgeface.bench.run.runner.measure_peak", one)
     with contextlib.ExitStack() as stack:
 
         def burn(progress: Progress) -> None:

@@ -128,7 +128,6 @@ def test_every_rate_that_is_tried_has_queries_enough_to_meet_the_bound(service: 
 
 @pytest.mark.slow
 def test_ctrl_c_within_the_search_keeps_the_best_so_far(service: Any) -> None:
-    # Poisson arrivals begin when the capacity is known, which takes two seconds of `offline`.
     target = service(SERVICE_S)
     limits = RunLimits(duration_s=0.1, min_count=64, max_duration_s=60.0)
 

@@ -93,7 +93,6 @@ def pareto(folder: Path, pairs: Pairs, calibration: CalibrationSet) -> Pareto:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_each_precision_has_its_ir_its_speed_and_its_paired_difference(pareto: Pareto, folder: Path) -> None:
     fp32, fp16, int8 = pareto.rows
     assert [row.name for row in pareto.rows] == ["fp32", "fp16", "int8-mixed"]
@@ -114,7 +113,6 @@ def test_each_precision_has_its_ir_its_speed_and_its_paired_difference(pareto: P
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_what_is_written_says_the_same_three_times(pareto: Pareto, tmp_path: Path) -> None:
     write_pareto(pareto, tmp_path)
 
