@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,53 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait_for(self, expression: str, seconds: float = 15.0) -> Any:
+        """Return what an expression gives once that is true."""
+        until = time.monotonic() + seconds
+        while not (found := self.evaluate(expression)):
+            assert time.monotonic() < until, (
+                f"{expression}: {self.evaluate('document.body.innerText')[:1000]} {self.complaints()}"
+            )
+            time.sleep(0.05)
+        return found
+
+    def press(self, key: str, text: str | None = None) -> None:
+        """Press a key, such as Enter or Tab."""
+        code = {"Enter": 13, "Tab": 9, " ": 32}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key.replace(" ", "Space"),
+                text=text or {"Enter": "\r", " ": " "}.get(key, ""),
+                windowsVirtualKeyCode=code,
+            )
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def picture(self, name: str) -> None:
+        """Write a picture of the window into the folder EDGEFACE_SCREENSHOTS, if that is set."""
+        if folder := os.environ.get("EDGEFACE_SCREENSHOTS"):
+            shown = self.call("Page.captureScreenshot")["data"]
+            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(shown))
+
+    def barriers(self) -> list[str]:
+        """Return what axe-core finds serious or critical for people who see, hear or move less."""
+        script = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+        if not self.evaluate("typeof window.axe === 'object'"):
+            self.call("Runtime.evaluate", expression=script)
+        answer = self.call("Runtime.evaluate", expression="axe.run(document)", awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return [
+            f"{each['id']}: {node['target']} {node['failureSummary']}"
+            for each in answer["result"]["value"]["violations"]
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
+
     def pdf(self) -> bytes:
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
@@ -88,12 +136,15 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """Start Chromium, and end it."""
+def browser(profile: Path, camera: Path | None = None) -> Iterator[Browser]:
+    """Start Chromium, and end it; its camera is a clip, .y4m or .mjpeg, that begins again and again."""
     assert CHROMIUM
     to_it, write = os.pipe()
     read, from_it = os.pipe()
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+    if camera is not None:
+        options += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        options += [f"--use-file-for-fake-video-capture={camera}"]
     process = subprocess.Popen(
         ["bash", "-c", f'exec "$@" 3<&{to_it} 4>&{from_it}', "bash", CHROMIUM, *options,
          "--remote-debugging-pipe", f"--user-data-dir={profile}"],

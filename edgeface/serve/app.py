@@ -31,6 +31,7 @@ from edgeface.serve import (
     metrics,
     pages,
     people,
+    visitors,
 )
 from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.jobs import JobRunner
@@ -47,9 +48,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("edgeface.serve")
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}) | pages.PAGES
+_HEALTH = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+OPEN_PATHS = frozenset({*_HEALTH, visitors.FORGET}) | pages.PAGES
 """All that needs no key."""
-ROUTERS = (health.router, metrics.router, api.router, people.router, job_routes.router, doors.router, pages.router)
+ROUTERS = (
+    health.router,
+    metrics.router,
+    api.router,
+    people.router,
+    visitors.router,
+    job_routes.router,
+    doors.router,
+    pages.router,
+)
 """What the OpenAPI document describes; others' APIs are described by others."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -209,6 +209,13 @@ def _read_json(body: bytes, names: tuple[str, ...], fields: dict[str, Any]) -> U
     return Upload(tuple(photos), fields | given, ("",) * len(photos))
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """Return the JSON object that a request has for a body; `Problem` for another body."""
+    if media_type(request) != "application/json":
+        raise Problem(415, "media-type", f"expected application/json, found {media_type(request)!r:.80}")
+    return parse_object(await read_body(request))
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return a JSON object in UTF-8; `Problem` if it is something else, or would take much more memory than bytes."""
     if sum(map(body.count, (b",", b"[", b"{"))) > _JSON_VALUES:

@@ -23,8 +23,9 @@ from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import Asking, ServedGallery, ServedModel, Service
 from edgeface.text import printable
 
-CONSENT = "consent"
-"""Key of a person's metadata that is reserved for `Consent`."""
+CONSENT, CODE, PIN = "consent", "forget_code", "pin"
+"""Keys of a person's metadata that are reserved: for `Consent`, and for hashes of what `visitors` tells them."""
+RESERVED = (CONSENT, CODE, PIN)
 METADATA_BYTES, LABELS = 16 << 10, 64
 """The most that the service stores with a person."""
 
@@ -103,10 +104,10 @@ def _time(text: Any) -> datetime:
 
 
 def describe(person: Person) -> dict[str, Any]:
-    """Return a person's JSON values, with the consent beside the other metadata."""
-    consent, metadata = Consent.of(person), dict(person.metadata)
-    if consent is not None:
-        del metadata[CONSENT]
+    """Return a person's JSON values, with the consent beside the other metadata, and without hashes."""
+    consent = Consent.of(person)
+    hidden = (CODE, PIN) if consent is None else RESERVED
+    metadata = {name: value for name, value in person.metadata.items() if name not in hidden}
     return {**person.to_dict(), "metadata": metadata, "consent": None if consent is None else consent.to_dict()}
 
 
@@ -134,8 +135,8 @@ def check_person(
     if metadata is not None:
         with _checked("bad-metadata"):
             check_metadata(metadata)
-        if CONSENT in metadata:
-            raise Problem(422, "bad-metadata", f"expected other metadata than {CONSENT!r}, which has its own field")
+        if reserved := [name for name in RESERVED if name in metadata]:
+            raise Problem(422, "bad-metadata", f"expected other metadata than {reserved[0]!r}, which is reserved")
         if (size := len(json.dumps(metadata))) > METADATA_BYTES:
             raise Problem(422, "bad-metadata", f"expected at most {METADATA_BYTES} bytes of metadata, found {size}")
 
@@ -147,7 +148,7 @@ def _merged(
     if metadata is None and consent is None:
         return None
     before = {} if person is None else dict(person.metadata)
-    kept = {CONSENT: before[CONSENT]} if CONSENT in before else {}
+    kept = {name: before[name] for name in RESERVED if name in before}
     new = before if metadata is None else {**metadata, **kept}
     return new if consent is None else {**new, CONSENT: consent.to_dict()}
 
@@ -200,15 +201,23 @@ def update_person(
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     consent: Consent | None = None,
+    reserved: Mapping[str, Any] | None = None,
 ) -> Person:
-    """Replace what is given, and keep what is None; `Problem` 409 ``name-taken`` if another person has this name."""
+    """Replace what is given, and keep what is None; `Problem` 409 ``name-taken`` if another person has this name.
+
+    `reserved` replaces metadata of these keys alone; the value None removes one.
+    """
     check_person(name=name, labels=labels, metadata=metadata)
     store = gallery.store
     with _found(store, person_id), store.writing():
         person = store.person(person_id)
         if name is not None and (other := store.find(name)) is not None and other.id != person_id:
             raise Problem(409, "name-taken", f"another person has this name, id {other.id}", errors=[{"id": other.id}])
-        return store.update_person(person_id, name=name, labels=labels, metadata=_merged(person, metadata, consent))
+        new = _merged(person, metadata, consent)
+        if reserved is not None:
+            both = {**(person.metadata if new is None else new), **reserved}
+            new = {name: value for name, value in both.items() if value is not None}
+        return store.update_person(person_id, name=name, labels=labels, metadata=new)
 
 
 # Photos

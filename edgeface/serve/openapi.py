@@ -162,14 +162,16 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> None:
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]
     roles = [role for call in _calls(route.dependant) if isinstance(role := getattr(call, "role", None), Role)]
-    if not roles:
+    if not roles and "requestBody" not in operation:
         return
-    operation["security"] = [{"key": [roles[0].value]}, {"bearer": [roles[0].value]}]
-    operation["description"] = (
-        f"{operation.get('description', '')}\n\nNeeds a key of the role {roles[0].value}.".strip()
-    )
-    operation["x-role"] = roles[0].value
-    statuses = {400, 401, 403, 429, 503}
+    statuses = {400, 429, 503}
+    if roles:
+        operation["security"] = [{"key": [roles[0].value]}, {"bearer": [roles[0].value]}]
+        operation["description"] = (
+            f"{operation.get('description', '')}\n\nNeeds a key of the role {roles[0].value}.".strip()
+        )
+        operation["x-role"] = roles[0].value
+        statuses |= {401, 403}
     if "requestBody" in operation:
         statuses |= {408, 413, 415, 422}
     if "parameters" in operation:

@@ -1,4 +1,4 @@
-"""Serve the OpenAPI document, a page that lists and tries its operations, and one for doors, of our own files."""
+"""Serve the OpenAPI document, a page that lists and tries its operations, and those of the door and of the desk."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from edgeface.serve.routing import Recognises
 
 router = APIRouter()
 _FOLDER = Path(__file__).with_name("page")
-_FILES = {
-    "/docs": ("page.html", "text/html; charset=utf-8"),
-    "/docs/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/docs/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/door": ("door.html", "text/html; charset=utf-8"),
-    "/door/door.css": ("door.css", "text/css; charset=utf-8"),
-    "/door/door.js": ("door.js", "text/javascript; charset=utf-8"),
-    "/door/words.js": ("words.js", "text/javascript; charset=utf-8"),
-}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_FILES = {"/docs": "page.html", "/docs/page.css": "page.css", "/docs/page.js": "page.js", "/door": "door.html"}
+_FILES |= {"/desk": "desk.html", "/forget": "desk.html"}
+_FILES |= {f"/page/{file.name}": file.name for file in _FOLDER.iterdir() if file.suffix in (".css", ".js")}
 PAGES = frozenset(_FILES)
 """Paths that need no key: the pages hold nothing, and ask for a key before they read anything."""
 _POLICY = (
@@ -31,8 +26,9 @@ _POLICY = (
 
 
 async def _page(request: Request) -> Response:
-    name, kind = _FILES[request.scope["route"].path]
-    return Response((_FOLDER / name).read_bytes(), media_type=kind, headers={"Content-Security-Policy": _POLICY})
+    file = _FOLDER / _FILES[request.scope["route"].path]
+    kind = f"{_KINDS[file.suffix]}; charset=utf-8"
+    return Response(file.read_bytes(), media_type=kind, headers={"Content-Security-Policy": _POLICY})
 
 
 for path in _FILES:

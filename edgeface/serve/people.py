@@ -16,7 +16,7 @@ from starlette.responses import Response
 from edgeface.errors import ContractError, InputError
 from edgeface.gallery.records import Erasure, Person
 from edgeface.serve.answers import Answer, search_fields
-from edgeface.serve.bodies import media_type, parse_object, read_body, read_upload
+from edgeface.serve.bodies import media_type, read_object, read_upload
 from edgeface.serve.enrol import Consent, describe, enrol_photos, find_person, find_template, forget
 from edgeface.serve.enrol import list_people as list_some
 from edgeface.serve.enrol import update_person as change
@@ -274,7 +274,7 @@ async def change_person(
 ) -> PersonAnswer:
     """Rename a person, or replace labels, metadata or the consent; what is not given stays as it is."""
     served = service.gallery(gallery, caller)
-    fields = parse_fields(PersonChanges, await _read_object(request))
+    fields = parse_fields(PersonChanges, await read_object(request))
     return await _change(served, person_id, fields, compute, caller, service)
 
 
@@ -292,12 +292,6 @@ async def _change(
 
     answer: PersonAnswer = await compute(update)
     return answer
-
-
-async def _read_object(request: Request) -> dict[str, Any]:
-    if media_type(request) != "application/json":
-        raise Problem(415, "media-type", f"expected application/json, found {media_type(request)!r:.80}")
-    return parse_object(await read_body(request))
 
 
 @router.delete(_PERSON)
@@ -338,7 +332,7 @@ async def record_consent(
 ) -> ConsentRecordAnswer:
     """Record what a person agrees to, in place of the record before. Who withdraws it is to be forgotten: DELETE."""
     served = service.gallery(gallery, caller)
-    fields = PersonChanges(consent=await _read_object(request))
+    fields = PersonChanges(consent=await read_object(request))
     changed = await _change(served, person_id, fields, compute, caller, service)
     return ConsentRecordAnswer(person_id=person_id, consent=changed.consent)
 

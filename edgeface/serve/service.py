@@ -338,6 +338,11 @@ class Service:
             raise _too_often(wait)
         return key
 
+    def refuse_guess(self, address: str) -> None:
+        """Count a wrong code of an address; `Problem` if it gives too many."""
+        if wait := self.rates.wrong_key(address):
+            raise _too_often(wait)
+
     def admit_address(self, address: str) -> None:
         """Count a request whose key is not known yet; `Problem` if its address asks too often."""
         if wait := self.rates.wait_for_address(address):

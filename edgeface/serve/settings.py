@@ -152,6 +152,21 @@ class Audit(Section):
     """Older rows are removed."""
 
 
+class ConsentText(Section):
+    """What people agree to who are enrolled on the page."""
+
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")] = "edgeface-1"
+    """Names the texts in the record of the consent, before the language, e.g. 2026-11/de: another one for other
+    texts."""
+    texts: dict[Annotated[str, Field(pattern="^[a-z]{2}$")], Annotated[str, Field(min_length=1, max_length=4000)]] = (
+        Field(default_factory=dict)
+    )
+    """What the face is used for, by language (en, de, fr, es, pl, ar); where one is missing the first one is shown;
+    empty: the page's own, to be recognised at this door. What is stored, and until when, the page adds."""
+    days: Positive | None = 365
+    """After which the consent ends; null: not by itself."""
+
+
 def state_folder() -> Path:
     """Return the folder for what the service keeps: the user's data folder (``~/.local/share/edgeface/serve``)."""
     import platformdirs
@@ -178,6 +193,8 @@ class Settings(Section):
     """Of rates."""
     audit: Audit = Audit()
     """The audit log."""
+    consent: ConsentText = Field(default_factory=ConsentText)
+    """What the page asks people to agree to."""
     origins: tuple[str, ...] = ()
     """Origins of pages that may call the API from a browser (CORS), e.g. https://door.example; none by default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -288,7 +305,7 @@ def _describe(section: BaseModel, prefix: str, depth: int) -> Iterator[str]:
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
             yield from _describe(value, variable, depth + 1)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield f"{indent}{name}:"
             for key, each in value.items():
                 yield f"{indent}  {key}:"

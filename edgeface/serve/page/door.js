@@ -1,28 +1,14 @@
-"use strict";
-
 /* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
 
-const STREAM = "api/edgeface/v1/kiosk/stream", STORED = "edgeface-door-key";
+import { WORDS, asked, at, begin_speaking, fetch_from, lose_key, use_key, word } from "./common.js";
+
 const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
-const asked = new URLSearchParams(location.search), at = (id) => document.getElementById(id);
 const camera = asked.get("camera"); /* null: all cameras */
-let language = "en", state = "closed", name = "", key = "", last = "", open = false, heard = 0;
+let state = "closed", name = "", last = "", open = false, heard = 0;
 let following = null, sound = null, ends = 0;
 
-function word(id) { return WORDS[language][id]; }
-
-function choose(wanted) {
-  language = wanted.map((each) => each.toLowerCase().split("-")[0]).find((each) => Object.hasOwn(WORDS, each)) || "en";
-  document.documentElement.lang = language;
-  document.documentElement.dir = word("dir");
-  document.title = word("door");
-  for (const each of document.querySelectorAll("[data-word]")) each.textContent = word(each.dataset.word);
-  at("language").value = language;
-  if (at("why").dataset.why) at("why").textContent = word(at("why").dataset.why);
-  render();
-}
-
 function render() {
+  document.title = word("door");
   document.body.dataset.state = state;
   at("icon").setAttribute("href", "#icon-" + state);
   at("title").textContent = word(state);
@@ -40,23 +26,15 @@ function show(next, who = "") {
   render();
 }
 
-function ask(why) {
+function stop() {
   if (following) following.abort();
   following = null;
-  key = last = "";
-  sessionStorage.removeItem(STORED);
-  at("why").dataset.why = why;
-  at("why").textContent = why ? word(why) : "";
-  at("ask").hidden = false;
-  at("shown").hidden = at("leave").hidden = true;
-  at("key").value = "";
-  at("key").focus();
+  last = "";
+  at("shown").hidden = true;
 }
 
-function begin(given) {
-  key = given;
-  at("ask").hidden = true;
-  at("shown").hidden = at("leave").hidden = false;
+function begin() {
+  at("shown").hidden = false;
   open = false;
   show("closed");
   following = new AbortController();
@@ -71,10 +49,10 @@ async function follow(mine) {
     heard = performance.now();
     const silence = setInterval(() => { if (performance.now() - heard > SILENCE) leave(); }, 500);
     try {
-      const headers = last ? { "x-api-key": key, "Last-Event-ID": last } : { "x-api-key": key };
-      const answer = await fetch(STREAM, { headers, cache: "no-store", redirect: "error", signal: connection.signal });
-      if (answer.status === 401 || answer.status === 403) return ask("refused");
-      if (answer.status === 404) return ask("none");
+      const headers = last ? { "Last-Event-ID": last } : {};
+      const answer = await fetch_from("kiosk/stream", { headers, signal: connection.signal });
+      if (answer.status === 403) return lose_key("refused");
+      if (answer.status === 404) return lose_key("none");
       if (answer.status === 422) last = "";
       if (answer.ok) await read(answer.body.getReader(), () => { failures = 0; });
     } catch { /* tried again below */ } finally {
@@ -147,31 +125,12 @@ function play(good) {
   });
 }
 
-for (const [code, words] of Object.entries(WORDS)) {
-  const option = new Option(words.called, code);
-  option.lang = code;
-  at("language").append(option);
-}
-at("language").addEventListener("change", () => {
-  asked.set("lang", at("language").value);
-  history.replaceState(null, "", "?" + asked);
-  choose([at("language").value]);
-});
 at("sound").addEventListener("click", () => {
   if (sound) sound.close();
   sound = sound ? null : new AudioContext();
   at("sound").setAttribute("aria-pressed", String(sound !== null));
 });
-at("leave").addEventListener("click", () => ask(""));
-at("ask").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const given = at("key").value.trim();
-  if (!/^[\x21-\x7e]+$/.test(given)) return ask("refused");
-  if (at("keep").checked) sessionStorage.setItem(STORED, given);
-  return begin(given);
-});
-
-choose([asked.get("lang") || "", ...navigator.languages]);
-const kept = sessionStorage.getItem(STORED);
-if (kept) begin(kept);
-else ask("");
+document.addEventListener("language", render);
+document.addEventListener("locked", stop);
+begin_speaking();
+use_key(begin);

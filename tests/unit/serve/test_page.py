@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, browser
@@ -16,14 +14,6 @@ from unit.serve.conftest import MakeService, enrol, serving
 from edgeface.serve.app import describe
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
-
-
-def wait_for(page: Browser, expression: str) -> Any:
-    for _ in range(200):
-        if found := page.evaluate(expression):
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{expression}: {page.evaluate('document.body.innerText')[:500]} {page.complaints()}")
 
 
 @pytest.fixture
@@ -44,13 +34,13 @@ def test_the_page_lists_and_tries_operations_and_asks_nobody_else(opened: tuple[
         assert page.evaluate("document.querySelectorAll('main details').length") == 0
         page.evaluate(f"document.getElementById('key').value = '{key}'")
         page.evaluate("document.querySelector('#open button').click()")
-        wait_for(page, "document.querySelector('main details') !== null")
+        page.wait_for("document.querySelector('main details') !== null")
         listed = page.evaluate("[...document.querySelectorAll('main > section > details > summary > code')]"
                                ".map((each) => each.textContent)")  # fmt: skip
         known = [f"{method.upper()} {path}" for path, methods in describe()["paths"].items() for method in methods]
         assert sorted(listed) == sorted(known)
         page.evaluate("document.querySelectorAll('main > section > details').forEach((each) => { each.open = true; })")
-        wait_for(page, f"document.querySelectorAll('form.try').length == {len(known)}")
+        page.wait_for(f"document.querySelectorAll('form.try').length == {len(known)}")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         unnamed = "[...document.querySelectorAll('input, textarea')].filter((each) => !each.labels.length).length"
         assert page.evaluate(unnamed) == 0
@@ -60,7 +50,7 @@ def test_the_page_lists_and_tries_operations_and_asks_nobody_else(opened: tuple[
         line = page.evaluate(f"{person}.querySelector('pre').textContent")
         assert line == f"curl -H \"x-api-key: $KEY\" '{address}/api/edgeface/v1/galleries/default/people/1'"
         page.evaluate(f"{person}.querySelector('button').click()")
-        shown = wait_for(page, f"{person}.querySelector('div').textContent")
+        shown = page.wait_for(f"{person}.querySelector('div').textContent")
         assert shown.startswith("200, application/json")
         assert '"name": "Ada"' in shown
         assert {url.partition("/docs")[0].partition("/api")[0] for url in page.requested()} <= {address, "data:,"}
@@ -72,7 +62,7 @@ def test_a_wrong_key_is_told_and_shows_nothing(opened: tuple[Browser, str, str])
     page.open(f"{address}/docs", width=800)
     page.evaluate("document.getElementById('key').value = 'wrong'")
     page.evaluate("document.querySelector('#open button').click()")
-    told = wait_for(page, "document.getElementById('status').textContent")
+    told = page.wait_for("document.getElementById('status').textContent")
     assert told.startswith("Not shown: expected a key")
 
 

@@ -1,0 +1,144 @@
+"""The pages /desk and /forget, in a real browser with a camera: from the consent to the proof that all is erased."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser, browser
+from tiny_ir import RED, SIDE, TEAL, draw, write_tiny_ir
+from unit.serve.conftest import OPEN, enrol, load_squares, serving
+from unit.serve.test_door_page import FOLDER, SIZES, WORDS
+
+from edgeface.serve.keys import Role
+from edgeface.serve.service import Service
+from edgeface.serve.settings import Settings
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
+
+
+def write_clip(path: Path, colour: tuple[int, int, int]) -> Path:
+    """Write a clip for the browser's camera: a square of this colour, as sharp and lit as a face has to be."""
+    rng, frames = np.random.default_rng(5), []
+    coarse, frame = rng.uniform(0.45, 1, (4, 4)).repeat(10, 0).repeat(10, 1), draw(None, margin=1)
+    for _ in range(10):
+        fine = rng.uniform(0.7, 1, (20, 20)).repeat(2, 0).repeat(2, 1)
+        frame[SIDE : 2 * SIDE, SIDE : 2 * SIDE] = np.array(colour) * (coarse * fine)[..., np.newaxis]
+        frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
+    path.write_bytes(b"".join(frames))
+    return path
+
+
+class Desk:
+    """The page in a browser whose camera shows a face, and the service."""
+
+    def __init__(self, page: Browser, service: Service, address: str) -> None:
+        self.page, self.service, self.address = page, service, address
+        self.keys = {role: service.keys.add(role.value, role)[1] for role in Role}
+
+    def open(
+        self, view: str, role: Role | None = Role.admin, *, size: str = "desk", lang: str = "en", dark: bool = False
+    ) -> None:
+        """Open a view with a key that this tab keeps; None: keep the one before."""
+        width, height = SIZES[size]
+        self.page.open(f"{self.address}/door", width=width, dark=dark)  # another page, so that the view is loaded anew
+        if role is not None:
+            self.page.evaluate(f"sessionStorage.setItem('edgeface-key', '{self.keys[role]}')")
+        self.page.open(f"{self.address}/desk?lang={lang}#{view}", width=width, dark=dark)
+        self.page.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.page.wait_for("document.querySelector('h1[tabindex]') !== null")
+
+    def click(self, word: str) -> None:
+        self.page.wait_for(f"document.querySelector('button[data-word=\"{word}\"]:not(:disabled)') !== null")
+        self.page.evaluate(f"document.querySelector('button[data-word=\"{word}\"]').click()")
+
+    def fill(self, name: str, value: str) -> None:
+        self.page.wait_for(f"document.getElementById('{name}') !== null")
+        self.page.evaluate(f"document.getElementById('{name}').value = {json.dumps(value)}")
+
+    @property
+    def text(self) -> str:
+        return str(self.page.evaluate("document.body.innerText"))
+
+    def check(self) -> None:
+        """Nothing complained, and nothing was asked of another address."""
+        assert self.page.complaints() == []
+        asked = {url for url in self.page.requested() if not url.startswith((self.address, "blob:", "data:"))}
+        assert asked == set()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    folder = tmp_path_factory.mktemp("profile")
+    with browser(folder / "profile", write_clip(folder / "face.mjpeg", TEAL)) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def desk(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    folder = tmp_path_factory.mktemp("desk")
+    given = {
+        "state": folder / "state",
+        "models": {"default": {"model": str(write_tiny_ir(folder))}},
+        "galleries": {"default": OPEN | {"keep_images": True}},
+        "limits": {"workers": 2},
+    }
+    with Service(Settings.model_validate(given), load=load_squares) as service, serving(service) as port:
+        enrol(service, "Grace Hopper", RED)
+        yield Desk(chromium, service, f"http://127.0.0.1:{port}")
+        chromium.open("about:blank", width=800)
+
+
+def test_somebody_is_enrolled_with_consent_and_forgotten_by_the_code(desk: Desk) -> None:
+    desk.open("enrol", Role.enrol)
+    desk.fill("name", "Ada Lovelace")
+    desk.click("to-camera") if desk.page.evaluate("document.getElementById('agreed') !== null") else None
+    assert desk.page.evaluate("document.querySelector('video') === null"), "without the tick there is no photo"
+    desk.page.evaluate("document.getElementById('agreed').click()")
+    desk.page.evaluate("document.querySelector('form.card').requestSubmit()")
+    desk.click("save")
+    code = desk.page.wait_for("document.getElementById('told-code')?.textContent")
+    desk.page.picture("desk-receipt")
+    assert desk.page.barriers() == []
+    served = desk.service.gallery(None)
+    (ada,) = [each for each in served.store.people() if each.name == "Ada Lovelace"]
+    consent = ada.metadata["consent"]
+    assert (consent["text_version"], consent["expires"] > consent["recorded"]) == ("edgeface-1/en", True)
+    assert 3 <= len(served.store.templates_of(ada.id)) <= 5
+    desk.check()
+
+    desk.page.open(f"{desk.address}/forget?lang=en", width=400)
+    desk.fill("code", code[:-1])
+    desk.click("forget-me")
+    desk.page.wait_for("document.querySelector('.wrong').textContent")
+    assert "not known" in desk.text
+    desk.fill("code", code)
+    desk.click("forget-me")
+    desk.page.wait_for("document.querySelector('.proof') !== null")
+    assert "Erased, and proved" in desk.text
+    assert [each.name for each in served.store.people()] == ["Grace Hopper"]
+
+
+def test_every_word_is_in_every_language_and_used() -> None:
+    source = "".join(file.read_text() for file in FOLDER.iterdir() if file.name != "words.js")
+    literal = set(re.findall(r"""["`]([a-z][a-z-]*)["`]""", source))
+    made = {f"{kind}-detail" for kind in ("wait", "known", "unknown", "inconclusive", "spoof", "closed")}
+    made |= {f"kind-{kind}" for kind in ("known", "unknown", "inconclusive", "spoof")}
+    made |= {f"camera-{state}" for state in ("connected", "frozen", "lost")}
+    made |= {word for word in WORDS["en"] if word.startswith("problem-")}
+    made |= {"dir", "called", *("wait", "unknown", "inconclusive", "spoof", "known", "closed")}
+    assert WORDS["en"].keys() - literal - made == set()
+    for language, words in WORDS.items():
+        for name, text in words.items():
+            assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", WORDS["en"][name])), (language, name)
