@@ -12,7 +12,7 @@ const MAY = { enrol: ["enrol", "people", "events"], admin: ["enrol", "people", "
 let views = [], gallery = "", shown = "", leave = () => {};
 
 /* A view gets its place and the gallery, and returns what is to be called when another one follows. */
-async function show() {
+function show(again = false) {
   const wanted = location.hash.slice(1), name = views.includes(wanted) ? wanted : views[0];
   leave();
   leave = () => {};
@@ -21,7 +21,7 @@ async function show() {
   const heading = el("h1", { tabindex: "-1", word: name }), place = el("section", { class: name });
   at("view").replaceChildren(heading, place);
   name_page();
-  heading.focus();
+  if (!again) heading.focus();
   leave = VIEWS[name](place, gallery) || leave;
 }
 
@@ -46,7 +46,10 @@ async function open() {
   return show();
 }
 
-document.addEventListener("language", name_page);
+document.addEventListener("language", () => {
+  name_page();
+  if (["events", "health"].includes(shown)) show(true); /* for the dates and numbers in them */
+});
 document.addEventListener("locked", () => {
   leave();
   leave = () => {};

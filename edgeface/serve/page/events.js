@@ -80,7 +80,7 @@ function row(event) {
   const score = event.score === null ? "–" : event.score.toFixed(2);
   return el("tr", { class: event.kind }, el("td", {}, when(event.time)), el("td", {}, el("bdi", {}, event.camera)),
     el("td", {}, el("span", { word: `kind-${event.kind}` })), el("td", {}, el("bdi", {}, event.name || "–")),
-    el("td", { class: "number" }, score), el("td", { class: "why", lang: "en", dir: "ltr" }, event.reason));
+    el("td", { class: "number" }, score), el("td", { class: "why", lang: "en" }, el("bdi", {}, event.reason)));
 }
 
 /* As `edgeface events export` writes it: a value that a spreadsheet would compute is text. */

@@ -67,7 +67,7 @@ function mean(metrics, name, label = "") {
 
 function card(heading, state, ...rows) {
   return el("section", { class: `card ${state}` }, el("h2", {}, heading),
-    el("dl", {}, ...rows.filter(Boolean).map(([id, ...value]) => el("div", {}, el("dt", { word: id }), el("dd", { dir: "auto" }, ...value)))));
+    el("dl", {}, ...rows.filter(Boolean).map(([id, ...value]) => el("div", {}, el("dt", { word: id }), el("dd", {}, ...value.map((each) => el("bdi", {}, each)))))));
 }
 
 function told(id) {
@@ -91,7 +91,7 @@ function service_card(ready, metrics) {
 function camera_cards(doors) {
   if (!doors) return [];
   const cards = Object.entries(doors.cameras).map(([name, each]) => card(el("bdi", {}, name), each.state === "connected" ? "good" : "bad",
-    ["state", told(`camera-${each.state}`)], ["source", el("bdi", {}, each.source)],
+    ["state", told(`camera-${each.state}`)], ["source", each.source],
     ["newest", each.age === null ? "–" : `${each.age.toFixed(1)} s`], ["analyzed", String(each.analyzed)], ["dropped", String(each.dropped)],
     ["latency", `${(1000 * each.latency).toFixed(0)} ms`], ["slowest", `${(1000 * each.slowest).toFixed(0)} ms`], each.error ? ["faults", each.error] : null));
   const door = card(told("doors"), doors.open ? "good" : "bad", ["state", told(doors.open ? "is-watched" : "is-not-watched")], doors.reason ? ["faults", doors.reason] : null);
@@ -99,7 +99,7 @@ function camera_cards(doors) {
 }
 
 function model_card(model, metrics) {
-  return card(el("bdi", {}, model.model), "good", ["model", el("bdi", {}, model.name)], ["contract", el("code", {}, model.contract_id)],
+  return card(el("bdi", {}, model.model), "good", ["model", model.name], ["contract", el("code", {}, model.contract_id)],
     ["device", `${model.devices.join(", ")}, ${model.precision}`], ["detector", model.detector || "–"],
     ["inference", mean(metrics, "edgeface_inference_duration_seconds", `model="${model.model}"`)],
     ["galleries", model.galleries.join(", ")]);
