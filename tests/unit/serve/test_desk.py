@@ -226,10 +226,8 @@ def test_every_view_fits_in_every_language_and_has_no_barrier(size: str, desk: D
     for view, shown in {"enrol": "form.card", "people": ".entry", "events": "tbody tr", "health": ".card"}.items():
         desk.open(view, size=size, dark=size == "panel")
         for language in WORDS:
-            desk.page.evaluate(
-                "((all) => { all.value = '%s'; all.dispatchEvent(new Event('change')); })"
-                "(document.getElementById('language'))" % language
-            )
+            desk.fill("language", language)
+            desk.page.evaluate("document.getElementById('language').dispatchEvent(new Event('change'))")
             desk.page.wait_for(f"document.querySelector('{shown}') !== null")
             desk.page.picture(f"{size}-{language}-{view}")
             assert desk.page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr")
