@@ -13,10 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import EngineClosed, FaceError, ImageError, InputError
-from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.keys import find_key
-from edgeface.gallery.opening import open_gallery
-from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.pipeline.observation import Face, from_left, largest_face
@@ -36,6 +32,9 @@ from edgeface.vision.source import Frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from edgeface.gallery.index import LiveIndex
+    from edgeface.gallery.store.base import GalleryStore
 
 _BATCH_SIZE, _PREFETCH = 8, 2
 _GATE = QualityGate()
@@ -485,6 +484,10 @@ class FaceAnalyzer:
 
     @contextlib.contextmanager
     def _opened(self, gallery: str | Path | GalleryStore | LiveIndex) -> Iterator[LiveIndex]:
+        from edgeface.gallery.index import LiveIndex  # here, because who verifies has no gallery
+        from edgeface.gallery.keys import find_key
+        from edgeface.gallery.opening import open_gallery
+
         if isinstance(gallery, LiveIndex):
             yield gallery
             return

@@ -25,15 +25,13 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeface.errors import GalleryDamagedError, GalleryKeyError, InputError, ModelFormatError
 from edgeface.untrusted import MODEL_BYTES, open_regular, parse_json, reading
+
+if TYPE_CHECKING:  # what is not encrypted need not wait for the library
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 """Length of a gallery's key: AES-256."""
@@ -55,8 +53,13 @@ def _encrypt(cipher: AESGCM, content: bytes, associated: bytes) -> bytes:
 
 
 def _decrypt(cipher: AESGCM, message: bytes, associated: bytes) -> bytes:
-    """Raise `InvalidTag` or ValueError if the message is not what `_encrypt` made with this key and data."""
-    return cipher.decrypt(message[:_NONCE], memoryview(message)[_NONCE:], associated)
+    """Raise ValueError if the message is not what `_encrypt` made with this key and data."""
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return cipher.decrypt(message[:_NONCE], memoryview(message)[_NONCE:], associated)
+    except InvalidTag as error:
+        raise ValueError("another key, other data, or another message") from error
 
 
 # Sealed files
@@ -113,7 +116,7 @@ def unseal(sealed: bytes, *, key: bytes, kind: str, source: str) -> bytes:
     start = sealed[: _START.size + length]
     try:
         content = _decrypt(_aes(key), sealed[len(start) :], start)
-    except (InvalidTag, ValueError) as error:
+    except ValueError as error:
         raise ModelFormatError(
             f"{source}: cannot be decrypted: the key is another one, or the file is damaged"
         ) from error
@@ -125,6 +128,8 @@ def unseal(sealed: bytes, *, key: bytes, kind: str, source: str) -> bytes:
 def _aes(key: bytes) -> AESGCM:
     if len(key) not in (16, 24, 32):
         raise InputError(f"key: expected 16, 24 or 32 bytes for AES-GCM, found {len(key)}")
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     return AESGCM(key)
 
 
@@ -163,10 +168,13 @@ class KeyedCipher:
         if len(key) != KEY_BYTES:
             raise GalleryKeyError(f"key: expected {KEY_BYTES} bytes, found {len(key)}")
 
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
         def derive(purpose: bytes) -> bytes:
             return HKDF(SHA256(), KEY_BYTES, gallery_id.encode(), b"edgeface gallery " + purpose).derive(key)
 
-        self._cipher = AESGCM(derive(b"rows"))
+        self._cipher = _aes(derive(b"rows"))
         self._mark_key = derive(b"marks")
         self.key_id = derive(b"key id")[:8].hex()
 
@@ -179,7 +187,7 @@ class KeyedCipher:
         _require_bytes(stored, place)
         try:
             return _decrypt(self._cipher, stored, place)
-        except (InvalidTag, ValueError) as error:
+        except ValueError as error:
             raise _damaged(place) from error
 
     def mark(self, content: bytes) -> bytes:

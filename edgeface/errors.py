@@ -39,11 +39,6 @@ Every message says what was expected, what was found and what to do next.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import json
-import shlex
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -269,6 +264,12 @@ def install_line(extra: str) -> str:
 
     See https://packaging.python.org/en/latest/specifications/direct-url/ for how pip records where it installed from.
     """
+    import importlib.metadata
+    import json
+    import shlex
+    import urllib.parse
+    import urllib.request
+
     clone = Path(__file__).resolve().parents[1]
     if (clone / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{clone}[{extra}]')}"

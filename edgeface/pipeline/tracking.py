@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edgeface.errors import InputError
 from edgeface.vision.detector import Faces
@@ -247,6 +246,8 @@ def assign(gains: NDArray[np.floating]) -> list[tuple[int, int]]:
     list of (row, column)
         By ascending row; each row and column at most once.
     """
+    from scipy.optimize import linear_sum_assignment  # a fifth of a second, which one photo need not wait for
+
     useful = np.maximum(gains, 0.0)
     rows, columns = linear_sum_assignment(useful, maximize=True)
     return [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if useful[row, column]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -111,6 +110,8 @@ class Serving(ABC):
         self, arrays: Iterable[np.ndarray] | AsyncIterable[np.ndarray], *, deadline: float | None = None
     ) -> AsyncIterator[Any]:
         """Yield one result for each array, in order, as `map` does, without blocking the event loop."""
+        import asyncio  # here and below: a command has no event loop, and would wait for the import
+
         window: deque[Future[Any]] = deque()
         capacity = self.capacity
         try:
@@ -149,6 +150,8 @@ def _wait(window: deque[Future[Any]]) -> Any:
 
 
 async def _await(window: deque[Future[Any]]) -> Any:
+    import asyncio
+
     if not window[0].done():
         refuse_waiting()
     result = await asyncio.wrap_future(window[0])

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from edgeface.zoo.bundle import Manifest, export_bundle, import_bundle, read_manifest
     from edgeface.zoo.catalog import Catalog, load_catalog, load_model_yml
     from edgeface.zoo.default import default_model, default_name, presence, set_default_model
-    from edgeface.zoo.downloads import Download, DownloadEvent, DownloadPolicy, download
+    from edgeface.zoo.downloads import Download, DownloadEvent, download
+    from edgeface.zoo.policy import DownloadPolicy
     from edgeface.zoo.schema import ModelEntry, ModelFile
     from edgeface.zoo.store import Blob, FileCheck, ModelStore
 
@@ -41,7 +42,8 @@ __getattr__ = exports(  # a conversion reads the catalog and downloads nothing
         "bundle": ("Manifest", "export_bundle", "import_bundle", "read_manifest"),
         "catalog": ("Catalog", "load_catalog", "load_model_yml"),
         "default": ("default_model", "default_name", "presence", "set_default_model"),
-        "downloads": ("Download", "DownloadEvent", "DownloadPolicy", "download"),
+        "downloads": ("Download", "DownloadEvent", "download"),
+        "policy": ("DownloadPolicy",),
         "schema": ("ModelEntry", "ModelFile"),
         "store": ("Blob", "FileCheck", "ModelStore"),
     },

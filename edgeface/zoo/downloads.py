@@ -21,6 +21,7 @@ from edgeface.files import digests_of, expand_home, free_bytes, output_errors, w
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.text import encoded_user, without_secrets
 from edgeface.untrusted import read_json
+from edgeface.zoo.policy import DownloadPolicy
 from edgeface.zoo.schema import ModelEntry, ModelFile
 from edgeface.zoo.store import Blob, ModelStore
 from edgeface.zoo.transfer import CHUNK, FolderLocation, PackageLocation, Reply, SourceFault, WebLocation, locate
@@ -39,22 +40,9 @@ _NOT_A_MODEL = {
 _PROGRESS_INTERVAL = 0.1
 """Seconds between progress reports about one file."""
 
+_USUAL = DownloadPolicy()
+
 Location = FolderLocation | PackageLocation | WebLocation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadPolicy:
-    """How persistently to download.
-
-    Before attempt n + 1, wait a random time up to ``backoff * 2**n`` seconds, at most `longest_wait` ("full jitter"). A
-    server's Retry-After is honoured up to `longest_wait` too.
-    """
-
-    attempts: int = 4  # at each source, for faults that may pass
-    timeout: float = 30.0  # seconds without a byte before a connection counts as dead
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    jobs: int = 4  # files at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +79,7 @@ def download(
     store: ModelStore,
     *,
     mirror: str | None = None,
-    policy: DownloadPolicy = DownloadPolicy(),
+    policy: DownloadPolicy = _USUAL,
     progress: ProgressCallback = ignore_progress,
     on_event: Callable[[DownloadEvent], None] | None = None,
 ) -> Download:

@@ -75,6 +75,37 @@ def test_importing_edgeface_loads_no_heavy_package() -> None:
     assert not {"openvino", "cv2", "scipy", "numpy", "typer", "pydantic", "PIL"} & set(loaded)
 
 
+def test_importing_edgeface_loads_few_modules() -> None:
+    """Its time cannot be tested on a machine that does other work too: its modules can."""
+    program = (
+        "import sys; before = set(sys.modules); import edgeface, json; print(json.dumps([*set(sys.modules) - before]))"
+    )
+    loaded = look(program)
+    assert isinstance(loaded, list)
+    assert {name for name in loaded if name.startswith("edgeface.")} == {
+        "edgeface.errors",
+        "edgeface.lazy",
+        "edgeface.text",
+        "edgeface.version",
+    }
+    assert len(loaded) < 60
+
+
+def test_what_analyzes_photos_imports_no_library_that_only_other_work_needs() -> None:
+    """Importing SciPy, the libraries of encryption and of web clients took half of the time of a verification."""
+    loaded = look("import edgeface.analyzer, json, sys; print(json.dumps([*sys.modules]))")
+    assert isinstance(loaded, list)
+    assert not {"scipy", "cryptography", "pydantic", "joblib", "asyncio", "typer", "edgeface.gallery"} & set(loaded)
+
+
+def test_the_help_of_all_commands_imports_neither_pydantic_nor_numpy() -> None:
+    program = "import json, sys; from edgeface.cli import main; main(['--help']); print(json.dumps([*sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=120)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "typer" in loaded
+    assert not {"openvino", "cv2", "scipy", "numpy", "pydantic", "httpx", "yaml", "urllib.request"} & loaded
+
+
 def test_the_names_are_found_without_importing_what_they_do_not_need() -> None:
     """A contract is read where no image is: on a server that only keeps galleries."""
     loaded = look("import json, sys; from edgeface import Threshold; print(json.dumps(list(sys.modules)))")
