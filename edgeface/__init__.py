@@ -26,6 +26,8 @@ from edgeface.lazy import exports
 from edgeface.version import __version__
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from edgeface.analyzer import FaceAnalyzer, PhotoLike
     from edgeface.model.contract import Alignment, ModelContract
     from edgeface.model.embedding import Embedding, Embeddings
@@ -120,7 +122,7 @@ def load(
     flip
         Embed each crop's mirror image too; see `edgeface.runtime.flip.Flip`.
     cache_dir
-        Folder for compiled models, which makes later loads faster; None: compile every time.
+        Folder for compiled models, the detector's too, which makes later loads faster; None: compile every time.
     key
         The 32 bytes that an encrypted IR was encrypted with.
     allow_seeded
@@ -145,28 +147,46 @@ def load(
     >>> with edgeface.load("facenet.xml", device="AUTO") as app:  # doctest: +SKIP
     ...     faces = app.analyze("group.jpg")
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from edgeface.analyzer import FaceAnalyzer
     from edgeface.runtime.embedder import Embedder
 
-    embedder = Embedder.load(
-        find_model(model), device=device, flip=flip, cache_dir=cache_dir, key=key, allow_seeded=allow_seeded
-    )
-    with contextlib.ExitStack() as opened:
-        opened.callback(embedder.close)
-        if isinstance(detector, str):
-            detector = load_detector(
-                detector, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=min_size
+    path = find_model(model)
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(1) as beside:
+        loading: Future[Detector] | None = None
+        finder = None if isinstance(detector, str) else detector
+        if isinstance(detector, str):  # OpenVINO compiles in parallel
+            loading = beside.submit(
+                load_detector,
+                detector,
+                device=device,
+                model=detector_model,
+                landmarks_model=landmarks_model,
+                min_size=min_size,
+                cache_dir=cache_dir,
             )
-            opened.callback(detector.close)
+            opened.callback(_close_loaded, loading)
+        embedder = Embedder.load(
+            path, device=device, flip=flip, cache_dir=cache_dir, key=key, allow_seeded=allow_seeded
+        )
+        opened.callback(embedder.close)
+        if loading is not None:
+            finder = loading.result()
         checker: LivenessChecker | None = None
         if not isinstance(liveness, (bool, str, Path)):
             checker = liveness
         elif liveness is not False:
             checker = load_liveness(None if liveness is True else liveness, device=device)
             opened.callback(checker.close)
-        analyzer = FaceAnalyzer(embedder, detector, checker)
+        analyzer = FaceAnalyzer(embedder, finder, checker)
         opened.pop_all()
     return analyzer
+
+
+def _close_loaded(loading: Future[Detector]) -> None:
+    if loading.exception() is None:
+        loading.result().close()
 
 
 def verify(
@@ -247,6 +267,7 @@ def load_detector(
     landmarks_model: Path | None = None,
     min_size: int = 20,
     threshold: float | None = None,
+    cache_dir: Path | None = None,
 ) -> Detector:
     """Load a detector; models that are not given are those that 'edgeface zoo download' stored.
 
@@ -254,7 +275,7 @@ def load_detector(
     ----------
     name
         ``mtcnn``, whose weights are installed with edgeface; ``yunet``; or ``retail-0004``.
-    device, model, landmarks_model, min_size, threshold
+    device, model, landmarks_model, min_size, threshold, cache_dir
         See `edgeface.vision.load.load_detector`.
 
     Raises
@@ -274,7 +295,13 @@ def load_detector(
             "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
         )
     return run(
-        name, device=device, model=model, landmarks_model=landmarks_model, min_size=min_size, threshold=threshold
+        name,
+        device=device,
+        model=model,
+        landmarks_model=landmarks_model,
+        min_size=min_size,
+        threshold=threshold,
+        cache_dir=cache_dir,
     )
 
 

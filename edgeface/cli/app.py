@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import traceback
+import types
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -101,7 +101,21 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
     wanted = [module for module, commands in _COMMANDS.items() if command in commands]
     for module in wanted or _COMMANDS:
         importlib.import_module(f"edgeface.cli.{module}").register(app)
+    if not wanted:
+        _keep_summaries(app)
     return app
+
+
+def _keep_summaries(app: typer.Typer) -> None:
+    """Leave out the options of all commands, which the list of commands does not show: they take time to read."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        summary = types.FunctionType((lambda: None).__code__, {}, command.callback.__name__)
+        summary.__doc__ = command.callback.__doc__
+        command.callback = summary
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        group.typer_instance = typer.Typer(help=group.typer_instance.info.help)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,7 +214,7 @@ def _lacks(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return f"expected enough memory, found no more; free some, or use smaller photos or batches ({error})"
     module = error.name if isinstance(error, ImportError) else None
-    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__file__ is None:
+    if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType) and error.obj.__file__ is None:
         module = error.obj.__name__  # of which only the folder is left
     if module and module.partition(".")[0] != "edgeface":
         return f"this installation is damaged: {error}; 'edgeface doctor' says what to install again"

@@ -141,12 +141,15 @@ class DetectorOptions:
 
     def load_detector(self, **options: Any) -> Detector:
         """Load the detector."""
+        from edgeface.runtime.cache import usual_folder
+
         return edgeface.load_detector(
             self.detector.value,
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
             min_size=self.min_size,
+            cache_dir=usual_folder(),
             **options,
         )
 
@@ -161,6 +164,8 @@ class AnalyzerOptions(DetectorOptions):
 
     def load(self) -> FaceAnalyzer:
         """Load the model and the detector."""
+        from edgeface.runtime.cache import usual_folder
+
         app = edgeface.load(
             self.model,
             device=self.device,
@@ -168,6 +173,7 @@ class AnalyzerOptions(DetectorOptions):
             detector_model=self.detector_model,
             landmarks_model=self.landmarks_model,
             min_size=self.min_size,
+            cache_dir=usual_folder(),
             allow_seeded=self.allow_seeded,
         )
         warn_if_seeded(app.contract.provenance)

@@ -22,7 +22,8 @@ import openvino as ov
 
 from edgeface.cipher import seal, unseal
 from edgeface.errors import EdgeFaceError
-from edgeface.files import write_atomically
+from edgeface.files import default_root, write_atomically
+from edgeface.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +32,13 @@ _log = logging.getLogger(__name__)
 
 _CHECKSUM = 4
 """Bytes of CRC-32 after the content. It detects accidents; only a key detects forgery."""
+
+
+def usual_folder() -> Path | None:
+    """Return the folder of compiled models that commands and the service share; None if this user cannot write it."""
+    folder = default_root() / "compiled"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return folder if there.is_dir() and os.access(there, os.W_OK) else None
 
 
 class ModelCache:
@@ -72,7 +80,7 @@ class ModelCache:
         device, config
             As for `openvino.Core.compile_model`.
         identity
-            Text that identifies the model; device, config, machine and OpenVINO's version are added here.
+            Text that identifies the model; device, config, machine and the versions of OpenVINO and edgeface are added.
         weights
             The .bin of the model. If the device can, the entry refers to it instead of repeating it: for FaceNet
             0.5 MB instead of 94 MB. The caller verifies the file.
@@ -81,7 +89,14 @@ class ModelCache:
         -------
         openvino.CompiledModel, and whether it came from the cache
         """
-        machine = (ov.__version__, _full_name(core, device), device, sorted(config.items()), self._key is None)
+        machine = (
+            __version__,
+            ov.__version__,
+            _full_name(core, device),
+            device,
+            sorted(config.items()),
+            self._key is None,
+        )
         path = self.folder / f"{hashlib.sha256(repr((identity, machine)).encode()).hexdigest()[:32]}.blob"
         config, references = dict(config), {}
         if weights is not None and _can_refer(core, device):

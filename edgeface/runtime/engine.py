@@ -56,6 +56,7 @@ from edgeface.errors import (
 )
 from edgeface.limits import require_room_to_compile
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
+from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters, Outcome
 from edgeface.runtime.devices import shared_core
 from edgeface.runtime.lifetime import look_after, on_done
@@ -533,11 +534,30 @@ def _by_batch(compiled: ov.CompiledModel) -> dict[int, ov.CompiledModel]:
     return {1 if batch.is_dynamic else batch.get_length(): compiled}
 
 
-def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = None) -> Engine:
-    """Compile a model as a plan says and start an engine named after it.
+def compile_engine(
+    model: ov.Model | Callable[[], ov.Model],
+    plan: DevicePlan,
+    *,
+    name: str | None = None,
+    requests: int | None = None,
+    cache: ModelCache | None = None,
+    identity: str = "",
+) -> Engine:
+    """Compile a model as a plan says and start an engine.
 
-    The model has one input; its compressed weights are unpacked in place where `must_unpack` says so. The plan's
-    `batch_buckets` are not used. `requests` replaces the plan's.
+    Parameters
+    ----------
+    model
+        With one input; its compressed weights are unpacked in place where `must_unpack` says so. Or what makes it,
+        which is not called if the compiled model is in the cache.
+    plan
+        Its `batch_buckets` are not used.
+    name
+        Of the model in messages; None: its own.
+    requests
+        Replaces the plan's.
+    cache, identity
+        Where compiled models are kept, and what identifies this one there; None: it is compiled each time.
 
     Raises
     ------
@@ -549,12 +569,21 @@ def compile_engine(model: ov.Model, plan: DevicePlan, *, requests: int | None = 
         If ulimit leaves too little memory.
     """
     require_room_to_compile()
-    name = model.get_friendly_name()
-    if must_unpack(model, plan.device):
-        unpack_weights(model)
-        _log.info("%s: %s", name, UNPACKED)
+    core, config = shared_core(), plan.compile_config()
+    name = name or (model.get_friendly_name() if isinstance(model, ov.Model) else "model")
+
+    def ready() -> ov.Model:
+        made = model if isinstance(model, ov.Model) else model()
+        if must_unpack(made, plan.device):
+            unpack_weights(made)
+            _log.info("%s: %s", name, UNPACKED)
+        return made
+
     try:
-        compiled = shared_core().compile_model(model, plan.device, plan.compile_config())
+        if cache is None:
+            compiled = core.compile_model(ready(), plan.device, config)
+        else:
+            compiled, _ = cache.compile(core, ready, plan.device, config, identity=identity)
     except RuntimeError as error:
         raise DeviceError(f"device {plan.device!r} cannot compile {name}: {reason_of(error)}") from error
     return Engine(compiled, requests=requests or plan.requests, name=f"{name} on {plan.device}")

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError, Overloaded
-from edgeface.files import default_root, output_errors
+from edgeface.files import output_errors
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.runtime.adapter import ImageFormat
+from edgeface.runtime.cache import usual_folder
 from edgeface.runtime.devices import resolve_device
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import default_plan
@@ -54,7 +55,7 @@ class ServedModel:
     path: Path
     analyzer: FaceAnalyzer
     options: Model
-    cache: Path
+    cache: Path | None
     users: int = 0
     retired: bool = False
     exact: Embedder | None = None
@@ -130,12 +131,12 @@ class Models:
     Parameters
     ----------
     cache
-        Folder of compiled models.
+        Folder of compiled models; None: they are compiled each time.
     load
         As `edgeface.load`.
     """
 
-    def __init__(self, cache: Path, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
+    def __init__(self, cache: Path | None, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self._cache, self._load, self._lock = cache, load, threading.Lock()
         self._changing = threading.Lock()  # one load at a time
         self._loaded: dict[str, ServedModel] = {}
@@ -299,7 +300,7 @@ class Service:
             self.audit: AuditLog | None = None
             if settings.audit.enabled:
                 self.audit = stack.enter_context(contextlib.closing(AuditLog(settings.state / "audit.sqlite")))
-            self.models = Models(settings.cache or default_root() / "compiled", load)
+            self.models = Models(settings.cache or usual_folder(), load)
             stack.callback(self.models.close)
             for name, model in settings.models.items():
                 self.models.load(name, model)

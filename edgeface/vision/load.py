@@ -26,6 +26,7 @@ def load_detector(
     min_size: int = 20,
     threshold: float | None = None,
     observe: Observer | None = None,
+    cache_dir: Path | None = None,
 ) -> Detector:
     """Load a detector by name.
 
@@ -47,6 +48,8 @@ def load_detector(
     observe
         Called with a network's name and each batch that is about to be computed: how quantization collects its
         calibration data. The batch must not be kept or changed; copy it.
+    cache_dir
+        Folder of compiled models; None: no cache. See `edgeface.runtime.cache`.
 
     Raises
     ------
@@ -68,7 +71,13 @@ def load_detector(
     if name not in _DETECTORS:
         raise InputError(f"detector: expected one of {', '.join(_DETECTORS)}, found {name!r}")
     return _DETECTORS[name](
-        model, landmarks_model, device=device, min_size=min_size, threshold=threshold, observe=observe
+        model,
+        landmarks_model,
+        device=device,
+        min_size=min_size,
+        threshold=threshold,
+        observe=observe,
+        cache_dir=cache_dir,
     )
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from edgeface.errors import ImageError, InputError
@@ -24,8 +23,8 @@ from edgeface.runtime.schedule import Outputs
 from edgeface.vision.area import AreaBatch, AreaImage
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image, check_memory
-from edgeface.vision.mtcnn_nets import load_nets
-from edgeface.vision.networks import NetworkDetector, check_images
+from edgeface.vision.mtcnn_nets import find_nets
+from edgeface.vision.networks import NetworkDetector, Networks, check_images
 from edgeface.vision.nms import nms
 
 Floats = NDArray[np.float64]
@@ -131,8 +130,8 @@ class MTCNN(NetworkDetector):
         super().__init__(model, landmarks_model, **options)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="mtcnn")
 
-    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
-        return load_nets(model)
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Networks, Sequence[Path]]:
+        return find_nets(model)
 
     def close(self) -> None:
         """See `Detector.close`."""

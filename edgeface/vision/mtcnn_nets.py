@@ -7,8 +7,9 @@ weights were trained on transposed RGB images; here the kernels are transposed i
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -60,20 +61,21 @@ Weights = Mapping[NetName, Sequence[NetLayer]]
 """Hidden layers in order, then the heads as in `_HEADS`."""
 
 
-def load_nets(folder: Path | None = None) -> tuple[Mapping[NetName, ov.Model], Sequence[Path]]:
-    """Load the three networks by name, and list the three files that were read.
+def find_nets(folder: Path | None = None) -> tuple[Mapping[NetName, Callable[[], ov.Model]], Sequence[Path]]:
+    """Return what loads each of the three networks, and list their three files.
 
-    They are a folder's pnet.xml, rnet.xml and onet.xml, else built from `load_weights`, which raises the same errors.
+    They are a folder's pnet.xml, rnet.xml and onet.xml, else built from weights as `load_weights` reads them, which
+    raises the same errors.
     """
     if folder is not None and (folder / "pnet.xml").is_file():
         files = [folder / f"{name}.xml" for name in _NAMES]
-        return dict(zip(_NAMES, map(read_network, files), strict=True)), files
-    weights = load_weights(folder)
-    if folder is None:
-        files = [_wheel_file(name) for name in _NAMES]
-    else:
-        files = [folder / f"det{number}.npz" for number in (1, 2, 3)]
-    return {name: build_net(name, weights) for name in _NAMES}, files
+        return {name: partial(read_network, file) for name, file in zip(_NAMES, files, strict=True)}, files
+    files = [_wheel_file(name) if folder is None else _npz_file(name, folder) for name in _NAMES]
+    return {name: partial(_load_net, name, folder) for name in _NAMES}, files
+
+
+def _load_net(name: NetName, folder: Path | None) -> ov.Model:
+    return build_net(name, {name: _read_layers(name, folder)})
 
 
 def load_weights(folder: Path | None = None) -> Weights:
@@ -92,7 +94,11 @@ def load_weights(folder: Path | None = None) -> Weights:
     ModelFormatError
         If the arrays are not MTCNN's.
     """
-    return MappingProxyType({name: _read_wheel(name) if folder is None else _read_npz(name, folder) for name in _NAMES})
+    return MappingProxyType({name: _read_layers(name, folder) for name in _NAMES})
+
+
+def _read_layers(name: NetName, folder: Path | None) -> Sequence[NetLayer]:
+    return _read_wheel(name) if folder is None else _read_npz(name, folder)
 
 
 def build_net(name: NetName, weights: Weights, *, batch: int = -1) -> ov.Model:
@@ -177,11 +183,16 @@ def _read_wheel(name: NetName) -> Sequence[NetLayer]:
     return _layers(name, [*hidden, *heads], transposed=False, source=path)
 
 
-def _read_npz(name: NetName, folder: Path) -> Sequence[NetLayer]:
-    """Read layers from det*.npz: arrays by name, kernels (width, height, in, out) for transposed images."""
-    path = folder / f"det{list(_HEADS).index(name) + 1}.npz"
+def _npz_file(name: NetName, folder: Path) -> Path:
+    path = folder / f"det{_NAMES.index(name) + 1}.npz"
     if not path.is_file():
         raise MissingError(f"{path}: expected MTCNN's weights, found no file")
+    return path
+
+
+def _read_npz(name: NetName, folder: Path) -> Sequence[NetLayer]:
+    """Read layers from det*.npz: arrays by name, kernels (width, height, in, out) for transposed images."""
+    path = _npz_file(name, folder)
     slopes = "PReLU" if name == "pnet" else "prelu"
     stored = read_npz(path, "MTCNN's weights", error=ModelFormatError)
     try:

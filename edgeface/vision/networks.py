@@ -14,6 +14,7 @@ import numpy as np
 import openvino as ov
 
 from edgeface.errors import InputError, MissingError, ModelFormatError
+from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.engine import compile_engine
 from edgeface.runtime.plan import DevicePlan, resolve_plan
 from edgeface.runtime.schedule import Outputs
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Observer = Callable[[str, np.ndarray], None]
 """Called with a network's name and a batch that is about to be computed."""
+
+Networks = Mapping[Any, ov.Model | Callable[[], ov.Model]]
+"""A detector's networks by name, or what makes them, which is not called if they are in the cache."""
 
 _REQUESTS = 4
 """Infer requests for each network. On a CPU two streams serve them."""
@@ -45,6 +49,7 @@ class NetworkDetector(ABC):
         min_size: int = 20,
         threshold: float | None = None,
         observe: Observer | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         networks, files = self._read(model, landmarks_model)
         self._min_size, self._observe = min_size, observe
@@ -53,13 +58,21 @@ class NetworkDetector(ABC):
             "model": _digest(files),
             "landmarks_model": None if landmarks_model is None else _digest([landmarks_model]),
         }
-        plan = repeatable_plan(device)
+        plan, cache = repeatable_plan(device), ModelCache(cache_dir) if cache_dir else None
         self._engines = {
-            label: compile_engine(network, plan, requests=_REQUESTS) for label, network in networks.items()
+            label: compile_engine(
+                network,
+                plan,
+                name=label,
+                requests=_REQUESTS,
+                cache=cache,
+                identity=f"{self.name} {label} {self._digests}",
+            )
+            for label, network in networks.items()
         }
 
     @abstractmethod
-    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Networks, Sequence[Path]]:
         """Read and check the networks, by name, and list the files of `model`."""
 
     @abstractmethod

@@ -6,9 +6,8 @@ The second one is landmarks-regression-retail-0009. Both are described in Open M
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ import openvino as ov
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.networks import NetworkDetector, check_images, read_network
+from edgeface.vision.networks import NetworkDetector, Networks, check_images, read_network
 
 _SIDE, _LANDMARKS_SIDE = 300, 48
 
@@ -34,7 +33,7 @@ class RetailSSD(NetworkDetector):
     name = "retail-0004"
     default_threshold = 0.5  # Open Model Zoo, `demos/common/python/models/ssd.py`
 
-    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Networks, Sequence[Path]]:
         networks = {"model": _read_shaped(model, [1, 3, _SIDE, _SIDE], [1, 1, 200, 7])}
         if landmarks_model is not None:
             given = [1, 3, _LANDMARKS_SIDE, _LANDMARKS_SIDE]

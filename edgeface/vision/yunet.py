@@ -6,18 +6,16 @@ Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine Intellige
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import openvino as ov
 
 from edgeface.errors import ModelFormatError
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.networks import NetworkDetector, check_images, read_network
+from edgeface.vision.networks import NetworkDetector, Networks, check_images, read_network
 from edgeface.vision.nms import nms
 
 _STRIDES = (8, 16, 32)
@@ -37,7 +35,7 @@ class YuNet(NetworkDetector):
     name = "yunet"
     default_threshold = 0.7  # OpenCV's 0.9 loses small faces
 
-    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Mapping[Any, ov.Model], Sequence[Path]]:
+    def _read(self, model: Path | None, landmarks_model: Path | None) -> tuple[Networks, Sequence[Path]]:
         network = read_network(model)
         names = {name for output in network.outputs for name in output.names}
         expected = {f"{head}_{stride}" for head in ("cls", "obj", "bbox", "kps") for stride in _STRIDES}

@@ -56,6 +56,20 @@ def _retail(data: Path, *, landmarks: bool = True) -> Detector:
     )
 
 
+@pytest.mark.parametrize("name", ["mtcnn", "yunet"])
+def test_a_detector_from_the_cache_finds_exactly_the_same(data: Path, photos, tmp_path: Path, name: str):
+    model = data / ("mtcnn" if name == "mtcnn" else "yunet/yunet_n_dynamic.onnx")
+    images = list(photos.values())
+    found = []
+    for _ in range(2):
+        with load_detector(name, model=model, cache_dir=tmp_path) as detector:
+            found.append(detector.detect(images))
+    for built, cached in zip(*found, strict=True):
+        assert len(built) > 0
+        np.testing.assert_array_equal(built.boxes, cached.boxes)
+        np.testing.assert_array_equal(built.landmarks, cached.landmarks)
+
+
 def test_the_wheel_holds_the_reference_weights(data: Path):
     pytest.importorskip("joblib")
     wheel, reference = load_weights(), load_weights(data / "mtcnn")

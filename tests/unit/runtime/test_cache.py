@@ -13,6 +13,7 @@ import openvino as ov
 import pytest
 
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat
+from edgeface.runtime.cache import usual_folder
 
 pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,3 +172,12 @@ def test_encrypted_entries_are_useless_with_another_key(ir, crop, tmp_path, core
     caches = [ModelCache(tmp_path, key=bytes([n]) * 16) for n in (1, 2)]
     results = [cache.compile(core, lambda: model, "CPU", {}, identity="m")[1] for cache in (*caches, *caches[::-1])]
     assert results == [False, False, True, False], "each key replaces what it cannot read"
+
+
+def test_the_usual_folder_is_in_the_store_and_none_where_it_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
+    assert usual_folder() == tmp_path / "store" / "compiled"
+    (tmp_path / "file").touch()
+    for unusable in (tmp_path / "file", Path("/proc/self/store")):
+        monkeypatch.setenv("EDGEFACE_CACHE", str(unusable))
+        assert usual_folder() is None

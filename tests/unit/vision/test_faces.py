@@ -12,6 +12,7 @@ import pytest
 
 from edgeface.errors import DeviceError, EngineClosed, FaceError, InputError, MissingError, ModelFormatError
 from edgeface.model.opset import ops
+from edgeface.vision import mtcnn_nets
 from edgeface.vision.detector import Faces
 from edgeface.vision.load import load_detector
 from edgeface.vision.networks import read_network
@@ -187,6 +188,27 @@ def yunet(path: Path, *, factor: float = 1) -> Path:
             results.append(ops.result(rows))
     ov.save_model(ov.Model(results, [image], "yunet"), path)
     return path
+
+
+def test_a_detector_from_the_cache_is_not_built_again_and_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    image, box = np.random.default_rng(3).integers(0, 256, (96, 96, 3), np.uint8), np.array([[20, 20, 70, 70]])
+    with load_detector("mtcnn", cache_dir=tmp_path) as cold:
+        built = cold.locate(image, box)  # type: ignore[attr-defined]
+    assert len(list(tmp_path.glob("*.blob"))) == 3
+    monkeypatch.setattr(mtcnn_nets, "build_net", None)
+    with load_detector("mtcnn", cache_dir=tmp_path) as warm:
+        cached = warm.locate(image, box)  # type: ignore[attr-defined]
+    for name in ("boxes", "landmarks", "scores"):
+        np.testing.assert_array_equal(getattr(cached, name), getattr(built, name))
+
+
+def test_other_weights_are_another_entry_of_the_cache(tmp_path: Path):
+    for factor in (1, 2):
+        model = retail(tmp_path / "retail.xml", factor=factor)
+        load_detector("retail-0004", model=model, cache_dir=tmp_path / "cache").close()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def settings_of(name: str, **options: Any) -> dict[str, object]:
