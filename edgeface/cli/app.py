@@ -128,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is missing, 4 an internal failure, 130 interrupted, 143 terminated.
     """
     of_program = arguments is None
+    if of_program and "openvino" not in sys.modules:
+        # The converter that OpenVINO brings takes 0.1 s to import; no command uses it, and OpenVINO goes without.
+        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with guarded_streams() as (stdout, stderr):
         if short := shortage():  # a library may crash at it, or wait for ever

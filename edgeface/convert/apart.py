@@ -20,6 +20,7 @@ from typing import Any
 import openvino as ov
 
 from edgeface import errors
+from edgeface.convert.source import run_frontend
 from edgeface.errors import ConversionError, EdgeFaceError
 from edgeface.files import output_errors
 from edgeface.untrusted import IMPORT_BYTES, IMPORT_RATIO
@@ -27,7 +28,11 @@ from edgeface.untrusted import IMPORT_BYTES, IMPORT_RATIO
 Converted = tuple[ov.Model, dict[str, Any]]
 """A model, and what else was found, as JSON types."""
 
-_RUN = "sys.modules['openvino_telemetry'] = None; from edgeface.convert.apart import main; main()"
+_RUN = (
+    "sys.modules['openvino_telemetry'] = sys.modules['openvino.tools.ovc'] = None; "
+    "from edgeface.convert.apart import main; main()"
+)
+"""Neither is used, and both take time to import; OpenVINO goes without."""
 _SECONDS = 600
 
 
@@ -80,6 +85,11 @@ def convert_apart(
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": False})  # the file ends with the block
         return core.read_model(Path(temporary, "model.xml")), found
+
+
+def import_by_frontend(framework: str, file: Path, path: Path) -> Converted:
+    """`run_frontend`, for `convert_apart`: here, so that its process need not import what reads models."""
+    return run_frontend(framework, file, path), {}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.convert.apart import Converted, convert_apart, process_apart
+from edgeface.convert.apart import Converted, convert_apart, import_by_frontend, process_apart
 from edgeface.convert.checkpoint import find_checkpoint, read_checkpoint, shard_paths
 from edgeface.convert.graphdef import Inference, parse_message, prune
 from edgeface.convert.messages import DT_BOOL, DT_FLOAT, SEEDED_MARK, GraphDef, MetaGraphDef, SavedModel
@@ -216,10 +216,6 @@ def _is_placeholder(node: Any, dtype: int) -> bool:
     return node is not None and node.op in _PLACEHOLDERS and node.attr["dtype"].type == dtype
 
 
-def _convert(file: Path, path: Path) -> Converted:
-    return run_frontend("tf", file, path), {}
-
-
 def _run_frontend(process: subprocess.Popen[bytes], inference: Inference, path: Path) -> ov.Model:
     folder = Path(tempfile.tempdir or os.environ.get("TMPDIR", "/tmp"))
     with (
@@ -228,7 +224,7 @@ def _run_frontend(process: subprocess.Popen[bytes], inference: Inference, path: 
     ):
         file = Path(temporary, "graph.pb")
         file.write_bytes(inference.graph.SerializeToString())
-        model, _ = convert_apart(process, _convert, file, path, path=path, size=file.stat().st_size)
+        model, _ = convert_apart(process, import_by_frontend, "tf", file, path, path=path, size=file.stat().st_size)
     _put_weights_in(model, inference.weights)
     return model
 
