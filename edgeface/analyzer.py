@@ -24,7 +24,7 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.recognize.threshold import Threshold, Verification, verify
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
-from edgeface.vision.detector import Detector, Faces
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.liveness import LivenessChecker
 from edgeface.vision.quality import QualityGate
@@ -230,12 +230,7 @@ class FaceAnalyzer:
         faces = from_left(self.pipeline(gate=gate).process(image))
         if self._liveness is None or not faces:
             return faces
-        found = Faces(
-            np.stack([face.box for face in faces]),
-            np.stack([face.landmarks for face in faces]),
-            np.array([face.score for face in faces], np.float32),
-        )
-        judged = self._liveness.check(image, found)
+        judged = self._liveness.check(image, Face.stack(faces))
         return [replace(face, liveness=answer) for face, answer in zip(faces, judged, strict=True)]
 
     def verify(

@@ -39,12 +39,12 @@ class Checker:
 
     verdict: LivenessVerdict = "live"
 
-    def check(self, image: Any, faces: Any) -> list[Liveness]:
+    def check(self) -> Liveness:
         score = 0.9 if self.verdict == "live" else 0.1
         reasons = ("too dark",) if self.verdict == "inconclusive" else ()
-        return [
-            Liveness(verdict=self.verdict, score=score, threshold=0.5, scores={}, reasons=reasons, contract_ids=("c",))
-        ] * len(faces)
+        return Liveness(
+            verdict=self.verdict, score=score, threshold=0.5, scores={}, reasons=reasons, contract_ids=("c",)
+        )
 
 
 class Door:
@@ -74,7 +74,7 @@ class Door:
         self, vector: tuple[int, ...] | None, *, frames: int = 4, track: int = 1, camera: str = "door", age: float = 0.0
     ) -> None:
         """Show a face in frames a tenth of a second apart, each of which is embedded; None: none is."""
-        visits = self.visits.setdefault(camera, Visits(camera, self.decider, self.checker))
+        visits = self.visits.setdefault(camera, Visits(camera, self.decider))
         for _ in range(frames):
             self.shakes += 1
             face = Face(
@@ -82,6 +82,7 @@ class Door:
                 landmarks=np.zeros((5, 2), np.float32),
                 score=0.9,
                 quality=None,
+                liveness=self.checker and vector and self.checker.check(),
                 embedding=None if vector is None else embed(vector, self.shakes),
                 reasons=() if vector else ("sharpness",),
                 track_id=track,

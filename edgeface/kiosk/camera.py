@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeface.kiosk.settings import CameraSettings, Polygon
+from edgeface.kiosk.settings import CameraSettings
+from edgeface.pipeline.motion import MotionGate, mask_of
 from edgeface.text import without_secrets
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
@@ -26,13 +25,6 @@ _POLL = 0.25
 _EARLY = 0.75
 """Share of the time between two frames after which the next one may come: cameras are not punctual, and one of the
 wanted rate must not lose every second frame."""
-_LINGER = 3.0
-"""Seconds after the last motion or face within which every frame is looked at."""
-_GLANCE = 5.0
-"""Seconds after which a frame without motion is looked at all the same: somebody may stand very still."""
-_SMALL, _CHANGED, _SHARE, _MEMORY = 160, 12.0, 0.002, 0.2
-"""Motion: longer side in pixels of the reduced picture, the gray values by which a pixel of it has changed, the share
-of pixels that have, and the part of each frame in the picture that is remembered."""
 _STRIDE = 8
 """Every so many rows and columns are compared to notice a repeated picture: noise changes them in a living one."""
 
@@ -99,7 +91,7 @@ class Camera:
         self.name, self.error, self._closed = name, "", False
         self._settings, self._opener = settings, open_capture
         self._motion = MotionGate(settings.zones)
-        self._awake_until = self._glanced = self._last = -np.inf
+        self._last = -np.inf
         self._digest, self._changed, self._frozen, self._lost = -1, time.monotonic(), False, False
         self._analyzed, self._dropped, self._latency, self._slowest = 0, 0, 0.0, 0.0
         self._open()
@@ -117,8 +109,7 @@ class Camera:
     @property
     def _interval(self) -> float:
         """Seconds between two frames that are looked at."""
-        awake = self._awake_until >= self._last
-        return 1 / (self._settings.active_fps if awake else self._settings.idle_fps)
+        return 1 / (self._settings.active_fps if self._motion.is_open(self._last) else self._settings.idle_fps)
 
     @property
     def state(self) -> CameraState:
@@ -158,14 +149,14 @@ class Camera:
             self._lost = False
             if self.live:
                 frame = replace(frame, timestamp=self._opened + frame.timestamp)
-            if self._is_new(frame) and self._is_due(frame) and self._is_worth(frame):
+            if self._is_new(frame) and self._is_due(frame) and self._motion.opens(frame.image, frame.timestamp):
                 yield frame
 
     def finish(self, frame: Frame, *, busy: bool) -> None:
         """Take note that a frame was analyzed, and whether somebody is there."""
         self._analyzed += 1
         if busy:
-            self._awake_until = frame.timestamp + _LINGER
+            self._motion.keep_open(frame.timestamp)
         if self.live:
             self._latency = time.monotonic() - frame.timestamp
             self._slowest = max(self._slowest, self._latency)
@@ -207,15 +198,6 @@ class Camera:
         self._last = frame.timestamp
         return True
 
-    def _is_worth(self, frame: Frame) -> bool:
-        """Whether something moves, did so lately, or nothing was looked at for long."""
-        if self._motion.moved(frame.image):
-            self._awake_until = max(self._awake_until, frame.timestamp + _LINGER)
-        if frame.timestamp > self._awake_until and frame.timestamp < self._glanced + _GLANCE:
-            return False
-        self._glanced = frame.timestamp
-        return True
-
     def _report(self, reason: str) -> None:
         self.error = reason
         _log.warning("%s: %s", self.name, reason)
@@ -225,44 +207,6 @@ class Camera:
         """Stop reading; `frames` then ends."""
         self._closed = True
         self._source.close()
-
-
-class MotionGate:
-    """Notices that something moves before a camera, by a picture of what was there before.
-
-    Examples
-    --------
-    >>> gate, still = MotionGate(), np.zeros((90, 160, 3), np.uint8)
-    >>> moving = still.copy()
-    >>> moving[20:60, 20:60] = 200
-    >>> gate.moved(still), gate.moved(still), gate.moved(moving)
-    (True, False, True)
-    """
-
-    def __init__(self, zones: Sequence[Polygon] = ()) -> None:
-        self._zones = zones
-        self._before: NDArray[np.float32] | None = None
-
-    def moved(self, image: Image) -> bool:
-        """Compare an image, (H, W, 3) uint8 BGR, with those before it; the first one, or of another size, has moved."""
-        step = max(1, max(image.shape[:2]) // _SMALL)
-        gray = cv2.cvtColor(np.ascontiguousarray(image[::step, ::step]), cv2.COLOR_BGR2GRAY)
-        small = np.asarray(cv2.GaussianBlur(gray, (5, 5), 0), np.float32)
-        if self._before is None or self._before.shape != small.shape:
-            self._before, self._counts = small, mask_of(self._zones, (small.shape[0], small.shape[1]))
-            return True
-        changed = np.abs(small - self._before) > _CHANGED
-        self._before += _MEMORY * (small - self._before)
-        return bool(np.count_nonzero(changed & self._counts) > _SHARE * np.count_nonzero(self._counts))
-
-
-def mask_of(zones: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which pixels of a picture of `size`, (height, width), are inside one of the zones; all without zones."""
-    mask = np.full(size, not zones, np.uint8)
-    for zone in zones:
-        corners = np.rint(np.array(zone) * (size[1] - 1, size[0] - 1)).astype(np.int32)
-        cv2.fillPoly(mask, [corners], 1)
-    return mask.astype(bool)
 
 
 class ZoneDetector:

@@ -13,14 +13,12 @@ from edgeface.kiosk.decision import Decider
 from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.model.embedding import Embedding
 from edgeface.pipeline.observation import Face
+from edgeface.pipeline.pipeline import CAMERA_GAP
 from edgeface.recognize.identify import Identification, Verdict
-from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
-from edgeface.vision.liveness import Liveness, LivenessChecker
+from edgeface.vision.liveness import Liveness
 from edgeface.vision.liveness_track import TrackLiveness, decide_track
 
-TRACK_GAP = 1.0
-"""Seconds after which a face that is not seen has left."""
 _MARGIN = 0.2
 """Part of the face's sides that an event's crop shows around it."""
 
@@ -80,12 +78,10 @@ class Visits:
         Its name.
     decider
         What all cameras share.
-    checker
-        None: nothing is judged live, so that nobody is known if that is needed.
     """
 
-    def __init__(self, camera: str, decider: Decider, checker: LivenessChecker | None) -> None:
-        self._camera, self._decider, self._checker = camera, decider, checker
+    def __init__(self, camera: str, decider: Decider) -> None:
+        self._camera, self._decider = camera, decider
         self._settings = decider.settings
         self._visits: dict[int, _Visit] = {}
         self._answers: list[_Answer] = []
@@ -98,7 +94,7 @@ class Visits:
         image : (H, W, 3) uint8, BGR
             The whole frame.
         faces
-            Of a pipeline with a tracker.
+            Of `Pipeline.for_camera`; without its liveness models nobody is known, if that is needed.
         timestamp
             Seconds, rising.
         age
@@ -106,13 +102,12 @@ class Visits:
         """
         self._decider.check_clock()
         for track, visit in list(self._visits.items()):
-            if timestamp - visit.seen > TRACK_GAP:
+            if timestamp - visit.seen > CAMERA_GAP:
                 self._judge(self._visits.pop(track), visit.seen, left=True)
         present = [(self._visit(face, timestamp), face) for face in faces]
         pending = [(visit, face) for visit, face in present if visit.answer is None]
-        judged = self._check(image, [face for _, face in pending])
-        for (visit, face), live in zip(pending, judged, strict=True):
-            self._look(visit, face, live)
+        for visit, face in pending:
+            self._look(visit, face)
         self._identify([visit for visit, _ in pending if visit.fresh and len(visit.looks) >= self._settings.looks])
         for visit, face in pending:
             if self._settings.crop:
@@ -147,19 +142,10 @@ class Visits:
         again = visit.answer.kind is not VisitKind.known and timestamp - visit.answered > self._settings.cooldown
         return again or not visit.shows(vector)
 
-    def _check(self, image: Image, faces: Sequence[Face]) -> list[Liveness | None]:
-        if self._checker is None or not faces:
-            return [None] * len(faces)
-        found = Faces(
-            np.stack([face.box for face in faces]),
-            np.stack([face.landmarks for face in faces]),
-            np.array([face.score for face in faces], np.float32),
-        )
-        return list(self._checker.check(image, found))
-
-    def _look(self, visit: _Visit, face: Face, live: Liveness | None) -> None:
+    def _look(self, visit: _Visit, face: Face) -> None:
         """Take what one frame says of a face."""
-        if live is not None:
+        live = face.liveness
+        if visit.fresh and live is not None:
             visit.liveness.append(live)
         if face.embedding is None:
             visit.reason = "; ".join(face.reasons) or visit.reason
@@ -197,11 +183,13 @@ class Visits:
             self._tell(visit, kind, reason, timestamp, live=live)
 
     def _why_not_known(self, visit: _Visit, live: TrackLiveness | None) -> tuple[VisitKind, str]:
+        few = f"expected {self._settings.looks} usable looks, found {len(visit.looks)}: {visit.reason}"
+        if visit.usable is None:
+            return VisitKind.inconclusive, few
         if self._settings.liveness and not live:
             return VisitKind.inconclusive, _liveness_reason(live)
         if visit.found is None:
-            few = f"expected {self._settings.looks} usable looks, found {len(visit.looks)}"
-            return VisitKind.inconclusive, f"{few}: {visit.reason}"
+            return VisitKind.inconclusive, few
         if visit.found.verdict is Verdict.unknown:
             return VisitKind.unknown, "no score exceeds the threshold"
         return VisitKind.inconclusive, "left too early" if visit.found else "the next person's score is too close"

@@ -20,17 +20,14 @@ from edgeface.kiosk.decision import STALE, Decider
 from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.settings import WatchSettings
-from edgeface.kiosk.visits import TRACK_GAP, Visits
+from edgeface.kiosk.visits import Visits
 from edgeface.pipeline.pipeline import Pipeline
-from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
 from edgeface.serve.service import find_version
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Opener
 
 _log = logging.getLogger(__name__)
 
-_REFRESH = 1.0
-"""Seconds after which a face that stays is embedded again, to notice another in its place."""
 _AGAIN = 1.0
 """Seconds after which a camera whose analysis failed is watched again."""
 _POLL = 0.25
@@ -156,12 +153,10 @@ class DoorWatch:
         return False
 
     def _work(self, camera: Camera) -> None:
-        checker = self._analyzer.liveness if self._settings.decision.liveness else None
-        visits = Visits(camera.name, self._decider, checker)
-        tracker = Tracker(max_gap=TRACK_GAP)
+        visits = Visits(camera.name, self._decider)
         while not self._stop.is_set():
             try:
-                self._follow(camera, visits, tracker)
+                self._follow(camera, visits)
                 visits.end("the recording ended")
                 return
             except Exception as error:  # whatever failed: nobody is known, and the camera is watched again
@@ -173,17 +168,16 @@ class DoorWatch:
                 _log.exception("%s: the analysis failed", camera.name)
                 self._stop.wait(_AGAIN)
 
-    def _follow(self, camera: Camera, visits: Visits, tracker: Tracker) -> None:
+    def _follow(self, camera: Camera, visits: Visits) -> None:
         """Analyze a camera's frames until it ends or something fails."""
         assert self._analyzer.detector is not None
-        decision, looks = self._settings.decision, 2 * self._settings.decision.looks
-        pipeline = Pipeline(
+        decision = self._settings.decision
+        pipeline = Pipeline.for_camera(
             ZoneDetector(self._analyzer.detector, self._settings.cameras[camera.name]),
             self._analyzer.embedder,
-            tracker=tracker,
+            looks=decision.looks,
             gate=QualityGate() if decision.gate else None,
-            policy=EmbeddingPolicy(least=looks, most=looks, refresh=_REFRESH),
-            prefetch=1,  # a frame that was taken in advance would wait
+            liveness=self._analyzer.liveness if decision.liveness else None,
         )
         with contextlib.closing(pipeline.run(camera.frames(visits.end))) as results:
             for frame, faces in results:

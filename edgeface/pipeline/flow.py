@@ -11,11 +11,11 @@ from edgeface.vision.align import fit_similarity
 from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 
-_GRID = 7
+_GRID = 5
 """Points on each side of the grid that is followed in a box."""
 _MARGIN = 0.15
 """Share of the box left out on each side: its corners show the background."""
-_LONGEST_SIDE = 960
+_LONGEST_SIDE = 640
 """Frames are reduced to this size: subpixel flow on it is finer than a detector's jitter."""
 _WINDOW, _LEVELS = (15, 15), 3
 """Lucas-Kanade's window and pyramid levels: they reach about 60 pixels of the reduced frame."""

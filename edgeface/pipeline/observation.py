@@ -36,7 +36,8 @@ class Face:
     quality
         Measured where the face was last detected; None for a crop, or if the box lies outside the photo.
     liveness
-        Answer of the liveness models, if the analyzer was loaded with them; None otherwise.
+        Answer of the liveness models, if the analyzer or the pipeline has them; None otherwise. With a tracker, about
+        the frame and the face of `embedding`.
     embedding
         Without a tracker, of this face. With one, of that crop of its track that was embedded last; see
         `EmbeddingPolicy`. None: there is none.
@@ -58,6 +59,15 @@ class Face:
     number: int | None = None
     total: int | None = None
     track_id: int | None = None
+
+    @staticmethod
+    def stack(faces: Sequence[Face]) -> Faces:
+        """Return where these faces, at least one, are, as a detector does."""
+        return Faces(
+            np.stack([face.box for face in faces]),
+            np.stack([face.landmarks for face in faces]),
+            np.array([face.score for face in faces], np.float32),
+        )
 
     def __repr__(self) -> str:
         x0, y0, x1, y1 = self.box.tolist()
@@ -126,8 +136,7 @@ class FaceObservation:
 class FrameGroup:
     """Frames that are detected together, and their faces once these are known."""
 
-    frames: Sequence[Frame]
-    observed: Future[list[list[FaceObservation]]]
+    observed: Future[list[tuple[Frame, list[FaceObservation]]]]
 
     def is_ready(self) -> bool:
         """Whether all faces and embeddings, or an error, are there."""
@@ -137,7 +146,7 @@ class FrameGroup:
 
     def results(self) -> Iterator[tuple[Frame, list[Face]]]:
         """Wait for the faces of every frame."""
-        for frame, observations in zip(self.frames, self.observed.result(), strict=True):
+        for frame, observations in self.observed.result():
             yield frame, [each.finish() for each in observations]
 
     def abandon(self) -> None:
@@ -145,13 +154,13 @@ class FrameGroup:
         if not self.observed.cancel():
             self.observed.add_done_callback(self._cancel_embeddings)
 
-    def _cancel_embeddings(self, observed: Future[list[list[FaceObservation]]]) -> None:
+    def _cancel_embeddings(self, observed: Future[list[tuple[Frame, list[FaceObservation]]]]) -> None:
         if observed.exception() is None:
             for future in self._embeddings():
                 future.cancel()
 
     def _embeddings(self) -> Iterator[Future[NDArray[np.float32]]]:
-        for observations in self.observed.result():
+        for _, observations in self.observed.result():
             yield from (each.vector for each in observations if each.vector is not None)
 
 

@@ -5,25 +5,36 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from edgeface.errors import ContractError, FaceError, ImageError, InputError
 from edgeface.model.contract import Alignment, ModelContract
-from edgeface.pipeline.flow import FaceFlow
+from edgeface.pipeline.motion import MotionGate
 from edgeface.pipeline.observation import Face, FaceObservation, FrameGroup, group_frames, largest_face
-from edgeface.pipeline.tracking import EmbeddingPolicy, Track, Tracker
+from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
+from edgeface.pipeline.video import FaceSteps, VideoFaces
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.serving import refuse_waiting
 from edgeface.vision.align import align, find_no_crop
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
+from edgeface.vision.liveness import LivenessChecker
 from edgeface.vision.quality import Quality, QualityGate, find_no_face, measure_quality
 from edgeface.vision.source import Frame
+
+CAMERA_GAP = 1.0
+"""Seconds after which a face before a camera that is not seen has left."""
+_DETECT_EVERY = 4
+"""Camera frames from one detection to the next: a face is found within a sixth of a second at 25 frames a second."""
+_AT_ONCE = 2
+"""Embeddings of one camera frame: two fit between two frames on two cores."""
+_REFRESH = 1.0
+"""Seconds after which a face that stays is embedded again, to notice another in its place."""
 
 
 class Pipeline:
@@ -49,8 +60,13 @@ class Pipeline:
     policy
         When a track is embedded again.
     detect_every
-        With a tracker: detect in every n-th frame, and follow faces by optical flow in between. Only detected
-        faces are embedded, because models are trained on the boxes that detectors draw.
+        With a tracker: detect in every n-th frame, and follow faces by optical flow in between; sooner when a face
+        cannot be followed, and while one waits to be confirmed or embedded. Only detected faces are embedded, because
+        models are trained on the boxes that detectors draw. `Frame.examined` says what was done.
+    motion
+        With a tracker: frames in which nothing moves and nobody is are skipped; they have no faces.
+    liveness
+        With a tracker: judges each crop that is embedded, in its own frame; see `Face.liveness`. Not closed.
     batch_size
         Frames of `run` that are detected together: two or three times as fast for many small photos. A camera's
         faces come later by as many frames. Always 1 with a tracker.
@@ -75,6 +91,8 @@ class Pipeline:
         faces: Literal["all", "largest"] = "all",
         policy: EmbeddingPolicy | None = None,
         detect_every: int = 1,
+        motion: MotionGate | None = None,
+        liveness: LivenessChecker | None = None,
         batch_size: int = 1,
         prefetch: int = 4,
     ) -> None:
@@ -88,16 +106,51 @@ class Pipeline:
                 "pipeline: expected detect_every, batch_size and prefetch of 1 or more, found "
                 f"{detect_every}, {batch_size} and {prefetch}"
             )
-        if tracker is None and (policy is not None or detect_every > 1):
-            raise InputError("pipeline: policy and detect_every need a tracker; give one, or leave them out")
+        if tracker is None and (policy or detect_every > 1 or motion or liveness):
+            raise InputError(
+                "pipeline: policy, detect_every, motion and liveness need a tracker; give one, or leave them out"
+            )
         if tracker is not None and detector is None:
             raise InputError("pipeline: aligned crops cannot be tracked; leave the tracker out")
         self._detector, self._embedder = detector, embedder
         self._tracker, self._gate = tracker, gate
         self._faces = faces
         self._policy = policy or EmbeddingPolicy()
-        self._detect_every, self._prefetch = detect_every, prefetch
+        self._detect_every, self._motion, self._liveness = detect_every, motion, liveness
+        self._prefetch = prefetch
         self._batch_size = batch_size if tracker is None else 1
+
+    @classmethod
+    def for_camera(
+        cls,
+        detector: Detector,
+        embedder: Embedder,
+        *,
+        looks: int = 3,
+        gate: QualityGate | None = None,
+        motion: MotionGate | None = None,
+        liveness: LivenessChecker | None = None,
+    ) -> Pipeline:
+        """Return a pipeline that keeps up with a camera, as `edgeface watch` and the kiosk benchmark use it.
+
+        Each face is looked at `looks` times at any quality, twice as often where some of these may not be live, later
+        when it is clearly better, and once a second, to notice another in its place. A face that is not seen for
+        `CAMERA_GAP` seconds has left.
+        """
+        most = 2 * looks
+        return cls(
+            detector,
+            embedder,
+            tracker=Tracker(max_gap=CAMERA_GAP),
+            gate=gate,
+            policy=EmbeddingPolicy(
+                least=looks if liveness is None else most, most=most, refresh=_REFRESH, at_once=_AT_ONCE
+            ),
+            detect_every=_DETECT_EVERY,
+            motion=motion,
+            liveness=liveness,
+            prefetch=1,  # a frame that was taken in advance would wait
+        )
 
     @property
     def contract(self) -> ModelContract:
@@ -168,7 +221,7 @@ class Pipeline:
         Yields
         ------
         frame, faces
-            Best score first where detected.
+            Best score first where detected. With a tracker the frame says in `Frame.examined` what was done with it.
 
         Raises
         ------
@@ -177,12 +230,12 @@ class Pipeline:
             is raised at once, and results in progress are lost.
         """
         refuse_waiting()
-        observe = self._observe_frames if self._tracker is None else _Watch(self, self._tracker).observe
+        observe = self._observe_frames if self._tracker is None else self._follow_video(self._tracker).observe
         window: deque[FrameGroup] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="edgeface-pipeline") as worker:
             try:
                 for group in group_frames(frames, self._batch_size):
-                    window.append(FrameGroup(group, worker.submit(observe, group)))
+                    window.append(FrameGroup(worker.submit(observe, group)))
                     while window and (len(window) >= self._prefetch or window[0].is_ready()):
                         yield from window[0].results()
                         window.popleft()
@@ -193,15 +246,26 @@ class Pipeline:
                 for each in window:
                     each.abandon()
 
-    def _observe_frames(self, frames: Sequence[Frame]) -> list[list[FaceObservation]]:
+    def _follow_video(self, tracker: Tracker) -> VideoFaces:
+        return VideoFaces(
+            FaceSteps(lambda image: self._detect([image])[0], self._measure, self._embed),
+            tracker,
+            self._policy,
+            contract_id=self.contract.contract_id,
+            detect_every=self._detect_every,
+            motion=self._motion,
+            liveness=self._liveness,
+        )
+
+    def _observe_frames(self, frames: Sequence[Frame]) -> list[tuple[Frame, list[FaceObservation]]]:
         """Observe frames; one that the detector refuses is a face without an embedding, and fails no other."""
         try:
-            return self._observe([frame.image for frame in frames])
+            return list(zip(frames, self._observe([frame.image for frame in frames]), strict=True))
         except ImageError as error:
             if len(frames) > 1:
                 return [self._observe_frames([frame])[0] for frame in frames]
             refused = replace(_whole(frames[0].image), reasons=(str(error),))
-            return [[FaceObservation(refused, None, self.contract.contract_id)]]
+            return [(frames[0], [FaceObservation(refused, None, self.contract.contract_id)])]
 
     def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
         """Detect, and hand every usable face to the embedder."""
@@ -273,72 +337,3 @@ def _whole(crop: Image) -> Face:
         score=1.0,
         quality=None,
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Memory:
-    """The last detected face of a track, and the vector of the crop that was embedded last."""
-
-    face: Face
-    vector: Future[np.ndarray] | None = None
-    best: float | None = None
-    count: int = 0
-    at: float = 0.0
-
-
-class _Watch:
-    """One run over a video: the tracks' faces from frame to frame. Used by the pipeline's worker alone."""
-
-    def __init__(self, pipeline: Pipeline, tracker: Tracker) -> None:
-        tracker.clear()
-        self._pipeline, self._tracker = pipeline, tracker
-        self._flow = FaceFlow() if pipeline._detect_every > 1 else None
-        self._frames = 0
-        self._faces, self._ids = Faces.empty(), list[int]()
-        self._memories: dict[int, _Memory] = {}
-
-    def observe(self, frames: Sequence[Frame]) -> list[list[FaceObservation]]:
-        return [self._observe(frame) for frame in frames]
-
-    def _observe(self, frame: Frame) -> list[FaceObservation]:
-        detects = self._frames % self._pipeline._detect_every == 0
-        self._frames += 1
-        tracks = self._detect(frame) if detects else self._follow(frame)
-        self._ids = [track.id for track in tracks]
-        return [self._observation(track) for track in tracks]
-
-    def _detect(self, frame: Frame) -> list[Track]:
-        if self._flow:
-            self._flow.see(frame.image)
-        (self._faces,) = self._pipeline._detect([frame.image])
-        tracks = self._tracker.update(self._faces, frame.timestamp)
-        alive = self._tracker.alive
-        self._memories = {key: memory for key, memory in self._memories.items() if key in alive}
-        for index, track in enumerate(tracks):
-            self._memories[track.id] = self._remember(frame, index, track)
-        return tracks
-
-    def _follow(self, frame: Frame) -> list[Track]:
-        assert self._flow is not None
-        self._faces, kept = self._flow.follow(frame.image, self._faces)
-        return self._tracker.follow([self._ids[index] for index in kept], self._faces, frame.timestamp)
-
-    def _remember(self, frame: Frame, index: int, track: Track) -> _Memory:
-        face = self._pipeline._measure(frame.image, self._faces, index)
-        memory = self._memories.get(track.id, _Memory(face))
-        memory = replace(memory, face=face)
-        if not track.confirmed or face.quality is None or face.reasons:
-            return memory
-        quality, age = face.quality.score, frame.timestamp - memory.at
-        if not self._pipeline._policy.wants(quality, best=memory.best, count=memory.count, age=age):
-            return memory
-        observed = self._pipeline._embed(frame.image, face)
-        if observed.vector is None:
-            return replace(memory, face=observed.face)
-        refreshed = memory.best is not None and self._pipeline._policy.is_refresh(age)
-        return _Memory(observed.face, observed.vector, quality, memory.count + (not refreshed), frame.timestamp)
-
-    def _observation(self, track: Track) -> FaceObservation:
-        memory = self._memories[track.id]
-        face = replace(memory.face, box=track.box, landmarks=track.landmarks, track_id=track.id)
-        return FaceObservation(face, memory.vector, self._pipeline.contract.contract_id)

@@ -190,26 +190,30 @@ class EmbeddingPolicy:
     Attributes
     ----------
     improvement
-        Factor by which the quality of a new crop must exceed that of the crop that was embedded last.
+        Factor by which the quality of a new crop must exceed the best so far, since the last refresh.
     most
         Embeddings of one track, those of `refresh` not counted.
     refresh
         Seconds after which a track is embedded again at any quality, in case two people swapped ids; None: never.
     least
         Embeddings that a track gets at any quality, a few frames apart; no more than `most`.
+    at_once
+        Embeddings of one frame, so that none takes long when many people come at once: other tracks wait for the next
+        frame. None: all.
     """
 
     improvement: float = 1.2
     most: int = 4
     refresh: float | None = None
     least: int = 2
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
-        sound = self.improvement >= 1 and self.most >= 1 and self.least >= 1
+        sound = self.improvement >= 1 and min(self.most, self.least, 1 if self.at_once is None else self.at_once) >= 1
         if not sound or (self.refresh is not None and not 0 < self.refresh < math.inf):
             raise InputError(
-                "embedding policy: expected improvement, most and least of 1 or more and a finite refresh of more "
-                f"than 0 seconds or None, found {self.improvement}, {self.most}, {self.least} and {self.refresh}"
+                "embedding policy: expected improvement, most, least and at_once of 1 or more and a finite refresh of "
+                f"more than 0 seconds or None, found {self}"
             )
 
     @property
@@ -220,13 +224,17 @@ class EmbeddingPolicy:
     def wants(self, quality: float, *, best: float | None, count: int, age: float) -> bool:
         """Return whether to embed a crop of this `Quality.score`.
 
-        `best` is that of the crop embedded last, if any, `count` the embeddings of the track so far, those of `refresh`
-        not counted, and `age` the seconds since the last of all.
+        `best` is that of the best crop embedded so far, if any, `count` the embeddings of the track so far, those of
+        `refresh` not counted, and `age` the seconds since the last of all.
         """
         if best is None or self.is_refresh(age):
             return True
         early = count < self.least and age >= _APART
         return count < self.most and (early or quality > best * self.improvement)
+
+    def next_look(self, count: int, at: float) -> float:
+        """Return when a track that was embedded `count` times, last at `at`, is due for another at any quality."""
+        return at + _APART if 0 < count < min(self.least, self.most) else math.inf
 
     def is_refresh(self, age: float) -> bool:
         """Return whether a track that was embedded `age` seconds ago is due for `refresh`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -50,6 +50,9 @@ class Frame:
         The file, or the address of the camera, without user and password.
     file
         Of photos: which bytes the image was made of. None otherwise.
+    examined
+        What a pipeline with a tracker did: ``detected`` its faces, ``tracked`` those of the frame before, or
+        ``skipped`` it because nothing moved. None otherwise.
     """
 
     image: Image
@@ -57,6 +60,7 @@ class Frame:
     timestamp: float
     source: str
     file: FileIdentity | None = None
+    examined: Literal["detected", "tracked", "skipped"] | None = None
 
 
 Opener = Callable[[str | int], Any]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from kiosk_door import wait_until
 
-from edgeface.kiosk.camera import Camera, CameraState, MotionGate, ZoneDetector
+from edgeface.kiosk.camera import Camera, CameraState, ZoneDetector
 from edgeface.kiosk.settings import CameraSettings
+from edgeface.pipeline.motion import MotionGate
 from edgeface.vision.detector import Faces
 
 pytestmark = pytest.mark.timeout(20)
@@ -105,7 +106,7 @@ def test_while_nothing_moves_frames_are_neither_converted_nor_looked_at() -> Non
     lens = Lens()
     with Running(lens, idle_fps=10, active_fps=50) as door:
         wait_until(lambda: bool(door.frames))
-        door.camera._awake_until = 0.0
+        door.camera._motion._open_until = 0.0
         wait_until(lambda: lens.grabbed > 5)
         looked, read, grabbed = len(door.frames), lens.read_frames, lens.grabbed
         wait_until(lambda: lens.grabbed > grabbed + 40)

@@ -16,12 +16,14 @@ from tiny_ir import tiny_crop, write_tiny_ir
 from edgeface.errors import ContractError, InferenceError, InputError
 from edgeface.gallery.index import ExactIndex
 from edgeface.gallery.records import TemplateBlock
+from edgeface.pipeline.motion import MotionGate
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker
 from edgeface.recognize.identify import Identifier, TrackIdentifier
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.runtime import Embedder, ImageFormat
 from edgeface.vision.detector import Faces
+from edgeface.vision.liveness import Liveness
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame
 
@@ -203,12 +205,70 @@ def test_a_tracked_face_keeps_its_id_and_is_embedded_a_few_times(embedder: Embed
 
 def test_between_detections_faces_are_followed_to_within_two_pixels(embedder: Embedder) -> None:
     detector = SquareDetector()
-    answers = list(Pipeline(detector, embedder, tracker=Tracker(), detect_every=5).run(walk(20)))
-    assert detector.calls == 4
+    once = EmbeddingPolicy(most=1)
+    answers = list(Pipeline(detector, embedder, tracker=Tracker(), policy=once, detect_every=5).run(walk(20)))
+    assert [frame.index for frame, _ in answers if frame.examined == "detected"] == [0, 1, 6, 11, 16]  # 1: to confirm
+    assert {frame.examined for frame, _ in answers} == {"detected", "tracked"}
+    assert detector.calls == 5
     for index, (_, faces) in enumerate(answers):
         assert [face.track_id for face in faces] == [1, 2]
         np.testing.assert_allclose(faces[0].box[:2], [10 + 3 * index, 20], atol=2)
         np.testing.assert_allclose(faces[1].box[:2], [320 - 3 * index, 140], atol=2)
+
+
+def test_a_look_that_is_due_and_a_face_that_cannot_be_followed_are_detected_at_once(embedder: Embedder) -> None:
+    film = [*walk(9), *frames_of([draw((1, 200, 30))] * 4)]
+    film = [Frame(frame.image, i, i / 25, "film") for i, frame in enumerate(film)]
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(), detect_every=100)
+    answers = list(pipeline.run(film))
+    assert [frame.index for frame, _ in answers if frame.examined == "detected"] == [
+        0,
+        1,  # confirms both, and embeds them for the first time
+        5,  # 0.15 seconds later, for the second time
+        9,  # another scene: no face of the frame before is there
+        10,  # confirms the new one
+    ]
+    assert [len(faces) for _, faces in answers] == [2] * 9 + [1] * 4
+
+
+def test_of_many_faces_that_come_at_once_a_few_are_embedded_a_frame(embedder: Embedder) -> None:
+    people = [(0, 10, 20), (1, 150, 100), (2, 300, 30)]
+    policy = EmbeddingPolicy(most=1, at_once=1)
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(), policy=policy, detect_every=100)
+    answers = list(pipeline.run(frames_of([draw(*people)] * 6)))
+    assert [sum(face.embedding is not None for face in faces) for _, faces in answers] == [0, 1, 2, 3, 3, 3]
+    assert [frame.examined for frame, _ in answers] == ["detected"] * 4 + ["tracked"] * 2
+
+
+def test_while_nothing_moves_and_nobody_is_there_frames_are_skipped(embedder: Embedder) -> None:
+    detector = SquareDetector()
+    film = frames_of([draw()] * 120 + [draw((0, 100, 80))] * 100 + [draw()] * 150)
+    answers = list(Pipeline(detector, embedder, tracker=Tracker(), motion=MotionGate(), detect_every=3).run(film))
+    assert len(answers) == len(film)
+    skipped = [frame.index for frame, _ in answers if frame.examined == "skipped"]
+    # 3 seconds after the first frame; a glance after 5; and the last face and its going are 3 seconds away.
+    assert skipped[0] == 76
+    assert skipped[-1] == len(film) - 1
+    assert all(len(faces) == (120 <= frame.index < 220) for frame, faces in answers)
+    assert detector.calls < (len(film) - len(skipped)) / 2.5
+
+
+def test_each_crop_that_is_embedded_is_judged_live_in_its_own_frame(embedder: Embedder) -> None:
+    class Checker:
+        def check(self, image: np.ndarray, faces: Faces) -> list[Liveness]:
+            judged.append(image)
+            score = 0.6 + len(judged) / 100
+            return [Liveness(verdict="live", score=score, threshold=0.5, scores={}, reasons=(), contract_ids=())] * len(
+                faces
+            )
+
+    judged: list[np.ndarray] = []
+    film = frames_of([draw((0, 100, 80))] * 12)
+    pipeline = Pipeline(SquareDetector(), embedder, tracker=Tracker(), liveness=Checker(), detect_every=3)
+    answers = [(frame, *faces) for frame, faces in pipeline.run(film)]
+    assert [image is film[index].image for image, index in zip(judged, (1, 5), strict=True)] == [True, True]
+    assert answers[0][1].liveness is None
+    assert [face.liveness.score for _, face in answers[1:]] == pytest.approx([0.61] * 4 + [0.62] * 7)
 
 
 def test_a_better_crop_replaces_the_embedding_and_a_worse_one_does_not(embedder: Embedder) -> None:
@@ -308,6 +368,7 @@ def test_an_embedder_of_other_pictures_is_refused(ir: Path) -> None:
     [
         ({"detect_every": 2}, "need a tracker"),
         ({"policy": EmbeddingPolicy()}, "need a tracker"),
+        ({"motion": MotionGate()}, "need a tracker"),
         ({"prefetch": 0}, "1 or more"),
         ({"tracker": Tracker(), "detect_every": 0}, "1 or more"),
     ],

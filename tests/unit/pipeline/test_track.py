@@ -142,7 +142,7 @@ def test_the_policy_embeds_a_track_at_least_twice_at_any_quality_and_not_in_cons
     once = EmbeddingPolicy(most=1)
     assert not once.wants(0.1, best=0.9, count=1, age=100)
     assert (policy.looks, once.looks, EmbeddingPolicy(refresh=3).looks) == (2, 1, float("inf"))
-    for wrong in ({"least": 0}, {"most": 0}, {"refresh": float("inf")}, {"improvement": float("nan")}):
+    for wrong in ({"least": 0}, {"most": 0}, {"at_once": -1}, {"refresh": float("inf")}, {"improvement": float("nan")}):
         with pytest.raises(InputError, match="embedding policy: expected"):
             EmbeddingPolicy(**wrong)
 
