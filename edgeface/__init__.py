@@ -99,6 +99,7 @@ def load(
     min_size: int = 20,
     liveness: bool | str | Path | LivenessChecker = False,
     flip: Literal["average", "concatenate"] | None = None,
+    hint: Literal["latency", "throughput"] = "throughput",
     cache_dir: Path | None = None,
     key: bytes | None = None,
     allow_seeded: bool = False,
@@ -121,6 +122,10 @@ def load(
         model, or of a folder of them; or a loaded checker, which is closed with the result.
     flip
         Embed each crop's mirror image too; see `edgeface.runtime.flip.Flip`.
+    hint
+        ``latency``: one face at a time is embedded by all cores, for single calls; ``throughput``: each core embeds its
+        own, for many photos and for many callers. On two cores a lone face takes half the time, and many take a tenth
+        more. One compiled model cannot do both: each packs the weights for itself.
     cache_dir
         Folder for compiled models, the detector's too, which makes later loads faster; None: compile every time.
     key
@@ -168,7 +173,13 @@ def load(
             )
             opened.callback(_close_loaded, loading)
         embedder = Embedder.load(
-            path, device=device, flip=flip, cache_dir=cache_dir, key=key, allow_seeded=allow_seeded
+            path,
+            device=device,
+            hint="LATENCY" if hint == "latency" else "THROUGHPUT",
+            flip=flip,
+            cache_dir=cache_dir,
+            key=key,
+            allow_seeded=allow_seeded,
         )
         opened.callback(embedder.close)
         if loading is not None:
@@ -219,7 +230,7 @@ def verify(
     >>> edgeface.verify("a.jpg", "b.jpg")  # doctest: +SKIP
     Verification(matched=True, cosine 0.8123 > 0.5701, far=0.001)
     """
-    with load(model, device=device, allow_seeded=allow_seeded) as app:
+    with load(model, device=device, hint="latency", allow_seeded=allow_seeded) as app:
         return app.verify(a, b, **options)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeface.errors import EngineClosed, FaceError, ImageError, InputError
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
-from edgeface.pipeline.observation import Face, from_left, largest_face
+from edgeface.pipeline.observation import Face, FaceObservation, from_left, largest_face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.recognize.identify import Identification, Identifier, Verdict
 from edgeface.recognize.index import PersonRule
@@ -189,6 +189,12 @@ class FaceAnalyzer:
         """Precision that the device computes in, whatever that of the weights; see `ExecutionReport.precision`."""
         return self._embedder.execution.precision
 
+    @property
+    def hint(self) -> str | None:
+        """What the model was loaded for, ``latency`` or ``throughput``; see `edgeface.load`."""
+        asked = self._embedder.execution.hint
+        return asked and asked.lower()
+
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
         """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer.
 
@@ -276,7 +282,11 @@ class FaceAnalyzer:
         """
         decisive = choose_threshold(threshold, self.contract, far=far)
         name_a, name_b = _name(a, "photo a"), _name(b, "photo b")
-        first, second = self.embed_face(a, face_a, name=name_a), self.embed_face(b, face_b, name=name_b)
+        begun = (
+            self._start(a, face_a, name=name_a),
+            self._start(b, face_b, name=name_b),
+        )  # b is found beside a's network
+        first, second = (each.finish() for each in begun)
         answer = verify(_embedding(first, name_a), _embedding(second, name_b), decisive)
         return replace(answer, face_a=first, face_b=second, model=self.contract.name)
 
@@ -336,6 +346,12 @@ class FaceAnalyzer:
         InputError
             If there is no face of this number.
         """
+        face = self._start(photo, number, name=name).finish()
+        _embedding(face, name)
+        return face
+
+    def _start(self, photo: PhotoLike, number: int | None, *, name: str) -> FaceObservation:
+        """Find the face of `embed_face`, and hand it to the embedder."""
         image, pipeline = read_photo(photo, name=name), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:
@@ -343,9 +359,7 @@ class FaceAnalyzer:
         if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
             raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
-        face = pipeline.embed(image, faces[index])
-        _embedding(face, name)
-        return face
+        return pipeline.start_embedding(image, faces[index])
 
     def identify(
         self,

@@ -49,9 +49,9 @@ def embed(
     from edgeface.vision.listing import list_photos
 
     require_format(output)
-    list_photos(paths)  # what costs nothing to find is told before the model is loaded
+    photos = list_photos(paths)  # what costs nothing to find is told before the model is loaded
     require_writable(output.parent)
-    with options.load() as app, out.progress_bars() as progress:
+    with options.load(photos=len(photos.files)) as app, out.progress_bars() as progress:
         result, model = (
             embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
             app.contract.name,
@@ -104,15 +104,15 @@ def verify(
         require_rate("far", far)
     for path in (a, b):
         require_photo(path)
-    with options.load() as app:
+    with options.load(photos=2) as app:
         result = app.verify(a, b, far=far, threshold=limit, face_a=face_a, face_b=face_b)
-        contract, precision = app.contract, app.precision
+        contract, precision, hint = app.contract, app.precision, app.hint
     assert result.face_a is not None
     assert result.face_b is not None
     _mention_choice(a, result.face_a, face_a, "--face-a")
     _mention_choice(b, result.face_b, face_b, "--face-b")
     if json:
-        about = {"precision": precision, "a": _about(a, result.face_a), "b": _about(b, result.face_b)}
+        about = {"precision": precision, "hint": hint, "a": _about(a, result.face_a), "b": _about(b, result.face_b)}
         out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
         _show(result)

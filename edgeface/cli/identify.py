@@ -69,8 +69,8 @@ def identify(
         pass  # without gallery or key no model is loaded
     failures = dict(photos.failures)
     found: dict[Path, list[Identification]] = {}
-    with options.load() as app:
-        contract, precision = app.contract, app.precision
+    with options.load(photos=len(photos.files)) as app:
+        contract, precision, hint = app.contract, app.precision, app.hint
         with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=given)
             if not json:
@@ -95,6 +95,7 @@ def identify(
                 "model": contract.name,
                 "contract_id": contract.contract_id,
                 "precision": precision,
+                "hint": hint,
                 "templates": limit.gallery_size,
                 "threshold": limit.value,
                 "fpir": limit.fpir,

@@ -162,8 +162,8 @@ class AnalyzerOptions(DetectorOptions):
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
 
-    def load(self) -> FaceAnalyzer:
-        """Load the model and the detector."""
+    def load(self, *, photos: int | None = None) -> FaceAnalyzer:
+        """Load the model and the detector for so many photos: up to two are answered as fast as one can be."""
         from edgeface.runtime.cache import usual_folder
 
         app = edgeface.load(
@@ -173,6 +173,7 @@ class AnalyzerOptions(DetectorOptions):
             detector_model=self.detector_model,
             landmarks_model=self.landmarks_model,
             min_size=self.min_size,
+            hint="latency" if photos in (1, 2) else "throughput",
             cache_dir=usual_folder(),
             allow_seeded=self.allow_seeded,
         )

@@ -200,11 +200,11 @@ class Pipeline:
 
     def embed(self, image: Image, face: Face) -> Face:
         """Embed one face of `find`, and wait; without an embedding, it has `reasons`."""
-        return self._embed(image, face).finish()
+        return self.start_embedding(image, face).finish()
 
     def embed_all(self, image: Image, faces: Sequence[Face]) -> list[Face]:
         """Embed faces of `find` together, and wait; see `embed`."""
-        return [each.finish() for each in [self._embed(image, face) for face in faces]]
+        return [each.finish() for each in [self.start_embedding(image, face) for face in faces]]
 
     def run(self, frames: Iterable[Frame]) -> Generator[tuple[Frame, list[Face]], None, None]:
         """Process frames in their order, several at a time.
@@ -248,7 +248,7 @@ class Pipeline:
 
     def _follow_video(self, tracker: Tracker) -> VideoFaces:
         return VideoFaces(
-            FaceSteps(lambda image: self._detect([image])[0], self._measure, self._embed),
+            FaceSteps(lambda image: self._detect([image])[0], self._measure, self.start_embedding),
             tracker,
             self._policy,
             contract_id=self.contract.contract_id,
@@ -270,7 +270,9 @@ class Pipeline:
     def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
         """Detect, and hand every usable face to the embedder."""
         found = self._find(images)
-        return [[self._embed(image, face) for face in faces] for image, faces in zip(images, found, strict=True)]
+        return [
+            [self.start_embedding(image, face) for face in faces] for image, faces in zip(images, found, strict=True)
+        ]
 
     def _find(self, images: Sequence[Image]) -> list[list[Face]]:
         if self._detector is None:
@@ -317,7 +319,8 @@ class Pipeline:
     def _refusals(self, quality: Quality) -> tuple[str, ...]:
         return tuple(map(str, self._gate.check(quality).reasons)) if self._gate else ()
 
-    def _embed(self, image: Image, face: Face) -> FaceObservation:
+    def start_embedding(self, image: Image, face: Face) -> FaceObservation:
+        """Hand one face of `find` to the embedder, and do not wait; see `embed`."""
         contract = self.contract
         if face.reasons:
             return FaceObservation(face, None, contract.contract_id)

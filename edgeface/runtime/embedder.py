@@ -38,7 +38,7 @@ from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
 from edgeface.runtime.encryption import open_ir
 from edgeface.runtime.engine import Engine
-from edgeface.runtime.plan import DevicePlan, ExecutionReport, default_plan, describe_execution, resolve_plan
+from edgeface.runtime.plan import DevicePlan, ExecutionReport, Hint, default_plan, describe_execution, resolve_plan
 from edgeface.runtime.pool import Pool, Retirement
 from edgeface.runtime.schedule import reason_of
 from edgeface.runtime.serving import Policy, Serving, refuse_waiting
@@ -222,6 +222,7 @@ class Embedder(Serving):
         device: str = "CPU",
         fallback: Sequence[str] = (),
         plan: DevicePlan | Sequence[DevicePlan] | Path | str | None = None,
+        hint: Hint = "THROUGHPUT",
         image_format: ImageFormat | None = None,
         flip: Flip | None = None,
         cache_dir: Path | None = None,
@@ -245,6 +246,8 @@ class Embedder(Serving):
         plan
             How the device shall run the model, or a plan file, such as one of ``edgeface bench sweep``. Several:
             a `Pool` over all of them.
+        hint
+            ``LATENCY``: all cores compute one crop; ``THROUGHPUT``: each computes its own. Not used if there is a plan.
         image_format
             Format of the crops; None: as OpenCV holds them, of the contract's size.
         flip
@@ -280,7 +283,7 @@ class Embedder(Serving):
                 plan = DevicePlan.read(Path(plan))
             if plan is None:
                 resolved = resolve_device(device, fallback=fallback, core=core)
-                plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved), resolved),)
+                plans: tuple[tuple[DevicePlan, ResolvedDevice], ...] = ((default_plan(resolved, hint=hint), resolved),)
             else:
                 listed = (plan,) if isinstance(plan, DevicePlan) else tuple(plan)
                 plans = tuple(resolve_plan(each, fallback) for each in listed)

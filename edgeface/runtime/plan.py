@@ -236,6 +236,8 @@ class ExecutionReport:
         The name that the caller gave, and the devices that execute, by OpenVINO's and by the maker's name.
     precision
         Inference precision: ``f32``, ``bf16``, ``f16``; ``dynamic``: each operation in its own type.
+    hint
+        What the plan asked to be fast: ``LATENCY``, one request that uses all threads; ``THROUGHPUT``, many at a time.
     streams, optimal_requests, threads
         As compiled.
     loaded_from_cache, fallback
@@ -248,6 +250,7 @@ class ExecutionReport:
     execution_devices: tuple[str, ...]
     full_names: tuple[str, ...]
     precision: str | None
+    hint: str | None
     streams: int | None
     optimal_requests: int | None
     threads: int | None
@@ -305,6 +308,7 @@ def describe_execution(
         execution_devices=executing,
         full_names=tuple(str(read_property(core, name, "FULL_DEVICE_NAME") or name).strip() for name in executing),
         precision=precision,
+        hint=plan.hint,
         streams=_whole(streams),
         optimal_requests=_whole(read("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
         threads=_whole(threads),

@@ -187,6 +187,7 @@ class Models:
                 device=options.device,
                 detector=options.detector,
                 min_size=options.min_size,
+                hint=options.hint,
                 cache_dir=self._cache,
                 allow_seeded=options.allow_seeded,
             )

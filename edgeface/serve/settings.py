@@ -68,6 +68,8 @@ class Model(Section):
     """What finds the faces; null: every photo is one aligned crop."""
     min_size: Positive = 20
     """Smallest face that is looked for, in pixels."""
+    hint: Literal["latency", "throughput"] = "throughput"
+    """latency: all cores embed one face, for a service that few ask at a time; throughput: each embeds its own."""
     allow_seeded: bool = False
     """Take a model of random weights, which recognises no one."""
 

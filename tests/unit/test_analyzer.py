@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +34,7 @@ from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
+from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
 
 pytestmark = pytest.mark.timeout(60)
@@ -371,6 +375,38 @@ def test_closing_closes_both_and_a_failed_load_leaves_nothing_open(ir: Path) -> 
     assert detector.closed == 1
     with pytest.raises(InputError, match="detector: expected one of mtcnn"):
         edgeface.load(ir, detector="haar")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("hint", "streams"), [("latency", 1), ("throughput", None)])
+def test_a_lone_request_gets_all_threads_if_that_is_asked_for(ir: Path, hint: str, streams: int | None) -> None:
+    with edgeface.load(ir, detector=None, hint=hint) as app:  # type: ignore[arg-type]
+        assert app.hint == hint
+        report = app.embedder.execution
+        assert streams in (None, report.streams)
+        assert report.threads is None or report.threads >= (report.streams or 1)
+
+
+def test_verify_finds_the_second_face_while_the_first_is_embedded(
+    app: FaceAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, both = list[int](), threading.Event()
+    detect, submit = app.detector.detect, app.embedder.submit  # type: ignore[union-attr]
+
+    def look(images: Sequence[np.ndarray]) -> list[Faces]:
+        asked.append(len(images))
+        if len(asked) == 2:
+            both.set()
+        return detect(images)
+
+    monkeypatch.setattr(app.detector, "detect", look)
+    with ThreadPoolExecutor(2) as slow:
+
+        def late(*crops: Any, **options: Any) -> Future[np.ndarray]:
+            answer = submit(*crops, **options)
+            return slow.submit(lambda: answer.result() if both.wait(5) else pytest.fail("it waited for the first"))
+
+        monkeypatch.setattr(app.embedder, "submit", late)
+        assert app.verify(draw(RED), draw(RED), threshold=0.5)
 
 
 def test_verify_in_one_line(ir: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ EXECUTION = ExecutionReport(
     execution_devices=("CPU",),
     full_names=("a <CPU>",),
     precision="f32",
+    hint="THROUGHPUT",
     streams=1,
     optimal_requests=1,
     threads=1,

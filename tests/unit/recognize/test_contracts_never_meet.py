@@ -277,6 +277,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "FrameGroup.__init__": _ONE,
     "FaceAnalyzer.search_threshold": _SIZE,
     "Pipeline.embed": _BOX,
+    "Pipeline.start_embedding": _BOX,
     "ServedGallery.__init__": "compares its model with the gallery at every search; see unit/serve/test_galleries.py",
     "cluster_folder": "tried with `choose_threshold` and `dbscan`, which decide",
     "from_left": _BOX,
