@@ -141,8 +141,8 @@ class FaceAnalyzer:
     embedder
         Of the default image format; closed with the analyzer.
     detector
-        Closed with the analyzer. None: every photo is one aligned crop. A whole photo, a blank image and noise are
-        refused.
+        Closed with the analyzer. None: every photo is one aligned crop. A whole photo, a blank image, noise and
+        a mosaic are refused.
     liveness
         Closed with the analyzer; it needs a detector. `analyze` and `identify` then fill `Face.liveness`, which changes
         no other answer.

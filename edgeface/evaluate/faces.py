@@ -21,11 +21,11 @@ from edgeface.runtime.adapter import Flip
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import ExecutionReport
 from edgeface.untrusted import read_npz
-from edgeface.vision.align import align, find_no_crop
+from edgeface.vision.align import align
+from edgeface.vision.crop_check import find_no_crop
 from edgeface.vision.detector import Detector
 from edgeface.vision.formats import IMAGE_SUFFIXES
 from edgeface.vision.image import Image, read_image
-from edgeface.vision.quality import find_no_face
 
 _CENTRE: Final = np.array([65 / 250, 55 / 250, 185 / 250, 200 / 250])
 """Box that is cut where no face is found, as shares of width and height: where LFW's faces are, and where the reference
@@ -206,7 +206,7 @@ class FaceCutter:
     def _align(self, index: int, image: Image) -> Image:
         size = self._contract.input_size
         if self.faces.boxes is None and self.faces.detector is None:
-            if wrong := find_no_crop(image, self._contract.alignment, size) or find_no_face(image):
+            if wrong := find_no_crop(image, self._contract.alignment, size):
                 self._failed[index] = wrong
             return align(image, None, None, Alignment("none"), size)
         recipe = self._contract.alignment

@@ -8,7 +8,8 @@ APNRR and BPNRR, and count in neither error rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def evaluate_liveness(
     Raises
     ------
     InputError
-        If there is no such folder, or none called ``live``.
+        If there is no such folder, or none called ``live``, or two names differ in their letters' case only.
     ImageError
         If no photo can be read.
     """
@@ -175,6 +176,7 @@ def evaluate_liveness(
             expected=f"a folder {BONA_FIDE!r} of live faces beside one folder for each kind of attack",
             found=", ".join(listed.people) or "no folder",
         )
+    _refuse_twins(images, listed.people)
     unread = listed.failures | dict.fromkeys(listed.loose, "in no folder: of no kind of presentation")
     total = sum(map(len, listed.people.values()))
     species: list[Species] = []
@@ -203,6 +205,20 @@ def evaluate_liveness(
         detector=dict(detector.settings),
         unread=unread,
     )
+
+
+def _refuse_twins(images: Path, names: Iterable[str]) -> None:
+    """Refuse names of which one is the other in other letters: ``Live`` would be an attack, ``Print`` two kinds."""
+    known = {BONA_FIDE: BONA_FIDE}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold().strip(" -_.")
+        if (twin := known.setdefault(plain, name)) != name:
+            raise InputError(
+                path=images / name,
+                expected=f"another name than that of {twin!r} in other letters",
+                found=f"{name!r}",
+                remedy="move its photos there if they are of the same kind, or rename the folder",
+            )
 
 
 def misjudged(result: LivenessEvaluation, *, attacks: bool, count: int) -> list[tuple[str, Presentation]]:

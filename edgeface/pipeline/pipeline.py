@@ -20,11 +20,12 @@ from edgeface.pipeline.video import FaceSteps, VideoFaces
 from edgeface.runtime.adapter import ImageFormat
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.serving import refuse_waiting
-from edgeface.vision.align import align, find_no_crop
+from edgeface.vision.align import align
+from edgeface.vision.crop_check import find_no_crop
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
 from edgeface.vision.liveness import LivenessChecker
-from edgeface.vision.quality import Quality, QualityGate, find_no_face, measure_quality
+from edgeface.vision.quality import Quality, QualityGate, measure_quality
 from edgeface.vision.source import Frame
 
 CAMERA_GAP = 1.0
@@ -45,8 +46,8 @@ class Pipeline:
     Parameters
     ----------
     detector
-        Finds the faces. None: every photo is one crop, already aligned. A whole photo, a blank image and noise are
-        refused.
+        Finds the faces. None: every photo is one crop, already aligned. A whole photo, a blank image, noise and a
+        mosaic are refused.
     embedder
         Loaded with the default `ImageFormat`.
     tracker
@@ -310,7 +311,7 @@ class Pipeline:
     def _judge_crop(self, crop: Image) -> Face:
         """Describe an aligned crop; what cannot be one, or shows no face, is refused with and without a gate."""
         face = _whole(crop)
-        wrong = find_no_crop(crop, self.contract.alignment, self.contract.input_size) or find_no_face(crop)
+        wrong = find_no_crop(crop, self.contract.alignment, self.contract.input_size)
         if wrong or self._gate is None:
             return replace(face, reasons=(wrong,) if wrong else ())
         # Size and pose of the face in its photo are unknown, so the crop has no quality that could be compared.

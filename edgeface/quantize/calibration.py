@@ -23,6 +23,7 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.stats import clopper_pearson
 from edgeface.vision.align import align
+from edgeface.vision.crop_check import find_no_crop
 from edgeface.vision.crops import detect_photos
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image, read_image
@@ -165,9 +166,14 @@ def _crops(
     if detector is None:
         for photo in photos:
             try:
-                yield photo, align(read_image(photo.path), None, None, Alignment("none"), size)
+                image = read_image(photo.path)
             except ImageError as error:
                 failures[photo.path] = str(error)
+                continue
+            if wrong := find_no_crop(image, contract.alignment, size):
+                failures[photo.path] = wrong
+            else:
+                yield photo, align(image, None, None, Alignment("none"), size)
         return
     for found in detect_photos(photos, detector, failures=failures):
         try:

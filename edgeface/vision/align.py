@@ -42,34 +42,10 @@ _OPENFACE_5 = np.array([[0.277371, 0.167284], [0.706148, 0.159000], [0.492094, 0
 _OUTER_EYES_AND_NOSE = [36, 45, 33]
 """dlib's numbers of the points of `_OPENFACE_68`."""
 
-_LARGEST_CROP = 4
 _WARPED_SIDE = 32767
 """From this side on OpenCV 4 cannot warp an image."""
 _FLATTEST = 0.01
 """Smallest area of a usable triangle of landmarks, in units of its longest side squared (0.29 in the template)."""
-
-
-def find_no_crop(image: Image, alignment: Alignment, size: tuple[int, int]) -> str | None:
-    """Say why an image cannot be a crop that was aligned for a model; None: it can.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
-        What was given for a crop.
-    alignment, size
-        Of the model's contract. A crop may be up to four times as large, and has the shape of `size`. Where the recipe
-        is a box, whose sides are resized one by one, it may also have that of a box around a face: of 7,701 faces of
-        LFW, width / height is 0.64 to 0.98.
-    """
-    height, width = image.shape[:2]
-    shape = width / height * size[0] / size[1]
-    low, high = (0.64, 1.1) if alignment.recipe.startswith("mtcnn-box") else (0.95, 1.05)
-    if low <= shape <= high and max(height / size[0], width / size[1]) <= _LARGEST_CROP:
-        return None
-    return (
-        f"expected a crop of {size[1]}x{size[0]} pixels, or of its shape and at most {_LARGEST_CROP} times as large, "
-        f"found {width}x{height}; if it is a photo, leave out --crops (in Python, load with a detector)"
-    )
 
 
 def align(

@@ -104,3 +104,15 @@ def test_a_folder_without_live_faces_is_refused(images: Path, checker: LivenessC
     (images / "live").rename(images / "real")
     with pytest.raises(InputError, match="expected a folder 'live' of live faces"):
         evaluate(images, checker)
+
+
+@pytest.mark.parametrize("name", ["Live", "LIVE", "live ", "_live", "\uff4c\uff49\uff56\uff45", "Print"])
+def test_folders_that_differ_in_their_letters_only_are_refused(
+    images: Path, checker: LivenessChecker, name: str
+) -> None:
+    (images / "print").mkdir(exist_ok=True)
+    (images / name).mkdir()
+    with pytest.raises(InputError, match="another name than that of '(live|print|Print)' in other letters, found"):
+        evaluate(images, checker)
+    (images / name).rename(images / "live mask")
+    assert "live mask" in {each.name for each in evaluate(images, checker).attacks}
