@@ -23,6 +23,7 @@ from edgeface.cli.gallery_options import (
     answer,
     choose_key,
     confirm,
+    fail_with,
     group,
     open_gallery,
     warn,
@@ -51,8 +52,6 @@ from edgeface.errors import GalleryError, InputError
 if TYPE_CHECKING:
     from edgeface.gallery import Enrolment, GalleryStore, Person
 
-_PLACES = 10
-"""Most places of what was to be erased that are printed."""
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
@@ -318,8 +317,5 @@ def forget(
         json=json,
     )
     warn(f"not searched: {place}" for place in done.unsearched)
-    if done.remains:
-        advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
-        places = [f"still there: {place}" for place in done.remains[:_PLACES]]
-        more = len(done.remains) - len(places)
-        warn([*places, *([f"still there: {more:,} more places; --json names all"] if more else []), advice], fail=True)
+    advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
+    fail_with([f"still there: {place}" for place in done.remains], advice)

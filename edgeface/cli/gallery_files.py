@@ -20,6 +20,7 @@ from edgeface.cli.gallery_options import (
     answer,
     choose_key,
     confirm,
+    fail_with,
     group,
     open_gallery,
     warn,
@@ -177,7 +178,7 @@ def rebuild(
     answer({"gallery": gallery, **dataclasses.asdict(done)}, text, json=json)
     warn(f"{name}: no template is left; enrol this person again" for name in done.without_templates)
     warn(f"not searched: {place}" for place in done.unsearched)
-    warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
+    fail_with([f"old bytes are still there: {place}" for place in done.remains])
 
 
 @group.command(epilog="Example: edgeface gallery rekey people.gallery --key file:/keys/old --new-key file:/keys/new")
@@ -196,7 +197,7 @@ def rekey(
     how = f"sealed with key {done.key_id}" if done.key_id else "not encrypted any more"
     answer({"gallery": gallery, **dataclasses.asdict(done)}, f"{gallery}: {done.rows} rows, {how}", json=json)
     warn(f"not searched: {place}" for place in done.unsearched)
-    warn((f"old bytes are still there: {place}" for place in done.remains), fail=True)
+    fail_with([f"old bytes are still there: {place}" for place in done.remains])
 
 
 @group.command(epilog="Example: edgeface gallery restore people.gallery /media/backup/people.gallery")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,9 @@ from edgeface.text import printable
 
 if TYPE_CHECKING:
     from edgeface.gallery import GalleryStore
+
+_PRINTED = 10
+"""Most places of what was to be erased that are printed."""
 
 group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, list, forget, export, import.")
 
@@ -105,3 +108,10 @@ def warn(problems: Iterable[str], *, fail: bool = False) -> None:
         print_note(line)
     if listed and fail:
         raise typer.Exit(NegativeResult.exit_code)
+
+
+def fail_with(problems: Sequence[str], *advice: str) -> None:
+    """Print the first problems, how many more there are, and advice; exit with 1. Without problems do nothing."""
+    more = len(problems) - _PRINTED
+    rest = [f"{more:,} more; --json names all"] if more > 0 else []
+    warn([*problems[:_PRINTED], *rest, *advice] if problems else [], fail=True)

@@ -160,14 +160,14 @@ def align_photos(
 
 
 def write_png(path: Path, image: Image) -> None:
-    """Write an image as PNG, completely or not at all.
+    """Write an image of faces as PNG, completely or not at all; only its owner may read it.
 
     Raises `OutputError` if it cannot be written.
     """
     encoded, data = cv2.imencode(".png", image)
     if not encoded:
         raise OutputError(f"{path}: OpenCV cannot encode this image as PNG")
-    with write_atomically(path) as staged:
+    with write_atomically(path, private=True) as staged:
         staged.write_bytes(data.tobytes())
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from tiny_ir import tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
+from edgeface.files import staging_folder
 
 pytestmark = pytest.mark.timeout(120)
 COLORS = {"Ada": (220, 20, 20), "Grace": (20, 220, 20), "Linus": (20, 20, 220)}
@@ -139,6 +143,26 @@ def test_a_photo_by_itself_enrols_no_person_of_its_folders_name(work: Path, caps
     for place in ("dl/0.png", "dl", "dl/*.png"):
         assert run("enrol", "g", place, *ENROL, *KEY) == 2
         assert "dl/0.png: expected one folder for each person" in capsys.readouterr().err
+
+
+def test_ten_places_of_what_remains_are_printed_and_json_has_all(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies of the gallery's file that another process is making, as an export or a backup does, cannot be swept."""
+    assert run("create", "g", "--model", "tiny.xml", "--unencrypted") == 0
+    assert run("enrol", "g", "people", *ENROL) == 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(13):
+            staging = stack.enter_context(staging_folder(work))
+            shutil.copy("g", staging / "copy")
+        capsys.readouterr()
+        assert run("forget", "g", "Ada", "--yes") == 1
+        printed = capsys.readouterr().err
+        told = ask(capsys, "forget", "g", "Grace", "--yes", code=1)
+    places = [line for line in printed.splitlines() if line.startswith("still there: ")]
+    assert len(places) == 10
+    assert re.search(r"\n\d+ more; --json names all\nclose other programs", printed)
+    assert len(told["remains"]) > 20
 
 
 @pytest.mark.usefixtures("gallery")

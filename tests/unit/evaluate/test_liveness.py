@@ -112,7 +112,7 @@ def test_folders_that_differ_in_their_letters_only_are_refused(
 ) -> None:
     (images / "print").mkdir(exist_ok=True)
     (images / name).mkdir()
-    with pytest.raises(InputError, match="another name than that of '(live|print|Print)' in other letters, found"):
+    with pytest.raises(InputError, match=r"another name than that of '(live|print|Print)' in other letters, found"):
         evaluate(images, checker)
     (images / name).rename(images / "live mask")
     assert "live mask" in {each.name for each in evaluate(images, checker).attacks}

@@ -51,6 +51,7 @@ def test_photos_without_a_face_or_unreadable_are_failures_and_the_rest_is_writte
         list_photos([folder]).photos, tmp_path / "out", detector, MARGIN, (32, 32), progress=told.append
     )
     assert [path.name for path in report.written] == ["a.png", "c.png"]
+    assert {path.stat().st_mode & 0o777 for path in report.written} == {0o600}
     assert {path.name for path in report.failures} == {"black.bmp", "broken.jpg"}
     assert (told[-1].done, told[-1].total) == (4, 4)
 
