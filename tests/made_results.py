@@ -44,6 +44,26 @@ def made_result(latencies: np.ndarray, *, created: str = "2026-01-01T00:00:00+00
     return BenchmarkResult.from_dict(document | parts)
 
 
+def made_kiosk(kept: np.ndarray, *, rng: np.random.Generator, slower: float = 1.0, **parts: Any) -> BenchmarkResult:
+    """A kiosk's result: `kept`, (N,) bool, are the frames of 25 a second that were processed; times are made up."""
+    numbers = np.flatnonzero(kept)
+    times = slower * rng.lognormal(np.log(20), 0.2, len(numbers))
+    waits, cpu = (slower * 150 * rng.lognormal(0, 0.3, 60)).tolist(), (slower * rng.normal(18, 0.3, 8)).tolist()
+    kiosk = {
+        "frame_rate": 25, "frames": len(kept), "dropped": int((~kept).sum()), "detected": len(numbers) // 3,
+        "tracked": len(numbers) - len(numbers) // 3, "skipped": 0, "faces": 900, "identities": len(waits),
+        "identity_ms": waits, "time_to_identity_ms": stats.summarize(np.array(waits))[0], "liveness": True,
+        "decisions": len(waits), "spoofs": 0, "decision_ms": [3 * each for each in waits],
+        "time_to_decision_ms": stats.summarize(3 * np.array(waits))[0], "cpu_parts_ms": cpu, "video_digest": "1" * 64,
+    }  # fmt: skip
+    samples = Samples.pack((numbers * 40_000_000).astype(np.int64), times).model_dump()
+    settings = {"scenario": "kiosk"}
+    return made_result(
+        times, settings=settings, samples=samples, kiosk=kiosk, cpu_ms=float(np.mean(cpu)), gflops=None,
+        gflops_per_second=None, **parts,
+    )  # fmt: skip
+
+
 def correlated(rng: np.random.Generator, count: int, rho: float) -> np.ndarray:
     """(count,) standard normal deviates, each correlated by `rho` with the one before."""
     noise = rng.standard_normal(count) * np.sqrt(1 - rho * rho)

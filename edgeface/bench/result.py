@@ -34,7 +34,7 @@ from edgeface.files import write_atomically
 from edgeface.stats import Interval, LatencyKey
 from edgeface.untrusted import RESULT_BYTES, RESULT_SAMPLES, read_json
 
-SCHEMA: Literal["edgeface.bench/1"] = "edgeface.bench/1"
+SCHEMA: Literal["edgeface.bench/2"] = "edgeface.bench/2"
 """Name and version of the document. A new version needs a step in `_MIGRATIONS`."""
 
 FILE_NAME = "result.json"
@@ -79,7 +79,7 @@ class BenchmarkResult(ResultPart):
         None: an imported report has none.
     """
 
-    schema_: Literal["edgeface.bench/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["edgeface.bench/2"] = Field(default=SCHEMA, alias="schema")
     created: str
     edgeface: str | None
     source: str = "edgeface"
@@ -160,8 +160,8 @@ class BenchmarkResult(ResultPart):
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 """Converts a document to the next schema version."""
 
-_MIGRATIONS: Mapping[int, Migration] = {}
-"""By the version that each converts from."""
+_MIGRATIONS: Mapping[int, Migration] = {1: lambda document: document}
+"""By the version that each converts from. 2 adds fields of the kiosk scenario, which a reader of 1 refuses."""
 
 
 def upgrade(

@@ -149,14 +149,33 @@ class MultiStreamResult(ResultPart):
 
 
 class KioskResult(ResultPart):
-    """A video at its own frame rate through detection, tracking and recognition."""
+    """A video at a camera's frame rate through detection, tracking and recognition."""
 
-    frame_rate: Positive  # Frames per second of the video
+    frame_rate: Positive  # Frames per second
+    detector: str | None = None  # Its name; None: unknown
     # Frames that were due, and those dropped because an earlier one was still waiting
     frames: Whole
     dropped: Whole
+    # Frames in which faces were detected, were followed from the one before, and in which nothing moved; None: unknown
+    detected: Whole | None = None
+    tracked: Whole | None = None
+    skipped: Whole | None = None
     faces: Whole  # Faces found in all frames that were processed
     identities: Whole  # Tracks that got an embedding
-    # From the time a track's first frame was due to its first embedding; the latency of a frame is `latency_ms`
+    # From the time a track's first usable frame was due to its first embedding, and that of each track; the latency of
+    # a frame is `latency_ms`
     time_to_identity_ms: dict[LatencyKey, Positive] = Field(default_factory=dict)
+    identity_ms: tuple[Positive, ...] = ()
+    # The same to three looks, each of them live where that is judged, or to a spoof
+    liveness: bool = False
+    decisions: Whole | None = None
+    spoofs: Whole | None = None
+    time_to_decision_ms: dict[LatencyKey, Positive] = Field(default_factory=dict)
+    decision_ms: tuple[Positive, ...] = ()
+    cpu_parts_ms: tuple[Positive, ...] = ()  # CPU time a frame in each of equal parts of the run, in their order
     video_digest: Digest | None = None  # SHA-256 of the file
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the frames that were dropped."""
+        return self.dropped / self.frames if self.frames else 0.0

@@ -107,7 +107,16 @@ def run(
     samples_per_query: Annotated[
         int | None, option(min=1, help="multi-stream: samples per query.  [default: 8]")
     ] = None,
-    video: Annotated[Path | None, option(help="kiosk: video, played at its own frame rate.")] = None,
+    video: Annotated[Path | None, option(help="kiosk: video, played as by a camera.")] = None,
+    frame_rate: Annotated[
+        float | None, option(min=1, max=240, help="kiosk: frames a second.  [default: the video's own]")
+    ] = None,
+    liveness: Annotated[
+        bool, typer.Option("--liveness", help="kiosk: judge whether faces are live, as edgeface watch does.")
+    ] = False,
+    liveness_models: Annotated[
+        Path | None, option(help="kiosk: an IR or a folder of IRs; implies --liveness.  [default: both downloaded]")
+    ] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
@@ -161,13 +170,22 @@ def run(
         max_duration_s=max_duration,
         warm_up_s=warm_up,
     )
-    needed = _kiosk(scenario, video, detector, detector_model, landmarks_model, device or "CPU")
-    with needed as (shown, finder), progress_bars(refresh_per_second=2) as progress:
+    liveness = liveness or liveness_models is not None
+    if scenario is not _Scenario.kiosk and (frame_rate or liveness):
+        raise InputError("--frame-rate and --liveness require --scenario kiosk")
+    needed = _kiosk(scenario, video, detector, detector_model, landmarks_model, device or "CPU", frame_rate)
+    checking = edgeface.load_liveness(liveness_models, device=device or "CPU") if liveness else contextlib.nullcontext()
+    with needed as (shown, finder), checking as checker, progress_bars(refresh_per_second=2) as progress:
         result = benchmark(
             model,
             settings,
             options=ScenarioOptions(
-                bound_ms=bound, percentile=percentile, samples_per_query=samples_per_query, video=shown, detector=finder
+                bound_ms=bound,
+                percentile=percentile,
+                samples_per_query=samples_per_query,
+                video=shown,
+                detector=finder,
+                liveness=checker,
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,
@@ -200,6 +218,7 @@ def _kiosk(
     detector_model: Path | None,
     landmarks_model: Path | None,
     device: str,
+    frame_rate: float | None,
 ) -> Iterator[tuple[VideoFile | None, Detector | None]]:
     """Yield the video and the detector of the kiosk scenario; refuse them in any other."""
     if scenario is not _Scenario.kiosk:
@@ -211,7 +230,7 @@ def _kiosk(
         raise InputError("--scenario kiosk requires --video FILE")
     from edgeface.bench.run.kiosk import VideoFile
 
-    shown = VideoFile.open(video)
+    shown = VideoFile.open(video, rate=frame_rate)
     name = detector or DetectorName.mtcnn
     with edgeface.load_detector(
         name.value, device=device, model=detector_model, landmarks_model=landmarks_model

@@ -61,12 +61,17 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
         if result.efficiency is not None:
             rows.append(("efficiency", f"{100 * result.efficiency:.1f}", "% of the attainable peak"))
     else:
-        share = kiosk.dropped / kiosk.frames if kiosk.frames else 0.0
         add("frames shown", kiosk.frames, f"at {_figure(kiosk.frame_rate)} per second")
-        add("frames dropped", kiosk.dropped, f"({100 * share:.1f} %)")
+        add("frames dropped", kiosk.dropped, f"({100 * kiosk.dropped_share:.1f} %)")
+        if kiosk.detected is not None:
+            words = f"with a detection, {kiosk.tracked} tracked, {kiosk.skipped} skipped"
+            add("frames", kiosk.detected, words)
         add("faces seen", kiosk.faces, f"of {kiosk.identities} identified tracks")
         for key in ("p50", "p90", "max"):
             add(f"time to identity {key}", kiosk.time_to_identity_ms.get(key), "ms")
+            add(f"time to decision {key}", kiosk.time_to_decision_ms.get(key), "ms")
+        spoofs = f"{kiosk.spoofs} of them spoofs" if kiosk.liveness else "without liveness"
+        add("decisions", kiosk.decisions, spoofs)
     add("CPU time", result.cpu_ms, "ms per item")
     if (server := result.server) is not None:
         bound = f"with {_figure(server.percentile)} % within {_figure(server.bound_ms)} ms"

@@ -114,7 +114,7 @@ _ESSENTIALS: dict[str, Callable[[BenchmarkResult], object]] = {
     "batch": lambda run: run.settings.batch,
     "samples a query": lambda run: run.multi_stream and run.multi_stream.samples_per_query,
     "latency bound": lambda run: run.server and (run.server.bound_ms, run.server.percentile),
-    "video": lambda run: run.kiosk and run.kiosk.video_digest,
+    "video": lambda run: run.kiosk and (run.kiosk.video_digest, run.kiosk.frame_rate),
 }
 """What two results must have in common to be compared."""
 
@@ -129,6 +129,8 @@ def _said(run: BenchmarkResult) -> dict[str, str]:
             f"executed {name}": getattr(run.execution, name)
             for name in ("devices", "precision", "streams", "requests", "threads")
         },
+        "detector": run.kiosk and run.kiosk.detector,
+        "liveness": run.kiosk and run.kiosk.liveness,
         "openvino": None if environment is None else environment.software.openvino,
         "edgeface": run.edgeface,
         "measured by": run.source,

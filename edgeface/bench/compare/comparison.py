@@ -38,8 +38,12 @@ _METRICS: dict[Scenario, tuple[str, ...]] = {
     "multi-stream": (*_LATENCIES, "throughput"),
     "offline": ("throughput",),  # its latencies include a queue that it fills itself
     "server": ("rate",),  # its latencies are those at that rate
-    "kiosk": _LATENCIES,
+    "kiosk": (*_LATENCIES, "dropped", "time to identity", "time to decision", "CPU"),
 }
+_TIMES = {"time to identity": "identity_ms", "time to decision": "decision_ms"}
+"""Metrics of a kiosk whose raw samples, one a track, are this field of `KioskResult`."""
+_HIGHER_IS_BETTER = ("throughput", "rate", "dropped")
+"""Metrics that are compared as rates: of items, and of the frames that were not dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +53,14 @@ class Difference:
     Attributes
     ----------
     metric, unit
-        ``p50``, ``p90``, ``p99`` in ``ms``; ``throughput`` or, in the Server scenario, ``rate`` in ``items/s``.
+        ``p50``, ``p90``, ``p99`` in ``ms``; ``throughput`` or, in the Server scenario, ``rate`` in ``items/s``. Of a
+        kiosk also ``dropped`` in ``%`` of the frames, the medians of ``time to identity`` and ``time to decision``, and
+        ``CPU`` a frame, in ``ms``.
     baseline, candidate
         The figures; geometric means of repeated runs.
     slowdown
         How much longer the candidate takes, as a share: 0.05 is 5 % longer, below 0 is faster. For a throughput, of
-        the time per item.
+        the time per item; for ``dropped``, of the time per frame that was kept.
     interval
         Confidence interval of the slowdown; None: not bounded on that side.
     verdict
@@ -208,17 +214,31 @@ def _one_run(metric: str, baseline: BenchmarkResult, candidate: BenchmarkResult,
     old, new = _figure(metric, baseline), _figure(metric, candidate)
     if metric == "rate":
         return _difference(metric, old, new, None, "the rate comes from a search and has no samples")
-    if baseline.samples is None or candidate.samples is None:
+    first, second = (_estimate(metric, run, confidence) for run in (baseline, candidate))
+    if first is None or second is None:
         return _difference(metric, old, new, None, "there are no raw samples")
-    first, second = (
-        of_rate(samples.ends_s, confidence=confidence)
-        if metric == "throughput"
-        else of_latency(samples.latencies_ms, float(metric.removeprefix("p")) / 100, confidence=confidence)
-        for samples in (baseline.samples, candidate.samples)
-    )
     found = ratio(first, second)
     note = "too few independent samples" if found.interval == (None, None) else ""
     return _difference(metric, old, new, found, note)
+
+
+def _estimate(metric: str, run: BenchmarkResult, confidence: float) -> Estimate | None:
+    """Estimate a metric from what one run measured again and again; None if that is not known."""
+    kiosk, samples = run.kiosk, run.samples
+    if metric == "CPU":
+        return of_parts(kiosk.cpu_parts_ms, confidence=confidence) if kiosk and kiosk.cpu_parts_ms else None
+    if metric in _TIMES:
+        times = getattr(kiosk, _TIMES[metric])
+        return of_latency(np.array(times), 0.5, confidence=confidence) if times else None
+    if samples is None:
+        return None
+    if metric == "dropped":
+        assert kiosk is not None
+        starts = samples.starts_ns - samples.starts_ns[0]
+        return of_kept(np.rint(starts * 1e-9 * kiosk.frame_rate).astype(int), kiosk.frames, confidence=confidence)
+    if metric == "throughput":
+        return of_rate(samples.ends_s, confidence=confidence)
+    return of_latency(samples.latencies_ms, float(metric.removeprefix("p")) / 100, confidence=confidence)
 
 
 def _several_runs(
@@ -236,7 +256,7 @@ def _several_runs(
 
 
 def _difference(metric: str, baseline: float, candidate: float, found: Estimate | None, note: str) -> Difference:
-    rate = metric in ("throughput", "rate")
+    rate, dropped = metric in _HIGHER_IS_BETTER, metric == "dropped"
     value = candidate / baseline if found is None else found.value
     low, high = (None, None) if found is None else found.interval
     if rate:  # of the time per item, so that more is worse everywhere
@@ -249,9 +269,9 @@ def _difference(metric: str, baseline: float, candidate: float, found: Estimate 
         verdict = "better"
     return Difference(
         metric=metric,
-        unit="items/s" if rate else "ms",
-        baseline=baseline,
-        candidate=candidate,
+        unit="%" if dropped else "items/s" if rate else "ms",
+        baseline=100 * (1 - baseline) if dropped else baseline,
+        candidate=100 * (1 - candidate) if dropped else candidate,
         slowdown=value - 1,
         interval=interval,
         verdict=verdict,
@@ -260,8 +280,15 @@ def _difference(metric: str, baseline: float, candidate: float, found: Estimate 
 
 
 def _figure(metric: str, run: BenchmarkResult) -> float:
-    """Return the metric of a run; 0 if it has none."""
-    if metric == "rate":
+    """Return the metric of a run, for ``dropped`` the share of the frames that were kept; 0 if it has none."""
+    value: float | None
+    if metric == "CPU":
+        value = run.cpu_ms
+    elif metric == "dropped":
+        value = 1 - run.kiosk.dropped_share if run.kiosk else None
+    elif metric in _TIMES:
+        value = getattr(run.kiosk, f"time_to_{_TIMES[metric]}", {}).get("p50")
+    elif metric == "rate":
         value = run.server.rate if run.server else None
     elif metric == "throughput":
         value = run.throughput_fps
@@ -297,6 +324,28 @@ def of_latency(latencies: np.ndarray, share: float, *, confidence: float) -> Est
 def of_rate(ends: np.ndarray, *, confidence: float) -> Estimate:
     """Estimate completions per second from their times, (N,) seconds from the start of the measurement."""
     return Estimate(len(ends) / float(ends.max()), stats.rate_interval(ends, confidence=confidence))
+
+
+def of_parts(figures: Sequence[float], *, confidence: float) -> Estimate:
+    """Estimate a mean from those of equal parts of a run, at least two: Student's t."""
+    value = float(np.mean(figures))
+    half = stats.student_t(len(figures) - 1, confidence) * float(np.std(figures, ddof=1)) / math.sqrt(len(figures))
+    return Estimate(value, (value - half, value + half))
+
+
+def of_kept(numbers: np.ndarray, count: int, *, confidence: float) -> Estimate:
+    """Estimate the share of `count` frames that were kept from their numbers, (N,) int from 0.
+
+    Frames are dropped in bursts: Clopper and Pearson's interval, for as many frames as there are independent ones.
+    """
+    kept = np.zeros(max(count, int(numbers.max()) + 1))
+    kept[numbers] = 1
+    effective = len(kept) if kept.all() else stats.effective_sample_size(kept)
+    if effective is None:
+        return Estimate(float(kept.mean()), (None, None))
+    trials = max(1, math.floor(effective))
+    low, high = stats.clopper_pearson(round(trials * float(kept.mean())), trials, confidence=confidence)
+    return Estimate(float(kept.mean()), (low, high))
 
 
 def ratio(first: Estimate, second: Estimate) -> Estimate:

@@ -86,8 +86,13 @@ def _scenario_rows(result: BenchmarkResult) -> Rows:
         rows.append(_row("Rates tried", "; ".join(tries)))
     if (kiosk := result.kiosk) is not None:
         shown = f"{kiosk.frames:,} frames at {kiosk.frame_rate:g} per second, {kiosk.dropped:,} dropped"
-        took = rounded(kiosk.time_to_identity_ms.get("p50"))
-        rows.append(_row("Kiosk", f"{shown}; {kiosk.identities:,} identities, median {took} ms each"))
+        rows.append(_row("Kiosk", f"{shown}; {kiosk.faces:,} faces, {kiosk.identities:,} identities"))
+        if kiosk.detected is not None:
+            searched = f"{kiosk.detected:,} with a detection, {kiosk.tracked:,} tracked by optical flow"
+            rows.append(_row("Frames", f"{searched}, {kiosk.skipped:,} skipped because nothing moved"))
+        if kiosk.decisions is not None:
+            judged = f"{kiosk.spoofs:,} of them spoofs" if kiosk.liveness else "liveness was not judged"
+            rows.append(_row("Decisions", f"{kiosk.decisions:,}, {judged}"))
     if result.peak is not None:
         products = {name: result.peak.gflops_per_second(name) for name in map(str, result.peak.products)}
         peaks = [f"{name} {rounded(rate, 3)} GFLOP/s" for name, rate in products.items() if rate is not None]
@@ -187,6 +192,7 @@ COLUMNS = (
     *(column for key in _BOUNDED for column in (f"{key}_ms", f"{key}_ms_low", f"{key}_ms_high")),
     "min_ms", "max_ms", "throughput_fps", "throughput_fps_low", "throughput_fps_high", "cpu_ms", "gflops",
     "gflops_per_second", "efficiency", "server_rate", "queries", "disturbed", "partial", "provenance",
+    "kiosk_frames", "kiosk_dropped", "kiosk_identity_p50_ms", "kiosk_decision_p50_ms",
 )  # fmt: skip
 """Columns of the CSV. Numbers are written with full precision; an unknown value is an empty cell."""
 
@@ -224,6 +230,10 @@ def _csv_row(entry: ReportEntry) -> dict[str, object]:
         "server_rate": result.server and result.server.rate,
         "queries": result.samples and result.samples.count,
     }
+    if (kiosk := result.kiosk) is not None:
+        row["kiosk_frames"], row["kiosk_dropped"] = kiosk.frames, kiosk.dropped
+        row["kiosk_identity_p50_ms"] = kiosk.time_to_identity_ms.get("p50")
+        row["kiosk_decision_p50_ms"] = kiosk.time_to_decision_ms.get("p50")
     row["throughput_fps_low"], row["throughput_fps_high"] = result.throughput_interval or (None, None)
     for key in _BOUNDED:
         row[f"{key}_ms"] = result.latency_ms.get(key)

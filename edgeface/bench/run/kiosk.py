@@ -1,11 +1,13 @@
-"""Play a video at its own frame rate through a pipeline: frames dropped, and time to identity."""
+"""Play a video at a camera's rate through a kiosk's pipeline: frames dropped, time to identity and to a decision."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -15,32 +17,42 @@ from edgeface.bench.run.load_generator import Recording, measured_share, measuri
 from edgeface.bench.schema import KioskResult
 from edgeface.errors import InputError
 from edgeface.files import sha256_of
+from edgeface.pipeline.observation import Face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import ProgressCallback, ignore_progress
-from edgeface.stats import summarize
-from edgeface.vision.source import Frame, FrameSource
+from edgeface.stats import LatencyKey, summarize
+from edgeface.vision.liveness import Liveness
+from edgeface.vision.liveness_track import decide_track
+from edgeface.vision.source import Frame, FrameSource, open_source
+
+LOOKS = 3
+"""Looks at a face that a decision rests on, as `edgeface watch` has it unless configured."""
+_PARTS = 8
+"""Equal parts of a run whose CPU times are told: how much they vary says how certain the mean is."""
+_WARM_UP = 8
+"""Frames of the video that are analysed before the measurement: every network is then compiled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFile:
-    """A video file at its own frame rate; `frames` is the length by its header, which may be wrong by a few."""
+    """A video file, and the frames a second to play it at; `frames` is its length by its header, nearly right."""
 
     path: Path
     rate: float
     frames: int
 
     @classmethod
-    def open(cls, path: Path) -> VideoFile:
-        """Read the frame rate and the length of a video; InputError if it is not a video, or has no frame rate."""
+    def open(cls, path: Path, *, rate: float | None = None) -> VideoFile:
+        """Read a video's frame rate, unless another is given, and its length; InputError if it is no such video."""
         capture = cv2.VideoCapture(str(path))
         try:
-            rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
-            frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if rate > 0 else 0
+            own = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
+            frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if own > 0 else 0
         finally:
             capture.release()
-        if not path.is_file() or not rate > 0 or frames < 1:
+        if not path.is_file() or not own > 0 or frames < 1:
             raise InputError(f"{path} is not a video with a frame rate")
-        return cls(path=path, rate=rate, frames=frames)
+        return cls(path=path, rate=rate or own, frames=frames)
 
     def play(self, *, seconds: float) -> FrameSource:
         """Deliver its frames as a camera would; the video repeats when it ends.
@@ -73,41 +85,107 @@ class VideoFile:
 
 
 def run_kiosk(
-    video: VideoFile, pipeline: Pipeline, *, seconds: float, progress: ProgressCallback = ignore_progress
+    video: VideoFile,
+    pipeline: Pipeline,
+    *,
+    seconds: float,
+    liveness: bool = False,
+    progress: ProgressCallback = ignore_progress,
 ) -> tuple[KioskResult, Recording]:
-    """Play a video to a pipeline at its own frame rate, repeatedly, for some seconds.
+    """Play a video to a pipeline at a camera's rate, repeatedly, for some seconds.
 
-    The pipeline has a tracker and ``prefetch=1``: frames that it takes in advance would wait in it. A query of the
-    recording is a frame that was processed; it starts when the frame was due.
+    The pipeline has a tracker and ``prefetch=1``: frames that it takes in advance would wait in it. `liveness` says
+    whether it judges that; a decision needs it then. A query of the recording is a frame that was processed; it starts
+    when the frame was due.
     """
+    with open_source(video.path) as film:
+        for _ in pipeline.run(itertools.islice(film, _WARM_UP)):
+            pass
     due_frames = max(1, round(seconds * video.rate))
-    first_seen: dict[int, float] = {}
-    identified: dict[int, float] = {}
+    tracks: dict[int, KioskTrack] = {}
+    examined: Counter[str | None] = Counter()
     faces = last = 0
     with measuring() as recorder, video.play(seconds=seconds) as source:
+        cpu = [time.process_time()]
         for frame, found in pipeline.run(source):
             now = time.perf_counter_ns()
             recorder.rows.append((round(frame.timestamp * 1e9), now))
+            cpu.append(time.process_time())
+            examined[frame.examined] += 1
             faces, last = faces + len(found), frame.index + 1
             for face in found:
-                if face.track_id is None:
-                    continue
-                first_seen.setdefault(face.track_id, frame.timestamp)
-                if face.embedding is not None:
-                    identified.setdefault(face.track_id, now * 1e-9)
+                if face.track_id is not None:
+                    tracks.setdefault(face.track_id, KioskTrack()).see(
+                        face, frame.timestamp, now * 1e-9, liveness=liveness
+                    )
             progress(measured_share((frame.index + 1) / due_frames))
             if recorder.interrupted:
                 break
     recording = recorder.recording(1)
-    waits = np.array([1e3 * (at - first_seen[track]) for track, at in identified.items()])
     shown = last if recording.interrupted else due_frames
+    waits = [each.identity_ms for each in tracks.values() if each.identity_ms is not None]
+    decided = [each.decision_ms for each in tracks.values() if each.decision_ms is not None]
     kiosk = KioskResult(
         frame_rate=video.rate,
         frames=shown,
         dropped=max(0, shown - len(recording)),
+        detected=examined["detected"],
+        tracked=examined["tracked"],
+        skipped=examined["skipped"],
         faces=faces,
-        identities=len(identified),
-        time_to_identity_ms=summarize(waits)[0] if len(waits) else {},
+        identities=len(waits),
+        time_to_identity_ms=_summary(waits),
+        identity_ms=tuple(waits),
+        liveness=liveness,
+        decisions=len(decided),
+        spoofs=sum(each.spoof for each in tracks.values()),
+        time_to_decision_ms=_summary(decided),
+        decision_ms=tuple(decided),
+        cpu_parts_ms=_parts(cpu),
         video_digest=sha256_of(video.path),
     )
     return kiosk, recording
+
+
+@dataclass(slots=True)
+class KioskTrack:
+    """What is known of one face, and milliseconds from when it was first usable."""
+
+    usable: float | None = None
+    last: np.ndarray | None = None
+    looks: int = 0
+    judged: deque[Liveness] = field(default_factory=lambda: deque(maxlen=2 * LOOKS))
+    identity_ms: float | None = None
+    decision_ms: float | None = None
+    spoof: bool = False
+
+    def see(self, face: Face, due: float, now: float, *, liveness: bool) -> None:
+        """Take a frame's face; a look counts only if it is live, as in `edgeface.kiosk.visits`."""
+        if self.usable is None and not face.reasons:
+            self.usable = due
+        if face.embedding is None or self.usable is None:
+            return
+        vector = face.embedding.vector
+        if self.last is not None and np.array_equal(vector, self.last):
+            return
+        self.last, since = vector, 1e3 * (now - self.usable)
+        if self.identity_ms is None:
+            self.identity_ms = since
+        self.looks += bool(face.liveness) or not liveness
+        if face.liveness is not None:
+            self.judged.append(face.liveness)
+        if self.decision_ms is None:
+            verdict = decide_track(self.judged, least=LOOKS).verdict if self.judged else "live"
+            self.spoof = verdict == "spoof"
+            if self.spoof or (verdict == "live" and self.looks >= LOOKS):
+                self.decision_ms = since
+
+
+def _summary(times: list[float]) -> dict[LatencyKey, float]:
+    return summarize(np.array(times))[0] if times else {}
+
+
+def _parts(cpu: list[float]) -> tuple[float, ...]:
+    """Return the CPU time a frame, milliseconds, of each part of the run; none if there are too few frames."""
+    times = 1e3 * np.diff(cpu)
+    return tuple(float(each.mean()) for each in np.array_split(times, _PARTS)) if len(times) >= 2 * _PARTS else ()

@@ -19,7 +19,7 @@ from edgeface.bench.machine.peak import Peak, attainable_seconds, measure_peak
 from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.run.benchmark_model import Shapes
-from edgeface.bench.run.kiosk import VideoFile, run_kiosk
+from edgeface.bench.run.kiosk import LOOKS, VideoFile, run_kiosk
 from edgeface.bench.run.load import LoadedModel, load
 from edgeface.bench.run.load_generator import Recording, RunLimits
 from edgeface.bench.run.scenarios import (
@@ -34,13 +34,15 @@ from edgeface.bench.run.scenarios import (
 )
 from edgeface.bench.schema import EarlyStopping, Execution, MultiStreamResult, RunSettings, Validity
 from edgeface.errors import InputError
+from edgeface.pipeline.motion import MotionGate
 from edgeface.pipeline.pipeline import Pipeline
-from edgeface.pipeline.tracking import Tracker
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime import DevicePlan, ImageFormat
 from edgeface.stats import early_stopping_estimate, queries_needed, rate_interval, summarize
 from edgeface.version import __version__
 from edgeface.vision.detector import Detector
+from edgeface.vision.liveness import LivenessChecker
+from edgeface.vision.quality import QualityGate
 
 _log = logging.getLogger(__name__)
 
@@ -62,15 +64,16 @@ class ScenarioOptions:
     bound_ms: float | None = None
     percentile: float | None = None
     samples_per_query: int | None = None  # MultiStream; None: 8
-    # Kiosk; both are required. The detector is not closed.
+    # Kiosk; the first two are required. Detector and checker are not closed.
     video: VideoFile | None = None
     detector: Detector | None = None
+    liveness: LivenessChecker | None = None
 
 
 _BELONGS: Mapping[str, tuple[str, ...]] = {
     "server": ("bound_ms", "percentile"),
     "multi-stream": ("samples_per_query",),
-    "kiosk": ("video", "detector"),
+    "kiosk": ("video", "detector", "liveness"),
 }
 """Fields of `ScenarioOptions` by the scenario that takes them."""
 
@@ -269,9 +272,18 @@ def _measure(
         )
         return recording, {"server": server}
     assert options.video is not None and loaded.embedder is not None  # noqa: PT018
-    pipeline = Pipeline(options.detector, loaded.embedder, tracker=Tracker(), prefetch=1)
-    kiosk, recording = run_kiosk(options.video, pipeline, seconds=least, progress=progress)
-    return recording, {"kiosk": kiosk}
+    assert options.detector is not None
+    pipeline = Pipeline.for_camera(
+        options.detector,
+        loaded.embedder,
+        looks=LOOKS,
+        gate=QualityGate(),
+        motion=MotionGate(),
+        liveness=options.liveness,
+    )
+    judges = options.liveness is not None
+    kiosk, recording = run_kiosk(options.video, pipeline, seconds=least, liveness=judges, progress=progress)
+    return recording, {"kiosk": kiosk.model_copy(update={"detector": options.detector.name})}
 
 
 def _explain(

@@ -8,10 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from made_results import latencies, made_result
+from made_results import latencies, made_kiosk, made_result
 
 from edgeface.bench.compare.comparable import Side, read_side
-from edgeface.bench.compare.comparison import Comparison, compare, judge, middle, of_latency, of_pairs, of_runs, ratio
+from edgeface.bench.compare.comparison import (
+    Comparison,
+    compare,
+    judge,
+    middle,
+    of_kept,
+    of_latency,
+    of_pairs,
+    of_runs,
+    ratio,
+)
 from edgeface.bench.run.runner import DEFAULTS
 from edgeface.errors import InputError
 
@@ -200,6 +210,56 @@ def test_server_compares_the_rate_and_offline_the_throughput() -> None:
     offline = {"scenario": "offline"}
     found = compare(one(series, settings=offline), one(series * 2, "b", settings=offline))
     assert [each.metric for each in found.differences] == ["throughput"]
+
+
+def kiosk(seed: int, *, dropped: float = 0.0, slower: float = 1.0, **parts) -> Side:
+    rng = np.random.default_rng(seed)
+    kept = np.repeat(rng.random(200) >= dropped, 5)  # in bursts
+    return Side(str(seed), (made_kiosk(kept, rng=rng, slower=slower, **parts),))
+
+
+def test_a_kiosk_is_compared_by_dropped_frames_times_to_identity_and_decision_and_cpu() -> None:
+    found = compare(kiosk(1), kiosk(2, dropped=0.3, slower=1.6))
+    shown = {each.metric: each for each in found.differences}
+    assert set(shown) == {"p50", "p90", "p99", "dropped", "time to identity", "time to decision", "CPU"}
+    assert {each.verdict for each in found.differences} == {"worse"}
+    dropped, cpu = shown["dropped"], shown["CPU"]
+    assert (dropped.unit, dropped.baseline) == ("%", 0)
+    assert dropped.slowdown == pytest.approx(100 / (100 - dropped.candidate) - 1)
+    assert (cpu.unit, cpu.slowdown) == ("ms", pytest.approx(0.6, abs=0.05))
+    back = compare(kiosk(2, dropped=0.3, slower=1.6), kiosk(1))
+    assert {each.verdict for each in back.differences} == {"better"}
+
+
+def test_equal_kiosks_that_drop_nothing_differ_in_nothing_and_repeated_ones_too() -> None:
+    found = compare(kiosk(1), kiosk(2))
+    assert set(verdicts(found).values()) == {"no difference shown"}
+    (dropped,) = [each for each in found.differences if each.metric == "dropped"]
+    assert (dropped.baseline, dropped.candidate, dropped.slowdown) == (0, 0, 0)
+    low, high = dropped.interval
+    assert -0.01 < low < 0 < high < 0.01
+    several = [
+        Side(name, tuple(kiosk(seed).first for seed in seeds)) for name, seeds in (("a", (1, 2, 3)), ("b", (4, 5, 6)))
+    ]
+    assert set(verdicts(compare(*several)).values()) == {"no difference shown"}
+
+
+def test_frames_dropped_in_bursts_count_as_few() -> None:
+    rng = np.random.default_rng(3)
+    widths = []
+    for burst in (1, 20):
+        kept = np.repeat(rng.random(2000 // burst) >= 0.2, burst)
+        low, high = of_kept(np.flatnonzero(kept), len(kept), confidence=0.95).interval
+        widths.append(high - low)
+        assert low < 0.8 < high
+    assert widths[1] > 2.5 * widths[0]
+
+
+def test_a_kiosk_of_another_video_or_frame_rate_is_refused() -> None:
+    other = kiosk(2).first
+    slow = other.model_copy(update={"kiosk": other.kiosk.model_copy(update={"frame_rate": 15.0})})
+    with pytest.raises(InputError, match="expected the same video"):
+        compare(kiosk(1), Side("b", (slow,)))
 
 
 def test_a_result_without_samples_is_compared_without_verdicts() -> None:

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.run.kiosk import VideoFile, run_kiosk
+from edgeface.bench.run.kiosk import KioskTrack, VideoFile, run_kiosk
 from edgeface.errors import InputError
+from edgeface.model.embedding import Embedding
+from edgeface.pipeline.observation import Face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.pipeline.tracking import Tracker
 from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
+from edgeface.vision.liveness import Liveness
 
 pytestmark = pytest.mark.timeout(120)
 RATE, FRAMES = 20.0, 8
@@ -58,6 +61,13 @@ def test_a_video_tells_its_rate_and_length(video: VideoFile, tmp_path: Path) -> 
             VideoFile.open(path)
 
 
+def test_another_frame_rate_is_played_on_request(video: VideoFile) -> None:
+    slow = VideoFile.open(video.path, rate=5.0)
+    with slow.play(seconds=0.6) as source:
+        times = [frame.timestamp for frame in source]
+    np.testing.assert_allclose(np.diff(times), 0.2)
+
+
 def test_frames_come_no_earlier_than_they_are_due_and_the_video_repeats(video: VideoFile) -> None:
     count = 2 * FRAMES + 3
     with video.play(seconds=count / RATE) as source:
@@ -84,3 +94,43 @@ def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(video: VideoFi
     assert kiosk.time_to_identity_ms["p50"] >= 2.5 / RATE * 1e3
     assert recording.latencies_ms.min() >= 2.5 / RATE * 1e3  # a frame is late from the moment it was due
     assert told == sorted(told)
+    assert (kiosk.detected, kiosk.tracked, kiosk.skipped) == (len(recording), 0, 0)
+    assert len(kiosk.identity_ms) == 1
+    assert kiosk.decisions == 0  # two looks at any quality are the policy's, and a decision needs three
+
+
+def look(number: int, *, live: str | None = "live", usable: bool = True) -> Face:
+    """A look at one face."""
+    judged = live and Liveness(
+        verdict=live, score={"live": 0.9}.get(live, 0.1), threshold=0.5, scores={}, reasons=(), contract_ids=()
+    )
+    vector = np.array([np.cos(number / 9), np.sin(number / 9)], np.float32)
+    nowhere = np.zeros(4, np.float32)
+    return Face(
+        box=nowhere, landmarks=np.zeros((5, 2), np.float32), score=0.9, quality=None, liveness=judged,
+        embedding=Embedding(vector, "c" * 16) if usable else None, reasons=() if usable else ("too small",), track_id=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "decided", "spoof"),
+    [
+        (["live"] * 3, 2, False),
+        (["live", "inconclusive", "live", "live"], 3, False),
+        (["inconclusive"] * 9, None, False),
+        (["spoof"] * 3, 2, True),
+        ([None] * 3, 2, False),  # liveness is not asked for
+    ],
+)
+def test_a_decision_takes_three_looks_that_are_live_or_a_spoof(
+    verdicts: list[str | None], decided: int | None, spoof: bool
+) -> None:
+    track = KioskTrack()
+    track.see(look(0, usable=False), 8.0, 8.01, liveness=True)  # nobody can decide about that
+    for number, verdict in enumerate(verdicts):
+        for _ in range(2):  # a look that is repeated is none
+            due = 10.0 + number / 10
+            track.see(look(number, live=verdict), due, due + 0.02, liveness=verdict is not None)
+    assert track.identity_ms == pytest.approx(20)
+    assert track.decision_ms == (None if decided is None else pytest.approx(20 + 100 * decided))
+    assert track.spoof == spoof

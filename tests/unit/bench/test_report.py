@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_results import LAYERS, PEAK, latencies, made_result
+from made_results import LAYERS, PEAK, latencies, made_kiosk, made_result
 
 from edgeface.bench.compare.comparable import ReportEntry, Side, read_entries
 from edgeface.bench.compare.comparison import compare
@@ -18,6 +18,7 @@ from edgeface.bench.report.page import write_report
 from edgeface.bench.report.run_plots import roofline_plot, run_plots, top_layers
 from edgeface.bench.report.tables import COLUMNS
 from edgeface.bench.result import BenchmarkResult
+from edgeface.drawing import rounded
 from edgeface.errors import InputError
 
 SERIES = latencies("outliers", np.random.default_rng(0), 800)
@@ -267,6 +268,30 @@ def test_every_rate_that_a_server_was_tried_at_is_told(tmp_path: Path) -> None:
     made = made_result(SERIES, settings={"scenario": "server"}, server=server)
     write_report([ReportEntry("a", made)], tmp_path / "r.html")
     assert "15.0/s met, 60.0 ms; 25.0/s not met, 100 ms" in (tmp_path / "r.html").read_text()
+
+
+def test_a_kiosk_has_tiles_for_what_a_door_is_judged_by(tmp_path: Path) -> None:
+    kept = np.ones(400, bool)
+    kept[100:110] = False
+    made = made_kiosk(kept, rng=np.random.default_rng(1))
+    entries = [ReportEntry("a", made), ReportEntry("b", made_kiosk(kept | True, rng=np.random.default_rng(2)))]
+    write_report(entries, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    tile = r'<span class="soft">{}</span><b>{}</b>'
+    identity, decision = made.kiosk.time_to_identity_ms["p50"], made.kiosk.time_to_decision_ms["p50"]
+    for name, value in (
+        ("Dropped frames", "2.50 %"),
+        ("Time to identity", f"{rounded(identity)} ms"),
+        ("Time to decision", f"{rounded(decision)} ms"),
+        ("Longest wait of a frame", f"{rounded(made.latency_ms['max'])} ms"),
+        ("CPU time a frame", f"{rounded(made.cpu_ms)} ms"),
+    ):
+        assert tile.format(name, value) in page
+    assert "130 with a detection, 260 tracked by optical flow, 0 skipped because nothing moved" in page
+    assert '<td class="metric">dropped</td>' in page
+    write_report(entries, tmp_path / "r.csv")
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [(row["kiosk_frames"], row["kiosk_dropped"]) for row in rows] == [("400", "10"), ("400", "0")]
 
 
 def test_no_cell_of_the_csv_is_a_formula_and_no_report_has_a_control_character(tmp_path: Path) -> None:

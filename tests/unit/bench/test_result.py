@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import made_result
+from made_results import made_kiosk, made_result
 from pydantic import ValidationError
 
 from edgeface.bench.result import SCHEMA, BenchmarkResult, Samples, upgrade
@@ -148,6 +148,19 @@ def test_a_document_goes_through_every_version_between_its_own_and_todays() -> N
     assert old == {"schema": "edgeface.bench/1", "fps": 5.0}
     middle = {"schema": "edgeface.bench/2", "fps": 5.0, "throughput_fps": 6.0}
     assert upgrade(middle, schema="edgeface.bench/3", migrations=steps)["throughput_fps"] == 6.0
+
+
+def test_a_kiosk_s_result_of_the_first_version_is_read_and_has_no_figures_that_it_did_not_measure() -> None:
+    made = made_kiosk(np.ones(50, bool), rng=np.random.default_rng(1))
+    document = made.to_dict()
+    new = {"detector", "detected", "tracked", "skipped", "identity_ms", "liveness", "decisions", "spoofs"}
+    new |= {"time_to_decision_ms", "decision_ms", "cpu_parts_ms"}
+    document["kiosk"] = {name: value for name, value in document["kiosk"].items() if name not in new}
+    old = BenchmarkResult.from_dict(document | {"schema": "edgeface.bench/1"})
+    assert old.kiosk is not None
+    assert (old.kiosk.decisions, old.kiosk.detected, old.kiosk.identity_ms) == (None, None, ())
+    assert old.kiosk.time_to_identity_ms == made.kiosk.time_to_identity_ms
+    assert old.to_dict()["schema"] == "edgeface.bench/2"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"text"'])
