@@ -60,6 +60,7 @@ def made_kiosk(kept: np.ndarray, *, rng: np.random.Generator, slower: float = 1.
     settings = {"scenario": "kiosk"}
     return made_result(
         times, settings=settings, samples=samples, kiosk=kiosk, cpu_ms=float(np.mean(cpu)), gflops=None,
+        throughput_fps=25 * float(kept.mean()),
         gflops_per_second=None, **parts,
     )  # fmt: skip
 

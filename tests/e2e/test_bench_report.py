@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser, browser
-from made_results import LAYERS, PEAK, latencies, made_result
+from made_results import LAYERS, PEAK, latencies, made_kiosk, made_result
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -31,7 +31,7 @@ OVERFLOWING = """[...document.querySelectorAll('body *')].filter(
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of one result, of two that are compared and of a sweep, written by the command."""
+    """Reports of one result, of two that are compared, of a sweep and of two kiosks, written by the command."""
     root = tmp_path_factory.mktemp("results")
     series = latencies("outliers", np.random.default_rng(0), 1500)
     layers = {"layers": LAYERS, "peak": PEAK, "efficiency": 0.41}
@@ -43,7 +43,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for batch in (1, 8):
             settings = {"streams": streams, "batch": batch, "scenario": "offline"}
             made_result(series[:200] / streams, settings=settings).write(root / "sweep" / f"s{streams}_b{batch}")
+    for number in (1, 2):
+        kept = np.arange(400) % 50 >= number
+        made_kiosk(kept, rng=np.random.default_rng(number)).write(root / f"kiosk-{number}")
     given = {"one": [root / "before"], "two": sorted(root.glob("*e*r*"), reverse=True), "sweep": [root / "sweep"]}
+    given["kiosk"] = [root / "kiosk-1", root / "kiosk-2"]
     assert len(given["two"]) == 2
     for name, results in given.items():
         done = subprocess.run(
@@ -60,7 +64,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
-@pytest.mark.parametrize(("name", "plots"), [("one", 5), ("two", 12), ("sweep", 2)])
+@pytest.mark.parametrize(("name", "plots"), [("one", 5), ("two", 12), ("sweep", 2), ("kiosk", 9)])
 def test_every_plot_is_drawn_and_nothing_is_fetched(
     name: str, plots: int, page: Browser, pages: dict[str, Path]
 ) -> None:
@@ -82,7 +86,7 @@ def test_a_page_may_not_fetch_even_if_it_wanted_to(page: Browser, pages: dict[st
     assert any("Content Security Policy" in str(each) for each in page.complaints())
 
 
-@pytest.mark.parametrize("name", ["one", "two", "sweep"])
+@pytest.mark.parametrize("name", ["one", "two", "sweep", "kiosk"])
 def test_a_phone_of_400_pixels_needs_no_sideways_scrolling(name: str, page: Browser, pages: dict[str, Path]) -> None:
     page.open(pages[name], width=400)
     assert page.evaluate(OVERFLOWING) == []

@@ -87,7 +87,8 @@ def _comparisons(entries: Sequence[ReportEntry]) -> list[Comparison]:
 
 def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison], path: Path) -> None:
     overview = heat_maps(entries)
-    rates = throughput_plot(entries)
+    doors = all(entry.result.kiosk is not None for entry in entries)
+    rates = None if doors else throughput_plot(entries)  # of a kiosk the camera decides
     if rates and not overview and len(entries) <= _MOST_ROWS:
         overview.append(rates)
     write_page(
@@ -102,6 +103,7 @@ def _write_html(entries: Sequence[ReportEntry], comparisons: Sequence[Comparison
         first=entries[0],
         seeded=[entry.name for entry in entries if entry.result.model.provenance == "seeded"],
         overview=overview,
+        doors=doors,
         doubtful=[entry for entry in entries if entry.result.disturbed or entry.result.partial],
         comparisons=comparisons,
         compared=comparison_plots(comparisons) if comparisons else [],
