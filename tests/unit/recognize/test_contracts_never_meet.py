@@ -275,6 +275,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "Visits.see": "asks its `Decider`",
     "FaceSteps.__init__": "keeps the functions of one pipeline",
     "FrameGroup.__init__": _ONE,
+    "KioskTrack.see": "asks only whether a look is the one before",
     "FaceAnalyzer.search_threshold": _SIZE,
     "Pipeline.embed": _BOX,
     "Pipeline.start_embedding": _BOX,
