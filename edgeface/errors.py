@@ -260,28 +260,37 @@ class DownloadError(MissingError):
 
 
 def install_line(extra: str) -> str:
-    """Return the command that adds an optional extra to this installation: a clone, an archive or a release.
+    """Return the command that adds an optional extra to this installation: a clone, an archive or a release."""
+    import shlex
+
+    return f"pip install {'-e ' if _clone() else ''}{shlex.quote(package_with(extra))}"
+
+
+def package_with(extra: str) -> str:
+    """Return what pip is asked for to install this edgeface with an extra, or several with commas between them.
 
     See https://packaging.python.org/en/latest/specifications/direct-url/ for how pip records where it installed from.
     """
     import importlib.metadata
     import json
-    import shlex
     import urllib.parse
     import urllib.request
 
-    clone = Path(__file__).resolve().parents[1]
-    if (clone / "pyproject.toml").is_file():
-        return f"pip install -e {shlex.quote(f'{clone}[{extra}]')}"
+    if clone := _clone():
+        return f"{clone}[{extra}]"
     wanted = f"edgeface[{extra}]"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         record = json.loads(importlib.metadata.distribution("edgeface").read_text("direct_url.json") or "null")
         if "dir_info" in record:
-            wanted = urllib.request.url2pathname(urllib.parse.urlsplit(record["url"]).path) + f"[{extra}]"
-        else:
-            kind = record["vcs_info"]["vcs"] + "+" if "vcs_info" in record else ""
-            wanted += f" @ {kind}{record['url']}"
-    return f"pip install {shlex.quote(wanted)}"
+            return urllib.request.url2pathname(urllib.parse.urlsplit(record["url"]).path) + f"[{extra}]"
+        kind = record["vcs_info"]["vcs"] + "+" if "vcs_info" in record else ""
+        return f"{wanted} @ {kind}{record['url']}"
+    return wanted
+
+
+def _clone() -> Path | None:
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() else None
 
 
 class ExtraNotInstalledError(MissingError):

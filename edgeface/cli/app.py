@@ -48,6 +48,7 @@ _COMMANDS = {
     "serve": ("serve",),
     "events": ("events",),
     "watch": ("watch",),
+    "appliance": ("appliance",),
 }
 """Commands of each module of `edgeface.cli`. Only the module that is needed is imported: commands start faster."""
 
