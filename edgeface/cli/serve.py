@@ -57,7 +57,7 @@ def serve(
 
     def announce(address: str, grpc_address: str | None, first_key: str | None) -> None:
         if first_key is not None:
-            print_note(f"the key for administrators, which is shown this once: {first_key}")
+            print_note(server.tell_first_key(first_key, settings.state))
         if json:
             emit_json({"address": address, "grpc_address": grpc_address, "first_key": first_key})
         else:

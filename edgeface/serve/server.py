@@ -13,9 +13,11 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeface.errors import EdgeFaceError, ExtraNotInstalledError, InputError
+from edgeface.files import write_private
 from edgeface.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,6 +100,18 @@ def check(settings: Settings) -> dict[str, Any]:
             with service.models.use(name) as model:
                 models[name] = model.contract.contract_id
         return {"models": models, "galleries": {name: len(each.index) for name, each in service.galleries.items()}}
+
+
+def tell_first_key(key: str, state: Path) -> str:
+    """Return the line that tells the first key on stderr: itself on a terminal, else a file of the state folder.
+
+    What a service writes on stderr is kept in a journal or a log, which others read. The file is its owner's alone.
+    """
+    if sys.stderr.isatty():
+        return f"the key for administrators, which is shown this once: {key}"
+    path = state / "first.key"
+    write_private(path, f"{key}\n".encode())
+    return f"the key for administrators is in {path}; remove the file when you have read it"
 
 
 def describe_api() -> dict[str, Any]:

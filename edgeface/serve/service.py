@@ -285,7 +285,8 @@ class Service:
     outcomes
         How many faces were identified with each verdict.
     first_key
-        Text of the key for administrators that a first start makes; to be shown once. None: there was one.
+        Text of a key for administrators, which is made when this is first asked for; to be shown once. None: there was
+        one.
     """
 
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
@@ -309,8 +310,11 @@ class Service:
             stack.callback(self._close_galleries)
             for name, gallery in settings.galleries.items():
                 self.galleries[name] = self._open(name, gallery)
-            self.first_key = None if self.keys.count_admins() else self.keys.add("first", Role.admin)[1]
             self._stack = stack.pop_all()
+
+    @functools.cached_property
+    def first_key(self) -> str | None:
+        return None if self.keys.count_admins() else self.keys.add("first", Role.admin)[1]
 
     def __enter__(self) -> Service:
         return self
