@@ -91,12 +91,14 @@ def sign(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in files))
 
 
-def install(folder: Path, prefix: Path, *words: str, code: int | None = 0, timeout: float = 120) -> str:
-    """Run the installer below a prefix; return what it wrote."""
+def install(
+    folder: Path, prefix: Path, *words: str, code: int | None = 0, path: Path | None = None, timeout: float = 120
+) -> str:
+    """Run the installer below a prefix, with programs of `path` first; return what it wrote."""
     done = subprocess.run(
         [str(folder / "install"), "--prefix", str(prefix), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]},
     )  # fmt: skip
     assert code is None or done.returncode == code, done.stdout
     return done.stdout
