@@ -10,12 +10,12 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.words import choice_words, decision_words
 from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
 if TYPE_CHECKING:
     from edgeface.pipeline.observation import Face
-    from edgeface.recognize.threshold import Verification
 
 
 class _Faces(str, enum.Enum):
@@ -109,13 +109,14 @@ def verify(
         contract, precision, hint = app.contract, app.precision, app.hint
     assert result.face_a is not None
     assert result.face_b is not None
-    _mention_choice(a, result.face_a, face_a, "--face-a")
-    _mention_choice(b, result.face_b, face_b, "--face-b")
+    for path, face, asked, option in ((a, result.face_a, face_a, "--face-a"), (b, result.face_b, face_b, "--face-b")):
+        if asked is None and (note := choice_words(path, face.to_dict(), option)):
+            out.print_note(note)
     if json:
         about = {"precision": precision, "hint": hint, "a": _about(a, result.face_a), "b": _about(b, result.face_b)}
         out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
-        _show(result)
+        out.print_line(decision_words(result.to_dict()))
         out.print_model(contract, precision)
         if result.threshold.note:
             out.print_note(result.threshold.note)
@@ -123,22 +124,5 @@ def verify(
         raise typer.Exit(NegativeResult.exit_code)
 
 
-def _mention_choice(path: Path, face: Face, asked: int | None, option: str) -> None:
-    if asked is None and face.total and face.total > 1:
-        out.print_note(
-            f"{path}: {face.total} faces; compared number {face.number} from the left, "
-            f"{out.describe_box(face.box.tolist())}. Choose another with {option} N."
-        )
-
-
 def _about(path: Path, face: Face) -> dict[str, Any]:
     return {"path": str(path), "faces": face.total, "face": face.number, "box": face.to_dict()["box"]}
-
-
-def _show(result: Verification) -> None:
-    word = "same person" if result else "different people"
-    threshold = result.threshold
-    where = f" on {threshold.measured_on}" if threshold.measured_on else ""
-    rate = "" if result.far is None else f", the threshold for a false accept rate of {result.far:g}{where}"
-    relation = ">" if result.score > threshold.value else "<="
-    out.print_line(f"{word}: {threshold.metric.value} {result.score:.4f} {relation} {threshold.value:.4f}{rate}")

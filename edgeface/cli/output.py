@@ -7,21 +7,24 @@ printable, and the standard streams never fail inside a command: see `GuardedStr
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import rich.markup
 import typer
 from rich.console import Console, ConsoleDimensions
 from rich.segment import Segment
 
+from edgeface.cli.streams import GuardedStream as GuardedStream
+from edgeface.cli.streams import emit_json as emit_json
+from edgeface.cli.streams import guarded_streams as guarded_streams
+from edgeface.cli.words import describe_box as describe_box
+from edgeface.cli.words import model_words
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import SEEDED_WARNING, ModelContract
 from edgeface.progress import Progress, ProgressCallback
@@ -31,74 +34,6 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any photo failed.")]
-
-
-class GuardedStream(io.TextIOBase):
-    """A standard stream that never fails inside a command, so that a command always ends as its work did.
-
-    Characters that the stream's encoding lacks are escaped. What cannot be written, because the disk is full, the
-    reader has gone or the stream is closed, is dropped; `failure` is the reason.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream, self.failure = stream, None if stream else OSError(errno.EBADF, "it is closed")
-        self.asked = False
-        """Whether anything was to be written."""
-
-    def write(self, text: str) -> int:
-        self.asked |= bool(text)
-        encoding = self.encoding or "utf-8"
-        told = text.encode(encoding, "backslashreplace").decode(encoding)
-        self._try(lambda stream: stream.write(told))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(lambda stream: stream.flush())
-
-    def _try(self, action: Callable[[TextIO], object]) -> None:
-        if self._stream is None or self.failure:
-            return
-        try:
-            action(self._stream)
-        except (OSError, ValueError) as error:  # ValueError: closed
-            self.failure = error if isinstance(error, OSError) else OSError(errno.EBADF, "it is closed")
-            with contextlib.suppress(OSError, ValueError):  # what is buffered must not fail again at exit
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    @property
-    def encoding(self) -> str | None:  # type: ignore[override]
-        return getattr(self._stream, "encoding", None)
-
-    def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
-
-    def fileno(self) -> int:
-        return io.TextIOBase().fileno() if self._stream is None else self._stream.fileno()
-
-    def lost(self) -> str | None:
-        """Return why something that was to be written was not; None if nothing was, or the reader has gone."""
-        self.flush()
-        if not (self.asked and self.failure) or self.failure.errno == errno.EPIPE:
-            return None
-        return self.failure.strerror or str(self.failure)
-
-
-@contextlib.contextmanager
-def guarded_streams() -> Iterator[tuple[GuardedStream, GuardedStream]]:
-    """Guard stdout and stderr inside the block; yield them. A closed stdin reads as empty."""
-    for number in range(3):  # a file opened as one of them would be written into by whatever prints there
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    before = sys.stdin, sys.stdout, sys.stderr
-    guarded = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
-    sys.stdin = sys.stdin or io.StringIO()
-    sys.stdout, sys.stderr = guarded
-    try:
-        yield guarded
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = before
 
 
 _UNCUT = 1_000_000
@@ -155,9 +90,7 @@ def print_note(text: str) -> None:
 
 def print_model(contract: ModelContract, precision: str | None) -> None:
     """Print which model answered, with its precisions unless it is an FP32 model that computes in FP32."""
-    usual = contract.precision == "FP32" and precision == "f32"
-    precisions = "" if usual else f", {contract.precision} weights, computed in {precision or 'an unknown precision'}"
-    print_line(f"model: {contract.name} ({contract.contract_id}){precisions}")
+    print_line(model_words(contract.name, contract.contract_id, contract.precision, precision))
 
 
 def warn_if_seeded(provenance: str | None) -> None:
@@ -169,17 +102,6 @@ def warn_if_seeded(provenance: str | None) -> None:
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return a number of things, with the noun in the singular for one: "1 face", "2 faces"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def describe_box(box: Iterable[float]) -> str:
-    """Return the size and place of a box (x0, y0, x1, y1) in pixels, in words."""
-    x0, y0, x1, y1 = box
-    return f"{x1 - x0:.0f}x{y1 - y0:.0f} at ({x0:.0f}, {y0:.0f})"
-
-
-def emit_json(answer: Mapping[str, Any]) -> None:
-    """Print the one JSON object of a command."""
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
 
 
 def emit_json_line(answer: Mapping[str, Any]) -> None:

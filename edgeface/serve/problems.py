@@ -116,6 +116,9 @@ _STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
 )
 """The first class that fits decides. 409: the request is well formed and does not fit what is there."""
 
+KINDS = {code: kind for kind, _, code in _STATUS}
+"""What a client of the service raises for a problem's code."""
+
 _RETRY = {503: 1.0}
 _LOG = "the log of the service says more, under this request's id"
 _OPERATORS: dict[str, str] = {

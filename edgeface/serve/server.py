@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,44 @@ def bind(host: str, port: int, setting: str = "listen.port") -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def unix_socket(path: Path | None) -> Iterator[list[socket.socket]]:
+    """Listen on a Unix socket in the block, which only this user may open, and remove it; no path: none.
+
+    Raises InputError if a program listens there already, or it cannot be made.
+    """
+    if path is None:
+        yield []
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            if path.is_socket():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                    if not other.connect_ex(str(path)):
+                        raise FileExistsError(errno.EADDRINUSE, "a program listens there")
+                path.unlink()  # of a service that was killed
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise InputError(
+                path=path, expected="a place for a Unix socket", found=found, remedy="choose another with listen.socket"
+            ) from error
+        try:
+            yield [listener]
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def check(settings: Settings) -> dict[str, Any]:
     """Open everything that `serve` would, and close it; return what there is. Raises what `serve` raises."""
     from edgeface.serve.service import Service
 
-    with bind(settings.listen.host, settings.listen.port), Service(settings) as service:
+    listen = settings.listen
+    with bind(listen.host, listen.port), unix_socket(listen.socket), Service(settings) as service:
         serve_grpc(None, settings)
         models = {}
         for name in service.models.names():
@@ -156,12 +190,16 @@ def serve(
     settings = configure()
     set_up_logging(settings)
     with bind(settings.listen.host, settings.listen.port) as listener, contextlib.ExitStack() as opened:
+        local = opened.enter_context(unix_socket(settings.listen.socket))
         service = opened.enter_context(Service(settings))
         app = create_app(service, None if watch is None else opened.enter_context(watch(service)))
         server, beside = make_server(app, settings), serve_grpc(app.state, settings)
         host, port = listener.getsockname()[:2]
         address = f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_run(server, app, listener, beside, lambda at: announce(address, at, service.first_key), configure))
+        listeners = [listener, *local]
+        asyncio.run(
+            _run(server, app, listeners, beside, lambda at: announce(address, at, service.first_key), configure)
+        )
 
 
 def serve_grpc(state: Any, settings: Settings) -> contextlib.AbstractAsyncContextManager[str | None]:
@@ -214,7 +252,7 @@ def make_server(app: Any, settings: Settings) -> Any:
 async def _run(
     server: Any,
     app: Any,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     beside: contextlib.AbstractAsyncContextManager[str | None],
     ready: Callable[[str | None], None],
     configure: Callable[[], Settings],
@@ -235,7 +273,7 @@ async def _run(
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, reload)
     async with beside as grpc_address:
-        serving = asyncio.ensure_future(server.serve([listener]))
+        serving = asyncio.ensure_future(server.serve(listeners))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         if server.started:

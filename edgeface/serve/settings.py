@@ -35,6 +35,8 @@ class Listen(Section):
     """Address of the interface; 0.0.0.0 for all, which needs tls unless insecure is true."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Of HTTP; 0: any free one."""
+    socket: Path | None = None
+    """Unix socket on which this user's programs are served besides, plain, e.g. for EDGEFACE_SERVER; null: none."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Of KServe V2 over gRPC (extra grpc), with the same keys and TLS; 0: any free one; null: there is no gRPC."""
     insecure: bool = False
@@ -213,6 +215,8 @@ class Settings(Section):
                 raise ValueError(
                     f"galleries.{name}.model: expected one of {sorted(self.models)}, found {gallery.model!r}"
                 )
+        if self.listen.socket is not None and self.tls is not None:
+            raise ValueError("listen.socket: it is served plain, and tls is for all; leave one of them out")
         local = self.listen.host in ("127.0.0.1", "::1", "localhost")
         if not local and self.tls is None and not self.listen.insecure:
             raise ValueError(

@@ -31,7 +31,7 @@ import edgeface
 from edgeface.gallery.records import KeptImage, NewTemplate
 from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
-from edgeface.serve.server import make_server, serve_grpc
+from edgeface.serve.server import make_server, serve_grpc, unix_socket
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
 
@@ -128,9 +128,10 @@ def serving_both(service: Service, server: Any = None) -> Iterator[tuple[int, st
     app = server.config.app
 
     async def run() -> None:
-        async with serve_grpc(app.state, service.settings) as address:
-            addresses.put(address)
-            await server.serve([listener])
+        with unix_socket(service.settings.listen.socket) as local:
+            async with serve_grpc(app.state, service.settings) as address:
+                addresses.put(address)
+                await server.serve([listener, *local])
 
     thread = threading.Thread(target=asyncio.run, args=[run()], daemon=True)
     thread.start()
