@@ -350,13 +350,12 @@ def machine() -> dict[str, Any]:
 
 
 class Worker:
-    """A peer's process."""
+    """A peer's process, by default of `_peers_worker.py`, which answers each line with one of JSON."""
 
-    def __init__(self, setting: Setting) -> None:
-        script = Path(__file__).with_name("_peers_worker.py")
+    def __init__(self, setting: Setting, script: str = "_peers_worker.py") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), "EDGEFACE_DATA": str(DATA)}
         self._process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps(dataclasses.asdict(setting))],
+            [sys.executable, str(Path(__file__).with_name(script)), json.dumps(dataclasses.asdict(setting))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -369,11 +368,15 @@ class Worker:
         """Until it is loaded."""
         self.about = self._answer()
 
+    def ask(self, line: str) -> dict[str, Any]:
+        """Give it a line, and wait for its answer."""
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
     def run(self, seconds: float) -> dict[str, float]:
         """Images a second, and CPU milliseconds an image."""
-        assert self._process.stdin is not None
-        print(seconds, file=self._process.stdin, flush=True)
-        answer = self._answer()
+        answer = self.ask(str(seconds))
         images = max(1, answer["images"])
         return {"images_per_second": images / answer["seconds"], "cpu_ms": 1e3 * answer["cpu_seconds"] / images}
 
@@ -390,9 +393,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(settings: Mapping[str, Setting]) -> Iterator[dict[str, Worker]]:
+def workers(settings: Mapping[str, Setting], script: str = "_peers_worker.py") -> Iterator[dict[str, Worker]]:
     """One process a setting, all loaded; they are idle until asked."""
-    running = {name: Worker(setting) for name, setting in settings.items()}
+    running = {name: Worker(setting, script) for name, setting in settings.items()}
     try:
         for worker in running.values():
             worker.wait()
