@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import cv2
 import numpy as np
 
 from edgeface.kiosk.settings import CameraSettings
@@ -16,10 +20,14 @@ from edgeface.pipeline.motion import MotionGate, mask_of
 from edgeface.text import without_secrets
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
-from edgeface.vision.source import Frame, Opener, open_source
+from edgeface.vision.source import Frame, FrameSource, Opener, open_source
 
 _log = logging.getLogger(__name__)
 
+BROWSER = "browser"
+"""Source of a camera whose pictures are handed to `Camera.show`."""
+_SHOWN = 1280
+"""Longer side in pixels of the largest picture that is shown."""
 _POLL = 0.25
 """Seconds between two looks at whether a camera that gives no frame is lost."""
 _EARLY = 0.75
@@ -90,6 +98,10 @@ class Camera:
     def __init__(self, name: str, settings: CameraSettings, *, open_capture: Opener | None = None) -> None:
         self.name, self.error, self._closed = name, "", False
         self._settings, self._opener = settings, open_capture
+        self._handed = queue.Queue[Image](1)
+        self._newest: Image | None = None
+        self._encoding, self._encoded = threading.Lock(), b""
+        self._encoded_from: Image | None = None
         self._motion = MotionGate(settings.zones)
         self._last = -np.inf
         self._digest, self._changed, self._frozen, self._lost = -1, time.monotonic(), False, False
@@ -98,12 +110,16 @@ class Camera:
 
     def _open(self) -> None:
         self._opened = time.monotonic()
-        self._source = open_source(
-            self._settings.source,
-            open_capture=self._opener,
-            interval=lambda: self._interval * _EARLY,
-            hardware=self._settings.hardware_decode,
-        )
+        if self._settings.source == BROWSER:
+            handed, opened = self._handed, self._opened
+            self._source = FrameSource(lambda stop: _take(handed, opened, stop), live=True, capacity=1)
+        else:
+            self._source = open_source(
+                self._settings.source,
+                open_capture=self._opener,
+                interval=lambda: self._interval * _EARLY,
+                hardware=self._settings.hardware_decode,
+            )
         self.live = self._source.live
 
     @property
@@ -147,10 +163,36 @@ class Camera:
             if frame is None:
                 return
             self._lost = False
+            if self._settings.picture:
+                self._newest = frame.image
             if self.live:
                 frame = replace(frame, timestamp=self._opened + frame.timestamp)
             if self._is_new(frame) and self._is_due(frame) and self._motion.opens(frame.image, frame.timestamp):
                 yield frame
+
+    def show(self, image: Image) -> None:
+        """Hand over the newest picture of a camera of the source `BROWSER`; one that was not taken yet is dropped."""
+        with contextlib.suppress(queue.Empty):
+            self._handed.get_nowait()
+            self._dropped += 1
+        with contextlib.suppress(queue.Full):  # another one was handed over meanwhile
+            self._handed.put_nowait(image)
+
+    def jpeg(self) -> bytes | None:
+        """Return the newest picture as a JPEG file; None while the camera is lost, or if it is not to be shown.
+
+        It is encoded once, for however many ask.
+        """
+        newest = self._newest
+        if newest is None or self.state is CameraState.lost:
+            return None
+        with self._encoding:
+            if self._encoded_from is not newest:
+                scale = min(1.0, _SHOWN / max(newest.shape[:2]))
+                shown = cv2.resize(newest, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                self._encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+                self._encoded_from = newest
+            return self._encoded
 
     def finish(self, frame: Frame, *, busy: bool) -> None:
         """Take note that a frame was analyzed, and whether somebody is there."""
@@ -207,6 +249,16 @@ class Camera:
         """Stop reading; `frames` then ends."""
         self._closed = True
         self._source.close()
+
+
+def _take(handed: queue.Queue[Image], opened: float, stop: threading.Event) -> Iterator[Frame]:
+    """Yield pictures as they are handed over."""
+    index = 0
+    while not stop.is_set():
+        with contextlib.suppress(queue.Empty):
+            image = handed.get(timeout=_POLL)
+            yield Frame(image, index, time.monotonic() - opened, BROWSER)
+            index += 1
 
 
 class ZoneDetector:

@@ -16,15 +16,18 @@ from pydantic import Field, model_validator
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
+from edgeface.gallery.records import Person
+from edgeface.kiosk.camera import BROWSER, Camera
 from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.settings import CameraSettings, DecisionSettings, WatchSettings
 from edgeface.kiosk.targets import EventSettings
 from edgeface.kiosk.watch import DoorWatch
-from edgeface.serve.problems import Problem
+from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import ServedModel, Service
 from edgeface.serve.settings import Name, Positive, Section, Settings
 from edgeface.vision.detector import Detector
+from edgeface.vision.image import Image
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class KioskSettings(Section):
     """Gallery of the service, whose model finds and embeds the faces; null: the first one."""
     names: bool = False
     """Show the names of people at the door: the stream tells them."""
+    pins: bool = False
+    """Let people who have a PIN be known by it at the page /door, without a face."""
     streams: Positive = 16
     """Most pages and others that may follow the stream at once."""
     events: EventSettings = EventSettings()
@@ -136,11 +141,58 @@ class Doorkeeper:
         watch = self._watch
         return self._why or ("" if watch is None else watch.unrecorded)
 
+    @property
+    def pins(self) -> bool:
+        """Whether people may be known by a PIN."""
+        return (section := self._section) is not None and section.pins
+
     def cameras(self) -> dict[str, dict[str, Any]]:
         """Return how the cameras are."""
+        watch, section = self._watch, self._section
+        found = {}
+        for name, each in ({} if watch is None else watch.health).items():
+            options = None if section is None else section.cameras.get(name)
+            picture = "" if options is None else "sent" if options.source == BROWSER else "shown" * options.picture
+            found[name] = dataclasses.asdict(each) | {"state": each.state.value, "picture": picture}
+        return found
+
+    def _camera(self, name: str) -> Camera:
         watch = self._watch
-        health = {} if watch is None else watch.health
-        return {name: dataclasses.asdict(each) | {"state": each.state.value} for name, each in health.items()}
+        if watch is None:
+            raise Problem(503, "kiosk-closed", "no camera is watched; try again", retry_after=_AGAIN)
+        if name not in watch.cameras:
+            raise NotFound("camera", name)
+        return watch.cameras[name]
+
+    def picture(self, camera: str) -> bytes:
+        """Return the newest picture of a camera, a JPEG file; `Problem` if there is none to be shown."""
+        found = self._camera(camera).jpeg()
+        if found is None:
+            raise Problem(404, "no-picture", f"{camera}: its picture is not shown, or the camera is lost")
+        return found
+
+    def show(self, camera: str, image: Image) -> None:
+        """Take the newest picture of a camera of the source ``browser``; `Problem` for another camera."""
+        found = self._camera(camera)
+        if self.cameras().get(camera, {}).get("picture") != "sent":
+            raise Problem(409, "no-browser-camera", f"{camera}: expected a camera of the source browser")
+        found.show(image)
+
+    def admit(self, camera: str, person: Person | None) -> str:
+        """Let somebody be known at a camera by a PIN, or, None, tell that one was wrong; return the event's kind."""
+        self._camera(camera)
+        if (watch := self._watch) is None or self.closed:
+            raise Problem(503, "kiosk-closed", "the door is closed; try again", retry_after=_AGAIN)
+        who = {} if person is None else {"person_id": person.id, "name": person.name}
+        event = VisitEvent(
+            camera=camera,
+            kind=VisitKind.unknown if person is None else VisitKind.known,
+            contract_id=watch.contract_id,
+            frames=0,
+            reason="a wrong PIN was given" if person is None else "the PIN was right",
+            **who,  # type: ignore[arg-type]
+        )
+        return watch.admit(event).kind.value
 
     def events(
         self, *, after: int, limit: int, names: bool = True, kind: str | None = None, **filters: Any

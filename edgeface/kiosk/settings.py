@@ -24,7 +24,10 @@ class CameraSettings(Section):
     """One camera."""
 
     source: str = "0"
-    """A camera's number, an address such as rtsp://user@host/stream, or a video file."""
+    """A camera's number, an address such as rtsp://user@host/stream, or a video file; inside the service also browser:
+    the page /door sends the pictures of its own camera, and whoever has a key of the role recognise can do so."""
+    picture: bool = False
+    """Let the page show the picture to keys of the role recognise."""
     zones: tuple[Polygon, ...] = ()
     """Polygons of [x, y] in shares of the picture's width and height, from its upper left corner: only faces whose
     centre is inside one of them count; empty: the whole picture."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
-from edgeface.errors import InputError
+from edgeface.errors import InputError, Overloaded
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
@@ -97,6 +97,11 @@ class DoorWatch:
             thread.start()
 
     @property
+    def contract_id(self) -> str:
+        """Of the embeddings."""
+        return self._analyzer.contract.contract_id
+
+    @property
     def health(self) -> dict[str, CameraHealth]:
         """How each camera is, by its name."""
         return {name: camera.health for name, camera in self.cameras.items()}
@@ -137,6 +142,18 @@ class DoorWatch:
             return False
         self.unrecorded = ""
         return True
+
+    def admit(self, event: VisitEvent) -> VisitEvent:
+        """Emit an event that was decided without a look, such as by a PIN, and return it.
+
+        A person who cannot be known now is closed out as at a camera. Raises Overloaded if events are not taken.
+        """
+        with self._decider.lock:
+            if event.person_id is not None and (why := self._decider.why_closed(event.person_id, 0.0)):
+                event = event.closed(why)
+            if not self._decider.emit(event):
+                raise Overloaded("events are not taken: the queue is full")
+        return event
 
     def _emit(self, event: VisitEvent) -> bool:
         """Queue an event; when the queue is full a live camera's is lost, and a file waits."""

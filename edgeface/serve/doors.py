@@ -8,25 +8,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import AwareDatetime, Field
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from edgeface.errors import EdgeFaceError
 from edgeface.serve.answers import Answer, Cosine, Share
-from edgeface.serve.openapi import PREFIX, problems
+from edgeface.serve.bodies import read_upload
+from edgeface.serve.openapi import PREFIX, photo_body, problems
 from edgeface.serve.people_answers import LARGEST, Count, PageQuery, PersonId
 from edgeface.serve.problems import Problem
-from edgeface.serve.routing import Administers, Enrols, Recognises, Served
+from edgeface.serve.routing import Administers, Compute, Enrols, Recognises, Served
 from edgeface.serve.service import Caller, Service
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+
+    from edgeface.gallery.records import Person
+    from edgeface.vision.image import Image
 
 router = APIRouter(prefix=f"{PREFIX}/kiosk", tags=["kiosk"])
 
@@ -60,6 +65,19 @@ class EventSource(Protocol):
     @property
     def closed(self) -> str:
         """Why nobody can be known now; empty while the cameras are watched."""
+
+    @property
+    def pins(self) -> bool:
+        """Whether people may be known by a PIN."""
+
+    def picture(self, camera: str) -> bytes:
+        """Return the newest picture of a camera, a JPEG file; `Problem` if there is none to be shown."""
+
+    def show(self, camera: str, image: Image) -> None:
+        """Take the newest picture of a camera of the source ``browser``; `Problem` for another camera."""
+
+    def admit(self, camera: str, person: Person | None) -> str:
+        """Let somebody be known by a PIN, or, None, tell that one was wrong; return the event's kind."""
 
     def cameras(self) -> Mapping[str, Mapping[str, Any]]:
         """Return how each camera is, by name: the fields of `DoorCamera`."""
@@ -132,6 +150,8 @@ class DoorCamera(Answer):
     """Whether pictures come, and change."""
     source: str
     """Its address, without user and password."""
+    picture: Literal["", "shown", "sent"] = ""
+    """Whether its picture can be read, or is sent by a browser; empty: neither."""
     age: float | None
     """Seconds since its newest frame; null: there was none, or it is a file."""
     analyzed: Count
@@ -230,6 +250,32 @@ async def kiosk_cameras(request: Request, caller: Administers, service: Served) 
     return DoorsAnswer.model_validate({"open": not why, "reason": why, "cameras": cameras})
 
 
+_PICTURE = "/cameras/{camera}/picture"
+Camera = Annotated[str, Path(min_length=1, max_length=63)]
+
+
+@router.get(
+    _PICTURE,
+    response_class=Response,
+    responses=problems(404, 503)
+    | {200: {"description": "A JPEG.", "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def camera_picture(
+    request: Request, camera: Camera, caller: Recognises, service: Served, compute: Compute
+) -> Response:
+    """Return the newest picture of a camera, if the configuration lets it be shown."""
+    source = _streams(request).require(service, caller)
+    return Response(await compute(functools.partial(source.picture, camera)), media_type="image/jpeg")
+
+
+@router.post(_PICTURE, status_code=204, openapi_extra=photo_body("photo"), responses=problems(404, 409, 503))
+async def send_picture(request: Request, camera: Camera, caller: Recognises, service: Served, compute: Compute) -> None:
+    """Send the newest picture of a camera whose source is the browser; what is decided comes by the stream."""
+    source = _streams(request).require(service, caller)
+    photo = (await read_upload(request, "photo")).photo("photo")
+    await compute(lambda: source.show(camera, service.read_photo(photo)))
+
+
 @router.get(
     "/stream",
     response_class=StreamingResponse,
@@ -241,7 +287,8 @@ async def kiosk_stream(request: Request, caller: Recognises, service: Served) ->
 
     `visit` has a decision, without the name unless the configuration shows names, and its `age` in seconds: what is
     old says nothing about who is there now. `status` comes at the beginning, after each change and every five seconds:
-    `open`, and the state of each camera. A client that gets neither for longer must treat the door as closed.
+    `open`, the state of each camera, whose `pictures` are `shown` or `sent`, and whether there are `pins`. A client
+    that gets neither for longer must treat the door as closed.
     """
     streams = _streams(request)
     source = streams.require(service, caller)
@@ -300,8 +347,11 @@ def _visit(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _status(source: EventSource) -> str:
-    cameras = {name: each["state"] for name, each in source.cameras().items()}
-    return _message("status", {"open": not source.closed, "cameras": cameras})
+    cameras = source.cameras()
+    states = {name: each["state"] for name, each in cameras.items()}
+    pictures = {name: each["picture"] for name, each in cameras.items() if each.get("picture")}
+    told = {"open": not source.closed, "cameras": states, "pictures": pictures, "pins": source.pins}
+    return _message("status", told)
 
 
 def _message(name: str, data: Mapping[str, Any], *, number: int | None = None) -> str:

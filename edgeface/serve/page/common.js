@@ -129,7 +129,7 @@ export class Refusal extends Error {
 
 /* Fetch a path below the API; a key that is refused is asked for again. */
 export async function fetch_from(path, { headers = {}, ...options } = {}) {
-  const sent = key ? { "x-api-key": key, ...headers } : headers;
+  const sent = key ? { ...headers, "x-api-key": key } : headers;
   const answer = await fetch(BASE + path, { headers: sent, cache: "no-store", redirect: "error", ...options });
   if (answer.status === 401) lose_key("refused");
   return answer;

@@ -1,18 +1,20 @@
 /* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
 
-import { WORDS, asked, at, begin_speaking, fetch_from, lose_key, use_key, word } from "./common.js";
+import { OwnCamera, camera_problem } from "./camera.js";
+import { WORDS, asked, at, begin_speaking, fetch_from, lose_key, say, use_key, word } from "./common.js";
 
 const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
+const BETWEEN = 120, AGAIN = 2000; /* milliseconds between two pictures; after one that failed */
 const camera = asked.get("camera"); /* null: all cameras */
 let state = "closed", name = "", last = "", open = false, heard = 0;
-let following = null, sound = null, ends = 0;
+let following = null, sound = null, ends = 0, looking = "";
 
 function render() {
   document.title = word("door");
   document.body.dataset.state = state;
   at("icon").setAttribute("href", "#icon-" + state);
   at("title").textContent = word(state);
-  at("detail").textContent = word(state + "-detail");
+  say(at("detail"), `${state}-detail`);
   if (!name) return;
   const who = document.createElement("bdi"); /* a name may run the other way */
   who.textContent = name;
@@ -31,6 +33,7 @@ function stop() {
   following = null;
   last = "";
   at("shown").hidden = true;
+  look("", null);
 }
 
 function begin() {
@@ -99,6 +102,7 @@ function take(message) {
 function status(data) {
   const states = Object.entries(data.cameras).filter(([each]) => camera === null || each === camera);
   open = data.open && states.length > 0 && states.every(([, each]) => each === "connected");
+  if (states.length === 1) look(states[0][0], (data.pictures || {})[states[0][0]]);
   if (!open) show("closed");
   else if (state === "closed") show("wait");
 }
@@ -109,6 +113,61 @@ function decide(visit) {
   play(visit.kind === "known");
   clearTimeout(ends);
   ends = setTimeout(() => { if (open) show("wait"); }, SHOWN);
+}
+
+/* Show the picture of the server's camera, or send those of this browser's own; of one camera only. */
+async function look(name, picture) {
+  const wanted = picture ? `${picture} ${name}` : "";
+  if (looking === wanted) return;
+  looking = wanted;
+  at("look").hidden = at("own").hidden = at("picture").hidden = true;
+  if (!wanted) return;
+  const path = `kiosk/cameras/${encodeURIComponent(name)}/picture`, still = () => looking === wanted;
+  if (picture === "shown") await show_pictures(path, still);
+  else await send_pictures(path, still);
+}
+
+async function show_pictures(path, still) {
+  while (still()) {
+    let pause = AGAIN;
+    try {
+      const answer = await fetch_from(path);
+      if (answer.ok && still()) {
+        const address = URL.createObjectURL(await answer.blob());
+        at("picture").src = address;
+        await at("picture").decode();
+        URL.revokeObjectURL(address);
+        at("look").hidden = at("picture").hidden = false;
+        pause = BETWEEN;
+      }
+    } catch { /* tried again below */ }
+    if (still() && pause === AGAIN) at("look").hidden = at("picture").hidden = true;
+    await new Promise((done) => setTimeout(done, pause));
+  }
+}
+
+async function send_pictures(path, still) {
+  let own = null;
+  while (still()) {
+    let pause = AGAIN;
+    try {
+      if (!own) own = await OwnCamera.open(at("own"));
+      at("look").hidden = at("own").hidden = false;
+      const picture = await own.picture();
+      if (!picture) throw new DOMException("the camera has ended", "NotFoundError");
+      const answer = still() && await fetch_from(path, { method: "POST", body: picture, headers: { "content-type": "image/jpeg" } });
+      if (answer.ok) pause = BETWEEN;
+    } catch (error) {
+      if (error.name in { NotAllowedError: 0, SecurityError: 0, NotFoundError: 0, NotReadableError: 0 }) {
+        if (own) own.close();
+        own = null;
+        at("look").hidden = at("own").hidden = true;
+        if (still() && state === "closed") say(at("detail"), camera_problem(error));
+      }
+    }
+    await new Promise((done) => setTimeout(done, pause));
+  }
+  if (own) own.close();
 }
 
 /* Known: two rising notes; anything else: one low one. */
