@@ -31,6 +31,7 @@ from edgeface.serve import (
     metrics,
     pages,
     people,
+    pins,
     visitors,
 )
 from edgeface.serve.cors import cors_headers, preflight
@@ -57,6 +58,7 @@ ROUTERS = (
     api.router,
     people.router,
     visitors.router,
+    pins.router,
     job_routes.router,
     doors.router,
     pages.router,
@@ -286,7 +288,7 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     )
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
     app.state.probe, app.state.jobs = health.Probe(service), JobRunner(service, app.state.work)
-    app.state.streams = doors.Streams(events)
+    app.state.streams, app.state.guesses = doors.Streams(events), pins.Guesses()
     app.add_exception_handler(EdgeFaceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)

@@ -29,15 +29,21 @@ def analyzer(real_ir: Path, liveness_irs: Path) -> Iterator[FaceAnalyzer]:
         yield loaded
 
 
-def write_clip(path: Path, photos: list[Any], *, frames: int) -> str:
+def film(photos: list[Any], *, frames: int) -> Iterator[Any]:
     """Show each photo for some frames, moved by a few pixels and with a camera's noise."""
     height, width = photos[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (width, height))
     rng = np.random.default_rng(1)
     for number in range(frames * len(photos)):
         shift = np.array([[1, 0, 2 * np.sin(number / 7)], [0, 1, 2 * np.cos(number / 5)]], np.float32)
         frame = cv2.warpAffine(photos[number // frames], shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        writer.write(np.clip(frame + rng.normal(0, 2, frame.shape), 0, 255).astype(np.uint8))
+        yield np.clip(frame + rng.normal(0, 2, frame.shape), 0, 255).astype(np.uint8)
+
+
+def write_clip(path: Path, photos: list[Any], *, frames: int) -> str:
+    height, width = photos[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (width, height))
+    for frame in film(photos, frames=frames):
+        writer.write(frame)
     writer.release()
     return str(path)
 

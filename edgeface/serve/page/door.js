@@ -1,13 +1,13 @@
 /* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
 
 import { OwnCamera, camera_problem } from "./camera.js";
-import { WORDS, asked, at, begin_speaking, fetch_from, lose_key, say, use_key, word } from "./common.js";
+import { WORDS, asked, at, begin_speaking, complain, fetch_from, lose_key, request, say, use_key, word } from "./common.js";
 
 const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
 const BETWEEN = 120, AGAIN = 2000; /* milliseconds between two pictures; after one that failed */
 const camera = asked.get("camera"); /* null: all cameras */
 let state = "closed", name = "", last = "", open = false, heard = 0;
-let following = null, sound = null, ends = 0, looking = "";
+let following = null, sound = null, ends = 0, looking = "", looked_at = "";
 
 function render() {
   document.title = word("door");
@@ -32,7 +32,8 @@ function stop() {
   if (following) following.abort();
   following = null;
   last = "";
-  at("shown").hidden = true;
+  at("shown").hidden = at("by-pin").hidden = true;
+  at("pin-box").close();
   look("", null);
 }
 
@@ -102,7 +103,9 @@ function take(message) {
 function status(data) {
   const states = Object.entries(data.cameras).filter(([each]) => camera === null || each === camera);
   open = data.open && states.length > 0 && states.every(([, each]) => each === "connected");
-  if (states.length === 1) look(states[0][0], (data.pictures || {})[states[0][0]]);
+  looked_at = states.length === 1 ? states[0][0] : "";
+  if (looked_at) look(looked_at, (data.pictures || {})[looked_at]);
+  at("by-pin").hidden = !(data.pins && looked_at);
   if (!open) show("closed");
   else if (state === "closed") show("wait");
 }
@@ -188,6 +191,25 @@ at("sound").addEventListener("click", () => {
   if (sound) sound.close();
   sound = sound ? null : new AudioContext();
   at("sound").setAttribute("aria-pressed", String(sound !== null));
+});
+/* The PIN way: the decision comes by the stream, as all others; the dialog only says what was refused. */
+at("by-pin").addEventListener("click", () => {
+  at("pin-form").reset();
+  at("pin-wrong").replaceChildren();
+  delete at("pin-wrong").dataset.word;
+  at("pin-box").showModal();
+});
+at("pin-cancel").addEventListener("click", () => at("pin-box").close());
+at("pin-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const json = { person_id: Number(at("number").value), pin: at("pin").value, camera: looked_at };
+  at("pin").value = "";
+  try {
+    await request("kiosk/pin", { method: "POST", json });
+    at("pin-box").close();
+  } catch (error) {
+    complain(at("pin-wrong"), error);
+  }
 });
 document.addEventListener("language", render);
 document.addEventListener("locked", stop);

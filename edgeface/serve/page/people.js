@@ -40,7 +40,20 @@ export function show_people(place, gallery) {
 
   const search = el("form", { class: "row", role: "search", onsubmit: (event) => { event.preventDefault(); fill(true); } },
     field("search", name), field("group", label), el("button", { type: "submit", word: "find" }));
-  place.append(search, wrong, found, el("div", { class: "columns" }, el("div", {}, list, more), person));
+  const by_pin = el("input", { type: "password", inputmode: "numeric", autocomplete: "off", maxlength: "12", dir: "ltr", id: "by-pin", required: true, pattern: "[0-9]{4,12}" });
+  const who = el("input", { maxlength: "200", dir: "auto", id: "by-pin-name", required: true, autocomplete: "off" });
+  const add = el("form", { class: "row", onsubmit: async (event) => {
+    event.preventDefault();
+    try {
+      const made = await request(`galleries/${encodeURIComponent(gallery)}/people-by-pin`, { method: "POST", json: { name: who.value.trim(), pin: by_pin.value } });
+      add.reset();
+      show_person(person, `${path}/${made.id}`, () => fill(true));
+      fill(true);
+    } catch (error) {
+      complain(wrong, error);
+    }
+  } }, field("name", who), field("pin", by_pin), el("button", { type: "submit", word: "save" }));
+  place.append(search, el("details", {}, el("summary", { word: "add-by-pin" }), add), wrong, found, el("div", { class: "columns" }, el("div", {}, list, more), person));
   fill(true);
 }
 
@@ -57,8 +70,10 @@ async function show_person(place, path, changed) {
   const labels = el("input", { dir: "auto", value: person.labels.join(", "), id: "person-groups" });
   const metadata = el("textarea", { dir: "ltr", rows: "3", spellcheck: "false", id: "person-metadata" });
   metadata.value = JSON.stringify(person.metadata, null, 1);
+  const pin = el("input", { type: "password", inputmode: "numeric", autocomplete: "off", maxlength: "12", dir: "ltr", id: "person-pin" });
   const code = el("output", { class: "code", dir: "ltr" });
-  const heading = el("h2", { tabindex: "-1" }, el("bdi", {}, person.name));
+  const heading = el("h2", { tabindex: "-1" }, el("bdi", {}, person.name)), number = el("p");
+  say(number, "pin-number", { number: person.id });
 
   async function save(event) {
     event.preventDefault();
@@ -98,12 +113,19 @@ async function show_person(place, path, changed) {
     });
   }
 
+  /* A PIN, by which people without a face here are known at the door; an empty field removes it. */
+  const set_pin = () => attempt(async () => {
+    await request(`${path}/pin`, pin.value ? { method: "PUT", json: { pin: pin.value } } : { method: "DELETE" });
+    pin.value = "";
+    say(saved, "saved");
+  });
   const tell_code = () => attempt(async () => { code.textContent = (await request(`${path}/code`, { method: "POST" })).code; });
   const templates = el("ul", { class: "templates" }, ...kept.templates.map((each) => template(each, path, attempt, () => show_person(place, path, changed))));
   place.replaceChildren(el("form", { class: "card", onsubmit: save }, heading,
     field("name", name), field("groups", labels), field("metadata", metadata), wrong, saved, el("button", { type: "submit", word: "save" })),
   el("div", { class: "card" }, el("h3", { word: "consent" }), consent_of(person.consent),
-    el("h3", { word: "templates" }), templates, code,
+    el("h3", { word: "templates" }), templates,
+    el("div", { class: "row" }, field("new-pin", pin), button("set-pin", set_pin)), number, code,
     el("div", { class: "row" }, button("new-code", tell_code), button("forget-person", forget, "danger"))));
   heading.focus();
 }

@@ -63,7 +63,9 @@ export const WORDS = {
     "problem-lookalike": "Somebody else is enrolled with this face: {name}",
     "problem-several-people": "The photos do not look like one person.",
     "problem-name-taken": "Somebody else has this name.", "problem-wrong-code": "This code is not known.",
-    "problem-too-often": "Too often. Please wait a little.", "problem-no-kiosk": "No door is watched here."
+    "problem-too-often": "Too often. Please wait a little.", "problem-no-kiosk": "No door is watched here.",
+    "pin": "PIN", "number": "Number", "new-pin": "PIN of 4 to 12 digits; empty: none", "set-pin": "Store PIN",
+    "pin-number": "The number that goes with the PIN is {number}.", "add-by-pin": "Add somebody without a face, by PIN"
   },
   "de": {
     "called": "Deutsch", "dir": "ltr", "door": "Tür", "key": "Schlüssel dieser Tür",
@@ -133,7 +135,9 @@ export const WORDS = {
     "problem-lookalike": "Mit diesem Gesicht ist schon jemand anderes aufgenommen: {name}",
     "problem-several-people": "Die Fotos sehen nicht nach einer Person aus.",
     "problem-name-taken": "So heißt schon jemand anderes.", "problem-wrong-code": "Dieser Code ist nicht bekannt.",
-    "problem-too-often": "Zu oft. Bitte warten Sie etwas.", "problem-no-kiosk": "Hier wird keine Tür überwacht."
+    "problem-too-often": "Zu oft. Bitte warten Sie etwas.", "problem-no-kiosk": "Hier wird keine Tür überwacht.",
+    "pin": "PIN", "number": "Nummer", "new-pin": "PIN aus 4 bis 12 Ziffern; leer: keine", "set-pin": "PIN speichern",
+    "pin-number": "Die Nummer zur PIN ist {number}.", "add-by-pin": "Jemanden ohne Gesicht mit PIN aufnehmen"
   },
   "fr": {
     "called": "Français", "dir": "ltr", "door": "Porte", "key": "Clé de cette porte",
@@ -202,7 +206,10 @@ export const WORDS = {
     "problem-lookalike": "Une autre personne est inscrite avec ce visage : {name}",
     "problem-several-people": "Les photos ne semblent pas montrer une seule personne.",
     "problem-name-taken": "Une autre personne porte déjà ce nom.", "problem-wrong-code": "Ce code est inconnu.",
-    "problem-too-often": "Trop souvent. Veuillez patienter.", "problem-no-kiosk": "Aucune porte n’est surveillée ici."
+    "problem-too-often": "Trop souvent. Veuillez patienter.", "problem-no-kiosk": "Aucune porte n’est surveillée ici.",
+    "pin": "PIN", "number": "Numéro", "new-pin": "PIN de 4 à 12 chiffres ; vide : aucun",
+    "set-pin": "Enregistrer le PIN", "pin-number": "Le numéro qui accompagne le PIN est {number}.",
+    "add-by-pin": "Ajouter une personne sans visage, par PIN"
   },
   "es": {
     "called": "Español", "dir": "ltr", "door": "Puerta", "key": "Clave de esta puerta",
@@ -270,7 +277,9 @@ export const WORDS = {
     "problem-lookalike": "Otra persona está registrada con esta cara: {name}",
     "problem-several-people": "Las fotos no parecen de una sola persona.",
     "problem-name-taken": "Otra persona ya tiene este nombre.", "problem-wrong-code": "Este código no se conoce.",
-    "problem-too-often": "Demasiadas veces. Espere un poco.", "problem-no-kiosk": "Aquí no se vigila ninguna puerta."
+    "problem-too-often": "Demasiadas veces. Espere un poco.", "problem-no-kiosk": "Aquí no se vigila ninguna puerta.",
+    "pin": "PIN", "number": "Número", "new-pin": "PIN de 4 a 12 cifras; vacío: ninguno", "set-pin": "Guardar PIN",
+    "pin-number": "El número que acompaña al PIN es {number}.", "add-by-pin": "Añadir a alguien sin cara, con PIN"
   },
   "pl": {
     "called": "Polski", "dir": "ltr", "door": "Drzwi", "key": "Klucz tych drzwi",
@@ -335,7 +344,9 @@ export const WORDS = {
     "problem-lookalike": "Z tą twarzą zarejestrowano już kogoś innego: {name}",
     "problem-several-people": "Zdjęcia nie wyglądają na jedną osobę.",
     "problem-name-taken": "Ktoś inny ma już to imię i nazwisko.", "problem-wrong-code": "Ten kod jest nieznany.",
-    "problem-too-often": "Zbyt często. Poczekaj chwilę.", "problem-no-kiosk": "Tutaj żadne drzwi nie są obserwowane."
+    "problem-too-often": "Zbyt często. Poczekaj chwilę.", "problem-no-kiosk": "Tutaj żadne drzwi nie są obserwowane.",
+    "pin": "PIN", "number": "Numer", "new-pin": "PIN z 4 do 12 cyfr; puste: brak", "set-pin": "Zapisz PIN",
+    "pin-number": "Numer do PIN-u to {number}.", "add-by-pin": "Dodaj osobę bez twarzy, z PIN-em"
   },
   "ar": {
     "called": "العربية", "dir": "rtl", "door": "الباب", "key": "مفتاح هذا الباب",
@@ -394,6 +405,9 @@ export const WORDS = {
     "problem": "لم ينجح ذلك: {detail}", "problem-away": "تعذّر الوصول إلى الخدمة.",
     "problem-lookalike": "شخص آخر مسجل بهذا الوجه: {name}", "problem-several-people": "لا تبدو الصور لشخص واحد.",
     "problem-name-taken": "هذا الاسم مستخدم لشخص آخر.", "problem-wrong-code": "هذا الرمز غير معروف.",
-    "problem-too-often": "محاولات كثيرة. انتظر قليلاً.", "problem-no-kiosk": "لا يوجد باب مراقَب هنا."
+    "problem-too-often": "محاولات كثيرة. انتظر قليلاً.", "problem-no-kiosk": "لا يوجد باب مراقَب هنا.",
+    "pin": "الرقم السري", "number": "الرقم", "new-pin": "رقم سري من 4 إلى 12 خانة؛ فارغ: بلا رقم",
+    "set-pin": "حفظ الرقم السري", "pin-number": "الرقم المرافق للرقم السري هو {number}.",
+    "add-by-pin": "إضافة شخص بلا وجه برقم سري"
   }
 };

@@ -17,6 +17,7 @@ from unit.kiosk.conftest import visit, wait_until
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("httptools", reason="the extra 'serve' is not installed")
 import cv2
+import numpy as np
 from tiny_ir import BLUE, RED, SquareDetector, draw, write_tiny_ir
 from unit.serve.conftest import answer_of, enrol, load_squares, run_command, serving
 
@@ -284,3 +285,46 @@ def test_events_of_one_camera(log: EventLog) -> None:
     log.record(visit(camera="door"))
     log.record(visit(camera="back"))
     assert [each.camera for each in log.events(camera="back")] == ["back"]
+
+
+def test_a_browser_sends_the_pictures_of_its_camera_and_a_pin_opens_beside(tmp_path: Path) -> None:
+    cameras = {"door": camera("browser", picture=True), "back": camera(write_video(tmp_path / "a.avi", None))}
+    with watched(tmp_path, {"cameras": cameras, "decision": DECISION, "names": True, "pins": True}) as made:
+
+        def send(path: str, body: bytes, kind: str = "image/png") -> tuple[int, bytes]:
+            connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=10)
+            connection.request("POST", path, body, {"x-api-key": made.keys[Role.enrol], "content-type": kind})
+            with connection.getresponse() as answer:
+                return answer.status, answer.read()
+
+        wait_until(lambda: not made.keeper.closed)
+        picture = f"{KIOSK}/cameras/door/picture"
+        with made.open(picture, Role.recognise) as none:
+            assert none.status == 404, "before the first picture there is none to be shown"
+        for number in range(100):
+            frame = draw(BLUE, margin=1)
+            frame[:4, number : number + 4] = 140  # something moves
+            assert send(picture, cv2.imencode(".png", frame)[1].tobytes())[0] == 204
+            if made.keeper.last:
+                break
+            time.sleep(0.05)
+        (event,) = made.get(f"{KIOSK}/events")["events"]
+        assert (event["kind"], event["name"], event["camera"]) == ("known", "Ada", "door")
+        with made.open(picture, Role.recognise) as shown:
+            assert (shown.status, shown.headers["content-type"]) == (200, "image/jpeg")
+            assert cv2.imdecode(np.frombuffer(shown.read(), np.uint8), 1).shape == (120, 120, 3)
+        for other, status in (("back", 409), ("side", 404)):
+            assert send(f"{KIOSK}/cameras/{other}/picture", cv2.imencode(".png", frame)[1].tobytes())[0] == status
+        status = next(each for each in messages(made.stream()) if each["event"] == "status")
+        told = json.loads(status["data"])
+        assert (told["pictures"], told["pins"]) == ({"door": "sent"}, True)
+
+        people = f"{doors.PREFIX}/galleries/default/people-by-pin"
+        number = json.loads(send(people, b'{"name": "Grace", "pin": "4815"}', "application/json")[1])["id"]
+        attempt = {"person_id": number, "pin": "4815", "camera": "door"}
+        assert send(f"{KIOSK}/pin", json.dumps(attempt).encode(), "application/json") == (200, b'{"kind":"known"}')
+        attempt["pin"] = "1516"
+        assert send(f"{KIOSK}/pin", json.dumps(attempt).encode(), "application/json") == (200, b'{"kind":"unknown"}')
+        wait_until(lambda: made.keeper.last >= 3)
+        told = [(each["kind"], each["name"], each["reason"]) for each in made.get(f"{KIOSK}/events")["events"]]
+        assert told[1:] == [("known", "Grace", "the PIN was right"), ("unknown", None, "a wrong PIN was given")]

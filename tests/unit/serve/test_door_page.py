@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, browser
-from unit.serve.conftest import MakeService, serving
+from tiny_ir import TEAL
+from unit.serve.conftest import MakeService, jpeg, serving
 
 from edgeface.serve import pages
 from edgeface.serve.app import create_app
@@ -31,18 +32,21 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is inst
 class Script:
     """Decisions and cameras as the test says; see `edgeface.serve.doors.EventSource`."""
 
-    gallery, names, most_streams, closed = "default", True, 4, ""
+    gallery, names, most_streams, closed, pins = "default", True, 4, "", False
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
-        self.state = "connected"
+        self.state, self.shown = "connected", ""
 
     @property
     def last(self) -> int:
         return len(self.told)
 
     def cameras(self) -> dict[str, dict[str, Any]]:
-        return {"door": {"state": self.state}}
+        return {"door": {"state": self.state, "picture": self.shown}}
+
+    def picture(self, camera: str) -> bytes:
+        return jpeg(TEAL)
 
     def events(self, *, after: int, **_: Any) -> list[tuple[int, dict[str, Any]]]:
         return [*enumerate(self.told[after:], after + 1)]
@@ -134,6 +138,23 @@ def test_decisions_are_text_and_icon_and_what_is_late_is_not_shown(panel: Panel)
         panel.address,
         "data:,",
     }
+
+
+@needs_browser
+def test_the_picture_of_the_camera_is_shown_and_a_pin_can_be_given(panel: Panel) -> None:
+    panel.script.shown, panel.script.pins = "shown", True
+    panel.open()
+    panel.enter()
+    panel.wait_for("wait")
+    panel.page.wait_for("document.getElementById('picture').naturalWidth === 40")
+    panel.page.picture("panel-picture")
+    assert panel.page.evaluate("document.getElementById('look').offsetHeight") > 100
+    assert panel.page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+    panel.page.evaluate("document.getElementById('by-pin').click()")
+    assert panel.page.evaluate("document.activeElement.id") == "number"
+    panel.page.picture("panel-pin")
+    assert panel.page.barriers() == []
+    assert panel.page.complaints() == []
 
 
 @needs_browser
