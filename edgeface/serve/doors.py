@@ -325,17 +325,18 @@ async def _stream(
     gallery, told, beat, look = source.gallery, "", 0.0, 0.0
     with streams.counted(), contextlib.suppress(EdgeFaceError):  # the client asks again, and is told why
         while not streams.ending and source.gallery == gallery:
-            if source.last > after:
-                found = await asyncio.to_thread(source.events, after=after, limit=_PAGE, names=source.names)
-                for after, event in found:
-                    yield _message("visit", _visit(event), number=after)
-            if (now := time.monotonic()) >= look:
-                status = _status(source)
+            waiting = source.last > after
+            if waiting or time.monotonic() >= look:
+                now, status = time.monotonic(), _status(source)
                 if status != told or now >= beat:
                     service.authenticate(headers, address)
                     told, beat = status, now + HEARTBEAT
-                    yield status
+                    yield status  # before a decision: clients show none at a door that they hold to be closed
                 look = now + _LOOK
+            if waiting:
+                found = await asyncio.to_thread(source.events, after=after, limit=_PAGE, names=source.names)
+                for after, event in found:
+                    yield _message("visit", _visit(event), number=after)
             await asyncio.sleep(_POLL)
 
 
