@@ -1,4 +1,6 @@
-/* The browser's own camera: pictures of it as JPEG files. */
+/* Cameras, the browser's own and the server's: pictures as JPEG files. */
+
+import { fetch_from } from "./common.js";
 
 const LONGEST = 1280; /* pixels: more only takes longer to send */
 
@@ -32,6 +34,50 @@ export class OwnCamera {
   close() {
     for (const track of this.stream.getTracks()) track.stop();
     this.video.srcObject = null;
+  }
+}
+
+/* A camera of the server, whose pictures are shown in an image. */
+export class ServerCamera {
+  constructor(image, name) {
+    Object.assign(this, { image, path: `kiosk/cameras/${encodeURIComponent(name)}/picture`, closed: false });
+  }
+
+  /* Return the newest picture; null while there is none. */
+  async picture() {
+    const answer = await fetch_from(this.path), blob = answer.ok ? await answer.blob() : null;
+    if (blob && !this.closed) {
+      const address = URL.createObjectURL(blob);
+      this.image.src = address;
+      await this.image.decode();
+      URL.revokeObjectURL(address);
+    }
+    return blob;
+  }
+
+  close() {
+    this.closed = true;
+  }
+}
+
+/* Names of the server's cameras whose pictures are shown; none without a kiosk. */
+export async function server_cameras() {
+  const connection = new AbortController();
+  try {
+    const answer = await fetch_from("kiosk/stream", { signal: connection.signal });
+    if (!answer.ok) return [];
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = "", told = null; ;) {
+      const { done, value } = await reader.read();
+      if (done) return [];
+      text += value;
+      told = /^event: status\ndata: (.*)\n\n/m.exec(text);
+      if (told) return Object.entries(JSON.parse(told[1]).pictures).filter(([, picture]) => picture === "shown").map(([name]) => name);
+    }
+  } catch {
+    return [];
+  } finally {
+    connection.abort();
   }
 }
 

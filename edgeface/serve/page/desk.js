@@ -9,7 +9,7 @@ import { show_people } from "./people.js";
 
 const VIEWS = { enrol: show_enrol, people: show_people, events: show_events, health: show_health };
 const MAY = { enrol: ["enrol", "people", "events"], admin: ["enrol", "people", "events", "health"] };
-let views = [], gallery = "", shown = "", leave = () => {};
+let views = [], shown = "", leave = () => {};
 
 /* A view gets its place and the gallery, and returns what is to be called when another one follows. */
 function show(again = false) {
@@ -22,7 +22,7 @@ function show(again = false) {
   at("view").replaceChildren(heading, place);
   name_page();
   if (!again) heading.focus();
-  leave = VIEWS[name](place, gallery) || leave;
+  leave = VIEWS[name](place, at("gallery").value) || leave;
 }
 
 function name_page() {
@@ -40,7 +40,8 @@ async function open() {
   }
   views = MAY[own.role] || [];
   if (!views.length) return lose_key("wrong-role");
-  gallery = own.gallery || found.galleries[0];
+  at("gallery").replaceChildren(...found.galleries.map((each) => new Option(each)));
+  at("galleries").hidden = found.galleries.length < 2;
   at("nav").replaceChildren(...views.map((each) => el("a", { href: `#${each}`, word: each })));
   at("nav").hidden = false;
   return show();
@@ -55,7 +56,7 @@ document.addEventListener("locked", () => {
   leave = () => {};
   shown = "";
   views = [];
-  at("nav").hidden = true;
+  at("nav").hidden = at("galleries").hidden = true;
   at("view").replaceChildren();
   name_page();
 });
@@ -67,5 +68,6 @@ if (location.pathname.endsWith("/forget")) {
   name_page();
 } else {
   addEventListener("hashchange", () => { if (views.length) show(); });
+  at("gallery").addEventListener("change", () => show(true));
   use_key(open);
 }

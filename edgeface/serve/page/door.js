@@ -1,6 +1,6 @@
 /* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
 
-import { OwnCamera, camera_problem } from "./camera.js";
+import { OwnCamera, ServerCamera, camera_problem } from "./camera.js";
 import { WORDS, asked, at, begin_speaking, complain, fetch_from, lose_key, request, say, use_key, word } from "./common.js";
 
 const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
@@ -125,28 +125,18 @@ async function look(name, picture) {
   looking = wanted;
   at("look").hidden = at("own").hidden = at("picture").hidden = true;
   if (!wanted) return;
-  const path = `kiosk/cameras/${encodeURIComponent(name)}/picture`, still = () => looking === wanted;
-  if (picture === "shown") await show_pictures(path, still);
-  else await send_pictures(path, still);
+  const still = () => looking === wanted;
+  if (picture === "shown") await show_pictures(new ServerCamera(at("picture"), name), still);
+  else await send_pictures(`kiosk/cameras/${encodeURIComponent(name)}/picture`, still);
 }
 
-async function show_pictures(path, still) {
+async function show_pictures(camera, still) {
   while (still()) {
-    let pause = AGAIN;
-    try {
-      const answer = await fetch_from(path);
-      if (answer.ok && still()) {
-        const address = URL.createObjectURL(await answer.blob());
-        at("picture").src = address;
-        await at("picture").decode();
-        URL.revokeObjectURL(address);
-        at("look").hidden = at("picture").hidden = false;
-        pause = BETWEEN;
-      }
-    } catch { /* tried again below */ }
-    if (still() && pause === AGAIN) at("look").hidden = at("picture").hidden = true;
-    await new Promise((done) => setTimeout(done, pause));
+    const shown = await camera.picture().catch(() => null);
+    if (still()) at("look").hidden = at("picture").hidden = !shown;
+    await new Promise((done) => setTimeout(done, shown ? BETWEEN : AGAIN));
   }
+  camera.close();
 }
 
 async function send_pictures(path, still) {

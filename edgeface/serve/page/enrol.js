@@ -1,6 +1,6 @@
 /* Enrol a person: consent, three to five photos that pass the gate, and a receipt with a code to be forgotten. */
 
-import { OwnCamera, camera_problem } from "./camera.js";
+import { OwnCamera, ServerCamera, camera_problem, server_cameras } from "./camera.js";
 import { button, complain, day, el, field, request, say, tongue, word } from "./common.js";
 
 const LEAST = 3, MOST = 5, APART = 700, TURNED = 6, PATIENCE = 2500; /* photos; milliseconds, degrees, milliseconds */
@@ -23,7 +23,7 @@ async function ask_consent(visit) {
   const path = `galleries/${encodeURIComponent(visit.gallery)}`, wrong = el("p", { role: "alert", class: "wrong" });
   let text;
   try {
-    text = await request(`${path}/consent-text`);
+    [text, { model: visit.model }] = await Promise.all([request(`${path}/consent-text`), request(path)]);
   } catch (error) {
     complain(wrong, error);
     return visit.place.replaceChildren(wrong, button("again", () => ask_consent(visit)));
@@ -62,7 +62,8 @@ function tell_purpose(text, purpose, until) {
 /* Photos */
 
 async function take_photos(visit) {
-  const video = el("video", { muted: true, playsinline: true, "aria-hidden": "true" });
+  const video = el("video", { muted: true, playsinline: true, "aria-hidden": "true" }), image = el("img", { alt: "" });
+  const choice = el("select", { id: "which", onchange: open }, el("option", { value: "", word: "own-camera" })), which = field("camera", choice);
   const hint = el("p", { role: "status", class: "hint" }), count = el("p", { class: "count" });
   const wrong = el("p", { role: "alert", class: "wrong" }), shots = el("ol", { class: "shots" });
   const save = button("save", () => enrol(visit, photos, save, wrong), "main"), photos = [];
@@ -72,18 +73,31 @@ async function take_photos(visit) {
     shots.replaceChildren(...photos.map((each) => thumbnail(each)));
     save.disabled = photos.length < LEAST;
   };
-  visit.place.replaceChildren(el("div", { class: "capture" }, el("div", { class: "mirror" }, video),
-    el("div", { class: "card" }, hint, count, shots, wrong,
+  visit.place.replaceChildren(el("div", { class: "capture" }, el("div", { class: "mirror" }, video, image),
+    el("div", { class: "card" }, which, hint, count, shots, wrong,
       el("div", { class: "row" }, button("cancel", () => { close(visit); ask_consent(visit); }), again, save))));
   renew();
-  say(hint, "hint-begin");
-  try {
-    visit.camera = await OwnCamera.open(video);
-  } catch (error) {
-    say(wrong, camera_problem(error));
-    return;
+  which.hidden = true;
+  server_cameras().then((names) => {
+    choice.append(...names.map((each) => el("option", { value: each }, each)));
+    which.hidden = !names.length;
+  });
+  await open();
+
+  async function open() {
+    if (visit.camera) visit.camera.close();
+    visit.camera = null;
+    say(hint, "hint-begin");
+    video.hidden = choice.value !== "";
+    image.hidden = !video.hidden;
+    try {
+      visit.camera = choice.value ? new ServerCamera(image, choice.value) : await OwnCamera.open(video);
+    } catch (error) {
+      say(wrong, camera_problem(error));
+      return;
+    }
+    await guide(visit, visit.camera, photos, hint, wrong, renew);
   }
-  await guide(visit, visit.camera, photos, hint, wrong, renew);
 }
 
 function thumbnail({ blob }) {
@@ -102,7 +116,7 @@ async function guide(visit, camera, photos, hint, wrong, renew) {
     if (!blob) return say(wrong, "camera-lost");
     if (photos.length < MOST) {
       try {
-        const found = await request("analyze?gate=true", { method: "POST", body: blob, headers: { "content-type": "image/jpeg" } });
+        const found = await request(`analyze?gate=true&model=${encodeURIComponent(visit.model)}`, { method: "POST", body: blob, headers: { "content-type": "image/jpeg" } });
         if (visit.camera !== camera) return;
         const yaw = found.faces.length === 1 && found.faces[0].measurements ? found.faces[0].measurements.yaw : null;
         const fault = fault_of(found) || too_alike(photos, yaw, began - taken);

@@ -52,7 +52,7 @@ export function show_people(place, gallery) {
     } catch (error) {
       complain(wrong, error);
     }
-  } }, field("name", who), field("pin", by_pin), el("button", { type: "submit", word: "save" }));
+  } }, field("name", who), field("pin", by_pin), el("button", { type: "submit", word: "add" }));
   place.append(search, el("details", {}, el("summary", { word: "add-by-pin" }), add), wrong, found, el("div", { class: "columns" }, el("div", {}, list, more), person));
   fill(true);
 }
@@ -125,7 +125,8 @@ async function show_person(place, path, changed) {
     field("name", name), field("groups", labels), field("metadata", metadata), wrong, saved, el("button", { type: "submit", word: "save" })),
   el("div", { class: "card" }, el("h3", { word: "consent" }), consent_of(person.consent),
     el("h3", { word: "templates" }), templates,
-    el("div", { class: "row" }, field("new-pin", pin), button("set-pin", set_pin)), number, code,
+    el("form", { class: "row", onsubmit: (event) => { event.preventDefault(); set_pin(); } },
+      field("new-pin", pin), el("button", { type: "submit", word: "set-pin" })), number, code,
     el("div", { class: "row" }, button("new-code", tell_code), button("forget-person", forget, "danger"))));
   heading.focus();
 }

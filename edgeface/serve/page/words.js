@@ -65,7 +65,8 @@ export const WORDS = {
     "problem-name-taken": "Somebody else has this name.", "problem-wrong-code": "This code is not known.",
     "problem-too-often": "Too often. Please wait a little.", "problem-no-kiosk": "No door is watched here.",
     "pin": "PIN", "number": "Number", "new-pin": "PIN of 4 to 12 digits; empty: none", "set-pin": "Store PIN",
-    "pin-number": "The number that goes with the PIN is {number}.", "add-by-pin": "Add somebody without a face, by PIN"
+    "pin-number": "The number that goes with the PIN is {number}.", "add-by-pin": "Add somebody without a face, by PIN",
+    "own-camera": "This browser’s camera", "gallery": "Gallery", "add": "Add"
   },
   "de": {
     "called": "Deutsch", "dir": "ltr", "door": "Tür", "key": "Schlüssel dieser Tür",
@@ -137,7 +138,8 @@ export const WORDS = {
     "problem-name-taken": "So heißt schon jemand anderes.", "problem-wrong-code": "Dieser Code ist nicht bekannt.",
     "problem-too-often": "Zu oft. Bitte warten Sie etwas.", "problem-no-kiosk": "Hier wird keine Tür überwacht.",
     "pin": "PIN", "number": "Nummer", "new-pin": "PIN aus 4 bis 12 Ziffern; leer: keine", "set-pin": "PIN speichern",
-    "pin-number": "Die Nummer zur PIN ist {number}.", "add-by-pin": "Jemanden ohne Gesicht mit PIN aufnehmen"
+    "pin-number": "Die Nummer zur PIN ist {number}.", "add-by-pin": "Jemanden ohne Gesicht mit PIN aufnehmen",
+    "own-camera": "Kamera dieses Browsers", "gallery": "Galerie", "add": "Hinzufügen"
   },
   "fr": {
     "called": "Français", "dir": "ltr", "door": "Porte", "key": "Clé de cette porte",
@@ -209,7 +211,8 @@ export const WORDS = {
     "problem-too-often": "Trop souvent. Veuillez patienter.", "problem-no-kiosk": "Aucune porte n’est surveillée ici.",
     "pin": "PIN", "number": "Numéro", "new-pin": "PIN de 4 à 12 chiffres ; vide : aucun",
     "set-pin": "Enregistrer le PIN", "pin-number": "Le numéro qui accompagne le PIN est {number}.",
-    "add-by-pin": "Ajouter une personne sans visage, par PIN"
+    "add-by-pin": "Ajouter une personne sans visage, par PIN", "own-camera": "Caméra de ce navigateur",
+    "gallery": "Galerie", "add": "Ajouter"
   },
   "es": {
     "called": "Español", "dir": "ltr", "door": "Puerta", "key": "Clave de esta puerta",
@@ -279,7 +282,8 @@ export const WORDS = {
     "problem-name-taken": "Otra persona ya tiene este nombre.", "problem-wrong-code": "Este código no se conoce.",
     "problem-too-often": "Demasiadas veces. Espere un poco.", "problem-no-kiosk": "Aquí no se vigila ninguna puerta.",
     "pin": "PIN", "number": "Número", "new-pin": "PIN de 4 a 12 cifras; vacío: ninguno", "set-pin": "Guardar PIN",
-    "pin-number": "El número que acompaña al PIN es {number}.", "add-by-pin": "Añadir a alguien sin cara, con PIN"
+    "pin-number": "El número que acompaña al PIN es {number}.", "add-by-pin": "Añadir a alguien sin cara, con PIN",
+    "own-camera": "Cámara de este navegador", "gallery": "Galería", "add": "Añadir"
   },
   "pl": {
     "called": "Polski", "dir": "ltr", "door": "Drzwi", "key": "Klucz tych drzwi",
@@ -346,7 +350,8 @@ export const WORDS = {
     "problem-name-taken": "Ktoś inny ma już to imię i nazwisko.", "problem-wrong-code": "Ten kod jest nieznany.",
     "problem-too-often": "Zbyt często. Poczekaj chwilę.", "problem-no-kiosk": "Tutaj żadne drzwi nie są obserwowane.",
     "pin": "PIN", "number": "Numer", "new-pin": "PIN z 4 do 12 cyfr; puste: brak", "set-pin": "Zapisz PIN",
-    "pin-number": "Numer do PIN-u to {number}.", "add-by-pin": "Dodaj osobę bez twarzy, z PIN-em"
+    "pin-number": "Numer do PIN-u to {number}.", "add-by-pin": "Dodaj osobę bez twarzy, z PIN-em",
+    "own-camera": "Kamera tej przeglądarki", "gallery": "Galeria", "add": "Dodaj"
   },
   "ar": {
     "called": "العربية", "dir": "rtl", "door": "الباب", "key": "مفتاح هذا الباب",
@@ -408,6 +413,6 @@ export const WORDS = {
     "problem-too-often": "محاولات كثيرة. انتظر قليلاً.", "problem-no-kiosk": "لا يوجد باب مراقَب هنا.",
     "pin": "الرقم السري", "number": "الرقم", "new-pin": "رقم سري من 4 إلى 12 خانة؛ فارغ: بلا رقم",
     "set-pin": "حفظ الرقم السري", "pin-number": "الرقم المرافق للرقم السري هو {number}.",
-    "add-by-pin": "إضافة شخص بلا وجه برقم سري"
+    "add-by-pin": "إضافة شخص بلا وجه برقم سري", "own-camera": "كاميرا هذا المتصفح", "gallery": "المعرض", "add": "إضافة"
   }
 };
