@@ -271,8 +271,8 @@ async def camera_picture(
 @router.post(_PICTURE, status_code=204, openapi_extra=photo_body("photo"), responses=problems(404, 409, 503))
 async def send_picture(request: Request, camera: Camera, caller: Recognises, service: Served, compute: Compute) -> None:
     """Send the newest picture of a camera whose source is the browser; what is decided comes by the stream."""
-    source = _streams(request).require(service, caller)
     photo = (await read_upload(request, "photo")).photo("photo")
+    source = _streams(request).require(service, caller)
     await compute(lambda: source.show(camera, service.read_photo(photo)))
 
 

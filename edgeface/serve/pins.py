@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -197,7 +198,7 @@ async def give_pin(request: Request, caller: Recognises, service: Served, comput
 
 
 def _whose(served: Any, person_id: int, pin: str) -> Person | None:
-    """Return the person if the PIN is theirs; it takes as long whether there is one or not."""
+    """Return the person if the PIN is theirs and their consent has not ended; it takes as long if there is none."""
     try:
         person = find_person(served, person_id)
     except NotFound:
@@ -205,7 +206,9 @@ def _whose(served: Any, person_id: int, pin: str) -> Person | None:
     stored = None if person is None else person.metadata.get(PIN)
     salt, _, digest = (stored if isinstance(stored, str) else f"{'0' * 32}$").partition("$")
     right = hmac.compare_digest(_hash(pin, salt).partition("$")[2], digest)
-    return person if right and digest else None
+    consent = None if person is None else Consent.of(person)
+    ended = consent is not None and consent.expires is not None and consent.expires <= datetime.now(timezone.utc)
+    return person if right and digest and not ended else None
 
 
 def _hash(pin: str, salt: str | None = None) -> str:

@@ -64,6 +64,15 @@ def test_somebody_without_a_face_is_known_by_the_pin_and_by_no_other(
     assert give(client, made["id"], "48151623").json()["kind"] == "unknown"
 
 
+def test_nobody_is_known_by_a_pin_when_the_consent_has_ended(door: tuple[TestClient, Door]) -> None:
+    client, _ = door
+    given = {"name": "Ada", "pin": "4815", "consent": {"text_version": "1", "expires": "2026-01-01T00:00:00Z"}}
+    number = client.post(f"{GALLERY}/people-by-pin", json=given).json()["id"]
+    assert give(client, number, "4815").json() == {"kind": "unknown"}
+    client.put(f"{GALLERY}/people/{number}/consent", json={"text_version": "2", "expires": None})
+    assert give(client, number, "4815").json() == {"kind": "known"}
+
+
 @pytest.mark.parametrize("pin", ["123", "1" * 13, "12a4", "١٢٣٤", "", " 1234"])
 def test_a_pin_is_four_to_twelve_digits(pin: str, service: Service, door: tuple[TestClient, Door]) -> None:
     ada = enrol(service, "Ada", BLUE)
