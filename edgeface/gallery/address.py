@@ -47,13 +47,14 @@ def split_address(address: str) -> tuple[str, str]:
     """
     base, _, query = address.partition("?")
     fields = [field.partition("=") for field in query.split("&") if field]
+    keys = {urllib.parse.unquote(key).strip().lower() for key, _, _ in fields}  # libpq takes pass%77ord= for password=
     names = [urllib.parse.unquote(value) for key, _, value in fields if key == "gallery"]
     rest = "&".join("".join(field) for field in fields if field[0] != "gallery")
     try:
         password = urllib.parse.urlsplit(address).password
     except ValueError:  # no address at all, which libpq says
         password = None
-    if password is not None or any(key in ("password", "sslpassword") for key, _, _ in fields):
+    if password is not None or keys & {"password", "sslpassword"}:
         raise InputError(
             "gallery: expected an address without a password, found one with it, which other users of this machine can "
             "see; remove it, and set PGPASSWORD, write it to ~/.pgpass (chmod 600), or name such a file: ?passfile=FILE"

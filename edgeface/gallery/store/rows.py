@@ -29,6 +29,10 @@ SEALED_TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Tables with a sealed `body`, and the columns that are authenticated with it; the first one is the key. A template is
 sealed with whose it is and since when, so that neither can be changed."""
 
+_LONGEST_IMAGE, _LONGEST_OTHER = 1 << 26, 1 << 22
+"""Bytes of a stored row. A forged one could have what a database can hold, and the search for its pieces takes 50 times
+that."""
+
 Change = Callable[[str, tuple[Any, ...], bytes], tuple[tuple[Any, ...], bytes]]
 """From table, identity and content of a row to its new identity and content."""
 
@@ -41,6 +45,10 @@ _HIGHEST_ID = (
     "UNION ALL SELECT template_id FROM removals) AS given"
 )
 _PEOPLE = "SELECT id, body, (SELECT count(*) FROM templates WHERE person_id = people.id) FROM people"
+
+
+def _longest(table: str) -> int:
+    return _LONGEST_IMAGE if table == "images" else _LONGEST_OTHER
 
 
 class Rows:
@@ -61,8 +69,14 @@ class Rows:
     # Sealed rows of any table
 
     def seal(self, table: str, identity: tuple[Any, ...], content: bytes) -> bytes:
-        """Return what is stored in a row's `body`."""
-        return self.cipher.seal(content, self._header.place(table, *identity))
+        """Return what is stored in a row's `body`; `GalleryError` if it is too long to be read again."""
+        sealed = self.cipher.seal(content, self._header.place(table, *identity))
+        if len(sealed) > _longest(table):
+            raise GalleryError(
+                f"gallery: expected at most {_longest(table):,} bytes for a row of {table}, found {len(sealed):,}; "
+                f"{'use a smaller photo' if table == 'images' else 'store less metadata'}"
+            )
+        return sealed
 
     def open(self, table: str, identity: tuple[Any, ...], stored: bytes) -> bytes:
         """Return what was sealed for this row."""
@@ -73,7 +87,9 @@ class Rows:
     ) -> Iterator[tuple[tuple[Any, ...], bytes]]:
         """Yield identity and stored body of a table's rows, by rising key."""
         columns = SEALED_TABLES[table]
-        query = f"SELECT {', '.join(columns)}, body FROM {table} {where} ORDER BY {columns[0]} LIMIT ?"
+        # What is longer than any row is cut: it is then not what was sealed there.
+        body = f"substr(body, 1, {_longest(table) + 1})"
+        query = f"SELECT {', '.join(columns)}, {body} FROM {table} {where} ORDER BY {columns[0]} LIMIT ?"
         for *identity, stored in connection.execute(query, (*values, limit)):
             yield tuple(identity), stored
 

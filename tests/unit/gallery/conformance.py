@@ -562,6 +562,25 @@ class StoreConformance:
             store.forget(ada.id)
         assert store.people() == (ada,)
 
+    def test_a_row_that_is_longer_than_any_is_neither_written_nor_read(
+        self, store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from edgeface.gallery.store import rows
+
+        monkeypatch.setattr(rows, "_LONGEST_OTHER", 1 << 12)
+        ada = store.add_person("Ada", templates=templates(1))
+        with pytest.raises(GalleryError, match="expected at most 4,096 bytes for a row of people, found 10,"):
+            store.add_person("Grace", metadata={"note": "x" * 10_000})
+        assert store.people() == (ada,)
+        forged = np.random.default_rng(0).bytes(1 << 20)
+        with store.database.writing() as connection:
+            store.database.wrote()
+            connection.execute("UPDATE templates SET body = ?", (forged,))
+        assert ["templates is not what was written" in each for each in store.check().problems] == [True]
+        done = store.forget(ada.id)
+        assert done.templates == 1
+        assert done.needles < 1 << 13
+
     # The end
 
     def test_a_closed_store_says_so(self, store: GalleryStore) -> None:

@@ -41,14 +41,19 @@ _log = logging.getLogger(__name__)
 
 # Errors
 
-_BUSY = ("55P03", "40001", "40P01", "57014")
-"""lock_not_available, serialization_failure, deadlock_detected, query_canceled (PostgreSQL manual, appendix A)."""
+_BUSY = ("55P03", "40001", "40P01")
+"""lock_not_available, serialization_failure, deadlock_detected (PostgreSQL manual, appendix A)."""
 _UNWRITABLE = {
     "53100": "the server's disk is full; free some space there",
     "25006": "the server is read-only (a standby?); connect to the primary",
     "42501": "this user may not; grant it the right, or open the gallery once as the user who owns its tables",
 }
 _DAMAGED = ("XX001", "XX002")
+_REFUSED = re.compile(
+    r"(database|role) \".*\" does not exist|no pg_hba\.conf entry|does not support SSL|permission denied for database"
+    r"|not permitted to log in|not currently accepting connections|certificate"
+)
+"""What an attempt to connect is told without a code, and will be told again."""
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 """25P03: the server ended the connection because a block was idle for too long."""
 
@@ -75,6 +80,9 @@ def server_errors(where: str, *, doubt: str = "") -> Iterator[None]:
 def _translate(psycopg: Any, where: str, error: Any, doubt: str) -> EdgeFaceError:
     said = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "sqlstate", None) or ""
+    if code == "57014":
+        found, remedy = f"the server cancelled the statement: {said}", "try again, or raise its statement_timeout"
+        return GalleryBusyError(f"{where}: {found}; nothing was changed here; {remedy}", found=found, remedy=remedy)
     if code in _BUSY:
         found = "another process writes to this gallery and did not finish in time"
         return GalleryBusyError(
@@ -93,6 +101,9 @@ def _translate(psycopg: Any, where: str, error: Any, doubt: str) -> EdgeFaceErro
             f"{where}: the server asks for a password and did not accept {'this' if tried.used_password else 'none'}: "
             f"{said}; set PGPASSWORD, or write it to ~/.pgpass, which only you may read (chmod 600)"
         )
+    if not code and _REFUSED.search(said):
+        remedy = "check the address, and who may connect (pg_hba.conf)"
+        return GalleryError(f"{where}: the server does not let this client in: {said}; {remedy}", remedy=remedy)
     if code.startswith(_AWAY_CLASSES) or (not code and isinstance(error, psycopg.OperationalError)):
         found = f"the server cannot be reached or went away: {said}"
         return GalleryServerError(f"{where}: {found}; {doubt}", found=found)
@@ -111,6 +122,7 @@ _COLUMN_TYPE = (
     "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('vectors') "
     "AND attname = 'embedding'"
 )
+_LONGEST_HEADER = 1 << 16
 _UNKNOWN = "the connection was lost while committing, so it is not known whether this was stored: check, then repeat"
 
 
@@ -157,8 +169,8 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
     told = [str(parts.get(name, "")) for name in ("host", "port", "dbname")]
     if "@" in "".join(told) or not re.fullmatch(r"[\d,]*", told[1]):
         raise InputError(
-            f"gallery: expected the address of a PostgreSQL server, postgresql://USER@HOST/DATABASE, found one of "
-            f"{len(url)} characters that cannot be read; write each of @ : / ? # % in its password as %40 %3A %2F "
+            f"gallery: expected the address of a PostgreSQL server, found one of {len(url)} characters that cannot be "
+            "read, or that has a field which libpq does not know; write each of @ : / ? # % in a field as %40 %3A %2F "
             "%3F %23 %25"
         )
     deadline, pause = time.monotonic() + patience, 0.1
@@ -174,6 +186,7 @@ def connect(url: str, schema: str, *, timeout: float, patience: float) -> Connec
                     keepalives_count=3,
                     tcp_user_timeout=_DEAD_MILLISECONDS,
                     application_name="edgeface",
+                    client_encoding="UTF8",  # as text, not as bytes, from a database of SQL_ASCII too
                 )
                 connection = Connection(raw)
                 connection.resolve()
@@ -279,13 +292,21 @@ class PostgresDatabase(Database):
             found = self._connection.execute("SELECT to_regclass(?)", (f"{self.schema}.gallery",)).fetchone()
             if found[0] is None:
                 raise GalleryError(f"{self.where}: no gallery of this name exists; create one first")
-            version, text, mark = self._connection.execute(
-                "SELECT version, header, header_mark FROM gallery"
-            ).fetchone() or (0, "", b"")
-        if not 1 <= version <= SCHEMA_VERSION:
-            raise GalleryError(
-                f"{self.where}: expected a gallery of version 1 to {SCHEMA_VERSION}, found {version}; update edgeface"
-            )
+            row = self._connection.execute(
+                "SELECT version, left(header, ?::integer), header_mark FROM gallery", (_LONGEST_HEADER + 1,)
+            ).fetchone()
+            if row is None:
+                raise GalleryDamagedError(f"{self.where}: its header is gone; restore the gallery from a copy")
+            version, text, mark = row
+            if not 1 <= version <= SCHEMA_VERSION:
+                update = "update edgeface" if version > SCHEMA_VERSION else "restore the gallery from a copy"
+                raise GalleryError(
+                    f"{self.where}: expected a gallery of version 1 to {SCHEMA_VERSION}, found {version}; {update}"
+                )
+            known = ADDED_LATER[: version - 1]
+            query = "SELECT to_regclass(?) IS NULL"
+            gone = [each for each in known if self._connection.execute(query, (f"{self.schema}.{each}",)).fetchone()[0]]
+            require_no_differences(self.where, [f"no table {each!r}" for each in gone])
         return version, text, mark
 
     def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -140,9 +140,15 @@ UNION ALL SELECT 'trigger', tgname, relname FROM own JOIN pg_trigger ON tgrelid 
 UNION ALL SELECT 'rule', rulename, relname FROM own JOIN pg_rewrite ON ev_class = own.oid
 UNION ALL SELECT 'policy', polname, relname FROM own JOIN pg_policy ON polrelid = own.oid
 UNION ALL SELECT 'row security', relname, '' FROM own WHERE relrowsecurity OR relforcerowsecurity
+UNION ALL SELECT 'unlogged table', relname, '' FROM own WHERE relkind = 'r' AND relpersistence <> 'p'
+UNION ALL SELECT 'sampling or compression', relname || '.' || attname, ''
+    FROM own JOIN pg_attribute ON attrelid = own.oid
+    WHERE attname IN ('body', 'name_mark', 'embedding') AND (attstorage <> 'e' OR attstattarget IS DISTINCT FROM 0)
+    AND EXISTS (SELECT FROM own WHERE relname = 'staged')
 UNION ALL SELECT 'inheritance', relname, '' FROM own JOIN pg_inherits ON own.oid IN (inhparent, inhrelid)
 """
-"""Kind, name and definition of everything in a schema, and of everything that acts on its tables."""
+"""Kind, name and definition of everything in a schema, and of everything that acts on its tables. Tables without
+`staged`, of an earlier version, are not yet kept from being sampled and compressed."""
 
 _Part = tuple[str, str, str]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.cipher import Cipher
-from edgeface.errors import GalleryBusyError, NotSupportedError, OutputError
+from edgeface.errors import GalleryBusyError, GalleryDamagedError, NotSupportedError, OutputError
 from edgeface.gallery.codec import GalleryHeader, TemplateBody
 from edgeface.gallery.records import NewTemplate, Proof, TemplateBlock, unit_vector
 from edgeface.gallery.store.base import GalleryStore
@@ -49,6 +51,8 @@ SELECT each.oid::regclass::text, pg_relation_filepath(each.oid), pg_relation_siz
 """
 """Name, first file and size of each table of a schema, of what is too long for its rows, of its indexes, and of the
 server's statistics, which sample values."""
+_COMPARED = 1024
+"""Embeddings that are compared at a time."""
 _SEGMENT_BYTES = 1 << 30
 """A longer file goes on in another (PostgreSQL manual, 73.1)."""
 
@@ -159,6 +163,28 @@ class PostgresStore(GalleryStore):
 
     def watch(self) -> PostgresWatch:
         return PostgresWatch(self.database)
+
+    def _structure_problems(self, connection: Any) -> Iterator[tuple[str, str]]:
+        """Compare what the server searches with the templates too."""
+        yield from super()._structure_problems(connection)
+        if self._form(self.database.header) is None:
+            return
+        if self._searched_as is None:
+            yield "", "no table 'vectors': the server cannot search the templates"
+            return
+        query = "SELECT template_id, embedding::real[] FROM vectors WHERE template_id = ANY(?)"
+        tolerance = 1e-6 if self._searched_as == "vector" else 1e-3
+        rows = self.rows.sealed(connection, "templates")
+        while chunk := list(itertools.islice(rows, _COMPARED)):
+            searched = dict(connection.execute(query, ([identity[0] for identity, _ in chunk],)).fetchall())
+            for identity, stored in chunk:
+                number = identity[0]
+                with contextlib.suppress(GalleryDamagedError):  # which is told of the row itself
+                    body = TemplateBody.decode(self.rows.open("templates", identity, stored), self.info.dim)
+                    if number not in searched:
+                        yield "", f"template {number}: the server does not search it"
+                    elif not np.allclose(body.vector, searched[number], rtol=0, atol=tolerance):
+                        yield "", f"template {number}: the server searches another embedding"
 
     # Erasure, another key, another model
 

@@ -34,6 +34,8 @@ def open_it(address: str) -> None:
         f"postgresql://me:p@{SECRET}@127.0.0.1:1/db",
         f"postgresql://me:{SECRET}/x@127.0.0.1:1/db",
         f"postgresql://me@127.0.0.1:1/db?passwrd={SECRET}",
+        f"postgresql://me@127.0.0.1:1/db?gallery=a&pass%77ord={SECRET}",
+        f"postgresql://me@127.0.0.1:1/db?%73slpassword={SECRET}&gallery=a",
         f"host=127.0.0.1 port=1 password=x {SECRET}",
         f"host=127.0.0.1 port={SECRET}",
     ],

@@ -146,6 +146,31 @@ def test_check_reads_every_row_and_says_what_is_damaged(cluster: Any, gallery: s
         assert "row 2 of images" in problems[1]
 
 
+def test_check_compares_what_the_server_searches_with_the_templates(pgvector: Any, gallery: str) -> None:
+    with create(pgvector.url, gallery) as store:
+        store.add_person("Ada", templates=templates(3))
+        assert store.check()
+        schema = f"edgeface_{gallery}"
+        pgvector.sql(f"DELETE FROM {schema}.vectors WHERE template_id = 2")
+        pgvector.sql(
+            f"UPDATE {schema}.vectors SET embedding = o.embedding FROM {schema}.vectors AS o "
+            "WHERE vectors.template_id = 3 AND o.template_id = 4"
+        )
+        told = ["template 2: the server does not search it", "template 3: the server searches another embedding"]
+        assert list(store.check().problems) == told
+        pgvector.sql(f"DROP TABLE {schema}.vectors")
+    with open_store(pgvector.url, gallery) as store:
+        assert "no table 'vectors'" in store.check().problems[0]
+
+
+def test_a_database_without_an_encoding_holds_a_gallery(cluster: Any, gallery: str) -> None:
+    cluster.sql(f"CREATE DATABASE {gallery} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    with create(cluster.url.replace("/postgres", f"/{gallery}"), gallery, key=KEY) as store:
+        known = store.add_person("Zo\u00eb", templates=templates(1))
+        assert store.people() == (known,)
+        assert store.check()
+
+
 # A new key
 
 
@@ -427,6 +452,46 @@ def test_a_server_that_was_never_there_is_named_and_the_password_is_not(cluster:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(InputError, match="address"):
         open_store("postgresql://[", "a", patience=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("/postgres", "/no_such_database", 'database "no_such_database" does not exist'),
+        ("edgeface@", "no_such_role@", 'role "no_such_role" does not exist'),
+        ("/postgres", "/postgres?sslmode=require", "does not support SSL"),
+    ],
+)
+def test_who_is_not_let_in_is_told_so_at_once(cluster: Any, old: str, new: str, told: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(GalleryError, match=f"does not let this client in: .*{told}.*; check the address") as caught:
+        open_store(cluster.url.replace(old, new), "a", patience=30)
+    assert time.monotonic() - begun < 20
+    assert not isinstance(caught.value, GalleryServerError)
+
+
+def test_a_statement_that_the_server_cancels_is_no_other_writer(cluster: Any, gallery: str) -> None:
+    told = r"the server cancelled the statement: .* raise its statement_timeout"
+    with create(cluster.url, gallery, key=KEY) as store:
+        store.database.outside("SET statement_timeout = 1")
+        with pytest.raises(GalleryBusyError, match=told):
+            store.database.outside("SELECT pg_sleep(5)")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("DELETE FROM {}.gallery", "its header is gone; restore"),
+        ("UPDATE {}.gallery SET version = 9", "of version 1 to 3, found 9; update edgeface"),
+        ("UPDATE {}.gallery SET version = -1", "of version 1 to 3, found -1; restore"),
+        ("UPDATE {}.gallery SET header = repeat('x', 9000000)", "its header is damaged"),
+    ],
+)
+def test_a_header_that_is_gone_or_no_header_is_told(cluster: Any, gallery: str, change: str, told: str) -> None:
+    create(cluster.url, gallery, key=KEY).close()
+    cluster.sql(change.format(f"edgeface_{gallery}"))
+    with pytest.raises(GalleryError, match=told):
+        open_store(cluster.url, gallery, key=KEY)
 
 
 def test_who_waits_too_long_for_another_writer_is_told(cluster: Any, gallery: str) -> None:

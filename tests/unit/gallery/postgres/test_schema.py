@@ -51,6 +51,16 @@ FOREIGN = {
         "DROP INDEX templates_person",
         "CREATE INDEX templates_person ON templates (person_id) WHERE length(body) > 0",
     ),
+    "a table that a crash empties": ("unlogged table 'removals'", "ALTER TABLE removals SET UNLOGGED"),
+    "values that are compressed": (
+        "sampling or compression 'people.body'",
+        "ALTER TABLE people ALTER body SET STORAGE EXTENDED",
+    ),
+    "values that are sampled": (
+        "sampling or compression 'images.body'",
+        "ALTER TABLE images ALTER body SET STATISTICS 100",
+    ),
+    "a table of this version": ("no table 'commits'", "DROP TABLE commits"),
     "a table that inherits": ("inheritance 'people'", "CREATE TABLE child () INHERITS (people)"),
     "another type": ("another column 'images.body'", "ALTER TABLE images ALTER COLUMN body TYPE text USING ''"),
     "no foreign key": (
@@ -110,6 +120,7 @@ def test_the_tables_that_0_1_made_are_a_gallerys(pgvector: Any, gallery: str) ->
     with create(pgvector.url, gallery) as store:
         ada = store.add_person("Ada", templates=templates(2))
     rest = f"""
+        CREATE TABLE old_vectors AS SELECT * FROM vectors;
         ALTER TABLE templates RENAME TO old_templates; ALTER TABLE people RENAME TO old_people;
         ALTER TABLE gallery RENAME TO old_gallery; DROP TABLE images, removals, commits, staged, vectors;
         ALTER TABLE old_templates DROP CONSTRAINT templates_person_id_fkey, DROP CONSTRAINT templates_pkey;
@@ -147,7 +158,7 @@ def test_the_tables_that_0_1_made_are_a_gallerys(pgvector: Any, gallery: str) ->
         );
         INSERT INTO gallery SELECT * FROM old_gallery; INSERT INTO people SELECT * FROM old_people;
         INSERT INTO templates SELECT * FROM old_templates; UPDATE gallery SET version = 1;
-        DROP TABLE old_templates, old_people, old_gallery
+        INSERT INTO vectors SELECT * FROM old_vectors; DROP TABLE old_templates, old_people, old_gallery, old_vectors
     """
     change(pgvector, gallery, rest)
     with open_store(pgvector.url, gallery) as store:
