@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import edgeface
 from edgeface.bench import BenchmarkResult, ScenarioOptions, benchmark, read_any
 from edgeface.bench.run.kiosk import VideoFile
 from edgeface.bench.run.runner import DEFAULTS
@@ -53,11 +54,12 @@ def test_benchmark_apps_own_report_is_read(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_kiosk_identifies_the_people_of_a_real_video(real_ir: Path, data: Path) -> None:
+def test_a_kiosk_identifies_the_people_of_a_real_video(real_ir: Path, liveness_irs: Path, data: Path) -> None:
     run = QUICK.model_copy(update={"scenario": "kiosk", "duration_s": 3.0, "max_duration_s": 3.0})
-    with load_detector("mtcnn", min_size=80) as detector:
+    yunet = data / "yunet" / "yunet_n_dynamic.onnx"
+    with load_detector("yunet", model=yunet) as detector, edgeface.load_liveness(liveness_irs) as checker:
         video = VideoFile.open(data / "video" / "faces.mp4")
-        options = ScenarioOptions(video=video, detector=detector)
+        options = ScenarioOptions(video=video, detector=detector, liveness=checker)
         result = benchmark(real_ir, run, options=options, peak=False, layers=False)
     kiosk = result.kiosk
     assert kiosk is not None
@@ -67,5 +69,8 @@ def test_a_kiosk_identifies_the_people_of_a_real_video(real_ir: Path, data: Path
     assert kiosk.faces > 0
     assert kiosk.identities > 0
     assert kiosk.time_to_identity_ms["min"] > 0
+    assert (kiosk.detector, kiosk.liveness) == ("yunet", True)
+    assert result.samples.count == (kiosk.detected or 0) + (kiosk.tracked or 0) + (kiosk.skipped or 0)
+    assert (kiosk.tracked or 0) > 0
     assert (result.gflops_per_second, result.efficiency) == (None, None)
     assert BenchmarkResult.from_dict(result.to_dict()) == result
