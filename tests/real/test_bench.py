@@ -71,6 +71,5 @@ def test_a_kiosk_identifies_the_people_of_a_real_video(real_ir: Path, liveness_i
     assert kiosk.time_to_identity_ms["min"] > 0
     assert (kiosk.detector, kiosk.liveness) == ("yunet", True)
     assert result.samples.count == (kiosk.detected or 0) + (kiosk.tracked or 0) + (kiosk.skipped or 0)
-    assert (kiosk.tracked or 0) > 0
     assert (result.gflops_per_second, result.efficiency) == (None, None)
     assert BenchmarkResult.from_dict(result.to_dict()) == result
