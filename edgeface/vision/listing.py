@@ -53,7 +53,7 @@ class PhotoList:
         Why a photo, a video or a folder is not read.
     left_out
         Why files and folders do not count: thumbnails, hidden files and other litter of systems; folders that are
-        reached twice through links.
+        reached twice through links; what `cluster_folder` wrote among the photos.
     """
 
     photos: tuple[Photo, ...]
@@ -199,6 +199,8 @@ class _Search:
                     self._judge(path, root)
                 elif self._written and path.resolve() == self._written:
                     self.has_results = True
+                elif entry.name == "people" and os.path.isfile(folder / "clusters.json"):  # noqa: PTH113 - as above
+                    self.left_out[path] = "sorted by 'edgeface cluster': each photo is a copy"
                 else:
                     (links if entry.is_symlink() else folders).append(path)
 

@@ -260,6 +260,8 @@ def _resolved(path: Path) -> Path:
         found = real.is_file()
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         raise GalleryError(f"{path}: expected a gallery that this user may read, found: {error}") from error
+    if not found and real.exists() and not real.is_dir():
+        raise GalleryError(path=path, expected="a gallery", found="a device, pipe or socket", remedy="name a file")
     if not found:
         folder, place = real.is_dir(), path / "people.gallery" if real.is_dir() else path
         raise GalleryError(

@@ -220,11 +220,13 @@ def test_a_folder_that_one_may_not_enter_is_said() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_links_in_a_circle_are_no_gallery(tmp_path: Path) -> None:
+def test_links_in_a_circle_and_devices_are_no_gallery(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(GalleryError, match="expected a gallery"):
         SqliteStore(tmp_path / "a")
+    with pytest.raises(GalleryError, match="expected a gallery, found a device, pipe or socket; name a file"):
+        SqliteStore(Path("/dev/zero"))
 
 
 def test_a_file_of_version_1_stays_one_for_who_has_another_key(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_litter_of_systems_is_no_photo_and_no_person_and_is_listed(tmp_path: Pat
         list_photos([write(tmp_path / "only", "Thumbs.db")])
 
 
+def test_what_cluster_sorted_among_the_photos_is_neither_photos_nor_a_person(tmp_path: Path) -> None:
+    write(tmp_path, "Ada/1.png", "people/0001/1.png", "people/unknown/2.png")
+    assert set(list_people(tmp_path).people) == {"Ada", "people"}
+    write(tmp_path, "clusters.json", content=b"{}")
+    for found in (list_people(tmp_path), list_photos([tmp_path])):
+        assert found.left_out[tmp_path / "people"] == "sorted by 'edgeface cluster': each photo is a copy"
+    assert set(list_people(tmp_path).people) == {"Ada"}
+    assert below(tmp_path, list_photos([tmp_path]).files) == ["Ada/1.png"]
+    assert set(list_people(tmp_path / "people").people) == {"0001", "unknown"}
+
+
 def test_a_person_is_the_folder_below_the_argument_whatever_is_below_that(tmp_path: Path) -> None:
     write(tmp_path, "Ada/2021/1.jpg", "Ada/2022/may/2.jpg", "Ada/3.jpg", "Bob/2021/1.jpg", "loose.jpg")
     (tmp_path / "Empty").mkdir()
