@@ -28,11 +28,13 @@ from edgeface.untrusted import IMPORT_BYTES, IMPORT_RATIO
 Converted = tuple[ov.Model, dict[str, Any]]
 """A model, and what else was found, as JSON types."""
 
-_RUN = (
-    "sys.modules['openvino_telemetry'] = sys.modules['openvino.tools.ovc'] = None; "
-    "from edgeface.convert.apart import main; main()"
-)
-"""Neither is used, and both take time to import; OpenVINO goes without."""
+WITHOUT_TOOLS = "sys.modules['openvino_telemetry'] = sys.modules['openvino.tools.ovc'] = None; "
+"""Begins a program that uses neither; both take time to import, and OpenVINO goes without.
+
+The first would also fork a process that reports to its makers, can outlive its parent, and keeps stderr open.
+"""
+
+_RUN = f"{WITHOUT_TOOLS}from edgeface.convert.apart import main; main()"
 _SECONDS = 600
 
 

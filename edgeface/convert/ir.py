@@ -22,6 +22,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
+from edgeface.convert.apart import WITHOUT_TOOLS
 from edgeface.errors import ConversionError, EdgeFaceError, InputError, OutputError
 from edgeface.files import output_errors, sha256_of
 from edgeface.limits import require_room_to_compile
@@ -382,11 +383,7 @@ class FreshProcessCheck:
 
 
 _CHECK_SECONDS = 600
-_RUN_CHECK = (
-    # `import openvino` forks a process that reports to its makers. It can outlive a check that is killed, and
-    # keeps the check's stderr open.
-    "sys.modules['openvino_telemetry'] = None; from edgeface.convert.ir import run_check; sys.exit(run_check())"
-)
+_RUN_CHECK = f"{WITHOUT_TOOLS}from edgeface.convert.ir import run_check; sys.exit(run_check())"
 
 
 def check_inference(path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_facenet_truncated_between_nodes_is_refused(seeded_pb: Path, tmp_path:
             load_tensorflow(path, size=(160, 160))
 
 
-@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
 @example(changes=[(_POSITION_OF_A_COLON, ord(":"))])
 def test_a_graph_with_flipped_bytes_is_read_or_refused_but_never_an_internal_failure(

@@ -36,8 +36,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=environment)
 
 
-@pytest.mark.parametrize("photo", ["a.png", "b.png"])
-@pytest.mark.parametrize("form", ["", "--json"])
+@pytest.mark.parametrize(("photo", "form"), [("a.png", "--json"), ("b.png", "")])
 def test_an_answer_that_could_not_be_written_is_exit_code_2_whatever_it_was(work: Path, photo: str, form: str) -> None:
     full = shell(f"edgeface verify a.png {photo} TINY {form} >/dev/full")
     assert full.returncode == 2
