@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser, browser
+from commands import edgeface
 from made_results import LAYERS, PEAK, latencies, made_kiosk, made_result
 
 pytestmark = [
@@ -50,10 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     given["kiosk"] = [root / "kiosk-1", root / "kiosk-2"]
     assert len(given["two"]) == 2
     for name, results in given.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "edgeface", "bench", "report", *results, "-o", root / f"{name}.html"],
-            capture_output=True, text=True, timeout=100, env={**os.environ, "NO_COLOR": "1"},
-        )  # fmt: skip
+        done = edgeface("bench", "report", *results, "-o", root / f"{name}.html")
         assert done.returncode == 0, done.stderr
     return {name: root / f"{name}.html" for name in given}
 

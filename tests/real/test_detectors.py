@@ -119,7 +119,7 @@ def test_mtcnn_agrees_with_the_stored_reference(images: int, data: Path, mtcnn: 
 
 
 @pytest.mark.parametrize(
-    "images", [200, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1800)])]
+    "images", [60, pytest.param(7701, marks=[pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1800)])]
 )
 def test_mtcnn_in_tiles_gives_the_bits_that_whole_levels_give(images, data, mtcnn, photos, monkeypatch):
     paths = sorted((data / "lfw" / "images").rglob("*.jpg"))
@@ -137,7 +137,8 @@ def test_mtcnn_in_tiles_gives_the_bits_that_whole_levels_give(images, data, mtcn
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("megapixels", "most"), [(4, 150), (12, 250), pytest.param(60, 400, marks=pytest.mark.nightly)]
+    ("megapixels", "most"),
+    [(12, 250), *(pytest.param(*each, marks=pytest.mark.nightly) for each in ((4, 150), (60, 400)))],
 )
 def test_the_memory_of_detection_does_not_grow_with_copies_of_the_photo(megapixels, most):
     script = Path(__file__).parents[2] / "benchmarks" / "photo_memory.py"

@@ -83,7 +83,7 @@ def test_the_ir_is_the_published_model(dlib_ir: Path) -> None:
     assert contract.contract_id == "a3d57e4c2741b880"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.nightly), "fp16"])
 def test_an_ir_of_another_tool_is_recognised_by_its_fingerprint(
     precision: Literal["fp32", "fp16"], real_dat: Path, tmp_path: Path
 ) -> None:

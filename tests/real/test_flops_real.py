@@ -34,13 +34,8 @@ def retail(data: Path, name: str) -> ov.Model:
 
 
 @pytest.fixture(scope="module")
-def facenet_model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> ov.Model:
-    from edgeface.convert import convert
-    from edgeface.convert.facenet_graph import read_weights, write_graph
-
-    folder = tmp_path_factory.mktemp("facenet")
-    graph = write_graph(read_weights(data / FACENET / "weights.npz"), folder / "facenet.pb")
-    return read(convert(graph, folder / "ir", precision="fp32").ir)
+def facenet_model(real_ir: Path) -> ov.Model:
+    return read(real_ir)
 
 
 @pytest.fixture(scope="module")
