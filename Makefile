@@ -29,9 +29,10 @@ demo: $(VENV)/.installed-demo
 # Side by side whatever can be, then one after another what measures this machine's time, load or memory.
 PYTEST = $(BIN)/python -m pytest --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
 PROFILE = default
-RUN = run() { $(PYTEST) "$$@" $(TESTS) || test $$? -eq 5; } && \
-	run -n $(JOBS) --dist worksteal -m "($(MARKS)) and not alone" && \
-	run -m "($(MARKS)) and alone"  # 5: there are none
+RUN = run() { $(PYTEST) "$$@" || test $$? -eq 5; } && \
+	run -n $(JOBS) --dist worksteal -m "($(MARKS)) and not alone" $(TESTS) && \
+	files=$$(grep -rl --include='test_*.py' mark.alone $(TESTS) || test $$? -eq 1) && \
+	{ test -z "$$files" || run -m "($(MARKS)) and alone" $$files; }  # 5: there are none
 
 # While you write: unit tests without those that are slow or want the machine for themselves, and few examples of what
 # Hypothesis makes up.
