@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
+import json
 import logging
 import os
 import random
@@ -53,6 +55,18 @@ def expected(path: Path, images: NDArray[Any], *, layout: str = "NCHW", name: st
     return np.stack([row.ravel() for row in rows])
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the frontend in this process: what it makes is the same, and half a second sooner."""
+
+    def convert_here(_: None, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        model, found = function(*arguments)
+        return model, json.loads(json.dumps(found))
+
+    monkeypatch.setattr("edgeface.convert.onnx.process_apart", contextlib.nullcontext)
+    monkeypatch.setattr("edgeface.convert.onnx.convert_apart", convert_here)
+
+
 def difference(ir: Path, images: NDArray[np.uint8], rows: NDArray[np.float32]) -> float:
     """Largest difference, relative to the largest number."""
     return float(np.abs(embed_with_ir(ir, images) - rows).max() / np.abs(rows).max())
@@ -89,6 +103,7 @@ def test_the_ir_computes_what_onnx_runtime_computes(tmp_path: Path, form: dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_rows_are_normalised_or_raw_as_the_recipe_says(tmp_path: Path) -> None:
     raw, unit = write_arcface(tmp_path / "raw.onnx"), write_arcface(tmp_path / "unit.onnx", last="unit")
 
@@ -102,6 +117,7 @@ def test_rows_are_normalised_or_raw_as_the_recipe_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_one_of_two_outputs_is_chosen_by_name(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "model.onnx", outputs=2)
 
@@ -116,6 +132,7 @@ def test_one_of_two_outputs_is_chosen_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "done"), [("arithmetic", "(x - 127.5) / 128"), ("norm", "(x - 127.5) / 64")])
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_preprocessing_inside_is_noticed_and_not_repeated(
     tmp_path: Path, first: str, done: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +153,7 @@ def test_preprocessing_inside_is_noticed_and_not_repeated(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["constant first", "clipped", "split", "depthwise"])
+@pytest.mark.usefixtures("here")
 def test_preprocessing_inside_is_noticed_however_it_is_written(tmp_path: Path, first: str) -> None:
     with pytest.raises(InputError, match=r"compute \(x - 127.5\) / 128 .*pass --mean 0 --scale 1"):
         load_onnx(write_arcface(tmp_path / "model.onnx", first=first), recipe().complete())
@@ -172,6 +190,7 @@ def test_the_identity_of_weights_does_not_depend_on_how_the_file_holds_them(tmp_
     ],
 )
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_wrong_shape_is_named(tmp_path: Path, form: dict[str, Any], error: type[EdgeFaceError], told: str) -> None:
     with pytest.raises(error, match=told):
         load_onnx(write_arcface(tmp_path / "model.onnx", **form), recipe().complete())
@@ -179,12 +198,14 @@ def test_a_wrong_shape_is_named(tmp_path: Path, form: dict[str, Any], error: typ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", ["batch", 3])
+@pytest.mark.usefixtures("here")
 def test_rows_that_depend_on_the_rest_of_the_batch_are_refused(tmp_path: Path, batch: Any) -> None:
     with pytest.raises(ConversionError, match="rows that do not depend on the other images of a batch"):
         load_onnx(write_arcface(tmp_path / "model.onnx", last="mixed", batch=batch), recipe().complete())
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_batch_that_the_graph_holds_fixed_stays_fixed(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "model.onnx", last="vector", batch=1)
 
@@ -196,6 +217,7 @@ def test_a_batch_that_the_graph_holds_fixed_stays_fixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_batch_that_cannot_be_freed_without_changing_the_numbers_stays_fixed(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "model.onnx", last="tall", batch=1)
 
@@ -207,6 +229,7 @@ def test_a_batch_that_cannot_be_freed_without_changing_the_numbers_stays_fixed(t
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_an_input_of_whole_numbers_gets_raw_images_or_is_refused(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "model.onnx", dtype=onnx.TensorProto.UINT8)
 
@@ -223,6 +246,7 @@ def test_an_input_of_whole_numbers_gets_raw_images_or_is_refused(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_size_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"expected a model of 96 x 96 images .*found one of 112 x 112"):
         load_onnx(write_arcface(tmp_path / "model.onnx"), recipe(size="96").complete())
@@ -230,6 +254,7 @@ def test_a_size_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["1e30", "1e-38"])
+@pytest.mark.usefixtures("here")
 def test_a_scale_that_leaves_one_embedding_of_every_image_is_refused(tmp_path: Path, scale: str) -> None:
     with pytest.raises(ConversionError, match=r"expected (another|finite) embedding"):
         convert(write_arcface(tmp_path / "model.onnx"), tmp_path / "out", recipe=recipe(scale=scale))
@@ -237,6 +262,7 @@ def test_a_scale_that_leaves_one_embedding_of_every_image_is_refused(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_golden_vectors_decide_about_an_onnx_model(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "model.onnx")
     golden, rows = tmp_path / "golden.npz", expected(path, (photos() - 127.5) / 127.5)
@@ -256,6 +282,7 @@ def test_golden_vectors_decide_about_an_onnx_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_layout_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is NCHW, found --layout NHWC"):
         load_onnx(write_arcface(tmp_path / "model.onnx"), recipe(layout="NHWC").complete())
@@ -329,6 +356,7 @@ def leave_out_the_relu(model: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edit", [set_stride, leave_out_the_relu])
+@pytest.mark.usefixtures("here")
 def test_the_same_weights_in_another_network_are_another_model(tmp_path: Path, edit: Callable[[Any], None]) -> None:
     plain = load_onnx(write_arcface(tmp_path / "one.onnx"), recipe().complete())
     other = load_onnx(edited(write_arcface(tmp_path / "two.onnx"), edit), recipe().complete())
@@ -337,6 +365,7 @@ def test_the_same_weights_in_another_network_are_another_model(tmp_path: Path, e
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_two_outputs_of_one_file_are_two_models(tmp_path: Path) -> None:
     path = write_arcface(tmp_path / "two.onnx", outputs=2)
     one, other = (load_onnx(path, recipe(output=name).complete()) for name in ("embedding", "attributes"))
