@@ -280,6 +280,7 @@ def test_a_gallery_of_another_model_is_refused(app: FaceAnalyzer, tmp_path: Path
         app.identify(draw(BLUE), path, threshold=0.5)
 
 
+@pytest.mark.slow
 def test_crops_need_no_detector(ir: Path) -> None:
     crop = tiny_crop(BLUE)
     with edgeface.load(ir, detector=None) as app:

@@ -276,6 +276,7 @@ def test_a_graph_that_computes_huge_tensors_is_refused_before_it_does(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["table", "boxes", "golden"])
+@pytest.mark.slow
 def test_an_array_that_nobody_asks_for_is_not_unpacked(tmp_path: Path, name: str) -> None:
     (stored,) = TARGETS[name].seeds()
     content = io.BytesIO(stored)

@@ -68,6 +68,7 @@ def test_another_frame_rate_is_played_on_request(video: VideoFile) -> None:
     np.testing.assert_allclose(np.diff(times), 0.2)
 
 
+@pytest.mark.slow
 def test_frames_come_no_earlier_than_they_are_due_and_the_video_repeats(video: VideoFile) -> None:
     count = 2 * FRAMES + 3
     with video.play(seconds=count / RATE) as source:

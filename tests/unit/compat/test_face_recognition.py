@@ -79,6 +79,7 @@ def test_names_order_and_defaults_of_arguments_are_the_original_s(name: str, arg
     assert [... if each.default is each.empty else each.default for each in found] == list(arguments.values())
 
 
+@pytest.mark.slow
 def test_nothing_of_the_original_is_imported_and_no_model_is_loaded_by_the_import() -> None:
     code = (
         "import sys; import edgeface.compat.face_recognition as face_recognition; "

@@ -109,6 +109,7 @@ def test_a_bare_h5_converts_with_the_recipe_of_the_zoo(h5: Path, tmp_path: Path)
     assert raw.contract.contract_id != contract.contract_id
 
 
+@pytest.mark.slow
 def test_other_files_keep_their_format(tmp_path: Path, csv_folder: Path) -> None:
     (tmp_path / "table.csv").write_text("1,2,3")
 
@@ -126,6 +127,7 @@ def test_a_normalisation_of_another_model_is_refused() -> None:
         adopt(Path("openface.xml"), Path("irs"), name="openface-nn4-small2", recipe=told)
 
 
+@pytest.mark.slow
 def test_crops_of_another_size_are_refused(csv_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a recipe of 96x96 crops.*found \(160, 160\)"):
         convert(csv_folder, tmp_path / "irs", recipe=RecipeParts(size=(160, 160)))

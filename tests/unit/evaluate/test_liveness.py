@@ -90,6 +90,7 @@ def test_the_report_is_one_page_with_every_species(images: Path, checker: Livene
     assert "accuracy" not in page.lower()
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_but_silence_can_be_written(checker: LivenessChecker, images: Path, tmp_path: Path) -> None:
     for folder in images.iterdir():
         for photo in folder.iterdir():

@@ -71,6 +71,7 @@ def run(images: Path, pairs: Pairs, ir: Path, **options: object) -> Result:
     return evaluate_model(images, pairs, ir, metric=Metric.cosine_distance, **options)
 
 
+@pytest.mark.slow
 def test_only_the_second_photo_of_a_pair_is_reduced(images: Path, pairs: Pairs, ir: Path) -> None:
     result = run(images, pairs, ir, low_resolution=(4, 8, 16))
     full, low = [], []

@@ -141,6 +141,7 @@ def test_separation_and_its_deviation_are_those_of_the_definition() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 2), (4, 3), (12, 2)])
+@pytest.mark.slow
 def test_of_equally_good_recipes_the_told_one_is_refused_as_seldom_as_promised(shape: tuple[int, int]) -> None:
     count, photos, draws = *shape, 200
     people = [str(number) for number in np.repeat(np.arange(count), photos)]

@@ -216,6 +216,7 @@ def test_an_import_is_all_or_nothing(store: SqliteStore, tmp_path: Path) -> None
         assert import_gallery(other, tmp_path / "export", key=None, rules=RULES, force=True).people == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_export_is_refused_and_changes_nothing(store: SqliteStore, tmp_path: Path) -> None:
     fill(store)
     dice = np.random.default_rng(6)

@@ -418,6 +418,7 @@ def test_what_a_disk_that_fills_after_the_commit_leaves_in_force_is_said_and_fin
     assert before[-31:] not in b"".join(each.read_bytes() for each in small_disk.iterdir())
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_is_said_and_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own, because such a limit cannot be raised again."""
     program = f"""

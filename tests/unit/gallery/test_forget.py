@@ -323,6 +323,7 @@ def test_who_forgot_somebody_keeps_its_locks_and_what_it_enrols_then_is_seen_by_
     assert not [name for name in names if name.startswith(str(tmp_path))]
 
 
+@pytest.mark.slow
 def test_who_writes_the_wal_into_the_file_meanwhile_is_waited_for(tmp_path: Path) -> None:
     """SQLite gives up at once then, without waiting. Its lock is byte 121 of the -shm (sqlite.org/walformat.html)."""
     program = (

@@ -28,7 +28,7 @@ from edgeface.runtime import Embedder
 from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 KEY = bytes(range(32))
 BOX = np.array([[40.25, 30.5, 100.75, 95.5]], np.float32)
 

@@ -101,6 +101,7 @@ def outcome(path: Path, key: bytes | None) -> object:
 
 
 @pytest.mark.parametrize("key", [KEY, None], ids=["encrypted", "plain"])
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path: Path, key: bytes | None) -> None:
     """Many of a page's bytes are unused: what they are changes nothing. No flip gives other data in silence."""
     path = make(tmp_path / "g", key)

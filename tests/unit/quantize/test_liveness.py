@@ -62,6 +62,7 @@ def quantize(tmp_path: Path) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_fp16_passes_on_photos_of_both_and_is_refused_on_live_faces_alone(tmp_path: Path) -> None:
     parent = write_liveness_ir(tmp_path / "model")
     photos = photos_in(tmp_path / "photos", attacks=100)

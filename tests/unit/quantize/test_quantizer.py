@@ -44,6 +44,7 @@ def calibration() -> CalibrationSet:
     return CalibrationSet(crops=crops[:15], held_out=crops[15:], names=tuple(map(str, range(30))))
 
 
+@pytest.mark.slow
 def test_what_passes_is_written_with_its_lineage(
     ir: Path, contract: ModelContract, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_what_passes_is_written_with_its_lineage(
         assert embedder.embed(calibration.held_out).shape == (15, contract.embedding_dim)
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_nothing_behind(ir: Path, calibration: CalibrationSet, tmp_path: Path) -> None:
     outcome = quantize(ir, tmp_path / "out", calibration, limits=IMPOSSIBLE, search=1)
 

@@ -105,6 +105,7 @@ def test_the_interval_is_that_of_the_paired_difference() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_seed_decides() -> None:
     vectors, pairs = people()
     noise = np.random.default_rng(1).normal(0, 0.1, vectors.shape).astype(np.float32)

@@ -159,6 +159,7 @@ def test_a_face_is_answered_as_compreface_answers_it(client: TestClient, service
     assert not plain["result"][0].keys() & {"embedding", "landmarks", "execution_time"}
 
 
+@pytest.mark.slow
 def test_each_face_is_ranked_and_decided_by_itself(client: TestClient, service: Service) -> None:
     for name, colour in (("Ada", BLUE), ("Grace", GREEN), ("Mary", RED)):
         enrol(service, name, colour)
@@ -240,6 +241,7 @@ def test_an_image_id_is_a_uuid_that_stays_and_belongs_to_one_gallery(make_servic
         assert deleted == [{"image_id": image, "subject": "Ada L"}]
 
 
+@pytest.mark.slow
 def test_faces_are_listed_by_pages(client: TestClient) -> None:
     images = [
         add(client, name, colour).json()["image_id"]
@@ -254,6 +256,7 @@ def test_faces_are_listed_by_pages(client: TestClient) -> None:
     assert (mine["total_elements"], mine["faces"][0]["image_id"]) == (1, images[1])
 
 
+@pytest.mark.slow
 def test_all_faces_and_all_subjects_are_erased_in_bounded_batches(
     client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

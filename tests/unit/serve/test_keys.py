@@ -333,6 +333,7 @@ def test_a_file_that_was_removed_or_replaced_lets_nobody_in(tmp_path: Path, how:
             store.add("door", Role.recognise)
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_at_once_share_one_store(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from edgeface.serve.keys import KeyStore, Role\n"

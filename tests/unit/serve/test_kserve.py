@@ -125,6 +125,7 @@ def test_no_path_is_redirected_and_errors_have_the_form_of_the_protocol(client: 
         assert (client.get(path).status_code, list(client.get(path).json())) == (404, ["error"])
 
 
+@pytest.mark.slow
 def test_json_gives_what_the_ir_computes(client: TestClient, expected: np.ndarray, service: Service) -> None:
     answer = client.post("/v2/models/default/versions/1/infer", json={"id": "7", **ask()}).json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("default", "1", "7")

@@ -294,6 +294,7 @@ def test_what_decides_in_a_gallery_is_told(client: TestClient, service: Service)
     assert client.get(f"{GALLERY}/threshold", params={"fpir": 2}).status_code == 422
 
 
+@pytest.mark.slow
 def test_people_can_be_forgotten_while_the_gallery_is_of_another_model(
     client: TestClient, service: Service, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_an_ipv6_host_is_its_network(address: str | None, group: str) -> None:
     assert group_address(address) == group
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_forgetting_gives_a_full_bucket() -> None:
     limit = rates(Clock(), 0.1, most=100)
     assert (limit.wrong_key("10.0.0.1"), limit.wrong_key("10.0.0.1") > 0) == (0, True)

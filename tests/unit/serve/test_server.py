@@ -33,7 +33,7 @@ from edgeface.serve.keys import KeyStore
 from edgeface.serve.server import _reload, make_server, renew_certificate
 from edgeface.serve.service import Service
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 IDENTIFY = "/api/edgeface/v1/identify"
 END = "-----END CERTIFICATE-----\n"
 

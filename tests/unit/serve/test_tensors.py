@@ -93,6 +93,7 @@ def test_flat_and_nested_json_are_the_same_tensor(given: tuple[str, np.ndarray],
 
 
 @given(st.lists(arrays(finite=True), min_size=1, max_size=4), st.data())
+@pytest.mark.slow
 def test_the_published_client_writes_requests_that_are_read_and_reads_the_answers(
     given: list[tuple[str, np.ndarray]], data: st.DataObject
 ) -> None:

@@ -192,6 +192,7 @@ def test_an_absent_bundle_is_named(tmp_path: Path, catalog: Catalog, store: zoo.
 
 @given(position=st.integers(0, 100_000), flip=st.integers(1, 255), cut=st.integers(0, 12_000))
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_a_bundle_damaged_anywhere_is_refused_or_harmless(
     bundle: Path, catalog: Catalog, tmp_path_factory: pytest.TempPathFactory, position: int, flip: int, cut: int
 ) -> None:

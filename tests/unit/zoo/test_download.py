@@ -346,6 +346,7 @@ def test_progress_tells_the_story_in_open_model_zoos_words(server: FaultyServer,
     assert events[-1].successful
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_one_model_download_it_once(
     server: FaultyServer, store: zoo.ModelStore, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from edgeface.errors import GalleryKeyError
 from edgeface.gallery.index.postgres import PostgresIndex
 from edgeface.model.embedding import Embedding
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 NOTES = {"notes": "Ermintrude is often late. " * 200}
 """As compressible as a server could wish."""
 

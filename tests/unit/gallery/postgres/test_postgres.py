@@ -41,7 +41,7 @@ from edgeface.model.embedding import Embedding, Embeddings
 
 KEY = bytes(range(32))
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 
 def open_store(url: str, name: str, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from unit.gallery.postgres.test_postgres import KEY, create, open_store
 
 from edgeface.errors import GalleryDamagedError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 _FUNCTION = """
 CREATE FUNCTION {name}() RETURNS {returns} LANGUAGE plpgsql IMMUTABLE AS

@@ -19,7 +19,7 @@ from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.store.postgres.watch import PostgresWatch
 from edgeface.model.embedding import Embedding
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 OTHER_SERVICE = """
 import sys, time
