@@ -36,7 +36,7 @@ from edgeface.serve import (
 )
 from edgeface.serve.cors import cors_headers, preflight
 from edgeface.serve.jobs import JobRunner
-from edgeface.serve.metrics import Metrics, choose_request_id
+from edgeface.serve.metrics import Metrics, choose_request_id, start_telemetry
 from edgeface.serve.openapi import describe_api
 from edgeface.serve.problems import Problem, is_operators, problem_of
 from edgeface.serve.routing import render_problem
@@ -126,9 +126,9 @@ class _Exchange:
 
     def __init__(self, gate: RequestGate, scope: Scope, receive: Receive, send: Send) -> None:
         self._gate, self._metrics, service = gate, gate.metrics, gate.service
-        self._metrics.in_flight.inc()
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
+        self._metrics.begin(self._headers.get(b"traceparent", b"").decode("latin-1"))
         self._id = choose_request_id(self._headers.get(b"x-request-id", b"").decode("latin-1"))
         self._began, self._received, self._held, self._status = time.monotonic(), 0, 0, 0
         self._task: asyncio.Task[Any] | None = None
@@ -263,7 +263,7 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     Everything but `OPEN_PATHS` needs a key, and every route names the role of it; `deepstack.PATHS` take it from the
     form.
     """
-    limits = service.settings.limits
+    limits, telemetry = service.settings.limits, start_telemetry(service.settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -275,6 +275,8 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
             probing.cancel()
             await asyncio.to_thread(app.state.jobs.stop)
             app.state.work.close()
+            if telemetry is not None:
+                await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
         title="edgeface",
@@ -286,7 +288,8 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
         redirect_slashes=False,  # to an address made of the header Host
         root_path=service.settings.listen.root_path,
     )
-    app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue)
+    told = {} if telemetry is None else {"told": telemetry.waited}
+    app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue, **told)
     app.state.probe, app.state.jobs = health.Probe(service), JobRunner(service, app.state.work)
     app.state.streams, app.state.guesses = doors.Streams(events), pins.Guesses()
     app.add_exception_handler(EdgeFaceError, _answer_error)
@@ -295,7 +298,7 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router, deepstack.router):
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]
-    app.state.metrics, app.state.reads = metrics.Metrics(service, app.state.work), deepstack.KeylessReads()
+    app.state.metrics, app.state.reads = metrics.Metrics(service, app.state.work, telemetry), deepstack.KeylessReads()
     app.add_middleware(RequestGate, service=service, metrics=app.state.metrics)
     return app
 

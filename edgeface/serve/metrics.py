@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,12 +18,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeface.errors import EdgeFaceError
+from edgeface.errors import EdgeFaceError, ExtraNotInstalledError
 from edgeface.runtime.counters import LatencyHistogram
 from edgeface.serve.routing import Measures
 from edgeface.serve.service import Service
+from edgeface.serve.settings import Settings
 from edgeface.serve.work import WorkQueue
 from edgeface.version import __version__
+
+if TYPE_CHECKING:
+    from edgeface.serve.telemetry import RequestTracer
 
 router = APIRouter(tags=["health"])
 _log = logging.getLogger("edgeface.serve")
@@ -41,12 +45,26 @@ def choose_request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-class Metrics:
-    """The metrics of one service, in a registry of their own."""
+def start_telemetry(settings: Settings) -> RequestTracer | None:
+    """Return what tells the collector of the configuration of each request; None if it names none.
 
-    def __init__(self, service: Service, work: WorkQueue) -> None:
+    Raises ExtraNotInstalledError without the extra.
+    """
+    if settings.telemetry.endpoint is None:
+        return None
+    try:
+        from edgeface.serve.telemetry import RequestTracer
+    except ImportError as error:
+        raise ExtraNotInstalledError("otel", needed_for="telemetry.endpoint") from error
+    return RequestTracer(settings.telemetry.endpoint)
+
+
+class Metrics:
+    """The metrics of one service, in a registry of their own; `telemetry` is told of each request, too."""
+
+    def __init__(self, service: Service, work: WorkQueue, telemetry: RequestTracer | None = None) -> None:
         self.registry = CollectorRegistry()
-        self._service, self._work = service, work
+        self._service, self._work, self._telemetry = service, work, telemetry
         self._requests = Counter(
             "edgeface_requests_total", "Requests answered.", ["endpoint", "code"], registry=self.registry
         )
@@ -57,8 +75,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.in_flight = Gauge("edgeface_requests_in_flight", "Requests under way.", registry=self.registry)
+        self._in_flight = Gauge("edgeface_requests_in_flight", "Requests under way.", registry=self.registry)
         self.registry.register(self)
+
+    def begin(self, traceparent: str) -> None:
+        """Count a request that has come; `end` is called in the same task. The header names a span of the client."""
+        self._in_flight.inc()
+        if self._telemetry is not None:
+            self._telemetry.begin(traceparent)
 
     def end(self, request_id: str, method: str, route: str, status: int, began: float, received: int) -> None:
         """Count a request, and write one line of it: no name of a person, and no query; `route` is its template.
@@ -66,7 +90,9 @@ class Metrics:
         Of a client that asks too often the metrics tell enough: its requests shall not fill the disk.
         """
         seconds = time.monotonic() - began
-        self.in_flight.dec()
+        self._in_flight.dec()
+        if self._telemetry is not None:
+            self._telemetry.end(method, route, status, request_id)
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         line = {"request_id": request_id, "method": method, "route": route, "status": status}

@@ -211,10 +211,10 @@ _Method = Callable[[_Call], Awaitable[Any]]
 
 async def _answer(state: Any, route: str, method: _Method, _: Any, context: Any) -> bytes:
     """Answer a request, count it, and write one line of it."""
-    given = [value for name, value in context.invocation_metadata() or () if name == "x-request-id"]
-    call = _Call(state, context, choose_request_id(given[0] if given else ""), time.monotonic())
+    given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    call = _Call(state, context, choose_request_id(given.get("x-request-id", "")), time.monotonic())
     status = 499  # the client has gone, or its time is over
-    state.metrics.in_flight.inc()
+    state.metrics.begin(given.get("traceparent", ""))
     try:
         answer = await method(call)
         context.set_trailing_metadata((("x-request-id", call.request_id),))

@@ -124,11 +124,15 @@ def unix_socket(path: Path | None) -> Iterator[list[socket.socket]]:
 
 def check(settings: Settings) -> dict[str, Any]:
     """Open everything that `serve` would, and close it; return what there is. Raises what `serve` raises."""
+    _import_app()
+    from edgeface.serve.metrics import start_telemetry
     from edgeface.serve.service import Service
 
     listen = settings.listen
     with bind(listen.host, listen.port), unix_socket(listen.socket), Service(settings) as service:
         serve_grpc(None, settings)
+        if (telemetry := start_telemetry(settings)) is not None:
+            telemetry.close()
         models = {}
         for name in service.models.names():
             with service.models.use(name) as model:

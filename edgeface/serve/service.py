@@ -431,7 +431,7 @@ class Service:
         """
         kept = [
             name
-            for name in ("state", "listen", "tls", "cache", "audit")
+            for name in ("state", "listen", "tls", "cache", "audit", "telemetry")
             if getattr(settings, name) != getattr(self.settings, name)
         ]
         for name, model in settings.models.items():

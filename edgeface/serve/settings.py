@@ -171,6 +171,13 @@ class ConsentText(Section):
     """After which the consent ends; null: not by itself."""
 
 
+class Telemetry(Section):
+    """Traces of requests, by OpenTelemetry (extra otel)."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@/?#]+(/[^\s?#]*)?$")] | None = None
+    """Of a collector, OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces; null: off."""
+
+
 def state_folder() -> Path:
     """Return the folder for what the service keeps: the user's data folder (``~/.local/share/edgeface/serve``)."""
     import platformdirs
@@ -199,6 +206,8 @@ class Settings(Section):
     """The audit log."""
     consent: ConsentText = Field(default_factory=ConsentText)
     """What the page asks people to agree to."""
+    telemetry: Telemetry = Telemetry()
+    """Traces of requests."""
     origins: tuple[str, ...] = ()
     """Origins of pages that may call the API from a browser (CORS), e.g. https://door.example; none by default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -23,10 +23,9 @@ class _Job:
 
     result: asyncio.Future[Any]
     deadline: float
-    begun: bool = False
+    began: float | None = None
     state: object = None
     waiting: int = 0
-    waited: float = 0.0
 
 
 class WorkQueue:
@@ -41,13 +40,22 @@ class WorkQueue:
         Threads.
     waiting
         Most requests that wait for a thread.
+    told
+        Is called in each request's task with when it asked, when its work began (None: it did not) and when it ended,
+        on the clock of `time.monotonic`.
     """
 
-    def __init__(self, workers: int, waiting: int) -> None:
+    def __init__(
+        self,
+        workers: int,
+        waiting: int,
+        *,
+        told: Callable[[float, float | None, float], None] = lambda asked, began, ended: None,
+    ) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="edgeface-serve")
         self._limit, self._open = workers + waiting, 0
         self._same: dict[Hashable, _Job] = {}
-        self._closed = False
+        self._closed, self._told = False, told
         self.refused = 0
         self._waits = Tally()
 
@@ -105,6 +113,7 @@ class WorkQueue:
         DeadlineExceeded
             If there is no result by the deadline.
         """
+        asked = time.monotonic()
         job = await self._find(same, state, deadline)
         if job is None:
             self.refuse_if_full()
@@ -116,6 +125,7 @@ class WorkQueue:
         try:
             return await _by(deadline, asyncio.shield(job.result))
         finally:
+            self._told(asked, job.began, time.monotonic())
             job.waiting -= 1
             if not job.waiting and not job.result.done():
                 job.result.cancel()
@@ -125,7 +135,7 @@ class WorkQueue:
         job = None if same is None else self._same.get(same)
         if job is None:
             return None
-        if job.begun and job.state != await _by(deadline, asyncio.to_thread(state, True)):
+        if job.began is not None and job.state != await _by(deadline, asyncio.to_thread(state, True)):
             return None
         return None if job.result.done() else job  # what was cancelled leaves the table a moment later
 
@@ -141,14 +151,13 @@ class WorkQueue:
         def compute() -> Result:
             if result.cancelled() or time.monotonic() > job.deadline:
                 raise DeadlineExceeded("no thread was free by the request's deadline")
-            job.waited = time.monotonic() - asked
-            job.begun = True  # before it reads anything
+            job.began = time.monotonic()  # before it reads anything
             job.state = state(False)
             return work()
 
         def deliver(outcome: asyncio.Future[Result]) -> None:
             self._open -= 1
-            self._waits.measure(job.waited)
+            self._waits.measure(0.0 if job.began is None else job.began - asked)
             if result.done():
                 outcome.exception()  # nobody waits for it
             elif error := outcome.exception():

@@ -26,6 +26,8 @@ MODULES = {
     "compreface-sdk": "compreface",
     "deepstack-python": "deepstack",
     "opencv-python-headless": "cv2",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry-sdk": "opentelemetry.sdk",
     "paho-mqtt": "paho",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
