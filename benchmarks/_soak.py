@@ -202,7 +202,7 @@ class _Client:
             time.sleep(0.05)
 
     def _infer(self) -> None:
-        pixels = np.full((1, 3, 32, 32), self._dice.randrange(256), np.float32)
+        pixels = np.full((1, 3, 32, 32), self._dice.randrange(1, 256), np.float32)  # of 0 the tiny model has none
         tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": list(pixels.shape)}
         path = "/v2/models/default/infer"
         if self._dice.random() < 0.5:

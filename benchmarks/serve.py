@@ -1,6 +1,6 @@
 """What does the service cost over the bare pipeline, and what happens beyond its capacity? Prints JSON.
 
-    python benchmarks/serve.py MODEL PHOTOS [--only load|overload|start|idle|soak] [--rounds 7] [--seconds 8] [--json]
+    python benchmarks/serve.py MODEL PHOTOS [--only load|overload|start|idle|flood|soak] [--rounds 7] [--seconds 8]
 
 MODEL is an IR; PHOTOS a folder of photos with one face or a few. The server is `edgeface serve` in a process of its own
 with a gallery of 100 people, this process is its client, over as many connections as there are cores.
@@ -11,6 +11,8 @@ load      identify, in a closed loop, alternating with `FaceAnalyzer.identify` i
 overload  requests at fixed times, at 80 % and at twice the capacity that `load` found: overload_p99_ratio is the
           accepted requests' p99 over that at 80 %, refusal_ms the p99 of what was refused.
 start     from the start of the process to the first 200 of /health/ready, with a warm cache of compiled models.
+flood     10,000 wrong keys a second, or as many as this machine can send and answer, from thousands of addresses:
+          what an identification with a right key takes before and meanwhile, and what the server grew by.
 idle      CPU time of the server in 60 s without requests, in percent of one core.
 soak      --requests of all kinds, 3 % of them for MODEL and the others for a tiny one, with clients that leave, send
           garbage, trickle and hold connections, and models that are swapped meanwhile: what resident memory,
@@ -44,7 +46,7 @@ from _run import side_by_side
 from _soak import SWAPS, Soak, configure
 
 PATH = "/api/edgeface/v1/identify"
-PARTS = ("load", "overload", "start", "idle", "soak")
+PARTS = ("load", "overload", "start", "idle", "flood", "soak")
 _BARE = """
 import sys, threading, time
 from pathlib import Path
@@ -250,6 +252,44 @@ class Bench:
             cpu = server.cpu()
             time.sleep(60)
             return {"idle_percent": round((server.cpu() - cpu) / 60 * 100, 2)}
+
+    def flood(self) -> dict[str, Any]:
+        """Send wrong keys from thousands of addresses, and ask with a right one meanwhile."""
+        with self.serving() as server:
+            self.closed_loop(server, 2.0)
+            before, seconds = server.resources(), 2.5 * self.options.seconds
+            quiet = self.ask_steadily(server, self.options.seconds)
+            program = [sys.executable, str(Path(__file__).with_name("_flood.py"))]
+            arguments = [str(server.port), str(seconds), "10000"]
+            with subprocess.Popen([*program, *arguments], stdout=subprocess.PIPE, text=True) as flood:
+                cpu = server.cpu()
+                flooded = self.ask_steadily(server, seconds - 2)
+                cpu = server.cpu() - cpu
+                said = json.loads(flood.communicate(timeout=60)[0])
+            time.sleep(1)
+            after = server.resources()
+        answered = {int(status): count for status, count in said["answers"].items()}
+        return {
+            "flood_sent_per_second": round(said["sent"] / said["seconds"]),
+            "flood_answered_per_second": round(sum(count for status, count in answered.items() if status) / seconds),
+            "flood_answers": answered,
+            "flood_addresses": said["addresses"],
+            "flood_server_cores": round(cpu / (seconds - 2), 2),
+            "flood_good_key_ms": [round(1000 * statistics.median(each.accepted)) for each in (quiet, flooded)],
+            "flood_good_key_p99_ms": [round(1000 * _p99(each.accepted)) for each in (quiet, flooded)],
+            "flood_good_key_refused": len(flooded.refused),
+            "flood_grown": {key: round(after[key] - before[key], 1) for key in before},
+        }
+
+    def ask_steadily(self, server: Server, seconds: float) -> Answers:
+        """Identify with a right key, five times a second at most."""
+        answers, until, number = Answers(), time.monotonic() + seconds, 0
+        with server.connected() as client:
+            while (began := time.monotonic()) < until:
+                status, number = client.identify(self.photos[number % len(self.photos)]), number + 1
+                (answers.accepted if status == 200 else answers.refused).append(time.monotonic() - began)
+                time.sleep(max(0.0, began + 0.2 - time.monotonic()))
+        return answers
 
     def soak(self) -> dict[str, Any]:
         """Ask all kinds of things in all kinds of ways."""

@@ -63,6 +63,8 @@ def add(
     """Make a key, and print it on stdout, this once."""
     from edgeface.serve.keys import Role
 
+    if gallery is not None:
+        _check_gallery(context, gallery)
     with _open_keys(context, create=True) as store:
         expires = None if days is None else store.now() + datetime.timedelta(days=days)
         _print_new(*store.add(name, Role(role.value), gallery=gallery, expires=expires), store, json=json)
@@ -104,6 +106,15 @@ def rotate(
     """Make a key in place of another, and print it on stdout, this once."""
     with _open_keys(context) as store:
         _print_new(*store.rotate(key, datetime.timedelta(days=grace)), store, json=json)
+
+
+def _check_gallery(context: typer.Context, gallery: str) -> None:
+    """Refuse a gallery that a configuration which is given lacks; without one, only say so."""
+    groups = context.parent and context.parent.parent
+    if (groups and groups.params["config"]) or "galleries" in context.obj.model_fields_set:
+        context.obj.require_gallery(gallery)
+    elif gallery not in context.obj.galleries:
+        print_note(f"there may be no gallery {gallery}: to have it checked, give the service's --config before 'keys'")
 
 
 def _open_keys(context: typer.Context, *, create: bool = False) -> contextlib.closing[KeyStore]:
@@ -173,14 +184,13 @@ def show(
         typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time, UTC.", show_default=False),
     ] = None,
     action: Annotated[str | None, typer.Option(help="Rows of this action only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the last ones.", show_default=False)] = None,
     json: JsonOption = False,
 ) -> None:
     """Print rows, one JSON object a line; with --json all of them in one object."""
     with _open_audit(context) as log:
-        rows = (
-            row.to_dict()
-            for row in log.rows(since=since and since.replace(tzinfo=datetime.timezone.utc), action=action)
-        )
+        first = since and since.replace(tzinfo=datetime.timezone.utc)
+        rows = (row.to_dict() for row in log.rows(since=first, action=action, limit=limit))
         if json:
             emit_json({"rows": list(rows)})
         else:

@@ -200,10 +200,17 @@ class AuditLog:
         self._synced = False
         return number
 
-    def rows(self, *, since: datetime.datetime | None = None, action: str | None = None) -> Iterator[AuditRow]:
-        """Yield rows in order, a few hundred at a time in memory: since a time with a zone, of one action."""
+    def rows(
+        self, *, since: datetime.datetime | None = None, action: str | None = None, limit: int | None = None
+    ) -> Iterator[AuditRow]:
+        """Yield rows in order, a few hundred at a time in memory: since a time with a zone, of one action, the last."""
         after, wanted = 0, {"since": "" if since is None else _text(since.timestamp()), "action": action}
         where = "time >= :since AND (:action IS NULL OR action = :action) AND sequence > :after"
+        if limit is not None:
+            last = f"SELECT sequence FROM rows WHERE {where} ORDER BY sequence DESC LIMIT 1 OFFSET :limit"
+            with self._file.transaction() as connection:
+                row = connection.execute(last, {**wanted, "after": 0, "limit": limit}).fetchone()
+            after = row[0] if row else 0
         while True:
             with self._file.transaction() as connection:
                 batch = connection.execute(

@@ -20,14 +20,14 @@ from starlette.responses import JSONResponse, Response
 
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding, what_is_wrong
+from edgeface.recognize.identify import Identification
 from edgeface.serve.bodies import read_upload
 from edgeface.serve.matching import (
     FaceQuery,
     PairComparer,
     detect_faces,
-    most_people,
     pair_threshold,
-    people_like,
+    rank_embeddings,
     recognise,
     subject_like,
     verify_faces,
@@ -185,10 +185,8 @@ async def recognize(
     photo = (await read_upload(request, "file")).photo("file")
     work = functools.partial(recognise, service, gallery, photo, query)
     answer = await compute(work, **shared(service, gallery, ("compreface", query), photo))
-    decided = [each.identification for each in answer.ranked if each.identification is not None]
+    decided = [each.identification for each in answer.ranked]
     await asyncio.to_thread(service.note_identifications, caller, gallery, decided)
-    if len(decided) < len(answer.ranked):  # ranked, and by no threshold
-        await asyncio.to_thread(service.note, caller, "identify", gallery=gallery.name)
     result = [answer.describe(each, query) for each in answer.ranked]
     return {"result": result, **plugin_versions(service, gallery, query)}
 
@@ -227,19 +225,19 @@ async def recognize_embeddings(
     """Rank the people of the key's gallery for each embedding."""
     gallery = service.gallery(None, caller)
     given = (await read_object(request)).get("embeddings")
-    result = await compute(functools.partial(_rank_embeddings, service, gallery, given, query))
-    await asyncio.to_thread(service.note, caller, "identify", gallery=gallery.name)
+
+    def rank() -> tuple[list[dict[str, Any]], list[Identification | None]]:
+        probes, scale = read_embeddings(service, gallery, given), scale_of(_contract(service, gallery))
+        ranked = rank_embeddings(service, gallery, probes, query)
+        found = [
+            {"embedding": probe.vector.tolist(), "similarities": [subject_like(each, scale) for each in people]}
+            for probe, (people, _) in zip(probes, ranked, strict=True)
+        ]
+        return found, [decided for _, decided in ranked]
+
+    result, decided = await compute(rank)
+    await asyncio.to_thread(service.note_identifications, caller, gallery, decided)
     return {"result": result}
-
-
-def _rank_embeddings(service: Service, gallery: ServedGallery, given: Any, query: FaceQuery) -> list[dict[str, Any]]:
-    probes, scale = read_embeddings(service, gallery, given), scale_of(_contract(service, gallery))
-    with gallery.index.snapshot() as index:
-        ranked = [people_like(index, probe, most_people(service, query)) for probe in probes]
-    return [
-        {"embedding": probe.vector.tolist(), "similarities": [subject_like(each, scale) for each in people]}
-        for probe, people in zip(probes, ranked, strict=True)
-    ]
 
 
 @router.post("/verification/embeddings/verify")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import types
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_BYTES = 32 << 10
@@ -23,6 +26,9 @@ class HttpConnection(HttpToolsProtocol):
     _in_headers = True
     _seen = 0
     _around = 0  # bytes after the headers that are no body
+    _data = b""  # that is being read
+    _framing = b""  # of the body of a request that offers another protocol
+    _offered = False  # and whose body is not read yet
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first headers; refuse a connection beyond the limit, so that descriptors suffice."""
@@ -33,10 +39,21 @@ class HttpConnection(HttpToolsProtocol):
             self._wait_for_headers()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: `edgeface.serve.app.RequestGate` refuses WebSockets, and other upgrades are not needed."""
+        """Go on in HTTP/1.1 with a request that offers another protocol, as Java's clients do (RFC 9110, 7.8).
+
+        The parser has left its body to that protocol: another one reads it. WebSockets are refused by
+        `edgeface.serve.app.RequestGate`.
+        """
+        upgrade, self._offered = sys.exc_info()[1], False
+        if self._framing and isinstance(upgrade, httptools.HttpParserUpgrade):
+            reads = types.SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
+            self.parser = httptools.HttpRequestParser(reads)
+            super().data_received(b"POST / HTTP/1.1\r\nconnection: close\r\n" + self._framing + b"\r\n\r\n")
+            super().data_received(self._data[upgrade.args[0] :])
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives before the end of the headers."""
+        self._data = data
         if self._in_headers:
             # Of what one read brings, up to 256 KiB, all is counted: headers and a body in one read are cut off where
             # the body begins, so that only the part before it counts.
@@ -47,6 +64,7 @@ class HttpConnection(HttpToolsProtocol):
         else:
             self._around += len(data)
         super().data_received(data)
+        self._data = b""
         if self._around > HEADER_BYTES:
             self._refuse(b"400 Bad Request")
 
@@ -72,8 +90,16 @@ class HttpConnection(HttpToolsProtocol):
         }:
             raise ValueError("headers that contradict each other")  # answered with 400
         super().on_headers_complete()
-        if self.parser.should_upgrade():  # to what it is not: the parser reads nothing more of this connection
+        if self.parser.should_upgrade():  # to what it is not: no other request is read from this connection
             self.cycle.keep_alive = False
+            kept = (b"content-length", b"transfer-encoding")
+            self._framing = b"\r\n".join(b": ".join(each) for each in self.headers if each[0] in kept)
+            self._offered = bool(self._framing)
+
+    def on_message_complete(self) -> None:
+        """End the body, unless there is one that is not read yet."""
+        if not self._offered:
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""

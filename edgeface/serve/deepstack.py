@@ -93,7 +93,7 @@ async def recognize(
         answer = await compute(work, **shared(service, gallery, "deepstack", photo))
     except FaceError:
         return {"success": True, "predictions": []}
-    decided = [each.identification for each in answer.ranked if each.identification is not None]
+    decided = [each.identification for each in answer.ranked]
     await asyncio.to_thread(service.note_identifications, form.caller, gallery, decided)
     return {"success": True, "predictions": [_prediction(answer, each, least) for each in answer.ranked]}
 

@@ -148,8 +148,22 @@ def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: Fac
         found, contract = find_faces(service, model, photo, query, gate=gallery.gate), model.contract
         with gallery.index.snapshot() as index:
             threshold = _search_threshold(service, model, gallery)
-            ranked = [_rank(index, face, threshold, gallery, most_people(service, query)) for face in found.faces]
+            most = most_people(service, query)
+            ranked = [RankedFace(face, *_rank(index, face.embedding, threshold, gallery, most)) for face in found.faces]
     return RankedPhoto(found, ranked, scale_of(contract), contract.contract_id)
+
+
+Ranking = tuple[Sequence[tuple[str, float]], Identification | None]
+"""Names and cosines of the most similar people, and what the gallery's threshold says of the first, if one is known."""
+
+
+def rank_embeddings(
+    service: Service, gallery: ServedGallery, probes: Sequence[Embedding], query: FaceQuery
+) -> list[Ranking]:
+    """Rank the people of a gallery for each embedding, as `recognise`."""
+    with service.models.use(gallery.options.model) as model, gallery.index.snapshot() as index:
+        threshold = _search_threshold(service, model, gallery)
+        return [_rank(index, probe, threshold, gallery, most_people(service, query)) for probe in probes]
 
 
 def most_people(service: Service, query: FaceQuery) -> int:
@@ -157,15 +171,15 @@ def most_people(service: Service, query: FaceQuery) -> int:
     return min(query.predictions, service.settings.limits.people_page)
 
 
-def _rank(index: Index, face: Face, threshold: SearchThreshold | None, gallery: ServedGallery, most: int) -> RankedFace:
-    if face.embedding is None:
-        return RankedFace(face, (), None)
-    people = people_like(index, face.embedding, most)
+def _rank(
+    index: Index, probe: Embedding | None, threshold: SearchThreshold | None, gallery: ServedGallery, most: int
+) -> Ranking:
+    if probe is None:
+        return (), None
+    people = people_like(index, probe, most)
     if threshold is None:
-        return RankedFace(face, people, None)
-    return RankedFace(
-        face, people, Identifier(index, threshold, margin=gallery.options.margin).identify(face.embedding)
-    )
+        return people, None
+    return people, Identifier(index, threshold, margin=gallery.options.margin).identify(probe)
 
 
 def people_like(index: Index, probe: Embedding, most: int) -> list[tuple[str, float]]:

@@ -381,12 +381,20 @@ class Service:
                 request_id=caller.request_id,
             )
 
-    def note_identifications(self, caller: Caller, gallery: ServedGallery, faces: Sequence[Identification]) -> None:
-        """Count the faces of a photo that was identified, and write a row of the audit log for each."""
+    def note_identifications(
+        self, caller: Caller, gallery: ServedGallery, faces: Sequence[Identification | None]
+    ) -> None:
+        """Count the faces of a photo that was identified, and write a row of the audit log for each.
+
+        Those that no threshold decided, None, have one row together.
+        """
+        decided = [face for face in faces if face is not None]
+        if len(decided) < len(faces):
+            self.note(caller, "identify", gallery=gallery.name)
         with self._lock:
-            for face in faces:
+            for face in decided:
                 self.outcomes[face.verdict] += 1
-        for face in faces:
+        for face in decided:
             people = () if face.person_id is None else (face.person_id,)
             self.note(
                 caller,

@@ -217,6 +217,15 @@ class Settings(Section):
     cache: Path | None = None
     """Folder of compiled models; null: a folder of the user's cache."""
 
+    def require_gallery(self, name: str) -> None:
+        """Raise `InputError` unless there is a gallery of this name."""
+        if name not in self.galleries:
+            raise InputError(
+                expected=f"a gallery of the configuration: {', '.join(self.galleries)}",
+                found=repr(name),
+                remedy="name one of them, or add it to the configuration first",
+            )
+
     @model_validator(mode="after")
     def _names_fit(self) -> Settings:
         for name, gallery in self.galleries.items():

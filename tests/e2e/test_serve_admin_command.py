@@ -53,6 +53,20 @@ def test_a_key_alone_is_printed_on_stdout_and_works(state: Path) -> None:
     assert done.stdout.strip() not in edgeface("serve", "keys", "list").stdout
 
 
+def test_a_key_is_for_a_gallery_of_the_configuration(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = state.parent / "serve.yml"
+    config.write_text("galleries: {berlin: {}}")
+    words = ("--config", config, "keys", "add", "door", "--role", "enrol", "--gallery")
+    assert ask(*words, "berlin")["gallery"] == "berlin"
+    assert "expected a gallery of the configuration: berlin, found 'default'" in fail(*words, "default")
+    done = edgeface("serve", "keys", "add", "door", "--role", "enrol", "--gallery", "paris")
+    assert done.returncode == 0
+    assert "there may be no gallery paris" in done.stderr
+    monkeypatch.setenv("EDGEFACE_SERVE_GALLERIES__BERLIN__FPIR", "0.01")
+    assert "found 'paris'" in fail("keys", "add", "door", "--role", "enrol", "--gallery", "paris")
+    assert len(ask("keys", "list")["keys"]) == 2
+
+
 def test_a_key_that_could_not_be_shown_is_revoked(state: Path) -> None:
     words = [sys.executable, "-m", "edgeface", "serve", "keys", "add", "door", "--role", "admin"]
     with Path("/dev/full").open("w") as full:
@@ -135,6 +149,8 @@ def test_rows_are_shown_as_one_object_a_line_or_all_in_one(state: Path) -> None:
     lines = [json.loads(line) for line in edgeface("serve", "audit", "show").stdout.splitlines()]
     assert [(row["sequence"], row["people"]) for row in lines] == [(1, [0]), (2, [1]), (3, [2])]
     assert ask("audit", "show", "--since", "2020-01-01", "--action", "identify")["rows"] == lines
+    assert ask("audit", "show", "--limit", "2")["rows"] == lines[1:]
+    assert ask("audit", "show", "--limit", "9", "--action", "identify")["rows"] == lines
     assert ask("audit", "show", "--action", "verify")["rows"] == []
     assert ask("audit", "show", "--since", "2099-01-01T00:00:00")["rows"] == []
 

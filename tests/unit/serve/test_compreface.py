@@ -208,13 +208,16 @@ def test_base64_works_like_multipart(client: TestClient) -> None:
     assert (face["subject"], face["decision"]) == ("Ada", "match")
 
 
-def test_embeddings_are_ranked_and_compared(client: TestClient) -> None:
+def test_embeddings_are_ranked_and_compared(client: TestClient, service: Service) -> None:
     image = add(client, "Ada", BLUE).json()["image_id"]
     body = {"embeddings": [list(BLUE), list(TEAL)]}
     ranked = client.post(f"{RECOGNITION}/embeddings/recognize?prediction_count=3", json=body).json()["result"]
     assert [each["embedding"] for each in ranked] == body["embeddings"]
     values = [each["similarities"][0]["similarity"] for each in ranked]
     assert values == pytest.approx([similarity(BLUE, BLUE), similarity(TEAL, BLUE)], abs=1e-3)
+    assert service.audit is not None
+    rows = [(row.people, row.decision) for row in service.audit.rows(action="identify")]
+    assert rows == [((1,), "accepted"), ((), "unknown")]
     same = client.post(f"{RECOGNITION}/embeddings/faces/{image}/verify", json=body).json()["result"]
     assert [each["similarity"] for each in same] == values
     pair = client.post("/api/v1/verification/embeddings/verify", json={"source": list(RED), "targets": [list(TEAL)]})

@@ -295,3 +295,23 @@ def test_a_websocket_is_refused_and_says_so(service: Service, upgrade: str) -> N
         assert b"connection: close" in answer
         http2 = f"{head}connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
         assert converse(port, http2.encode()).startswith(b"HTTP/1.1 200 ")  # as clients of HTTP/2 ask first
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_photo_that_offers_http2_is_answered_over_http1(service: Service, chunked: bool) -> None:
+    """As Java's client sends it; what follows on the connection is no part of it, and not read."""
+    enrol(service, "Ada", BLUE)
+    photo = jpeg(BLUE)
+    framing, body = f"content-length: {len(photo)}", photo
+    if chunked:
+        framing, body = "transfer-encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(photo), photo)
+    head = f"POST {IDENTIFY} HTTP/1.1\r\nhost: a\r\nx-api-key: {service.first_key}\r\ncontent-type: image/png\r\n"
+    head += f"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n{framing}\r\n\r\n"
+    sent = head.encode() + body
+    with serving(service) as port:
+        for parts in ([sent], [sent[at : at + 50] for at in range(0, len(sent), 50)]):
+            answer = converse(port, *parts, pause=0.001)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b'"person":"Ada"' in answer
+        answer = converse(port, sent + b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert answer.count(b"HTTP/1.1") == 1

@@ -590,6 +590,7 @@ def test_requests_are_logged_counted_and_named(served: Served, caplog: pytest.Lo
 
 def test_tls_is_by_the_same_files_and_asks_for_certificates_of_clients(tmp_path: Path) -> None:
     folder = tmp_path / "tls"
+    issue_server(folder, ["192.168.1.20"])  # which gRPC's clients cannot check
     issued, client = issue_server(folder, addresses=False), issue_client(folder, "door")
     tls = {"certificate": str(issued.certificate), "key": str(issued.key), "client_ca": str(issued.authority)}
     authority = issued.authority.read_bytes()
