@@ -106,6 +106,9 @@ class RequestGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if root := self.service.settings.listen.root_path:  # which a proxy takes away, or leaves there
+            path = scope["path"]
+            scope = dict(scope, root_path=root, path=path[len(root) :] if path.startswith(f"{root}/") else path)
         exchange = _Exchange(self, scope, receive, send)
         answer = exchange.answer_browser()
         try:
@@ -160,8 +163,8 @@ class _Exchange:
             raise Problem(400, "no-websocket", "expected a request over HTTP: there are no WebSockets here")
         self._scope["edgeface.deadline"] = self._deadline()
         length = self._headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
-            raise self._too_large(length.decode("latin-1"))
+        if not length.isdigit() or len(length) > 18 or int(length) > self._most:
+            raise self._too_large(length[:18].decode("latin-1"))
         if self._scope["path"] not in OPEN_PATHS:
             address = (self._scope.get("client") or ("",))[0]
             if self._scope["path"] in deepstack.PATHS and not self._headers.keys() & {b"x-api-key", b"authorization"}:
@@ -286,7 +289,6 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # to an address made of the header Host
-        root_path=service.settings.listen.root_path,
     )
     told = {} if telemetry is None else {"told": telemetry.waited}
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue, **told)

@@ -196,8 +196,9 @@ class Streams:
             raise Problem(503, "overloaded", f"{self._open} streams are open, which is the limit", retry_after=5.0)
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count a stream until the block ends."""
+    def counted(self, most: int) -> Iterator[None]:
+        """Count a stream until the block ends; `Problem` as `refuse_if_full`."""
+        self.refuse_if_full(most)
         self._open += 1
         try:
             yield
@@ -293,25 +294,26 @@ async def kiosk_stream(request: Request, caller: Recognises, service: Served) ->
     streams = _streams(request)
     source = streams.require(service, caller)
     given = request.headers.get("last-event-id", "")
-    if given and not (given.isascii() and given.isdigit() and int(given[:20]) <= LARGEST):
+    if given and not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= LARGEST):
         raise Problem(422, "bad-input", "Last-Event-ID: expected the number of an event")
     after = min(int(given), source.last) if given else source.last
     streams.refuse_if_full(source.most_streams)
     await request.body()  # from its end on the gate notices that the client goes
     await asyncio.to_thread(service.note, caller, "kiosk-stream", gallery=source.gallery)
-    return _EventStream(_stream(request, streams, source, service, after))
+    return _EventStream(_stream(request, streams, source, service, after), streams, source.most_streams)
 
 
 class _EventStream(StreamingResponse):
-    """Server-Sent Events, whose generator is closed whatever ends the answer."""
+    """Server-Sent Events, one of the streams of which there are not too many; whatever ends it closes its generator."""
 
-    def __init__(self, messages: AsyncGenerator[str, None]) -> None:
+    def __init__(self, messages: AsyncGenerator[str, None], streams: Streams, most: int) -> None:
         super().__init__(messages, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._messages = messages
+        self._messages, self._streams, self._most = messages, streams, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with self._streams.counted(self._most):
+                await super().__call__(scope, receive, send)
         finally:
             await self._messages.aclose()
 
@@ -323,7 +325,7 @@ async def _stream(
     headers = {name.lower(): value for name, value in request.scope["headers"]}
     address = (request.scope.get("client") or ("",))[0]
     gallery, told, beat, look = source.gallery, "", 0.0, 0.0
-    with streams.counted(), contextlib.suppress(EdgeFaceError):  # the client asks again, and is told why
+    with contextlib.suppress(EdgeFaceError):  # the client asks again, and is told why
         while not streams.ending and source.gallery == gallery:
             waiting = source.last > after
             if waiting or time.monotonic() >= look:

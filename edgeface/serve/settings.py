@@ -41,7 +41,7 @@ class Listen(Section):
     """Of KServe V2 over gRPC (extra grpc), with the same keys and TLS; 0: any free one; null: there is no gRPC."""
     insecure: bool = False
     """Serve other machines without TLS: keys and faces can be read on the way."""
-    root_path: str = ""
+    root_path: Annotated[str, Field(pattern=r"^(/[^/\s?#]+)*$")] = ""
     """Path below which a proxy shows the service."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses whose X-Forwarded-For is believed."""

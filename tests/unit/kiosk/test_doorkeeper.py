@@ -185,8 +185,9 @@ def test_each_route_asks_for_its_role_and_gallery(seen: Doors) -> None:
     _, other = seen.service.keys.add("other", Role.admin, gallery="other")
     for path in ("events", "cameras", "stream"):
         assert seen.get(f"{KIOSK}/{path}", key=other)["status"] == 404
-    with seen.stream(**{"Last-Event-ID": "x"}) as response:
-        assert response.status == 422
+    for wrong in ("x", "9" * 19, "0" * 5000):
+        with seen.stream(**{"Last-Event-ID": wrong}) as response:
+            assert response.status == 422
 
 
 def test_a_lost_camera_is_told_by_health_and_the_service_is_ready(seen: Doors) -> None:

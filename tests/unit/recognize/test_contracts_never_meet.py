@@ -292,6 +292,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "analyzed_face": _SERVED,
     "compare_embeddings": _SERVED,
     "people_like": _SERVED,
+    "rank_embeddings": _SERVED,
     "search_fields": _SERVED,
     "threshold_answer": _SERVED,
     "largest_face": _BOX,

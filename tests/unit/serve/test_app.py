@@ -140,6 +140,16 @@ def test_an_internal_failure_is_answered_counted_and_logged_as_one_and_tells_nob
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
+def test_a_proxy_may_leave_its_path_or_take_it_away(make_service: MakeService) -> None:
+    with client_of(make_service(listen={"root_path": "/face"})) as client:
+        form = {"api_key": client.headers.pop("x-api-key")}
+        for root in ("", "/face"):
+            assert client.get(f"{root}/health/live").status_code == 200  # without a key
+            assert client.get(f"{root}{IDENTIFY}").json()["code"] == "no-key"
+            answer = client.post(f"{root}/v1/vision/face/recognize", data=form, files={"image": jpeg(RED)})
+            assert answer.json()["success"]
+
+
 def test_an_answer_that_is_wrong_is_logged_without_what_is_in_it() -> None:
     with pytest.raises(ValidationError) as caught:
         PersonAnswer.model_validate({"id": "x", "name": "Ada Lovelace", "labels": "Ada Lovelace"})

@@ -84,6 +84,13 @@ def test_what_two_servers_may_read_differently_is_refused(service: Service, head
     assert answer.count(b"HTTP/1.1") == 1
 
 
+def test_a_length_of_many_zeros_is_refused_and_no_failure(service: Service) -> None:
+    head = f"POST {IDENTIFY} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {'0' * 5000}1\r\n\r\nx"
+    with serving(service) as port:
+        answer = converse(port, head.encode())
+    assert answer.startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
+
+
 def test_a_body_that_trickles_is_ended(make_service: MakeService) -> None:
     service = make_service(limits={"body_seconds": 0.3, "workers": 1})
     head = f"POST {IDENTIFY} HTTP/1.1\r\nhost: a\r\nx-api-key: {service.first_key}\r\ncontent-length: 1000\r\n"
