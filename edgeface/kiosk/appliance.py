@@ -328,7 +328,10 @@ def _collect_wheels(folder: Path, extras: str, given: Path | None) -> None:
             shutil.copyfile(wheel, folder / wheel.name)
     for name in (f"edgeface-{__version__}-", "pip-"):
         if len(found := list(folder.glob(f"{name}*.whl"))) != 1:
-            raise MissingError(path=given, expected=f"one wheel {name}*.whl", found=str(len(found)))
+            raise MissingError(
+                path=given, expected=f"one wheel {name}*.whl", found=str(len(found)),
+                remedy=f"fill a folder with: pip wheel --wheel-dir DIR pip '{package_with(extras)}'",
+            )  # fmt: skip
 
 
 def _bytes_to_install(folder: Path) -> int:
