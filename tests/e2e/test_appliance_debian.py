@@ -37,7 +37,8 @@ import json, shlex, subprocess, sys, time, urllib.request
 unit = open("/etc/systemd/system/multi-user.target.wants/edgeface.service").read().splitlines()
 told = dict(line.split("=", 1) for line in unit if "=" in line)
 begun = time.monotonic()
-service = subprocess.Popen(["runuser", "-u", told["User"], "--", *shlex.split(told["ExecStart"])])
+user = told["User"]
+service = subprocess.Popen(shlex.split(told["ExecStart"]), user=user, group=user, extra_groups=[])
 
 def ask(method, path, body=None, key=""):
     data = None if body is None else json.dumps(body).encode()
@@ -57,7 +58,7 @@ print(f"ready after {time.monotonic() - begun:.1f} s", file=sys.stderr)
 key = open("/var/lib/edgeface/first.key").read().strip()
 answers = [ask(*request, key=key) for request in json.load(sys.stdin)]
 service.terminate()
-assert service.wait(60) in (0, 143)
+assert service.wait(60) == 0
 print(json.dumps(answers))
 """
 
