@@ -31,15 +31,15 @@ pytestmark = [
 ]
 
 
-def film(colour: tuple[int, int, int]) -> list[bytes]:
-    """Return pictures, JPEG files, of a square of this colour, as sharp and lit as a face has to be."""
-    rng, frames = np.random.default_rng(5), []
+def film(colour: tuple[int, int, int], frames: int = 300) -> list[bytes]:
+    """Return JPEG files of a square of this colour, as sharp and lit as a face has to be; no two are equal."""
+    rng, made = np.random.default_rng(5), []
     coarse, frame = rng.uniform(0.45, 1, (4, 4)).repeat(10, 0).repeat(10, 1), draw(None, margin=1)
-    for _ in range(10):
+    for _ in range(frames):
         fine = rng.uniform(0.7, 1, (20, 20)).repeat(2, 0).repeat(2, 1)
         frame[SIDE : 2 * SIDE, SIDE : 2 * SIDE] = np.array(colour) * (coarse * fine)[..., np.newaxis]
-        frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
-    return frames
+        made.append(cv2.imencode(".jpg", frame)[1].tobytes())
+    return made
 
 
 class Desk:
@@ -105,7 +105,7 @@ class Log(Script):
         return {"door": door, "back": door | lost}
 
     def picture(self, camera: str) -> bytes:
-        return film(PINK)[0]
+        return film(PINK, 1)[0]
 
     def events(
         self, *, after: int, kind: str | None = None, limit: int = 100, **_: Any
@@ -149,6 +149,8 @@ def test_somebody_is_enrolled_with_consent_and_forgotten_by_the_code(desk: Desk)
     desk.page.evaluate("document.getElementById('name').focus()")
     for key in ("Tab", " ", "Tab", "Enter"):
         desk.page.press(key)
+    desk.page.wait_for("document.querySelectorAll('.shots li').length >= 1")
+    assert desk.page.barriers() == []
     desk.click("save")
     code = desk.page.wait_for("document.getElementById('told-code')?.textContent")
     desk.page.picture("desk-receipt")
@@ -169,6 +171,7 @@ def test_somebody_is_enrolled_with_consent_and_forgotten_by_the_code(desk: Desk)
     desk.click("forget-me")
     desk.page.wait_for("document.querySelector('.proof') !== null")
     assert "Erased, and proved" in desk.text
+    assert desk.page.barriers() == []
     assert [each.name for each in served.store.people()] == ["Grace Hopper"]
 
 

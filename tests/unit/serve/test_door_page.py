@@ -143,13 +143,15 @@ def test_decisions_are_text_and_icon_and_what_is_late_is_not_shown(panel: Panel)
 @needs_browser
 def test_the_picture_of_the_camera_is_shown_and_a_pin_can_be_given(panel: Panel) -> None:
     panel.script.shown, panel.script.pins = "shown", True
-    panel.open()
-    panel.enter()
-    panel.wait_for("wait")
-    panel.page.wait_for("document.getElementById('picture').naturalWidth === 40")
-    panel.page.picture("panel-picture")
-    assert panel.page.evaluate("document.getElementById('look').offsetHeight") > 100
-    assert panel.page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+    for size in SIZES:
+        panel.open(size, "?lang=ar" if size == "phone" else "?lang=en")
+        panel.enter()
+        panel.wait_for("wait")
+        panel.page.wait_for("document.getElementById('picture').naturalWidth === 40")
+        panel.page.picture(f"{size}-picture")
+        assert panel.page.evaluate("document.getElementById('look').offsetHeight") > 100
+        assert panel.page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+        assert panel.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     panel.page.evaluate("document.getElementById('by-pin').click()")
     assert panel.page.evaluate("document.activeElement.id") == "number"
     panel.page.picture("panel-pin")
@@ -193,6 +195,8 @@ def test_a_key_is_kept_only_if_that_is_ticked_and_a_wrong_one_is_asked_for_again
 def test_all_fits_in_every_language_with_targets_of_44_pixels(size: str, panel: Panel) -> None:
     panel.open(size)
     panel.page.picture(f"{size}-key")
+    if size == "phone":
+        assert panel.page.barriers() == []
     panel.enter(keep=True)
     for language in WORDS:
         panel.open(size, f"?lang={language}", dark=language in ("ar", "fr"))
@@ -206,6 +210,8 @@ def test_all_fits_in_every_language_with_targets_of_44_pixels(size: str, panel: 
             )
             panel.page.picture(f"{size}-{language}-{kind}")
             assert (wide <= 0, high <= 0) == (True, True), (language, kind, wide, high)
+        if size == "phone" and language in ("de", "ar"):  # light, and dark
+            assert panel.page.barriers() == [], language
         small = panel.page.evaluate(
             "[...document.querySelectorAll('button, select')].filter((each) => each.offsetParent)"
             ".filter((each) => Math.min(each.offsetWidth, each.offsetHeight) < 44).map((each) => each.id)"

@@ -39,6 +39,8 @@ def test_the_page_lists_and_tries_operations_and_asks_nobody_else(opened: tuple[
                                ".map((each) => each.textContent)")  # fmt: skip
         known = [f"{method.upper()} {path}" for path, methods in describe()["paths"].items() for method in methods]
         assert sorted(listed) == sorted(known)
+        if dark:
+            assert page.barriers() == []
         page.evaluate("document.querySelectorAll('main > section > details').forEach((each) => { each.open = true; })")
         page.wait_for(f"document.querySelectorAll('form.try').length == {len(known)}")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
