@@ -111,10 +111,10 @@ function thumbnail({ blob }) {
 async function guide(visit, camera, photos, hint, wrong, renew) {
   let taken = 0;
   while (visit.camera === camera) {
-    const began = performance.now(), blob = await camera.picture();
+    const began = performance.now(), blob = await camera.picture().catch(() => null);
     if (visit.camera !== camera) return;
-    if (!blob) return say(wrong, "camera-lost");
-    if (photos.length < MOST) {
+    if (!blob) say(wrong, "camera-lost"); /* and try again */
+    else if (photos.length < MOST) {
       try {
         const found = await request(`analyze?gate=true&model=${encodeURIComponent(visit.model)}`, { method: "POST", body: blob, headers: { "content-type": "image/jpeg" } });
         if (visit.camera !== camera) return;
