@@ -257,7 +257,8 @@ class _Exchange:
         """Count the request, and log it."""
         self._gate.held -= self._held
         route = getattr(self._scope.get("route"), "path", "none")
-        self._metrics.end(self._id, self._method, route, self._status, self._began, self._received)
+        known = "edgeface.caller" in self._scope
+        self._metrics.end(self._id, self._method, route, self._status, self._began, self._received, known=known)
 
 
 def create_app(service: Service, events: doors.EventSource | None = None) -> FastAPI:

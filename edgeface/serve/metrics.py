@@ -84,10 +84,13 @@ class Metrics:
         if self._telemetry is not None:
             self._telemetry.begin(traceparent)
 
-    def end(self, request_id: str, method: str, route: str, status: int, began: float, received: int) -> None:
+    def end(
+        self, request_id: str, method: str, route: str, status: int, began: float, received: int, *, known: bool
+    ) -> None:
         """Count a request, and write one line of it: no name of a person, and no query; `route` is its template.
 
-        Of a client that asks too often the metrics tell enough: its requests shall not fill the disk.
+        Of a client that asks too often, or that is not `known` by a key, the metrics tell enough: it shall not fill
+        the disk. What is refused for its key is logged as often as it is told so.
         """
         seconds = time.monotonic() - began
         self._in_flight.dec()
@@ -96,7 +99,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         line = {"request_id": request_id, "method": method, "route": route, "status": status}
-        level = logging.DEBUG if status == 429 else logging.INFO
+        level = logging.INFO if (known or status == 401 or status >= 500) and status != 429 else logging.DEBUG
         _log.log(level, "request", extra=line | {"seconds": round(seconds, 4), "bytes": received})
 
     def collect(self) -> Iterator[Metric]:

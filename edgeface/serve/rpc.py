@@ -171,12 +171,14 @@ class _Call:
     request_id: str
     began: float
     received: int = 0
+    known: bool = False
 
     def require(self, role: Role, *, everywhere: bool = False) -> Caller:
         """Return who asks; `Problem` unless the key is accepted and of this role."""
         metadata = self.context.invocation_metadata() or ()
         headers = {name.encode(): value.encode() for name, value in metadata if isinstance(value, str)}
         key = self.state.service.authenticate(headers, _host_of(self.context.peer()))
+        self.known = True
         return require_role(Caller(key=key, request_id=self.request_id), role, everywhere=everywhere)
 
     @property
@@ -229,7 +231,7 @@ async def _answer(state: Any, route: str, method: _Method, _: Any, context: Any)
         await context.abort(*_word(problem, call.request_id))
         raise
     finally:
-        state.metrics.end(call.request_id, "gRPC", route, status, call.began, call.received)
+        state.metrics.end(call.request_id, "gRPC", route, status, call.began, call.received, known=call.known)
 
 
 def _word(problem: Problem, request_id: str) -> tuple[Any, str, tuple[tuple[str, str | bytes], ...]]:

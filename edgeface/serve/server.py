@@ -222,6 +222,11 @@ def serve_grpc(state: Any, settings: Settings) -> contextlib.AbstractAsyncContex
         return rpc.serving(state, free.getsockname()[0], settings)
 
 
+def _is_no_invalid_request(record: logging.LogRecord) -> bool:
+    """Leave out what anybody can send, without a key and as often as they like."""
+    return "Invalid HTTP request" not in record.getMessage()
+
+
 def make_server(app: Any, settings: Settings) -> Any:
     """Return a `uvicorn.Server` that leaves signals alone; `serve(sockets=[...])` runs it."""
     import uvicorn
@@ -249,6 +254,7 @@ def make_server(app: Any, settings: Settings) -> Any:
             **options,
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_no_invalid_request)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     return server
 

@@ -333,13 +333,12 @@ class Service:
         if not text and kind.lower() == "bearer":
             text = token.strip()
         if not text:
-            raise Problem(401, "no-key", "expected a key in the header x-api-key, or as a bearer token, found none")
+            no_key = "expected a key in the header x-api-key, or as a bearer token, found none"
+            raise self._refuse_key(address, "no-key", no_key)
         try:
             key = self.keys.find(text)
         except KeyRefused as error:
-            if wait := self.rates.wrong_key(address):
-                raise _too_often(wait) from None
-            raise Problem(401, f"key-{error.reason}", str(error)) from None
+            raise self._refuse_key(address, f"key-{error.reason}", str(error)) from None
         if wait := self.rates.wait_for_address(address) or self.rates.wait_for_key(key.id):
             raise _too_often(wait)
         return key
@@ -348,6 +347,11 @@ class Service:
         """Count a wrong code of an address; `Problem` if it gives too many."""
         if wait := self.rates.wrong_key(address):
             raise _too_often(wait)
+
+    def _refuse_key(self, address: str, code: str, text: str) -> Problem:
+        """Count a request without a right key; return its refusal, once its address has too many as `_too_often`."""
+        wait = self.rates.wrong_key(address)
+        return _too_often(wait) if wait else Problem(401, code, text)
 
     def admit_address(self, address: str) -> None:
         """Count a request whose key is not known yet; `Problem` if its address asks too often."""

@@ -133,11 +133,12 @@ class WorkQueue:
     async def _find(self, same: Hashable, state: Callable[[bool], object], deadline: float) -> _Job | None:
         """Return equal work under way that reads what there is now; None if there is none."""
         job = None if same is None else self._same.get(same)
-        if job is None:
+        if job is None or job.result.done():  # what was cancelled leaves the table a moment later
             return None
         if job.began is not None and job.state != await _by(deadline, asyncio.to_thread(state, True)):
             return None
-        return None if job.result.done() else job  # what was cancelled leaves the table a moment later
+        failed = job.result.done() and (job.result.cancelled() or job.result.exception() is not None)
+        return None if failed else job
 
     def _leave(self, same: Hashable, job: _Job) -> None:
         if self._same.get(same) is job:

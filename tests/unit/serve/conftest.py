@@ -76,6 +76,7 @@ def make_service(tmp_path: Path) -> Iterator[MakeService]:
             "models": {"default": {"model": str(write_tiny_ir(tmp_path))}},
             "galleries": {"default": OPEN},
             "limits": {"workers": 2},
+            "keys": {"wrong_per_address": 1000},
         }
         made.append(Service(Settings.model_validate(given | changes), load=load_squares))
         return made[-1]

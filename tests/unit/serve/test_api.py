@@ -253,7 +253,8 @@ def test_requests_for_the_same_at_one_time_are_computed_once_and_each_is_in_the_
     with client_of(service) as client, ThreadPoolExecutor(5) as pool:
         asked = [pool.submit(post, client, "/identify", photo) for _ in range(4)]
         asked.append(pool.submit(post, client, "/identify", jpeg(RED)))  # is another question
-        wait_until(lambda: client.app.state.work.outstanding == 2 and len(seen) >= 1)  # type: ignore[attr-defined]
+        same = client.app.state.work._same  # type: ignore[attr-defined]
+        wait_until(lambda: sum(each.waiting for each in same.copy().values()) == 5 and len(seen) >= 1)
         gate.set()
         codes = [each.result().status_code for each in asked]
         assert post(client, "/verify", photo, photo, threshold=0.9).json()["matched"]

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 from tiny_ir import BLUE, GREEN, RED
-from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg, serving
+from unit.serve.conftest import OPEN, MakeService, client_of, converse, enrol, jpeg, serving
 
 from edgeface.serve.app import OPEN_PATHS, describe
 from edgeface.serve.keys import Role
@@ -138,6 +138,23 @@ def test_an_internal_failure_is_answered_counted_and_logged_as_one_and_tells_nob
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert f'edgeface_requests_total{{code="500",endpoint="{IDENTIFY}"}} 1.0' in client.get("/metrics").text
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_nobody_without_a_key_fills_the_log(make_service: MakeService, caplog: pytest.LogCaptureFixture) -> None:
+    service = make_service(keys={})
+    caplog.set_level("INFO")
+    ask = b"GET /docs HTTP/1.1\r\nhost: a\r\n\r\n"
+    with serving(service) as port:
+        head = f"POST {IDENTIFY} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n"
+        wrong = head.encode() + b"\r\n", ask.replace(b"/docs", b"/health/live"), ask, b"OPTIONS" + ask[3:]
+        for each in wrong:
+            last = each.replace(b"host: a", b"host: a\r\nconnection: close")
+            answers = converse(port, each * 29 + last).split(b"HTTP/1.1 ")[1:]
+            assert len(answers) == 30
+            if each == wrong[0]:
+                assert (answers[0][:3], answers[29][:3]) == (b"401", b"429")
+        assert converse(port, b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert 10 < len([record for record in caplog.records if record.name != "httpx"]) < 30
 
 
 def test_a_proxy_may_leave_its_path_or_take_it_away(make_service: MakeService) -> None:

@@ -223,7 +223,7 @@ def test_a_clock_that_is_set_back_revives_no_key_and_breaks_neither_the_audit_lo
 def test_two_thousand_wrong_keys_at_once_cost_little_and_keep_out_nobody_with_a_right_one(
     make_service: MakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = make_service(limits={"workers": 1})
+    service = make_service(limits={"workers": 1}, keys={})
     wrong = b"".join(
         b"POST %s HTTP/1.1\r\nhost: a\r\nx-api-key: 00000000-0000-4000-8000-%012d\r\ncontent-length: 0\r\n\r\n"
         % (IDENTIFY.encode(), number)
