@@ -16,6 +16,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import math
 import threading
 import time
 import zoneinfo
@@ -90,7 +91,11 @@ class LoggedEvent:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(LoggedEvent))
-_SELECT = f"SELECT {', '.join(_FIELDS)} FROM events"
+_LONGEST = 4096
+"""Characters of a text in an event; a longer one is damage, and is not read."""
+_TEXTS = ("id", "time", "camera", "kind", "contract_id", "reason", "name")
+_READ = (f"substr({each}, 1, {_LONGEST + 1})" if each in _TEXTS else each for each in _FIELDS)
+_SELECT = f"SELECT {', '.join(_READ)} FROM events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class EventLog:
     def record(self, event: VisitEvent) -> LoggedEvent:
         """Append an event with its deliveries. An event whose id is there already is not appended again."""
         values = [getattr(event, name) for name in _FIELDS[1:]]
-        values[1:2], values[3:4] = [_text(event.time)], [event.kind.value]
+        values[1:2], values[3:4], values[-1:] = [_text(event.time)], [event.kind.value], [event.reason[:_LONGEST]]
         with self._file.transaction(write=True) as connection:
             insert = f"INSERT OR IGNORE INTO events VALUES (NULL{', ?' * len(values)})"
             new = connection.execute(insert, values).rowcount
@@ -444,12 +449,28 @@ class EventLog:
     def _logged(self, values: Sequence[Any]) -> LoggedEvent:
         row = dict(zip(_FIELDS, values, strict=True))
         try:
+            for name, value in row.items():
+                _check_value(name, value)
             times = {"time": datetime.datetime.fromisoformat(row["time"]), "kind": VisitKind(row["kind"])}
         except (TypeError, ValueError) as error:
             raise ServiceFileError(
                 path=self.path, expected="rows written by edgeface", found=f"event {values[0]} damaged: {error}"[:200]
             ) from error
         return LoggedEvent(**row | times)
+
+
+def _check_value(name: str, value: object) -> None:
+    """Raise ValueError for what no event has in this column: SQLite keeps values of any type and length in each."""
+    if value is None and name in ("person_id", "name", "score", "threshold", "liveness"):
+        return
+    if name in _TEXTS:
+        right = isinstance(value, str) and len(value) <= _LONGEST
+    elif name in ("sequence", "person_id", "frames"):
+        right = isinstance(value, int)
+    else:
+        right = isinstance(value, float) and math.isfinite(value)
+    if not right:
+        raise ValueError(f"{name}: {value!r:.40}")
 
 
 def write_csv(rows: Iterable[Mapping[str, object]], stream: TextIO) -> int:

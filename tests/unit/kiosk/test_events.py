@@ -92,6 +92,27 @@ def test_a_log_without_its_triggers_is_refused(log: EventLog) -> None:
         EventLog(log.path)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("score", b"\xff"), ("score", "text"), ("liveness", float("inf")), ("frames", "many"), ("reason", b"\xff\xfe"),
+     ("reason", "x" * 1_000_000), ("name", "x" * 5000), ("person_id", "seven"), ("time", "0000-99-99")],
+)  # fmt: skip
+def test_a_value_that_no_event_has_is_damage_and_no_internal_failure(log: EventLog, column: str, value: object) -> None:
+    log.record(visit())
+    with log._file.transaction(write=True) as connection:
+        connection.execute("DROP TRIGGER only_appended")
+        connection.execute("DROP TRIGGER only_forgotten")
+        connection.execute(f"UPDATE events SET {column} = ?", (value,))
+    with pytest.raises(ServiceFileError, match="event 1 damaged") as caught:
+        list(log.events())
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_reason_is_cut_when_it_is_recorded(log: EventLog) -> None:
+    assert len(log.record(visit(reason="x" * 9000)).reason) == 4096
+    assert len(list(log.events())) == 1
+
+
 def test_a_damaged_row_is_an_error_of_the_log(log: EventLog) -> None:
     log.record(visit())
     with log._file.transaction(write=True) as connection:
