@@ -38,6 +38,8 @@ from _end_to_end_worker import YUNET
 from _peers_worker import DATA, Setting
 from peers import WEIGHTS, Worker, machine, workers
 
+from edgeface.vision.image import read_image
+
 _SCRIPT = "_end_to_end_worker.py"
 _TRIED = 4
 """Photos on which a program's settings are tried."""
@@ -165,7 +167,7 @@ def _ask(worker: Worker, photos: PhotoSet, *, vectors: bool = False) -> dict[str
 
 
 def _ratio(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.median(a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=True))
+    return statistics.median(float(a["seconds"] / b["seconds"]) for a, b in zip(theirs, ours, strict=True))
 
 
 def _row(rounds: Sequence[Mapping[str, Any]], photos: PhotoSet) -> dict[str, float]:
@@ -198,7 +200,7 @@ def make_sets(folder: Path, most: int | None) -> dict[str, PhotoSet]:
     """Choose photos of LFW, spread over all, and make the other sets from them."""
     every = sorted((DATA / "lfw" / "images").rglob("*.jpg"))
     lfw = [str(every[index]) for index in np.linspace(0, len(every) - 1, min(500, most or 500)).astype(int)]
-    faces, rng = itertools.cycle([cv2.imread(photo) for photo in lfw[:200]]), np.random.default_rng(0)
+    faces, rng = itertools.cycle([read_image(Path(photo)) for photo in lfw[:200]]), np.random.default_rng(0)
     large = [_write(folder / f"large-{number}.jpg", _place(faces, rng)) for number in range(min(50, most or 50))]
     groups = [str(DATA / "photos" / f"{name}.jpg") for name in ("longoria-cooper", "multiface")]
     groups += [
@@ -232,7 +234,6 @@ def measure_lone(ir: Path, lfw: PhotoSet) -> dict[str, float]:
     """Compare one photo at a time, from file to embedding, with its parts; medians in ms."""
     import edgeface
     from edgeface.vision.align import align
-    from edgeface.vision.image import read_image
 
     spent: dict[str, list[float]] = {"whole": [], "read": [], "detect": [], "crop": [], "embed": []}
 
