@@ -52,6 +52,10 @@ from edgeface.errors import GalleryError, InputError
 if TYPE_CHECKING:
     from edgeface.gallery import Enrolment, GalleryStore, Person
 
+EventsOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Event log of a kiosk, in which people are forgotten too. Repeatable.", show_default=False),
+]
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
@@ -296,6 +300,7 @@ def forget(
     template: Annotated[
         list[int] | None, typer.Option(help="Erase only this template. Repeatable.", show_default=False)
     ] = None,
+    events: EventsOption = None,
     yes: YesOption = False,
     key: KeyOption = None,
     json: JsonOption = False,
@@ -304,11 +309,15 @@ def forget(
 
     What could not be searched, such as the log of a server, is named.
     """
+    from edgeface.kiosk.publisher import forget_in
+
     with open_gallery(gallery, key) as store:
         person = _find_person(store, gallery, name)
         what = f"{len(template)} of {counted(person.template_count, 'template')}" if template else "everything"
         confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", command="forget", yes=yes)
         done = store.forget(person.id, template_ids=template)
+        for log in () if template else events or ():
+            done = done.also(forget_in(log, [person.id], gallery_id=store.info.gallery_id))
     answer(
         done.to_dict(),
         f"{person.name}: erased {counted(done.templates, 'template')} and {counted(done.images, 'image')}; searched "
@@ -316,6 +325,11 @@ def forget(
         f"for {counted(done.needles, 'piece')}",
         json=json,
     )
+    if not events and not template:
+        print_note(
+            "a kiosk that watches with this gallery forgets who was in its events within a minute of running; for "
+            f"another event log: edgeface events purge LOG --person {person.id}"
+        )
     warn(f"not searched: {place}" for place in done.unsearched)
     advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
     fail_with([f"still there: {place}" for place in done.remains], advice)

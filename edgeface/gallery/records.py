@@ -249,6 +249,16 @@ class Erasure:
         searched = {"searched": dict(self.searched), "remains": list(self.remains), "unsearched": list(self.unsearched)}
         return {**dataclasses.asdict(self), **searched, "proved": self.proved}
 
+    def also(self, proof: Proof) -> Erasure:
+        """Return the erasure with what a search of other files found, where the person was erased too."""
+        return dataclasses.replace(
+            self,
+            searched={**self.searched, **proof.searched},
+            needles=self.needles + proof.needles,
+            remains=(*self.remains, *proof.remains),
+            unsearched=(*self.unsearched, *proof.unsearched),
+        )
+
     @property
     def proved(self) -> bool:
         """Whether the gallery's own files were searched, and nothing was found."""

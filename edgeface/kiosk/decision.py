@@ -67,6 +67,7 @@ class Decider:
     ) -> None:
         require_same_contract(index.contract_id, contract.contract_id, what="watching")
         self.settings, self.contract, self._index, self._emit = settings, contract, index, emit
+        self.gallery_id = index.gallery_id
         self._clock, self._monotonic = clock, monotonic
         self.lock = threading.RLock()
         self._passed: dict[int, tuple[str, float]] = {}  # by person: camera, and when

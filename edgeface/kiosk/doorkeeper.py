@@ -8,7 +8,8 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -16,15 +17,15 @@ from pydantic import Field, model_validator
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
-from edgeface.gallery.records import Person
+from edgeface.gallery.records import Person, Proof
 from edgeface.kiosk.camera import BROWSER, Camera
 from edgeface.kiosk.outcome import VisitEvent, VisitKind
-from edgeface.kiosk.publisher import EventPublisher
+from edgeface.kiosk.publisher import EventPublisher, forget_in
 from edgeface.kiosk.settings import CameraSettings, DecisionSettings, WatchSettings
 from edgeface.kiosk.targets import EventSettings
 from edgeface.kiosk.watch import DoorWatch
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.service import ServedModel, Service
+from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.settings import Name, Positive, Section, Settings
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image
@@ -93,6 +94,7 @@ class Doorkeeper:
         self._watch: DoorWatch | None = None
         self._why, self._last = "watching has not begun", 0
         self._stop = threading.Event()
+        service.elsewhere = self._forget
         self._thread = threading.Thread(target=self._keep, name="edgeface-doorkeeper", daemon=True)
         self._thread.start()
 
@@ -204,6 +206,18 @@ class Doorkeeper:
         found = publisher.log.events(after=after, kind=None if kind is None else VisitKind(kind), **filters)
         return [(each.sequence, each.to_dict(names=names)) for each in itertools.islice(found, limit)]
 
+    def _forget(self, gallery: ServedGallery, person_ids: Sequence[int]) -> Proof | None:
+        """Forget people of a gallery in the log, also in one of a kiosk that is configured no more."""
+        if not self._path.exists():
+            return None
+        publisher, gallery_id = self._publisher, gallery.store.info.gallery_id
+        log = None if publisher is None else publisher.log
+        return forget_in(self._path, person_ids, gallery_id=gallery_id, log=log)
+
+    @property
+    def _path(self) -> Path:
+        return self._service.settings.state / "events.sqlite"
+
     # What its threads do
 
     def _keep(self) -> None:
@@ -213,8 +227,7 @@ class Doorkeeper:
                 self._stop.wait(_POLL)
                 continue
             try:
-                path = self._service.settings.state / "events.sqlite"
-                with EventPublisher(path, section.events, cameras=section.cameras) as publisher:
+                with EventPublisher(self._path, section.events, cameras=section.cameras) as publisher:
                     self._last = max((each.sequence for each in publisher.log.last(1)), default=0)
                     self._publisher = publisher
                     while self._goes_on(section):
@@ -262,6 +275,7 @@ class Doorkeeper:
             taking.start()
             opened.callback(taking.join)
             opened.callback(watch.close)  # before it is waited for
+            opened.enter_context(publisher.following(served.store))
             self._why = ""
             while self._goes_on(section) and not model.retired:
                 if failed:

@@ -4,7 +4,7 @@ One SQLite file holds the events, their crops and the **outbox**: what each targ
 told. An event and its deliveries are one transaction, so that a killed process loses neither. A commit is synced: an
 event that was recorded outlives a power cut.
 
-Rows are only appended. `EventLog.purge` removes old ones, and `EventLog.forget` the name and id of one person; nothing
+Rows are only appended. `EventLog.purge` removes old ones, and `EventLog.forget` name and id of people; nothing
 else of a row can be changed, which a trigger sees to.
 """
 
@@ -40,12 +40,12 @@ _KIND = ServiceFileKind(
     schema="""
 CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, time TEXT NOT NULL,
     camera TEXT NOT NULL, kind TEXT NOT NULL, person_id INTEGER, name TEXT, score REAL, threshold REAL,
-    contract_id TEXT NOT NULL, frames INTEGER NOT NULL, liveness REAL, reason TEXT NOT NULL);
+    contract_id TEXT NOT NULL, frames INTEGER NOT NULL, liveness REAL, reason TEXT NOT NULL, gallery_id TEXT NOT NULL);
 CREATE INDEX events_of_person ON events (person_id);
 CREATE TRIGGER only_forgotten BEFORE UPDATE ON events
     WHEN NEW.name IS NOT NULL OR NEW.person_id IS NOT NULL BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
 CREATE TRIGGER only_appended BEFORE UPDATE OF sequence, id, time, camera, kind, score, threshold, contract_id, frames,
-    liveness, reason ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
+    liveness, reason, gallery_id ON events BEGIN SELECT RAISE(ABORT, 'events are only appended'); END;
 CREATE TABLE crops (sequence INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 CREATE TABLE deliveries (target TEXT NOT NULL, sequence INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL,
     error TEXT, dead INTEGER NOT NULL, PRIMARY KEY (target, dead, sequence)) WITHOUT ROWID;
@@ -174,6 +174,7 @@ class EventLog:
         self._file, self._clock, self._targets = ServiceFile(path, _KIND, create=create), clock, dict(targets or {})
         self._retention_days, self._crop_hours = retention_days, crop_hours
         self._grown, self._woken, self._hour = threading.Condition(), 0, 0
+        self._forgotten: dict[tuple[str, int | None], float] = {}  # by gallery and person: when
 
     @property
     def path(self) -> Path:
@@ -188,13 +189,18 @@ class EventLog:
         """Append an event with its deliveries. An event whose id is there already is not appended again."""
         values = [getattr(event, name) for name in _FIELDS[1:]]
         values[1:2], values[3:4], values[-1:] = [_text(event.time)], [event.kind.value], [event.reason[:_LONGEST]]
+        forgotten = max(self._forgotten.get((each, event.person_id), 0.0) for each in ("", event.gallery_id))
+        keeps_crop = event.crop is not None and self._crop_hours > 0
+        if event.person_id is not None and event.time.timestamp() <= forgotten:  # decided before
+            values[4:6], keeps_crop = [None, None], False
+        values.append(event.gallery_id)
         with self._file.transaction(write=True) as connection:
             insert = f"INSERT OR IGNORE INTO events VALUES (NULL{', ?' * len(values)})"
             new = connection.execute(insert, values).rowcount
             logged = self._logged(connection.execute(f"{_SELECT} WHERE id = ?", (event.id,)).fetchone())
             if not new:
                 return logged
-            if event.crop is not None and self._crop_hours > 0:
+            if keeps_crop:
                 jpeg = cv2.imencode(".jpg", event.crop)[1].tobytes()
                 connection.execute("INSERT INTO crops VALUES (?, ?)", (logged.sequence, jpeg))
             connection.executemany(
@@ -334,23 +340,39 @@ class EventLog:
         self._file.checkpoint(truncate=True)  # the write-ahead log has them still
         return int(count)
 
-    def forget(self, person_id: int) -> Proof:
-        """Remove name, id and crops of a person from all events, and prove it; the events stay and still count.
+    def people(self, gallery_id: str) -> set[int]:
+        """Return the ids of the people of a gallery that events have."""
+        query = "SELECT DISTINCT person_id FROM events WHERE person_id NOTNULL AND gallery_id = ?"
+        with self._file.transaction() as connection:
+            return {number for (number,) in connection.execute(query, (gallery_id,))}
 
-        Call it after the gallery has forgotten the person. Events that are still to be delivered are delivered without
-        the name. The file is rewritten, and then it and its write-ahead log are searched for the names, as the gallery
-        does: names shorter than six bytes, and those that another person has too, are not.
+    def forget(self, *person_ids: int, gallery_id: str | None = None) -> Proof:
+        """Remove names, ids and crops of people from all events, and prove it; the events stay and still count.
+
+        Call it after the gallery has forgotten the people. Events that are still to be delivered are delivered without
+        the name, and one that was decided before and is recorded later has none. The file is rewritten, and then it
+        and its write-ahead log are searched for the names, as the gallery does: names shorter than six bytes, and
+        those that another person has too, are not.
+
+        Parameters
+        ----------
+        person_ids
+            Of the people.
+        gallery_id
+            The gallery that these ids are of; None: whichever.
         """
+        theirs = f"person_id IN ({', '.join(map(str, map(int, person_ids)))}) AND gallery_id = coalesce(?, gallery_id)"
+        self._forgotten |= {(gallery_id or "", number): self._clock() for number in person_ids}
         with self._file.transaction(write=True) as connection:
-            of_person = "SELECT sequence FROM events WHERE person_id = ?"
             names = {
                 name
                 for (name,) in connection.execute(
-                    "SELECT DISTINCT name FROM events WHERE person_id = ? AND name IS NOT NULL", (person_id,)
+                    f"SELECT DISTINCT name FROM events WHERE {theirs} AND name NOTNULL", (gallery_id,)
                 )
             }
-            connection.execute(f"DELETE FROM crops WHERE sequence IN ({of_person})", (person_id,))
-            connection.execute("UPDATE events SET name = NULL, person_id = NULL WHERE person_id = ?", (person_id,))
+            of_person = f"SELECT sequence FROM events WHERE {theirs}"
+            connection.execute(f"DELETE FROM crops WHERE sequence IN ({of_person})", (gallery_id,))
+            connection.execute(f"UPDATE events SET name = NULL, person_id = NULL WHERE {theirs}", (gallery_id,))
             for (other,) in connection.execute(
                 "SELECT name FROM events WHERE name NOTNULL UNION SELECT camera FROM events"
             ):

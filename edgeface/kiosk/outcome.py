@@ -50,6 +50,8 @@ class VisitEvent:
         What the score has to exceed; None if nobody was compared.
     contract_id
         Of the embeddings.
+    gallery_id
+        Of the gallery that `person_id` is of; not told, but kept in the log.
     frames
         Looks it rests on: crops of the face that were compared.
     liveness
@@ -74,6 +76,7 @@ class VisitEvent:
     score: float | None = None
     threshold: float | None = None
     contract_id: str
+    gallery_id: str = ""
     frames: int
     liveness: float | None = None
     reason: str
@@ -95,6 +98,7 @@ class VisitEvent:
         return dataclasses.replace(self, kind=VisitKind.inconclusive, person_id=None, name=None, reason=reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types, without the crop."""
-        told = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "crop"}
+        """Return JSON types, without the crop and the gallery."""
+        left_out = ("crop", "gallery_id")
+        told = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in left_out}
         return told | {"time": self.time.isoformat(), "kind": self.kind.value}

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import logging
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from edgeface.errors import EdgeFaceError
 from edgeface.gallery.keys import read_key
+from edgeface.gallery.records import Proof
+from edgeface.gallery.store.base import GalleryStore
 from edgeface.kiosk.delivery import Deliveries, Sender, WebhookSender
 from edgeface.kiosk.events import EventLog, LoggedEvent
 from edgeface.kiosk.hook import CommandHook
 from edgeface.kiosk.mqtt import MqttSender
 from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.targets import EventSettings
+
+_log = logging.getLogger(__name__)
+_LOOK = 60.0
+"""Seconds between looks at whom the gallery has forgotten."""
 
 
 class EventPublisher:
@@ -70,6 +79,34 @@ class EventPublisher:
             self._door.offer(logged)
         return logged
 
+    @contextlib.contextmanager
+    def following(self, store: GalleryStore, *, every: float = _LOOK) -> Iterator[None]:
+        """In a block, forget in the log whom the gallery has forgotten: at once, and every so many seconds.
+
+        Commands and other services may have forgotten them. The store is not closed.
+        """
+        ending, generation = threading.Event(), -1
+
+        def follow() -> None:
+            nonlocal generation
+            while True:
+                try:
+                    if (now := store.generation()) != generation:
+                        forget_gone(self.log, store)
+                        generation = now
+                except Exception as error:  # away or busy: it is tried again
+                    _log.warning("events: who was forgotten cannot be known: %s", error)
+                if ending.wait(every):
+                    return
+
+        thread = threading.Thread(target=follow, name="events follow", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join()
+
     def close(self) -> None:
         """Wait for what is sent and run now; what is not delivered stays in the log's outbox."""
         self._open.close()
@@ -79,3 +116,29 @@ class EventPublisher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def forget_gone(log: EventLog, store: GalleryStore) -> set[int]:
+    """Forget in a log whom its gallery has not any more; return their ids."""
+    gallery_id = store.info.gallery_id
+    named = log.people(gallery_id)
+    gone = named - {person.id for person in store.people()} if named else named
+    if gone:
+        proof = log.forget(*gone, gallery_id=gallery_id)
+        _log.info("events: forgot %d people whom the gallery has forgotten: %s", len(gone), list(proof.remains))
+    return gone
+
+
+def forget_in(
+    path: Path, person_ids: Iterable[int], *, gallery_id: str | None = None, log: EventLog | None = None
+) -> Proof:
+    """Forget people in the log of a file; a failure is not raised, but is among what remains.
+
+    `log` is this log if the process has it open. See `EventLog.forget`.
+    """
+    try:
+        with contextlib.nullcontext(log) if log else contextlib.closing(EventLog(path, create=False)) as opened:
+            return opened.forget(*person_ids, gallery_id=gallery_id)
+    except EdgeFaceError as error:
+        _log.error("events: %s", error)
+        return Proof(searched={}, needles=0, remains=(f"{path.name}: not searched; run 'edgeface events purge'",))

@@ -221,6 +221,7 @@ class Visits:
                 score=None if found is None else found.score,
                 threshold=None if found is None else found.threshold.value,
                 contract_id=self._decider.contract.contract_id,
+                gallery_id=self._decider.gallery_id,
                 frames=len(visit.looks),
                 liveness=None if live is None else live.score,
                 reason=reason,

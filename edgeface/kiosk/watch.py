@@ -246,11 +246,9 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
     with contextlib.ExitStack() as opened:
         key = find_key(settings.key, beside=settings.gallery)
         open_gallery(settings.gallery, key=key).close()  # without it no model is loaded
-        record: Callable[[VisitEvent], object] = lambda event: None  # noqa: E731
+        publisher = None
         if settings.log is not None:
-            record = opened.enter_context(
-                EventPublisher(settings.log, settings.events, cameras=settings.cameras)
-            ).publish
+            publisher = opened.enter_context(EventPublisher(settings.log, settings.events, cameras=settings.cameras))
         checker = None
         if decision.liveness:
             checker = edgeface.load_liveness(
@@ -270,4 +268,7 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
         )
         contract_id = analyzer.contract.contract_id
         store = opened.enter_context(open_gallery(settings.gallery, key=key, contract_id=contract_id))
+        if publisher is not None:
+            opened.enter_context(publisher.following(store))
+        record = (lambda event: None) if publisher is None else publisher.publish
         yield opened.enter_context(DoorWatch(settings, analyzer, LiveIndex(store), record=record))

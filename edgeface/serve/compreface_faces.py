@@ -151,7 +151,7 @@ def erase(service: Service, gallery: ServedGallery, caller: Caller, wanted: Mapp
         size = max(1, sum(1 for _ in itertools.takewhile(lambda count: count <= most, counts)))
         batch = dict(itertools.islice(wanted.items(), size))
         wanted = dict(itertools.islice(wanted.items(), size, None))
-        for done in gallery.store.forget_many(batch):
+        for done in service.forget(gallery, batch):
             decision = "proved" if done else "not-proved"
             service.note(caller, "forget", gallery=gallery.name, people=[done.person_id], decision=decision)
 

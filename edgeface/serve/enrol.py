@@ -386,9 +386,9 @@ def find_template(gallery: ServedGallery, person_id: int, template_id: int) -> T
     return template
 
 
-def forget(gallery: ServedGallery, person_id: int, *, template_id: int | None = None) -> Erasure:
+def forget(service: Service, gallery: ServedGallery, person_id: int, *, template_id: int | None = None) -> Erasure:
     """Erase a person, or one template, for good, and prove it; `NotFound` if there is none."""
     if template_id is not None:
         find_template(gallery, person_id, template_id)
     with _found(gallery.store, person_id):
-        return gallery.store.forget(person_id, template_ids=None if template_id is None else [template_id])
+        return service.forget(gallery, {person_id: None if template_id is None else [template_id]})[0]

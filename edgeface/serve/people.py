@@ -298,7 +298,10 @@ async def _change(
 async def forget_person(
     gallery: str, person_id: Id, compute: Compute, caller: Enrols, service: Served
 ) -> ErasureAnswer:
-    """Erase a person for good: name, templates, images and consent; and prove it by a search of the gallery's files."""
+    """Erase a person for good: name, templates, images, consent, and who it was in events of the kiosk; and prove it.
+
+    The files of the gallery, and of the events, are searched for what was erased.
+    """
     return await _forget(service.gallery(gallery, caller), person_id, None, compute, caller, service)
 
 
@@ -306,7 +309,7 @@ async def _forget(
     served: ServedGallery, person_id: int, template_id: int | None, compute: Compute, caller: Caller, service: Service
 ) -> ErasureAnswer:
     def erase() -> Erasure:
-        done = forget(served, person_id, template_id=template_id)
+        done = forget(service, served, person_id, template_id=template_id)
         action = "forget" if template_id is None else "forget-template"
         _note(service, caller, served, action, person_id, "proved" if done else "not-proved")
         return done

@@ -289,7 +289,7 @@ class ErasureAnswer(Answer):
     generation: int
     """Of the gallery afterwards."""
     searched: dict[str, int]
-    """The gallery's files, and how many bytes of each were read."""
+    """The files of the gallery and of the events, and how many bytes of each were read."""
     needles: Count
     """Pieces of names, embeddings and images that were searched for."""
     remains: list[str]

@@ -20,6 +20,7 @@ import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError, Overloaded
 from edgeface.files import output_errors
+from edgeface.gallery.records import Erasure, Proof
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.recognize.identify import Identification, Verdict
@@ -284,6 +285,9 @@ class Service:
     ----------
     outcomes
         How many faces were identified with each verdict.
+    elsewhere
+        Erases people of a gallery from what others keep of them, after the gallery has; returns the proof. It never
+        raises.
     first_key
         Text of a key for administrators, which is made when this is first asked for; to be shown once. None: there was
         one.
@@ -291,6 +295,7 @@ class Service:
 
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self.settings = settings
+        self.elsewhere: Callable[[ServedGallery, Sequence[int]], Proof | None] = lambda gallery, person_ids: None
         self.outcomes, self._lock = dict.fromkeys(Verdict, 0), threading.Lock()
         self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
         self._loading = threading.Lock()
@@ -532,6 +537,13 @@ class Service:
         with self.models.use(model) as version:
             found = gallery and (gallery.store if read else gallery.index)
             return self.settings, version, found and found.last_commit()
+
+    def forget(self, gallery: ServedGallery, wanted: Mapping[int, Sequence[int] | None]) -> tuple[Erasure, ...]:
+        """Erase people, or those of their templates that are named, as `GalleryStore.forget_many`; and `elsewhere`."""
+        done = gallery.store.forget_many(wanted)
+        people = [person_id for person_id, templates in wanted.items() if templates is None]
+        proof = self.elsewhere(gallery, people) if people else None
+        return tuple(each.also(proof) if proof and each.person_id in people else each for each in done)
 
     def search_threshold(
         self, model: ServedModel, gallery: ServedGallery, *, fpir: float | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from edgeface.errors import ContractError
 from edgeface.gallery.index.exact import ExactIndex
 from edgeface.gallery.index.memory import MemoryIndex
-from edgeface.gallery.records import TemplateBlock
+from edgeface.gallery.records import Person, TemplateBlock
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, Embeddings, require_same_contract
 from edgeface.recognize.index import Hits
@@ -66,6 +66,11 @@ class LiveIndex:
     def contract_id(self) -> str:
         """Of every embedding in it."""
         return self._index.contract_id
+
+    @property
+    def gallery_id(self) -> str:
+        """Of the gallery that it follows."""
+        return self._gallery_id
 
     @property
     def generation(self) -> int:
@@ -127,7 +132,11 @@ class LiveIndex:
 
     def name_of(self, person_id: int) -> str:
         """As `Index.name_of`, of the people that the store has now."""
-        return self._store.person(person_id).name
+        return self.person(person_id).name
+
+    def person(self, person_id: int) -> Person:
+        """Return a person of those that the store has now."""
+        return self._store.person(person_id)
 
     def block(self) -> TemplateBlock:
         """As `MemoryIndex.block`, of the templates that the store has now."""
