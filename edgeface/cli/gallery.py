@@ -293,6 +293,33 @@ def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, js
     stdout.print(table)
 
 
+@group.command(epilog="Example: edgeface gallery expire people.gallery --events events.sqlite --yes")
+def expire(
+    gallery: GalleryArgument,
+    events: EventsOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    yes: YesOption = False,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Erase the people whose recorded consent has expired, as forget does. Exit code 1: data was left."""
+    from edgeface.gallery.records import now
+    from edgeface.gallery.retention import find_expired
+    from edgeface.kiosk.publisher import forget_people
+
+    with open_gallery(gallery, key) as store:
+        expired = find_expired(store, now())
+        for person_id, consent in expired.items():
+            print_note(f"{store.person(person_id).name} (#{person_id}): expired {consent.expires:%Y-%m-%d %H:%M} UTC")
+        if not dry_run and expired:
+            confirm(f"Erase {counted(len(expired), 'person', 'people')} for good?", command="expire", yes=yes)
+        done = [] if dry_run else forget_people(store, expired, events or ())
+    told = {"gallery": gallery, "dry_run": dry_run, "expired": [*expired], "erased": [each.to_dict() for each in done]}
+    text = "would be erased" if dry_run else "erased"
+    answer(told, f"{counted(len(expired), 'person', 'people')} {text}", json=json)
+    warn((f"still there: {place}" for each in done for place in each.remains), fail=True)
+
+
 @group.command(epilog="Example: edgeface gallery forget people.gallery 'Ada Lovelace' --yes")
 def forget(
     gallery: GalleryArgument,
@@ -309,15 +336,16 @@ def forget(
 
     What could not be searched, such as the log of a server, is named.
     """
-    from edgeface.kiosk.publisher import forget_in
+    from edgeface.kiosk.publisher import forget_people
 
     with open_gallery(gallery, key) as store:
         person = _find_person(store, gallery, name)
         what = f"{len(template)} of {counted(person.template_count, 'template')}" if template else "everything"
         confirm(f"Erase {what} of {person.name} (#{person.id}) for good?", command="forget", yes=yes)
-        done = store.forget(person.id, template_ids=template)
-        for log in () if template else events or ():
-            done = done.also(forget_in(log, [person.id], gallery_id=store.info.gallery_id))
+        if template:
+            done = store.forget(person.id, template_ids=template)
+        else:
+            (done,) = forget_people(store, [person.id], events or ())
     answer(
         done.to_dict(),
         f"{person.name}: erased {counted(done.templates, 'template')} and {counted(done.images, 'image')}; searched "

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from edgeface.gallery.index.live import LiveIndex
+from edgeface.gallery.retention import Consent
 from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.settings import DecisionSettings
 from edgeface.model.contract import ModelContract
@@ -73,17 +74,23 @@ class Decider:
         self._passed: dict[int, tuple[str, float]] = {}  # by person: camera, and when
         self._wall, self._tick, self._wrong_until = clock(), monotonic(), -np.inf
 
-    def identify(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification] | str:
-        """Identify faces by their looks, in one generation of the gallery; or return why that failed."""
+    def identify(self, looks: Sequence[Sequence[Embedding]]) -> list[Identification | str]:
+        """Identify faces by their looks, in one generation of the gallery; or say of each why that cannot be."""
         try:
             with self._index.snapshot() as index:
                 threshold = choose_search_threshold(
                     self.settings.threshold, self.contract, fpir=self.settings.fpir, gallery_size=max(1, len(index))
                 )
-                return Identifier(index, threshold, margin=self.settings.margin).identify_looks(looks)
+                found = Identifier(index, threshold, margin=self.settings.margin).identify_looks(looks)
+                return [self._consenting(index, each) for each in found]
         except Exception as error:  # whatever it was, nobody is known
             _log.exception("nobody can be identified")
-            return f"the gallery cannot be read: {error}"
+            return [f"the gallery cannot be read: {error}"] * len(looks)
+
+    def _consenting(self, index: LiveIndex, found: Identification) -> Identification | str:
+        consent = None if found.person_id is None else Consent.of(index.person(found.person_id))
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        return "the consent has expired" if consent is not None and consent.has_expired(now) else found
 
     def emit(self, event: VisitEvent) -> bool:
         """Hand an event over, and return whether it was taken; a known person has passed then. Hold `lock`."""

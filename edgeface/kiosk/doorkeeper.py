@@ -264,7 +264,8 @@ class Doorkeeper:
         served = self._service.gallery(section.gallery)
         with self._service.models.use(served.options.model) as model, contextlib.ExitStack() as opened:
             index, analyzer = served.index, self._analyzer(section, model, opened)
-            settings = WatchSettings(cameras=section.cameras, decision=section.decision, model=model.options)
+            decision = section.decision.model_copy(update={"crop": section.decision.crop or section.events.keeps_crops})
+            settings = WatchSettings(cameras=section.cameras, decision=decision, model=model.options)
 
             def record(event: VisitEvent) -> None:
                 self._last = publisher.publish(event).sequence

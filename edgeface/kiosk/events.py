@@ -53,6 +53,8 @@ CREATE TABLE deliveries (target TEXT NOT NULL, sequence INTEGER NOT NULL, attemp
     synchronous="FULL",
 )
 _BATCH = 500
+_AHEAD = 60.0
+"""Seconds by which a clock may be slewed: a crop of a later time was taken before the clock was set back."""
 _log = logging.getLogger(__name__)
 
 
@@ -141,10 +143,10 @@ class EventLog:
         By name, the kinds of events that each is told. Deliveries of earlier targets stay until they are purged.
     retention_days
         `maintain` removes older events.
-    crop_hours
-        `maintain` removes older crops. 0: no crop is ever written.
-    clock
-        Seconds since 1970.
+    crop_hours, unknown_crop_hours
+        `maintain` removes older crops, of known people, and of events of other kinds. 0: none is ever written.
+    clock, monotonic
+        `time.time` and `time.monotonic`.
 
     Raises
     ------
@@ -169,10 +171,14 @@ class EventLog:
         targets: Mapping[str, Collection[VisitKind]] | None = None,
         retention_days: float = 90,
         crop_hours: float = 0,
+        unknown_crop_hours: float = 0,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file, self._clock, self._targets = ServiceFile(path, _KIND, create=create), clock, dict(targets or {})
-        self._retention_days, self._crop_hours = retention_days, crop_hours
+        self._retention_days, self._monotonic = retention_days, monotonic
+        self._crop_seconds = {kind: 3600 * (crop_hours if kind else unknown_crop_hours) for kind in VisitKind}
+        self._crops = dict[int, float]()  # by sequence: when the crops of this process end, in monotonic time
         self._grown, self._woken, self._hour = threading.Condition(), 0, 0
         self._forgotten: dict[tuple[str, int | None], float] = {}  # by gallery and person: when
 
@@ -190,7 +196,7 @@ class EventLog:
         values = [getattr(event, name) for name in _FIELDS[1:]]
         values[1:2], values[3:4], values[-1:] = [_text(event.time)], [event.kind.value], [event.reason[:_LONGEST]]
         forgotten = max(self._forgotten.get((each, event.person_id), 0.0) for each in ("", event.gallery_id))
-        keeps_crop = event.crop is not None and self._crop_hours > 0
+        keeps_crop = self._crop_seconds[event.kind] > 0
         if event.person_id is not None and event.time.timestamp() <= forgotten:  # decided before
             values[4:6], keeps_crop = [None, None], False
         values.append(event.gallery_id)
@@ -200,7 +206,8 @@ class EventLog:
             logged = self._logged(connection.execute(f"{_SELECT} WHERE id = ?", (event.id,)).fetchone())
             if not new:
                 return logged
-            if keeps_crop:
+            if keeps_crop and event.crop is not None:
+                self._crops[logged.sequence] = self._monotonic() + self._crop_seconds[event.kind]
                 jpeg = cv2.imencode(".jpg", event.crop)[1].tobytes()
                 connection.execute("INSERT INTO crops VALUES (?, ?)", (logged.sequence, jpeg))
             connection.executemany(
@@ -391,19 +398,34 @@ class EventLog:
         return Proof(searched=searched, needles=searcher.needles, remains=tuple(remains))
 
     def maintain(self) -> None:
-        """Once an hour, remove events and crops that are too old."""
+        """Remove and overwrite crops whose time is over and, once an hour, old events; call it each minute."""
         now = self._clock()
+        self._remove_crops(now)
         if (hour := int(now // 3600)) == self._hour:
             return
-        oldest = _text(_utc(now - self._crop_hours * 3600))
-        with self._file.transaction(write=True) as connection:
-            connection.execute(
-                "DELETE FROM crops WHERE sequence IN (SELECT sequence FROM events WHERE time < ?)", (oldest,)
-            )
         count = self.purge(self._retention_days)
         self._file.checkpoint(truncate=True)
         self._hour = hour
         _log.info("event log: removed %d events", count)
+
+    def _remove_crops(self, now: float) -> None:
+        """Remove crops whose time is over by the clock, or by this process; and those of a clock that was set back."""
+        tick = self._monotonic()
+        count = 0
+        with self._file.transaction(write=True) as connection:
+            over = [sequence for sequence, end in self._crops.items() if end <= tick]
+            for kind, seconds in self._crop_seconds.items():
+                count += connection.execute(
+                    "DELETE FROM crops WHERE sequence IN (SELECT sequence FROM crops JOIN events USING (sequence) "
+                    "WHERE kind = ? AND NOT time BETWEEN ? AND ?)",
+                    (kind.value, _text(_utc(now - seconds)), _text(_utc(now + _AHEAD))),
+                ).rowcount
+            for sequence in over:
+                count += connection.execute("DELETE FROM crops WHERE sequence = ?", (sequence,)).rowcount
+        for sequence in over:
+            del self._crops[sequence]
+        if count:
+            self._file.checkpoint(truncate=True)
 
     # The outbox
 

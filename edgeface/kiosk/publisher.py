@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgeface.errors import EdgeFaceError
 from edgeface.gallery.keys import read_key
-from edgeface.gallery.records import Proof
+from edgeface.gallery.records import Erasure, Proof
+from edgeface.gallery.retention import erasure_batches
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.kiosk.delivery import Deliveries, Sender, WebhookSender
 from edgeface.kiosk.events import EventLog, LoggedEvent
@@ -58,7 +59,11 @@ class EventPublisher:
             self.log = stack.enter_context(
                 contextlib.closing(
                     EventLog(
-                        path, targets=kinds, retention_days=settings.retention_days, crop_hours=settings.crop_hours
+                        path,
+                        targets=kinds,
+                        retention_days=settings.retention_days,
+                        crop_hours=settings.crop_hours,
+                        unknown_crop_hours=settings.unknown_crop_hours,
                     )
                 )
             )
@@ -142,3 +147,13 @@ def forget_in(
     except EdgeFaceError as error:
         _log.error("events: %s", error)
         return Proof(searched={}, needles=0, remains=(f"{path.name}: not searched; run 'edgeface events purge'",))
+
+
+def forget_people(store: GalleryStore, person_ids: Iterable[int], logs: Iterable[Path] = ()) -> list[Erasure]:
+    """Erase people from a gallery, and then from event logs; each erasure has the proof of both."""
+    wanted, gallery_id = dict.fromkeys(person_ids), store.info.gallery_id
+    done = [each for batch in erasure_batches(store, wanted) for each in store.forget_many(batch)]
+    for log in logs if wanted else ():
+        proof = forget_in(log, wanted, gallery_id=gallery_id)
+        done = [each.also(proof) for each in done]
+    return done

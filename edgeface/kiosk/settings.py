@@ -71,7 +71,7 @@ class DecisionSettings(Section):
     gate: bool = True
     """Faces that are too small, blurred, dark or turned are not compared."""
     crop: bool = False
-    """Give a picture of the face with the event."""
+    """Give a picture of the face with the event; so it is if the log keeps any."""
 
 
 class WatchSettings(Section):

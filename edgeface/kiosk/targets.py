@@ -85,7 +85,9 @@ class EventSettings(Section):
     retention_days: Positive = 90
     """Older events are removed."""
     crop_hours: Annotated[float, Field(ge=0, le=8760)] = 0
-    """Keep a picture of the face of each event for so many hours; 0: never write one."""
+    """Keep a picture of the face of each known person for so many hours; 0: never write one."""
+    unknown_crop_hours: Annotated[float, Field(ge=0, le=8760)] = 0
+    """The same of faces that nobody is known by: unknown, inconclusive and spoof."""
     give_up_hours: Annotated[float, Field(gt=0)] = 72
     """A delivery that fails for so long is not tried any more; see 'edgeface events resend'."""
     webhooks: dict[Name, Webhook] = Field(default_factory=dict)
@@ -94,3 +96,8 @@ class EventSettings(Section):
     """A broker; null: none."""
     door: DoorCommand | None = None
     """A command; null: none."""
+
+    @property
+    def keeps_crops(self) -> bool:
+        """Whether a picture of any face is kept."""
+        return self.crop_hours > 0 or self.unknown_crop_hours > 0

@@ -160,11 +160,11 @@ class Visits:
         if not visits:
             return
         found = self._decider.identify([list(visit.looks) for visit in visits])
-        for number, visit in enumerate(visits):
-            if isinstance(found, str):
-                visit.found, visit.reason = None, found
+        for visit, each in zip(visits, found, strict=True):
+            if isinstance(each, str):
+                visit.found, visit.reason = None, each
             else:
-                visit.found = found[number]
+                visit.found = each
 
     def _judge(self, visit: _Visit, timestamp: float, *, left: bool = False, age: float = 0.0) -> None:
         """Say what is certain about a visit; when its time is over, say what is not."""
@@ -188,6 +188,8 @@ class Visits:
             return VisitKind.inconclusive, few
         if self._settings.liveness and not live:
             return VisitKind.inconclusive, _liveness_reason(live)
+        if visit.found is None and len(visit.looks) >= self._settings.looks:
+            return VisitKind.inconclusive, visit.reason
         if visit.found is None:
             return VisitKind.inconclusive, few
         if visit.found.verdict is Verdict.unknown:

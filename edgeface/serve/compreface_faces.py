@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -27,7 +27,7 @@ from edgeface.serve.compreface import (
     read_parameter,
     template_of,
 )
-from edgeface.serve.enrol import check_person, enrol_photos, update_person
+from edgeface.serve.enrol import check_person, enrol_photos, erase, update_person
 from edgeface.serve.matching import FaceQuery, PairComparer, find_faces, pair_threshold
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.routing import Compute, Enrols, Recognises, Served
@@ -37,8 +37,6 @@ from edgeface.untrusted import parse_json
 
 router = APIRouter(prefix=f"{PREFIX}/recognition", include_in_schema=False)
 _PAGE = 20
-_AT_ONCE, _AT_ONCE_WITH_IMAGES = 512, 32
-"""Templates of one erasure: what is searched for is held in memory."""
 
 
 # Subjects
@@ -138,22 +136,6 @@ async def delete_subjects(compute: Compute, caller: Enrols, service: Served) -> 
         return {"deleted": len(people)}
 
     return dict(await compute(delete))
-
-
-def erase(service: Service, gallery: ServedGallery, caller: Caller, wanted: Mapping[int, Sequence[int] | None]) -> None:
-    """Erase people, or templates of them, for good, a bounded number at a time, and note each."""
-    most = _AT_ONCE_WITH_IMAGES if gallery.store.info.keeps_images else _AT_ONCE
-    while wanted:
-        counts = itertools.accumulate(
-            gallery.store.person(person_id).template_count if ids is None else len(ids)
-            for person_id, ids in wanted.items()
-        )
-        size = max(1, sum(1 for _ in itertools.takewhile(lambda count: count <= most, counts)))
-        batch = dict(itertools.islice(wanted.items(), size))
-        wanted = dict(itertools.islice(wanted.items(), size, None))
-        for done in service.forget(gallery, batch):
-            decision = "proved" if done else "not-proved"
-            service.note(caller, "forget", gallery=gallery.name, people=[done.person_id], decision=decision)
 
 
 # Faces

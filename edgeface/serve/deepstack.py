@@ -18,8 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgeface.errors import FaceError, Overloaded
 from edgeface.serve.bodies import Upload, read_upload
-from edgeface.serve.compreface_faces import erase
-from edgeface.serve.enrol import enrol_photos
+from edgeface.serve.enrol import enrol_photos, erase
 from edgeface.serve.keys import Role
 from edgeface.serve.matching import FaceQuery, RankedFace, RankedPhoto, recognise
 from edgeface.serve.problems import Problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -18,12 +17,13 @@ from edgeface.errors import EnrolmentRefused, GalleryError, ImageError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
 from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
+from edgeface.gallery.retention import CONSENT, Consent, erasure_batches, parse_time
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import Asking, ServedGallery, ServedModel, Service
 from edgeface.text import printable
 
-CONSENT, CODE, PIN = "consent", "forget_code", "pin"
+CODE, PIN = "forget_code", "pin"
 """Keys of a person's metadata that are reserved: for `Consent`, and for hashes of what `visitors` tells them."""
 RESERVED = (CONSENT, CODE, PIN)
 METADATA_BYTES, LABELS = 16 << 10, 64
@@ -33,74 +33,25 @@ METADATA_BYTES, LABELS = 16 << 10, 64
 # What a person may be called, and carries
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Consent:
-    """What a person agreed to: kept in the person's metadata, and so encrypted, exported and forgotten with them.
-
-    Attributes
-    ----------
-    text_version
-        Names the text that the person agreed to, 1 to 100 characters.
-    recorded_by, recorded
-        Id of the key that recorded it, and when.
-    expires
-        When it ends; None: not by itself.
-    """
-
-    text_version: str
-    recorded_by: str
-    recorded: datetime
-    expires: datetime | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        expires = None if self.expires is None else self.expires.isoformat()
-        return {**dataclasses.asdict(self), "recorded": self.recorded.isoformat(), "expires": expires}
-
-    @classmethod
-    def of(cls, person: Person) -> Consent | None:
-        """Return a person's record; None if there is none, or it is not one that the service wrote."""
-        try:
-            return cls.from_dict(person.metadata[CONSENT])
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Consent:
-        """Return what `to_dict` gave; KeyError, TypeError or ValueError if it is something else."""
-        expires = None if stored["expires"] is None else _time(stored["expires"])
-        version, key = str(stored["text_version"]), str(stored["recorded_by"])
-        return cls(text_version=version, recorded_by=key, recorded=_time(stored["recorded"]), expires=expires)
-
-    @classmethod
-    def record(cls, given: Any, key_id: str) -> Consent:
-        """Return the record of what a client sends: ``text_version`` and perhaps ``expires``; `Problem` for others."""
-        try:
-            if not isinstance(given, Mapping) or not {"text_version"} <= given.keys() <= {"text_version", "expires"}:
-                raise ValueError("other keys")
-            version = given["text_version"]
-            if not isinstance(version, str) or not 1 <= len(version.strip()) == len(version) <= 100:
-                raise ValueError("text_version")
-            if printable(version) != version:
-                raise ValueError("text_version")
-            expires = None if given.get("expires") is None else _time(given["expires"])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise Problem(
-                422,
-                "bad-consent",
-                f"expected a consent of text_version, 1 to 100 characters, and expires, a time with a zone such as "
-                f"2027-01-31T00:00:00Z or null, found another one: {error}",
-            ) from None
-        return cls(text_version=version, recorded_by=key_id, recorded=datetime.now(timezone.utc), expires=expires)
-
-
-def _time(text: Any) -> datetime:
-    if not isinstance(text, str):
-        raise TypeError("a time that is no text")
-    time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
-    if time.tzinfo is None:
-        raise ValueError("a time without a zone")
-    return time.astimezone(timezone.utc)
+def record_consent(given: Any, key_id: str) -> Consent:
+    """Return the record of what a client sends: ``text_version`` and perhaps ``expires``; `Problem` for others."""
+    try:
+        if not isinstance(given, Mapping) or not {"text_version"} <= given.keys() <= {"text_version", "expires"}:
+            raise ValueError("other keys")
+        version = given["text_version"]
+        if not isinstance(version, str) or not 1 <= len(version.strip()) == len(version) <= 100:
+            raise ValueError("text_version")
+        if printable(version) != version:
+            raise ValueError("text_version")
+        expires = None if given.get("expires") is None else parse_time(given["expires"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Problem(
+            422,
+            "bad-consent",
+            f"expected a consent of text_version, 1 to 100 characters, and expires, a time with a zone such as "
+            f"2027-01-31T00:00:00Z or null, found another one: {error}",
+        ) from None
+    return Consent(text_version=version, recorded_by=key_id, recorded=datetime.now(timezone.utc), expires=expires)
 
 
 def describe(person: Person) -> dict[str, Any]:
@@ -392,3 +343,18 @@ def forget(service: Service, gallery: ServedGallery, person_id: int, *, template
         find_template(gallery, person_id, template_id)
     with _found(gallery.store, person_id):
         return service.forget(gallery, {person_id: None if template_id is None else [template_id]})[0]
+
+
+def erase(
+    service: Service,
+    gallery: ServedGallery,
+    caller: Asking,
+    wanted: Mapping[int, Sequence[int] | None],
+    *,
+    action: str = "forget",
+) -> None:
+    """Erase people, or templates of them, for good, a bounded number at a time, and note each."""
+    for batch in erasure_batches(gallery.store, wanted):
+        for done in service.forget(gallery, batch):
+            decision = "proved" if done else "not-proved"
+            service.note(caller, action, gallery=gallery.name, people=[done.person_id], decision=decision)

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from edgeface.gallery.retention import Consent
 from edgeface.serve.answers import Answer
 from edgeface.serve.batch import NDJSON
 from edgeface.serve.bodies import media_type, require_plain
-from edgeface.serve.enrol import Consent
+from edgeface.serve.enrol import record_consent
 from edgeface.serve.job_photos import UploadKind, open_photos
 from edgeface.serve.job_store import EnrolmentJob, JobUpload
 from edgeface.serve.jobs import JobOptions, JobRunner
@@ -52,7 +53,7 @@ class JobQuery(EnrolOptions):
             if self.consent_expires is not None:
                 raise Problem(422, "bad-consent", "consent_expires: expected consent_text_version with it, found none")
             return None
-        return Consent.record({"text_version": self.consent_text_version, "expires": self.consent_expires}, key_id)
+        return record_consent({"text_version": self.consent_text_version, "expires": self.consent_expires}, key_id)
 
 
 class JobAnswer(Answer):

@@ -21,7 +21,8 @@ from typing import Any, cast
 
 from edgeface.errors import ContractError, EdgeFaceError, ImageError, MissingError
 from edgeface.gallery.enrolment_images import EnrolmentImage, crowd_refusal
-from edgeface.serve.enrol import Consent, PhotoEnrolment, enrol_images, read_template
+from edgeface.gallery.retention import Consent
+from edgeface.serve.enrol import PhotoEnrolment, enrol_images, read_template
 from edgeface.serve.job_photos import JobPhoto, JobPhotos, UploadKind, open_photos
 from edgeface.serve.job_store import EnrolmentJob, JobRefusal
 from edgeface.serve.problems import Problem, is_operators, problem_of

@@ -134,6 +134,13 @@ class Metrics:
         for outcome, number in self._service.jobs.photos.items():
             photos.add_metric([outcome], number)
         yield photos
+        expired = GaugeMetricFamily("edgeface_consents_expired", "Consents that have expired.", labels=["gallery"])
+        for name, number in self._service.expired.items():
+            expired.add_metric([name], number)
+        yield expired
+        forgotten = CounterMetricFamily("edgeface_people_forgotten_expired", "People forgotten when consent expired.")
+        forgotten.add_metric([], self._service.forgotten_expired)
+        yield forgotten
         templates = GaugeMetricFamily("edgeface_gallery_templates", "Templates.", labels=["gallery"])
         for name, gallery in self._service.galleries.items():
             with contextlib.suppress(EdgeFaceError):  # away or replaced: the rest is as worth knowing

@@ -17,7 +17,7 @@ from edgeface.errors import ContractError, InputError
 from edgeface.gallery.records import Erasure, Person
 from edgeface.serve.answers import Answer, search_fields
 from edgeface.serve.bodies import media_type, read_object, read_upload
-from edgeface.serve.enrol import Consent, describe, enrol_photos, find_person, find_template, forget
+from edgeface.serve.enrol import describe, enrol_photos, find_person, find_template, forget, record_consent
 from edgeface.serve.enrol import list_people as list_some
 from edgeface.serve.enrol import update_person as change
 from edgeface.serve.keys import Role
@@ -199,7 +199,7 @@ async def _enrol(
     known = parse_fields(PersonChanges if person_id else NewPerson, fields)
     if person_id and known.model_fields_set:
         raise Problem(422, "bad-input", "expected nothing but photos; change a person with PATCH")
-    consent = None if known.consent is None else Consent.record(known.consent, caller.key.id)
+    consent = None if known.consent is None else record_consent(known.consent, caller.key.id)
 
     def enrol() -> tuple[EnrolmentAnswer, bool]:
         done = enrol_photos(
@@ -281,7 +281,7 @@ async def change_person(
 async def _change(
     served: ServedGallery, person_id: int, fields: PersonChanges, compute: Compute, caller: Caller, service: Service
 ) -> PersonAnswer:
-    consent = None if fields.consent is None else Consent.record(fields.consent, caller.key.id)
+    consent = None if fields.consent is None else record_consent(fields.consent, caller.key.id)
 
     def update() -> PersonAnswer:
         changed = change(
@@ -330,7 +330,7 @@ async def consent(
 
 
 @router.put(f"{_PERSON}/consent", openapi_extra=json_body(ConsentFields))
-async def record_consent(
+async def put_consent(
     request: Request, gallery: str, person_id: Id, compute: Compute, caller: Enrols, service: Served
 ) -> ConsentRecordAnswer:
     """Record what a person agrees to, in place of the record before. Who withdraws it is to be forgotten: DELETE."""

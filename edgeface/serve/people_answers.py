@@ -160,6 +160,8 @@ class ConsentAnswer(Answer):
     """When."""
     expires: datetime.datetime | None
     """Null: not by itself."""
+    noticed: datetime.datetime | None
+    """When the service reported that it has expired; null: not yet."""
 
 
 class ConsentRecordAnswer(Answer):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgeface.serve.service import Service
 
 _log = logging.getLogger("edgeface.serve")
+_DAY = 86_400.0
 DRAIN_SECONDS = 10
 """For what was accepted when the service is asked to stop."""
 _FIELDS = ("request_id", "method", "route", "status", "seconds", "bytes")
@@ -289,7 +290,8 @@ async def _run(
         if server.started:
             ready(grpc_address)
             notify("READY=1")
-        watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(app.state.service))
+        service = app.state.service
+        watching = asyncio.gather(_feed_watchdog(app.state.probe), _keep_files(service), _keep_consents(service))
         await asyncio.wait({serving, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
         app.state.streams.end()
@@ -323,6 +325,18 @@ async def _keep_files(service: Service) -> None:
         except EdgeFaceError as error:
             _log.error("keys and the audit log are not kept: %s", error)
             await asyncio.sleep(60)
+
+
+async def _keep_consents(service: Service) -> None:
+    """At the start, and each day, report and forget people whose consent has expired."""
+    from edgeface.serve.retention import sweep_consents
+
+    while True:
+        try:
+            await asyncio.to_thread(sweep_consents, service)
+        except Exception:
+            _log.exception("expired consents are not looked after")
+        await asyncio.sleep(_DAY)
 
 
 def renew_certificate(config: Any) -> None:

@@ -285,6 +285,9 @@ class Service:
     ----------
     outcomes
         How many faces were identified with each verdict.
+    expired, forgotten_expired
+        How many people of each gallery have a consent that has expired, at the last look, and how many of them were
+        forgotten for it since the start.
     elsewhere
         Erases people of a gallery from what others keep of them, after the gallery has; returns the proof. It never
         raises.
@@ -296,6 +299,7 @@ class Service:
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self.settings = settings
         self.elsewhere: Callable[[ServedGallery, Sequence[int]], Proof | None] = lambda gallery, person_ids: None
+        self.expired, self.forgotten_expired = dict[str, int](), 0
         self.outcomes, self._lock = dict.fromkeys(Verdict, 0), threading.Lock()
         self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
         self._loading = threading.Lock()

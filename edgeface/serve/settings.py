@@ -157,7 +157,7 @@ class Audit(Section):
 
 
 class ConsentText(Section):
-    """What people agree to who are enrolled on the page."""
+    """What people agree to who are enrolled on the page, and what happens when a consent has expired."""
 
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")] = "edgeface-1"
     """Names the texts in the record of the consent, before the language, e.g. 2026-11/de: another one for other
@@ -169,6 +169,10 @@ class ConsentText(Section):
     empty: the page's own, to be recognised at this door. What is stored, and until when, the page adds."""
     days: Positive | None = 365
     """After which the consent ends; null: not by itself."""
+    expired: Literal["forget", "report"] = "forget"
+    """Forget people whose consent has expired, with proof, when the notice is over; or only report them."""
+    notice_days: Annotated[float, Field(ge=0, le=3650)] = 7.0
+    """Days from the report that it has expired, in which a consent can be renewed."""
 
 
 class Telemetry(Section):
@@ -205,7 +209,7 @@ class Settings(Section):
     audit: Audit = Audit()
     """The audit log."""
     consent: ConsentText = Field(default_factory=ConsentText)
-    """What the page asks people to agree to."""
+    """What the page asks people to agree to, and when it ends."""
     telemetry: Telemetry = Telemetry()
     """Traces of requests."""
     origins: tuple[str, ...] = ()

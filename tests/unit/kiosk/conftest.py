@@ -61,7 +61,7 @@ def now() -> Clock:
 
 @pytest.fixture
 def log(tmp_path: Path, now: Clock) -> Iterator[EventLog]:
-    with contextlib.closing(EventLog(tmp_path / "events.sqlite", clock=now, crop_hours=2)) as log:
+    with contextlib.closing(EventLog(tmp_path / "events.sqlite", clock=now, crop_hours=2, unknown_crop_hours=1)) as log:
         yield log
 
 

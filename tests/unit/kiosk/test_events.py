@@ -20,7 +20,7 @@ from unit.kiosk.conftest import NOON, Clock, visit
 
 from edgeface.errors import EdgeFaceError, InputError
 from edgeface.kiosk.events import EventLog, write_csv, write_ndjson
-from edgeface.kiosk.outcome import VisitKind
+from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.serve.database import ServiceFileError
 
 CROP = np.full((16, 16, 3), 200, np.uint8)
@@ -198,14 +198,56 @@ def test_a_crop_is_written_only_where_configured(tmp_path: Path) -> None:
         assert rows(log, "crops") == 0
 
 
-def test_a_crop_goes_after_its_hours_and_the_event_stays(log: EventLog, now: Clock) -> None:
-    event = log.record(visit(None, crop=CROP))
-    log.maintain()
-    assert (log.crop(event.id) or b"").startswith(b"\xff\xd8\xff")
-    now.forward(2 * 3600 + 1)
-    log.maintain()
-    assert log.crop(event.id) is None
-    assert len(list(log.events())) == 1
+def test_the_crops_of_known_people_and_of_others_go_after_hours_of_their_own(log: EventLog, now: Clock) -> None:
+    events = [log.record(visit(person, crop=CROP)) for person in (7, None)]
+
+    def kept() -> list[bool]:
+        log.maintain()
+        return [(log.crop(each.id) or b"").startswith(b"\xff\xd8\xff") for each in events]
+
+    assert kept() == [True, True]
+    now.forward(3600 - 1)
+    assert kept() == [True, True]
+    now.forward(2)  # within the same hour and minute
+    assert kept() == [True, False]
+    now.forward(3600)
+    assert kept() == [False, False]
+    assert len(list(log.events())) == 2
+    assert b"JFIF" not in log.path.read_bytes() + log.path.with_name("events.sqlite-wal").read_bytes()
+
+
+def test_unknown_faces_are_stored_only_where_that_is_configured(tmp_path: Path) -> None:
+    with contextlib.closing(EventLog(tmp_path / "events.sqlite", crop_hours=5)) as log:
+        for kind in (VisitKind.unknown, VisitKind.spoof, VisitKind.inconclusive):
+            assert log.crop(log.record(visit(None, kind=kind, crop=CROP)).id) is None
+        assert log.crop(log.record(visit(crop=CROP)).id)
+
+
+def test_crops_go_on_time_after_a_restart_and_when_the_clock_is_set_back(tmp_path: Path, now: Clock) -> None:
+    def take() -> VisitEvent:
+        return visit(None, crop=CROP, time=datetime.datetime.fromtimestamp(now(), datetime.timezone.utc))
+
+    def opened() -> contextlib.closing[EventLog]:
+        return contextlib.closing(EventLog(tmp_path / "e.sqlite", unknown_crop_hours=1, clock=now, monotonic=tick))
+
+    tick = Clock(0.0)
+    with opened() as log:
+        for _ in range(2):
+            log.record(take())
+            now.forward(1800)
+            tick.forward(1800)
+        now.forward(-1700)  # the clock was set back: the first one is an hour old all the same, and goes
+        log.maintain()
+        assert [bool(log.crop(each.id)) for each in log.events()] == [False, True]
+    with opened() as log:
+        now.forward(-200)  # what is dated ahead goes at once
+        log.maintain()
+        assert rows(log, "crops") == 0
+        log.record(take())
+    now.forward(3601)
+    with opened() as log:
+        log.maintain()
+        assert rows(log, "crops") == 0
 
 
 # Forgetting

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
 import numpy as np
 import pytest
 from kiosk_door import ADA, GRACE, NOBODY, Door, MakeDoor
 
 from edgeface.errors import GalleryError
+from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding
 
@@ -132,8 +136,24 @@ def test_while_the_gallery_cannot_be_read_nobody_is_known(
 
 def test_embeddings_of_another_model_make_nobody_known(door: Door) -> None:
     found = door.decider.identify([[Embedding(np.array([1, 0, 0], np.float32), "b" * 16)]])
-    assert isinstance(found, str)
-    assert "bbbb" in found
+    assert "bbbb" in str(found[0])
+
+
+def test_whose_consent_has_expired_is_not_known_from_that_second_on(door: Door, store: GalleryStore) -> None:
+    expires = datetime.fromtimestamp(door.wall + 60, timezone.utc)
+    consent = Consent(text_version="1", recorded_by="k", recorded=expires - timedelta(days=1), expires=expires)
+    store.update_person(1, metadata={CONSENT: consent.to_dict()})
+    door.show(ADA)
+    assert door.kinds == ["known"]
+    door.wait(60)
+    door.show(ADA, track=2, frames=40)
+    door.show(GRACE, track=3)
+    assert door.kinds == ["known", "inconclusive", "known"]
+    assert (door.events[1].reason, door.events[1].person_id) == ("the consent has expired", None)
+    store.update_person(1, metadata={CONSENT: replace(consent, expires=None).to_dict()})
+    door.wait(60)
+    door.show(ADA, track=4)
+    assert door.kinds[3:] == ["known"]
 
 
 def test_who_is_forgotten_while_standing_there_is_not_known(door: Door, store: GalleryStore) -> None:

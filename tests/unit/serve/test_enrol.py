@@ -10,7 +10,16 @@ from tiny_ir import BLUE, GREEN, RED
 from unit.serve.conftest import OPEN, MakeService, jpeg
 
 from edgeface.errors import EnrolmentRefused
-from edgeface.serve.enrol import Consent, enrol_photos, find_person, find_template, forget, list_people, update_person
+from edgeface.gallery.retention import Consent
+from edgeface.serve.enrol import (
+    enrol_photos,
+    find_person,
+    find_template,
+    forget,
+    list_people,
+    record_consent,
+    update_person,
+)
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import Service
 
@@ -21,7 +30,7 @@ CALLER = SimpleNamespace(key_id="0badcafe", request_id="door-7")
 
 def test_photos_make_a_person_and_later_ones_are_added_to_it(service: Service) -> None:
     gallery = service.gallery(None)
-    consent = Consent.record({"text_version": "2026-1", "expires": "2030-01-01T00:00:00+02:00"}, "0badcafe")
+    consent = record_consent({"text_version": "2026-1", "expires": "2030-01-01T00:00:00+02:00"}, "0badcafe")
     done = enrol_photos(
         service, gallery, CALLER, "Ada", [jpeg(BLUE), b"no image", jpeg(None)], labels=["door"], consent=consent
     )
@@ -88,7 +97,7 @@ def test_what_cannot_be_stored_is_refused_before_photos_are_read(service: Servic
         {"text_version": "1", "x": 1},
     ):
         with pytest.raises(Problem, match="text_version"):
-            Consent.record(given, "0badcafe")
+            record_consent(given, "0badcafe")
 
 
 def test_forgetting_is_proved_and_what_is_gone_is_not_found(make_service: MakeService) -> None:
@@ -120,7 +129,7 @@ def test_a_change_keeps_the_rest_and_a_name_is_given_once(service: Service) -> N
     assert (problem.value.status, problem.value.code, problem.value.errors) == (409, "name-taken", ({"id": bob.id},))
     renamed = update_person(gallery, ada.id, name="Ada Lovelace", labels=["door"])
     assert (renamed.name, renamed.labels, renamed.metadata) == ("Ada Lovelace", ("door",), {"desk": 7})
-    consent = Consent.record({"text_version": "1"}, "0badcafe")
+    consent = record_consent({"text_version": "1"}, "0badcafe")
     assert update_person(gallery, ada.id, consent=consent).metadata.keys() == {"desk", "consent"}
     assert Consent.of(update_person(gallery, ada.id, metadata={})) == consent
 
