@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 STALE = 3.0
 """Seconds after which a picture, or an event that nobody took, says nothing about who is there now."""
-_STEP_BACK, _SETTLING = 2.0, 60.0
-"""Seconds by which the clock must go back to be wrong, and for which it then has to go on before it is believed."""
+_STEP, _SETTLING = 2.0, 60.0
+"""Seconds by which the clock must be set to be wrong, and for which it then has to go on before it is believed."""
 _EARLIEST = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
 """A clock before this was never set."""
 
@@ -121,10 +121,11 @@ class Decider:
         """Return why the clock cannot be believed; empty if it can. Call it often: it notices steps."""
         with self.lock:
             wall, tick = self._clock(), self._monotonic()
-            if self._wall + (tick - self._tick) - wall > _STEP_BACK:
-                _log.error("the clock went back: nobody is known for %g s", _SETTLING)
+            step = wall - self._wall - (tick - self._tick)
+            if abs(step) > _STEP:
+                _log.error("the clock was set by %.0f s: nobody is known for %g s", step, _SETTLING)
                 self._wrong_until = tick + _SETTLING
             self._wall, self._tick = wall, tick
             if wall < _EARLIEST:
                 return "the clock is not set"
-            return "the clock went back" if tick < self._wrong_until else ""
+            return "the clock was set" if tick < self._wrong_until else ""
