@@ -59,6 +59,8 @@ class CameraHealth:
         Seconds since the newest frame arrived; None before the first one, and of a file.
     analyzed, dropped
         Frames in which faces were looked for, and that were replaced by newer ones before.
+    reconnects, freezes
+        How often it was opened again, with success or without, and how often its picture froze.
     latency, slowest
         Seconds from the arrival of a frame to the end of its analysis: the last one, and the longest; of live cameras.
     error
@@ -70,6 +72,8 @@ class CameraHealth:
     age: float | None
     analyzed: int
     dropped: int
+    reconnects: int
+    freezes: int
     latency: float
     slowest: float
     error: str
@@ -106,6 +110,7 @@ class Camera:
         self._last = -np.inf
         self._digest, self._changed, self._frozen, self._lost = -1, time.monotonic(), False, False
         self._analyzed, self._dropped, self._latency, self._slowest = 0, 0, 0.0, 0.0
+        self._attempts = self._freezes = 0
         self._open()
 
     def _open(self) -> None:
@@ -143,6 +148,8 @@ class Camera:
             age=self._age if self.live and self._source.newest >= 0 else None,
             analyzed=self._analyzed,
             dropped=self._dropped + self._source.dropped,
+            reconnects=max(0, self._attempts + self._source.attempts - 1),
+            freezes=self._freezes,
             latency=self._latency,
             slowest=self._slowest,
             error=self.error,
@@ -224,10 +231,12 @@ class Camera:
             return True
         if frame.timestamp - self._changed >= self._settings.frozen_seconds:
             if not self._frozen:
+                self._freezes += 1
                 self._report(f"the picture is frozen: no change for {self._settings.frozen_seconds:g} s")
             self._frozen, self._changed = True, frame.timestamp
             if self.live:
                 self._dropped += self._source.dropped
+                self._attempts += self._source.attempts
                 self._source.close()
                 self._open()
                 if self._closed:

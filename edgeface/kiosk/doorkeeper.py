@@ -8,6 +8,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,7 @@ class Doorkeeper:
         self._service, self._load_detector = service, load_detector
         self._publisher: EventPublisher | None = None
         self._watch: DoorWatch | None = None
+        self._decisions = Counter[tuple[str, str]]()
         self._why, self._last = "watching has not begun", 0
         self._stop = threading.Event()
         service.elsewhere = self._forget
@@ -196,6 +198,16 @@ class Doorkeeper:
         )
         return watch.admit(event).kind.value
 
+    @property
+    def decisions(self) -> dict[tuple[str, str], int]:
+        """How many decisions were recorded since the start, by camera and kind."""
+        return dict(self._decisions)
+
+    def outbox(self) -> dict[str, tuple[int, int]]:
+        """Return how many events each target is still to be told, and how many it is not told any more."""
+        publisher = self._publisher
+        return {} if publisher is None else publisher.log.count_deliveries()
+
     def events(
         self, *, after: int, limit: int, names: bool = True, kind: str | None = None, **filters: Any
     ) -> list[tuple[int, dict[str, Any]]]:
@@ -269,6 +281,7 @@ class Doorkeeper:
 
             def record(event: VisitEvent) -> None:
                 self._last = publisher.publish(event).sequence
+                self._decisions[event.camera, event.kind.value] += 1
 
             watch = self._watch = opened.enter_context(DoorWatch(settings, analyzer, index, record=record))
             failed = list[Exception]()

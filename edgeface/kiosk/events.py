@@ -436,6 +436,13 @@ class EventLog:
             rows = connection.execute(f"{query} WHERE ? IS NULL OR dead = ? ORDER BY sequence, target", (dead, dead))
             return [Delivery(**dict(zip(Delivery.__slots__, row, strict=True))) for row in rows]
 
+    def count_deliveries(self) -> dict[str, tuple[int, int]]:
+        """Return how many deliveries of each target of the configuration or the outbox wait, and how many are dead."""
+        query = "SELECT target, sum(dead = 0), sum(dead) FROM deliveries GROUP BY target"
+        with self._file.transaction() as connection:
+            found = {target: (int(waiting), int(dead)) for target, waiting, dead in connection.execute(query)}
+        return dict.fromkeys(self._targets, (0, 0)) | found
+
     def next_delivery(self, target: str, *, strict: bool) -> tuple[LoggedEvent, int] | float | None:
         """Return the event that a target is to be told now, and how often that failed.
 

@@ -301,7 +301,8 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     for router in (*ROUTERS, kserve.router, compreface.router, compreface_faces.router, deepstack.router):
         app.include_router(router)
     app.openapi = describe  # type: ignore[method-assign]
-    app.state.metrics, app.state.reads = metrics.Metrics(service, app.state.work, telemetry), deepstack.KeylessReads()
+    measured = metrics.Metrics(service, app.state.work, telemetry, events)
+    app.state.metrics, app.state.reads = measured, deepstack.KeylessReads()
     app.add_middleware(RequestGate, service=service, metrics=app.state.metrics)
     return app
 

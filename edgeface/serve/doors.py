@@ -82,6 +82,13 @@ class EventSource(Protocol):
     def cameras(self) -> Mapping[str, Mapping[str, Any]]:
         """Return how each camera is, by name: the fields of `DoorCamera`."""
 
+    @property
+    def decisions(self) -> Mapping[tuple[str, str], int]:
+        """How many decisions were recorded since the start, by camera and kind."""
+
+    def outbox(self) -> Mapping[str, tuple[int, int]]:
+        """Return how many events each target is still to be told, and how many it is not told any more."""
+
     def events(
         self, *, after: int, limit: int, names: bool = True, **filters: Any
     ) -> Sequence[tuple[int, Mapping[str, Any]]]:
@@ -158,6 +165,10 @@ class DoorCamera(Answer):
     """Frames in which faces were looked for."""
     dropped: Count
     """Frames that newer ones replaced."""
+    reconnects: Count
+    """How often it was opened again, with success or without."""
+    freezes: Count
+    """How often its picture froze."""
     latency: float
     """Seconds from the arrival of a frame to the end of its analysis, of the last one."""
     slowest: float

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from edgeface.errors import EdgeFaceError, ExtraNotInstalledError
 from edgeface.runtime.counters import LatencyHistogram
+from edgeface.serve.doors import EventSource
 from edgeface.serve.routing import Measures
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
@@ -62,9 +63,15 @@ def start_telemetry(settings: Settings) -> RequestTracer | None:
 class Metrics:
     """The metrics of one service, in a registry of their own; `telemetry` is told of each request, too."""
 
-    def __init__(self, service: Service, work: WorkQueue, telemetry: RequestTracer | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        work: WorkQueue,
+        telemetry: RequestTracer | None = None,
+        doors: EventSource | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
-        self._service, self._work, self._telemetry = service, work, telemetry
+        self._service, self._work, self._telemetry, self._doors = service, work, telemetry, doors
         self._requests = Counter(
             "edgeface_requests_total", "Requests answered.", ["endpoint", "code"], registry=self.registry
         )
@@ -146,10 +153,48 @@ class Metrics:
             with contextlib.suppress(EdgeFaceError):  # away or replaced: the rest is as worth knowing
                 templates.add_metric([name], len(gallery.index))
         yield templates
+        if self._doors is not None and self._doors.gallery is not None:
+            yield from _measure_doors(self._doors)
 
     def describe(self) -> list[Metric]:
         """Return nothing: what `collect` yields is read when it is asked for, not when it is registered."""
         return []
+
+
+def _measure_doors(doors: EventSource) -> Iterator[Metric]:
+    """Read how the cameras are, what was decided before them, and what is still to be told of it."""
+    yield GaugeMetricFamily("edgeface_kiosk_open", "Cameras are watched and events recorded.", int(not doors.closed))
+    cameras, label = doors.cameras(), ["camera"]
+    up = GaugeMetricFamily("edgeface_camera_up", "Pictures come, and change.", labels=label)
+    state = GaugeMetricFamily("edgeface_camera_state", "1 for the state it is in.", labels=["camera", "state"])
+    age = GaugeMetricFamily("edgeface_camera_last_frame_age_seconds", "Since its newest frame.", labels=label)
+    for name, camera in cameras.items():
+        up.add_metric([name], int(camera["state"] == "connected"))
+        for each in ("connected", "frozen", "lost"):
+            state.add_metric([name, each], int(camera["state"] == each))
+        if camera["age"] is not None:
+            age.add_metric([name], camera["age"])
+    yield from (up, state, age)
+    for metric, field, text in (
+        ("frames", "analyzed", "Frames in which faces were looked for."),
+        ("dropped_frames", "dropped", "Frames that newer ones replaced."),
+        ("reconnects", "reconnects", "Times that it was opened again."),
+        ("freezes", "freezes", "Times that its picture froze."),
+    ):
+        counted = CounterMetricFamily(f"edgeface_camera_{metric}", text, labels=label)
+        for name, camera in cameras.items():
+            counted.add_metric([name], camera[field])
+        yield counted
+    decisions = CounterMetricFamily("edgeface_camera_decisions", "Decisions recorded.", labels=["camera", "kind"])
+    for (name, kind), count in doors.decisions.items():
+        decisions.add_metric([name, kind], count)
+    waiting = GaugeMetricFamily("edgeface_events_undelivered", "Events still to be told.", labels=["target"])
+    dead = GaugeMetricFamily("edgeface_events_dead", "Events that are not told any more.", labels=["target"])
+    with contextlib.suppress(EdgeFaceError):  # the log is away: the rest is as worth knowing
+        for target, counts in doors.outbox().items():
+            waiting.add_metric([target], counts[0])
+            dead.add_metric([target], counts[1])
+    yield from (decisions, waiting, dead)
 
 
 def _openvino() -> str:

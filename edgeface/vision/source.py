@@ -136,8 +136,13 @@ def open_source(
     if isinstance(source, int) and source < 0:
         raise InputError(f"camera {source}: expected a number from 0")
     if isinstance(source, int) or (isinstance(source, str) and source.lower().startswith(_STREAMS)):
-        target, retry = source, backoff or Backoff()
-        return FrameSource(lambda stop: _live(target, opener, retry, stop, interval), live=True, capacity=1)
+        target, retry, box = source, backoff or Backoff(), _Mailbox(1, newest_wins=True)
+
+        def counted(target: str | int) -> Any:
+            box.attempts += 1
+            return opener(target)
+
+        return FrameSource(lambda stop: _live(target, counted, retry, stop, interval), live=True, box=box)
     if not isinstance(source, str | Path):
         files, failures = list(source), dict[Path, str]()
     elif (video := Path(source)).is_file() and video.suffix.lower() in VIDEO_SUFFIXES:
@@ -156,11 +161,18 @@ class FrameSource:
     the frame. The thread ends with the source: at `close`, at the end of a `with` block, or without references.
     """
 
-    def __init__(self, read: Callable[[threading.Event], Iterator[Frame]], *, live: bool, capacity: int = 4) -> None:
+    def __init__(
+        self,
+        read: Callable[[threading.Event], Iterator[Frame]],
+        *,
+        live: bool,
+        capacity: int = 4,
+        box: _Mailbox | None = None,
+    ) -> None:
         if capacity < 1:
             raise InputError(f"capacity: expected 1 or more frames, found {capacity}")
         self.live = live
-        self._box = _Mailbox(capacity, newest_wins=live)
+        self._box = box or _Mailbox(capacity, newest_wins=live)
         # The thread knows the mailbox and not the source, so that a forgotten source can be collected.
         self._thread = threading.Thread(target=_fill, args=(self._box, read), name="edgeface-source", daemon=True)
         self._thread.start()
@@ -170,6 +182,11 @@ class FrameSource:
     def dropped(self) -> int:
         """Frames of a live source that newer ones replaced."""
         return self._box.dropped
+
+    @property
+    def attempts(self) -> int:
+        """How often a live source was opened, with success or without."""
+        return self._box.attempts
 
     @property
     def newest(self) -> float:
@@ -211,7 +228,7 @@ class _Mailbox:
 
     def __init__(self, capacity: int, *, newest_wins: bool) -> None:
         self.stop = threading.Event()
-        self.dropped = 0
+        self.dropped = self.attempts = 0
         self.newest = -1.0
         self._capacity, self._newest_wins = capacity, newest_wins
         self._frames: deque[Frame] = deque()

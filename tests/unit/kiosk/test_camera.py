@@ -96,6 +96,8 @@ def test_a_still_picture_is_frozen_the_camera_is_opened_again_and_no_frame_is_re
     lens = Lens("still")
     with Running(lens, frozen_seconds=0.3, idle_fps=60) as door:
         wait_until(lambda: door.camera.state is CameraState.frozen and lens.opened >= 3)
+        assert door.camera.health.freezes == 1  # until it moves again
+        assert door.camera.health.reconnects >= 2
         assert len(door.frames) == 1
         assert len(door.breaks) == 1
         lens.what = "noise"

@@ -115,7 +115,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         "cameras": {"door": camera(video), "back": camera("rtsp://user:secret@127.0.0.1:9/x", lost_seconds=0.2)},
         "decision": DECISION | {"patience": 0.5},
         "streams": 2,
+        "events": {"webhooks": {"office": {"url": "http://127.0.0.1:9/", "secret": f"file:{folder}/secret"}}},
     }
+    (folder / "secret").write_text("5e" * 32)
+    (folder / "secret").chmod(0o600)
     with watched(folder, kiosk) as made:
         wait_until(lambda: made.keeper.last >= 2)
         yield made
@@ -198,6 +201,28 @@ def test_a_lost_camera_is_told_by_health_and_the_service_is_ready(seen: Doors) -
     ready = seen.get("/health/ready")
     assert ready["ready"]
     assert "the camera back is lost" in ready["degraded"]
+
+
+def test_metrics_tell_how_cameras_are_and_what_was_decided_and_told_and_of_nobody(seen: Doors) -> None:
+    def read() -> dict[str, float]:
+        with seen.open("/metrics", Role.metrics) as response:
+            lines = response.read().decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    wait_until(lambda: read().get('edgeface_camera_reconnects_total{camera="back"}', 0) >= 1)
+    found = read()
+    assert found["edgeface_kiosk_open"] in (0, 1)  # the recording may have ended
+    assert found['edgeface_camera_up{camera="back"}'] == 0
+    assert found['edgeface_camera_state{camera="back",state="lost"}'] == 1
+    assert found['edgeface_camera_frames_total{camera="door"}'] > 10
+    assert found['edgeface_camera_freezes_total{camera="door"}'] == 0
+    assert found['edgeface_camera_decisions_total{camera="door",kind="known"}'] == 1
+    assert found['edgeface_camera_decisions_total{camera="door",kind="unknown"}'] == 1
+    assert found['edgeface_events_undelivered{target="webhook:office"}'] == 2
+    assert found['edgeface_events_dead{target="webhook:office"}'] == 0
+    assert not any("Ada" in name or "person" in name for name in found if name.startswith("edgeface_camera"))
+    seen.keeper._publisher.log.undelivered("webhook:office", 1, "refused", seconds=None)  # type: ignore[union-attr]
+    assert read()['edgeface_events_dead{target="webhook:office"}'] == 1
 
 
 def test_who_asked_is_in_the_audit_log(seen: Doors) -> None:
