@@ -235,6 +235,7 @@ _ONE = "holds or reads what is of one contract"
 _PROTOCOL = "a protocol: its children are tried"
 _UNBOUND = "knows no contract; who calls it, and is tried, has compared them"
 _BOX = "looks at the face's box, not at its embedding"
+_PEOPLE = "looks at people, not at their embeddings"
 _SERVED = "one model's answer, or decided by `Identifier` or `verify`, which are tried"
 _SIZE = "looks at the gallery's size; tried with `choose_search_threshold`"
 BRINGS_NOTHING_TOGETHER: dict[str, str] = {
@@ -296,6 +297,11 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "search_fields": _SERVED,
     "threshold_answer": _SERVED,
     "largest_face": _BOX,
+    "EventPublisher.following": _PEOPLE,
+    "erasure_batches": _PEOPLE,
+    "find_expired": _PEOPLE,
+    "forget_gone": _PEOPLE,
+    "forget_people": _PEOPLE,
 }
 
 ON_A_SERVER = {f"PostgresIndex.{name}" for name in ("search", "search_batch", "compare")}

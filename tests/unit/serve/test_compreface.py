@@ -263,7 +263,7 @@ def test_faces_are_listed_by_pages(client: TestClient) -> None:
 def test_all_faces_and_all_subjects_are_erased_in_bounded_batches(
     client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeface.serve.compreface_faces._AT_ONCE", 2)
+    monkeypatch.setattr("edgeface.gallery.retention._AT_ONCE", 2)
     for name, colours in {"Ada": (BLUE, NEARLY_BLUE, (220, 40, 20)), "Grace": (GREEN,), "Mary": (RED,)}.items():
         for colour in colours:
             assert add(client, name, colour).status_code == 201
