@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -155,7 +155,7 @@ class Camera:
             error=self.error,
         )
 
-    def frames(self, on_break: Callable[[str], None] = lambda reason: None) -> Iterator[Frame]:
+    def frames(self, on_break: Callable[[str], None] = lambda reason: None) -> Generator[Frame, None, None]:
         """Yield the frames in which to look for faces; end with the file, or when the camera is closed.
 
         `on_break` is called, in this thread, with the reason when the picture freezes or the camera is lost.

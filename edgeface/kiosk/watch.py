@@ -7,7 +7,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+
+import numpy as np
 
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
@@ -23,8 +25,10 @@ from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.visits import Visits
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.serve.service import find_version
+from edgeface.vision.detector import Faces
+from edgeface.vision.image import Image
 from edgeface.vision.quality import QualityGate
-from edgeface.vision.source import Opener
+from edgeface.vision.source import Frame, Opener
 
 _log = logging.getLogger(__name__)
 
@@ -196,11 +200,26 @@ class DoorWatch:
             gate=QualityGate() if decision.gate else None,
             liveness=self._analyzer.liveness if decision.liveness else None,
         )
-        with contextlib.closing(pipeline.run(camera.frames(visits.end))) as results:
+        with contextlib.closing(pipeline.run(self._prepared(camera, visits))) as results:
             for frame, faces in results:
                 age = time.monotonic() - frame.timestamp if camera.live else 0.0
                 visits.see(frame.image, faces, frame.timestamp, age=age)
                 camera.finish(frame, busy=bool(faces))
+
+    def _prepared(self, camera: Camera, visits: Visits) -> Generator[Frame, None, None]:
+        """Yield a camera's frames; before the first, let all networks prepare for frames of this size.
+
+        Otherwise the first face would wait for it. The first frame of a live camera is old then, and left out.
+        """
+        prepared = False
+        with contextlib.closing(camera.frames(visits.end)) as frames:
+            for frame in frames:
+                if not prepared:
+                    prepared = True
+                    _prepare(self._analyzer, frame.image)
+                    if camera.live:
+                        continue
+                yield frame
 
     def stop(self) -> None:
         """Let the iteration end soon; for signal handlers."""
@@ -219,6 +238,19 @@ class DoorWatch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _prepare(analyzer: FaceAnalyzer, image: Image) -> None:
+    """Let the networks of an analyzer compute something for the first time, on an image of a camera."""
+    assert analyzer.detector is not None
+    analyzer.detector.detect([image])
+    height, width = analyzer.contract.input_size
+    analyzer.embedder.embed(np.full((1, height, width, 3), 127, np.uint8))
+    if analyzer.liveness is not None:
+        size = np.array(image.shape[1::-1], np.float32)
+        landmarks = (size / 2 + np.zeros((1, 5, 2))).astype(np.float32)
+        box = np.concatenate([size * 0.45, size * 0.55])[np.newaxis]
+        analyzer.liveness.check(image, Faces(box, landmarks, np.ones(1, np.float32)))
 
 
 @contextlib.contextmanager
