@@ -56,6 +56,7 @@ EventsOption = Annotated[
     list[Path] | None,
     typer.Option(help="Event log of a kiosk, in which people are forgotten too. Repeatable.", show_default=False),
 ]
+_ADVICE = "close other programs that have the gallery open, then run 'edgeface gallery check'"
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person's name, or #ID.")]
@@ -305,7 +306,7 @@ def expire(
     """Erase the people whose recorded consent has expired, as forget does. Exit code 1: data was left."""
     from edgeface.gallery.records import now
     from edgeface.gallery.retention import find_expired
-    from edgeface.kiosk.publisher import forget_people
+    from edgeface.kiosk.forgetting import forget_people
 
     with open_gallery(gallery, key) as store:
         expired = find_expired(store, now())
@@ -317,7 +318,7 @@ def expire(
     told = {"gallery": gallery, "dry_run": dry_run, "expired": [*expired], "erased": [each.to_dict() for each in done]}
     text = "would be erased" if dry_run else "erased"
     answer(told, f"{counted(len(expired), 'person', 'people')} {text}", json=json)
-    warn((f"still there: {place}" for each in done for place in each.remains), fail=True)
+    fail_with([f"still there: {place}" for each in done for place in each.remains], _ADVICE)
 
 
 @group.command(epilog="Example: edgeface gallery forget people.gallery 'Ada Lovelace' --yes")
@@ -336,7 +337,7 @@ def forget(
 
     What could not be searched, such as the log of a server, is named.
     """
-    from edgeface.kiosk.publisher import forget_people
+    from edgeface.kiosk.forgetting import forget_people
 
     with open_gallery(gallery, key) as store:
         person = _find_person(store, gallery, name)
@@ -359,5 +360,4 @@ def forget(
             f"another event log: edgeface events purge LOG --person {person.id}"
         )
     warn(f"not searched: {place}" for place in done.unsearched)
-    advice = "close other programs that have the gallery open, then run 'edgeface gallery check'"
-    fail_with([f"still there: {place}" for place in done.remains], advice)
+    fail_with([f"still there: {place}" for place in done.remains], _ADVICE)

@@ -20,8 +20,9 @@ from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
 from edgeface.gallery.records import Person, Proof
 from edgeface.kiosk.camera import BROWSER, Camera
+from edgeface.kiosk.forgetting import forget_in
 from edgeface.kiosk.outcome import VisitEvent, VisitKind
-from edgeface.kiosk.publisher import EventPublisher, forget_in
+from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.settings import CameraSettings, DecisionSettings, WatchSettings
 from edgeface.kiosk.targets import EventSettings
 from edgeface.kiosk.watch import DoorWatch

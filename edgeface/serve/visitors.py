@@ -101,7 +101,9 @@ async def consent_text(gallery: str, caller: Recognises, service: Served, comput
     now, expires = datetime.datetime.now(datetime.timezone.utc), None
     if asked.days is not None:
         expires = (now + datetime.timedelta(days=asked.days)).replace(microsecond=0)
-    return ConsentTextAnswer(**asked.model_dump(), expires=expires, keeps_images=keeps)
+    return ConsentTextAnswer(
+        **asked.model_dump(exclude={"expired", "notice_days"}), expires=expires, keeps_images=keeps
+    )
 
 
 @router.post("/galleries/{gallery}/people/{person_id}/code")
@@ -130,7 +132,7 @@ async def forget_by_code(request: Request, service: Served, compute: Compute) ->
 
     def erase() -> ErasureAnswer:
         served, person_id = _find(service, code, address)
-        done = forget(served, person_id)
+        done = forget(service, served, person_id)
         decision = "proved" if done else "not-proved"
         service.note(by, "forget", gallery=served.name, people=[person_id], decision=decision)
         return ErasureAnswer.model_validate(done.to_dict())

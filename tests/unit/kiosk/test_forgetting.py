@@ -25,7 +25,8 @@ from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.kiosk.doorkeeper import Doorkeeper
 from edgeface.kiosk.events import EventLog
-from edgeface.kiosk.publisher import EventPublisher, forget_gone
+from edgeface.kiosk.forgetting import forget_gone
+from edgeface.kiosk.publisher import EventPublisher
 from edgeface.kiosk.targets import EventSettings
 from edgeface.serve.service import Service
 
