@@ -107,7 +107,7 @@ def be_kiosk(config: dict[str, Any]) -> None:
     }
     for camera in cameras.values():
         camera |= {"lost_seconds": 0.5, "frozen_seconds": 0.7}
-    decision = {"threshold": 0.95, "gate": False, "liveness": False, "looks": 2, "patience": 0.5, "cooldown": 0.5}
+    decision = {"threshold": 0.95, "gate": False, "liveness": False, "looks": 1, "patience": 0.8, "cooldown": 0.5}
     settings = WatchSettings.model_validate(
         {"cameras": cameras, "decision": decision, "log": folder / "events.sqlite"} | config["told"]
     )
