@@ -260,7 +260,7 @@ class Camera:
         self._source.close()
 
 
-def _take(handed: queue.Queue[Image], opened: float, stop: threading.Event) -> Iterator[Frame]:
+def _take(handed: queue.Queue[Image], opened: float, stop: threading.Event) -> Generator[Frame, None, None]:
     """Yield pictures as they are handed over."""
     index = 0
     while not stop.is_set():

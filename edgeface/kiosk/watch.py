@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import threading
@@ -152,6 +153,7 @@ class DoorWatch:
 
         A person who cannot be known now is closed out as at a camera. Raises Overloaded if events are not taken.
         """
+        event = dataclasses.replace(event, gallery_id=self._decider.gallery_id)
         with self._decider.lock:
             if event.person_id is not None and (why := self._decider.why_closed(event.person_id, 0.0)):
                 event = event.closed(why)

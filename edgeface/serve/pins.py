@@ -21,10 +21,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeface.gallery.records import Person
+from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.serve.answers import Answer
 from edgeface.serve.bodies import read_object
 from edgeface.serve.doors import Kind
-from edgeface.serve.enrol import CONSENT, PIN, Consent, check_person, describe, find_person, update_person
+from edgeface.serve.enrol import PIN, check_person, describe, find_person, record_consent, update_person
 from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields
 from edgeface.serve.people_answers import NewPerson, PersonAnswer, PersonId
@@ -127,7 +128,7 @@ async def add_person_by_pin(
     given = parse_fields(PersonByPin, await read_object(request))
     reserved: dict[str, Any] = {PIN: _hash(given.pin)}
     if given.consent is not None:
-        reserved[CONSENT] = Consent.record(given.consent, caller.key.id).to_dict()
+        reserved[CONSENT] = record_consent(given.consent, caller.key.id).to_dict()
 
     def add() -> PersonAnswer:
         check_person(name=given.name, labels=given.labels, metadata=given.metadata)
