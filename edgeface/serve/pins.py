@@ -208,7 +208,7 @@ def _whose(served: Any, person_id: int, pin: str) -> Person | None:
     salt, _, digest = (stored if isinstance(stored, str) else f"{'0' * 32}$").partition("$")
     right = hmac.compare_digest(_hash(pin, salt).partition("$")[2], digest)
     consent = None if person is None else Consent.of(person)
-    ended = consent is not None and consent.expires is not None and consent.expires <= datetime.now(timezone.utc)
+    ended = consent is not None and consent.has_expired(datetime.now(timezone.utc))
     return person if right and digest and not ended else None
 
 
