@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -385,7 +386,7 @@ def test_an_installer_that_is_killed_at_any_time_leaves_a_version_that_runs(buil
         process = subprocess.Popen(
             [folder / "install", "--prefix", prefix], start_new_session=True, stdout=subprocess.DEVNULL
         )
-        with pytest.raises(subprocess.TimeoutExpired) if tenths < 5 else pytest.MonkeyPatch.context():
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(tenths / 10)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -407,23 +408,23 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_version_that_runs(build: 
     prefix = tmp_path / "kiosk"
     prefix.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "kiosk", prefix], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=120m", "kiosk", prefix], capture_output=True, check=False
     ).returncode:
         pytest.skip("no disk can be mounted here")
     try:
         install(unpack(build(), tmp_path / "1"), prefix)
         before = layout(prefix)
-        for left in (1, 3, 5):
+        for left in (50, 1000, 2100):  # KiB: in the copy, its beginning and end, and in the environment
             full = prefix / "full"
             free = shutil.disk_usage(prefix).free
-            full.write_bytes(b"0" * (free - (left << 20)))
+            full.write_bytes(b"0" * (free - (left << 10)))
             folder = unpack(build(0, "b"), tmp_path / f"new-{left}")
             facts = folder / "APPLIANCE"
             facts.write_text(
                 "".join(f"{line}\n" if "bytes" not in line else "bytes=1\n" for line in facts.read_text().split())
             )
             sign(folder)
-            install(folder, prefix, code=1)
+            assert "No space left" in install(folder, prefix, code=None)
             full.unlink()
             assert layout(prefix) == before
             assert runs(prefix)
