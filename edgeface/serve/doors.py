@@ -280,7 +280,13 @@ async def camera_picture(
     return Response(await compute(functools.partial(source.picture, camera)), media_type="image/jpeg")
 
 
-@router.post(_PICTURE, status_code=204, openapi_extra=photo_body("photo"), responses=problems(404, 409, 503))
+@router.post(
+    _PICTURE,
+    status_code=204,
+    openapi_extra=photo_body("photo"),
+    response_description="The picture is the camera's newest.",
+    responses=problems(404, 409, 503),
+)
 async def send_picture(request: Request, camera: Camera, caller: Recognises, service: Served, compute: Compute) -> None:
     """Send the newest picture of a camera whose source is the browser; what is decided comes by the stream."""
     photo = (await read_upload(request, "photo")).photo("photo")

@@ -144,7 +144,12 @@ async def add_person_by_pin(
     return answer
 
 
-@router.put("/galleries/{gallery}/people/{person_id}/pin", status_code=204, openapi_extra=json_body(Pin))
+@router.put(
+    "/galleries/{gallery}/people/{person_id}/pin",
+    status_code=204,
+    openapi_extra=json_body(Pin),
+    response_description="The PIN is stored.",
+)
 async def set_pin(
     request: Request, gallery: str, person_id: Id, caller: Enrols, service: Served, compute: Compute
 ) -> None:
@@ -159,7 +164,9 @@ async def set_pin(
     await compute(store)
 
 
-@router.delete("/galleries/{gallery}/people/{person_id}/pin", status_code=204)
+@router.delete(
+    "/galleries/{gallery}/people/{person_id}/pin", status_code=204, response_description="There is no PIN any more."
+)
 async def remove_pin(gallery: str, person_id: Id, caller: Enrols, service: Served, compute: Compute) -> None:
     """Remove a person's PIN."""
     served = service.gallery(gallery, caller)
