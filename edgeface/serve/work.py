@@ -152,8 +152,8 @@ class WorkQueue:
         def compute() -> Result:
             if result.cancelled() or time.monotonic() > job.deadline:
                 raise DeadlineExceeded("no thread was free by the request's deadline")
-            job.began = time.monotonic()  # before it reads anything
             job.state = state(False)
+            job.began = time.monotonic()  # after it: who finds work begun compares the state
             return work()
 
         def deliver(outcome: asyncio.Future[Result]) -> None:
