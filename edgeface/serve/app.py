@@ -32,6 +32,7 @@ from edgeface.serve import (
     pages,
     people,
     pins,
+    sockets,
     visitors,
 )
 from edgeface.serve.cors import cors_headers, preflight
@@ -103,12 +104,15 @@ class RequestGate:
         self.held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         if root := self.service.settings.listen.root_path:  # which a proxy takes away, or leaves there
             path = scope["path"]
             scope = dict(scope, root_path=root, path=path[len(root) :] if path.startswith(f"{root}/") else path)
+        if scope["type"] == "websocket":
+            await sockets.serve_socket(scope, receive, send, self.service, self.metrics)
+            return
         exchange = _Exchange(self, scope, receive, send)
         answer = exchange.answer_browser()
         try:
@@ -160,7 +164,7 @@ class _Exchange:
     def admit(self) -> None:
         """Raise `Problem` for what is refused by its headers alone."""
         if self._headers.get(b"upgrade", b"").lower() == b"websocket":
-            raise Problem(400, "no-websocket", "expected a request over HTTP: there are no WebSockets here")
+            raise Problem(400, "no-websocket", f"expected a request over HTTP: the only WebSocket is {sockets.SOCKET}")
         self._scope["edgeface.deadline"] = self._deadline()
         length = self._headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > self._most:

@@ -9,6 +9,9 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from edgeface.serve.sockets import SOCKET
 
 HEADER_BYTES = 32 << 10
 """Of the request line and all headers of one request."""
@@ -17,6 +20,10 @@ HEADER_SECONDS = 10.0
 FRAMING = 8
 """Bytes around a chunked body for each of its own, beyond `HEADER_BYTES`; chunks of one byte have five. Trailers and
 extensions of chunks, which httptools keeps, are among them."""
+FRAME_BYTES, FRAME_SECONDS = 4 << 10, 10.0
+"""What a client may send over a WebSocket in this time: its key, and pings."""
+SLOW_SECONDS = 5.0
+"""For which a client of a WebSocket may leave unread what does not fit into the buffers of its connection."""
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -38,11 +45,20 @@ class HttpConnection(HttpToolsProtocol):
         else:
             self._wait_for_headers()
 
+    def _should_upgrade(self) -> bool:
+        """Whether a request opens the only WebSocket that there is; others are refused by the `RequestGate`.
+
+        One with a body, or before whose answer another has to come, is not: what follows has to be frames.
+        """
+        alone = (self.cycle is None or self.cycle.response_complete) and self.scope["method"] == "GET"
+        bodies = {b"content-length", b"transfer-encoding"} & {name for name, _ in self.headers}
+        named = self.url.partition(b"?")[0].endswith(SOCKET.encode())
+        return bool(named and alone and not bodies and super()._should_upgrade())
+
     def _unsupported_upgrade_warning(self) -> None:
         """Go on in HTTP/1.1 with a request that offers another protocol, as Java's clients do (RFC 9110, 7.8).
 
-        The parser has left its body to that protocol: another one reads it. WebSockets are refused by
-        `edgeface.serve.app.RequestGate`.
+        The parser has left its body to that protocol: another one reads it.
         """
         upgrade, self._offered = sys.exc_info()[1], False
         if self._framing and isinstance(upgrade, httptools.HttpParserUpgrade):
@@ -90,7 +106,9 @@ class HttpConnection(HttpToolsProtocol):
         }:
             raise ValueError("headers that contradict each other")  # answered with 400
         super().on_headers_complete()
-        if self.parser.should_upgrade():  # to what it is not: no other request is read from this connection
+        if (
+            self.parser.should_upgrade() and not self._should_upgrade()
+        ):  # to what it is not: no other request is read from this connection
             self.cycle.keep_alive = False
             kept = (b"content-length", b"transfer-encoding")
             self._framing = b"\r\n".join(b": ".join(each) for each in self.headers if each[0] in kept)
@@ -121,3 +139,48 @@ class HttpConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
+
+
+class SocketConnection(WebSocketsSansIOProtocol):
+    """A WebSocket that is closed if its client sends too much, even of pings, or does not read."""
+
+    _late: asyncio.TimerHandle | None = None
+    _seen, _until = 0, 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """Count what follows the handshake, whose bytes `HttpConnection` has counted."""
+        if self.handshake_initiated:
+            now = self.loop.time()
+            self._seen, self._until = (self._seen, self._until) if now < self._until else (0, now + FRAME_SECONDS)
+            self._seen += len(data)
+            if self._seen > FRAME_BYTES:
+                self._refuse()
+                return
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """Wait until the client reads, but not for ever."""
+        super().pause_writing()
+        self._late = self.loop.call_later(SLOW_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self) -> None:
+        self.conn.fail(1008, "too many frames")
+        if self.conn.close_sent is None:  # the handshake is not answered yet
+            self.transport.abort()
+        else:
+            self.handle_parser_exception()

@@ -36,6 +36,16 @@ def cors_headers(headers: Mapping[bytes, bytes], origins: Collection[str]) -> li
     return vary + allowed  # without credentials: the key is in a header, never in a cookie
 
 
+def may_open_socket(headers: Mapping[bytes, bytes], scheme: str, origins: Collection[str]) -> bool:
+    """Whether who asks may open a WebSocket: no page, one of this service, or one of a named origin.
+
+    Browsers let every page try, and say only which one it is (RFC 6455, section 10.2). `scheme` is ``ws`` or ``wss``.
+    """
+    own = (b"https://" if scheme == "wss" else b"http://") + headers.get(b"host", b"")
+    origin = headers.get(b"origin")
+    return origin is None or origin.lower() == own.lower() or _named(headers, origins) is not None
+
+
 def _named(headers: Mapping[bytes, bytes], origins: Collection[str]) -> bytes | None:
     origin = headers.get(b"origin")
     return origin if origin is not None and origin.decode("latin-1") in origins else None

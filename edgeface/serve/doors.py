@@ -11,7 +11,7 @@ import datetime
 import functools
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Path, Query, Request
@@ -308,23 +308,20 @@ async def kiosk_stream(request: Request, caller: Recognises, service: Served) ->
     `open`, the state of each camera, whose `pictures` are `shown` or `sent`, and whether there are `pins`. A client
     that gets neither for longer must treat the door as closed.
     """
-    streams = _streams(request)
-    source = streams.require(service, caller)
-    given = request.headers.get("last-event-id", "")
-    if given and not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= LARGEST):
-        raise Problem(422, "bad-input", "Last-Event-ID: expected the number of an event")
-    after = min(int(given), source.last) if given else source.last
-    streams.refuse_if_full(source.most_streams)
+    streams, given = _streams(request), request.headers.get("last-event-id", "")
+    headers = {name.lower(): value for name, value in request.scope["headers"]}
+    address = (request.scope.get("client") or ("",))[0]
+    authenticate = functools.partial(service.authenticate, headers, address)
+    messages, most = await begin_stream(streams, service, caller, given, authenticate)
     await request.body()  # from its end on the gate notices that the client goes
-    await asyncio.to_thread(service.note, caller, "kiosk-stream", gallery=source.gallery)
-    return _EventStream(_stream(request, streams, source, service, after), streams, source.most_streams)
+    return _EventStream(messages, streams, most)
 
 
 class _EventStream(StreamingResponse):
     """Server-Sent Events, one of the streams of which there are not too many; whatever ends it closes its generator."""
 
-    def __init__(self, messages: AsyncGenerator[str, None], streams: Streams, most: int) -> None:
-        super().__init__(messages, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    def __init__(self, messages: Messages, streams: Streams, most: int) -> None:
+        super().__init__(self._lines(messages), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._messages, self._streams, self._most = messages, streams, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -334,29 +331,53 @@ class _EventStream(StreamingResponse):
         finally:
             await self._messages.aclose()
 
+    @staticmethod
+    async def _lines(messages: Messages) -> AsyncIterator[str]:
+        with contextlib.suppress(EdgeFaceError):  # the client asks again, and is told why
+            async for each in messages:
+                head = f"id: {each['id']}\n" if "id" in each else ""
+                yield f"{head}event: {each['event']}\ndata: {json.dumps(each['data'])}\n\n"
 
-async def _stream(
-    request: Request, streams: Streams, source: EventSource, service: Service, after: int
-) -> AsyncGenerator[str, None]:
+
+Messages = AsyncGenerator[dict[str, Any], None]
+"""What a stream tells: `event`, `data`, and `id`, which is the number of a decision."""
+
+
+async def begin_stream(
+    streams: Streams, service: Service, caller: Caller, given: str, authenticate: Callable[[], object]
+) -> tuple[Messages, int]:
+    """Return the messages of a stream, and how many streams there may be; `Problem` for a caller who gets none.
+
+    `given` is the number of the last event that the client has, empty for none; `authenticate` raises `Problem` once
+    the key has ended, which ends the messages.
+    """
+    source = streams.require(service, caller)
+    if given and not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= LARGEST):
+        raise Problem(422, "bad-input", "the last event: expected the number of an event")
+    after = min(int(given), source.last) if given else source.last
+    streams.refuse_if_full(source.most_streams)
+    await asyncio.to_thread(service.note, caller, "kiosk-stream", gallery=source.gallery)
+    return _tell(streams, source, authenticate, after), source.most_streams
+
+
+async def _tell(streams: Streams, source: EventSource, authenticate: Callable[[], object], after: int) -> Messages:
     """Yield messages until the service stops, the key ends or another gallery is watched with."""
-    headers = {name.lower(): value for name, value in request.scope["headers"]}
-    address = (request.scope.get("client") or ("",))[0]
-    gallery, told, beat, look = source.gallery, "", 0.0, 0.0
-    with contextlib.suppress(EdgeFaceError):  # the client asks again, and is told why
-        while not streams.ending and source.gallery == gallery:
-            waiting = source.last > after
-            if waiting or time.monotonic() >= look:
-                now, status = time.monotonic(), _status(source)
-                if status != told or now >= beat:
-                    service.authenticate(headers, address)
-                    told, beat = status, now + HEARTBEAT
-                    yield status  # before a decision: clients show none at a door that they hold to be closed
-                look = now + _LOOK
-            if waiting:
-                found = await asyncio.to_thread(source.events, after=after, limit=_PAGE, names=source.names)
-                for after, event in found:
-                    yield _message("visit", _visit(event), number=after)
-            await asyncio.sleep(_POLL)
+    gallery, told, beat, look = source.gallery, dict[str, Any](), 0.0, 0.0
+    while not streams.ending and source.gallery == gallery:
+        waiting = source.last > after
+        if waiting or time.monotonic() >= look:
+            now, status = time.monotonic(), _status(source)
+            if status != told or now >= beat:
+                authenticate()
+                told, beat = status, now + HEARTBEAT
+                # before a decision: clients show none at a door that they hold to be closed
+                yield {"event": "status", "data": status}
+            look = now + _LOOK
+        if waiting:
+            found = await asyncio.to_thread(source.events, after=after, limit=_PAGE, names=source.names)
+            for after, event in found:
+                yield {"event": "visit", "id": after, "data": _visit(event)}
+        await asyncio.sleep(_POLL)
 
 
 def _visit(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,14 +387,8 @@ def _visit(event: Mapping[str, Any]) -> dict[str, Any]:
     return {**event, "age": round(abs(age), 3)}
 
 
-def _status(source: EventSource) -> str:
+def _status(source: EventSource) -> dict[str, Any]:
     cameras = source.cameras()
     states = {name: each["state"] for name, each in cameras.items()}
     pictures = {name: each["picture"] for name, each in cameras.items() if each.get("picture")}
-    told = {"open": not source.closed, "cameras": states, "pictures": pictures, "pins": source.pins}
-    return _message("status", told)
-
-
-def _message(name: str, data: Mapping[str, Any], *, number: int | None = None) -> str:
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n"
+    return {"open": not source.closed, "cameras": states, "pictures": pictures, "pins": source.pins}

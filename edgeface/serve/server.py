@@ -160,6 +160,7 @@ def describe_api() -> dict[str, Any]:
 
 def _import_app() -> tuple[Callable[..., Any], Callable[[], dict[str, Any]]]:
     try:
+        from edgeface.serve import connection  # noqa: F401 - a part of the extra, too
         from edgeface.serve.app import create_app, describe
     except ImportError as error:
         raise ExtraNotInstalledError("serve", needed_for="the service") from error
@@ -223,16 +224,17 @@ def serve_grpc(state: Any, settings: Settings) -> contextlib.AbstractAsyncContex
         return rpc.serving(state, free.getsockname()[0], settings)
 
 
-def _is_no_invalid_request(record: logging.LogRecord) -> bool:
+def _is_of_the_server(record: logging.LogRecord) -> bool:
     """Leave out what anybody can send, without a key and as often as they like."""
-    return "Invalid HTTP request" not in record.getMessage()
+    said = record.getMessage()
+    return not any(each in said for each in ("Invalid HTTP request", "Invalid UTF-8 sequence", '"WebSocket '))
 
 
 def make_server(app: Any, settings: Settings) -> Any:
     """Return a `uvicorn.Server` that leaves signals alone; `serve(sockets=[...])` runs it."""
     import uvicorn
 
-    from edgeface.serve.connection import HttpConnection
+    from edgeface.serve.connection import FRAME_BYTES, HttpConnection, SocketConnection
 
     tls, options = settings.tls, dict[str, Any]()
     if tls is not None:
@@ -243,7 +245,9 @@ def make_server(app: Any, settings: Settings) -> Any:
         uvicorn.Config(
             app,
             http=HttpConnection,
-            ws="none",
+            ws=SocketConnection,
+            ws_max_size=FRAME_BYTES,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -255,7 +259,7 @@ def make_server(app: Any, settings: Settings) -> Any:
             **options,
         )
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_no_invalid_request)
+    logging.getLogger("uvicorn.error").addFilter(_is_of_the_server)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     return server
 

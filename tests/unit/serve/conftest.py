@@ -24,6 +24,7 @@ from tiny_ir import SquareDetector, draw, write_tiny_ir
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("httptools", reason="the extra 'serve' is not installed")
+pytest.importorskip("websockets", reason="the extra 'serve' is not installed")
 
 from fastapi.testclient import TestClient
 

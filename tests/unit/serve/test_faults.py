@@ -285,7 +285,7 @@ def test_connections_beyond_the_limit_are_refused_and_closed_and_those_that_say_
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "WebSocket"])
-def test_a_websocket_is_refused_and_says_so(service: Service, upgrade: str) -> None:
+def test_any_websocket_but_that_of_the_doors_is_refused_and_says_so(service: Service, upgrade: str) -> None:
     head = f"GET {API}/models HTTP/1.1\r\nhost: a\r\nx-api-key: {service.first_key}\r\norigin: https://evil.example\r\n"
     more = f"connection: Upgrade\r\nupgrade: {upgrade}\r\nsec-websocket-version: 13\r\nsec-websocket-key: AQID\r\n\r\n"
     with serving(service) as port:
