@@ -44,6 +44,12 @@ class Consent:
         """Whether it has ended."""
         return self.expires is not None and self.expires <= now
 
+    @classmethod
+    def of_has_expired(cls, person: Person, now: datetime | None = None) -> bool:
+        """Whether a person's consent has ended by `now`, None for the clock's time; False where there is none."""
+        consent = cls.of(person)
+        return consent is not None and consent.has_expired(now or datetime.now(timezone.utc))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         times = {name: getattr(self, name) for name in ("recorded", "expires", "noticed")}

@@ -88,9 +88,9 @@ class Decider:
             return [f"the gallery cannot be read: {error}"] * len(looks)
 
     def _consenting(self, index: LiveIndex, found: Identification) -> Identification | str:
-        consent = None if found.person_id is None else Consent.of(index.person(found.person_id))
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
-        return "the consent has expired" if consent is not None and consent.has_expired(now) else found
+        ended = found.person_id is not None and Consent.of_has_expired(index.person(found.person_id), now)
+        return "the consent has expired" if ended else found
 
     def emit(self, event: VisitEvent) -> bool:
         """Hand an event over, and return whether it was taken; a known person has passed then. Hold `lock`."""

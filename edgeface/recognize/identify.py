@@ -65,6 +65,8 @@ class Identification:
         What was identified; None where embeddings were.
     model
         Name of the model; None where embeddings were identified.
+    reason
+        Why nobody is named whom the scores would name, as ``consent-expired``; empty: the scores decided.
     """
 
     verdict: Verdict
@@ -80,6 +82,7 @@ class Identification:
     runner_up: str | None = None
     face: Face | None = None
     model: str | None = None
+    reason: str = ""
 
     @property
     def known(self) -> bool:
@@ -120,6 +123,7 @@ class Identification:
             "measured_on": self.threshold.measured_on,
             "rule": self.rule.name,
             **({} if self.model is None else {"model": self.model}),
+            **({"reason": self.reason} if self.reason else {}),
             "contract_id": self.threshold.contract_id,
         } | ({} if self.face is None else {"face": self.face.to_dict()})
 

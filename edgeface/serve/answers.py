@@ -131,8 +131,10 @@ class IdentificationAnswer(Answer):
     """Who one face is."""
 
     verdict: Literal["accepted", "unknown", "inconclusive", "unusable"]
-    """accepted: the person; unknown: nobody's score exceeds the threshold; inconclusive: two people are too close,
-    take another photo; unusable: see the face's reasons."""
+    """accepted: the person; unknown: nobody's score exceeds the threshold, or see reason; inconclusive: two people are
+    too close, take another photo; unusable: see the face's reasons."""
+    reason: str = ""
+    """consent-expired: whose face it would be must not be recognised any more; empty: the scores decided."""
     known: bool
     """Whether the verdict is accepted."""
     person_id: int | None

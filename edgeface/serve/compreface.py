@@ -18,6 +18,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from edgeface.gallery.records import Person
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding, what_is_wrong
 from edgeface.recognize.identify import Identification
@@ -231,7 +232,8 @@ async def recognize_embeddings(
         ranked = rank_embeddings(service, gallery, probes, query)
         found = [
             {"embedding": probe.vector.tolist(), "similarities": [subject_like(each, scale) for each in people]}
-            for probe, (people, _) in zip(probes, ranked, strict=True)
+            | ({"reason": decided.reason} if decided is not None and decided.reason else {})
+            for probe, (people, decided) in zip(probes, ranked, strict=True)
         ]
         return found, [decided for _, decided in ranked]
 
@@ -256,11 +258,15 @@ async def verify_embeddings(request: Request, compute: Compute, caller: Recognis
 
 
 def compare_embeddings(
-    service: Service, gallery: ServedGallery, reference: Embedding, probes: Sequence[Embedding]
+    service: Service,
+    gallery: ServedGallery,
+    reference: Embedding,
+    probes: Sequence[Embedding],
+    whose: Person | None = None,
 ) -> list[dict[str, Any]]:
     """Compare embeddings with one, as CompreFace answers it."""
     contract = _contract(service, gallery)
-    comparer = PairComparer(reference, pair_threshold(gallery, contract), scale_of(contract))
+    comparer = PairComparer(reference, pair_threshold(gallery, contract), scale_of(contract), whose)
     return [{"embedding": probe.vector.tolist(), **comparer.compare(probe)} for probe in probes]
 
 

@@ -286,13 +286,15 @@ def _verify(
     service: Service, caller: Caller, gallery: ServedGallery, image: str, photo: bytes, query: FaceQuery
 ) -> list[dict[str, Any]]:
     template = find_image(gallery, image)
-    subject = gallery.store.person(template.person_id).name
+    person = gallery.store.person(template.person_id)
     with service.models.use(gallery.options.model) as model:
         found = find_faces(service, model, photo, query)
-        comparer = PairComparer(template.embedding, pair_threshold(gallery, model.contract), scale_of(model.contract))
+        threshold, scale = pair_threshold(gallery, model.contract), scale_of(model.contract)
+        comparer = PairComparer(template.embedding, threshold, scale, person)
     service.note(caller, "verify", gallery=gallery.name, people=[template.person_id])
     return [
-        {**found.describe(face, query), "subject": subject, **comparer.compare(face.embedding)} for face in found.faces
+        {**found.describe(face, query), "subject": person.name, **comparer.compare(face.embedding)}
+        for face in found.faces
     ]
 
 
@@ -306,6 +308,7 @@ async def verify_face_embeddings(
     def compare() -> list[dict[str, Any]]:
         probes, template = read_embeddings(service, gallery, given), find_image(gallery, image)
         service.note(caller, "verify", gallery=gallery.name, people=[template.person_id])
-        return compare_embeddings(service, gallery, template.embedding, probes)
+        person = gallery.store.person(template.person_id)
+        return compare_embeddings(service, gallery, template.embedding, probes, person)
 
     return {"result": await compute(compare)}

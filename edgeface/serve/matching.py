@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 
 from edgeface.errors import FaceError, MissingError
+from edgeface.gallery.index import LiveIndex
+from edgeface.gallery.records import Person
+from edgeface.gallery.retention import Consent
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding
 from edgeface.pipeline.observation import Face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.recognize.identify import Identification, Identifier
-from edgeface.recognize.index import Index, rank_people
+from edgeface.recognize.index import rank_people
 from edgeface.recognize.known import choose_threshold
 from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.threshold import Threshold, verify
 from edgeface.serve.problems import Problem
-from edgeface.serve.service import ServedGallery, ServedModel, Service
+from edgeface.serve.service import EXPIRED, ServedGallery, ServedModel, Service, withhold
 from edgeface.serve.similarity import SimilarityScale, scale_of
 from edgeface.vision.quality import QualityGate
 
@@ -135,6 +138,7 @@ class RankedPhoto:
             decided["decision"] = "unusable"
         elif (answer := ranked.identification) is not None:
             decided |= {"decision": answer.verdict.value, "threshold": answer.threshold.value}
+            decided |= {"reason": answer.reason} if answer.reason else {}
         return {**self.found.describe(ranked.face, query), "subjects": subjects, **decided}
 
 
@@ -172,22 +176,21 @@ def most_people(service: Service, query: FaceQuery) -> int:
 
 
 def _rank(
-    index: Index, probe: Embedding | None, threshold: SearchThreshold | None, gallery: ServedGallery, most: int
+    index: LiveIndex, probe: Embedding | None, threshold: SearchThreshold | None, gallery: ServedGallery, most: int
 ) -> Ranking:
     if probe is None:
         return (), None
     people = people_like(index, probe, most)
     if threshold is None:
         return people, None
-    return people, Identifier(index, threshold, margin=gallery.options.margin).identify(probe)
+    return people, withhold(index, Identifier(index, threshold, margin=gallery.options.margin).identify(probe))
 
 
-def people_like(index: Index, probe: Embedding, most: int) -> list[tuple[str, float]]:
+def people_like(index: LiveIndex, probe: Embedding, most: int) -> list[tuple[str, float]]:
+    """Return names and cosines of the `most` similar people, without those whose consent has expired."""
     ranking = rank_people(index, probe, count=most)
-    return [
-        (index.name_of(person) or "", score)
-        for person, score in zip(ranking.person_ids.tolist(), ranking.scores.tolist(), strict=True)
-    ]
+    ranked = zip(map(index.person, ranking.person_ids.tolist()), ranking.scores.tolist(), strict=True)
+    return [(person.name, score) for person, score in ranked if not Consent.of_has_expired(person)]
 
 
 def subject_like(person: tuple[str, float], scale: SimilarityScale) -> dict[str, Any]:
@@ -219,10 +222,16 @@ class PairComparer:
     reference: Embedding
     threshold: Threshold | None
     scale: SimilarityScale
+    whose: Person | None = None
 
     def compare(self, probe: Embedding | None) -> dict[str, Any]:
-        """Return what a comparison adds to a face; one without an embedding is similar to nobody."""
+        """Return what a comparison adds to a face.
+
+        One without an embedding is similar to nobody, and nobody to a person whose consent has expired.
+        """
         known: dict[str, Any] = {"contract_id": self.reference.contract_id}
+        if self.whose is not None and Consent.of_has_expired(self.whose):
+            return {"similarity": 0.0, "decision": "no-match", "reason": EXPIRED, **known}
         if probe is None:
             return {"similarity": 0.0, "decision": "unusable", **known}
         cosine = float(paired(Metric.cosine, self.reference.vector[None], probe.vector[None])[0])

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -214,9 +213,7 @@ def _whose(served: Any, person_id: int, pin: str) -> Person | None:
     stored = None if person is None else person.metadata.get(PIN)
     salt, _, digest = (stored if isinstance(stored, str) else f"{'0' * 32}$").partition("$")
     right = hmac.compare_digest(_hash(pin, salt).partition("$")[2], digest)
-    consent = None if person is None else Consent.of(person)
-    ended = consent is not None and consent.has_expired(datetime.now(timezone.utc))
-    return person if right and digest and not ended else None
+    return person if person and right and digest and not Consent.of_has_expired(person) else None
 
 
 def _hash(pin: str, salt: str | None = None) -> str:

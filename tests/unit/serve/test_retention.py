@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from tiny_ir import BLUE, GREEN, RED
-from unit.serve.conftest import MakeService, client_of, enrol
+from unit.serve.conftest import MakeService, TestClient, client_of, enrol, jpeg
 
 from edgeface.cli import main
 from edgeface.gallery.retention import Consent, erasure_batches, find_expired
 from edgeface.serve import retention
+from edgeface.serve.compreface import image_id
 from edgeface.serve.enrol import record_consent, update_person
 from edgeface.serve.keys import Role
 from edgeface.serve.service import Service
@@ -63,6 +64,51 @@ def test_expiry_is_reported_first_and_forgotten_when_the_notice_is_over(people: 
     assert 'edgeface_consents_expired{gallery="default"} 0.0' in told
     assert "edgeface_people_forgotten_expired_total 1.0" in told
     assert "Ada" not in told
+
+
+@pytest.mark.parametrize(
+    "api", ["own", "compreface", "compreface-embeddings", "deepstack", "template", "template-embeddings"]
+)
+def test_no_api_recognises_a_person_whose_consent_has_expired(people: Service, api: str) -> None:
+    """Who is not forgotten yet; the others are recognised as before."""
+    recognition, photos = "/api/v1/recognition", {colour: jpeg(colour) for colour in (BLUE, GREEN)}
+    (template,) = people.gallery(None).store.templates_of(1)
+    image = f"{recognition}/%s/{image_id(people.gallery(None), template.id)}/verify"
+
+    def ask(client: TestClient, colour: tuple[int, int, int]) -> tuple[str | None, str | None]:
+        """Who it is, and why not."""
+        file, vectors = {"file": photos[colour]}, {"embeddings": [list(colour)]}
+        if api == "own":
+            (face,) = client.post("/api/edgeface/v1/identify", files={"photo": photos[colour]}).json()["faces"]
+            assert face["verdict"] == ("accepted" if face["person"] else "unknown")
+            return face["person"], face["reason"] or None
+        if api == "deepstack":
+            (face,) = client.post("/v1/vision/face/recognize", files={"image": photos[colour]}).json()["predictions"]
+            return (None if face["userid"] == "unknown" else face["userid"]), face.get("reason")
+        if api == "compreface":
+            (face,) = client.post(f"{recognition}/recognize", files=file).json()["result"]
+            return (face["subjects"] or [{"subject": None}])[0]["subject"], face.get("reason")
+        if api == "compreface-embeddings":
+            (face,) = client.post(f"{recognition}/embeddings/recognize", json=vectors).json()["result"]
+            return (face["similarities"] or [{"subject": None}])[0]["subject"], face.get("reason")
+        if api == "template":
+            (face,) = client.post(image % "faces", files=file).json()["result"]
+        else:
+            (face,) = client.post(image % "embeddings/faces", json=vectors).json()["result"]
+        assert (face["decision"] == "match") == (face["similarity"] > 0.9)
+        return ("Ada" if face["decision"] == "match" else None), face.get("reason")
+
+    with client_of(people) as client:
+        consent_to(people, 1, datetime.now(timezone.utc) + DAY)
+        assert ask(client, BLUE) == ("Ada", None)
+        consent_to(people, 1, datetime.now(timezone.utc))
+        assert ask(client, BLUE) == (None, "consent-expired")
+        assert names(people) == ["Ada", "Bob", "Eve"]
+        if "template" not in api:
+            assert ask(client, GREEN) == ("Bob", None)
+            assert people.audit is not None
+            rows = [(row.people, row.decision) for row in people.audit.rows(action="identify")]
+            assert rows == [((1,), "accepted"), ((), "consent-expired"), ((2,), "accepted")]
 
 
 def test_the_notice_outlives_a_restart(people: Service, make_service: MakeService) -> None:
