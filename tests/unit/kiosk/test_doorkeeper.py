@@ -275,15 +275,15 @@ def test_the_command_watches_and_ends_its_streams_when_it_is_asked_to_stop(tmp_p
     kiosk = f"kiosk: {{cameras: {{door: {{source: {video}}}}}, decision: {{liveness: false, threshold: 0.95}}}}\n"
     with run_command(tmp_path, more=kiosk) as command:
         answer = answer_of(command)
-        connection = http.client.HTTPConnection(answer["address"].removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(answer["address"].removeprefix("http://"), timeout=60)
         connection.request("GET", f"{KIOSK}/stream", headers={"x-api-key": answer["first_key"]})
         told = messages(connection.getresponse())
         assert next(told)["event"] == "status"
         command.send_signal(signal.SIGTERM)
-        began = time.monotonic()
         assert all(each["event"] == "status" for each in told)
-        assert command.wait(10) == 0
-        assert time.monotonic() - began < 5
+        assert command.wait(60) == 0
+        assert command.stderr is not None
+        assert "graceful shutdown exceeded" not in command.stderr.read()  # as uvicorn says before it cancels a stream
 
 
 def test_a_kiosk_of_no_gallery_or_without_a_detector_is_refused(tmp_path: Path) -> None:
