@@ -20,8 +20,10 @@ HEADER_SECONDS = 10.0
 FRAMING = 8
 """Bytes around a chunked body for each of its own, beyond `HEADER_BYTES`; chunks of one byte have five. Trailers and
 extensions of chunks, which httptools keeps, are among them."""
+MESSAGE_BYTES = 1 << 10
+"""Of a message of a client over a WebSocket, which is its key."""
 FRAME_BYTES, FRAME_SECONDS = 4 << 10, 10.0
-"""What a client may send over a WebSocket in this time: its key, and pings."""
+"""Of all that such a client sends in this time: its key, and pings."""
 SLOW_SECONDS = 5.0
 """For which a client of a WebSocket may leave unread what does not fit into the buffers of its connection."""
 
@@ -160,23 +162,20 @@ class SocketConnection(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         """Wait until the client reads, but not for ever."""
-        super().pause_writing()
+        self.writable.clear()
         self._late = self.loop.call_later(SLOW_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stop waiting."""
-        self._stop_waiting()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _stop_waiting(self) -> None:
+        self.writable.set()
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self.resume_writing()
+        super().connection_lost(exc)
 
     def _refuse(self) -> None:
         self.conn.fail(1008, "too many frames")

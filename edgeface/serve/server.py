@@ -224,17 +224,27 @@ def serve_grpc(state: Any, settings: Settings) -> contextlib.AbstractAsyncContex
         return rpc.serving(state, free.getsockname()[0], settings)
 
 
-def _is_of_the_server(record: logging.LogRecord) -> bool:
-    """Leave out what anybody can send, without a key and as often as they like."""
+_ANYBODYS = (
+    "Invalid HTTP request",
+    "Invalid UTF-8 sequence",
+    '"WebSocket ',
+    "connection open",
+    "connection rejected",
+    "returned without completing handshake",
+)
+
+
+def _is_no_clients(record: logging.LogRecord) -> bool:
+    """Leave out what anybody can cause, without a key and as often as they like."""
     said = record.getMessage()
-    return not any(each in said for each in ("Invalid HTTP request", "Invalid UTF-8 sequence", '"WebSocket '))
+    return not any(each in said for each in _ANYBODYS)
 
 
 def make_server(app: Any, settings: Settings) -> Any:
     """Return a `uvicorn.Server` that leaves signals alone; `serve(sockets=[...])` runs it."""
     import uvicorn
 
-    from edgeface.serve.connection import FRAME_BYTES, HttpConnection, SocketConnection
+    from edgeface.serve.connection import MESSAGE_BYTES, HttpConnection, SocketConnection
 
     tls, options = settings.tls, dict[str, Any]()
     if tls is not None:
@@ -246,7 +256,7 @@ def make_server(app: Any, settings: Settings) -> Any:
             app,
             http=HttpConnection,
             ws=SocketConnection,
-            ws_max_size=FRAME_BYTES,
+            ws_max_size=MESSAGE_BYTES,
             ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
@@ -259,7 +269,7 @@ def make_server(app: Any, settings: Settings) -> Any:
             **options,
         )
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_of_the_server)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_clients)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     return server
 

@@ -95,9 +95,8 @@ class _SocketExchange:
         """Raise `Problem` for what is refused by its address and its origin."""
         if self._socket.scope["path"] != SOCKET:
             raise Problem(404, "no-such-path", "Not Found")
-        origins = [value for name, value in self._socket.scope["headers"] if name.lower() == b"origin"]
         scheme, named = self._socket.scope["scheme"], self._service.settings.origins
-        if len(origins) > 1 or not may_open_socket(self._headers, scheme, named):
+        if not may_open_socket(self._headers, scheme, named):  # websockets refuses several of them
             raise Problem(403, "wrong-origin", "expected a page of this service, or of an origin that origins names")
         if self._socket.scope["query_string"]:
             raise Problem(400, "bad-input", "expected no query: the key is in the first message, as addresses are kept")
@@ -148,5 +147,6 @@ class _SocketExchange:
             else:
                 answer = render_problem(problem)
                 answer.headers["x-request-id"] = self._id
+                del answer.headers["content-length"]  # which uvicorn before 0.54 adds once more
                 await self._socket.send_denial_response(answer)
         return problem.status

@@ -302,6 +302,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "find_expired": _PEOPLE,
     "forget_gone": _PEOPLE,
     "forget_people": _PEOPLE,
+    "withhold": _PEOPLE,
 }
 
 ON_A_SERVER = {f"PostgresIndex.{name}" for name in ("search", "search_batch", "compare")}

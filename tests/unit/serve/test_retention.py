@@ -108,7 +108,7 @@ def test_no_api_recognises_a_person_whose_consent_has_expired(people: Service, a
             assert ask(client, GREEN) == ("Bob", None)
             assert people.audit is not None
             rows = [(row.people, row.decision) for row in people.audit.rows(action="identify")]
-            assert rows == [((1,), "accepted"), ((), "consent-expired"), ((2,), "accepted")]
+            assert rows == [((1,), "accepted"), ((), "consent-expired"), ((3,), "accepted")]
 
 
 def test_the_notice_outlives_a_restart(people: Service, make_service: MakeService) -> None:
