@@ -209,9 +209,13 @@ class Broker:
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="soak", clean_session=False)
         self._client.on_connect = lambda client, *_: client.subscribe("edgeface/+/+/event", 1)
         self._client.on_message = lambda _client, _data, message: self.told.append(json.loads(message.payload)["id"])
+        subscribed = threading.Event()  # what is published before is kept for nobody
+        self._client.on_subscribe = lambda *_: subscribed.set()
         self._client.reconnect_delay_set(1, 1)
         self._client.connect_async("127.0.0.1", self.port)
         self._client.loop_start()
+        if not subscribed.wait(30):
+            raise RuntimeError("the broker cannot be reached")
 
     def start(self) -> None:
         self._process = subprocess.Popen([MOSQUITTO, "-c", self._config], stderr=subprocess.DEVNULL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -75,9 +76,8 @@ def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
     photos = data / "photos"
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg") == 1
     captured = capsys.readouterr()
-    assert (
-        "2 faces; compared number 1 from the left, 66x88 at (52, 119). Choose another with --face-b N." in captured.err
-    )
+    found = r"2 faces; compared number 1 from the left, 66x88 at \(52, (119|120)\)\. Choose another with --face-b N\."
+    assert re.search(found, captured.err)  # the edge is at 119.5
     assert captured.out.startswith("different people: cosine ")
     assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", "--face-b", "3") == 2
     assert "longoria-cooper.jpg: expected a face number from 1 to 2, found 3" in capsys.readouterr().err

@@ -100,6 +100,7 @@ class Log(Script):
 
     def cameras(self) -> dict[str, dict[str, Any]]:
         numbers = {"age": 0.1, "analyzed": 1200, "dropped": 3, "latency": 0.031, "slowest": 0.21}
+        numbers |= {"reconnects": 2, "freezes": 0}
         door = {"state": "connected", "source": "rtsp://camera.local/1", "error": "", "picture": "shown", **numbers}
         lost = {"state": "lost", "age": None, "error": "no frame for 3 s", "picture": ""}
         return {"door": door, "back": door | lost}

@@ -45,6 +45,13 @@ class Script:
     def cameras(self) -> dict[str, dict[str, Any]]:
         return {"door": {"state": self.state, "picture": self.shown}}
 
+    @property
+    def decisions(self) -> dict[tuple[str, str], int]:
+        return {}
+
+    def outbox(self) -> dict[str, tuple[int, int]]:
+        return {}
+
     def picture(self, camera: str) -> bytes:
         return jpeg(TEAL)
 
