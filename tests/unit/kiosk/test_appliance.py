@@ -35,6 +35,7 @@ from edgeface.serve import server
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
 
+pytestmark = pytest.mark.slow
 CONFIG = (
     "listen: {port: 0}\nmodels: {default: {detector: null, allow_seeded: true}}\ngalleries: {default: {gate: false}}\n"
 )

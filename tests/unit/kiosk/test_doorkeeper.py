@@ -270,6 +270,7 @@ def test_without_the_section_nothing_is_watched(tmp_path: Path) -> None:
         assert not (tmp_path / "state" / "events.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_the_command_watches_and_ends_its_streams_when_it_is_asked_to_stop(tmp_path: Path) -> None:
     video = write_video(tmp_path / "door.avi", None)
     kiosk = f"kiosk: {{cameras: {{door: {{source: {video}}}}}, decision: {{liveness: false, threshold: 0.95}}}}\n"

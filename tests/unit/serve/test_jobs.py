@@ -584,6 +584,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
         yield service
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_after_kill_9_and_after_sigterm_and_enrols_nothing_twice(killed: Killed) -> None:
     before, count = people_of(killed.client), 90
     upload = archive(*((f"Job {number}/1.png", numbered(number)) for number in range(count)))
@@ -607,6 +608,7 @@ def test_a_job_goes_on_after_kill_9_and_after_sigterm_and_enrols_nothing_twice(k
     assert {name: there[name] for name in there.keys() - before.keys()} == {f"Job {n}": 1 for n in range(count)}
 
 
+@pytest.mark.slow
 def test_who_was_acknowledged_as_enrolled_is_there_after_kill_9(killed: Killed) -> None:
     acknowledged: list[str] = []
 

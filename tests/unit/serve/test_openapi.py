@@ -76,6 +76,7 @@ def known(service: Service) -> dict[str, Any]:
     return names | {"job_id": job.id, "camera": "door"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [15, pytest.param(1000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_every_answer_is_one_that_the_document_has(
