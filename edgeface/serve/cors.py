@@ -40,6 +40,12 @@ def may_open_socket(headers: Mapping[bytes, bytes], scheme: str, origins: Collec
     """Whether who asks may open a WebSocket: no page, one of this service, or one of a named origin.
 
     Browsers let every page try, and say only which one it is (RFC 6455, section 10.2). `scheme` is ``ws`` or ``wss``.
+
+    Examples
+    --------
+    >>> own = {b"host": b"door.local", b"origin": b"https://door.local"}
+    >>> may_open_socket(own, "wss", ()), may_open_socket(own, "ws", ()), may_open_socket(own, "ws", ["https://door.local"])
+    (True, False, True)
     """
     own = (b"https://" if scheme == "wss" else b"http://") + headers.get(b"host", b"")
     origin = headers.get(b"origin")

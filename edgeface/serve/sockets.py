@@ -125,11 +125,11 @@ class _SocketExchange:
         telling, hearing = asyncio.ensure_future(self._tell(messages)), asyncio.ensure_future(self._socket.receive())
         try:
             await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
-            if telling.done():
+            if not hearing.done():
                 telling.result()
-                await self._socket.close(_GOING_AWAY)
+                await self._close(_GOING_AWAY)
             elif hearing.result()["type"] == "websocket.receive":
-                await self._socket.close(_POLICY, "nothing is expected after the first message")
+                await self._close(_POLICY, "nothing is expected after the first message")
         finally:
             for task in (telling, hearing):
                 task.cancel()
@@ -141,12 +141,18 @@ class _SocketExchange:
             await self._socket.send_json(each)
 
     async def _refuse(self, problem: Problem, *, accepted: bool) -> int:
-        with contextlib.suppress(WebSocketDisconnect):
-            if accepted:
-                await self._socket.close(_OWN + problem.status, problem.code)
-            else:
-                answer = render_problem(problem)
-                answer.headers["x-request-id"] = self._id
-                del answer.headers["content-length"]  # which uvicorn before 0.54 adds once more
+        if accepted:
+            await self._close(_OWN + problem.status, problem.code)
+        else:
+            answer = render_problem(problem)
+            answer.headers["x-request-id"] = self._id
+            del answer.headers["content-length"]  # which uvicorn before 0.54 adds once more
+            with contextlib.suppress(WebSocketDisconnect):
                 await self._socket.send_denial_response(answer)
         return problem.status
+
+    async def _close(self, code: int, reason: str = "") -> None:
+        with contextlib.suppress(
+            WebSocketDisconnect, RuntimeError
+        ):  # the second: its connection has closed it just now
+            await self._socket.close(code, reason)
