@@ -145,14 +145,15 @@ def _find(service: Service, code: str, address: str) -> tuple[ServedGallery, int
     """Return whose code this is; `Problem` for a wrong one."""
     number, _, secret = code.replace(" ", "").partition("-")
     digest = _hash(secret)
-    if number.isascii() and number.isdigit() and 0 < int(number[:20]) <= LARGEST:
+    person_id = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
+    if 0 < person_id <= LARGEST:
         for served in service.galleries.values():
             try:
-                stored: Any = find_person(served, int(number)).metadata.get(CODE, "")
+                stored: Any = find_person(served, person_id).metadata.get(CODE, "")
             except NotFound:
                 continue
             if isinstance(stored, str) and hmac.compare_digest(stored.encode(), digest.encode()):
-                return served, int(number)
+                return served, person_id
     service.refuse_guess(address)
     raise Problem(404, "wrong-code", "expected the code of somebody who is enrolled, found another")
 
