@@ -188,13 +188,13 @@ async def give_pin(request: Request, caller: Recognises, service: Served, comput
     address, secret = (request.scope.get("client") or ("",))[0], (served.name, given.person_id)
 
     def decide() -> PinAnswer:
+        service.refuse_guess(address)  # before it is looked at: what is refused tells nothing, and is no attempt
         if wait := guesses.take(secret):
             raise Problem(429, "too-often", "expected fewer wrong PINs for this number", retry_after=wait)
         person = _whose(served, given.person_id, given.pin)
-        if person is None:
-            service.refuse_guess(address)
-        else:
+        if person is not None:
             guesses.right(secret)
+            service.rates.right_guess(address)
         kind: Literal["known", "unknown", "inconclusive"] = source.admit(given.camera, person)
         people = [] if person is None else [person.id]
         service.note(caller, "pin-attempt", gallery=served.name, people=people, decision=kind)

@@ -54,6 +54,10 @@ class _Buckets:
             self._full.popitem(last=False)  # the least recent: its next bucket is full, never empty
         return 0.0
 
+    def give_back(self, name: str) -> None:
+        if name in self._full:
+            self._full[name] -= self._interval
+
 
 class Rates:
     """How often one key and one address may ask; for all threads.
@@ -103,6 +107,11 @@ class Rates:
     def wrong_key(self, address: str | None) -> float:
         """Count a wrong key of an address, as `wait_for_key`: 0 if it is to be told so, and logged."""
         return self._take(self._wrong, group_address(address))
+
+    def right_guess(self, address: str | None) -> None:
+        """Count no wrong key where one was counted before it was looked at, and was right."""
+        with self._lock:
+            self._wrong.give_back(group_address(address))
 
     def _take(self, buckets: _Buckets, name: str) -> float:
         with self._lock:

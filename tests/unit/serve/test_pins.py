@@ -16,6 +16,7 @@ from edgeface.serve.app import create_app
 from edgeface.serve.keys import Role
 from edgeface.serve.openapi import PREFIX
 from edgeface.serve.pins import Guesses
+from edgeface.serve.rates import Rates
 from edgeface.serve.service import Service
 
 GALLERY, GIVEN = f"{PREFIX}/galleries/default", f"{PREFIX}/kiosk/pin"
@@ -92,6 +93,20 @@ def test_after_five_wrong_pins_the_right_one_is_refused_too_for_a_while(
     clock.now += 901
     assert give(client, ada, "4815").json() == {"kind": "known"}
     assert len(script.told) == 6
+
+
+def test_beyond_the_rate_of_its_address_no_pin_is_looked_at_and_right_ones_take_nothing_of_it(
+    service: Service, door: tuple[TestClient, Door]
+) -> None:
+    client, script = door
+    ada = enrol(service, "Ada", BLUE)
+    assert client.put(f"{GALLERY}/people/{ada}/pin", json={"pin": "4815"}).status_code == 204
+    service.rates = Rates(per_key=1e3, per_address=1e3, wrong_per_address=1.0, clock=Clock())
+    assert {give(client, ada, "4815").json()["kind"] for _ in range(12)} == {"known"}
+    said = [give(client, 1000 + number, "4815") for number in range(14)]
+    assert [each.status_code for each in said] == [200] * 10 + [429] * 4
+    assert len(script.told) == 22  # each that was looked at is an event
+    assert give(client, ada, "4815").status_code == 429, "else what is refused would tell which PIN is right"
 
 
 def test_without_the_configuration_there_are_no_pins(door: tuple[TestClient, Door]) -> None:
