@@ -109,6 +109,7 @@ class Camera:
         self._motion = MotionGate(settings.zones)
         self._last = -np.inf
         self._digest, self._changed, self._frozen, self._lost = -1, time.monotonic(), False, False
+        self._ended = False
         self._analyzed, self._dropped, self._latency, self._slowest = 0, 0, 0.0, 0.0
         self._attempts = self._freezes = 0
         self._open()
@@ -135,7 +136,7 @@ class Camera:
     @property
     def state(self) -> CameraState:
         """Whether pictures come, and change."""
-        if self._source.newest < 0 or self._is_silent():
+        if self._ended or self._source.newest < 0 or self._is_silent():
             return CameraState.lost
         return CameraState.frozen if self._frozen else CameraState.connected
 
@@ -168,6 +169,7 @@ class Camera:
                 self._notice_loss()
                 continue
             if frame is None:
+                self._ended = True
                 return
             self._lost = False
             if self._settings.picture:

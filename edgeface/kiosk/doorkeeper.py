@@ -38,6 +38,8 @@ _POLL = 0.25
 """Seconds between looks at whether the configuration, the model or the gallery has changed."""
 _AGAIN = 5.0
 """Seconds after which watching is tried again."""
+_SLIMMEST = 16
+"""How many times its shorter side the longer side of a browser's picture may be."""
 
 
 class KioskSettings(Section):
@@ -181,6 +183,12 @@ class Doorkeeper:
         found = self._camera(camera)
         if self.cameras().get(camera, {}).get("picture") != "sent":
             raise Problem(409, "no-browser-camera", f"{camera}: expected a camera of the source browser")
+        if (long := max(image.shape[:2])) > _SLIMMEST * (
+            short := min(image.shape[:2])
+        ):  # reduced, nothing is left of it
+            raise Problem(
+                422, "bad-image", f"expected sides that differ by at most {_SLIMMEST} times, found {short}x{long}"
+            )
         found.show(image)
 
     def admit(self, camera: str, person: Person | None) -> str:

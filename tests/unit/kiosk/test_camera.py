@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from kiosk_door import wait_until
@@ -102,6 +105,20 @@ def test_a_still_picture_is_frozen_the_camera_is_opened_again_and_no_frame_is_re
         assert len(door.breaks) == 1
         lens.what = "noise"
         wait_until(lambda: door.camera.state is CameraState.connected)
+
+
+def test_a_recording_that_has_ended_is_lost_and_shows_no_picture(tmp_path: Path) -> None:
+    film = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for shade in (0, 90, 180):
+        writer.write(np.full((48, 64, 3), shade, np.uint8))
+    writer.release()
+    with contextlib.closing(Camera("door", CameraSettings(source=str(film), picture=True))) as camera:
+        frames = camera.frames()
+        assert next(frames) is not None
+        assert (camera.state, camera.jpeg() is None) == (CameraState.connected, False)
+        assert list(frames)
+        assert (camera.state, camera.jpeg()) == (CameraState.lost, None)
 
 
 def test_while_nothing_moves_frames_are_neither_converted_nor_looked_at() -> None:

@@ -342,6 +342,8 @@ def test_a_browser_sends_the_pictures_of_its_camera_and_a_pin_opens_beside(tmp_p
             assert cv2.imdecode(np.frombuffer(shown.read(), np.uint8), 1).shape == (120, 120, 3)
         for other, status in (("back", 409), ("side", 404)):
             assert send(f"{KIOSK}/cameras/{other}/picture", cv2.imencode(".png", frame)[1].tobytes())[0] == status
+        slim = cv2.imencode(".png", np.zeros((3, 9_999, 3), np.uint8))[1].tobytes()
+        assert (refused := send(picture, slim))[0] == 422, refused
         status = next(each for each in messages(made.stream()) if each["event"] == "status")
         told = json.loads(status["data"])
         assert (told["pictures"], told["pins"]) == ({"door": "sent"}, True)
