@@ -8,6 +8,7 @@ was lost, or was not noted before a kill, is told again: it knows the event by i
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import hmac
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import filelock
 import httpx
@@ -37,6 +38,8 @@ SIGNATURE = "X-Edgeface-Signature"
 """Header of a signed request: ``t=SECONDS,v1=HEX``."""
 
 _SHORTEST, _LONGEST = 1.0, 60.0
+_GRACE = 1.0
+"""Seconds beyond a webhook's timeout after which its connection is ended, however busy it is."""
 _POLL = 1.0
 """Seconds after which a worker looks for what another process has put into the outbox."""
 _log = logging.getLogger(__name__)
@@ -212,6 +215,8 @@ class WebhookSender:
     def __init__(self, settings: Webhook, secret: bytes) -> None:
         self._settings, self._secret, self._url = settings, secret, httpx.URL(settings.url)
         self._client = httpx.Client(timeout=settings.timeout, trust_env=False, verify=tls_context(settings.ca))
+        self._socket: socket.socket | None = None
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs addresses, whose path may be a secret
 
     def close(self) -> None:
         """Close connections."""
@@ -230,13 +235,31 @@ class WebhookSender:
         if url.scheme == "http":
             headers["Host"] = url.netloc.decode()
             url = url.copy_with(host=self._address())
+        end = threading.Timer(self._settings.timeout + _GRACE, self._hang_up)
+        end.daemon = True
+        end.start()
         try:
-            with self._client.stream("POST", url, content=body, headers=headers) as answer:
+            with self._client.stream(
+                "POST", url, content=body, headers=headers, extensions={"trace": self._follow}
+            ) as answer:
                 status = answer.status_code
         except httpx.HTTPError as error:
             raise Undelivered(f"{type(error).__name__}: {error}") from error
+        finally:
+            end.cancel()
         if not 200 <= status < 300:
             raise Undelivered(f"expected an answer of 200 to 299, found {status}")
+
+    def _follow(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the socket of the connection, of which httpx tells as it is made."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _hang_up(self) -> None:
+        """End a request that takes too long: httpx limits each wait only, and an answer can come byte by byte."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _address(self) -> str:
         """Return an address of the host, if all that it has may be told events without TLS."""

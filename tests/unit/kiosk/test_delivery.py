@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -231,13 +232,17 @@ def test_no_event_is_lost_by_twenty_kills_and_each_person_is_told_in_order(tmp_p
 # Webhooks
 
 
-def test_a_webhook_is_sent_the_event_signed_and_without_the_name(log: EventLog, endpoint: Endpoint) -> None:
+def test_a_webhook_is_sent_the_event_signed_and_without_the_name(
+    log: EventLog, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     event = log.record(visit())
     with contextlib.closing(webhook(endpoint)) as sender:
         sender.send(event)
     ((headers, body),) = endpoint.got
     assert json.loads(body) == event.to_dict(names=False)
     assert b"Lovelace" not in body
+    assert endpoint.url not in caplog.text
     assert headers["x-edgeface-event"] == event.id
     assert headers["content-type"] == "application/json"
     assert verify_signature(SECRET, headers["x-edgeface-signature"], body)
@@ -285,6 +290,29 @@ def test_an_endpoint_that_does_not_answer_is_left_after_its_time(log: EventLog, 
     with contextlib.closing(webhook(endpoint, timeout=0.1)) as sender, pytest.raises(Undelivered, match="Timeout"):
         sender.send(log.record(visit()))  # though nothing is answered before it has left
     left.set()
+
+
+def test_an_endpoint_that_answers_byte_by_byte_is_left_too_and_no_address_is_logged(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(delivery, "_GRACE", 0.1)
+
+    def drip() -> None:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            while True:
+                client.sendall(b"x")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        url, started = f"http://127.0.0.1:{server.getsockname()[1]}/services/SECRET", time.monotonic()
+        with contextlib.closing(webhook(url, timeout=0.2)) as sender, pytest.raises(Undelivered):
+            sender.send(log.record(visit()))
+        assert 0.2 < time.monotonic() - started < 2
+    assert "SECRET" not in caplog.text
 
 
 @pytest.mark.parametrize(
