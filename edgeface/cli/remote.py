@@ -87,6 +87,11 @@ def _verify(asked: argparse.Namespace) -> int:
     with _connected() as connection:
         answer = _ask(connection, "POST", f"{_PREFIX}/verify?{urllib.parse.urlencode(query)}", photos)
         about = _ask(connection, "GET", f"{_PREFIX}/models/{urllib.parse.quote(answer['model'], safe='')}")
+        return _tell(asked, answer, about)
+
+
+def _tell(asked: argparse.Namespace, answer: dict[str, Any], about: dict[str, Any]) -> int:
+    """Print the service's answer and return the exit code."""
     if about["contract_id"] != answer["contract_id"]:
         raise RequestError(f"the service in {SERVER} changed its model meanwhile; ask again")
     for name, path, option in (("face_a", asked.a, "--face-a"), ("face_b", asked.b, "--face-b")):
@@ -125,20 +130,29 @@ class _UnixConnection(http.client.HTTPConnection):
 def _connected() -> Iterator[http.client.HTTPConnection]:
     """Yield a connection to the service; what fails of it in the block is an error that names the service."""
     address = os.environ[SERVER]
-    url = urllib.parse.urlsplit(address)
+    try:
+        url = urllib.parse.urlsplit(address)
+        port = url.port
+    except ValueError:  # a port that is no number, an address that is none
+        url, port = urllib.parse.urlsplit(""), None
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     if url.scheme == "unix":
         connection: http.client.HTTPConnection = _UnixConnection(url.path)
     elif url.scheme in kinds and url.hostname and url.path in ("", "/"):
-        connection = kinds[url.scheme](url.hostname, url.port, timeout=_SECONDS)
+        connection = kinds[url.scheme](url.hostname, port, timeout=_SECONDS)
     else:
         raise InputError(path=SERVER, expected="unix:/path, http://host:port or https://host:port", found=address)
     try:
         yield connection
     except EdgeFaceError:  # of which some are errors of the operating system too
         raise
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        found = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
+        other = isinstance(error, KeyError | TypeError | AttributeError)
+        found = (
+            "an answer of another program"
+            if other
+            else getattr(error, "strerror", None) or str(error) or type(error).__name__
+        )
         raise MissingError(
             path=SERVER,
             expected=f"a service of edgeface at {address}",
@@ -167,7 +181,11 @@ def _ask(
         body = b"".join(parts) + f"--{boundary}--\r\n".encode()
     connection.request(method, target, body, headers)
     with connection.getresponse() as response:
-        status, answer = response.status, json.loads(response.read())
+        status, content = response.status, response.read()
+    try:
+        answer = json.loads(content)
+    except ValueError as error:
+        raise TypeError("no JSON") from error
     if status == http.client.OK:
         return dict(answer)
     detail = str(answer["detail"])

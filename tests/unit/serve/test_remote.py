@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,12 +124,40 @@ def test_no_other_model_decides_where_the_service_or_the_key_is_wrong(
         "http://127.0.0.1:1": 3,
         "ftp://a": 2,
         "/tmp/socket": 2,
+        "http://127.0.0.1:bad": 2,
+        "http://[::1": 2,
     }.items():
         monkeypatch.setenv("EDGEFACE_SERVER", address)
         assert main(["verify", photos["red"], photos["blue"]]) == code
         told = capsys.readouterr()
         assert not told.out
         assert address in told.err
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", "null", "{}", '{"model": 3}', '{"model": "m", "contract_id": "x"}'])
+def test_what_another_program_answers_is_no_decision(
+    answer: str, photos: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Liar(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Liar) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("EDGEFACE_SERVER", f"http://127.0.0.1:{server.server_port}")
+        code = main(["verify", photos["red"], photos["blue"]])
+        server.shutdown()
+    assert code == 3  # 1 would be: different people
+    told = capsys.readouterr()
+    assert not told.out
+    assert "found an answer of another program" in told.err
 
 
 def test_asking_a_service_imports_next_to_nothing() -> None:
