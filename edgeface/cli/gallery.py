@@ -250,6 +250,13 @@ def _doubts(done: Enrolment) -> Iterator[str]:
         )
 
 
+def _without_hashes(person: Person) -> dict[str, Any]:
+    from edgeface.gallery.retention import CODE, PIN
+
+    metadata = {name: value for name, value in person.metadata.items() if name not in (CODE, PIN)}
+    return {**person.to_dict(), "metadata": metadata}
+
+
 @group.command("list", epilog="Example: edgeface gallery list people.gallery --label staff --json")
 def list_people(
     gallery: GalleryArgument,
@@ -262,7 +269,7 @@ def list_people(
         info, people = store.info, store.people(label=label)
     if json:
         told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
-        emit_json({"gallery": gallery, **told, "people": [person.to_dict() for person in people]})
+        emit_json({"gallery": gallery, **told, "people": [_without_hashes(person) for person in people]})
         return
     table = Table("id", "name", "templates", "labels", "since", **_PLAIN)
     for person in people:
@@ -279,12 +286,12 @@ def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, js
         person = _find_person(store, gallery, name)
         templates = store.templates_of(person.id)
     if json:
-        emit_json({**person.to_dict(), "templates": [each.to_dict() for each in templates]})
+        emit_json({**_without_hashes(person), "templates": [each.to_dict() for each in templates]})
         return
     print_line(f"{person.name} (#{person.id}), since {person.created:%Y-%m-%d %H:%M} UTC")
     if person.labels:
         print_line(f"labels: {', '.join(person.labels)}")
-    for field, value in person.metadata.items():
+    for field, value in _without_hashes(person)["metadata"].items():
         print_line(f"{field}: {value}")
     table = Table("template", "quality", "since", "photo", "kept", **_PLAIN)
     for each in templates:

@@ -14,6 +14,8 @@ from edgeface.gallery.store.base import GalleryStore
 
 CONSENT = "consent"
 """Key of a person's metadata that is reserved for `Consent`."""
+CODE, PIN = "forget_code", "pin"
+"""Keys that are reserved for hashes of what the service tells or is told; a short PIN can be guessed by its hash."""
 _AT_ONCE, _AT_ONCE_WITH_IMAGES = 512, 32
 """Templates of one erasure, which holds in memory what it searches for."""
 

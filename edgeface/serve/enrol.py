@@ -17,15 +17,14 @@ from edgeface.errors import EnrolmentRefused, GalleryError, ImageError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
 from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
-from edgeface.gallery.retention import CONSENT, Consent, erasure_batches, parse_time
+from edgeface.gallery.retention import CODE, CONSENT, PIN, Consent, erasure_batches, parse_time
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import Asking, ServedGallery, ServedModel, Service
 from edgeface.text import printable
 
-CODE, PIN = "forget_code", "pin"
-"""Keys of a person's metadata that are reserved: for `Consent`, and for hashes of what `visitors` tells them."""
 RESERVED = (CONSENT, CODE, PIN)
+"""Keys of a person's metadata that no client can set."""
 METADATA_BYTES, LABELS = 16 << 10, 64
 """The most that the service stores with a person."""
 

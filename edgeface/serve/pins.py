@@ -20,11 +20,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeface.gallery.records import Person
-from edgeface.gallery.retention import CONSENT, Consent
+from edgeface.gallery.retention import CONSENT, PIN, Consent
 from edgeface.serve.answers import Answer
 from edgeface.serve.bodies import read_object
 from edgeface.serve.doors import Kind
-from edgeface.serve.enrol import PIN, check_person, describe, find_person, record_consent, update_person
+from edgeface.serve.enrol import check_person, describe, find_person, record_consent, update_person
 from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields
 from edgeface.serve.people_answers import NewPerson, PersonAnswer, PersonId

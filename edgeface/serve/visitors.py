@@ -16,9 +16,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeface.gallery.retention import CODE
 from edgeface.serve.answers import Answer
 from edgeface.serve.bodies import read_object
-from edgeface.serve.enrol import CODE, find_person, forget, update_person
+from edgeface.serve.enrol import find_person, forget, update_person
 from edgeface.serve.keys import Role
 from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields

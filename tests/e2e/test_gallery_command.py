@@ -16,6 +16,7 @@ from tiny_ir import tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.files import staging_folder
+from edgeface.gallery import open_gallery
 
 pytestmark = pytest.mark.timeout(120)
 COLORS = {"Ada": (220, 20, 20), "Grace": (20, 220, 20), "Linus": (20, 20, 220)}
@@ -75,6 +76,11 @@ def test_a_folder_of_people_is_enrolled_listed_and_shown(capsys: pytest.CaptureF
     assert run("list", "g", *KEY) == run("show", "g", f"#{shown['id']}", *KEY) == 0
     assert "site: Bern" in capsys.readouterr().out
     assert ask(capsys, "list", "g", "--label", "nobody", *KEY)["people"] == []
+    with open_gallery(Path("g"), key=b"\1" * 32) as store:
+        store.update_person(shown["id"], metadata={"site": "Bern", "pin": "salt$hash", "forget_code": "hash"})
+    assert "hash" not in json.dumps([ask(capsys, "list", "g", *KEY), ask(capsys, "show", "g", "Ada", *KEY)])
+    assert run("show", "g", "Ada", *KEY) == 0
+    assert "hash" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("gallery")
