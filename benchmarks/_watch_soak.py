@@ -369,7 +369,7 @@ def soak(frames: int = 50_000, kills: int = 20, *, seed: int = 16, outage_every:
             for what, value in _compare(ids, sequence, person).items()
         },
         "memory": _memory(lives[-1].memory),
-        "tracebacks": log_text.count("Traceback"),
+        "tracebacks": [each[:2000] for each in log_text.split("Traceback")[1:]],
     }
 
 
