@@ -99,8 +99,9 @@ class CommandHook:
 
     def _call(self, content: bytes) -> DoorRun:
         quiet = subprocess.DEVNULL
+        own = {name: value for name, value in os.environ.items() if not name.startswith("EDGEFACE_")}  # with the keys
         with subprocess.Popen(
-            self._settings.command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+            self._settings.command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True, env=own
         ) as process:
             try:
                 process.communicate(content, self._settings.timeout)

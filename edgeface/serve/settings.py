@@ -313,7 +313,8 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, name: str) -> None:
     try:
         tree[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{name}: expected a YAML value, found {text!r}") from error
+        found = getattr(error, "problem", None) or "something else"  # not the value, which may be a password
+        raise InputError(f"{name}: expected a YAML value, in quotes if it begins with a sign; {found}") from error
 
 
 def describe_settings(settings: Section | None = None, *, prefix: str = PREFIX) -> str:

@@ -48,6 +48,17 @@ def test_the_command_is_given_the_event_and_no_shell(event: LoggedEvent, now: Cl
     assert given == argument
 
 
+def test_the_command_is_given_none_of_the_kiosk_s_keys(
+    event: LoggedEvent, now: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_GALLERY_KEY", "5e" * 32)
+    monkeypatch.setenv("RELAY", "front")
+    with hook(now, *script('env > "$0"'), str(told := tmp_path / "told")) as door:
+        assert door.offer(event).result()
+    assert "RELAY=front" in told.read_text()
+    assert "EDGEFACE" not in told.read_text()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -51,3 +51,9 @@ def test_a_wrong_key_or_value_is_named(text: str, named: str, tmp_path: Path) ->
     path.write_text(text)
     with pytest.raises(InputError, match=named):
         load_settings(path, {})
+
+
+def test_a_variable_that_is_no_yaml_is_named_without_its_value() -> None:
+    with pytest.raises(InputError, match="EDGEFACE_SERVE_STATE: expected a YAML value") as caught:
+        load_settings(environ={"EDGEFACE_SERVE_STATE": "@hunter2"})
+    assert "hunter2" not in str(caught.value)
