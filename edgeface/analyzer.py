@@ -282,11 +282,8 @@ class FaceAnalyzer:
         """
         decisive = choose_threshold(threshold, self.contract, far=far)
         name_a, name_b = _name(a, "photo a"), _name(b, "photo b")
-        begun = (
-            self._start(a, face_a, name=name_a),
-            self._start(b, face_b, name=name_b),
-        )  # b is found beside a's network
-        first, second = (each.finish() for each in begun)
+        begun_a, begun_b = self._start(a, face_a, name=name_a), self._start(b, face_b, name=name_b)
+        first, second = begun_a.finish(), begun_b.finish()  # b was found while a's network computed
         answer = verify(_embedding(first, name_a), _embedding(second, name_b), decisive)
         return replace(answer, face_a=first, face_b=second, model=self.contract.name)
 

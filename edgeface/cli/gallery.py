@@ -250,11 +250,10 @@ def _doubts(done: Enrolment) -> Iterator[str]:
         )
 
 
-def _without_hashes(person: Person) -> dict[str, Any]:
-    from edgeface.gallery.retention import CODE, PIN
+def _shown(person: Person) -> dict[str, Any]:
+    from edgeface.gallery.retention import without_hashes
 
-    metadata = {name: value for name, value in person.metadata.items() if name not in (CODE, PIN)}
-    return {**person.to_dict(), "metadata": metadata}
+    return {**person.to_dict(), "metadata": without_hashes(person)}
 
 
 @group.command("list", epilog="Example: edgeface gallery list people.gallery --label staff --json")
@@ -269,7 +268,7 @@ def list_people(
         info, people = store.info, store.people(label=label)
     if json:
         told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
-        emit_json({"gallery": gallery, **told, "people": [_without_hashes(person) for person in people]})
+        emit_json({"gallery": gallery, **told, "people": [_shown(person) for person in people]})
         return
     table = Table("id", "name", "templates", "labels", "since", **_PLAIN)
     for person in people:
@@ -286,12 +285,12 @@ def show(gallery: GalleryArgument, name: NameArgument, key: KeyOption = None, js
         person = _find_person(store, gallery, name)
         templates = store.templates_of(person.id)
     if json:
-        emit_json({**_without_hashes(person), "templates": [each.to_dict() for each in templates]})
+        emit_json({**_shown(person), "templates": [each.to_dict() for each in templates]})
         return
     print_line(f"{person.name} (#{person.id}), since {person.created:%Y-%m-%d %H:%M} UTC")
     if person.labels:
         print_line(f"labels: {', '.join(person.labels)}")
-    for field, value in _without_hashes(person)["metadata"].items():
+    for field, value in _shown(person)["metadata"].items():
         print_line(f"{field}: {value}")
     table = Table("template", "quality", "since", "photo", "kept", **_PLAIN)
     for each in templates:

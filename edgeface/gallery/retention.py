@@ -86,6 +86,11 @@ def parse_time(text: Any) -> datetime:
     return time.astimezone(timezone.utc)
 
 
+def without_hashes(person: Person) -> dict[str, Any]:
+    """Return a person's metadata but for hashes of secrets, which no answer shows."""
+    return {name: value for name, value in person.metadata.items() if name not in (CODE, PIN)}
+
+
 def find_expired(store: GalleryStore, now: datetime) -> dict[int, Consent]:
     """Return the consents that have expired, by the ids of the people."""
     consents = {person.id: Consent.of(person) for person in store.people()}

@@ -70,7 +70,7 @@ EXTRAS = ("grpc", "index", "mqtt", "postgres")
 _PARTS = Path(__file__).with_name("installer")
 _RUN = ("edgeface", "install")
 """Parts that are programs."""
-_SUMS, _FACTS, _VECTORS = "SHA256SUMS", "APPLIANCE", "store/selftest.json"
+_SUMS, _FACTS, _VECTORS = "SHA256SUMS", "APPLIANCE", "selftest.json"
 _SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9._+/-]*)")
 _DETECTORS = {
     "mtcnn": (),  # a wheel has it
@@ -240,7 +240,7 @@ def check_appliance(
     """
     settings, store = _read_config(config, environ), ModelStore()
     vectors: dict[str, list[float]] = {}
-    if (known := store.root / Path(_VECTORS).name).exists():
+    if (known := store.root / _VECTORS).exists():
         vectors = read_json(known, "vectors of the self-test")
     with tempfile.TemporaryDirectory() as scratch:
         galleries = {name: _where_it_is(name, each, settings.state) for name, each in settings.galleries.items()}
@@ -295,7 +295,7 @@ def _pack_models(
         export_bundle([catalog[name] for name in sorted(wanted)], ModelStore(), bundle)
         import_bundle(bundle, catalog, store)
         bundle.unlink()
-    (store.root / Path(_VECTORS).name).write_text(json.dumps(vectors) + "\n")
+    (store.root / _VECTORS).write_text(json.dumps(vectors) + "\n")
     for each in [*store.root.rglob("*.lock"), store.root / "locks"]:
         shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
 

@@ -155,13 +155,17 @@ class Doorkeeper:
 
     def cameras(self) -> dict[str, dict[str, Any]]:
         """Return how the cameras are."""
-        watch, section = self._watch, self._section
-        found = {}
-        for name, each in ({} if watch is None else watch.health).items():
-            options = None if section is None else section.cameras.get(name)
-            picture = "" if options is None else "sent" if options.source == BROWSER else "shown" * options.picture
-            found[name] = dataclasses.asdict(each) | {"state": each.state.value, "picture": picture}
-        return found
+        watch = self._watch
+        return {
+            name: dataclasses.asdict(each) | {"state": each.state.value, "picture": self._picture_of(name)}
+            for name, each in ({} if watch is None else watch.health).items()
+        }
+
+    def _picture_of(self, name: str) -> str:
+        """Return ``sent`` if a browser sends a camera's picture, ``shown`` if it can be read; empty: neither."""
+        section = self._section
+        options = None if section is None else section.cameras.get(name)
+        return "" if options is None else "sent" if options.source == BROWSER else "shown" * options.picture
 
     def _camera(self, name: str) -> Camera:
         watch = self._watch
@@ -181,14 +185,12 @@ class Doorkeeper:
     def show(self, camera: str, image: Image) -> None:
         """Take the newest picture of a camera of the source ``browser``; `Problem` for another camera."""
         found = self._camera(camera)
-        if self.cameras().get(camera, {}).get("picture") != "sent":
+        if self._picture_of(camera) != "sent":
             raise Problem(409, "no-browser-camera", f"{camera}: expected a camera of the source browser")
-        if (long := max(image.shape[:2])) > _SLIMMEST * (
-            short := min(image.shape[:2])
-        ):  # reduced, nothing is left of it
-            raise Problem(
-                422, "bad-image", f"expected sides that differ by at most {_SLIMMEST} times, found {short}x{long}"
-            )
+        short, long = sorted(image.shape[:2])
+        if long > _SLIMMEST * short:  # reduced, nothing is left of it
+            expected = f"expected sides that differ by at most {_SLIMMEST} times"
+            raise Problem(422, "bad-image", f"{expected}, found {short}x{long}")
         found.show(image)
 
     def admit(self, camera: str, person: Person | None) -> str:
@@ -285,7 +287,7 @@ class Doorkeeper:
         served = self._service.gallery(section.gallery)
         with self._service.models.use(served.options.model) as model, contextlib.ExitStack() as opened:
             index, analyzer = served.index, self._analyzer(section, model, opened)
-            decision = section.decision.model_copy(update={"crop": section.decision.crop or section.events.keeps_crops})
+            decision = section.decision.for_log(section.events)
             settings = WatchSettings(cameras=section.cameras, decision=decision, model=model.options)
 
             def record(event: VisitEvent) -> None:

@@ -73,6 +73,10 @@ class DecisionSettings(Section):
     crop: bool = False
     """Give a picture of the face with the event; so it is if the log keeps any."""
 
+    def for_log(self, events: EventSettings) -> DecisionSettings:
+        """Return the settings, with pictures of faces if a log keeps any."""
+        return self.model_copy(update={"crop": self.crop or events.keeps_crops})
+
 
 class WatchSettings(Section):
     """All of the configuration; see `load_watch_settings`."""

@@ -188,10 +188,8 @@ class Visits:
             return VisitKind.inconclusive, few
         if self._settings.liveness and not live:
             return VisitKind.inconclusive, _liveness_reason(live)
-        if visit.found is None and len(visit.looks) >= self._settings.looks:
-            return VisitKind.inconclusive, visit.reason
         if visit.found is None:
-            return VisitKind.inconclusive, few
+            return VisitKind.inconclusive, few if len(visit.looks) < self._settings.looks else visit.reason
         if visit.found.verdict is Verdict.unknown:
             return VisitKind.unknown, "no score exceeds the threshold"
         return VisitKind.inconclusive, "left too early" if visit.found else "the next person's score is too close"

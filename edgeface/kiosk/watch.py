@@ -274,9 +274,8 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
     ...         print(event.kind.value, event.name)
     known Ada Lovelace
     """
-    decision, model = settings.decision, settings.model
-    if settings.events.keeps_crops:
-        settings = settings.model_copy(update={"decision": decision.model_copy(update={"crop": True})})
+    decision, model = settings.decision.for_log(settings.events), settings.model
+    settings = settings.model_copy(update={"decision": decision})
     if settings.gallery is None:
         raise InputError(expected="a gallery", found="none", remedy="name one with 'gallery', or --gallery")
     with contextlib.ExitStack() as opened:

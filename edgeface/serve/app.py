@@ -40,7 +40,7 @@ from edgeface.serve.jobs import JobRunner
 from edgeface.serve.metrics import Metrics, choose_request_id, start_telemetry
 from edgeface.serve.openapi import describe_api
 from edgeface.serve.problems import Problem, is_operators, problem_of
-from edgeface.serve.routing import render_problem
+from edgeface.serve.routing import address_of, render_problem
 from edgeface.serve.service import Caller, Service
 from edgeface.serve.work import WorkQueue
 from edgeface.version import __version__
@@ -170,7 +170,7 @@ class _Exchange:
         if not length.isdigit() or len(length) > 18 or int(length) > self._most:
             raise self._too_large(length[:18].decode("latin-1"))
         if self._scope["path"] not in OPEN_PATHS:
-            address = (self._scope.get("client") or ("",))[0]
+            address = address_of(self._scope)
             if self._scope["path"] in deepstack.PATHS and not self._headers.keys() & {b"x-api-key", b"authorization"}:
                 self._service.admit_address(address)  # the key is in the form
                 return

@@ -108,10 +108,8 @@ class HttpConnection(HttpToolsProtocol):
         }:
             raise ValueError("headers that contradict each other")  # answered with 400
         super().on_headers_complete()
-        if (
-            self.parser.should_upgrade() and not self._should_upgrade()
-        ):  # to what it is not: no other request is read from this connection
-            self.cycle.keep_alive = False
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self.cycle.keep_alive = False  # no other request is read from this connection
             kept = (b"content-length", b"transfer-encoding")
             self._framing = b"\r\n".join(b": ".join(each) for each in self.headers if each[0] in kept)
             self._offered = bool(self._framing)

@@ -24,7 +24,7 @@ from edgeface.serve.bodies import read_upload
 from edgeface.serve.openapi import PREFIX, photo_body, problems
 from edgeface.serve.people_answers import LARGEST, Count, PageQuery, PersonId
 from edgeface.serve.problems import Problem
-from edgeface.serve.routing import Administers, Compute, Enrols, Recognises, Served
+from edgeface.serve.routing import Administers, Compute, Enrols, Recognises, Served, address_of
 from edgeface.serve.service import Caller, Service
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ async def kiosk_stream(request: Request, caller: Recognises, service: Served) ->
     """
     streams, given = _streams(request), request.headers.get("last-event-id", "")
     headers = {name.lower(): value for name, value in request.scope["headers"]}
-    address = (request.scope.get("client") or ("",))[0]
+    address = address_of(request.scope)
     authenticate = functools.partial(service.authenticate, headers, address)
     messages, most = await begin_stream(streams, service, caller, given, authenticate)
     await request.body()  # from its end on the gate notices that the client goes

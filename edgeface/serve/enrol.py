@@ -17,7 +17,7 @@ from edgeface.errors import EnrolmentRefused, GalleryError, ImageError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.enrolment_images import EnrolmentImage, enrolment_image
 from edgeface.gallery.records import Erasure, Person, Template, check_labels, check_metadata, check_name
-from edgeface.gallery.retention import CODE, CONSENT, PIN, Consent, erasure_batches, parse_time
+from edgeface.gallery.retention import CODE, CONSENT, PIN, Consent, erasure_batches, parse_time, without_hashes
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import Asking, ServedGallery, ServedModel, Service
@@ -55,9 +55,9 @@ def record_consent(given: Any, key_id: str) -> Consent:
 
 def describe(person: Person) -> dict[str, Any]:
     """Return a person's JSON values, with the consent beside the other metadata, and without hashes."""
-    consent = Consent.of(person)
-    hidden = (CODE, PIN) if consent is None else RESERVED
-    metadata = {name: value for name, value in person.metadata.items() if name not in hidden}
+    consent, metadata = Consent.of(person), without_hashes(person)
+    if consent is not None:
+        del metadata[CONSENT]
     return {**person.to_dict(), "metadata": metadata, "consent": None if consent is None else consent.to_dict()}
 
 
@@ -336,12 +336,16 @@ def find_template(gallery: ServedGallery, person_id: int, template_id: int) -> T
     return template
 
 
-def forget(service: Service, gallery: ServedGallery, person_id: int, *, template_id: int | None = None) -> Erasure:
-    """Erase a person, or one template, for good, and prove it; `NotFound` if there is none."""
+def forget(
+    service: Service, gallery: ServedGallery, caller: Asking, person_id: int, *, template_id: int | None = None
+) -> Erasure:
+    """Erase a person, or one template, for good, prove and note it; `NotFound` if there is none."""
     if template_id is not None:
         find_template(gallery, person_id, template_id)
     with _found(gallery.store, person_id):
-        return service.forget(gallery, {person_id: None if template_id is None else [template_id]})[0]
+        (done,) = service.forget(gallery, {person_id: None if template_id is None else [template_id]})
+    _note_erasure(service, gallery, caller, "forget" if template_id is None else "forget-template", done)
+    return done
 
 
 def erase(
@@ -355,5 +359,9 @@ def erase(
     """Erase people, or templates of them, for good, a bounded number at a time, and note each."""
     for batch in erasure_batches(gallery.store, wanted):
         for done in service.forget(gallery, batch):
-            decision = "proved" if done else "not-proved"
-            service.note(caller, action, gallery=gallery.name, people=[done.person_id], decision=decision)
+            _note_erasure(service, gallery, caller, action, done)
+
+
+def _note_erasure(service: Service, gallery: ServedGallery, caller: Asking, action: str, done: Erasure) -> None:
+    decision = "proved" if done else "not-proved"
+    service.note(caller, action, gallery=gallery.name, people=[done.person_id], decision=decision)

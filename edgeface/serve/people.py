@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from edgeface.errors import ContractError, InputError
-from edgeface.gallery.records import Erasure, Person
+from edgeface.gallery.records import Person
 from edgeface.serve.answers import Answer, search_fields
 from edgeface.serve.bodies import media_type, read_object, read_upload
 from edgeface.serve.enrol import describe, enrol_photos, find_person, find_template, forget, record_consent
@@ -308,13 +308,8 @@ async def forget_person(
 async def _forget(
     served: ServedGallery, person_id: int, template_id: int | None, compute: Compute, caller: Caller, service: Service
 ) -> ErasureAnswer:
-    def erase() -> Erasure:
-        done = forget(service, served, person_id, template_id=template_id)
-        action = "forget" if template_id is None else "forget-template"
-        _note(service, caller, served, action, person_id, "proved" if done else "not-proved")
-        return done
-
-    return ErasureAnswer.model_validate((await compute(erase)).to_dict())
+    done = await compute(functools.partial(forget, service, served, caller, person_id, template_id=template_id))
+    return ErasureAnswer.model_validate(done.to_dict())
 
 
 # Consent

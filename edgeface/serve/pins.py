@@ -29,7 +29,7 @@ from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields
 from edgeface.serve.people_answers import NewPerson, PersonAnswer, PersonId
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.routing import Compute, Enrols, Recognises, Served
+from edgeface.serve.routing import Compute, Enrols, Recognises, Served, address_of
 
 router = APIRouter(prefix=PREFIX, tags=["people"])
 _COST, _BLOCK, _MEMORY = 1 << 14, 8, 64 << 20
@@ -185,7 +185,7 @@ async def give_pin(request: Request, caller: Recognises, service: Served, comput
         raise Problem(404, "no-pins", "there are no PINs; the configuration of the kiosk has the key pins")
     given = parse_fields(PinAttempt, await read_object(request))
     served, guesses = service.gallery(source.gallery, caller), request.app.state.guesses
-    address, secret = (request.scope.get("client") or ("",))[0], (served.name, given.person_id)
+    address, secret = address_of(request.scope), (served.name, given.person_id)
 
     def decide() -> PinAnswer:
         service.refuse_guess(address)  # before it is looked at: what is refused tells nothing, and is no attempt

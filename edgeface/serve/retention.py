@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 from edgeface.errors import EdgeFaceError
 from edgeface.gallery.retention import CONSENT, Consent, find_expired
 from edgeface.serve.enrol import erase
-from edgeface.serve.service import ServedGallery, Service
+from edgeface.serve.service import ServedGallery, Service, WithoutKey
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Itself:
-    """Who asks where nobody does: the service itself."""
-
-    key_id: str = "service"
-    request_id: str = "consents"
+_ITSELF = WithoutKey("service", "consents")
 
 
 def sweep_consents(
@@ -59,13 +54,13 @@ def _sweep(service: Service, gallery: ServedGallery, now: datetime) -> int:
                 noticed = replace(consent, noticed=now).to_dict()
                 store.update_person(person_id, metadata={**person.metadata, CONSENT: noticed})
     for person_id in unnoticed:
-        service.note(_Itself(), "consent-expired", gallery=gallery.name, people=[person_id])
+        service.note(_ITSELF, "consent-expired", gallery=gallery.name, people=[person_id])
         _log.warning("gallery %s: the consent of person %d has expired", gallery.name, person_id)
     due = list[int]()
     if settings.expired == "forget":
         notice, expired = timedelta(days=settings.notice_days), find_expired(store, now)
         due = [number for number, each in expired.items() if each.noticed and each.noticed + notice <= now]
-        erase(service, gallery, _Itself(), dict.fromkeys(due), action="forget-expired")
+        erase(service, gallery, _ITSELF, dict.fromkeys(due), action="forget-expired")
     service.expired[gallery.name] = len(expired) - len(due)
     service.forgotten_expired += len(due)
     return len(due)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -65,6 +65,12 @@ Administers = Annotated[Caller, needs(Role.admin)]
 AdministersAll = Annotated[Caller, needs(Role.admin, everywhere=True)]
 Measures = Annotated[Caller, needs(Role.metrics, everywhere=True)]
 Served = Annotated[Service, Depends(service_of)]
+
+
+def address_of(scope: Mapping[str, Any]) -> str:
+    """Return the address of who asks; empty where there is none, as behind a Unix socket."""
+    address: str = (scope.get("client") or ("",))[0]
+    return address
 
 
 class Computing:

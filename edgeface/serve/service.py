@@ -273,6 +273,14 @@ class Asking(Protocol):
     def request_id(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class WithoutKey:
+    """For whom something is done without a key, as the audit log has it."""
+
+    key_id: str
+    request_id: str
+
+
 class Service:
     """Everything that outlives a request. Its methods may be called from several threads; a context manager.
 

@@ -152,7 +152,5 @@ class _SocketExchange:
         return problem.status
 
     async def _close(self, code: int, reason: str = "") -> None:
-        with contextlib.suppress(
-            WebSocketDisconnect, RuntimeError
-        ):  # the second: its connection has closed it just now
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the second: it was closed just now
             await self._socket.close(code, reason)

@@ -25,8 +25,8 @@ from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields
 from edgeface.serve.people_answers import LARGEST, ErasureAnswer
 from edgeface.serve.problems import NotFound, Problem
-from edgeface.serve.routing import Compute, Enrols, Recognises, Served
-from edgeface.serve.service import ServedGallery, Service
+from edgeface.serve.routing import Compute, Enrols, Recognises, Served, address_of
+from edgeface.serve.service import ServedGallery, Service, WithoutKey
 
 router = APIRouter(prefix=PREFIX, tags=["people"])
 FORGET = f"{PREFIX}/forget"
@@ -79,15 +79,6 @@ class Code(BaseModel):
     """As it was told; hyphens, blanks and case do not matter."""
 
 
-class _Visitor:
-    """Who asks without a key, as the audit log has it."""
-
-    key_id = "code"
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-
-
 @router.get("/key", tags=["models"])
 async def own_key(caller: Recognises) -> KeyAnswer:
     """Say what the key that asks may do."""
@@ -125,18 +116,14 @@ async def new_code(gallery: str, person_id: Id, caller: Enrols, service: Served,
 @router.post("/forget", openapi_extra=json_body(Code), responses=problems(404, 429))
 async def forget_by_code(request: Request, service: Served, compute: Compute) -> ErasureAnswer:
     """Erase the person who was told this code, for good, and prove it. Needs no key; wrong codes are limited."""
-    address = (request.scope.get("client") or ("",))[0]
+    address = address_of(request.scope)
     service.admit_address(address)
     code = parse_fields(Code, await read_object(request)).code
-    request.scope["edgeface.changes"] = True
-    by = _Visitor(request.scope["edgeface.request_id"])
+    by = WithoutKey("code", request.scope["edgeface.request_id"])
 
     def erase() -> ErasureAnswer:
         served, person_id = _find(service, code, address)
-        done = forget(service, served, person_id)
-        decision = "proved" if done else "not-proved"
-        service.note(by, "forget", gallery=served.name, people=[person_id], decision=decision)
-        return ErasureAnswer.model_validate(done.to_dict())
+        return ErasureAnswer.model_validate(forget(service, served, by, person_id).to_dict())
 
     answer: ErasureAnswer = await compute(erase)
     return answer

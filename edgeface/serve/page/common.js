@@ -46,6 +46,11 @@ export function say(element, id, values = {}) {
   element.textContent = word(id, values);
 }
 
+export function unsay(element) {
+  element.replaceChildren();
+  delete element.dataset.word;
+}
+
 export function when(text, options = { dateStyle: "medium", timeStyle: "medium" }) {
   return text === null ? "–" : new Intl.DateTimeFormat(language, options).format(new Date(text));
 }
@@ -108,8 +113,7 @@ export function lose_key(why) {
   key = "";
   sessionStorage.removeItem(STORED);
   if (why) say(at("why"), why);
-  else at("why").replaceChildren();
-  if (!why) delete at("why").dataset.word;
+  else unsay(at("why"));
   at("ask").hidden = false;
   at("leave").hidden = true;
   document.dispatchEvent(new Event("locked"));

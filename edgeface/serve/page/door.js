@@ -1,7 +1,7 @@
 /* Shows what is decided at a door. Whatever is lost, late or unknown, it shows "closed", and never an old decision. */
 
 import { OwnCamera, ServerCamera, camera_problem } from "./camera.js";
-import { WORDS, asked, at, begin_speaking, complain, fetch_from, lose_key, request, say, use_key, word } from "./common.js";
+import { WORDS, asked, at, begin_speaking, complain, fetch_from, lose_key, request, say, unsay, use_key, word } from "./common.js";
 
 const SILENCE = 12000, SHOWN = 4000, STALE = 5; /* milliseconds without a message; of a decision; seconds */
 const BETWEEN = 120, AGAIN = 2000; /* milliseconds between two pictures; after one that failed */
@@ -185,8 +185,7 @@ at("sound").addEventListener("click", () => {
 /* The PIN way: the decision comes by the stream, as all others; the dialog only says what was refused. */
 at("by-pin").addEventListener("click", () => {
   at("pin-form").reset();
-  at("pin-wrong").replaceChildren();
-  delete at("pin-wrong").dataset.word;
+  unsay(at("pin-wrong"));
   at("pin-box").showModal();
 });
 at("pin-cancel").addEventListener("click", () => at("pin-box").close());

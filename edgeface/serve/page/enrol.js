@@ -1,7 +1,7 @@
 /* Enrol a person: consent, three to five photos that pass the gate, and a receipt with a code to be forgotten. */
 
 import { OwnCamera, ServerCamera, camera_problem, server_cameras } from "./camera.js";
-import { button, complain, day, el, field, request, say, tongue, word } from "./common.js";
+import { button, complain, day, el, field, request, say, tongue, unsay, word } from "./common.js";
 
 const LEAST = 3, MOST = 5, APART = 700, TURNED = 6, PATIENCE = 2500; /* photos; milliseconds, degrees, milliseconds */
 
@@ -126,8 +126,7 @@ async function guide(visit, camera, photos, hint, wrong, renew) {
           renew();
         }
         say(hint, fault || (photos.length < MOST ? "hint-good" : "hint-done"));
-        wrong.replaceChildren();
-        delete wrong.dataset.word;
+        unsay(wrong);
       } catch (error) {
         complain(wrong, error);
         if (error.status === 401) return;

@@ -1,6 +1,6 @@
 /* Events: who came when, filtered, and exported. */
 
-import { button, complain, el, field, request, say, when } from "./common.js";
+import { button, complain, el, field, request, say, unsay, when } from "./common.js";
 
 const KINDS = ["known", "unknown", "inconclusive", "spoof"], PAGE = 200;
 
@@ -32,8 +32,7 @@ export function show_events(place) {
 
   async function fill(anew) {
     const number = ++asked;
-    wrong.replaceChildren();
-    delete wrong.dataset.word;
+    unsay(wrong);
     try {
       const page = await read(anew ? 0 : next);
       if (number !== asked) return;

@@ -1,6 +1,6 @@
 /* Health: whether the service can answer, its cameras, models and galleries, how long it takes, and what waits. */
 
-import { complain, el, fetch_from, request, say, word } from "./common.js";
+import { complain, el, fetch_from, request, say, unsay, word } from "./common.js";
 
 const EVERY = 5000; /* milliseconds */
 
@@ -12,8 +12,7 @@ export function show_health(place) {
     try {
       const [ready, models, metrics, doors] = await Promise.all([read_ready(), request("models"), read_metrics(), read_cameras()]);
       if (ended) return;
-      wrong.replaceChildren();
-      delete wrong.dataset.word;
+      unsay(wrong);
       shown.replaceChildren(service_card(ready, metrics), ...camera_cards(doors), ...models.models.map((each) => model_card(each, metrics)));
     } catch (error) {
       if (ended) return;

@@ -1,6 +1,6 @@
 /* People: search, correct a wrong name, groups, metadata, templates, and forgetting with its proof. */
 
-import { button, complain, day, el, field, request, say } from "./common.js";
+import { button, complain, day, el, field, request, say, unsay } from "./common.js";
 import { proof_of, sure } from "./forget.js";
 
 const PAGE = 50;
@@ -26,7 +26,7 @@ export function show_people(place, gallery) {
       next = page.next;
       more.hidden = next === null;
       say(found, "found", { count: count + (next === null ? "" : "+") });
-      wrong.replaceChildren();
+      unsay(wrong);
     } catch (error) {
       complain(wrong, error);
     }
@@ -93,9 +93,8 @@ async function show_person(place, path, changed) {
   }
 
   async function attempt(work) {
-    wrong.replaceChildren();
-    saved.replaceChildren();
-    for (const each of [wrong, saved]) delete each.dataset.word;
+    unsay(wrong);
+    unsay(saved);
     try {
       await work();
     } catch (error) {

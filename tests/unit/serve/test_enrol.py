@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 
 import pytest
@@ -108,12 +107,12 @@ def test_forgetting_is_proved_and_what_is_gone_is_not_found(make_service: MakeSe
     first, second = (each.id for each in gallery.store.templates_of(ada.id))
     assert find_template(gallery, ada.id, first).has_image
     with pytest.raises(NotFound, match="template"):
-        forget(service, gallery, bob.id, template_id=first)
-    one = forget(service, gallery, ada.id, template_id=first)
+        forget(service, gallery, CALLER, bob.id, template_id=first)
+    one = forget(service, gallery, CALLER, ada.id, template_id=first)
     assert (one.templates, one.images, one.proved) == (1, 1, True)
     assert [each.id for each in gallery.store.templates_of(ada.id)] == [second]
-    assert forget(service, gallery, ada.id).to_dict()["proved"] is True
-    for call in (find_person, functools.partial(forget, service), update_person):
+    assert forget(service, gallery, CALLER, ada.id).to_dict()["proved"] is True
+    for call in (find_person, lambda where, who: forget(service, where, CALLER, who), update_person):
         with pytest.raises(NotFound, match="person"):
             call(gallery, ada.id)
     with pytest.raises(NotFound):
