@@ -60,6 +60,7 @@ class LiveIndex:
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()
         self._held = 0  # how many blocks hold its generation
+        self._people = dict[int, Person]()  # that were read in them
         self._index = make(store.load())
 
     @property
@@ -114,6 +115,8 @@ class LiveIndex:
                     yield self
             finally:
                 self._held -= 1
+                if not self._held:
+                    self._people.clear()
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """As `Index.search`, over the templates that the store has now."""
@@ -135,8 +138,14 @@ class LiveIndex:
         return self.person(person_id).name
 
     def person(self, person_id: int) -> Person:
-        """Return a person of those that the store has now."""
-        return self._store.person(person_id)
+        """Return a person of those that the store has now; in a `snapshot` each is read once."""
+        found = self._people.get(person_id)
+        if found is None:
+            found = self._store.person(person_id)
+            with self._lock:  # which waits for other threads' blocks: nobody else's read gets into one
+                if self._held:
+                    self._people[person_id] = found
+        return found
 
     def block(self) -> TemplateBlock:
         """As `MemoryIndex.block`, of the templates that the store has now."""

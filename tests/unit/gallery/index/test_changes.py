@@ -201,6 +201,20 @@ def test_a_live_index_knows_what_any_process_wrote(store: Any, make: Make) -> No
     np.testing.assert_array_equal(live.block().vectors, store.load().vectors)
 
 
+def test_a_person_is_read_once_in_a_snapshot_and_anew_after_it(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = store.add_person("Ada")
+    live, read, person = LiveIndex(store), list[int](), store.person
+    monkeypatch.setattr(store, "person", lambda number: (read.append(number), person(number))[1])
+    with live.snapshot(), live.snapshot():
+        assert {live.name_of(ada.id), live.person(ada.id).name} == {"Ada"}
+    assert read == [ada.id]
+    with SqliteStore(store.path) as other:
+        other.update_person(ada.id, name="Ada Lovelace")
+    assert live.name_of(ada.id) == "Ada Lovelace"
+    with live.snapshot():
+        assert live.name_of(ada.id) == "Ada Lovelace"
+
+
 def test_an_index_is_filled_again_when_its_generation_is_unknown(store: Any, make: Make) -> None:
     rows = unit_rows(3, DIM)
     store.add_person("Ada", templates=templates(rows))
