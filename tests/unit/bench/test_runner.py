@@ -75,7 +75,8 @@ def test_every_scenario_gives_a_result_that_can_be_read_again(ir: Path, scenario
 def test_layers_are_timed_in_a_pass_of_their_own(ir: Path) -> None:
     result = benchmark(ir, settings(), peak=False)
     assert result.layers
-    assert all(layer.ms > 0 and layer.count > 0 for layer in result.layers)
+    assert all(layer.ms >= 0 and layer.count > 0 for layer in result.layers)  # OpenVINO counts whole microseconds
+    assert any(layer.ms > 0 for layer in result.layers)
     assert result.peak is None
     assert result.efficiency is None
 
