@@ -17,6 +17,9 @@ from edgeface.recognize.index import Hits
 
 _log = logging.getLogger(__name__)
 
+_REMEMBERED = 10_000
+"""People whose names and consents are kept between two changes of the gallery."""
+
 
 def follow(index: MemoryIndex, store: GalleryStore) -> bool:
     """Bring an index in step with the store it was made from, and return whether anything had changed.
@@ -60,7 +63,7 @@ class LiveIndex:
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()
         self._held = 0  # how many blocks hold its generation
-        self._people = dict[int, Person]()  # that were read in them
+        self._people = dict[int, Person]()  # that were read since the last change
         self._index = make(store.load())
 
     @property
@@ -108,15 +111,17 @@ class LiveIndex:
                         f"index: expected gallery {self._gallery_id}, found {self._store.info.gallery_id}; make a new "
                         "index"
                     )
-                follow(self._index, self._store)
+                followed = follow(self._index, self._store)
+                if followed or self._store.database.uncommitted or len(self._people) > _REMEMBERED:
+                    self._people.clear()
             self._held += 1
             try:
                 with self._index.snapshot():
                     yield self
             finally:
                 self._held -= 1
-                if not self._held:
-                    self._people.clear()
+                if not self._held and self._store.database.uncommitted:
+                    self._people.clear()  # what was written may yet be undone
 
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """As `Index.search`, over the templates that the store has now."""
@@ -138,14 +143,12 @@ class LiveIndex:
         return self.person(person_id).name
 
     def person(self, person_id: int) -> Person:
-        """Return a person of those that the store has now; in a `snapshot` each is read once."""
-        found = self._people.get(person_id)
-        if found is None:
-            found = self._store.person(person_id)
-            with self._lock:  # which waits for other threads' blocks: nobody else's read gets into one
-                if self._held:
-                    self._people[person_id] = found
-        return found
+        """Return a person of those that the store has now; each is read once a commit."""
+        with self.snapshot():
+            found = self._people.get(person_id)
+            if found is None:
+                found = self._people[person_id] = self._store.person(person_id)
+            return found
 
     def block(self) -> TemplateBlock:
         """As `MemoryIndex.block`, of the templates that the store has now."""

@@ -577,6 +577,7 @@ def test_requests_are_logged_counted_and_named(served: Served, caplog: pytest.Lo
         assert dict(error.trailing_metadata())["x-request-id"] == "door-7"
         time.sleep(0.05)
     lines = [(each.request_id, each.method, each.route, each.status, each.bytes) for each in caplog.records]  # type: ignore[attr-defined]
+    lines = [line for line in lines if line[0] == "door-7"]  # the test before may have its last line written now
     route = SERVICE + "ModelInfer"
     assert lines == [("door-7", "gRPC", route, 200, len(_of())), ("door-7", "gRPC", route, 400, 1)]
     over_http = triton_http.InferenceServerClient(f"127.0.0.1:{served.http_port}")

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from profiles import examples
 from unit.gallery.index.conftest import ID, block_of, unit_rows
 
-from edgeface.errors import ContractError, InputError
+from edgeface.errors import ContractError, GalleryError, InputError
 from edgeface.gallery.index import ApproximateIndex, ExactIndex, Index, LiveIndex, follow
 from edgeface.gallery.records import Changes, NewTemplate
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -201,18 +201,25 @@ def test_a_live_index_knows_what_any_process_wrote(store: Any, make: Make) -> No
     np.testing.assert_array_equal(live.block().vectors, store.load().vectors)
 
 
-def test_a_person_is_read_once_in_a_snapshot_and_anew_after_it(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_is_read_once_a_commit_and_anew_after_it(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = store.add_person("Ada")
     live, read, person = LiveIndex(store), list[int](), store.person
     monkeypatch.setattr(store, "person", lambda number: (read.append(number), person(number))[1])
     with live.snapshot(), live.snapshot():
         assert {live.name_of(ada.id), live.person(ada.id).name} == {"Ada"}
+    assert live.name_of(ada.id) == "Ada"
     assert read == [ada.id]
     with SqliteStore(store.path) as other:
         other.update_person(ada.id, name="Ada Lovelace")
     assert live.name_of(ada.id) == "Ada Lovelace"
-    with live.snapshot():
-        assert live.name_of(ada.id) == "Ada Lovelace"
+    with contextlib.suppress(ZeroDivisionError), store.writing():
+        store.update_person(ada.id, name="Countess")
+        assert live.name_of(ada.id) == "Countess"
+        raise ZeroDivisionError
+    assert live.name_of(ada.id) == "Ada Lovelace"
+    store.forget(ada.id)
+    with pytest.raises(GalleryError):
+        live.person(ada.id)
 
 
 def test_an_index_is_filled_again_when_its_generation_is_unknown(store: Any, make: Make) -> None:
