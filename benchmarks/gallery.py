@@ -1,14 +1,13 @@
 """How fast is the search of a gallery, how often does it find the right one, how soon is it ready? Prints JSON.
 
-    python benchmarks/gallery.py [--only search|recall|open|graph] [--rounds 15] [--templates 100000] [--million]
+    python benchmarks/gallery.py [--only search|recall|open|graph|faces] [--rounds 15] [--templates 100000] [--million]
 
 Templates are random directions, three a person; a probe is a template with noise, at a cosine of about 0.7, where the
 best of 100,000 strangers is at 0.2. How right a model is, they do not say: `edgeface evaluate identification` does.
 
 For a graph of neighbours it matters how templates lie: in 512 dimensions that are all alike nothing is near anything,
-and a walk from neighbour to neighbour has no direction. Embeddings of faces lie otherwise: of 1,284 LFW images,
-FaceNet 20180408-102900's have all their variance in 112 directions, falling about as exp(-i/38), an effective dimension
-of 54. So the graph is given templates that are drawn so (effective dimension 68), and with --directions the others.
+and a walk from neighbour to neighbour has no direction. So graphs are given galleries that are made to have the false
+accepts and rejects of LFW (`edgeface.bench.run.search.make_gallery`), and with --directions the others.
 
 search    one probe, k = 1: float32, float16 and int8 with exact re-ranking, FAISS's IndexFlatIP, and a plain read
           of the float32 vectors: NumPy's largest byte, as fast as memchr, and faster than a sum. All with the same
@@ -17,10 +16,13 @@ recall    10,000 probes and 200 strangers: how often int8 finds what float32 com
           many templates it compares again.
 open      a gallery of so many templates, in a new process: from the file to the first answer, with and without a key;
           and the first time after enrolment, when the file that makes it quick is not there yet.
-graph     usearch: build time, memory, recall@1 and time a search for 200,000 templates (--million: 1,000,000), and the
-          time of an exact search in int8 beside it.
+graph     --graph templates (--million: 1,000,000), three a person, and probes of 1,000 of the people in each of
+          --engines: exact search in int8 and float32, usearch's graph, and pgvector's (HNSW over halfvec, in a server
+          of its own). Recall@1 is against exact search. Then templates of new people are added, three at a time, as
+          fast as they can be, while another thread searches.
+faces     false accepts and rejects of made images at the thresholds that LFW's have 1e-2 to 1e-5 of.
 
-Every part says under which load it ran. Needs the extras `index` and `peers`.
+Every part says under which load it ran. Needs the extras `index`, `peers` and `postgres`.
 """
 
 from __future__ import annotations
@@ -34,18 +36,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _pgvector import Engine, PgVector
+from _run import side_by_side
 
-from edgeface.gallery.index import ApproximateIndex, ExactIndex, Index
-from edgeface.gallery.records import NewTemplate, TemplateBlock
+from edgeface.bench.run.search import make_gallery, make_index
+from edgeface.gallery.index import ExactIndex
+from edgeface.gallery.records import Changes, NewTemplate, TemplateBlock
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.limits import usable_cores
 from edgeface.model.embedding import Embedding, Embeddings
+from edgeface.recognize.known import shipped_thresholds
 
 Answer = tuple[dict[str, Any], dict[str, Any]]
 """The figures that are quoted, and everything else of one part."""
@@ -53,32 +59,39 @@ Answer = tuple[dict[str, Any], dict[str, Any]]
 _ID = "0123456789abcdef"
 _DIM = 512
 _NOISE = 1.0
-_FACE_DIRECTIONS = 112
-_FACE_DECAY = 38.0
-"""Variances fall by 1/e in so many directions."""
 _KEY = bytes(range(32))
+_FACENET = "c9c4145b201ace67"
+"""FaceNet 20180408-102900's contract."""
+PARTS = ["search", "recall", "open", "graph", "faces"]
+ENGINES = ["int8", "float32", "usearch", "pgvector"]
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["search", "recall", "open", "graph"], action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--templates", type=int, default=100_000)
     parser.add_argument("--probes", type=int, default=10_000, help="of recall")
     parser.add_argument("--graph", type=int, default=200_000, help="templates in the graph")
     parser.add_argument("--million", action="store_true", help="the same as --graph 1000000")
     parser.add_argument("--directions", action="store_true", help="graph: random directions, not like faces")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES[:3], help="of graph")
+    parser.add_argument("--seconds", type=float, default=20.0, help="graph: of adding while searching")
     options = parser.parse_args()
-    wanted = options.only or ["search", "recall", "open", "graph"]
+    wanted = options.only or PARTS[:4]
     found: dict[str, Any] = {}
     parts: dict[str, Callable[[], Answer]] = {
         "search": lambda: search(options.templates, options.rounds),
         "recall": lambda: recall(options.templates, options.probes),
         "open": lambda: opening(options.templates, max(3, options.rounds // 3)),
         "graph": lambda: graph(
-            1_000_000 if options.million else options.graph, 1000, like_faces=not options.directions
+            1_000_000 if options.million else options.graph,
+            options.engines,
+            seconds=options.seconds,
+            like_faces=not options.directions,
         ),
+        "faces": faces,
     }
     for name, measure in parts.items():
         if name in wanted:
@@ -89,43 +102,26 @@ def main() -> None:
     print(json.dumps({**found, "templates": options.templates, "threads": usable_cores()}, indent=1))
 
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]
-
-
-def directions(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Unit vectors, (N, D) float32, of which none is like another."""
-    return _unit(rng.standard_normal((count, _DIM), dtype=np.float32))
-
-
-def face_drawing(seed: int = 0) -> Draw:
-    """What draws unit vectors that lie as embeddings of faces do."""
-    turned = np.linalg.qr(np.random.default_rng(seed).standard_normal((_DIM, _FACE_DIRECTIONS)))[0].T
-    scaled = turned * np.exp(-np.arange(_FACE_DIRECTIONS) / (2 * _FACE_DECAY))[:, np.newaxis]
-    axes = scaled.astype(np.float32)
-    return lambda rng, count: _unit(rng.standard_normal((count, _FACE_DIRECTIONS), dtype=np.float32) @ axes)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def made(count: int, draw: Draw = directions, seed: int = 0) -> TemplateBlock:
-    """Templates, three a person."""
+def made(count: int, seed: int = 0) -> TemplateBlock:
+    """Templates of random directions, three a person."""
     rng = np.random.default_rng(seed)
     vectors = np.empty((count, _DIM), np.float32)
     for start in range(0, count, 50_000):
-        vectors[start : start + 50_000] = draw(rng, min(50_000, count - start))
+        vectors[start : start + 50_000] = _directions(rng, min(50_000, count - start))
     ids = np.arange(1, count + 1)
     return TemplateBlock(ids=ids, person_ids=ids // 3 + 1, vectors=vectors, contract_id=_ID, generation=1)
 
 
-def probes_of(
-    block: TemplateBlock, count: int, draw: Draw = directions, seed: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def probes_of(block: TemplateBlock, count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Noisy copies of templates: their ids, and (N, D) float32."""
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(block), count, replace=False)
-    return block.ids[rows], block.vectors[rows] + np.float32(_NOISE) * draw(rng, count)
+    return block.ids[rows], block.vectors[rows] + np.float32(_NOISE) * _directions(rng, count)
+
+
+def _directions(rng: np.random.Generator, count: int) -> np.ndarray:
+    rows = rng.standard_normal((count, _DIM), dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def search(count: int, rounds: int) -> Answer:
@@ -256,39 +252,133 @@ def opening(count: int, rounds: int) -> Answer:
     return {"open_s": found["plain"]["wall_s"], "open_encrypted_s": found["encrypted"]["wall_s"]}, found
 
 
-def graph(count: int, probes: int, *, like_faces: bool) -> Answer:
-    """An approximate index against the exact answers."""
-    draw = face_drawing() if like_faces else directions
-    block = made(count, draw)
-    _, vectors = probes_of(block, probes, draw)
+def faces() -> Answer:
+    """Made images against what was measured on LFW."""
+    made_images = make_gallery(300_000, dim=_DIM, contract_id=_ID, probes=4000)
+    scores = made_images.probes @ made_images.block.vectors.T
+    genuine = made_images.person_ids[:, np.newaxis] == made_images.block.person_ids
+    same, strangers = scores[genuine], scores[~genuine]
+    table = [
+        {
+            "cosine": round(each.value, 4),
+            "lfw_far": each.far,
+            "made_far": float(f"{np.mean(strangers > each.value):.2g}"),
+            "lfw_frr": round(each.frr, 4),
+            "made_frr": round(float(np.mean(same <= each.value)), 4),
+        }
+        for each in shipped_thresholds(_FACENET)
+        if each.far >= 1e-5
+    ]
+    return {"made_to_lfw_far": [round(each["made_far"] / each["lfw_far"], 2) for each in table]}, {"table": table}
+
+
+def graph(count: int, engines: Sequence[str], *, seconds: float, like_faces: bool) -> Answer:
+    """Approximate indexes against the exact answers."""
+    if like_faces:
+        gallery = make_gallery(count, dim=_DIM, contract_id=_ID, probes=1000)
+        block, vectors = gallery.block, gallery.probes
+    else:
+        block = made(count)
+        vectors = probes_of(block, 1000)[1]
     batch = Embeddings(vectors, _ID)
-    exact = ExactIndex(block, storage="int8")
-    exact_ms, _ = one_by_one(exact, batch, 20)
-    truth = [hits.ids[0] for hits in exact.search_batch(batch)]
-    wall, cpu = time.perf_counter(), time.process_time()
-    index = ApproximateIndex(block)
-    built = time.perf_counter() - wall, time.process_time() - cpu
-    graph_ms, found = one_by_one(index, batch, probes)
-    recall_at_1 = float(np.mean(np.array(found) == np.array(truth)))
-    return {"usearch_recall_at_1": recall_at_1}, {
+    truth = np.array([hits.ids[0] for hits in ExactIndex(block).search_batch(batch)])
+    headline: dict[str, Any] = {}
+    found: dict[str, Any] = {
         "templates": count,
         "like_faces": like_faces,
-        "build_s": round(built[0], 1),
-        "build_cpu_s": round(built[1], 1),
-        "graph_mb": round(index.graph_bytes / 1e6),
         "vectors_mb": round(block.vectors.nbytes / 1e6),
-        "search": graph_ms,
-        "exact_int8_search": exact_ms,
+    }
+    for name in engines:
+        print(f"  {name} ...", file=sys.stderr)
+        with contextlib.ExitStack() as opened:
+            wall, cpu = time.perf_counter(), time.process_time()
+            engine: Engine = opened.enter_context(PgVector(block)) if name == "pgvector" else InMemory(block, name)
+            built = time.perf_counter() - wall, time.process_time() - cpu + engine.server_cpu()
+            row: dict[str, Any] = {"build_s": round(built[0], 1), "build_cpu_s": round(built[1], 1), **engine.sizes()}
+            for view in engine.views:
+                engine.look_at(view)
+                timed, first = one_by_one(engine, batch, len(batch) if name not in ("int8", "float32") else 200)
+                row |= {f"{key}{view or ''}": value for key, value in timed.items()}
+                row[f"recall_at_1{view or ''}"] = float(np.mean(first == truth[: len(first)]))
+            row["while_adding"] = adding(engine, batch, count, seconds)
+        found[name] = row
+        headline |= {f"{name}_p50_ms": row[f"p50_ms{engine.views[-1] or ''}"]}
+        print(json.dumps({name: row}), file=sys.stderr)
+    return headline, found
+
+
+def one_by_one(engine: Engine, batch: Embeddings, probes: int) -> tuple[dict[str, float], np.ndarray]:
+    """Times of single searches, and what each found first."""
+    for row in range(5):
+        engine.first(batch[row])
+    walls, first = [], []
+    cpu = time.process_time() + engine.server_cpu()
+    for row in range(probes):
+        began = time.perf_counter()
+        first.append(engine.first(batch[row]))
+        walls.append(1e3 * (time.perf_counter() - began))
+    spent = time.process_time() + engine.server_cpu() - cpu
+    return quantiles(walls) | {"cpu_ms": round(1e3 * spent / probes, 3)}, np.array(first)
+
+
+def quantiles(walls: list[float]) -> dict[str, float]:
+    """Median and p99."""
+    return {"p50_ms": round(statistics.median(walls), 3), "p99_ms": round(float(np.percentile(walls, 99)), 3)}
+
+
+def adding(engine: Engine, batch: Embeddings, count: int, seconds: float) -> dict[str, float]:
+    """Add people as fast as can be in one thread, and search in another."""
+    new = make_gallery(30_000, dim=_DIM, contract_id=_ID, probes=1, seed=9).block
+    ends, walls = time.perf_counter() + seconds, list[float]()
+    added = 0
+
+    def work(number: int) -> None:
+        nonlocal added
+        if number == 0:
+            while time.perf_counter() < ends and added < len(new):
+                part = slice(added, added + 3)
+                engine.add(
+                    TemplateBlock(
+                        ids=new.ids[part] + count,
+                        person_ids=new.person_ids[part] + count,
+                        vectors=new.vectors[part],
+                        contract_id=_ID,
+                        generation=2 + added,
+                    )
+                )
+                added += 3
+        else:
+            while time.perf_counter() < ends:
+                began = time.perf_counter()
+                engine.first(batch[len(walls) % len(batch)])
+                walls.append(1e3 * (time.perf_counter() - began))
+
+    began = time.perf_counter()
+    side_by_side(work, 2)
+    took = time.perf_counter() - began
+    return {
+        "templates_a_second": round(added / took, 1),
+        "searches_a_second": round(len(walls) / took, 1),
+        **quantiles(walls),
     }
 
 
-def one_by_one(index: Index, batch: Embeddings, probes: int) -> tuple[dict[str, float], list[int]]:
-    """Mean times of single searches, and what each found first."""
-    index.search(batch[0])
-    wall, cpu = time.perf_counter(), time.process_time()
-    first = [int(index.search(batch[row]).ids[0]) for row in range(probes)]
-    took = {"wall_ms": time.perf_counter() - wall, "cpu_ms": time.process_time() - cpu}
-    return {name: round(1e3 * each / probes, 3) for name, each in took.items()}, first
+class InMemory(Engine):
+    def __init__(self, block: TemplateBlock, name: str) -> None:
+        self._index = make_index(block, "graph" if name == "usearch" else name)
+
+    def first(self, probe: Embedding) -> int:
+        return int(self._index.search(probe).ids[0])
+
+    def add(self, block: TemplateBlock) -> None:
+        self._index.apply(
+            Changes(
+                generation=block.generation, removed=np.empty(0, np.int64), added=block, history=self._index.history
+            )
+        )
+
+    def sizes(self) -> dict[str, float]:
+        return {"memory_mb": round(self._index.nbytes / 1e6)}
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def binaries() -> Path | None:
 class Cluster:
     """One server; `stop` and `start` as often as a test likes."""
 
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self._folder, self._programs = folder, programs
+    def __init__(self, folder: Path, programs: Path, **settings: str) -> None:
+        self._folder, self._programs, self._settings = folder, programs, _SETTINGS | settings
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ class Cluster:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
             [self._programs / "postgres", "-D", str(self._folder / "data"), "-p", str(self.port), *options],
             cwd=self._folder,

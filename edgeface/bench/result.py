@@ -26,6 +26,7 @@ from edgeface.bench.schema import (
     Positive,
     ResultPart,
     RunSettings,
+    SearchResult,
     ServerResult,
     Validity,
 )
@@ -34,7 +35,7 @@ from edgeface.files import write_atomically
 from edgeface.stats import Interval, LatencyKey
 from edgeface.untrusted import RESULT_BYTES, RESULT_SAMPLES, read_json
 
-SCHEMA: Literal["edgeface.bench/2"] = "edgeface.bench/2"
+SCHEMA: Literal["edgeface.bench/3"] = "edgeface.bench/3"
 """Name and version of the document. A new version needs a step in `_MIGRATIONS`."""
 
 FILE_NAME = "result.json"
@@ -79,7 +80,7 @@ class BenchmarkResult(ResultPart):
         None: an imported report has none.
     """
 
-    schema_: Literal["edgeface.bench/2"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["edgeface.bench/3"] = Field(default=SCHEMA, alias="schema")
     created: str
     edgeface: str | None
     source: str = "edgeface"
@@ -101,6 +102,7 @@ class BenchmarkResult(ResultPart):
     server: ServerResult | None = None
     multi_stream: MultiStreamResult | None = None
     kiosk: KioskResult | None = None
+    search: SearchResult | None = None
     disturbed: bool | None
     disturbances: tuple[str, ...] = ()
     unwatched: tuple[str, ...] = ()
@@ -160,8 +162,9 @@ class BenchmarkResult(ResultPart):
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 """Converts a document to the next schema version."""
 
-_MIGRATIONS: Mapping[int, Migration] = {1: lambda document: document}
-"""By the version that each converts from. 2 adds fields of the kiosk scenario, which a reader of 1 refuses."""
+_MIGRATIONS: Mapping[int, Migration] = {1: lambda document: document, 2: lambda document: document}
+"""By the version that each converts from. 2 adds fields of the kiosk scenario, which a reader of 1 refuses; 3 what
+`edgeface plan` needs, and the search scenario."""
 
 
 def upgrade(

@@ -10,7 +10,7 @@ from edgeface.bench.reading import Frozen
 from edgeface.model.contract import Provenance
 from edgeface.stats import LatencyKey
 
-Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk"]
+Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk", "search"]
 Positive = Annotated[float, Field(ge=0)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -148,6 +148,22 @@ class MultiStreamResult(ResultPart):
     samples_per_query: Annotated[int, Field(ge=1)]
 
 
+class SearchResult(ResultPart):
+    """A gallery that was made, searched for the two most similar people; a query is one probe."""
+
+    # Templates in the gallery, and the people whom they show
+    templates: Annotated[int, Field(ge=1)]
+    people: Annotated[int, Field(ge=1)]
+    storage: str  # See `edgeface.bench.run.search.make_index`
+    dim: Annotated[int, Field(ge=1)]  # Values of an embedding
+    index_bytes: Whole  # Memory of the index, embeddings included
+    build_cpu_s: Positive  # CPU time of making the index
+    found: Share  # Share of the probes whose person was found first
+
+
+Stage = Literal["decode", "convert", "motion", "detect", "follow", "embed", "liveness"]
+
+
 class KioskResult(ResultPart):
     """A video at a camera's frame rate through detection, tracking and recognition."""
 
@@ -172,6 +188,14 @@ class KioskResult(ResultPart):
     spoofs: Whole | None = None
     time_to_decision_ms: dict[LatencyKey, Positive] = Field(default_factory=dict)
     decision_ms: tuple[Positive, ...] = ()
+    embeddings: Whole | None = None  # Looks: crops that were embedded
+    # CPU time, milliseconds, of one frame, or for `embed` and `liveness` of one look, of each stage alone, measured
+    # after the run: `edgeface.bench.run.kiosk.time_stages`; empty: not measured
+    stage_ms: dict[Stage, Positive] = Field(default_factory=dict)
+    frame_size: tuple[Whole, Whole] | None = None  # Height and width
+    # Memory of the process after the run, and what each further camera adds for decoding
+    resident_bytes: Whole | None = None
+    camera_bytes: Whole | None = None
     cpu_parts_ms: tuple[Positive, ...] = ()  # CPU time a frame in each of equal parts of the run, in their order
     video_digest: Digest | None = None  # SHA-256 of the file
 

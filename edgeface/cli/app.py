@@ -44,6 +44,7 @@ _COMMANDS = {
     "identify": ("identify",),
     "liveness": ("liveness",),
     "bench": ("bench",),
+    "plan": ("plan",),
     "train": ("train", "export"),
     "serve": ("serve",),
     "events": ("events",),

@@ -27,6 +27,13 @@ class _Scenario(str, enum.Enum):
     server = "server"
     offline = "offline"
     kiosk = "kiosk"
+    search = "search"
+
+
+class _Storage(str, enum.Enum):
+    float32 = "float32"
+    int8 = "int8"
+    graph = "graph"
 
 
 class _Hint(str, enum.Enum):
@@ -62,7 +69,11 @@ def run(
     ] = None,
     scenario: Annotated[
         _Scenario,
-        typer.Option("--scenario", "-s", help="MLPerf Inference load scenario, or kiosk for the faces of a video."),
+        typer.Option(
+            "--scenario",
+            "-s",
+            help="MLPerf Inference load scenario, kiosk for the faces of a video, or search for a gallery's search.",
+        ),
     ] = _Scenario.single_stream,
     device: Annotated[str | None, option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
@@ -120,6 +131,11 @@ def run(
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
+    templates: Annotated[int | None, option(min=1, help="search: templates in a gallery that is made.")] = None,
+    storage: Annotated[
+        _Storage | None,
+        option(help="search: how the index keeps them; graph is approximate.  [default: as a gallery's index does]"),
+    ] = None,
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Measure the device's peak GFLOP/s, to compute the efficiency.")
     ] = True,
@@ -186,6 +202,8 @@ def run(
                 video=shown,
                 detector=finder,
                 liveness=checker,
+                templates=templates,
+                storage=storage and storage.value,
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,

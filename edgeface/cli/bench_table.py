@@ -54,6 +54,10 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
         if value is not None:
             rows.append((what, _figure(value), unit))
 
+    if (search := result.search) is not None:
+        add("templates", search.templates, f"of {search.people:,} people, {search.storage}")
+        add("index", search.index_bytes / 1e6, f"MB, made in {search.build_cpu_s:.2f} s CPU")
+        add("found first", 100 * search.found, "% of the probes")
     if (kiosk := result.kiosk) is None:
         add("throughput", result.throughput_fps, "items/s" + _within(result.throughput_interval))
         add("work", result.gflops, "GFLOPs per item, as Open Model Zoo counts")
@@ -72,6 +76,9 @@ def _rows(result: BenchmarkResult) -> list[tuple[str, str, str]]:
             add(f"time to decision {key}", kiosk.time_to_decision_ms.get(key), "ms")
         spoofs = f"{kiosk.spoofs} of them spoofs" if kiosk.liveness else "without liveness"
         add("decisions", kiosk.decisions, spoofs)
+        add("looks", kiosk.embeddings, "embedded")
+        for name, value in kiosk.stage_ms.items():
+            add(f"CPU to {name}", value, "ms, alone")
     add("CPU time", result.cpu_ms, "ms per item")
     if (server := result.server) is not None:
         bound = f"with {_figure(server.percentile)} % within {_figure(server.bound_ms)} ms"

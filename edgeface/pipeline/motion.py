@@ -13,9 +13,9 @@ from edgeface.vision.image import Image
 Zones = Sequence[Sequence[tuple[float, float]]]
 """Polygons of (x, y) in shares of the width and height, from the upper left corner."""
 
-_LINGER = 3.0
+LINGER = 3.0
 """Seconds after the last motion or face within which every frame is searched."""
-_GLANCE = 5.0
+GLANCE = 5.0
 """Seconds after which a frame without motion is searched all the same: somebody may stand very still."""
 _SMALL, _CHANGED, _SHARE, _MEMORY = 160, 12.0, 0.002, 0.2
 """Motion: longer side in pixels of the reduced picture, the gray values by which a pixel of it has changed, the share
@@ -56,13 +56,13 @@ class MotionGate:
 
     def keep_open(self, timestamp: float) -> None:
         """Take note that somebody is there."""
-        self._open_until = max(self._open_until, timestamp + _LINGER)
+        self._open_until = max(self._open_until, timestamp + LINGER)
 
     def opens(self, image: Image, timestamp: float) -> bool:
         """Return whether to search the next frame, (H, W, 3) uint8 BGR, of this time in seconds."""
         if self.moved(image):
             self.keep_open(timestamp)
-        if not self.is_open(timestamp) and timestamp < self._searched + _GLANCE:
+        if not self.is_open(timestamp) and timestamp < self._searched + GLANCE:
             return False
         self._searched = timestamp
         return True

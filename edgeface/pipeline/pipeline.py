@@ -30,7 +30,7 @@ from edgeface.vision.source import Frame
 
 CAMERA_GAP = 1.0
 """Seconds after which a face before a camera that is not seen has left."""
-_DETECT_EVERY = 4
+DETECT_EVERY = 4
 """Camera frames from one detection to the next: a face is found within a sixth of a second at 25 frames a second."""
 _AT_ONCE = 2
 """Embeddings of one camera frame: two fit between two frames on two cores."""
@@ -147,7 +147,7 @@ class Pipeline:
             policy=EmbeddingPolicy(
                 least=looks if liveness is None else most, most=most, refresh=_REFRESH, at_once=_AT_ONCE
             ),
-            detect_every=_DETECT_EVERY,
+            detect_every=DETECT_EVERY,
             motion=motion,
             liveness=liveness,
             prefetch=1,  # a frame that was taken in advance would wait

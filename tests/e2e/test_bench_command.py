@@ -38,7 +38,7 @@ def test_json_is_one_object_with_what_was_promised(work: Path, capsys: pytest.Ca
     promised = {"schema", "model", "environment", "settings", "latency_ms", "throughput_fps", "gflops"}
     promised |= {"gflops_per_second", "efficiency", "disturbed"}
     assert promised <= answer.keys()
-    assert answer["schema"] == "edgeface.bench/2"
+    assert answer["schema"] == "edgeface.bench/3"
     assert {"contract_id", "digest"} <= answer["model"].keys()
     assert {"p50", "p90", "p95", "p99", "p99.9"} <= answer["latency_ms"].keys()
     result = BenchmarkResult.read(work / "out")

@@ -114,6 +114,7 @@ _ESSENTIALS: dict[str, Callable[[BenchmarkResult], object]] = {
     "batch": lambda run: run.settings.batch,
     "samples a query": lambda run: run.multi_stream and run.multi_stream.samples_per_query,
     "latency bound": lambda run: run.server and (run.server.bound_ms, run.server.percentile),
+    "number of templates": lambda run: run.search and run.search.templates,
     "video": lambda run: run.kiosk and (run.kiosk.video_digest, run.kiosk.frame_rate),
 }
 """What two results must have in common to be compared."""
@@ -131,6 +132,7 @@ def _said(run: BenchmarkResult) -> dict[str, str]:
         },
         "detector": run.kiosk and run.kiosk.detector,
         "liveness": run.kiosk and run.kiosk.liveness,
+        "index": run.search and run.search.storage,
         "openvino": None if environment is None else environment.software.openvino,
         "edgeface": run.edgeface,
         "measured by": run.source,

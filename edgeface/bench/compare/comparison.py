@@ -37,6 +37,7 @@ _METRICS: dict[Scenario, tuple[str, ...]] = {
     "single-stream": (*_LATENCIES, "throughput"),
     "multi-stream": (*_LATENCIES, "throughput"),
     "offline": ("throughput",),  # its latencies include a queue that it fills itself
+    "search": (*_LATENCIES, "throughput"),
     "server": ("rate",),  # its latencies are those at that rate
     "kiosk": (*_LATENCIES, "dropped", "time to identity", "time to decision", "CPU"),
 }

@@ -93,6 +93,9 @@ def _scenario_rows(result: BenchmarkResult) -> Rows:
         if kiosk.decisions is not None:
             judged = f"{kiosk.spoofs:,} of them spoofs" if kiosk.liveness else "liveness was not judged"
             rows.append(_row("Decisions", f"{kiosk.decisions:,}, {judged}"))
+    if (search := result.search) is not None:
+        size = f"{search.templates:,} templates, {search.people:,} people, {search.storage}"
+        rows.append(_row("Search", f"{size}, {_bytes(search.index_bytes)}; found first {percent(search.found, 4)}"))
     if result.peak is not None:
         products = {name: result.peak.gflops_per_second(name) for name in map(str, result.peak.products)}
         peaks = [f"{name} {rounded(rate, 3)} GFLOP/s" for name, rate in products.items() if rate is not None]

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import cv2
 import numpy as np
+import psutil
 
 from edgeface.bench.run.load_generator import Recording, measured_share, measuring
-from edgeface.bench.schema import KioskResult
+from edgeface.bench.schema import KioskResult, Stage
 from edgeface.errors import InputError
 from edgeface.files import sha256_of
+from edgeface.pipeline.flow import FaceFlow
+from edgeface.pipeline.motion import MotionGate
 from edgeface.pipeline.observation import Face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import LatencyKey, summarize
-from edgeface.vision.liveness import Liveness
+from edgeface.vision.image import Image
+from edgeface.vision.liveness import Liveness, LivenessChecker
 from edgeface.vision.liveness_track import decide_track
 from edgeface.vision.source import Frame, FrameSource, open_source
 
@@ -31,6 +37,12 @@ _PARTS = 8
 """Equal parts of a run whose CPU times are told: how much they vary says how certain the mean is."""
 _WARM_UP = 8
 """Frames of the video that are analysed before the measurement: every network is then compiled."""
+_STAGED, _AT_ONCE = 16, 3
+"""Frames in which the stages are timed by themselves, and faces of each that are embedded."""
+_CAMERAS, _HELD = 3, 3
+"""Captures that are opened to measure the memory of one, and frames of each that are held: the newest, the one that is
+analysed, and the one that is decoded."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +153,75 @@ def run_kiosk(
         spoofs=sum(each.spoof for each in tracks.values()),
         time_to_decision_ms=_summary(decided),
         decision_ms=tuple(decided),
+        embeddings=sum(each.embeddings for each in tracks.values()),
         cpu_parts_ms=_parts(cpu),
         video_digest=sha256_of(video.path),
     )
     return kiosk, recording
+
+
+def time_stages(video: VideoFile, pipeline: Pipeline, liveness: LivenessChecker | None) -> dict[str, Any]:
+    """Measure the CPU time of each stage of a pipeline alone, and memory, as fields of `KioskResult`.
+
+    Frames are taken from all over the video; each stage computes them one by one, so that its CPU time is that of
+    nothing else.
+    """
+    resident = psutil.Process().memory_info().rss
+    spent: dict[Stage, list[float]] = {name: [] for name in get_args(Stage)}
+
+    def timed(stage: Stage, work: Callable[[], _T]) -> _T:
+        began = time.process_time()
+        done = work()
+        spent[stage].append(1e3 * (time.process_time() - began))
+        return done
+
+    motion, flow, size = MotionGate(), FaceFlow(), (0, 0)
+    every = max(2, video.frames // _STAGED)
+    before: tuple[Image, list[Face]] | None = None
+    capture = cv2.VideoCapture(str(video.path))
+    try:
+        for number in range(video.frames):
+            if not timed("decode", capture.grab):
+                break
+            if number % every > 1:  # of each part of the video two frames, for a face to be followed
+                continue
+            image = np.asarray(timed("convert", capture.retrieve)[1])
+            timed("motion", functools.partial(motion.moved, image))
+            if number % every == 1 and before is not None:
+                flow.see(before[0])
+                timed("follow", functools.partial(flow.follow, image, Face.stack(before[1])))
+                continue
+            size = (image.shape[0], image.shape[1])
+            faces = [each for each in timed("detect", functools.partial(pipeline.find, image)) if not each.reasons]
+            before = (image, faces) if faces else None
+            for face in faces[:_AT_ONCE]:
+                timed("embed", functools.partial(pipeline.embed, image, face))
+                if liveness is not None:
+                    timed("liveness", functools.partial(liveness.check, image, Face.stack([face])))
+    finally:
+        capture.release()
+    return {
+        "stage_ms": {name: float(np.mean(times)) for name, times in spent.items() if times},
+        "frame_size": size,
+        "resident_bytes": resident,
+        "camera_bytes": _camera_bytes(video),
+    }
+
+
+def _camera_bytes(video: VideoFile) -> int:
+    """Measure the memory that decoding one more video of this kind takes, with the frames that wait."""
+    process, captures, frames = psutil.Process(), [], []
+    before = process.memory_info().rss
+    try:
+        for _ in range(_CAMERAS):
+            captures.append(cv2.VideoCapture(str(video.path)))
+            frames += [captures[-1].read() for _ in range(_HELD)]
+            for _ in range(_WARM_UP):  # by then the decoder has all the pictures that it refers to
+                captures[-1].grab()
+        return max(0, process.memory_info().rss - before) // _CAMERAS
+    finally:
+        for each in captures:
+            each.release()
 
 
 @dataclass(slots=True)
@@ -153,6 +230,7 @@ class KioskTrack:
 
     usable: float | None = None
     last: np.ndarray | None = None
+    embeddings: int = 0
     looks: int = 0
     judged: deque[Liveness] = field(default_factory=lambda: deque(maxlen=2 * LOOKS))
     identity_ms: float | None = None
@@ -168,6 +246,7 @@ class KioskTrack:
         vector = face.embedding.vector
         if self.last is not None and np.array_equal(vector, self.last):
             return
+        self.embeddings += 1
         self.last, since = vector, 1e3 * (now - self.usable)
         if self.identity_ms is None:
             self.identity_ms = since

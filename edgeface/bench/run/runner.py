@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -19,7 +19,7 @@ from edgeface.bench.machine.peak import Peak, attainable_seconds, measure_peak
 from edgeface.bench.reading import Unknown
 from edgeface.bench.result import BenchmarkResult, Samples
 from edgeface.bench.run.benchmark_model import Shapes
-from edgeface.bench.run.kiosk import LOOKS, VideoFile, run_kiosk
+from edgeface.bench.run.kiosk import LOOKS, VideoFile, run_kiosk, time_stages
 from edgeface.bench.run.load import LoadedModel, load
 from edgeface.bench.run.load_generator import Recording, RunLimits
 from edgeface.bench.run.scenarios import (
@@ -32,8 +32,9 @@ from edgeface.bench.run.scenarios import (
     single_stream,
     warm_up,
 )
+from edgeface.bench.run.search import run_search
 from edgeface.bench.schema import EarlyStopping, Execution, MultiStreamResult, RunSettings, Validity
-from edgeface.errors import InputError
+from edgeface.errors import ContractError, InputError
 from edgeface.pipeline.motion import MotionGate
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
@@ -68,12 +69,16 @@ class ScenarioOptions:
     video: VideoFile | None = None
     detector: Detector | None = None
     liveness: LivenessChecker | None = None
+    # Search: templates of the gallery, required, and how the index stores them; None: as a gallery's index does
+    templates: int | None = None
+    storage: Literal["float32", "int8", "graph"] | None = None
 
 
 _BELONGS: Mapping[str, tuple[str, ...]] = {
     "server": ("bound_ms", "percentile"),
     "multi-stream": ("samples_per_query",),
     "kiosk": ("video", "detector", "liveness"),
+    "search": ("templates", "storage"),
 }
 """Fields of `ScenarioOptions` by the scenario that takes them."""
 
@@ -146,7 +151,8 @@ def benchmark(
     with load(model, settings, core=core, plan=plan, shapes=shapes, image_format=image_format) as loaded:
         begin("warm up")
         alone = settings.scenario in ("single-stream", "kiosk")
-        warmth = warm_up(loaded.target, alone=alone, longest_s=settings.warm_up_s or 0.0)
+        longest = 0.0 if settings.scenario == "search" else settings.warm_up_s or 0.0  # which warms up its own
+        warmth = warm_up(loaded.target, alone=alone, longest_s=longest)
         with watch() as watched:
             begin("measure")
             recording, parts = _measure(loaded, settings, options, progress)
@@ -190,6 +196,8 @@ def _figures(loaded: LoadedModel, recording: Recording, explained: _Explained) -
     }
     if loaded.settings.scenario == "kiosk":  # a frame is not an inference of this model
         return figures
+    if loaded.settings.scenario == "search":
+        return figures | {"gflops": None}
     low, high = rate_interval(recording.ends_s)
     figures["throughput_interval"] = (low and low * items, high and high * items)
     if benchmark_model.info.gflops is not None:
@@ -243,6 +251,8 @@ def _complete(settings: RunSettings, options: ScenarioOptions, image_format: Ima
         raise InputError("the kiosk scenario requires a video and a detector")
     if scenario == "kiosk" and (image_format or settings.batch not in (None, 1)):
         raise InputError("the kiosk scenario makes its own crops, one at a time: it takes no input format or batch")
+    if scenario == "search" and not options.templates:
+        raise InputError("the search scenario requires a number of templates, 1 or more")
     if options.samples_per_query is not None and options.samples_per_query < 1:
         raise InputError(f"samples per query must be 1 or more, found {options.samples_per_query}")
     missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
@@ -271,6 +281,22 @@ def _measure(
             target, limits, bound_ms=options.bound_ms, percentile=percentile, seed=seed, progress=progress
         )
         return recording, {"server": server}
+    if settings.scenario == "search":
+        contract = loaded.benchmark_model.contract
+        if contract is None:
+            raise ContractError(
+                expected="a model with a contract", found="none", remedy="give it one with 'edgeface adopt'"
+            )
+        search, recording = run_search(
+            options.templates or 0,
+            options.storage,
+            limits,
+            dim=contract.embedding_dim,
+            contract_id=contract.contract_id,
+            seed=settings.seed or 0,
+            progress=progress,
+        )
+        return recording, {"search": search}
     assert options.video is not None and loaded.embedder is not None  # noqa: PT018
     assert options.detector is not None
     pipeline = Pipeline.for_camera(
@@ -283,7 +309,10 @@ def _measure(
     )
     judges = options.liveness is not None
     kiosk, recording = run_kiosk(options.video, pipeline, seconds=least, liveness=judges, progress=progress)
-    return recording, {"kiosk": kiosk.model_copy(update={"detector": options.detector.name})}
+    more: dict[str, Any] = {"detector": options.detector.name}
+    if not recording.interrupted:
+        more |= time_stages(options.video, pipeline, options.liveness)
+    return recording, {"kiosk": kiosk.model_copy(update=more)}
 
 
 def _explain(
@@ -291,7 +320,7 @@ def _explain(
 ) -> None:
     """Time the layers and measure the peak, each by itself, so that neither affects the measurement."""
     try:
-        if layers:
+        if layers and loaded.settings.scenario != "search":
             begin("time layers")
             compiled, inputs = loaded.profiled()
             found = time_layers(compiled, inputs, inferences=_PROFILED)
@@ -299,7 +328,7 @@ def _explain(
                 explained.notes.append(f"layers: {found}")
             else:
                 explained.layers = found
-        if peak is True:
+        if peak is True and loaded.settings.scenario != "search":
             begin("measure the peak")
             with watch() as watched:
                 explained.peak = measure_peak(loaded.device, core=loaded.core)
@@ -307,7 +336,7 @@ def _explain(
             explained.disturbances = tuple(
                 f"while the peak was measured, {reason}" for reason in watched.verdict.reasons
             )
-        elif peak:
+        elif isinstance(peak, Peak):
             explained.peak = peak
     except KeyboardInterrupt:
         explained.interrupted = True

@@ -76,6 +76,11 @@ class ApproximateIndex(MemoryIndex):
         self._threads = threads or usable_cores()
         super().__init__(block)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes: the embeddings and the graph."""
+        return self._table.nbytes + int(self._graph.memory_usage)
+
     def recall(self, probes: Embeddings, *, k: int = 1) -> float:
         """Measure the share of the exact `k` best templates that a search finds on these faces.
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from edgeface.errors import ContractError
-from edgeface.gallery.index.exact import ExactIndex
+from edgeface.gallery.index.exact import exact_index
 from edgeface.gallery.index.memory import MemoryIndex
 from edgeface.gallery.records import Person, TemplateBlock
 from edgeface.gallery.store.base import GalleryStore
@@ -58,7 +58,7 @@ class LiveIndex:
         If the store cannot be read.
     """
 
-    def __init__(self, store: GalleryStore, make: Callable[[TemplateBlock], MemoryIndex] = ExactIndex) -> None:
+    def __init__(self, store: GalleryStore, make: Callable[[TemplateBlock], MemoryIndex] = exact_index) -> None:
         self._store = store
         self._gallery_id = store.info.gallery_id
         self._lock = threading.RLock()

@@ -41,6 +41,7 @@ class Table:
         self._count = len(block)
         self._owned = False
         self._order: NDArray[np.intp] | None = None
+        self._order_of_people: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -76,13 +77,27 @@ class Table:
         here: NDArray[np.intp] = rows[self.ids[rows] == ids]
         return here
 
+    def rows_of_people(self, person_ids: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Return the rows of all templates of these people, rising."""
+        if self._order_of_people is None:
+            self._order_of_people = np.argsort(self.person_ids, kind="stable")
+        wanted, order = np.unique(person_ids), self._order_of_people
+        starts, ends = (np.searchsorted(self.person_ids, wanted, side, sorter=order) for side in ("left", "right"))
+        rows = [order[start:end] for start, end in zip(starts, ends, strict=True)]
+        return np.sort(np.concatenate(rows)) if rows else np.empty(0, np.intp)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, room for more rows included."""
+        return sum(array.nbytes for array in self._arrays)
+
     def put(self, block: TemplateBlock, columns: Sequence[NDArray[Any]] = ()) -> None:
         """Append templates that `require_rows` accepted; none of their ids may be here."""
         start, end = self._count, self._count + len(block)
         self._own(end)
         for array, values in zip(self._arrays, (block.ids, block.person_ids, block.vectors, *columns), strict=True):
             array[start:end] = values
-        self._count, self._order = end, None
+        self._count, self._order, self._order_of_people = end, None, None
 
     def remove(self, rows: NDArray[np.intp]) -> None:
         """Remove rows, each named once; the last ones move into the gaps."""
@@ -93,7 +108,7 @@ class Table:
         for array in self._arrays:
             array[gaps] = array[moved]
             array[rest : self._count] = 0
-        self._count, self._order = rest, None
+        self._count, self._order, self._order_of_people = rest, None, None
 
     def _own(self, rows: int) -> None:
         if self._owned and rows <= len(self._arrays[0]):
@@ -170,6 +185,11 @@ class MemoryIndex(ABC):
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes, with the embeddings."""
+        return self._table.nbytes
+
     def search(self, probe: Embedding, *, k: int = 1) -> Hits:
         """Return the `k` most similar templates, or all if there are fewer; see `Index.search`."""
         unit = self.units(probe.vector[np.newaxis], probe.contract_id)
@@ -190,7 +210,7 @@ class MemoryIndex(ABC):
         """Compare with every template of these people; see `Index.compare`."""
         self.units(probe.vector[np.newaxis], probe.contract_id)
         with self._lock:
-            rows = np.flatnonzero(np.isin(self._table.person_ids, np.asarray(person_ids, np.int64)))
+            rows = self._table.rows_of_people(np.asarray(person_ids, np.int64))
             return exact_hits(self._table, rows, probe.vector, len(rows))
 
     @contextlib.contextmanager

@@ -160,7 +160,7 @@ def test_a_kiosk_s_result_of_the_first_version_is_read_and_has_no_figures_that_i
     assert old.kiosk is not None
     assert (old.kiosk.decisions, old.kiosk.detected, old.kiosk.identity_ms) == (None, None, ())
     assert old.kiosk.time_to_identity_ms == made.kiosk.time_to_identity_ms
-    assert old.to_dict()["schema"] == "edgeface.bench/2"
+    assert old.to_dict()["schema"] == "edgeface.bench/3"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"text"'])
