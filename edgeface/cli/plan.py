@@ -9,7 +9,6 @@ import typer
 from rich.table import Column, Table
 
 from edgeface.cli.output import JsonOption, emit_json, escape, print_line, print_note, stdout
-from edgeface.drawing import rounded
 
 if TYPE_CHECKING:
     from edgeface.bench.plan import SitePlan
@@ -75,6 +74,8 @@ def plan(
 
 
 def _show(found: SitePlan) -> None:
+    from edgeface.drawing import rounded
+
     print_line(str(found))
     print_line(f"  on {found.machine}, at most {100 * found.limit:.0f} % so that frames do not wait")
     costs = Table(

@@ -63,8 +63,8 @@ def make_gallery(templates: int, *, dim: int, contract_id: str, probes: int = _P
     exp(-i/20): FaceNet 20180408-102900's embeddings of LFW have theirs in as many. A person is one of 25 groups of
     people who look alike and something of their own, in shares of 0.35 and 0.65; an image is its person and something
     of its own, in shares of Beta(5, 2). The five numbers are fitted to that model's false accepts and rejects on LFW
-    (its shipped thresholds at FAR 1e-2 to 1e-5): of made images FAR is 1.1 to 1.3 times those, and FRR 0.023, 0.082,
-    0.19 and 0.34 where LFW's are 0.021, 0.074, 0.19 and 0.36 (`benchmarks/gallery.py --only faces`).
+    (its shipped thresholds at FAR 1e-2 to 1e-5): of made images FAR is 0.9 to 1.4 times those, and FRR 0.023, 0.082,
+    0.19 and 0.34 where LFW's are 0.021, 0.073, 0.19 and 0.36 (`benchmarks/gallery.py --only faces`).
 
     `InputError` is raised if there is no template.
 

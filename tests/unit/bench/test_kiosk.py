@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_ir import write_tiny_ir
 
-from edgeface.bench.run.kiosk import KioskTrack, VideoFile, run_kiosk
+from edgeface.bench.run.kiosk import KioskTrack, VideoFile, run_kiosk, time_stages
 from edgeface.errors import InputError
 from edgeface.model.embedding import Embedding
 from edgeface.pipeline.observation import Face
@@ -100,6 +100,28 @@ def test_a_slow_pipeline_drops_frames_and_identifies_all_the_same(video: VideoFi
     assert kiosk.decisions == 0  # two looks at any quality are the policy's, and a decision needs three
 
 
+def test_each_stage_is_timed_alone(video: VideoFile, tmp_path: Path) -> None:
+    busy = OneFace(0.0)
+    found = busy.detect
+
+    def detect(images: Sequence[np.ndarray]) -> list[Faces]:
+        began = time.process_time()
+        while time.process_time() < began + 0.01:
+            pass
+        return found(images)
+
+    busy.detect = detect  # type: ignore[method-assign]
+    with Embedder.load(write_tiny_ir(tmp_path)) as embedder:
+        measured = time_stages(video, Pipeline(busy, embedder, tracker=Tracker(), prefetch=1), None)  # type: ignore[arg-type]
+    stages = measured["stage_ms"]
+    assert set(stages) == {"decode", "convert", "motion", "detect", "follow", "embed"}
+    assert 10 <= stages["detect"] < 40
+    assert max(ms for name, ms in stages.items() if name != "detect") < 10
+    assert measured["frame_size"] == (120, 160)
+    assert measured["resident_bytes"] > 1 << 24
+    assert measured["camera_bytes"] >= 0
+
+
 def look(number: int, *, live: str | None = "live", usable: bool = True) -> Face:
     """A look at one face."""
     judged = live and Liveness(
@@ -135,3 +157,4 @@ def test_a_decision_takes_three_looks_that_are_live_or_a_spoof(
     assert track.identity_ms == pytest.approx(20)
     assert track.decision_ms == (None if decided is None else pytest.approx(20 + 100 * decided))
     assert track.spoof == spoof
+    assert track.embeddings == len(verdicts)

@@ -86,6 +86,12 @@ def test_every_template_of_a_person_is_compared(make: Make) -> None:
     assert hits.ids[0] == 6
     assert sorted(hits.ids.tolist()) == list(range(5, 13))
     assert (np.diff(hits.scores) <= 0).all()
+    assert len(index.compare(Embedding(rows[5], ID), [])) == 0
+    more = block_of(unit_rows(2, DIM, seed=1), ids=[20, 21], person_ids=[3, 1])
+    index.apply(changes(more, removed=[6, 9], generation=2))
+    again = index.compare(Embedding(rows[5], ID), [3, 2, 3])
+    assert sorted(again.ids.tolist()) == [5, 7, 8, 10, 11, 12, 20]
+    assert index.compare(Embedding(rows[5], ID), [1]).person_ids.tolist() == [1] * 5
 
 
 def test_removed_rows_are_overwritten_in_memory() -> None:
