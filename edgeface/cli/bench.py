@@ -203,7 +203,7 @@ def run(
                 detector=finder,
                 liveness=checker,
                 templates=templates,
-                storage=storage and storage.value,
+                storage=None if storage is None else storage.value,
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,

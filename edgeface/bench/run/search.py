@@ -84,7 +84,7 @@ def make_gallery(templates: int, *, dim: int, contract_id: str, probes: int = _P
     def directions(count: int) -> Floats:
         return _unit(rng.standard_normal((count, width), dtype=np.float32) * spread)
 
-    def mixed(common: Floats, share: Any) -> Floats:
+    def mixed(common: Floats, share: Any) -> Any:
         return np.sqrt(share) * common + np.sqrt(1 - share) * directions(len(common))
 
     def images(people: Floats) -> Floats:
@@ -107,7 +107,8 @@ def make_gallery(templates: int, *, dim: int, contract_id: str, probes: int = _P
 
 
 def _unit(rows: Floats) -> Floats:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    units: Floats = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return units
 
 
 def make_index(block: TemplateBlock, storage: Storage | Literal["graph"] | None) -> MemoryIndex:
