@@ -14,6 +14,7 @@ from scipy.spatial.distance import squareform
 from edgeface.errors import EnrolmentRefused, InputError, MissingError
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.records import NewTemplate, Person, Template, check_name, unit_vector
+from edgeface.gallery.retention import without_hashes
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding, require_same_contract
@@ -152,6 +153,7 @@ class Enrolment:
         """Return JSON values; `sources` must name the photos."""
         return {
             **self.person.to_dict(),
+            "metadata": without_hashes(self.person),
             "new_person": self.created,
             "new_templates": list(self.template_ids),
             "already": self.already,

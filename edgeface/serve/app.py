@@ -150,7 +150,7 @@ class _Exchange:
             self._most_held = math.inf  # written to the disk as they arrive
         scope["edgeface.request_id"] = self._id
         if self._method == "HEAD":  # as GET, without the body (RFC 9110, section 9.3.2)
-            self._scope = dict(scope, method="GET")
+            self._scope = {**scope, "method": "GET", "edgeface.head": True}
 
     @property
     def answers(self) -> bool:

@@ -309,6 +309,9 @@ async def kiosk_stream(request: Request, caller: Recognises, service: Served) ->
     that gets neither for longer must treat the door as closed.
     """
     streams, given = _streams(request), request.headers.get("last-event-id", "")
+    if "edgeface.head" in request.scope:  # what would be streamed has no end
+        streams.require(service, caller)
+        return StreamingResponse((), media_type="text/event-stream")
     headers = {name.lower(): value for name, value in request.scope["headers"]}
     address = address_of(request.scope)
     authenticate = functools.partial(service.authenticate, headers, address)

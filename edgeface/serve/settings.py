@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgeface.errors import InputError
 from edgeface.limits import usable_cores
 from edgeface.untrusted import YAML_BYTES, read_text, reading
+from edgeface.zoo.catalog import Document
 
 PREFIX = "EDGEFACE_SERVE"
 """Begins the name of each environment variable, e.g. EDGEFACE_SERVE_LISTEN__PORT."""
@@ -302,7 +303,7 @@ def read_settings(kind: type[S], path: Path | None, environ: Mapping[str, str], 
 def _read(path: Path, command: str) -> Any:
     text = read_text(path, f"the configuration of {command}", limit=YAML_BYTES)
     with reading(path, "YAML", remedy=f"compare it with '{command} --print-config'"):
-        return yaml.safe_load(text) or {}
+        return Document(text, name=str(path)).data or {}
 
 
 def _put(tree: dict[str, Any], keys: list[str], text: str, name: str) -> None:

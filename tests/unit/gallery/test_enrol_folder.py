@@ -60,8 +60,11 @@ def test_people_of_a_table_are_enrolled_or_refused_one_by_one(store: SqliteStore
     ada = done.to_dict()["enrolled"][0]
     assert (ada["name"], ada["new_person"], len(ada["new_templates"]), ada["already"]) == ("Ada", True, 2, 0)
     assert {each["new"] for each in ada["disagreements"]} <= {"in/Ada/2.jpg"}
+    store.update_person(ada["id"], metadata={"site": "Bern", "pin": "salt$hash", "forget_code": "hash"})
     again = enrol_folder(store, [path], rules=RULES)
     assert [each.already for each in again.enrolled] == [2, 1]
+    assert again.to_dict()["enrolled"][0]["metadata"] == {"site": "Bern"}
+    assert "hash" not in repr(again.to_dict())
     forced = enrol_folder(store, [path], rules=RULES, force=True)
     assert forced
     assert forced.to_dict()["enrolled"][2]["lookalikes"][0]["name"] == "Ada"

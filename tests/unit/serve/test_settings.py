@@ -43,6 +43,7 @@ def test_every_key_is_a_variable_too(tmp_path: Path) -> None:
         ("listen: {host: 0.0.0.0}", "there is no tls"),
         ("- 1", "expected keys and values"),
         ("a: [", "YAML"),
+        ("listen: {port: 1}\nlisten: {port: 2}", "serve.yml:2: listen: expected each key once"),
         ("limits: {workers: 0}", "limits.workers"),
     ],
 )

@@ -123,6 +123,15 @@ def test_a_socket_tells_what_the_stream_of_events_tells(door: Door) -> None:
     assert streamed[0]["open"] is True
 
 
+def test_asking_for_the_headers_of_a_stream_holds_none(door: Door) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", door.port, timeout=5)) as asking:
+        for _ in range(2):  # the connection is free again
+            asking.request("HEAD", f"{doors.PREFIX}/kiosk/stream", headers={"x-api-key": door.key})
+            answer = asking.getresponse()
+            assert (answer.status, answer.read()) == (200, b"")
+            assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 def test_a_socket_tells_at_once_and_resumes_from_the_last_number(door: Door) -> None:
     with door.open({"key": door.key}) as opened:
         assert read(opened)["event"] == "status"
