@@ -430,9 +430,16 @@ class FaceAnalyzer:
         rule: PersonRule | None = None,
         margin: float = 0.0,
     ) -> list[Identification]:
-        """Identify the faces that `analyze` found in one photo; see `identify`, of which this is the second half."""
-        identifier = Identifier(gallery, threshold, rule=rule, margin=margin)
-        found = iter(identifier.identify_frame([face.embedding for face in faces if face.embedding is not None]))
+        """Identify the faces that `analyze` found in one photo; see `identify`, of which this is the second half.
+
+        Nobody is named whose consent has expired: see `edgeface.gallery.retention.withhold`.
+        """
+        from edgeface.gallery.retention import withhold  # here, because who verifies has no gallery
+
+        with gallery.snapshot() as index:
+            identifier = Identifier(index, threshold, rule=rule, margin=margin)
+            answers = identifier.identify_frame([face.embedding for face in faces if face.embedding is not None])
+            found = iter([withhold(index, answer) for answer in answers])
         unusable = Identification(verdict=Verdict.unusable, threshold=threshold, rule=identifier.rule)
         name = self.contract.name
         return [replace(unusable if face.embedding is None else next(found), face=face, model=name) for face in faces]

@@ -10,6 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.options import DetectorOptions, with_options
+from edgeface.cli.words import found_lines
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.files import require_writable
 from edgeface.model.contract import Alignment
@@ -75,8 +76,8 @@ def detect(
     with options.load_detector(threshold=threshold) as model:
         for found in detect_photos(photos, model, failures=failures, drawn=drawn):
             answers.append(found.to_dict())
-            if not json:
-                _show(answers[-1])
+            for line in () if json else found_lines(answers[-1]):
+                out.print_line(line)
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if json:
@@ -137,12 +138,6 @@ def align(
     else:
         out.print_line(f"{len(report.written)} crops written to {output_dir}")
     out.finish(failures, strict=strict, left_out=listed.left_out)
-
-
-def _show(answer: dict[str, Any]) -> None:
-    out.print_line(f"{answer['path']}: {out.counted(len(answer['faces']), 'face')}")
-    for face in answer["faces"]:
-        out.print_line(f"  {face['score']:.4f}  {out.describe_box(face['box'])}")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

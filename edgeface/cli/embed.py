@@ -10,7 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.words import choice_words, decision_words
+from edgeface.cli.words import choice_words, decision_words, embedded_words
 from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
@@ -56,25 +56,21 @@ def embed(
             embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
             app.contract.name,
         )
+    answer = {
+        "output": str(output),
+        "model": model,
+        "contract_id": result.table.contract_id,
+        "rows": len(result.table),
+        "files": result.files,
+        "reused": result.reused,
+        "dropped": result.dropped,
+        "failures": out.list_failures(result.failures),
+        "left_out": out.list_failures(result.left_out),
+    }
     if json:
-        out.emit_json(
-            {
-                "output": str(output),
-                "model": model,
-                "contract_id": result.table.contract_id,
-                "rows": len(result.table),
-                "files": result.files,
-                "reused": result.reused,
-                "dropped": result.dropped,
-                "failures": out.list_failures(result.failures),
-                "left_out": out.list_failures(result.left_out),
-            }
-        )
+        out.emit_json(answer)
     else:
-        out.print_line(
-            f"{out.counted(len(result.table), 'embedding')} of {out.counted(result.files, 'file')} in {output}, "
-            f"by {model}" + (f"; {out.counted(result.reused, 'file')} from an earlier run" if result.reused else "")
-        )
+        out.print_line(embedded_words(answer))
     if result.dropped:
         out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
     out.finish(result.failures, strict=strict, left_out=result.left_out)

@@ -10,10 +10,12 @@ import typer
 from edgeface.cli import output as out
 from edgeface.cli.gallery_options import GalleryOption, KeyOption, open_gallery
 from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.words import identified_lines, search_words
 from edgeface.errors import ImageError, NegativeResult
 
 if TYPE_CHECKING:
     from edgeface.recognize.identify import Identification
+    from edgeface.recognize.open_set import SearchThreshold
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +58,7 @@ def identify(
     """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
     from edgeface.recognize.index import PersonRule
     from edgeface.recognize.threshold import require_rate
+    from edgeface.vision.crops import list_some
     from edgeface.vision.listing import list_photos
     from edgeface.vision.quality import QualityGate
 
@@ -68,26 +71,28 @@ def identify(
     with open_gallery(gallery, key):
         pass  # without gallery or key no model is loaded
     failures = dict(photos.failures)
-    found: dict[Path, list[Identification]] = {}
+    found: dict[Path, list[dict[str, Any]]] = {}
     with options.load(photos=len(photos.files)) as app:
         contract, precision, hint = app.contract, app.precision, app.hint
         with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=given)
+            decided = _describe_threshold(limit)
             if not json:
-                out.print_note(limit.summary)
-            if note := limit.note(limit.gallery_size):
-                out.print_note(note)
+                out.print_note(search_words(decided))
+            if decided["note"]:
+                out.print_note(decided["note"])
             for path in photos.files:
                 try:
-                    found[path] = app.identify(path, store, threshold=limit, rule=scored, margin=margin, gate=gate)
+                    answers = app.identify(path, store, threshold=limit, rule=scored, margin=margin, gate=gate)
                 except ImageError as error:
                     failures[path] = str(error).removeprefix(f"{path}: ")
                     continue
-                if not json:
-                    _show(path, found[path], margin=margin)
+                found[path] = [_describe(each) for each in answers]
+                for line in () if json else identified_lines(path, found[path], margin=margin):
+                    out.print_line(line)
     if not found:
-        raise ImageError("no photo could be read: " + "; ".join(f"{p}: {why}" for p, why in failures.items()))
-    recognised = sum(map(bool, (each for answers in found.values() for each in answers)))
+        raise ImageError(f"no photo could be read: {list_some(failures)}")
+    recognised = sum(each["known"] for answers in found.values() for each in answers)
     if json:
         out.emit_json(
             {
@@ -96,21 +101,11 @@ def identify(
                 "contract_id": contract.contract_id,
                 "precision": precision,
                 "hint": hint,
-                "templates": limit.gallery_size,
-                "threshold": limit.value,
-                "fpir": limit.fpir,
-                "expected_fpir": limit.expected_fpir,
-                "expected_fnir": limit.expected_fnir,
-                "supported": limit.supported,
-                "measured_on": limit.measured_on,
-                "note": limit.note(limit.gallery_size),
+                **decided,
                 "rule": scored.name,
                 "margin": margin,
                 "recognised": recognised,
-                "images": [
-                    {"path": str(path), "faces": [_describe(each) for each in answers]}
-                    for path, answers in found.items()
-                ],
+                "images": [{"path": str(path), "faces": answers} for path, answers in found.items()],
                 "failures": out.list_failures(failures),
                 "left_out": out.list_failures(photos.left_out),
             }
@@ -122,29 +117,16 @@ def identify(
         raise typer.Exit(NegativeResult.exit_code)
 
 
+def _describe_threshold(limit: SearchThreshold) -> dict[str, Any]:
+    names = ("fpir", "expected_fpir", "expected_fnir", "supported", "measured_on")
+    known = {name: getattr(limit, name) for name in names}
+    return (
+        {"templates": limit.gallery_size, "threshold": limit.value} | known | {"note": limit.note(limit.gallery_size)}
+    )
+
+
 def _describe(answer: Identification) -> dict[str, Any]:
     assert answer.face is not None
     place = {"face": answer.face.number, "box": answer.face.to_dict()["box"]}
     reasons = {"reasons": list(answer.face.reasons)} if answer.face.reasons else {}
     return answer.to_dict() | place | reasons
-
-
-def _show(path: Path, answers: list[Identification], *, margin: float) -> None:
-    out.print_line(f"{path}: {out.counted(len(answers), 'face')}")
-    for answer in answers:
-        assert answer.face is not None
-        place = out.describe_box(answer.face.box.tolist())
-        if answer.face.reasons:
-            out.print_line(f"  {place}: unusable: {'; '.join(answer.face.reasons)}")
-            continue
-        who = f"[bold]{out.escape(answer.person)}[/]" if answer.person else ""
-        score = "nobody is enrolled" if answer.score is None else f"{answer.score:.4f}"
-        score += ", of a person who is another face in this photo" if answer.taken else ""
-        behind = f", next {out.escape(answer.runner_up)} {answer.runner_up_score:.4f}" if answer.runner_up else ""
-        word = {"accepted": "", "unknown": "unknown"}.get(answer.verdict.value, _inconclusive(margin))
-        out.stdout.print(f"  {place}: {word}{who} ({score}{behind})", soft_wrap=True)
-
-
-def _inconclusive(margin: float) -> str:
-    why = f"the lead is under --margin {margin:g}" if margin else "the next person's score is the same"
-    return f"inconclusive, {why}; take another photo: "

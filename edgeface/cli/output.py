@@ -23,7 +23,9 @@ from rich.segment import Segment
 from edgeface.cli.streams import GuardedStream as GuardedStream
 from edgeface.cli.streams import emit_json as emit_json
 from edgeface.cli.streams import guarded_streams as guarded_streams
+from edgeface.cli.words import counted as counted
 from edgeface.cli.words import describe_box as describe_box
+from edgeface.cli.words import list_failures as list_failures
 from edgeface.cli.words import model_words
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import SEEDED_WARNING, ModelContract
@@ -99,11 +101,6 @@ def warn_if_seeded(provenance: str | None) -> None:
         stderr.print(f"[bold yellow]{SEEDED_WARNING}[/]", soft_wrap=True)
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a number of things, with the noun in the singular for one: "1 face", "2 faces"."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
 def emit_json_line(answer: Mapping[str, Any]) -> None:
     """Print one JSON object of a command that goes on, in one line, at once."""
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -139,11 +136,6 @@ def mention_left_out(left_out: Mapping[Path, str]) -> None:
 
     if left_out:
         print_note(f"left out: {list_some(left_out)}")
-
-
-def list_failures(failures: Mapping[Path, str]) -> list[dict[str, str]]:
-    """List files and folders that failed or are left out, and why, for a command's JSON."""
-    return [{"path": str(path), "error": reason} for path, reason in failures.items()]
 
 
 def finish(failures: Mapping[Path, str], *, strict: bool, left_out: Mapping[Path, str] | None = None) -> None:

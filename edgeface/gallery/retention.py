@@ -7,15 +7,21 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeface.gallery.records import Person
 from edgeface.gallery.store.base import GalleryStore
+
+if TYPE_CHECKING:
+    from edgeface.gallery.index.live import LiveIndex
+    from edgeface.recognize.identify import Identification
 
 CONSENT = "consent"
 """Key of a person's metadata that is reserved for `Consent`."""
 CODE, PIN = "forget_code", "pin"
 """Keys that are reserved for hashes of what the service tells or is told; a short PIN can be guessed by its hash."""
+EXPIRED = "consent-expired"
+"""`Identification.reason` of an answer that names nobody, though the scores would."""
 _AT_ONCE, _AT_ONCE_WITH_IMAGES = 512, 32
 """Templates of one erasure, which holds in memory what it searches for."""
 
@@ -84,6 +90,23 @@ def parse_time(text: Any) -> datetime:
     if time.tzinfo is None:
         raise ValueError("a time without a zone")
     return time.astimezone(timezone.utc)
+
+
+def withhold(index: LiveIndex, found: Identification, now: datetime | None = None) -> Identification:
+    """Return an answer that names nobody whose consent has ended by `now`, None for the clock's time.
+
+    Call it in the `snapshot` of the answer, so that both are of one generation of the gallery.
+    """
+
+    def is_withheld(person_id: int | None) -> bool:
+        return person_id is not None and Consent.of_has_expired(index.person(person_id), now)
+
+    if is_withheld(found.runner_up_id):
+        found = dataclasses.replace(found, runner_up_id=None, runner_up=None, runner_up_score=None)
+    if is_withheld(found.person_id):
+        unknown = type(found.verdict).unknown
+        found = dataclasses.replace(found, verdict=unknown, person_id=None, person=None, score=None, reason=EXPIRED)
+    return found
 
 
 def without_hashes(person: Person) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from edgeface.gallery.index.live import LiveIndex
-from edgeface.gallery.retention import Consent
+from edgeface.gallery.retention import EXPIRED, withhold
 from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.settings import DecisionSettings
 from edgeface.model.contract import ModelContract
@@ -88,9 +88,8 @@ class Decider:
             return [f"the gallery cannot be read: {error}"] * len(looks)
 
     def _consenting(self, index: LiveIndex, found: Identification) -> Identification | str:
-        now = datetime.fromtimestamp(self._clock(), timezone.utc)
-        ended = found.person_id is not None and Consent.of_has_expired(index.person(found.person_id), now)
-        return "the consent has expired" if ended else found
+        found = withhold(index, found, datetime.fromtimestamp(self._clock(), timezone.utc))
+        return "the consent has expired" if found.reason == EXPIRED else found
 
     def emit(self, event: VisitEvent) -> bool:
         """Hand an event over, and return whether it was taken; a known person has passed then. Hold `lock`."""

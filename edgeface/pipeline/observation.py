@@ -80,8 +80,8 @@ class Face:
         """Return what is known of the face, without its embedding, as JSON types."""
         known = np.isfinite(self.landmarks).all()
         return {
-            "box": [round(each, 1) for each in self.box.tolist()],
-            "landmarks": [[round(x, 1), round(y, 1)] for x, y in self.landmarks.tolist()] if known else None,
+            "box": [round(each, 2) for each in self.box.tolist()],
+            "landmarks": [[round(x, 2), round(y, 2)] for x, y in self.landmarks.tolist()] if known else None,
             "score": self.score,
             "quality": None if self.quality is None else self.quality.score,
             "liveness": None if self.liveness is None else self.liveness.to_dict(),

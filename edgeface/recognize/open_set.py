@@ -88,13 +88,6 @@ class SearchThreshold:
             return "by hand"
         return f"FPIR {self.fpir:g}" + (f" on {self.measured_on}" if self.measured_on else "")
 
-    @property
-    def summary(self) -> str:
-        """The threshold, its rate and what it costs, in one line for people."""
-        cost = f", where {self.expected_fnir:.1%} of photos of enrolled people are missed" if self.expected_fnir else ""
-        counted = f"{self.gallery_size:,} template{'s' * (self.gallery_size != 1)}"
-        return f"threshold: cosine > {self.value:.4f}, {self.rate}, {counted}{cost}"
-
     def accepts(self, score: float) -> bool:
         """Whether the score exceeds the threshold."""
         return score > self.value

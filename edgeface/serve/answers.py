@@ -220,6 +220,8 @@ class ModelAnswer(ByModel):
     """That the device computes in; null: it does not say."""
     weights: Literal["FP32", "FP16", "INT8"]
     """Precision of the stored weights."""
+    hint: str | None
+    """What it was loaded for: latency or throughput."""
     dimensions: int
     """Of an embedding."""
     detector: str | None
@@ -240,6 +242,8 @@ class ModelDetailAnswer(ModelAnswer):
 
     contract: ModelContract
     """What it expects and returns."""
+    settings: dict[str, Any]
+    """Everything that faces and embeddings of a photo depend on, as the files of `edgeface embed` record it."""
 
 
 class ThresholdAnswer(Answer):

@@ -132,6 +132,7 @@ def _describe(service: Service, model: ServedModel, caller: Caller) -> dict[str,
         "devices": list(execution.execution_devices),
         "precision": model.analyzer.precision,
         "weights": contract.precision,
+        "hint": model.analyzer.hint,
         "dimensions": contract.embedding_dim,
         "detector": options.detector if options else None,
         "galleries": [
@@ -154,7 +155,8 @@ def list_models(service: Service, caller: Caller) -> list[ModelAnswer]:
 def describe_model(service: Service, name: str, caller: Caller) -> ModelDetailAnswer:
     """Describe a model, with its contract."""
     with service.models.use(name) as model:
-        return ModelDetailAnswer.model_validate(_describe(service, model, caller) | {"contract": model.contract})
+        details = {"contract": model.contract, "settings": model.analyzer.pipeline(faces="largest").settings}
+        return ModelDetailAnswer.model_validate(_describe(service, model, caller) | details)
 
 
 def thresholds(service: Service, name: str, options: ThresholdOptions) -> ThresholdsAnswer:

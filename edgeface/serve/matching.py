@@ -12,7 +12,7 @@ import numpy as np
 from edgeface.errors import FaceError, MissingError
 from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.records import Person
-from edgeface.gallery.retention import Consent
+from edgeface.gallery.retention import EXPIRED, Consent, withhold
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding
 from edgeface.pipeline.observation import Face
@@ -24,7 +24,7 @@ from edgeface.recognize.metrics import Metric, paired
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.recognize.threshold import Threshold, verify
 from edgeface.serve.problems import Problem
-from edgeface.serve.service import EXPIRED, ServedGallery, ServedModel, Service, withhold
+from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.similarity import SimilarityScale, scale_of
 from edgeface.vision.quality import QualityGate
 

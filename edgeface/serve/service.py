@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +21,6 @@ from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError, Overloaded
 from edgeface.files import output_errors
 from edgeface.gallery.records import Erasure, Proof
-from edgeface.gallery.retention import Consent
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.recognize.identify import Identification, Verdict
@@ -42,7 +41,6 @@ from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
-    from edgeface.gallery.index import LiveIndex
     from edgeface.model.contract import ModelContract
     from edgeface.recognize.open_set import SearchThreshold
 
@@ -540,9 +538,7 @@ class Service:
         with self.models.use(gallery.options.model) as model:
             threshold = self.search_threshold(model, gallery, fpir=fpir)
             faces, margin = self.analyze(model, self.read_photo(photo), gate=gallery.gate), gallery.options.margin
-            with gallery.index.snapshot() as index:
-                found = model.analyzer.identify_faces(faces, index, threshold=threshold, margin=margin)
-                return [withhold(index, each) for each in found]
+            return model.analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
 
     def state_of(self, model: str, gallery: ServedGallery | None, read: bool) -> tuple[object, ...]:
         """Return what answers depend on beside their requests: another value after each change, whoever made it.
@@ -567,23 +563,6 @@ class Service:
         options = gallery.options
         fpir = fpir or (None if options.threshold is not None else options.fpir)
         return model.analyzer.search_threshold(gallery.index, fpir=fpir, threshold=options.threshold)
-
-
-EXPIRED = "consent-expired"
-"""Why nobody is recognised whom the scores would name."""
-
-
-def withhold(index: LiveIndex, found: Identification) -> Identification:
-    """Return an answer that names nobody whose consent has expired; call it in the `snapshot` of the answer."""
-
-    def is_withheld(person_id: int | None) -> bool:
-        return person_id is not None and Consent.of_has_expired(index.person(person_id))
-
-    if is_withheld(found.runner_up_id):
-        found = replace(found, runner_up_id=None, runner_up=None, runner_up_score=None)
-    if is_withheld(found.person_id):
-        found = replace(found, verdict=Verdict.unknown, person_id=None, person=None, score=None, reason=EXPIRED)
-    return found
 
 
 @contextlib.contextmanager

@@ -38,7 +38,10 @@ class Detection:
     faces: Faces
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types, without pixels: path, width, height, and box, landmarks and score of each face."""
+        """Convert to JSON types, without pixels: path, width, height, and box, landmarks and score of each face.
+
+        Faces come from left to right, as `FaceAnalyzer.analyze` numbers them.
+        """
         height, width = self.image.shape[:2]
         faces = [
             {
@@ -46,7 +49,10 @@ class Detection:
                 "landmarks": np.round(points.astype(float), 2).tolist() if np.isfinite(points).all() else None,
                 "score": round(float(score), 6),
             }
-            for box, points, score in zip(self.faces.boxes, self.faces.landmarks, self.faces.scores, strict=True)
+            for box, points, score in sorted(
+                zip(self.faces.boxes, self.faces.landmarks, self.faces.scores, strict=True),
+                key=lambda face: float(face[0][0]),
+            )
         ]
         return {"path": str(self.photo.path), "width": width, "height": height, "faces": faces}
 

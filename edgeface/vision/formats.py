@@ -6,12 +6,12 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
-
-import cv2
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from edgeface.errors import ImageError, install_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HEAD = 192
 """Bytes that `kind_of` looks at."""
@@ -149,6 +149,8 @@ def open_heif(data: bytes, kind: FileKind) -> Any:
 
 def decode_heif(opened: Any) -> np.ndarray:
     """Decode what `open_heif` opened, upright: (H, W, 4) uint8, BGRA. Raises `ImageError` if it is damaged."""
+    import cv2  # here, because who lists photos decodes none
+    import numpy as np
     from PIL import ImageOps
 
     try:

@@ -12,8 +12,9 @@ import pytest
 from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 
 from edgeface.cli import main
-from edgeface.cli.identify import _show
+from edgeface.cli.identify import _describe
 from edgeface.cli.output import print_model
+from edgeface.cli.words import identified_lines
 from edgeface.pipeline.observation import Face
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.recognize.index import PersonRule
@@ -124,8 +125,8 @@ def test_a_face_whose_person_is_another_face_is_not_reported_as_of_an_empty_gall
         rule=PersonRule(),
         face=Face(box=np.zeros(4, np.float32), landmarks=np.zeros((5, 2), np.float32), score=1.0, quality=None),
     )
-    _show(Path("two.jpg"), [answer], margin=0.0)
-    assert "unknown (0.9000, of a person who is another face in this photo)" in capsys.readouterr().out
+    (_, line) = identified_lines("two.jpg", [_describe(answer)], margin=0.0)
+    assert line.endswith(": unknown (0.9000, of a person who is another face in this photo)")
     (work / "people.gallery").unlink()
     model = work / "tiny.xml"
     assert main(["gallery", "create", str(work / "people.gallery"), "--model", str(model), "--unencrypted"]) == 0

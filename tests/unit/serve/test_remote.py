@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -11,15 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from tiny_ir import BLUE, RED, write_tiny_ir
-from unit.serve.conftest import OPEN, jpeg, load_squares, serving
+from tiny_ir import BLUE, GREEN, RED, SquareDetector, write_tiny_ir
+from unit.serve.conftest import OPEN, enrol, jpeg, load_squares, serving
 
+import edgeface
 from edgeface.cli import main
 from edgeface.errors import InputError
+from edgeface.pipeline.table import EmbeddingTable
+from edgeface.serve.enrol import record_consent, update_person
+from edgeface.serve.problems import Problem
 from edgeface.serve.server import unix_socket
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Settings
@@ -37,6 +44,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "listen": {"socket": folder / "socket"},
     }
     with Service(Settings.model_validate(given), load=load_squares) as made, serving(made):
+        for name, colour in {"Ada": RED, "Bob": BLUE, "Eve": GREEN}.items():
+            enrol(made, name, colour)
+        consent = record_consent({"text_version": "1", "expires": "2026-01-01T00:00:00Z"}, "0badcafe")
+        update_person(made.gallery(None), 3, consent=consent)
         wait_for(folder / "socket")
         yield made
 
@@ -58,6 +69,7 @@ def photos(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "red": jpeg(RED),
         "two": jpeg(RED, BLUE),
         "blue": jpeg(BLUE),
+        "expired": jpeg(GREEN, RED),
         "nobody": jpeg(None),
         "broken": jpeg(RED)[:60],
     }
@@ -87,12 +99,212 @@ def test_the_service_decides_as_a_model_here_would(
     assert f"{photos['two']}: 2 faces; compared number" in capsys.readouterr().err
 
 
+@pytest.fixture
+def both(
+    service: Service, photos: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command by the service and by a model here, with `here` besides; both say and return the same."""
+    load = edgeface.load
+
+    def load_here(model: Any, *, detector: Any, **options: Any) -> edgeface.FaceAnalyzer:
+        known = {name: options[name] for name in ("device", "hint", "allow_seeded")}
+        return load(model, detector=SquareDetector(), **known)
+
+    monkeypatch.setattr(edgeface, "load", load_here)
+    monkeypatch.setattr(edgeface, "load_detector", lambda *_, **__: contextlib.nullcontext(SquareDetector()))
+    state, (server, ir) = service.settings.state, (os.environ["EDGEFACE_SERVER"], service.settings.models["default"])
+    stands = {"default": str(state / "default.gallery")}
+    of_process = {
+        "verify": ["--model", str(ir.model)],
+        "detect": [],
+        "embed": ["--model", str(ir.model)],
+        "identify": ["--model", str(ir.model), "--key", f"file:{state / 'keys' / 'default.key'}"],
+    }
+
+    def run(command: str, *words: str, here: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        monkeypatch.setenv("EDGEFACE_SERVER", server)
+        code = main([command, *words])
+        served = capsys.readouterr()
+        monkeypatch.delenv("EDGEFACE_SERVER")
+        words = tuple(stands.get(word, word) for word in words)
+        assert main([command, *words, *of_process[command], *here]) == code
+        local = capsys.readouterr()
+        assert served.err == local.err
+        if "--json" in words:
+            first, second = (json.loads(each.out) for each in (served, local))
+            differ = {"gallery", "hint", "detector"}
+            assert {**first, **dict.fromkeys(differ)} == pytest.approx({**second, **dict.fromkeys(differ)})
+            assert first.keys() == second.keys()
+        else:
+            assert served.out == local.out
+        return code, served.out, served.err
+
+    return run
+
+
+BY_HAND = ("--threshold", "0.95", "--no-gate")
+"""Of the gallery that the service has."""
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--strict"]])
+def test_detect_says_the_same_by_the_service(both: Any, photos: dict[str, str], form: list[str]) -> None:
+    code, out, err = both("detect", *(photos[name] for name in ("two", "nobody", "broken", "red")), *form)
+    assert code == ("--strict" in form)
+    assert "broken.png: " in err
+    if not form:
+        assert out.splitlines()[:2] == [f"{photos['two']}: 2 faces", "  0.8000  40x40 at (0, 0)"]
+    assert both("detect", photos["broken"], *form)[0] == 2
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--strict"]])
+def test_identify_says_the_same_by_the_service(both: Any, photos: dict[str, str], form: list[str]) -> None:
+    asked = [photos[name] for name in ("two", "expired", "nobody", "broken")]
+    code, out, err = both("identify", *asked, "--gallery", "default", *form, here=BY_HAND)
+    assert code == ("--strict" in form)
+    assert "the threshold was given by hand" in err
+    assert "Ada" in out
+    assert "Eve" not in out  # her consent has expired
+    if not form:
+        assert "unknown (consent expired)" in out
+    assert both("identify", photos["nobody"], "-g", "default", *form, here=BY_HAND)[0] == 1
+    assert both("identify", photos["broken"], "-g", "default", *form, here=BY_HAND)[0] == 2
+
+
+@pytest.mark.parametrize("faces", ["largest", "all"])
+def test_embed_writes_the_same_by_the_service(
+    both: Any, photos: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faces: str
+) -> None:
+    output, served = tmp_path / "faces.npz", tmp_path / "served.npz"
+    write = EmbeddingTable.save
+
+    def keep(table: EmbeddingTable, path: Path) -> None:  # the first one is the service's; a model here begins anew
+        if served.exists() or path != output:
+            return write(table, path)
+        return write(table, served)
+
+    monkeypatch.setattr(EmbeddingTable, "save", keep)
+    asked = [photos[name] for name in ("two", "nobody", "broken", "red")]
+    for form in ([], ["--json"]):
+        code, out, err = both("embed", *asked, "-o", str(output), "--faces", faces, *form)
+        assert code == 0
+        assert "nobody.png: expected a face, found none\n" in err
+        first, second = EmbeddingTable.load(served), EmbeddingTable.load(output)
+        for name in ("vectors", "boxes", "scores"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-6)
+        for name in ("paths", "modified", "sizes", "digests", "faces"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+        assert (first.contract_id, first.settings) == (second.contract_id, second.settings)
+        assert len(first) == (3 if faces == "all" else 2)
+        served.unlink(), output.unlink()
+
+
+def test_verify_says_the_same_by_the_service(both: Any, photos: dict[str, str]) -> None:
+    for form in ([], ["--json"]):
+        assert both("verify", photos["red"], photos["two"], "--threshold", "0.5", *form)[0] in (0, 1)
+        assert both("verify", photos["red"], photos["nobody"], "--threshold", "0.5", *form)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["identify", "red", "-g", "people.gallery"], "--gallery: expected the name of a gallery of the service in"),
+        (["identify", "red", "-g", "default", "--no-gate"], "does not take --no-gate; unset EDGEFACE_SERVER"),
+        (["identify", "red", "-g", "default", "--margin", "0.1"], "does not take --margin"),
+        (["identify", "red", "-g", "default", "--model", "x"], "--model: expected the model of the gallery default"),
+        (["identify", "red"], "the following arguments are required: --gallery"),
+        (["detect", "red", "--draw", "marked"], "does not take --draw"),
+        (["detect", "red", "--min-size", "10"], "does not take --min-size"),
+        (["detect", "red", "--detector", "mtcnn"], "--detector: expected the detector of the service in"),
+        (["-v", "detect", "red", "--device", "GPU"], "does not take --device"),
+        (["embed", "red", "-o", "faces.npz", "--model", "x"], "there is no model 'x'; the models are default, or"),
+        (["embed", ".", "-o", "faces.npz"], ".: expected photos by name, where the service in EDGEFACE_SERVER embeds"),
+        (["embed", "red", "-o", "there.npz"], "there.npz: expected a new file, where the service in"),
+        (["embed", "red", "-o", "faces.txt"], "expected a name that ends in .npz or .parquet"),
+    ],
+)
+def test_what_the_service_cannot_follow_is_an_error_that_says_what_to_do(
+    photos: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.npz").write_bytes(b"")
+    assert main([photos.get(word, word) for word in words]) == 2
+    told = capsys.readouterr()
+    assert not told.out
+    assert message in told.err
+    assert not (tmp_path / "faces.npz").exists()
+
+
+def test_a_service_that_is_busy_is_asked_again(
+    service: Service, photos: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, authenticate = list[float](), service.authenticate
+
+    def refuse_once(*given: Any) -> Any:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            raise Problem(503, "overloaded", "busy", retry_after=0.01)
+        return authenticate(*given)
+
+    monkeypatch.setattr(service, "authenticate", refuse_once)
+    monkeypatch.setattr(time, "sleep", lambda seconds: asked.append(seconds))
+    assert main(["detect", photos["red"]]) == 0
+    assert asked[1] == 1.0
+    assert capsys.readouterr().out.startswith(f"{photos['red']}: 1 face\n")
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("http://door.example:8000", False),
+        ("http://192.0.2.7", False),
+        ("http://0.0.0.0:1", False),
+        ("http://127.0.0.1.example:1", False),
+        ("http://localhost:1", True),
+        ("http://127.8.8.8:1", True),
+        ("http://[::1]:1", True),
+    ],
+)
+def test_a_key_is_sent_in_the_clear_to_no_other_machine_unless_that_is_allowed(
+    photos: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    allowed: bool,
+) -> None:
+    monkeypatch.setenv("EDGEFACE_SERVER", address)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert main(["detect", photos["red"]]) == (3 if allowed else 2)
+    assert ("set EDGEFACE_SERVER_INSECURE=1" in capsys.readouterr().err) is not allowed
+    monkeypatch.setenv("EDGEFACE_SERVER_INSECURE", "1")
+    assert main(["detect", photos["red"]]) == 3
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise ConnectionRefusedError
+
+
+def test_a_photo_that_is_too_large_for_the_service_fails_no_other(
+    service: Service, photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(Path(photos["red"]).read_bytes() + bytes(service.settings.limits.body_bytes))
+    assert main(["detect", str(huge), photos["red"]]) == 0
+    told = capsys.readouterr()
+    assert f"{photos['red']}: 1 face" in told.out
+    assert f"{huge}: expected a body of at most" in told.err
+
+
 @pytest.mark.parametrize(
     ("other", "options", "code", "kind", "message"),
     [
         ("nobody", [], 2, "FaceError", "nobody.png: expected a face, found none"),
         ("broken", [], 2, "ImageError", "broken.png: "),
-        ("absent", [], 2, "ImageError", "absent.png: expected a photo, found No such file"),
+        ("absent", [], 2, "ImageError", "absent.png: expected a photo, found no such file; check its path"),
         ("blue", ["--face-b", "2"], 2, "InputError", "blue.png: expected a face number from 1 to 1, found 2"),
         ("blue", ["--device", "GPU"], 2, "InputError", "unset EDGEFACE_SERVER to use a model of this process"),
         ("blue", ["--model", "other"], 2, "InputError", "there is no model 'other'"),
