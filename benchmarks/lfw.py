@@ -1,25 +1,31 @@
-"""Measure the accuracy of a model on LFW by several protocols and with several face detectors. Prints JSON.
+"""Measure the accuracy of models on LFW with several face detectors. Prints JSON, and a table on stderr.
 
-    python benchmarks/lfw.py --model IR.xml [--faces reference mtcnn yunet retail-0004] [--precision f32]
+    python benchmarks/lfw.py --model IR.xml [IR.xml ...] [--faces reference mtcnn yunet retail-0004] [--cache DIR]
+        [--recipes own five-point-150] [--pairs N] [--precision f32] [--against EARLIER.json]
 
-The 7,701 images are cut with the boxes of each source. The rows are davidsandberg's protocol on one image and on image
-and mirror, Open Model Zoo's, and, on the reference boxes, davidsandberg's on the pixels themselves as a baseline. Crops
-that several sources cut alike, to the last bit, are embedded once. dlib's model has rows of its own, on one image: its
+The 7,701 images are cut with the boxes of each source, and, with `--recipes`, by other alignments than the model's own
+too. The rows are davidsandberg's protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference
+boxes, davidsandberg's on the pixels themselves as a baseline. dlib's model has rows of its own, on one image: its
 descriptors have no unit length, and its users compare Euclidean distances with a fixed 0.6.
-`--keep FILE` takes the rows of the other sources from an earlier answer, `--cache FILE` stores the embeddings so that a
-run can be interrupted; both are refused if they were made with another model, device or inference precision. For speed
-see benchmarks/pipeline.py.
+
+Every image is detected once by each detector, for all models, and crops that are alike to the last bit are embedded
+once. `--cache` keeps both, so that a run that was interrupted is resumed; what was made with another detector, model,
+device or inference precision is refused. `--pairs` takes the first N of each kind in each fold. `--against` ends with
+1 if a row is less accurate than an earlier answer's by more than 0.001. For speed see benchmarks/pipeline.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +34,12 @@ import openvino as ov
 from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.evaluate.pairs import Pairs, read_pairs
 from edgeface.evaluate.protocol import Evaluation, ProtocolName, evaluate, evaluate_distances
+from edgeface.model.contract import Alignment
 from edgeface.model.ir_file import read_contract
 from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import DevicePlan
+from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -48,40 +56,118 @@ MODELS = {
 }
 
 
+SAME = 0.001
+"""Difference of accuracy that counts as none."""
+
+
 def main() -> None:
     """Measure every row and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, nargs="+", required=True)
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
+    parser.add_argument("--recipes", nargs="+", default=["own"], metavar="RECIPE[:MARGIN]")
+    parser.add_argument("--pairs", type=int, metavar="N", help="of each kind in each fold; by default all 300")
     parser.add_argument("--device", default="CPU")
     parser.add_argument("--precision", choices=["f32", "bf16", "f16"], help="of inference; by default the device's own")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="an earlier answer to complete")
-    parser.add_argument("--cache", type=Path, metavar="NPZ", help="embeddings of an interrupted run")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="detections and embeddings of earlier runs")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier answer that must be reached")
     options = parser.parse_args()
-    pairs = read_pairs(DATA / "lfw" / "pairs.txt")
+    pairs = shortened(read_pairs(DATA / "lfw" / "pairs.txt"), options.pairs)
     files = find_images(DATA / "lfw" / "images", pairs.images)
     rows: list[dict[str, object]] = []
-    dlib = read_contract(options.model)[1].framework == "dlib"
-    plan = DevicePlan(device=options.device, precision=options.precision)
-    with Embedder.load(options.model, plan=plan, flip=None if dlib else "concatenate") as embedder:
-        if options.keep:
-            kept = json.loads(options.keep.read_text())
-            require_same(kept.get("settings"), settings_of(embedder), source=options.keep)
-            rows += [row for row in kept["rows"] if row["faces"] not in options.faces]
-        cache = Cache(embedder, options.cache)
-        for name in options.faces:
-            with faces(name, options.device) as source:
-                cutter = FaceCutter(files, pairs.images, embedder.contract, source)
-                vectors = cache.embed(cutter, name)
-                scored = dlib_evaluations(vectors, pairs) if dlib else evaluations(vectors, pairs)
-                rows += [tell_row(title, name, each, cutter) for title, each in scored]
-                if dlib:
-                    rows.append({"row": "dlib, fixed", "faces": name, **at_the_fixed_threshold(vectors, pairs)})
-                elif name == "reference":
-                    rows.append(tell_row("facenet, pixels", name, pixel_baseline(cutter, pairs), cutter))
-        settings = settings_of(embedder)
-    answer = {"benchmark": "lfw", "model": options.model.name, "settings": settings, "rows": rows}
+    settings = {}
+    with contextlib.ExitStack() as stack:
+        sources = {name: stack.enter_context(faces(name, options.device, options.cache)) for name in options.faces}
+        for path in options.model:
+            rows += measure(path, options, pairs, files, sources, settings)
+    answer = {"benchmark": "lfw", "pairs": len(pairs), "models": settings, "rows": rows}
     print(json.dumps(answer, indent=2))
+    print(table(rows), file=sys.stderr)
+    if options.against and (worse := worse_than(rows, json.loads(options.against.read_text())["rows"])):
+        raise SystemExit("\n".join(worse))
+
+
+def measure(
+    path: Path,
+    options: argparse.Namespace,
+    pairs: Pairs,
+    files: Sequence[Path],
+    sources: Mapping[str, FaceSource],
+    settings: dict[str, object],
+) -> Iterator[dict[str, object]]:
+    """Measure one model with all faces and recipes, and add its settings."""
+    contract = read_contract(path)[1]
+    dlib = contract.framework == "dlib"
+    plan = DevicePlan(device=options.device, precision=options.precision)
+    with Embedder.load(path, plan=plan, flip=None if dlib else "concatenate") as embedder:
+        model = f"{contract.name} {contract.precision}"
+        settings[model] = settings_of(embedder)
+        kept = options.cache and options.cache / f"embeddings-{contract.contract_id}.npz"
+        cache = Cache(embedder, kept)
+        for (name, source), recipe in itertools.product(sources.items(), options.recipes):
+            used = embedder.contract
+            if recipe != "own":
+                kind, _, margin = recipe.partition(":")
+                used = dataclasses.replace(used, alignment=Alignment(kind, int(margin or 0)))
+            cutter = FaceCutter(files, pairs.images, used, source)
+            vectors = cache.embed(cutter, f"{model}, {name}, {recipe}")
+            scored = dlib_evaluations(vectors, pairs) if dlib else evaluations(vectors, pairs)
+            of = {"model": model, "faces": name, "recipe": recipe}
+            yield from ({**of, **tell_row(title, each, cutter)} for title, each in scored)
+            if dlib:
+                yield {**of, "row": "dlib, fixed", **at_the_fixed_threshold(vectors, pairs)}
+            elif name == "reference":
+                yield {**of, **tell_row("facenet, pixels", pixel_baseline(cutter, pairs), cutter)}
+
+
+def shortened(pairs: Pairs, most: int | None) -> Pairs:
+    """Keep the first pairs of each kind in each fold, and the images that they need."""
+    if most is None:
+        return pairs
+    chosen = [
+        row
+        for fold in np.array_split(np.arange(len(pairs)), pairs.folds)
+        for same in (True, False)
+        for row in fold[pairs.same[fold] == same][:most]
+    ]
+    used, places = np.unique([pairs.first[chosen], pairs.second[chosen]], return_inverse=True)
+    first, second = places.reshape(2, -1)
+    names = tuple(pairs.images[index] for index in used)
+    return dataclasses.replace(pairs, images=names, first=first, second=second, same=pairs.same[chosen])
+
+
+def worse_than(rows: Sequence[Mapping[str, object]], earlier: Sequence[Mapping[str, object]]) -> list[str]:
+    """Name the rows that are less accurate than those of an earlier answer, or are missing there."""
+    keys = ("model", "faces", "recipe", "row")
+    known = {tuple(row.get(key) for key in keys): float(str(row["accuracy"])) for row in earlier}
+    found = {tuple(row[key] for key in keys): float(str(row["accuracy"])) for row in rows}
+    return [
+        f"{', '.join(map(str, key))}: {value:.4f}, earlier {known.get(key, 'not measured')}"
+        for key, value in found.items()
+        if value < known.get(key, np.inf) - SAME - 1e-9
+    ]
+
+
+_COLUMNS = {
+    "one image": ("facenet, one image", "dlib, cosine"),
+    "mirror": ("facenet, mirror",),
+    "Euclidean": ("dlib, Euclidean",),
+    "at 0.6": ("dlib, fixed",),
+}
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the accuracies as GitHub Markdown: a line for each model, detector and recipe."""
+    lines: dict[tuple[object, ...], dict[object, object]] = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["faces"], row["recipe"]), {})[row["row"]] = row["accuracy"]
+    shown = [name for name, of in _COLUMNS.items() if any(each in line for line in lines.values() for each in of)]
+    texts = [["model", "faces", "recipe", *shown]]
+    for key, line in lines.items():
+        values = (next((line[each] for each in _COLUMNS[name] if each in line), None) for name in shown)
+        texts.append([*map(str, key), *("-" if value is None else f"{value:.4f}" for value in values)])
+    texts.insert(1, ["---"] * len(texts[0]))
+    return "\n".join(f"| {' | '.join(each)} |" for each in texts)
 
 
 def settings_of(embedder: Embedder) -> dict[str, object]:
@@ -94,10 +180,67 @@ def settings_of(embedder: Embedder) -> dict[str, object]:
     }
 
 
-def require_same(stored: object, wanted: dict[str, object], *, source: Path) -> None:
+def require_same(stored: object, wanted: object, *, source: Path) -> None:
     """Refuse the results of other settings."""
     if stored != wanted:
         raise SystemExit(f"{source}: expected results of {wanted}, found those of {stored}; leave the file out")
+
+
+def digest_of(image: np.ndarray) -> bytes:
+    """Name an image by its pixels."""
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+
+def write(path: Path | None, settings: object, digests: Iterable[bytes], **arrays: np.ndarray) -> None:
+    """Write what is known of images, by their digests; whole or not at all, and nothing without a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = np.array([list(each) for each in digests], np.uint8)
+        np.savez(path.with_suffix(".part.npz"), digests=names, settings=json.dumps(settings), **arrays)
+        path.with_suffix(".part.npz").replace(path)
+
+
+def read(path: Path | None, settings: object) -> dict[str, np.ndarray]:
+    """Read what `write` wrote with the same settings; empty if there is no file."""
+    if path is None or not path.is_file():
+        return {}
+    with np.load(path) as stored:
+        require_same(json.loads(str(stored["settings"])) if "settings" in stored else None, settings, source=path)
+        return dict(stored)
+
+
+_PARTS = ("boxes", "landmarks", "scores")
+
+
+class CachedDetector:
+    """Finds the faces of images that were not seen before, by the digest of their pixels.
+
+    Whoever needs the faces of an image only for its place and size may be given those that another run found.
+    """
+
+    def __init__(self, detector: Detector, path: Path | None) -> None:
+        self._detector, self._path, self.settings = detector, path, dict(detector.settings)
+        self._lock, self._known = threading.Lock(), dict[bytes, Faces]()
+        if stored := read(path, self.settings):
+            ends = np.cumsum(stored["counts"])[:-1]
+            found = zip(*(np.split(stored[name], ends) for name in _PARTS), strict=True)
+            self._known = {bytes(name): Faces(*each) for name, each in zip(stored["digests"], found, strict=True)}
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        """As `Detector.detect`."""
+        digests = [digest_of(image) for image in images]
+        unknown = [index for index, digest in enumerate(digests) if digest not in self._known]
+        found = self._detector.detect([images[index] for index in unknown]) if unknown else []
+        with self._lock:
+            self._known |= {digests[index]: each for index, each in zip(unknown, found, strict=True)}
+        return [self._known[digest] for digest in digests]
+
+    def close(self) -> None:
+        """Write what is known."""
+        faces = list(self._known.values())
+        arrays = {name: np.concatenate([getattr(each, name) for each in faces]) for name in _PARTS} if faces else {}
+        counts = np.array([len(each) for each in faces])
+        write(self._path, self.settings, self._known, counts=counts, **arrays)
 
 
 class Cache:
@@ -106,11 +249,8 @@ class Cache:
     def __init__(self, embedder: Embedder, path: Path | None) -> None:
         self._embedder, self._path = embedder, path
         self._known: dict[bytes, np.ndarray] = {}
-        if path and path.is_file():
-            with np.load(path) as stored:
-                known = json.loads(str(stored["settings"])) if "settings" in stored else None
-                require_same(known, settings_of(embedder), source=path)
-                self._known = dict(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
+        if stored := read(path, settings_of(embedder)):
+            self._known = dict(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
 
     def embed(self, cutter: FaceCutter, name: str) -> np.ndarray:
         """Embed what the cutter cuts: (N, D) float32, in its order."""
@@ -119,7 +259,7 @@ class Cache:
 
         def unknown() -> Iterator[np.ndarray]:
             for crop in cutter:
-                digests.append(hashlib.sha256(crop).digest())
+                digests.append(digest_of(crop))
                 if digests[-1] not in self._known:
                     asked.append(digests[-1])
                     yield crop
@@ -130,25 +270,24 @@ class Cache:
             for done, vector in enumerate(self._embedder.map(unknown())):
                 self._known[asked[done]] = vector
         finally:
-            if self._path:
-                np.savez(
-                    self._path,
-                    digests=np.array([list(each) for each in self._known], np.uint8),
-                    vectors=np.stack(list(self._known.values())),
-                    settings=json.dumps(settings_of(self._embedder)),
+            if asked and self._known:
+                write(
+                    self._path, settings_of(self._embedder), self._known, vectors=np.stack(list(self._known.values()))
                 )
         return np.stack([self._known[each] for each in digests])
 
 
 @contextlib.contextmanager
-def faces(name: str, device: str) -> Iterator[FaceSource]:
-    """Give what finds the faces."""
+def faces(name: str, device: str, cache: Path | None) -> Iterator[FaceSource]:
+    """Give what finds the faces; it remembers them for the next model, and in the cache for the next run."""
     if name == "reference":
         yield FaceSource(load_boxes(DATA / "lfw" / "mtcnn_reference.npz"))
     else:
         paths = {key: DATA / path for key, path in MODELS.get(name, {}).items()}
         with load_detector(name, device=device, **paths) as detector:
-            yield FaceSource(detector=detector)
+            kept = cache and cache / f"faces-{name}.npz"
+            with contextlib.closing(CachedDetector(detector, kept)) as known:
+                yield FaceSource(detector=known)  # type: ignore[arg-type]
 
 
 def evaluations(vectors: np.ndarray, pairs: Pairs) -> Iterator[tuple[str, Evaluation]]:
@@ -202,12 +341,11 @@ def pixel_baseline(cutter: FaceCutter, pairs: Pairs, *, block: int = 200) -> Eva
     return evaluate_distances(distances, pairs, protocol=ProtocolName.facenet, metric="pixel")
 
 
-def tell_row(title: str, name: str, evaluation: Evaluation, cutter: FaceCutter) -> dict[str, object]:
+def tell_row(title: str, evaluation: Evaluation, cutter: FaceCutter) -> dict[str, object]:
     """One line of the table."""
     val = {str(each.target): round(each.mean, 4) for each in evaluation.val}
     return {
         "row": title,
-        "faces": name,
         "metric": evaluation.metric,
         "accuracy": round(evaluation.accuracy, 4),
         "std": round(evaluation.accuracy_std, 4),

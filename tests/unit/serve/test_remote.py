@@ -185,7 +185,7 @@ def test_embed_writes_the_same_by_the_service(
     monkeypatch.setattr(EmbeddingTable, "save", keep)
     asked = [photos[name] for name in ("two", "nobody", "broken", "red")]
     for form in ([], ["--json"]):
-        code, out, err = both("embed", *asked, "-o", str(output), "--faces", faces, *form)
+        code, _, err = both("embed", *asked, "-o", str(output), "--faces", faces, *form)
         assert code == 0
         assert "nobody.png: expected a face, found none\n" in err
         first, second = EmbeddingTable.load(served), EmbeddingTable.load(output)
