@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+import edgeface
 from edgeface.cli.options import (
     ChosenDetectorOption,
     CropsOption,
@@ -326,9 +327,25 @@ def _liveness_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 def pareto(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="The .xml of an FP32 IR with a contract.", show_default=False)
-    ],
-    calibration: CalibrationOption,
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="The .xml of an FP32 IR with a contract.", show_default=False),
+    ] = None,
+    *,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model to compare as it is, an IR (.xml) or a zoo name, instead of precisions of one. Repeatable; the "
+            "others are compared with the first.",
+            metavar="IR|NAME",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of calibration photos, of people who are not in the pairs; for MODEL.", show_default=False
+        ),
+    ] = None,
     images: Annotated[
         Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.", show_default=False)
     ],
@@ -342,42 +359,45 @@ def pareto(
             show_default=False,
         ),
     ],
-    *,
     precision: Annotated[
         list[_Precision] | None,
         typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
     ] = None,
     subset: SubsetOption = 300,
-    rounds: Annotated[int, typer.Option(min=1, help="Timing rounds; each round times every precision once.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timing rounds; each round times each once.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.05, help="Duration of each measurement, in seconds.")] = 1.0,
     seed: SeedOption = 0,
     options: LabelledOptions,
     json: JsonOption = False,
 ) -> None:
-    """Compare precisions by accuracy, latency, throughput and size, and find the Pareto-optimal ones."""
+    """Compare precisions of a model, or models, by accuracy, latency, throughput and size: which are Pareto-optimal?"""
     from edgeface.evaluate import read_pairs
-    from edgeface.quantize import QuantizationRecipe, measure_pareto, write_pareto
+    from edgeface.quantize import QuantizationRecipe, compare_models, measure_pareto, write_pareto
     from edgeface.quantize.pareto import METHODS
 
+    if models and (model or calibration or precision):
+        raise InputError("--models compares models as they are: leave MODEL, --calibration and --precision out")
+    if not models and (model is None or calibration is None):
+        raise InputError("expected MODEL and --calibration, to compare its precisions, or --models twice or more")
     listed = read_pairs(pairs)
     require_writable(output_dir)
+    named = [edgeface.find_model(each) for each in models or []]
     with progress_bars() as progress, options.open() as faces:
-        found = measure_pareto(
-            model,
-            output_dir,
-            calibration,
-            images=images,
-            pairs=listed,
-            faces=faces,
-            methods=[each.value for each in precision] if precision else METHODS,
-            recipe=QuantizationRecipe(subset=subset, seed=seed),
-            rounds=rounds,
-            seconds=seconds,
-            device=options.device,
-            progress=progress,
-        )
+        shared: dict[str, Any] = {"images": images, "pairs": listed, "faces": faces, "device": options.device}
+        shared |= {"rounds": rounds, "seconds": seconds, "progress": progress}
+        if model is None or calibration is None:
+            found = compare_models(named, **shared)
+        else:
+            found = measure_pareto(
+                model,
+                output_dir,
+                calibration,
+                methods=[each.value for each in precision] if precision else METHODS,
+                recipe=QuantizationRecipe(subset=subset, seed=seed),
+                **shared,
+            )
     write_pareto(found, output_dir)
-    warn_if_seeded(found.contract.provenance)
+    warn_if_seeded("seeded" if found.seeded else None)
     if found.disturbance.disturbed:
         print_note(f"timing disturbed: {'; '.join(found.disturbance.reasons)}")
     if json:
@@ -387,14 +407,15 @@ def pareto(
 
 
 def _pareto_table(found: Pareto) -> Table:
-    from edgeface.quantize.pareto_report import NAMES, format_drop
+    from edgeface.quantize.pareto_report import format_drop, names_of
 
-    heads = ("precision", "accuracy", "drop, 95 %", "latency", "throughput", "size", "")
-    table = Table(*heads, title=escape(found.contract.name))
+    names = names_of(found)
+    heads = (found.what.removesuffix("s"), "accuracy", "drop, 95 %", "latency", "throughput", "size", "")
+    table = Table(*heads, title=escape(found.title))
     for row in found.rows:
         ratio = found.ratios(row)
         table.add_row(
-            NAMES[row.name],
+            escape(names[row.name]),
             f"{row.accuracy:.4f}",
             format_drop(row),
             f"{row.timing.latency_ms:.2f} ms (x{ratio['latency']:.2f})",

@@ -161,6 +161,12 @@ class FaceCutter:
         self._places: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]] | None] = {}
         self._failed: dict[int, str] = {}
 
+    def for_contract(self, contract: ModelContract) -> FaceCutter:
+        """Return a cutter of the same faces for another model; what one of both detects the other does not again."""
+        other = FaceCutter(self._files, self._names, contract, self.faces)
+        other._places = self._places
+        return other
+
     def __len__(self) -> int:
         return len(self._files)
 

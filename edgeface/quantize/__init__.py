@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgeface.quantize.detectors import DetectorOutcome, quantize_detector
     from edgeface.quantize.gate import QuantizationLimits
     from edgeface.quantize.liveness import LivenessOutcome, quantize_liveness
-    from edgeface.quantize.pareto import Pareto, measure_pareto
+    from edgeface.quantize.pareto import Pareto, compare_models, measure_pareto
     from edgeface.quantize.pareto_report import write_pareto
     from edgeface.quantize.quantizer import Outcome, open_parent, quantize
     from edgeface.quantize.verification import LabelledPairs, read_labelled
@@ -24,6 +24,7 @@ __all__ = [
     "Pareto",
     "QuantizationLimits",
     "QuantizationRecipe",
+    "compare_models",
     "gather",
     "measure_pareto",
     "open_parent",
@@ -42,7 +43,7 @@ __getattr__ = exports(  # a recipe needs no detector, and a detector no evaluati
         "detectors": ("DetectorOutcome", "quantize_detector"),
         "gate": ("QuantizationLimits",),
         "liveness": ("LivenessOutcome", "quantize_liveness"),
-        "pareto": ("Pareto", "measure_pareto"),
+        "pareto": ("Pareto", "compare_models", "measure_pareto"),
         "pareto_report": ("write_pareto",),
         "quantizer": ("Outcome", "open_parent", "quantize"),
         "verification": ("LabelledPairs", "read_labelled"),

@@ -1,6 +1,6 @@
-"""Compare the precisions of one model by accuracy, latency, throughput and size.
+"""Compare the precisions of one model, or several models, by accuracy, latency, throughput and size.
 
-A precision is Pareto-optimal if no other dominates it, that is, is better in one of the four and worse in none (Pareto,
+One is Pareto-optimal if no other dominates it, that is, is better in one of the four and worse in none (Pareto,
 Manuale di economia politica, 1906). Differences count only if they are clear:
 
 - accuracy, if it differs by more than `SAME_ACCURACY` or McNemar's exact test on the same pairs is significant at 5 %;
@@ -15,9 +15,9 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openvino as ov
@@ -59,23 +59,26 @@ _BLOCK = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Measurements of one precision, ``fp32`` or a `Method`.
+    """Measurements of one precision or model.
 
     Attributes
     ----------
+    name
+        ``fp32`` or a `Method`; of several models the contract's name and precision.
     file_bytes
         Size of the .xml and .bin of the IR.
     accuracy
         Verification accuracy on the labelled pairs.
     fidelity, verification
-        Comparison with FP32 on held-out faces and on the labelled pairs; None for FP32.
+        Comparison with the first row: on held-out faces, None between different models; and on the labelled pairs,
+        None for the first row.
     dominated_by
         See `find_dominated`.
     """
 
     name: str
     ir: Path
-    contract_id: str
+    contract: ModelContract
     file_bytes: int
     timing: ModelTiming
     fidelity: Fidelity | None
@@ -85,18 +88,20 @@ class Row:
 
     @property
     def optimal(self) -> bool:
-        """Whether no other precision dominates it."""
+        """Whether no other row dominates it."""
         return not self.dominated_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pareto:
-    """Comparison of the precisions of one model, measured in one run.
+    """Comparison of the precisions of one model, or of several models, measured in one run.
 
     Attributes
     ----------
-    contract, rows
-        Contract of the FP32 IR, and measurements, FP32 first.
+    what
+        What the rows are.
+    rows
+        Measurements, those that the others are compared with first: FP32, or the model that was named first.
     pairs, protocol, faces
         Number of labelled pairs, protocol, and what found the faces.
     device, openvino
@@ -105,7 +110,7 @@ class Pareto:
         Rounds of the timing, duration of each measurement, and other load on the machine meanwhile.
     """
 
-    contract: ModelContract
+    what: Literal["precisions", "models"]
     rows: tuple[Row, ...]
     pairs: int
     protocol: str
@@ -116,8 +121,23 @@ class Pareto:
     seconds: float
     disturbance: Disturbance
 
+    @property
+    def contract(self) -> ModelContract:
+        """Contract of the first row."""
+        return self.rows[0].contract
+
+    @property
+    def title(self) -> str:
+        """What is compared, as a heading."""
+        return self.contract.name if self.what == "precisions" else f"{len(self.rows)} models"
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the weights of a model are random numbers."""
+        return any(row.contract.provenance == "seeded" for row in self.rows)
+
     def ratios(self, row: Row) -> dict[str, float]:
-        """Return the ratios of a row to FP32: latency, throughput, CPU time and file size."""
+        """Return the ratios of a row to the first one: latency, throughput, CPU time and file size."""
         base = self.rows[0]
         return timing_ratios(row.timing, base.timing) | {"file": row.file_bytes / base.file_bytes}
 
@@ -137,8 +157,10 @@ class Pareto:
             "rows": [
                 {
                     "precision": row.name,
+                    "model": row.contract.name,
+                    "weights": row.contract.precision,
                     "ir": str(row.ir),
-                    "contract_id": row.contract_id,
+                    "contract_id": row.contract.contract_id,
                     "file_bytes": row.file_bytes,
                     "accuracy": row.accuracy,
                     "verification": row.verification and dataclasses.asdict(row.verification),
@@ -218,55 +240,143 @@ def measure_pareto(
     fidelities: dict[str, Fidelity] = {}
     for method in dict.fromkeys(methods):
         models[method], fidelities[method] = _compress(ir, output / method, calibration, method, recipe, progress)
-    contracts = {name: read_contract(path)[1] for name, path in models.items()}
-    cutter = FaceCutter(files, pairs.images, contracts[FP32], faces)
-    vectors = _embed_all(models, cutter, device, progress)
+    run = _Run(files, pairs, faces, protocol, rounds=rounds, seconds=seconds, device=device, progress=progress)
+    return run.compare("precisions", models, fidelities)
 
-    verified = {
-        (a, b): compare_verification(vectors[a], vectors[b], pairs, protocol=protocol, settings=DEFAULTS[protocol])
-        for a, b in itertools.combinations(models, 2)
+
+def compare_models(
+    models: Sequence[Path],
+    *,
+    images: Path,
+    pairs: Pairs,
+    faces: FaceSource = CROPS,
+    protocol: ProtocolName = ProtocolName.facenet,
+    rounds: int = 7,
+    seconds: float = 1.0,
+    device: str = "CPU",
+    progress: ProgressCallback = ignore_progress,
+) -> Pareto:
+    """Measure several models on the same faces and in the same rounds, each cut and embedded as its contract says.
+
+    Parameters
+    ----------
+    models
+        IRs with contracts, two or more; all others are compared with the first one.
+    images, pairs, faces, protocol, rounds, seconds, device, progress
+        See `measure_pareto`. Each photo is searched for faces once, whatever the number of models.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two models, one is named twice, or the pairs and images do not fit.
+    """
+    if len(set(models)) < max(2, len(models)):
+        raise InputError(f"models: expected two or more, each once, found {', '.join(map(str, models)) or 'none'}")
+    files = find_images(images, pairs.images)
+    run = _Run(files, pairs, faces, protocol, rounds=rounds, seconds=seconds, device=device, progress=progress)
+    return run.compare("models", name_models(models), {})
+
+
+def name_models(models: Sequence[Path]) -> dict[str, Path]:
+    """Name IRs by model and precision, those of one name by their folder too."""
+    contracts = [read_contract(path)[1] for path in models]
+    short = [f"{contract.name} {contract.precision}" for contract in contracts]
+    named = {
+        name if short.count(name) == 1 else f"{name} ({path.parent.name})": path
+        for name, path in zip(short, models, strict=True)
     }
-    accuracies = {FP32: verified[FP32, methods[0]].accuracy.before}
-    accuracies |= {method: verified[FP32, method].accuracy.after for method in methods}
-    with watch() as watched:
-        timed = measure_in_turn(models, rounds=rounds, seconds=seconds, device=device, progress=progress)
-    sizes = {name: path.stat().st_size + path.with_suffix(".bin").stat().st_size for name, path in models.items()}
+    if len(named) < len(models):
+        raise InputError("models: expected different names or folders, found two of one name in folders of one name")
+    return named
 
-    def better(first: str, second: str) -> tuple[int, ...]:
-        return (
-            _by_accuracy(verified[first, second]),
-            compare_rounds(timed[first].alone.milliseconds, timed[second].alone.milliseconds),
-            compare_rounds(timed[first].loaded.milliseconds, timed[second].loaded.milliseconds),
-            _by_size(sizes[first], sizes[second]),
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """How models are compared: on which faces, and for how long."""
+
+    files: Sequence[Path]
+    listed: Pairs
+    faces: FaceSource
+    protocol: ProtocolName
+    _: KW_ONLY
+    rounds: int
+    seconds: float
+    device: str
+    progress: ProgressCallback
+
+    def compare(
+        self, what: Literal["precisions", "models"], models: Mapping[str, Path], fidelities: Mapping[str, Fidelity]
+    ) -> Pareto:
+        """Measure all models; the others are compared with the first one."""
+        contracts = {name: read_contract(path)[1] for name, path in models.items()}
+        vectors = self._embed(models, contracts)
+        first, *others = models
+        settings = DEFAULTS[self.protocol]
+        verified = {
+            (a, b): compare_verification(vectors[a], vectors[b], self.listed, protocol=self.protocol, settings=settings)
+            for a, b in itertools.combinations(models, 2)
+        }
+        accuracies = {first: verified[first, others[0]].accuracy.before}
+        accuracies |= {name: verified[first, name].accuracy.after for name in others}
+        with watch() as watched:
+            timed = measure_in_turn(
+                models, rounds=self.rounds, seconds=self.seconds, device=self.device, progress=self.progress
+            )
+        sizes = {name: path.stat().st_size + path.with_suffix(".bin").stat().st_size for name, path in models.items()}
+
+        def better(first: str, second: str) -> tuple[int, ...]:
+            return (
+                _by_accuracy(verified[first, second]),
+                compare_rounds(timed[first].alone.milliseconds, timed[second].alone.milliseconds),
+                compare_rounds(timed[first].loaded.milliseconds, timed[second].loaded.milliseconds),
+                _by_size(sizes[first], sizes[second]),
+            )
+
+        dominated = find_dominated(list(models), better)
+        return Pareto(
+            what=what,
+            rows=tuple(
+                Row(
+                    name=name,
+                    ir=path,
+                    contract=contracts[name],
+                    file_bytes=sizes[name],
+                    timing=timed[name],
+                    fidelity=fidelities.get(name),
+                    accuracy=accuracies[name],
+                    verification=verified.get((first, name)),
+                    dominated_by=dominated[name],
+                )
+                for name, path in models.items()
+            ),
+            pairs=len(self.listed),
+            protocol=self.protocol.value,
+            faces=self.faces.text,
+            device=str(read_property(ov.Core(), self.device, "FULL_DEVICE_NAME") or self.device).strip(),
+            openvino=ov.__version__,
+            rounds=self.rounds,
+            seconds=self.seconds,
+            disturbance=watched.verdict,
         )
 
-    dominated = find_dominated(list(models), better)
-    core = ov.Core()
-    return Pareto(
-        contract=contracts[FP32],
-        rows=tuple(
-            Row(
-                name=name,
-                ir=path,
-                contract_id=contracts[name].contract_id,
-                file_bytes=sizes[name],
-                timing=timed[name],
-                fidelity=fidelities.get(name),
-                accuracy=accuracies[name],
-                verification=verified.get((FP32, name)),
-                dominated_by=dominated[name],
-            )
-            for name, path in models.items()
-        ),
-        pairs=len(pairs),
-        protocol=protocol.value,
-        faces=faces.text,
-        device=str(read_property(core, device, "FULL_DEVICE_NAME") or device).strip(),
-        openvino=ov.__version__,
-        rounds=rounds,
-        seconds=seconds,
-        disturbance=watched.verdict,
-    )
+    def _embed(
+        self, models: Mapping[str, Path], contracts: Mapping[str, ModelContract]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Cut every face once for all models that need the same crop, and embed it with these: (N, D) float32 each."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for name, contract in contracts.items():
+            groups.setdefault((contract.alignment, contract.input_size), []).append(name)
+        total = len(self.files) * len(groups)
+        cutter = FaceCutter(self.files, self.listed.images, next(iter(contracts.values())), self.faces)
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for number, names in enumerate(groups.values()):
+
+            def tell(done: int, before: int = number * len(self.files)) -> None:
+                self.progress(Progress("embedding", before + done, total, unit="images"))
+
+            cutter = cutter.for_contract(contracts[names[0]])
+            vectors |= _embed_all({name: models[name] for name in names}, cutter, self.device, tell)
+        return vectors
 
 
 def timing_ratios(timing: ModelTiming, base: ModelTiming) -> dict[str, float]:
@@ -342,7 +452,7 @@ def _compress(
 
 
 def _embed_all(
-    models: Mapping[str, Path], cutter: FaceCutter, device: str, progress: ProgressCallback
+    models: Mapping[str, Path], cutter: FaceCutter, device: str, progress: Callable[[int], None]
 ) -> dict[str, NDArray[np.float32]]:
     """Cut every face once and embed it with every model: (N, D) float32 each."""
     vectors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in models}
@@ -357,5 +467,5 @@ def _embed_all(
             for name, embedder in embedders.items():
                 vectors[name].append(embedder.embed(block))
             done += len(block)
-            progress(Progress("embedding", done, len(cutter), unit="images"))
+            progress(done)
     return {name: np.concatenate(blocks) for name, blocks in vectors.items()}

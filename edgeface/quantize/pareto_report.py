@@ -1,4 +1,4 @@
-"""Write a comparison of precisions as JSON, Markdown and one self-contained HTML page with plots."""
+"""Write a comparison of precisions or models as JSON, Markdown and one self-contained HTML page with plots."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ NAMES = {
 }
 
 RULE = (
-    "A precision is optimal if no other dominates it, that is, is better in one respect and worse in none. Accuracy "
-    f"counts as different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test is significant at 5 %, "
-    f"speed if one was faster in every round, size if it differs by more than {100 * SAME_SIZE:g} %."
+    "One is optimal if no other dominates it, that is, is better in one respect and worse in none. Accuracy counts as "
+    f"different if it differs by more than {SAME_ACCURACY:g} or McNemar's exact test is significant at 5 %, speed if "
+    f"one was faster in every round, size if it differs by more than {100 * SAME_SIZE:g} %."
 )
+ALONE = "Times are those of the networks alone: finding and cutting the faces takes as long with each."
 
+_SPEEDS = ("latency", "throughput", "CPU time", "size")
 _CHARACTER, _LINE = 7.5, 18.0
 """Width of a letter and height of a line, in units of the drawing, on a narrow page."""
 
@@ -49,13 +51,29 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
         template="pareto.html.j2",
         filters={"times": "{:.3f}".format},
         pareto=pareto,
-        contract=pareto.contract,
-        names=NAMES,
-        rule=RULE,
+        names=names_of(pareto),
+        base=names_of(pareto)[pareto.rows[0].name],
+        crops=crops_of(pareto),
+        rule=f"{RULE} {ALONE}",
         plots=[accuracy_plot(pareto, each) for each in OBJECTIVES],
         ratios={row.name: pareto.ratios(row) for row in pareto.rows},
-        optimal=[NAMES[row.name] for row in pareto.rows if row.optimal],
+        optimal=[names_of(pareto)[row.name] for row in pareto.rows if row.optimal],
     )
+
+
+def names_of(pareto: Pareto) -> dict[str, str]:
+    """Return what the rows are called, by their names."""
+    return {row.name: NAMES.get(row.name, row.name) for row in pareto.rows}
+
+
+def crops_of(pareto: Pareto) -> list[tuple[str, list[str]]]:
+    """Return each way in which faces are cut, and the rows that see these crops."""
+    found: dict[str, list[str]] = {}
+    for row in pareto.rows:
+        height, width = row.contract.input_size
+        crop = f"{row.contract.alignment.recipe}, {height}x{width} pixels"
+        found.setdefault(crop, []).append(names_of(pareto)[row.name])
+    return list(found.items())
 
 
 class Objective(NamedTuple):
@@ -76,20 +94,23 @@ OBJECTIVES = (
 
 def to_markdown(pareto: Pareto) -> str:
     """Return the table as GitHub Markdown; optimal precisions are bold."""
+    names, base = names_of(pareto), names_of(pareto)[pareto.rows[0].name]
+    heads = (pareto.what.removesuffix("s"), "accuracy", "drop, 95 % paired", "mean cosine", *_SPEEDS)
     lines = [
-        f"# {pareto.contract.name}: precisions compared",
+        f"# {pareto.title} compared" if pareto.what == "models" else f"# {pareto.title}: precisions compared",
         "",
-        *([f"**{SEEDED_WARNING}.**", ""] if pareto.contract.provenance == "seeded" else []),
+        *([f"**{SEEDED_WARNING}.**", ""] if pareto.seeded else []),
         f"{pareto.pairs:,} pairs ({pareto.protocol}'s protocol; {pareto.faces}). {pareto.device}, OpenVINO "
-        f"{pareto.openvino}; medians of {counted(pareto.rounds, 'alternating round')}, ratios to FP32 within a round.",
+        f"{pareto.openvino}; medians of {counted(pareto.rounds, 'alternating round')}, ratios to {base} "
+        "within a round.",
         "",
-        "| precision | accuracy | drop, 95 % paired | mean cosine | latency | throughput | CPU time | size |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
     ]
     for row in pareto.rows:
         ratio = pareto.ratios(row)
-        name = f"**{NAMES[row.name]}**" if row.optimal else NAMES[row.name]
-        cosine = f"{row.fidelity.mean_cosine:.5f}" if row.fidelity else "1"
+        name = f"**{names[row.name]}**" if row.optimal else names[row.name]
+        cosine = f"{row.fidelity.mean_cosine:.5f}" if row.fidelity else "1" if row.verification is None else "-"
         lines.append(
             f"| {name} | {row.accuracy:.4f} | {format_drop(row)} | {cosine} "
             f"| {row.timing.latency_ms:.2f} ms ({ratio['latency']:.3f}) "
@@ -98,18 +119,19 @@ def to_markdown(pareto: Pareto) -> str:
             f"| {row.file_bytes / 1e6:.1f} MB ({ratio['file']:.3f}) |"
         )
     dominated = [
-        f"- {NAMES[row.name]} is dominated by {', '.join(NAMES[each] for each in row.dominated_by)}."
+        f"- {names[row.name]} is dominated by {', '.join(names[each] for each in row.dominated_by)}."
         for row in pareto.rows
         if not row.optimal
     ]
-    lines += ["", RULE, *([""] if dominated else []), *dominated]
+    lines += ["", f"{RULE} {ALONE}", *([""] if dominated else []), *dominated]
     if pareto.disturbance.disturbed:
         lines += ["", f"The timing was disturbed: {'; '.join(pareto.disturbance.reasons)}."]
     return "\n".join([*lines, ""])
 
 
 def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
-    """Draw accuracy over one quantity; vertical lines are 95 % intervals of the drop against FP32."""
+    """Draw accuracy over one quantity; vertical lines are 95 % intervals of the drop against the first row."""
+    names = names_of(pareto)
     values = [objective.value(row) for row in pareto.rows]
     accuracies = [row.accuracy for row in pareto.rows]
     spans = [_span(pareto, row) for row in pareto.rows]
@@ -118,14 +140,14 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     x = linear(objective.label, 0.0, 1.15 * max(values))
     y = linear("accuracy", low - room, min(high + room, 1.0), words="{:.4f}".format)
     frame = Axes(x, y, height=280.0, left=86.0)
-    words, leaders = _labels(frame, [NAMES[row.name] for row in pareto.rows], values, accuracies)
+    words, leaders = _labels(frame, [names[row.name] for row in pareto.rows], values, accuracies)
     shapes = list(leaders)
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:
             shapes.append(frame.line([value, value], list(span), "guide"))
         kind = "good" if row.optimal else "other"
-        state = "optimal" if row.optimal else "dominated by " + ", ".join(NAMES[each] for each in row.dominated_by)
-        title = f"{NAMES[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
+        state = "optimal" if row.optimal else "dominated by " + ", ".join(names[each] for each in row.dominated_by)
+        title = f"{names[row.name]}: accuracy {row.accuracy:.4f}, {value:.4g} {objective.label}; {state}"
         shapes += frame.dots([value], [row.accuracy], kind, radius=6.0, titles=(title,))
     return Plot(
         objective.title,
@@ -138,7 +160,7 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
 
 
 def _span(pareto: Pareto, row: Row) -> tuple[float, float]:
-    """Return the ends of the paired interval against FP32, as accuracies."""
+    """Return the ends of the paired interval against the first row, as accuracies."""
     if row.verification is None:
         return row.accuracy, row.accuracy
     low, high = row.verification.accuracy.interval

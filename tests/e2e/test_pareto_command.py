@@ -12,6 +12,8 @@ from commands import edgeface
 from extras import need_nncf
 from tiny_net import skin_crops, write_tiny_net
 
+from edgeface.cli import main
+
 need_nncf()
 
 
@@ -77,3 +79,25 @@ def test_a_compressed_ir_is_no_base_to_compare_with(folder: Path) -> None:
     assert done.returncode == 2
     assert "expected an IR of precision FP32" in done.stderr
     assert not (folder / "none").exists()
+
+
+@pytest.mark.slow
+def test_models_are_compared_as_they_are(folder: Path) -> None:
+    other = write_tiny_net(folder / "other", seed=1)
+    shared = ["--images", folder / "images", "--pairs", folder / "pairs.txt", "--crops", "-o", folder / "models"]
+
+    done = run("--models", folder / "tiny.xml", "--models", other, *shared, "--rounds", 1, "--seconds", 0.05, "--json")
+
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [(row["model"], row["weights"]) for row in answer["rows"]] == [("tiny", "FP32")] * 2
+    assert "2 models compared" in (folder / "models" / "pareto.html").read_text()
+    assert sorted(path.name for path in (folder / "models").iterdir()) == ["pareto.html", "pareto.json", "pareto.md"]
+
+
+def test_models_and_precisions_are_not_compared_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(each) for each in arguments(folder)]
+    assert main(["pareto", *given, "-o", "none", "--models", given[0]]) == 2
+    assert "leave MODEL, --calibration and --precision out" in capsys.readouterr().err
+    assert main(["pareto", given[0], *given[3:], "-o", "none"]) == 2
+    assert "expected MODEL and --calibration, to compare its precisions, or --models" in capsys.readouterr().err

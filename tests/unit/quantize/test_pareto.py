@@ -12,13 +12,15 @@ import cv2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_ir import write_tiny_ir
 from tiny_net import skin_crops, write_tiny_net
 
 from edgeface.errors import InputError
 from edgeface.evaluate.faces import FaceSource
+from edgeface.evaluate.lfw import evaluate_model
 from edgeface.evaluate.pairs import Pairs, parse_pairs
 from edgeface.quantize.calibration import CalibrationSet
-from edgeface.quantize.pareto import Pareto, find_dominated, measure_pareto
+from edgeface.quantize.pareto import Pareto, compare_models, find_dominated, measure_pareto, name_models
 from edgeface.quantize.pareto_report import FILES, to_markdown, write_pareto
 
 PEOPLE = 16
@@ -146,3 +148,41 @@ def test_what_is_not_a_precision_is_named(
             pairs=pairs,
             methods=methods,  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.slow
+def test_models_are_compared_each_on_its_own_crops_of_the_same_faces(
+    folder: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    irs = [
+        folder / "parent" / "tiny.xml",
+        write_tiny_net(tmp_path / "other", seed=1),
+        write_tiny_ir(tmp_path, name="<colours>"),
+    ]
+    found = compare_models(
+        irs, images=folder / "images", pairs=pairs, faces=FaceSource(text="crops"), rounds=2, seconds=0.02
+    )
+
+    assert [row.name for row in found.rows] == ["tiny FP32 (parent)", "tiny FP32 (other)", "<colours> FP32"]
+    assert [row.ir for row in found.rows] == irs
+    for row in found.rows:
+        alone = evaluate_model(folder / "images", pairs, row.ir).evaluation
+        assert row.accuracy == pytest.approx(alone.accuracy)
+        assert row.fidelity is None
+        assert row.file_bytes == row.ir.stat().st_size + row.ir.with_suffix(".bin").stat().st_size
+    answer = found.to_dict()
+    assert [row["model"] for row in answer["rows"]] == ["tiny", "tiny", "<colours>"]
+    write_pareto(found, tmp_path)
+    page = (tmp_path / "pareto.html").read_text()
+    assert "&lt;colours&gt; FP32" in page
+    assert "16x16 pixels (tiny FP32 (parent), tiny FP32 (other))" in page
+    assert "| tiny FP32 (other) |" in to_markdown(found).replace("**", "")
+
+
+def test_models_that_cannot_be_compared_are_named(folder: Path, pairs: Pairs, tmp_path: Path) -> None:
+    one = folder / "parent" / "tiny.xml"
+    for models in ([], [one], [one, one]):
+        with pytest.raises(InputError, match="models: expected two or more, each once, found"):
+            compare_models(models, images=folder / "images", pairs=pairs)
+    with pytest.raises(InputError, match="found two of one name in folders of one name"):
+        name_models([one, write_tiny_net(tmp_path / "parent")])
