@@ -59,6 +59,21 @@ def test_a_detector_gets_the_contracts_margin_and_the_face_the_picture_is_about(
     np.testing.assert_array_equal(FaceCutter(files, names, contract, FaceSource(detector=Finder())).crop(4), crops[4])
 
 
+def test_a_photo_is_searched_once_for_models_of_several_crops(photographs, contract) -> None:
+    files, names = photographs(5)
+    finder, seen = Finder(), list[int]()
+    detect = finder.detect
+    finder.detect = lambda images: [seen.append(len(images)), detect(images)][1]  # type: ignore[method-assign]
+    first = FaceCutter(files, names, contract, FaceSource(detector=finder))
+    other = dataclasses.replace(contract, input_size=(24, 32), alignment=Alignment("mtcnn-box-margin", 0))
+    second = first.for_contract(other)
+    assert [len(list(cutter)) for cutter in (first, second)] == [5, 5]
+    assert sum(seen) == 5
+    alone = FaceCutter(files, names, other, FaceSource(detector=Finder()))
+    np.testing.assert_array_equal(second.crop(4), alone.crop(4))
+    assert second.failures == first.failures == names[:2]
+
+
 def test_where_no_face_is_found_the_middle_is_cut_and_counted(photographs, contract) -> None:
     files, names = photographs(3)
     boxes = known(names[:2], np.stack([BOX, BOX[[2, 3, 0, 1]]]))
