@@ -124,22 +124,22 @@ def _verify(asked: argparse.Namespace) -> int:
         photos = {"photo_a": (asked.a, read_photo(asked.a)), "photo_b": (asked.b, read_photo(asked.b))}
         answer = ask(connection, "POST", target("verify", **query), photos)
         about = _about(connection, answer)
-    for name, path, option in (("face_a", asked.a, "--face-a"), ("face_b", asked.b, "--face-b")):
-        if getattr(asked, name) is None and (note := choice_words(path, answer[name], option)):
-            _print_note(note)
-    if asked.json:
-        faces = {
-            letter: {"path": str(path), "faces": face["total"], "face": face["number"], "box": face["box"]}
-            for letter, path, face in (("a", asked.a, answer["face_a"]), ("b", asked.b, answer["face_b"]))
-        }
-        known = {key: value for key, value in answer.items() if "face_" not in key and key != "version"}
-        by = {name: about[key] for name, key in (("model", "name"), ("precision", "precision"), ("hint", "hint"))}
-        emit_json(known | {"same": answer["matched"]} | by | faces)
-    else:
-        _print(decision_words(answer), _model_words(about))
-        if answer["note"]:
-            _print_note(answer["note"])
-    return 0 if answer["matched"] else NegativeResult.exit_code
+        for name, path, option in (("face_a", asked.a, "--face-a"), ("face_b", asked.b, "--face-b")):
+            if getattr(asked, name) is None and (note := choice_words(path, answer[name], option)):
+                _print_note(note)
+        if asked.json:
+            faces = {
+                letter: {"path": str(path), "faces": face["total"], "face": face["number"], "box": face["box"]}
+                for letter, path, face in (("a", asked.a, answer["face_a"]), ("b", asked.b, answer["face_b"]))
+            }
+            known = {key: value for key, value in answer.items() if "face_" not in key and key != "version"}
+            by = {name: about[key] for name, key in (("model", "name"), ("precision", "precision"), ("hint", "hint"))}
+            emit_json(known | {"same": answer["matched"]} | by | faces)
+        else:
+            _print(decision_words(answer), _model_words(about))
+            if answer["note"]:
+                _print_note(answer["note"])
+        return 0 if answer["matched"] else NegativeResult.exit_code
 
 
 def _identify(asked: argparse.Namespace) -> int:
@@ -155,17 +155,17 @@ def _identify(asked: argparse.Namespace) -> int:
             found[path] = [_identified(each) for each in answer["faces"]]
             if not asked.json:
                 _print(*identified_lines(path, found[path], margin=limit["margin"]))
-    recognised = sum(each["known"] for faces in found.values() for each in faces)
-    if asked.json:
-        emit_json(
-            {"gallery": asked.gallery, "model": about["name"], "contract_id": about["contract_id"]}
-            | {"precision": about["precision"], "hint": about["hint"], **limit, "rule": "max"}
-            | {"recognised": recognised}
-            | {"images": [{"path": str(path), "faces": faces} for path, faces in found.items()], **photos.unread()}
-        )
-    else:
-        _print(_model_words(about))
-    return photos.finish(asked) or (0 if recognised else NegativeResult.exit_code)
+        recognised = sum(each["known"] for faces in found.values() for each in faces)
+        if asked.json:
+            emit_json(
+                {"gallery": asked.gallery, "model": about["name"], "contract_id": about["contract_id"]}
+                | {"precision": about["precision"], "hint": about["hint"], **limit, "rule": "max"}
+                | {"recognised": recognised}
+                | {"images": [{"path": str(path), "faces": faces} for path, faces in found.items()], **photos.unread()}
+            )
+        else:
+            _print(_model_words(about))
+        return photos.finish(asked) or (0 if recognised else NegativeResult.exit_code)
 
 
 def _threshold(
@@ -255,7 +255,8 @@ def _embed(asked: argparse.Namespace) -> int:
             rows += new
         if not rows:
             raise ImageError(f"no photo could be embedded: {photos.some()}")
-    _save(rows, asked, about)
+        _save(rows, asked, about)
+    photos.failures = dict(sorted(photos.failures.items()))
     answer = {"output": str(asked.output), "model": about["name"], "contract_id": about["contract_id"]}
     answer |= {"rows": len(rows), "files": photos.count(), "reused": 0, "dropped": 0, **photos.unread()}
     if asked.json:
@@ -302,7 +303,7 @@ _COMMANDS: dict[str, tuple[Callable[[_Parser], None], Callable[[argparse.Namespa
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Photos:
     """The photos that a command is given, and why some of them have no answer."""
 

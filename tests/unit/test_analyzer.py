@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from edgeface.errors import (
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import enrol_folder
 from edgeface.gallery.records import NewTemplate
+from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
@@ -271,6 +273,18 @@ def test_an_open_gallery_is_followed(app: FaceAnalyzer, gallery: Path) -> None:
         assert app.identify(draw(RED), store, threshold=0.9, gate=None)[0].person == "Red"
         limit = app.search_threshold(store, threshold=0.9)
         assert repr(limit) == "SearchThreshold(cosine > 0.9000, by hand, 3 templates)"
+
+
+def test_nobody_is_named_whose_consent_has_expired(app: FaceAnalyzer, gallery: Path) -> None:
+    now = datetime.now(timezone.utc)
+    consent = Consent(text_version="1", recorded_by="desk", recorded=now, expires=now)
+    with SqliteStore(gallery) as store:
+        (blue,) = (person.id for person in store.people() if person.name == "Blue")
+        store.update_person(blue, metadata={CONSENT: consent.to_dict()})
+        first, second = app.identify(draw(BLUE, GREEN), store, threshold=0.6, gate=None)
+    assert (first.verdict.value, first.person, first.person_id, first.score) == ("unknown", None, None, None)
+    assert (first.reason, bool(first)) == ("consent-expired", False)
+    assert (second.person, second.runner_up, second.reason) == ("Green", None, "")
 
 
 def test_a_gallery_of_another_model_is_refused(app: FaceAnalyzer, tmp_path: Path) -> None:
