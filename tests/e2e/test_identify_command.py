@@ -14,7 +14,7 @@ from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 from edgeface.cli import main
 from edgeface.cli.identify import _describe
 from edgeface.cli.output import print_model
-from edgeface.cli.words import identified_lines
+from edgeface.cli.words import identified_lines, search_words
 from edgeface.pipeline.observation import Face
 from edgeface.recognize.identify import Identification, Verdict
 from edgeface.recognize.index import PersonRule
@@ -161,3 +161,12 @@ def test_a_gallery_of_another_model_is_refused(work: Path, capsys: pytest.Captur
     write_tiny_ir(work, source="b")
     assert identify(work, "--threshold", "0.7") == 2
     assert "contract" in capsys.readouterr().err
+
+
+def test_the_threshold_is_said_with_its_rate_and_what_it_costs() -> None:
+    limit = {"threshold": 0.5, "templates": 1559, "fpir": 0.01, "measured_on": "LFW", "expected_fnir": 0.364}
+    words = "threshold: cosine > 0.5000, FPIR 0.01 on LFW, 1,559 templates"
+    assert search_words(limit) == f"{words}, where 36.4% of photos of enrolled people are missed"
+    assert search_words(limit | {"expected_fnir": None}) == words
+    by_hand = limit | {"fpir": None, "measured_on": "", "expected_fnir": None, "templates": 1}
+    assert search_words(by_hand) == "threshold: cosine > 0.5000, by hand, 1 template"

@@ -217,7 +217,6 @@ def test_a_rate_below_the_strictest_is_extrapolated_for_a_decade_where_the_pairs
     assert found.value == pytest.approx(stats.norm.isf(far_for_fpir(0.001, 1559), 0, 0.1), abs=1e-9)
     assert found.supported
     assert known[-1].frr < found.expected_fnir < 1.0
-    assert "of photos of enrolled people are missed" in found.summary
     for size in (10**4 + 100, 10**5):  # below 1e-7: too few pairs, and then too far
         with pytest.raises(InputError, match="edgeface calibrate --far"):
             threshold_from_pairs(known, fpir=0.001, gallery_size=size)
