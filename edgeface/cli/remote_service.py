@@ -27,7 +27,7 @@ _PREFIX = "/api/edgeface/v1"
 INSTEAD = f"unset {SERVER} to use a model of this process"
 _LARGEST = 256 << 20
 """Bytes of a photo that is read into memory; the service takes fewer."""
-_KINDS = {**KINDS, "too-large": ImageError, "too-many-faces": FaceError}
+_KINDS: dict[str, type[EdgeFaceError]] = {**KINDS, "too-large": ImageError, "too-many-faces": FaceError}
 _BUSY = ("overloaded", "too-often")
 """Problems that pass by themselves."""
 
@@ -152,7 +152,8 @@ def _error_of(status: int, problem: Mapping[str, Any], photos: Mapping[str, tupl
         for said in (name, name.replace("_", " ")):
             detail = f"{path}{detail.removeprefix(said)}" if detail.startswith(f"{said}: ") else detail
     parts = {name: problem.get(name) for name in ("expected", "found", "remedy")}
-    return _KINDS.get(problem["code"], InputError if status < 500 else RequestError)(detail, **parts)
+    kind = _KINDS.get(problem["code"], InputError if status < 500 else RequestError)
+    return kind(detail, **parts)
 
 
 def read_photo(path: Path) -> bytes:
