@@ -265,9 +265,10 @@ def list_people(
 ) -> None:
     """List the people of a gallery."""
     with open_gallery(gallery, key) as store:
-        info, people = store.info, store.people(label=label)
+        info, people, detectors = store.info, store.people(label=label), store.detectors()
     if json:
         told = {name: getattr(info, name) for name in ("contract_id", "model", "encrypted", "keeps_images")}
+        told["detectors"] = list(detectors)
         emit_json({"gallery": gallery, **told, "people": [_shown(person) for person in people]})
         return
     table = Table("id", "name", "templates", "labels", "since", **_PLAIN)

@@ -16,7 +16,7 @@ import numpy as np
 from edgeface.errors import EnrolmentRefused, GalleryError, ImageError, InputError
 from edgeface.gallery.enrolment import Enrolment, EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
-from edgeface.gallery.records import KeptImage, NewTemplate, check_name
+from edgeface.gallery.records import KeptImage, NewTemplate, check_name, is_detector_name
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, largest_face
@@ -348,12 +348,13 @@ def enrolment_image(
     *,
     sha256: str,
     keep_image: bool,
+    detector: str | None,
     largest: bool = False,
-    aligned: bool = False,
 ) -> EnrolmentImage:
     """Make a template from what a pipeline found in a photo; the options are those of `enrolment_images`.
 
-    `aligned`: the photo is one crop, from a pipeline without a detector. `sha256` is of the photo's file; may be empty.
+    `detector` is the name of the one that found the faces; None: the photo is one aligned crop. `sha256` is of the
+    photo's file; may be empty.
     """
     reason, refusal, face = _choose(faces, image, largest=largest)
     usable = sum(each.embedding is not None for each in faces)
@@ -363,7 +364,8 @@ def enrolment_image(
         embedding=face.embedding,
         quality=float("nan") if face.quality is None else face.quality.score,
         source_sha256=sha256,
-        image=cut_out(image, face, aligned=aligned) if keep_image else None,
+        image=cut_out(image, face, aligned=detector is None) if keep_image else None,
+        detector=detector if detector and is_detector_name(detector) else "",  # a user's own may have any name
     )
     return EnrolmentImage(path=path, template=template, faces=usable)
 
@@ -377,7 +379,7 @@ def enrolment_images(
     `largest` takes the largest one. What the pipeline's gate rejects does not count: it may be no face.
     """
     failed: dict[Path, str] = {}
-    aligned = pipeline.settings["detector"] is None
+    settings = pipeline.settings["detector"]
 
     def fail(path: Path, error: ImageError) -> None:
         failed[path] = str(error).removeprefix(f"{path}: ")
@@ -394,8 +396,8 @@ def enrolment_images(
                 faces,
                 sha256=frame.file.sha256 if frame.file else "",
                 keep_image=keep_images,
+                detector=settings and settings["name"],
                 largest=largest,
-                aligned=aligned,
             )
     for index in range(next_index, len(files)):
         yield EnrolmentImage(path=files[index], refusal=failed[files[index]], reason="bad-image")

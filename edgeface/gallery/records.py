@@ -30,6 +30,11 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def is_detector_name(name: object) -> bool:
+    """Return whether this can be the name of a detector: 1 to 40 printable ASCII characters, no space."""
+    return isinstance(name, str) and re.fullmatch("[!-~]{1,40}", name) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryInfo:
     """What a gallery is bound to.
@@ -125,6 +130,8 @@ class NewTemplate:
         UTC.
     image
         Kept only by a gallery that keeps images; given to another, it is an error.
+    detector
+        Name of the detector that found the face; empty: not known, or none did. The gallery notes it, not the template.
     """
 
     embedding: Embedding
@@ -132,8 +139,13 @@ class NewTemplate:
     source_sha256: str = ""
     created: datetime = field(default_factory=now)
     image: KeptImage | None = None
+    detector: str = ""
 
     def __post_init__(self) -> None:
+        if self.detector and not is_detector_name(self.detector):
+            raise GalleryError(
+                f"detector: expected 1 to 40 printable ASCII characters, no space, found {self.detector!r:.60}"
+            )
         digest = self.source_sha256
         if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
             raise GalleryError(f"source_sha256: expected 64 lower-case hexadecimal digits or none, found {digest!r}")

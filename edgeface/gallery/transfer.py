@@ -3,7 +3,7 @@
 The file is a ZIP without compression:
 
     gallery.json     format ``edgeface-gallery``, version, contract_id, dim, metric, model, created, number of people
-                     and of templates
+                     and of templates, detectors (a list of names, which earlier exports lack)
     people.json      a list of {name, labels, metadata, created}
     templates.json   a list of {person: number in people.json, quality or null, source_sha256, created, image: name in
                      the ZIP or null, box, landmarks (null where they are not known), aligned}
@@ -46,7 +46,7 @@ from edgeface.errors import (
 from edgeface.files import write_private
 from edgeface.gallery.enrolment import EnrolRules, enrol
 from edgeface.gallery.index.live import LiveIndex
-from edgeface.gallery.records import KeptImage, NewTemplate, Person, check_name, now
+from edgeface.gallery.records import KeptImage, NewTemplate, Person, check_name, is_detector_name, now
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.untrusted import (
@@ -61,6 +61,8 @@ from edgeface.untrusted import (
 )
 
 _FORMAT, _VERSION, _KIND, _SUMS = "edgeface-gallery", 1, "gallery-export", "SHA256SUMS"
+_DETECTORS = 8
+"""Most names of detectors in an export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ def _parts(store: GalleryStore, people: Sequence[Person]) -> tuple[dict[str, byt
         "created": now().isoformat(),
         "people": len(people),
         "templates": len(listed),
+        "detectors": list(store.detectors()),
     }
     images = len(parts)
     parts["gallery.json"] = _json_bytes(described)
@@ -220,6 +223,8 @@ def import_gallery(
                 force=force,
             )
             added, already = added + len(done.template_ids), already + done.already
+        if added:
+            store.note_detectors(described["detectors"])
         total = len(store.people())
     with contextlib.suppress(GalleryError, OutputError):  # the import is committed, whatever happens now
         store.load()  # writes the cache: the next one to open the gallery need not wait
@@ -287,6 +292,9 @@ def _described(
         wrong = described["format"] != _FORMAT or described["version"] != _VERSION
         if not isinstance(described["contract_id"], str):
             raise TypeError("contract_id is no text")
+        detectors = described.setdefault("detectors", [])
+        if type(detectors) is not list or len(detectors) > _DETECTORS or not all(map(is_detector_name, detectors)):
+            raise TypeError("detectors is no list of their names")
     if wrong:
         raise ArchiveError(
             f"{path}: expected {_FORMAT} of version {_VERSION}, found {described['format']!r:.80} of version "

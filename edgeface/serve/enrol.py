@@ -323,8 +323,8 @@ def read_template(
         faces,
         sha256=hashlib.sha256(photo).hexdigest(),
         keep_image=gallery.store.info.keeps_images,
+        detector=None if model.analyzer.detector is None else model.analyzer.detector.name,
         largest=largest,
-        aligned=service.settings.models[gallery.options.model].detector is None,
     )
 
 

@@ -87,6 +87,7 @@ def _describe(served: ServedGallery) -> GalleryAnswer:
             fits=fits,
             encrypted=store.info.encrypted,
             keeps_images=store.info.keeps_images,
+            detectors=list(store.detectors()),
         )
 
 

@@ -114,6 +114,8 @@ class GalleryAnswer(Answer):
     """Whether it cannot be read without its key."""
     keeps_images: bool
     """Whether the part of each photo with the face is kept."""
+    detectors: list[str]
+    """That found the faces of its templates, as far as they are known."""
 
 
 class GalleriesAnswer(Answer):

@@ -150,6 +150,21 @@ class GalleryStore(ABC):
         with self.database.writing():
             yield
 
+    def detectors(self) -> tuple[str, ...]:
+        """Return the names of the detectors that found the faces of the templates, sorted.
+
+        Of templates that an edgeface before schema version 4 added, and of crops, none is known. Templates that are
+        erased leave their detector's name. The names are not authenticated.
+        """
+        with self.database.reading():
+            return self.database.detectors()
+
+    def note_detectors(self, names: Iterable[str]) -> None:
+        """Add to `detectors`, for templates that come from another gallery."""
+        with self.database.writing():
+            self.database.wrote()
+            self.database.note_detectors(names)
+
     # People
 
     def add_person(

@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,7 +24,7 @@ from edgeface.errors import (
     OutputError,
 )
 from edgeface.gallery.codec import GalleryHeader
-from edgeface.gallery.records import now
+from edgeface.gallery.records import is_detector_name, now
 from edgeface.model.contract import current_id
 
 _log = logging.getLogger(__name__)
@@ -337,6 +337,20 @@ class Database(ABC):
         first = self.state("next_id")
         self._usable().execute("UPDATE gallery SET next_id = next_id + ?", (count,))
         return range(first, first + count)
+
+    def detectors(self) -> tuple[str, ...]:
+        """Return the names of the detectors that found the templates' faces, sorted, as far as they are known."""
+        row = self._usable().execute("SELECT substr(detectors, 1, 400) FROM gallery").fetchone()
+        names = str(row[0]).split() if row else []
+        if not all(map(is_detector_name, names)):
+            raise GalleryDamagedError(f"{self.where}: expected names of detectors, found {names!r:.80}")
+        return tuple(names)
+
+    def note_detectors(self, names: Iterable[str]) -> None:
+        """Add to the names of the detectors; in a block that writes."""
+        known = set(self.detectors())
+        if new := known.union(filter(None, names)) - known:
+            self._usable().execute("UPDATE gallery SET detectors = ?", (" ".join(sorted(known | new)),))
 
     def replace_header(self, header: GalleryHeader, cipher: Cipher) -> None:
         """Bind the gallery to something else; the caller calls `adopt` after the commit."""

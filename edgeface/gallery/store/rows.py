@@ -148,6 +148,7 @@ class Rows:
     ) -> tuple[int, ...]:
         """Store templates that `check` accepted; return their ids."""
         ids = self._database.take_ids(len(templates))
+        self._database.note_detectors(each.detector for each in templates)
         info = self._header.info(0)
         for template_id, new in zip(ids, templates, strict=True):
             body = TemplateBody(unit_vector(new, info), new.quality, new.source_sha256, new.created).encode()

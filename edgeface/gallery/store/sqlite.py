@@ -43,7 +43,7 @@ class SqliteStore(GalleryStore):
         self, path: Path, *, key: bytes | None = None, contract_id: str | None = None, timeout: float = 30.0
     ) -> None:
         super().__init__(SqliteDatabase(path, key=key, contract_id=contract_id, timeout=timeout))
-        if self.database.migrated:
+        if self.database.old_cache:
             self._adopt_cache()
 
     @classmethod

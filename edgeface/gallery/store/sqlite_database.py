@@ -326,8 +326,8 @@ class SqliteDatabase(Database):
                 row = self._connection.execute("SELECT header, header_mark FROM gallery").fetchone()
                 self._bind(*((str(row[0]), row[1]) if row else ("", None)), key=key, contract_id=contract_id)
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-                self.migrated = version < SCHEMA_VERSION
-                if self.migrated:  # only after it is known that the caller has the key
+                self.old_cache = version < 3  # as edgeface 0.1 wrote it
+                if version < SCHEMA_VERSION:  # only after it is known that the caller has the key
                     migrate(self._connection, path)
                 self.version = SCHEMA_VERSION
                 beside = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))

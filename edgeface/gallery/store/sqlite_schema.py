@@ -20,7 +20,7 @@ from types import MappingProxyType
 from edgeface.errors import GalleryDamagedError, GalleryError
 from edgeface.gallery.store.database import record_commit, require_no_differences, schema_differences
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 APPLICATION_ID = 0x45464741
 """``EFGA`` in the file's header (`PRAGMA application_id`): tells a gallery from other databases."""
@@ -75,6 +75,10 @@ CREATE TABLE commits (
 ALTER TABLE gallery ADD COLUMN cached TEXT NOT NULL DEFAULT '';  -- digest of the header of the cache's file
 """
 
+_TABLES_4 = """
+ALTER TABLE gallery ADD COLUMN detectors TEXT NOT NULL DEFAULT '';  -- that found the faces, as far as is known
+"""
+
 
 def _script(connection: sqlite3.Connection, script: str) -> None:
     """Run statements inside the open transaction; `executescript` would commit it."""
@@ -98,7 +102,12 @@ def _to_3(connection: sqlite3.Connection) -> None:
     record_commit(connection)
 
 
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2, 2: _to_3})
+def _to_4(connection: sqlite3.Connection) -> None:
+    """Make room for the names of detectors; those of earlier templates are not known."""
+    _script(connection, _TABLES_4)
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2, 2: _to_3, 3: _to_4})
 """What turns a file of one version into one of the next."""
 
 

@@ -251,6 +251,25 @@ class StoreConformance:
 
     # Templates
 
+    def test_the_detectors_of_templates_are_noted_with_them(self, store: GalleryStore, place: Place) -> None:
+        one, two, three, four = vectors(4)
+        ada = store.add_person("Ada", templates=[template(one)])
+        assert store.detectors() == ()  # of crops, and of templates of earlier versions, none is known
+        store.add_templates(ada.id, [template(two, detector="yunet"), template(three, detector="mtcnn")])
+        generation = store.generation()
+        with contextlib.suppress(ZeroDivisionError), store.writing():
+            store.add_templates(ada.id, [template(four, detector="undone")])
+            assert store.detectors() == ("mtcnn", "undone", "yunet")
+            raise ZeroDivisionError
+        with place.open(contract_id=CONTRACT) as again:
+            assert (again.detectors(), again.generation()) == (("mtcnn", "yunet"), generation)
+            assert again.check().problems == ()
+
+    @pytest.mark.parametrize("name", ["a b", "yunet\n", "\u00e9", "x" * 41])
+    def test_what_is_no_name_of_a_detector_is_refused(self, name: str) -> None:
+        with pytest.raises(GalleryError, match="detector: expected 1 to 40"):
+            template(vectors(1)[0], detector=name)
+
     def test_templates_come_back_bit_by_bit(self, store: GalleryStore, place: Place) -> None:
         rows = vectors(3)
         when = datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=timezone(timedelta(hours=2)))

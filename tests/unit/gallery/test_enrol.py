@@ -167,7 +167,7 @@ def fill(store: SqliteStore) -> None:
     rows = vectors(5, seed=2)
     pictures = [template(rows[0], quality=0.5, source_sha256="cd" * 32, image=kept()), template(rows[1])]
     store.add_person("Zo\u00eb", labels=["a"], metadata={"b": [1, None]}, templates=pictures)
-    store.add_person("Grace", templates=[template(rows[2])])
+    store.add_person("Grace", templates=[template(rows[2], detector="mtcnn")])
     store.add_person("Nobody yet")
 
 
@@ -191,6 +191,7 @@ def test_an_export_brings_everybody_to_another_gallery(store: SqliteStore, tmp_p
         first, twin = (each.templates_of(each.find("Zo\u00eb").id)[0] for each in (store, other))
         assert (twin.quality, twin.source_sha256, twin.created) == (first.quality, first.source_sha256, first.created)
         assert other.image_of(twin.id).png == store.image_of(first.id).png
+        assert other.detectors() == store.detectors() == ("mtcnn",)
         again = import_gallery(other, tmp_path / "export", key=key, rules=RULES)
         assert (again.people, again.templates, again.already) == (0, 0, 3)
 
@@ -303,6 +304,9 @@ def saved(array: np.ndarray) -> bytes:
     [
         ("gallery.json", lambda found: {"format": "edgeface-gallery", "version": 1}),
         ("gallery.json", lambda found: found | {"contract_id": ["a"]}),
+        ("gallery.json", lambda found: found | {"detectors": "mtcnn"}),
+        ("gallery.json", lambda found: found | {"detectors": ["a b"]}),
+        ("gallery.json", lambda found: found | {"detectors": ["mtcnn"] * 9}),
         ("gallery.json", lambda found: [found]),
         ("gallery.json", lambda found: b"[" * 100_000),
         ("people.json", lambda found: ["Ada", *found[1:]]),

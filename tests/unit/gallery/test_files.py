@@ -70,15 +70,15 @@ def version_1(path: Path) -> tuple[object, np.ndarray]:
 def test_a_file_of_version_1_becomes_one_of_today_with_everybody_in_it(tmp_path: Path) -> None:
     people, rows = version_1(tmp_path / "g")
     with SqliteStore(tmp_path / "g", key=KEY) as store:
-        assert store.info.schema_version == 3
-        assert store.people() == people
+        assert store.info.schema_version == 4
+        assert (store.people(), store.detectors()) == (people, ())
         np.testing.assert_array_equal(store.load().vectors, rows)
         generation, history = store.generation(), store.history()
         assert store.changes_since(generation - 1, history) is None  # removals before the migration were not logged
         store.forget(store.find("Ada").id)
         assert store.changes_since(generation, history).removed.tolist() == [2, 3, 4]
         assert store.check().problems == ()
-    assert sqlite3.connect(tmp_path / "g").execute("PRAGMA user_version").fetchone() == (3,)
+    assert sqlite3.connect(tmp_path / "g").execute("PRAGMA user_version").fetchone() == (4,)
 
 
 def test_a_migrated_file_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_a_migration_that_fails_leaves_the_earlier_version(tmp_path: Path, monke
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     SqliteStore.create(tmp_path / "g", contract_id=CONTRACT, dim=DIM, key=KEY).close()
-    sqlite3.connect(tmp_path / "g").execute("PRAGMA user_version = 4").connection.close()
-    with pytest.raises(GalleryError, match="found version 4; update edgeface"):
+    sqlite3.connect(tmp_path / "g").execute("PRAGMA user_version = 5").connection.close()
+    with pytest.raises(GalleryError, match="found version 5; update edgeface"):
         SqliteStore(tmp_path / "g", key=KEY)
 
 

@@ -119,14 +119,14 @@ def test_check_names_a_part_that_was_written_past_sqlites_count_of_changes(tmp_p
         assert "a foreign trigger 't'" in problem
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_earlier_versions_are_compared_before_they_are_brought_up_to_date(tmp_path: Path, version: int) -> None:
     version_1(tmp_path / "g")
-    if version == 2:
-        with contextlib.closing(sqlite3.connect(tmp_path / "g")) as connection:
-            schema._STEPS[1](connection)
-            connection.execute("PRAGMA user_version = 2")
-            connection.commit()
+    with contextlib.closing(sqlite3.connect(tmp_path / "g")) as connection:
+        for step in range(1, version):
+            schema._STEPS[step](connection)
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.commit()
     change(tmp_path / "g", "CREATE TRIGGER t AFTER UPDATE ON gallery BEGIN DELETE FROM people; END")
     with pytest.raises(GalleryDamagedError, match="a foreign trigger 't'"):
         SqliteStore(tmp_path / "g", key=bytes(range(32)))

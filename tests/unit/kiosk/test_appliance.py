@@ -500,7 +500,8 @@ def test_the_test_opens_the_gallery_in_its_place_and_changes_nothing(
         f"galleries/default.gallery{end}" for end in ("-wal", "-shm", ".index")
     }
     with sqlite3.connect(gallery) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("ALTER TABLE gallery DROP COLUMN detectors")
+        connection.execute("PRAGMA user_version = 3")
     with pytest.raises(GalleryError, match="--migrate"):
         check_appliance(made / "serve.yml", environ=kiosk)
 

@@ -118,6 +118,10 @@ _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _IDLE_SECONDS = 60
 """How long a writer that stopped inside a block may hold up the others."""
+_NO_DETECTORS = (
+    "SELECT 1 WHERE NOT EXISTS "
+    "(SELECT FROM pg_attribute WHERE attrelid = to_regclass(?) AND attname = 'detectors' AND NOT attisdropped)"
+)
 _COLUMN_TYPE = (
     "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('vectors') "
     "AND attname = 'embedding'"
@@ -266,17 +270,26 @@ class PostgresDatabase(Database):
             if version >= SCHEMA_VERSION:
                 return
             run = self._connection.execute
-            for table in ADDED_LATER[version - 1 :]:
-                for statement in (*table_statements(self.schema, table), *self._grants(table)):
-                    run(statement)
-            vectors = run(_COLUMN_TYPE).fetchone()
-            for table in ("people", "templates", "images", *(["vectors"] if vectors else [])):
-                for statement in keep_plain(self.schema, table):
-                    run(statement.replace("public.{type}({dim})", vectors[0] if vectors else ""))
-            run("UPDATE people SET body = body || ''")  # writes anew what was compressed
-            if version == 1:
-                record_commit(self._connection)
-            run("UPDATE gallery SET version = ?, unscrubbed = generation", (SCHEMA_VERSION,))
+            if version < 3:
+                self._make_plain(version)
+            run("ALTER TABLE gallery ADD COLUMN detectors text NOT NULL DEFAULT ''")
+            run("ALTER TABLE gallery ALTER COLUMN detectors DROP DEFAULT")
+            run("UPDATE gallery SET version = ?", (SCHEMA_VERSION,))
+
+    def _make_plain(self, version: int) -> None:
+        """Add the tables of version 3, and order the erasure of what the server has sampled and compressed."""
+        run = self._connection.execute
+        for table in ADDED_LATER[version - 1 :]:
+            for statement in (*table_statements(self.schema, table), *self._grants(table)):
+                run(statement)
+        vectors = run(_COLUMN_TYPE).fetchone()
+        for table in ("people", "templates", "images", *(["vectors"] if vectors else [])):
+            for statement in keep_plain(self.schema, table):
+                run(statement.replace("public.{type}({dim})", vectors[0] if vectors else ""))
+        run("UPDATE people SET body = body || ''")  # writes anew what was compressed
+        if version == 1:
+            record_commit(self._connection)
+        run("UPDATE gallery SET unscrubbed = generation")
 
     def _grants(self, table: str) -> list[str]:
         """Return what gives a new table the rights that others have on the old ones."""
@@ -307,6 +320,8 @@ class PostgresDatabase(Database):
             query = "SELECT to_regclass(?) IS NULL"
             gone = [each for each in known if self._connection.execute(query, (f"{self.schema}.{each}",)).fetchone()[0]]
             require_no_differences(self.where, [f"no table {each!r}" for each in gone])
+            if version > 3 and self._connection.execute(_NO_DETECTORS, (f"{self.schema}.gallery",)).fetchone():
+                require_no_differences(self.where, ["no column 'gallery.detectors'"])
         return version, text, mark
 
     def _errors(self, *, committing: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -24,8 +24,8 @@ from typing import Any, Literal
 from edgeface.errors import InputError
 from edgeface.gallery.store.database import schema_differences
 
-SCHEMA_VERSION = 3
-"""1 had no table `commits`; 2 no `staged`, and let the server sample and compress what is sealed."""
+SCHEMA_VERSION = 4
+"""1 had no table `commits`; 2 no `staged`, and let the server sample and compress what is sealed; 3 no detectors."""
 ADDED_LATER = ("commits", "staged")
 VectorType = Literal["vector", "halfvec"]
 
@@ -37,6 +37,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gallery": (
             *("one integer", "version integer", "header text", "header_mark bytea"),
             *("generation bigint", "next_id bigint", "known_since bigint", "unscrubbed bigint"),
+            "detectors text",
         ),
         "people": ("id bigint", "name_mark bytea", "body bytea"),
         "templates": ("id bigint", "person_id bigint", "generation bigint", "body bytea"),
@@ -151,6 +152,7 @@ UNION ALL SELECT 'inheritance', relname, '' FROM own JOIN pg_inherits ON own.oid
 `staged`, of an earlier version, are not yet kept from being sampled and compressed."""
 
 _Part = tuple[str, str, str]
+_DETECTORS: _Part = ("column", "gallery.detectors", "text")
 
 
 def _expected(schema: str, tables: set[str]) -> set[_Part]:
@@ -178,6 +180,8 @@ def foreign_parts(connection: Any, schema: str) -> list[str]:
         return []
     optional = {table for table in (*ADDED_LATER, "vectors") if ("table", table, "") not in found}
     expected = _expected(schema, _COLUMNS.keys() - optional)
+    if _DETECTORS[:2] not in {part[:2] for part in found}:
+        expected.discard(_DETECTORS)
     return schema_differences(found, expected)
 
 

@@ -131,7 +131,7 @@ class PostgresStore(GalleryStore):
                 connection.execute(statement)
             connection.resolve(schema, "public")
             connection.execute(
-                "INSERT INTO gallery VALUES (1, ?, ?, ?, 1, 1, 1, 0)",
+                "INSERT INTO gallery VALUES (1, ?, ?, ?, 1, 1, 1, 0, '')",
                 (SCHEMA_VERSION, header, mark_header(header, cipher)),
             )
             record_commit(connection)

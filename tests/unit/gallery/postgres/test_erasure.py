@@ -153,7 +153,7 @@ def test_the_server_neither_samples_nor_compresses_what_is_in_the_tables(
 
 def make_version_2(cluster: Any, schema: str) -> None:
     columns = {"people": ("body", "name_mark"), "templates": ("body",), "images": ("body",), "vectors": ("embedding",)}
-    cluster.sql(f"DROP TABLE {schema}.staged")
+    cluster.sql(f"DROP TABLE {schema}.staged; ALTER TABLE {schema}.gallery DROP COLUMN detectors")
     for table, names in columns.items():
         for name in names:
             cluster.sql(
@@ -169,7 +169,7 @@ def test_a_kiosk_that_may_only_read_and_write_goes_on_after_the_owner_has_brough
 
     schema, role = f"edgeface_{gallery}", f"kiosk_{gallery}"
     create(cluster.url, gallery, key=KEY).close()
-    cluster.sql(f"DROP TABLE {schema}.staged")
+    cluster.sql(f"DROP TABLE {schema}.staged; ALTER TABLE {schema}.gallery DROP COLUMN detectors")
     cluster.sql(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema} TO {role}")
     cluster.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}")
     cluster.sql(f"UPDATE {schema}.gallery SET version = 2")

@@ -259,6 +259,7 @@ def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: 
     with create(cluster.url, gallery, key=KEY) as store:
         ada = store.add_person("Ada", templates=templates(2))
     cluster.sql(f"DROP TABLE {schema}.commits, {schema}.staged")
+    cluster.sql(f"ALTER TABLE {schema}.gallery DROP COLUMN detectors")
     cluster.sql(f"UPDATE {schema}.gallery SET version = 1")
     with pytest.raises(GalleryKeyError):
         open_store(cluster.url, gallery, key=bytes(32))
@@ -267,8 +268,8 @@ def test_tables_of_version_1_are_brought_up_to_date_by_who_has_the_key(cluster: 
         with open_store(cluster.url, gallery, key=KEY) as store:
             assert store.people() == (ada,)
             assert len(store.history()) == 32
-    cluster.sql(f"UPDATE {schema}.gallery SET version = 4")
-    with pytest.raises(GalleryError, match="found 4; update edgeface"):
+    cluster.sql(f"UPDATE {schema}.gallery SET version = 5")
+    with pytest.raises(GalleryError, match="found 5; update edgeface"):
         open_store(cluster.url, gallery, key=KEY)
 
 
@@ -482,8 +483,8 @@ def test_a_statement_that_the_server_cancels_is_no_other_writer(cluster: Any, ga
     ("change", "told"),
     [
         ("DELETE FROM {}.gallery", "its header is gone; restore"),
-        ("UPDATE {}.gallery SET version = 9", "of version 1 to 3, found 9; update edgeface"),
-        ("UPDATE {}.gallery SET version = -1", "of version 1 to 3, found -1; restore"),
+        ("UPDATE {}.gallery SET version = 9", "of version 1 to 4, found 9; update edgeface"),
+        ("UPDATE {}.gallery SET version = -1", "of version 1 to 4, found -1; restore"),
         ("UPDATE {}.gallery SET header = repeat('x', 9000000)", "its header is damaged"),
     ],
 )
