@@ -1,6 +1,6 @@
 """How fast is detection, what do tracking and overlap save, what holds an LFW evaluation up? Prints JSON.
 
-    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--only mtcnn film evaluation]
+    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--only mtcnn film evaluation folder]
 
 One run, in which all that is compared takes turns.
 
@@ -23,6 +23,10 @@ with the reference boxes; and it does so with MTCNN, which shares the engine's c
 from the first file opened to the last embedding. The turns' images are spread evenly over the 7,701, and the figure is
 the median of the ratios within the rounds, with its distribution-free interval, because the speed of a machine that
 others share changes from minute to minute and not from second to second. Beside it stands the CPU time an image.
+
+Folder: `embed_files`, which `edgeface embed`, `cluster` and, but for the file, `gallery enrol` are, beside what reading
+the photos with two threads, detection and the network take by themselves, one after the other; YuNet. Photos of LFW,
+and photos of 12 megapixels as `end_to_end.py` makes them. A turn is of other photos each time.
 """
 
 from __future__ import annotations
@@ -33,8 +37,10 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -47,11 +53,15 @@ import openvino as ov
 sys.path.insert(0, str(Path(__file__).parent))
 
 from detectors import DATA, compare_speed
+from end_to_end import YUNET, make_sets
 
 from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
+from edgeface.pipeline.batch import embed_files
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.runtime import Embedder
+from edgeface.vision.align import align
+from edgeface.vision.image import read_photo_file
 from edgeface.vision.load import load_detector
 from edgeface.vision.nms import overlaps
 from edgeface.vision.source import open_source
@@ -72,7 +82,7 @@ def main() -> None:
     parser.add_argument("--mtcnn-images", type=int, default=64, help="of LFW, for MTCNN")
     parser.add_argument("--rounds", type=int, default=3, help="of MTCNN and of the film")
     parser.add_argument("--every", type=int, default=4, help="detection in every n-th frame")
-    parts = ["mtcnn", "film", "evaluation"]
+    parts = ["mtcnn", "film", "evaluation", "folder"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     report: dict[str, Any] = {"openvino": ov.get_version(), "cpus": len(os.sched_getaffinity(0))}
@@ -83,6 +93,8 @@ def main() -> None:
         report["film"] = measure_film(options.model, options.frames, options.rounds, options.every)
     if "evaluation" in options.only:
         report["evaluation"] = measure_evaluation(options.model, options.turns, options.images)
+    if "folder" in options.only:
+        report["folder"] = measure_folder(options.model, options.turns, options.images)
     print(json.dumps(report, indent=2))
 
 
@@ -195,6 +207,76 @@ def measure_evaluation(model: Path, turns: int, count: int) -> dict[str, Any]:
             for name in ("reference boxes", "mtcnn")
         },
     }
+
+
+def measure_folder(model: Path, turns: int, count: int) -> dict[str, Any]:
+    """How much of the speed of its parts the embedding of a folder keeps."""
+    report = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Embedder.load(model) as embedder,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        for name, photos in make_sets(Path(folder), count).items():
+            spent: dict[str, list[tuple[float, float]]] = {}
+            with load_detector("yunet", model=YUNET, min_size=photos.smallest) as detector:
+                pipeline = Pipeline(detector, embedder, batch_size=8, prefetch=2)
+                files = [Path(photo) for photo in photos.photos]
+                for turn in range(turns + 1):  # shapes are prepared on first sight
+                    work = partial(_folder_turn, files, pipeline, detector, embedder, readers, Path(folder))
+                    for part, seconds in work(first=turn % 2 == 0).items():
+                        spent.setdefault(part, []).extend([seconds] if turn else [])
+            whole = spent.pop("whole")
+            parts = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*spent.values(), strict=True)]
+            report[name] = {
+                "photos": len(files),
+                "figures": {part: per_item(times, len(files), "photo") for part, times in spent.items()}
+                | {"whole": per_item(whole, len(files), "photo")},
+                "of_the_parts_throughput": {
+                    **interval([a / b for (a, _), (b, _) in zip(parts, whole, strict=True)]),
+                    "cpu": ratio(parts, whole)["cpu"],
+                },
+            }
+    return report
+
+
+def _folder_turn(
+    files: Sequence[Path],
+    pipeline: Pipeline,
+    detector: Any,
+    embedder: Embedder,
+    readers: ThreadPoolExecutor,
+    folder: Path,
+    *,
+    first: bool,
+) -> dict[str, tuple[float, float]]:
+    """Embed the photos as a folder, before or after its parts."""
+    spent = {}
+
+    def whole() -> None:
+        output = folder / "embeddings.npz"
+        output.unlink(missing_ok=True)
+        _, spent["whole"] = timed(lambda: embed_files(files, pipeline, output))
+
+    if first:
+        whole()
+    parts: dict[str, list[tuple[float, float]]] = {"read": [], "detect": []}
+    contract, crops = embedder.contract, []
+    for start in range(0, len(files), 8):  # as many as the pipeline detects together
+        read, seconds = timed(lambda: list(readers.map(read_photo_file, files[start : start + 8])))  # noqa: B023
+        parts["read"].append(seconds)
+        images = [image for image, _ in read]
+        found, seconds = timed(partial(detector.detect, images))
+        parts["detect"].append(seconds)
+        crops += [
+            align(image, box, points, contract.alignment, contract.input_size)
+            for image, faces in zip(images, found, strict=True)
+            for box, points in zip(faces.boxes, faces.landmarks, strict=True)
+        ]
+    _, spent["embed"] = timed(partial(embedder.embed, crops))
+    if not first:
+        whole()
+    return spent | {part: (sum(a for a, _ in each), sum(b for _, b in each)) for part, each in parts.items()}
 
 
 def interval(ratios: Sequence[float], confidence: float = 0.95) -> dict[str, float]:

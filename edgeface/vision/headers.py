@@ -26,8 +26,9 @@ _ORIENTATION_TAG = 0x0112
 _WHOLE_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 """TIFF 6.0, section 2: type of a field -> its format; EXIF asks for 3 (SHORT), some cameras write another."""
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")
-"""A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1)."""
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd7])")
+"""A marker that begins something: not a stuffed 0xFF00, a restart marker or TEM (ITU T.81, table B.1). What begins
+with one certain byte is searched several times as fast."""
 _JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
 _MOST_SCANS, _ANY_SCANS, _SCANNED_PIXELS = 100, 12, 200_000_000
 """Scans of one component of a JPEG, of which encoders write up to seven: the most, those that a photo of any size may

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,10 @@ _NETWORK_TIMEOUT = 5.0
 """Seconds after which OpenCV gives up opening a stream or waiting for its next frame."""
 _UNUSABLE_FRAMES = 10
 """Empty or malformed frames in a row after which a live source is opened again."""
+_READERS = 2
+"""Photos that are decoded at the same time."""
+_WAITING_PIXELS = 1 << 24
+"""Pixels of the frames that wait for the consumer, where these are two or more: bounds memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,10 +246,14 @@ class _Mailbox:
             if self._newest_wins and len(self._frames) == self._capacity:
                 self._frames.popleft()
                 self.dropped += 1
-            self._changed.wait_for(lambda: self.stop.is_set() or len(self._frames) < self._capacity)
+            self._changed.wait_for(lambda: self.stop.is_set() or self._has_room(frame))
             self._frames.append(frame)
             self.newest = frame.timestamp
             self._changed.notify_all()
+
+    def _has_room(self, frame: Frame) -> bool:
+        pixels = sum(each.image.size // 3 for each in (*self._frames, frame))
+        return not self._frames or (len(self._frames) < self._capacity and pixels <= _WAITING_PIXELS)
 
     def end(self, error: BaseException | None) -> None:
         with self._changed:
@@ -290,17 +299,30 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
 def _photos(
     files: Sequence[Path], failures: Mapping[Path, str], on_bad: Callable[[Path, ImageError], None] | None
 ) -> Iterator[Frame]:
-    for index, path in enumerate(files):
+    """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
+
+    def read(path: Path) -> tuple[Image, FileIdentity]:
+        if path in failures:
+            raise ImageError(f"{path}: {failures[path]}", path=path)
+        return read_photo_file(path)
+
+    coming, ahead = iter(files), deque[Future[tuple[Image, FileIdentity]]]()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="edgeface-reader") as pool:
         try:
-            if path in failures:
-                raise ImageError(f"{path}: {failures[path]}", path=path)
-            image, file = read_photo_file(path)
-        except ImageError as error:
-            if on_bad is None:
-                raise
-            on_bad(path, error)
-        else:
-            yield Frame(image, index, float(index), str(path), file)
+            for index, path in enumerate(files):
+                ahead.extend(pool.submit(read, each) for each in itertools.islice(coming, _READERS - len(ahead)))
+                try:
+                    image, file = ahead.popleft().result()
+                except ImageError as error:
+                    if on_bad is None:
+                        raise
+                    on_bad(path, error)
+                else:
+                    yield Frame(image, index, float(index), str(path), file)
+                    del image
+        finally:
+            for each in ahead:
+                each.cancel()
 
 
 def _video(path: Path, opener: Opener) -> Iterator[Frame]:
