@@ -212,11 +212,7 @@ def measure_evaluation(model: Path, turns: int, count: int) -> dict[str, Any]:
 def measure_folder(model: Path, turns: int, count: int) -> dict[str, Any]:
     """How much of the speed of its parts the embedding of a folder keeps."""
     report = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Embedder.load(model) as embedder,
-        ThreadPoolExecutor(2) as readers,
-    ):
+    with tempfile.TemporaryDirectory() as folder, Embedder.load(model) as embedder, ThreadPoolExecutor(2) as readers:
         for name, photos in make_sets(Path(folder), count).items():
             spent: dict[str, list[tuple[float, float]]] = {}
             with load_detector("yunet", model=YUNET, min_size=photos.smallest) as detector:

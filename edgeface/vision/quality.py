@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ _FACE_MODEL = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.521, 0.232], [-0.4465, 
 """Mean face in distances between the eyes: x right, y down, z towards the camera. Factorised (Tomasi and Kanade,
 "Shape and motion from image streams under orthography", IJCV 9, 1992) from the landmarks that the reference MTCNN
 finds in 7,700 images of LFW, then made symmetric, which moved no point by more than 0.005."""
+_LEAST_SQUARES = np.linalg.pinv(_FACE_MODEL - _FACE_MODEL.mean(axis=0))
+"""Times centred landmarks: the affine map onto them of least squares, transposed."""
 
 _PATCH = 9
 """Half side in pixels of the crop's patch around a landmark: an eye, a nostril or a lip's corner fits."""
@@ -201,7 +204,7 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
     known = landmarks is not None and bool(np.isfinite(landmarks).all())
     points = np.asarray(landmarks, np.float64) if known else np.full((5, 2), np.nan)
     yaw, pitch, roll = _try_pose(points)
-    contrast = float(gray.std())
+    brightness, contrast = _mean_and_deviation(gray)
     low, high = np.maximum(box[:2], 0), np.minimum(box[2:], image.shape[1::-1])
     return Quality(
         box_side=float((box[2:] - box[:2]).min()),
@@ -210,9 +213,9 @@ def measure_quality(image: Image, box: Points, landmarks: Points | None = None) 
         yaw=yaw,
         pitch=pitch,
         roll=roll,
-        brightness=float(gray.mean()),
+        brightness=brightness,
         contrast=contrast,
-        clipped=float(((gray < _DARK) | (gray > _BRIGHT)).mean()),
+        clipped=np.count_nonzero(gray - np.uint8(_DARK) > _BRIGHT - _DARK) / gray.size,  # the dark ones wrap around
         inside=min(1.0, float(np.prod(high - low) / np.prod(box[2:] - box[:2]))),  # float32 rounds
         covered=_covered(gray, (points - low) / (high - low) * _SIDE, contrast) if known else (),
     )
@@ -232,13 +235,13 @@ def find_no_face(crop: Image) -> str | None:
         All of it.
     """
     gray = _gray_crop(crop, np.array([0, 0, crop.shape[1], crop.shape[0]], np.float32))
-    contrast = float(gray.std())
+    _, contrast = _mean_and_deviation(gray)
     if contrast < _BLANK:
         return "expected a face, found an image of one colour"
     if _sharpness(gray, contrast) < _NO_EDGES:
         return "expected a face, found an image without edges"
     coarse = cv2.resize(gray.astype(np.float32), _COARSE, interpolation=cv2.INTER_AREA)
-    if float(coarse.std()) < _LEAST_COARSE * contrast:
+    if _mean_and_deviation(coarse)[1] < _LEAST_COARSE * contrast:
         return "expected a face, found noise or a fine pattern"
     if min(crop.shape[:2]) >= _MOSAIC_SIDE and _off_lines(crop) < _LEAST_OFF_LINES:
         return f"expected a face, found a mosaic of at most {_MOSAIC_LINES + 1}x{_MOSAIC_LINES + 1} cells"
@@ -271,7 +274,7 @@ def estimate_pose(landmarks: Points) -> tuple[float, float, float]:
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all():
         raise FaceError(f"expected five finite landmarks, found {points.shape}: {points.tolist()}")
-    affine = np.linalg.lstsq(_FACE_MODEL - _FACE_MODEL.mean(axis=0), points - points.mean(axis=0), rcond=None)[0].T
+    affine = (_LEAST_SQUARES @ (points - points.mean(axis=0))).T
     left, sizes, right = np.linalg.svd(affine, full_matrices=False)
     if sizes[1] <= 0.05 * sizes[0]:
         raise FaceError("expected landmarks that are not all on one line")
@@ -310,7 +313,7 @@ def _off_lines(crop: Image) -> float:
 
 def _sharpness(gray: NDArray[np.uint8], contrast: float) -> float:
     edges = cv2.Laplacian(cv2.GaussianBlur(gray.astype(np.float32), (0, 0), _NOISE), cv2.CV_32F)
-    return float(edges.var()) / max(contrast, 1.0) ** 2  # 1: a crop without any contrast is not sharp
+    return _mean_and_deviation(edges)[1] ** 2 / max(contrast, 1.0) ** 2  # 1: a crop without any contrast is not sharp
 
 
 def _try_pose(points: Points) -> tuple[float, float, float]:
@@ -326,5 +329,12 @@ def _covered(gray: NDArray[np.uint8], points: Points, contrast: float) -> tuple[
         name
         for name, (x, y) in zip(_NAMES, np.rint(points).astype(int).tolist(), strict=True)
         if not (0 <= x < _SIDE and 0 <= y < _SIDE)
-        or gray[max(y - _PATCH, 0) : y + _PATCH + 1, max(x - _PATCH, 0) : x + _PATCH + 1].std() < _FLAT * contrast
+        or _mean_and_deviation(gray[max(y - _PATCH, 0) : y + _PATCH + 1, max(x - _PATCH, 0) : x + _PATCH + 1])[1]
+        < _FLAT * contrast
     )
+
+
+def _mean_and_deviation(values: NDArray[Any]) -> tuple[float, float]:
+    """Return mean and standard deviation of (H, W), in a tenth of numpy's time."""
+    mean, deviation = cv2.meanStdDev(values)
+    return float(mean[0, 0]), float(deviation[0, 0])

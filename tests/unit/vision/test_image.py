@@ -170,6 +170,15 @@ def test_bytes_after_the_end_do_no_harm(picture: np.ndarray):
     assert read_image(encode(picture, ".jpg") + b"MotionPhoto" * 9).shape == picture.shape
 
 
+def test_a_marker_may_follow_fill_bytes_as_the_standard_allows(picture: np.ndarray):
+    data = encode(picture, ".jpg")
+    scan = data.rindex(b"\xff\xda")
+    filled = data[:scan] + b"\xff\xff" + data[scan:-2] + b"\xff" + data[-2:]
+    assert np.array_equal(read_image(filled), read_image(data))
+    with pytest.raises(ImageError, match="its end marker is missing"):
+        read_image(filled[:-1])
+
+
 def test_a_png_of_60000_pixels_a_side_is_refused_by_its_header():
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")

@@ -133,6 +133,31 @@ def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
     assert frames.dropped == 0
 
 
+def test_large_frames_wait_for_the_consumer_as_far_as_their_pixels_allow() -> None:
+    ahead = []
+
+    def read(stop: threading.Event):
+        for index in range(9):
+            ahead.append(index)
+            yield Frame(np.broadcast_to(np.uint8(0), (3000, 4000, 3)), index, float(index), "made")
+
+    with FrameSource(read, live=False, capacity=4) as frames:
+        wait_until(lambda: len(ahead) == 2)  # 12 megapixels wait, 12 are in hand
+        time.sleep(0.05)
+        assert len(ahead) == 2
+        assert [each.index for each in frames] == list(range(9))
+
+
+def test_photos_come_in_order_whichever_is_decoded_first(tmp_path: Path) -> None:
+    for name, side in (("a.png", 900), ("b.png", 2), ("c.png", 700), ("d.png", 2), ("e.png", 3)):
+        cv2.imwrite(str(tmp_path / name), np.full((side, side, 3), 100, np.uint8))
+    (tmp_path / "d.png").write_bytes(b"broken")
+    told: list[str] = []
+    with open_source(tmp_path, on_bad=lambda path, error: told.append(path.name)) as frames:
+        assert [(each.index, len(each.image)) for each in frames] == [(0, 900), (1, 2), (2, 700), (4, 3)]
+    assert told == ["d.png"]
+
+
 def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
     script = Script([0, taken := threading.Event(), *range(1, 100), "lost"], pause=0.001)
     with open_source("rtsp://somewhere/1", open_capture=script, backoff=Backoff(first=60, longest=60)) as frames:
