@@ -95,11 +95,11 @@ def create(
 ) -> None:
     """Create an empty gallery for the embeddings of one model."""
     from edgeface.gallery.opening import create_gallery
-    from edgeface.model.ir_file import read_contract
+    from edgeface.runtime.remote import contract_at
 
     with create_gallery(
         gallery,
-        contract=read_contract(edgeface.find_model(model))[1],
+        contract=contract_at(edgeface.find_model(model)),
         key=choose_key(key, gallery, unencrypted=unencrypted),
         keep_images=keep_images,
         allow_seeded=allow_seeded,

@@ -87,6 +87,24 @@ class StoredContract:
                 del stored[name]  # older versions of edgeface read the contract too, and the id stays
         return stored
 
+    def to_text(self) -> dict[str, str]:
+        """Return every field of `to_dict` as text: what is no text is JSON."""
+        return {name: each if isinstance(each, str) else json.dumps(each) for name, each in self.to_dict().items()}
+
+    @classmethod
+    def from_text(cls, stored: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_text` wrote, or `to_dict`.
+
+        Raises ContractError as `from_dict`, and if a text is not the JSON that it should be.
+        """
+        parsed = dict[str, Any]()
+        for name, raw in stored.items():
+            try:
+                parsed[name] = parse_json(raw) if name in cls.parsers and isinstance(raw, str) else raw
+            except (InputError, ValueError) as error:
+                raise ContractError(f"contract field {name!r} is damaged: {raw!r:.200}") from error
+        return cls.from_dict(parsed)
+
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` wrote.
@@ -115,8 +133,7 @@ class StoredContract:
         stored = {"contract_version": str(version), "contract_id": self.contract_id}
         stored |= {FILE_SHA256: NO_DIGEST} if bound else {}
         stored |= {} if self.kind == "embedding" else {KIND: self.kind}
-        for name, value in self.to_dict().items():
-            stored[name] = value if isinstance(value, str) else json.dumps(value)
+        stored |= self.to_text()
         model.set_rt_info(stored, RT_INFO_KEY)  # all at once, which removes what another contract left
         for key, text in {
             "model_name": self.name,
@@ -161,21 +178,20 @@ class StoredContract:
             )
         if int(version) >= _FIRST_BOUND:
             text(FILE_SHA256)  # raises without one
-        stored: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if field.name in cls.optional and not model.has_rt_info([RT_INFO_KEY, field.name]):
-                continue
-            raw = text(field.name)
-            try:
-                stored[field.name] = parse_json(raw) if field.name in cls.parsers else raw
-            except (InputError, ValueError) as error:
-                raise ContractError(f"{source}: contract field {field.name!r} is damaged: {raw!r:.200}") from error
+        stored: dict[str, Any] = {
+            field.name: text(field.name)
+            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if field.name not in cls.optional or model.has_rt_info([RT_INFO_KEY, field.name])
+        }
         beside = {"contract_version", "contract_id", FILE_SHA256, KIND}
         if unknown := sorted(model.rt_info[RT_INFO_KEY].keys() - {*stored, *beside}):
             raise ContractError(
                 f"{source}: the contract has unknown fields {', '.join(unknown)}; it was written by another program"
             )
-        contract = cls.from_dict(stored)
+        try:
+            contract = cls.from_text(stored)
+        except ContractError as error:
+            raise ContractError(f"{source}: {error}") from error
         if contract.contract_id != text("contract_id"):
             raise ContractError(
                 f"{source}: the contract says contract_id {text('contract_id')}, but its fields give "

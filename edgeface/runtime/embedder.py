@@ -33,6 +33,7 @@ from edgeface.runtime.adapter import (
     unpack_weights,
     with_mirror,
 )
+from edgeface.runtime.address import RemoteAddress
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.counters import Counters
 from edgeface.runtime.devices import ResolvedDevice, resolve_device, shared_core
@@ -129,6 +130,20 @@ class _Recipe:
         serving = Pool(engines, policy=self.policy, on_event=self.on_event) if pooled else engines[0]
         names = tuple(tuple(sorted(port.get_names())) for port in (source.model.input(0), source.model.output(0)))
         return _Generation(serving, source.contract, tuple(reports), *names)
+
+    def connect(self, address: RemoteAddress, *, allow_seeded: bool) -> _Generation:
+        """Use a model on a server."""
+        from edgeface.runtime.remote import RemoteServing  # here: it imports HTTP and TLS
+
+        serving = RemoteServing(address, self.image_format, queue_depth=self.queue_depth, policy=self.policy)
+        contract = serving.contract
+        try:
+            contract.refuse_seeded(source=str(address), allow_seeded=allow_seeded)
+        except ContractError:
+            serving.close(drain=False)
+            raise
+        names = (contract.input_name,), (contract.output_name,)
+        return _Generation(serving, contract, (serving.report(),), *names)
 
     def _engine(
         self, source: _IR, plan: DevicePlan, resolved: ResolvedDevice, key: bytes | None
@@ -233,12 +248,15 @@ class Embedder(Serving):
         on_event: Callable[[Retirement], None] | None = None,
         allow_seeded: bool = False,
     ) -> Embedder:
-        """Load an IR that has a contract.
+        """Load an IR that has a contract, or use one on a server.
 
         Parameters
         ----------
         ir
-            The .xml with its .bin beside it, or a file of `encrypt_ir`.
+            The .xml with its .bin beside it, or a file of `encrypt_ir`. Or the address of a model on OpenVINO Model
+            Server, `edgeface serve` or another server of KServe V2, ``ovms://host:port/model``, see
+            `edgeface.runtime.address.RemoteAddress`: the server computes as it is configured, and device, hint, cache
+            and `on_event` are not used. A key for the server is read from EDGEFACE_SERVER_KEY.
         device
             As for `resolve_device`. Not used if there is a plan.
         fallback
@@ -268,14 +286,37 @@ class Embedder(Serving):
         Raises
         ------
         InputError
-            If there is no such file, or the options contradict each other.
+            If there is no such file, or the options contradict each other; or if the server refuses the key.
         ModelFormatError
             If it is not an IR, its weights are not those of the contract, or it cannot be decrypted.
         ContractError
-            If it has no contract, or one of a newer version; or if its weights are seeded.
+            If it has no contract, or one of a newer version; or if its weights are seeded. If replicas of a server have
+            different contracts, or another than the address names.
         DeviceError, InferenceError
-            If the device is absent, cannot compile the model, or cannot make its infer requests.
+            If the device is absent, cannot compile the model, or cannot make its infer requests; if no server answers.
+        ModelNotFoundError
+            If the servers have no such model.
         """
+        if RemoteAddress.names(ir):
+            given = {"flip": flip, "plan": plan, "key": key, "fallback": tuple(fallback) or None}
+            if wrong := [name for name, value in given.items() if value is not None]:
+                raise InputError(
+                    path=ir,
+                    expected="a model that its server runs as it is",
+                    found=f"{', '.join(wrong)}, for one of this machine",
+                    remedy="leave that out",
+                )
+            remote = _Recipe(
+                plans=(),
+                image_format=image_format or ImageFormat(),
+                flip=None,
+                cache_dir=None,
+                cache_limit=cache_limit,
+                queue_depth=queue_depth,
+                policy=policy,
+                on_event=None,
+            )
+            return cls(remote, remote.connect(RemoteAddress.parse(ir), allow_seeded=allow_seeded))
         core = shared_core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
             reading = beside.submit(_read, Path(ir), core=core, key=key)
@@ -396,6 +437,8 @@ class Embedder(Serving):
             If this is a callback, which must not wait.
         """
         refuse_waiting()
+        if not self._recipe.plans or RemoteAddress.names(ir):
+            raise InputError("swap: expected an IR in place of another one of this process; a server swaps its own")
         with self._swapping:
             source = _read(Path(ir), core=shared_core(), key=key)
             old = self._generations[-1]
