@@ -1,4 +1,4 @@
-"""`edgeface train head`, `edgeface export`, and the group of all trainings."""
+"""`edgeface train head`, and the group of all trainings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 import edgeface
 from edgeface.cli.options import LabelledOptions, ModelOption, with_options
-from edgeface.cli.output import JsonOption, counted, emit_json, escape, print_line, progress_bars
+from edgeface.cli.output import JsonOption, escape, progress_bars
 from edgeface.cli.train_embedder import (
     ForceOption,
     HeldOutOption,
@@ -65,7 +65,6 @@ def register(app: typer.Typer) -> None:
         with_options(classifier)
     )
     app.add_typer(group, name="train")
-    app.command(epilog="Example: edgeface export trained -o kiosk.tar")(export)
 
 
 def head(
@@ -184,18 +183,3 @@ def _head_table(outcome: HeadOutcome) -> Table:
         table.add_row("verification, others", f"{told}; loss {change.accuracy.drop:+.4f} ({low:+.4f} to {high:+.4f})")
     table.add_row("epochs", f"{len(history.epochs)}, best {history.best + 1}; {history.seconds:.1f} s")
     return table
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of 'edgeface train head'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Archive (.tar) to write.", show_default=False)],
-    json: JsonOption = False,
-) -> None:
-    """Put a trained embedder, its head with the labels, and the known thresholds into one archive."""
-    from edgeface.train import export_training
-
-    made = export_training(folder, output)
-    if json:
-        return emit_json(made.to_dict())
-    people = counted(len(made.labels), "person", "people")
-    print_line(f"{output} written: {', '.join(name for name, _ in made.files)}; {people}")

@@ -33,7 +33,6 @@ from edgeface.errors import (
     EdgeFaceError,
     EngineClosed,
     InferenceError,
-    InputError,
     ModelNotFoundError,
     Overloaded,
 )

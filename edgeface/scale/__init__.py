@@ -1,0 +1,1 @@
+"""Work beyond one machine."""
