@@ -55,8 +55,8 @@ class RemoteAddress:
         fits = port is not None and re.fullmatch("[0-9a-f]{16}", contract_id or "0" * 16)
         if found is None or None in places or told or len(options) > 2 or not fits:
             raise InputError(
-                expected="ovms://HOST:PORT[,HOST:PORT...]/MODEL, or ovms+tls://..., with ?grpc=PORT and contract=ID "
-                "of 16 hexadecimal digits where they are wanted",
+                expected="ovms or ovms+tls, HOST:PORT of each replica with commas between, /MODEL, and where wanted "
+                "?grpc=PORT and contract=ID of 16 hexadecimal digits",
                 found=text,
                 remedy="see docs/scaling.md",
             )

@@ -135,6 +135,7 @@ class Slot:
         self._outputs = len(self._active.model_outputs)
         self._silent: ov.InferRequest | None = None
         self._batch: np.ndarray | None = None
+        self._over = set[int]()  # requests whose last run `run` has waited for
         for batch, request in self._requests.items():
             if not compiled[batch].input(0).partial_shape.is_dynamic:
                 request.get_input_tensor(0).data[...] = 0  # padding of a batch must not be uninitialised
@@ -147,11 +148,17 @@ class Slot:
 
     def start(self, jobs: Sequence[Request]) -> None:
         """Copy the jobs' arrays into the smallest batch that holds them and start it."""
-        self._fill(jobs).start_async()
+        request = self._fill(jobs)
+        self._over.discard(id(request))
+        request.start_async()
 
     def run(self, jobs: Sequence[Request]) -> list[Any]:
         """Compute in this thread and return the results."""
-        self._fill(jobs).infer()
+        request = self._fill(jobs)
+        try:
+            request.infer()
+        finally:  # with one thread and one stream OpenVINO reports it as unfinished for ever
+            self._over.add(id(request))
         return self.read()
 
     def start_batch(self, batch: np.ndarray) -> None:
@@ -216,7 +223,7 @@ class Slot:
         """Whether every request's last run, including its callback, is over."""
         if self.jobs or (self._batch is not None and self._silent is not None and _verdict(self._silent) is None):
             return False
-        return all(_verdict(request) is not None for request in self._requests.values())
+        return all(id(request) in self._over or _verdict(request) is not None for request in self._requests.values())
 
 
 def _verdict(request: ov.InferRequest) -> Exception | str | None:

@@ -33,6 +33,18 @@ def test_result_is_the_models_own(double, row):
         np.testing.assert_array_equal(engine.submit(row(3)).result(SOON), 2 * row(3))
 
 
+def test_an_engine_of_one_thread_closes_at_once_after_one_array(double, row):
+    for asked in ("infer", "submit", "infer"):
+        engine = Engine(double(PERFORMANCE_HINT="LATENCY", INFERENCE_NUM_THREADS=1))
+        engine.infer(row(3))
+        if asked == "submit":
+            engine.submit(row(3)).result(SOON)
+        began = time.monotonic()
+        engine.close(timeout=5)
+        assert time.monotonic() - began < 2
+        assert engine.closed
+
+
 def test_results_belong_to_the_caller(double, row):
     with Engine(double(), requests=1) as engine:
         first = engine.submit(row(1)).result(SOON)
