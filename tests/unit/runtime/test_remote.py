@@ -373,17 +373,29 @@ WRONG: dict[str, tuple[Reply, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_answer_is_an_inference_error_that_says_what_was_expected(server: ModelServer, kind: str) -> None:
+@pytest.fixture(scope="module")
+def lying(irs: dict[str, Path]) -> Iterator[tuple[ModelServer, Embedder]]:
+    server = ModelServer(irs["tiny"])
     with Embedder.load(address(server)) as embedder:
-        server.reply, message = WRONG[kind]
-        began = time.monotonic()
-        with pytest.raises(InferenceError, match=message):
-            embedder.infer(CROPS[0], deadline=5.0)
-        assert time.monotonic() - began < 3
-        server.reply = None
-        assert embedder.infer(CROPS[0]).shape == (3,)  # and the next one is answered
-        assert (embedder.counters().failed, embedder.counters().done) == (1, 1)
+        yield server, embedder
+    server.close()
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_answer_is_an_inference_error_that_says_what_was_expected(
+    lying: tuple[ModelServer, Embedder], kind: str
+) -> None:
+    server, embedder = lying
+    before = embedder.counters()
+    server.reply, message = WRONG[kind]
+    began = time.monotonic()
+    with pytest.raises(InferenceError, match=message):
+        embedder.infer(CROPS[0], deadline=5.0)
+    assert time.monotonic() - began < 3
+    server.reply = None
+    assert embedder.infer(CROPS[0]).shape == (3,)  # and the next one is answered
+    after = embedder.counters()
+    assert (after.failed - before.failed, after.done - before.done) == (1, 1)
 
 
 @pytest.mark.parametrize(
