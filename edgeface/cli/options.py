@@ -57,7 +57,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="IR (.xml) with a contract, or a zoo name. Default: EDGEFACE_MODEL, else as 'edgeface zoo default' says.",
+        help="IR (.xml) with a contract, a zoo name, or ovms://host:port/model. Default: EDGEFACE_MODEL, else as "
+        "'edgeface zoo default' says.",
         show_default=False,
     ),
 ]
