@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
@@ -15,7 +17,9 @@ from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
 if TYPE_CHECKING:
+    from edgeface.pipeline.batch import BulkResult
     from edgeface.pipeline.observation import Face
+    from edgeface.scale.ray import RayResult
 
 
 class _Faces(str, enum.Enum):
@@ -23,27 +27,65 @@ class _Faces(str, enum.Enum):
     all = "all"
 
 
+_ADDRESS = re.compile(r"auto|local|([a-z]+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
+
+
+class _EmbedCommand(typer.core.TyperCommand):
+    """Lets --ray stand without an address: what follows it is one only if it looks like one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for at, argument in enumerate(args):
+            if argument == "--ray" and not _ADDRESS.fullmatch("".join(args[at + 1 : at + 2])):
+                args = [*args[: at + 1], "local", *args[at + 1 :]]
+                break
+            if argument == "--":
+                break
+        return super().parse_args(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(epilog="Example: edgeface embed photos/ -o photos.npz")(with_options(embed))
+    app.command(cls=_EmbedCommand, epilog="Example: edgeface embed photos/ -o photos.npz")(with_options(embed))
     app.command(epilog="Example: edgeface verify passport.jpg door.jpg --far 0.001")(with_options(verify))
 
 
 def embed(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Photos, folders or shell patterns.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Photos, folders or shell patterns; with --ray also lists (.csv, .parquet; column 'path') and shards "
+            "(.tar).",
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="File to write: .npz, or .parquet (needs the extra 'parquet').", show_default=False
+            "--output",
+            "-o",
+            help="File to write: .npz, or .parquet (needs the extra 'parquet'). With --ray, a folder NAME.parquet.",
+            show_default=False,
         ),
     ],
     *,
     faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = _Faces.largest,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Let processes of Ray embed (extra 'ray'): of the Ray at host:port, or, without an address, of one on "
+            "this machine alone.",
+            show_default=False,
+        ),
+    ] = None,
     options: AnalyzerOptions,
     strict: out.StrictOption = False,
     json: out.JsonOption = False,
 ) -> None:
     """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
+    if ray is not None:
+        _embed_on_ray(paths, output, ray, faces=faces.value, options=options, strict=strict, json=json)
+        return
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
     from edgeface.vision.listing import list_photos
@@ -56,14 +98,52 @@ def embed(
             embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
             app.contract.name,
         )
-    answer = {
-        "output": str(output),
-        "model": model,
-        "contract_id": result.table.contract_id,
-        "rows": len(result.table),
+    _tell(
+        result,
+        {
+            "output": str(output),
+            "model": model,
+            "contract_id": result.table.contract_id,
+            "rows": len(result.table),
+            "dropped": result.dropped,
+        },
+        json=json,
+    )
+    if result.dropped:
+        out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
+    out.finish(result.failures, strict=strict, left_out=result.left_out)
+
+
+def _embed_on_ray(
+    paths: list[str], output: Path, address: str, *, faces: Any, options: AnalyzerOptions, strict: bool, json: bool
+) -> None:
+    from edgeface.scale.ray import embed_on_ray
+
+    with out.progress_bars() as progress:
+        result = embed_on_ray(paths, output, load=options.arguments(), faces=faces, address=address, progress=progress)
+    out.warn_if_seeded(result.contract.provenance)
+    _tell(
+        result,
+        {
+            "output": str(output),
+            "model": result.contract.name,
+            "contract_id": result.contract.contract_id,
+            "rows": result.rows,
+            "ray": {"blocks": result.blocks, "actors": result.plan.actors, "cpus": result.plan.cpus},
+        },
+        json=json,
+    )
+    if not json:
+        actors = f"{out.counted(result.plan.actors, 'actor')} of {out.counted(result.plan.cpus, 'CPU')}"
+        out.print_line(f"{out.counted(result.blocks, 'block')} by {actors}")
+    out.finish(result.failures, strict=strict, left_out=result.left_out)
+
+
+def _tell(result: BulkResult | RayResult, answer: dict[str, Any], *, json: bool) -> None:
+    """Print what a run did."""
+    answer |= {
         "files": result.files,
         "reused": result.reused,
-        "dropped": result.dropped,
         "failures": out.list_failures(result.failures),
         "left_out": out.list_failures(result.left_out),
     }
@@ -71,9 +151,6 @@ def embed(
         out.emit_json(answer)
     else:
         out.print_line(embedded_words(answer))
-    if result.dropped:
-        out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
-    out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 
 def verify(

@@ -165,21 +165,24 @@ class AnalyzerOptions(DetectorOptions):
 
     def load(self, *, photos: int | None = None) -> FaceAnalyzer:
         """Load the model and the detector for so many photos: up to two are answered as fast as one can be."""
-        from edgeface.runtime.cache import usual_folder
-
-        app = edgeface.load(
-            self.model,
-            device=self.device,
-            detector=None if self.crops else self.detector.value,
-            detector_model=self.detector_model,
-            landmarks_model=self.landmarks_model,
-            min_size=self.min_size,
-            hint="latency" if photos in (1, 2) else "throughput",
-            cache_dir=usual_folder(),
-            allow_seeded=self.allow_seeded,
-        )
+        app = edgeface.load(**self.arguments(), hint="latency" if photos in (1, 2) else "throughput")
         warn_if_seeded(app.contract.provenance)
         return app
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what `edgeface.load` is called with."""
+        from edgeface.runtime.cache import usual_folder
+
+        return {
+            "model": self.model,
+            "device": self.device,
+            "detector": None if self.crops else self.detector.value,
+            "detector_model": self.detector_model,
+            "landmarks_model": self.landmarks_model,
+            "min_size": self.min_size,
+            "cache_dir": usual_folder(),
+            "allow_seeded": self.allow_seeded,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

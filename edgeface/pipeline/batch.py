@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeface.errors import ImageError, InputError, OutputError
 from edgeface.files import FileIdentity, output_errors, sha256_of, staging_folder
-from edgeface.model.contract import current_id
+from edgeface.model.contract import ModelContract, current_id
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.pipeline.pipeline import Pipeline
@@ -29,7 +29,7 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.untrusted import parse_json
 from edgeface.vision.crops import list_some
 from edgeface.vision.listing import list_photos
-from edgeface.vision.source import open_source
+from edgeface.vision.source import Frame, open_source
 
 _PART_SECONDS = 10.0
 """Work that an interruption can lose, at most."""
@@ -135,9 +135,9 @@ def embed_files(
     require_format(output)
     with staging_folder(output.parent):  # a folder that cannot be written is refused before any work
         pass
-    with _alone(_parts_of(output)):
+    with hold_folder(_parts_of(output), output):
         rows = _Rows(output, pipeline)
-        failures = _unwritable_names(files, output)
+        failures = unwritable_names(files, output)
         todo = [path for path in files if path not in failures and not rows.has(path)]
         done = len(files) - len(todo)
         reused = done - len(failures)
@@ -148,9 +148,8 @@ def embed_files(
         with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
             for frame, faces in answers:
                 path = todo[frame.index]
-                if not rows.add(path, frame.file, faces):
-                    reasons = [reason for face in faces for reason in face.reasons]
-                    failures[path] = "; ".join(reasons) or "expected a face, found none"
+                if not rows.add(path, frame, faces):
+                    failures[path] = why_none(faces)
                 progress(Progress("embedding", done=done + frame.index + 1, total=len(files), unit="files"))
         progress(Progress("embedding", done=len(files), total=len(files), unit="files"))  # the last may be unreadable
         if (table := rows.collect(files)) is None:
@@ -166,17 +165,17 @@ def _parts_of(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(parts: Path) -> Iterator[None]:
-    """Hold the folder of parts: of two runs that write one file at once, the last would replace the other's rows."""
-    with output_errors(parts):
-        parts.mkdir(parents=True, exist_ok=True)
-        folder = os.open(parts, os.O_RDONLY | os.O_DIRECTORY)
+def hold_folder(path: Path, output: Path) -> Iterator[None]:
+    """Hold a folder of parts: of two runs that write one output at once, the last would replace the other's rows."""
+    with output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
-                f"{parts.with_suffix('')}: another run is writing this file; wait until it ends, or write to another"
+                f"{output}: another run is writing this file; wait until it ends, or write to another"
             ) from None
         except OSError:  # a network file system may lock no folders
             pass
@@ -184,12 +183,12 @@ def _alone(parts: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):  # there is something to resume from
-                parts.rmdir()
+                path.rmdir()
     finally:
         os.close(folder)
 
 
-def _unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
+def unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
     """Return the files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
     if output.suffix != ".parquet":
         return {}
@@ -205,7 +204,7 @@ class _Rows:
 
     def __init__(self, output: Path, pipeline: Pipeline) -> None:
         self._folder = _parts_of(output)
-        self._contract_id = pipeline.contract.contract_id
+        self._contract = pipeline.contract
         self._settings = json.dumps(pipeline.settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))
         loaded = [self._load(path, pipeline.settings) for path in (output, *parts) if path.is_file()]  # before any work
@@ -216,13 +215,13 @@ class _Rows:
                 self._old.setdefault(path, set()).add(made_of)
         self._current: dict[str, FileIdentity] = {}
         self._part = len(parts)
-        self._new: list[tuple[Path, FileIdentity, int, Face]] = []
+        self._new: list[Row] = []
         self._saved = time.monotonic()
 
     def _load(self, path: Path, settings: Mapping[str, Any]) -> EmbeddingTable | None:
         """Read earlier rows; None if edgeface 0.1 wrote them and did not record all settings."""
         table = EmbeddingTable.load(path)
-        require_same_contract(table.contract_id, self._contract_id, what=str(path))
+        require_same_contract(table.contract_id, self._contract.contract_id, what=str(path))
         try:
             found = parse_json(table.settings)
         except (InputError, ValueError):
@@ -230,13 +229,13 @@ class _Rows:
         plain = settings["detector"] is None and settings["flip"] is None and "gate" not in settings
         complete = plain and found == {"crops": True}  # of 0.1
         if complete or _with_current_id(found) == _with_current_id(json.loads(self._settings)):
-            return dataclasses.replace(table, contract_id=self._contract_id, settings=self._settings)
+            return dataclasses.replace(table, contract_id=self._contract.contract_id, settings=self._settings)
         if not isinstance(found, dict) or "contract_id" not in found:
             _log.warning("%s: written by edgeface 0.1; its photos are embedded again", path)
             return None
         raise InputError(
             f"{path}: written with other settings "
-            f"({'; '.join(_differences(found, settings))}); use those, write to another file, or remove this one"
+            f"({'; '.join(differences(found, settings))}); use those, write to another file, or remove this one"
         )
 
     def has(self, path: Path) -> bool:
@@ -246,11 +245,11 @@ class _Rows:
             self._current[str(path)] = found
         return found is not None
 
-    def add(self, path: Path, made_of: FileIdentity | None, faces: Sequence[Face]) -> int:
+    def add(self, path: Path, frame: Frame, faces: Sequence[Face]) -> int:
         """Take the faces of a photo that have embeddings; return how many."""
-        assert made_of is not None  # `open_source` says so of every photo
-        self._current[str(path)] = made_of
-        found = [(path, made_of, n, face) for n, face in enumerate(from_left(faces)) if face.embedding is not None]
+        assert frame.file is not None  # `open_source` says so of every photo
+        self._current[str(path)] = frame.file
+        found = rows_of(frame, faces)
         self._new += found
         if time.monotonic() - self._saved > _PART_SECONDS:
             self._save_part()
@@ -286,27 +285,52 @@ class _Rows:
 
     def _save_part(self) -> None:
         if self._new:
-            table = self._new_table()
+            table = make_table(self._new, self._contract, self._settings)
             with output_errors(self._folder):
                 table.save(self._folder / f"{self._part:06}.npz")
             self._tables.append(table)
             self._part, self._new = self._part + 1, []
         self._saved = time.monotonic()
 
-    def _new_table(self) -> EmbeddingTable:
-        rows = self._new
-        return EmbeddingTable(
-            vectors=np.stack([face.embedding.vector for *_, face in rows if face.embedding is not None]),
-            paths=np.array([str(path) for path, *_ in rows], np.str_),
-            modified=np.array([made_of.modified for _, made_of, *_ in rows], np.int64),
-            sizes=np.array([made_of.size for _, made_of, *_ in rows], np.int64),
-            digests=np.array([made_of.sha256 for _, made_of, *_ in rows], np.str_),
-            faces=np.array([number for *_, number, _ in rows], np.int32),
-            boxes=np.array([face.box for *_, face in rows], np.float32),
-            scores=np.array([face.score for *_, face in rows], np.float32),
-            contract_id=self._contract_id,
-            settings=self._settings,
-        )
+
+Row = tuple[str, FileIdentity, int, Face]
+"""Photo, the bytes that it was decoded from, number of the face in it, face with an embedding."""
+
+
+def rows_of(frame: Frame, faces: Sequence[Face]) -> list[Row]:
+    """Return the rows of a photo's faces, from left to right: of those that have embeddings."""
+    assert frame.file is not None
+    return [
+        (frame.source, frame.file, number, face)
+        for number, face in enumerate(from_left(faces))
+        if face.embedding is not None
+    ]
+
+
+def why_none(faces: Sequence[Face]) -> str:
+    """Say why a photo has no row."""
+    return "; ".join(reason for face in faces for reason in face.reasons) or "expected a face, found none"
+
+
+def make_table(rows: Sequence[Row], contract: ModelContract, settings: str) -> EmbeddingTable:
+    """Return rows as a table; there may be none of them."""
+    faces = [face for *_, face in rows]
+    vectors = [face.embedding.vector for face in faces if face.embedding is not None]
+    qualities = [np.nan if face.quality is None else face.quality.score for face in faces]
+    return EmbeddingTable(
+        vectors=np.array(vectors, np.float32).reshape(len(rows), contract.embedding_dim),
+        paths=np.array([source for source, *_ in rows], np.str_),
+        modified=np.array([made_of.modified for _, made_of, *_ in rows], np.int64),
+        sizes=np.array([made_of.size for _, made_of, *_ in rows], np.int64),
+        digests=np.array([made_of.sha256 for _, made_of, *_ in rows], np.str_),
+        faces=np.array([number for *_, number, _ in rows], np.int32),
+        boxes=np.array([face.box for face in faces], np.float32).reshape(-1, 4),
+        scores=np.array([face.score for face in faces], np.float32),
+        landmarks=np.array([face.landmarks for face in faces], np.float32).reshape(-1, 10),
+        qualities=np.array(qualities, np.float32),
+        contract_id=contract.contract_id,
+        settings=settings,
+    )
 
 
 def _with_current_id(settings: Any) -> Any:
@@ -315,7 +339,7 @@ def _with_current_id(settings: Any) -> Any:
     return settings | {"contract_id": current_id(settings["contract_id"])} if named else settings
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     """Name the settings that differ, with both values."""
     old, new = _flat(found), _flat(wanted)
     for name in sorted(old.keys() | new.keys()):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,27 @@ _COLUMNS: dict[str, type] = {
     "scores": np.float32,
     "sizes": np.int64,
     "digests": np.str_,
+    "landmarks": np.float32,
+    "qualities": np.float32,
 }
+_WIDE = frozenset({"vectors", "boxes", "landmarks"})
+"""Columns of several numbers a row."""
 _UNKNOWN_SIZE, _UNKNOWN_DIGEST = np.array([-1], np.int64), np.array([""])
-_OPTIONAL = {"sizes": _UNKNOWN_SIZE, "digests": _UNKNOWN_DIGEST}
+_UNKNOWN_LANDMARKS, _UNKNOWN_QUALITY = np.full((1, 10), np.nan, np.float32), np.array([np.nan], np.float32)
+_OPTIONAL: dict[str, NDArray[Any]] = {
+    "sizes": _UNKNOWN_SIZE,
+    "digests": _UNKNOWN_DIGEST,
+    "landmarks": _UNKNOWN_LANDMARKS,
+    "qualities": _UNKNOWN_QUALITY,
+}
 """Columns that edgeface 0.1 did not write."""
+_NUMBERS = [name for name in _COLUMNS if name not in _WIDE and _COLUMNS[name] is not np.str_]
 _NAMES = frozenset({*_COLUMNS, "vectors", "contract_id", "settings"})
 _SUFFIXES = (".npz", ".parquet")
-_ROW_BYTES, _LONGEST_TEXT = (
-    32,
-    1 << 14,
-)  # of a row without its arrays and texts; several times the longest path of Linux
+_ROW_BYTES, _LONGEST_TEXT = 36, 1 << 14
+"""Of a row without its arrays and texts; several times the longest path of Linux."""
+PARTS = "part-*.parquet"
+"""Files of a folder of tables, as `edgeface embed --ray` writes one."""
 _WHAT = "embeddings written by 'edgeface embed'"
 
 
@@ -64,6 +76,10 @@ class EmbeddingTable:
         Bytes of the file that the row was made of; -1 in tables of edgeface 0.1, which did not record it.
     digests : (N,) str
         SHA-256 of these bytes in hexadecimal; empty in tables of edgeface 0.1.
+    landmarks : (N, 10) float32
+        x and y of the five points of `Face.landmarks`, in pixels of the photo. NaN: unknown, as in tables of 0.1.
+    qualities : (N,) float32
+        `Quality.score` of the face, 0 to 1; NaN: unknown, as for crops and in tables of 0.1.
     """
 
     vectors: NDArray[np.float32]
@@ -76,14 +92,15 @@ class EmbeddingTable:
     settings: str
     sizes: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN_SIZE)
     digests: NDArray[np.str_] = field(default_factory=lambda: _UNKNOWN_DIGEST)
+    landmarks: NDArray[np.float32] = field(default_factory=lambda: _UNKNOWN_LANDMARKS)
+    qualities: NDArray[np.float32] = field(default_factory=lambda: _UNKNOWN_QUALITY)
 
     def __post_init__(self) -> None:
         for name, unknown in _OPTIONAL.items():
             if getattr(self, name) is unknown:
-                object.__setattr__(self, name, unknown.repeat(len(self)))
+                object.__setattr__(self, name, unknown.repeat(len(self), axis=0))
         shapes = {name: getattr(self, name).shape for name in ("vectors", *_COLUMNS)}
-        ranks = {name: 2 if name in ("vectors", "boxes") else 1 for name in shapes}
-        if any(len(shape) != ranks[name] or shape[0] != len(self) for name, shape in shapes.items()):
+        if any(len(shape) != 1 + (name in _WIDE) or shape[0] != len(self) for name, shape in shapes.items()):
             raise InputError(f"embedding table: expected columns of one length, found {shapes}")
 
     def __len__(self) -> int:
@@ -117,10 +134,10 @@ class EmbeddingTable:
         }
         return dataclasses.replace(tables[0], **columns)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """Write a .npz, or a .parquet whose metadata has `contract_id` and `settings`, atomically.
 
-        Only the file's owner may read it.
+        Only the file's owner may read it. `notes` are further metadata of a .parquet; see `read_notes`.
 
         Raises
         ------
@@ -134,13 +151,13 @@ class EmbeddingTable:
         require_format(path)
         with write_atomically(path, private=True) as partial:
             if path.suffix == ".parquet":
-                _write_parquet(self, partial)
+                _write_parquet(self, partial, notes)
             else:
                 np.savez(partial, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> EmbeddingTable:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the tables in a folder of it; see `PARTS`.
 
         Raises
         ------
@@ -148,6 +165,9 @@ class EmbeddingTable:
             If it does not exist, is damaged, or holds something else.
         """
         require_format(path)
+        if path.is_dir() and (parts := sorted(path.glob(PARTS))):
+            tables = [cls.load(part) for part in parts]
+            return cls.join([table for table in tables if len(table)] or tables[:1])
         with reading(path, _WHAT):
             stored = _read_parquet(path) if path.suffix == ".parquet" else read_npz(path, _WHAT, names=_NAMES)
             names = [name for name in _COLUMNS if name in stored or name not in _OPTIONAL]
@@ -194,19 +214,28 @@ def _import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _write_parquet(table: EmbeddingTable, path: Path) -> None:
+def read_notes(path: Path) -> dict[str, str]:
+    """Return the metadata of a table in a .parquet, `contract_id`, `settings` and notes; InputError if it is none."""
+    _, parquet = _import_pyarrow()
+    with reading(path, _WHAT), open_regular(path) as source:
+        found = parquet.read_schema(source).metadata or {}
+        return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def _write_parquet(table: EmbeddingTable, path: Path, notes: Mapping[str, str]) -> None:
     arrow, parquet = _import_pyarrow()
 
     def rows(matrix: NDArray[np.float32]) -> Any:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.ravel()), matrix.shape[1])
 
-    columns = {name: arrow.array(getattr(table, name)) for name in ("modified", "faces", "scores", "sizes")}
+    columns = {name: arrow.array(getattr(table, name)) for name in _NUMBERS}
     columns |= {
         **{name: arrow.array(getattr(table, name).tolist(), arrow.string()) for name in ("paths", "digests")},
-        "boxes": rows(table.boxes),
-        "vectors": rows(table.vectors),
+        **{name: rows(getattr(table, name)) for name in ("boxes", "landmarks", "vectors")},
+        # Of every row too: what joins files of several models, such as a query over a folder, drops their metadata.
+        "contract_id": arrow.array([table.contract_id] * len(table), arrow.string()).dictionary_encode(),
     }
-    metadata = {"contract_id": table.contract_id, "settings": table.settings}
+    metadata = {**notes, "contract_id": table.contract_id, "settings": table.settings}
     parquet.write_table(arrow.table(columns).replace_schema_metadata(metadata), path)
 
 
@@ -218,14 +247,15 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         texts = [name for name in names if _COLUMNS[name] is np.str_]
         file = parquet.ParquetFile(source, read_dictionary=texts)
         limit = most_unpacked(os.fstat(source.fileno()).st_size)
-        widths = [file.schema_arrow.field(name).type.list_size for name in ("boxes", "vectors")]
+        wide = [name for name in ("boxes", "landmarks", "vectors") if name in present]
+        widths = [file.schema_arrow.field(name).type.list_size for name in wide]
         said = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
         if max(said, file.metadata.num_rows * (4 * sum(widths) + _ROW_BYTES)) > limit:
             raise InputError(found=f"{file.metadata.num_rows:,} rows of {sum(widths):,} numbers, a decompression bomb")
         table = file.read([*names, "vectors"])
     stored: dict[str, Any] = {name: _texts(table[name], limit) for name in texts}
-    stored |= {name: table[name].to_numpy() for name in ("modified", "faces", "scores", "sizes") if name in names}
-    for name in ("boxes", "vectors"):
+    stored |= {name: table[name].to_numpy() for name in _NUMBERS if name in names}
+    for name in wide:
         values = table[name].combine_chunks()
         stored[name] = values.flatten().to_numpy().reshape(len(values), table.schema.field(name).type.list_size)
     metadata = table.schema.metadata or {}

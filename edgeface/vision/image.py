@@ -103,10 +103,14 @@ def require_photo(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> None:
 def read_photo_file(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
     """Read an image file, as `read_image` does, and identify the bytes that the image was made of."""
     try:
-        data, modified = _read_file(path, limits)
-        return _decode(data, limits), FileIdentity(len(data), modified, hashlib.sha256(data).hexdigest())
+        return decode_photo(*_read_file(path, limits), limits=limits)
     except ImageError as error:
         raise error.with_path(path) from error
+
+
+def decode_photo(data: bytes, modified: int, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
+    """Read an image from the bytes of a file that was modified then, and identify them."""
+    return _decode(data, limits), FileIdentity(len(data), modified, hashlib.sha256(data).hexdigest())
 
 
 def _read_file(path: Path, limits: ImageLimits) -> tuple[bytes, int]:
