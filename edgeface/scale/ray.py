@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -49,12 +52,15 @@ _TRIES = 3
 _RAY_BLOCKS = 10_000
 """Blocks of Ray's own at most, each of one of ours or more: it holds a reference to every one."""
 _LOCAL = "local"
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # reports to nobody
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local Ray listens on 127.0.0.1, on whatever system
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Environment of whatever of Ray starts here: it reports to nobody, and its errors are raised, not printed."""
+_PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on 127.0.0.1 only, on whatever system
+    "RAY_AUTH_MODE": "token",  # where other users of the machine may knock
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without which it warns of a future release's
 }
-"""Environment of a local Ray."""
+"""Environment of a Ray of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +252,14 @@ def _connected(address: str) -> Iterator[Any]:
             remedy="run this on a machine of that Ray, with its host:port or auto",
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment(_QUIET))
+        stack.enter_context(_environment(_QUIET | _PRIVATE if address == _LOCAL else _QUIET))
         try:
             import ray
             import ray.data
         except ImportError as error:
             raise ExtraNotInstalledError("ray", needed_for="bulk work on Ray") from error
+        for handler in logging.getLogger("ray.data").handlers:
+            handler.setLevel(logging.CRITICAL)
         if not ray.is_initialized():
             options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
             if address == _LOCAL:
@@ -261,11 +269,13 @@ def _connected(address: str) -> Iterator[Any]:
                     "object_store_memory": _STORE_BYTES,
                     "include_dashboard": False,
                     "_node_ip_address": "127.0.0.1",
-                    "_temp_dir": str(temporary),
+                    "_temp_dir": str(temporary / "r"),  # which Ray opens to all users
                 }
             stack.callback(ray.shutdown)
+            # A thread of Ray's prints on stdout that an actor died; no public setting stops it.
+            ray._private.worker._worker_logs_enabled = False
             try:
-                with _kept_handler(signal.SIGTERM):  # Ray sets one of its own
+                with _kept_handler(signal.SIGTERM), _muted():  # Ray sets a handler, and says which log it keeps
                     ray.init(address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise MissingError(f"ray {address}: expected a Ray that answers, found none: {error}") from error
@@ -299,6 +309,20 @@ def _kept_handler(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Send to nowhere what libraries write to the stream of errors by its number."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _cpus_of_nodes(ray: Any) -> list[int]:
     return [int(node["Resources"]["CPU"]) for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
 
@@ -307,22 +331,23 @@ def _run(
     ray: Any, blocks: Sequence[str], plan: ActorPlan, output: Path, load: dict[str, Any], faces: str
 ) -> Generator[dict[str, Any], None, None]:
     """Yield what `_Worker` answers of each block, in any order; raise what it refuses with."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
     if not blocks:
         return
-    photos = ray.data.from_items(
-        [{"block": each} for each in blocks], override_num_blocks=min(len(blocks), _RAY_BLOCKS)
-    )
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        items = [{"block": each} for each in blocks]
+        photos = ray.data.from_items(items, override_num_blocks=min(len(blocks), _RAY_BLOCKS))
+    finally:  # what is made keeps the context that it was made in
+        context.enable_progress_bars = bars
     answers = photos.map_batches(
         _Worker,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=plan.actors),
         num_cpus=plan.cpus,
-        scheduling_strategy="SPREAD",
         fn_constructor_kwargs={
             "folder": str(output.absolute()),
-            "run": os.urandom(8).hex(),
+            "run": secrets.token_hex(8),
             "threads": plan.cpus,
             "faces": faces,
             "load": load,

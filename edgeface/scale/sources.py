@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -156,10 +157,14 @@ def _in_shards(pattern: str, failures: dict[Path, str]) -> Iterator[PhotoPlace]:
 
 
 def _members(path: Path) -> Iterator[PhotoPlace]:
-    with tar_members(path, compressed=False, expected="a tar shard of photos, not compressed") as (_, members):
+    with tar_members(path, compressed=False, expected="a tar shard of photos, not compressed") as (archive, members):
         for each in members:
             name = PurePath(each.name)
             photo = each.isfile() and each.sparse is None and name.suffix.lower() in IMAGE_SUFFIXES
             if photo and not is_litter(name):
                 modified = int(each.mtime * _SECOND)
                 yield PhotoPlace(f"{path}/{each.name}", str(path), each.offset_data, each.size, modified)
+        with reading(path, "a whole tar shard"), open_regular(path) as file:
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes it for whole
+                raise InputError(found="one that ends early")
