@@ -242,6 +242,8 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "ThresholdCalibration.__init__": _ONE,
     "Operating.__init__": _ONE,
     "BulkResult.__init__": _ONE,
+    "rows_of": "describes the faces of one photo, whose contract `make_table` is told",
+    "why_none": "looks at the faces' reasons, not at their embeddings",
     "Disagreement.__init__": _ONE,
     "EnrolmentImage.__init__": _ONE,
     "enrolment_image": _ONE,

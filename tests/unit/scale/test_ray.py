@@ -277,7 +277,6 @@ def test_a_local_ray_is_private_silent_and_goes_on_after_its_driver_was_killed(
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert listening
     assert [folder.stat().st_mode & 0o777 for folder in staging_folders(temporary)] == [0o700]
-    assert not psutil.wait_procs(family, 20)[1]
     assert 0 < len(done) < 30
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -286,6 +285,7 @@ def test_a_local_ray_is_private_silent_and_goes_on_after_its_driver_was_killed(
     assert {name: (output / name).stat().st_mtime_ns for name in done} == done
     assert same(EmbeddingTable.load(output), plain)
     assert list(temporary.iterdir()) == []
+    assert not psutil.wait_procs(family, 60)[1]
 
 
 def sockets(process: psutil.Process) -> list[Any]:
