@@ -38,7 +38,7 @@ from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.scale.sources import PhotoPlace, list_places, read_place
 from edgeface.untrusted import parse_json
 from edgeface.vision.crops import list_some
-from edgeface.vision.source import Frame, FrameSource
+from edgeface.vision.source import open_source
 
 BLOCK = 256
 """Photos of a block: about ten seconds of work for one core, which is what a killed process loses."""
@@ -442,16 +442,14 @@ class _Worker:
         rows: list[Row] = []
         failures: dict[str, str] = {}
 
-        def frames(_: threading.Event) -> Iterator[Frame]:
-            for index, photo in enumerate(photos):
-                try:
-                    image, made_of = read_place(photo)
-                except ImageError as error:
-                    failures[photo.source] = str(error).removeprefix(f"{photo.source}: ")
-                else:
-                    yield Frame(image, index, float(index), photo.source, made_of)
+        def fail(path: Path, error: ImageError) -> None:
+            failures[str(path)] = str(error).removeprefix(f"{path}: ")
 
-        with FrameSource(frames, live=False) as source, contextlib.closing(self._pipeline.run(source)) as answers:
+        places = {Path(photo.source): photo for photo in photos}
+        with (
+            open_source(list(places), on_bad=fail, read_photo=lambda path: read_place(places[path])) as frames,
+            contextlib.closing(self._pipeline.run(frames)) as answers,
+        ):
             for frame, faces in answers:
                 if found := rows_of(frame, faces):
                     rows += found

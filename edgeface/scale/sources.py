@@ -163,7 +163,7 @@ def _members(path: Path) -> Iterator[PhotoPlace]:
             photo = each.isfile() and each.sparse is None and name.suffix.lower() in IMAGE_SUFFIXES
             if photo and not is_litter(name):
                 modified = int(each.mtime * _SECOND)
-                yield PhotoPlace(f"{path}/{each.name}", str(path), each.offset_data, each.size, modified)
+                yield PhotoPlace(str(Path(f"{path}/{each.name}")), str(path), each.offset_data, each.size, modified)
         with reading(path, "a whole tar shard"), open_regular(path) as file:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes it for whole

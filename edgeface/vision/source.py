@@ -72,6 +72,10 @@ Opener = Callable[[str | int], Any]
 """Opens a camera, an address or a video: returns an object with `cv2.VideoCapture`'s read, get, isOpened, release."""
 
 
+PhotoReader = Callable[[Path], tuple[Image, FileIdentity]]
+"""Reads a photo, and says which bytes it was made of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
     """Delays before a live source is opened again.
@@ -107,6 +111,7 @@ def open_source(
     open_capture: Opener | None = None,
     interval: Callable[[], float] | None = None,
     hardware: bool = False,
+    read_photo: PhotoReader = read_photo_file,
 ) -> FrameSource:
     """Open a source of frames.
 
@@ -129,6 +134,8 @@ def open_source(
         from it, but not converted to pixels, which costs more than to decode a still picture.
     hardware
         Let FFmpeg decode an address on a graphics processor where it can.
+    read_photo
+        Reads each photo, given its path; raises ImageError.
 
     Raises
     ------
@@ -155,7 +162,7 @@ def open_source(
     else:
         found = list_photos([source])
         files, failures = sorted([*found.files, *found.failures]), found.failures
-    return FrameSource(lambda stop: _photos(files, failures, on_bad), live=False, capacity=capacity)
+    return FrameSource(lambda stop: _photos(files, failures, on_bad, read_photo), live=False, capacity=capacity)
 
 
 class FrameSource:
@@ -297,14 +304,17 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
 
 
 def _photos(
-    files: Sequence[Path], failures: Mapping[Path, str], on_bad: Callable[[Path, ImageError], None] | None
+    files: Sequence[Path],
+    failures: Mapping[Path, str],
+    on_bad: Callable[[Path, ImageError], None] | None,
+    read_photo: PhotoReader,
 ) -> Iterator[Frame]:
     """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
 
     def read(path: Path) -> tuple[Image, FileIdentity]:
         if path in failures:
             raise ImageError(f"{path}: {failures[path]}", path=path)
-        return read_photo_file(path)
+        return read_photo(path)
 
     coming, ahead = iter(files), deque[Future[tuple[Image, FileIdentity]]]()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edgeface-reader") as pool:
