@@ -45,7 +45,7 @@ _NAMES = frozenset({*_COLUMNS, "vectors", "contract_id", "settings"})
 _SUFFIXES = (".npz", ".parquet")
 _ROW_BYTES, _LONGEST_TEXT = 36, 1 << 14
 """Of a row without its arrays and texts; several times the longest path of Linux."""
-PARTS = "part-*.parquet"
+PARTS = f"part-{'[0-9]' * 8}.parquet"
 """Files of a folder of tables, as `edgeface embed --ray` writes one."""
 _WHAT = "embeddings written by 'edgeface embed'"
 

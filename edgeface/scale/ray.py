@@ -188,21 +188,24 @@ def embed_on_ray(
             found="a file" if output.is_file() else f"the suffix {output.suffix}",
             remedy="choose another name",
         )
-    load = {**load, "model": edgeface.find_model(load.get("model"))}
-    _, contract = read_contract(load["model"])  # a model that is none is refused before Ray starts
+    model = edgeface.find_model(load.get("model"))
+    _, contract = read_contract(model)  # a model that is none is refused before Ray starts
+    load = {
+        name: each.absolute() if isinstance(each, Path) else each for name, each in {**load, "model": model}.items()
+    }
     found = list_places(places, output=output)
     failures = found.failures | unwritable_names([Path(photo.source) for photo in found.photos], output)
     blocks = _divide([photo for photo in found.photos if Path(photo.source) not in failures], block)
     done = rows = reused = 0
     with hold_folder(output, output), _connected(address) as ray:
         plan = ActorPlan.choose(_cpus_of_nodes(ray), len(blocks))
-        _discard(output, beyond=len(blocks))
-        with contextlib.closing(_run(ray, blocks, plan, output, dict(load), faces)) as answers:
+        with contextlib.closing(_run(ray, blocks, plan, output, load, faces)) as answers:
             for answer in answers:
                 rows, done = rows + answer["rows"], done + answer["photos"]
                 reused += answer["photos"] * answer["reused"]
                 failures |= {Path(source): reason for source, reason in answer["failures"].items()}
                 progress(Progress("embedding", done=done, total=len(found.photos), unit="files"))
+        _discard(output, beyond=len(blocks))
     if not rows:
         raise ImageError(f"no photo could be embedded: {list_some(failures)}")
     return RayResult(
@@ -227,15 +230,15 @@ def _divide(photos: Sequence[PhotoPlace], size: int) -> list[str]:
 
 
 def _part(folder: Path, number: int) -> Path:
-    return folder / PARTS.replace("*", f"{number:06}")
+    return folder / f"part-{number:08}.parquet"
 
 
 def _discard(folder: Path, *, beyond: int) -> None:
     """Remove what a run of more photos left, and marks of processes that were killed."""
-    parts = [path for path in folder.glob(PARTS) if path.stem.partition("-")[2] >= f"{beyond:06}"]
     with output_errors(folder):
-        for path in (*parts, *folder.glob(".tries-*")):
-            path.unlink(missing_ok=True)
+        for path in (*folder.glob(PARTS), *folder.glob(".tries-*")):
+            if path.name.startswith(".") or path >= _part(folder, beyond):
+                path.unlink(missing_ok=True)
 
 
 # Ray
@@ -430,7 +433,7 @@ class _Worker:
     @contextlib.contextmanager
     def _tries(self, number: int) -> Iterator[int]:
         """Yield how often this run has begun the block before: a byte in a file for each."""
-        mark = self._folder / f".tries-{number:06}-{self._run}"
+        mark = self._folder / f".tries-{number}-{self._run}"
         with output_errors(mark):
             with mark.open("ab") as file:
                 tries = file.tell()

@@ -34,7 +34,7 @@ class PhotoPlace(NamedTuple):
     source
         Its name in the table: the file's path; of a member of a shard, the shard's path, ``/``, and its name there.
     file, offset
-        The file, and where the bytes begin in it; -1: they are the whole file.
+        The absolute path, and where the bytes begin in it; -1: they are the whole file.
     size, modified
         Bytes, -1 if the file is absent; modification time in nanoseconds since 1970.
     """
@@ -95,14 +95,15 @@ def list_places(places: Sequence[str | Path], *, output: Path | None = None) -> 
 
 def read_place(place: PhotoPlace) -> tuple[Image, FileIdentity]:
     """Read a photo, and identify the bytes that it was made of; ImageError, which names the source, if it cannot be."""
-    if place.offset < 0:
-        return read_photo_file(Path(place.file))
     try:
+        if place.offset < 0:
+            return read_photo_file(Path(place.file))
         with open_regular(Path(place.file)) as file:
             file.seek(place.offset)
             return decode_photo(file.read(min(place.size, _LIMITS.max_bytes + 1)), place.modified)
     except ImageError as error:
-        raise error.with_path(place.source) from error
+        reason = str(error).removeprefix(f"{place.file}: ")
+        raise ImageError(f"{place.source}: {reason}", path=place.source) from error
     except (OSError, InputError) as error:
         raise ImageError(f"{place.source}: cannot read: {error}", path=place.source) from error
 
@@ -111,8 +112,8 @@ def _whole_file(path: Path) -> PhotoPlace:
     try:
         status = path.stat()
     except (OSError, ValueError):  # reading it will say why
-        return PhotoPlace(str(path), str(path), -1, -1, 0)
-    return PhotoPlace(str(path), str(path), -1, status.st_size, status.st_mtime_ns)
+        return PhotoPlace(str(path), str(path.absolute()), -1, -1, 0)
+    return PhotoPlace(str(path), str(path.absolute()), -1, status.st_size, status.st_mtime_ns)
 
 
 def _listed(path: Path) -> Iterator[PhotoPlace]:
@@ -163,7 +164,9 @@ def _members(path: Path) -> Iterator[PhotoPlace]:
             photo = each.isfile() and each.sparse is None and name.suffix.lower() in IMAGE_SUFFIXES
             if photo and not is_litter(name):
                 modified = int(each.mtime * _SECOND)
-                yield PhotoPlace(str(Path(f"{path}/{each.name}")), str(path), each.offset_data, each.size, modified)
+                yield PhotoPlace(
+                    str(Path(f"{path}/{each.name}")), str(path.absolute()), each.offset_data, each.size, modified
+                )
         with reading(path, "a whole tar shard"), open_regular(path) as file:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes it for whole

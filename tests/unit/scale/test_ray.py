@@ -25,7 +25,7 @@ from edgeface.files import staging_folders
 from edgeface.pipeline.batch import embed_folder
 from edgeface.pipeline.table import EmbeddingTable, read_notes
 from edgeface.progress import Progress
-from edgeface.scale.ray import ActorPlan, RayResult, _divide, _Worker, embed_on_ray
+from edgeface.scale.ray import ActorPlan, RayResult, _discard, _divide, _Worker, embed_on_ray
 from edgeface.scale.sources import list_places
 
 pytest.importorskip("pyarrow")
@@ -100,7 +100,21 @@ def test_actors_write_the_rows_of_the_plain_function(
     table = EmbeddingTable.load(tmp_path / "out.parquet")
     assert same(table, plain)
     assert [answer["reused"] for answer in ask(worker, *blocks)] == [True] * 6
-    assert read_notes(tmp_path / "out.parquet" / "part-000001.parquet")["contract_id"] == plain.contract_id
+    assert read_notes(tmp_path / "out.parquet" / "part-00000001.parquet")["contract_id"] == plain.contract_id
+
+
+def test_only_parts_of_more_photos_are_removed(tmp_path: Path) -> None:
+    names = [
+        "part-00000001.parquet",
+        "part-00000002.parquet",
+        "part-10000000.parquet",
+        ".tries-3-x",
+        "part-00002-a.parquet",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    _discard(tmp_path, beyond=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], names[4]]
 
 
 def test_every_row_of_a_part_has_its_contract(worker: _Worker, work: Path, tmp_path: Path) -> None:
@@ -131,13 +145,13 @@ def test_a_folder_of_other_settings_is_refused(work: Path, tmp_path: Path) -> No
     other = make_worker(work, tmp_path / "o.parquet", detector="mtcnn")
     refusal = ask(other, *block)[0]["refusal"]
     assert refusal["kind"] == InputError.__name__
-    assert "part-000000.parquet: written with other settings (detector" in refusal["message"]
+    assert "part-00000000.parquet: written with other settings (detector" in refusal["message"]
 
 
 def test_a_block_whose_actors_die_is_a_failure_at_the_third_time(worker: _Worker, work: Path, tmp_path: Path) -> None:
     first, second = _divide([each for each in list_places([work / "crops"]).photos if "png" in each.source][:4], 2)
     for number in range(2):
-        (tmp_path / "out.parquet" / f".tries-{number:06}-r").write_bytes(b"..." if number else b"..")
+        (tmp_path / "out.parquet" / f".tries-{number}-r").write_bytes(b"..." if number else b"..")
     answers = ask(worker, first, second)
     assert [(answer["rows"], len(answer["failures"])) for answer in answers] == [(2, 0), (0, 2)]
     assert "has died 3 times" in next(iter(answers[1]["failures"].values()))
