@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -51,6 +52,8 @@ _TRIES = 3
 """Of a block whose actors die: the third time its photos are failures, not the end of the run."""
 _RAY_BLOCKS = 10_000
 """Blocks of Ray's own at most, each of one of ours or more: it holds a reference to every one."""
+_SECONDS = 5.0
+"""To wait for a Ray's port."""
 _LOCAL = "local"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Environment of whatever of Ray starts here: it reports to nobody, and its errors are raised, not printed."""
@@ -274,6 +277,8 @@ def _connected(address: str) -> Iterator[Any]:
                     "_node_ip_address": "127.0.0.1",
                     "_temp_dir": str(temporary / "r"),  # which Ray opens to all users
                 }
+            elif ":" in address:
+                _require_listener(address)
             stack.callback(ray.shutdown)
             # A thread of Ray's prints on stdout that an actor died; no public setting stops it.
             ray._private.worker._worker_logs_enabled = False
@@ -282,7 +287,18 @@ def _connected(address: str) -> Iterator[Any]:
                     ray.init(address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise MissingError(f"ray {address}: expected a Ray that answers, found none: {error}") from error
+            except SystemExit as ended:  # by its handler
+                raise SystemExit(128 + signal.SIGTERM) from ended
         yield ray
+
+
+def _require_listener(address: str) -> None:
+    """Raise MissingError if nobody listens: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise MissingError(f"ray {address}: expected a Ray that answers, found none: {error}") from error
 
 
 @contextlib.contextmanager
