@@ -16,6 +16,7 @@ events    bytes of one event in the log, of 20,000 that are recorded without a p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -62,16 +63,18 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=2)
     parser.add_argument("--still", type=float, default=14.0, help="seconds without anybody, after each play of VIDEO")
     parser.add_argument("--people", type=int, default=20_000)
+    parser.add_argument("--work", type=Path, help="an empty folder that keeps films, gallery and results")
     parser.add_argument("--json", action="store_true", help="print the figures that are quoted alone")
     given = parser.parse_args()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="edgeface-plan-") as folder:
+    with contextlib.ExitStack() as opened:
+        folder = given.work or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="edgeface-plan-")))
         if "load" in (given.only or ("load",)):
-            site = Site(given, Path(folder))
+            site = Site(given, folder)
             rounds = [site.compare(number) for number in range(given.rounds)]
             found |= {"ratio": statistics.median(each["ratio"] for each in rounds), "rounds": rounds}
         if "events" in (given.only or ("events",)):
-            found |= event_bytes(Path(folder))
+            found |= event_bytes(folder)
     print(
         json.dumps(
             {key: found[key] for key in ("ratio", "event_bytes") if key in found} if given.json else found, indent=1
@@ -138,7 +141,7 @@ class Site:
         names = Counter[str]()
         with open_gallery(self.folder / "people.gallery") as store:
             index = LiveIndex(store)
-            cameras = {f"door {number}": {"source": "rtsp://192.0.2.1/"} for number in range(self.given.cameras)}
+            cameras = {f"door-{number}": {"source": "rtsp://192.0.2.1/"} for number in range(self.given.cameras)}
             settings = WatchSettings.model_validate({"cameras": cameras, "decision": {"liveness": False}})
             with DoorWatch(settings, app, index, open_capture=lambda _: Player(self.film)) as door:
                 threading.Thread(target=lambda: names.update(e.kind.value for e in door), daemon=True).start()

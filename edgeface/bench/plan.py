@@ -45,7 +45,7 @@ from edgeface.pipeline.pipeline import DETECT_EVERY
 
 IDLE_FPS = 4.0
 """Frames a second that a camera without motion is compared at: `idle_fps` of `edgeface watch`."""
-EVENT_BYTES = 700
+EVENT_BYTES = 300
 """Bytes of one event in events.sqlite, without a picture (`python benchmarks/plan.py --only events`)."""
 _NEEDED = frozenset(get_args(Stage)) - {"liveness"}
 _LATE = 0.01
@@ -128,8 +128,10 @@ class SitePlan:
         Disk for the events of one day at all machines.
     unknown
         What was not measured, so that it is in no figure.
-    notes
-        Assumptions that this plan depends on, and doubts about the results.
+    assumed
+        What the plan takes for granted.
+    doubts
+        Reasons why its figures are doubtful.
     """
 
     demand: SiteDemand
@@ -144,13 +146,15 @@ class SitePlan:
     memory: dict[str, int]
     event_bytes: int
     unknown: tuple[str, ...]
-    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     def __str__(self) -> str:
         asked, machines = self.demand, f"{self.machines:,} machine{'s' * (self.machines > 1)} of this kind"
+        cameras = f"{asked.cameras:,} camera{'s' * (asked.cameras > 1)}"
         return (
-            f"{asked.cameras:,} cameras at {asked.decisions:g} decisions a second, {asked.people:,} people: {machines} "
-            f"at {100 * self.load:.0f} % load"
+            f"{cameras} at {asked.decisions:g} decisions a second, {asked.people:,} people: {machines} at "
+            f"{100 * self.load:.0f} % load"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,8 +181,8 @@ class SiteBasis:
     searches: tuple[tuple[int, float], ...]
     storage: str
     bytes_each: float
-    notes: tuple[str, ...]
     unknown: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> SiteBasis:
@@ -222,8 +226,8 @@ class SiteBasis:
             searches=tuple(sorted(points.items())),
             storage=storages[0] if storages else "",
             bytes_each=max(sizes, default=0.0),
-            notes=tuple(f"{where}: {doubt}" for where, each in named for doubt in doubts(each)),
             unknown=_unmeasured(run, kiosk, searches=bool(searches)),
+            doubts=tuple(f"{where}: {doubt}" for where, each in named for doubt in doubts(each)),
         )
 
     def search_ms(self, templates: int) -> tuple[float, str]:
@@ -238,6 +242,8 @@ class SiteBasis:
             share = (templates - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
             return times[above - 1] + share * (times[above] - times[above - 1]), f"between two measured, {self.storage}"
         nearest = 0 if templates < sizes[0] else -1
+        if nearest == 0 and self.storage == "graph":  # whose time hardly depends on the number
+            return times[0], f"as of {sizes[0]:,}, {self.storage}"
         return times[nearest] * templates / sizes[nearest], f"in proportion to {sizes[nearest]:,}, {self.storage}"
 
 
@@ -248,7 +254,9 @@ def _require_complete(name: str, run: BenchmarkResult, kiosk: KioskResult) -> No
         raise InputError(path=name, expected="a complete run", found="one that was interrupted", remedy=again)
     if not kiosk.stage_ms or kiosk.detected is None or kiosk.resident_bytes is None:
         raise InputError(path=name, expected="the times of each stage", found="none", remedy=again)
-    if not (kiosk.decisions and kiosk.embeddings and kiosk.faces and kiosk.stage_ms.keys() >= _NEEDED):
+    if not (kiosk.decisions and kiosk.embeddings and kiosk.faces and kiosk.frames > kiosk.dropped) or not (
+        kiosk.frame_rate and kiosk.stage_ms.keys() >= _NEEDED
+    ):
         found = f"{kiosk.decisions or 0} decisions, {kiosk.embeddings or 0} looks"
         raise InputError(path=name, expected="a video in which people are decided about", found=found, remedy=again)
 
@@ -306,65 +314,60 @@ def plan_site(basis: SiteBasis, demand: SiteDemand) -> SitePlan:
         If one camera with its share of the decisions is too much for a machine.
     """
     templates = demand.people * demand.templates
-    tried = 1
-    while True:
-        each = math.ceil(demand.cameras / tried)
-        costs = _costs(basis, demand, each, demand.decisions * each / demand.cameras, templates)
-        load = sum(cost.cpus for cost in costs) / basis.cores
-        limit = load_limit(basis.cores, _work_ms(basis, costs), demand.wait_ms)
-        if load <= limit:
-            break
-        if each == 1:
-            raise InputError(
-                expected=f"a load of at most {100 * limit:.0f} %",
-                found=f"{100 * load:.0f} % with one camera and {templates:,} templates on {basis.machine}",
-                remedy="measure a faster machine, a smaller model or another index, or allow a longer wait",
-            )
-        # The fewest machines that one camera less on each can take; between, the busiest one stays as busy.
-        tried = math.ceil(demand.cameras / (each - 1))
-    machines = tried
+    costs = _costs(basis, demand, templates)
+    limit = load_limit(basis.cores, _work_ms(costs), demand.wait_ms)
+    alone = sum(cost.cpus for cost in costs) / basis.cores
+    if not 0 < alone <= limit:
+        raise InputError(
+            expected=f"a load of at most {100 * limit:.0f} %",
+            found=f"{100 * alone:.0f} % with one camera and {templates:,} templates on {basis.machine}",
+            remedy="measure a faster machine, a smaller model or another index, or allow a longer wait",
+        )
+    machines = math.ceil(demand.cameras / int(limit / alone))
+    each = math.ceil(demand.cameras / machines)
+    decided = demand.decisions * each / demand.cameras
+    costs = [dataclasses.replace(cost, rate=each * cost.rate) for cost in costs]
     memory = {
         "process and models": basis.kiosk.resident_bytes or 0,
         "further cameras": (each - 1) * (basis.kiosk.camera_bytes or 0),
         "gallery": round(templates * basis.bytes_each),
     }
-    notes = list(basis.notes)
+    doubtful = list(basis.doubts)
     if (room := basis.memory_bytes) is not None and sum(memory.values()) > room:
-        notes.append(f"memory: {sum(memory.values()) / 1e9:.1f} GB are needed, the machine has {room / 1e9:.1f} GB")
+        doubtful.append(f"memory: {sum(memory.values()) / 1e9:.1f} GB are needed, the machine has {room / 1e9:.1f} GB")
     if basis.searches and templates > _FAR * basis.searches[-1][0]:
-        notes.append(f"the search of {templates:,} templates is extrapolated from {basis.searches[-1][0]:,}")
+        doubtful.append(f"the search of {templates:,} templates is extrapolated from {basis.searches[-1][0]:,}")
     return SitePlan(
         demand=demand,
         machine=basis.machine,
         cores=basis.cores,
         machines=machines,
         cameras_each=each,
-        load=load,
+        load=each * alone,
         limit=limit,
-        decision_ms=1e3
-        * sum(cost.cpus for cost in costs if cost.name in _DECIDING)
-        * demand.cameras
-        / (demand.decisions * each),
+        decision_ms=1e3 * sum(cost.cpus for cost in costs if cost.name in _DECIDING) / decided,
         costs=tuple(costs),
         memory=memory,
         event_bytes=round(86_400 * demand.decisions * EVENT_BYTES),
         unknown=basis.unknown,
-        notes=(*notes, *_assumptions(basis, demand)),
+        assumed=_assumptions(basis, demand),
+        doubts=(*doubtful, *_strains(basis, demand)),
     )
 
 
 _DECIDING = ("detect", "follow", "embed", "liveness", "other", "search")
 
 
-def _costs(basis: SiteBasis, demand: SiteDemand, cameras: int, decisions: float, templates: int) -> list[PlannedCost]:
-    """List the costs of a machine with so many cameras, at which so many decisions a second are made."""
+def _costs(basis: SiteBasis, demand: SiteDemand, templates: int) -> list[PlannedCost]:
+    """List the costs of one camera with its share of the decisions; a machine's are as many times as large."""
     kiosk, rate = basis.kiosk, basis.kiosk.frame_rate
     made, ms = kiosk.decisions or 1, {str(name): each for name, each in kiosk.stage_ms.items()}
     detected, followed, looks = ((count or 0) / made for count in (kiosk.detected, kiosk.tracked, kiosk.embeddings))
-    groups = decisions / (cameras * _together(kiosk))
+    decisions = demand.decisions / demand.cameras
+    groups = decisions / _together(kiosk)
     present = 1 - math.exp(-groups * _stay(basis))
     opened = 1 - math.exp(-groups * (_stay(basis) + LINGER))
-    watched = cameras * (opened * rate + (1 - opened) * min(rate, IDLE_FPS))
+    watched = opened * rate + (1 - opened) * min(rate, IDLE_FPS)
     staged = (kiosk.frames * (ms["decode"] + ms["convert"]) + basis.processed * ms["motion"]) / made
     live = ms.get("liveness", 0.0) if kiosk.liveness else 0.0
     visit = detected * ms["detect"] + followed * ms["follow"] + looks * (ms["embed"] + live)
@@ -372,15 +375,15 @@ def _costs(basis: SiteBasis, demand: SiteDemand, cameras: int, decisions: float,
     search, source = basis.search_ms(templates)
     stage, run = f"stage of {basis.name}", f"the rest of {basis.name}"
     return [
-        PlannedCost(name="decode", ms=ms["decode"], rate=cameras * rate, source=stage),
+        PlannedCost(name="decode", ms=ms["decode"], rate=rate, source=stage),
         PlannedCost(name="convert, motion", ms=ms["convert"] + ms["motion"], rate=watched, source=stage),
         PlannedCost(
             name="empty frames",
             ms=(ms["detect"] + (DETECT_EVERY - 1) * ms["follow"]) / DETECT_EVERY,
-            rate=cameras * (opened - present) * rate,
+            rate=(opened - present) * rate,
             source=stage,
         ),
-        PlannedCost(name="glances", ms=ms["detect"], rate=cameras * (1 - opened) / GLANCE, source=stage),
+        PlannedCost(name="glances", ms=ms["detect"], rate=(1 - opened) / GLANCE, source=stage),
         PlannedCost(name="detect", ms=ms["detect"], rate=decisions * detected, source=stage),
         PlannedCost(name="follow", ms=ms["follow"], rate=decisions * followed, source=stage),
         PlannedCost(name="embed", ms=ms["embed"], rate=decisions * looks, source=stage),
@@ -408,7 +411,7 @@ def _searches(looks: float, strangers: float) -> float:
     return (1 - strangers) * LOOKS + strangers * again
 
 
-def _work_ms(basis: SiteBasis, costs: Sequence[PlannedCost]) -> float:
+def _work_ms(costs: Sequence[PlannedCost]) -> float:
     """Return the mean CPU time of a frame that is looked at, the searches that it leads to included."""
     frames = next(cost.rate for cost in costs if cost.name == "convert, motion")
     return 1e3 * sum(cost.cpus for cost in costs if cost.name != "decode") / frames
@@ -441,22 +444,26 @@ def _erlang_c(servers: int, offered: float) -> float:
     return blocked / (1 - offered / servers * (1 - blocked))
 
 
-def _assumptions(basis: SiteBasis, demand: SiteDemand) -> list[str]:
+def _assumptions(basis: SiteBasis, demand: SiteDemand) -> tuple[str, ...]:
     kiosk = basis.kiosk
     size = "x".join(map(str, reversed(kiosk.frame_size or ())))
-    found = [
+    return (
         f"cameras of {size} at {kiosk.frame_rate:g} frames a second, {IDLE_FPS:g} without motion",
         f"{_together(kiosk):.1f} people at once, each seen for {_stay(basis):.1f} s, as in the measured video",
-        "everybody is enrolled"
-        if not demand.strangers
-        else f"{100 * demand.strangers:g} % of the people are strangers, who are searched for again at each look",
-    ]
+        f"{100 * demand.strangers:g} % of the people are strangers, who are searched for again at each look",
+    )
+
+
+def _strains(basis: SiteBasis, demand: SiteDemand) -> list[str]:
+    """List where the demand or the run goes beyond what the model holds for."""
+    kiosk, found = basis.kiosk, []
     crowd = demand.decisions * _stay(basis) / demand.cameras
     if crowd > _together(kiosk):
-        found.append(f"{crowd:.1f} people at once before each camera: more than in the video, so the load is too high")
+        found.append(f"{crowd:.1f} people at once before each camera, more than in the video: the load is too high")
     if kiosk.dropped_share > _LATE:
         found.append(
-            f"the measured run dropped {100 * kiosk.dropped_share:.0f} % of its frames: measure fewer a second"
+            f"the measured run dropped {100 * kiosk.dropped_share:.0f} % of its frames: measure on a quieter machine, "
+            "or at fewer frames a second"
         )
     return found
 

@@ -67,10 +67,9 @@ def plan(
         for count, row in zip(_CAMERAS, rows, strict=True):
             shown.add_row(f"{count:,}", *("-" if each is None else _cell(each) for each in row))
         stdout.print(shown)
-    for note in found.notes:
-        print_note(f"assumed: {note}")
-    for what in found.unknown:
-        print_note(f"not known: {what}")
+    for kind, lines in (("assumed", found.assumed), ("not known", found.unknown), ("doubtful", found.doubts)):
+        for line in lines:
+            print_note(f"{kind}: {line}")
 
 
 def _show(found: SitePlan) -> None:

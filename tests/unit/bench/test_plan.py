@@ -116,7 +116,7 @@ def test_more_work_never_needs_fewer_machines(cameras: int, decisions: float, pe
 
 SITE = SiteBasis(
     name="door", kiosk=kiosk_result(None).kiosk, frame_ms=12.0, processed=1000, cores=4, machine="four",  # type: ignore[arg-type]
-    memory_bytes=None, searches=((30_000, 3.0),), storage="int8", bytes_each=2600.0, notes=(), unknown=(),
+    memory_bytes=None, searches=((30_000, 3.0),), storage="int8", bytes_each=2600.0, unknown=(), doubts=(),
 )  # fmt: skip
 
 
@@ -142,7 +142,12 @@ def test_a_search_is_interpolated_between_sizes_and_in_proportion_beyond_them(ba
     assert basis.search_ms(600_000)[0] == pytest.approx(60.0)
     assert basis.search_ms(3_000)[0] == pytest.approx(0.3)
     far = plan_site(basis, dataclasses.replace(DEMAND, people=300_000, wait_ms=1e9))
-    assert any("extrapolated" in note for note in far.notes)
+    assert any("extrapolated" in note for note in far.doubts)
+
+
+def test_a_graph_takes_no_less_time_for_fewer_templates(basis: SiteBasis) -> None:
+    graph = dataclasses.replace(basis, storage="graph")
+    assert graph.search_ms(300) == (3.0, "as of 30,000, graph")
 
 
 def test_results_of_two_machines_two_models_or_two_indexes_are_not_mixed(
@@ -174,6 +179,8 @@ def test_results_of_two_machines_two_models_or_two_indexes_are_not_mixed(
         ({"kiosk": {"stage_ms": {}}}, "times of each stage"),
         ({"kiosk": {"decisions": 0}}, "people are decided about, found 0 decisions"),
         ({"kiosk": {"stage_ms": {"decode": 4.0}}}, "people are decided about"),
+        ({"kiosk": {"frames": 0, "dropped": 0}}, "people are decided about"),
+        ({"kiosk": {"frame_rate": 0}}, "people are decided about"),
         ({"partial": True}, "complete run"),
     ],
 )
