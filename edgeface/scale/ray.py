@@ -36,6 +36,7 @@ from edgeface.model.ir_file import read_contract
 from edgeface.pipeline.batch import Row, differences, hold_folder, make_table, rows_of, unwritable_names, why_none
 from edgeface.pipeline.table import PARTS, read_notes, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
+from edgeface.runtime.address import RemoteAddress
 from edgeface.scale.sources import PhotoPlace, list_places, read_place
 from edgeface.untrusted import parse_json
 from edgeface.vision.crops import list_some
@@ -192,6 +193,9 @@ def embed_on_ray(
             remedy="choose another name",
         )
     model = edgeface.find_model(load.get("model"))
+    if RemoteAddress.names(model):
+        remedy = "name an IR: every actor has models of its own"
+        raise InputError(path=model, expected="an IR", found="the address of a server", remedy=remedy)
     _, contract = read_contract(model)  # a model that is none is refused before Ray starts
     load = {
         name: each.absolute() if isinstance(each, Path) else each for name, each in {**load, "model": model}.items()
@@ -375,7 +379,10 @@ def _run(
     for row in answers.iter_rows():
         answer = json.loads(row["answer"])
         if refusal := answer.get("refusal"):
-            raise getattr(errors, refusal["kind"], EdgeFaceError)(refusal["message"])
+            kind = getattr(errors, refusal["kind"], EdgeFaceError)
+            error = kind.__new__(kind)
+            EdgeFaceError.__init__(error, refusal["message"])  # some kinds make their text of other arguments
+            raise error
         yield answer
 
 

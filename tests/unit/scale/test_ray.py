@@ -190,6 +190,11 @@ def test_an_output_that_is_no_folder_of_tables_is_refused(work: Path, tmp_path: 
             run(work, tmp_path / name)
 
 
+def test_a_model_on_a_server_is_refused(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected an IR, found the address of a server"):
+        run(work, tmp_path / "o.parquet", load={"model": Path("ovms://127.0.0.1:8000/facenet")})
+
+
 def test_an_address_of_the_client_protocol_is_refused(work: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected host:port of a Ray, auto or local, found ray://"):
         run(work, tmp_path / "o.parquet", address="ray://127.0.0.1:1")
