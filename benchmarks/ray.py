@@ -4,7 +4,8 @@
 
 - `throughput`: `edgeface embed` and `edgeface embed --ray` embed the same photos of LFW in turn, each in a new process
   that loads its models, on the same CPUs. `throughput_ratio` is the median of the ratios of photos a second within the
-  rounds, start and end of every process included. CPU seconds are those of all processes of a run.
+  rounds, start and end of every process included. `cpu_ratio` is that of the CPU seconds of all processes of a run,
+  which says more where others share the machine.
 - `faults`: in every round an actor or the driver is killed with SIGKILL while blocks are done. A killed driver's run is
   started again. `lost`, `twice`, `done_again`: rows, and blocks that were done before the kill.
 - `memory`: photos of 12 megapixels: the most bytes that the object store held, and the largest process.
@@ -108,13 +109,18 @@ def throughput(model: Path, photos: Path, work: Path, rounds: int) -> dict[str, 
     tables = [EmbeddingTable.load(work / f"{name}-{rounds}.parquet") for name in runs]
     return {
         "photos": total,
-        "throughput_ratio": round(
-            statistics.median(a["wall_seconds"] / b["wall_seconds"] for a, b in zip(*runs.values(), strict=True)), 3
-        ),
+        "throughput_ratio": ratio(runs, "wall_seconds"),
+        "cpu_ratio": ratio(runs, "cpu_seconds"),
         "rows_equal": equal(*tables),
         "rows": len(tables[0]),
         "runs": runs,
     }
+
+
+def ratio(runs: dict[str, list[dict[str, float]]], figure: str) -> float:
+    """Return the median of the plain command's figure over Ray's within the rounds."""
+    pairs = zip(runs["plain"], runs["ray"], strict=True)
+    return round(statistics.median(plain[figure] / on_ray[figure] for plain, on_ray in pairs), 3)
 
 
 def equal(a: EmbeddingTable, b: EmbeddingTable) -> bool:
@@ -154,6 +160,7 @@ def faults(model: Path, photos: Path, work: Path, rounds: int) -> dict[str, Any]
         told["different"] += not equal(expected, table)
         after = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
         told["done_again"] += sum(after.get(name) != time for name, time in before.items())
+        print(f"round {count}: {told}", file=sys.stderr, flush=True)
     return told
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import secrets
 import signal
@@ -21,7 +20,6 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +49,6 @@ _STORE_BYTES = 128 << 20
 """Of a local Ray's object store, through which names and counts go; Ray wants 75 MiB at least."""
 _TRIES = 3
 """Of a block whose actors die: the third time its photos are failures, not the end of the run."""
-_RAY_BLOCKS = 10_000
-"""Blocks of Ray's own at most, each of one of ours or more: it holds a reference to every one."""
 _SECONDS = 5.0
 """To wait for a Ray's port."""
 _LOCAL = "local"
@@ -78,7 +74,7 @@ class ActorPlan:
     def choose(cls, nodes: Sequence[int], blocks: int) -> ActorPlan:
         """Divide the CPUs of machines among actors.
 
-        One CPU of each machine stays free, for Ray's own processes and for tasks of Ray Data, which wait for ever
+        One CPU of each machine stays free, for Ray's own processes and for tasks of others, which would wait for ever
         where actors hold all CPUs (ray-project/ray#44687). Of the rest, actors of one size get as many as can be; of
         two sizes that use equally many, the larger.
 
@@ -192,6 +188,8 @@ def embed_on_ray(
             found="a file" if output.is_file() else f"the suffix {output.suffix}",
             remedy="choose another name",
         )
+    if block < 1:
+        raise InputError(f"block: expected 1 or more photos, found {block}")
     model = edgeface.find_model(load.get("model"))
     if RemoteAddress.names(model):
         remedy = "name an IR: every actor has models of its own"
@@ -202,17 +200,19 @@ def embed_on_ray(
     }
     found = list_places(places, output=output)
     failures = found.failures | unwritable_names([Path(photo.source) for photo in found.photos], output)
-    blocks = _divide([photo for photo in found.photos if Path(photo.source) not in failures], block)
+    photos = [photo for photo in found.photos if Path(photo.source) not in failures]
+    blocks = -(-len(photos) // block)
     done = rows = reused = 0
     with hold_folder(output, output), _connected(address) as ray:
-        plan = ActorPlan.choose(_cpus_of_nodes(ray), len(blocks))
-        with contextlib.closing(_run(ray, blocks, plan, output, load, faces)) as answers:
+        plan = ActorPlan.choose(_cpus_of_nodes(ray), blocks)
+        arguments = {"folder": output.absolute(), "run": secrets.token_hex(8), "faces": faces, "load": load}
+        with contextlib.closing(_run(ray, photos, block, plan, arguments)) as answers:
             for answer in answers:
                 rows, done = rows + answer["rows"], done + answer["photos"]
                 reused += answer["photos"] * answer["reused"]
                 failures |= {Path(source): reason for source, reason in answer["failures"].items()}
                 progress(Progress("embedding", done=done, total=len(found.photos), unit="files"))
-        _discard(output, beyond=len(blocks))
+        _discard(output, beyond=blocks)
     if not rows:
         raise ImageError(f"no photo could be embedded: {list_some(failures)}")
     return RayResult(
@@ -221,19 +221,14 @@ def embed_on_ray(
         reused=reused,
         failures=dict(sorted(failures.items())),
         left_out=found.left_out,
-        blocks=len(blocks),
+        blocks=blocks,
         plan=plan,
         contract=contract,
     )
 
 
-def _divide(photos: Sequence[PhotoPlace], size: int) -> list[str]:
-    """Return blocks of photos as JSON in ASCII, whatever is in their names."""
-    if size < 1:
-        raise InputError(f"block: expected 1 or more photos, found {size}")
-    rest = iter(photos)
-    groups = iter(lambda: list(islice(rest, size)), [])
-    return [json.dumps({"number": number, "photos": group}) for number, group in enumerate(groups)]
+def _divide(photos: Sequence[PhotoPlace], size: int) -> Iterator[Sequence[PhotoPlace]]:
+    return (photos[at : at + size] for at in range(0, len(photos), size))
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -265,11 +260,9 @@ def _connected(address: str) -> Iterator[Any]:
         stack.enter_context(_environment(_QUIET | _PRIVATE if address == _LOCAL else _QUIET))
         try:
             import ray
-            import ray.data
+            import ray.util
         except ImportError as error:
             raise ExtraNotInstalledError("ray", needed_for="bulk work on Ray") from error
-        for handler in logging.getLogger("ray.data").handlers:
-            handler.setLevel(logging.CRITICAL)
         if not ray.is_initialized():
             options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
             if address == _LOCAL:
@@ -351,53 +344,48 @@ def _cpus_of_nodes(ray: Any) -> list[int]:
 
 
 def _run(
-    ray: Any, blocks: Sequence[str], plan: ActorPlan, output: Path, load: dict[str, Any], faces: str
+    ray: Any, photos: Sequence[PhotoPlace], block: int, plan: ActorPlan, arguments: Mapping[str, Any]
 ) -> Generator[dict[str, Any], None, None]:
     """Yield what `_Worker` answers of each block, in any order; raise what it refuses with."""
-    if not blocks:
-        return
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    kind = ray.remote(num_cpus=plan.cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(_Worker)
+    actors = [kind.remote(threads=plan.cpus, **arguments) for _ in range(plan.actors)]
+    pool = ray.util.ActorPool(actors)
+    coming = enumerate(_divide(photos, block))
     try:
-        items = [{"block": each} for each in blocks]
-        photos = ray.data.from_items(items, override_num_blocks=min(len(blocks), _RAY_BLOCKS))
-    finally:  # what is made keeps the context that it was made in
-        context.enable_progress_bars = bars
-    answers = photos.map_batches(
-        _Worker,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=plan.actors),
-        num_cpus=plan.cpus,
-        fn_constructor_kwargs={
-            "folder": str(output.absolute()),
-            "run": secrets.token_hex(8),
-            "threads": plan.cpus,
-            "faces": faces,
-            "load": load,
-        },
-    )
-    for row in answers.iter_rows():
-        answer = json.loads(row["answer"])
-        if refusal := answer.get("refusal"):
-            kind = getattr(errors, refusal["kind"], EdgeFaceError)
-            error = kind.__new__(kind)
-            EdgeFaceError.__init__(error, refusal["message"])  # some kinds make their text of other arguments
-            raise error
-        yield answer
+        while True:
+            if pool.has_free() and (following := next(coming, None)):
+                pool.submit(lambda actor, told: actor.embed.remote(*told), following)
+            elif pool.has_next():
+                yield _told(pool.get_next_unordered())
+            else:
+                return
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _told(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an actor's answer; raise what it refused with."""
+    if not (refusal := answer.get("refusal")):
+        return answer
+    kind = getattr(errors, refusal["kind"], EdgeFaceError)
+    error = kind.__new__(kind)
+    EdgeFaceError.__init__(error, refusal["message"])  # some kinds make their text of other arguments
+    raise error
 
 
 class _Worker:
     """Embed blocks of photos: an actor of Ray, in a process of its own.
 
-    Errors of edgeface are answers, because Ray would wrap them, and restart the actor for some.
+    Errors of edgeface are answers, because Ray would wrap them, and start an actor again that cannot load its models.
     """
 
-    def __init__(self, *, folder: str, run: str, threads: int, faces: Literal["all", "largest"], load: Any) -> None:
+    def __init__(self, *, folder: Path, run: str, threads: int, faces: Literal["all", "largest"], load: Any) -> None:
         import cv2
 
         from edgeface.runtime.devices import shared_core
 
-        self._folder, self._run = Path(folder), run
+        self._folder, self._run = folder, run
         # OpenVINO counts the machine's cores, not the actor's, and all processes would pin their threads to the same.
         cv2.setNumThreads(threads)
         shared_core().set_property("CPU", {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})
@@ -408,14 +396,12 @@ class _Worker:
         except EdgeFaceError as error:
             self._refusal = error
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": [json.dumps(self._answer(json.loads(block))) for block in batch["block"]]}
-
-    def _answer(self, block: dict[str, Any]) -> dict[str, Any]:
+    def embed(self, number: int, photos: list[PhotoPlace]) -> dict[str, Any]:
+        """Return rows, photos and failures of a block, and whether it was done before; or why none can be."""
         try:
             if self._refusal is not None:
                 raise self._refusal
-            return self._embed(block["number"], [PhotoPlace(*photo) for photo in block["photos"]])
+            return self._embed(number, photos)
         except EdgeFaceError as error:
             return {"refusal": {"kind": type(error).__name__, "message": str(error)}}
 
@@ -435,7 +421,7 @@ class _Worker:
             block = {"rows": len(rows), "photos": len(photos), "failures": failures}
             table = make_table(rows, self._pipeline.contract, self._settings)
             table.save(part, notes={"made_of": made_of, "block": json.dumps(block)})
-        return self._told(block, reused=False)
+        return {**block, "reused": False}
 
     def _done(self, part: Path, made_of: str) -> dict[str, Any] | None:
         """Return the answer of a block that an earlier run, or a killed actor, has done."""
@@ -448,10 +434,7 @@ class _Worker:
             raise InputError(f"{part}: written with other settings ({changed}); {remedy}")
         if notes.get("made_of") != made_of:
             return None
-        return self._told(parse_json(notes["block"]), reused=True)
-
-    def _told(self, block: dict[str, Any], *, reused: bool) -> dict[str, Any]:
-        return {**block, "reused": reused}
+        return {**parse_json(notes["block"]), "reused": True}
 
     @contextlib.contextmanager
     def _tries(self, number: int) -> Iterator[int]:

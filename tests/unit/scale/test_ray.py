@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from edgeface.pipeline.batch import embed_folder
 from edgeface.pipeline.table import EmbeddingTable, read_notes
 from edgeface.progress import Progress
 from edgeface.scale.ray import ActorPlan, RayResult, _discard, _divide, _Worker, embed_on_ray
-from edgeface.scale.sources import list_places
+from edgeface.scale.sources import PhotoPlace, list_places
 
 pytest.importorskip("pyarrow")
 BLOCK = 5
@@ -80,17 +80,17 @@ def worker(work: Path, tmp_path: Path) -> _Worker:
 
 def make_worker(work: Path, folder: Path, **load: Any) -> _Worker:
     folder.mkdir(exist_ok=True)
-    return _Worker(folder=str(folder), run="r", threads=1, faces="largest", load=load_of(work) | load)
+    return _Worker(folder=folder, run="r", threads=1, faces="largest", load=load_of(work) | load)
 
 
-def ask(worker: _Worker, *blocks: str) -> list[dict[str, Any]]:
-    return [json.loads(answer) for answer in worker({"block": list(blocks)})["answer"]]
+def ask(worker: _Worker, *blocks: Sequence[PhotoPlace]) -> list[dict[str, Any]]:
+    return [worker.embed(number, list(block)) for number, block in enumerate(blocks)]
 
 
 def test_actors_write_the_rows_of_the_plain_function(
     worker: _Worker, work: Path, plain: EmbeddingTable, tmp_path: Path
 ) -> None:
-    blocks = _divide(list_places([work / "crops"]).photos, BLOCK)
+    blocks = list(_divide(list_places([work / "crops"]).photos, BLOCK))
     answers = ask(worker, *blocks)
     assert [answer["photos"] for answer in answers] == [5, 5, 5, 5, 5, 5]
     assert sum(answer["rows"] for answer in answers) == len(plain) == 28
@@ -137,7 +137,7 @@ def test_a_block_of_other_photos_or_of_a_photo_that_changed_is_done_again(
 
 
 def test_a_folder_of_other_settings_is_refused(work: Path, tmp_path: Path) -> None:
-    block = _divide(list_places([work / "crops"]).photos[:2], 2)
+    block = list(_divide(list_places([work / "crops"]).photos[:2], 2))
     ask(make_worker(work, tmp_path / "o.parquet"), *block)
     write_tiny_ir(tmp_path, name="other", source="b")
     refusal = ask(make_worker(work, tmp_path / "o.parquet", model=tmp_path / "other.xml"), *block)[0]["refusal"]
@@ -160,7 +160,7 @@ def test_a_block_whose_actors_die_is_a_failure_at_the_third_time(worker: _Worker
 
 def test_what_an_actor_cannot_load_is_its_answer(work: Path, tmp_path: Path) -> None:
     worker = make_worker(work, tmp_path / "o.parquet", model=tmp_path / "none.xml")
-    refusal = ask(worker, '{"number": 0, "photos": []}')[0]["refusal"]
+    refusal = ask(worker, [])[0]["refusal"]
     assert issubclass(getattr(edgeface.errors, refusal["kind"]), MissingError | InputError)
     assert "none.xml" in refusal["message"]
 
