@@ -241,6 +241,10 @@ class GalleryServerError(GalleryError, ConnectionError):
     """The gallery's server cannot be reached, or the connection to it was lost."""
 
 
+class SnapshotTooOldError(GalleryServerError):
+    """A gallery's server has been away for longer than a snapshot of it may be searched."""
+
+
 class OutputError(InputError):
     """The output cannot be written: no space, no permission, or a path that is no folder."""
 

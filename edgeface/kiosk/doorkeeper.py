@@ -233,7 +233,7 @@ class Doorkeeper:
         """Forget people of a gallery in the log, also in one of a kiosk that is configured no more."""
         if not self._path.exists():
             return None
-        publisher, gallery_id = self._publisher, gallery.store.info.gallery_id
+        publisher, gallery_id = self._publisher, gallery.info.gallery_id
         log = None if publisher is None else publisher.log
         return forget_in(self._path, person_ids, gallery_id=gallery_id, log=log)
 
@@ -300,7 +300,7 @@ class Doorkeeper:
             taking.start()
             opened.callback(taking.join)
             opened.callback(watch.close)  # before it is waited for
-            opened.enter_context(publisher.following(served.store))
+            opened.enter_context(publisher.following(served.searched))
             self._why = ""
             while self._goes_on(section) and not model.retired:
                 if failed:

@@ -176,6 +176,8 @@ class IdentifyAnswer(Answer):
 
     gallery: str
     """That was searched."""
+    snapshot_age: float | None
+    """Seconds since its server last confirmed the snapshot that was searched; null: the gallery itself was."""
     faces: list[IdentificationAnswer]
     """From left to right; a person is assigned to one face at most."""
 

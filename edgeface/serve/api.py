@@ -90,7 +90,8 @@ def _identifying(service: Service, options: IdentifyOptions, caller: Recognises)
 
     def finish(found: list[Identification]) -> IdentifyAnswer:
         service.note_identifications(caller, gallery, found)
-        return IdentifyAnswer.model_validate({"gallery": gallery.name, "faces": [each.to_dict() for each in found]})
+        answer = {"gallery": gallery.name, "snapshot_age": gallery.index.age}
+        return IdentifyAnswer.model_validate(answer | {"faces": [each.to_dict() for each in found]})
 
     work = functools.partial(service.identify, gallery=gallery, fpir=options.fpir)
     return _Task(service, gallery, work, ("identify", options.fpir), finish)

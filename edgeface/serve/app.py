@@ -29,6 +29,7 @@ from edgeface.serve import (
     job_routes,
     kserve,
     metrics,
+    offline,
     pages,
     people,
     pins,
@@ -58,6 +59,7 @@ ROUTERS = (
     metrics.router,
     api.router,
     people.router,
+    offline.router,
     visitors.router,
     pins.router,
     job_routes.router,
@@ -297,6 +299,7 @@ def create_app(service: Service, events: doors.EventSource | None = None) -> Fas
     )
     told = {} if telemetry is None else {"told": telemetry.waited}
     app.state.service, app.state.work = service, WorkQueue(limits.workers, limits.queue, **told)
+    service.deliver = functools.partial(offline.deliver, service)
     app.state.probe, app.state.jobs = health.Probe(service), JobRunner(service, app.state.work)
     app.state.streams, app.state.guesses = doors.Streams(events), pins.Guesses()
     app.add_exception_handler(EdgeFaceError, _answer_error)

@@ -113,7 +113,7 @@ def _prediction(answer: RankedPhoto, ranked: RankedFace, least: float) -> dict[s
     known = bool(ranked.identification) and best["similarity"] >= least
     box = {name: face["box"][name] for name in ("x_min", "y_min", "x_max", "y_max")}
     named = {"userid": best["subject"], "confidence": best["similarity"]}
-    why = {"decision": face.get("decision")} | ({"reason": face["reason"]} if "reason" in face else {})
+    why = {"decision": face.get("decision")} | {key: face[key] for key in ("reason", "snapshot_age") if key in face}
     return (named if known else {"userid": "unknown", "confidence": 0.0}) | box | why
 
 

@@ -106,10 +106,13 @@ def _merged(
 # People
 
 
-def find_person(gallery: ServedGallery, person_id: int) -> Person:
-    """Return a person; `NotFound` if there is none of this id."""
-    with _found(gallery.store, person_id):
-        return gallery.store.person(person_id)
+def find_person(gallery: ServedGallery, person_id: int, *, searched: bool = False) -> Person:
+    """Return a person, of those among whom people are identified if `searched`; `NotFound` if there is none."""
+    if searched and gallery.keeper is not None:
+        gallery.keeper.require_fresh()
+    store = gallery.searched if searched else gallery.readable
+    with _found(store, person_id):
+        return store.person(person_id)
 
 
 @contextlib.contextmanager
@@ -133,7 +136,7 @@ def list_people(
     """
     part = None if name is None else _folded(name)
     return list(
-        gallery.store.people(
+        gallery.readable.people(
             label=label, after=after, limit=limit, where=lambda person: part is None or part in _folded(person.name)
         )
     )
@@ -236,18 +239,23 @@ def enrol_photos(
         If there is no such person, the name or the rest cannot be stored, or there are more photos than the limit.
     """
     check_person(name=who if isinstance(who, str) else None, labels=labels, metadata=metadata)
-    if (most := service.settings.limits.images) < len(photos):
-        raise Problem(422, "too-many-photos", f"expected at most {most} photos, found {len(photos)}")
+    store = gallery.store
     if isinstance(who, int):
         find_person(gallery, who)
     with service.models.use(gallery.options.model) as model:
-        images = [
-            read_template(service, gallery, model, f"photo {number}", each, largest=largest, least_score=least_score)
-            for number, each in enumerate(photos, 1)
-        ]
+        images = read_templates(service, gallery, model, photos, largest=largest, least_score=least_score)
         note = functools.partial(service.note, caller, "enrol", gallery=gallery.name)
         return enrol_images(
-            gallery, model, who, images, note, labels=labels, metadata=metadata, consent=consent, force=force
+            gallery,
+            model,
+            who,
+            images,
+            note,
+            store=store,
+            labels=labels,
+            metadata=metadata,
+            consent=consent,
+            force=force,
         )
 
 
@@ -258,6 +266,7 @@ def enrol_images(
     images: Sequence[EnrolmentImage],
     note: Callable[..., None],
     *,
+    store: GalleryStore | None = None,
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     consent: Consent | None = None,
@@ -266,9 +275,13 @@ def enrol_images(
     """Enrol a person by what `read_template` made of photos with this model; see `enrol_photos`.
 
     `note` writes a row of the audit log, of ``people`` and a ``decision``: of the person who was enrolled, or of those
-    whose faces these are, because the refusal names them.
+    whose faces these are, because the refusal names them. `store` is the gallery's, or its snapshot to try it in.
     """
-    person, store = find_person(gallery, who) if isinstance(who, int) else None, gallery.store
+    store = gallery.store if store is None else store
+    index, person = gallery.index if store is gallery.searched else gallery.whole_index, None
+    if isinstance(who, int):
+        with _found(store, who):
+            person = store.person(who)
     rules = EnrolRules.choose(gallery.options.threshold, model.contract)
     usable = [(each.path, each.template) for each in images if each.template is not None]
     refused = tuple(each for each in images if each.template is None)
@@ -286,8 +299,8 @@ def enrol_images(
                 name if known is None else known.name,
                 [template for _, template in usable],
                 rules=rules,
-                index=gallery.index,
-                labels=labels,
+                index=index,
+                labels=_with_group(gallery, known, labels),
                 metadata=_merged(known, metadata, consent),
                 force=force,
                 sources=[str(path) for path, _ in usable],
@@ -298,6 +311,30 @@ def enrol_images(
         raise
     note(people=[done.person.id], decision="forced" if force else None)
     return PhotoEnrolment(enrolment=done, refused=refused)
+
+
+def _with_group(gallery: ServedGallery, known: Person | None, labels: Sequence[str] | None) -> Sequence[str] | None:
+    """Add the group of a kiosk's snapshot to the labels of a new person, whom it would not recognise without."""
+    group = gallery.options.snapshot and gallery.options.snapshot.group
+    return labels if group is None or known is not None else [*(labels or ()), group]
+
+
+def read_templates(
+    service: Service,
+    gallery: ServedGallery,
+    model: ServedModel,
+    photos: Sequence[bytes],
+    *,
+    largest: bool,
+    least_score: float = 0.0,
+) -> list[EnrolmentImage]:
+    """Make templates of photos as `read_template`; each is called by its number, ``photo 1``."""
+    if (most := service.settings.limits.images) < len(photos):
+        raise Problem(422, "too-many-photos", f"expected at most {most} photos, found {len(photos)}")
+    return [
+        read_template(service, gallery, model, f"photo {number}", each, largest=largest, least_score=least_score)
+        for number, each in enumerate(photos, 1)
+    ]
 
 
 def read_template(
@@ -322,7 +359,7 @@ def read_template(
         image,
         faces,
         sha256=hashlib.sha256(photo).hexdigest(),
-        keep_image=gallery.store.info.keeps_images,
+        keep_image=gallery.info.keeps_images,
         detector=None if model.analyzer.detector is None else model.analyzer.detector.name,
         largest=largest,
     )

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeface.errors import ContractError, GalleryError, GalleryReplacedError
+from edgeface.errors import ContractError, GalleryError, GalleryKeyError, GalleryReplacedError
 from edgeface.files import write_private
 from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.keys import KEY_VARIABLE
+from edgeface.gallery.keys import KEY_VARIABLE, read_key
 from edgeface.gallery.opening import create_gallery, open_gallery
+from edgeface.gallery.records import GalleryInfo
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import current_id
 from edgeface.serve.settings import Gallery
+from edgeface.serve.snapshots import SnapshotIndex, SnapshotKeeper
 from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
@@ -41,19 +43,27 @@ class ServedGallery:
         Opens the gallery; it raises what `open_gallery` does.
     contract
         Returns that of the model that embeds its faces now, which a later version of the model may change.
+    keeper
+        What follows the gallery on its server, where `opener` opens a snapshot of it; None: there is no snapshot.
     """
 
     def __init__(
-        self, name: str, options: Gallery, opener: Callable[[], GalleryStore], contract: Callable[[], ModelContract]
+        self,
+        name: str,
+        options: Gallery,
+        opener: Callable[[], GalleryStore],
+        contract: Callable[[], ModelContract],
+        keeper: SnapshotKeeper | None = None,
     ) -> None:
         self.name, self.options, self._opener, self._contract = name, options, opener, contract
+        self.keeper = keeper
         self._lock, self._closed = threading.Lock(), False
         self._opened: tuple[GalleryStore, LiveIndex] | None = self._open()
 
     def _open(self) -> tuple[GalleryStore, LiveIndex]:
         store = self._opener()
         try:
-            return store, LiveIndex(store)
+            return store, LiveIndex(store) if self.keeper is None else SnapshotIndex(store, self.keeper)
         except BaseException:
             store.close()
             raise
@@ -83,8 +93,31 @@ class ServedGallery:
 
     @property
     def store(self) -> GalleryStore:
-        """The gallery, open; take it once for what belongs together."""
+        """The gallery, open; take it once for what belongs together.
+
+        With a snapshot it is the one on the server: `GalleryServerError` is raised at once while that is away.
+        """
+        return self._current()[0] if self.keeper is None else self.keeper.server
+
+    @property
+    def searched(self) -> GalleryStore:
+        """The gallery in which people are identified: its snapshot, if there is one; only to be read."""
         return self._current()[0]
+
+    @property
+    def readable(self) -> GalleryStore:
+        """The gallery to read people of: the one on the server, or its snapshot while that is away."""
+        return self.searched if self.keeper is None or self.keeper.away else self.keeper.server
+
+    @property
+    def info(self) -> GalleryInfo:
+        """What the gallery is bound to."""
+        return self.searched.info
+
+    @property
+    def whole_index(self) -> LiveIndex:
+        """An index of all people of the gallery, to look for a face before it is enrolled."""
+        return self.index if self.keeper is None else self.keeper.whole_index()
 
     @property
     def index(self) -> LiveIndex:
@@ -106,6 +139,8 @@ class ServedGallery:
 
     def close(self) -> None:
         """Close the gallery; whoever still uses it is waited for."""
+        if self.keeper is not None:
+            self.keeper.close()
         with self._lock:
             self._closed = True
             if self._opened is not None:
@@ -133,14 +168,47 @@ def serve_gallery(
         create_gallery(
             made, contract=contract(), key=key, keep_images=options.keep_images, allow_seeded=allow_seeded
         ).close()
-    # A server that is away is said to clients at once: who waits for it holds a thread that others need.
-    served = ServedGallery(name, options, lambda: open_gallery(place, key=key, patience=0.0), contract)
+
+    def opener() -> GalleryStore:
+        # A server that is away is said to clients at once: who waits for it holds a thread that others need.
+        return open_gallery(place, key=key, patience=0.0)
+
+    if options.snapshot is None:
+        served = ServedGallery(name, options, opener, contract)
+    else:
+        served = _serve_snapshot(name, options, state / "snapshots" / name, key, opener, contract)
     try:
         served.index  # noqa: B018 - of this contract, or the service does not start
     except ContractError:
         served.close()
         raise
     return served
+
+
+def _serve_snapshot(
+    name: str,
+    options: Gallery,
+    folder: Path,
+    key: str | None,
+    opener: Callable[[], GalleryStore],
+    contract: Callable[[], ModelContract],
+) -> ServedGallery:
+    if key is None or options.snapshot is None:
+        raise GalleryKeyError(f"gallery {name}: expected a key, because its snapshot lies on this machine's disk")
+    secret = read_key(key, beside=folder)
+    keeper = SnapshotKeeper(name, options.snapshot, folder, secret, opener)
+
+    def open_snapshot() -> GalleryStore:
+        path = keeper.snapshot.path
+        if path is None:
+            raise GalleryReplacedError(f"gallery {name}: its snapshot was removed; it is made again from the server")
+        return open_gallery(path, key=secret)
+
+    try:
+        return ServedGallery(name, options, open_snapshot, contract, keeper)
+    except BaseException:
+        keeper.close()
+        raise
 
 
 def _key_file(path: Path) -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from edgeface.errors import EdgeFaceError, SnapshotTooOldError
 from edgeface.serve.answers import Answer
 from edgeface.serve.service import Service, self_test
+from edgeface.serve.snapshots import describe_age
 
 router = APIRouter(prefix="/health", tags=["health"])
 _log = logging.getLogger(__name__)
@@ -37,7 +41,8 @@ class ReadyAnswer(Answer):
     reasons: list[str]
     """Empty if it is ready."""
     degraded: list[str]
-    """What does not work while the service can answer all the same: cameras."""
+    """What does not work while the service can answer all the same: cameras, and the servers of galleries that are
+    answered from a snapshot, with its age."""
 
 
 class Probe:
@@ -82,6 +87,7 @@ async def live(request: Request) -> JSONResponse:
 async def ready(request: Request) -> JSONResponse:
     """Answer 200 if all galleries can be read, their models are loaded, and the queue has room; else 503."""
     reasons, degraded = await find_reasons(request.app.state), request.app.state.streams.degraded()
+    degraded = [*degraded, *await asyncio.to_thread(_find_degraded, request.app.state.service)]
     answer = {"ready": not reasons, "reasons": reasons, "degraded": degraded}
     return JSONResponse(answer, 503 if reasons else 200)
 
@@ -92,12 +98,31 @@ async def find_reasons(state: Any) -> list[str]:
     return [*reasons, "the queue is full"] if state.work.full else reasons
 
 
+def _find_degraded(service: Service) -> Iterator[str]:
+    """Yield which galleries are answered from a snapshot because their server is away, and what waits for somebody."""
+    for name, gallery in service.galleries.items():
+        if (keeper := gallery.keeper) is None:
+            continue
+        if keeper.away and (age := keeper.seconds()) is not None:
+            yield f"the server of the gallery {name} is away; its snapshot is {describe_age(age)} old"
+        with contextlib.suppress(EdgeFaceError):  # the queue's file is gone: whoever uses it is told
+            counts = keeper.queue.count()
+            if counts["queued"]:
+                yield f"the gallery {name}: {counts['queued']} enrolments or erasures wait for its server"
+            if counts["conflict"]:
+                yield f"the gallery {name}: {counts['conflict']} enrolments are in conflict and wait for a decision"
+
+
 def _find_reasons(service: Service) -> list[str]:
     needed = {gallery.options.model for gallery in service.galleries.values()}  # others may be unloaded on purpose
     reasons = [f"the model {name} is not loaded" for name in sorted(needed - {*service.models.names()})]
     for name, gallery in service.galleries.items():
         try:
-            gallery.store.generation()
+            gallery.searched.generation()
+            if gallery.keeper is not None:
+                gallery.keeper.require_fresh()
+        except SnapshotTooOldError as error:
+            reasons.append(str(error))
         except Exception as error:  # whatever it is, it cannot be searched
             _log.warning("gallery %s: %s", name, error)
             reasons.append(f"the gallery {name} cannot be read")

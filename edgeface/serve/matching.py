@@ -129,11 +129,14 @@ class RankedPhoto:
     ranked: Sequence[RankedFace]
     scale: SimilarityScale
     contract_id: str
+    snapshot_age: float | None = None
 
     def describe(self, ranked: RankedFace, query: FaceQuery) -> dict[str, Any]:
         """Return a face as CompreFace describes it."""
         subjects = [subject_like(each, self.scale) for each in ranked.people]
         decided: dict[str, Any] = {"contract_id": self.contract_id}
+        if self.snapshot_age is not None:
+            decided["snapshot_age"] = round(self.snapshot_age, 1)
         if ranked.face.embedding is None:
             decided["decision"] = "unusable"
         elif (answer := ranked.identification) is not None:
@@ -154,7 +157,8 @@ def recognise(service: Service, gallery: ServedGallery, photo: bytes, query: Fac
             threshold = _search_threshold(service, model, gallery)
             most = most_people(service, query)
             ranked = [RankedFace(face, *_rank(index, face.embedding, threshold, gallery, most)) for face in found.faces]
-    return RankedPhoto(found, ranked, scale_of(contract), contract.contract_id)
+            age = index.age
+    return RankedPhoto(found, ranked, scale_of(contract), contract.contract_id, age)
 
 
 Ranking = tuple[Sequence[tuple[str, float]], Identification | None]

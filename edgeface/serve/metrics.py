@@ -153,12 +153,31 @@ class Metrics:
             with contextlib.suppress(EdgeFaceError):  # away or replaced: the rest is as worth knowing
                 templates.add_metric([name], len(gallery.index))
         yield templates
+        yield from _measure_snapshots(self._service)
         if self._doors is not None and self._doors.gallery is not None:
             yield from _measure_doors(self._doors)
 
     def describe(self) -> list[Metric]:
         """Return nothing: what `collect` yields is read when it is asked for, not when it is registered."""
         return []
+
+
+def _measure_snapshots(service: Service) -> Iterator[Metric]:
+    """Read how old the snapshots of galleries are, and what waits for their servers."""
+    age = GaugeMetricFamily("edgeface_gallery_snapshot_age_seconds", "Since its server answered.", labels=["gallery"])
+    most = GaugeMetricFamily("edgeface_gallery_snapshot_limit_seconds", "Oldest that answers.", labels=["gallery"])
+    queued = GaugeMetricFamily("edgeface_gallery_queue", "Asked while it was away.", labels=["gallery", "state"])
+    for name, gallery in service.galleries.items():
+        if (keeper := gallery.keeper) is None:
+            continue
+        seconds = keeper.seconds()
+        age.add_metric([name], float("inf") if seconds is None else seconds)
+        most.add_metric([name], 3600 * keeper.options.max_age_hours)
+        with contextlib.suppress(EdgeFaceError):
+            counts = keeper.queue.count()
+            for state in ("queued", "conflict", "erased"):
+                queued.add_metric([name, state], counts[state])
+    yield from (age, most, queued)
 
 
 def _measure_doors(doors: EventSource) -> Iterator[Metric]:

@@ -21,6 +21,15 @@ from edgeface.serve.enrol import describe, enrol_photos, find_person, find_templ
 from edgeface.serve.enrol import list_people as list_some
 from edgeface.serve.enrol import update_person as change
 from edgeface.serve.keys import Role
+from edgeface.serve.offline import (
+    QUEUED,
+    answer_item,
+    forget_or_queue,
+    is_queued_now,
+    queue_photos,
+    render,
+    render_erasure,
+)
 from edgeface.serve.openapi import PREFIX, json_body, person_body, problems
 from edgeface.serve.people_answers import (
     CheckAnswer,
@@ -70,7 +79,7 @@ async def gallery(gallery: str, caller: Recognises, service: Served, compute: Co
 
 
 def _describe(served: ServedGallery) -> GalleryAnswer:
-    store = served.store
+    store = served.searched
     try:
         fits = bool(served.index)
     except ContractError:
@@ -140,7 +149,7 @@ async def people(
     return answer
 
 
-_ENROLMENT: dict[str, Any] = {"response_model": EnrolmentAnswer, "responses": problems(404, 409)}
+_ENROLMENT: dict[str, Any] = {"response_model": EnrolmentAnswer, "responses": problems(404, 409) | QUEUED}
 
 
 @router.post(
@@ -149,6 +158,7 @@ _ENROLMENT: dict[str, Any] = {"response_model": EnrolmentAnswer, "responses": pr
     openapi_extra=person_body(NewPerson),
     response_model=EnrolmentAnswer,
     responses=problems(404, 409)
+    | QUEUED
     | {200: {"model": EnrolmentAnswer, "description": "The photos were added to the person of this name."}},
 )
 async def enrol_person(
@@ -202,22 +212,16 @@ async def _enrol(
         raise Problem(422, "bad-input", "expected nothing but photos; change a person with PATCH")
     consent = None if known.consent is None else record_consent(known.consent, caller.key.id)
 
-    def enrol() -> tuple[EnrolmentAnswer, bool]:
-        done = enrol_photos(
-            service,
-            served,
-            caller,
-            person_id or str(known.name),
-            [data for _, data in upload.photos],
-            labels=known.labels,
-            metadata=known.metadata,
-            consent=consent,
-            **options.model_dump(),
-        )
-        return EnrolmentAnswer.model_validate(done.to_dict()), done.enrolment.created
+    def enrol() -> tuple[Answer, int]:
+        photos = [data for _, data in upload.photos]
+        given = {"labels": known.labels, "metadata": known.metadata, "consent": consent} | options.model_dump()
+        who = person_id or str(known.name)
+        if is_queued_now(served):
+            return answer_item(served, queue_photos(service, served, caller, who, photos, **given)), 202
+        done = enrol_photos(service, served, caller, who, photos, **given)
+        return EnrolmentAnswer.model_validate(done.to_dict()), 201 if done.enrolment.created else 200
 
-    answer, created = await compute(enrol)
-    return _render(answer, 201 if created else 200)
+    return render(*await compute(enrol))
 
 
 def require_force(caller: Caller, options: EnrolOptions) -> None:
@@ -250,10 +254,6 @@ def _note(
     service: Service, caller: Caller, served: ServedGallery, action: str, person_id: int, decision: str | None = None
 ) -> None:
     service.note(caller, action, gallery=served.name, people=[person_id], decision=decision)
-
-
-def _render(answer: Answer, status: int = 200) -> Response:
-    return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
 @router.get(_PERSON)
@@ -295,22 +295,14 @@ async def _change(
     return answer
 
 
-@router.delete(_PERSON)
-async def forget_person(
-    gallery: str, person_id: Id, compute: Compute, caller: Enrols, service: Served
-) -> ErasureAnswer:
+@router.delete(_PERSON, response_model=ErasureAnswer, responses=QUEUED)
+async def forget_person(gallery: str, person_id: Id, compute: Compute, caller: Enrols, service: Served) -> Response:
     """Erase a person for good: name, templates, images, consent, and who it was in events of the kiosk; and prove it.
 
     The files of the gallery, and of the events, are searched for what was erased.
     """
-    return await _forget(service.gallery(gallery, caller), person_id, None, compute, caller, service)
-
-
-async def _forget(
-    served: ServedGallery, person_id: int, template_id: int | None, compute: Compute, caller: Caller, service: Service
-) -> ErasureAnswer:
-    done = await compute(functools.partial(forget, service, served, caller, person_id, template_id=template_id))
-    return ErasureAnswer.model_validate(done.to_dict())
+    served = service.gallery(gallery, caller)
+    return render_erasure(await compute(functools.partial(forget_or_queue, service, served, caller, person_id)))
 
 
 # Consent
@@ -346,7 +338,7 @@ async def templates(gallery: str, person_id: Id, caller: Enrols, service: Served
 
     def read() -> TemplatesAnswer:
         _read_person(service, caller, served, person_id)
-        found = [each.to_dict() for each in served.store.templates_of(person_id)]
+        found = [each.to_dict() for each in served.readable.templates_of(person_id)]
         return TemplatesAnswer.model_validate({"person_id": person_id, "templates": found})
 
     answer: TemplatesAnswer = await compute(read)
@@ -358,7 +350,9 @@ async def forget_template(
     gallery: str, person_id: Id, template_id: Id, compute: Compute, caller: Enrols, service: Served
 ) -> ErasureAnswer:
     """Erase one template and its image for good, and prove it; the person stays."""
-    return await _forget(service.gallery(gallery, caller), person_id, template_id, compute, caller, service)
+    served = service.gallery(gallery, caller)
+    done = await compute(functools.partial(forget, service, served, caller, person_id, template_id=template_id))
+    return ErasureAnswer.model_validate(done.to_dict())
 
 
 @router.get(

@@ -207,7 +207,7 @@ async def give_pin(request: Request, caller: Recognises, service: Served, comput
 def _whose(served: Any, person_id: int, pin: str) -> Person | None:
     """Return the person if the PIN is theirs and their consent has not ended; it takes as long if there is none."""
     try:
-        person = find_person(served, person_id)
+        person = find_person(served, person_id, searched=True)
     except NotFound:
         person = None
     stored = None if person is None else person.metadata.get(PIN)

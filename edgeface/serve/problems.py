@@ -29,6 +29,7 @@ from edgeface.errors import (
     NotSupportedError,
     OutputError,
     Overloaded,
+    SnapshotTooOldError,
 )
 
 
@@ -101,6 +102,7 @@ _STATUS: tuple[tuple[type[EdgeFaceError], int, str], ...] = (
     (FaceError, 422, "no-face"),
     (ImageError, 422, "bad-image"),
     (GalleryBusyError, 503, "gallery-busy"),
+    (SnapshotTooOldError, 503, "gallery-snapshot-old"),
     (GalleryServerError, 503, "gallery-server-away"),
     (GalleryDamagedError, 503, "gallery-damaged"),
     (GalleryKeyError, 503, "gallery-key"),

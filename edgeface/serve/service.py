@@ -34,6 +34,7 @@ from edgeface.serve.galleries import ServedGallery as ServedGallery
 from edgeface.serve.galleries import serve_gallery
 from edgeface.serve.job_store import JobStore
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
+from edgeface.serve.offline_queue import QueuedItem
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.rates import Rates
 from edgeface.serve.settings import Gallery, Model, Settings
@@ -41,6 +42,7 @@ from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
+    from edgeface.gallery.store.base import GalleryStore
     from edgeface.model.contract import ModelContract
     from edgeface.recognize.open_set import SearchThreshold
 
@@ -299,6 +301,8 @@ class Service:
     elsewhere
         Erases people of a gallery from what others keep of them, after the gallery has; returns the proof. It never
         raises.
+    deliver
+        Sends an item of a gallery's queue to its server; see `SnapshotKeeper.start`.
     first_key
         Text of a key for administrators, which is made when this is first asked for; to be shown once. None: there was
         one.
@@ -307,6 +311,7 @@ class Service:
     def __init__(self, settings: Settings, *, load: Callable[..., FaceAnalyzer] = edgeface.load) -> None:
         self.settings = settings
         self.elsewhere: Callable[[ServedGallery, Sequence[int]], Proof | None] = lambda gallery, person_ids: None
+        self.deliver: Callable[[ServedGallery, QueuedItem, GalleryStore], None] = lambda gallery, item, store: None
         self.expired, self.forgotten_expired = dict[str, int](), 0
         self.outcomes, self._lock = dict.fromkeys(Verdict, 0), threading.Lock()
         self.limits, self._leaving = _image_limits(settings), list[ServedGallery]()
@@ -390,7 +395,7 @@ class Service:
         The contract is that of the gallery, unless it is given.
         """
         if contract_id is None and gallery is not None and gallery in self.galleries:
-            contract_id = self.galleries[gallery].store.info.contract_id
+            contract_id = self.galleries[gallery].info.contract_id
         if self.audit is not None:
             self.audit.record(
                 action,
@@ -446,9 +451,7 @@ class Service:
         for gallery in self.galleries.values():
             if gallery.options.model == name:
                 require_same_contract(
-                    contract.contract_id,
-                    gallery.store.info.contract_id,
-                    what=f"model {name} and gallery {gallery.name}",
+                    contract.contract_id, gallery.info.contract_id, what=f"model {name} and gallery {gallery.name}"
                 )
 
     def reload(self, settings: Settings) -> list[str]:
@@ -463,6 +466,11 @@ class Service:
             for name in ("state", "listen", "tls", "cache", "audit", "telemetry")
             if getattr(settings, name) != getattr(self.settings, name)
         ]
+        for name, served in self.galleries.items():  # two would send one queue
+            changed = settings.galleries.get(name)
+            if served.keeper is not None and changed is not None and changed != served.options:
+                kept.append(f"galleries.{name}")
+                settings = settings.model_copy(update={"galleries": {**settings.galleries, name: served.options}})
         for name, model in settings.models.items():
             if self.settings.models.get(name) != model:
                 self.models.load(name, model)
@@ -483,6 +491,9 @@ class Service:
             self.models.unload(name)
         for served in self._leaving:
             served.close()
+        for name, served in old.items():
+            if served.keeper is not None and self.galleries.get(name) is not served:
+                served.keeper.close()
         self._leaving = [served for name, served in old.items() if self.galleries.get(name) is not served]
         self.settings, self.rates = settings, _rates(settings)
         self.limits = _image_limits(settings)
@@ -504,7 +515,10 @@ class Service:
                 return model.contract
 
         seeded = self.settings.models[options.model].allow_seeded
-        return serve_gallery(name, options, self.settings.state, contract, allow_seeded=seeded)
+        served = serve_gallery(name, options, self.settings.state, contract, allow_seeded=seeded)
+        if served.keeper is not None:
+            served.keeper.start(lambda item, store: self.deliver(served, item, store))
+        return served
 
     def _close_galleries(self) -> None:
         for served in (*self.galleries.values(), *self._leaving):
@@ -546,12 +560,14 @@ class Service:
         `read` False gives the gallery as it was last searched, and reads nothing.
         """
         with self.models.use(model) as version:
-            found = gallery and (gallery.store if read else gallery.index)
+            found = gallery and (gallery.searched if read else gallery.index)
             return self.settings, version, found and found.last_commit()
 
     def forget(self, gallery: ServedGallery, wanted: Mapping[int, Sequence[int] | None]) -> tuple[Erasure, ...]:
         """Erase people, or those of their templates that are named, as `GalleryStore.forget_many`; and `elsewhere`."""
         done = gallery.store.forget_many(wanted)
+        if gallery.keeper is not None and (proof := gallery.keeper.prove_erased()) is not None:
+            done = tuple(each.also(proof) for each in done)
         people = [person_id for person_id, templates in wanted.items() if templates is None]
         proof = self.elsewhere(gallery, people) if people else None
         return tuple(each.also(proof) if proof and each.person_id in people else each for each in done)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeface.errors import InputError
+from edgeface.gallery.address import is_on_server
 from edgeface.limits import usable_cores
 from edgeface.untrusted import YAML_BYTES, read_text, reading
 from edgeface.zoo.catalog import Document
@@ -77,6 +78,17 @@ class Model(Section):
     """Take a model of random weights, which recognises no one."""
 
 
+class SnapshotOptions(Section):
+    """Of the snapshot of a gallery on a server."""
+
+    max_age_hours: Annotated[float, Field(gt=0, le=24 * 366)] = 24.0
+    """Nobody is recognised any more when the server was last reached so long ago."""
+    group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Only the people of this group are copied and recognised, and whoever is enrolled here gets it; null: all."""
+    offline_enrolment: bool = False
+    """Queue the enrolments that come while the server is away, and send them when it is back; false: refuse them."""
+
+
 class Gallery(Section):
     """One gallery."""
 
@@ -100,6 +112,18 @@ class Gallery(Section):
     """A cosine, or a file of thresholds; null: those known for the model."""
     margin: Annotated[float, Field(ge=0, le=2)] = 0.0
     """How far the next person's cosine must be below the best one's."""
+    snapshot: SnapshotOptions | None = None
+    """Recognise people from a copy of a gallery on a server, also while the server is away, for at most max_age_hours
+    (24) hours; group (null) names the only group of people that is copied; offline_enrolment (false) queues enrolments
+    meanwhile; {} for all defaults; null: ask the server each time."""
+
+    @model_validator(mode="after")
+    def _snapshot_fits(self) -> Gallery:
+        if self.snapshot is not None and (self.place is None or not is_on_server(self.place)):
+            raise ValueError("snapshot: expected a place on a server, postgresql://..., found none; a file needs none")
+        if self.snapshot is not None and self.unencrypted:
+            raise ValueError("snapshot: it lies on this machine's disk; give the gallery a key: edgeface gallery rekey")
+        return self
 
 
 class Limits(Section):

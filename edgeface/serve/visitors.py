@@ -15,12 +15,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from edgeface.gallery.retention import CODE
 from edgeface.serve.answers import Answer
 from edgeface.serve.bodies import read_object
-from edgeface.serve.enrol import find_person, forget, update_person
+from edgeface.serve.enrol import find_person, update_person
 from edgeface.serve.keys import Role
+from edgeface.serve.offline import QUEUED, QueuedAnswer, forget_or_queue, render_erasure
 from edgeface.serve.openapi import PREFIX, json_body, problems
 from edgeface.serve.people import Id, parse_fields
 from edgeface.serve.people_answers import LARGEST, ErasureAnswer
@@ -89,7 +91,7 @@ async def own_key(caller: Recognises) -> KeyAnswer:
 async def consent_text(gallery: str, caller: Recognises, service: Served, compute: Compute) -> ConsentTextAnswer:
     """Return what people are asked to agree to before they are enrolled in a gallery."""
     served, asked = service.gallery(gallery, caller), service.settings.consent
-    keeps: bool = await compute(lambda: served.store.info.keeps_images)
+    keeps: bool = await compute(lambda: served.info.keeps_images)
     now, expires = datetime.datetime.now(datetime.timezone.utc), None
     if asked.days is not None:
         expires = (now + datetime.timedelta(days=asked.days)).replace(microsecond=0)
@@ -113,20 +115,21 @@ async def new_code(gallery: str, person_id: Id, caller: Enrols, service: Served,
     return answer
 
 
-@router.post("/forget", openapi_extra=json_body(Code), responses=problems(404, 429))
-async def forget_by_code(request: Request, service: Served, compute: Compute) -> ErasureAnswer:
+@router.post(
+    "/forget", response_model=ErasureAnswer, openapi_extra=json_body(Code), responses=problems(404, 429) | QUEUED
+)
+async def forget_by_code(request: Request, service: Served, compute: Compute) -> Response:
     """Erase the person who was told this code, for good, and prove it. Needs no key; wrong codes are limited."""
     address = address_of(request.scope)
     service.admit_address(address)
     code = parse_fields(Code, await read_object(request)).code
     by = WithoutKey("code", request.scope["edgeface.request_id"])
 
-    def erase() -> ErasureAnswer:
+    def erase() -> ErasureAnswer | QueuedAnswer:
         served, person_id = _find(service, code, address)
-        return ErasureAnswer.model_validate(forget(service, served, by, person_id).to_dict())
+        return forget_or_queue(service, served, by, person_id)
 
-    answer: ErasureAnswer = await compute(erase)
-    return answer
+    return render_erasure(await compute(erase))
 
 
 def _find(service: Service, code: str, address: str) -> tuple[ServedGallery, int]:

@@ -81,6 +81,11 @@ class LiveIndex:
         """Of the store when it last caught up."""
         return self._index.generation
 
+    @property
+    def age(self) -> float | None:
+        """Seconds since what it follows was known to be the gallery; None: it is the gallery itself."""
+        return None
+
     def last_commit(self) -> tuple[int, str]:
         """As `GalleryStore.last_commit`, of the store when it last caught up."""
         return self._index.generation, self._index.history

@@ -328,9 +328,7 @@ class GalleryStore(ABC):
             return self._changes(connection, generation, history)
 
     def _changes(self, connection: Any, generation: int, history: str) -> Changes | None:
-        if not self.database.state("known_since") <= generation <= self.database.state("generation"):
-            return None
-        if not history or history != self.database.history_at(generation):
+        if not self.database.is_known(generation, history):
             return None
         removed = connection.execute(
             "SELECT template_id FROM removals WHERE generation > ? ORDER BY template_id", (generation,)

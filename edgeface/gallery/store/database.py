@@ -63,13 +63,13 @@ def new_header(
     return header, cipher
 
 
-def record_commit(connection: Any) -> None:
-    """Give the generation that is being committed a random id.
+def record_commit(connection: Any, history: str = "") -> None:
+    """Give the generation that is being committed an id: a random one, unless it is given.
 
     A copy of the gallery that is put back reaches the same generations again, with other people: only the ids tell
     them apart.
     """
-    connection.execute("INSERT INTO commits SELECT generation, ? FROM gallery", (uuid.uuid4().hex,))
+    connection.execute("INSERT INTO commits SELECT generation, ? FROM gallery", (history or uuid.uuid4().hex,))
     connection.execute(
         "DELETE FROM commits WHERE generation <= (SELECT generation FROM gallery) - ?", (_KNOWN_COMMITS,)
     )
@@ -326,6 +326,11 @@ class Database(ABC):
         """Return the id of an earlier commit; empty if it is not known."""
         row = self._usable().execute("SELECT history FROM commits WHERE generation = ?", (generation,)).fetchone()
         return "" if row is None else str(row[0])
+
+    def is_known(self, generation: int, history: str) -> bool:
+        """Return whether it is known what changed since a commit, which may be one of a lost history."""
+        recent = self.state("known_since") <= generation <= self.state("generation")
+        return recent and bool(history) and history == self.history_at(generation)
 
     def oldest_known(self) -> int:
         """Return the generation from which on it is known what changed."""

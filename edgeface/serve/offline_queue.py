@@ -1,0 +1,223 @@
+"""Keep what was asked while a gallery's server was away, and when the server was last reached: one file a gallery.
+
+Names, metadata, embeddings and images are sealed with the gallery's cipher, each for its own row. A row is durable
+before its request is answered, and it leaves, overwritten, when the server has it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeface.gallery.store.database import Database
+from edgeface.serve.database import ServiceFile, ServiceFileKind
+from edgeface.serve.problems import NotFound
+from edgeface.untrusted import parse_json
+
+ItemKind = Literal["enrol", "forget"]
+ItemState = Literal["queued", "conflict", "erased"]
+
+_KIND = ServiceFileKind(
+    what="queue of a gallery",
+    application_id=0x45464F51,  # EFOQ
+    schema="""
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    people TEXT NOT NULL,                 -- JSON: ids of those whom a conflict is with
+    person_id INTEGER,                    -- who is meant, if the snapshot had them
+    mark INTEGER,                         -- the server's next number when the item was last sent
+    created REAL NOT NULL,
+    body BLOB NOT NULL                    -- sealed; empty once it was erased
+);
+CREATE TABLE reached (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    generation INTEGER NOT NULL,          -- of the snapshot that the server confirmed
+    wall REAL NOT NULL,                   -- when this row was written, by the clock
+    age REAL NOT NULL,                    -- seconds since the server had confirmed it, then
+    boot TEXT NOT NULL,                   -- of the machine
+    tick REAL NOT NULL                    -- seconds since that boot, then
+);
+""",
+    synchronous="FULL",
+)
+_COLUMNS = "id, kind, state, reason, people, person_id, mark, created"
+_KEPT_SECONDS = 30 * 86400.0
+"""For which it is shown that an item was erased."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedItem:
+    """Something that is to be sent to a gallery's server.
+
+    Attributes
+    ----------
+    id
+        In its queue; never given twice.
+    kind
+        An enrolment, or the erasure of a person.
+    state
+        ``queued``: it is sent when the server is back. ``conflict``: the server has it not, and somebody has to decide.
+        ``erased``: the server will not get it, and nothing of it is kept.
+    reason
+        Of the two others, a word such as ``lookalike``.
+    people
+        Ids of those whom a conflict is with.
+    person_id
+        Who is meant, if the snapshot had the person then.
+    mark
+        The server's next number when this was last sent; None: never, or it was refused.
+    created
+        Seconds since 1970.
+    """
+
+    id: int
+    kind: ItemKind
+    state: ItemState
+    reason: str
+    people: tuple[int, ...]
+    person_id: int | None
+    mark: int | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """When a server last confirmed a snapshot; see the table ``reached``."""
+
+    generation: int
+    wall: float
+    age: float
+    boot: str
+    tick: float
+
+
+class OfflineQueue:
+    """The queue of one gallery, for all threads of a process. Raises as `ServiceFile`."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._file, self._clock = ServiceFile(path, _KIND, create=True), clock
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    # Items
+
+    def add(
+        self, kind: ItemKind, content: Mapping[str, Any], database: Database, *, person_id: int | None = None
+    ) -> QueuedItem:
+        """Queue something, durably; an erasure takes the place of all that was queued for this person."""
+        with self._file.transaction(write=True) as connection:
+            if kind == "forget":
+                self._erase(connection, "person_id = ? AND kind = 'enrol'", person_id, reason="forgotten")
+                connection.execute("DELETE FROM items WHERE person_id = ? AND kind = 'forget'", (person_id,))
+            row = (kind, person_id, self._clock())
+            query = "INSERT INTO items VALUES (NULL, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
+            number = connection.execute(query, row).lastrowid
+            assert number is not None
+            self._put(connection, number, content, database)
+        if kind == "forget":
+            self._file.rewrite()
+        return self.item(number)
+
+    def _put(self, connection: Any, number: int, content: Mapping[str, Any], database: Database) -> None:
+        text = json.dumps(content).encode()
+        body = database.cipher.seal(text, database.header.place("queue", number))
+        connection.execute("UPDATE items SET body = ? WHERE id = ?", (body, number))
+
+    def content(self, number: int, database: Database) -> dict[str, Any]:
+        """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key."""
+        with self._file.transaction() as connection:
+            row = connection.execute("SELECT body FROM items WHERE id = ?", (number,)).fetchone()
+        if row is None or not row[0]:
+            raise NotFound("queued-item", number)
+        content: dict[str, Any] = parse_json(database.cipher.open(row[0], database.header.place("queue", number)))
+        return content
+
+    def item(self, number: int) -> QueuedItem:
+        """Return one item; `NotFound` if it is not there any more."""
+        if (found := self.find(number)) is None:
+            raise NotFound("queued-item", number)
+        return found
+
+    def find(self, number: int) -> QueuedItem | None:
+        """Return one item, if it is there."""
+        return next((each for each in self.items() if each.id == number), None)
+
+    def items(self) -> list[QueuedItem]:
+        """Return all items, in the order in which they came."""
+        with self._file.transaction() as connection:
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM items ORDER BY id").fetchall()
+        names = _COLUMNS.split(", ")
+        return [
+            QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[4]))}) for row in rows
+        ]
+
+    def count(self) -> Counter[str]:
+        """Return how many items there are of each state."""
+        return Counter(each.state for each in self.items())
+
+    def forgotten(self) -> frozenset[int]:
+        """Return the ids of the people whose erasure the server does not know of yet."""
+        return frozenset(each.person_id for each in self.items() if each.kind == "forget" and each.person_id)
+
+    def mark(self, number: int, mark: int) -> None:
+        """Write down, durably, that an item is about to be sent, when `mark` is the server's next number."""
+        self._set(number, "mark = ?", mark)
+
+    def conflict(self, number: int, reason: str, people: Sequence[int] = ()) -> None:
+        """Say that an item was refused by the server, and that somebody has to decide."""
+        told = json.dumps(list(people))
+        self._set(number, "state = 'conflict', reason = ?, people = ?, mark = NULL", reason, told)
+
+    def retry(self, number: int, content: Mapping[str, Any], database: Database) -> None:
+        """Queue an item again, with another content."""
+        with self._file.transaction(write=True) as connection:
+            self._put(connection, number, content, database)
+        self._set(number, "state = 'queued', reason = '', people = '[]'")
+
+    def _set(self, number: int, settings: str, *values: Any) -> None:
+        with self._file.transaction(write=True) as connection:
+            connection.execute(f"UPDATE items SET {settings} WHERE id = ?", (*values, number))
+
+    def erase(self, number: int, reason: str) -> None:
+        """Erase what was queued, and keep that it was."""
+        with self._file.transaction(write=True) as connection:
+            self._erase(connection, "id = ?", number, reason=reason)
+        self._file.rewrite()
+
+    def _erase(self, connection: Any, which: str, value: Any, *, reason: str) -> None:
+        connection.execute(
+            "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, body = x'' "
+            f"WHERE {which} AND state <> 'erased'",
+            (reason, value),
+        )
+        connection.execute("DELETE FROM items WHERE state = 'erased' AND created < ?", (self._clock() - _KEPT_SECONDS,))
+
+    def remove(self, number: int) -> None:
+        """Remove an item that the server has, or that was withdrawn, and overwrite it."""
+        with self._file.transaction(write=True) as connection:
+            connection.execute("DELETE FROM items WHERE id = ?", (number,))
+        self._file.rewrite()
+
+    # When the server was reached
+
+    def reached(self) -> Reached | None:
+        """Return what `write_reached` wrote last."""
+        with self._file.transaction() as connection:
+            row = connection.execute("SELECT generation, wall, age, boot, tick FROM reached").fetchone()
+        return None if row is None else Reached(*row)
+
+    def write_reached(self, reached: Reached) -> None:
+        """Keep when the server was last reached, over an end of the process."""
+        row = (reached.generation, reached.wall, reached.age, reached.boot, reached.tick)
+        with self._file.transaction(write=True) as connection:
+            connection.execute("INSERT OR REPLACE INTO reached VALUES (1, ?, ?, ?, ?, ?)", row)
