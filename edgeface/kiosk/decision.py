@@ -18,6 +18,7 @@ from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import Embedding, require_same_contract
 from edgeface.recognize.identify import Identification, Identifier
 from edgeface.recognize.open_set import choose_search_threshold
+from edgeface.serve.snapshots import AWAY_SECONDS, describe_age
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class Decider:
     def _consenting(self, index: LiveIndex, found: Identification) -> Identification | str:
         found = withhold(index, found, datetime.fromtimestamp(self._clock(), timezone.utc))
         return "the consent has expired" if found.reason == EXPIRED else found
+
+    def told_age(self) -> str:
+        """Return what is to be said of the gallery's age; empty while its server answers, and where it has none."""
+        age = self._index.age
+        return "" if age is None or age <= AWAY_SECONDS else f"; by a snapshot that is {describe_age(age)} old"
 
     def emit(self, event: VisitEvent) -> bool:
         """Hand an event over, and return whether it was taken; a known person has passed then. Hold `lock`."""

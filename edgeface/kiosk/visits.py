@@ -224,7 +224,7 @@ class Visits:
                 gallery_id=self._decider.gallery_id,
                 frames=len(visit.looks),
                 liveness=None if live is None else live.score,
-                reason=reason,
+                reason=reason + self._decider.told_age(),
                 crop=visit.crop,
             )
             if self._decider.emit(event):

@@ -315,8 +315,10 @@ def enrol_images(
 
 def _with_group(gallery: ServedGallery, known: Person | None, labels: Sequence[str] | None) -> Sequence[str] | None:
     """Add the group of a kiosk's snapshot to the labels of a new person, whom it would not recognise without."""
-    group = gallery.options.snapshot and gallery.options.snapshot.group
-    return labels if group is None or known is not None else [*(labels or ()), group]
+    options = gallery.options.snapshot
+    if options is None or options.group is None or known is not None:
+        return labels
+    return [*(labels or ()), options.group]
 
 
 def read_templates(

@@ -124,7 +124,7 @@ def queue_photos(
         "key_id": caller.key_id,
         "request_id": caller.request_id,
     }
-    item = keeper.queue.add("enrol", content, local.database, person_id=known and known.id)
+    item = keeper.queue.add("enrol", content, local.database, person_id=None if known is None else known.id)
     note(people=[known.id] if known else (), decision="queued")
     return item
 
@@ -198,7 +198,7 @@ def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: G
     except (GalleryServerError, GalleryBusyError, OutputError):
         raise
     except EnrolmentRefused as error:
-        people = [each["id"] for each in error.details if "id" in each]
+        people = [number for each in error.details if isinstance(number := each.get("id"), int)]
         keeper.queue.conflict(item.id, error.reason or "refused", people)
         _log.warning("gallery %s: what was queued as number %d is refused: %s", gallery.name, item.id, error.reason)
     except EdgeFaceError as error:

@@ -173,7 +173,8 @@ class SnapshotKeeper:
         self.name, self.options, self._opener = name, options, opener
         self._server: GalleryStore | None = None
         self._whole: tuple[GalleryStore, LiveIndex] | None = None
-        self._stop, self._thread = threading.Event(), None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
         self._step, self._written, self._failure = threading.Lock(), 0.0, ""
         self.sending = threading.Lock()  # held while an item is sent, or withdrawn
         with contextlib.ExitStack() as stack:
