@@ -383,7 +383,7 @@ def forget(
         find_template(gallery, person_id, template_id)
     with _found(gallery.store, person_id):
         (done,) = service.forget(gallery, {person_id: None if template_id is None else [template_id]})
-    _note_erasure(service, gallery, caller, "forget" if template_id is None else "forget-template", done)
+    note_erasure(service, gallery, caller, "forget" if template_id is None else "forget-template", done)
     return done
 
 
@@ -398,9 +398,10 @@ def erase(
     """Erase people, or templates of them, for good, a bounded number at a time, and note each."""
     for batch in erasure_batches(gallery.store, wanted):
         for done in service.forget(gallery, batch):
-            _note_erasure(service, gallery, caller, action, done)
+            note_erasure(service, gallery, caller, action, done)
 
 
-def _note_erasure(service: Service, gallery: ServedGallery, caller: Asking, action: str, done: Erasure) -> None:
+def note_erasure(service: Service, gallery: ServedGallery, caller: Asking, action: str, done: Erasure) -> None:
+    """Write a row of the audit log about an erasure."""
     decision = "proved" if done else "not-proved"
     service.note(caller, action, gallery=gallery.name, people=[done.person_id], decision=decision)

@@ -36,7 +36,7 @@ from edgeface.gallery.retention import Consent
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding
 from edgeface.serve.answers import Answer
-from edgeface.serve.enrol import check_person, enrol_images, find_person, forget, read_templates
+from edgeface.serve.enrol import check_person, enrol_images, find_person, forget, note_erasure, read_templates
 from edgeface.serve.faces import Options
 from edgeface.serve.keys import Role
 from edgeface.serve.offline_queue import ItemKind, ItemState, QueuedItem
@@ -145,14 +145,8 @@ def _queue_erasure(
     content = {"key_id": caller.key_id, "request_id": caller.request_id}
     item = keeper.queue.add("forget", content, gallery.searched.database, person_id=person_id)
     proof, also = keeper.snapshot.erase(person_id), service.elsewhere(gallery, [person_id])
-    proved = not proof.remains and not (also and also.remains)
-    service.note(
-        caller,
-        "forget",
-        gallery=gallery.name,
-        people=[person_id],
-        decision="queued, proved here" if proved else "queued, not proved here",
-    )
+    decision = "queued" if not proof.remains and not (also and also.remains) else "queued-not-proved"
+    service.note(caller, "forget", gallery=gallery.name, people=[person_id], decision=decision)
     return item
 
 
@@ -211,9 +205,10 @@ def _send_erasure(service: Service, gallery: ServedGallery, by: Asking, item: Qu
     assert person_id is not None
     if _has_person(store, person_id):
         (done,) = store.forget_many({person_id: None})
-        decision = "proved" if done else "not-proved"
-        service.note(by, "forget", gallery=gallery.name, people=[person_id], decision=decision)
-    keeper.queue.remove(item.id)
+        keeper.queue.remove(item.id)
+        note_erasure(service, gallery, by, "forget", done)
+    else:
+        keeper.queue.remove(item.id)
 
 
 def _has_person(store: GalleryStore, person_id: int) -> bool:
@@ -245,7 +240,7 @@ def _send_enrolment(
                 why = why or ("" if known else "forgotten")
             if sent is None or why:
                 queue.erase(item.id, why or "forgotten")
-                service.note(by, "enrol", gallery=gallery.name, decision=f"not sent: {why or 'forgotten'}")
+                service.note(by, "enrol", gallery=gallery.name, decision=f"not-sent-{why or 'forgotten'}")
                 return
             if known is None and (known := store.find(content["who"])) is not None and not content["force"]:
                 _require_same_face(store, known, images, EnrolRules.choose(gallery.options.threshold, model.contract))
@@ -262,9 +257,9 @@ def _send_enrolment(
                 consent=consent,
                 force=content["force"],
             )
+    queue.remove(item.id)
     for each in done:
         service.note(by, "enrol", gallery=gallery.name, **each)
-    queue.remove(item.id)
 
 
 def _was_sent(store: GalleryStore, item: QueuedItem, images: Sequence[EnrolmentImage]) -> bool | None:
@@ -419,7 +414,7 @@ async def send_again(
         database = served.searched.database
         content = keeper.queue.content(item.id, database) | ({"force": True} if options.force else {})
         keeper.queue.retry(item.id, content, database)
-        service.note(caller, "enrol", gallery=served.name, decision="queued, by force" if options.force else "queued")
+        service.note(caller, "enrol", gallery=served.name, decision="queued-by-force" if options.force else "queued")
         return answer_item(served, keeper.queue.item(item.id))
 
     answer: QueuedAnswer = await compute(retry)

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgeface.errors import InputError
+from edgeface.errors import GalleryError, InputError
 from edgeface.gallery.address import is_on_server
+from edgeface.gallery.records import check_labels
 from edgeface.limits import usable_cores
 from edgeface.untrusted import YAML_BYTES, read_text, reading
 from edgeface.zoo.catalog import Document
@@ -123,6 +124,11 @@ class Gallery(Section):
             raise ValueError("snapshot: expected a place on a server, postgresql://..., found none; a file needs none")
         if self.snapshot is not None and self.unencrypted:
             raise ValueError("snapshot: it lies on this machine's disk; give the gallery a key: edgeface gallery rekey")
+        if self.snapshot is not None and self.snapshot.group is not None:
+            try:
+                check_labels([self.snapshot.group])
+            except GalleryError as error:
+                raise ValueError(f"snapshot.group: {error}") from None
         return self
 
 

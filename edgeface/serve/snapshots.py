@@ -202,7 +202,7 @@ class SnapshotKeeper:
     def away(self) -> bool:
         """Whether the server cannot be reached."""
         age = self.seconds()
-        return self._server is None or age is None or age > AWAY_SECONDS
+        return bool(self._failure) or self._server is None or age is None or age > AWAY_SECONDS
 
     def require_fresh(self) -> None:
         """Raise `SnapshotTooOldError` if the snapshot is too old to be searched."""
@@ -248,7 +248,7 @@ class SnapshotKeeper:
                     self._let_go()
                     self._server = self._opener()
                 done = self.snapshot.follow(self._server, without=self.queue.forgotten())
-            except GalleryReplacedError:  # another key or model: it is opened anew by the next look
+            except (GalleryServerError, GalleryReplacedError):  # or it has another key or model: the next look opens it
                 self._let_go()
                 raise
             self._age.confirm(asked)
@@ -300,8 +300,8 @@ class SnapshotKeeper:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 self.follow()
-                self._send(deliver)
                 self._tell(None)
+                self._send(deliver)
             except Exception as error:  # whatever it is: the snapshot grows older, and it is tried again
                 self._tell(error)
                 with contextlib.suppress(EdgeFaceError):
@@ -315,7 +315,10 @@ class SnapshotKeeper:
                 with self.sending:
                     if not self._stop.is_set() and (now := self.queue.find(item.id)) and now.state == "queued":
                         deliver(now, server)
-            except (GalleryServerError, GalleryBusyError):
+            except GalleryBusyError as error:
+                _log.info("gallery %s: what is queued waits: %s", self.name, error)
+                return
+            except GalleryServerError:
                 raise
             except Exception:
                 _log.exception("gallery %s: what was queued as number %d cannot be sent", self.name, item.id)
