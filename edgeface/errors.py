@@ -80,6 +80,7 @@ __all__ = [
     "OutputError",
     "Overloaded",
     "RequestError",
+    "SnapshotTooOldError",
 ]
 
 

@@ -176,6 +176,7 @@ async function enrol(visit, photos, save, wrong) {
   photos.forEach(({ blob }, number) => form.append("photo", blob, `${number + 1}.jpg`));
   try {
     const person = await request(people, { method: "POST", body: form });
+    if (person.state) return show_queued(visit, person);
     const { code } = await request(`${people}/${person.id}/code`, { method: "POST" });
     close(visit);
     show_receipt(visit, person, code, await request(`galleries/${encodeURIComponent(visit.gallery)}`));
@@ -183,6 +184,15 @@ async function enrol(visit, photos, save, wrong) {
     complain(wrong, error);
     save.disabled = false;
   }
+}
+
+/* The gallery's server is away: who is enrolled has no number yet, and so no code. */
+function show_queued(visit, item) {
+  const heading = el("h2", { tabindex: "-1" }, el("bdi", {}, item.name));
+  close(visit);
+  visit.place.replaceChildren(el("div", { class: "card receipt", role: "status" }, heading, el("p", { word: "queued-enrol" }),
+    el("div", { class: "row" }, button("next-person", () => ask_consent(visit), "main"))));
+  return heading.focus();
 }
 
 function show_receipt(visit, person, code, gallery) {

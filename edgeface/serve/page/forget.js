@@ -2,8 +2,9 @@
 
 import { button, complain, el, field, request, say } from "./common.js";
 
-/* The proof of an erasure, as the service answers it. */
+/* The proof of an erasure, as the service answers it; or that it is queued for the gallery's server. */
 export function proof_of(done) {
+  if (done.state) return el("div", { class: "proof good", role: "status", tabindex: "-1" }, el("p", { word: "queued-forget" }));
   const files = Object.entries(done.searched).map(([name, bytes]) => el("li", { dir: "ltr" }, `${name}: ${bytes}`));
   return el("div", { class: done.proved ? "proof good" : "proof bad", role: "status", tabindex: "-1" },
     el("h2", { word: done.proved ? "proved" : "not-proved" }),

@@ -13,7 +13,7 @@ export function show_health(place) {
       const [ready, models, metrics, doors] = await Promise.all([read_ready(), request("models"), read_metrics(), read_cameras()]);
       if (ended) return;
       unsay(wrong);
-      shown.replaceChildren(service_card(ready, metrics), ...camera_cards(doors), ...models.models.map((each) => model_card(each, metrics)));
+      shown.replaceChildren(service_card(ready, metrics), ...snapshot_cards(metrics), ...camera_cards(doors), ...models.models.map((each) => model_card(each, metrics)));
     } catch (error) {
       if (ended) return;
       complain(wrong, error);
@@ -85,6 +85,16 @@ function service_card(ready, metrics) {
       ["queue-refused", String(sum(metrics, "edgeface_queue_refused_total"))]);
   }
   return card(told("service"), faults.length ? "bad" : "good", ...rows);
+}
+
+/* Of galleries on a server that is asked by way of a snapshot. */
+function snapshot_cards(metrics) {
+  return (metrics.get("edgeface_gallery_snapshot_age_seconds") || []).map(([labels, age]) => {
+    const name = /gallery="([^"]*)"/.exec(labels)[1], waiting = sum(metrics, "edgeface_gallery_queue", `${labels},state="queued"`);
+    const conflicts = sum(metrics, "edgeface_gallery_queue", `${labels},state="conflict"`), fresh = age < 10 && !conflicts;
+    return card(el("bdi", {}, name), fresh ? "good" : "bad", ["snapshot-age", Number.isFinite(age) ? `${age.toFixed(0)} s` : "–"],
+      ["awaits-server", String(waiting)], ["in-conflict", String(conflicts)]);
+  });
 }
 
 function camera_cards(doors) {

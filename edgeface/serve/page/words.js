@@ -66,7 +66,10 @@ export const WORDS = {
     "problem-too-often": "Too often. Please wait a little.", "problem-no-kiosk": "No door is watched here.",
     "pin": "PIN", "number": "Number", "new-pin": "PIN of 4 to 12 digits; empty: none", "set-pin": "Store PIN",
     "pin-number": "The number that goes with the PIN is {number}.", "add-by-pin": "Add somebody without a face, by PIN",
-    "own-camera": "This browser’s camera", "gallery": "Gallery", "add": "Add"
+    "own-camera": "This browser’s camera", "gallery": "Gallery", "add": "Add",
+    "queued-enrol": "The server of the gallery cannot be reached. This enrolment is stored here, encrypted, and sent when the server is back.",
+    "queued-forget": "This person is not recognised here any more. The server cannot be reached; it erases the person when it is back.",
+    "snapshot-age": "Age of the snapshot", "awaits-server": "Waiting for the server", "in-conflict": "In conflict"
   },
   "de": {
     "called": "Deutsch", "dir": "ltr", "door": "Tür", "key": "Schlüssel dieser Tür",
@@ -139,7 +142,10 @@ export const WORDS = {
     "problem-too-often": "Zu oft. Bitte warten Sie etwas.", "problem-no-kiosk": "Hier wird keine Tür überwacht.",
     "pin": "PIN", "number": "Nummer", "new-pin": "PIN aus 4 bis 12 Ziffern; leer: keine", "set-pin": "PIN speichern",
     "pin-number": "Die Nummer zur PIN ist {number}.", "add-by-pin": "Jemanden ohne Gesicht mit PIN aufnehmen",
-    "own-camera": "Kamera dieses Browsers", "gallery": "Galerie", "add": "Hinzufügen"
+    "own-camera": "Kamera dieses Browsers", "gallery": "Galerie", "add": "Hinzufügen",
+    "queued-enrol": "Der Server der Galerie ist nicht erreichbar. Diese Aufnahme ist hier verschlüsselt gespeichert und wird gesendet, wenn er wieder da ist.",
+    "queued-forget": "Diese Person wird hier nicht mehr erkannt. Der Server ist nicht erreichbar; er löscht sie, wenn er wieder da ist.",
+    "snapshot-age": "Alter der Kopie", "awaits-server": "Wartet auf den Server", "in-conflict": "Im Widerspruch"
   },
   "fr": {
     "called": "Français", "dir": "ltr", "door": "Porte", "key": "Clé de cette porte",
@@ -212,7 +218,10 @@ export const WORDS = {
     "pin": "PIN", "number": "Numéro", "new-pin": "PIN de 4 à 12 chiffres ; vide : aucun",
     "set-pin": "Enregistrer le PIN", "pin-number": "Le numéro qui accompagne le PIN est {number}.",
     "add-by-pin": "Ajouter une personne sans visage, par PIN", "own-camera": "Caméra de ce navigateur",
-    "gallery": "Galerie", "add": "Ajouter"
+    "gallery": "Galerie", "add": "Ajouter",
+    "queued-enrol": "Le serveur de la galerie est injoignable. Cet enregistrement est conservé ici, chiffré, et sera envoyé au retour du serveur.",
+    "queued-forget": "Cette personne n’est plus reconnue ici. Le serveur est injoignable ; il l’effacera à son retour.",
+    "snapshot-age": "Âge de la copie", "awaits-server": "En attente du serveur", "in-conflict": "En conflit"
   },
   "es": {
     "called": "Español", "dir": "ltr", "door": "Puerta", "key": "Clave de esta puerta",
@@ -283,7 +292,11 @@ export const WORDS = {
     "problem-too-often": "Demasiadas veces. Espere un poco.", "problem-no-kiosk": "Aquí no se vigila ninguna puerta.",
     "pin": "PIN", "number": "Número", "new-pin": "PIN de 4 a 12 cifras; vacío: ninguno", "set-pin": "Guardar PIN",
     "pin-number": "El número que acompaña al PIN es {number}.", "add-by-pin": "Añadir a alguien sin cara, con PIN",
-    "own-camera": "Cámara de este navegador", "gallery": "Galería", "add": "Añadir"
+    "own-camera": "Cámara de este navegador", "gallery": "Galería", "add": "Añadir",
+    "queued-enrol": "No se puede acceder al servidor de la galería. Este registro se guarda aquí cifrado y se enviará cuando vuelva el servidor.",
+    "queued-forget": "Esta persona ya no se reconoce aquí. No se puede acceder al servidor; la borrará cuando vuelva.",
+    "snapshot-age": "Antigüedad de la copia", "awaits-server": "A la espera del servidor",
+    "in-conflict": "En conflicto"
   },
   "pl": {
     "called": "Polski", "dir": "ltr", "door": "Drzwi", "key": "Klucz tych drzwi",
@@ -351,7 +364,10 @@ export const WORDS = {
     "problem-too-often": "Zbyt często. Poczekaj chwilę.", "problem-no-kiosk": "Tutaj żadne drzwi nie są obserwowane.",
     "pin": "PIN", "number": "Numer", "new-pin": "PIN z 4 do 12 cyfr; puste: brak", "set-pin": "Zapisz PIN",
     "pin-number": "Numer do PIN-u to {number}.", "add-by-pin": "Dodaj osobę bez twarzy, z PIN-em",
-    "own-camera": "Kamera tej przeglądarki", "gallery": "Galeria", "add": "Dodaj"
+    "own-camera": "Kamera tej przeglądarki", "gallery": "Galeria", "add": "Dodaj",
+    "queued-enrol": "Serwer galerii jest nieosiągalny. Ta rejestracja jest tu przechowywana w postaci zaszyfrowanej i zostanie wysłana, gdy serwer wróci.",
+    "queued-forget": "Ta osoba nie jest tu już rozpoznawana. Serwer jest nieosiągalny; usunie ją, gdy wróci.",
+    "snapshot-age": "Wiek kopii", "awaits-server": "Czeka na serwer", "in-conflict": "W konflikcie"
   },
   "ar": {
     "called": "العربية", "dir": "rtl", "door": "الباب", "key": "مفتاح هذا الباب",
@@ -413,6 +429,9 @@ export const WORDS = {
     "problem-too-often": "محاولات كثيرة. انتظر قليلاً.", "problem-no-kiosk": "لا يوجد باب مراقَب هنا.",
     "pin": "الرقم السري", "number": "الرقم", "new-pin": "رقم سري من 4 إلى 12 خانة؛ فارغ: بلا رقم",
     "set-pin": "حفظ الرقم السري", "pin-number": "الرقم المرافق للرقم السري هو {number}.",
-    "add-by-pin": "إضافة شخص بلا وجه برقم سري", "own-camera": "كاميرا هذا المتصفح", "gallery": "المعرض", "add": "إضافة"
+    "add-by-pin": "إضافة شخص بلا وجه برقم سري", "own-camera": "كاميرا هذا المتصفح", "gallery": "المعرض", "add": "إضافة",
+    "queued-enrol": "لا يمكن الوصول إلى خادم المعرض. حُفظ هذا التسجيل هنا مشفَّرًا، وسيُرسل عند عودة الخادم.",
+    "queued-forget": "لم يعد يُتعرَّف على هذا الشخص هنا. لا يمكن الوصول إلى الخادم؛ سيمحوه عند عودته.",
+    "snapshot-age": "عمر النسخة", "awaits-server": "في انتظار الخادم", "in-conflict": "في تعارض"
   }
 };

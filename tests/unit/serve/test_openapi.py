@@ -73,7 +73,7 @@ def known(service: Service) -> dict[str, Any]:
         by = {"gallery": "default", "key_id": "k", "request_id": "r"}
         job = service.jobs.add(upload, **by, kind="zip", options=JobOptions().to_json(), photos=1, left_out=0)
     names = {"gallery": "default", "model": "default", "person_id": person, "template_id": template}
-    return names | {"job_id": job.id, "camera": "door"}
+    return names | {"job_id": job.id, "camera": "door", "item_id": 1}
 
 
 @pytest.mark.slow
