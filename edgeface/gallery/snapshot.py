@@ -77,6 +77,7 @@ class _Plan:
 
     people: dict[int, tuple[PersonBody, bytes]] = field(default_factory=dict)
     templates: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)
+    detectors: tuple[str, ...] = ()
     removed: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
 
@@ -265,7 +266,7 @@ class GallerySnapshot:
             if new := list(plan.people.keys() - copied.keys()):
                 listed |= _listed(remote, "person_id = ANY(?)", new)
             wanted = [each for each, (whose, tag) in listed.items() if whose in kept and mine.get(each) != tag]
-            plan.templates = _templates(server, remote, wanted)
+            plan.templates, plan.detectors = _templates(server, remote, wanted), server.database.detectors()
         done = _apply(store, plan, last, since=since, next_id=next_id, known=known)
         self._settled = True
         return done
@@ -357,6 +358,7 @@ def _apply(
         if not known or any(when <= since for _, when, _ in plan.templates.values()):  # of who came into the group
             connection.execute("UPDATE gallery SET known_since = ?", (generation,))
         connection.execute("UPDATE gallery SET generation = ?, next_id = max(next_id, ?)", (generation, next_id))
+        connection.execute("UPDATE gallery SET detectors = ?", (" ".join(plan.detectors),))
         connection.execute("DELETE FROM commits WHERE generation >= ?", (generation,))
         record_commit(connection, history)
     store.scrub()

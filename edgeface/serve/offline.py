@@ -156,7 +156,8 @@ def _to_json(image: EnrolmentImage) -> dict[str, Any]:
     vector = np.asarray(new.embedding.vector, np.float32)
     body = TemplateBody(vector, new.quality, new.source_sha256, new.created).encode()
     kept = None if new.image is None else base64.b64encode(encode_image(new.image)).decode()
-    return {"path": str(image.path), "template": base64.b64encode(body).decode(), "image": kept, "faces": image.faces}
+    given = {"path": str(image.path), "template": base64.b64encode(body).decode(), "image": kept}
+    return given | {"detector": new.detector, "faces": image.faces}
 
 
 def _from_json(given: Mapping[str, Any], store: GalleryStore, contract_id: str) -> EnrolmentImage:
@@ -168,6 +169,7 @@ def _from_json(given: Mapping[str, Any], store: GalleryStore, contract_id: str) 
         source_sha256=body.source_sha256,
         created=body.created,
         image=image if store.info.keeps_images else None,
+        detector=given["detector"],
     )
     return EnrolmentImage(path=Path(given["path"]), template=template, faces=given["faces"])
 
