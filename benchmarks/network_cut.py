@@ -52,8 +52,8 @@ from edgeface.model.embedding import Embedding
 from edgeface.model.ir_file import read_contract
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from postgres_server import Cluster, binaries  # noqa: E402
-from tiny_ir import tiny_crop, write_tiny_ir  # noqa: E402
+from postgres_server import Cluster, binaries
+from tiny_ir import tiny_crop, write_tiny_ir
 
 API = "/api/edgeface/v1"
 PEOPLE, QUEUE = f"{API}/galleries/default/people", f"{API}/galleries/default/queue"
