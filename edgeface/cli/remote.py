@@ -151,8 +151,11 @@ def _identify(asked: argparse.Namespace) -> int:
         if limit["note"]:
             _print_note(limit["note"])
         found: dict[Path, list[dict[str, Any]]] = {}
+        age: dict[str, float] = {}
         for path, _, answer in photos.ask(connection, target("identify", gallery=asked.gallery, fpir=asked.fpir)):
             found[path] = [_identified(each) for each in answer["faces"]]
+            if answer["snapshot_age"] is not None:
+                age = {"snapshot_age": answer["snapshot_age"]}
             if not asked.json:
                 _print(*identified_lines(path, found[path], margin=limit["margin"]))
         recognised = sum(each["known"] for faces in found.values() for each in faces)
@@ -160,11 +163,13 @@ def _identify(asked: argparse.Namespace) -> int:
             emit_json(
                 {"gallery": asked.gallery, "model": about["name"], "contract_id": about["contract_id"]}
                 | {"precision": about["precision"], "hint": about["hint"], **limit, "rule": "max"}
-                | {"recognised": recognised}
+                | {"recognised": recognised, **age}
                 | {"images": [{"path": str(path), "faces": faces} for path, faces in found.items()], **photos.unread()}
             )
         else:
             _print(_model_words(about))
+            if age:
+                _print_note(f"by a snapshot of the gallery that its server confirmed {age['snapshot_age']:.0f} s ago")
         return photos.finish(asked) or (0 if recognised else NegativeResult.exit_code)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeface.errors import NotSupportedError, OutputError
+from edgeface.errors import GalleryDamagedError, GalleryKeyError, NotSupportedError, OutputError
 from edgeface.files import output_errors
 from edgeface.gallery.codec import GalleryHeader, PersonBody, TemplateBody
 from edgeface.gallery.records import Proof, name_forms
@@ -34,6 +35,7 @@ from edgeface.gallery.store.searcher import secrets_of
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import create_database, sync_folder
 
+_log = logging.getLogger(__name__)
 _TAG = "substr(body, length(body) - 15)"
 _BUCKET = 256
 """People whose tags have one digest together."""
@@ -90,14 +92,9 @@ class GallerySnapshot:
     folder
         Holds the copy, made if missing.
     key
-        Of the gallery.
+        Of the gallery. A copy that cannot be opened with it, or is damaged, is made anew.
     group
         Label of the people who are copied; None: all.
-
-    Raises
-    ------
-    GalleryError
-        If there is a copy that cannot be opened with this key.
     """
 
     def __init__(self, folder: Path, *, key: bytes, group: str | None = None) -> None:
@@ -108,13 +105,17 @@ class GallerySnapshot:
         with output_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store: SqliteStore | None = None
-        if (path := self.path) is not None:
-            self._store = SqliteStore(path, key=key)
+        newest = max(folder.glob("*.gallery"), key=lambda each: each.stat().st_ctime_ns, default=None)
+        if newest is not None:
+            try:
+                self._store = SqliteStore(newest, key=key)
+            except (GalleryKeyError, GalleryDamagedError) as error:
+                _log.warning("%s; it is made anew from the server", error)
 
     @property
     def path(self) -> Path | None:
         """The copy's file, whole and of one generation of the server; None if there is none yet."""
-        return max(self.folder.glob("*.gallery"), key=lambda each: each.stat().st_ctime_ns, default=None)
+        return None if self._store is None else self._store.path
 
     def position(self) -> tuple[int, str]:
         """Return number and id of the server's commit that the copy is of; ``(0, "")`` if there is none."""
@@ -179,10 +180,11 @@ class GallerySnapshot:
                 pass
             done = self._update(store, server, without, whole=True)
         clear_cache(partial)
+        self.close()
+        _remove(path)  # which was damaged
         with output_errors(path):
             partial.replace(path)
             sync_folder(self.folder)
-        self.close()
         self._store = SqliteStore(path, key=self._key)
         for other in self.folder.glob("*.gallery"):
             if other != path:

@@ -90,7 +90,7 @@ def _identifying(service: Service, options: IdentifyOptions, caller: Recognises)
 
     def finish(found: list[Identification]) -> IdentifyAnswer:
         service.note_identifications(caller, gallery, found)
-        answer = {"gallery": gallery.name, "snapshot_age": gallery.index.age}
+        answer = {"gallery": gallery.name, "snapshot_age": gallery.snapshot_age}
         return IdentifyAnswer.model_validate(answer | {"faces": [each.to_dict() for each in found]})
 
     work = functools.partial(service.identify, gallery=gallery, fpir=options.fpir)

@@ -230,7 +230,7 @@ async def recognize_embeddings(
     def rank() -> tuple[list[dict[str, Any]], list[Identification | None]]:
         probes, scale = read_embeddings(service, gallery, given), scale_of(_contract(service, gallery))
         ranked = rank_embeddings(service, gallery, probes, query)
-        age = {} if gallery.index.age is None else {"snapshot_age": round(gallery.index.age, 1)}
+        age = {} if gallery.snapshot_age is None else {"snapshot_age": round(gallery.snapshot_age, 1)}
         found = [
             {"embedding": probe.vector.tolist(), "similarities": [subject_like(each, scale) for each in people]}
             | ({"reason": decided.reason} if decided is not None and decided.reason else {})

@@ -314,11 +314,11 @@ def enrol_images(
 
 
 def _with_group(gallery: ServedGallery, known: Person | None, labels: Sequence[str] | None) -> Sequence[str] | None:
-    """Add the group of a kiosk's snapshot to the labels of a new person, whom it would not recognise without."""
+    """Add the group of a kiosk's snapshot to the labels of who is enrolled there, and not recognised there without."""
     options = gallery.options.snapshot
-    if options is None or options.group is None or known is not None:
+    if options is None or options.group is None:
         return labels
-    return [*(labels or ()), options.group]
+    return [*(known.labels if labels is None and known else labels or ()), options.group]
 
 
 def read_templates(

@@ -115,6 +115,11 @@ class ServedGallery:
         return self.searched.info
 
     @property
+    def snapshot_age(self) -> float | None:
+        """Seconds since the server confirmed the snapshot; None: there is none, or they are not known."""
+        return None if self.keeper is None else self.keeper.seconds()
+
+    @property
     def whole_index(self) -> LiveIndex:
         """An index of all people of the gallery, to look for a face before it is enrolled."""
         return self.index if self.keeper is None else self.keeper.whole_index()

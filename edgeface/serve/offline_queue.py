@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from edgeface.gallery.store.database import Database
 from edgeface.serve.database import ServiceFile, ServiceFileKind
-from edgeface.serve.problems import NotFound
+from edgeface.serve.problems import NotFound, Problem
 from edgeface.untrusted import parse_json
 
 ItemKind = Literal["enrol", "forget"]
@@ -49,8 +49,14 @@ CREATE TABLE reached (
     synchronous="FULL",
 )
 _COLUMNS = "id, kind, state, reason, people, person_id, mark, created"
+_MOST_ENROLMENTS = 1000
 _KEPT_SECONDS = 30 * 86400.0
 """For which it is shown that an item was erased."""
+
+
+def _place(database: Database, number: int) -> bytes:
+    """Name an item of the queue, for `Cipher.seal`; the gallery's contract may be another one when it is sent."""
+    return f"{database.header.gallery_id}::queue:{number}".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +122,13 @@ class OfflineQueue:
     ) -> QueuedItem:
         """Queue something, durably; an erasure takes the place of all that was queued for this person."""
         with self._file.transaction(write=True) as connection:
+            (waiting,) = connection.execute(
+                "SELECT count(*) FROM items WHERE kind = 'enrol' AND body <> x''"
+            ).fetchone()
+            if kind == "enrol" and waiting >= _MOST_ENROLMENTS:
+                raise Problem(
+                    503, "queue-full", f"{waiting} enrolments wait for the gallery's server", retry_after=60.0
+                )
             if kind == "forget":
                 self._erase(connection, "person_id = ? AND kind = 'enrol'", person_id, reason="forgotten")
                 connection.execute("DELETE FROM items WHERE person_id = ? AND kind = 'forget'", (person_id,))
@@ -130,7 +143,7 @@ class OfflineQueue:
 
     def _put(self, connection: Any, number: int, content: Mapping[str, Any], database: Database) -> None:
         text = json.dumps(content).encode()
-        body = database.cipher.seal(text, database.header.place("queue", number))
+        body = database.cipher.seal(text, _place(database, number))
         connection.execute("UPDATE items SET body = ? WHERE id = ?", (body, number))
 
     def content(self, number: int, database: Database) -> dict[str, Any]:
@@ -139,7 +152,7 @@ class OfflineQueue:
             row = connection.execute("SELECT body FROM items WHERE id = ?", (number,)).fetchone()
         if row is None or not row[0]:
             raise NotFound("queued-item", number)
-        content: dict[str, Any] = parse_json(database.cipher.open(row[0], database.header.place("queue", number)))
+        content: dict[str, Any] = parse_json(database.cipher.open(row[0], _place(database, number)))
         return content
 
     def item(self, number: int) -> QueuedItem:

@@ -12,8 +12,10 @@ from pathlib import Path
 from edgeface.errors import (
     EdgeFaceError,
     GalleryBusyError,
+    GalleryError,
     GalleryReplacedError,
     GalleryServerError,
+    OutputError,
     SnapshotTooOldError,
 )
 from edgeface.gallery.index import LiveIndex
@@ -161,10 +163,8 @@ class SnapshotKeeper:
 
     Raises
     ------
-    GalleryServerError
-        If the server is away and there is no snapshot yet.
-    EdgeFaceError
-        What `open_gallery` raises, for any other reason than that the server is away.
+    GalleryError
+        If the gallery cannot be opened, for whatever reason, and there is no snapshot yet.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class SnapshotKeeper:
             stack.callback(self._let_go)
             try:
                 self.follow()
-            except GalleryServerError as error:
+            except GalleryError as error:
                 if self.snapshot.path is None:
                     raise
                 self._tell(error)
@@ -315,7 +315,7 @@ class SnapshotKeeper:
                 with self.sending:
                     if not self._stop.is_set() and (now := self.queue.find(item.id)) and now.state == "queued":
                         deliver(now, server)
-            except GalleryBusyError as error:
+            except (GalleryBusyError, OutputError) as error:
                 _log.info("gallery %s: what is queued waits: %s", self.name, error)
                 return
             except GalleryServerError:

@@ -357,6 +357,22 @@ def test_a_service_starts_without_the_server_from_its_snapshot_and_without_one_i
         assert who(client) is None
 
 
+def test_a_changed_snapshot_takes_a_restart_and_one_that_leaves_is_followed_no_more(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        service, keeper = kiosk.service, kiosk.keeper
+        assert service is not None
+        given = service.settings.model_dump(mode="json")
+        given["galleries"]["default"]["snapshot"]["max_age_hours"] = 1
+        assert service.reload(Settings.model_validate(given)) == ["galleries.default"]
+        assert service.gallery("default").keeper is keeper
+        assert keeper.options.max_age_hours == 24
+        given["galleries"] = {"other": OPEN}
+        assert service.reload(Settings.model_validate(given)) == []
+        assert keeper._thread is not None
+        assert not keeper._thread.is_alive()
+        assert client.get(f"{API}/galleries/other/queue").json()["code"] == "no-snapshot"
+
+
 def test_settings_that_do_not_fit_are_refused() -> None:
     for given, told in (
         ({"place": "people.gallery", "snapshot": {}}, "expected a place on a server"),

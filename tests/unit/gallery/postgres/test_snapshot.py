@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from unit.gallery.conformance import CONTRACT, template, vectors
-from unit.gallery.postgres.test_postgres import KEY, create, open_store
+from unit.gallery.postgres.test_postgres import KEY, create
 
 from edgeface.errors import GalleryDamagedError, GalleryError, GalleryServerError, NotSupportedError
 from edgeface.gallery.index import LiveIndex
@@ -56,22 +56,26 @@ def test_the_copy_is_the_gallery_row_for_row_after_every_kind_of_change(
     """Also for an index that follows it, whatever came together in one delta."""
     rng, rows = random.Random(5), iter(vectors(400, seed=3))
     server.add_person("first", templates=[template(next(rows))])
-    snapshot.follow(server)
-    copy = opened(snapshot)
-    live = LiveIndex(copy)
+    bern = GallerySnapshot(snapshot.folder.with_name("bern"), key=KEY, group="bern")
+    for each in (snapshot, bern):
+        each.follow(server)
+    copy, part = opened(snapshot), opened(bern)
+    live, live_part = LiveIndex(copy), LiveIndex(part)
 
     def change() -> None:
         people = [each.id for each in server.people()]
         kind = rng.choice(["add", "add", "more", "rename", "swap", "merge", "forget", "forget-template", "pin"])
         if kind == "add" or len(people) < 3:
-            server.add_person(f"p{rng.random()}", templates=[template(next(rows)) for _ in range(rng.randint(1, 3))])
+            new = [template(next(rows)) for _ in range(rng.randint(1, 3))]
+            server.add_person(f"p{rng.random()}", labels=rng.choice([[], ["bern"]]), templates=new)
         elif kind == "pin":
             server.add_person(f"p{rng.random()}")
         elif kind == "more":
             detector = rng.choice(["mtcnn", "yunet"])
             server.add_templates(rng.choice(people), [template(next(rows), detector=detector)])
         elif kind == "rename":
-            server.update_person(rng.choice(people), name=f"p{rng.random()}", metadata={"n": rng.random()})
+            labels = rng.choice([None, [], ["bern", "zug"]])
+            server.update_person(rng.choice(people), name=f"p{rng.random()}", labels=labels)
         elif kind == "swap":
             one, other = rng.sample(people, 2)
             names = [server.person(each).name for each in (one, other)]
@@ -97,10 +101,15 @@ def test_the_copy_is_the_gallery_row_for_row_after_every_kind_of_change(
         for name in ("ids", "person_ids", "vectors"):
             assert np.array_equal(getattr(block, name), getattr(theirs, name)), name
         assert snapshot.follow(server) is None
-    assert copy.check().problems == ()
+        bern.follow(server)
+        assert rows_of(part) == rows_of(server, "bern")
+        assert live_part.block().ids.tolist() == sorted(rows_of(part)["templates"])
+    for each in (copy, part):
+        assert each.check().problems == ()
     assert {each.name for each in copy.people()} == {each.name for each in server.people()}
     assert all(copy.find(each.name) == each for each in server.people())
-    copy.close()
+    for each in (copy, part, bern):
+        each.close()
 
 
 def test_who_was_forgotten_on_the_server_is_not_in_the_files_of_the_copy(
@@ -186,22 +195,24 @@ def test_a_first_copy_that_was_interrupted_is_gone_on_with_and_is_not_there_befo
     again.close()
 
 
-def test_another_key_makes_the_copy_anew(cluster: Any, gallery: str, server: GalleryStore, tmp_path: Path) -> None:
+def test_a_copy_of_another_key_or_a_damaged_one_is_made_anew(server: GalleryStore, snapshot: GallerySnapshot) -> None:
     server.add_person("Ada", templates=[template(vectors(1)[0])])
-    snapshot = GallerySnapshot(tmp_path / "copy", key=KEY)
     snapshot.follow(server)
     old = snapshot.path
+    assert old is not None
     snapshot.close()
     server.rekey(b"\7" * 32)
-    with pytest.raises(GalleryError):
-        open_store(cluster.url, gallery, key=KEY)
-    with open_store(cluster.url, gallery, key=b"\7" * 32) as other:
-        snapshot = GallerySnapshot(tmp_path / "other", key=b"\7" * 32)
-        snapshot.follow(other)
-        with opened(snapshot, b"\7" * 32) as copy:
-            assert rows_of(copy) == rows_of(other)
-        assert snapshot.path != old
-        snapshot.close()
+    for damaged in (False, True):
+        again = GallerySnapshot(snapshot.folder, key=b"\7" * 32)
+        assert again.path is None
+        again.follow(server)
+        with opened(again, b"\7" * 32) as copy:
+            assert rows_of(copy) == rows_of(server)
+        assert again.path is not None
+        assert not old.exists()
+        again.close()
+        if not damaged:
+            again.path.write_bytes(b"\0" * 16384 + again.path.read_bytes()[16384:])
 
 
 def test_a_gallery_that_was_put_back_on_the_server_is_copied_as_it_is_now(
