@@ -285,7 +285,7 @@ BRINGS_NOTHING_TOGETHER: dict[str, str] = {
     "FaceAnalyzer.search_threshold": _SIZE,
     "Pipeline.embed": _BOX,
     "Pipeline.start_embedding": _BOX,
-    "GallerySnapshot.follow": "makes the copy anew of a gallery of another contract; see gallery/postgres/test_snapshot.py",
+    "GallerySnapshot.follow": "copies a gallery of another contract anew; see unit/gallery/postgres/test_snapshot.py",
     "SnapshotIndex.__init__": _ONE,
     "SnapshotKeeper.__init__": "keeps what opens the gallery",
     "SnapshotKeeper.start": "keeps what sends",

@@ -27,11 +27,11 @@ from edgeface.serve.snapshots import SnapshotAge
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 API = "/api/edgeface/v1"
 PEOPLE, QUEUE = f"{API}/galleries/default/people", f"{API}/galleries/default/queue"
-PURPLE = (200, 20, 200)
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
-def load_proxy() -> Any:
-    spec = importlib.util.spec_from_file_location("_proxy", Path(__file__).parents[3] / "benchmarks" / "_proxy.py")
+def load_benchmark(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -103,7 +103,7 @@ class Kiosk:
 def kiosk(make_service: MakeService, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kiosk]:
     monkeypatch.setattr(snapshots, "AWAY_SECONDS", 1.0)
     monkeypatch.setattr(snapshots, "LOOK_SECONDS", 0.02)
-    with load_proxy().proxied(cluster.port) as proxy:
+    with load_benchmark("_proxy").proxied(cluster.port) as proxy:
         made = Kiosk(make_service, tmp_path, cluster, f"kiosk_{time.monotonic_ns()}", proxy)
         yield made
         if made.service is not None:
@@ -127,7 +127,7 @@ def queue(client: TestClient) -> list[tuple[Any, ...]]:
     return [(each["kind"], each["state"], each["reason"], each["name"]) for each in items]
 
 
-@pytest.mark.parametrize("how", ["refuse", "drop"])
+@pytest.mark.parametrize("how", ["drop", pytest.param("refuse", marks=pytest.mark.nightly)])
 def test_identification_goes_on_while_the_network_is_cut_and_says_how_old_the_snapshot_is(
     kiosk: Kiosk, how: str
 ) -> None:
@@ -355,6 +355,18 @@ def test_a_service_starts_without_the_server_from_its_snapshot_and_without_one_i
             other.rekey(b"\3" * 32)
         until(lambda: kiosk.keeper.away)
         assert who(client) is None
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+def test_rounds_of_a_network_that_is_cut_and_of_kill_9_lose_nothing(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    answer = load_benchmark("network_cut").run(2, 12.0, seed=3, cluster=cluster)
+    assert answer["problems"] == []
+    assert answer["acknowledged"] == 12
+    assert answer["kills"] == 3
 
 
 def test_a_changed_snapshot_takes_a_restart_and_one_that_leaves_is_followed_no_more(kiosk: Kiosk) -> None:
