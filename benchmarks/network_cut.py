@@ -104,7 +104,7 @@ class Kiosk:
             "listen": {"port": 0},
         }
         (folder / "serve.yml").write_text(json.dumps(given))  # which is YAML
-        self.kills, self.address = 0, ""
+        self.kills, self.client = 0, httpx.Client()
         self._process: subprocess.Popen[str] | None = None
         self.start()
         self.key = (state / "first.key").read_text().strip()
@@ -121,7 +121,7 @@ class Kiosk:
                 break
         if not told:
             raise RuntimeError((self._folder / "log").read_text()[-3000:])
-        self.address = json.loads(told)["address"]
+        self.client = httpx.Client(base_url=json.loads(told)["address"], timeout=30)
 
     def kill(self) -> None:
         assert self._process is not None
@@ -130,7 +130,7 @@ class Kiosk:
         self._process.wait()
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(method, f"{self.address}{path}", headers={"x-api-key": self.key}, timeout=30, **options)
+        return self.client.request(method, path, headers={"x-api-key": self.key}, **options)
 
     def who(self, colour: Any) -> str | None:
         found = self.ask("POST", f"{API}/identify", files={"photo": photo(colour)})
