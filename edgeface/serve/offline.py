@@ -198,8 +198,8 @@ def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: G
         keeper.queue.conflict(item.id, error.reason or "refused", people)
         _log.warning("gallery %s: what was queued as number %d is refused: %s", gallery.name, item.id, error.reason)
     except EdgeFaceError as error:
-        keeper.queue.conflict(item.id, problem_of(error).code)
-        _log.warning("gallery %s: what was queued as number %d is refused: %s", gallery.name, item.id, error)
+        keeper.queue.conflict(item.id, code := problem_of(error).code)
+        _log.warning("gallery %s: what was queued as number %d is refused: %s", gallery.name, item.id, code)
 
 
 def _send_erasure(service: Service, gallery: ServedGallery, by: Asking, item: QueuedItem, store: GalleryStore) -> None:

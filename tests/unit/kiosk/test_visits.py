@@ -10,6 +10,7 @@ import pytest
 from kiosk_door import ADA, GRACE, NOBODY, Door, MakeDoor
 
 from edgeface.errors import GalleryError
+from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding
@@ -25,6 +26,19 @@ def test_a_live_person_of_the_gallery_is_known_once_however_long_the_visit(door:
     assert event.score is not None
     assert event.threshold == 0.5 < event.score
     assert event.crop is None
+
+
+def test_a_decision_by_a_snapshot_whose_server_is_away_says_how_old_that_is(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age = [3.0, 900.0]
+    monkeypatch.setattr(LiveIndex, "age", property(lambda index: age[0]))
+    door.show(ADA, frames=10)
+    age.pop(0)
+    door.show(GRACE, frames=10)
+    first, second = (event.reason for event in door.events)
+    assert "snapshot" not in first
+    assert second.endswith("; by a snapshot that is 15 min old")
 
 
 def test_one_picture_repeated_is_one_look(door: Door) -> None:
