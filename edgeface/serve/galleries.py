@@ -199,7 +199,10 @@ def _serve_snapshot(
     contract: Callable[[], ModelContract],
 ) -> ServedGallery:
     if key is None or options.snapshot is None:
-        raise GalleryKeyError(f"gallery {name}: expected a key, because its snapshot lies on this machine's disk")
+        raise GalleryKeyError(
+            f"gallery {name}: expected a key, because its snapshot lies on this machine's disk, found none; set "
+            f"galleries.{name}.key, or {KEY_VARIABLE}"
+        )
     secret = read_key(key, beside=folder)
     keeper = SnapshotKeeper(name, options.snapshot, folder, secret, opener)
 
