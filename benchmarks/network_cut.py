@@ -44,8 +44,9 @@ import psutil
 from _proxy import Proxy, proxied
 
 import edgeface
+from edgeface.gallery.codec import PersonBody, TemplateBody
 from edgeface.gallery.opening import create_gallery, open_gallery
-from edgeface.gallery.records import NewTemplate
+from edgeface.gallery.records import NewTemplate, now
 from edgeface.gallery.snapshot import GallerySnapshot
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.embedding import Embedding
@@ -340,10 +341,9 @@ def measure(people: int, deltas: int = 40) -> dict[str, Any]:
             with store.writing():
                 for number, row in enumerate(rows, start):
                     new = NewTemplate(embedding=Embedding(row, contract.contract_id))
-                    store.add_person(f"person {number}", labels=["x"], templates=[new])
+                    store.add_person(f"person {number}", templates=[new])
 
-        for start in range(0, people, 1000):
-            add(min(1000, people - start), start)
+        _fill(store, people, rng)
         with open_gallery(f"{cluster.url}?gallery=large", key=key) as server:
             backend = psutil.Process(_backend(server))
             snapshot = GallerySnapshot(Path(folder) / "copy", key=key)
@@ -364,6 +364,25 @@ def measure(people: int, deltas: int = 40) -> dict[str, Any]:
         "look_cpu_ms": {"kiosk": round(10 * idle[0], 2), "server": round(10 * idle[1], 2)},
         "load": os.getloadavg()[0],
     }
+
+
+def _fill(store: GalleryStore, people: int, rng: np.random.Generator) -> None:
+    """Write people with a template each, many rows at a time."""
+    seal, rows = store.rows.seal, rng.normal(size=(people, store.info.dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    with store.database.writing() as connection:
+        generation, ids = store.database.wrote(), store.database.take_ids(2 * people)
+        named, templates = [], []
+        for number, row in zip(ids[::2], rows, strict=True):
+            body = PersonBody(f"filled {number}", (), {}, now())
+            sealed = seal("people", (number,), body.encode())
+            named.append((number, store.rows.mark_name(store.rows.cipher, body.name), sealed))
+            identity = (number + 1, number, generation)
+            template = TemplateBody(row, 0.9, "", now()).encode()
+            templates.append((*identity, seal("templates", identity, template)))
+        cursor = connection.raw.cursor()
+        cursor.executemany("INSERT INTO people VALUES (%s, %s, %s)", named)
+        cursor.executemany("INSERT INTO templates VALUES (%s, %s, %s, %s)", templates)
 
 
 def _backend(server: GalleryStore) -> int:
