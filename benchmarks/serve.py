@@ -1,6 +1,6 @@
 """What does the service cost over the bare pipeline, and what happens beyond its capacity? Prints JSON.
 
-    python benchmarks/serve.py MODEL PHOTOS [--only load|overload|start|idle|flood|soak] [--rounds 7] [--seconds 8]
+    python benchmarks/serve.py MODEL PHOTOS [--only PART] [--rounds 7] [--seconds 8]
 
 MODEL is an IR; PHOTOS a folder of photos with one face or a few. The server is `edgeface serve` in a process of its own
 with a gallery of 100 people, this process is its client, over as many connections as there are cores.
@@ -14,6 +14,9 @@ start     from the start of the process to the first 200 of /health/ready, with 
 flood     10,000 wrong keys a second, or as many as this machine can send and answer, from thousands of addresses:
           what an identification with a right key takes before and meanwhile, and what the server grew by.
 idle      CPU time of the server in 60 s without requests, in percent of one core.
+remote    an embedder of ovms:// over HTTP and over gRPC, alternating with a local one in float32, one crop at a time:
+          remote_cpu_ms is the CPU time of client and server for one crop less that of the local embedder, as median
+          over the rounds; remote_difference the largest one between the embeddings.
 soak      --requests of all kinds, 3 % of them for MODEL and the others for a tiny one, with clients that leave, send
           garbage, trickle and hold connections, and models that are swapped meanwhile: what resident memory,
           descriptors and threads grew by after a warm-up, all answers by kind and status, and soak_faults, which are
@@ -43,12 +46,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from _run import side_by_side
 from _soak import SWAPS, Soak, configure
 
 PATH = "/api/edgeface/v1/identify"
-PARTS = ("load", "overload", "start", "idle", "flood", "soak")
+PARTS = ("load", "overload", "start", "idle", "remote", "flood", "soak")
 _BARE = """
 import sys, threading, time
 from pathlib import Path
@@ -93,6 +97,7 @@ def main() -> None:
             print(f"{part} ...", file=sys.stderr)
             found |= getattr(bench, part)() | {f"{part}_load": round(os.getloadavg()[0], 1)}
     quoted = ("throughput_ratio", "http_cpu_ms", "overload_p99_ratio", "refusal_ms", "start_seconds", "idle_percent")
+    quoted += ("remote_cpu_ms", "remote_difference")
     print(json.dumps({key: found[key] for key in quoted if key in found} if options.json else found, indent=1))
 
 
@@ -135,6 +140,7 @@ class Bench:
             if said["first_key"]:
                 key.write_text(said["first_key"])
             server = Server(process, int(said["address"].rpartition(":")[2]), key.read_text())
+            server.grpc_port = int((said.get("grpc_address") or ":0").rpartition(":")[2])
             while server.get("/health/ready") != 200:
                 time.sleep(0.01)
             server.started = time.monotonic() - began
@@ -255,6 +261,44 @@ class Bench:
             time.sleep(60)
             return {"idle_percent": round((server.cpu() - cpu) / 60 * 100, 2)}
 
+    def remote(self) -> dict[str, Any]:
+        """Embed crops here and by the service, over both protocols, in turn."""
+        from edgeface.runtime import Embedder, default_plan
+        from edgeface.runtime.devices import resolve_device
+
+        given = json.loads(self.config.read_text())
+        self.config.write_text(json.dumps(given | {"listen": {"port": 0, "grpc_port": 0}}))
+        plan = default_plan(resolve_device("CPU"), precision="f32")
+        with self.serving() as server, contextlib.ExitStack() as opened:
+            os.environ["EDGEFACE_SERVER_KEY"] = server.key
+            address = f"ovms://127.0.0.1:{server.port}/default"
+            loaded = {
+                "local": Embedder.load(self.options.model, plan=plan),
+                "http": Embedder.load(address),
+                "grpc": Embedder.load(f"{address}?grpc={server.grpc_port}"),
+            }
+            for each in loaded.values():
+                opened.enter_context(each)
+            height, width = loaded["local"].contract.input_size
+            crops = np.random.default_rng(0).integers(0, 256, (self.options.count, height, width, 3), np.uint8)
+            vectors = {name: each.embed(crops) for name, each in loaded.items()}
+            rounds: dict[str, list[float]] = {name: [] for name in loaded}
+            for _ in range(self.options.rounds):
+                for name, each in loaded.items():
+                    cpu = server.cpu() + time.process_time()
+                    for crop in crops:
+                        each.infer(crop)
+                    rounds[name].append(1000 * (server.cpu() + time.process_time() - cpu) / len(crops))
+        self.config.write_text(json.dumps(given))
+        local = rounds.pop("local")
+        added = {name: [a - b for a, b in zip(found, local, strict=True)] for name, found in rounds.items()}
+        return {
+            "remote_cpu_ms": {name: round(statistics.median(each), 2) for name, each in added.items()},
+            "remote_cpu_ms_range": {name: [round(min(each), 2), round(max(each), 2)] for name, each in added.items()},
+            "remote_local_cpu_ms": round(statistics.median(local), 2),
+            "remote_difference": {name: float(np.abs(vectors[name] - vectors["local"]).max()) for name in rounds},
+        }
+
     def flood(self) -> dict[str, Any]:
         """Send wrong keys from thousands of addresses, and ask with a right one meanwhile."""
         with self.serving() as server:
@@ -347,7 +391,7 @@ class Answers:
 class Server:
     """`edgeface serve` in a process of its own."""
 
-    started = 0.0
+    started, grpc_port = 0.0, 0
 
     def __init__(self, process: subprocess.Popen[str], port: int, key: str) -> None:
         self.port, self.key, self.pid, self._process = port, key, process.pid, psutil.Process(process.pid)

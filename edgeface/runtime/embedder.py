@@ -396,6 +396,8 @@ class Embedder(Serving):
             if crops.ndim == 3:
                 return self.infer(crops, deadline=deadline)[np.newaxis]
             self.image_format.check_batch(crops, self.contract)
+            if len(crops) == 1:
+                return self.infer(crops[0], deadline=deadline)[np.newaxis]
         rows = list(self._stream(crops, deadline=deadline, copy=False))
         return np.stack(rows) if rows else np.empty((0, self.contract.embedding_dim), np.float32)
 

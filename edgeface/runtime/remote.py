@@ -47,7 +47,7 @@ from edgeface.runtime.engine import Engine, compile_engine
 from edgeface.runtime.lifetime import look_after
 from edgeface.runtime.plan import DevicePlan, ExecutionReport
 from edgeface.runtime.schedule import Job
-from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait
+from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait, refuse_waiting
 from edgeface.runtime.wire import Grpc, Http, Question, Unanswered, Wire, WireAnswer, tls_context
 
 KEY_VARIABLE = "EDGEFACE_SERVER_KEY"
@@ -59,7 +59,7 @@ _LOAD_SECONDS = 10.0
 _REST_SECONDS = 5.0
 """For which a replica that did not answer is asked after the others."""
 _PARALLEL = 4
-"""Requests at a time to one replica."""
+"""For one replica: threads that send what was submitted, and callers of `infer` who ask by themselves."""
 _LINGER = 1.0
 """Seconds after which a thread without work ends."""
 _UNIT_ERROR = 0.02
@@ -309,6 +309,27 @@ class RemoteServing(Serving):
         _deliver(ended)
         return job
 
+    def infer(self, array: np.ndarray, *, deadline: float | None = None) -> Any:
+        """Ask for one crop and wait, in this thread unless as many are under way as may be."""
+        refuse_waiting()
+        self._refuse_if_closed()
+        job = Job(self, array, time.monotonic() + (SECONDS if deadline is None else deadline))
+        with self._lock:
+            self._refuse_if_closed()
+            here = not self._queue and len(self._running) < self._threads
+            if here:
+                self._running.add(job)
+        if not here:
+            return super().infer(array, deadline=deadline)
+        try:
+            self._run(job)
+        except BaseException:  # Ctrl-C
+            job.cancel()
+            with self._lock:
+                self._running.discard(job)
+            raise
+        return job.result()
+
     def _make_room(self, job: Job, policy: Policy, ended: list[Callable[[], None]]) -> None:
         while True:
             self._refuse_if_closed()
@@ -345,27 +366,31 @@ class RemoteServing(Serving):
                 job = self._queue.popleft()
                 self._running.add(job)
                 self._room.notify()
-                array, end = job.array, job.deadline
-            value: Any = None
-            error: EdgeFaceError | None = None
-            try:
-                if array is not None and end is not None:
-                    value = self._answer(array, end)
-            except EdgeFaceError as raised:
-                error = raised
-            except Exception as raised:
-                error = InferenceError(f"{self.name}: {type(raised).__name__}: {raised}")
-                error.__cause__ = raised
-            ended: list[Callable[[], None]] = []
-            with self._lock:
-                self._running.discard(job)
-                late = isinstance(error, DeadlineExceeded)
-                outcome: Outcome = "done" if error is None else "expired" if late else "failed"
-                self._end(job, outcome, ended, value, error)
-                if self._refusal is not None:
-                    self._bell.put(None)
-            del job, array
-            _deliver(ended)
+            self._run(job)
+            del job
+
+    def _run(self, job: Job) -> None:
+        """Answer a request in this thread, and resolve its future."""
+        value: Any = None
+        error: EdgeFaceError | None = None
+        array, end = job.array, job.deadline
+        try:
+            if array is not None and end is not None:  # it has not ended already
+                value = self._answer(array, end)
+        except EdgeFaceError as raised:
+            error = raised
+        except Exception as raised:
+            error = InferenceError(f"{self.name}: {type(raised).__name__}: {raised}")
+            error.__cause__ = raised
+        ended: list[Callable[[], None]] = []
+        with self._lock:
+            self._running.discard(job)
+            late = isinstance(error, DeadlineExceeded)
+            outcome: Outcome = "done" if error is None else "expired" if late else "failed"
+            self._end(job, outcome, ended, value, error)
+            if self._refusal is not None:
+                self._bell.put(None)
+        _deliver(ended)
 
     def _answer(self, array: np.ndarray, end: float) -> NDArray[np.float32]:
         """Ask the replicas in turn."""
