@@ -98,6 +98,8 @@ class _Replica:
     def learn(self, end: float, version: str | None = None) -> ModelContract:
         """Read the contract of a version, by default that which answers; ContractError unless its ports fit it."""
         metadata = self._http.describe(self._model, version, end)
+        if self._question is None:
+            self._wire.greet(end)
         try:
             contract = _contract_in(metadata)
             inputs, outputs = metadata["inputs"], metadata["outputs"]

@@ -84,6 +84,9 @@ class Wire(Protocol):
 
     name: str
 
+    def greet(self, end: float) -> None:
+        """Ask whether the server is there; raises as `infer`."""
+
     def infer(self, question: Question, pixels: NDArray[np.float32], end: float) -> WireAnswer:
         """Ask for the embedding of one crop, (1, ...) float32, until the time `end` of `time.monotonic`.
 
@@ -128,6 +131,35 @@ def _vector_of(server: str, length: int, datatype: object, shape: object, values
     if numbers.shape != (length,):
         raise _wrong(server, expected, f"{numbers.size:,} numbers")
     return numbers
+
+
+def read_answer(server: str, question: Question, content: bytes, header_length: str | None) -> WireAnswer:
+    """Read the body of an answer over HTTP: JSON, and the bytes of the output behind it where it has no data in it.
+
+    Raises InferenceError, in which `server` is named, if it is anything else than the embedding that was asked for.
+
+    Examples
+    --------
+    >>> body = b'{"outputs": [{"name": "a", "datatype": "FP32", "shape": [1, 2], "data": [0.6, 0.8]}]}'
+    >>> read_answer("server", Question("model", "image", "a", 2), body, None).vector
+    array([0.6, 0.8], dtype=float32)
+    """
+    try:
+        length = len(content) if header_length is None else int(header_length)
+        answer = _parse(server, content[:length])
+        (entry,) = (each for each in answer["outputs"] if each["name"] == question.output_name)
+        values = entry.get("data", memoryview(content)[length:])
+        vector = _vector_of(server, question.length, entry["datatype"], entry["shape"], values)
+        return WireAnswer(vector, str(answer.get("model_version", "")), answer.get("parameters", {}).get("contract_id"))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _wrong(server, "an answer of KServe V2", f"another ({type(error).__name__}: {error})") from error
+
+
+def _parse(server: str, content: bytes) -> Any:
+    try:
+        return parse_json(content)
+    except (ValueError, InputError) as error:
+        raise _wrong(server, "an answer in JSON", f"another: {error}") from error
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -196,10 +228,13 @@ class Http:
         self._idle: list[tuple[http.client.HTTPConnection, _Bounded]] = []
         self._closed = False
 
+    def greet(self, end: float) -> None:
+        """See `Wire.greet`; `describe` has asked already."""
+
     def describe(self, model: str, version: str | None, end: float) -> Any:
         """Return the metadata of a model, as JSON; raises as `Wire.infer`."""
         path = _path_of(model) + (f"/versions/{urllib.parse.quote(version, safe='')}" if version else "")
-        return self._parse(self._ask("GET", path, (), {}, end)[0])
+        return _parse(self.name, self._ask("GET", path, (), {}, end)[0])
 
     def infer(self, question: Question, pixels: NDArray[np.float32], end: float) -> WireAnswer:
         """See `Wire.infer`."""
@@ -212,24 +247,7 @@ class Http:
         head = json.dumps(asked).encode()
         headers = {"Content-Type": "application/octet-stream", _HEADER: str(len(head))}
         content, told = self._ask("POST", f"{_path_of(question.model)}/infer", (head, data), headers, end)
-        try:
-            length = len(content) if told is None else int(told)
-            return self._read(question, self._parse(content[:length]), memoryview(content)[length:])
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise _wrong(self.name, "an answer of KServe V2", f"another ({type(error).__name__}: {error})") from error
-
-    def _read(self, question: Question, answer: Any, rest: memoryview) -> WireAnswer:
-        (entry,) = (each for each in answer["outputs"] if each["name"] == question.output_name)
-        values = entry.get("data", rest)
-        vector = _vector_of(self.name, question.length, entry["datatype"], entry["shape"], values)
-        contract_id = answer.get("parameters", {}).get("contract_id")
-        return WireAnswer(vector, str(answer.get("model_version", "")), contract_id)
-
-    def _parse(self, content: bytes) -> Any:
-        try:
-            return parse_json(content)
-        except (ValueError, InputError) as error:
-            raise _wrong(self.name, "an answer in JSON", f"another: {error}") from error
+        return read_answer(self.name, question, content, told)
 
     def _ask(
         self, method: str, path: str, parts: Sequence[Any], headers: Mapping[str, str], end: float
@@ -256,6 +274,8 @@ class Http:
         if isinstance(error, TimeoutError):
             return Unanswered("late", f"{self.name}: no answer in time")
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+            reason = "what answers there does not speak HTTP"
         if isinstance(error, ssl.SSLCertVerificationError):
             reason += "; SSL_CERT_FILE names the certificate of another authority"
         return Unanswered("away", f"{self.name}: {reason:.{_TEXT * 2}}")
@@ -367,7 +387,15 @@ class Grpc:
             authorities = os.environ.get("SSL_CERT_FILE")
             roots = Path(authorities).read_bytes() if authorities else None
             self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options=options)
-        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._live, self._infer = stub.ServerLive, stub.ModelInfer
+
+    def greet(self, end: float) -> None:
+        """See `Wire.greet`."""
+        try:
+            self._live(self._messages.ServerLiveRequest(), timeout=max(0.0, end - time.monotonic()))
+        except self._grpc.RpcError as error:
+            raise self._refusal(error) from error
 
     def infer(self, question: Question, pixels: NDArray[np.float32], end: float) -> WireAnswer:
         """See `Wire.infer`."""

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_ir import TINY_SIZE, tiny_crop, write_tiny_ir
 
 import edgeface
@@ -40,7 +42,7 @@ from edgeface.errors import (
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat
 from edgeface.runtime import remote as remote_module
 from edgeface.runtime.address import RemoteAddress
-from edgeface.runtime.wire import ANSWER_BYTES
+from edgeface.runtime.wire import ANSWER_BYTES, Question, read_answer
 from edgeface.scale.ovms import export_ovms
 
 pytestmark = pytest.mark.timeout(60)
@@ -367,7 +369,7 @@ WRONG: dict[str, tuple[Reply, str]] = {
     ),
     "an answer that breaks off": (raw(OK, b"Content-Length: 100\r\n\r\n{"), "broke off"),
     "no answer at all": (raw(), "closed connection without response"),
-    "another protocol": (raw(b"220 mail ready\r\n"), "220 mail ready"),
+    "another protocol": (raw(b"220 mail ready\r\n"), "does not speak HTTP"),
     "headers without end": (raw(OK, *[b"X-A: " + b"y" * 1000 + b"\r\n"] * 200), "more than 100 headers"),
     "a line without end": (raw(OK, b"X-A: " + b"y" * 100_000), "header line"),
 }
@@ -642,3 +644,51 @@ def test_a_key_that_is_refused_is_an_input_error(server: ModelServer, status: in
         server.reply = lambda handler: send(handler, {"error": "no"}, status)
         with pytest.raises(InputError, match="EDGEFACE_SERVER_KEY"):
             embedder.infer(CROPS[0])
+
+
+# Parsers
+
+
+GOOD = json.dumps(
+    {
+        "model_name": "tiny",
+        "model_version": "1",
+        "parameters": {"contract_id": "0" * 16},
+        "outputs": [{"name": "a", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}],
+    }
+).encode()
+QUESTION = Question("tiny", "image", "a", 3)
+
+
+@given(st.data())
+def test_a_damaged_answer_is_an_embedding_of_the_length_or_an_inference_error(data: st.DataObject) -> None:
+    content = bytearray(GOOD + np.float32([0.6, 0.8, 0]).tobytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    length = data.draw(st.sampled_from([str(len(GOOD)), None, "0", "-1", "1e3", "99999999"]))
+    with contextlib.suppress(InferenceError):
+        found = read_answer("server", QUESTION, bytes(content), length)
+        assert (found.vector.shape, found.vector.dtype) == ((3,), np.float32)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just("a"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "data", "shape"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["name", "data", "shape", "datatype", "parameters"]), VALUES), VALUES)
+def test_json_of_any_kind_is_an_embedding_or_an_inference_error(output: dict[str, Any], parameters: Any) -> None:
+    entry = {"name": "a", "datatype": "FP32", "shape": [1, 3], "data": [1, 0, 0]} | output
+    content = json.dumps({"outputs": [entry], "parameters": parameters}).encode()
+    with contextlib.suppress(InferenceError):
+        assert read_answer("server", QUESTION, content, None).vector.shape == (3,)
+
+
+@given(st.text() | st.from_regex(r"ovms(\+tls)?:/{1,2}[^/]{0,12}:\d{0,6}/\w{0,3}(\?(grpc|contract|x)=\w{0,17}){0,2}"))
+def test_a_text_is_an_address_or_an_input_error(text: str) -> None:
+    with contextlib.suppress(InputError):
+        found = RemoteAddress.parse(text)
+        assert RemoteAddress.parse(str(found)).replicas == found.replicas

@@ -159,6 +159,9 @@ def test_a_key_is_needed_and_a_model_that_is_there(
 ) -> None:
     with pytest.raises(ModelNotFoundError):
         Embedder.load(served.address(protocol, model="other"))
+    for wrong in (f"{served.address()}?grpc={served.port}", served.address("gRPC").replace(str(served.port), "1")):
+        with pytest.raises(DeviceError, match="expected a server of KServe V2"):
+            Embedder.load(wrong)
     monkeypatch.setenv("EDGEFACE_SERVER_KEY", "x" * 36)
     with pytest.raises(InputError, match="EDGEFACE_SERVER_KEY"):
         Embedder.load(served.address(protocol))
@@ -195,6 +198,9 @@ class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers what it is told to."""
 
     reply: Callable[[Any, Any], Any]
+
+    def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self.reply(request, context)
