@@ -33,6 +33,7 @@ from edgeface.errors import (
     EdgeFaceError,
     EngineClosed,
     InferenceError,
+    InputError,
     ModelNotFoundError,
     Overloaded,
 )
@@ -48,7 +49,7 @@ from edgeface.runtime.lifetime import look_after
 from edgeface.runtime.plan import DevicePlan, ExecutionReport
 from edgeface.runtime.schedule import Job
 from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait, refuse_waiting
-from edgeface.runtime.wire import Grpc, Http, Question, Unanswered, Wire, WireAnswer, tls_context
+from edgeface.runtime.wire import Grpc, Http, Question, Unanswered, Wire, tls_context
 
 KEY_VARIABLE = "EDGEFACE_SERVER_KEY"
 """Environment variable with the key for `edgeface serve`."""
@@ -56,6 +57,9 @@ SECONDS = 30.0
 """For a request without a deadline."""
 _LOAD_SECONDS = 10.0
 """For the metadata of one replica."""
+_LOOK_SECONDS = 1.0
+"""For which the contract of a version is known, where answers do not say theirs: a server that starts again with another
+model counts its versions from 1 again."""
 _REST_SECONDS = 5.0
 """For which a replica that did not answer is asked after the others."""
 _PARALLEL = 4
@@ -83,6 +87,8 @@ class _Replica:
     def __init__(self, address: RemoteAddress, host: str, port: int) -> None:
         local = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
         key = os.environ.get(KEY_VARIABLE) if local or address.tls else None  # never plain to another machine
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError(path=KEY_VARIABLE, expected="a key of printable characters", found="others")
         headers, tls = {"x-api-key": key} if key else {}, tls_context() if address.tls else None
         self._model, self._http = address.model, Http(host, port, headers=headers, tls=tls)
         grpc_port = address.grpc_port
@@ -91,12 +97,16 @@ class _Replica:
         )
         self.name = self._wire.name
         self.rests_until = 0.0
-        self._versions: set[str] = set()
+        self._looked: dict[str, tuple[float, int]] = {}  # by version: when, and after how many lost connections
         self._question: Question | None = None
         self._channels_last = False
 
-    def learn(self, end: float, version: str | None = None) -> ModelContract:
-        """Read the contract of a version, by default that which answers; ContractError unless its ports fit it."""
+    def learn(self, end: float, expected: ModelContract | None, version: str | None = None) -> ModelContract:
+        """Read the contract of a version, by default that which answers.
+
+        Raises ContractError unless it is the expected one, if there is one, and the model's ports fit it.
+        """
+        looked = time.monotonic(), self._http.lost
         metadata = self._http.describe(self._model, version, end)
         if self._question is None:
             self._wire.greet(end)
@@ -104,7 +114,7 @@ class _Replica:
             contract = _contract_in(metadata)
             inputs, outputs = metadata["inputs"], metadata["outputs"]
             (given,) = inputs
-            taken = next((each for each in outputs if each["name"] == contract.output_name and outputs), outputs[0])
+            taken = next((each for each in outputs if each["name"] == contract.output_name), outputs[0])
             shape, (_, length) = list(given["shape"][1:]), taken["shape"]
             height, width = contract.input_size
             if shape not in ([3, height, width], [height, width, 3]) or length != contract.embedding_dim:
@@ -121,22 +131,29 @@ class _Replica:
                 expected="metadata of one input and one output in FP32 that fit the contract",
                 found=f"others: {error!s:.200}",
             ) from error
+        if expected is not None:
+            self._refuse_other(expected, contract.contract_id)
         self._question, self._channels_last = question, shape[2] == 3 and shape[0] != 3
-        self._versions.add(version or max(versions, key=lambda each: (len(each), each), default=""))
+        self._looked[version or max(versions, key=lambda each: (len(each), each), default="")] = looked
         return contract
 
     def embed(self, pixels: NDArray[np.float32], contract: ModelContract, end: float) -> NDArray[np.float32]:
         """Embed one crop in the contract's layout; raises as `Wire.infer`, and ContractError."""
         if self._question is None:  # it was away when the model was loaded
-            self.require(contract, self.learn(end))
+            self.learn(end, contract)
             assert self._question is not None
         if (contract.layout == "NHWC") != self._channels_last:
             pixels = pixels.transpose((1, 2, 0) if self._channels_last else (2, 0, 1))
-        answer: WireAnswer = self._wire.infer(self._question, pixels[np.newaxis], end)
+        try:
+            answer = self._wire.infer(self._question, pixels[np.newaxis], end)
+        except (Unanswered, InferenceError):  # whatever answers next is looked at first
+            self._question = None
+            self._looked.clear()
+            raise
         if answer.contract_id is not None:
             self._refuse_other(contract, answer.contract_id)
-        elif answer.version not in self._versions:
-            self.require(contract, self.learn(end, answer.version or None))
+        elif not self._knows(answer.version):
+            self.learn(end, contract, answer.version or None)
         vector = answer.vector
         if wrong := what_is_wrong(vector):
             raise InferenceError(f"{self.name}: {wrong}")
@@ -146,9 +163,9 @@ class _Replica:
             )
         return vector
 
-    def require(self, contract: ModelContract, found: ModelContract) -> None:
-        """Raise ContractError unless what was found is the contract."""
-        self._refuse_other(contract, found.contract_id)
+    def _knows(self, version: str) -> bool:
+        when, lost = self._looked.get(version, (-1.0, -1))
+        return when > time.monotonic() - _LOOK_SECONDS and lost == self._http.lost
 
     def _refuse_other(self, contract: ModelContract, found: object) -> None:
         if not isinstance(found, str) or current_id(found) != current_id(contract.contract_id):
@@ -190,13 +207,10 @@ def _connect(address: RemoteAddress) -> tuple[list[_Replica], ModelContract]:
     try:
         for replica in replicas:
             try:
-                found = replica.learn(time.monotonic() + _LOAD_SECONDS)
+                contract = replica.learn(time.monotonic() + _LOAD_SECONDS, contract)
             except Unanswered as error:
                 replica.rests_until = time.monotonic() + _REST_SECONDS
                 failures.append(error)
-                continue
-            contract = contract or found
-            replica.require(contract, found)
         if contract is None:
             raise _nothing_there(address, failures)
         if address.contract_id and current_id(address.contract_id) != current_id(contract.contract_id):

@@ -220,6 +220,11 @@ class Http:
         Sent with every request.
     tls
         None: plain.
+
+    Attributes
+    ----------
+    lost
+        How many kept connections were found closed: the server may have started again.
     """
 
     def __init__(self, host: str, port: int, *, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> None:
@@ -227,6 +232,7 @@ class Http:
         self.name = f"{host}:{port}"
         self._idle: list[tuple[http.client.HTTPConnection, _Bounded]] = []
         self._closed = False
+        self.lost = 0
 
     def greet(self, end: float) -> None:
         """See `Wire.greet`; `describe` has asked already."""
@@ -261,13 +267,14 @@ class Http:
                 try:
                     return self._exchange(connection, bounded, method, path, parts, given, end)
                 except (ConnectionError, http.client.BadStatusLine):
+                    self.lost += 1
                     continue  # all kept ones may be closed
                 except (OSError, http.client.HTTPException) as error:
                     raise self._failed(error) from error
             try:
                 connection, bounded = self._connect(end)
                 return self._exchange(connection, bounded, method, path, parts, given, end)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, UnicodeError, http.client.HTTPException) as error:  # the second: a host that is none
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> Unanswered:
@@ -385,7 +392,13 @@ class Grpc:
             self._channel = grpc.insecure_channel(target, options=options)
         else:
             authorities = os.environ.get("SSL_CERT_FILE")
-            roots = Path(authorities).read_bytes() if authorities else None
+            try:
+                roots = Path(authorities).read_bytes() if authorities else None
+            except OSError as error:
+                found = error.strerror or str(error)
+                raise InputError(
+                    path=authorities, expected="certificates, as SSL_CERT_FILE says", found=found
+                ) from error
             self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options=options)
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._live, self._infer = stub.ServerLive, stub.ModelInfer

@@ -249,13 +249,52 @@ def test_a_new_version_of_the_contract_is_taken_and_one_of_another_contract_is_r
         assert np.abs(embedder.embed(CROPS) - expected).max() <= 1e-6
         assert "/v2/models/tiny/versions/2" in server.asked
         server.versions["3"] = ModelServer._load(irs["other"], "NHWC")
-        with pytest.raises(ContractError, match=r"expected contract_id .*cannot be compared"):
-            embedder.embed(CROPS)
+        for _ in range(2):
+            with pytest.raises(ContractError, match=r"expected contract_id .*cannot be compared"):
+                embedder.embed(CROPS)
     with Embedder.load(address(server)) as embedder:
         assert embedder.contract.contract_id != remote_module.contract_at(irs["plain"]).contract_id
     pinned = remote_module.contract_at(irs["plain"]).contract_id
     with pytest.raises(ContractError, match="expected contract_id"):
         Embedder.load(f"{address(server)}?contract={pinned}")
+
+
+def closing(handler: BaseHTTPRequestHandler) -> None:
+    """Answer, and close the connection without a word."""
+    answer(handler, [[1, 0, 0]])
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("seen_by", ["time", "a lost connection", "a failure"])
+def test_a_server_that_starts_again_with_another_model_and_the_same_version_is_refused(
+    serve: Callable[..., ModelServer], irs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, seen_by: str
+) -> None:
+    monkeypatch.setattr(remote_module, "_LOOK_SECONDS", 0.0 if seen_by == "time" else 60.0)
+    server = serve(irs["tiny"])
+    with Embedder.load(address(server)) as embedder:
+        if seen_by == "a lost connection":
+            server.reply = closing
+        assert embedder.infer(CROPS[0]).shape == (3,)
+        if seen_by == "a failure":
+            server.reply = raw()
+            with pytest.raises(InferenceError):
+                embedder.infer(CROPS[0])
+        server.reply = None
+        server.versions["1"] = ModelServer._load(irs["other"], "NHWC")
+        for _ in range(2):
+            with pytest.raises(ContractError, match="cannot be compared"):
+                embedder.infer(CROPS[0])
+
+
+def test_a_server_that_shows_another_layout_after_a_restart_is_asked_in_that(
+    serve: Callable[..., ModelServer], irs: dict[str, Path], expected: np.ndarray
+) -> None:
+    server = serve(irs["tiny"])
+    with Embedder.load(address(server)) as embedder:
+        server.versions["1"] = ModelServer._load(irs["tiny"], "NCHW")
+        with pytest.raises(InferenceError, match="400"):
+            embedder.infer(CROPS[0])
+        assert np.abs(embedder.infer(CROPS[0]) - expected[0]).max() <= 1e-6
 
 
 def test_a_contract_in_the_answer_is_looked_at_even_if_the_version_is_known(server: ModelServer) -> None:
@@ -636,6 +675,17 @@ def test_a_key_goes_to_this_machine_or_by_tls_only(monkeypatch: pytest.MonkeyPat
     assert sent("ovms+tls://cloud.example:1/m")
     assert not sent("ovms://cloud.example:1/m")
     assert not sent("ovms://127.0.0.1.example:1/m")
+
+
+def test_keys_and_hosts_that_can_be_none_are_errors_and_no_failures(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in ("a..b", "x" * 70 + ".example", "\udcff"):
+        with pytest.raises(DeviceError):
+            Embedder.load(f"ovms://{host}:1/tiny")
+    monkeypatch.setenv("EDGEFACE_SERVER_KEY", "a\nb: c")
+    with pytest.raises(InputError, match="printable"):
+        Embedder.load(address(server))
 
 
 @pytest.mark.parametrize("status", [401, 403])
