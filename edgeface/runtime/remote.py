@@ -58,8 +58,8 @@ SECONDS = 30.0
 _LOAD_SECONDS = 10.0
 """For the metadata of one replica."""
 _LOOK_SECONDS = 1.0
-"""For which the contract of a version is known, where answers do not say theirs: a server that starts again with another
-model counts its versions from 1 again."""
+"""For which the contract of a version is known, where answers do not say theirs: a server that starts again with
+another model counts its versions from 1 again."""
 _REST_SECONDS = 5.0
 """For which a replica that did not answer is asked after the others."""
 _PARALLEL = 4
