@@ -425,14 +425,18 @@ class _Worker:
 
     def _done(self, part: Path, made_of: str) -> dict[str, Any] | None:
         """Return the answer of a block that an earlier run, or a killed actor, has done."""
-        if not part.exists():
+        try:
+            notes = read_notes(part)
+        except InputError:  # absent, or cut off when the machine failed
             return None
-        notes = read_notes(part)
+        if "made_of" not in notes:
+            remedy = "write to another folder"
+            raise InputError(path=part, expected="a part of a run on Ray", found="another table", remedy=remedy)
         require_same_contract(notes["contract_id"], self._pipeline.contract.contract_id, what=str(part))
         if changed := "; ".join(differences(parse_json(notes["settings"]), self._pipeline.settings)):
             remedy = "use those, write to another folder, or remove this one"
             raise InputError(f"{part}: written with other settings ({changed}); {remedy}")
-        if notes.get("made_of") != made_of:
+        if notes["made_of"] != made_of:
             return None
         return {**parse_json(notes["block"]), "reused": True}
 

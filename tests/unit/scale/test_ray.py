@@ -148,6 +148,21 @@ def test_a_folder_of_other_settings_is_refused(work: Path, tmp_path: Path) -> No
     assert "part-00000000.parquet: written with other settings (detector" in refusal["message"]
 
 
+def test_a_part_that_is_cut_off_is_made_again_and_one_of_another_program_is_refused(
+    worker: _Worker, work: Path, plain: EmbeddingTable, tmp_path: Path
+) -> None:
+    blocks = list(_divide(list_places([work / "crops"]).photos, BLOCK))
+    ask(worker, *blocks)
+    part = tmp_path / "out.parquet" / "part-00000001.parquet"
+    for content in (part.read_bytes()[:-9], b""):
+        part.write_bytes(content)
+        assert [answer["reused"] for answer in ask(worker, *blocks[:3])] == [True, False, True]
+    assert same(EmbeddingTable.load(tmp_path / "out.parquet"), plain)
+    plain.save(part)
+    refusal = ask(worker, *blocks[:2])[1]["refusal"]
+    assert "part-00000001.parquet: expected a part of a run on Ray, found another table" in refusal["message"]
+
+
 def test_a_block_whose_actors_die_is_a_failure_at_the_third_time(worker: _Worker, work: Path, tmp_path: Path) -> None:
     first, second = _divide([each for each in list_places([work / "crops"]).photos if "png" in each.source][:4], 2)
     for number in range(2):
