@@ -203,8 +203,10 @@ def embed_on_ray(
     photos = [photo for photo in found.photos if Path(photo.source) not in failures]
     blocks = -(-len(photos) // block)
     done = rows = reused = 0
+    if not photos:
+        raise ImageError(f"no photo could be embedded: {list_some(failures)}")
     with hold_folder(output, output), _connected(address) as ray:
-        plan = ActorPlan.choose(_cpus_of_nodes(ray), blocks)
+        plan = ActorPlan.choose(_cpus_of_nodes(ray, address), blocks)
         arguments = {"folder": output.absolute(), "run": secrets.token_hex(8), "faces": faces, "load": load}
         with contextlib.closing(_run(ray, photos, block, plan, arguments)) as answers:
             for answer in answers:
@@ -339,8 +341,11 @@ def _muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _cpus_of_nodes(ray: Any) -> list[int]:
-    return [int(node["Resources"]["CPU"]) for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+def _cpus_of_nodes(ray: Any, address: str) -> list[int]:
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if not any(cpus):
+        raise MissingError(path=f"ray {address}", expected="a node with CPUs", found="none", remedy="start one")
+    return [each for each in cpus if each]
 
 
 def _run(

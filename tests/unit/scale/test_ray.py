@@ -20,7 +20,7 @@ from tiny_ir import tiny_crop, write_tiny_ir
 
 import edgeface
 from edgeface.cli import main
-from edgeface.errors import ContractError, InputError, MissingError
+from edgeface.errors import ContractError, ImageError, InputError, MissingError
 from edgeface.files import staging_folders
 from edgeface.pipeline.batch import embed_folder
 from edgeface.pipeline.table import EmbeddingTable, read_notes
@@ -203,6 +203,13 @@ def test_an_output_that_is_no_folder_of_tables_is_refused(work: Path, tmp_path: 
     for name, found in (("file.parquet", "a file"), ("out.npz", r"the suffix \.npz")):
         with pytest.raises(InputError, match=f"{name}: expected a folder of tables .* found {found}"):
             run(work, tmp_path / name)
+
+
+def test_nothing_is_started_for_no_photo(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(200))
+    with pytest.raises(ImageError, match=r"no photo could be embedded: .*film\.mp4"):
+        run(work, tmp_path / "o.parquet", places=[tmp_path])
+    assert not (tmp_path / "o.parquet").exists()
 
 
 def test_a_model_on_a_server_is_refused(work: Path, tmp_path: Path) -> None:
