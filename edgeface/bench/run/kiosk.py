@@ -26,7 +26,6 @@ from edgeface.pipeline.observation import Face
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.progress import ProgressCallback, ignore_progress
 from edgeface.stats import LatencyKey, summarize
-from edgeface.vision.image import Image
 from edgeface.vision.liveness import Liveness, LivenessChecker
 from edgeface.vision.liveness_track import decide_track
 from edgeface.vision.source import Frame, FrameSource, open_source
@@ -37,8 +36,9 @@ _PARTS = 8
 """Equal parts of a run whose CPU times are told: how much they vary says how certain the mean is."""
 _WARM_UP = 8
 """Frames of the video that are analysed before the measurement: every network is then compiled."""
-_STAGED, _AT_ONCE = 16, 3
-"""Frames in which the stages are timed by themselves, and faces of each that are embedded."""
+_DECODED, _STAGED, _AT_ONCE = 300, 16, 3
+"""Frames that are decoded to time that alone, frames from all over the video in which the other stages are timed, and
+faces of each that are embedded."""
 _CAMERAS, _HELD = 3, 3
 """Captures that are opened to measure the memory of one, and frames of each that are held: the newest, the one that is
 analysed, and the one that is decoded."""
@@ -169,35 +169,34 @@ def time_stages(video: VideoFile, pipeline: Pipeline, liveness: LivenessChecker 
     resident = psutil.Process().memory_info().rss
     spent: dict[Stage, list[float]] = {name: [] for name in get_args(Stage)}
 
-    def timed(stage: Stage, work: Callable[[], _T]) -> _T:
-        began = time.process_time()
+    def timed(stage: Stage, work: Callable[[], _T], clock: Callable[[], float] = time.process_time) -> _T:
+        began = clock()
         done = work()
-        spent[stage].append(1e3 * (time.process_time() - began))
+        spent[stage].append(1e3 * (clock() - began))
         return done
 
     motion, flow, size = MotionGate(), FaceFlow(), (0, 0)
-    every = max(2, video.frames // _STAGED)
-    before: tuple[Image, list[Face]] | None = None
     capture = cv2.VideoCapture(str(video.path))
     try:
-        for number in range(video.frames):
-            if not timed("decode", capture.grab):
-                break
-            if number % every > 1:  # of each part of the video two frames, for a face to be followed
+        for _ in range(min(video.frames, _DECODED)):
+            timed("decode", capture.grab)
+        for number in range(_STAGED):  # of each part of the video two frames, for a face to be followed
+            capture.set(cv2.CAP_PROP_POS_FRAMES, number * max(2, video.frames // _STAGED) % video.frames)
+            # The decoder's threads go on with the next frames meanwhile.
+            read = [timed("convert", capture.retrieve, time.thread_time) for _ in range(2) if capture.grab()]
+            if len(read) < 2 or not all(ok for ok, _ in read):
                 continue
-            image = np.asarray(timed("convert", capture.retrieve)[1])
+            image, after = (np.asarray(each) for _, each in read)
             timed("motion", functools.partial(motion.moved, image))
-            if number % every == 1 and before is not None:
-                flow.see(before[0])
-                timed("follow", functools.partial(flow.follow, image, Face.stack(before[1])))
-                continue
             size = (image.shape[0], image.shape[1])
             faces = [each for each in timed("detect", functools.partial(pipeline.find, image)) if not each.reasons]
-            before = (image, faces) if faces else None
             for face in faces[:_AT_ONCE]:
                 timed("embed", functools.partial(pipeline.embed, image, face))
                 if liveness is not None:
                     timed("liveness", functools.partial(liveness.check, image, Face.stack([face])))
+            if faces:
+                flow.see(image)
+                timed("follow", functools.partial(flow.follow, after, Face.stack(faces)))
     finally:
         capture.release()
     return {
