@@ -43,8 +43,6 @@ from edgeface.model.contract import current_id
 from edgeface.pipeline.motion import GLANCE, LINGER
 from edgeface.pipeline.pipeline import DETECT_EVERY
 
-IDLE_FPS = 4.0
-"""Frames a second that a camera without motion is compared at: `idle_fps` of `edgeface watch`."""
 EVENT_BYTES = 300
 """Bytes of one event in events.sqlite, without a picture (`python benchmarks/plan.py --only events`)."""
 _NEEDED = frozenset(get_args(Stage)) - {"liveness"}
@@ -72,6 +70,8 @@ class SiteDemand:
         Share of the decisions about people who are not enrolled.
     wait_ms
         Time that one frame in a hundred may wait.
+    idle_fps
+        Frames a second that are compared while nothing moves, as in the settings of `edgeface watch`.
     """
 
     cameras: int
@@ -80,14 +80,18 @@ class SiteDemand:
     templates: int = 3
     strangers: float = 0.0
     wait_ms: float = 100.0
+    idle_fps: float = 4.0
 
     def __post_init__(self) -> None:
-        if min(self.cameras, self.people, self.templates) < 1 or not (
-            0 < self.decisions < math.inf and 0 <= self.strangers <= 1 and 0 < self.wait_ms < math.inf
+        counts = min(self.cameras, self.people, self.templates)
+        if (
+            counts < 1
+            or not all(0 < each < math.inf for each in (self.decisions, self.wait_ms, self.idle_fps))
+            or not (0 <= self.strangers <= 1)
         ):
             raise InputError(
-                "plan: expected 1 or more cameras, people and templates, decisions and a wait of more than 0, and a "
-                f"share of strangers from 0 to 1, found {self}"
+                "plan: expected 1 or more cameras, people and templates, decisions, a wait and idle frames of more than 0, "
+                f"and a share of strangers from 0 to 1, found {self}"
             )
 
 
@@ -367,7 +371,7 @@ def _costs(basis: SiteBasis, demand: SiteDemand, templates: int) -> list[Planned
     groups = decisions / _together(kiosk)
     present = 1 - math.exp(-groups * _stay(basis))
     opened = 1 - math.exp(-groups * (_stay(basis) + LINGER))
-    watched = opened * rate + (1 - opened) * min(rate, IDLE_FPS)
+    watched = opened * rate + (1 - opened) * min(rate, demand.idle_fps)
     staged = (kiosk.frames * (ms["decode"] + ms["convert"]) + basis.processed * ms["motion"]) / made
     live = ms.get("liveness", 0.0) if kiosk.liveness else 0.0
     visit = detected * ms["detect"] + followed * ms["follow"] + looks * (ms["embed"] + live)
@@ -448,7 +452,7 @@ def _assumptions(basis: SiteBasis, demand: SiteDemand) -> tuple[str, ...]:
     kiosk = basis.kiosk
     size = "x".join(map(str, reversed(kiosk.frame_size or ())))
     return (
-        f"cameras of {size} at {kiosk.frame_rate:g} frames a second, {IDLE_FPS:g} without motion",
+        f"cameras of {size} at {kiosk.frame_rate:g} frames a second, {demand.idle_fps:g} without motion",
         f"{_together(kiosk):.1f} people at once, each seen for {_stay(basis):.1f} s, as in the measured video",
         f"{100 * demand.strangers:g} % of the people are strangers, who are searched for again at each look",
     )
