@@ -90,7 +90,7 @@ class SiteDemand:
             or not (0 <= self.strangers <= 1)
         ):
             raise InputError(
-                "plan: expected 1 or more cameras, people and templates, decisions, a wait and idle frames of more than 0, "
+                "plan: expected 1 or more cameras, people and templates, decisions, a wait and idle frames of more than 0 "
                 f"and a share of strangers from 0 to 1, found {self}"
             )
 
@@ -454,7 +454,9 @@ def _assumptions(basis: SiteBasis, demand: SiteDemand) -> tuple[str, ...]:
     return (
         f"cameras of {size} at {kiosk.frame_rate:g} frames a second, {demand.idle_fps:g} without motion",
         f"{_together(kiosk):.1f} people at once, each seen for {_stay(basis):.1f} s, as in the measured video",
-        f"{100 * demand.strangers:g} % of the people are strangers, who are searched for again at each look",
+        "everybody who comes is enrolled"
+        if not demand.strangers
+        else f"{100 * demand.strangers:g} % of those who come are strangers, who are searched for again at each look",
     )
 
 
