@@ -90,7 +90,7 @@ class SiteDemand:
             or not (0 <= self.strangers <= 1)
         ):
             raise InputError(
-                "plan: expected 1 or more cameras, people and templates, decisions, a wait and idle frames above 0, and "
+                "plan: expected 1 or more cameras, people and templates, decisions, wait and idle frames above 0, and "
                 f"a share of strangers from 0 to 1, found {self}"
             )
 
