@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openvino as ov
+
 from edgeface.convert.ir import name_ports, save_ir
 from edgeface.errors import ContractError, InputError
 from edgeface.files import locked, output_errors, staging_folder, write_atomically
 from edgeface.model.contract import ModelContract, current_id
 from edgeface.model.ir_file import check_weights, read_contract
 from edgeface.model.stored import MODEL_API_KEY
+from edgeface.runtime.adapter import must_unpack, unpack_weights
 from edgeface.untrusted import read_json
 
 _LOCK_SECONDS = 60
@@ -62,8 +65,9 @@ def export_ovms(irs: Sequence[Path], output_dir: Path, *, name: str | None = Non
 
     Each port of an IR there has one name, that of its contract, so that it is the public one. Its ``model_info`` holds
     the contract, which `Embedder.load("ovms://...")` reads. It computes in float32, so that all servers give the same
-    embeddings. A version is written beside the others and renamed: a server that watches the folder never sees a part
-    of one. What config.json says of other models, and of this one beyond name, folder and layout, stays.
+    embeddings; weights of 4 or 8 bits alone are unpacked, as `Embedder` does. A version is written beside the others
+    and renamed: a server that watches the folder never sees a part of one. What config.json says of other models, and
+    of this one beyond name, folder and layout, stays.
 
     Parameters
     ----------
@@ -91,17 +95,29 @@ def export_ovms(irs: Sequence[Path], output_dir: Path, *, name: str | None = Non
     """
     if name is not None and len(irs) != 1:
         raise InputError(expected="one IR with a name", found=f"{len(irs)}", remedy="export each by itself, or no name")
+    sources = [_read(ir, name) for ir in irs]
+    done = []
     with locked(output_dir / ".edgeface.lock", timeout=_LOCK_SECONDS):
         config = _read_config(output_dir / "config.json")
-        done = [_export(ir, output_dir, name) for ir in irs]
-        for each in done:
-            _configure(config, each)
-        with write_atomically(output_dir / "config.json") as path, output_errors(path):
-            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for source in sources:
+            done.append(_export(source, output_dir))
+            _configure(config, done[-1])
+            with write_atomically(output_dir / "config.json") as path, output_errors(path):
+                path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return done
 
 
-def _export(ir: Path, output_dir: Path, name: str | None) -> OvmsExport:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An IR that was read, and its name in the repository."""
+
+    ir: Path
+    name: str
+    model: ov.Model
+    contract: ModelContract
+
+
+def _read(ir: Path, name: str | None) -> _Source:
     model, contract = read_contract(ir)
     check_weights(ir, contract)
     name = contract.name if name is None else name
@@ -109,6 +125,13 @@ def _export(ir: Path, output_dir: Path, name: str | None) -> OvmsExport:
         raise InputError(
             path=ir, expected="a name of letters, digits, '.', '_' and '-'", found=repr(name), remedy="pass --name"
         )
+    if must_unpack(model, "CPU"):
+        unpack_weights(model)  # the server uses several streams, see `edgeface.runtime.adapter.UNPACKED`
+    return _Source(ir, name, model, contract)
+
+
+def _export(source: _Source, output_dir: Path) -> OvmsExport:
+    name, model, contract = source.name, source.model, source.contract
     folder = output_dir / name
     newest = max(_versions(folder), default=0)
     before = _contract_of_version(folder / str(newest)) if newest else None
@@ -116,7 +139,7 @@ def _export(ir: Path, output_dir: Path, name: str | None) -> OvmsExport:
         raise ContractError(
             path=folder,
             expected=f"a model of contract_id {before.contract_id}, as version {newest}",
-            found=f"{contract.contract_id} in {ir}: their embeddings cannot be compared",
+            found=f"{contract.contract_id} in {source.ir}: their embeddings cannot be compared",
             remedy="export it by another name, --name",
         )
     images = contract.color == "BGR" and contract.value_range == (0.0, 255.0)

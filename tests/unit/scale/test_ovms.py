@@ -20,12 +20,13 @@ from tiny_ir import tiny_crop, write_tiny_ir
 from tiny_people import SIZE, red_network
 
 from edgeface.cli import main
-from edgeface.convert.ir import save_ir
+from edgeface.convert.ir import random_images, save_ir
 from edgeface.errors import ContractError, InputError, ModelFormatError
 from edgeface.model.contract import ModelContract
 from edgeface.model.ir_file import check_weights, read_contract
 from edgeface.model.opset import ops
 from edgeface.runtime import Embedder
+from edgeface.runtime.adapter import must_unpack
 from edgeface.scale.ovms import export_ovms
 
 CROP = tiny_crop((250, 20, 20))
@@ -180,7 +181,31 @@ def test_a_damaged_ir_leaves_nothing(ir: Path, tmp_path: Path) -> None:
     ir.with_suffix(".bin").write_bytes(content)
     with pytest.raises(ModelFormatError, match="damaged"):
         export_ovms([ir], tmp_path / "models")
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [".edgeface.lock"]
+    assert not (tmp_path / "models").exists()
+
+
+def test_compressed_weights_are_unpacked_for_a_server_of_several_streams(tmp_path: Path) -> None:
+    packed = Path(__file__).parents[2] / "fixtures" / "0_1" / "models" / "weights" / "net.xml"
+    model, contract = read_contract(packed)
+    assert must_unpack(model, "CPU")
+    (done,) = export_ovms([packed], tmp_path / "models")
+    served, same = read_contract(done.ir)
+    assert not must_unpack(served, "CPU")
+    assert same.contract_id == contract.contract_id
+    images = random_images(contract, 2)
+    found = [ov.compile_model(each, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0] for each in (model, served)]
+    assert np.abs(found[0] - found[1]).max() <= 1e-5
+
+
+def test_an_ir_that_cannot_be_exported_leaves_those_before_it_whole(ir: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    other = write_tiny_ir(tmp_path / "b", source="b")  # of the same name
+    with pytest.raises(ContractError):
+        export_ovms([ir, other], tmp_path / "models")
+    assert config_of(tmp_path / "models")["name"] == "tiny"
+    with pytest.raises(ModelFormatError):
+        export_ovms([ir, tmp_path / "absent.xml"], tmp_path / "others")
+    assert not (tmp_path / "others").exists()
 
 
 def test_exports_side_by_side_get_versions_of_their_own(ir: Path, tmp_path: Path) -> None:
