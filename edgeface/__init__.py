@@ -26,6 +26,7 @@ from edgeface.lazy import exports
 from edgeface.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from concurrent.futures import Future
 
     from edgeface.analyzer import FaceAnalyzer, PhotoLike
@@ -58,6 +59,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "__version__",
+    "choose_detector",
     "find_model",
     "load",
     "load_detector",
@@ -85,6 +87,18 @@ __getattr__ = exports(  # importing edgeface loads neither OpenVINO nor OpenCV
 LIVENESS_MODELS = ("minifasnet-v2", "minifasnet-v1se")
 """Zoo names of the models of `load_liveness`."""
 
+_DOWNLOADED = {
+    "yunet": ("yunet", "yunet_n_dynamic.onnx"),
+    "retail-0004": ("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml"),
+}
+"""Zoo name and file of each detector's model."""
+_MARKER = ".edgeface.json"
+"""File that is written last into the folder of a downloaded model."""
+
+
+SMALLEST_FACE = 20
+"""Side in pixels of the smallest face that is looked for, as in davidsandberg/facenet: an eighth of FaceNet's input."""
+
 MODEL_VARIABLE = "EDGEFACE_MODEL"
 """Environment variable with the path of the default model."""
 
@@ -93,10 +107,10 @@ def load(
     model: str | Path | None = None,
     *,
     device: str = "CPU",
-    detector: Literal["mtcnn", "yunet", "retail-0004"] | Detector | None = "mtcnn",
+    detector: Literal["auto", "mtcnn", "yunet", "retail-0004"] | Detector | None = "auto",
     detector_model: Path | None = None,
     landmarks_model: Path | None = None,
-    min_size: int = 20,
+    min_size: int = SMALLEST_FACE,
     liveness: bool | str | Path | LivenessChecker = False,
     flip: Literal["average", "concatenate"] | None = None,
     hint: Literal["latency", "throughput"] = "throughput",
@@ -270,13 +284,41 @@ def find_model(model: str | Path | None = None) -> Path:
     return path
 
 
+def choose_detector(made_with: Iterable[str] = ()) -> Literal["mtcnn", "yunet", "retail-0004"]:
+    """Return the name of the detector that ``auto`` is: YuNet where it is downloaded, else MTCNN.
+
+    Parameters
+    ----------
+    made_with
+        Detectors of a gallery, as `GalleryStore.detectors`: one of them is taken if it is here, because another one
+        draws other boxes.
+
+    Examples
+    --------
+    >>> edgeface.choose_detector(["mtcnn"])
+    'mtcnn'
+    """
+    names: tuple[Literal["yunet", "mtcnn", "retail-0004"], ...] = ("yunet", "mtcnn", "retail-0004")
+    here, known = [name for name in names if name == "mtcnn" or _stored(name)], set(made_with)
+    return next((name for name in here if name in known), here[0])
+
+
+def _stored(detector: str) -> Path | None:
+    """Return the downloaded model of a detector, if it is here; the catalog, which takes 0.2 s, is not read."""
+    from edgeface.files import default_root
+
+    name, file = _DOWNLOADED[detector]
+    folder = default_root() / "models" / name
+    return folder / file if (folder / _MARKER).is_file() and (folder / file).is_file() else None
+
+
 def load_detector(
-    name: Literal["mtcnn", "yunet", "retail-0004"] = "mtcnn",
+    name: Literal["auto", "mtcnn", "yunet", "retail-0004"] = "auto",
     *,
     device: str = "CPU",
     model: Path | None = None,
     landmarks_model: Path | None = None,
-    min_size: int = 20,
+    min_size: int = SMALLEST_FACE,
     threshold: float | None = None,
     cache_dir: Path | None = None,
 ) -> Detector:
@@ -285,7 +327,8 @@ def load_detector(
     Parameters
     ----------
     name
-        ``mtcnn``, whose weights are installed with edgeface; ``yunet``; or ``retail-0004``.
+        ``mtcnn``, whose weights are installed with edgeface; ``yunet``; ``retail-0004``; or ``auto``: as
+        `choose_detector`, but ``mtcnn`` if a model is given.
     device, model, landmarks_model, min_size, threshold, cache_dir
         See `edgeface.vision.load.load_detector`.
 
@@ -298,10 +341,11 @@ def load_detector(
     """
     from edgeface.vision.load import load_detector as run
 
-    if name == "yunet":
-        model = model or _downloaded("yunet", "yunet_n_dynamic.onnx")
-    elif name == "retail-0004":
-        model = model or _downloaded("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml")
+    if name == "auto":
+        name = "mtcnn" if model or landmarks_model else choose_detector()
+    if model is None and name in _DOWNLOADED:
+        model = _stored(name) or _downloaded(*_DOWNLOADED[name])
+    if name == "retail-0004":
         landmarks_model = landmarks_model or _downloaded(
             "landmarks-regression-retail-0009", "FP32/landmarks-regression-retail-0009.xml"
         )

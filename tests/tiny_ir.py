@@ -56,7 +56,7 @@ class SquareDetector:
     """Every bright square of 40 pixels on the grid of 40 is a face; the last one is found first."""
 
     name = "squares"
-    settings: dict[str, object] = {"name": "squares"}  # noqa: RUF012
+    settings: dict[str, object] = {"name": "squares", "min_size": SIDE}  # noqa: RUF012
     closed = 0
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:

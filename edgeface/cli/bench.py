@@ -228,6 +228,10 @@ def run(
         raise typer.Exit(130)
 
 
+_KIOSK_FACE = 64
+"""Smallest face that is looked for, in pixels, as `edgeface watch` does (`CameraSettings.min_face`)."""
+
+
 @contextlib.contextmanager
 def _kiosk(
     scenario: _Scenario,
@@ -249,8 +253,8 @@ def _kiosk(
     from edgeface.bench.run.kiosk import VideoFile
 
     shown = VideoFile.open(video, rate=frame_rate)
-    name = detector or DetectorName.mtcnn
+    name = detector or DetectorName.auto
     with edgeface.load_detector(
-        name.value, device=device, model=detector_model, landmarks_model=landmarks_model
+        name.value, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=_KIOSK_FACE
     ) as loaded:
         yield shown, loaded

@@ -78,7 +78,7 @@ def cluster(
         out.print_note(result.warning)
     listed = {"failures": out.list_failures(failures), "left_out": out.list_failures(result.embedded.left_out)}
     if json:
-        out.emit_json({"output_dir": str(output_dir), **answer, **listed})
+        out.emit_json({"output_dir": str(output_dir), **out.describe_detector(app.detector), **answer, **listed})
     else:
         out.print_line(
             f"{out.counted(result.clusters.count, 'person', 'people')} in "
@@ -86,4 +86,5 @@ def cluster(
             f"in {output_dir / 'people'}; {out.counted(len(answer['unknown']), 'face')} in groups of fewer than "
             f"{min_samples}, in people/unknown"
         )
+        out.print_detector(app.detector)
     out.finish(failures, strict=strict, left_out=result.embedded.left_out)

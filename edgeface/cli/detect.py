@@ -80,9 +80,11 @@ def detect(
                 out.print_line(line)
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
-    if json:
+    if not json:
+        out.print_detector(model)
+    else:
         about = {"failures": out.list_failures(failures), "left_out": out.list_failures(listed.left_out)}
-        out.emit_json({"detector": options.detector.value, "images": answers, **about})
+        out.emit_json({**out.describe_detector(model), "images": answers, **about})
     out.finish(failures, strict=strict, left_out=listed.left_out)
 
 
@@ -130,6 +132,7 @@ def align(
                 "recipe": recipe.value,
                 "margin": alignment.margin,
                 "size": list(crop_size),
+                **out.describe_detector(model),
                 "written": len(report.written),
                 "failures": out.list_failures(failures),
                 "left_out": out.list_failures(listed.left_out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer.core
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.words import choice_words, decision_words, embedded_words
+from edgeface.cli.words import choice_words, decision_words, detector_fields, detector_lines, embedded_words
 from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
@@ -94,10 +95,8 @@ def embed(
     photos = list_photos(paths)  # what costs nothing to find is told before the model is loaded
     require_writable(output.parent)
     with options.load(photos=len(photos.files)) as app, out.progress_bars() as progress:
-        result, model = (
-            embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress),
-            app.contract.name,
-        )
+        result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
+        model, detector = app.contract.name, app.detector
     _tell(
         result,
         {
@@ -107,6 +106,7 @@ def embed(
             "rows": len(result.table),
             "dropped": result.dropped,
         },
+        None if detector is None else detector.settings,
         json=json,
     )
     if result.dropped:
@@ -119,8 +119,9 @@ def _embed_on_ray(
 ) -> None:
     from edgeface.scale.ray import embed_on_ray
 
+    arguments = options.arguments()
     with out.progress_bars() as progress:
-        result = embed_on_ray(paths, output, load=options.arguments(), faces=faces, address=address, progress=progress)
+        result = embed_on_ray(paths, output, load=arguments, faces=faces, address=address, progress=progress)
     out.warn_if_seeded(result.contract.provenance)
     _tell(
         result,
@@ -131,6 +132,7 @@ def _embed_on_ray(
             "rows": result.rows,
             "ray": {"blocks": result.blocks, "actors": result.plan.actors, "cpus": result.plan.cpus},
         },
+        arguments["detector"] and {"name": arguments["detector"], "min_size": arguments["min_size"]},
         json=json,
     )
     if not json:
@@ -139,9 +141,12 @@ def _embed_on_ray(
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 
-def _tell(result: BulkResult | RayResult, answer: dict[str, Any], *, json: bool) -> None:
-    """Print what a run did."""
+def _tell(
+    result: BulkResult | RayResult, answer: dict[str, Any], found_by: Mapping[str, Any] | None, *, json: bool
+) -> None:
+    """Print what a run did; `found_by` are the settings of the detector."""
     answer |= {
+        **detector_fields(found_by),
         "files": result.files,
         "reused": result.reused,
         "failures": out.list_failures(result.failures),
@@ -150,7 +155,8 @@ def _tell(result: BulkResult | RayResult, answer: dict[str, Any], *, json: bool)
     if json:
         out.emit_json(answer)
     else:
-        out.print_line(embedded_words(answer))
+        for line in (embedded_words(answer), *detector_lines(found_by)):
+            out.print_line(line)
 
 
 def verify(
@@ -179,18 +185,19 @@ def verify(
         require_photo(path)
     with options.load(photos=2) as app:
         result = app.verify(a, b, far=far, threshold=limit, face_a=face_a, face_b=face_b)
-        contract, precision, hint = app.contract, app.precision, app.hint
+        contract, precision, hint, detector = app.contract, app.precision, app.hint, app.detector
     assert result.face_a is not None
     assert result.face_b is not None
     for path, face, asked, option in ((a, result.face_a, face_a, "--face-a"), (b, result.face_b, face_b, "--face-b")):
         if asked is None and (note := choice_words(path, face.to_dict(), option)):
             out.print_note(note)
     if json:
-        about = {"precision": precision, "hint": hint, "a": _about(a, result.face_a), "b": _about(b, result.face_b)}
+        about = {"precision": precision, "hint": hint, **out.describe_detector(detector)}
+        about |= {"a": _about(a, result.face_a), "b": _about(b, result.face_b)}
         out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
         out.print_line(decision_words(result.to_dict()))
-        out.print_model(contract, precision)
+        out.print_model(contract, precision, detector)
         if result.threshold.note:
             out.print_note(result.threshold.note)
     if not result:

@@ -39,9 +39,11 @@ from edgeface.cli.options import (
 from edgeface.cli.output import (
     JsonOption,
     counted,
+    describe_detector,
     emit_json,
     escape,
     mention_left_out,
+    print_detector,
     print_line,
     print_note,
     progress_bars,
@@ -163,7 +165,7 @@ def enrol(
         return _show_plan(gallery, paths, name, json=json)
     from edgeface.gallery.enrolment import EnrolRules
     from edgeface.gallery.enrolment_images import are_tables, enrol_folder, plan_enrolment
-    from edgeface.gallery.records import check_name
+    from edgeface.gallery.records import check_name, detector_note
     from edgeface.recognize.known import advise_calibration
     from edgeface.vision.quality import QualityGate
 
@@ -173,11 +175,14 @@ def enrol(
         check_name(name)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_gallery(gallery, key))
-        pipeline = None
+        pipeline = detector = None
         if not are_tables(paths):
             plan_enrolment(paths, name=name)  # what is wrong with the paths is told before the model is loaded
             gate = None if no_gate else QualityGate()
-            pipeline = stack.enter_context(options.load()).pipeline(gate=gate)
+            app = stack.enter_context(options.load(gate=gate, made_with=store.detectors()))
+            pipeline, detector = app.pipeline(gate=gate), app.detector
+            if detector and (note := detector_note(store.detectors(), detector.name)):
+                print_note(note)
         rules = EnrolRules.choose(threshold, pipeline.contract if pipeline else store.info.contract_id)
         done = enrol_folder(
             store,
@@ -194,7 +199,7 @@ def enrol(
         folder = paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else "PEOPLE"
         advice = advise_calibration(store.info.contract_id, len(store.people()), folder)
     if json:
-        emit_json({"gallery": gallery, **done.to_dict()})
+        emit_json({"gallery": gallery, **describe_detector(detector), **done.to_dict()})
     mention_left_out(done.left_out)
     warn(f"{path}: {why}" for path, why in done.refused.items())
     if pipeline is None and not no_gate:
@@ -210,6 +215,8 @@ def enrol(
                 f"{each.person.name} (#{each.person.id}): {len(each.template_ids)} new, "
                 f"{counted(each.person.template_count, 'template')} in all{known}"
             )
+    if not json:
+        print_detector(detector)
     if advice:
         print_note(advice)
     warn(done.not_enrolled.values(), fail=True)

@@ -56,6 +56,7 @@ def identify(
     json: out.JsonOption = False,
 ) -> None:
     """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
+    from edgeface.gallery.records import detector_note
     from edgeface.recognize.index import PersonRule
     from edgeface.recognize.threshold import require_rate
     from edgeface.vision.crops import list_some
@@ -68,12 +69,15 @@ def identify(
     given = parse_threshold(threshold)
     if fpir is not None:
         require_rate("fpir", fpir)
-    with open_gallery(gallery, key):
-        pass  # without gallery or key no model is loaded
+    with open_gallery(gallery, key) as store:  # without gallery or key no model is loaded
+        made_with = store.detectors()
     failures = dict(photos.failures)
     found: dict[Path, list[dict[str, Any]]] = {}
-    with options.load(photos=len(photos.files)) as app:
-        contract, precision, hint = app.contract, app.precision, app.hint
+    with options.load(photos=len(photos.files), gate=gate, made_with=made_with) as app:
+        contract, precision, hint, detector = app.contract, app.precision, app.hint, app.detector
+        differs = detector and detector_note(made_with, detector.name)
+        if differs:
+            out.print_note(differs)
         with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
             limit = app.search_threshold(store, fpir=fpir, threshold=given)
             decided = _describe_threshold(limit)
@@ -102,6 +106,8 @@ def identify(
                 "precision": precision,
                 "hint": hint,
                 **decided,
+                **out.describe_detector(detector),
+                "detector_note": differs,
                 "rule": scored.name,
                 "margin": margin,
                 "recognised": recognised,
@@ -111,7 +117,7 @@ def identify(
             }
         )
     else:
-        out.print_model(contract, precision)
+        out.print_model(contract, precision, detector)
     out.finish(failures, strict=strict, left_out=photos.left_out)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)

@@ -45,6 +45,7 @@ def liveness(
             {
                 "live": live,
                 "threshold": checker.threshold,
+                **out.describe_detector(detector),
                 "models": [{"name": each.name, "contract_id": each.contract_id} for each in checker.contracts],
                 "images": [_describe(*each) for each in found],
                 "failures": out.list_failures(failures),

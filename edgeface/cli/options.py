@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
     from edgeface.vision.liveness import LivenessChecker
+    from edgeface.vision.quality import QualityGate
 
 
 class FlipName(str, enum.Enum):
@@ -45,8 +46,9 @@ class MetricName(str, enum.Enum):
 
 
 class DetectorName(str, enum.Enum):
-    """Detectors of edgeface and its zoo."""
+    """Detectors of edgeface and its zoo; ``auto`` is one of them."""
 
+    auto = "auto"
     mtcnn = "mtcnn"
     yunet = "yunet"
     retail_0004 = "retail-0004"
@@ -68,14 +70,17 @@ CropsOption = Annotated[bool, typer.Option("--crops", help="The images are align
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
 ]
-DetectorOption = Annotated[DetectorName, typer.Option("--detector", help="Face detector.")]
-ChosenDetectorOption = Annotated[DetectorName | None, typer.Option("--detector", help="Face detector. Default: mtcnn.")]
+_DETECTOR_HELP = "Face detector; auto: the gallery's, else YuNet if it is downloaded, else MTCNN."
+DetectorOption = Annotated[DetectorName, typer.Option("--detector", help=_DETECTOR_HELP)]
+ChosenDetectorOption = Annotated[
+    DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.", show_default=False)
+]
 DetectorModelOption = Annotated[
     Path | None,
     typer.Option(
         "--detector-model",
         metavar="PATH",
-        help="Detector model. Default: the downloaded model; mtcnn's is installed with edgeface.",
+        help="Detector model, of MTCNN without --detector. Default: the downloaded model; MTCNN's is installed.",
         show_default=False,
     ),
 ]
@@ -89,7 +94,14 @@ LandmarksModelOption = Annotated[
     ),
 ]
 MinSizeOption = Annotated[
-    int, typer.Option("--min-size", min=1, help="Shorter side of the smallest face's box, pixels.")
+    int | None,
+    typer.Option(
+        "--min-size",
+        min=1,
+        help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
+        "command lets pass, 32; 20 without a gate.",
+        show_default=False,
+    ),
 ]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
 FlipOption = Annotated[
@@ -134,10 +146,10 @@ def parse_threshold(text: str | None) -> float | Path | None:
 class DetectorOptions:
     """Options of a command that finds faces."""
 
-    detector: DetectorOption = DetectorName.mtcnn
+    detector: DetectorOption = DetectorName.auto
     detector_model: DetectorModelOption = None
     landmarks_model: LandmarksModelOption = None
-    min_size: MinSizeOption = 20
+    min_size: MinSizeOption = None
     device: DeviceOption = "CPU"
 
     def load_detector(self, **options: Any) -> Detector:
@@ -149,7 +161,7 @@ class DetectorOptions:
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
-            min_size=self.min_size,
+            min_size=self.min_size or edgeface.SMALLEST_FACE,
             cache_dir=usual_folder(),
             **options,
         )
@@ -163,23 +175,38 @@ class AnalyzerOptions(DetectorOptions):
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
 
-    def load(self, *, photos: int | None = None) -> FaceAnalyzer:
-        """Load the model and the detector for so many photos: up to two are answered as fast as one can be."""
-        app = edgeface.load(**self.arguments(), hint="latency" if photos in (1, 2) else "throughput")
+    def load(
+        self, *, photos: int | None = None, gate: QualityGate | None = None, made_with: Iterable[str] = ()
+    ) -> FaceAnalyzer:
+        """Load the model and the detector, for `arguments`, and for so many photos: up to two as fast as one can be."""
+        arguments = self.arguments(gate=gate, made_with=made_with)
+        app = edgeface.load(**arguments, hint="latency" if photos in (1, 2) else "throughput")
         warn_if_seeded(app.contract.provenance)
         return app
 
-    def arguments(self) -> dict[str, Any]:
-        """Return what `edgeface.load` is called with."""
+    def arguments(self, *, gate: QualityGate | None = None, made_with: Iterable[str] = ()) -> dict[str, Any]:
+        """Return what `edgeface.load` is called with.
+
+        Parameters
+        ----------
+        gate
+            Smaller faces than it lets pass are not looked for, unless the user says so.
+        made_with
+            Detectors of the gallery; see `edgeface.choose_detector`.
+        """
         from edgeface.runtime.cache import usual_folder
 
+        detector = self.detector
+        if detector is DetectorName.auto:  # here, for all machines that load it
+            given = self.detector_model or self.landmarks_model
+            detector = DetectorName.mtcnn if given else DetectorName(edgeface.choose_detector(made_with))
         return {
             "model": self.model,
             "device": self.device,
-            "detector": None if self.crops else self.detector.value,
+            "detector": None if self.crops else detector.value,
             "detector_model": self.detector_model,
             "landmarks_model": self.landmarks_model,
-            "min_size": self.min_size,
+            "min_size": self.min_size or (edgeface.SMALLEST_FACE if gate is None else gate.smallest_face),
             "cache_dir": usual_folder(),
             "allow_seeded": self.allow_seeded,
         }
@@ -243,11 +270,11 @@ class LabelledOptions:
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")
         else:
-            name = self.detector or DetectorName.mtcnn
+            name = self.detector or DetectorName.auto
             with edgeface.load_detector(
                 name.value, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
             ) as loaded:
-                yield FaceSource(None, loaded, name.value)
+                yield FaceSource(None, loaded, loaded.name)
 
 
 @dataclass(frozen=True, kw_only=True)

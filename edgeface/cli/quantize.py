@@ -183,6 +183,8 @@ def quantize(
         control=accuracy_control,
         seed=seed,
     )
+    if as_detector is DetectorName.auto:
+        raise InputError("--as auto: expected the detector that the model is of, e.g. --as yunet")
     if as_detector is not None:
         if validate != "none" or images or recalibrate or crops or detector or detector_model:
             raise InputError(

@@ -22,6 +22,8 @@ from edgeface.cli.streams import emit_json, guarded_streams
 from edgeface.cli.words import (
     choice_words,
     decision_words,
+    detector_fields,
+    detector_lines,
     embedded_words,
     found_lines,
     identified_lines,
@@ -134,9 +136,9 @@ def _verify(asked: argparse.Namespace) -> int:
             }
             known = {key: value for key, value in answer.items() if "face_" not in key and key != "version"}
             by = {name: about[key] for name, key in (("model", "name"), ("precision", "precision"), ("hint", "hint"))}
-            emit_json(known | {"same": answer["matched"]} | by | faces)
+            emit_json(known | {"same": answer["matched"]} | by | detector_fields(about["settings"]["detector"]) | faces)
         else:
-            _print(decision_words(answer), _model_words(about))
+            _print(decision_words(answer), *_model_lines(about))
             if answer["note"]:
                 _print_note(answer["note"])
         return 0 if answer["matched"] else NegativeResult.exit_code
@@ -145,7 +147,9 @@ def _verify(asked: argparse.Namespace) -> int:
 def _identify(asked: argparse.Namespace) -> int:
     photos = _Photos.of(asked.images)
     with connected() as connection:
-        limit, about = _threshold(connection, asked)
+        limit, about, differs = _threshold(connection, asked)
+        if differs:
+            _print_note(differs)
         if not asked.json:
             _print_note(search_words(limit))
         if limit["note"]:
@@ -162,12 +166,13 @@ def _identify(asked: argparse.Namespace) -> int:
         if asked.json:
             emit_json(
                 {"gallery": asked.gallery, "model": about["name"], "contract_id": about["contract_id"]}
-                | {"precision": about["precision"], "hint": about["hint"], **limit, "rule": "max"}
+                | {"precision": about["precision"], "hint": about["hint"], **limit}
+                | {**detector_fields(about["settings"]["detector"]), "detector_note": differs, "rule": "max"}
                 | {"recognised": recognised, **age}
                 | {"images": [{"path": str(path), "faces": faces} for path, faces in found.items()], **photos.unread()}
             )
         else:
-            _print(_model_words(about))
+            _print(*_model_lines(about))
             if age:
                 _print_note(f"by a snapshot of the gallery that its server confirmed {age['snapshot_age']:.0f} s ago")
         return photos.finish(asked) or (0 if recognised else NegativeResult.exit_code)
@@ -175,8 +180,8 @@ def _identify(asked: argparse.Namespace) -> int:
 
 def _threshold(
     connection: http.client.HTTPConnection, asked: argparse.Namespace
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return by what the service decides in a gallery, as the command's JSON has it, and about its model."""
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Return by what the service decides in a gallery, as the command's JSON has it, about its model, and its note."""
     names = ask(connection, "GET", target("galleries"))["galleries"]
     if asked.gallery not in names:
         raise InputError(
@@ -192,7 +197,8 @@ def _threshold(
     limit = ask(connection, "GET", target("galleries", asked.gallery, "threshold", fpir=asked.fpir))
     fields = ["templates", "fpir", "expected_fpir", "expected_fnir", "supported", "measured_on", "note", "margin"]
     decided = {"threshold": limit["value"]} | {name: limit[name] for name in fields}
-    return decided, _about(connection, {"model": gallery["model"], "contract_id": limit["contract_id"]})
+    about = _about(connection, {"model": gallery["model"], "contract_id": limit["contract_id"]})
+    return decided, about, gallery["detector_note"]
 
 
 def _identified(answer: dict[str, Any]) -> dict[str, Any]:
@@ -205,10 +211,10 @@ def _identified(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _detect(asked: argparse.Namespace) -> int:
     photos = _Photos.of(asked.images)
-    found, detector = list[dict[str, Any]](), None
+    found, detector = list[dict[str, Any]](), dict[str, Any]()
     with connected() as connection:
         for path, _, answer in photos.ask(connection, target("analyze")):
-            if detector is None:
+            if not detector:
                 detector = _detector_of(_about(connection, answer), asked.detector)
             faces = [
                 {"box": face["box"], "landmarks": face["landmarks"], "score": round(face["score"], 6)}
@@ -218,22 +224,24 @@ def _detect(asked: argparse.Namespace) -> int:
             if not asked.json:
                 _print(*found_lines(found[-1]))
     if asked.json:
-        emit_json({"detector": detector, "images": found, **photos.unread()})
+        emit_json({**detector_fields(detector), "images": found, **photos.unread()})
+    else:
+        _print(*detector_lines(detector))
     return photos.finish(asked)
 
 
-def _detector_of(about: dict[str, Any], asked: str | None) -> str:
-    """Return the name of a model's detector; raise InputError if another one is asked for, or there is none."""
-    detector = about["settings"]["detector"]
-    name = None if detector is None else str(detector["name"])
-    if name is None or asked not in (None, "auto", name):
+def _detector_of(about: dict[str, Any], asked: str | None) -> dict[str, Any]:
+    """Return the settings of a model's detector; raise InputError if another one is asked for, or there is none."""
+    detector: dict[str, Any] | None = about["settings"]["detector"]
+    name = detector and str(detector["name"])
+    if detector is None or asked not in (None, "auto", name):
         raise InputError(
             path="detect" if asked is None else "--detector",
             expected=f"the detector of the service in {SERVER}, {name or 'which has none: its photos are crops'}",
             found=asked,
             remedy=f"leave it out, or {INSTEAD}" if name else INSTEAD,
         )
-    return name
+    return detector
 
 
 def _embed(asked: argparse.Namespace) -> int:
@@ -263,11 +271,19 @@ def _embed(asked: argparse.Namespace) -> int:
         _save(rows, asked, about)
     photos.failures = dict(sorted(photos.failures.items()))
     answer = {"output": str(asked.output), "model": about["name"], "contract_id": about["contract_id"]}
-    answer |= {"rows": len(rows), "files": photos.count(), "reused": 0, "dropped": 0, **photos.unread()}
+    found_by = about["settings"]["detector"]
+    answer |= {
+        **detector_fields(found_by),
+        "rows": len(rows),
+        "files": photos.count(),
+        "reused": 0,
+        "dropped": 0,
+        **photos.unread(),
+    }
     if asked.json:
         emit_json(answer)
     else:
-        _print(embedded_words(answer))
+        _print(embedded_words(answer), *detector_lines(found_by))
     return photos.finish(asked)
 
 
@@ -382,5 +398,6 @@ def _about(connection: http.client.HTTPConnection, answer: Mapping[str, Any]) ->
     return about
 
 
-def _model_words(about: Mapping[str, Any]) -> str:
-    return model_words(about["name"], about["contract_id"], about["weights"], about["precision"])
+def _model_lines(about: Mapping[str, Any]) -> list[str]:
+    words = model_words(about["name"], about["contract_id"], about["weights"], about["precision"])
+    return [words, *detector_lines(about["settings"]["detector"])]

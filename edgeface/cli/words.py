@@ -57,6 +57,18 @@ def found_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {face['score']:.4f}  {describe_box(face['box'])}"
 
 
+def detector_fields(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return which detector found the faces, and from which size in pixels on; crops have none."""
+    return {name: settings and settings[key] for name, key in (("detector", "name"), ("min_size", "min_size"))}
+
+
+def detector_lines(settings: Mapping[str, Any] | None) -> list[str]:
+    """Say the same in a line."""
+    if settings is None:
+        return []
+    return [f"faces of {settings['min_size']} pixels and more, found by {settings['name']}"]
+
+
 def embedded_words(answer: Mapping[str, Any]) -> str:
     """Say what was embedded into which file; `answer` is the command's JSON."""
     reused = f"; {counted(answer['reused'], 'file')} from an earlier run" if answer["reused"] else ""

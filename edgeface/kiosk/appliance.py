@@ -288,7 +288,9 @@ def _pack_models(
         vectors[contract.contract_id] = _embed_picture(ir, contract)
     for name in edgeface.LIVENESS_MODELS if liveness else ():
         _copy_ir(edgeface.find_model(name), store.ir_path(name))
-    wanted = {name for each in settings.models.values() if each.detector for name in _DETECTORS[each.detector]}
+    detectors = {each.detector for each in settings.models.values()} - {None}
+    chosen = {edgeface.choose_detector() if each == "auto" else each for each in detectors}
+    wanted = {name for each in chosen for name in _DETECTORS[str(each)]}
     if wanted:
         catalog = load_catalog()
         bundle = store.root / "detectors.tar"

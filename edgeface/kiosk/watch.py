@@ -18,6 +18,7 @@ from edgeface.errors import InputError, Overloaded
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
+from edgeface.gallery.records import detector_note
 from edgeface.kiosk.camera import Camera, CameraHealth, ZoneDetector
 from edgeface.kiosk.decision import STALE, Decider
 from edgeface.kiosk.outcome import VisitEvent
@@ -280,7 +281,9 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
         raise InputError(expected="a gallery", found="none", remedy="name one with 'gallery', or --gallery")
     with contextlib.ExitStack() as opened:
         key = find_key(settings.key, beside=settings.gallery)
-        open_gallery(settings.gallery, key=key).close()  # without it no model is loaded
+        with open_gallery(settings.gallery, key=key) as store:  # without it no model is loaded
+            made_with = store.detectors()
+        detector = edgeface.choose_detector(made_with) if model.detector == "auto" else model.detector
         publisher = None
         if settings.log is not None:
             publisher = opened.enter_context(EventPublisher(settings.log, settings.events, cameras=settings.cameras))
@@ -294,13 +297,15 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
             edgeface.load(
                 find_version(model.model)[0],
                 device=model.device,
-                detector=model.detector,
+                detector=detector,
                 min_size=max(model.min_size, min(each.min_face for each in settings.cameras.values())),
                 liveness=checker or False,
                 cache_dir=settings.cache,
                 allow_seeded=model.allow_seeded,
             )
         )
+        if detector and (note := detector_note(made_with, detector)):
+            _log.warning("%s: %s", settings.gallery, note)
         contract_id = analyzer.contract.contract_id
         store = opened.enter_context(open_gallery(settings.gallery, key=key, contract_id=contract_id))
         if publisher is not None:

@@ -166,12 +166,10 @@ def plugin_versions(service: Service, gallery: ServedGallery, query: FaceQuery) 
     """Return what ``status=true`` adds to an answer."""
     if not query.status:
         return {}
-    options = service.settings.models[gallery.options.model]
     with service.models.use(gallery.options.model) as model:
-        name = model.contract.name
-    return {
-        "plugins_versions": {"detector": f"edgeface.{options.detector or 'crop'}", "calculator": f"edgeface.{name}"}
-    }
+        finder, name = model.analyzer.detector, model.contract.name
+    found_by = "crop" if finder is None else finder.name
+    return {"plugins_versions": {"detector": f"edgeface.{found_by}", "calculator": f"edgeface.{name}"}}
 
 
 # Photos

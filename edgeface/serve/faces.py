@@ -124,7 +124,7 @@ def embed(service: Service, options: EmbedOptions, photo: bytes) -> EmbedAnswer:
 
 def _describe(service: Service, model: ServedModel, caller: Caller) -> dict[str, Any]:
     contract, execution = model.contract, model.analyzer.embedder.execution
-    options = service.settings.models.get(model.name)
+    detector = model.analyzer.detector
     only = caller.key.gallery
     return _by(model) | {
         "name": contract.name,
@@ -134,7 +134,7 @@ def _describe(service: Service, model: ServedModel, caller: Caller) -> dict[str,
         "weights": contract.precision,
         "hint": model.analyzer.hint,
         "dimensions": contract.embedding_dim,
-        "detector": options.detector if options else None,
+        "detector": detector and detector.name,
         "galleries": [
             name
             for name, each in service.galleries.items()

@@ -6,11 +6,11 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeface.errors import ContractError, GalleryError, GalleryKeyError, GalleryReplacedError
+from edgeface.errors import ContractError, GalleryError, GalleryKeyError, GalleryReplacedError, GalleryServerError
 from edgeface.files import write_private
 from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.keys import KEY_VARIABLE, read_key
@@ -153,6 +153,37 @@ class ServedGallery:
             self._opened = None
 
 
+def recorded_detectors(galleries: Mapping[str, Gallery], model: str, state: Path) -> set[str]:
+    """Return the detectors that a model's galleries were made with, as far as they are there and say so."""
+    found = set[str]()
+    for name, options in galleries.items():
+        if options.model != model:
+            continue
+        place, key = _place_of(name, options, state)
+        if options.place is None and not Path(place).exists():
+            continue
+        try:
+            with open_gallery(place, key=key, patience=0.0) as store:
+                found.update(store.detectors())
+        except GalleryServerError:
+            if options.snapshot is None:
+                raise
+            _log.warning("gallery %s: its server is away, and does not say by which detector faces were found", name)
+    return found
+
+
+def _place_of(name: str, options: Gallery, state: Path) -> tuple[str | Path, str | None]:
+    """Return where a gallery is, and where its key is."""
+    place: str | Path = options.place or state / "galleries" / f"{name}.gallery"
+    key = None if options.unencrypted else options.key
+    if not options.unencrypted and key is None:
+        if options.place is None:
+            key = f"file:{_key_file(state / 'keys' / f'{name}.key')}"
+        elif KEY_VARIABLE in os.environ:
+            key = f"env:{KEY_VARIABLE}"
+    return place, key
+
+
 def serve_gallery(
     name: str, options: Gallery, state: Path, contract: Callable[[], ModelContract], *, allow_seeded: bool
 ) -> ServedGallery:
@@ -160,18 +191,11 @@ def serve_gallery(
 
     `contract` returns that of the model that embeds its faces now. Raises what `open_gallery` and `create_gallery` do.
     """
-    made = state / "galleries" / f"{name}.gallery"
-    place: str | Path = options.place or made
-    key = None if options.unencrypted else options.key
-    if not options.unencrypted and key is None:
-        if options.place is None:
-            key = f"file:{_key_file(state / 'keys' / f'{name}.key')}"
-        elif KEY_VARIABLE in os.environ:
-            key = f"env:{KEY_VARIABLE}"
-    if options.place is None and not made.exists():
-        made.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place, key = _place_of(name, options, state)
+    if options.place is None and not Path(place).exists():
+        Path(place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_gallery(
-            made, contract=contract(), key=key, keep_images=options.keep_images, allow_seeded=allow_seeded
+            place, contract=contract(), key=key, keep_images=options.keep_images, allow_seeded=allow_seeded
         ).close()
 
     def opener() -> GalleryStore:

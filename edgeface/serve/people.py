@@ -74,11 +74,11 @@ async def galleries(caller: Recognises, service: Served) -> GalleriesAnswer:
 @router.get("/{gallery}", tags=["galleries"])
 async def gallery(gallery: str, caller: Recognises, service: Served, compute: Compute) -> GalleryAnswer:
     """Describe a gallery."""
-    answer: GalleryAnswer = await compute(functools.partial(_describe, service.gallery(gallery, caller)))
+    answer: GalleryAnswer = await compute(functools.partial(_describe, service, service.gallery(gallery, caller)))
     return answer
 
 
-def _describe(served: ServedGallery) -> GalleryAnswer:
+def _describe(service: Service, served: ServedGallery) -> GalleryAnswer:
     store = served.searched
     try:
         fits = bool(served.index)
@@ -97,6 +97,7 @@ def _describe(served: ServedGallery) -> GalleryAnswer:
             encrypted=store.info.encrypted,
             keeps_images=store.info.keeps_images,
             detectors=list(store.detectors()),
+            detector_note=service.detector_note(served),
         )
 
 

@@ -116,6 +116,8 @@ class GalleryAnswer(Answer):
     """Whether the part of each photo with the face is kept."""
     detectors: list[str]
     """That found the faces of its templates, as far as they are known."""
+    detector_note: str | None
+    """What it means that another detector finds the faces now; null: none does."""
 
 
 class GalleriesAnswer(Answer):

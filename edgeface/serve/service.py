@@ -20,7 +20,7 @@ import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError, Overloaded
 from edgeface.files import output_errors
-from edgeface.gallery.records import Erasure, Proof
+from edgeface.gallery.records import Erasure, Proof, detector_note
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
 from edgeface.recognize.identify import Identification, Verdict
@@ -31,7 +31,7 @@ from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import default_plan
 from edgeface.serve.audit import AuditLog
 from edgeface.serve.galleries import ServedGallery as ServedGallery
-from edgeface.serve.galleries import serve_gallery
+from edgeface.serve.galleries import recorded_detectors, serve_gallery
 from edgeface.serve.job_store import JobStore
 from edgeface.serve.keys import Key, KeyRefused, KeyStore, Role
 from edgeface.serve.offline_queue import QueuedItem
@@ -326,8 +326,8 @@ class Service:
                 self.audit = stack.enter_context(contextlib.closing(AuditLog(settings.state / "audit.sqlite")))
             self.models = Models(settings.cache or usual_folder(), load)
             stack.callback(self.models.close)
-            for name, model in settings.models.items():
-                self.models.load(name, model)
+            for name in settings.models:
+                self.models.load(name, _with_detector(settings, name))
             self.galleries: dict[str, ServedGallery] = {}
             stack.callback(self._close_galleries)
             for name, gallery in settings.galleries.items():
@@ -443,9 +443,17 @@ class Service:
         if not self._loading.acquire(blocking=False):
             raise Overloaded("a model is being loaded; try again when that is done")
         try:
+            if options.detector == "auto":
+                options = self._as_loaded(name)
             return self.models.load(name, options, number=number, accept=functools.partial(self._fits, name))
         finally:
             self._loading.release()
+
+    def _as_loaded(self, name: str) -> Model:
+        """Return the settings of the version that answers, whose detector is chosen; else of one that would."""
+        with contextlib.suppress(NotFound), self.models.use(name) as answering:
+            return answering.options
+        return _with_detector(self.settings, name)
 
     def _fits(self, name: str, contract: ModelContract) -> None:
         for gallery in self.galleries.values():
@@ -473,7 +481,7 @@ class Service:
                 settings = settings.model_copy(update={"galleries": {**settings.galleries, name: served.options}})
         for name, model in settings.models.items():
             if self.settings.models.get(name) != model:
-                self.models.load(name, model)
+                self.models.load(name, _with_detector(settings, name))
         opened: dict[str, ServedGallery] = {}
         try:
             for name, gallery in settings.galleries.items():
@@ -518,7 +526,15 @@ class Service:
         served = serve_gallery(name, options, self.settings.state, contract, allow_seeded=seeded)
         if served.keeper is not None:
             served.keeper.start(lambda item, store: self.deliver(served, item, store))
+        if note := self.detector_note(served):
+            _log.warning("gallery %s: %s", name, note)
         return served
+
+    def detector_note(self, gallery: ServedGallery) -> str | None:
+        """Say that the templates of a gallery were made with another detector than the one of its model, if so."""
+        with self.models.use(gallery.options.model) as model:
+            detector = model.analyzer.detector
+            return None if detector is None else detector_note(gallery.searched.detectors(), detector.name)
 
     def _close_galleries(self) -> None:
         for served in (*self.galleries.values(), *self._leaving):
@@ -597,6 +613,15 @@ def _alone_in(state: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _with_detector(settings: Settings, name: str) -> Model:
+    """Return a model's settings with the detector that ``auto`` is."""
+    model = settings.models[name]
+    if model.detector != "auto":
+        return model
+    made_with = recorded_detectors(settings.galleries, name, settings.state)
+    return model.model_copy(update={"detector": edgeface.choose_detector(made_with)})
 
 
 def _image_limits(settings: Settings) -> ImageLimits:

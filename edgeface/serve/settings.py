@@ -69,8 +69,9 @@ class Model(Section):
     loaded; null: the default model of this machine."""
     device: str = "CPU"
     """OpenVINO device."""
-    detector: Literal["mtcnn", "yunet", "retail-0004"] | None = "mtcnn"
-    """What finds the faces; null: every photo is one aligned crop."""
+    detector: Literal["auto", "mtcnn", "yunet", "retail-0004"] | None = "auto"
+    """What finds the faces; auto: what the galleries were made with, else YuNet if it is downloaded, else MTCNN; null:
+    every photo is one aligned crop."""
     min_size: Positive = 20
     """Smallest face that is looked for, in pixels."""
     hint: Literal["latency", "throughput"] = "throughput"

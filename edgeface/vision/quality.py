@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -150,6 +151,11 @@ class QualityGate:
         for field in fields(self):
             if not getattr(self, field.name) >= 0:
                 raise InputError(f"quality gate: {field.name}: expected 0 or more, found {getattr(self, field.name)}")
+
+    @property
+    def smallest_face(self) -> int:
+        """Side in pixels of the smallest box that can pass: to look for smaller faces finds none that is used."""
+        return max(1, math.ceil(self.min_box_side))
 
     def check(self, quality: Quality) -> QualityVerdict:
         """Check a face against the limits."""

@@ -27,6 +27,7 @@ from edgeface.errors import (
     ImageError,
     InputError,
     MissingError,
+    ModelFormatError,
     ModelNotFoundError,
 )
 from edgeface.gallery.enrolment import EnrolRules
@@ -38,6 +39,7 @@ from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
 from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
+from edgeface.zoo import store as zoo_store
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -455,6 +457,24 @@ def test_a_detector_that_is_not_downloaded_says_how(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "store"))
     with pytest.raises(ModelNotFoundError, match="zoo download"):
         edgeface.load_detector("yunet")
+
+
+def test_auto_is_what_a_gallery_was_made_with_else_yunet_where_it_is_downloaded_else_mtcnn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    recorded = ([], ["mtcnn"], ["yunet"], ["mtcnn", "yunet"], ["retail-0004"], ["squares"])
+    assert [edgeface.choose_detector(each) for each in recorded] == ["mtcnn"] * 6
+    yunet = tmp_path / "models" / "yunet" / "yunet_n_dynamic.onnx"
+    yunet.parent.mkdir(parents=True)
+    yunet.touch()
+    assert edgeface.choose_detector() == "mtcnn"  # the download is not complete
+    (yunet.parent / zoo_store._MARKER).touch()
+    assert [edgeface.choose_detector(each) for each in recorded] == ["yunet", "mtcnn", *["yunet"] * 4]
+    with pytest.raises(MissingError, match=r"det1\.npz"):  # a model without a detector's name is MTCNN's
+        edgeface.load_detector(model=tmp_path)
+    with pytest.raises(ModelFormatError, match="yunet_n_dynamic"):
+        edgeface.load_detector()
 
 
 def test_liveness_needs_whole_photos_and_a_liveness_model(ir: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ FRONT_DOOR = [
     "Verdict",
     "Verification",
     "__version__",
+    "choose_detector",
     "find_model",
     "load",
     "load_detector",

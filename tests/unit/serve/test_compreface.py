@@ -153,7 +153,7 @@ def test_a_face_is_answered_as_compreface_answers_it(client: TestClient, service
     (subject,) = face["subjects"]
     unit = (np.array(each) / np.linalg.norm(each) for each in (BLUE, NEARLY_BLUE))
     assert subject["cosine"] == pytest.approx(float(np.dot(*unit)), abs=1e-3)
-    assert answer.json()["plugins_versions"] == {"detector": "edgeface.mtcnn", "calculator": "edgeface.tiny"}
+    assert answer.json()["plugins_versions"] == {"detector": "edgeface.squares", "calculator": "edgeface.tiny"}
     plain = recognize(client, jpeg(NEARLY_BLUE)).json()
     assert plain.keys() == {"result"}
     assert not plain["result"][0].keys() & {"embedding", "landmarks", "execution_time"}

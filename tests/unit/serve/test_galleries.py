@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from tiny_ir import BLUE, GREEN, write_tiny_ir
+from tiny_ir import BLUE, GREEN, draw, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
 
+import edgeface
 from edgeface.errors import ContractError, GalleryError, GalleryServerError
 from edgeface.gallery.keys import read_key
 from edgeface.gallery.opening import open_gallery
+from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.restore import restore_gallery
+from edgeface.serve.keys import Role
 from edgeface.serve.problems import problem_of
 from edgeface.serve.service import Service
 from edgeface.serve.settings import Model
@@ -126,3 +129,29 @@ def test_a_contract_that_says_unit_length_is_held_to_it(tmp_path: Path, make_ser
     ir = write_tiny_ir(tmp_path / "long", unit=False, normalized=True)
     with pytest.raises(ContractError, match="of the length that the contract says, found lengths"):
         make_service(models={"default": {"model": str(ir)}})
+
+
+def test_auto_is_the_detector_that_the_galleries_were_made_with_and_another_one_is_told(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(edgeface, "_stored", lambda detector: detector == "yunet")
+
+    def asked(service: Service) -> object:
+        with service.models.use("default") as model:
+            return model.options.detector
+
+    with make_service() as service:
+        assert asked(service) == "yunet"
+        with service.models.use("default") as model:
+            template = NewTemplate(embedding=model.analyzer.embed(draw(BLUE)), detector="mtcnn")
+        service.gallery(None).store.add_person("Ada", templates=[template])
+    with make_service() as service:
+        assert asked(service) == "mtcnn"
+        client = client_of(service, Role.recognise)
+        told = client.get("/api/edgeface/v1/galleries/default").json()
+        assert told["detectors"] == ["mtcnn"]
+        assert "made with mtcnn, and squares finds the faces now" in told["detector_note"]
+        assert told["detector_note"] in caplog.text
+        assert client.get("/api/edgeface/v1/models").json()["models"][0]["detector"] == "squares"  # the loaded one
+        service.load_model("default")
+        assert asked(service) == "mtcnn"
