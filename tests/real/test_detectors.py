@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import edgeface.vision.mtcnn as mtcnn_module
+import edgeface.vision.yunet as yunet_module
 from edgeface.errors import ImageError, InputError
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
 from edgeface.vision.mtcnn import MTCNN
 from edgeface.vision.mtcnn_nets import load_weights
+from edgeface.vision.nms import overlaps
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from detectors import compare_with_reference
@@ -210,6 +212,58 @@ def test_yunet_is_opencv_s_own(data: Path, photos: dict[str, np.ndarray]):
         assert np.allclose(faces.boxes, expected, atol=0.02)
         assert np.allclose(faces.landmarks, rows[:, 4:14].reshape(-1, 5, 2), atol=0.02)
         assert np.allclose(faces.scores, rows[:, 14], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def crowd(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A large photo with faces of 34 to 56 pixels and one of 800; boxes and landmarks, found in photos of their own."""
+    paths, rng = sorted((data / "lfw" / "images").rglob("*.jpg")), np.random.default_rng(3)
+    faces = [read_image(path) for path in paths[:: len(paths) // 24][:25]]
+    photo = cv2.resize(rng.integers(40, 200, (9, 13, 3), np.uint8), (2600, 1800), interpolation=cv2.INTER_CUBIC)
+    boxes, landmarks = [], []
+    for number, (image, found) in enumerate(zip(faces, _yunet(data).detect(faces), strict=True)):
+        face = found[found.largest(image.shape[:2])]
+        size = 800 if number == 0 else float(rng.uniform(34, 56))
+        scale = size / float((face.boxes[0, 2:] - face.boxes[0, :2]).min())
+        part = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:1780, :1700]
+        x, y = (10, 10) if number == 0 else (1740 + 210 * (number % 4), 20 + 290 * (number // 4 % 6))
+        photo[y : y + len(part), x : x + part.shape[1]] = part
+        boxes.append(face.boxes[0] * scale + [x, y, x, y])
+        landmarks.append(face.landmarks[0] * scale + [x, y])
+    return photo, np.float32(boxes), np.float32(landmarks)
+
+
+def test_yunet_finds_small_and_large_faces_of_one_photo_and_locates_the_small_ones_exactly(
+    data: Path, crowd: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
+):
+    photo, boxes, landmarks = crowd
+    errors = {}
+    for seen in (0, yunet_module._SEEN):
+        monkeypatch.setattr(yunet_module, "_SEEN", seen)
+        with load_detector("yunet", model=data / "yunet" / "yunet_n_dynamic.onnx", min_size=30) as detector:
+            (faces,) = detector.detect([photo])
+        shared = overlaps(boxes, faces.boxes)
+        found = shared.max(axis=1) > 0.5
+        assert found[0]
+        assert found.sum() >= len(boxes) - 2
+        assert len(faces) <= len(boxes) + 2  # a part of the large face is none
+        eyes = np.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=1)
+        off = np.linalg.norm(faces.landmarks[shared.argmax(axis=1)] - landmarks, axis=2).mean(axis=1) / eyes
+        errors[seen] = np.median(off[found])
+    assert errors[yunet_module._SEEN] < 0.9 * errors[0]
+
+
+def test_yunet_in_tiles_finds_what_it_finds_in_the_whole_photo(
+    data: Path, crowd: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
+):
+    found = []
+    for tile in (4096, 480):
+        monkeypatch.setattr(yunet_module, "_TILE", tile)
+        with load_detector("yunet", model=data / "yunet" / "yunet_n_dynamic.onnx", min_size=30) as detector:
+            found += detector.detect([crowd[0]])
+    whole, tiled = found
+    assert abs(len(whole) - len(tiled)) <= 1
+    assert (overlaps(whole.boxes, tiled.boxes).max(axis=1) > 0.8).sum() >= len(whole) - 1
 
 
 def test_yunet_of_a_fixed_size_works_too(data: Path, photos: dict[str, np.ndarray]):
