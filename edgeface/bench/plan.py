@@ -39,6 +39,7 @@ from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.kiosk import LOOKS
 from edgeface.bench.schema import KioskResult, Stage
 from edgeface.errors import InputError
+from edgeface.gallery.index.exact import MANY
 from edgeface.model.contract import current_id
 from edgeface.pipeline.motion import GLANCE, LINGER
 from edgeface.pipeline.pipeline import DETECT_EVERY
@@ -171,7 +172,8 @@ class SitePlan:
 class SiteBasis:
     """What `plan_site` computes from: measurements of one machine with one model.
 
-    `searches` are the CPU milliseconds of one search by the number of templates, rising; `bytes_each` is the memory of
+    `searches` are, by the index's storage, numbers of templates, rising, and the CPU milliseconds of one search;
+    `bytes_each` is the memory of
     one template in the index.
     """
 
@@ -182,8 +184,7 @@ class SiteBasis:
     cores: int
     machine: str
     memory_bytes: int | None
-    searches: tuple[tuple[int, float], ...]
-    storage: str
+    searches: dict[str, list[tuple[int, float]]]
     bytes_each: float
     unknown: tuple[str, ...]
     doubts: tuple[str, ...]
@@ -212,13 +213,17 @@ class SiteBasis:
         _require_complete(name, run, kiosk)
         for other_name, each in searches:
             _require_same(name, run, other_name, each)
-        storages = sorted({each.search.storage for _, each in searches if each.search})
-        if len(storages) > 1:
-            raise InputError(expected="searches of one index", found=" and ".join(storages), remedy="plan with each")
+        points: dict[str, list[tuple[int, float]]] = {}
+        sizes = [0.0]
+        for _, each in searches:
+            assert each.search is not None
+            points.setdefault(each.search.storage, []).append((each.search.templates, each.cpu_ms or 0.0))
+            sizes.append(each.search.index_bytes / each.search.templates)
+        if "graph" in points and len(points) > 1:
+            found = " and ".join(sorted(points))
+            raise InputError(expected="searches of one kind of index", found=found, remedy="plan with each")
         environment = run.environment
         assert environment is not None
-        points = {each.search.templates: each.cpu_ms or 0.0 for _, each in searches if each.search}
-        sizes = [each.search.index_bytes / each.search.templates for _, each in searches if each.search]
         return cls(
             name=name,
             kiosk=kiosk,
@@ -227,28 +232,38 @@ class SiteBasis:
             cores=_cores(environment),
             machine=_machine(environment),
             memory_bytes=known(environment.machine.memory_bytes),
-            searches=tuple(sorted(points.items())),
-            storage=storages[0] if storages else "",
-            bytes_each=max(sizes, default=0.0),
+            searches={storage: sorted(each) for storage, each in points.items()},
+            bytes_each=max(sizes),
             unknown=_unmeasured(run, kiosk, searches=bool(searches)),
             doubts=tuple(f"{where}: {doubt}" for where, each in named for doubt in doubts(each)),
         )
 
     def search_ms(self, templates: int) -> tuple[float, str]:
         """Return the CPU milliseconds of a search of so many templates, and how that is known."""
-        if not self.searches:
+        storage, points = self._index(templates)
+        if not points:
             return 0.0, "not measured"
-        sizes, times = zip(*self.searches, strict=True)
+        sizes, times = zip(*points, strict=True)
         if templates in sizes:
-            return times[sizes.index(templates)], f"measured, {self.storage}"
+            return times[sizes.index(templates)], f"measured, {storage}"
         if sizes[0] < templates < sizes[-1]:
             above = next(row for row, size in enumerate(sizes) if size > templates)
             share = (templates - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
-            return times[above - 1] + share * (times[above] - times[above - 1]), f"between two measured, {self.storage}"
+            return times[above - 1] + share * (times[above] - times[above - 1]), f"between two measured, {storage}"
         nearest = 0 if templates < sizes[0] else -1
-        if nearest == 0 and self.storage == "graph":  # whose time hardly depends on the number
-            return times[0], f"as of {sizes[0]:,}, {self.storage}"
-        return times[nearest] * templates / sizes[nearest], f"in proportion to {sizes[nearest]:,}, {self.storage}"
+        if nearest == 0 and storage == "graph":  # whose time hardly depends on the number
+            return times[0], f"as of {sizes[0]:,}, {storage}"
+        return times[nearest] * templates / sizes[nearest], f"in proportion to {sizes[nearest]:,}, {storage}"
+
+    def largest(self, templates: int) -> int:
+        """Return the largest number that was searched of the index that so many templates have; 0: none was."""
+        return max((size for size, _ in self._index(templates)[1]), default=0)
+
+    def _index(self, templates: int) -> tuple[str, list[tuple[int, float]]]:
+        """Return what was measured of the index that so many templates have; of two, as `exact_index` chooses."""
+        chosen = "int8" if templates > MANY else "float32"
+        storage = chosen if chosen in self.searches else next(iter(self.searches), "")
+        return storage, self.searches.get(storage, [])
 
 
 def _require_complete(name: str, run: BenchmarkResult, kiosk: KioskResult) -> None:
@@ -339,8 +354,8 @@ def plan_site(basis: SiteBasis, demand: SiteDemand) -> SitePlan:
     doubtful = list(basis.doubts)
     if (room := basis.memory_bytes) is not None and sum(memory.values()) > room:
         doubtful.append(f"memory: {sum(memory.values()) / 1e9:.1f} GB are needed, the machine has {room / 1e9:.1f} GB")
-    if basis.searches and templates > _FAR * basis.searches[-1][0]:
-        doubtful.append(f"the search of {templates:,} templates is extrapolated from {basis.searches[-1][0]:,}")
+    if (largest := basis.largest(templates)) and templates > _FAR * largest:
+        doubtful.append(f"the search of {templates:,} templates is extrapolated from {largest:,}")
     return SitePlan(
         demand=demand,
         machine=basis.machine,

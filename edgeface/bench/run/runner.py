@@ -151,8 +151,9 @@ def benchmark(
     with load(model, settings, core=core, plan=plan, shapes=shapes, image_format=image_format) as loaded:
         begin("warm up")
         alone = settings.scenario in ("single-stream", "kiosk")
-        longest = 0.0 if settings.scenario == "search" else settings.warm_up_s or 0.0  # which warms up its own
-        warmth = warm_up(loaded.target, alone=alone, longest_s=longest)
+        warmth = (0.0, True)
+        if settings.scenario != "search":  # which warms up by itself
+            warmth = warm_up(loaded.target, alone=alone, longest_s=settings.warm_up_s or 0.0)
         with watch() as watched:
             begin("measure")
             recording, parts = _measure(loaded, settings, options, progress)

@@ -38,7 +38,8 @@ _PART_ROWS = 2048
 _BLOCK_ROWS = 256
 """Rows coded at a time: what is made on the way stays in the cache."""
 _INT8_MAX = 127.0
-_MANY = 100_000
+MANY = 100_000
+"""Templates up to which `exact_index` stays with float32."""
 
 
 def kernel_for(storage: Storage) -> Kernel:
@@ -272,5 +273,5 @@ def exact_index(block: TemplateBlock) -> ExactIndex:
 
     Below, a search in float32 takes less than 25 ms, and an index in int8 longer to be ready. The answers are the same.
     """
-    many = len(block) > _MANY and importlib.util.find_spec("numkong") is not None
+    many = len(block) > MANY and importlib.util.find_spec("numkong") is not None
     return ExactIndex(block, storage="int8" if many else "float32")

@@ -116,7 +116,7 @@ def test_more_work_never_needs_fewer_machines(cameras: int, decisions: float, pe
 
 SITE = SiteBasis(
     name="door", kiosk=kiosk_result(None).kiosk, frame_ms=12.0, processed=1000, cores=4, machine="four",  # type: ignore[arg-type]
-    memory_bytes=None, searches=((30_000, 3.0),), storage="int8", bytes_each=2600.0, unknown=(), doubts=(),
+    memory_bytes=None, searches={"int8": [(30_000, 3.0)]}, bytes_each=2600.0, unknown=(), doubts=(),
 )  # fmt: skip
 
 
@@ -146,8 +146,19 @@ def test_a_search_is_interpolated_between_sizes_and_in_proportion_beyond_them(ba
 
 
 def test_a_graph_takes_no_less_time_for_fewer_templates(basis: SiteBasis) -> None:
-    graph = dataclasses.replace(basis, storage="graph")
+    graph = dataclasses.replace(basis, searches={"graph": basis.searches["int8"]})
     assert graph.search_ms(300) == (3.0, "as of 30,000, graph")
+
+
+def test_of_two_exact_indexes_that_counts_which_a_gallery_of_this_size_has(
+    tmp_path: Path, environment: dict[str, Any]
+) -> None:
+    small = search_result(environment, 60_000, 6.0, search={"storage": "float32"})
+    large = search_result(environment, 150_000, 5.0)
+    both = SiteBasis.read(written(tmp_path, kiosk_result(environment), large, small))
+    assert both.search_ms(100_000) == (pytest.approx(10.0), "in proportion to 60,000, float32")
+    assert both.search_ms(100_001)[1] == "in proportion to 150,000, int8"
+    assert (both.largest(1000), both.largest(200_000)) == (60_000, 150_000)
 
 
 def test_results_of_two_machines_two_models_or_two_indexes_are_not_mixed(
@@ -160,9 +171,9 @@ def test_results_of_two_machines_two_models_or_two_indexes_are_not_mixed(
         "one machine": [search_result(other, 1000, 1.0)],
         r"one machine.*1 CPUs": [search_result(fewer, 1000, 1.0)],
         "one model": [search_result(environment, 1000, 1.0, model={"contract_id": "f" * 16})],
-        "one index": [
+        "one kind of index": [
             search_result(environment, 1000, 1.0),
-            search_result(environment, 9000, 9.0, search={"storage": "float32"}),
+            search_result(environment, 9000, 9.0, search={"storage": "graph"}),
         ],
         "found 2 of kiosk": [door],
         "single-stream": [made_result(np.full(100, 5.0))],

@@ -47,7 +47,7 @@ def test_a_gallery_has_as_many_templates_as_asked_for(templates: int) -> None:
 
 def test_a_large_gallery_is_searched_in_int8_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numkong")
-    monkeypatch.setattr("edgeface.gallery.index.exact._MANY", 300)
+    monkeypatch.setattr("edgeface.gallery.index.exact.MANY", 300)
     small, large = (make_gallery(count, dim=16, contract_id=ID, probes=1).block for count in (300, 301))
     assert [exact_index(each).storage for each in (small, large)] == ["float32", "int8"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -70,6 +70,8 @@ def test_a_search_is_measured_like_any_other_scenario(ir: Path, storage: Any) ->
     assert result.search.found < 0.5  # an embedding of three values tells few people apart
     assert result.cpu_ms > 0  # type: ignore[operator]
     assert (result.peak, result.layers, result.gflops) == (None, (), None)
+    assert result.validity is not None
+    assert result.validity.warmed_up
     assert BenchmarkResult.from_dict(result.to_dict()) == result
 
 
