@@ -97,7 +97,7 @@ def create(
 ) -> None:
     """Create an empty gallery for the embeddings of one model."""
     from edgeface.gallery.opening import create_gallery
-    from edgeface.runtime.remote import contract_at
+    from edgeface.runtime.replica import contract_at
 
     with create_gallery(
         gallery,

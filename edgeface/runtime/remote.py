@@ -1,16 +1,12 @@
 """Embed crops by a model on a server: OpenVINO Model Server, `edgeface serve`, or another of KServe V2.
 
 The images are adapted here as they are for a local model; what travels is the input that the model's contract
-describes, in float32. The contract is read from the server before the first crop, and no embedding is taken of a
-version whose contract was not looked at.
+describes, in float32. `edgeface.runtime.replica` looks at the contract, `edgeface.runtime.wire` speaks the protocol.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import os
-import re
 import threading
 import time
 import weakref
@@ -18,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,20 +21,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgeface.errors import (
-    ContractError,
-    DeadlineExceeded,
-    DeviceError,
-    EdgeFaceError,
-    EngineClosed,
-    InferenceError,
-    InputError,
-    ModelNotFoundError,
-    Overloaded,
-)
-from edgeface.model.contract import ModelContract, current_id
-from edgeface.model.embedding import what_is_wrong
-from edgeface.model.ir_file import read_contract
+from edgeface.errors import DeadlineExceeded, EdgeFaceError, EngineClosed, InferenceError, Overloaded
+from edgeface.model.contract import ModelContract
 from edgeface.model.opset import ops
 from edgeface.runtime.adapter import ImageFormat, adapt
 from edgeface.runtime.address import RemoteAddress
@@ -47,193 +30,17 @@ from edgeface.runtime.counters import Counters, Outcome, Tally
 from edgeface.runtime.engine import Engine, compile_engine
 from edgeface.runtime.lifetime import look_after
 from edgeface.runtime.plan import DevicePlan, ExecutionReport
+from edgeface.runtime.replica import Replica, connect
 from edgeface.runtime.schedule import Job
 from edgeface.runtime.serving import RECHECK, Policy, Serving, in_done_callback, may_not_wait, refuse_waiting
-from edgeface.runtime.wire import Grpc, Http, Question, Unanswered, Wire, tls_context
+from edgeface.runtime.wire import Unanswered
 
-KEY_VARIABLE = "EDGEFACE_SERVER_KEY"
-"""Environment variable with the key for `edgeface serve`."""
 SECONDS = 30.0
 """For a request without a deadline."""
-_LOAD_SECONDS = 10.0
-"""For the metadata of one replica."""
-_LOOK_SECONDS = 1.0
-"""For which the contract of a version is known, where answers do not say theirs: a server that starts again with
-another model counts its versions from 1 again."""
-_REST_SECONDS = 5.0
-"""For which a replica that did not answer is asked after the others."""
 _PARALLEL = 4
 """For one replica: threads that send what was submitted, and callers of `infer` who ask by themselves."""
 _LINGER = 1.0
 """Seconds after which a thread without work ends."""
-_UNIT_ERROR = 0.02
-"""Largest distance of an embedding's length from 1 where the contract says 1; in bfloat16 it is 0.004."""
-_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelContract))
-
-
-def contract_at(model: str | Path) -> ModelContract:
-    """Return the contract of an IR, or of the model at an address of `RemoteAddress`; raises as `Embedder.load`."""
-    if not RemoteAddress.names(model):
-        return read_contract(Path(model))[1]
-    replicas, contract = _connect(RemoteAddress.parse(model))
-    for replica in replicas:
-        replica.close()
-    return contract
-
-
-class _Replica:
-    """One server: what its model's ports are called, and which versions have the contract."""
-
-    def __init__(self, address: RemoteAddress, host: str, port: int) -> None:
-        local = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
-        key = os.environ.get(KEY_VARIABLE) if local or address.tls else None  # never plain to another machine
-        if key and not (key.isascii() and key.isprintable()):
-            raise InputError(path=KEY_VARIABLE, expected="a key of printable characters", found="others")
-        headers, tls = {"x-api-key": key} if key else {}, tls_context() if address.tls else None
-        self._model, self._http = address.model, Http(host, port, headers=headers, tls=tls)
-        grpc_port = address.grpc_port
-        self._wire: Wire = (
-            self._http if grpc_port is None else Grpc(host, grpc_port, headers=headers, secure=address.tls)
-        )
-        self.name = self._wire.name
-        self.rests_until = 0.0
-        self._looked: dict[str, tuple[float, int]] = {}  # by version: when, and after how many lost connections
-        self._question: Question | None = None
-        self._channels_last = False
-
-    def learn(self, end: float, expected: ModelContract | None, version: str | None = None) -> ModelContract:
-        """Read the contract of a version, by default that which answers.
-
-        Raises ContractError unless it is the expected one, if there is one, and the model's ports fit it.
-        """
-        looked = time.monotonic(), self._http.lost
-        metadata = self._http.describe(self._model, version, end)
-        if self._question is None:
-            self._wire.greet(end)
-        try:
-            contract = _contract_in(metadata)
-            inputs, outputs = metadata["inputs"], metadata["outputs"]
-            (given,) = inputs
-            taken = next((each for each in outputs if each["name"] == contract.output_name), outputs[0])
-            shape, (_, length) = list(given["shape"][1:]), taken["shape"]
-            height, width = contract.input_size
-            if shape not in ([3, height, width], [height, width, 3]) or length != contract.embedding_dim:
-                raise ValueError(f"an input of {given['shape']} and an output of {taken['shape']}")
-            if given["datatype"] != "FP32" or taken["datatype"] != "FP32":
-                raise ValueError(f"{given['datatype']} and {taken['datatype']}")
-            question = Question(self._model, str(given["name"]), str(taken["name"]), contract.embedding_dim)
-            versions = [str(each) for each in metadata.get("versions") or []]
-        except EdgeFaceError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ContractError(
-                path=f"{self._http.name}/{self._model}",
-                expected="metadata of one input and one output in FP32 that fit the contract",
-                found=f"others: {error!s:.200}",
-            ) from error
-        if expected is not None:
-            self._refuse_other(expected, contract.contract_id)
-        self._question, self._channels_last = question, shape[2] == 3 and shape[0] != 3
-        self._looked[version or max(versions, key=lambda each: (len(each), each), default="")] = looked
-        return contract
-
-    def embed(self, pixels: NDArray[np.float32], contract: ModelContract, end: float) -> NDArray[np.float32]:
-        """Embed one crop in the contract's layout; raises as `Wire.infer`, and ContractError."""
-        if self._question is None:  # it was away when the model was loaded
-            self.learn(end, contract)
-            assert self._question is not None
-        if (contract.layout == "NHWC") != self._channels_last:
-            pixels = pixels.transpose((1, 2, 0) if self._channels_last else (2, 0, 1))
-        try:
-            answer = self._wire.infer(self._question, pixels[np.newaxis], end)
-        except (Unanswered, InferenceError):  # whatever answers next is looked at first
-            self._question = None
-            self._looked.clear()
-            raise
-        if answer.contract_id is not None:
-            self._refuse_other(contract, answer.contract_id)
-        elif not self._knows(answer.version):
-            self.learn(end, contract, answer.version or None)
-        vector = answer.vector
-        if wrong := what_is_wrong(vector):
-            raise InferenceError(f"{self.name}: {wrong}")
-        if contract.normalized and abs(float(np.linalg.norm(vector)) - 1) > _UNIT_ERROR:
-            raise InferenceError(
-                path=self.name, expected="an embedding of length 1", found=f"{np.linalg.norm(vector):.4g}"
-            )
-        return vector
-
-    def _knows(self, version: str) -> bool:
-        when, lost = self._looked.get(version, (-1.0, -1))
-        return when > time.monotonic() - _LOOK_SECONDS and lost == self._http.lost
-
-    def _refuse_other(self, contract: ModelContract, found: object) -> None:
-        if not isinstance(found, str) or current_id(found) != current_id(contract.contract_id):
-            raise ContractError(
-                path=f"{self.name}/{self._model}",
-                expected=f"contract_id {contract.contract_id}",
-                found=f"{found!s:.40}: its embeddings cannot be compared",
-                remedy="serve the model under one name and load it by that; or give all replicas the same version",
-            )
-
-    def close(self) -> None:
-        self._http.close()
-        self._wire.close()
-
-
-def _contract_in(metadata: Any) -> ModelContract:
-    """Return the contract in a model's metadata, where both servers show it; ContractError if there is none."""
-    remedy = "export the IR with 'edgeface export ovms', or serve it with 'edgeface serve'"
-    try:
-        told = metadata["rt_info"]["model_info"]
-        stored = {"weights_sha256": ""} | {name: told[name] for name in _FIELDS & told.keys()}
-        contract_id = str(told["contract_id"])
-    except (LookupError, TypeError, AttributeError):
-        raise ContractError(
-            expected="a model with a contract in its metadata, rt_info.model_info", found="none", remedy=remedy
-        ) from None
-    contract = ModelContract.from_text(stored)
-    if contract.contract_id != contract_id:
-        found = f"the fields of {contract.contract_id}"
-        raise ContractError(expected=f"the contract {contract_id!r:.40} that it names", found=found, remedy=remedy)
-    return contract
-
-
-def _connect(address: RemoteAddress) -> tuple[list[_Replica], ModelContract]:
-    """Return all replicas, and the contract of those that answer; see `Embedder.load` for the errors."""
-    replicas = [_Replica(address, *place) for place in address.replicas]
-    contract: ModelContract | None = None
-    failures: list[Unanswered] = []
-    try:
-        for replica in replicas:
-            try:
-                contract = replica.learn(time.monotonic() + _LOAD_SECONDS, contract)
-            except Unanswered as error:
-                replica.rests_until = time.monotonic() + _REST_SECONDS
-                failures.append(error)
-        if contract is None:
-            raise _nothing_there(address, failures)
-        if address.contract_id and current_id(address.contract_id) != current_id(contract.contract_id):
-            raise ContractError(
-                path=str(address), expected=f"contract_id {address.contract_id}", found=contract.contract_id
-            )
-    except EdgeFaceError as error:
-        for replica in replicas:
-            replica.close()
-        if isinstance(error, InferenceError):  # what answers there is no such server
-            raise DeviceError(f"{address}: {error}") from error
-        if error.path is None:
-            raise error.with_path(str(address)) from error
-        raise
-    return replicas, contract
-
-
-def _nothing_there(address: RemoteAddress, failures: Sequence[Unanswered]) -> EdgeFaceError:
-    found = "; ".join(map(str, failures))
-    if all(each.kind == "absent" for each in failures):
-        return ModelNotFoundError(path=str(address), expected=f"a model {address.model!r} there", found=found)
-    remedy = "start the server, or correct the address; it is that of HTTP, and gRPC's port goes behind ?grpc="
-    return DeviceError(path=str(address), expected="a server of KServe V2", found=found, remedy=remedy)
 
 
 class RemoteServing(Serving):
@@ -261,7 +68,7 @@ class RemoteServing(Serving):
         policy: Policy = "block",
     ) -> None:
         self.name = str(address)
-        self._replicas, self.contract = _connect(address)
+        self._replicas, self.contract = connect(address)
         try:
             self._prepare = _adapter(self.contract, image_format)
         except BaseException:
@@ -317,8 +124,8 @@ class RemoteServing(Serving):
             self._queue.append(job)
             self._work.notify()
             if self._idle < len(self._queue) and self._alive < self._threads:
-                self._alive += 1
                 threading.Thread(target=self._serve, name=f"edgeface: {self.name}", daemon=True).start()
+                self._alive += 1  # not if the machine has no thread left
             if self._asleep:
                 self._asleep = False
                 self._bell.put(self)
@@ -419,7 +226,7 @@ class RemoteServing(Serving):
                 except Unanswered as error:
                     failures.append(error)
                     if error.kind != "busy":
-                        replica.rests_until = time.monotonic() + _REST_SECONDS
+                        replica.rest()
             kinds, said = {each.kind for each in failures}, "; ".join(map(str, failures))
             left = end - time.monotonic()
             if "busy" not in kinds:
@@ -429,7 +236,7 @@ class RemoteServing(Serving):
                 raise Overloaded(f"{said}; still so at the request's deadline")
             time.sleep(max(0.01, pause))
 
-    def _in_turn(self, end: float) -> Iterator[tuple[_Replica, float]]:
+    def _in_turn(self, end: float) -> Iterator[tuple[Replica, float]]:
         """Yield the replicas, rested ones first, each with a share of the time that is left then."""
         first, now = next(self._turn), time.monotonic()
         order = [self._replicas[(first + each) % len(self._replicas)] for each in range(len(self._replicas))]

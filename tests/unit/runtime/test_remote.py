@@ -40,7 +40,7 @@ from edgeface.errors import (
     Overloaded,
 )
 from edgeface.runtime import DevicePlan, Embedder, ImageFormat
-from edgeface.runtime import remote as remote_module
+from edgeface.runtime import replica as replica_module
 from edgeface.runtime.address import RemoteAddress
 from edgeface.runtime.wire import ANSWER_BYTES, Question, read_answer
 from edgeface.scale.ovms import export_ovms
@@ -88,7 +88,7 @@ class ModelServer:
     @staticmethod
     def _load(ir: Path, layout: str) -> Any:
         model = ov.Core().read_model(ir)
-        shown = {key: value.astype(str) for key, value in model.rt_info["model_info"].items()}
+        shown = {key: model.get_rt_info(["model_info", key]).astype(str) for key in model.rt_info["model_info"]}
         return layout, shown, ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def describe(self, handler: BaseHTTPRequestHandler) -> None:
@@ -253,8 +253,8 @@ def test_a_new_version_of_the_contract_is_taken_and_one_of_another_contract_is_r
             with pytest.raises(ContractError, match=r"expected contract_id .*cannot be compared"):
                 embedder.embed(CROPS)
     with Embedder.load(address(server)) as embedder:
-        assert embedder.contract.contract_id != remote_module.contract_at(irs["plain"]).contract_id
-    pinned = remote_module.contract_at(irs["plain"]).contract_id
+        assert embedder.contract.contract_id != replica_module.contract_at(irs["plain"]).contract_id
+    pinned = replica_module.contract_at(irs["plain"]).contract_id
     with pytest.raises(ContractError, match="expected contract_id"):
         Embedder.load(f"{address(server)}?contract={pinned}")
 
@@ -269,7 +269,7 @@ def closing(handler: BaseHTTPRequestHandler) -> None:
 def test_a_server_that_starts_again_with_another_model_and_the_same_version_is_refused(
     serve: Callable[..., ModelServer], irs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, seen_by: str
 ) -> None:
-    monkeypatch.setattr(remote_module, "_LOOK_SECONDS", 0.0 if seen_by == "time" else 60.0)
+    monkeypatch.setattr(replica_module, "_LOOK_SECONDS", 0.0 if seen_by == "time" else 60.0)
     server = serve(irs["tiny"])
     with Embedder.load(address(server)) as embedder:
         if seen_by == "a lost connection":
@@ -466,7 +466,7 @@ def test_metadata_of_gigabytes_is_not_read(server: ModelServer) -> None:
 
 
 def test_metadata_that_never_comes_ends_the_loading(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "_LOAD_SECONDS", 0.2)
+    monkeypatch.setattr(replica_module, "_LOAD_SECONDS", 0.2)
 
     def slowly(metadata: Any) -> Any:
         time.sleep(0.5)
@@ -502,7 +502,7 @@ def test_another_replica_answers_when_one_dies_hangs_or_refuses(
 def test_a_replica_that_was_away_at_the_load_is_looked_at_before_it_is_used(
     serve: Callable[..., ModelServer], irs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(replica_module, "_REST_SECONDS", 0.0)
     here, port = serve(irs["tiny"]), free_port()
     with Embedder.load(address(port, here)) as embedder:
         for _ in range(3):
@@ -668,7 +668,7 @@ def test_a_key_goes_to_this_machine_or_by_tls_only(monkeypatch: pytest.MonkeyPat
 
     def sent(text: str) -> bool:
         parsed = RemoteAddress.parse(text)
-        return "x-api-key" in remote_module._Replica(parsed, *parsed.replicas[0])._http._headers
+        return "x-api-key" in replica_module.Replica(parsed, *parsed.replicas[0])._http._headers
 
     assert sent("ovms://127.0.0.1:1/m")
     assert sent("ovms://localhost:1/m")

@@ -60,7 +60,7 @@ def test_a_model_is_a_folder_of_versions_with_one_public_name_a_port_and_its_con
     model, contract = read_contract(done.ir)
     check_weights(done.ir, contract)
     assert (model.input(0).get_names(), model.output(0).get_names()) == ({"image"}, {"embeddings"})
-    shown = {key: each.astype(str) for key, each in model.rt_info["model_info"].items()}
+    shown = {key: model.get_rt_info(["model_info", key]).astype(str) for key in model.rt_info["model_info"]}
     assert shown["contract_id"] == contract.contract_id == read_contract(ir)[1].contract_id
     known = {key: each for key, each in shown.items() if key in contract.to_dict()}
     assert ModelContract.from_text(known | {"weights_sha256": ""}).contract_id == contract.contract_id

@@ -38,7 +38,7 @@ from edgeface.errors import (
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.runtime import DevicePlan, Embedder
-from edgeface.runtime.remote import contract_at
+from edgeface.runtime.replica import contract_at
 from edgeface.scale.ovms import export_ovms
 from edgeface.serve.authority import issue_server
 from edgeface.serve.service import Service
