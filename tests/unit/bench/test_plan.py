@@ -209,6 +209,17 @@ def test_what_was_not_measured_is_named(tmp_path: Path, environment: dict[str, A
     assert any(each.startswith("liveness") for each in found.unknown)
 
 
+def test_liveness_is_part_of_a_decision_where_it_was_judged(tmp_path: Path, environment: dict[str, Any]) -> None:
+    judged = {"liveness": True, "stage_ms": STAGES | {"liveness": 9.0}}
+    basis = SiteBasis.read(written(tmp_path, kiosk_result(environment, kiosk=judged)))
+    found = plan_site(basis, SiteDemand(cameras=1, decisions=0.1, people=100))
+    (cost,) = [each for each in found.costs if each.name == "liveness"]
+    assert (cost.ms, cost.rate) == (9.0, pytest.approx(0.1 * 80 / 20))
+    assert not any(each.startswith("liveness") for each in found.unknown)
+    whole_run = 12.0 * 1000 / 20 - 1000 * 5.5 / 20  # the same run, whatever its stages are
+    assert found.decision_ms == pytest.approx(whole_run)
+
+
 def test_too_much_for_one_camera_is_no_plan(basis: SiteBasis) -> None:
     with pytest.raises(InputError, match=r"with one camera and 300,000,000 templates"):
         plan_site(basis, dataclasses.replace(DEMAND, people=100_000_000))
