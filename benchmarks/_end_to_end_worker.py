@@ -70,8 +70,7 @@ def _edgeface(setting: Setting) -> tuple[str, Callable[[], Contender]]:
     import edgeface
     from edgeface.pipeline.pipeline import Pipeline
     from edgeface.runtime import Embedder
-    from edgeface.vision.image import read_image
-    from edgeface.vision.source import Frame
+    from edgeface.vision.source import open_source
 
     embedder, name = Embedder.load(setting.model), setting.variant or "yunet"
 
@@ -82,9 +81,9 @@ def _edgeface(setting: Setting) -> tuple[str, Callable[[], Contender]]:
         return Pipeline(detector, embedder, batch_size=setting.batch, prefetch=2)
 
     def work(photos: Sequence[str], smallest: int) -> list[Vectors]:
-        frames = (Frame(read_image(Path(photo)), index, float(index), photo) for index, photo in enumerate(photos))
-        answers = pipeline(smallest).run(frames)
-        return [_stack([face.embedding.vector for face in faces if face.embedding]) for _, faces in answers]
+        with open_source([Path(photo) for photo in photos]) as frames:
+            answers = pipeline(smallest).run(frames)
+            return [_stack([face.embedding.vector for face in faces if face.embedding]) for _, faces in answers]
 
     precision = embedder.execution.precision
     return f"edgeface {edgeface.__version__}, OpenVINO {ov.__version__.split('-')[0]} {precision}, {name}", lambda: work

@@ -261,7 +261,7 @@ def _folder_turn(
     for start in range(0, len(files), 8):  # as many as the pipeline detects together
         read, seconds = timed(lambda: list(readers.map(read_photo_file, files[start : start + 8])))  # noqa: B023
         parts["read"].append(seconds)
-        images = [image for image, _ in read]
+        images = [image for image, *_ in read]
         found, seconds = timed(partial(detector.detect, images))
         parts["detect"].append(seconds)
         crops += [

@@ -10,6 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.words import reduced_words
 from edgeface.files import require_writable
 
 
@@ -76,6 +77,8 @@ def cluster(
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
         out.print_note(result.warning)
+    if result.embedded.reduced > 1:
+        out.print_note(reduced_words(result.embedded.reduced))
     listed = {"failures": out.list_failures(failures), "left_out": out.list_failures(result.embedded.left_out)}
     if json:
         out.emit_json({"output_dir": str(output_dir), **out.describe_detector(app.detector), **answer, **listed})

@@ -13,7 +13,14 @@ import typer.core
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.words import choice_words, decision_words, detector_fields, detector_lines, embedded_words
+from edgeface.cli.words import (
+    choice_words,
+    decision_words,
+    detector_fields,
+    detector_lines,
+    embedded_words,
+    reduced_words,
+)
 from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
@@ -109,6 +116,8 @@ def embed(
         None if detector is None else detector.settings,
         json=json,
     )
+    if result.reduced > 1:
+        out.print_note(reduced_words(result.reduced))
     if result.dropped:
         out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
     out.finish(result.failures, strict=strict, left_out=result.left_out)

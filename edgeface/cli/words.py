@@ -78,6 +78,11 @@ def embedded_words(answer: Mapping[str, Any]) -> str:
     )
 
 
+def reduced_words(reduced: int) -> str:
+    """Say that photos were not embedded from all of their pixels."""
+    return f"JPEGs were read at down to 1/{reduced} of their size, where each face looked for has a crop's pixels"
+
+
 def search_words(limit: Mapping[str, Any]) -> str:
     """Say by which threshold people are identified, and what it costs; `limit` has the fields of the command's JSON."""
     where = f" on {limit['measured_on']}" if limit["measured_on"] else ""

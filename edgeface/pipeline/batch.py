@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from edgeface.pipeline.table import EmbeddingTable, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.untrusted import parse_json
 from edgeface.vision.crops import list_some
+from edgeface.vision.image import read_photo_file
 from edgeface.vision.listing import list_photos
 from edgeface.vision.source import Frame, open_source
 
@@ -55,6 +57,9 @@ class BulkResult:
         Files whose rows were in the output, and which were not asked for.
     left_out
         See `edgeface.vision.listing.PhotoList`.
+    reduced
+        How many times more pixels a photo has on each side, at most, than the image in which its faces were found and
+        from which they were cut; see `Pipeline.reduction`.
     """
 
     table: EmbeddingTable
@@ -63,6 +68,7 @@ class BulkResult:
     failures: dict[Path, str]
     dropped: int = 0
     left_out: dict[Path, str] = field(default_factory=dict)
+    reduced: int = 1
 
     def __repr__(self) -> str:
         return (
@@ -145,7 +151,12 @@ def embed_files(
         def fail(path: Path, error: ImageError) -> None:
             failures[path] = str(error).removeprefix(f"{path}: ")
 
-        with open_source(todo, on_bad=fail) as frames, rows, contextlib.closing(pipeline.run(frames)) as answers:
+        read_photo = functools.partial(read_photo_file, reduced=pipeline.reduction)
+        with (
+            open_source(todo, on_bad=fail, read_photo=read_photo) as frames,
+            rows,
+            contextlib.closing(pipeline.run(frames)) as answers,
+        ):
             for frame, faces in answers:
                 path = todo[frame.index]
                 if not rows.add(path, frame, faces):
@@ -157,7 +168,8 @@ def embed_files(
         table.save(output)
         rows.discard_parts()
         unusable = dict(sorted((failures | dict(unread)).items()))
-        return BulkResult(table, len(files) + len(unread), reused, unusable, rows.count_others(files))
+        asked, others = len(files) + len(unread), rows.count_others(files)
+        return BulkResult(table, asked, reused, unusable, others, reduced=pipeline.reduction)
 
 
 def _parts_of(output: Path) -> Path:
@@ -205,9 +217,10 @@ class _Rows:
     def __init__(self, output: Path, pipeline: Pipeline) -> None:
         self._folder = _parts_of(output)
         self._contract = pipeline.contract
-        self._settings = json.dumps(pipeline.settings, sort_keys=True)
+        settings = pipeline.settings | ({"reduced": pipeline.reduction} if pipeline.reduction > 1 else {})
+        self._settings = json.dumps(settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))
-        loaded = [self._load(path, pipeline.settings) for path in (output, *parts) if path.is_file()]  # before any work
+        loaded = [self._load(path, settings) for path in (output, *parts) if path.is_file()]  # before any work
         self._tables = [table for table in loaded if table is not None]
         self._old: dict[str, set[FileIdentity]] = {}
         for table in self._tables:

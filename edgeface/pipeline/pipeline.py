@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from edgeface.vision.crop_check import find_no_crop
 from edgeface.vision.detector import Detector, Faces
 from edgeface.vision.image import Image
 from edgeface.vision.liveness import LivenessChecker
+from edgeface.vision.networks import NetworkDetector
 from edgeface.vision.quality import Quality, QualityGate, measure_quality
 from edgeface.vision.source import Frame
 
@@ -164,6 +167,20 @@ class Pipeline:
         return self._policy
 
     @property
+    def reduction(self) -> int:
+        """How many times fewer pixels the images of `run` may have on each side than their photos: 1, 2, 4 or 8.
+
+        The smallest face that is looked for then still has the pixels of a crop, so that no crop is enlarged.
+        """
+        if not isinstance(self._detector, NetworkDetector):
+            return 1
+        spare = self._detector.min_size // max(self.contract.input_size)
+        # The margin is in whole pixels of the photo.
+        return max(
+            each for each in (1, 2, 4, 8) if each == 1 or (each <= spare and not self.contract.alignment.margin % each)
+        )
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that the faces and embeddings of a photo depend on, as JSON values.
 
@@ -261,51 +278,66 @@ class Pipeline:
     def _observe_frames(self, frames: Sequence[Frame]) -> list[tuple[Frame, list[FaceObservation]]]:
         """Observe frames; one that the detector refuses is a face without an embedding, and fails no other."""
         try:
-            return list(zip(frames, self._observe([frame.image for frame in frames]), strict=True))
+            return [
+                each
+                for reduced, part in itertools.groupby(frames, key=attrgetter("reduced"))
+                for each in self._observe(list(part), reduced)
+            ]
         except ImageError as error:
             if len(frames) > 1:
                 return [self._observe_frames([frame])[0] for frame in frames]
             refused = replace(_whole(frames[0].image), reasons=(str(error),))
             return [(frames[0], [FaceObservation(refused, None, self.contract.contract_id)])]
 
-    def _observe(self, images: Sequence[Image]) -> list[list[FaceObservation]]:
+    def _observe(self, frames: Sequence[Frame], reduced: int) -> list[tuple[Frame, list[FaceObservation]]]:
         """Detect, and hand every usable face to the embedder."""
-        found = self._find(images)
+        found = self._find([frame.image for frame in frames], reduced)
         return [
-            [self.start_embedding(image, face) for face in faces] for image, faces in zip(images, found, strict=True)
+            (frame, [self.start_embedding(frame.image, face, reduced) for face in faces])
+            for frame, faces in zip(frames, found, strict=True)
         ]
 
-    def _find(self, images: Sequence[Image]) -> list[list[Face]]:
+    def _find(self, images: Sequence[Image], reduced: int = 1) -> list[list[Face]]:
         if self._detector is None:
             return [[self._judge_crop(image)] for image in images]
         return [
-            [self._measure(image, found, index) for index in range(len(found))]
-            for image, found in zip(images, self._detect(images), strict=True)
+            [self._measure(image, found, index, reduced) for index in range(len(found))]
+            for image, found in zip(images, self._detect(images, reduced), strict=True)
         ]
 
-    def _detect(self, images: Sequence[Image]) -> list[Faces]:
-        assert self._detector is not None
-        found = self._detector.detect(images)
+    def _detect(self, images: Sequence[Image], reduced: int = 1) -> list[Faces]:
+        """Detect in images of which each pixel stands for several of its photo, in whose pixels the answer is."""
+        detector = self._detector
+        assert detector is not None
+        if reduced > 1:
+            assert isinstance(detector, NetworkDetector)  # `reduction` says so
+            detector = detector.with_min_size(detector.min_size // reduced)
+        found = [
+            faces if reduced == 1 else Faces(faces.boxes * reduced, faces.landmarks * reduced, faces.scores)
+            for faces in detector.detect(images)
+        ]
         if self._faces == "all":
             return found
-        return [self._largest(image, faces) for image, faces in zip(images, found, strict=True)]
+        return [self._largest(image, faces, reduced) for image, faces in zip(images, found, strict=True)]
 
-    def _largest(self, image: Image, faces: Faces) -> Faces:
+    def _largest(self, image: Image, faces: Faces, reduced: int) -> Faces:
         """Keep the face that `largest_face` chooses."""
         if len(faces) < 2:
             return faces
-        measured = [self._measure(image, faces, index) for index in range(len(faces))]
-        return faces[largest_face(measured, (image.shape[0], image.shape[1]))]
+        measured = [self._measure(image, faces, index, reduced) for index in range(len(faces))]
+        return faces[largest_face(measured, (image.shape[0] * reduced, image.shape[1] * reduced))]
 
-    def _measure(self, image: Image, faces: Faces, index: int) -> Face:
+    def _measure(self, image: Image, faces: Faces, index: int, reduced: int = 1) -> Face:
         """Describe a detected face: its quality, and what the gate says to it."""
         face = Face(
             box=faces.boxes[index], landmarks=faces.landmarks[index], score=float(faces.scores[index]), quality=None
         )
         try:
-            quality = measure_quality(image, face.box, face.landmarks)
+            quality = measure_quality(image, face.box / reduced, face.landmarks / reduced)
         except FaceError as error:
             return replace(face, reasons=(str(error),))
+        if reduced > 1:
+            quality = replace(quality, box_side=quality.box_side * reduced, eye_distance=quality.eye_distance * reduced)
         return replace(face, quality=quality, reasons=self._refusals(quality))
 
     def _judge_crop(self, crop: Image) -> Face:
@@ -320,14 +352,19 @@ class Pipeline:
     def _refusals(self, quality: Quality) -> tuple[str, ...]:
         return tuple(map(str, self._gate.check(quality).reasons)) if self._gate else ()
 
-    def start_embedding(self, image: Image, face: Face) -> FaceObservation:
-        """Hand one face of `find` to the embedder, and do not wait; see `embed`."""
+    def start_embedding(self, image: Image, face: Face, reduced: int = 1) -> FaceObservation:
+        """Hand one face of `find` to the embedder, and do not wait; see `embed`.
+
+        `reduced`: how many times more pixels the photo has on each side than the image; the face is the photo's.
+        """
         contract = self.contract
         if face.reasons:
             return FaceObservation(face, None, contract.contract_id)
         recipe = Alignment("none") if self._detector is None else contract.alignment
+        if reduced > 1 and recipe.recipe == "mtcnn-box-margin":  # whose margin is in the photo's pixels
+            recipe = replace(recipe, margin=recipe.margin // reduced)
         try:
-            crop = align(image, face.box, face.landmarks, recipe, contract.input_size)
+            crop = align(image, face.box / reduced, face.landmarks / reduced, recipe, contract.input_size)
         except FaceError as error:
             return FaceObservation(replace(face, reasons=(str(error),)), None, contract.contract_id)
         return FaceObservation(face, self._embedder.submit(crop, policy="block", copy=False), contract.contract_id)

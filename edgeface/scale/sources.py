@@ -15,7 +15,7 @@ from edgeface.errors import ExtraNotInstalledError, ImageError, InputError
 from edgeface.files import FileIdentity
 from edgeface.untrusted import open_regular, reading
 from edgeface.vision.formats import IMAGE_SUFFIXES
-from edgeface.vision.image import Image, ImageLimits, decode_photo, read_photo_file
+from edgeface.vision.image import DecodedFile, ImageLimits, decode_photo, read_photo_file
 from edgeface.vision.listing import is_litter, list_photos
 from edgeface.zoo.archive import tar_members
 
@@ -93,7 +93,7 @@ def list_places(places: Sequence[str | Path], *, output: Path | None = None) -> 
     return found
 
 
-def read_place(place: PhotoPlace) -> tuple[Image, FileIdentity]:
+def read_place(place: PhotoPlace) -> DecodedFile:
     """Read a photo, and identify the bytes that it was made of; ImageError, which names the source, if it cannot be."""
     try:
         if place.offset < 0:

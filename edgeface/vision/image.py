@@ -20,6 +20,12 @@ from edgeface.vision.headers import read_header
 
 Image = NDArray[np.uint8]
 """(H, W, 3), BGR, 0-255."""
+DecodedFile = tuple[Image, FileIdentity, int]
+"""An image, the bytes that it was made of, and how many times more pixels its file has on each side."""
+
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_LEAST_REDUCED = 640
+"""Longer side that a reduced image has at least: detectors look at so many pixels of a larger one."""
 
 _UPRIGHT = {2: "m", 3: "mf", 4: "f", 5: "t", 6: "tm", 7: "tmf", 8: "tf"}
 """EXIF orientation -> steps that make it upright: t(ranspose), m(irror), f(lip upside down)."""
@@ -84,7 +90,7 @@ def read_image(source: str | Path | bytes | np.ndarray, *, limits: ImageLimits =
         if isinstance(source, np.ndarray):
             return _to_bgr8(source, limits)
         data = _read_file(source, limits)[0] if isinstance(source, Path) else bytes(source)
-        return _decode(data, limits)
+        return _decode(data, limits)[0]
     except ImageError as error:
         if isinstance(source, Path):
             raise error.with_path(source) from error
@@ -100,17 +106,23 @@ def require_photo(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> None:
         raise error.with_path(path) from error
 
 
-def read_photo_file(path: Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
-    """Read an image file, as `read_image` does, and identify the bytes that the image was made of."""
+def read_photo_file(path: Path, *, reduced: int = 1, limits: ImageLimits = _DEFAULT_LIMITS) -> DecodedFile:
+    """Read an image file, as `read_image` does, and identify the bytes that the image was made of.
+
+    `reduced` is 1, 2, 4 or 8: the image may have so many times fewer pixels on each side, rounded up. A JPEG's are then
+    computed from its lowest frequencies, in half of the time, while the longer side keeps 640; other formats are read
+    whole.
+    """
     try:
-        return decode_photo(*_read_file(path, limits), limits=limits)
+        return decode_photo(*_read_file(path, limits), reduced=reduced, limits=limits)
     except ImageError as error:
         raise error.with_path(path) from error
 
 
-def decode_photo(data: bytes, modified: int, *, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[Image, FileIdentity]:
-    """Read an image from the bytes of a file that was modified then, and identify them."""
-    return _decode(data, limits), FileIdentity(len(data), modified, hashlib.sha256(data).hexdigest())
+def decode_photo(data: bytes, modified: int, *, reduced: int = 1, limits: ImageLimits = _DEFAULT_LIMITS) -> DecodedFile:
+    """Read an image from the bytes of a file that was modified then, and identify them; see `read_photo_file`."""
+    image, reduced = _decode(data, limits, reduced)
+    return image, FileIdentity(len(data), modified, hashlib.sha256(data).hexdigest()), reduced
 
 
 def _read_file(path: Path, limits: ImageLimits) -> tuple[bytes, int]:
@@ -132,7 +144,7 @@ def _read_file(path: Path, limits: ImageLimits) -> tuple[bytes, int]:
         raise ImageError(f"cannot read: {error}") from error
 
 
-def _decode(data: bytes, limits: ImageLimits) -> Image:
+def _decode(data: bytes, limits: ImageLimits, reduced: int = 1) -> tuple[Image, int]:
     if len(data) > limits.max_bytes:
         raise ImageError(f"expected at most {limits.max_bytes:,} bytes, found more; raise ImageLimits.max_bytes")
     kind = kind_of(data)
@@ -140,16 +152,20 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
         opened = open_heif(data, kind)
         _check_pixels(opened.width, opened.height, limits)
         check_memory(_HEIF_DECODING * opened.width * opened.height, f"to decode {opened.width}x{opened.height} pixels")
-        return _to_bgr8(decode_heif(opened), limits)
+        return _to_bgr8(decode_heif(opened), limits), 1
     header = read_header(data)
     _check_pixels(header.width, header.height, limits)
     purpose = f"to decode {header.width}x{header.height} pixels"
     needed = header.decoding * header.width * header.height
     check_memory(needed, purpose)
+    while reduced > 1 and (header.format != "JPEG" or max(header.width, header.height) < _LEAST_REDUCED * reduced):
+        reduced //= 2
+    flags = cv2.IMREAD_UNCHANGED if reduced == 1 else _REDUCED[reduced] | cv2.IMREAD_IGNORE_ORIENTATION
+    width, height = (-(-side // reduced) for side in (header.width, header.height))
     try:
         # Every other flag drops transparency, and treats orientation differently in each format and version.
         # OpenCV wants a line's end after the last number of a PNM in text.
-        pixels = cv2.imdecode(np.frombuffer(data + b"\n" * (header.format == "PNM"), np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data + b"\n" * (header.format == "PNM"), np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise _short_of_memory(needed, purpose, "less") from error
@@ -158,16 +174,16 @@ def _decode(data: bytes, limits: ImageLimits) -> Image:
         raise _short_of_memory(needed, purpose, "less") from error
     if pixels is None:
         raise ImageError(f"damaged {header.format}: OpenCV cannot decode it")
-    if pixels.shape[:2] != (header.height, header.width):
+    if pixels.shape[:2] != (height, width):
         raise ImageError(
-            f"damaged {header.format}: expected {header.width}x{header.height} pixels as its header says, "
+            f"damaged {header.format}: expected {width}x{height} pixels as its header says, "
             f"found {pixels.shape[1]}x{pixels.shape[0]}"
         )
     if header.white:
         largest = 255 if pixels.dtype == np.uint8 else 65535
         for band in _bands(pixels):
             band[:] = np.minimum(band * np.float32(largest / header.white) + 0.5, largest)
-    return _set_upright(_to_bgr8(pixels, limits), header.orientation)
+    return _set_upright(_to_bgr8(pixels, limits), header.orientation), reduced
 
 
 def check_memory(needed: int, purpose: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
@@ -80,9 +81,20 @@ class NetworkDetector(ABC):
         """See `Detector.detect`."""
 
     @property
+    def min_size(self) -> int:
+        """Smallest face that is looked for: shorter side of its box in pixels."""
+        return self._min_size
+
+    @property
     def settings(self) -> dict[str, str | int | float | None]:
         """See `Detector.settings`."""
         return {"name": self.name, "threshold": self._threshold, "min_size": self._min_size, **self._digests}
+
+    def with_min_size(self, min_size: int) -> Self:
+        """Return a detector of the same networks that looks for faces from another size on; close one of the two."""
+        other = copy.copy(self)
+        other._min_size = min_size
+        return other
 
     def _run(self, label: str, batches: Iterable[np.ndarray]) -> list[Outputs]:
         """Compute batches on one network; see `Engine.run_batches`."""

@@ -23,7 +23,7 @@ from edgeface.errors import ImageError, InputError, MissingError
 from edgeface.files import FileIdentity
 from edgeface.text import encoded_user, without_secrets
 from edgeface.vision.formats import VIDEO_SUFFIXES
-from edgeface.vision.image import Image, read_image, read_photo_file
+from edgeface.vision.image import DecodedFile, Image, read_image, read_photo_file
 from edgeface.vision.listing import list_photos
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Frame:
         The file, or the address of the camera, without user and password.
     file
         Of photos: which bytes the image was made of. None otherwise.
+    reduced
+        How many times more pixels the photo has on each side than the image: 1, 2, 4 or 8.
     examined
         What a pipeline with a tracker did: ``detected`` its faces, ``tracked`` those of the frame before, or
         ``skipped`` it because nothing moved. None otherwise.
@@ -65,6 +67,7 @@ class Frame:
     timestamp: float
     source: str
     file: FileIdentity | None = None
+    reduced: int = 1
     examined: Literal["detected", "tracked", "skipped"] | None = None
 
 
@@ -72,7 +75,7 @@ Opener = Callable[[str | int], Any]
 """Opens a camera, an address or a video: returns an object with `cv2.VideoCapture`'s read, get, isOpened, release."""
 
 
-PhotoReader = Callable[[Path], tuple[Image, FileIdentity]]
+PhotoReader = Callable[[Path], DecodedFile]
 """Reads a photo, and says which bytes it was made of."""
 
 
@@ -296,6 +299,7 @@ def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> 
             if box.stop.is_set():
                 break
             box.put(frame)
+            del frame  # its pixels are the consumer's now
     except BaseException as raised:  # whatever it is belongs to the consumer
         error = raised
     finally:
@@ -311,25 +315,23 @@ def _photos(
 ) -> Iterator[Frame]:
     """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
 
-    def read(path: Path) -> tuple[Image, FileIdentity]:
+    def read(index: int, path: Path) -> Frame:
         if path in failures:
             raise ImageError(f"{path}: {failures[path]}", path=path)
-        return read_photo(path)
+        image, file, reduced = read_photo(path)
+        return Frame(image, index, float(index), str(path), file, reduced)
 
-    coming, ahead = iter(files), deque[Future[tuple[Image, FileIdentity]]]()
+    coming, ahead = enumerate(files), deque[Future[Frame]]()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edgeface-reader") as pool:
         try:
-            for index, path in enumerate(files):
-                ahead.extend(pool.submit(read, each) for each in itertools.islice(coming, _READERS - len(ahead)))
+            for path in files:
+                ahead.extend(pool.submit(read, *each) for each in itertools.islice(coming, _READERS - len(ahead)))
                 try:
-                    image, file = ahead.popleft().result()
+                    yield ahead.popleft().result()  # in no variable, which would hold its pixels
                 except ImageError as error:
                     if on_bad is None:
                         raise
                     on_bad(path, error)
-                else:
-                    yield Frame(image, index, float(index), str(path), file)
-                    del image
         finally:
             for each in ahead:
                 each.cancel()

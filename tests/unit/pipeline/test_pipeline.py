@@ -24,6 +24,7 @@ from edgeface.recognize.open_set import SearchThreshold
 from edgeface.runtime import Embedder, ImageFormat
 from edgeface.vision.detector import Faces
 from edgeface.vision.liveness import Liveness
+from edgeface.vision.networks import NetworkDetector
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame
 
@@ -60,6 +61,29 @@ class SquareDetector:
         unit = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]], np.float32)
         landmarks = array[:, None, :2] + unit * (array[:, None, 2:] - array[:, None, :2])
         return Faces(array, landmarks, np.full(len(array), 0.9, np.float32))
+
+
+class SquareNetworks(NetworkDetector, SquareDetector):
+    """A `SquareDetector` of a smallest size, which it remembers of each call."""
+
+    name = "squares"
+    default_threshold = 0.5
+
+    def __init__(self, min_size: int) -> None:
+        SquareDetector.__init__(self)
+        self._min_size = min_size
+        self.looked_for = list[int]()
+
+    def _read(self, model: object, landmarks_model: object) -> object:
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"name": "squares", "min_size": self._min_size}
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        self.looked_for.append(self._min_size)
+        return SquareDetector.detect(self, images)
 
 
 def draw(*people: tuple[int, int, int], blur: float = 0.0) -> np.ndarray:
@@ -376,3 +400,34 @@ def test_an_embedder_of_other_pictures_is_refused(ir: Path) -> None:
 def test_options_that_contradict_each_other_are_refused(embedder: Embedder, options, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Pipeline(SquareDetector(), embedder, **options)
+
+
+@pytest.mark.parametrize(
+    ("min_size", "margin", "reduction"), [(20, 0, 1), (63, 0, 1), (64, 0, 2), (64, 32, 2), (255, 0, 4), (999, 12, 4)]
+)
+def test_photos_are_reduced_as_far_as_every_face_that_is_looked_for_has_the_pixels_of_a_crop(
+    tmp_path: Path, min_size: int, margin: int, reduction: int
+) -> None:
+    with Embedder.load(write_tiny_ir(tmp_path, margin=margin)) as embedder:  # crops of 32 pixels
+        assert Pipeline(SquareNetworks(min_size), embedder).reduction == reduction
+        assert Pipeline(SquareDetector(), embedder).reduction == 1  # who knows what it looks for?
+        assert Pipeline(None, embedder).reduction == 1
+
+
+def test_faces_of_reduced_images_are_those_of_their_photos(tmp_path: Path) -> None:
+    """Boxes, landmarks and quality are in pixels of the photo, and a box recipe cuts out the same part of it."""
+    photo = cv2.resize(draw((0, 20, 20), (2, 300, 100)), None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(photo, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    detector = SquareNetworks(64)
+    with Embedder.load(write_tiny_ir(tmp_path, margin=32)) as embedder:
+        pipeline = Pipeline(detector, embedder, batch_size=3)
+        frames = [Frame(photo, 0, 0, "a"), Frame(small, 1, 1, "b", reduced=2), Frame(small, 2, 2, "c", reduced=2)]
+        whole, *reduced = [faces for _, faces in pipeline.run(frames)]
+    assert detector.looked_for == [64, 32]
+    for faces in reduced:
+        for expected, face in zip(whole, faces, strict=True):
+            np.testing.assert_allclose(face.box, expected.box, atol=2)
+            np.testing.assert_allclose(face.landmarks, expected.landmarks, atol=2)
+            np.testing.assert_allclose(face.embedding.vector, expected.embedding.vector, atol=0.01)
+            assert face.quality.box_side == pytest.approx(expected.quality.box_side, abs=2)
+            assert face.quality.eye_distance == pytest.approx(expected.quality.eye_distance, abs=2)

@@ -17,7 +17,7 @@ from profiles import examples
 
 from edgeface.errors import ImageError
 from edgeface.vision.headers import read_header
-from edgeface.vision.image import ImageLimits, read_image
+from edgeface.vision.image import ImageLimits, read_image, read_photo_file
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,42 @@ def test_every_truncation_is_an_error_and_never_a_half_picture(picture: np.ndarr
 
 def test_bytes_after_the_end_do_no_harm(picture: np.ndarray):
     assert read_image(encode(picture, ".jpg") + b"MotionPhoto" * 9).shape == picture.shape
+
+
+@pytest.mark.parametrize(("side", "allowed", "reduced"), [(1279, 8, 1), (1283, 8, 2), (1283, 1, 1), (2561, 8, 4)])
+def test_a_jpeg_that_is_read_reduced_shows_the_averages_of_its_areas_upright(
+    picture: np.ndarray, tmp_path: Path, side: int, allowed: int, reduced: int
+):
+    path = tmp_path / "a.jpg"
+    large = cv2.resize(picture, (side, 403), interpolation=cv2.INTER_CUBIC)
+    path.write_bytes(with_exif(encode(large, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 98), exif(6)))
+    (whole, same, _), (image, identity, found) = read_photo_file(path), read_photo_file(path, reduced=allowed)
+    assert (identity, found, image.shape) == (same, reduced, (-(-side // reduced), -(-403 // reduced), 3))
+    averaged = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(image.astype(int) - averaged).max() <= 6
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError, match=r"a\.jpg: truncated"):
+        read_photo_file(path, reduced=allowed)
+
+
+def test_other_formats_are_read_whole_and_limits_are_those_of_the_whole_photo(picture: np.ndarray, tmp_path: Path):
+    for suffix in (".png", ".jpg"):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(encode(cv2.resize(picture, (1400, 9)), suffix))
+        with pytest.raises(ImageError, match="at most 12,599 pixels, found 1400x9"):
+            read_photo_file(path, reduced=8, limits=ImageLimits(max_pixels=12_599))
+        image, _, reduced = read_photo_file(path, reduced=8)
+        assert (reduced, image.shape) == ((1, (9, 1400, 3)) if suffix == ".png" else (2, (5, 700, 3)))
+
+
+def test_gray_and_cmyk_jpegs_are_read_reduced_in_their_colours(picture: np.ndarray, tmp_path: Path):
+    pillow = pytest.importorskip("PIL.Image")
+    for mode in ("L", "CMYK"):
+        path = tmp_path / f"{mode}.jpg"
+        pillow.fromarray(cv2.resize(picture, (1280, 60))[:, :, ::-1]).convert(mode).save(path, quality=98)
+        whole, (image, *_) = read_photo_file(path)[0], read_photo_file(path, reduced=2)
+        averaged = cv2.resize(whole, (640, 30), interpolation=cv2.INTER_AREA)
+        assert np.abs(image.astype(int) - averaged).max() <= 8
 
 
 def test_a_marker_may_follow_fill_bytes_as_the_standard_allows(picture: np.ndarray):

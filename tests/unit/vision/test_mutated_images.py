@@ -16,7 +16,7 @@ _CHILD = textwrap.dedent(
     from pathlib import Path
     import cv2, numpy as np
     from edgeface.errors import ImageError
-    from edgeface.vision.image import ImageLimits, read_image
+    from edgeface.vision.image import ImageLimits, read_image, read_photo_file
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg says there what it thinks of damaged files
     cv2.setNumThreads(1)
@@ -37,6 +37,8 @@ _CHILD = textwrap.dedent(
 
     exif = b"Exif\\0\\0II*\\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
     seeds.append(seeds[0][:2] + b"\\xff\\xe1" + struct.pack(">H", len(exif) + 2) + exif + seeds[0][2:])
+    wide = cv2.resize(picture, (1300, 60))  # enough pixels to be read reduced
+    seeds += [cv2.imencode(".jpg", wide, [cv2.IMWRITE_JPEG_PROGRESSIVE, each])[1].tobytes() for each in (0, 1)]
     folder = Path(tempfile.mkdtemp(dir=sys.argv[1]))
 
     def truncate(data):
@@ -76,8 +78,16 @@ _CHILD = textwrap.dedent(
     counts = {}
     for number in range(2002):
         mutate = [truncate, flip, flip_header, enlarge, empty, rename, misname][number % 7]
+        source, limits = mutate(seeds[number % len(seeds)]), ImageLimits(max_pixels=16_000_000)
+        if number % 2:
+            path = source if isinstance(source, Path) else folder / "picture"
+            if path is not source:
+                path.write_bytes(source)
         try:
-            image = read_image(mutate(seeds[number % len(seeds)]), limits=ImageLimits(max_pixels=16_000_000))
+            if number % 2:
+                image, *_ = read_photo_file(path, reduced=(2, 4, 8)[number % 3], limits=limits)
+            else:
+                image = read_image(source, limits=limits)
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
             outcome = "picture"
         except ImageError as error:
