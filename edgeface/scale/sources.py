@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from edgeface.errors import ExtraNotInstalledError, ImageError, InputError
-from edgeface.files import FileIdentity
 from edgeface.untrusted import open_regular, reading
 from edgeface.vision.formats import IMAGE_SUFFIXES
 from edgeface.vision.image import DecodedFile, ImageLimits, decode_photo, read_photo_file
