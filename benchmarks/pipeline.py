@@ -1,6 +1,6 @@
 """How fast is detection, what do tracking and overlap save, what holds an LFW evaluation up? Prints JSON.
 
-    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--only mtcnn film evaluation folder]
+    python benchmarks/pipeline.py --model facenet.xml [--frames N] [--rounds 3] [--only mtcnn film ...]
 
 One run, in which all that is compared takes turns.
 
@@ -26,7 +26,11 @@ others share changes from minute to minute and not from second to second. Beside
 
 Folder: `embed_files`, which `edgeface embed`, `cluster` and, but for the file, `gallery enrol` are, beside what reading
 the photos with two threads, detection and the network take by themselves, one after the other; YuNet. Photos of LFW,
-and photos of 12 megapixels as `end_to_end.py` makes them. A turn is of other photos each time.
+and photos of 12 megapixels as `end_to_end.py` makes them.
+
+Reduced: what it saves, and what accuracy it costs, that photos are read at half of their size where only large faces
+are looked for (`Pipeline.reduction`). Photos of LFW, enlarged six times, in which faces have 500 pixels; and twelve of
+them enlarged to 12 megapixels, with noise.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import openvino as ov
 
@@ -56,8 +61,10 @@ from detectors import DATA, compare_speed
 from end_to_end import YUNET, make_sets
 
 from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
+from edgeface.evaluate.pairs import read_pairs
 from edgeface.pipeline.batch import embed_files
 from edgeface.pipeline.pipeline import Face, Pipeline
+from edgeface.pipeline.table import EmbeddingTable
 from edgeface.pipeline.tracking import Tracker, assign
 from edgeface.runtime import Embedder
 from edgeface.vision.align import align
@@ -81,8 +88,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20, help="of the evaluation")
     parser.add_argument("--mtcnn-images", type=int, default=64, help="of LFW, for MTCNN")
     parser.add_argument("--rounds", type=int, default=3, help="of MTCNN and of the film")
+    parser.add_argument("--pairs", type=int, default=1500, help="of LFW, for reduced photos")
     parser.add_argument("--every", type=int, default=4, help="detection in every n-th frame")
-    parts = ["mtcnn", "film", "evaluation", "folder"]
+    parts = ["mtcnn", "film", "evaluation", "folder", "reduced"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     report: dict[str, Any] = {"openvino": ov.get_version(), "cpus": len(os.sched_getaffinity(0))}
@@ -95,6 +103,8 @@ def main() -> None:
         report["evaluation"] = measure_evaluation(options.model, options.turns, options.images)
     if "folder" in options.only:
         report["folder"] = measure_folder(options.model, options.turns, options.images)
+    if "reduced" in options.only:
+        report["reduced"] = measure_reduced(options.model, options.pairs, options.rounds)
     print(json.dumps(report, indent=2))
 
 
@@ -273,6 +283,69 @@ def _folder_turn(
     if not first:
         whole()
     return spent | {part: (sum(a for a, _ in each), sum(b for _, b in each)) for part, each in parts.items()}
+
+
+class _Whole(Pipeline):
+    """Has every photo read whole."""
+
+    @property
+    def reduction(self) -> int:
+        return 1
+
+
+def measure_reduced(model: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Compare embeddings of whole and of reduced photos."""
+    listed = read_pairs(DATA / "lfw" / "pairs.txt")
+    chosen = np.linspace(0, len(listed) - 1, count).astype(int)
+    first, second, same = (each[chosen] for each in (listed.first, listed.second, listed.same))
+    with tempfile.TemporaryDirectory() as place, Embedder.load(model) as embedder:
+        folder, output = Path(place), Path(place) / "embeddings.npz"
+
+        def embed(files: Sequence[Path], kind: type[Pipeline], min_size: int) -> tuple[EmbeddingTable, float]:
+            output.unlink(missing_ok=True)
+            with load_detector("yunet", model=YUNET, min_size=min_size) as detector:
+                pipeline = kind(detector, embedder, faces="largest", batch_size=8, prefetch=2)
+                done, (_, cpu) = timed(lambda: embed_files(files, pipeline, output))
+            return done.table, 1e3 * cpu / len(files)
+
+        used = sorted({*first.tolist(), *second.tolist()})
+        names = {_enlarge(listed.images[each], 1500, folder): each for each in used}
+        found, spent = {}, {}
+        for kind in (_Whole, Pipeline):
+            table, spent[kind.__name__] = embed(list(names), kind, 480)
+            found[kind] = {names[Path(path)]: row for path, row in zip(table.paths, table.vectors, strict=True)}
+        both = found[_Whole].keys() & found[Pipeline].keys()
+        kept = np.array([a in both and b in both for a, b in zip(first, second, strict=True)])
+        accuracy = {}
+        for kind, rows in found.items():
+            pairs = zip(first[kept], second[kept], strict=True)
+            scores = np.array([rows[a] @ rows[b] for a, b in pairs])
+            accuracy[kind.__name__] = round(max(((scores > limit) == same[kept]).mean() for limit in scores), 5)
+        cosines = [found[_Whole][each] @ found[Pipeline][each] for each in both]
+        large = [_enlarge(listed.images[each], 3464, folder, noise=6) for each in used[:12]]
+        portraits: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for kind in (_Whole, Pipeline):
+                portraits.setdefault(kind.__name__, []).append(embed(large, kind, 320)[1])
+    return {
+        "photos": len(names),
+        "without_a_face": {kind.__name__: len(names) - len(rows) for kind, rows in found.items()},
+        "pairs": int(kept.sum()),
+        "accuracy": accuracy,
+        "cosine": {"median": round(float(np.median(cosines)), 4), "least": round(float(min(cosines)), 4)},
+        "cpu_ms_a_photo": spent,
+        "cpu_ms_a_portrait_of_12_megapixels": {kind: statistics.median(each) for kind, each in portraits.items()},
+    }
+
+
+def _enlarge(name: str, side: int, folder: Path, *, noise: int = 0) -> Path:
+    """Write a photo of LFW with so many pixels a side."""
+    (source,) = find_images(DATA / "lfw" / "images", [name])
+    image = cv2.resize(cv2.imread(str(source)), (side, side), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    image += np.random.default_rng(0).integers(-noise, noise + 1, image.shape, np.int16)
+    path = folder / f"{side}-{source.name}"
+    cv2.imwrite(str(path), np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return path
 
 
 def interval(ratios: Sequence[float], confidence: float = 0.95) -> dict[str, float]:

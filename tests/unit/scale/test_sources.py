@@ -87,7 +87,7 @@ def test_the_photos_of_a_shard_are_its_members_by_their_names(tmp_path: Path) ->
     shard = write_shard(tmp_path / "000.tar", members)
     found = list_places([str(tmp_path / "*.tar")])
     assert [photo.source for photo in found.photos] == [f"{shard}/a/1.png", f"{shard}/a/2.jpg", f"{shard}/3.PNG"]
-    image, made_of = read_place(found.photos[2])
+    image, made_of, _ = read_place(found.photos[2])
     assert image.mean() == 30
     assert (made_of.size, made_of.sha256) == (len(png(30)), hashlib.sha256(png(30)).hexdigest())
     assert made_of.modified == 1_700_000_000 * 10**9
