@@ -7,18 +7,17 @@ that an interruption leaves the one or the other. The first copy grows in a file
 and an interrupted one is gone on with.
 
 Templates carry the generation that they came with, and removals are recorded. People do not, so they are compared: the
-last 16 bytes of a sealed row are its tag, which no other row has, and the server sends one digest of the tags for every
-256 people.
+last 16 bytes of a sealed row are its tag, which no other row has. The server sends one digest of the tags for every 256
+people, and where that is another one than the last time, the tags themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +38,9 @@ _log = logging.getLogger(__name__)
 _TAG = "substr(body, length(body) - 15)"
 _BUCKET = 256
 """People whose tags have one digest together."""
-_BUCKETS = (
-    f"SELECT id / {_BUCKET}, md5(string_agg(int8send(id::bigint) || {_TAG}, ''::bytea ORDER BY id)) "
-    "FROM people GROUP BY 1"
-)
+_DIGESTS = f"SELECT id / {_BUCKET}, sum(hashtextextended(encode({_TAG}, 'hex'), id))::text FROM people GROUP BY 1"
+_FEW = 100
+"""Buckets that are read one by one from the copy."""
 _PEOPLE_AT_ONCE, _ROWS_AT_ONCE = 2000, 1000
 _PROVED = 512
 """Templates that are erased with proof at a time, because it holds in memory what it searches for."""
@@ -84,6 +82,16 @@ class _Plan:
     gone: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Ids of people whose rows have changed or are new, who are gone, and who of those looked at are in the copy."""
+
+    changed: list[int]
+    gone: AbstractSet[int]
+    copied: AbstractSet[int]
+    digests: dict[int, str]
+
+
 class GallerySnapshot:
     """The copy of one gallery in a folder of its own, which one process writes; others may read it.
 
@@ -101,6 +109,7 @@ class GallerySnapshot:
         self.folder, self._key = folder, key
         self._group = None if group is None else set(name_forms(group))
         self._others: dict[int, bytes] = {}  # tags of people of the server who are not copied
+        self._digests: dict[int, str] = {}  # of the server's people, when the copy was last in step
         self._settled = False  # the copy is of this group
         with output_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,7 +183,7 @@ class GallerySnapshot:
                 _remove(left)
         if not partial.exists():
             create_database(partial, header, server.database.cipher)
-        self._others, self._settled = {}, False
+        self._others, self._digests, self._settled = {}, {}, False
         with SqliteStore(partial, key=self._key) as store:
             while self._copy_some(store, server, without):
                 pass
@@ -198,7 +207,7 @@ class GallerySnapshot:
         """
         plan, remote = _Plan(), server.database
         with remote.reading() as connection:
-            missing, _ = self._compare(connection, _tags(store, "people"))
+            missing = self._compare(store, connection).changed
             if not missing:
                 return False
             for person_id, body, sealed in _people(server, connection, missing[:_PEOPLE_AT_ONCE]):
@@ -223,39 +232,42 @@ class GallerySnapshot:
     def _is_kept(self, person_id: int, labels: Sequence[str], without: AbstractSet[int]) -> bool:
         return person_id not in without and (self._group is None or not self._group.isdisjoint(labels))
 
-    def _compare(self, remote: Any, copied: Mapping[int, bytes]) -> tuple[list[int], set[int]]:
-        """Return whose rows have changed on the server, or are new there, and who is gone."""
-        known = {**self._others, **copied}
-        mine = {
-            number: hashlib.md5(
-                b"".join(each.to_bytes(8, "big") + known[each] for each in people), usedforsecurity=False
-            ).hexdigest()
-            for number, people in itertools.groupby(sorted(known), key=lambda each: each // _BUCKET)
+    def _compare(self, store: SqliteStore, remote: Any) -> _Comparison:
+        """Compare the people of the server with those of the copy, and with those who are not copied."""
+        digests = dict(remote.execute(_DIGESTS).fetchall())
+        differing: set[int] | None = None  # all
+        query, values = f"SELECT id, {_TAG} FROM people", list[Any]()
+        if before := self._digests:
+            differing = {each for each in digests.keys() | before.keys() if digests.get(each) != before.get(each)}
+            query, values = f"{query} WHERE id / {_BUCKET} = ANY(?)", [list(differing)]
+        there = {row[0]: bytes(row[1]) for row in remote.execute(query, values).fetchall()}
+        copied = _people_tags(store, differing)
+        others = {
+            number: tag for number, tag in self._others.items() if differing is None or number // _BUCKET in differing
         }
-        theirs = dict(remote.execute(_BUCKETS).fetchall())
-        differing = {number for number in mine.keys() | theirs.keys() if mine.get(number) != theirs.get(number)}
-        query = f"SELECT id, {_TAG} FROM people WHERE id / {_BUCKET} = ANY(?)"
-        there = {row[0]: bytes(row[1]) for row in remote.execute(query, (list(differing),)).fetchall()}
-        gone = {each for each in known if each // _BUCKET in differing and each not in there}
-        return sorted(each for each, tag in there.items() if known.get(each) != tag), gone
+        known = {**others, **copied}
+        return _Comparison(
+            changed=sorted(each for each, tag in there.items() if known.get(each) != tag),
+            gone=known.keys() - there.keys(),
+            copied=copied.keys(),
+            digests=digests,
+        )
 
     def _update(
         self, store: SqliteStore, server: GalleryStore, without: AbstractSet[int], *, whole: bool = False
     ) -> SnapshotUpdate:
         """Read what has changed since the copy's commit, or compare the whole, and write it in one transaction."""
-        plan, copied = _Plan(), _tags(store, "people")
+        plan, (since, history) = _Plan(), store.last_commit()
         if not self._settled:
             plan.gone = {each.id for each in store.people() if not self._is_kept(each.id, each.labels, without)}
-        since, history = store.last_commit()
         with server.database.reading() as remote:
             last, next_id = server.database.last_commit(), server.database.state("next_id")
-            changed, gone = self._compare(remote, copied)
-            for person_id, body, sealed in _people(server, remote, changed):
+            compared = self._compare(store, remote)
+            for person_id, body, sealed in _people(server, remote, compared.changed):
                 self._take(plan, person_id, body, sealed, without)
-            for each in gone:
+            for each in compared.gone:
                 self._others.pop(each, None)
-            plan.gone |= copied.keys() & (gone | self._others.keys())
-            kept = (copied.keys() | plan.people.keys()) - plan.gone
+            plan.gone |= compared.copied & (compared.gone | self._others.keys())
             if known := not whole and server.database.is_known(since, _server_id(history)):
                 listed = _listed(remote, "generation > ?", since)
                 removed = remote.execute("SELECT template_id FROM removals WHERE generation > ?", (since,)).fetchall()
@@ -264,13 +276,15 @@ class GallerySnapshot:
             else:
                 listed, mine = _listed(remote, "generation >= ?", 0), _tags(store, "templates")
                 plan.removed = mine.keys() - listed.keys()
+            kept = _tags(store, "people", [*{whose for whose, _ in listed.values()}]).keys() | plan.people.keys()
+            kept -= plan.gone
             plan.removed |= {each for each, (whose, _) in listed.items() if each in mine and whose not in kept}
-            if new := list(plan.people.keys() - copied.keys()):
+            if new := list(plan.people.keys() - compared.copied):
                 listed |= _listed(remote, "person_id = ANY(?)", new)
             wanted = [each for each, (whose, tag) in listed.items() if whose in kept and mine.get(each) != tag]
             plan.templates, plan.detectors = _templates(server, remote, wanted), server.database.detectors()
         done = _apply(store, plan, last, since=since, next_id=next_id, known=known)
-        self._settled = True
+        self._digests, self._settled = compared.digests, True
         return done
 
     # Without the server
@@ -312,6 +326,17 @@ def _tags(store: SqliteStore, table: str, ids: Sequence[int] | None = None) -> d
             return dict(connection.execute(query).fetchall())
         found = (connection.execute(f"{query} WHERE id = ?", (each,)).fetchone() for each in ids)
         return dict(row for row in found if row is not None)
+
+
+def _people_tags(store: SqliteStore, buckets: AbstractSet[int] | None) -> dict[int, bytes]:
+    """Return the tags of the copy's people, all or those of some buckets."""
+    if buckets is None or len(buckets) > _FEW:
+        found = _tags(store, "people")
+        return {each: tag for each, tag in found.items() if buckets is None or each // _BUCKET in buckets}
+    query = f"SELECT id, {_TAG} FROM people WHERE id BETWEEN ? AND ?"
+    with store.database.reading() as connection:
+        ranges = ((_BUCKET * each, _BUCKET * (each + 1) - 1) for each in buckets)
+        return {row[0]: row[1] for each in ranges for row in connection.execute(query, each)}
 
 
 # Reading the server

@@ -14,7 +14,7 @@ from unit.gallery.postgres.test_postgres import KEY, create
 
 from edgeface.errors import GalleryDamagedError, GalleryError, GalleryServerError, NotSupportedError
 from edgeface.gallery.index import LiveIndex
-from edgeface.gallery.snapshot import GallerySnapshot
+from edgeface.gallery.snapshot import _BUCKET, _DIGESTS, GallerySnapshot
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.model.embedding import Embedding
@@ -51,9 +51,12 @@ def rows_of(store: GalleryStore, group: str | None = None) -> dict[str, Any]:
 
 
 def test_the_copy_is_the_gallery_row_for_row_after_every_kind_of_change(
-    server: GalleryStore, snapshot: GallerySnapshot
+    server: GalleryStore, snapshot: GallerySnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for an index that follows it, whatever came together in one delta."""
+    monkeypatch.setattr("edgeface.gallery.snapshot._DIGESTS", _DIGESTS.replace(f"/ {_BUCKET}", "/ 8"))
+    monkeypatch.setattr("edgeface.gallery.snapshot._BUCKET", 8)
+    monkeypatch.setattr("edgeface.gallery.snapshot._FEW", 2)
     rng, rows = random.Random(5), iter(vectors(400, seed=3))
     server.add_person("first", templates=[template(next(rows))])
     bern = GallerySnapshot(snapshot.folder.with_name("bern"), key=KEY, group="bern")
