@@ -278,7 +278,6 @@ class GallerySnapshot:
                 plan.removed = mine.keys() - listed.keys()
             kept = _tags(store, "people", [*{whose for whose, _ in listed.values()}]).keys() | plan.people.keys()
             kept -= plan.gone
-            plan.removed |= {each for each, (whose, _) in listed.items() if each in mine and whose not in kept}
             if new := list(plan.people.keys() - compared.copied):
                 listed |= _listed(remote, "person_id = ANY(?)", new)
             wanted = [each for each, (whose, tag) in listed.items() if whose in kept and mine.get(each) != tag]

@@ -289,7 +289,7 @@ def test_a_consent_that_ends_meanwhile_is_neither_recognised_nor_sent(
         assert kiosk.server.find("Grace") is None
 
 
-@pytest.mark.parametrize("after", ["nothing", "forgotten", "taken"])
+@pytest.mark.parametrize("after", ["nothing", "forgotten", pytest.param("taken", marks=pytest.mark.nightly)])
 def test_what_was_committed_without_the_kiosk_knowing_is_not_sent_twice(
     kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:

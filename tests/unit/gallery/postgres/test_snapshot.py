@@ -92,7 +92,7 @@ def test_the_copy_is_the_gallery_row_for_row_after_every_kind_of_change(
         elif theirs := server.templates_of(rng.choice(people)):
             server.forget(theirs[0].person_id, template_ids=[theirs[0].id])
 
-    for _ in range(15):
+    for _ in range(10):
         for _ in range(rng.randint(1, 3)):
             change()
         done = snapshot.follow(server)
