@@ -84,10 +84,24 @@ def _parse(command: str, declare: Callable[[_Parser], None], arguments: Sequence
     return asked
 
 
+def _rate(parser: _Parser, name: str) -> None:
+    """Add an option that is a rate, which is refused as a model of this process does."""
+
+    def rate(text: str) -> float:
+        if not 0 < (value := float(text)) < 1:
+            from edgeface.recognize.threshold import require_rate
+
+            require_rate(name, value)
+        return value
+
+    parser.add_argument(f"--{name}", type=rate)
+
+
 def _declare_verify(parser: _Parser) -> None:
+    _rate(parser, "far")
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    for name, kind in (("far", float), ("threshold", float), ("face-a", int), ("face-b", int)):
+    for name, kind in (("threshold", float), ("face-a", int), ("face-b", int)):
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--model", "-m")
 
@@ -100,7 +114,7 @@ def _declare_photos(parser: _Parser) -> None:
 def _declare_identify(parser: _Parser) -> None:
     _declare_photos(parser)
     parser.add_argument("--gallery", "-g", required=True)
-    parser.add_argument("--fpir", type=float)
+    _rate(parser, "fpir")
     parser.add_argument("--model", "-m")
 
 

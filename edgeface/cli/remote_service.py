@@ -58,8 +58,8 @@ def connected() -> Iterator[http.client.HTTPConnection]:
     if url.scheme == "http" and not _is_here(url.hostname or "") and os.environ.get(INSECURE) != "1":
         raise InputError(
             path=SERVER,
-            expected="https://host:port, unix:/path, or http of this machine",
-            found=address,
+            expected="TLS (https), a Unix socket, or this machine",
+            found=f"plain HTTP to {url.hostname}",
             remedy=f"the key and the photos could be read on the way; to send them all the same set {INSECURE}=1",
         )
     if url.scheme == "unix":
@@ -113,7 +113,9 @@ def ask(
 
     Where the service is busy, ask again when it says, for half a minute.
     """
-    headers = {"x-api-key": key} if (key := os.environ.get(KEY)) else {}
+    if (key := os.environ.get(KEY, "")) and not (key.isascii() and key.isprintable()):
+        raise InputError(path=KEY, expected="a key, as 'edgeface serve keys add' prints it", found="something else")
+    headers = {"x-api-key": key} if key else {}
     body, end = b"", time.monotonic() + _SECONDS
     if photos is not None:
         boundary = os.urandom(16).hex()

@@ -222,6 +222,9 @@ def test_verify_says_the_same_by_the_service(both: Any, photos: dict[str, str]) 
         (["embed", "red", "-o", "faces.npz", "--model", "x"], "there is no model 'x'; the models are default, or"),
         (["embed", ".", "-o", "faces.npz"], ".: expected photos by name, where the service in EDGEFACE_SERVER embeds"),
         (["embed", "red", "-o", "there.npz"], "there.npz: expected a new file, where the service in"),
+        (["verify", "red", "blue", "--far", "nan"], "far: expected a rate"),
+        (["identify", "red", "-g", "default", "--fpir", "1"], "fpir: expected a rate"),
+        (["identify", "red", "-g", "default", "--fpir", "low"], "--fpir: invalid rate value: 'low'"),
         (["embed", "red", "-o", "faces.txt"], "expected a name that ends in .npz or .parquet"),
     ],
 )
@@ -334,6 +337,13 @@ def test_no_other_model_decides_where_the_service_or_the_key_is_wrong(
     monkeypatch.setenv("EDGEFACE_SERVER_KEY", "another")
     assert main(["verify", photos["red"], photos["blue"]]) == 2
     assert "EDGEFACE_SERVER_KEY: expected a key" in capsys.readouterr().err
+    for key in ("secret\n", "clé-secret"):
+        monkeypatch.setenv("EDGEFACE_SERVER_KEY", key)
+        assert main(["verify", photos["red"], photos["blue"]]) == 2
+        told = capsys.readouterr().err
+        assert "EDGEFACE_SERVER_KEY: expected a key" in told
+        assert "secret" not in told
+    monkeypatch.setenv("EDGEFACE_SERVER_KEY", "another")
     for address, code in {
         "unix:/tmp/there is none": 3,
         "http://127.0.0.1:1": 3,
