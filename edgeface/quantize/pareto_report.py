@@ -52,6 +52,8 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
         filters={"times": "{:.3f}".format},
         pareto=pareto,
         names=names_of(pareto),
+        marks=marks_of(pareto) if pareto.what == "models" else {},
+        streams={row.timing.streams for row in pareto.rows},
         base=names_of(pareto)[pareto.rows[0].name],
         crops=crops_of(pareto),
         rule=f"{RULE} {ALONE}",
@@ -64,6 +66,13 @@ def write_pareto(pareto: Pareto, folder: Path) -> None:
 def names_of(pareto: Pareto) -> dict[str, str]:
     """Return what the rows are called, by their names."""
     return {row.name: NAMES.get(row.name, row.name) for row in pareto.rows}
+
+
+def marks_of(pareto: Pareto) -> dict[str, str]:
+    """Return what stands beside their dots: names of models are too long for that, so they are numbered."""
+    if pareto.what == "precisions":
+        return names_of(pareto)
+    return {row.name: str(number) for number, row in enumerate(pareto.rows, 1)}
 
 
 def crops_of(pareto: Pareto) -> list[tuple[str, list[str]]]:
@@ -95,7 +104,8 @@ OBJECTIVES = (
 def to_markdown(pareto: Pareto) -> str:
     """Return the table as GitHub Markdown; optimal precisions are bold."""
     names, base = names_of(pareto), names_of(pareto)[pareto.rows[0].name]
-    heads = (pareto.what.removesuffix("s"), "accuracy", "drop, 95 % paired", "mean cosine", *_SPEEDS)
+    cosines = ("mean cosine",) if pareto.what == "precisions" else ()
+    heads = (pareto.what.removesuffix("s"), "accuracy", "drop, 95 % paired", *cosines, *_SPEEDS)
     lines = [
         f"# {pareto.title} compared" if pareto.what == "models" else f"# {pareto.title}: precisions compared",
         "",
@@ -110,9 +120,9 @@ def to_markdown(pareto: Pareto) -> str:
     for row in pareto.rows:
         ratio = pareto.ratios(row)
         name = f"**{names[row.name]}**" if row.optimal else names[row.name]
-        cosine = f"{row.fidelity.mean_cosine:.5f}" if row.fidelity else "1" if row.verification is None else "-"
+        cosine = f"| {row.fidelity.mean_cosine:.5f} " if row.fidelity else "| 1 " if cosines else ""
         lines.append(
-            f"| {name} | {row.accuracy:.4f} | {format_drop(row)} | {cosine} "
+            f"| {name} | {row.accuracy:.4f} | {format_drop(row)} {cosine}"
             f"| {row.timing.latency_ms:.2f} ms ({ratio['latency']:.3f}) "
             f"| {row.timing.images_per_second:.1f} /s ({ratio['throughput']:.3f}) "
             f"| {row.timing.loaded.cpu_median:.2f} ms ({ratio['cpu_time']:.3f}) "
@@ -140,7 +150,7 @@ def accuracy_plot(pareto: Pareto, objective: Objective) -> Plot:
     x = linear(objective.label, 0.0, 1.15 * max(values))
     y = linear("accuracy", low - room, min(high + room, 1.0), words="{:.4f}".format)
     frame = Axes(x, y, height=280.0, left=86.0)
-    words, leaders = _labels(frame, [names[row.name] for row in pareto.rows], values, accuracies)
+    words, leaders = _labels(frame, [marks_of(pareto)[row.name] for row in pareto.rows], values, accuracies)
     shapes = list(leaders)
     for row, value, span in zip(pareto.rows, values, spans, strict=True):
         if row.verification is not None:
