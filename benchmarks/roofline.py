@@ -1,21 +1,25 @@
 """How much of what this machine can attain does a model reach, and which layers hold it back? Prints JSON.
 
     python benchmarks/roofline.py --ir IR.xml --json [--device CPU] [--batch 1] [--seconds 10] [--precision f32]
-        [--threads 1] [--passes 100]
+        [--threads 1] [--passes 100] [--rounds 9]
 
 The figures are those of ``edgeface bench run``, one stream and one inference at a time. The peaks are measured before
 and after the model; if the two differ, so did the machine, and both are in the output. Layers have the
 medians of 20 inferences; with `--passes` the fastest of so many more, which other work on the machine disturbs least,
 above all with one thread. Besides one by one, they are told by the side of their output, which names the part of a
 network, and by their kernels. `--precision` is the hint of
-inference; a device that computes in another one instead says so.
+inference; a device that computes in another one instead says so. With `--rounds`, CPU milliseconds an image on one
+thread are told too, of each hint and of batches of 1 and 4, which take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["f32", "bf16", "f16"], help="of inference; by default the device's own")
     parser.add_argument("--threads", type=int, help="by default the device's own")
     parser.add_argument("--passes", type=int, default=0, help="inferences of which each layer's fastest is taken")
+    parser.add_argument("--rounds", type=int, default=0, help="of the comparison of hints and batches")
     options = parser.parse_args()
     before = best_peak(options)
     settings = DEFAULTS.model_copy(
@@ -84,6 +89,7 @@ def main() -> None:
             "by_kernel": summed(points, lambda each: f"{each['kind']} {each['kernel']}"),
             "slowest": sorted(points, key=lambda each: -each["milliseconds"])[:_SLOWEST],
         },
+        "hints": compare_hints(options.ir, options.device, options.rounds) if options.rounds else None,
         "disturbance": {"disturbed": result.disturbed, "reasons": result.disturbances, "unwatched": result.unwatched},
         "environment": None
         if result.environment is None
@@ -120,6 +126,28 @@ def fastest(
                 if info.status == ov.ProfilingInfo.Status.EXECUTED and info.node_name in times:
                     times[info.node_name] = min(times[info.node_name], info.real_time.total_seconds() * 1e3)
     return [layer.model_copy(update={"ms": times[layer.name]}) for layer in layers], shapes
+
+
+def compare_hints(ir: Path, device: str, rounds: int) -> list[dict[str, Any]]:
+    """Measure CPU milliseconds an image by hint and batch, one thread: medians of rounds in which all take turns."""
+    core, turns = ov.Core(), []
+    for hint, batch in itertools.product(("f32", "bf16", "f16"), (1, 4)):
+        model = core.read_model(ir)
+        shape = model.input(0).partial_shape
+        shape[0] = batch
+        model.reshape(shape)
+        compiled = core.compile_model(model, device, {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1})
+        executed = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        turns.append(
+            ({"hint": hint, "executed": executed, "batch": batch}, compiled.create_infer_request(), list[float]())
+        )
+    for _ in range(rounds):
+        for turn, request, times in turns:
+            began = time.process_time()
+            for _ in range(4 // turn["batch"]):
+                request.infer()
+            times.append((time.process_time() - began) * 1e3 / 4)
+    return [turn | {"cpu_ms": statistics.median(times)} for turn, _, times in turns]
 
 
 def summed(points: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, dict[str, float]]:
