@@ -108,11 +108,11 @@ def test_the_embeddings_are_the_local_ones(served: Served, local: Embedder, prot
             assert np.abs(remote.embed(CROPS) - local.embed(CROPS)).max() <= 1e-6
 
 
-@BOTH
+@pytest.mark.slow
 def test_galleries_of_local_embeddings_take_the_remote_ones_and_no_others(
-    served: Served, local: Embedder, tmp_path: Path, protocol: str
+    served: Served, local: Embedder, tmp_path: Path
 ) -> None:
-    address = served.address(protocol)
+    address = served.address("HTTP")
     with (
         load_squares(address, detector="mtcnn", min_size=20) as app,
         load_squares(address, detector=None, min_size=20) as crops,
@@ -132,13 +132,10 @@ def test_galleries_of_local_embeddings_take_the_remote_ones_and_no_others(
         app.identify(draw(RED), store, threshold=0.9, gate=None)
 
 
-@BOTH
-def test_commands_take_the_address(
-    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
-) -> None:
+def test_commands_take_the_address(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     crop = tmp_path / "crop.png"
     cv2.imwrite(str(crop), CROPS[0])
-    address = served.address(protocol)
+    address = served.address("gRPC")
     words = ["embed", str(crop), "--crops", "-o", str(tmp_path / "out.npz"), "--model", address, "--json"]
     assert main(words) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -170,6 +167,7 @@ def test_a_key_is_needed_and_a_model_that_is_there(
         Embedder.load(served.address(protocol))
 
 
+@pytest.mark.slow
 def test_tls_needs_a_certificate_of_a_known_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     issued = issue_server(tmp_path / "tls", addresses=False)
     tls = {"certificate": str(issued.certificate), "key": str(issued.key)}
@@ -288,6 +286,7 @@ def test_without_the_extra_grpc_says_how_to_install_it_and_http_needs_none(
         assert remote.embed(CROPS).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_is_answered_for_by_the_other(served: Served, tmp_path: Path) -> None:
     with Service(settings(tmp_path, write_tiny_ir(tmp_path), listen={}), load=load_squares) as service:
         service.authenticate = served.service.authenticate  # type: ignore[method-assign]
