@@ -2,6 +2,8 @@
 
 python benchmarks/detectors.py agree               # MTCNN against mtcnn_reference.npz, all 7,701 images
 python benchmarks/detectors.py speed --rounds 4    # against TensorFlow (extra `parity`), alternating
+python benchmarks/detectors.py small               # MTCNN and YuNet on faces of 34 to 56 pixels in 12 megapixels
+python benchmarks/detectors.py lfw --images 500    # the same two on LFW: same face, overlap, CPU time
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edgeface.model.contract import Alignment
@@ -22,11 +25,13 @@ from edgeface.vision.align import crop_box
 from edgeface.vision.detector import Detector
 from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
+from edgeface.vision.nms import overlaps
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 _MARGIN = Alignment("mtcnn-box-margin", 32)
 _NO_FACE = "Marilyn_Monroe/Marilyn_Monroe_0001"
 """Here the reference finds nothing either; the stored box is a fixed crop."""
+_BOTH = {"mtcnn": "mtcnn", "yunet": "yunet/yunet_n_dynamic.onnx"}
 
 
 def compare_with_reference(
@@ -109,6 +114,59 @@ def compare_speed(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
     }
 
 
+def compare_small(data: Path, *, images: int) -> dict[str, Any]:
+    """Count which faces of 34 to 56 pixels (MTCNN's boxes) each detector finds in photos of 4000x3000, 12 in each."""
+    rng, photos = np.random.default_rng(1), list[tuple[np.ndarray, np.ndarray]]()
+    paths = sorted((data / "lfw" / "images").rglob("*.jpg"))
+    faces = [read_image(path) for path in paths[:: len(paths) // (12 * images)][: 12 * images]]
+    with load_detector("mtcnn", model=data / "mtcnn") as detector:
+        found = [each[each.largest((250, 250))].boxes[0] for each in detector.detect(faces)]
+    for start in range(0, 12 * images, 12):
+        coarse = rng.integers(40, 200, (15, 20, 3), np.uint8)
+        photo, boxes = cv2.resize(coarse, (4000, 3000), interpolation=cv2.INTER_CUBIC), []
+        for place, (face, box) in enumerate(zip(faces[start : start + 12], found[start : start + 12], strict=True)):
+            scale = rng.uniform(34, 56) / (box[2:] - box[:2]).min()
+            part = cv2.resize(face, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            x, y = 1000 * (place % 4) + int(rng.integers(0, 800)), 1000 * (place // 4) + int(rng.integers(0, 800))
+            photo[y : y + len(part), x : x + part.shape[1]] = part
+            boxes.append(box * scale + [x, y, x, y])
+        photos.append((photo, np.array(boxes)))
+    answer: dict[str, Any] = {"photos": images, "faces": 12 * images}
+    for name, model in _BOTH.items():
+        for least in (20, 32):
+            with load_detector(name, model=data / model, min_size=least) as detector:
+                detector.detect([photos[0][0]])
+                used, seen = time.process_time(), [detector.detect([photo])[0] for photo, _ in photos]
+                spent = 1e3 * (time.process_time() - used) / images
+            hits = [
+                overlaps(boxes, each.boxes).max(axis=1, initial=0) > 0.4
+                for each, (_, boxes) in zip(seen, photos, strict=True)
+            ]
+            answer[f"{name}, from {least} pixels"] = {"found": int(np.sum(hits)), "cpu_ms_a_photo": round(spent, 1)}
+    return answer
+
+
+def compare_lfw(data: Path, *, images: int) -> dict[str, Any]:
+    """Compare the chosen faces of MTCNN and YuNet on LFW, and their CPU time in batches of 50."""
+    paths = sorted((data / "lfw" / "images").rglob("*.jpg"))
+    photos = [read_image(paths[row]) for row in np.linspace(0, len(paths) - 1, images).astype(int)]
+    chosen, spent = list[list[np.ndarray]](), dict[str, float]()
+    for name, model in _BOTH.items():
+        with load_detector(name, model=data / model) as detector:
+            detector.detect(photos[:8])
+            used = time.process_time()
+            found = [each for start in range(0, images, 50) for each in detector.detect(photos[start : start + 50])]
+            spent[name] = round(1e3 * (time.process_time() - used) / images, 2)
+        chosen.append([each.boxes[each.largest((250, 250))] if len(each) else np.zeros(4) for each in found])
+    shared = np.array([_overlap(a, b) if a.any() and b.any() else 0 for a, b in zip(*chosen, strict=True)])
+    return {
+        "images": images,
+        "same_face": int((shared > 0.5).sum()),
+        "median_overlap": round(float(np.median(shared)), 3),
+        "cpu_ms_a_photo": spent,
+    }
+
+
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
     shared = np.maximum(high - low, 0).prod()
@@ -118,13 +176,19 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("agree", "speed"))
-    parser.add_argument("--images", type=int, help="how many LFW images; all for agree, 64 for speed")
+    parser.add_argument("question", choices=("agree", "speed", "small", "lfw"))
+    parser.add_argument(
+        "--images", type=int, help="how many; all of LFW for agree, 64 for speed, 500 for lfw, 8 for small"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.question == "agree":
         with load_detector("mtcnn", model=DATA / "mtcnn") as detector:
             answer = compare_with_reference(detector, DATA, limit=options.images)
+    elif options.question == "small":
+        answer = compare_small(DATA, images=options.images or 8)
+    elif options.question == "lfw":
+        answer = compare_lfw(DATA, images=options.images or 500)
     else:
         answer = compare_speed(DATA, rounds=options.rounds, images=options.images or 64)
     print(json.dumps(answer, indent=2))
