@@ -4,6 +4,7 @@ python benchmarks/detectors.py agree               # MTCNN against mtcnn_referen
 python benchmarks/detectors.py speed --rounds 4    # against TensorFlow (extra `parity`), alternating
 python benchmarks/detectors.py small               # MTCNN and YuNet on faces of 34 to 56 pixels in 12 megapixels
 python benchmarks/detectors.py lfw --images 500    # the same two on LFW: same face, overlap, CPU time
+python benchmarks/detectors.py floor --rounds 4    # what MTCNN's three networks compute, and their share of its time
 """
 
 from __future__ import annotations
@@ -167,6 +168,45 @@ def compare_lfw(data: Path, *, images: int) -> dict[str, Any]:
     }
 
 
+def measure_floor(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
+    """Operations of MTCNN's networks on LFW, and how much of its CPU time is theirs."""
+    chosen = sorted((data / "lfw" / "images").rglob("*.jpg"))[:: max(1, 7701 // images)][:images]
+    pixels = [read_image(path) for path in chosen]
+    done: dict[str, int] = {}
+
+    def observe(name: str, batch: np.ndarray) -> None:
+        done[name] = done.get(name, 0) + len(batch) * _multiplications(name, *batch.shape[1:3])
+
+    with load_detector("mtcnn", model=data / "mtcnn", observe=observe) as detector:
+        detector.detect(pixels)
+    spent: dict[str, list[float]] = {"all": [], "python": []}
+    with load_detector("mtcnn", model=data / "mtcnn") as detector:
+        for number in range(rounds + 1):
+            whole, python = time.process_time(), time.thread_time()
+            for start in range(0, images, 16):  # which are detected in this thread
+                detector.detect(pixels[start : start + 16])
+            if number:  # shapes are prepared on first sight
+                spent["all"].append(1e3 * (time.process_time() - whole) / images)
+                spent["python"].append(1e3 * (time.thread_time() - python) / images)
+    return {
+        "gflop_an_image": {name: round(2e-9 * count / images, 3) for name, count in done.items()},
+        "cpu_ms_an_image": {name: round(statistics.median(each), 2) for name, each in spent.items()},
+        "share_of_the_networks": round(1 - statistics.median(spent["python"]) / statistics.median(spent["all"]), 2),
+    }
+
+
+def _multiplications(name: str, height: int, width: int) -> int:
+    """Of a network on one image, with additions: the convolutions and dense layers of `mtcnn_nets`."""
+    if name == "rnet":
+        return 22**2 * 27 * 28 + 9**2 * 252 * 48 + 3**2 * 192 * 64 + 576 * 128 + 128 * 5
+    if name == "onet":
+        hidden = 46**2 * 27 * 32 + 21**2 * 288 * 64 + 8**2 * 576 * 64 + 3**2 * 256 * 128
+        return hidden + 1152 * 256 + 256 * 15
+    rows, columns = (-(-(side - 2) // 2) for side in (height, width))
+    first = (height - 2) * (width - 2) * 27 * 10
+    return first + (rows - 2) * (columns - 2) * 90 * 16 + (rows - 4) * (columns - 4) * (144 * 32 + 32 * 5)
+
+
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
     shared = np.maximum(high - low, 0).prod()
@@ -176,9 +216,9 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("agree", "speed", "small", "lfw"))
+    parser.add_argument("question", choices=("agree", "speed", "small", "lfw", "floor"))
     parser.add_argument(
-        "--images", type=int, help="how many; all of LFW for agree, 64 for speed, 500 for lfw, 8 for small"
+        "--images", type=int, help="how many; all of LFW for agree, 64 for speed and floor, 500 for lfw, 8 for small"
     )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -189,6 +229,8 @@ def main() -> None:
         answer = compare_small(DATA, images=options.images or 8)
     elif options.question == "lfw":
         answer = compare_lfw(DATA, images=options.images or 500)
+    elif options.question == "floor":
+        answer = measure_floor(DATA, rounds=options.rounds, images=options.images or 64)
     else:
         answer = compare_speed(DATA, rounds=options.rounds, images=options.images or 64)
     print(json.dumps(answer, indent=2))
