@@ -40,10 +40,13 @@ DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] 
 PARTS = ("throughput", "faults", "memory", "nodes")
 _SAME = 0.999999
 _CHILD = """
-import json, sys
+import json, os, sys, tempfile
 from pathlib import Path
 asked = json.loads(sys.argv[1])
 if asked["nodes"] > 1:
+    folder = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+    os.environ["RAY_TMPDIR"] = folder.name
+    Path(folder.name, "ray").mkdir()
     import ray
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

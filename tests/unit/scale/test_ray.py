@@ -239,12 +239,18 @@ def _nodes() -> Iterator[None]:
     """Two nodes of Ray on this machine, to which this process is connected."""
     ray = pytest.importorskip("ray")
     utils = pytest.importorskip("ray.cluster_utils")
-    nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    nodes.add_node(num_cpus=2)
-    ray.init(nodes.address, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
-    nodes.shutdown()
+    with (
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        nodes.add_node(num_cpus=2)
+        ray.init(nodes.address, log_to_driver=False, configure_logging=False)
+        yield
+        ray.shutdown()
+        nodes.shutdown()
 
 
 @real_ray
