@@ -195,9 +195,10 @@ def embed_on_ray(
         remedy = "name an IR: every actor has models of its own"
         raise InputError(path=model, expected="an IR", found="the address of a server", remedy=remedy)
     _, contract = read_contract(model)  # a model that is none is refused before Ray starts
-    load = {
-        name: each.absolute() if isinstance(each, Path) else each for name, each in {**load, "model": model}.items()
-    }
+    given = {"detector": "auto", **load, "model": model}
+    if given["detector"] == "auto" and not given.get("detector_model"):  # machines may have downloaded different ones
+        given["detector"] = edgeface.choose_detector()
+    load = {name: each.absolute() if isinstance(each, Path) else each for name, each in given.items()}
     found = list_places(places, output=output)
     failures = found.failures | unwritable_names([Path(photo.source) for photo in found.photos], output)
     photos = [photo for photo in found.photos if Path(photo.source) not in failures]
