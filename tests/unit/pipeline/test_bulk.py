@@ -382,6 +382,23 @@ def test_rows_of_edgeface_0_1_are_computed_again(
     assert embed(pictures, embedder, output).reused == 10
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_table_knows_landmarks_and_qualities_where_they_were_written(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    random = np.random.default_rng(1)
+    known = {"landmarks": random.random((3, 10), np.float32), "qualities": random.random(3, np.float32)}
+    for name, table in (("known", a_table(**known)), ("unknown", a_table())):
+        table.save(tmp_path / f"{name}{suffix}")
+        found = EmbeddingTable.load(tmp_path / f"{name}{suffix}")
+        for column, wanted in known.items():
+            assert np.array_equal(
+                getattr(found, column), wanted if name == "known" else wanted * np.nan, equal_nan=True
+            )
+    with pytest.raises(InputError, match="columns of one length"):
+        a_table(landmarks=known["landmarks"][:2])
+
+
 def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
     table = a_table()
     table.save(tmp_path / "t.npz")
