@@ -147,6 +147,8 @@ def _embed_on_ray(
     if not json:
         actors = f"{out.counted(result.plan.actors, 'actor')} of {out.counted(result.plan.cpus, 'CPU')}"
         out.print_line(f"{out.counted(result.blocks, 'block')} by {actors}")
+    if result.reduced > 1:
+        out.print_note(reduced_words(result.reduced))
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 

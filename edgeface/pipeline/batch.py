@@ -217,7 +217,7 @@ class _Rows:
     def __init__(self, output: Path, pipeline: Pipeline) -> None:
         self._folder = _parts_of(output)
         self._contract = pipeline.contract
-        settings = pipeline.settings | ({"reduced": pipeline.reduction} if pipeline.reduction > 1 else {})
+        settings = settings_of(pipeline)
         self._settings = json.dumps(settings, sort_keys=True)
         parts = sorted(self._folder.glob("*.npz"))
         loaded = [self._load(path, settings) for path in (output, *parts) if path.is_file()]  # before any work
@@ -308,6 +308,11 @@ class _Rows:
 
 Row = tuple[str, FileIdentity, int, Face]
 """Photo, the bytes that it was decoded from, number of the face in it, face with an embedding."""
+
+
+def settings_of(pipeline: Pipeline) -> dict[str, Any]:
+    """Return everything that the rows of a photo depend on, as JSON values."""
+    return pipeline.settings | ({"reduced": pipeline.reduction} if pipeline.reduction > 1 else {})
 
 
 def rows_of(frame: Frame, faces: Sequence[Face]) -> list[Row]:

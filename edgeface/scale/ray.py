@@ -31,7 +31,16 @@ from edgeface.limits import usable_cores
 from edgeface.model.contract import ModelContract
 from edgeface.model.embedding import require_same_contract
 from edgeface.model.ir_file import read_contract
-from edgeface.pipeline.batch import Row, differences, hold_folder, make_table, rows_of, unwritable_names, why_none
+from edgeface.pipeline.batch import (
+    Row,
+    differences,
+    hold_folder,
+    make_table,
+    rows_of,
+    settings_of,
+    unwritable_names,
+    why_none,
+)
 from edgeface.pipeline.table import PARTS, read_notes, require_format
 from edgeface.progress import Progress, ProgressCallback, ignore_progress
 from edgeface.runtime.address import RemoteAddress
@@ -116,6 +125,8 @@ class RayResult:
         Who embedded.
     contract
         Of all rows.
+    reduced
+        As in `BulkResult`.
     """
 
     rows: int
@@ -126,6 +137,7 @@ class RayResult:
     blocks: int
     plan: ActorPlan
     contract: ModelContract
+    reduced: int
 
     def __repr__(self) -> str:
         return f"RayResult({self.rows} embeddings of {self.files} files in {self.blocks} blocks, by {self.plan})"
@@ -204,6 +216,7 @@ def embed_on_ray(
     photos = [photo for photo in found.photos if Path(photo.source) not in failures]
     blocks = -(-len(photos) // block)
     done = rows = reused = 0
+    reduced = 1
     if not photos:
         raise ImageError(f"no photo could be embedded: {list_some(failures)}")
     with hold_folder(output, output), _connected(address) as ray:
@@ -213,6 +226,7 @@ def embed_on_ray(
             for answer in answers:
                 rows, done = rows + answer["rows"], done + answer["photos"]
                 reused += answer["photos"] * answer["reused"]
+                reduced = answer["reduced"]
                 failures |= {Path(source): reason for source, reason in answer["failures"].items()}
                 progress(Progress("embedding", done=done, total=len(found.photos), unit="files"))
         _discard(output, beyond=blocks)
@@ -227,6 +241,7 @@ def embed_on_ray(
         blocks=blocks,
         plan=plan,
         contract=contract,
+        reduced=reduced,
     )
 
 
@@ -398,7 +413,7 @@ class _Worker:
         self._refusal: EdgeFaceError | None = None
         try:
             self._pipeline = edgeface.load(**load).pipeline(faces=faces)
-            self._settings = json.dumps(self._pipeline.settings, sort_keys=True)
+            self._settings = settings_of(self._pipeline)
         except EdgeFaceError as error:
             self._refusal = error
 
@@ -407,7 +422,7 @@ class _Worker:
         try:
             if self._refusal is not None:
                 raise self._refusal
-            return self._embed(number, photos)
+            return {**self._embed(number, photos), "reduced": self._pipeline.reduction}
         except EdgeFaceError as error:
             return {"refusal": {"kind": type(error).__name__, "message": str(error)}}
 
@@ -425,7 +440,7 @@ class _Worker:
                 reason = f"the process that embedded its block has died {tries} times; embed it by itself"
                 failures = {photo.source: reason for photo in photos}
             block = {"rows": len(rows), "photos": len(photos), "failures": failures}
-            table = make_table(rows, self._pipeline.contract, self._settings)
+            table = make_table(rows, self._pipeline.contract, json.dumps(self._settings, sort_keys=True))
             table.save(part, notes={"made_of": made_of, "block": json.dumps(block)})
         return {**block, "reused": False}
 
@@ -439,7 +454,7 @@ class _Worker:
             remedy = "write to another folder"
             raise InputError(path=part, expected="a part of a run on Ray", found="another table", remedy=remedy)
         require_same_contract(notes["contract_id"], self._pipeline.contract.contract_id, what=str(part))
-        if changed := "; ".join(differences(parse_json(notes["settings"]), self._pipeline.settings)):
+        if changed := "; ".join(differences(parse_json(notes["settings"]), self._settings)):
             remedy = "use those, write to another folder, or remove this one"
             raise InputError(f"{part}: written with other settings ({changed}); {remedy}")
         if notes["made_of"] != made_of:
@@ -465,8 +480,11 @@ class _Worker:
             failures[str(path)] = str(error).removeprefix(f"{path}: ")
 
         places = {Path(photo.source): photo for photo in photos}
+        reduced = self._pipeline.reduction
         with (
-            open_source(list(places), on_bad=fail, read_photo=lambda path: read_place(places[path])) as frames,
+            open_source(
+                list(places), on_bad=fail, read_photo=lambda path: read_place(places[path], reduced=reduced)
+            ) as frames,
             contextlib.closing(self._pipeline.run(frames)) as answers,
         ):
             for frame, faces in answers:

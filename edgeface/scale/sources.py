@@ -92,14 +92,15 @@ def list_places(places: Sequence[str | Path], *, output: Path | None = None) -> 
     return found
 
 
-def read_place(place: PhotoPlace) -> DecodedFile:
-    """Read a photo, and identify the bytes that it was made of; ImageError, which names the source, if it cannot be."""
+def read_place(place: PhotoPlace, *, reduced: int = 1) -> DecodedFile:
+    """Read a photo as `read_photo_file` does; ImageError, which names the source, if it cannot be."""
     try:
         if place.offset < 0:
-            return read_photo_file(Path(place.file))
+            return read_photo_file(Path(place.file), reduced=reduced)
         with open_regular(Path(place.file)) as file:
             file.seek(place.offset)
-            return decode_photo(file.read(min(place.size, _LIMITS.max_bytes + 1)), place.modified)
+            content = file.read(min(place.size, _LIMITS.max_bytes + 1))
+            return decode_photo(content, place.modified, reduced=reduced)
     except ImageError as error:
         reason = str(error).removeprefix(f"{place.file}: ")
         raise ImageError(f"{place.source}: {reason}", path=place.source) from error

@@ -103,6 +103,24 @@ def test_actors_write_the_rows_of_the_plain_function(
     assert read_notes(tmp_path / "out.parquet" / "part-00000001.parquet")["contract_id"] == plain.contract_id
 
 
+@pytest.mark.real
+@pytest.mark.slow
+def test_actors_read_large_photos_as_small_as_the_plain_function_does(tmp_path: Path, data: Path) -> None:
+    photo = cv2.imread(str(data / "photos" / "multiface.jpg"))
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "large.jpg"), cv2.resize(photo, (1600, 1600 * len(photo) // photo.shape[1])))
+    write_tiny_ir(tmp_path)
+    load = {"model": tmp_path / "tiny.xml", "detector": "mtcnn", "min_size": 64}
+    with edgeface.load(**load) as app:
+        plain = embed_folder([tmp_path / "photos"], app.pipeline(), tmp_path / "plain.parquet").table
+    folder = tmp_path / "o.parquet"
+    folder.mkdir()
+    worker = _Worker(folder=folder, run="r", threads=1, faces="all", load=load)
+    assert ask(worker, list_places([tmp_path / "photos"]).photos)[0]["rows"] == len(plain) > 1
+    assert json.loads(plain.settings)["reduced"] == 2
+    assert same(EmbeddingTable.load(folder), plain)
+
+
 def test_only_parts_of_more_photos_are_removed(tmp_path: Path) -> None:
     names = [
         "part-00000001.parquet",
