@@ -120,8 +120,8 @@ class Kiosk:
             told += line
             if line == "}\n":
                 break
-        if not told:
-            raise RuntimeError((self._folder / "log").read_text()[-3000:])
+        if '"address"' not in told:
+            raise RuntimeError(f"the kiosk does not start: {told}\n{(self._folder / 'log').read_text()[-3000:]}")
         self.client = httpx.Client(base_url=json.loads(told)["address"], timeout=30)
 
     def kill(self) -> None:
