@@ -378,6 +378,10 @@ def _apply(
     generation, history = last
     if generation == since and (plan.people or plan.gone):  # the group is another one
         history = _own_id(history)
+    # A WAL goes on from the generation of its file, and this commit may raise it by more than one: not as the first.
+    store.database.outside("PRAGMA wal_autocheckpoint = 0")
+    with store.database.writing() as connection:
+        connection.execute("UPDATE gallery SET next_id = next_id + 1")
     with store.database.writing() as connection:
         _write(store, connection, plan)
         secrets = _delete(store, connection, plan, generation)
@@ -388,6 +392,7 @@ def _apply(
         connection.execute("DELETE FROM commits WHERE generation >= ?", (generation,))
         record_commit(connection, history)
     store.scrub()
+    store.database.outside("PRAGMA wal_checkpoint(PASSIVE)")
     return SnapshotUpdate(
         generation=generation,
         people=len(plan.people),
