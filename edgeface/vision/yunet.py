@@ -120,12 +120,12 @@ class YuNet(NetworkDetector):
         blobs = (np.concatenate([self._blob(part, _AGAIN, _AGAIN) for *_, part in group]) for group in groups)
         for group, outputs in zip(groups, self._run("model", blobs), strict=True):
             for row, (number, index, look, _) in enumerate(group):
-                old, seen = found[number], self._decode(outputs, look, row)
+                old, seen = found[number], self._of_size(self._decode(outputs, look, row))
                 shared = overlaps(old.boxes[[index]], seen.boxes)[0]
                 if shared.max(initial=0) > _SAME:
                     best = shared.argmax()
                     old.boxes[index], old.landmarks[index] = seen.boxes[best], seen.landmarks[best]
-        return [self._of_size(faces) for faces in found]
+        return list(found)
 
     def _plan(self, height: int, width: int) -> list[_Look]:
         """Choose what is computed of a photo, the finest scale first."""
