@@ -295,7 +295,7 @@ def choose_detector(made_with: Iterable[str] = ()) -> Literal["mtcnn", "yunet", 
 
     Examples
     --------
-    >>> edgeface.choose_detector(["mtcnn"])
+    >>> choose_detector(["mtcnn"])
     'mtcnn'
     """
     names: tuple[Literal["yunet", "mtcnn", "retail-0004"], ...] = ("yunet", "mtcnn", "retail-0004")

@@ -96,8 +96,8 @@ class ActorPlan:
 
         Examples
         --------
-        >>> ActorPlan.choose([9], 1000), ActorPlan.choose([3], 1000), ActorPlan.choose([8, 8], 1000)
-        (ActorPlan(actors=2, cpus=4), ActorPlan(actors=1, cpus=2), ActorPlan(actors=4, cpus=3))
+        >>> ActorPlan.choose([9], 1000), ActorPlan.choose([3], 1000), ActorPlan.choose([10, 10], 1000)
+        (ActorPlan(actors=2, cpus=4), ActorPlan(actors=1, cpus=2), ActorPlan(actors=6, cpus=3))
         """
         usable = [max(1, cpus - 1) for cpus in nodes]
         counts = {size: sum(cpus // size for cpus in usable) for size in _ACTOR_CPUS}
