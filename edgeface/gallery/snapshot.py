@@ -29,7 +29,7 @@ from edgeface.gallery.codec import GalleryHeader, PersonBody, TemplateBody
 from edgeface.gallery.records import Proof, name_forms
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.gallery.store.cache import clear_cache
-from edgeface.gallery.store.database import record_commit
+from edgeface.gallery.store.database import Database, record_commit
 from edgeface.gallery.store.searcher import secrets_of
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.gallery.store.sqlite_database import create_database, sync_folder
@@ -125,6 +125,11 @@ class GallerySnapshot:
     def path(self) -> Path | None:
         """The copy's file, whole and of one generation of the server; None if there is none yet."""
         return None if self._store is None else self._store.path
+
+    @property
+    def database(self) -> Database | None:
+        """That of the copy, whose cipher seals what is kept beside it; None if there is none yet."""
+        return None if self._store is None else self._store.database
 
     def position(self) -> tuple[int, str]:
         """Return number and id of the server's commit that the copy is of; ``(0, "")`` if there is none."""

@@ -23,6 +23,8 @@ _SHARD = ".tar"
 _COLUMN = "path"
 _LIMITS = ImageLimits()
 _SECOND = 1_000_000_000
+_LATEST = (1 << 63) / _SECOND
+"""Seconds since 1970 whose nanoseconds a table can hold."""
 
 
 class PhotoPlace(NamedTuple):
@@ -163,7 +165,7 @@ def _members(path: Path) -> Iterator[PhotoPlace]:
             name = PurePath(each.name)
             photo = each.isfile() and each.sparse is None and name.suffix.lower() in IMAGE_SUFFIXES
             if photo and not is_litter(name):
-                modified = int(each.mtime * _SECOND)
+                modified = int(each.mtime * _SECOND) if abs(each.mtime) < _LATEST else 0  # nor is nan
                 yield PhotoPlace(
                     str(Path(f"{path}/{each.name}")), str(path.absolute()), each.offset_data, each.size, modified
                 )

@@ -10,10 +10,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.store.database import Database
 from edgeface.serve.database import ServiceFile, ServiceFileKind
 from edgeface.serve.problems import NotFound, Problem
@@ -39,11 +40,7 @@ CREATE TABLE items (
 );
 CREATE TABLE reached (
     one INTEGER PRIMARY KEY CHECK (one = 1),
-    generation INTEGER NOT NULL,          -- of the snapshot that the server confirmed
-    wall REAL NOT NULL,                   -- when this row was written, by the clock
-    age REAL NOT NULL,                    -- seconds since the server had confirmed it, then
-    boot TEXT NOT NULL,                   -- of the machine
-    tick REAL NOT NULL                    -- seconds since that boot, then
+    body BLOB NOT NULL                    -- sealed, so that nobody makes a snapshot younger: see Reached
 );
 """,
     synchronous="FULL",
@@ -54,9 +51,12 @@ _KEPT_SECONDS = 30 * 86400.0
 """For which it is shown that an item was erased."""
 
 
-def _place(database: Database, number: int) -> bytes:
-    """Name an item of the queue, for `Cipher.seal`; the gallery's contract may be another one when it is sent."""
-    return f"{database.header.gallery_id}::queue:{number}".encode()
+def _place(database: Database, number: int, kind: str, person_id: int | None) -> bytes:
+    """Name an item of the queue, for `Cipher.seal`; the gallery's contract may be another one when it is sent.
+
+    Who is meant, and whether to enrol or to forget, are parts of it: in another row of the file nothing opens.
+    """
+    return f"{database.header.gallery_id}::queue:{number}:{kind}:{person_id or ''}".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,19 @@ class QueuedItem:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """When a server last confirmed a snapshot; see the table ``reached``."""
+    """When a server last confirmed a snapshot.
+
+    Attributes
+    ----------
+    generation
+        Of the snapshot that the server confirmed.
+    wall
+        When this was written, by the clock.
+    age
+        Seconds since the server had confirmed it, then.
+    boot, tick
+        Of the machine, and seconds since that boot, then.
+    """
 
     generation: int
     wall: float
@@ -142,17 +154,17 @@ class OfflineQueue:
         return self.item(number)
 
     def _put(self, connection: Any, number: int, content: Mapping[str, Any], database: Database) -> None:
-        text = json.dumps(content).encode()
-        body = database.cipher.seal(text, _place(database, number))
+        row = connection.execute("SELECT kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
+        body = database.cipher.seal(json.dumps(content).encode(), _place(database, number, *row))
         connection.execute("UPDATE items SET body = ? WHERE id = ?", (body, number))
 
     def content(self, number: int, database: Database) -> dict[str, Any]:
         """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key."""
         with self._file.transaction() as connection:
-            row = connection.execute("SELECT body FROM items WHERE id = ?", (number,)).fetchone()
+            row = connection.execute("SELECT body, kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
         if row is None or not row[0]:
             raise NotFound("queued-item", number)
-        content: dict[str, Any] = parse_json(database.cipher.open(row[0], _place(database, number)))
+        content: dict[str, Any] = parse_json(database.cipher.open(row[0], _place(database, number, *row[1:])))
         return content
 
     def item(self, number: int) -> QueuedItem:
@@ -192,14 +204,17 @@ class OfflineQueue:
         self._set(number, "state = 'conflict', reason = ?, people = ?, mark = NULL", reason, told)
 
     def retry(self, number: int, content: Mapping[str, Any], database: Database) -> None:
-        """Queue an item again, with another content."""
+        """Queue an item again, with another content; `NotFound` if it was erased meanwhile, and stays so."""
         with self._file.transaction(write=True) as connection:
+            query = "UPDATE items SET state = 'queued', reason = '', people = '[]' WHERE id = ? AND state = 'conflict'"
+            if not connection.execute(query, (number,)).rowcount:
+                raise NotFound("queued-item", number)
             self._put(connection, number, content, database)
-        self._set(number, "state = 'queued', reason = '', people = '[]'")
 
     def _set(self, number: int, settings: str, *values: Any) -> None:
+        """Change an item, but none that was erased while it was sent."""
         with self._file.transaction(write=True) as connection:
-            connection.execute(f"UPDATE items SET {settings} WHERE id = ?", (*values, number))
+            connection.execute(f"UPDATE items SET {settings} WHERE id = ? AND state <> 'erased'", (*values, number))
 
     def erase(self, number: int, reason: str) -> None:
         """Erase what was queued, and keep that it was."""
@@ -223,14 +238,20 @@ class OfflineQueue:
 
     # When the server was reached
 
-    def reached(self) -> Reached | None:
-        """Return what `write_reached` wrote last."""
+    def reached(self, database: Database) -> Reached | None:
+        """Return what `write_reached` wrote last; None if somebody else did, or with another key."""
         with self._file.transaction() as connection:
-            row = connection.execute("SELECT generation, wall, age, boot, tick FROM reached").fetchone()
-        return None if row is None else Reached(*row)
+            row = connection.execute("SELECT body FROM reached").fetchone()
+        if row is None:
+            return None
+        try:
+            return Reached(**parse_json(database.cipher.open(row[0], _place(database, 0, "reached", None))))
+        except GalleryDamagedError:
+            return None
 
-    def write_reached(self, reached: Reached) -> None:
+    def write_reached(self, reached: Reached, database: Database) -> None:
         """Keep when the server was last reached, over an end of the process."""
-        row = (reached.generation, reached.wall, reached.age, reached.boot, reached.tick)
+        text = json.dumps(asdict(reached)).encode()
+        body = database.cipher.seal(text, _place(database, 0, "reached", None))
         with self._file.transaction(write=True) as connection:
-            connection.execute("INSERT OR REPLACE INTO reached VALUES (1, ?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT OR REPLACE INTO reached VALUES (1, ?)", (body,))

@@ -182,13 +182,16 @@ class SnapshotKeeper:
             stack.callback(self.snapshot.close)
             self.queue = OfflineQueue(folder / "queue.sqlite")
             stack.callback(self.queue.close)
-            self._age = SnapshotAge(self.queue.reached(), self.snapshot.position()[0])
+            database = self.snapshot.database
+            reached = None if database is None else self.queue.reached(database)
+            self._age = SnapshotAge(reached, self.snapshot.position()[0])
             stack.callback(self._let_go)
             try:
                 self.follow()
             except GalleryError as error:
                 if self.snapshot.path is None:
                     raise
+                self._erase_forgotten()
                 self._tell(error)
             self._open = stack.pop_all()
 
@@ -252,8 +255,7 @@ class SnapshotKeeper:
                 self._let_go()
                 raise
             self._age.confirm(asked)
-            for person_id in self.queue.forgotten():  # who was to be forgotten while this was read
-                self.snapshot.erase(person_id, missing_ok=True)
+            self._erase_forgotten()
             self._write(now=done is not None)
             if done is None:
                 return None
@@ -261,6 +263,11 @@ class SnapshotKeeper:
                 proved = "nothing of them remains" if done.proof and not done.proof.remains else "not proved"
                 _log.info("gallery %s: %d people left the snapshot: %s", self.name, len(done.gone), proved)
             return done.proof
+
+    def _erase_forgotten(self) -> None:
+        """Erase who was to be forgotten while the server was read, or just before this process or one before ended."""
+        for person_id in self.queue.forgotten():
+            self.snapshot.erase(person_id, missing_ok=True)
 
     def prove_erased(self) -> Proof | None:
         """Bring the snapshot up to date after an erasure on the server; it never raises.
@@ -277,8 +284,8 @@ class SnapshotKeeper:
         tick = self._age.tick()
         if now or tick - self._written > _WRITE_SECONDS:
             reached = self._age.to_write(self.snapshot.position()[0])
-            if reached is not None:
-                self.queue.write_reached(reached)
+            if reached is not None and (database := self.snapshot.database) is not None:
+                self.queue.write_reached(reached, database)
             self._written = tick
 
     def _let_go(self) -> None:

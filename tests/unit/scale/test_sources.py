@@ -106,6 +106,17 @@ def test_a_member_that_claims_to_be_elsewhere_is_only_a_name(tmp_path: Path) -> 
     assert [read_place(photo)[0].mean() for photo in found] == [10, 20]
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "1e30", "-1e30"])
+def test_a_member_of_no_time_at_all_is_read_as_any_other(time: str, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    info.size, info.pax_headers = len(png(1)), {"mtime": time}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(png(1)))
+    (found,) = list_places([tmp_path / "a.tar"]).photos
+    assert found.modified == 0
+    assert read_place(found)[1].modified == 0
+
+
 def test_a_shard_that_ends_early_gives_what_it_has_and_is_a_failure(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "000.tar", {f"{n}.png": png(n) for n in range(4)})
     content = shard.read_bytes()

@@ -357,6 +357,24 @@ def test_a_service_starts_without_the_server_from_its_snapshot_and_without_one_i
         assert who(client) is None
 
 
+def test_who_was_to_be_forgotten_when_the_process_ended_is_not_recognised_after_a_start_without_the_server(
+    kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        with monkeypatch.context() as patch:  # it ends between the queue and the snapshot
+            patch.setattr(kiosk.keeper.snapshot, "erase", lambda *_: (_ for _ in ()).throw(GalleryServerError("ends")))
+            client.delete(f"{PEOPLE}/{ada}")
+        assert [each[0] for each in queue(client)] == ["forget"]
+    assert kiosk.service is not None
+    kiosk.service.close()
+    with kiosk.start() as client:
+        assert kiosk.keeper.away
+        assert who(client) is None
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_rounds_of_a_network_that_is_cut_and_of_kill_9_lose_nothing(
