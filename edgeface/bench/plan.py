@@ -51,6 +51,8 @@ _LATE = 0.01
 """Share of the frames that may wait longer than allowed."""
 _MOST = 0.95
 """Largest load that is ever planned: a measured CPU time is not exact."""
+_HIGHEST = 10**12
+"""Largest count of a demand."""
 _FAR = 2.0
 """Times the largest measured gallery beyond which a search time is called extrapolated."""
 
@@ -84,15 +86,15 @@ class SiteDemand:
     idle_fps: float = 4.0
 
     def __post_init__(self) -> None:
-        counts = min(self.cameras, self.people, self.templates)
+        counts = self.cameras, self.people, self.templates
         if (
-            counts < 1
+            not all(1 <= each <= _HIGHEST for each in counts)
             or not all(0 < each < math.inf for each in (self.decisions, self.wait_ms, self.idle_fps))
             or not (0 <= self.strangers <= 1)
         ):
             raise InputError(
-                "plan: expected 1 or more cameras, people and templates, decisions, wait and idle frames above 0, and "
-                f"a share of strangers from 0 to 1, found {self}"
+                f"plan: expected 1 to {_HIGHEST:,} cameras, people and templates, decisions, wait and idle frames above 0, "
+                f"and a share of strangers from 0 to 1, found {str(self):.300}"
             )
 
 
@@ -390,7 +392,7 @@ def _costs(basis: SiteBasis, demand: SiteDemand, templates: int) -> list[Planned
     staged = (kiosk.frames * (ms["decode"] + ms["convert"]) + basis.processed * ms["motion"]) / made
     live = ms.get("liveness", 0.0) if kiosk.liveness else 0.0
     visit = detected * ms["detect"] + followed * ms["follow"] + looks * (ms["embed"] + live)
-    other = basis.frame_ms * basis.processed / made - staged - visit
+    other = max(0.0, basis.frame_ms * basis.processed / made - staged - visit)  # clocks are not exact
     search, source = basis.search_ms(templates)
     stage, run = f"stage of {basis.name}", f"the rest of {basis.name}"
     return [
@@ -433,7 +435,7 @@ def _searches(looks: float, strangers: float) -> float:
 def _work_ms(costs: Sequence[PlannedCost]) -> float:
     """Return the mean CPU time of a frame that is looked at, the searches that it leads to included."""
     frames = next(cost.rate for cost in costs if cost.name == "convert, motion")
-    return 1e3 * sum(cost.cpus for cost in costs if cost.name != "decode") / frames
+    return max(1e-9, 1e3 * sum(cost.cpus for cost in costs if cost.name != "decode") / frames)
 
 
 def load_limit(cores: int, work_ms: float, wait_ms: float) -> float:

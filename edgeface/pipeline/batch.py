@@ -248,7 +248,7 @@ class _Rows:
             return None
         raise InputError(
             f"{path}: written with other settings "
-            f"({'; '.join(differences(found, json.loads(self._settings)))}); use those, write to another file, or remove this one"
+            f"({'; '.join(differences(found, settings))}); use those, write to another file, or remove this one"
         )
 
     def has(self, path: Path) -> bool:

@@ -220,6 +220,14 @@ def test_liveness_is_part_of_a_decision_where_it_was_judged(tmp_path: Path, envi
     assert found.decision_ms == pytest.approx(whole_run)
 
 
+@pytest.mark.parametrize("changes", [{"cpu_ms": 1e-9}, {"kiosk": {"dropped": 999}}])
+def test_stages_that_take_longer_than_their_run_give_no_cost_below_zero(
+    changes: dict[str, Any], tmp_path: Path, environment: dict[str, Any]
+) -> None:
+    basis = SiteBasis.read(written(tmp_path, kiosk_result(environment, **changes)))
+    assert all(each.ms >= 0 for each in plan_site(basis, DEMAND).costs)
+
+
 def test_too_much_for_one_camera_is_no_plan(basis: SiteBasis) -> None:
     with pytest.raises(InputError, match=r"with one camera and 300,000,000 templates"):
         plan_site(basis, dataclasses.replace(DEMAND, people=100_000_000))
@@ -229,7 +237,16 @@ def test_too_much_for_one_camera_is_no_plan(basis: SiteBasis) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cameras": 0}, {"decisions": math.nan}, {"decisions": math.inf}, {"strangers": 1.1}, {"wait_ms": 0}]
+    "changes",
+    [
+        {"cameras": 0},
+        {"cameras": 10**400},
+        {"people": 10**400},
+        {"decisions": math.nan},
+        {"decisions": math.inf},
+        {"strangers": 1.1},
+        {"wait_ms": 0},
+    ],
 )
 def test_a_demand_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="plan: expected"):
