@@ -93,8 +93,8 @@ class SiteDemand:
             or not (0 <= self.strangers <= 1)
         ):
             raise InputError(
-                f"plan: expected 1 to {_HIGHEST:,} cameras, people and templates, decisions, wait and idle frames above 0, "
-                f"and a share of strangers from 0 to 1, found {str(self):.300}"
+                f"plan: expected 1 to {_HIGHEST:,} cameras, people and templates, decisions, wait and idle frames "
+                f"above 0, and a share of strangers from 0 to 1, found {self!s:.300}"
             )
 
 
@@ -332,7 +332,8 @@ def plan_site(basis: SiteBasis, demand: SiteDemand) -> SitePlan:
     Raises
     ------
     InputError
-        If one camera with its share of the decisions is too much for a machine.
+        If one camera with its share of the decisions is too much for a machine, or the run took no longer than its
+        decoding.
     """
     templates = demand.people * demand.templates
     costs = _costs(basis, demand, templates)
@@ -392,7 +393,14 @@ def _costs(basis: SiteBasis, demand: SiteDemand, templates: int) -> list[Planned
     staged = (kiosk.frames * (ms["decode"] + ms["convert"]) + basis.processed * ms["motion"]) / made
     live = ms.get("liveness", 0.0) if kiosk.liveness else 0.0
     visit = detected * ms["detect"] + followed * ms["follow"] + looks * (ms["embed"] + live)
-    other = max(0.0, basis.frame_ms * basis.processed / made - staged - visit)  # clocks are not exact
+    deciding = basis.frame_ms * basis.processed / made - staged
+    if deciding <= 0:
+        raise InputError(
+            path=basis.name,
+            expected="a run that took longer than its decoding and watching",
+            found=f"{deciding:.3g} ms left of each decision",
+            remedy="measure again, on a quieter machine or at fewer frames a second",
+        )
     search, source = basis.search_ms(templates)
     stage, run = f"stage of {basis.name}", f"the rest of {basis.name}"
     return [
@@ -409,7 +417,7 @@ def _costs(basis: SiteBasis, demand: SiteDemand, templates: int) -> list[Planned
         PlannedCost(name="follow", ms=ms["follow"], rate=decisions * followed, source=stage),
         PlannedCost(name="embed", ms=ms["embed"], rate=decisions * looks, source=stage),
         *([PlannedCost(name="liveness", ms=live, rate=decisions * looks, source=stage)] if live else []),
-        PlannedCost(name="other", ms=other, rate=decisions, source=run),
+        PlannedCost(name="other", ms=deciding - visit, rate=decisions, source=run),
         PlannedCost(name="search", ms=search, rate=decisions * _searches(looks, demand.strangers), source=source),
     ]
 
@@ -435,7 +443,7 @@ def _searches(looks: float, strangers: float) -> float:
 def _work_ms(costs: Sequence[PlannedCost]) -> float:
     """Return the mean CPU time of a frame that is looked at, the searches that it leads to included."""
     frames = next(cost.rate for cost in costs if cost.name == "convert, motion")
-    return max(1e-9, 1e3 * sum(cost.cpus for cost in costs if cost.name != "decode") / frames)
+    return 1e3 * sum(cost.cpus for cost in costs if cost.name != "decode") / frames
 
 
 def load_limit(cores: int, work_ms: float, wait_ms: float) -> float:

@@ -26,7 +26,7 @@ from edgeface.runtime.adapter import must_unpack, unpack_weights
 from edgeface.untrusted import read_json
 
 _LOCK_SECONDS = 60
-_MODELS = "model_config_list"
+_MODELS, _CONFIG = "model_config_list", "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +98,11 @@ def export_ovms(irs: Sequence[Path], output_dir: Path, *, name: str | None = Non
     sources = [_read(ir, name) for ir in irs]
     done = []
     with locked(output_dir / ".edgeface.lock", timeout=_LOCK_SECONDS):
-        config = _read_config(output_dir / "config.json")
+        config = _read_config(output_dir / _CONFIG)
         for source in sources:
             done.append(_export(source, output_dir))
             _configure(config, done[-1])
-            with write_atomically(output_dir / "config.json") as path, output_errors(path):
+            with write_atomically(output_dir / _CONFIG) as path, output_errors(path):
                 path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return done
 
@@ -121,7 +121,7 @@ def _read(ir: Path, name: str | None) -> _Source:
     model, contract = read_contract(ir)
     check_weights(ir, contract)
     name = contract.name if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == _CONFIG:
         raise InputError(
             path=ir, expected="a name of letters, digits, '.', '_' and '-'", found=repr(name), remedy="pass --name"
         )

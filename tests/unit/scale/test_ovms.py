@@ -123,6 +123,15 @@ def test_a_version_of_another_contract_is_refused_and_goes_by_a_name_of_its_own(
     assert names == ["tiny", "tiny-b"]
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "m\n", ".x", "config.json"])
+def test_a_name_that_is_no_folder_of_a_model_is_refused_before_anything_is_written(
+    name: str, ir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="--name"):
+        export_ovms([ir], tmp_path / "models", name=name)
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "layout"),
     [
