@@ -237,10 +237,10 @@ def _detect(asked: argparse.Namespace) -> int:
             found.append({"path": str(path), "width": answer["width"], "height": answer["height"], "faces": faces})
             if not asked.json:
                 _print(*found_lines(found[-1]))
-    if asked.json:
-        emit_json({**detector_fields(detector), "images": found, **photos.unread()})
-    else:
-        _print(*detector_lines(detector))
+        if asked.json:
+            emit_json({**detector_fields(detector), "images": found, **photos.unread()})
+        else:
+            _print(*detector_lines(detector))
     return photos.finish(asked)
 
 
@@ -282,22 +282,15 @@ def _embed(asked: argparse.Namespace) -> int:
             rows += new
         if not rows:
             raise ImageError(f"no photo could be embedded: {photos.some()}")
+        told, lines = detector_fields(about["settings"]["detector"]), detector_lines(about["settings"]["detector"])
         _save(rows, asked, about)
     photos.failures = dict(sorted(photos.failures.items()))
     answer = {"output": str(asked.output), "model": about["name"], "contract_id": about["contract_id"]}
-    found_by = about["settings"]["detector"]
-    answer |= {
-        **detector_fields(found_by),
-        "rows": len(rows),
-        "files": photos.count(),
-        "reused": 0,
-        "dropped": 0,
-        **photos.unread(),
-    }
+    answer |= {**told, "rows": len(rows), "files": photos.count(), "reused": 0, "dropped": 0, **photos.unread()}
     if asked.json:
         emit_json(answer)
     else:
-        _print(embedded_words(answer), *detector_lines(found_by))
+        _print(embedded_words(answer), *lines)
     return photos.finish(asked)
 
 

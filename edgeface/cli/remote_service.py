@@ -16,7 +16,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgeface.errors import EdgeFaceError, FaceError, ImageError, InputError, MissingError, RequestError
 from edgeface.serve.problems import KINDS
@@ -26,7 +26,7 @@ _SECONDS = 30.0
 _PREFIX = "/api/edgeface/v1"
 INSTEAD = f"unset {SERVER} to use a model of this process"
 _LARGEST = 256 << 20
-"""Bytes of a photo that is read into memory; the service takes fewer."""
+"""Bytes of a photo, or of an answer, that are read into memory; the service takes and gives fewer."""
 _KINDS: dict[str, type[EdgeFaceError]] = {**KINDS, "too-large": ImageError, "too-many-faces": FaceError}
 _BUSY = ("overloaded", "too-often")
 """Problems that pass by themselves."""
@@ -131,16 +131,21 @@ def ask(
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # too large: it is answered before it is read
             connection.request(method, target, body, headers)
         with connection.getresponse() as response:
-            status, content, pause = response.status, response.read(), response.getheader("retry-after")
+            status, content, pause = response.status, response.read(_LARGEST), response.getheader("retry-after")
         try:
-            answer = json.loads(content)
-        except ValueError as error:
+            answer = json.loads(content, parse_constant=_refuse_number)
+        except (ValueError, RecursionError) as error:
             raise TypeError("no JSON") from error
         if status == http.client.OK:
             return dict(answer)
         if answer["code"] not in _BUSY or time.monotonic() + float(pause or _SECONDS) > end:
             raise _error_of(status, answer, photos or {})
         time.sleep(float(pause or 0))
+
+
+def _refuse_number(name: str) -> NoReturn:
+    """Refuse NaN and infinities, which no service of edgeface gives."""
+    raise ValueError(name)
 
 
 def _error_of(status: int, problem: Mapping[str, Any], photos: Mapping[str, tuple[Path, bytes]]) -> EdgeFaceError:

@@ -359,7 +359,11 @@ def test_no_other_model_decides_where_the_service_or_the_key_is_wrong(
         assert address in told.err
 
 
-@pytest.mark.parametrize("answer", ["<html>", "[]", "null", "{}", '{"model": 3}', '{"model": "m", "contract_id": "x"}'])
+@pytest.mark.parametrize(
+    "answer",
+    ["<html>", "[]", "null", "{}", '{"model": 3}', '{"model": "m", "contract_id": "x"}', '{"code": NaN}']
+    + [pytest.param("[" * 200_000, id="deep")],
+)
 def test_what_another_program_answers_is_no_decision(
     answer: str, photos: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
