@@ -359,13 +359,27 @@ def test_no_other_model_decides_where_the_service_or_the_key_is_wrong(
         assert address in told.err
 
 
+NO_NUMBER = (
+    '{"model": "m", "contract_id": "c", "width": 1, "settings": {"detector": {"name": "d", "min_size": 1}}, '
+    '"height": 1, "faces": [{"box": [0, 0, 1, 1], "landmarks": [], "score": NaN}]}'
+)
+
+
 @pytest.mark.parametrize(
-    "answer",
-    ["<html>", "[]", "null", "{}", '{"model": 3}', '{"model": "m", "contract_id": "x"}', '{"code": NaN}']
-    + [pytest.param("[" * 200_000, id="deep")],
+    ("command", "answer"),
+    [
+        *(("verify", each) for each in ("<html>", "[]", "null", "{}", '{"model": 3}')),
+        ("verify", '{"model": "m", "contract_id": "x"}'),
+        pytest.param("verify", "[" * 200_000, id="deep"),
+        ("detect", NO_NUMBER),
+    ],
 )
 def test_what_another_program_answers_is_no_decision(
-    answer: str, photos: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    answer: str,
+    photos: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Liar(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -381,7 +395,7 @@ def test_what_another_program_answers_is_no_decision(
     with http.server.HTTPServer(("127.0.0.1", 0), Liar) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("EDGEFACE_SERVER", f"http://127.0.0.1:{server.server_port}")
-        code = main(["verify", photos["red"], photos["blue"]])
+        code = main([command, photos["red"], photos["blue"]])
         server.shutdown()
     assert code == 3  # 1 would be: different people
     told = capsys.readouterr()
