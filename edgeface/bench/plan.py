@@ -86,15 +86,20 @@ class SiteDemand:
     idle_fps: float = 4.0
 
     def __post_init__(self) -> None:
-        counts = self.cameras, self.people, self.templates
-        if (
-            not all(1 <= each <= _HIGHEST for each in counts)
-            or not all(0 < each < math.inf for each in (self.decisions, self.wait_ms, self.idle_fps))
-            or not (0 <= self.strangers <= 1)
-        ):
+        counts = ("cameras", "people", "templates")
+        wrong = [
+            f"{name} of {value}"
+            for name, value in dataclasses.asdict(self).items()
+            if not (
+                1 <= value <= _HIGHEST
+                if name in counts
+                else (0 <= value <= 1 if name == "strangers" else 0 < value < math.inf)
+            )
+        ]
+        if wrong:
             raise InputError(
                 f"plan: expected 1 to {_HIGHEST:,} cameras, people and templates, decisions, wait and idle frames "
-                f"above 0, and a share of strangers from 0 to 1, found {self!s:.300}"
+                f"above 0, and a share of strangers from 0 to 1, found {', '.join(wrong):.300}"
             )
 
 

@@ -53,11 +53,12 @@ class RemoteAddress:
         told = dict(options)
         port, contract_id = _port(told.pop("grpc", "0")), told.pop("contract", None)
         fits = port is not None and re.fullmatch("[0-9a-f]{16}", contract_id or "0" * 16)
+        named = ", ".join(name for name, value in options if value)  # errors hide the query: it may hold a secret
         if found is None or None in places or told or len(options) > 2 or not fits:
             raise InputError(
                 expected="ovms or ovms+tls, HOST:PORT of each replica with commas between, /MODEL, and where wanted "
                 "?grpc=PORT and contract=ID of 16 hexadecimal digits",
-                found=text,
+                found=re.sub(":/+", "://", text, count=1) + (f" with {named}" if named else ""),
                 remedy="see docs/scaling.md",
             )
         replicas = tuple(dict.fromkeys(each for each in places if each))

@@ -656,6 +656,11 @@ def test_an_address_that_is_none_is_refused_without_asking_anybody(text: str) ->
     assert "word" not in str(refused.value)
 
 
+def test_a_refused_address_keeps_its_slashes_and_names_its_options() -> None:
+    with pytest.raises(InputError, match=r"found ovms://a:1/model\S* with other;"):
+        RemoteAddress.parse(Path("ovms://a:1/model?other=1"))
+
+
 def test_addresses_name_replicas_model_port_and_contract() -> None:
     found = RemoteAddress.parse("ovms+tls://[::1]:8000,b:80/m?contract=0123456789abcdef&grpc=9000")
     assert found == RemoteAddress((("::1", 8000), ("b", 80)), "m", True, 9000, "0123456789abcdef")

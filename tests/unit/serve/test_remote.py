@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import http.server
 import json
 import os
@@ -23,8 +24,8 @@ from tiny_ir import BLUE, GREEN, RED, SquareDetector, write_tiny_ir
 from unit.serve.conftest import OPEN, enrol, jpeg, load_squares, serving
 
 import edgeface
-from edgeface.cli import main
-from edgeface.errors import InputError
+from edgeface.cli import main, remote
+from edgeface.errors import InputError, RequestError
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.serve.enrol import record_consent, update_person
 from edgeface.serve.problems import Problem
@@ -401,6 +402,15 @@ def test_what_another_program_answers_is_no_decision(
     told = capsys.readouterr()
     assert not told.out
     assert "found an answer of another program" in told.err
+
+
+def test_the_two_ids_of_an_ir_of_edgeface_0_1_are_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ask", lambda *_: {"name": "facenet", "contract_id": "4c0ebb72970188bf"})
+    connection = http.client.HTTPConnection("127.0.0.1")
+    found = remote._about(connection, {"model": "default", "contract_id": "c9c4145b201ace67"})
+    assert found["name"] == "facenet"
+    with pytest.raises(RequestError, match="changed its model"):
+        remote._about(connection, {"model": "default", "contract_id": "25d7f3eec4ac66ac"})
 
 
 def test_asking_a_service_imports_next_to_nothing() -> None:
