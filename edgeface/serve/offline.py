@@ -42,7 +42,7 @@ from edgeface.serve.keys import Role
 from edgeface.serve.offline_queue import ItemKind, ItemState, QueuedItem
 from edgeface.serve.openapi import PREFIX, problems
 from edgeface.serve.people_answers import ErasureAnswer, PersonId
-from edgeface.serve.problems import Problem, problem_of
+from edgeface.serve.problems import NotFound, Problem, problem_of
 from edgeface.serve.routing import Compute, Enrols, Served, require_role
 from edgeface.serve.service import Asking, ServedGallery, Service, WithoutKey
 from edgeface.serve.snapshots import SnapshotKeeper
@@ -362,7 +362,7 @@ def answer_item(gallery: ServedGallery, item: QueuedItem) -> QueuedAnswer:
     """Describe an item of the queue."""
     name, local = None, gallery.searched
     if item.kind == "enrol" and item.state != "erased":
-        with contextlib.suppress(GalleryDamagedError):  # sealed for another key or model
+        with contextlib.suppress(GalleryDamagedError, NotFound):  # sealed with another key; or sent meanwhile
             name = _keeper_of(gallery).queue.content(item.id, local.database)["who"]
 
     def named(person_id: int) -> OtherPersonAnswer:
