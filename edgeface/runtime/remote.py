@@ -217,7 +217,7 @@ class RemoteServing(Serving):
 
     def _answer(self, array: np.ndarray, end: float) -> NDArray[np.float32]:
         """Ask the replicas in turn."""
-        pixels = self._prepare.infer(array)
+        pixels, busy = self._prepare.infer(array), ""
         while True:
             failures: list[Unanswered] = []
             for replica, latest in self._in_turn(end):
@@ -229,11 +229,13 @@ class RemoteServing(Serving):
                         replica.rest()
             kinds, said = {each.kind for each in failures}, "; ".join(map(str, failures))
             left = end - time.monotonic()
-            if "busy" not in kinds:
+            if "busy" in kinds:
+                busy = said
+            elif not busy or left > 0:
                 late = DeadlineExceeded if kinds <= {"late"} or left <= 0 else InferenceError
                 raise late(said or f"{self.name}: no answer by the request's deadline")
-            if left <= (pause := min(1.0, *(each.retry_after for each in failures if each.kind == "busy"))):
-                raise Overloaded(f"{said}; still so at the request's deadline")
+            if left <= (pause := min([1.0, *(each.retry_after for each in failures if each.kind == "busy")])):
+                raise Overloaded(f"{busy}; still so at the request's deadline")
             time.sleep(max(0.01, pause))
 
     def _in_turn(self, end: float) -> Iterator[tuple[Replica, float]]:

@@ -271,7 +271,7 @@ def test_a_wrong_answer_over_grpc_is_a_clear_error(
         began = time.monotonic()
         with pytest.raises(error, match=message):
             remote.infer(CROPS[0], deadline=0.4)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         liar[0].reply = said(raw=False)
         assert remote.infer(CROPS[0]).tolist() == [1, 0, 0]
 
