@@ -92,9 +92,6 @@ _DOWNLOADED = {
     "retail-0004": ("face-detection-retail-0004", "FP32/face-detection-retail-0004.xml"),
 }
 """Zoo name and file of each detector's model."""
-_MARKER = ".edgeface.json"
-"""File that is written last into the folder of a downloaded model."""
-
 
 SMALLEST_FACE = 20
 """Side in pixels of the smallest face that is looked for, as in davidsandberg/facenet: an eighth of FaceNet's input."""
@@ -305,11 +302,11 @@ def choose_detector(made_with: Iterable[str] = ()) -> Literal["mtcnn", "yunet", 
 
 def _stored(detector: str) -> Path | None:
     """Return the downloaded model of a detector, if it is here; the catalog, which takes 0.2 s, is not read."""
-    from edgeface.files import default_root
+    from edgeface.files import MODEL_MARKER, default_root
 
     name, file = _DOWNLOADED[detector]
     folder = default_root() / "models" / name
-    return folder / file if (folder / _MARKER).is_file() and (folder / file).is_file() else None
+    return folder / file if (folder / MODEL_MARKER).is_file() and (folder / file).is_file() else None
 
 
 def load_detector(

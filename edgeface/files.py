@@ -52,6 +52,10 @@ def output_errors(path: Path, *, hint: str = "") -> Iterator[None]:
         ) from error
 
 
+MODEL_MARKER = ".edgeface.json"
+"""File that is written last into the folder of a downloaded model, ``models/NAME`` of the store."""
+
+
 def default_root() -> Path:
     """Return the store's folder: EDGEFACE_CACHE, else the user's cache folder (``~/.cache/edgeface`` on Linux).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import unicodedata
@@ -180,3 +181,16 @@ def name_of_key(where: str) -> str:
     if any(re.search(r"\d", run) or re.fullmatch(r"[A-Fa-f]+", run) for run in runs):
         return f"{_HIDDEN} ({len(where)} characters, not shown: it may be the key itself)"
     return where
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, by its name or address, is this machine's loopback, where nobody else reads along.
+
+    Examples
+    --------
+    >>> is_loopback("localhost"), is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("192.0.2.1")
+    (True, True, True, False)
+    """
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

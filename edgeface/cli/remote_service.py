@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 from edgeface.errors import EdgeFaceError, FaceError, ImageError, InputError, MissingError, RequestError
 from edgeface.serve.problems import KINDS
+from edgeface.text import is_loopback
 
 SERVER, KEY, INSECURE = "EDGEFACE_SERVER", "EDGEFACE_SERVER_KEY", "EDGEFACE_SERVER_INSECURE"
 _SECONDS = 30.0
@@ -55,7 +55,7 @@ def connected() -> Iterator[http.client.HTTPConnection]:
     except ValueError:  # a port that is no number, an address that is none
         url, port = urllib.parse.urlsplit(""), None
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if url.scheme == "http" and not _is_here(url.hostname or "") and os.environ.get(INSECURE) != "1":
+    if url.scheme == "http" and not is_loopback(url.hostname or "") and os.environ.get(INSECURE) != "1":
         raise InputError(
             path=SERVER,
             expected="TLS (https), a Unix socket, or this machine",
@@ -87,13 +87,6 @@ def connected() -> Iterator[http.client.HTTPConnection]:
         ) from error
     finally:
         connection.close()
-
-
-def _is_here(host: str) -> bool:
-    """Return whether a host is this machine's loopback, by its name or address."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def target(*parts: str, **query: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgeface.model.embedding import what_is_wrong
 from edgeface.model.ir_file import read_contract
 from edgeface.runtime.address import RemoteAddress
 from edgeface.runtime.wire import Grpc, Http, Question, Unanswered, Wire, tls_context
+from edgeface.text import is_loopback
 
 KEY_VARIABLE = "EDGEFACE_SERVER_KEY"
 """Environment variable with the key for `edgeface serve`."""
@@ -56,8 +56,8 @@ class Replica:
     """
 
     def __init__(self, address: RemoteAddress, host: str, port: int) -> None:
-        local = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
-        key = os.environ.get(KEY_VARIABLE) if local or address.tls else None  # never plain to another machine
+        private = address.tls or is_loopback(host)
+        key = os.environ.get(KEY_VARIABLE) if private else None  # never plain to another machine
         if key and not (key.isascii() and key.isprintable()):
             raise InputError(path=KEY_VARIABLE, expected="a key of printable characters", found="others")
         headers, tls = {"x-api-key": key} if key else {}, tls_context() if address.tls else None

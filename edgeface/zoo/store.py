@@ -28,14 +28,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeface.errors import ArchiveError, ChecksumError, InputError, ModelNotFoundError, OutputError
-from edgeface.files import default_root, digests_of, locked, output_errors, sha256_of, staging_folder, write_atomically
+from edgeface.files import (
+    MODEL_MARKER,
+    default_root,
+    digests_of,
+    locked,
+    output_errors,
+    sha256_of,
+    staging_folder,
+    write_atomically,
+)
 from edgeface.untrusted import read_json, read_text
 from edgeface.zoo.archive import unpack
 from edgeface.zoo.schema import ModelEntry, ModelFile, RegexReplace, UnpackArchive
 
 logger = logging.getLogger(__name__)
-
-_MARKER = ".edgeface.json"
 
 LicenseState = Literal["shown", "accepted"]
 
@@ -216,7 +223,7 @@ class ModelStore:
             marker = {"fingerprint": self._fingerprint(entry), "files": contents}
             with output_errors(staging):
                 staging.mkdir(exist_ok=True)
-                (staging / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+                (staging / MODEL_MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
             swap_folder(staging, folder)
         logger.info("materialised %s at %s", entry.name, folder)
         return folder
@@ -294,7 +301,7 @@ class ModelStore:
     @staticmethod
     def _marker(folder: Path) -> Any:
         try:
-            return read_json(folder / _MARKER, "a record in JSON")
+            return read_json(folder / MODEL_MARKER, "a record in JSON")
         except InputError:
             return {}
 

@@ -30,6 +30,7 @@ from edgeface.errors import (
     ModelFormatError,
     ModelNotFoundError,
 )
+from edgeface.files import MODEL_MARKER
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import enrol_folder
 from edgeface.gallery.records import NewTemplate
@@ -39,7 +40,6 @@ from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
 from edgeface.vision.detector import Faces
 from edgeface.vision.quality import QualityGate
-from edgeface.zoo import store as zoo_store
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -469,7 +469,7 @@ def test_auto_is_what_a_gallery_was_made_with_else_yunet_where_it_is_downloaded_
     yunet.parent.mkdir(parents=True)
     yunet.touch()
     assert edgeface.choose_detector() == "mtcnn"  # the download is not complete
-    (yunet.parent / zoo_store._MARKER).touch()
+    (yunet.parent / MODEL_MARKER).touch()
     assert [edgeface.choose_detector(each) for each in recorded] == ["yunet", "mtcnn", *["yunet"] * 4]
     with pytest.raises(MissingError, match=r"det1\.npz"):  # a model without a detector's name is MTCNN's
         edgeface.load_detector(model=tmp_path)
