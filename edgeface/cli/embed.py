@@ -116,8 +116,6 @@ def embed(
         None if detector is None else detector.settings,
         json=json,
     )
-    if result.reduced > 1:
-        out.print_note(reduced_words(result.reduced))
     if result.dropped:
         out.print_note(f"{output}: no longer has {out.counted(result.dropped, 'file')} that this run was not asked for")
     out.finish(result.failures, strict=strict, left_out=result.left_out)
@@ -147,8 +145,6 @@ def _embed_on_ray(
     if not json:
         actors = f"{out.counted(result.plan.actors, 'actor')} of {out.counted(result.plan.cpus, 'CPU')}"
         out.print_line(f"{out.counted(result.blocks, 'block')} by {actors}")
-    if result.reduced > 1:
-        out.print_note(reduced_words(result.reduced))
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 
@@ -168,6 +164,8 @@ def _tell(
     else:
         for line in (embedded_words(answer), *detector_lines(found_by)):
             out.print_line(line)
+    if result.reduced > 1:
+        out.print_note(reduced_words(result.reduced))
 
 
 def verify(

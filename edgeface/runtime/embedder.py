@@ -297,6 +297,13 @@ class Embedder(Serving):
         ModelNotFoundError
             If the servers have no such model.
         """
+        make = functools.partial(
+            _Recipe,
+            image_format=image_format or ImageFormat(),
+            cache_limit=cache_limit,
+            queue_depth=queue_depth,
+            policy=policy,
+        )
         if RemoteAddress.names(ir):
             given = {"flip": flip, "plan": plan, "key": key, "fallback": tuple(fallback) or None}
             if wrong := [name for name, value in given.items() if value is not None]:
@@ -306,16 +313,7 @@ class Embedder(Serving):
                     found=f"{', '.join(wrong)}, for one of this machine",
                     remedy="leave that out",
                 )
-            remote = _Recipe(
-                plans=(),
-                image_format=image_format or ImageFormat(),
-                flip=None,
-                cache_dir=None,
-                cache_limit=cache_limit,
-                queue_depth=queue_depth,
-                policy=policy,
-                on_event=None,
-            )
+            remote = make(plans=(), flip=None, cache_dir=None, on_event=None)
             return cls(remote, remote.connect(RemoteAddress.parse(ir), allow_seeded=allow_seeded))
         core = shared_core()
         with ThreadPoolExecutor(1) as beside:  # while the devices' libraries are loaded
@@ -332,16 +330,7 @@ class Embedder(Serving):
             source.contract.refuse_seeded(source=str(source.path), allow_seeded=allow_seeded)
         if not plans:
             raise InputError("plan: expected at least one plan, found an empty list")
-        recipe = _Recipe(
-            plans=plans,
-            image_format=image_format or ImageFormat(),
-            flip=flip,
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-            queue_depth=queue_depth,
-            policy=policy,
-            on_event=on_event,
-        )
+        recipe = make(plans=plans, flip=flip, cache_dir=cache_dir, on_event=on_event)
         return cls(recipe, recipe.run(source, key))
 
     @property

@@ -175,12 +175,15 @@ class OfflineQueue:
 
     def find(self, number: int) -> QueuedItem | None:
         """Return one item, if it is there."""
-        return next((each for each in self.items() if each.id == number), None)
+        return next(iter(self._items("WHERE id = ?", number)), None)
 
     def items(self) -> list[QueuedItem]:
         """Return all items, in the order in which they came."""
+        return self._items()
+
+    def _items(self, condition: str = "", *values: Any) -> list[QueuedItem]:
         with self._file.transaction() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM items ORDER BY id").fetchall()
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", values).fetchall()
         names = _COLUMNS.split(", ")
         return [
             QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[4]))}) for row in rows
@@ -192,7 +195,7 @@ class OfflineQueue:
 
     def forgotten(self) -> frozenset[int]:
         """Return the ids of the people whose erasure the server does not know of yet."""
-        return frozenset(each.person_id for each in self.items() if each.kind == "forget" and each.person_id)
+        return frozenset(each.person_id for each in self._items("WHERE kind = 'forget'") if each.person_id)
 
     def mark(self, number: int, mark: int) -> None:
         """Write down, durably, that an item is about to be sent, when `mark` is the server's next number."""
