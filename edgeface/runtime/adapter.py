@@ -288,8 +288,13 @@ def must_unpack(model: ov.Model, device: str) -> bool:
             and any(port.get_node().get_type_name() == "Convert" for port in node.output(0).get_target_inputs())
             for node in nodes
         )
-        and not any(node.get_type_name() == "FakeQuantize" for node in nodes)
+        and not is_quantized(model)
     )
+
+
+def is_quantized(model: ov.Model) -> bool:
+    """Check whether a model computes in 8 bits."""
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
 def unpack_weights(model: ov.Model) -> ov.Model:

@@ -76,9 +76,10 @@ class Engine(Serving):
     Parameters
     ----------
     compiled : openvino.CompiledModel, or a mapping from batch sizes to compiled models
-        One input, batch first; any number of outputs, batch first. With several batch sizes the engine takes what is
+        One input, batch first; any number of outputs, batch first. A free infer request takes its share of what is
         queued, up to the largest size, and pads it to the smallest size that holds it; it never waits for a batch to
-        fill. A model with a dynamic batch computes submitted items one by one; see also `run_batches`.
+        fill. A model with a dynamic batch takes as many as its size in the mapping says, without padding; outside of
+        a mapping, one by one. See also `run_batches`.
     requests
         Infer requests in flight; None: the device's optimal number.
     queue_depth

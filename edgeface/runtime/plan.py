@@ -31,6 +31,8 @@ Hint = Literal["LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT"]
 PropertyValue = str | int | float | bool
 
 _BUCKETS = (1, 2, 4, 8)
+_CPU_BUCKETS: tuple[int, ...] = (1, 4)
+"""More at once gain 1 % (``docs/roofline.md``), and the first waits for the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ class DevicePlan:
     requests
         Infer requests in flight; None: the compiled model's optimal number.
     batch_buckets
-        Static batch sizes to compile, ascending; a batch is padded to the next one.
+        Batch sizes to compile, ascending; a batch is padded to the next one. Where a CPU computes in floating point,
+        several are one model, which takes any number of images up to the largest without padding.
     threads
         CPU threads over all streams.
     extra
@@ -154,7 +157,10 @@ class DevicePlan:
 
 
 def default_plan(device: str | ResolvedDevice, **changes: Any) -> DevicePlan:
-    """Make a plan for a device: streams of batch 1 on a CPU, static batch sizes on GPU and NPU.
+    """Make a plan for a device.
+
+    On a CPU for throughput, each stream computes up to four images that wait; for latency, one. GPU and NPU have static
+    batch sizes.
 
     Parameters
     ----------
@@ -175,9 +181,11 @@ def default_plan(device: str | ResolvedDevice, **changes: Any) -> DevicePlan:
     virtual, members = split_device(device)
     # BATCH collects batches by itself. AUTO without a list has not chosen yet, and batch 1 runs everywhere.
     accelerated = virtual != "BATCH" and bool(members) and members[0].startswith(("GPU", "NPU"))
-    options = {"hint": "THROUGHPUT", "batch_buckets": _BUCKETS if accelerated else (1,), **changes}
+    options: dict[str, Any] = {"hint": "THROUGHPUT", **changes}
     if "PERFORMANCE_HINT" in extra:
         options["hint"] = extra.pop("PERFORMANCE_HINT")
+    in_turn = _CPU_BUCKETS if device == "CPU" and options["hint"] == "THROUGHPUT" else (1,)
+    options.setdefault("batch_buckets", _BUCKETS if accelerated else in_turn)
     return DevicePlan(device=device, extra={**extra, **options.pop("extra", {})}, **options)
 
 

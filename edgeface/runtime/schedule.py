@@ -135,9 +135,11 @@ class Slot:
         self._outputs = len(self._active.model_outputs)
         self._silent: ov.InferRequest | None = None
         self._batch: np.ndarray | None = None
+        self._rows: np.ndarray | None = None
+        self._dynamic = next(iter(compiled.values())).input(0).partial_shape.is_dynamic
         self._over = set[int]()  # requests whose last run `run` has waited for
-        for batch, request in self._requests.items():
-            if not compiled[batch].input(0).partial_shape.is_dynamic:
+        for request in self._requests.values():
+            if not self._dynamic:
                 request.get_input_tensor(0).data[...] = 0  # padding of a batch must not be uninitialised
             request.set_callback(on_done, token)
 
@@ -147,7 +149,7 @@ class Slot:
         return self.claim is not None and self.claim() is None
 
     def start(self, jobs: Sequence[Request]) -> None:
-        """Copy the jobs' arrays into the smallest batch that holds them and start it."""
+        """Copy the jobs' arrays into a batch that holds them and start it."""
         request = self._fill(jobs)
         self._over.discard(id(request))
         request.start_async()
@@ -191,13 +193,14 @@ class Slot:
     def _fill(self, jobs: Sequence[Request]) -> ov.InferRequest:
         count = len(jobs)
         request = self._active = next(r for batch, r in self._requests.items() if batch >= count)
-        tensor = request.get_input_tensor(0)
-        rows = tensor.data
-        if len(rows) >= count and rows.shape[1:] == jobs[0].array.shape:  # type: ignore[union-attr]
+        if self._dynamic:
+            # OpenVINO's own tensor moves while other requests of the model run in other shapes.
+            self._rows = np.stack([job.array for job in jobs])  # type: ignore[misc]
+            request.set_input_tensor(0, ov.Tensor(self._rows, shared_memory=True))
+        else:
+            rows = request.get_input_tensor(0).data
             for i, job in enumerate(jobs):
                 rows[i] = job.array
-        else:  # a dynamic shape: each image has its own size, and the batch is one
-            request.set_input_tensor(0, ov.Tensor(np.ascontiguousarray(jobs[0].array)[np.newaxis]))
         return request
 
     def read(self) -> list[Any]:
@@ -309,10 +312,7 @@ class Schedule:
 
     def pump(self) -> None:
         """Start queued jobs on free slots."""
-        while jobs := self._next_jobs():
-            slot = self.free_slot()
-            if slot is None:
-                break
+        while (jobs := self._next_jobs()) and (slot := self.free_slot()) is not None:
             self._start(slot, jobs)
         # Waiting threads are woken when half the queue is free: a thread switch costs as much as a small inference,
         # and the other half keeps the device busy meanwhile.
@@ -335,13 +335,20 @@ class Schedule:
         return first
 
     def _next_jobs(self) -> list[Job]:
-        """Return the jobs of the next batch. They stay in the queue until they have been started."""
+        """Return the jobs of the next batch. They stay in the queue until they have been started.
+
+        Slots that are free share what is queued: one that took all of it would leave the others idle.
+        """
         queue = self.queue
         if not queue:
             return []
         while queue and not queue[0].waiting:
             queue.popleft()
-        return [job for job in islice(queue, self._batch) if job.waiting]
+        most = self._batch
+        if most > 1:
+            free = sum(not slot.jobs for slot in self.slots) or 1
+            most = min(most, -(-len(queue) // free))
+        return [job for job in islice(queue, most) if job.waiting]
 
     def _start(self, slot: Slot, jobs: Sequence[Job]) -> None:
         try:

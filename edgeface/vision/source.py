@@ -262,7 +262,7 @@ class _Mailbox:
             self._changed.notify_all()
 
     def _has_room(self, frame: Frame) -> bool:
-        pixels = sum(each.image.size // 3 for each in (*self._frames, frame))
+        pixels = sum(map(_pixels, (*self._frames, frame)))
         return not self._frames or (len(self._frames) < self._capacity and pixels <= _WAITING_PIXELS)
 
     def end(self, error: BaseException | None) -> None:
@@ -291,6 +291,11 @@ class _Mailbox:
             self._changed.notify_all()
 
 
+def _pixels(frame: Frame) -> int:
+    height, width = frame.image.shape[:2]
+    return int(height * width)
+
+
 def _fill(box: _Mailbox, read: Callable[[threading.Event], Iterator[Frame]]) -> None:
     error: BaseException | None = None
     frames = read(box.stop)
@@ -315,17 +320,23 @@ def _photos(
 ) -> Iterator[Frame]:
     """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
 
+    readers = _READERS
+
     def read(index: int, path: Path) -> Frame:
+        nonlocal readers
         if path in failures:
             raise ImageError(f"{path}: {failures[path]}", path=path)
         image, file, reduced = read_photo(path)
-        return Frame(image, index, float(index), str(path), file, reduced)
+        frame = Frame(image, index, float(index), str(path), file, reduced)
+        # Of photos so large that no two may wait, one is read at a time: two would be held as well.
+        readers = 1 if 2 * _pixels(frame) > _WAITING_PIXELS else _READERS
+        return frame
 
     coming, ahead = enumerate(files), deque[Future[Frame]]()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edgeface-reader") as pool:
         try:
             for path in files:
-                ahead.extend(pool.submit(read, *each) for each in itertools.islice(coming, _READERS - len(ahead)))
+                ahead.extend(pool.submit(read, *each) for each in itertools.islice(coming, readers - len(ahead)))
                 try:
                     yield ahead.popleft().result()  # in no variable, which would hold its pixels
                 except ImageError as error:

@@ -81,6 +81,13 @@ def test_static_buckets_are_padded_without_a_trace(ir, crops, buckets):
             np.testing.assert_allclose(embedder.embed(crops[:count]), bare(ir, crops[:count]), atol=1e-6)
 
 
+def test_rows_are_the_same_to_the_bit_whatever_is_computed_with_them(ir, crops):
+    plan = DevicePlan(device="CPU", batch_buckets=(1, 4), requests=1)
+    with Embedder.load(ir, plan=plan) as embedder:
+        alone = np.concatenate([embedder.embed(crop) for crop in crops])
+        np.testing.assert_array_equal(embedder.embed(crops), alone)
+
+
 @pytest.mark.parametrize("buckets", [(1,), (1, 4)])
 def test_flip_concatenates_like_facenets_evaluation(ir, crops, buckets):
     plan = DevicePlan(device="CPU", batch_buckets=buckets)

@@ -218,6 +218,46 @@ def test_dynamic_batch_takes_items_one_by_one(core):
         assert engine.infer(np.ones(4, np.float32))[0].tolist() == [2, 2, 2, 2]
 
 
+def with_size_of_batch() -> ov.Model:
+    """A model of any batch with two outputs: x, and in each row how many were computed together."""
+    x = ops.parameter([-1, 4], np.float32)
+    ones = ops.power(x, ops.constant(np.float32(0)))
+    together = ops.multiply(ones, ops.reduce_sum(ones, ops.constant(np.array([0])), keep_dims=True))
+    return ov.Model([ops.result(ops.relu(x)), ops.result(together)], [x], "size of batch")
+
+
+def test_a_dynamic_batch_in_a_mapping_takes_what_is_queued_without_padding(core):
+    with Engine({3: core.compile_model(with_size_of_batch(), "CPU")}, requests=1) as engine:
+        with engine._lock:  # nothing is answered meanwhile
+            futures = [engine.submit(np.full(4, n, np.float32)) for n in range(6)]
+        rows = [future.result(SOON) for future in futures]
+        assert [row.tolist() for row, _ in rows] == [[n] * 4 for n in range(6)]
+        assert [together[0] for _, together in rows] == [1, 3, 3, 3, 2, 2]
+        assert engine.infer(np.ones(4, np.float32))[1].tolist() == [1, 1, 1, 1]
+
+
+def test_requests_that_are_free_share_what_is_queued(core):
+    with Engine({4: core.compile_model(with_size_of_batch(), "CPU")}, requests=2) as engine:
+        with engine._lock:
+            both = [engine._claim(np.ones(4, np.float32), engine) for _ in range(2)]
+            futures = [engine.submit(np.full(4, n, np.float32)) for n in range(4)]
+            for slot in both:
+                engine._schedule.release(slot)
+            engine._schedule.pump()
+        assert [future.result(SOON)[1][0] for future in futures] == [2, 2, 2, 2]
+
+
+def test_threads_that_ask_for_any_number_get_their_own_rows(core):
+    def ask(thread: int) -> bool:
+        numbers = [100 * thread + n for n in range(thread % 9 + 1)]
+        futures = [engine.submit(np.full(4, n, np.float32)) for n in numbers]
+        return all(future.result(SOON)[0].tolist() == [n] * 4 for n, future in zip(numbers, futures, strict=True))
+
+    engine = Engine({4: core.compile_model(with_size_of_batch(), "CPU")}, requests=2)
+    with engine, ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(ask, range(400), timeout=60))
+
+
 def test_batches_of_any_size_come_back_in_order_with_all_outputs(core):
     batches = [np.full((n % 5 + 1, 4), n, np.float32) for n in range(60)]
     with compile_engine(of_any_batch(), DevicePlan(device="CPU", streams=2), requests=3) as engine:

@@ -112,7 +112,7 @@ def test_a_plan_that_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize(
     ("device", "buckets"),
     [
-        ("CPU", (1,)),
+        ("CPU", (1, 4)),
         ("GPU", (1, 2, 4, 8)),
         ("GPU.1", (1, 2, 4, 8)),
         ("NPU", (1, 2, 4, 8)),
@@ -122,9 +122,11 @@ def test_a_plan_that_cannot_be_is_refused(options, message):
         ("BATCH:GPU(8)", (1,)),
     ],
 )
-def test_cpu_takes_batch_1_and_accelerators_take_buckets(device, buckets):
+def test_devices_take_the_batches_that_suit_them(device, buckets):
     plan = default_plan(device)
     assert (plan.batch_buckets, plan.hint) == (buckets, "THROUGHPUT")
+    one_at_a_time = (1,) if device == "CPU" else buckets
+    assert default_plan(device, hint="LATENCY").batch_buckets == one_at_a_time
     assert default_plan(device, batch_buckets=(1, 16)).batch_buckets == (1, 16)
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from edgeface.errors import ImageError, InputError, MissingError
+from edgeface.files import FileIdentity
+from edgeface.vision.image import DecodedFile
 from edgeface.vision.listing import list_photos
 from edgeface.vision.source import Backoff, Frame, FrameSource, open_source
 
@@ -146,6 +148,25 @@ def test_large_frames_wait_for_the_consumer_as_far_as_their_pixels_allow() -> No
         time.sleep(0.05)
         assert len(ahead) == 2
         assert [each.index for each in frames] == list(range(9))
+
+
+@pytest.mark.parametrize(("sides", "held"), [((3000, 4000), 2), ((300, 400), 6)])
+def test_of_large_photos_one_is_read_at_a_time(sides: tuple[int, int], held: int) -> None:
+    """Those that wait, one in hand and, of small ones, one that is decoded meanwhile."""
+    begun: list[Path] = []
+    image = np.broadcast_to(np.uint8(0), (*sides, 3))
+
+    def read(path: Path) -> DecodedFile:
+        begun.append(path)
+        return image, FileIdentity(0, 0, ""), 1
+
+    photos = [Path(f"{number}.jpg") for number in range(12)]
+    with open_source(photos, capacity=4, read_photo=read) as frames:
+        wait_until(lambda: len(begun) >= held)
+        time.sleep(0.05)
+        assert len(begun) == held
+        assert [each.source for each in frames] == list(map(str, photos))
+    assert begun == photos
 
 
 def test_photos_come_in_order_whichever_is_decoded_first(tmp_path: Path) -> None:
