@@ -319,7 +319,6 @@ def _photos(
     read_photo: PhotoReader,
 ) -> Iterator[Frame]:
     """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
-
     readers = _READERS
 
     def read(index: int, path: Path) -> Frame:
