@@ -110,6 +110,7 @@ class GallerySnapshot:
         self._group = None if group is None else set(name_forms(group))
         self._others: dict[int, bytes] = {}  # tags of people of the server who are not copied
         self._digests: dict[int, str] = {}  # of the server's people, when the copy was last in step
+        self._without: AbstractSet[int] = frozenset()  # ids that the copy was last made without
         self._settled = False  # the copy is of this group
         with output_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,10 +175,18 @@ class GallerySnapshot:
             )
         if self._store is not None and self._store.database.header == header:
             self._store.scrub()  # if an earlier call was interrupted
-            if self._settled and self.position() == server.last_commit():
+            returned = self._without - without
+            if self._settled and not returned and self.position() == server.last_commit():
                 return None
-            return self._update(self._store, server, without)
-        return self._begin(server, header, without)
+            for each in returned:
+                self._others.pop(each, None)
+                if self._digests:
+                    self._digests[each // _BUCKET] = ""  # to be compared
+            done = self._update(self._store, server, without)
+        else:
+            done = self._begin(server, header, without)
+        self._without = without
+        return done
 
     def _begin(self, server: GalleryStore, header: GalleryHeader, without: AbstractSet[int]) -> SnapshotUpdate:
         """Make the copy anew beside one of another key or model, or of none, and take its place when it is whole."""
@@ -309,6 +318,7 @@ class GallerySnapshot:
             generation, history = store.database.last_commit()
             connection.execute("UPDATE commits SET history = ? WHERE generation = ?", (_own_id(history), generation))
         self._others[person_id] = bytes(row[0])
+        self._without = self._without | {person_id}
         with store.database.after_commit(f"person {person_id} is deleted from the snapshot"):
             return store.prove(secrets)
 

@@ -1,19 +1,24 @@
 """Keep what was asked while a gallery's server was away, and when the server was last reached: one file a gallery.
 
-Names, metadata, embeddings and images are sealed with the gallery's cipher, each for its own row. A row is durable
-before its request is answered, and it leaves, overwritten, when the server has it.
+Names, metadata, embeddings and images are sealed with the gallery's cipher, each for its own row. An erasure is sealed
+with when the person was enrolled, to the microsecond, which another key of the gallery does not change: it opens for
+this person alone, not for another one whom a server that was put back to an earlier state gave the id since. A row is
+durable before its request is answered, and it leaves, overwritten, when the server has it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeface.cipher import Cipher, make_cipher
 from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.store.database import Database
 from edgeface.serve.database import ServiceFile, ServiceFileKind
@@ -57,6 +62,12 @@ def _place(database: Database, number: int, kind: str, person_id: int | None) ->
     Who is meant, and whether to enrol or to forget, are parts of it: in another row of the file nothing opens.
     """
     return f"{database.header.gallery_id}::queue:{number}:{kind}:{person_id or ''}".encode()
+
+
+def _cipher(database: Database, enrolled: datetime | None) -> Cipher:
+    if enrolled is None:
+        return database.cipher
+    return make_cipher(hashlib.sha256(enrolled.isoformat().encode()).digest(), database.header.gallery_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +141,18 @@ class OfflineQueue:
     # Items
 
     def add(
-        self, kind: ItemKind, content: Mapping[str, Any], database: Database, *, person_id: int | None = None
+        self,
+        kind: ItemKind,
+        content: Mapping[str, Any],
+        database: Database,
+        *,
+        person_id: int | None = None,
+        enrolled: datetime | None = None,
     ) -> QueuedItem:
-        """Queue something, durably; an erasure takes the place of all that was queued for this person."""
+        """Queue something, durably; an erasure takes the place of all that was queued for this person.
+
+        `enrolled`: when its person was, which opens it instead of the gallery's key.
+        """
         with self._file.transaction(write=True) as connection:
             (waiting,) = connection.execute(
                 "SELECT count(*) FROM items WHERE kind = 'enrol' AND body <> x''"
@@ -148,23 +168,32 @@ class OfflineQueue:
             query = "INSERT INTO items VALUES (NULL, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
             number = connection.execute(query, row).lastrowid
             assert number is not None
-            self._put(connection, number, content, database)
+            self._put(connection, number, content, database, enrolled)
         if kind == "forget":
             self._file.rewrite()
         return self.item(number)
 
-    def _put(self, connection: Any, number: int, content: Mapping[str, Any], database: Database) -> None:
+    def _put(
+        self,
+        connection: Any,
+        number: int,
+        content: Mapping[str, Any],
+        database: Database,
+        enrolled: datetime | None = None,
+    ) -> None:
         row = connection.execute("SELECT kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
-        body = database.cipher.seal(json.dumps(content).encode(), _place(database, number, *row))
+        cipher = _cipher(database, enrolled)
+        body = cipher.seal(json.dumps(content).encode(), _place(database, number, *row))
         connection.execute("UPDATE items SET body = ? WHERE id = ?", (body, number))
 
-    def content(self, number: int, database: Database) -> dict[str, Any]:
-        """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key."""
+    def content(self, number: int, database: Database, *, enrolled: datetime | None = None) -> dict[str, Any]:
+        """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key or time."""
         with self._file.transaction() as connection:
             row = connection.execute("SELECT body, kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
         if row is None or not row[0]:
             raise NotFound("queued-item", number)
-        content: dict[str, Any] = parse_json(database.cipher.open(row[0], _place(database, number, *row[1:])))
+        text = _cipher(database, enrolled).open(row[0], _place(database, number, *row[1:]))
+        content: dict[str, Any] = parse_json(text)
         return content
 
     def item(self, number: int) -> QueuedItem:
@@ -206,13 +235,14 @@ class OfflineQueue:
         told = json.dumps(list(people))
         self._set(number, "state = 'conflict', reason = ?, people = ?, mark = NULL", reason, told)
 
-    def retry(self, number: int, content: Mapping[str, Any], database: Database) -> None:
-        """Queue an item again, with another content; `NotFound` if it was erased meanwhile, and stays so."""
+    def retry(self, number: int, content: Mapping[str, Any] | None, database: Database) -> None:
+        """Queue an item again, perhaps with another content; `NotFound` if it was erased meanwhile, and stays so."""
         with self._file.transaction(write=True) as connection:
             query = "UPDATE items SET state = 'queued', reason = '', people = '[]' WHERE id = ? AND state = 'conflict'"
             if not connection.execute(query, (number,)).rowcount:
                 raise NotFound("queued-item", number)
-            self._put(connection, number, content, database)
+            if content is not None:
+                self._put(connection, number, content, database)
 
     def _set(self, number: int, settings: str, *values: Any) -> None:
         """Change an item, but none that was erased while it was sent."""
@@ -227,7 +257,7 @@ class OfflineQueue:
 
     def _erase(self, connection: Any, which: str, value: Any, *, reason: str) -> None:
         connection.execute(
-            "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, body = x'' "
+            "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, mark = NULL, body = x'' "
             f"WHERE {which} AND state <> 'erased'",
             (reason, value),
         )

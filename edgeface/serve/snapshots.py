@@ -27,6 +27,10 @@ from edgeface.serve.settings import SnapshotOptions
 
 _log = logging.getLogger(__name__)
 
+_LOST = (GalleryServerError, GalleryReplacedError)
+_LATER = (GalleryBusyError, OutputError)
+UNDECIDED = (*_LOST, *_LATER)
+"""What says nothing of an item that is sent: it is tried again."""
 LOOK_SECONDS = 0.5
 """Between two looks at the server, so that what others enrol is known within a second."""
 AWAY_SECONDS = 5.0
@@ -251,7 +255,7 @@ class SnapshotKeeper:
                     self._let_go()
                     self._server = self._opener()
                 done = self.snapshot.follow(self._server, without=self.queue.forgotten())
-            except (GalleryServerError, GalleryReplacedError):  # or it has another key or model: the next look opens it
+            except _LOST:  # or it has another key or model: the next look opens it
                 self._let_go()
                 raise
             self._age.confirm(asked)
@@ -298,7 +302,7 @@ class SnapshotKeeper:
     def start(self, deliver: Callable[[QueuedItem, GalleryStore], None]) -> None:
         """Follow the server until `close`; `deliver` sends an item of the queue, and says in the queue what came of it.
 
-        It raises `GalleryServerError` or `GalleryBusyError` for what is to be tried again.
+        It raises what `UNDECIDED` has for what is to be tried again.
         """
         self._thread = threading.Thread(target=self._run, args=(deliver,), name=f"snapshot {self.name}", daemon=True)
         self._thread.start()
@@ -315,17 +319,19 @@ class SnapshotKeeper:
                     self._write(now=False)
 
     def _send(self, deliver: Callable[[QueuedItem, GalleryStore], None]) -> None:
-        server = self._server
-        assert server is not None
         for item in self.queue.items():
+            if (age := self.seconds()) is None or age > LOOK_SECONDS:  # or many items look like a server that is away
+                self.follow()
+            server = self._server
+            assert server is not None
             try:
                 with self.sending:
                     if not self._stop.is_set() and (now := self.queue.find(item.id)) and now.state == "queued":
                         deliver(now, server)
-            except (GalleryBusyError, OutputError) as error:
+            except _LATER as error:
                 _log.info("gallery %s: what is queued waits: %s", self.name, error)
                 return
-            except GalleryServerError:
+            except _LOST:
                 raise
             except Exception:
                 _log.exception("gallery %s: what was queued as number %d cannot be sent", self.name, item.id)
