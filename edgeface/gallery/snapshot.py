@@ -177,6 +177,7 @@ class GallerySnapshot:
             self._store.scrub()  # if an earlier call was interrupted
             returned = self._without - without
             if self._settled and not returned and self.position() == server.last_commit():
+                self._without = without
                 return None
             for each in returned:
                 self._others.pop(each, None)
@@ -257,7 +258,9 @@ class GallerySnapshot:
         there = {row[0]: bytes(row[1]) for row in remote.execute(query, values).fetchall()}
         copied = _people_tags(store, differing)
         others = {
-            number: tag for number, tag in self._others.items() if differing is None or number // _BUCKET in differing
+            number: tag
+            for number, tag in dict(self._others).items()  # `erase` adds to it
+            if differing is None or number // _BUCKET in differing
         }
         known = {**others, **copied}
         return _Comparison(

@@ -178,6 +178,8 @@ def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: G
     """
     keeper = _keeper_of(gallery)
     try:
+        if item.gallery_id != store.info.gallery_id:
+            raise Problem(409, "another-gallery", f"it is for the gallery {item.gallery_id}")
         if item.kind == "forget":
             _send_erasure(service, gallery, item, store)
         else:
@@ -264,7 +266,7 @@ def _was_sent(store: GalleryStore, item: QueuedItem, images: Sequence[EnrolmentI
     The ids that the enrolment would have been given, from the item's mark on, were given to it, to another one, or to
     nobody yet; if nothing has them any more, what had them was erased.
     """
-    if item.mark is None or store.database.state("next_id") == item.mark:
+    if item.mark is None or store.database.state("next_id") <= item.mark:  # less, if an earlier copy was put back
         return False
     vectors = {unit_vector(each.template, store.info).tobytes() for each in images if each.template is not None}
     first, ids = store.template(item.mark), range(item.mark, item.mark + len(images) + 1)
@@ -314,8 +316,8 @@ class QueuedAnswer(Answer):
     it is not sent, and nothing of it is kept."""
     reason: str
     """Of a conflict: lookalike (another person has this face), name-taken (another face has this name), another-person
-    (than the one who was to be forgotten has this id on the server), or the code of a problem; of what was erased:
-    forgotten or consent-expired; else empty."""
+    (than the one who was to be forgotten has this id on the server), another-gallery (is at the gallery's address), or
+    the code of a problem; of what was erased: forgotten or consent-expired; else empty."""
     name: str | None
     """Of the person; null: erased."""
     person_id: int | None

@@ -34,6 +34,7 @@ _KIND = ServiceFileKind(
     schema="""
 CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
+    gallery_id TEXT NOT NULL,
     kind TEXT NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
@@ -50,7 +51,7 @@ CREATE TABLE reached (
 """,
     synchronous="FULL",
 )
-_COLUMNS = "id, kind, state, reason, people, person_id, mark, created"
+_COLUMNS = "id, gallery_id, kind, state, reason, people, person_id, mark, created"
 _MOST_ENROLMENTS = 1000
 _KEPT_SECONDS = 30 * 86400.0
 """For which it is shown that an item was erased."""
@@ -78,6 +79,8 @@ class QueuedItem:
     ----------
     id
         In its queue; never given twice.
+    gallery_id
+        Of the gallery that it is for: the service may be given another one's address.
     kind
         An enrolment, or the erasure of a person.
     state
@@ -96,6 +99,7 @@ class QueuedItem:
     """
 
     id: int
+    gallery_id: str
     kind: ItemKind
     state: ItemState
     reason: str
@@ -153,6 +157,7 @@ class OfflineQueue:
 
         `enrolled`: when its person was, which opens it instead of the gallery's key.
         """
+        gallery_id = database.header.gallery_id
         with self._file.transaction(write=True) as connection:
             (waiting,) = connection.execute(
                 "SELECT count(*) FROM items WHERE kind = 'enrol' AND body <> x''"
@@ -162,10 +167,11 @@ class OfflineQueue:
                     503, "queue-full", f"{waiting} enrolments wait for the gallery's server", retry_after=60.0
                 )
             if kind == "forget":
-                self._erase(connection, "person_id = ? AND kind = 'enrol'", person_id, reason="forgotten")
-                connection.execute("DELETE FROM items WHERE person_id = ? AND kind = 'forget'", (person_id,))
-            row = (kind, person_id, self._clock())
-            query = "INSERT INTO items VALUES (NULL, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
+                theirs, whose = "person_id = ? AND gallery_id = ? AND kind =", (person_id, gallery_id)
+                self._erase(connection, f"{theirs} 'enrol'", *whose, reason="forgotten")
+                connection.execute(f"DELETE FROM items WHERE {theirs} 'forget'", whose)
+            row = (gallery_id, kind, person_id, self._clock())
+            query = "INSERT INTO items VALUES (NULL, ?, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
             number = connection.execute(query, row).lastrowid
             assert number is not None
             self._put(connection, number, content, database, enrolled)
@@ -215,16 +221,17 @@ class OfflineQueue:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", values).fetchall()
         names = _COLUMNS.split(", ")
         return [
-            QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[4]))}) for row in rows
+            QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[5]))}) for row in rows
         ]
 
     def count(self) -> Counter[str]:
         """Return how many items there are of each state."""
         return Counter(each.state for each in self.items())
 
-    def forgotten(self) -> frozenset[int]:
-        """Return the ids of the people whose erasure the server does not know of yet."""
-        return frozenset(each.person_id for each in self._items("WHERE kind = 'forget'") if each.person_id)
+    def forgotten(self, database: Database) -> frozenset[int]:
+        """Return the ids of the people of a gallery whose erasure the server does not know of yet."""
+        found = self._items("WHERE kind = 'forget' AND gallery_id = ?", database.header.gallery_id)
+        return frozenset(each.person_id for each in found if each.person_id)
 
     def mark(self, number: int, mark: int) -> None:
         """Write down, durably, that an item is about to be sent, when `mark` is the server's next number."""
@@ -255,11 +262,11 @@ class OfflineQueue:
             self._erase(connection, "id = ?", number, reason=reason)
         self._file.rewrite()
 
-    def _erase(self, connection: Any, which: str, value: Any, *, reason: str) -> None:
+    def _erase(self, connection: Any, which: str, *values: Any, reason: str) -> None:
         connection.execute(
             "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, mark = NULL, body = x'' "
             f"WHERE {which} AND state <> 'erased'",
-            (reason, value),
+            (reason, *values),
         )
         connection.execute("DELETE FROM items WHERE state = 'erased' AND created < ?", (self._clock() - _KEPT_SECONDS,))
 

@@ -254,7 +254,7 @@ class SnapshotKeeper:
                 if self._server is None or not self._server.is_current():
                     self._let_go()
                     self._server = self._opener()
-                done = self.snapshot.follow(self._server, without=self.queue.forgotten())
+                done = self.snapshot.follow(self._server, without=self.queue.forgotten(self._server.database))
             except _LOST:  # or it has another key or model: the next look opens it
                 self._let_go()
                 raise
@@ -270,7 +270,9 @@ class SnapshotKeeper:
 
     def _erase_forgotten(self) -> None:
         """Erase who was to be forgotten while the server was read, or just before this process or one before ended."""
-        for person_id in self.queue.forgotten():
+        database = self.snapshot.database
+        assert database is not None
+        for person_id in self.queue.forgotten(database):
             self.snapshot.erase(person_id, missing_ok=True)
 
     def prove_erased(self) -> Proof | None:
@@ -319,7 +321,7 @@ class SnapshotKeeper:
                     self._write(now=False)
 
     def _send(self, deliver: Callable[[QueuedItem, GalleryStore], None]) -> None:
-        for item in self.queue.items():
+        for item in sorted(self.queue.items(), key=lambda each: each.kind == "enrol"):  # erasures first
             if (age := self.seconds()) is None or age > LOOK_SECONDS:  # or many items look like a server that is away
                 self.follow()
             server = self._server

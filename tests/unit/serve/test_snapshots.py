@@ -13,10 +13,11 @@ from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, RED, TEAL, draw, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, jpeg
 
-from edgeface.errors import GalleryReplacedError, GalleryServerError, InputError, SnapshotTooOldError
+from edgeface.errors import GalleryBusyError, GalleryReplacedError, GalleryServerError, InputError, SnapshotTooOldError
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
+from edgeface.model.ir_file import read_contract
 from edgeface.serve import snapshots
 from edgeface.serve.keys import Role
 from edgeface.serve.offline_queue import Reached
@@ -58,8 +59,6 @@ class Kiosk:
         self.place = f"postgresql://edgeface@127.0.0.1:{proxy.port}{path}"
         self._direct = f"{cluster.url}?gallery={gallery}"
         self.model = write_tiny_ir(folder)
-        from edgeface.model.ir_file import read_contract
-
         self.server: GalleryStore = create_gallery(self._direct, contract=read_contract(self.model)[1], key=self._key)
         self.service: Service | None = None
         self._first = ""
@@ -329,6 +328,56 @@ def test_photos_are_not_added_to_who_was_given_the_id_since(kiosk: Kiosk, cluste
         kiosk.mend()
         until(lambda: queue(client) == [("enrol", "erased", "forgotten", None)])
         assert kiosk.server.person(ada).template_count == 1
+
+
+def test_what_is_queued_for_one_gallery_goes_to_no_other(kiosk: Kiosk, cluster: Any) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+        assert send(client, "Linus", RED).status_code == 202
+    assert kiosk.service is not None
+    kiosk.service.close()
+    kiosk.proxy.mend()
+    schema, header = kiosk.server.database.schema, kiosk.server.database.header  # type: ignore[attr-defined]
+    kiosk.server.close()
+    cluster.sql(f"ALTER SCHEMA {schema} RENAME TO {schema}_moved")
+    kiosk.server = create_gallery(kiosk._direct, contract=read_contract(kiosk.model)[1], key=kiosk._key)
+    assert kiosk.server.database.header.gallery_id != header.gallery_id
+    with kiosk.start() as client:
+        until(lambda: [each[1:3] for each in queue(client)] == [("conflict", "another-gallery")] * 2)
+        assert kiosk.enrol("Grace", GREEN) == ada
+        until(lambda: who(client, GREEN) == "Grace")
+
+
+def test_what_may_have_been_sent_is_sent_again_after_an_earlier_copy_was_put_back(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        kiosk.keeper.queue.mark(kiosk.keeper.queue.items()[0].id, 10)  # which the server has not come to yet
+        kiosk.mend()
+        until(lambda: kiosk.server.find("Grace"))
+        until(lambda: queue(client) == [])
+
+
+def test_erasures_are_sent_before_enrolments(kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeface.serve import offline
+
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+
+        def busy(*given: Any, **options: Any) -> Any:
+            raise GalleryBusyError("another process writes")
+
+        monkeypatch.setattr(offline, "enrol_images", busy)
+        kiosk.mend()
+        until(lambda: queue(client) == [("enrol", "queued", "", "Grace")])
+        assert not kiosk.server.people()
 
 
 def test_sending_many_items_does_not_look_like_a_server_that_is_away(
