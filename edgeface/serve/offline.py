@@ -138,7 +138,8 @@ def _queue_erasure(
     enrolled = find_person(gallery, person_id).created
     content = {"key_id": caller.key_id, "request_id": caller.request_id}
     item = keeper.queue.add("forget", content, gallery.searched.database, person_id=person_id, enrolled=enrolled)
-    proof, also = keeper.snapshot.erase(person_id), service.elsewhere(gallery, [person_id])
+    proof = keeper.snapshot.erase(person_id, missing_ok=True)  # who was there a moment ago may be forgotten by another
+    also = service.elsewhere(gallery, [person_id])
     decision = "queued" if not proof.remains and not (also and also.remains) else "queued-not-proved"
     service.note(caller, "forget", gallery=gallery.name, people=[person_id], decision=decision)
     return item

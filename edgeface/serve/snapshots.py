@@ -31,6 +31,7 @@ _LOST = (GalleryServerError, GalleryReplacedError)
 _LATER = (GalleryBusyError, OutputError)
 UNDECIDED = (*_LOST, *_LATER)
 """What says nothing of an item that is sent: it is tried again."""
+QUEUE_FILE = "queue.sqlite"
 LOOK_SECONDS = 0.5
 """Between two looks at the server, so that what others enrol is known within a second."""
 AWAY_SECONDS = 5.0
@@ -184,7 +185,7 @@ class SnapshotKeeper:
         with contextlib.ExitStack() as stack:
             self.snapshot = GallerySnapshot(folder, key=key, group=options.group)
             stack.callback(self.snapshot.close)
-            self.queue = OfflineQueue(folder / "queue.sqlite")
+            self.queue = OfflineQueue(folder / QUEUE_FILE)
             stack.callback(self.queue.close)
             database = self.snapshot.database
             reached = None if database is None else self.queue.reached(database)

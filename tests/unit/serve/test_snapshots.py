@@ -13,7 +13,14 @@ from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, RED, TEAL, draw, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, jpeg
 
-from edgeface.errors import GalleryBusyError, GalleryReplacedError, GalleryServerError, InputError, SnapshotTooOldError
+from edgeface.errors import (
+    GalleryBusyError,
+    GalleryError,
+    GalleryReplacedError,
+    GalleryServerError,
+    InputError,
+    SnapshotTooOldError,
+)
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
@@ -314,6 +321,39 @@ def test_an_erasure_never_erases_who_was_given_the_id_since(kiosk: Kiosk, cluste
             assert clerk.delete(path).json()["code"] == "wrong-role"
         assert client.delete(path).status_code == 204
         until(lambda: who(client, GREEN) == "Grace")
+
+
+def test_who_is_forgotten_twice_at_once_is_forgotten(kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        real = kiosk.keeper.queue.add
+
+        def add(*given: Any, **options: Any) -> Any:
+            kiosk.keeper.snapshot.erase(ada)
+            return real(*given, **options)
+
+        monkeypatch.setattr(kiosk.keeper.queue, "add", add)
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+
+
+def test_a_service_does_not_start_without_the_snapshot_whose_queue_waits(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/1").status_code == 202
+    assert kiosk.service is not None
+    kiosk.service.close()
+    kiosk.proxy.mend()
+    without = {"galleries": {"default": OPEN | {"place": kiosk.place, "key": kiosk._key}}}
+    with pytest.raises(GalleryError, match=r"queue\.sqlite: .* found 1 enrolments or erasures; give it"):
+        kiosk._make(**without)
+    with kiosk.start() as client:
+        until(lambda: queue(client) == [])
+    kiosk.service.close()
+    kiosk._make(**without).close()
 
 
 def test_photos_are_not_added_to_who_was_given_the_id_since(kiosk: Kiosk, cluster: Any) -> None:
