@@ -20,7 +20,7 @@ import numpy as np
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from edgeface.errors import EdgeFaceError, EnrolmentRefused, GalleryDamagedError, GalleryError
+from edgeface.errors import EdgeFaceError, EnrolmentRefused, GalleryBusyError, GalleryDamagedError, GalleryError
 from edgeface.gallery.codec import TemplateBody, decode_image, encode_image
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import EnrolmentImage
@@ -183,6 +183,8 @@ def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: G
             raise Problem(409, "another-gallery", f"it is for the gallery {item.gallery_id}")
         if item.kind == "forget":
             _send_erasure(service, gallery, item, store)
+        elif gallery.options.model not in service.models.names():
+            raise GalleryBusyError(f"the model {gallery.options.model} is not loaded")
         else:
             _send_enrolment(service, gallery, item, store)
     except UNDECIDED:

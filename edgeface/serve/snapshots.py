@@ -328,6 +328,8 @@ class SnapshotKeeper:
             server = self._server
             assert server is not None
             try:
+                if server.database.outside("SELECT 1 FROM gallery FOR UPDATE SKIP LOCKED") is None:
+                    return  # who waited for another's long transaction could not follow meanwhile
                 with self.sending:
                     if not self._stop.is_set() and (now := self.queue.find(item.id)) and now.state == "queued":
                         deliver(now, server)

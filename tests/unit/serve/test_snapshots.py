@@ -442,6 +442,35 @@ def test_sending_many_items_does_not_look_like_a_server_that_is_away(
             time.sleep(0.02)
 
 
+def test_waiting_for_another_who_writes_does_not_look_like_a_server_that_is_away(kiosk: Kiosk, cluster: Any) -> None:
+    import psycopg
+
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        with psycopg.connect(cluster.url) as other:
+            other.execute(f"SELECT 1 FROM {kiosk.server.database.schema}.gallery FOR UPDATE")  # type: ignore[attr-defined]
+            kiosk.mend()
+            for _ in range(100):
+                assert not kiosk.keeper.away
+                time.sleep(0.02)
+            assert queue(client) == [("enrol", "queued", "", "Grace")]
+            other.rollback()
+        until(lambda: queue(client) == [])
+
+
+def test_a_model_that_is_not_loaded_makes_no_conflict(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        assert client.post("/v2/repository/models/default/unload").status_code == 200
+        kiosk.mend()
+        time.sleep(0.5)
+        assert queue(client) == [("enrol", "queued", "", "Grace")]
+        assert client.post("/v2/repository/models/default/load").status_code == 200
+        until(lambda: queue(client) == [])
+
+
 def test_what_the_server_could_not_say_yet_is_sent_later_and_no_conflict(
     kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
