@@ -431,11 +431,12 @@ def _write(store: SqliteStore, connection: Any, plan: _Plan) -> None:
             "ON CONFLICT (id) DO UPDATE SET name_mark = excluded.name_mark, body = excluded.body",
             (person_id, mark, sealed),
         )
-    for template_id, row in plan.templates.items():
+    for template_id, row in plan.templates.items():  # whose person may have been erased since the server was read
         connection.execute(
-            "INSERT INTO templates (id, person_id, generation, body) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "INSERT INTO templates (id, person_id, generation, body) SELECT ?, ?, ?, ? "
+            "WHERE EXISTS (SELECT 1 FROM people WHERE id = ?) ON CONFLICT (id) DO UPDATE "
             "SET person_id = excluded.person_id, generation = excluded.generation, body = excluded.body",
-            (template_id, *row),
+            (template_id, *row, row[0]),
         )
 
 
