@@ -378,7 +378,7 @@ def plan_site(basis: SiteBasis, demand: SiteDemand) -> SitePlan:
         event_bytes=round(86_400 * demand.decisions * EVENT_BYTES),
         unknown=basis.unknown,
         assumed=_assumptions(basis, demand),
-        doubts=(*doubtful, *_strains(basis, demand)),
+        doubts=(*doubtful, *_strains(basis, demand, costs)),
     )
 
 
@@ -490,7 +490,7 @@ def _assumptions(basis: SiteBasis, demand: SiteDemand) -> tuple[str, ...]:
     )
 
 
-def _strains(basis: SiteBasis, demand: SiteDemand) -> list[str]:
+def _strains(basis: SiteBasis, demand: SiteDemand, costs: Sequence[PlannedCost]) -> list[str]:
     """List where the demand or the run goes beyond what the model holds for."""
     kiosk, found = basis.kiosk, []
     crowd = demand.decisions * _stay(basis) / demand.cameras
@@ -500,6 +500,11 @@ def _strains(basis: SiteBasis, demand: SiteDemand) -> list[str]:
         found.append(
             f"the measured run dropped {100 * kiosk.dropped_share:.0f} % of its frames: measure on a quieter machine, "
             "or at fewer frames a second"
+        )
+    if (rest := next(cost.ms for cost in costs if cost.name == "other")) < 0:
+        found.append(
+            f"the stages of the measured run took longer than all of it, {-rest:.3g} ms a decision, which are "
+            "subtracted: measure on a quieter machine"
         )
     return found
 

@@ -110,6 +110,7 @@ class GallerySnapshot:
         self._group = None if group is None else set(name_forms(group))
         self._others: dict[int, bytes] = {}  # tags of people of the server who are not copied
         self._digests: dict[int, str] = {}  # of the server's people, when the copy was last in step
+        self._without: AbstractSet[int] = frozenset()  # ids that the copy was last made without
         self._settled = False  # the copy is of this group
         with output_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,10 +175,19 @@ class GallerySnapshot:
             )
         if self._store is not None and self._store.database.header == header:
             self._store.scrub()  # if an earlier call was interrupted
-            if self._settled and self.position() == server.last_commit():
+            returned = self._without - without
+            if self._settled and not returned and self.position() == server.last_commit():
+                self._without = without
                 return None
-            return self._update(self._store, server, without)
-        return self._begin(server, header, without)
+            for each in returned:
+                self._others.pop(each, None)
+                if self._digests:
+                    self._digests[each // _BUCKET] = ""  # to be compared
+            done = self._update(self._store, server, without)
+        else:
+            done = self._begin(server, header, without)
+        self._without = without
+        return done
 
     def _begin(self, server: GalleryStore, header: GalleryHeader, without: AbstractSet[int]) -> SnapshotUpdate:
         """Make the copy anew beside one of another key or model, or of none, and take its place when it is whole."""
@@ -248,7 +258,9 @@ class GallerySnapshot:
         there = {row[0]: bytes(row[1]) for row in remote.execute(query, values).fetchall()}
         copied = _people_tags(store, differing)
         others = {
-            number: tag for number, tag in self._others.items() if differing is None or number // _BUCKET in differing
+            number: tag
+            for number, tag in dict(self._others).items()  # `erase` adds to it
+            if differing is None or number // _BUCKET in differing
         }
         known = {**others, **copied}
         return _Comparison(
@@ -309,6 +321,7 @@ class GallerySnapshot:
             generation, history = store.database.last_commit()
             connection.execute("UPDATE commits SET history = ? WHERE generation = ?", (_own_id(history), generation))
         self._others[person_id] = bytes(row[0])
+        self._without = self._without | {person_id}
         with store.database.after_commit(f"person {person_id} is deleted from the snapshot"):
             return store.prove(secrets)
 
@@ -418,11 +431,12 @@ def _write(store: SqliteStore, connection: Any, plan: _Plan) -> None:
             "ON CONFLICT (id) DO UPDATE SET name_mark = excluded.name_mark, body = excluded.body",
             (person_id, mark, sealed),
         )
-    for template_id, row in plan.templates.items():
+    for template_id, row in plan.templates.items():  # whose person may have been erased since the server was read
         connection.execute(
-            "INSERT INTO templates (id, person_id, generation, body) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "INSERT INTO templates (id, person_id, generation, body) SELECT ?, ?, ?, ? "
+            "WHERE EXISTS (SELECT 1 FROM people WHERE id = ?) ON CONFLICT (id) DO UPDATE "
             "SET person_id = excluded.person_id, generation = excluded.generation, body = excluded.body",
-            (template_id, *row),
+            (template_id, *row, row[0]),
         )
 
 

@@ -200,7 +200,7 @@ def hold_folder(path: Path, output: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def unwritable_names(files: Sequence[Path], output: Path) -> dict[Path, str]:
+def unwritable_names(files: Iterable[Path], output: Path) -> dict[Path, str]:
     """Return the files that a .parquet cannot name, because text in it is UTF-8; a .npz can."""
     if output.suffix != ".parquet":
         return {}

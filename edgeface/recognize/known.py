@@ -77,9 +77,12 @@ def thresholds_for(model: ModelContract | str) -> tuple[Threshold, ...]:
     if own and shipped:
         lowest, strictest = min(each.assured_far for each in own), max(each.cosine for each in own)
         own += tuple(each for each in shipped if each.assured_far < lowest and each.cosine > strictest)
-    if own or shipped or isinstance(model, str) or (related := _related(model)) is None:
-        return own or shipped
-    return tuple(fit_threshold(each, model) for each in thresholds_for(related[0]))
+    known = own or shipped
+    if isinstance(model, str):
+        return known
+    if not known and (related := _related(model)) is not None:
+        known = thresholds_for(related[0])
+    return tuple(fit_threshold(each, model) for each in known)
 
 
 def known_thresholds(given: Path | None, contract: ModelContract) -> tuple[Threshold, ...]:
@@ -138,15 +141,19 @@ def choose_threshold(
 
 
 def fit_threshold(threshold: Threshold, contract: ModelContract) -> Threshold:
-    """Return a threshold for a model: its own as it is; that of the same weights in FP32, or of its parent with a note.
+    """Return a threshold for a model: its own; that of the same weights in FP32, or of its parent with a note.
+
+    It has the model's id, which for an IR of edgeface 0.1 may be another one than it was stored with.
 
     Raises
     ------
     ContractError
         If the threshold is of another model, or of a parent whose decisions differ from this model's.
     """
-    if current_id(threshold.contract_id) == current_id(contract.contract_id):
+    if threshold.contract_id == contract.contract_id:
         return threshold
+    if current_id(threshold.contract_id) == current_id(contract.contract_id):
+        return replace(threshold, contract_id=contract.contract_id)
     related = _related(contract)
     if related is not None and current_id(threshold.contract_id) == current_id(related[0]):
         return replace(threshold, contract_id=contract.contract_id, inherited=related[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from edgeface.untrusted import read_json
 
 _LOCK_SECONDS = 60
 _MODELS, _CONFIG = "model_config_list", "config.json"
+_LAST_VERSION = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ def export_ovms(irs: Sequence[Path], output_dir: Path, *, name: str | None = Non
     the contract, which `Embedder.load("ovms://...")` reads. It computes in float32, so that all servers give the same
     embeddings; weights of 4 or 8 bits alone are unpacked, as `Embedder` does. A version is written beside the others
     and renamed: a server that watches the folder never sees a part of one. What config.json says of other models, and
-    of this one beyond name, folder and layout, stays.
+    of this one beyond name, folder and layout, stays; if it is a link, its target is written.
 
     Parameters
     ----------
@@ -96,13 +98,13 @@ def export_ovms(irs: Sequence[Path], output_dir: Path, *, name: str | None = Non
     if name is not None and len(irs) != 1:
         raise InputError(expected="one IR with a name", found=f"{len(irs)}", remedy="export each by itself, or no name")
     sources = [_read(ir, name) for ir in irs]
-    done = []
+    done, file = [], Path(os.path.realpath(output_dir / _CONFIG))  # it has what others wrote: a link to it stays one
     with locked(output_dir / ".edgeface.lock", timeout=_LOCK_SECONDS):
-        config = _read_config(output_dir / _CONFIG)
+        config = _read_config(file)
         for source in sources:
             done.append(_export(source, output_dir))
             _configure(config, done[-1])
-            with write_atomically(output_dir / _CONFIG) as path, output_errors(path):
+            with write_atomically(file) as path, output_errors(path):
                 path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return done
 
@@ -134,6 +136,8 @@ def _export(source: _Source, output_dir: Path) -> OvmsExport:
     name, model, contract = source.name, source.model, source.contract
     folder = output_dir / name
     newest = max(_versions(folder), default=0)
+    if (version := newest + 1) > _LAST_VERSION:
+        raise InputError(path=folder, expected="a version to come", found=f"the last, {newest}", remedy="remove it")
     before = _contract_of_version(folder / str(newest)) if newest else None
     if before and current_id(before.contract_id) != current_id(contract.contract_id):
         raise ContractError(
@@ -159,17 +163,16 @@ def _export(source: _Source, output_dir: Path) -> OvmsExport:
             xml.with_suffix(suffix).rename(part / f"{name}{suffix}")
         read_contract(part / f"{name}.xml")  # as the server will
         folder.mkdir(exist_ok=True)
-        version = newest + 1
         part.rename(folder / str(version))
     final = folder / str(version) / f"{name}.xml"
     return OvmsExport(name=name, version=version, ir=final, contract=written, written=True, images=images)
 
 
 def _versions(folder: Path) -> list[int]:
-    """Return the numbers of the versions of a model, as the server counts them."""
+    """Return the numbers of the versions of a model, as the server counts them: in 64 bits."""
     with output_errors(folder):
         names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-    return [int(each) for each in names if re.fullmatch("[0-9]{1,9}", each)]
+    return [int(each) for each in names if re.fullmatch("[1-9][0-9]{0,18}", each) and int(each) <= _LAST_VERSION]
 
 
 def _contract_of_version(folder: Path) -> ModelContract:

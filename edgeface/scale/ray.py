@@ -212,7 +212,7 @@ def embed_on_ray(
         given["detector"] = edgeface.choose_detector()
     load = {name: each.absolute() if isinstance(each, Path) else each for name, each in given.items()}
     found = list_places(places, output=output)
-    failures = found.failures | unwritable_names([Path(photo.source) for photo in found.photos], output)
+    failures = found.failures | unwritable_names((Path(photo.source) for photo in found.photos), output)
     photos = [photo for photo in found.photos if Path(photo.source) not in failures]
     blocks = -(-len(photos) // block)
     done = rows = reused = 0

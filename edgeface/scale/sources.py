@@ -87,7 +87,9 @@ def list_places(places: Sequence[str | Path], *, output: Path | None = None) -> 
             found.left_out.update(photos.left_out)
             listed = map(_whole_file, photos.files)
         for photo in listed:
-            known.setdefault(photo.source, photo)
+            first = known.setdefault(photo.source, photo)
+            if first.offset != photo.offset:
+                found.left_out[Path(photo.source)] = "an earlier entry of its shard has this name"
     found.photos.extend(known.values())
     if not known and not found.failures:
         raise InputError(path=places[0] if places else None, expected="photos", found="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -18,8 +19,9 @@ from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.records import GalleryInfo
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.model.contract import current_id
+from edgeface.serve.offline_queue import OfflineQueue
 from edgeface.serve.settings import Gallery
-from edgeface.serve.snapshots import SnapshotIndex, SnapshotKeeper
+from edgeface.serve.snapshots import QUEUE_FILE, SnapshotIndex, SnapshotKeeper
 from edgeface.vision.quality import QualityGate
 
 if TYPE_CHECKING:
@@ -202,16 +204,32 @@ def serve_gallery(
         # A server that is away is said to clients at once: who waits for it holds a thread that others need.
         return open_gallery(place, key=key, patience=0.0)
 
+    folder = state / "snapshots" / name
     if options.snapshot is None:
+        _require_sent(name, folder / QUEUE_FILE)
         served = ServedGallery(name, options, opener, contract)
     else:
-        served = _serve_snapshot(name, options, state / "snapshots" / name, key, opener, contract)
+        served = _serve_snapshot(name, options, folder, key, opener, contract)
     try:
         served.index  # noqa: B018 - of this contract, or the service does not start
     except ContractError:
         served.close()
         raise
     return served
+
+
+def _require_sent(name: str, path: Path) -> None:
+    """Refuse to serve a gallery without its snapshot while that one's queue waits: an erasure would be lost."""
+    if not path.exists():
+        return
+    with contextlib.closing(OfflineQueue(path)) as queue:
+        counts = queue.count()
+    if waiting := counts["queued"] + counts["conflict"]:
+        raise GalleryError(
+            f"{path}: expected a queue with nothing that waits, because the gallery {name} has no snapshot any more, "
+            f"found {waiting} enrolments or erasures; give it galleries.{name}.snapshot until they are sent or "
+            "withdrawn, or remove the file"
+        )
 
 
 def _serve_snapshot(

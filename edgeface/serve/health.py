@@ -110,7 +110,7 @@ def _find_degraded(service: Service) -> Iterator[str]:
             if counts["queued"]:
                 yield f"the gallery {name}: {counts['queued']} enrolments or erasures wait for its server"
             if counts["conflict"]:
-                yield f"the gallery {name}: {counts['conflict']} enrolments are in conflict and wait for a decision"
+                yield f"the gallery {name}: {counts['conflict']} enrolments or erasures are in conflict: decide them"
 
 
 def _find_reasons(service: Service) -> list[str]:

@@ -2,7 +2,7 @@
 
 Nothing is sent twice: before an item is sent, the queue has, durably, the number that the server will give next. If it
 is not known whether the server took the item, what has that number by then tells. An erasure wins: of a person who was
-forgotten meanwhile nothing is sent.
+forgotten meanwhile nothing is sent. It is kept until the person is gone from the server, and erases nobody else.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ import numpy as np
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from edgeface.errors import (
-    EdgeFaceError,
-    EnrolmentRefused,
-    GalleryBusyError,
-    GalleryDamagedError,
-    GalleryServerError,
-    OutputError,
-)
+from edgeface.errors import EdgeFaceError, EnrolmentRefused, GalleryBusyError, GalleryDamagedError, GalleryError
 from edgeface.gallery.codec import TemplateBody, decode_image, encode_image
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import EnrolmentImage
@@ -45,7 +38,7 @@ from edgeface.serve.people_answers import ErasureAnswer, PersonId
 from edgeface.serve.problems import NotFound, Problem, problem_of
 from edgeface.serve.routing import Compute, Enrols, Served, require_role
 from edgeface.serve.service import Asking, ServedGallery, Service, WithoutKey
-from edgeface.serve.snapshots import SnapshotKeeper
+from edgeface.serve.snapshots import UNDECIDED, SnapshotKeeper
 
 _log = logging.getLogger(__name__)
 router = APIRouter(prefix=f"{PREFIX}/galleries", tags=["people"])
@@ -115,6 +108,7 @@ def queue_photos(
             pass
     content = {
         "who": check_name(who) if isinstance(who, str) else known and known.name,
+        "enrolled": known and known.created.isoformat(),
         "labels": None if labels is None else list(labels),
         "metadata": None if metadata is None else dict(metadata),
         "consent": None if consent is None else consent.to_dict(),
@@ -141,10 +135,11 @@ def forget_or_queue(
 def _queue_erasure(
     service: Service, gallery: ServedGallery, keeper: SnapshotKeeper, caller: Asking, person_id: int
 ) -> QueuedItem:
-    find_person(gallery, person_id)
+    enrolled = find_person(gallery, person_id).created
     content = {"key_id": caller.key_id, "request_id": caller.request_id}
-    item = keeper.queue.add("forget", content, gallery.searched.database, person_id=person_id)
-    proof, also = keeper.snapshot.erase(person_id), service.elsewhere(gallery, [person_id])
+    item = keeper.queue.add("forget", content, gallery.searched.database, person_id=person_id, enrolled=enrolled)
+    proof = keeper.snapshot.erase(person_id, missing_ok=True)  # who was there a moment ago may be forgotten by another
+    also = service.elsewhere(gallery, [person_id])
     decision = "queued" if not proof.remains and not (also and also.remains) else "queued-not-proved"
     service.note(caller, "forget", gallery=gallery.name, people=[person_id], decision=decision)
     return item
@@ -180,18 +175,19 @@ def _from_json(given: Mapping[str, Any], store: GalleryStore, contract_id: str) 
 def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: GalleryStore) -> None:
     """Send an item to the server's gallery, and say in the queue what came of it.
 
-    Raises GalleryServerError or GalleryBusyError where it is to be tried again, also if it is not known whether the
-    server took it.
+    Raises what `UNDECIDED` has where it is to be tried again, also if it is not known whether the server took it.
     """
     keeper = _keeper_of(gallery)
     try:
-        content = keeper.queue.content(item.id, store.database)
-        by = WithoutKey(content["key_id"], content["request_id"])
+        if item.gallery_id != store.info.gallery_id:
+            raise Problem(409, "another-gallery", f"it is for the gallery {item.gallery_id}")
         if item.kind == "forget":
-            _send_erasure(service, gallery, by, item, store)
+            _send_erasure(service, gallery, item, store)
+        elif gallery.options.model not in service.models.names():
+            raise GalleryBusyError(f"the model {gallery.options.model} is not loaded")
         else:
-            _send_enrolment(service, gallery, by, item, content, store)
-    except (GalleryServerError, GalleryBusyError, OutputError):
+            _send_enrolment(service, gallery, item, store)
+    except UNDECIDED:
         raise
     except EnrolmentRefused as error:
         people = [number for each in error.details if isinstance(number := each.get("id"), int)]
@@ -202,30 +198,33 @@ def deliver(service: Service, gallery: ServedGallery, item: QueuedItem, store: G
         _log.warning("gallery %s: what was queued as number %d is refused: %s", gallery.name, item.id, code)
 
 
-def _send_erasure(service: Service, gallery: ServedGallery, by: Asking, item: QueuedItem, store: GalleryStore) -> None:
-    keeper, person_id = _keeper_of(gallery), item.person_id
+def _send_erasure(service: Service, gallery: ServedGallery, item: QueuedItem, store: GalleryStore) -> None:
+    queue, person_id, done = _keeper_of(gallery).queue, item.person_id, None
     assert person_id is not None
-    if _has_person(store, person_id):
-        (done,) = store.forget_many({person_id: None})
-        keeper.queue.remove(item.id)
-        note_erasure(service, gallery, by, "forget", done)
-    else:
-        keeper.queue.remove(item.id)
+    try:
+        if _has_person(store, person_id):
+            enrolled = store.person(person_id).created
+            try:
+                content = queue.content(item.id, store.database, enrolled=enrolled)
+            except GalleryDamagedError:
+                raise Problem(409, "another-person", f"person {person_id} is not who was to be forgotten") from None
+            (done,) = store.forget_many({person_id: None})
+    except GalleryError:
+        if _has_person(store, person_id):  # and was not forgotten by another service meanwhile
+            raise
+    queue.remove(item.id)
+    if done is not None:
+        note_erasure(service, gallery, WithoutKey(content["key_id"], content["request_id"]), "forget", done)
 
 
 def _has_person(store: GalleryStore, person_id: int) -> bool:
     return any(each.id == person_id for each in store.people(after=person_id - 1, limit=1))
 
 
-def _send_enrolment(
-    service: Service,
-    gallery: ServedGallery,
-    by: Asking,
-    item: QueuedItem,
-    content: Mapping[str, Any],
-    store: GalleryStore,
-) -> None:
-    queue, contract_id = _keeper_of(gallery).queue, content["contract_id"]
+def _send_enrolment(service: Service, gallery: ServedGallery, item: QueuedItem, store: GalleryStore) -> None:
+    queue = _keeper_of(gallery).queue
+    content = queue.content(item.id, store.database)
+    by, contract_id = WithoutKey(content["key_id"], content["request_id"]), content["contract_id"]
     consent = None if content["consent"] is None else Consent.from_dict(content["consent"])
     images = [_from_json(each, store, contract_id) for each in content["images"]]
     done: list[dict[str, Any]] = []
@@ -239,7 +238,7 @@ def _send_enrolment(
             why = "consent-expired" if consent is not None and consent.has_expired(now()) else ""
             if item.person_id is not None:
                 known = store.person(item.person_id) if _has_person(store, item.person_id) else None
-                why = why or ("" if known else "forgotten")
+                why = why or ("" if known and known.created.isoformat() == content["enrolled"] else "forgotten")
             if sent is None or why:
                 queue.erase(item.id, why or "forgotten")
                 service.note(by, "enrol", gallery=gallery.name, decision=f"not-sent-{why or 'forgotten'}")
@@ -270,7 +269,7 @@ def _was_sent(store: GalleryStore, item: QueuedItem, images: Sequence[EnrolmentI
     The ids that the enrolment would have been given, from the item's mark on, were given to it, to another one, or to
     nobody yet; if nothing has them any more, what had them was erased.
     """
-    if item.mark is None or store.database.state("next_id") == item.mark:
+    if item.mark is None or store.database.state("next_id") <= item.mark:  # less, if an earlier copy was put back
         return False
     vectors = {unit_vector(each.template, store.info).tobytes() for each in images if each.template is not None}
     first, ids = store.template(item.mark), range(item.mark, item.mark + len(images) + 1)
@@ -319,8 +318,9 @@ class QueuedAnswer(Answer):
     """queued: it is sent when the server is back; conflict: the server refused it, and somebody has to decide; erased:
     it is not sent, and nothing of it is kept."""
     reason: str
-    """Of a conflict: lookalike (another person has this face), name-taken (another face has this name), or the code of
-    a problem; of what was erased: forgotten or consent-expired; else empty."""
+    """Of a conflict: lookalike (another person has this face), name-taken (another face has this name), another-person
+    (than the one who was to be forgotten has this id on the server), another-gallery (is at the gallery's address), or
+    the code of a problem; of what was erased: forgotten or consent-expired; else empty."""
     name: str | None
     """Of the person; null: erased."""
     person_id: int | None
@@ -405,18 +405,18 @@ async def send_again(
     compute: Compute,
     options: Annotated[RetryOptions, Query()],
 ) -> QueuedAnswer:
-    """Send an enrolment again that was in conflict, after the other person was corrected or forgotten, or by force."""
+    """Send again what was in conflict, after the other person was corrected or forgotten, or an enrolment by force."""
     served = service.gallery(gallery, caller)
     keeper = _keeper_of(served)
     if options.force:
         require_role(caller, Role.admin)
 
     def retry() -> QueuedAnswer:
-        item = _require(keeper, item_id, "conflict")
-        database = served.searched.database
-        content = keeper.queue.content(item.id, database) | ({"force": True} if options.force else {})
+        item, database = _require(keeper, item_id, "conflict"), served.searched.database
+        forced = options.force and item.kind == "enrol"
+        content = keeper.queue.content(item.id, database) | {"force": True} if forced else None
         keeper.queue.retry(item.id, content, database)
-        service.note(caller, "enrol", gallery=served.name, decision="queued-by-force" if options.force else "queued")
+        service.note(caller, item.kind, gallery=served.name, decision="queued-by-force" if forced else "queued")
         return answer_item(served, keeper.queue.item(item.id))
 
     answer: QueuedAnswer = await compute(retry)
@@ -430,7 +430,10 @@ async def send_again(
     responses=problems(404, 409),
 )
 async def withdraw(gallery: str, item_id: ItemId, caller: Enrols, service: Served, compute: Compute) -> Response:
-    """Withdraw an enrolment that the server has not taken, and erase it here."""
+    """Withdraw an enrolment that the server has not taken, and erase it here; or an erasure that is in conflict.
+
+    The latter needs the role admin: who has that id on the server is recognised here again.
+    """
     served = service.gallery(gallery, caller)
     keeper = _keeper_of(served)
 
@@ -439,8 +442,10 @@ async def withdraw(gallery: str, item_id: ItemId, caller: Enrols, service: Serve
             item = _require(keeper, item_id, "queued", "conflict", "erased")
             if item.mark is not None:
                 raise Problem(409, "may-be-sent", "the server may have it already; look again when the server is back")
+            if item.kind == "forget":
+                require_role(caller, Role.admin)
             keeper.queue.remove(item.id)
-        service.note(caller, "enrol", gallery=served.name, decision="withdrawn")
+        service.note(caller, item.kind, gallery=served.name, decision="withdrawn")
 
     await compute(remove)
     return Response(status_code=204)
@@ -448,10 +453,11 @@ async def withdraw(gallery: str, item_id: ItemId, caller: Enrols, service: Serve
 
 def _require(keeper: SnapshotKeeper, item_id: int, *states: Literal["queued", "conflict", "erased"]) -> QueuedItem:
     item = keeper.queue.item(item_id)
-    if item.kind != "enrol" or item.state not in states:
+    if item.state not in (states if item.kind == "enrol" else ("conflict",)):
         raise Problem(
             409,
             "not-that-item",
-            f"expected an enrolment of the state {' or '.join(states)}, found {item.kind} of {item.state}",
+            f"expected an enrolment of the state {' or '.join(states)}, or an erasure in conflict, "
+            f"found {item.kind} of {item.state}",
         )
     return item

@@ -1,19 +1,24 @@
 """Keep what was asked while a gallery's server was away, and when the server was last reached: one file a gallery.
 
-Names, metadata, embeddings and images are sealed with the gallery's cipher, each for its own row. A row is durable
-before its request is answered, and it leaves, overwritten, when the server has it.
+Names, metadata, embeddings and images are sealed with the gallery's cipher, each for its own row. An erasure is sealed
+with when the person was enrolled, to the microsecond, which another key of the gallery does not change: it opens for
+this person alone, not for another one whom a server that was put back to an earlier state gave the id since. A row is
+durable before its request is answered, and it leaves, overwritten, when the server has it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeface.cipher import Cipher, make_cipher
 from edgeface.errors import GalleryDamagedError
 from edgeface.gallery.store.database import Database
 from edgeface.serve.database import ServiceFile, ServiceFileKind
@@ -29,6 +34,7 @@ _KIND = ServiceFileKind(
     schema="""
 CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
+    gallery_id TEXT NOT NULL,
     kind TEXT NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
@@ -45,7 +51,7 @@ CREATE TABLE reached (
 """,
     synchronous="FULL",
 )
-_COLUMNS = "id, kind, state, reason, people, person_id, mark, created"
+_COLUMNS = "id, gallery_id, kind, state, reason, people, person_id, mark, created"
 _MOST_ENROLMENTS = 1000
 _KEPT_SECONDS = 30 * 86400.0
 """For which it is shown that an item was erased."""
@@ -59,6 +65,12 @@ def _place(database: Database, number: int, kind: str, person_id: int | None) ->
     return f"{database.header.gallery_id}::queue:{number}:{kind}:{person_id or ''}".encode()
 
 
+def _cipher(database: Database, enrolled: datetime | None) -> Cipher:
+    if enrolled is None:
+        return database.cipher
+    return make_cipher(hashlib.sha256(enrolled.isoformat().encode()).digest(), database.header.gallery_id)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedItem:
     """Something that is to be sent to a gallery's server.
@@ -67,6 +79,8 @@ class QueuedItem:
     ----------
     id
         In its queue; never given twice.
+    gallery_id
+        Of the gallery that it is for: the service may be given another one's address.
     kind
         An enrolment, or the erasure of a person.
     state
@@ -85,6 +99,7 @@ class QueuedItem:
     """
 
     id: int
+    gallery_id: str
     kind: ItemKind
     state: ItemState
     reason: str
@@ -130,9 +145,19 @@ class OfflineQueue:
     # Items
 
     def add(
-        self, kind: ItemKind, content: Mapping[str, Any], database: Database, *, person_id: int | None = None
+        self,
+        kind: ItemKind,
+        content: Mapping[str, Any],
+        database: Database,
+        *,
+        person_id: int | None = None,
+        enrolled: datetime | None = None,
     ) -> QueuedItem:
-        """Queue something, durably; an erasure takes the place of all that was queued for this person."""
+        """Queue something, durably; an erasure takes the place of all that was queued for this person.
+
+        `enrolled`: when its person was, which opens it instead of the gallery's key.
+        """
+        gallery_id = database.header.gallery_id
         with self._file.transaction(write=True) as connection:
             (waiting,) = connection.execute(
                 "SELECT count(*) FROM items WHERE kind = 'enrol' AND body <> x''"
@@ -142,29 +167,39 @@ class OfflineQueue:
                     503, "queue-full", f"{waiting} enrolments wait for the gallery's server", retry_after=60.0
                 )
             if kind == "forget":
-                self._erase(connection, "person_id = ? AND kind = 'enrol'", person_id, reason="forgotten")
-                connection.execute("DELETE FROM items WHERE person_id = ? AND kind = 'forget'", (person_id,))
-            row = (kind, person_id, self._clock())
-            query = "INSERT INTO items VALUES (NULL, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
+                theirs, whose = "person_id = ? AND gallery_id = ? AND kind =", (person_id, gallery_id)
+                self._erase(connection, f"{theirs} 'enrol'", *whose, reason="forgotten")
+                connection.execute(f"DELETE FROM items WHERE {theirs} 'forget'", whose)
+            row = (gallery_id, kind, person_id, self._clock())
+            query = "INSERT INTO items VALUES (NULL, ?, ?, 'queued', '', '[]', ?, NULL, ?, x'')"
             number = connection.execute(query, row).lastrowid
             assert number is not None
-            self._put(connection, number, content, database)
+            self._put(connection, number, content, database, enrolled)
         if kind == "forget":
             self._file.rewrite()
         return self.item(number)
 
-    def _put(self, connection: Any, number: int, content: Mapping[str, Any], database: Database) -> None:
+    def _put(
+        self,
+        connection: Any,
+        number: int,
+        content: Mapping[str, Any],
+        database: Database,
+        enrolled: datetime | None = None,
+    ) -> None:
         row = connection.execute("SELECT kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
-        body = database.cipher.seal(json.dumps(content).encode(), _place(database, number, *row))
+        cipher = _cipher(database, enrolled)
+        body = cipher.seal(json.dumps(content).encode(), _place(database, number, *row))
         connection.execute("UPDATE items SET body = ? WHERE id = ?", (body, number))
 
-    def content(self, number: int, database: Database) -> dict[str, Any]:
-        """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key."""
+    def content(self, number: int, database: Database, *, enrolled: datetime | None = None) -> dict[str, Any]:
+        """Return what was queued; `GalleryDamagedError` if it was changed, or sealed with another key or time."""
         with self._file.transaction() as connection:
             row = connection.execute("SELECT body, kind, person_id FROM items WHERE id = ?", (number,)).fetchone()
         if row is None or not row[0]:
             raise NotFound("queued-item", number)
-        content: dict[str, Any] = parse_json(database.cipher.open(row[0], _place(database, number, *row[1:])))
+        text = _cipher(database, enrolled).open(row[0], _place(database, number, *row[1:]))
+        content: dict[str, Any] = parse_json(text)
         return content
 
     def item(self, number: int) -> QueuedItem:
@@ -186,16 +221,17 @@ class OfflineQueue:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", values).fetchall()
         names = _COLUMNS.split(", ")
         return [
-            QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[4]))}) for row in rows
+            QueuedItem(**{**dict(zip(names, row, strict=True)), "people": tuple(json.loads(row[5]))}) for row in rows
         ]
 
     def count(self) -> Counter[str]:
         """Return how many items there are of each state."""
         return Counter(each.state for each in self.items())
 
-    def forgotten(self) -> frozenset[int]:
-        """Return the ids of the people whose erasure the server does not know of yet."""
-        return frozenset(each.person_id for each in self._items("WHERE kind = 'forget'") if each.person_id)
+    def forgotten(self, database: Database) -> frozenset[int]:
+        """Return the ids of the people of a gallery whose erasure the server does not know of yet."""
+        found = self._items("WHERE kind = 'forget' AND gallery_id = ?", database.header.gallery_id)
+        return frozenset(each.person_id for each in found if each.person_id)
 
     def mark(self, number: int, mark: int) -> None:
         """Write down, durably, that an item is about to be sent, when `mark` is the server's next number."""
@@ -206,13 +242,14 @@ class OfflineQueue:
         told = json.dumps(list(people))
         self._set(number, "state = 'conflict', reason = ?, people = ?, mark = NULL", reason, told)
 
-    def retry(self, number: int, content: Mapping[str, Any], database: Database) -> None:
-        """Queue an item again, with another content; `NotFound` if it was erased meanwhile, and stays so."""
+    def retry(self, number: int, content: Mapping[str, Any] | None, database: Database) -> None:
+        """Queue an item again, perhaps with another content; `NotFound` if it was erased meanwhile, and stays so."""
         with self._file.transaction(write=True) as connection:
             query = "UPDATE items SET state = 'queued', reason = '', people = '[]' WHERE id = ? AND state = 'conflict'"
             if not connection.execute(query, (number,)).rowcount:
                 raise NotFound("queued-item", number)
-            self._put(connection, number, content, database)
+            if content is not None:
+                self._put(connection, number, content, database)
 
     def _set(self, number: int, settings: str, *values: Any) -> None:
         """Change an item, but none that was erased while it was sent."""
@@ -225,11 +262,11 @@ class OfflineQueue:
             self._erase(connection, "id = ?", number, reason=reason)
         self._file.rewrite()
 
-    def _erase(self, connection: Any, which: str, value: Any, *, reason: str) -> None:
+    def _erase(self, connection: Any, which: str, *values: Any, reason: str) -> None:
         connection.execute(
-            "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, body = x'' "
+            "UPDATE items SET state = 'erased', reason = ?, people = '[]', person_id = NULL, mark = NULL, body = x'' "
             f"WHERE {which} AND state <> 'erased'",
-            (reason, value),
+            (reason, *values),
         )
         connection.execute("DELETE FROM items WHERE state = 'erased' AND created < ?", (self._clock() - _KEPT_SECONDS,))
 

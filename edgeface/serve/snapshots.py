@@ -27,6 +27,11 @@ from edgeface.serve.settings import SnapshotOptions
 
 _log = logging.getLogger(__name__)
 
+_LOST = (GalleryServerError, GalleryReplacedError)
+_LATER = (GalleryBusyError, OutputError)
+UNDECIDED = (*_LOST, *_LATER)
+"""What says nothing of an item that is sent: it is tried again."""
+QUEUE_FILE = "queue.sqlite"
 LOOK_SECONDS = 0.5
 """Between two looks at the server, so that what others enrol is known within a second."""
 AWAY_SECONDS = 5.0
@@ -180,7 +185,7 @@ class SnapshotKeeper:
         with contextlib.ExitStack() as stack:
             self.snapshot = GallerySnapshot(folder, key=key, group=options.group)
             stack.callback(self.snapshot.close)
-            self.queue = OfflineQueue(folder / "queue.sqlite")
+            self.queue = OfflineQueue(folder / QUEUE_FILE)
             stack.callback(self.queue.close)
             database = self.snapshot.database
             reached = None if database is None else self.queue.reached(database)
@@ -250,8 +255,8 @@ class SnapshotKeeper:
                 if self._server is None or not self._server.is_current():
                     self._let_go()
                     self._server = self._opener()
-                done = self.snapshot.follow(self._server, without=self.queue.forgotten())
-            except (GalleryServerError, GalleryReplacedError):  # or it has another key or model: the next look opens it
+                done = self.snapshot.follow(self._server, without=self.queue.forgotten(self._server.database))
+            except _LOST:  # or it has another key or model: the next look opens it
                 self._let_go()
                 raise
             self._age.confirm(asked)
@@ -266,7 +271,9 @@ class SnapshotKeeper:
 
     def _erase_forgotten(self) -> None:
         """Erase who was to be forgotten while the server was read, or just before this process or one before ended."""
-        for person_id in self.queue.forgotten():
+        database = self.snapshot.database
+        assert database is not None
+        for person_id in self.queue.forgotten(database):
             self.snapshot.erase(person_id, missing_ok=True)
 
     def prove_erased(self) -> Proof | None:
@@ -298,7 +305,7 @@ class SnapshotKeeper:
     def start(self, deliver: Callable[[QueuedItem, GalleryStore], None]) -> None:
         """Follow the server until `close`; `deliver` sends an item of the queue, and says in the queue what came of it.
 
-        It raises `GalleryServerError` or `GalleryBusyError` for what is to be tried again.
+        It raises what `UNDECIDED` has for what is to be tried again.
         """
         self._thread = threading.Thread(target=self._run, args=(deliver,), name=f"snapshot {self.name}", daemon=True)
         self._thread.start()
@@ -315,17 +322,21 @@ class SnapshotKeeper:
                     self._write(now=False)
 
     def _send(self, deliver: Callable[[QueuedItem, GalleryStore], None]) -> None:
-        server = self._server
-        assert server is not None
-        for item in self.queue.items():
+        for item in sorted(self.queue.items(), key=lambda each: each.kind == "enrol"):  # erasures first
+            if (age := self.seconds()) is None or age > LOOK_SECONDS:  # or many items look like a server that is away
+                self.follow()
+            server = self._server
+            assert server is not None
             try:
+                if server.database.outside("SELECT 1 FROM gallery FOR UPDATE SKIP LOCKED") is None:
+                    return  # who waited for another's long transaction could not follow meanwhile
                 with self.sending:
                     if not self._stop.is_set() and (now := self.queue.find(item.id)) and now.state == "queued":
                         deliver(now, server)
-            except (GalleryBusyError, OutputError) as error:
+            except _LATER as error:
                 _log.info("gallery %s: what is queued waits: %s", self.name, error)
                 return
-            except GalleryServerError:
+            except _LOST:
                 raise
             except Exception:
                 _log.exception("gallery %s: what was queued as number %d cannot be sent", self.name, item.id)

@@ -415,6 +415,7 @@ def test_an_ir_converted_today_identifies_in_an_old_gallery_with_an_old_threshol
             json.dumps(run(capsys, "identify", "people", "--model", f"models/{ir}.xml", "--crops", "--no-gate", *given))
             for ir in ("now/tiny", "tiny")
         )
+        assert (CONTRACT_ID in now, converted in then) == (False, False)
         close(*(json.loads(text.replace(CONTRACT_ID, converted)) for text in (now, then)))
         assert '"verdict": "accepted"' in now
 
@@ -426,7 +427,10 @@ def test_own_thresholds_of_an_old_ir_are_found_for_the_ir_converted_today(work: 
     try:
         assert thresholds_for(converted) == ()  # until the IR says what it was called
         contract = read_contract(work / "models" / "now" / "tiny.xml")[1]
-        assert thresholds_for(contract) == tuple(each for each in load_thresholds(stored) if each.supported) != ()
+        expected = [each.value for each in load_thresholds(stored) if each.supported]
+        found = thresholds_for(contract)
+        assert [each.value for each in found] == expected != []
+        assert {each.contract_id for each in found} == {converted}, "an answer has one id of its model"
     finally:
         stored.unlink()
 

@@ -220,6 +220,15 @@ def test_liveness_is_part_of_a_decision_where_it_was_judged(tmp_path: Path, envi
     assert found.decision_ms == pytest.approx(whole_run)
 
 
+def test_stages_that_took_longer_than_their_run_are_a_doubt(tmp_path: Path, environment: dict[str, Any]) -> None:
+    for number, (ms, doubtful) in enumerate(((20.0, 0), (30.0, 1))):
+        run = kiosk_result(environment, kiosk={"stage_ms": STAGES | {"embed": ms}})
+        found = plan_site(SiteBasis.read(written(tmp_path / str(number), run)), dataclasses.replace(DEMAND, cameras=1))
+        (rest,) = [each.ms for each in found.costs if each.name == "other"]
+        assert rest == pytest.approx(12.0 * 50 - 50 * 5.5 - 12.5 * 12 - 37.5 * 2 - 4 * ms)
+        assert sum("the stages of the measured run took longer" in each for each in found.doubts) == doubtful
+
+
 @pytest.mark.parametrize("changes", [{"cpu_ms": 1e-9}, {"kiosk": {"dropped": 999}}])
 def test_a_run_that_took_no_longer_than_its_decoding_is_refused(
     changes: dict[str, Any], tmp_path: Path, environment: dict[str, Any]

@@ -105,6 +105,27 @@ def test_a_new_ir_is_the_next_version_and_the_same_one_is_not_written_again(ir: 
     assert sorted(path.name for path in (repository / "tiny").iterdir()) == ["2", "3"]
 
 
+def test_versions_are_counted_in_64_bits_as_the_server_does(ir: Path, tmp_path: Path) -> None:
+    repository, other = tmp_path / "models", with_other_weights(ir, tmp_path / "other")
+    export_ovms([ir], repository)
+    (repository / "tiny/1").rename(repository / "tiny/20261129170000")
+    (repository / "tiny/99999999999999999999").mkdir()  # the server does not count it
+    (repository / "tiny/007").mkdir()  # nor finds what it counts here
+    assert export_ovms([other], repository)[0].version == 20261129170001
+    shutil.move(repository / "tiny/20261129170001", repository / f"tiny/{2**63 - 1}")
+    with pytest.raises(InputError, match="found the last, 9223372036854775807"):
+        export_ovms([ir], repository)
+
+
+def test_a_configuration_that_is_a_link_stays_one(ir: Path, tmp_path: Path) -> None:
+    repository, kept = tmp_path / "models", tmp_path / "kept.json"
+    repository.mkdir()
+    (repository / "config.json").symlink_to(kept)
+    export_ovms([ir], repository)
+    assert (repository / "config.json").is_symlink()
+    assert json.loads(kept.read_text())["model_config_list"][0]["config"]["base_path"] == "tiny"
+
+
 def test_a_version_of_another_contract_is_refused_and_goes_by_a_name_of_its_own(ir: Path, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     export_ovms([ir], repository)

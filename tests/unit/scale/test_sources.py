@@ -95,6 +95,17 @@ def test_the_photos_of_a_shard_are_its_members_by_their_names(tmp_path: Path) ->
         read_place(found.photos[1])
 
 
+def test_a_second_entry_of_one_name_in_a_shard_is_left_out_and_told(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "000.tar", {"a.png": png(10), "b.png": png(20)})
+    with tarfile.open(shard, "a") as archive:
+        info = tarfile.TarInfo("./a.png")
+        info.size = len(png(30))
+        archive.addfile(info, io.BytesIO(png(30)))
+    found = list_places([shard, str(tmp_path / "*.tar")])
+    assert [read_place(photo)[0].mean() for photo in found.photos] == [10, 20]
+    assert found.left_out == {shard / "a.png": "an earlier entry of its shard has this name"}
+
+
 def test_a_member_that_claims_to_be_elsewhere_is_only_a_name(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(99))
     shard = write_shard(tmp_path / "000.tar", {"../secret.png": png(10), "/etc/x.png": png(20)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_an_item_whose_person_or_kind_was_changed_in_the_file_does_not_open(
     change(tmp_path, f"UPDATE items SET {change_to}")
     with pytest.raises(GalleryDamagedError):
         queue.content(item.id, store.database)
+
+
+def test_an_erasure_opens_for_its_person_alone_whatever_the_key(
+    queue: OfflineQueue, store: GalleryStore, tmp_path: Path
+) -> None:
+    enrolled = datetime(2026, 1, 2, 3, 4, 5, 678901, timezone.utc)
+    item = queue.add("forget", {"key_id": "k"}, store.database, person_id=4, enrolled=enrolled)
+    store.rekey(b"\2" * 32)
+    assert queue.content(item.id, store.database, enrolled=enrolled) == {"key_id": "k"}
+    for other in (enrolled + timedelta(microseconds=1), None):
+        with pytest.raises(GalleryDamagedError):
+            queue.content(item.id, store.database, enrolled=other)
+    change(tmp_path, "UPDATE items SET person_id = 5")
+    with pytest.raises(GalleryDamagedError):
+        queue.content(item.id, store.database, enrolled=enrolled)
+
+
+def test_what_was_erased_has_no_mark_and_can_be_withdrawn(queue: OfflineQueue, store: GalleryStore) -> None:
+    item = queue.add("enrol", {"who": "Ada"}, store.database, person_id=1)
+    queue.mark(item.id, 7)
+    queue.erase(item.id, "forgotten")
+    assert (queue.item(item.id).state, queue.item(item.id).mark) == ("erased", None)
 
 
 def test_what_was_erased_while_it_was_sent_or_decided_stays_erased(queue: OfflineQueue, store: GalleryStore) -> None:

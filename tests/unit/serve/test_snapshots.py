@@ -13,10 +13,18 @@ from fastapi.testclient import TestClient
 from tiny_ir import BLUE, GREEN, RED, TEAL, draw, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, jpeg
 
-from edgeface.errors import GalleryServerError, InputError, SnapshotTooOldError
+from edgeface.errors import (
+    GalleryBusyError,
+    GalleryError,
+    GalleryReplacedError,
+    GalleryServerError,
+    InputError,
+    SnapshotTooOldError,
+)
 from edgeface.gallery.opening import create_gallery, open_gallery
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.store.base import GalleryStore
+from edgeface.model.ir_file import read_contract
 from edgeface.serve import snapshots
 from edgeface.serve.keys import Role
 from edgeface.serve.offline_queue import Reached
@@ -58,8 +66,6 @@ class Kiosk:
         self.place = f"postgresql://edgeface@127.0.0.1:{proxy.port}{path}"
         self._direct = f"{cluster.url}?gallery={gallery}"
         self.model = write_tiny_ir(folder)
-        from edgeface.model.ir_file import read_contract
-
         self.server: GalleryStore = create_gallery(self._direct, contract=read_contract(self.model)[1], key=self._key)
         self.service: Service | None = None
         self._first = ""
@@ -232,7 +238,7 @@ def test_conflicts_are_shown_and_decided_and_nothing_is_merged_silently(kiosk: K
         items = client.get(QUEUE).json()["items"]
         assert items[0]["with_people"] == [{"id": other, "name": "Mallory"}]
         assert items[1]["with_people"] == [{"id": namesake, "name": "Grace"}]
-        assert "2 enrolments are in conflict" in str(client.get("/health/ready").json()["degraded"])
+        assert "2 enrolments or erasures are in conflict" in str(client.get("/health/ready").json()["degraded"])
         assert 'edgeface_gallery_queue{gallery="default",state="conflict"} 2.0' in client.get("/metrics").text
         assert kiosk.server.count() == (3, 3)
         with client_of(kiosk.service, Role.enrol) as clerk:  # type: ignore[arg-type]
@@ -269,6 +275,225 @@ def test_an_erasure_wins_over_what_is_queued_and_closes_the_door_at_once(kiosk: 
         assert (who(client), who(client, GREEN), who(client, RED)) == (None, None, "Linus")
         rows = kiosk.service.audit.rows(action="forget")  # type: ignore[union-attr]
         assert [row.decision for row in rows] == ["queued", "proved"]
+
+
+def test_an_erasure_that_is_queued_survives_another_key(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        ada, grace = kiosk.enrol("Ada", BLUE), kiosk.enrol("Grace", GREEN)
+        until(lambda: (who(client), who(client, GREEN)) == ("Ada", "Grace"))
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+        assert send(client, "Linus", RED).status_code == 202
+    assert kiosk.service is not None
+    kiosk.service.close()
+    kiosk.server.rekey(b"\x6b" * 32)
+    (kiosk.folder / "key").write_text("6b" * 32)
+    kiosk.proxy.mend()
+    with kiosk.start() as client:
+        until(lambda: queue(client) == [("enrol", "conflict", "gallery-damaged", None)])
+        until(kiosk.followed)
+        assert [each.id for each in kiosk.server.people()] == [grace]
+        assert (who(client), who(client, GREEN)) == (None, "Grace")
+        asked, done = kiosk.service.audit.rows(action="forget")  # type: ignore[union-attr]
+        assert (asked.decision, done.decision, done.key_id) == ("queued", "proved", asked.key_id)
+
+
+def test_an_erasure_never_erases_who_was_given_the_id_since(kiosk: Kiosk, cluster: Any) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert send(client, "Ada", (220, 40, 30)).status_code == 202
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+        kiosk.server.forget(ada)
+        cluster.sql(f"UPDATE {kiosk.server.database.schema}.gallery SET next_id = {ada}")  # a backup was restored
+        assert kiosk.enrol("Grace", GREEN) == ada
+        kiosk.mend()
+        until(lambda: ("forget", "conflict", "another-person", None) in queue(client))
+        until(kiosk.followed)
+        assert who(client, GREEN) is None
+        assert kiosk.server.person(ada).name == "Grace"
+        assert "1 enrolments or erasures are in conflict" in str(client.get("/health/ready").json()["degraded"])
+        path = f"{QUEUE}/{client.get(QUEUE).json()['items'][1]['id']}"
+        assert client.post(path).json()["state"] == "queued"
+        until(lambda: ("forget", "conflict", "another-person", None) in queue(client))
+        with client_of(kiosk.service, Role.enrol) as clerk:  # type: ignore[arg-type]
+            assert clerk.delete(path).json()["code"] == "wrong-role"
+        assert client.delete(path).status_code == 204
+        until(lambda: who(client, GREEN) == "Grace")
+
+
+def test_who_is_forgotten_twice_at_once_is_forgotten(kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        real = kiosk.keeper.queue.add
+
+        def add(*given: Any, **options: Any) -> Any:
+            kiosk.keeper.snapshot.erase(ada)
+            return real(*given, **options)
+
+        monkeypatch.setattr(kiosk.keeper.queue, "add", add)
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+
+
+def test_a_service_does_not_start_without_the_snapshot_whose_queue_waits(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/1").status_code == 202
+    assert kiosk.service is not None
+    kiosk.service.close()
+    kiosk.proxy.mend()
+    without = {"galleries": {"default": OPEN | {"place": kiosk.place, "key": kiosk._key}}}
+    with pytest.raises(GalleryError, match=r"queue\.sqlite: .* found 1 enrolments or erasures; give it"):
+        kiosk._make(**without)
+    with kiosk.start() as client:
+        until(lambda: queue(client) == [])
+    kiosk.service.close()
+    kiosk._make(**without).close()
+
+
+def test_photos_are_not_added_to_who_was_given_the_id_since(kiosk: Kiosk, cluster: Any) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert send(client, "Ada", (220, 40, 30)).status_code == 202
+        kiosk.server.forget(ada)
+        cluster.sql(f"UPDATE {kiosk.server.database.schema}.gallery SET next_id = {ada}")
+        kiosk.enrol("Grace", GREEN)
+        kiosk.mend()
+        until(lambda: queue(client) == [("enrol", "erased", "forgotten", None)])
+        assert kiosk.server.person(ada).template_count == 1
+
+
+def test_what_is_queued_for_one_gallery_goes_to_no_other(kiosk: Kiosk, cluster: Any) -> None:
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+        assert send(client, "Linus", RED).status_code == 202
+    assert kiosk.service is not None
+    kiosk.service.close()
+    kiosk.proxy.mend()
+    schema, header = kiosk.server.database.schema, kiosk.server.database.header  # type: ignore[attr-defined]
+    kiosk.server.close()
+    cluster.sql(f"ALTER SCHEMA {schema} RENAME TO {schema}_moved")
+    kiosk.server = create_gallery(kiosk._direct, contract=read_contract(kiosk.model)[1], key=kiosk._key)
+    assert kiosk.server.database.header.gallery_id != header.gallery_id
+    with kiosk.start() as client:
+        until(lambda: [each[1:3] for each in queue(client)] == [("conflict", "another-gallery")] * 2)
+        assert kiosk.enrol("Grace", GREEN) == ada
+        until(lambda: who(client, GREEN) == "Grace")
+
+
+def test_what_may_have_been_sent_is_sent_again_after_an_earlier_copy_was_put_back(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        kiosk.keeper.queue.mark(kiosk.keeper.queue.items()[0].id, 10)  # which the server has not come to yet
+        kiosk.mend()
+        until(lambda: kiosk.server.find("Grace"))
+        until(lambda: queue(client) == [])
+
+
+def test_erasures_are_sent_before_enrolments(kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeface.serve import offline
+
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+
+        def busy(*given: Any, **options: Any) -> Any:
+            raise GalleryBusyError("another process writes")
+
+        monkeypatch.setattr(offline, "enrol_images", busy)
+        kiosk.mend()
+        until(lambda: queue(client) == [("enrol", "queued", "", "Grace")])
+        assert not kiosk.server.people()
+
+
+def test_sending_many_items_does_not_look_like_a_server_that_is_away(
+    kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeface.serve import offline
+
+    real = offline.enrol_images
+    with kiosk.start() as client:
+        kiosk.cut()
+        for name, colour in (("Ada", BLUE), ("Grace", GREEN), ("Linus", RED), ("Mary", TEAL)):
+            assert send(client, name, colour).status_code == 202
+
+        def slowly(*given: Any, **options: Any) -> Any:
+            time.sleep(0.6)
+            return real(*given, **options)
+
+        monkeypatch.setattr(offline, "enrol_images", slowly)
+        kiosk.mend()
+        while queue(client):
+            assert not kiosk.keeper.away
+            time.sleep(0.02)
+
+
+def test_waiting_for_another_who_writes_does_not_look_like_a_server_that_is_away(kiosk: Kiosk, cluster: Any) -> None:
+    import psycopg
+
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        with psycopg.connect(cluster.url) as other:
+            other.execute(f"SELECT 1 FROM {kiosk.server.database.schema}.gallery FOR UPDATE")  # type: ignore[attr-defined]
+            kiosk.mend()
+            for _ in range(100):
+                assert not kiosk.keeper.away
+                time.sleep(0.02)
+            assert queue(client) == [("enrol", "queued", "", "Grace")]
+            other.rollback()
+        until(lambda: queue(client) == [])
+
+
+def test_a_model_that_is_not_loaded_makes_no_conflict(kiosk: Kiosk) -> None:
+    with kiosk.start() as client:
+        kiosk.cut()
+        assert send(client, "Grace", GREEN).status_code == 202
+        assert client.post("/v2/repository/models/default/unload").status_code == 200
+        kiosk.mend()
+        time.sleep(0.5)
+        assert queue(client) == [("enrol", "queued", "", "Grace")]
+        assert client.post("/v2/repository/models/default/load").status_code == 200
+        until(lambda: queue(client) == [])
+
+
+def test_what_the_server_could_not_say_yet_is_sent_later_and_no_conflict(
+    kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeface.serve import offline
+
+    real, failed = offline._has_person, []
+
+    def replaced(store: Any, person_id: int) -> bool:
+        if not failed and store is not kiosk.service.gallery("default").searched:  # type: ignore[union-attr]
+            failed.append(person_id)
+            raise GalleryReplacedError("another process changed the key")
+        return real(store, person_id)
+
+    with kiosk.start() as client:
+        ada = kiosk.enrol("Ada", BLUE)
+        until(lambda: who(client) == "Ada")
+        kiosk.cut()
+        assert client.delete(f"{PEOPLE}/{ada}").status_code == 202
+        monkeypatch.setattr(offline, "_has_person", replaced)
+        kiosk.mend()
+        until(lambda: queue(client) == [])
+        assert failed == [ada]
+        assert not kiosk.server.people()
 
 
 def test_a_consent_that_ends_meanwhile_is_neither_recognised_nor_sent(

@@ -13,6 +13,7 @@ from unit.gallery.conformance import CONTRACT, template, vectors
 from unit.gallery.postgres.test_postgres import KEY, create
 
 from edgeface.errors import GalleryDamagedError, GalleryError, GalleryServerError, NotSupportedError
+from edgeface.gallery import snapshot as copying
 from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.snapshot import _BUCKET, _DIGESTS, GallerySnapshot
 from edgeface.gallery.store.base import GalleryStore
@@ -242,6 +243,26 @@ def test_a_gallery_that_was_put_back_on_the_server_is_copied_as_it_is_now(
         assert live.search(Embedding(rows[2], CONTRACT)).scores[0] > 0.999
         assert live.search(Embedding(rows[1], CONTRACT)).scores[0] < 0.999
         assert copy.check().problems == ()
+
+
+def test_who_is_erased_while_the_server_is_read_is_not_written_again(
+    server: GalleryStore, snapshot: GallerySnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = vectors(2, seed=12)
+    ada = server.add_person("Ada Lovelace", templates=[template(rows[0])]).id
+    snapshot.follow(server)
+    server.add_templates(ada, [template(rows[1])])
+
+    def apply(*given: Any, **options: Any) -> Any:
+        snapshot.erase(ada)
+        return real(*given, **options)
+
+    real = copying._apply
+    monkeypatch.setattr(copying, "_apply", apply)
+    snapshot.follow(server)
+    with opened(snapshot) as copy:
+        assert copy.count() == (0, 0)
+        assert len(LiveIndex(copy).search(Embedding(rows[1], CONTRACT)).ids) == 0
 
 
 def test_an_erasure_without_the_server_holds_while_it_is_away_and_when_it_is_back(
