@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,11 +62,12 @@ def cluster(
     limit = parse_threshold(threshold)
     list_photos([folder], output=output_dir / "people")
     require_writable(output_dir)
+    passed = QualityGate() if gate else None
     with options.load() as app, out.progress_bars() as progress:
         result = cluster_folder(
             folder,
             output_dir,
-            app.pipeline(gate=QualityGate() if gate else None),
+            app.pipeline(gate=passed),
             method=method.value,
             threshold=limit,
             far=far,
@@ -74,6 +76,7 @@ def cluster(
             link=link,
             progress=progress,
         )
+        found_by = app.found_by(passed)
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
         out.print_note(result.warning)
@@ -81,7 +84,7 @@ def cluster(
         out.print_note(reduced_words(result.embedded.reduced))
     listed = {"failures": out.list_failures(failures), "left_out": out.list_failures(result.embedded.left_out)}
     if json:
-        out.emit_json({"output_dir": str(output_dir), **out.describe_detector(app.detector), **answer, **listed})
+        out.emit_json({"output_dir": str(output_dir), **asdict(found_by), **answer, **listed})
     else:
         out.print_line(
             f"{out.counted(result.clusters.count, 'person', 'people')} in "
@@ -89,5 +92,5 @@ def cluster(
             f"in {output_dir / 'people'}; {out.counted(len(answer['unknown']), 'face')} in groups of fewer than "
             f"{min_samples}, in people/unknown"
         )
-        out.print_detector(app.detector)
+        out.print_detector(found_by)
     out.finish(failures, strict=strict, left_out=result.embedded.left_out)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
     from edgeface.vision.liveness import LivenessChecker
-    from edgeface.vision.quality import QualityGate
 
 
 class FlipName(str, enum.Enum):
@@ -99,7 +98,7 @@ MinSizeOption = Annotated[
         "--min-size",
         min=1,
         help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
-        "command lets pass, 32; 20 without a gate.",
+        "command lets pass, 32; without a gate a fifth of the model's input, e.g. 32 of 160, but at least 20.",
         show_default=False,
     ),
 ]
@@ -161,7 +160,7 @@ class DetectorOptions:
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
-            min_size=self.min_size or edgeface.SMALLEST_FACE,
+            min_size=self.min_size,
             cache_dir=usual_folder(),
             **options,
         )
@@ -175,25 +174,15 @@ class AnalyzerOptions(DetectorOptions):
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
 
-    def load(
-        self, *, photos: int | None = None, gate: QualityGate | None = None, made_with: Iterable[str] = ()
-    ) -> FaceAnalyzer:
+    def load(self, *, photos: int | None = None, made_with: Iterable[str] = ()) -> FaceAnalyzer:
         """Load the model and the detector, for `arguments`, and for so many photos: up to two as fast as one can be."""
-        arguments = self.arguments(gate=gate, made_with=made_with)
+        arguments = self.arguments(made_with)
         app = edgeface.load(**arguments, hint="latency" if photos in (1, 2) else "throughput")
         warn_if_seeded(app.contract.provenance)
         return app
 
-    def arguments(self, *, gate: QualityGate | None = None, made_with: Iterable[str] = ()) -> dict[str, Any]:
-        """Return what `edgeface.load` is called with.
-
-        Parameters
-        ----------
-        gate
-            Smaller faces than it lets pass are not looked for, unless the user says so.
-        made_with
-            Detectors of the gallery; see `edgeface.choose_detector`.
-        """
+    def arguments(self, made_with: Iterable[str] = ()) -> dict[str, Any]:
+        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery."""
         from edgeface.runtime.cache import usual_folder
 
         detector = self.detector
@@ -206,7 +195,7 @@ class AnalyzerOptions(DetectorOptions):
             "detector": None if self.crops else detector.value,
             "detector_model": self.detector_model,
             "landmarks_model": self.landmarks_model,
-            "min_size": self.min_size or (edgeface.SMALLEST_FACE if gate is None else gate.smallest_face),
+            "min_size": self.min_size,
             "cache_dir": usual_folder(),
             "allow_seeded": self.allow_seeded,
         }
