@@ -156,6 +156,7 @@ def _tell(result: BulkResult | RayResult, answer: dict[str, Any], found_by: Foun
         **asdict(found_by),
         "files": result.files,
         "reused": result.reused,
+        "reduced": result.reduced,
         "failures": out.list_failures(result.failures),
         "left_out": out.list_failures(result.left_out),
     }

@@ -286,7 +286,15 @@ def _embed(asked: argparse.Namespace) -> int:
         _save(rows, asked, about)
     photos.failures = dict(sorted(photos.failures.items()))
     answer = {"output": str(asked.output), "model": about["name"], "contract_id": about["contract_id"]}
-    answer |= {**found_by, "rows": len(rows), "files": photos.count(), "reused": 0, "dropped": 0, **photos.unread()}
+    answer |= {
+        **found_by,
+        "rows": len(rows),
+        "files": photos.count(),
+        "reused": 0,
+        "reduced": 1,
+        "dropped": 0,
+        **photos.unread(),
+    }
     if asked.json:
         emit_json(answer)
     else:

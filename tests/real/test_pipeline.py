@@ -112,6 +112,19 @@ def test_a_folder_of_photographs_is_embedded_as_the_pipeline_does(
     np.testing.assert_allclose(table.vectors[0], lennon.embedding.vector, atol=1e-5)
 
 
+def test_embed_says_by_how_much_photos_were_read_smaller(
+    data: Path, real_ir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = read_image(data / "lfw" / "images" / "Tony_Blair" / "Tony_Blair_0018.jpg")
+    cv2.imwrite(str(tmp_path / "large.jpg"), cv2.resize(photo, None, fx=6, fy=6))
+    words = ["embed", tmp_path / "large.jpg", "-o", tmp_path / "out.npz", "--model", real_ir, "--min-size", "320"]
+    assert main([*map(str, words), "--json"]) == 0
+    told = capsys.readouterr()
+    assert (answer := json.loads(told.out))["rows"] == 1
+    assert (answer["reduced"], answer["min_size"], answer["min_size_from"]) == (2, 320, "min-size")
+    assert "JPEGs were read at down to 1/2 of their size" in told.err
+
+
 def test_a_face_too_small_for_the_model_or_the_gate_is_found_where_it_is_asked_for(data: Path, real_ir: Path) -> None:
     photo = read_image(data / "lfw" / "images" / "Tony_Blair" / "Tony_Blair_0018.jpg")
     with edgeface.load(real_ir, detector="mtcnn") as app:
