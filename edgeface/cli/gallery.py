@@ -31,7 +31,7 @@ from edgeface.cli.gallery_options import (
 )
 from edgeface.cli.options import (
     AllowSeededOption,
-    AnalyzerOptions,
+    GalleryAnalyzerOptions,
     ModelOption,
     NoGateOption,
     parse_threshold,
@@ -152,7 +152,7 @@ def enrol(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show people, photos and what is left out; read no photo, enrol no one.")
     ] = False,
-    options: AnalyzerOptions,
+    options: GalleryAnalyzerOptions,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:

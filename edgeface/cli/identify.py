@@ -10,7 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.gallery_options import GalleryOption, KeyOption, open_gallery
-from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.options import GalleryAnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.words import identified_lines, search_words
 from edgeface.errors import ImageError, NegativeResult
 
@@ -51,7 +51,7 @@ def identify(
         ),
     ] = 0.0,
     no_gate: NoGateOption = False,
-    options: AnalyzerOptions,
+    options: GalleryAnalyzerOptions,
     key: KeyOption = None,
     strict: out.StrictOption = False,
     json: out.JsonOption = False,

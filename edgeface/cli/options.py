@@ -69,8 +69,11 @@ CropsOption = Annotated[bool, typer.Option("--crops", help="The images are align
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
 ]
-_DETECTOR_HELP = "Face detector; auto: the gallery's, else YuNet if it is downloaded, else MTCNN."
+_DETECTOR_HELP = "Face detector; auto: YuNet if it is downloaded, else MTCNN."
 DetectorOption = Annotated[DetectorName, typer.Option("--detector", help=_DETECTOR_HELP)]
+GalleryDetectorOption = Annotated[
+    DetectorName, typer.Option("--detector", help=_DETECTOR_HELP.replace("auto:", "auto: the gallery's, else"))
+]
 ChosenDetectorOption = Annotated[
     DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.", show_default=False)
 ]
@@ -199,6 +202,13 @@ class AnalyzerOptions(DetectorOptions):
             "cache_dir": usual_folder(),
             "allow_seeded": self.allow_seeded,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryAnalyzerOptions(AnalyzerOptions):
+    """Options of a command whose faces meet those of a gallery."""
+
+    detector: GalleryDetectorOption = DetectorName.auto
 
 
 @dataclass(frozen=True, kw_only=True)
