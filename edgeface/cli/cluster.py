@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +20,18 @@ class _Method(str, enum.Enum):
     dbscan = "dbscan"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ClusterOptions(AnalyzerOptions):
+    """Options of this command, where a face that is not recognised makes a person of its own."""
+
+    min_size: Annotated[
+        int, typer.Option("--min-size", min=1, help="Shorter side of the smallest face's box, pixels.")
+    ] = 40
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(epilog="Example: edgeface cluster photos -o people --link")(with_options(cluster, min_size=40))
+    app.command(epilog="Example: edgeface cluster photos -o people --link")(with_options(cluster))
 
 
 def cluster(
@@ -47,7 +56,7 @@ def cluster(
     ] = 2,
     seed: Annotated[int, typer.Option(help="Seed for chinese-whispers.")] = 0,
     link: Annotated[bool, typer.Option("--link", help="Link to the photos instead of copying them.")] = False,
-    options: AnalyzerOptions,
+    options: _ClusterOptions,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Skip faces that are too blurred, dark or turned to compare.")
     ] = True,

@@ -336,27 +336,20 @@ class RecipeOptions:
         return told if path is None else read_recipe(path).model_copy(update=told.told())
 
 
-def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the command's parameter of a class of options by the options that are the fields of that class.
 
     Parameters
     ----------
     command
         With one parameter annotated by a dataclass of options.
-    defaults
-        Of options, where they differ from the class.
     """
     hints = get_type_hints(command, include_extras=True)
     group, kind = next((name, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint))
     assert isinstance(kind, type)
     annotations = get_type_hints(kind, include_extras=True)
     options = [
-        Parameter(
-            each.name,
-            Parameter.KEYWORD_ONLY,
-            default=defaults.get(each.name, each.default),
-            annotation=annotations[each.name],
-        )
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[each.name])
         for each in dataclasses.fields(kind)
     ]
     own = [

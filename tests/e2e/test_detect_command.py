@@ -199,3 +199,12 @@ def test_only_commands_with_a_gallery_speak_of_its_detector(command, capsys, mon
     told = " ".join(capsys.readouterr().out.split())
     assert "YuNet if it is downloaded, else MTCNN" in told
     assert ("the gallery's, else YuNet" in told) == (command in ("identify", "gallery enrol"))
+
+
+def test_help_says_from_which_size_on_each_command_looks_for_faces(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, default in (("embed", "Default: the smallest that the quality gate"), ("cluster", "[default: 40]")):
+        assert main([command, "--help"]) == 0
+        (told,) = (line for line in capsys.readouterr().out.splitlines() if "--min-size" in line)
+        assert default in told
+        assert ("Default: the smallest" in told) == (command == "embed")
