@@ -20,8 +20,8 @@ SMALLEST_FACE = 20
 """Side in pixels of the smallest face that is looked for where nothing chooses another, as in davidsandberg/facenet.
 YuNet finds 99 % of faces of this size, and 97 % of those of 16."""
 _SHARE_OF_INPUT = 5
-"""Part of the model's input that the side of a face has at least: 32 pixels for FaceNet, whose accuracy on LFW is 0.92
-with faces of this size and 0.74 with 20 pixels; 30 for dlib's model, 0.98 and 0.96 (docs/measured.md)."""
+"""Part of the model's input that the side of a face has at least: 32 pixels for FaceNet, whose accuracy on pairs of LFW
+is 0.91 with faces of this size and 0.73 with 20 pixels; 30 for dlib's model, 0.98 and 0.95 (docs/measured.md)."""
 
 Index = int | slice | NDArray[np.integer] | NDArray[np.bool_] | list[int]
 
